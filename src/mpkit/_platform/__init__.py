@@ -1,0 +1,16 @@
+"""What differs between systems and Python versions: everything above this floor is written once.
+
+- `deadlines`: checked time-outs and the time left of them
+- `identity`: which process a pid means, pids being reused
+- `cpus`: how many CPUs this process may really use
+- `contexts`: the start method
+- `fences`: memory order between processes
+- `filelock`: a lock that the kernel frees
+- `memory`: resident memory, and whether the out-of-memory killer was at work
+- `signals`: the names of signals
+- `families`: the descendants of a process, and how to end them
+- `parent_watch`, `guardian`: how a child dies with its parent
+- `seam`: the one file with private names of the standard library
+"""
+
+from __future__ import annotations

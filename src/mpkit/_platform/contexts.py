@@ -1,0 +1,47 @@
+"""The start method: which one holds when none is asked for, and checks for the one that is."""
+
+from __future__ import annotations
+
+import multiprocessing
+from multiprocessing.context import BaseContext
+
+__all__ = ["resolve_context"]
+
+
+def resolve_context(context: str | BaseContext | None, *, name: str = "start_method") -> BaseContext:
+    """The context to start processes with.
+
+    Asking does not settle the application's start method: `multiprocessing.set_start_method` can still be called.
+
+    Args:
+        context: The name of a start method, a context of `multiprocessing`, or None for the default: the start
+            method that the application has set, else forkserver where there is one, else spawn.
+        name: What the caller calls this argument; it stands in the error.
+
+    Raises:
+        ValueError: If this system has no start method of that name.
+        TypeError: If it is neither a name nor a context.
+    """
+    if context is None:
+        chosen = multiprocessing.get_start_method(allow_none=True)
+        if chosen is None:
+            chosen = "forkserver" if "forkserver" in _available() else "spawn"
+        return multiprocessing.get_context(chosen)
+    if isinstance(context, str):
+        if context not in _available():
+            raise ValueError(
+                f"{name} must be one of {', '.join(map(repr, _available()))}, or None for the default; got {context!r}"
+            )
+        return multiprocessing.get_context(context)
+    if isinstance(context, BaseContext):
+        # Not returned as it is: the default context (what a bare `multiprocessing.Process` refers to) stands for
+        # whatever the application has set, and would settle it when asked.
+        return resolve_context(context.get_start_method(allow_none=True), name=name)
+    raise TypeError(
+        f"{name} must be the name of a start method ({', '.join(map(repr, _available()))}), a context of "
+        f"multiprocessing, or None for the default; got {context!r} ({type(context).__name__})"
+    )
+
+
+def _available() -> list[str]:
+    return multiprocessing.get_all_start_methods()

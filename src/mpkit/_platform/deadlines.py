@@ -1,0 +1,58 @@
+"""Time-outs: checked once where they are given, then carried as a deadline so that they cover a whole call."""
+
+from __future__ import annotations
+
+import math
+from time import monotonic
+from typing import SupportsFloat
+
+__all__ = ["check_timeout", "deadline_of", "remaining"]
+
+
+def check_timeout(timeout: SupportsFloat | None, *, name: str = "timeout") -> float | None:
+    """Check a duration given by a caller.
+
+    Args:
+        timeout: Seconds; None (or infinity) means for ever, 0 means not to wait.
+        name: What the caller calls it; it stands in the error.
+
+    Returns:
+        The seconds as a float, or None for ever.
+
+    Raises:
+        TypeError: If it is not a number.
+        ValueError: If it is negative or NaN.
+    """
+    if timeout is None:
+        return None
+    if isinstance(timeout, str | bytes | bytearray):
+        # float() would read these.
+        raise _not_a_number(timeout, name)
+    try:
+        seconds = float(timeout)
+    except (TypeError, ValueError):
+        raise _not_a_number(timeout, name) from None
+    except OverflowError:
+        # An int too large for a float: in effect for ever, unless it is negative.
+        seconds = math.inf if timeout > 0 else -math.inf  # type: ignore[operator]  # only an int gets here
+    if seconds >= 0.0:
+        return None if seconds == math.inf else seconds
+    raise ValueError(
+        f"{name} must be a number of seconds that is not negative, or None to wait for ever; got {timeout!r}"
+    )
+
+
+def _not_a_number(timeout: object, name: str) -> TypeError:
+    return TypeError(
+        f"{name} must be a number of seconds or None to wait for ever; got {timeout!r} ({type(timeout).__name__})"
+    )
+
+
+def deadline_of(timeout: float | None) -> float | None:
+    """The moment (on the monotonic clock) at which a checked time-out is over; None for never."""
+    return None if timeout is None else monotonic() + timeout
+
+
+def remaining(deadline: float | None) -> float | None:
+    """The seconds left until `deadline`, never negative; None for ever."""
+    return None if deadline is None else max(0.0, deadline - monotonic())

@@ -1,0 +1,110 @@
+"""Which process a pid means.
+
+A pid alone is not enough: the kernel gives it to another process once its owner is gone. The moment at which the
+process started tells them apart.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NamedTuple
+
+__all__ = ["ProcessIdentity", "current", "is_alive", "of"]
+
+
+class ProcessIdentity(NamedTuple):
+    """A process, for good: the pid together with the moment at which it started."""
+
+    pid: int
+    started: int
+    """In clock ticks since boot on Linux, else in microseconds since the epoch."""
+
+
+if sys.platform == "linux":
+
+    def _examine(pid: int) -> tuple[int, bool] | None:
+        """When the process started, and whether it still runs; None when there is none.
+
+        Raises:
+            PermissionError: If the system hides it from us (``hidepid``).
+        """
+        try:
+            with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+                text = file.read(4096)
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        # The second field is the command in parentheses, and may itself hold spaces and parentheses.
+        fields = text[text.rindex(b")") + 2 :].split()
+        return int(fields[19]), fields[0] not in (b"Z", b"X", b"x")
+
+else:
+
+    def _examine(pid: int) -> tuple[int, bool] | None:
+        """When the process started, and whether it still runs; None when there is none.
+
+        Raises:
+            PermissionError: If the system does not let us examine it.
+        """
+        # Not at module level: importing mpkit must not load psutil.
+        import psutil  # noqa: PLC0415
+
+        try:
+            process = psutil.Process(pid)
+            return round(process.create_time() * 1_000_000), process.status() != psutil.STATUS_ZOMBIE
+        except psutil.AccessDenied:
+            raise PermissionError(pid) from None
+        except psutil.NoSuchProcess:
+            # ZombieProcess is one as well.
+            return None
+
+
+_current: ProcessIdentity | None = None
+
+
+def _forget() -> None:
+    global _current
+    _current = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def current() -> ProcessIdentity:
+    """The identity of this process (worked out once, and once again after a fork)."""
+    global _current
+    if _current is None:
+        identity = of(os.getpid())
+        if identity is None:  # pragma: no cover  only without /proc
+            raise RuntimeError("cannot examine this very process; is /proc mounted?")
+        _current = identity
+    return _current
+
+
+def of(pid: int) -> ProcessIdentity | None:
+    """The identity of the process that has this pid now.
+
+    Returns:
+        None if there is none, if it is dead already (a zombie), or if it may not be examined.
+    """
+    try:
+        seen = _examine(pid)
+    except PermissionError:
+        return None
+    if seen is None or not seen[1]:
+        return None
+    return ProcessIdentity(pid, seen[0])
+
+
+def is_alive(identity: ProcessIdentity) -> bool:
+    """Whether this very process still lives.
+
+    A zombie is dead, a stopped process alive. One that may not be examined counts as alive: nothing is ever
+    taken away from a process that is not known to be dead.
+    """
+    try:
+        seen = _examine(identity.pid)
+    except PermissionError:
+        return True
+    return seen is not None and seen[1] and seen[0] == identity.started

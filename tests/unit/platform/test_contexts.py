@@ -1,0 +1,57 @@
+"""`mpkit._platform.contexts`: which start method holds."""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.context
+
+import pytest
+
+from mpkit._platform import contexts
+from mpkit._platform.contexts import resolve_context
+
+
+@pytest.fixture
+def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multiprocessing.context._default_context, "_actual_context", None)
+
+
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_by_name_and_as_a_context(method: str) -> None:
+    context = resolve_context(method)
+    assert context.get_start_method() == method
+    assert resolve_context(context) is context
+
+
+@pytest.mark.usefixtures("nothing_set")
+def test_the_default_is_forkserver_and_asking_settles_nothing() -> None:
+    expected = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    assert resolve_context(None).get_start_method() == expected
+    assert multiprocessing.get_start_method(allow_none=True) is None
+
+
+@pytest.mark.usefixtures("nothing_set")
+def test_where_there_is_no_forkserver_the_default_is_spawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contexts, "_available", lambda: ["spawn"])
+    assert resolve_context(None).get_start_method() == "spawn"
+
+
+@pytest.mark.usefixtures("nothing_set")
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_what_the_application_has_set_is_followed(method: str) -> None:
+    multiprocessing.set_start_method(method)
+    assert resolve_context(None).get_start_method() == method
+    assert resolve_context(multiprocessing.context._default_context).get_start_method() == method
+
+
+@pytest.mark.parametrize("given", ["x", "", "Fork"])
+def test_an_unknown_name(given: str) -> None:
+    with pytest.raises(ValueError, match="context must be one of 'f?.*'spawn'") as caught:
+        resolve_context(given, name="context")
+    assert repr(given) in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [1, object(), multiprocessing.Process])
+def test_what_is_no_context(given: object) -> None:
+    with pytest.raises(TypeError, match="start_method must be the name of a start method"):
+        resolve_context(given)  # type: ignore[arg-type]

@@ -1,0 +1,60 @@
+"""`mpkit._platform.deadlines`: what counts as a time-out, and how much of it is left."""
+
+from __future__ import annotations
+
+import math
+from decimal import Decimal
+from fractions import Fraction
+
+import pytest
+
+from mpkit._platform import deadlines
+from mpkit._platform.deadlines import check_timeout, deadline_of, remaining
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, None),
+        (0, 0.0),
+        (1.5, 1.5),
+        (True, 1.0),
+        (Decimal("0.25"), 0.25),
+        (Fraction(1, 2), 0.5),
+        (math.inf, None),
+        (10**400, None),
+        (-0.0, 0.0),
+    ],
+)
+def test_accepts_every_kind_of_number(given: float | None, expected: float | None) -> None:
+    assert check_timeout(given) == expected
+
+
+@pytest.mark.parametrize("given", [-1, -0.001, math.nan, -math.inf, -(10**400), Decimal("NaN")])
+def test_refuses_negative_and_nan(given: float) -> None:
+    with pytest.raises(ValueError, match="grace_period must be a number of seconds") as caught:
+        check_timeout(given, name="grace_period")
+    assert repr(given) in str(caught.value)
+
+
+@pytest.mark.parametrize("given", ["3", b"3", object(), [1], 1j])
+def test_refuses_what_is_no_number(given: object) -> None:
+    with pytest.raises(TypeError, match="timeout must be a number of seconds or None") as caught:
+        check_timeout(given)  # type: ignore[arg-type]
+    assert repr(given) in str(caught.value)
+
+
+def test_a_deadline_counts_down_and_never_below_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(deadlines, "monotonic", lambda: now)
+    deadline = deadline_of(2.5)
+    assert remaining(deadline) == 2.5
+    now = 102.0
+    assert remaining(deadline) == 0.5
+    now = 200.0
+    assert remaining(deadline) == 0.0
+
+
+def test_no_deadline_is_for_ever() -> None:
+    assert deadline_of(None) is None
+    assert remaining(None) is None

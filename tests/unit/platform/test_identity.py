@@ -1,0 +1,68 @@
+"""`mpkit._platform.identity`: a pid together with the moment its process started."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+
+import pytest
+
+from mpkit._platform import identity
+from mpkit._platform.identity import ProcessIdentity
+
+
+def test_current_is_this_process_and_does_not_change() -> None:
+    me = identity.current()
+    assert me.pid == os.getpid()
+    assert identity.current() is me
+    assert identity.of(os.getpid()) == me
+
+
+def test_alive_until_the_start_differs() -> None:
+    me = identity.current()
+    assert identity.is_alive(me)
+    assert not identity.is_alive(me._replace(started=me.started + 1))
+
+
+def test_no_such_process() -> None:
+    # Larger than any pid the kernel hands out.
+    assert identity.of(2**30) is None
+    assert not identity.is_alive(ProcessIdentity(2**30, 1))
+
+
+def test_travels() -> None:
+    me = identity.current()
+    assert pickle.loads(pickle.dumps(me)) == me
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(("state", "alive"), [("Z", False), ("X", False), ("T", True), ("R", True), ("D", True)])
+def test_a_zombie_is_dead_and_a_stopped_process_alive(
+    state: str, alive: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: object
+) -> None:
+    path = os.path.join(str(tmp_path), "stat")
+    with open(path, "w") as file:
+        # A command that tries to look like the fields after it.
+        file.write(f"77 (a) Z 1 (b) {state} 1 77 77 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 4242 9 9\n")
+    _redirect_open(monkeypatch, "/proc/77/stat", path)
+    assert identity.is_alive(ProcessIdentity(77, 4242)) is alive
+    assert identity.of(77) == (ProcessIdentity(77, 4242) if alive else None)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_one_that_may_not_be_examined_counts_as_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise PermissionError(13, "hidden")
+
+    monkeypatch.setattr(identity, "open", refuse, raising=False)
+    assert identity.is_alive(ProcessIdentity(77, 4242))
+    assert identity.of(77) is None
+
+
+def _redirect_open(monkeypatch: pytest.MonkeyPatch, asked: str, answer: str) -> None:
+    def stand_in(path: str, mode: str, buffering: int) -> object:
+        assert path == asked
+        return open(answer, mode, buffering)
+
+    monkeypatch.setattr(identity, "open", stand_in, raising=False)

@@ -1,0 +1,116 @@
+"""The canary: every private name of the standard library that `mpkit._platform.seam` uses is there and behaves."""
+
+from __future__ import annotations
+
+import multiprocessing.util as mp_util
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Iterator
+from multiprocessing import resource_tracker
+
+import pytest
+
+from mpkit._platform import seam
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="semaphores have no names on Windows")
+
+
+@pytest.fixture
+def name() -> str:
+    return f"/mpkit-canary-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+@posix
+def test_a_semaphore_is_opened_by_name(name: str) -> None:
+    made = seam.SemLock(seam.SEMAPHORE_KIND, 1, 5, name, False)
+    try:
+        opened = seam.rebuild_semaphore(name, 5)
+        assert opened.acquire(True, 10)
+        assert not made.acquire(False)
+        made.release()
+        assert opened.acquire(False)
+    finally:
+        seam.sem_unlink(name)
+    with pytest.raises(FileNotFoundError):
+        seam.sem_unlink(name)
+    with pytest.raises(FileNotFoundError):
+        seam.rebuild_semaphore(name, 5)
+
+
+@posix
+def test_the_tracker_is_told(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, str, str]] = []
+    monkeypatch.setattr(resource_tracker, "register", lambda name, rtype: told.append(("+", name, rtype)))
+    monkeypatch.setattr(resource_tracker, "unregister", lambda name, rtype: told.append(("-", name, rtype)))
+    seam.track(name, "semaphore")
+    seam.untrack(name, "semaphore")
+    assert told == [("+", name, "semaphore"), ("-", name, "semaphore")]
+
+
+def test_reducers_know_what_pickle_does_not() -> None:
+    assert socket.socket in seam.extra_reducers()
+
+
+@pytest.fixture
+def finalizers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An empty registry of finalizers, and exit callbacks of our own that use it."""
+    # `Finalize.__call__` binds the registry as a default argument: the real one is emptied for the test instead.
+    real = mp_util._finalizer_registry
+    kept = dict(real)
+    real.clear()
+    monkeypatch.setattr(seam, "_exit_callbacks", seam._ExitCallbacks())
+    yield
+    real.clear()
+    real.update(kept)
+
+
+@pytest.mark.usefixtures("finalizers")
+def test_exit_callbacks_run_after_the_children_were_joined_last_one_first() -> None:
+    ran: list[str] = []
+    seam.at_exit_after_children_joined(lambda: ran.append("first"))
+    seam.at_exit_after_children_joined(lambda: ran.append("second"))
+    cancel = seam.at_exit_after_children_joined(lambda: ran.append("cancelled"))
+    cancel()
+    cancel()
+    mp_util._run_finalizers(0)
+    assert ran == []  # the children have not been joined yet
+    mp_util._run_finalizers()
+    assert ran == ["second", "first"]
+
+
+@pytest.mark.usefixtures("finalizers")
+def test_exit_callbacks_outlive_what_multiprocessing_clears_in_a_new_child() -> None:
+    ran: list[str] = []
+    seam.at_exit_after_children_joined(lambda: ran.append("here"))
+    # What BaseProcess._after_fork does in a forkserver child, after the arguments were unpickled.
+    mp_util._finalizer_registry.clear()
+    mp_util._run_after_forkers()
+    mp_util._run_finalizers()
+    assert ran == ["here"]
+
+
+@pytest.mark.usefixtures("finalizers")
+def test_exit_callbacks_of_the_parent_do_not_run_in_a_forked_child() -> None:
+    ran: list[str] = []
+    seam.at_exit_after_children_joined(lambda: ran.append("parent"))
+    seam._exit_callbacks._pid = -1  # as if inherited
+    mp_util._run_finalizers()
+    seam.at_exit_after_children_joined(lambda: ran.append("child"))
+    mp_util._run_finalizers()
+    assert ran == ["child"]
+
+
+@pytest.mark.usefixtures("finalizers")
+def test_an_exit_callback_that_raises_does_not_stop_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    ran: list[str] = []
+
+    def fail() -> None:
+        raise LookupError("on purpose")
+
+    seam.at_exit_after_children_joined(lambda: ran.append("ran"))
+    seam.at_exit_after_children_joined(fail)
+    mp_util._run_finalizers()
+    assert ran == ["ran"]
+    assert "on purpose" in capsys.readouterr().err

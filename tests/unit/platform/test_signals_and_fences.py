@@ -1,0 +1,32 @@
+"""`mpkit._platform.signals` and `mpkit._platform.fences`."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import signal
+
+import pytest
+
+from mpkit._platform import fences
+from mpkit._platform.signals import signal_name
+
+
+def test_names_of_signals() -> None:
+    assert signal_name(-signal.SIGSEGV) == "SIGSEGV"
+    assert signal_name(-40) in {"signal 40", "SIGRTMIN+6"}
+    assert signal_name(0) is None
+    assert signal_name(1) is None
+    assert signal_name(None) is None
+
+
+@pytest.mark.parametrize(("machine", "strong"), [("x86_64", True), ("AMD64", True), ("aarch64", False), ("arm64", False)])
+def test_the_fence_follows_the_processor(machine: str, strong: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(platform, "machine", lambda: machine)
+            importlib.reload(fences)
+            assert fences.TOTAL_STORE_ORDER is strong
+            fences.full_fence()
+    finally:
+        importlib.reload(fences)
