@@ -1,0 +1,49 @@
+"""Fixtures for all tests: the start methods, and the check that nothing is left behind."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+
+import pytest
+
+from tests.helpers import leftovers
+
+START_METHODS = [
+    method for method in ("fork", "spawn", "forkserver") if method in multiprocessing.get_all_start_methods()
+]
+
+
+@pytest.fixture(params=START_METHODS)
+def start_method(request: pytest.FixtureRequest) -> str:
+    """Each start method that this platform has, by its name."""
+    method: str = request.param
+    return method
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_left_behind_by_the_session() -> Iterator[None]:
+    """What module- and session-scoped fixtures start must end too."""
+    leftovers.adopt_orphans()
+    before = leftovers.take()
+    yield
+    _check(before, "the session")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After every test: no process, thread, shared-memory file, semaphore or temporary file more than before.
+
+    The fork server and the resource tracker of multiprocessing may stay: they serve until the end.
+    """
+    before = leftovers.take()
+    yield
+    _check(before, request.node.nodeid)
+
+
+def _check(before: leftovers.Snapshot, where: str) -> None:
+    left = leftovers.since(before)
+    if left:
+        text = "\n  ".join(left.describe())
+        left.remove()
+        pytest.fail(f"{where} left behind:\n  {text}", pytrace=False)

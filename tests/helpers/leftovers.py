@@ -1,0 +1,167 @@
+"""What a test leaves behind: child processes, threads, shared-memory files, semaphores, temporary files.
+
+On Linux the process of the tests becomes a "child subreaper": a grandchild whose parent dies becomes its child instead of
+init's, so an orphan cannot slip out of sight. Zombies of such orphans are reaped here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import multiprocessing
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from multiprocessing import forkserver, resource_tracker
+from pathlib import Path
+
+import psutil
+
+__all__ = ["PATIENCE", "Snapshot", "adopt_orphans", "since", "take"]
+
+#: How long what is going away may take until it counts as left behind, in seconds.
+PATIENCE = 10.0
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What exists now. `self - earlier` is what has come since."""
+
+    processes: frozenset[psutil.Process] = frozenset()
+    threads: frozenset[threading.Thread] = frozenset()
+    files: frozenset[Path] = field(default=frozenset())
+
+    def __sub__(self, earlier: Snapshot) -> Snapshot:
+        return Snapshot(
+            self.processes - earlier.processes, self.threads - earlier.threads, self.files - earlier.files
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.processes or self.threads or self.files)
+
+    def describe(self) -> Iterator[str]:
+        """One line for each thing."""
+        for process in self.processes:
+            with process.oneshot():
+                try:
+                    yield f"process {process.pid} ({process.status()}): {' '.join(process.cmdline())[:200]}"
+                except psutil.NoSuchProcess:
+                    yield f"process {process.pid}, gone at last"
+        for thread in self.threads:
+            yield f"thread {thread.name!r}{' (daemon)' if thread.daemon else ''}"
+        for file in self.files:
+            yield f"file {file}"
+
+    def remove(self) -> None:
+        """Kill and delete it all, so that the next test does not suffer from this one."""
+        for process in self.processes:
+            try:
+                process.kill()
+                process.wait(PATIENCE)
+            except psutil.NoSuchProcess:
+                pass  # it went by itself meanwhile
+        for file in self.files:
+            file.unlink(missing_ok=True)
+
+
+def adopt_orphans() -> None:
+    """Make this process the one that orphaned descendants are handed to (Linux; elsewhere nothing)."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "PR_SET_CHILD_SUBREAPER")
+
+
+def take() -> Snapshot:
+    """What exists now, as far as it can be this process's doing."""
+    return Snapshot(frozenset(_processes()), frozenset(_threads()), frozenset(_files()))
+
+
+def since(earlier: Snapshot) -> Snapshot:
+    """What has come since `earlier` and stays: what is going away is waited for."""
+    left = take() - earlier
+    if not left:
+        return left
+    # What nothing refers to any more, a garbage collection may still have to free: a cycle through an exception's
+    # traceback is not a leak.
+    gc.collect()
+    deadline = time.monotonic() + PATIENCE
+    while (left := take() - earlier) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return left
+
+
+def _processes() -> Iterable[psutil.Process]:
+    if not _have_children():
+        return []
+    multiprocessing.active_children()  # joins those that have ended
+    servants = {forkserver._forkserver._forkserver_pid, resource_tracker._resource_tracker._pid}  # type: ignore[attr-defined]
+    running = []
+    for process in psutil.Process().children(recursive=True):
+        if process.pid in servants:
+            continue
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE:
+                running.append(process)
+            elif process.ppid() == os.getpid():
+                os.waitpid(process.pid, os.WNOHANG)
+        except (psutil.NoSuchProcess, ChildProcessError):
+            continue  # ended, or waited for by its owner, in between
+    return running
+
+
+def _have_children() -> bool:
+    """Whether there are any children, by one system call: most tests have none."""
+    if not hasattr(os, "waitid"):
+        return True
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _threads() -> Iterable[threading.Thread]:
+    for thread in threading.enumerate():
+        if thread.name.startswith("pytest_timeout"):
+            continue  # the time limit of the running test
+        if not thread.daemon or thread.name.startswith("mpkit"):
+            yield thread
+
+
+def _files() -> Iterable[Path]:
+    lingering = _lingering()
+    for directory in {"/dev/shm", tempfile.gettempdir()}:
+        try:
+            entries = os.listdir(directory)
+        except FileNotFoundError:
+            continue  # no such directory on this platform
+        for name in entries:
+            if name.startswith(("mpkit-", "sem.mpkit")) and not _belongs_elsewhere(name) and name not in lingering:
+                yield Path(directory, name)
+
+
+def _belongs_elsewhere(name: str) -> bool:
+    """Whether a living process that does not descend from this one created the file."""
+    pid = next((int(part) for part in name.split("-")[2:] if part.isdigit()), 0)
+    if not pid or pid == os.getpid():
+        return False
+    try:
+        return all(parent.pid != os.getpid() for parent in psutil.Process(pid).parents())
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _lingering() -> set[str]:
+    """The files whose removal this process has put off on purpose, because a handle to them may be under way."""
+    names = sys.modules.get("mpkit._shm.names")
+    if names is None:
+        return set()
+    waiting = {os.path.basename(name) for _, name in list(names._lingering)}
+    return waiting | {f"sem.{name}" for name in waiting}

@@ -1,0 +1,107 @@
+"""Starting processes so that they always end, whatever the test does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.helpers.waiting import PATIENCE, wait_until
+
+__all__ = ["ROOT", "gone", "python", "reap", "run_python", "wait_gone"]
+
+#: The root of the checkout: child interpreters start here, so `tests.…` can be imported.
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@contextmanager
+def reap(*processes: BaseProcess) -> Iterator[None]:
+    """Run the block with `processes` started; when it is left, each one is dead and joined.
+
+    A process that ends within the time is joined quietly; after an exception in the block all are killed.
+    """
+    try:
+        for process in processes:
+            process.start()
+        yield
+        for process in processes:
+            process.join(PATIENCE)
+            assert process.exitcode is not None, f"{process!r} did not end within {PATIENCE:g} s"
+    finally:
+        for process in processes:
+            if process.ident is not None:
+                process.kill()
+                process.join()
+
+
+def gone(pid: int) -> bool:
+    """Whether no process `pid` runs any more. A zombie does not run."""
+    try:
+        return psutil.Process(pid).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def wait_gone(*pids: int, timeout: float = PATIENCE) -> None:
+    """Wait until none of `pids` runs any more."""
+    for pid in pids:
+        wait_until(lambda pid=pid: gone(pid), f"process {pid} has ended", timeout=timeout)  # type: ignore[misc]
+
+
+@contextmanager
+def python(
+    *arguments: str | os.PathLike[str], env: Mapping[str, str] | None = None, **options: Any
+) -> Iterator[subprocess.Popen[str]]:
+    """A fresh interpreter with `arguments`, in a process group of its own, its output in text pipes.
+
+    For what must not happen in the process of the tests: Ctrl-C, a SIGKILL of the parent, an import from cold.
+    When the block is left, whatever remains of the group is killed and the process is waited for.
+    """
+    options.setdefault("stdin", subprocess.DEVNULL)
+    options.setdefault("stdout", subprocess.PIPE)
+    options.setdefault("stderr", subprocess.PIPE)
+    process: subprocess.Popen[str] = subprocess.Popen(
+        [sys.executable, *map(os.fspath, arguments)],
+        text=True,
+        cwd=options.pop("cwd", ROOT),
+        env={**os.environ, **(env or {})},
+        start_new_session=True,
+        **options,
+    )
+    try:
+        yield process
+    finally:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # all of the group have ended and been waited for: what a test should reach
+        process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+def run_python(
+    *arguments: str | os.PathLike[str],
+    env: Mapping[str, str] | None = None,
+    timeout: float = PATIENCE,
+    check: bool = True,
+) -> subprocess.CompletedProcess[str]:
+    """Run a fresh interpreter to its end and return its output; with `check`, a failure fails the test with it."""
+    with python(*arguments, env=env) as process:
+        out, err = process.communicate(timeout=timeout)
+    if check:
+        assert process.returncode == 0, f"exit code {process.returncode}\n{_shown(arguments)}\n{out}\n{err}"
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def _shown(arguments: Sequence[object]) -> str:
+    return " ".join(map(str, arguments))
