@@ -148,14 +148,26 @@ def _files() -> Iterable[Path]:
 
 
 def _belongs_elsewhere(name: str) -> bool:
-    """Whether a living process that does not descend from this one created the file."""
+    """Whether a process that does not descend from this one created the file."""
     pid = next((int(part) for part in name.split("-")[2:] if part.isdigit()), 0)
     if not pid or pid == os.getpid():
         return False
     try:
-        return all(parent.pid != os.getpid() for parent in psutil.Process(pid).parents())
+        return not _is_ours(psutil.Process(pid))
     except psutil.NoSuchProcess:
-        return False
+        # The creator is dead, and nothing tells any more whose child it was. It was ours, unless another run of tests
+        # goes on at the same time: then the file may lie there until that run's resource tracker removes it.
+        return any(
+            "pytest" in " ".join(process.info["cmdline"] or ()) and not _is_ours(process)
+            for process in psutil.process_iter(["cmdline"])
+        )
+
+
+def _is_ours(process: psutil.Process) -> bool:
+    try:
+        return os.getpid() in (process.pid, *(parent.pid for parent in process.parents()))
+    except psutil.NoSuchProcess:
+        return False  # ended in between: no other run of tests, and its files are removed as those of the dead
 
 
 def _lingering() -> set[str]:
