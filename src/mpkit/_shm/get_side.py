@@ -1,0 +1,351 @@
+"""The getters' side of a queue, in one process."""
+
+from __future__ import annotations
+
+import mmap
+import time
+
+from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
+from mpkit._shm.layout import (
+    DONE,
+    GENERATION_MASK,
+    GET_GENERATION,
+    PUT_GENERATION,
+    RING_HEAD,
+    RING_RECORDS,
+    RING_TAIL,
+    ROOM_SLEPT,
+    SHUT_DOWN,
+)
+from mpkit._shm.put_side import BIG, PATIENCE_SECONDS, PutSide, big_places, big_region
+from mpkit._shm.queue_file import QueueFile
+from mpkit._shm.ring import COUNT_LIMIT, COUNT_MASK, INDEX_BITS, INDEX_MASK, ONE, WRAP
+from mpkit._shm.robust_lock import LOW
+from mpkit._shm.spin import SpinBudget
+from mpkit._shm.views import open_views
+from mpkit.errors import QueueShutDown
+
+
+class BigRecord:
+    """A big item that has been taken from the queue: its pickle and its buffers."""
+
+    __slots__ = ("buffers", "head")
+
+    def __init__(self, head: memoryview | bytes, buffers: list[memoryview]) -> None:
+        self.head = head
+        self.buffers = buffers
+
+
+Record = bytes | BigRecord
+
+
+class GetSide:
+    """Takes records; every thread of the process uses this one object."""
+
+    __slots__ = ("_base", "_file", "_generation", "_lock", "_mm", "_puts", "_quiet", "_ring", "_spin", "_words")
+
+    def __init__(self, file: QueueFile, puts: PutSide) -> None:
+        self._file = file
+        self._puts = puts
+        self._lock = file.get_lock
+        self._words = file.words
+        self._spin = SpinBudget()
+        self._generation = -1
+        self._ring: memoryview[int] = file.words
+        self._mm: mmap.mmap = file.segment.mm
+        self._base = 0
+        # The value of ROOM_SLEPT at which nobody is known to sleep.
+        self._quiet = -1
+
+    def try_get(self) -> bytes | None:
+        """Take the oldest record now; None when that needs more than the fast path (waiting, the next ring, a big item) or is impossible.
+
+        The body of `RobustLock.try_acquire` and `release` stands in line here: a call costs as much as the copy.
+        """
+        lock = self._lock
+        data = None
+        try:
+            if not lock.local_acquire(False):
+                return None
+            words = self._words
+            value = lock.value
+            words[lock.at] = value + 1
+            if not lock.permit_acquire(False):
+                lock.value = words[lock.at] = value + 2
+                lock.local_release()
+                return None
+            if words[GET_GENERATION] == self._generation:
+                ring = self._ring
+                head = ring[RING_HEAD]
+                if head != ring[RING_TAIL]:
+                    if not TOTAL_STORE_ORDER:
+                        full_fence()
+                    index = head & INDEX_MASK
+                    size = ring[RING_RECORDS + index]
+                    if size < BIG:
+                        at = self._base + (index << 3) + 8
+                        data = self._mm[at : at + size]
+                        head += ONE + ((size + 15) >> 3)
+                        if not TOTAL_STORE_ORDER:
+                            full_fence()
+                        ring[RING_HEAD] = head if head < COUNT_LIMIT else head - COUNT_LIMIT
+            lock.permit_release()
+            lock.value = words[lock.at] = (value | LOW) + 1
+            lock.local_release()
+        except BaseException:
+            lock.unwind()
+            raise
+        # The release above was the barrier between our head and this look (see sleepers).
+        if data is not None and words[ROOM_SLEPT] != self._quiet:
+            self._wake(1)
+        return data
+
+    def get(self, block: bool, deadline: float | None) -> Record | None:
+        """Take the oldest record, waiting for one if `block`; None when there was none in time.
+
+        Raises:
+            QueueShutDown: the queue is shut down and empty.
+            ClosedError: this process has closed the queue.
+        """
+        found = self._wait(1, block, deadline)
+        return found[0] if found else None
+
+    def get_many(self, limit: int, block: bool, deadline: float | None) -> list[Record]:
+        """Take up to `limit` of the oldest records, waiting for the first if `block`; an empty list when there was none in time.
+
+        Raises:
+            QueueShutDown: the queue is shut down and empty.
+            ClosedError: this process has closed the queue.
+        """
+        return self._wait(limit, block, deadline)
+
+    def discard_all(self, deadline: float | None) -> bool:
+        """Throw away everything that is queued, and count it as done; False when the lock could not be had in time."""
+        self._lock.refuse_reentry()
+        try:
+            if not self._lock.acquire(deadline):
+                return False
+            while True:
+                records = self._take(1 << 16)
+                if not records:
+                    break
+                del records
+            _, puts, _ = self._file.generations.snapshot()
+            self._words[DONE] = puts
+            finished = self._file.done.due(1 << 30)
+        finally:
+            self._lock.unwind()
+        self._file.done.post(finished)
+        return True
+
+    def wake_putters(self) -> None:
+        """Let every sleeping putter look again."""
+        self._wake(1 << 30)
+
+    # -- finished work -----------------------------------------------------------------------------------------------------------
+
+    def task_done(self, number: int) -> bool:
+        """Count `number` items as finished; False when that is more than were put."""
+        finished = 0
+        self._lock.refuse_reentry()
+        try:
+            self._lock.acquire(None)
+            _, puts, _ = self._file.generations.snapshot()
+            done = self._words[DONE]
+            if number > (puts - done) & COUNT_MASK:
+                return False
+            self._words[DONE] = done = (done + number) & COUNT_MASK
+            if done == puts:
+                finished = self._file.done.due(1 << 30)
+        finally:
+            self._lock.unwind()
+        self._file.done.post(finished)
+        return True
+
+    def unfinished(self) -> int:
+        """How many items have been put and not been counted as finished."""
+        _, puts, _ = self._file.generations.snapshot()
+        return (puts - self._words[DONE]) & COUNT_MASK
+
+    def wait_until_done(self, deadline: float | None) -> bool:
+        """Wait until nothing is unfinished; False when the deadline passed first."""
+        done = self._file.done
+        while self.unfinished():
+            if deadline is not None and time.monotonic() >= deadline:
+                return False
+            token = False
+            entered = False
+            try:
+                self._lock.refuse_reentry()
+                try:
+                    if self._lock.acquire(deadline):
+                        done.enter()
+                        entered = True
+                finally:
+                    self._lock.unwind()
+                if entered and self.unfinished():
+                    token = done.sleep(deadline)
+            finally:
+                if entered and not token:
+                    self._lock.refuse_reentry()
+                    try:
+                        if self._lock.acquire(time.monotonic() + PATIENCE_SECONDS):
+                            done.leave()
+                    finally:
+                        self._lock.unwind()
+        return True
+
+    # -- waiting -------------------------------------------------------------------------------------------------------------------
+
+    def _wait(self, limit: int, block: bool, deadline: float | None) -> list[Record]:
+        lock, items = self._lock, self._file.items
+        spun = ticket = looked = False
+        idle = 0
+        try:
+            while True:
+                lock.refuse_reentry()
+                try:
+                    if not lock.acquire(deadline if block else time.monotonic() + PATIENCE_SECONDS):
+                        return []
+                    found = self._take(limit)
+                    if found:
+                        if ticket:
+                            items.leave()
+                            ticket = False
+                    else:
+                        self._check_shut_down()
+                        if block and spun and not ticket:
+                            items.enter()
+                            ticket, looked = True, False
+                        if idle == 1:
+                            # Empty for a whole slice: nobody misses what is given back now.
+                            self._puts.trim(time.monotonic() + PATIENCE_SECONDS)
+                finally:
+                    lock.unwind()
+                if found:
+                    if self._words[ROOM_SLEPT] != self._quiet:
+                        self._wake(len(found))
+                    return found
+                if not block or (deadline is not None and time.monotonic() >= deadline):
+                    return []
+                if not spun:
+                    self._spin_for_items()
+                    spun = True
+                elif not looked:
+                    # Once more with the ticket taken: what is put from now on gives us a token (see sleepers).
+                    looked = True
+                elif items.sleep(deadline):
+                    ticket = False
+                    idle = 0
+                else:
+                    idle += 1
+        finally:
+            if ticket:
+                self._leave_items()
+
+    def _spin_for_items(self) -> None:
+        """Look for an item for a moment."""
+        words, ring, generation = self._words, self._ring, self._generation
+        for _ in range(self._spin.looks):
+            if ring[RING_TAIL] != ring[RING_HEAD] or words[PUT_GENERATION] != generation:
+                self._spin.paid()
+                return
+        self._spin.failed()
+
+    def _leave_items(self) -> None:
+        """Hand the ticket back of a getter that gives up."""
+        self._lock.refuse_reentry()
+        try:
+            if self._lock.acquire(time.monotonic() + PATIENCE_SECONDS):
+                self._file.items.leave()
+        finally:
+            self._lock.unwind()
+
+    def _wake(self, number: int) -> None:
+        """Wake up to `number` putters. (One left asleep by a lock that cannot be had looks by itself within a slice.)"""
+        room = self._file.room
+        self._lock.refuse_reentry()
+        try:
+            if not self._lock.acquire(time.monotonic() + PATIENCE_SECONDS):
+                return
+            slept = self._words[ROOM_SLEPT]
+            due = room.due(number)
+            self._quiet = slept if self._words[room.posted_at] >= slept else -1
+        finally:
+            self._lock.unwind()
+        room.post(due)
+
+    # -- under the lock --------------------------------------------------------------------------------------------------------------
+
+    def _take(self, limit: int) -> list[Record]:
+        """Take up to `limit` records from where the oldest are; an empty list when the queue is empty."""
+        words = self._words
+        while True:
+            generation = words[GET_GENERATION]
+            if generation != self._generation:
+                self._load(generation)
+            ring = self._ring
+            # The putters' generation before the tail: once it is a later one, this tail is final.
+            is_last = words[PUT_GENERATION] & GENERATION_MASK == generation
+            if not TOTAL_STORE_ORDER:
+                full_fence()
+            head, tail = ring[RING_HEAD], ring[RING_TAIL]
+            if head != tail:
+                return self._take_from(head, tail, limit)
+            if is_last:
+                return []
+            words[GET_GENERATION] = generation + 1
+
+    def _take_from(self, head: int, tail: int, limit: int) -> list[Record]:
+        ring, mm, base = self._ring, self._mm, self._base
+        found: list[Record] = []
+        big = b""
+        if not TOTAL_STORE_ORDER:
+            full_fence()
+        while head != tail and len(found) < limit and not big:
+            index = head & INDEX_MASK
+            passed = head - index
+            size = ring[RING_RECORDS + index]
+            if size == WRAP:
+                index = 0
+                size = ring[RING_RECORDS]
+            at = base + (index << 3) + 8
+            if size < BIG:
+                found.append(mm[at : at + size])
+            elif found:
+                # A big item is taken alone.
+                break
+            else:
+                size -= BIG
+                big = mm[at : at + size]
+                self._file.regions.mark_held(big_region(big))
+            head = passed + ONE + index + ((size + 15) >> 3)
+            if head >= COUNT_LIMIT:
+                head -= COUNT_LIMIT
+        if not TOTAL_STORE_ORDER:
+            full_fence()
+        ring[RING_HEAD] = head
+        # Only now may the region be given back: until the head has moved on, the item is the first of the queue.
+        return [self._open_big(big)] if big else found
+
+    def _open_big(self, record: bytes) -> BigRecord:
+        regions = self._file.regions
+        number = big_region(record)
+        places = big_places(record)
+        if regions.held_or_pinned() * 2 < regions.capacity():
+            views = open_views(regions, number, places)
+            return BigRecord(views[0], views[1:])
+        # Getters keep so many items that regions run short: from here on they get copies of their own.
+        mapped = regions.map(number)
+        copies = [memoryview(bytearray(mapped[offset : offset + size])) for offset, size in places]
+        regions.free(number)
+        return BigRecord(copies[0], copies[1:])
+
+    def _load(self, generation: int) -> None:
+        ring = self._file.generations.view(generation)
+        self._ring, self._mm, self._base = ring.words, ring.mm, ring.base
+        self._generation = generation
+
+    def _check_shut_down(self) -> None:
+        if self._words[PUT_GENERATION] >= SHUT_DOWN:
+            raise QueueShutDown("the queue has been shut down and everything in it has been taken")

@@ -1,0 +1,133 @@
+"""The names that this process has created in the system, and when they are removed.
+
+A name (a file or a semaphore) is needed only to *open* a thing: removing it hurts nobody who has it open. So each name has one
+owner, the process that created it, and is removed
+
+- when the owner's object is dropped, unless a handle to it was pickled a short while ago and may still be under way
+  (a child that is being started, a task in a queue): then it stays for `LINGER_SECONDS` more;
+- at the owner's exit, after multiprocessing has joined its children;
+- by multiprocessing's resource tracker, if the owner is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections import deque
+from typing import Literal
+
+from mpkit._platform import seam
+
+NameType = Literal["segment", "semaphore"]
+
+#: How long a name outlives the owner's object after a handle was last pickled. A child process starts in well under a
+#: minute; the names cost one page each.
+LINGER_SECONDS = 60.0
+
+_owned: dict[str, NameType] = {}
+_lingering: deque[tuple[float, str]] = deque()
+# Re-entrant because a garbage collection, and with it a `__del__` that lets a name go, can start while it is held.
+_guard = threading.RLock()
+_exit_hook_pid = 0
+
+
+def own(name: str, kind: NameType) -> None:
+    """Record that this process created `name`, and see to its removal at exit or death."""
+    global _exit_hook_pid
+    if _tracked(name, kind):
+        seam.track(_tracker_name(name), _tracker_type(kind))
+    with _guard:
+        _owned[name] = kind
+        if _exit_hook_pid != os.getpid():
+            _exit_hook_pid = os.getpid()
+            seam.at_exit_after_children_joined(_remove_all)
+    _sweep()
+
+
+def remove(name: str) -> None:
+    """Remove `name` from the system now, if this process owns it. Those who have it open keep it."""
+    with _guard:
+        kind = _owned.pop(name, None)
+    if kind is not None:
+        _unlink(name, kind)
+
+
+def hand_over(name: str) -> None:
+    """Another process owns `name` from now on, and removes it; the resource tracker goes on watching it."""
+    with _guard:
+        _owned.pop(name, None)
+
+
+def let_go(name: str, exported_at: float | None) -> None:
+    """The owner's object is gone: remove `name` now, or later when a handle may still be under way.
+
+    Args:
+        name: what `own` was told.
+        exported_at: when a handle was last pickled (`time.monotonic`), or None if never.
+    """
+    if exported_at is None or name not in _owned:
+        remove(name)
+        return
+    with _guard:
+        _lingering.append((exported_at + LINGER_SECONDS, name))
+
+
+def owned_names() -> list[str]:
+    """The names that this process has created and not removed yet."""
+    with _guard:
+        return list(_owned)
+
+
+def _sweep() -> None:
+    now = time.monotonic()
+    while True:
+        with _guard:
+            if not _lingering or _lingering[0][0] > now:
+                return
+            _, name = _lingering.popleft()
+        remove(name)
+
+
+def _remove_all() -> None:
+    with _guard:
+        _lingering.clear()
+    for name in owned_names():
+        remove(name)
+
+
+def _unlink(name: str, kind: NameType) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if kind == "semaphore":
+            seam.sem_unlink(name)
+        else:
+            os.unlink(name)
+    if _tracked(name, kind):
+        seam.untrack(_tracker_name(name), _tracker_type(kind))
+
+
+def _tracked(name: str, kind: NameType) -> bool:
+    # The tracker removes semaphores and what lies in /dev/shm; a fall-back file elsewhere is swept by the next mpkit process.
+    return os.name == "posix" and (kind == "semaphore" or os.path.dirname(name) == "/dev/shm")
+
+
+def _tracker_name(name: str) -> str:
+    return "/" + os.path.basename(name)
+
+
+def _tracker_type(kind: NameType) -> str:
+    return "semaphore" if kind == "semaphore" else "shared_memory"
+
+
+def _forget_after_fork() -> None:
+    global _guard, _exit_hook_pid
+    # The names belong to the parent; its lock may have been held by a thread that does not exist here.
+    _guard = threading.RLock()
+    _exit_hook_pid = 0
+    _owned.clear()
+    _lingering.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)

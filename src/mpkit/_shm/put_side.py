@@ -1,0 +1,512 @@
+"""The putters' side of a queue, in one process."""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import sys
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from mpkit._platform import identity
+from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
+from mpkit._platform.identity import ProcessIdentity
+from mpkit._shm.layout import (
+    GENERATION_MASK,
+    GENERATION_SLOTS,
+    GET_GENERATION,
+    ITEMS_SLEPT,
+    PUT_GENERATION,
+    RING_HEAD,
+    RING_RECORDS,
+    RING_TAIL,
+    SHUT_DOWN,
+)
+from mpkit._shm.queue_file import QueueFile
+from mpkit._shm.regions import HELD, QUEUED, RING, WRITING
+from mpkit._shm.ring import COUNT_LIMIT, COUNT_MASK, INDEX_BITS, INDEX_MASK, ONE, WRAP
+from mpkit._shm.robust_lock import LOW
+from mpkit._shm.spin import SpinBudget
+from mpkit.errors import ClosedError, QueueShutDown, SharedMemoryExhausted
+
+#: Flag in a record's length word: the record describes a big item (see `put_big`).
+BIG: Final = 1 << 48
+#: A new ring is this many times as large as the one before, up to `LARGEST_RING`.
+GROWTH: Final = 4
+LARGEST_RING: Final = 16 * 1024 * 1024
+#: How long a call that may not block waits for the lock of its side: its holders are done in microseconds, unless they are stopped.
+PATIENCE_SECONDS: Final = 1.0
+#: Results of `_tail_for` that are no tail.
+_FULL: Final = -1
+_GROW: Final = -2
+_UNBOUNDED: Final = 1 << 62
+#: Where the parts of a big item begin: numpy and others like whole cache lines.
+_PART_ALIGNMENT: Final = 64
+_BYTE_ORDER: Final = sys.byteorder
+_PADDING: Final = tuple(bytes(number) for number in range(8))
+
+
+class PutSide:
+    """Puts records; every thread of the process uses this one object."""
+
+    __slots__ = ("_base", "_file", "_generation", "_left", "_lock", "_mm", "_quiet", "_ring", "_room", "_spin", "_tail", "_words")
+
+    def __init__(self, file: QueueFile) -> None:
+        self._file = file
+        self._lock = file.put_lock
+        self._words = file.words
+        self._spin = SpinBudget()
+        # The ring as this process knows it; no generation yet.
+        self._generation = -1
+        self._ring: memoryview[int] = file.words
+        self._mm: mmap.mmap = file.segment.mm
+        self._base = 0
+        # What this process knows about the ring as long as its tail is `_tail`: words free in one piece behind it, and how many more
+        # items `maxsize` allows (getters only ever make room).
+        self._tail = -1
+        self._room = 0
+        self._left = 0
+        # The value of ITEMS_SLEPT at which nobody is known to sleep.
+        self._quiet = -1
+
+    def try_put(self, data: bytes) -> bool:
+        """Put one record now; False when that needs more than the fast path: waiting, growing, or an error to raise.
+
+        The body of `RobustLock.try_acquire` and `release` stands in line here: a call costs as much as the copy.
+        """
+        lock = self._lock
+        try:
+            if not lock.local_acquire(False):
+                return False
+            words = self._words
+            value = lock.value
+            words[lock.at] = value + 1
+            if not lock.permit_acquire(False):
+                lock.value = words[lock.at] = value + 2
+                lock.local_release()
+                return False
+            done = False
+            if words[PUT_GENERATION] == self._generation:
+                ring = self._ring
+                size = len(data)
+                length = (size + 15) >> 3
+                tail = ring[RING_TAIL]
+                if tail != self._tail or length > self._room or self._left <= 0:
+                    tail = self._tail_for(tail, length, length << 3)
+                    if self._left <= 0:
+                        tail = _FULL
+                if tail >= 0:
+                    index = tail & INDEX_MASK
+                    ring[RING_RECORDS + index] = size
+                    at = self._base + (index << 3) + 8
+                    self._mm[at : at + size] = data
+                    tail += ONE + length
+                    self._room -= length
+                    self._left -= 1
+                    self._tail = tail
+                    if not TOTAL_STORE_ORDER:
+                        full_fence()
+                    ring[RING_TAIL] = tail
+                    done = True
+            lock.permit_release()
+            lock.value = words[lock.at] = (value | LOW) + 1
+            lock.local_release()
+        except BaseException:
+            lock.unwind()
+            raise
+        # The release above was the barrier between our tail and this look (see sleepers).
+        if done and words[ITEMS_SLEPT] != self._quiet:
+            self._wake(1)
+        return done
+
+    def put(self, data: bytes, flag: int, block: bool, deadline: float | None) -> bool:
+        """Put one record, waiting for room if `block`; False when there was none in time.
+
+        Raises:
+            QueueShutDown: the queue has been shut down.
+            SharedMemoryExhausted: an unbounded queue cannot grow.
+            ClosedError: this process has closed the queue.
+        """
+        lock, room = self._lock, self._file.room
+        spun = ticket = looked = False
+        try:
+            while True:
+                lock.refuse_reentry()
+                try:
+                    if not self._acquire(block, deadline):
+                        return False
+                    done = self._put_locked(data, flag)
+                    if done and ticket:
+                        room.leave()
+                        ticket = False
+                    elif not done and block and spun and not ticket:
+                        room.enter()
+                        ticket, looked = True, False
+                finally:
+                    lock.unwind()
+                if done:
+                    if self._words[ITEMS_SLEPT] != self._quiet:
+                        self._wake(1)
+                    return True
+                if not block or (deadline is not None and time.monotonic() >= deadline):
+                    return False
+                if not spun:
+                    self._spin_for_room()
+                    spun = True
+                elif not looked:
+                    # Once more with the ticket taken: what a getter takes from now on gives us a token (see sleepers).
+                    looked = True
+                elif room.sleep(deadline):
+                    ticket = False
+        finally:
+            if ticket:
+                self._leave_room()
+
+    def put_many(self, items: Sequence[bytes], block: bool, deadline: float | None) -> int:
+        """Put records in order as room allows; returns how many went in.
+
+        Raises:
+            QueueShutDown: the queue is shut down and nothing went in.
+            SharedMemoryExhausted: an unbounded queue cannot grow, and nothing went in.
+            ClosedError: this process has closed the queue, and nothing went in.
+        """
+        done = 0
+        while done < len(items):
+            try:
+                run = self._put_run(items, done, deadline if block else time.monotonic() + PATIENCE_SECONDS)
+                # What needs more than room in this ring is put as a single item is.
+                if not run and not self.put(items[done], 0, block, deadline):
+                    return done
+            except (QueueShutDown, SharedMemoryExhausted, ClosedError):
+                if done:
+                    return done
+                raise
+            done += run or 1
+        return done
+
+    def shut_down(self, deadline: float | None) -> bool:
+        """Let nobody put any more; False when the lock could not be had in time."""
+        self._lock.refuse_reentry()
+        try:
+            if not self._lock.acquire(deadline):
+                return False
+            self._words[PUT_GENERATION] |= SHUT_DOWN
+            items = self._file.items.due(1 << 30)
+        finally:
+            self._lock.unwind()
+        self._file.items.post(items)
+        return True
+
+    @property
+    def is_shut_down(self) -> bool:
+        return self._words[PUT_GENERATION] >= SHUT_DOWN
+
+    # -- big items -----------------------------------------------------------------------------------------------------------
+
+    def write_big(self, head: bytes, buffers: Sequence[memoryview], block: bool, deadline: float | None) -> bytes | None:
+        """Copy a big item into a region and return the record that describes it; None when the lock could not be had in time.
+
+        The record is ``region, bytes, then offset and length of the pickle and of each buffer`` as 8-byte words.
+
+        Raises:
+            SharedMemoryExhausted: there is no room for it.
+        """
+        offset = 0
+        places: list[tuple[int, int]] = []
+        for size in (*(view.nbytes for view in buffers), len(head)):
+            places.append((offset, size))
+            offset += -(-max(size, 1) // _PART_ALIGNMENT) * _PART_ALIGNMENT
+        self._lock.refuse_reentry()
+        try:
+            if not self._acquire(block, deadline):
+                return None
+            self._check_shut_down()
+            region = self._file.regions.claim(offset, WRITING, 0, self._use_is_over())
+        finally:
+            self._lock.unwind()
+        if region < 0:
+            raise SharedMemoryExhausted(28, f"all {self._file.regions.capacity() - 1} regions of this queue hold items that nobody has let go of yet")
+        try:
+            mapped = self._file.regions.map(region)
+            for (at, size), part in zip(places, (*buffers, head)):
+                mapped[at : at + size] = part
+        except BaseException:
+            self._file.regions.free(region)
+            raise
+        numbers = [region, offset, *places[-1]]
+        for place in places[:-1]:
+            numbers.extend(place)
+        return struct.pack(f"={len(numbers)}Q", *numbers)
+
+    def drop_big(self, record: bytes) -> None:
+        """The item was not put after all."""
+        self._file.regions.free(big_region(record))
+
+    def trim(self, deadline: float) -> None:
+        """Give memory back to the system that an empty queue does not need (called under the getters' lock)."""
+        file, words = self._file, self._words
+        self._lock.refuse_reentry()
+        try:
+            if not self._lock.acquire(deadline):
+                return
+            first, last = words[GET_GENERATION], words[PUT_GENERATION] & GENERATION_MASK
+            if first == last and file.generations.size() == 0:
+                self._load(last)
+                if self._base == RING_RECORDS << 3:
+                    # A grown ring: go on in the first one, whose generation is long over. We have both locks, so getters may be moved, too.
+                    self._begin(0, self._ring[RING_TAIL])
+                    words[GET_GENERATION] = self._generation
+            file.regions.drop_free(self._use_is_over())
+        finally:
+            self._lock.unwind()
+
+    # -- under the lock --------------------------------------------------------------------------------------------------------
+
+    def _put_locked(self, data: bytes, flag: int) -> bool:
+        """Put one record; False when the queue is full."""
+        while True:
+            self._check_shut_down()
+            generation = self._words[PUT_GENERATION]
+            if generation != self._generation:
+                self._load(generation)
+            size = len(data)
+            length = (size + 15) >> 3
+            tail = self._tail_for(self._ring[RING_TAIL], length, big_bytes(data) if flag else length << 3)
+            if tail == _FULL:
+                return False
+            if tail >= 0:
+                break
+            self._grow(length)
+        ring = self._ring
+        index = tail & INDEX_MASK
+        ring[RING_RECORDS + index] = size | flag
+        at = self._base + (index << 3) + 8
+        self._mm[at : at + size] = data
+        if flag:
+            self._file.regions.mark_queued(big_region(data), tail >> INDEX_BITS, big_bytes(data))
+        tail += ONE + length
+        if tail >= COUNT_LIMIT:
+            tail -= COUNT_LIMIT
+        self._room -= length
+        self._left -= 1
+        self._tail = tail
+        if not TOTAL_STORE_ORDER:
+            full_fence()
+        ring[RING_TAIL] = tail
+        return True
+
+    def _put_run(self, items: Sequence[bytes], start: int, deadline: float | None) -> int:
+        """Put what fits into one piece of the ring, as one copy and one publication; returns how many items that were, possibly none."""
+        lock = self._lock
+        done = used = 0
+        lock.refuse_reentry()
+        try:
+            if not lock.acquire(deadline):
+                return 0
+            if self._words[PUT_GENERATION] != self._generation:
+                return 0
+            ring = self._ring
+            length = (len(items[start]) + 15) >> 3
+            tail = self._tail_for(ring[RING_TAIL], length, length << 3)
+            if tail < 0:
+                return 0
+            room, left = self._room, self._left
+            parts: list[bytes] = []
+            for position in range(start, len(items)):
+                data = items[position]
+                size = len(data)
+                length = (size + 15) >> 3
+                if used + length > room or done >= left:
+                    break
+                parts += (size.to_bytes(8, _BYTE_ORDER), data, _PADDING[-size & 7])
+                used += length
+                done += 1
+            at = self._base + ((tail & INDEX_MASK) << 3)
+            self._mm[at : at + (used << 3)] = b"".join(parts)
+            tail += done * ONE + used
+            self._room -= used
+            self._left -= done
+            self._tail = tail
+            if not TOTAL_STORE_ORDER:
+                full_fence()
+            ring[RING_TAIL] = tail
+        finally:
+            lock.unwind()
+        if done and self._words[ITEMS_SLEPT] != self._quiet:
+            self._wake(done)
+        return done
+
+    def _tail_for(self, tail: int, length: int, weight: int) -> int:
+        """Where a record goes, as a tail (the ring's own, or one whose index is the ring's start); else `_FULL` or `_GROW`.
+
+        Notes in `_room` and `_left` what may be put from there on without asking again.
+
+        Args:
+            tail: the ring's tail.
+            length: words of the record.
+            weight: bytes that the item counts for `max_bytes`.
+        """
+        file = self._file
+        ring = self._ring
+        head = ring[RING_HEAD]
+        self._left = left = self._allowance(tail)
+        if left <= 0:
+            return _FULL
+        if file.max_bytes:
+            used = self._used_bytes()
+            if used and used + weight > file.max_bytes:
+                return _FULL
+        capacity = self._capacity()
+        index, first = tail & INDEX_MASK, head & INDEX_MASK
+        if tail == head or index > first:
+            place, room = index, capacity - index
+            other = index if tail == head else first
+            if room < length and other >= length:
+                if index < capacity:
+                    ring[RING_RECORDS + index] = WRAP
+                place, room = 0, other
+        else:
+            place, room = index, first - index
+        if room < length:
+            return _GROW
+        self._tail = tail = tail - index + place
+        # With `max_bytes` every item asks again: what big items take is not in the ring.
+        self._room = length if file.max_bytes else room
+        # Near the end of the counts every put takes the slow way, which knows how to begin again at zero.
+        self._left = min(left, (COUNT_LIMIT - tail) >> (INDEX_BITS + 2))
+        return tail
+
+    def _allowance(self, tail: int) -> int:
+        """How many items `maxsize` lets in behind `tail`."""
+        file = self._file
+        if not file.maxsize:
+            return _UNBOUNDED
+        words = self._words
+        generation = words[GET_GENERATION]
+        # Getters may go on to the next generation while we look: what we then see was true before, and they only make room.
+        head = self._ring[RING_HEAD] if generation == self._generation else file.generations.view(generation).words[RING_HEAD]
+        return file.maxsize - (((tail >> INDEX_BITS) - (head >> INDEX_BITS)) & COUNT_MASK)
+
+    def _used_bytes(self) -> int:
+        gets, puts, used = self._file.generations.snapshot()
+        return used + self._file.regions.queued_bytes(gets, puts, COUNT_MASK)
+
+    def _capacity(self) -> int:
+        return len(self._ring) - RING_RECORDS - 1 if len(self._ring) <= INDEX_MASK else INDEX_MASK - RING_RECORDS - 1
+
+    def _load(self, generation: int) -> None:
+        ring = self._file.generations.view(generation)
+        self._ring, self._mm, self._base = ring.words, ring.mm, ring.base
+        self._tail = -1
+        self._room = self._left = 0
+        self._generation = generation
+
+    def _grow(self, length: int) -> None:
+        """Begin a new generation in a larger ring."""
+        generation = self._generation + 1
+        if generation - self._words[GET_GENERATION] >= GENERATION_SLOTS:
+            raise SharedMemoryExhausted(28, f"this queue fills {GENERATION_SLOTS} rings of {LARGEST_RING} bytes already; bound it by maxsize or max_bytes")
+        now = self._capacity() << 3
+        size = max(min(now * GROWTH, LARGEST_RING), (length << 3) * GROWTH, now)
+        size = min(size, (INDEX_MASK - RING_RECORDS) << 3)
+        region = self._file.regions.claim(size + ((RING_RECORDS + 1) << 3), RING, generation, self._use_is_over())
+        if region < 0:
+            raise SharedMemoryExhausted(28, "the table of regions of this queue is full: getters keep too many big items")
+        self._begin(region, self._ring[RING_TAIL])
+
+    def _begin(self, region: int, tail: int) -> None:
+        generation = self._generation + 1
+        self._file.generations.begin(generation, region, tail >> INDEX_BITS)
+        if not TOTAL_STORE_ORDER:
+            full_fence()
+        self._words[PUT_GENERATION] = generation | (self._words[PUT_GENERATION] & SHUT_DOWN)
+        self._load(generation)
+
+    def _use_is_over(self) -> _UseIsOver:
+        file = self._file
+        # Read before the table: an item that had been taken then, by whoever is dead now, is nobody's.
+        gets, puts, _ = file.generations.snapshot()
+        return _UseIsOver(gets, puts, self._words[GET_GENERATION], self._words[PUT_GENERATION] & GENERATION_MASK)
+
+    def _check_shut_down(self) -> None:
+        if self._words[PUT_GENERATION] >= SHUT_DOWN:
+            raise QueueShutDown("put into a queue that has been shut down")
+
+    # -- waiting ---------------------------------------------------------------------------------------------------------------
+
+    def _acquire(self, block: bool, deadline: float | None) -> bool:
+        return self._lock.acquire(deadline if block else time.monotonic() + PATIENCE_SECONDS)
+
+    def _spin_for_room(self) -> bool:
+        """Look for a getter's progress for a moment; True when there was some."""
+        words, ring = self._words, self._ring
+        head, generation = ring[RING_HEAD], words[GET_GENERATION]
+        for _ in range(self._spin.looks):
+            if ring[RING_HEAD] != head or words[GET_GENERATION] != generation:
+                self._spin.paid()
+                return True
+        self._spin.failed()
+        return False
+
+    def _leave_room(self) -> None:
+        """Hand the ticket back of a putter that gives up."""
+        self._lock.refuse_reentry()
+        try:
+            if self._lock.acquire(time.monotonic() + PATIENCE_SECONDS):
+                self._file.room.leave()
+        finally:
+            self._lock.unwind()
+
+    def _wake(self, number: int) -> None:
+        """Wake up to `number` getters. (A getter left asleep by a lock that cannot be had looks by itself within a slice.)"""
+        items = self._file.items
+        self._lock.refuse_reentry()
+        try:
+            if not self._lock.acquire(time.monotonic() + PATIENCE_SECONDS):
+                return
+            slept = self._words[ITEMS_SLEPT]
+            due = items.due(number)
+            self._quiet = slept if self._words[items.posted_at] >= slept else -1
+        finally:
+            self._lock.unwind()
+        items.post(due)
+
+
+class _UseIsOver:
+    """Tells of a region's use whether it has ended, from what was read before the table."""
+
+    __slots__ = ("_first", "_gets", "_last", "_puts")
+
+    def __init__(self, gets: int, puts: int, first: int, last: int) -> None:
+        self._gets = gets
+        self._puts = puts
+        self._first = first
+        self._last = last
+
+    def __call__(self, state: int, serial: int, process: ProcessIdentity) -> bool:
+        if state == RING:
+            return not self._first <= serial <= self._last
+        published = (serial - self._gets) & COUNT_MASK < (self._puts - self._gets) & COUNT_MASK
+        if state == QUEUED:
+            # Taken items are HELD, so one that is not between the counts was never published: its putter is dead, since we have his lock.
+            return (serial - self._puts) & COUNT_MASK < COUNT_MASK >> 1
+        if state == HELD:
+            return not published and not identity.is_alive(process)
+        return state == WRITING and not identity.is_alive(process)
+
+
+def big_region(record: bytes) -> int:
+    """The region that a big item's record names."""
+    return int.from_bytes(record[:8], _BYTE_ORDER)
+
+
+def big_bytes(record: bytes) -> int:
+    """How large that item is."""
+    return int.from_bytes(record[8:16], _BYTE_ORDER)
+
+
+def big_places(record: bytes) -> tuple[tuple[int, int], ...]:
+    """Offset and length of that item's pickle, then of its buffers."""
+    numbers = struct.unpack(f"={len(record) // 8}Q", record)
+    return tuple(zip(numbers[2::2], numbers[3::2]))

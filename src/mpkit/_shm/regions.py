@@ -1,0 +1,256 @@
+"""Stretches of one segment's file that are handed out, recycled and given back: rings and big items lie in them.
+
+Writing into fresh shared pages is some fifteen times slower than into pages that have been written before, so a region that is free
+again is used again. The table of regions lies in the segment; the file grows at its end when no free region fits. Each entry is
+one cache line::
+
+    word 0   state
+    word 1   serial: of a ring its generation, of a big item its number in the queue
+    word 2   offset in the file     } written once, when the region is made:
+    word 3   size in bytes          } so a mapping of it is good for ever
+    word 4   pid of the process that writes it or holds it
+    word 5   start time of that process
+    word 6   bytes of it that are in use
+
+States and who may leave them (the table is changed under the putters' lock, except where said)::
+
+    NONE      never made
+    FREE      to be used again; its pages are there
+    DROPPED   free, and its pages given back to the system: to be reserved again before use
+    RING      records of generation `serial`; free when that generation is over
+    WRITING   a putter copies a big item into it; free when that putter is dead
+    QUEUED    the queue's item number `serial` lies in it; stored just before that item is published, so with a serial that
+              was never published its putter died in between: free
+    HELD      a getter has views of it (stored under the getters' lock, just before the item is taken): free when the last
+              view goes (one store by the holder, no lock) or when the holder is dead *and* the item has been taken
+    PINNED    its holder was forked while it had views: the child has them too, so it is never used again
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable
+
+from mpkit._platform import identity
+from mpkit._platform.identity import ProcessIdentity
+from mpkit._shm.segment import PAGE, Segment, exhausted, map_file, reserve, round_up
+
+ENTRY_WORDS = 8
+NONE, FREE, DROPPED, RING, WRITING, QUEUED, HELD, PINNED = range(8)
+
+_STATE, _SERIAL, _OFFSET, _SIZE, _PID, _STARTED, _USED = range(7)
+
+
+class Regions:
+    """The table of regions of one segment, seen from one process.
+
+    Args:
+        segment: the segment; its file grows.
+        start: index of the table's first word.
+        capacity: how many entries there are.
+        end_at: index of the word that holds where the file ends, in bytes.
+    """
+
+    __slots__ = ("_capacity", "_end_at", "_maps", "_segment", "_start", "words")
+
+    def __init__(self, segment: Segment, *, start: int, capacity: int, end_at: int) -> None:
+        self._segment = segment
+        self.words = segment.words
+        self._start = start
+        self._capacity = capacity
+        self._end_at = end_at
+        self._maps: dict[int, mmap.mmap] = {}
+
+    # -- under the putters' lock ---------------------------------------------------------------------------------------------
+
+    def claim(self, size: int, state: int, serial: int, is_over: Callable[[int, int, ProcessIdentity], bool]) -> int:
+        """Take a region of at least `size` bytes into `state` and return its number, or -1 when the table is full.
+
+        Args:
+            is_over: tells for (state, serial, process) whether that use has ended, for what the dead have left behind.
+
+        Raises:
+            SharedMemoryExhausted: the file cannot grow; nothing has changed.
+        """
+        best = self._best_free(size, 2 * size + 16 * PAGE)
+        if best < 0 and self._reclaim(is_over):
+            best = self._best_free(size, 2 * size + 16 * PAGE)
+        if best < 0:
+            unused = self._unused()
+            if unused >= 0:
+                best = self._grow(unused, _size_class(size), is_over)
+            else:
+                best = self._best_free(size, 1 << 62)
+                if best < 0:
+                    return -1
+        self._reserve_again(best)
+        self._mark(best, state, serial)
+        return best
+
+    def mark_queued(self, number: int, serial: int, used: int) -> None:
+        """The item number `serial` of the queue, `used` bytes long, is about to be published in this region."""
+        self.words[self._start + number * ENTRY_WORDS + _USED] = used
+        self._mark(number, QUEUED, serial)
+
+    def queued_bytes(self, first: int, end: int, mask: int) -> int:
+        """Bytes of the items numbered from `first` to before `end` (modulo `mask` + 1) that lie in regions."""
+        words = self.words
+        total = 0
+        for number in range(1, self._capacity):
+            at = self._start + number * ENTRY_WORDS
+            state = words[at]
+            if state == NONE:
+                break
+            if state in (QUEUED, HELD) and (words[at + _SERIAL] - first) & mask < (end - first) & mask:
+                total += words[at + _USED]
+        return total
+
+    def drop_free(self, is_over: Callable[[int, int, ProcessIdentity], bool]) -> int:
+        """Give the pages of every free region back to the system; returns how many bytes that were."""
+        self._reclaim(is_over)
+        given = 0
+        words = self.words
+        for number in range(1, self._capacity):
+            at = self._start + number * ENTRY_WORDS
+            if words[at] == FREE:
+                # The state first: a kill in between leaves pages that are reserved once more, which is harmless.
+                words[at] = DROPPED
+                remove = getattr(mmap, "MADV_REMOVE", None)
+                if remove is not None:
+                    self.map(number).madvise(remove)
+                    given += words[at + _SIZE]
+        return given
+
+    # -- under the lock of the side that the state belongs to ------------------------------------------------------------------
+
+    def mark_held(self, number: int) -> None:
+        """This process is about to take the item in this region (under the getters' lock)."""
+        self._mark(number, HELD, self.words[self._start + number * ENTRY_WORDS + _SERIAL])
+
+    # -- without a lock ----------------------------------------------------------------------------------------------------------
+
+    def free(self, number: int) -> None:
+        """One store by whoever has the region in his hands."""
+        self.words[self._start + number * ENTRY_WORDS] = FREE
+
+    def pin(self, number: int) -> None:
+        """Take the region out of use for ever (one store by its holder)."""
+        self.words[self._start + number * ENTRY_WORDS] = PINNED
+
+    def size(self, number: int) -> int:
+        return self.words[self._start + number * ENTRY_WORDS + _SIZE]
+
+    def held_or_pinned(self) -> int:
+        """How many regions are with getters now (a count for a decision of economy, not for correctness)."""
+        words = self.words
+        states = [words[self._start + number * ENTRY_WORDS] for number in range(1, self._capacity)]
+        return states.count(HELD) + states.count(PINNED)
+
+    def capacity(self) -> int:
+        return self._capacity
+
+    def map(self, number: int) -> mmap.mmap:
+        """This process's mapping of a region; made once."""
+        mapped = self._maps.get(number)
+        if mapped is None:
+            at = self._start + number * ENTRY_WORDS
+            try:
+                mapped = map_file(self._segment.fd, self.words[at + _SIZE], self.words[at + _OFFSET])
+            except OSError as error:
+                raise exhausted(error, self.words[at + _SIZE]) from error
+            # Two threads may come here at once: both mappings are good, one stays.
+            mapped = self._maps.setdefault(number, mapped)
+        return mapped
+
+    def close(self) -> None:
+        """Let go of all mappings; those that somebody still has views of go with their last view."""
+        self._maps = {}
+
+    # -- inside ------------------------------------------------------------------------------------------------------------------
+
+    def _mark(self, number: int, state: int, serial: int) -> None:
+        at = self._start + number * ENTRY_WORDS
+        words = self.words
+        me = identity.current()
+        # The state last for a new use; for QUEUED and HELD the process changes hands while the item's number stays the truth.
+        words[at + _PID] = me.pid
+        words[at + _STARTED] = me.started
+        words[at + _SERIAL] = serial
+        words[at] = state
+
+    def _best_free(self, size: int, most: int) -> int:
+        words = self.words
+        best, best_size, best_state = -1, most + 1, DROPPED
+        for number in range(1, self._capacity):
+            at = self._start + number * ENTRY_WORDS
+            state = words[at]
+            if state == NONE:
+                break
+            if state in (FREE, DROPPED) and size <= words[at + _SIZE] <= most:
+                has = words[at + _SIZE]
+                # Pages that are there come before a closer fit.
+                if best < 0 or (best_state == DROPPED and state == FREE) or (state == best_state and has < best_size):
+                    best, best_size, best_state = number, has, state
+        return best
+
+    def _unused(self) -> int:
+        words = self.words
+        for number in range(1, self._capacity):
+            if words[self._start + number * ENTRY_WORDS] == NONE:
+                return number
+        return -1
+
+    def _reclaim(self, is_over: Callable[[int, int, ProcessIdentity], bool]) -> int:
+        words = self.words
+        freed = 0
+        for number in range(1, self._capacity):
+            at = self._start + number * ENTRY_WORDS
+            state = words[at]
+            if state == NONE:
+                break
+            if state in (RING, WRITING, QUEUED, HELD):
+                process = ProcessIdentity(words[at + _PID], words[at + _STARTED])
+                # HELD may turn FREE under our eyes, which changes nothing.
+                if is_over(state, words[at + _SERIAL], process):
+                    words[at] = FREE
+                    freed += 1
+        return freed
+
+    def _grow(self, number: int, size: int, is_over: Callable[[int, int, ProcessIdentity], bool]) -> int:
+        words = self.words
+        at = self._start + number * ENTRY_WORDS
+        offset = words[self._end_at]
+        try:
+            reserve(self._segment.fd, offset, size)
+        except OSError as error:
+            os.ftruncate(self._segment.fd, offset)
+            if self.drop_free(is_over):
+                try:
+                    reserve(self._segment.fd, offset, size)
+                except OSError as again:
+                    os.ftruncate(self._segment.fd, offset)
+                    raise exhausted(again, size) from again
+            else:
+                raise exhausted(error, size) from error
+        words[at + _OFFSET] = offset
+        words[at + _SIZE] = size
+        # A kill before this store leaves the file longer than it says; the next growth reserves the same bytes again.
+        words[self._end_at] = offset + size
+        return number
+
+    def _reserve_again(self, number: int) -> None:
+        at = self._start + number * ENTRY_WORDS
+        words = self.words
+        if words[at] == DROPPED:
+            try:
+                reserve(self._segment.fd, words[at + _OFFSET], words[at + _SIZE])
+            except OSError as error:
+                raise exhausted(error, words[at + _SIZE]) from error
+            words[at] = FREE
+
+
+def _size_class(size: int) -> int:
+    """Round up to eighths of a power of two, so that items of about one size share regions."""
+    step = max(PAGE, 1 << max(size.bit_length() - 3, 0))
+    return round_up(size, step)

@@ -1,0 +1,225 @@
+"""A ring of length-prefixed records whose whole truth is two words.
+
+Layout, counted in 8-byte words: records lie in ``[start, start + capacity)``; each is one word with its length in bytes, then the
+bytes, padded to a whole word. A record never wraps: where the rest of the ring is too short, the word `WRAP` is written there
+(when there is a word left) and the record begins at `start` again.
+
+``tail`` (written by the putter only) and ``head`` (written by the getter only) each hold, in one word, the index of the next record
+*and* how many records have passed: ``count << INDEX_BITS | index``. So one 8-byte store publishes a record together with the new
+count, and a process killed anywhere before that store has changed nothing that anybody reads. Empty means ``tail == head``;
+a full ring may have equal indices, but then the counts differ. Counts wrap at `COUNT_LIMIT` on both sides alike.
+
+Memory order: the bytes of a record are written before ``tail``, and read after it. On machines that keep the order of stores and
+of loads (x86) nothing more is needed; elsewhere `full_fence` stands between, on both sides.
+"""
+
+from __future__ import annotations
+
+import mmap
+
+from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
+
+INDEX_BITS = 26
+INDEX_MASK = (1 << INDEX_BITS) - 1
+ONE = 1 << INDEX_BITS
+#: Words stay below this value; the count is taken modulo what fits beneath it.
+COUNT_LIMIT = 1 << 62
+COUNT_MASK = (1 << (62 - INDEX_BITS)) - 1
+#: Stands where a length would: the next record begins at the start of the ring.
+WRAP = (1 << 64) - 1
+MAX_CAPACITY = INDEX_MASK
+
+
+class Ring:
+    """One putter, one getter (each may be a process or whoever holds a lock).
+
+    Args:
+        words: the segment as 8-byte words.
+        mm: the same bytes, for copying.
+        head_at: index of the word that the getter writes.
+        tail_at: index of the word that the putter writes; on another cache line than `head_at`.
+        start: index of the first word of the records.
+        capacity: words that hold records (at most `MAX_CAPACITY`).
+    """
+
+    __slots__ = ("_base", "capacity", "head_at", "mm", "start", "tail_at", "words")
+
+    def __init__(self, words: memoryview[int], mm: mmap.mmap, *, head_at: int, tail_at: int, start: int, capacity: int) -> None:
+        if not 2 <= capacity <= MAX_CAPACITY:
+            raise ValueError(f"a ring holds 2 to {MAX_CAPACITY} words, not {capacity}")
+        self.words = words
+        self.mm = mm
+        self.head_at = head_at
+        self.tail_at = tail_at
+        self.start = start
+        self.capacity = capacity
+        self._base = start << 3
+
+    # -- the putter ------------------------------------------------------------------------------------------------------
+
+    def try_put(self, data: bytes | memoryview) -> bool:
+        """Add one record; False (and nothing changed) when it does not fit now."""
+        size = len(data)
+        words = self.words
+        tail = words[self.tail_at]
+        place = self._place(tail, words[self.head_at], (size + 15) >> 3)
+        if place < 0:
+            return False
+        index = tail & INDEX_MASK
+        if place != index and index < self.capacity:
+            words[self.start + index] = WRAP
+        words[self.start + place] = size
+        at = self._base + (place << 3) + 8
+        self.mm[at : at + size] = data
+        tail = (tail - index) + ONE + place + ((size + 15) >> 3)
+        if not TOTAL_STORE_ORDER:
+            full_fence()
+        words[self.tail_at] = tail if tail < COUNT_LIMIT else tail - COUNT_LIMIT
+        return True
+
+    def try_put_many(self, items: list[bytes]) -> int:
+        """Add records in order as long as they fit; returns how many went in. They become visible together."""
+        words = self.words
+        head = words[self.head_at]
+        tail = words[self.tail_at]
+        done = 0
+        for data in items:
+            size = len(data)
+            length = (size + 15) >> 3
+            place = self._place(tail, head, length)
+            if place < 0:
+                break
+            index = tail & INDEX_MASK
+            if place != index and index < self.capacity:
+                words[self.start + index] = WRAP
+            words[self.start + place] = size
+            at = self._base + (place << 3) + 8
+            self.mm[at : at + size] = data
+            tail = (tail - index) + ONE + place + length
+            if tail >= COUNT_LIMIT:
+                tail -= COUNT_LIMIT
+            done += 1
+        if done:
+            if not TOTAL_STORE_ORDER:
+                full_fence()
+            words[self.tail_at] = tail
+        return done
+
+    def _place(self, tail: int, head: int, length: int) -> int:
+        """Index at which a record of `length` words can begin, or -1."""
+        index = tail & INDEX_MASK
+        if tail == head:
+            # Empty: the indices are equal, and everything to either side is free.
+            if index + length <= self.capacity:
+                return index
+            return 0 if length <= index else -1
+        first = head & INDEX_MASK
+        if index > first:
+            if index + length <= self.capacity:
+                return index
+            return 0 if length <= first else -1
+        # The records go round the end (or the ring is full, index == first): what is free lies in [index, first).
+        return index if index + length <= first else -1
+
+    def room(self) -> int:
+        """Bytes of the largest record that fits now."""
+        tail = self.words[self.tail_at]
+        head = self.words[self.head_at]
+        index, first = tail & INDEX_MASK, head & INDEX_MASK
+        free = max(self.capacity - index, first) if tail == head or index > first else first - index
+        return max((free - 1) << 3, 0) if free else -1
+
+    def largest(self) -> int:
+        """Bytes that fit into the ring whenever it is empty, wherever its index stands."""
+        return ((self.capacity // 2) - 1) << 3
+
+    # -- the getter ------------------------------------------------------------------------------------------------------
+
+    def try_get(self) -> bytes | None:
+        """Take the oldest record, or None."""
+        words = self.words
+        head = words[self.head_at]
+        if head == words[self.tail_at]:
+            return None
+        if not TOTAL_STORE_ORDER:
+            full_fence()
+        index, size = self._record(head)
+        at = self._base + (index << 3) + 8
+        data = self.mm[at : at + size]
+        self._advance(head, index, size)
+        return data
+
+    def peek(self) -> bytes | None:
+        """A copy of the oldest record, which stays; or None."""
+        words = self.words
+        head = words[self.head_at]
+        if head == words[self.tail_at]:
+            return None
+        if not TOTAL_STORE_ORDER:
+            full_fence()
+        index, size = self._record(head)
+        at = self._base + (index << 3) + 8
+        return self.mm[at : at + size]
+
+    def drop(self) -> None:
+        """Take the oldest record, which `peek` has shown, away."""
+        head = self.words[self.head_at]
+        index, size = self._record(head)
+        self._advance(head, index, size)
+
+    def try_get_many(self, limit: int) -> list[bytes]:
+        """Take up to `limit` of the oldest records, in order; they leave the ring together."""
+        words, mm, base, start, capacity = self.words, self.mm, self._base, self.start, self.capacity
+        head = words[self.head_at]
+        tail = words[self.tail_at]
+        if head == tail:
+            return []
+        if not TOTAL_STORE_ORDER:
+            full_fence()
+        found: list[bytes] = []
+        while head != tail and len(found) < limit:
+            index = head & INDEX_MASK
+            passed = head - index
+            size = words[start + index] if index < capacity else WRAP
+            if size == WRAP:
+                index = 0
+                size = words[start]
+            at = base + (index << 3) + 8
+            found.append(mm[at : at + size])
+            head = passed + ONE + index + ((size + 15) >> 3)
+            if head >= COUNT_LIMIT:
+                head -= COUNT_LIMIT
+        words[self.head_at] = head
+        return found
+
+    def _record(self, head: int) -> tuple[int, int]:
+        """Index and length in bytes of the record at `head`."""
+        index = head & INDEX_MASK
+        size = self.words[self.start + index] if index < self.capacity else WRAP
+        if size == WRAP:
+            return 0, self.words[self.start]
+        return index, size
+
+    def _advance(self, head: int, index: int, size: int) -> None:
+        head = (head - (head & INDEX_MASK)) + ONE + index + ((size + 15) >> 3)
+        if not TOTAL_STORE_ORDER:
+            # The copy out is over before the putter may write there again.
+            full_fence()
+        self.words[self.head_at] = head if head < COUNT_LIMIT else head - COUNT_LIMIT
+
+    # -- anybody ---------------------------------------------------------------------------------------------------------
+
+    def count(self) -> int:
+        """How many records are in the ring: exact at one moment during the call."""
+        words = self.words
+        while True:
+            head = words[self.head_at]
+            tail = words[self.tail_at]
+            if words[self.head_at] == head:
+                return ((tail >> INDEX_BITS) - (head >> INDEX_BITS)) & COUNT_MASK
+
+    def is_empty(self) -> bool:
+        return self.words[self.tail_at] == self.words[self.head_at]
+
+    def __repr__(self) -> str:
+        return f"<Ring {self.count()} records, {self.capacity * 8} bytes>"

@@ -1,0 +1,316 @@
+"""A lock between processes that survives the death of whoever holds it.
+
+The lock itself is a semaphore with one permit, which has no owner: if its holder is killed the permit is lost. So each process has one
+word in its row for each lock, written by itself alone, that tells where it stands::
+
+    completed << 20 | attempts << 1 | inside
+
+A process sets ``inside`` *before* it tries for the permit, and leaves it (with ``completed`` one higher) *after* it has given the permit
+back. If it did not get the permit it leaves with ``attempts`` one higher and ``completed`` unchanged; whoever waits long does so in slices and
+steps out between two. So a process that is outside holds nothing, and whoever held the permit shows it by a higher ``completed``.
+
+Taking over (`recover`, at most one process at a time, under a file lock that the kernel frees on death):
+
+1. note every living process's word (T0);
+2. try for the permit. Success: nobody was stuck. Failure, at the moment T1: somebody holds it, call him S;
+3. wait until every living process has been seen outside after T1, each at its own time;
+4. if no living process's ``completed`` differs from T0, and none of them has died meanwhile, S is dead: were S alive, it would have been inside at
+   T1, and to be outside later it had to give the permit back and raise ``completed``. A dead process gives nothing back, so the permit is still
+   gone: add it again.
+
+A living process that holds the lock, one stopped by SIGSTOP included, is never seen outside before it has released, so nothing is taken from
+it. A process that dies while taking over leaves either nothing done or the permit added, and the next one starts again at 1. New processes
+cannot join meanwhile, because joining needs the same file lock.
+
+Memory order: what a process writes before it gives the permit back (an atomic operation of the semaphore, a full barrier on every machine
+that Python runs on) is seen by whoever takes the permit next. In step 2 and 4 the same holds between S's store of ``inside`` (before its
+atomic operation on the semaphore) and our failed try.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from mpkit._platform import identity
+from mpkit._shm.rows import FIRST_LOCK, Rows
+from mpkit._shm.semaphore import Semaphore
+
+INSIDE = 1
+ATTEMPT = 2
+LOW = (1 << 20) - 1
+
+#: A waiter steps out this often, and looks for a dead holder after this long.
+SLICE_SECONDS = 0.05
+#: Failing for this long is a reason to look for a dead holder.
+STUCK_SECONDS = 0.1
+#: A call whose time is up may overrun it by this much when it looks for a dead holder.
+SHORTEST_LOOK_SECONDS = 0.02
+#: `close` waits this long for another thread that is inside (it waits for a lock that a stopped process holds).
+SHUT_SECONDS = 5.0
+#: A thread that waits for another thread of its process looks this often whether the object has been closed.
+SHUT_SLICE_SECONDS = 0.1
+#: An investigation that cannot finish (somebody living stays inside) gives up after this long; waiters start another one later.
+INVESTIGATION_SECONDS = 0.25
+_LOOK_AGAIN_SECONDS = 0.001
+
+REENTERED = (
+    "this thread is already inside an operation on the same object (called from a signal handler, a __del__ or a __reduce__ that ran "
+    "in the middle of it?); hand the work to another thread or do it later"
+)
+
+
+def never(_block: bool = True, _timeout: float | None = None) -> bool:
+    """Stands in for the local semaphore's acquire where there is none yet, so that the fast path needs no check of its own."""
+    return False
+
+
+class RobustLock:
+    """One lock of a segment, seen from one process; its threads share this object.
+
+    The fast paths of queue and counter repeat the bodies of `try_acquire` and `release` in line, where a function call would be felt.
+
+    Args:
+        rows: the table of processes.
+        number: which of the segment's locks this is, from 0.
+        permit: the semaphore, created with one permit of at most one.
+        recoveries_at: word that counts take-overs.
+        join: gives this process a row and opens its locks (`open`); False when the deadline passed; raises when the object is closed.
+    """
+
+    __slots__ = (
+        "_column",
+        "_given_for_dead",
+        "_join",
+        "_local",
+        "_permit",
+        "_recoveries_at",
+        "_stuck_at",
+        "_stuck_since",
+        "at",
+        "local_acquire",
+        "local_release",
+        "permit_acquire",
+        "permit_release",
+        "rows",
+        "value",
+        "words",
+    )
+
+    def __init__(self, rows: Rows, number: int, permit: Semaphore, *, recoveries_at: int, join: Callable[[float | None], bool]) -> None:
+        self.rows = rows
+        self.words = rows.words
+        self._column = FIRST_LOCK + number
+        self._permit = permit
+        self.permit_acquire = permit.acquire
+        self.permit_release = permit.release
+        self._recoveries_at = recoveries_at
+        # Permits that this process has given back for the dead: the semaphore counts them as ours.
+        self._given_for_dead = 0
+        self._join = join
+        self._local: Semaphore | None = None
+        self.local_acquire: Callable[..., bool] = never
+        self.local_release: Callable[[], None] = _nothing_to_release
+        self.at = 0
+        self.value = 0
+        self._stuck_at = -1
+        self._stuck_since = 0.0
+
+    # -- taking part -------------------------------------------------------------------------------------------------------
+
+    def open(self, row: int) -> None:
+        """Start to use the row at word `row`."""
+        local = Semaphore.private()
+        self._local = local
+        self.at = row + self._column
+        self.value = 0
+        self._stuck_at = -1
+        self.local_release = local.release
+        self.local_acquire = local.acquire
+
+    def begin_to_shut(self) -> bool:
+        """Wait until no thread of this process is inside; False where the lock has not been opened.
+
+        Raises:
+            RuntimeError: this very thread is inside.
+        """
+        if self._local is None:
+            return False
+        if self.held_here():
+            raise RuntimeError(REENTERED)
+        # Whoever waits for the permit meanwhile looks at `_local` in every slice.
+        return self.local_acquire(True, SHUT_SECONDS)
+
+    def shut(self) -> None:
+        """Stop: every further attempt of this process ends in the slow path, where `join` decides what to say."""
+        self.local_acquire = never
+        self._local = None
+
+    def forget(self) -> None:
+        """After a fork, in the child: the row, and the lock between threads, are the parent's."""
+        self.local_acquire = never
+        self._local = None
+        # What the parent holds at this moment is not ours, but the semaphore object counts it as ours.
+        self._given_for_dead = -self._permit.raw._count()
+
+    # -- the lock ------------------------------------------------------------------------------------------------------------
+
+    def try_acquire(self) -> bool:
+        """Take the lock if it is free. Never blocks, except to join when this process is new."""
+        if not self.local_acquire(False):
+            return False
+        words, at, value = self.words, self.at, self.value
+        words[at] = value + INSIDE
+        if self.permit_acquire(False):
+            return True
+        self.value = words[at] = value + ATTEMPT
+        self.local_release()
+        return False
+
+    def acquire(self, deadline: float | None = None) -> bool:
+        """Take the lock, waiting for it until `deadline` (`time.monotonic`, None = for ever). False when it has passed.
+
+        Raises:
+            RuntimeError: this very thread is inside already; it would wait for itself.
+        """
+        if not self._acquire_local(deadline):
+            return False
+        try:
+            return self._acquire_permit(deadline)
+        except BaseException:
+            self.unwind()
+            raise
+
+    def release(self) -> None:
+        """Give the lock back."""
+        self.permit_release()
+        self.value = self.words[self.at] = (self.value | LOW) + 1
+        self.local_release()
+
+    def held_here(self) -> bool:
+        """Whether this thread is inside."""
+        local = self._local
+        return local is not None and local.raw._is_mine()
+
+    def refuse_reentry(self) -> None:
+        """Raise RuntimeError if this thread is inside. To be called before the `try` whose `finally` calls `unwind`."""
+        if self.held_here():
+            raise RuntimeError(REENTERED)
+
+    def unwind(self) -> None:
+        """Leave, however far this thread has come: give back what it has, do nothing where it has nothing.
+
+        An exception may come between any two instructions (Ctrl-C), so who takes the lock does it inside a `try` with this in its `finally`.
+        """
+        if not self.held_here():
+            return
+        if self._permit.raw._count() + self._given_for_dead > 0:
+            self.permit_release()
+        self.value = self.words[self.at] = (self.value | LOW) + 1
+        self.local_release()
+
+    def _acquire_local(self, deadline: float | None) -> bool:
+        while True:
+            local = self._local
+            if local is None:
+                if not self._join(deadline):
+                    return False
+                continue
+            if local.raw._is_mine():
+                raise RuntimeError(REENTERED)
+            wait = SHUT_SLICE_SECONDS if deadline is None else min(SHUT_SLICE_SECONDS, deadline - time.monotonic())
+            if local.acquire(True, wait) if wait > 0 else local.acquire(False):
+                return True
+            # A lock that is shut is never given back: notice it, and let `join` say why.
+            if self._local is local and deadline is not None and time.monotonic() >= deadline:
+                return False
+
+    def _acquire_permit(self, deadline: float | None) -> bool:
+        """Wait for the permit in slices, looking for a dead holder from time to time.
+
+        On False the local lock is free again, or the object has been shut.
+        """
+        words, at = self.words, self.at
+        while True:
+            now = time.monotonic()
+            wait = SLICE_SECONDS if deadline is None else min(SLICE_SECONDS, deadline - now)
+            words[at] = self.value + INSIDE
+            if self.permit_acquire(True, wait) if wait > 0 else self.permit_acquire(False):
+                return True
+            self.value = words[at] = self.value + ATTEMPT
+            now = time.monotonic()
+            if self._stuck_for(now) >= STUCK_SECONDS:
+                self._investigate(deadline)
+                self._stuck_since = time.monotonic()
+                if self.permit_acquire_inside():
+                    return True
+            if self._local is None:
+                return False
+            if deadline is not None and now >= deadline:
+                self.local_release()
+                return False
+
+    def permit_acquire_inside(self) -> bool:
+        """One more try for the permit, holding the local lock; outside again when it fails."""
+        self.words[self.at] = self.value + INSIDE
+        if self.permit_acquire(False):
+            return True
+        self.value = self.words[self.at] = self.value + ATTEMPT
+        return False
+
+    def _stuck_for(self, now: float) -> float:
+        """How long this process has failed to get the permit, counted over calls (one short time-out after the other finds the dead, too)."""
+        completed = self.value >> 20
+        if completed != self._stuck_at:
+            self._stuck_at = completed
+            self._stuck_since = now - SLICE_SECONDS
+        return now - self._stuck_since
+
+    # -- the dead ------------------------------------------------------------------------------------------------------------
+
+    def _investigate(self, deadline: float | None) -> None:
+        """Give the permit back for its holder, if that is dead. Called while outside (and holding the local lock)."""
+        now = time.monotonic()
+        give_up = now + INVESTIGATION_SECONDS
+        if deadline is not None:
+            # Even the shortest time-outs together must find the dead: what is left of the time, but at least a short look.
+            give_up = min(give_up, max(deadline, now + SHORTEST_LOOK_SECONDS))
+        # Whoever has the file lock already is about to find out for everybody.
+        with self.rows.exclusive(time.monotonic()) as alone:
+            if alone:
+                self._recover(give_up)
+
+    def _recover(self, give_up: float) -> None:
+        words = self.words
+        column = self._column
+        mine = self.at - column
+        everyone = [(at, process) for at, process in self.rows.taken() if at != mine]
+        living = [(at, process) for at, process in everyone if identity.is_alive(process)]
+        before = {at: words[at + column] for at, _ in living}
+        words[self.at] = self.value + INSIDE
+        if self.permit_acquire(False):
+            # Nobody is stuck. Let the wait above take it in the ordinary way.
+            self.permit_release()
+            self.value = words[self.at] = (self.value | LOW) + 1
+            return
+        self.value = words[self.at] = self.value + ATTEMPT
+        after = {at: words[at + column] for at, _ in living}
+        waiting = [at for at, _ in living if after[at] & INSIDE]
+        while waiting:
+            if time.monotonic() >= give_up:
+                return
+            time.sleep(_LOOK_AGAIN_SECONDS)
+            waiting = [at for at in waiting if words[at + column] == after[at]]
+        for at, process in living:
+            if words[at + column] >> 20 != before[at] >> 20 or not identity.is_alive(process):
+                return
+        words[self._recoveries_at] += 1
+        for at, process in everyone:
+            if (at, process) not in living:
+                self.rows.bury(at)
+        self._given_for_dead += 1
+        self.permit_release()
+
+
+def _nothing_to_release() -> None:
+    raise RuntimeError("released a lock that this process has not opened")

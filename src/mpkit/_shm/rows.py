@@ -1,0 +1,138 @@
+"""Which processes take part: one row for each, in which it says what it is doing.
+
+A row is one cache line, so that neighbours do not slow each other down::
+
+    word 0        pid, 0 in a free row; stored last when a process joins, first when it leaves
+    word 1        start time of that process (a pid alone may have been given to another process since)
+    word 2 to 7   one word for each robust lock of the segment (see robust_lock)
+
+Only the process itself writes its lock words. Rows are handed out, and rows of the dead taken back, under a lock of the file system
+(`Rows.exclusive`), which the kernel frees when its holder dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+
+from mpkit._platform import filelock, identity
+from mpkit._platform.identity import ProcessIdentity
+from mpkit._shm.segment import Segment
+from mpkit.errors import SharedMemoryExhausted
+
+ROW_WORDS = 8
+FIRST_LOCK = 2
+MAX_LOCKS = ROW_WORDS - FIRST_LOCK
+
+# How often a process looks again for the file lock that another one holds; its holders are done in microseconds (joining) or in
+# well under a second (investigating), and file locks cannot be waited for with a time limit.
+_RETRY_SECONDS = 0.002
+
+
+class Rows:
+    """The table of rows in one segment, seen from one process.
+
+    Args:
+        segment: where the table lies; its file is the file lock.
+        start: index of the table's first word.
+        capacity: how many rows there are.
+        used_at: index of the word that counts the rows ever handed out (what lies above has never been used).
+    """
+
+    __slots__ = ("_capacity", "_start", "_used_at", "segment", "threads", "words")
+
+    def __init__(self, segment: Segment, *, start: int, capacity: int, used_at: int) -> None:
+        self.segment = segment
+        self.words = segment.words
+        self._start = start
+        self._capacity = capacity
+        self._used_at = used_at
+        # File locks of this kind belong to the process: threads need one more. Whoever closes a file descriptor of this segment takes it
+        # as well, because closing any of them would drop the process's file lock.
+        self.threads = threading.Lock()
+
+    @contextlib.contextmanager
+    def exclusive(self, deadline: float | None) -> Iterator[bool]:
+        """Be the only one in all processes who changes rows or investigates. Yields False when the deadline passed first."""
+        if not self.threads.acquire(timeout=-1 if deadline is None else max(deadline - time.monotonic(), 0)):
+            yield False
+            return
+        try:
+            held = filelock.try_lock(self.segment.fd)
+            while not held and (deadline is None or time.monotonic() < deadline):
+                time.sleep(_RETRY_SECONDS)
+                held = filelock.try_lock(self.segment.fd)
+            try:
+                yield held
+            finally:
+                if held:
+                    filelock.unlock(self.segment.fd)
+        finally:
+            self.threads.release()
+
+    def join(self, deadline: float | None) -> int:
+        """Take a row for this process and return the index of its first word, or -1 when the deadline passed.
+
+        Raises:
+            SharedMemoryExhausted: every row belongs to a living process.
+        """
+        me = identity.current()
+        with self.exclusive(deadline) as alone:
+            if not alone:
+                return -1
+            at = self._free_row()
+            words = self.words
+            for word in range(1, ROW_WORDS):
+                words[at + word] = 0
+            words[at + 1] = me.started
+            words[at] = me.pid
+            return at
+
+    def forget(self) -> None:
+        """After a fork, in the child: a thread that does not exist here may have held the lock."""
+        self.threads = threading.Lock()
+
+    def leave(self, at: int) -> None:
+        """Give this process's row back."""
+        self.words[at] = 0
+
+    def bury(self, at: int) -> None:
+        """Free the row of a dead process (only under `exclusive`)."""
+        self.words[at] = 0
+
+    def taken(self) -> list[tuple[int, ProcessIdentity]]:
+        """First word and process of every row in use, dead ones included."""
+        words = self.words
+        found: list[tuple[int, ProcessIdentity]] = []
+        for number in range(words[self._used_at]):
+            at = self._start + number * ROW_WORDS
+            pid = words[at]
+            if pid:
+                found.append((at, ProcessIdentity(pid, words[at + 1])))
+        return found
+
+    def holder(self, at: int) -> ProcessIdentity | None:
+        """The process that the row at word `at` belongs to."""
+        pid = self.words[at]
+        return ProcessIdentity(pid, self.words[at + 1]) if pid else None
+
+    def _free_row(self) -> int:
+        words = self.words
+        used = words[self._used_at]
+        for number in range(used):
+            at = self._start + number * ROW_WORDS
+            if words[at] == 0:
+                return at
+        if used < self._capacity:
+            at = self._start + used * ROW_WORDS
+            words[self._used_at] = used + 1
+            return at
+        for at, process in self.taken():
+            if not identity.is_alive(process):
+                self.bury(at)
+                return at
+        raise SharedMemoryExhausted(
+            f"{self._capacity} living processes use this object already, which is the most; let some of them close it"
+        )

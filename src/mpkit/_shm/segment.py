@@ -1,0 +1,216 @@
+"""A piece of shared memory: a mapped file that other processes open by its name.
+
+Files lie in ``/dev/shm`` where there is one with room, else in the temporary directory (slower to create, same semantics).
+They belong to the user alone (0600, checked again when opened), are reserved in full before the first byte is touched, so a full
+file system is an error at the call that asks for memory and never a SIGBUS later, and can be extended at the end.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import secrets
+import stat
+import sys
+import tempfile
+import time
+
+from mpkit._platform import identity
+from mpkit._shm import names
+from mpkit.errors import HandleLost, SharedMemoryExhausted
+
+PAGE = mmap.ALLOCATIONGRANULARITY
+SHM_DIRECTORY = "/dev/shm"
+PREFIX = "mpkit-"
+
+_NO_ROOM = {errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EFBIG}
+_TRY_ELSEWHERE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR}
+_OPEN_FLAGS = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+
+
+# What a closed segment maps: nothing of anybody.
+_GONE = mmap.mmap(-1, PAGE)
+
+
+class Segment:
+    """One mapped file.
+
+    Attributes:
+        name: the absolute path, which `attach` takes in another process.
+        size: bytes mapped by this object (the file may have grown since).
+        mm: the mapping; slices of it copy.
+        words: the same bytes as 8-byte words. One item assignment is one aligned 8-byte store, which no reader can see half
+            done and no kill can interrupt half way (`memoryview` packs a native "Q" with a single 8-byte copy;
+            `struct.pack_into` would clear its target first).
+        fd: the open file, for extending it and for file locks.
+    """
+
+    __slots__ = ("__weakref__", "_exported_at", "_owner_pid", "fd", "mm", "name", "size", "words")
+
+    def __init__(self, name: str, fd: int, size: int, *, owned: bool) -> None:
+        self.name = name
+        self.fd = fd
+        self.size = size
+        self._owner_pid = os.getpid() if owned else 0
+        self._exported_at: float | None = None
+        self.mm = map_file(fd, size)
+        self.words = memoryview(self.mm).cast("B").cast("Q")
+
+    @classmethod
+    def create(cls, size: int, *, kind: str) -> Segment:
+        """Create and reserve a segment of at least `size` bytes (rounded up to whole pages), all zero.
+
+        Raises:
+            SharedMemoryExhausted: neither shared memory nor the temporary directory has the room, or this process may not open
+                or map more. Nothing is left behind.
+        """
+        size = round_up(size, PAGE)
+        me = identity.current()
+        base = f"{PREFIX}{kind}-{me.pid}-{me.started}-{secrets.token_hex(8)}"
+        failure: OSError | None = None
+        for directory in _directories():
+            path = os.path.join(directory, base)
+            try:
+                fd = os.open(path, _OPEN_FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
+            except OSError as error:
+                failure = failure or error
+                if error.errno in _TRY_ELSEWHERE:
+                    continue
+                raise exhausted(error, size) from error
+            # From here on a kill leaves the name to the tracker.
+            names.own(path, "segment")
+            try:
+                reserve(fd, 0, size)
+                return cls(path, fd, size, owned=True)
+            except BaseException as error:
+                os.close(fd)
+                names.remove(path)
+                if not isinstance(error, OSError):
+                    raise
+                failure = failure or error
+                if error.errno not in _TRY_ELSEWHERE:
+                    raise exhausted(error, size) from error
+        assert failure is not None
+        raise exhausted(failure, size) from failure
+
+    @classmethod
+    def attach(cls, name: str) -> Segment:
+        """Open a segment that another process (or this one) created.
+
+        Raises:
+            HandleLost: the name is gone: its creator has removed it or has exited.
+            PermissionError: the file belongs to another user or is open to others; it is not trusted.
+            SharedMemoryExhausted: this process may not open or map more.
+        """
+        if not os.path.basename(name).startswith(PREFIX):
+            raise ValueError(f"{name!r} is not the name of an mpkit segment")
+        try:
+            fd = os.open(name, _OPEN_FLAGS)
+        except FileNotFoundError as error:
+            raise HandleLost(
+                f"{name!r} is gone: the process that created it has closed it or has exited; keep the creator alive until every "
+                "handle under way has been opened"
+            ) from error
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                raise exhausted(error, 0) from error
+            raise
+        try:
+            status = os.fstat(fd)
+            check_private(name, status)
+            return cls(name, fd, status.st_size, owned=False)
+        except BaseException as error:
+            os.close(fd)
+            if isinstance(error, OSError) and error.errno in _NO_ROOM:
+                raise exhausted(error, 0) from error
+            raise
+
+    def mark_exported(self) -> None:
+        """Tell that a handle has been pickled now: the name stays for a while although this object may go."""
+        self._exported_at = time.monotonic()
+
+    @property
+    def closed(self) -> bool:
+        return self.fd < 0
+
+    def close(self) -> None:
+        """Give back this process's mapping (now, or when the last view of it goes) and, in the creator, let go of the name."""
+        if self.fd < 0:
+            return
+        os.close(self.fd)
+        self.fd = -1
+        # Dropped rather than closed: a thread that is still at work, or a view that somebody holds, keeps the mapping until it goes.
+        self.mm = _GONE
+        self.words = memoryview(_GONE).cast("B").cast("Q")
+        if self._owner_pid == os.getpid():
+            names.let_go(self.name, self._exported_at)
+
+    def unlink(self) -> None:
+        """Remove the name now (creator only; elsewhere it does nothing). Those who have the segment open keep it."""
+        if self._owner_pid == os.getpid():
+            names.remove(self.name)
+
+    def __del__(self) -> None:
+        if getattr(self, "fd", -1) >= 0 and hasattr(self, "words"):
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"<Segment {os.path.basename(self.name)} {'closed' if self.closed else f'{self.size} bytes'}>"
+
+
+def map_file(fd: int, size: int, offset: int = 0) -> mmap.mmap:
+    """Map `size` bytes of the file from `offset` on, shared and writable."""
+    if sys.platform == "win32":
+        return mmap.mmap(fd, size, access=mmap.ACCESS_WRITE, offset=offset)
+    return mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=offset)
+
+
+def reserve(fd: int, offset: int, size: int) -> None:
+    """Make the file reach to `offset + size` and give it its memory now, so that no later store can fail.
+
+    Raises:
+        OSError: ENOSPC and its like; the file may have become longer, which does no harm.
+    """
+    if hasattr(os, "posix_fallocate"):
+        # tmpfs reserves pages here; without it a store into a full tmpfs is a SIGBUS.
+        os.posix_fallocate(fd, offset, size)
+    elif os.fstat(fd).st_size < offset + size:
+        # No posix_fallocate (macOS, Windows): writing the zeros reserves as well.
+        os.lseek(fd, offset, os.SEEK_SET)
+        block = bytes(1 << 20)
+        left = size
+        while left > 0:
+            left -= os.write(fd, block[:left])
+
+
+def check_private(name: str, status: os.stat_result) -> None:
+    """Refuse a file that another user owns or can write to: what lies in it is going to be unpickled."""
+    if not stat.S_ISREG(status.st_mode):
+        raise PermissionError(errno.EPERM, "not a regular file", name)
+    if hasattr(os, "geteuid") and (status.st_uid != os.geteuid() or status.st_mode & 0o077):
+        raise PermissionError(
+            errno.EPERM, f"belongs to user {status.st_uid} with mode {stat.S_IMODE(status.st_mode):o}; mpkit opens its user's files only", name
+        )
+
+
+def exhausted(error: OSError, size: int) -> SharedMemoryExhausted:
+    """The public error for a file, map or semaphore that the system refused."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        remedy = "too many open files: raise RLIMIT_NOFILE (ulimit -n) or close what is not needed"
+    elif error.errno == errno.ENOMEM:
+        remedy = "this process may not map more memory: raise RLIMIT_AS (ulimit -v) or free some"
+    else:
+        remedy = f"no room in {SHM_DIRECTORY} nor in {tempfile.gettempdir()}: free some, or give the container more (docker run --shm-size)"
+    wanted = f"cannot reserve {size} bytes of shared memory" if size else "cannot open shared memory"
+    return SharedMemoryExhausted(f"{wanted} ({error.strerror or error}); {remedy}")
+
+
+def round_up(value: int, unit: int) -> int:
+    return -(-value // unit) * unit
+
+
+def _directories() -> list[str]:
+    # tmpfs first: its pages never travel to a disk.
+    fall_back = tempfile.gettempdir()
+    return [SHM_DIRECTORY, fall_back] if os.path.isdir(SHM_DIRECTORY) else [fall_back]

@@ -1,0 +1,111 @@
+"""A named semaphore, as thin as it can be: the two C methods of multiprocessing's own semaphore, and who removes the name."""
+
+from __future__ import annotations
+
+import errno
+import secrets
+import sys
+import time
+from collections.abc import Callable
+
+from mpkit._platform import identity, seam
+from mpkit._shm import names
+from mpkit._shm.segment import PREFIX, exhausted
+from mpkit.errors import HandleLost
+
+#: The most that a counting semaphore can hold (POSIX guarantees at least this much).
+MAX_VALUE = 32767
+
+Acquire = Callable[..., bool]
+
+
+class Semaphore:
+    """A counter of permits that processes share; it has no owner and no memory of who took what.
+
+    Attributes:
+        acquire: ``acquire(block=True, timeout=None) -> bool``, the C method itself. It lets other threads run while it waits and
+            Python signal handlers run in between. ``acquire(False)`` costs half of a blocking call.
+        release: adds one permit, never blocks; ValueError when the maximum is reached.
+        name: what `attach` takes in another process.
+    """
+
+    __slots__ = ("_exported_at", "_owner_pid", "acquire", "name", "raw", "release")
+
+    def __init__(self, name: str, raw: seam.SemLock, *, owner_pid: int) -> None:
+        self.name = name
+        self.raw = raw
+        self._owner_pid = owner_pid
+        self._exported_at: float | None = None
+        self.acquire: Acquire = raw.acquire
+        self.release: Callable[[], None] = raw.release
+
+    @classmethod
+    def create(cls, value: int, maxvalue: int, *, kind: str, name: str | None = None) -> Semaphore:
+        """Create a semaphore with `value` permits of at most `maxvalue`, under a new name or the one given.
+
+        Raises:
+            SharedMemoryExhausted: the system has no room for another one.
+            OSError: this platform has no named semaphores (Windows).
+        """
+        if sys.platform == "win32":
+            raise OSError(
+                errno.ENOTSUP, "mpkit's queues, locks and pools need named semaphores, which Python does not offer on Windows; use them under Linux, macOS or WSL"
+            )
+        me = identity.current()
+        # macOS allows 31 characters in all: the start time stays out of the name there and here.
+        name = name or f"/{PREFIX}{kind[:1]}-{me.pid}-{secrets.token_hex(6)}"
+        try:
+            raw = seam.SemLock(seam.SEMAPHORE_KIND, value, maxvalue, name, False)
+        except OSError as error:
+            raise exhausted(error, 32) from error
+        names.own(name, "semaphore")
+        return cls(name, raw, owner_pid=me.pid)
+
+    @classmethod
+    def attach(cls, name: str, maxvalue: int) -> Semaphore:
+        """Open a semaphore that another process created.
+
+        Raises:
+            HandleLost: the name is gone.
+        """
+        try:
+            raw = seam.rebuild_semaphore(name, maxvalue)
+        except FileNotFoundError as error:
+            raise HandleLost(f"semaphore {name!r} is gone: the process that created it has closed it or has exited") from error
+        except OSError as error:
+            raise exhausted(error, 0) from error
+        return cls(name, raw, owner_pid=0)
+
+    @classmethod
+    def private(cls, value: int = 1) -> Semaphore:
+        """A semaphore without a name, for the threads of this process; cheaper to take and give than a `threading.Lock`."""
+        me = identity.current()
+        name = f"/{PREFIX}t-{me.pid}-{secrets.token_hex(6)}"
+        try:
+            # `True`: the name is removed before the constructor returns.
+            raw = seam.SemLock(seam.SEMAPHORE_KIND, value, max(value, 1), name, True)
+        except OSError as error:
+            raise exhausted(error, 32) from error
+        return cls("", raw, owner_pid=0)
+
+    def mark_exported(self) -> None:
+        """Tell that a handle has been pickled now: the name stays for a while although this object may go."""
+        self._exported_at = time.monotonic()
+
+    def close(self) -> None:
+        """In the creator, let go of the name. The semaphore itself goes with the last reference to this object."""
+        if self._owner_pid == identity.current().pid:
+            self._owner_pid = 0
+            names.let_go(self.name, self._exported_at)
+
+    def unlink(self) -> None:
+        """Remove the name now (creator only; elsewhere it does nothing)."""
+        if self._owner_pid == identity.current().pid:
+            names.remove(self.name)
+
+    def __del__(self) -> None:
+        if getattr(self, "_owner_pid", 0):
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"<Semaphore {self.name or 'private'}>"

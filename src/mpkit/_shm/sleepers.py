@@ -1,0 +1,99 @@
+"""Who sleeps until something happens, and who must be woken: tickets under a lock, tokens in a semaphore.
+
+Two counters in shared memory. ``slept`` is raised by everybody who is going to sleep, under the lock of the sleeping side;
+``posted`` is raised by whoever wakes, under the lock of the waking side, once for each token put into the semaphore. So
+
+    tokens in the semaphore + (slept - posted)  =  sleepers
+
+always holds for the living. The truth about *what* is waited for is elsewhere: a token is only a reason to look again. A sleeper that is
+killed leaves a ticket or a token too many, which costs one look in vain; a waker killed between ``posted`` and its token, or a
+woken sleeper killed before it looked, leaves one sleeper unwoken, which is why nobody sleeps longer than `SLICE_SECONDS` without
+looking.
+
+No wake-up is lost: a sleeper stores ``slept`` and then looks at the truth again; a waker stores the truth and then looks at ``slept``. Between
+store and look each of them gives a lock back, whose atomic operation is the full barrier that this pattern needs on every machine.
+"""
+
+from __future__ import annotations
+
+import time
+
+from mpkit._shm.semaphore import MAX_VALUE, Semaphore
+
+#: The longest sleep without a look. Five looks a second cost less than a ten-thousandth of a core.
+SLICE_SECONDS = 0.2
+
+#: Where both counters start, so that taking back a ticket never goes below zero.
+FIRST_TICKET = 1 << 20
+
+
+class Sleepers:
+    """One group of sleepers.
+
+    Args:
+        words: the segment's words.
+        slept_at: index of the counter that the sleeping side writes.
+        posted_at: index of the counter that the waking side writes.
+        tokens: the semaphore, created with no permits and a maximum of `MAX_VALUE`.
+    """
+
+    __slots__ = ("posted_at", "slept_at", "tokens", "words")
+
+    def __init__(self, words: memoryview[int], *, slept_at: int, posted_at: int, tokens: Semaphore) -> None:
+        self.words = words
+        self.slept_at = slept_at
+        self.posted_at = posted_at
+        self.tokens = tokens
+
+    def format(self) -> None:
+        """Set both counters to their start (in the creator, before anybody else sees them)."""
+        self.words[self.slept_at] = FIRST_TICKET
+        self.words[self.posted_at] = FIRST_TICKET
+
+    # -- the sleeping side, under its lock -----------------------------------------------------------------------------
+
+    def enter(self) -> None:
+        """Take a ticket. Look at the truth again after giving the lock back, before `sleep`."""
+        self.words[self.slept_at] += 1
+
+    def leave(self) -> None:
+        """Hand a ticket back that no token has been taken for (a token that has come meanwhile is taken instead)."""
+        if not self.tokens.acquire(False):
+            self.words[self.slept_at] -= 1
+
+    # -- the sleeping side, holding nothing ------------------------------------------------------------------------------
+
+    def sleep(self, deadline: float | None) -> bool:
+        """Wait for a token: until one comes (True), the slice is over or the deadline has passed (False)."""
+        if deadline is None:
+            return self.tokens.acquire(True, SLICE_SECONDS)
+        return self.tokens.acquire(True, min(SLICE_SECONDS, max(deadline - time.monotonic(), 0.0)))
+
+    # -- the waking side, under its lock -----------------------------------------------------------------------------------
+
+    def due(self, most: int) -> int:
+        """Promise tokens to up to `most` sleepers; `post` them after giving the lock back."""
+        words = self.words
+        posted = words[self.posted_at]
+        waiting = words[self.slept_at] - posted
+        number = min(waiting, most, MAX_VALUE)
+        if number <= 0:
+            return 0
+        words[self.posted_at] = posted + number
+        return number
+
+    def post(self, number: int) -> None:
+        """Hand out the tokens that `due` has promised."""
+        release = self.tokens.release
+        try:
+            for _ in range(number):
+                release()
+        except ValueError:
+            # The semaphore is full of tokens that the dead have not taken: everybody who sleeps is awake already.
+            return
+
+    # -- anybody -----------------------------------------------------------------------------------------------------------
+
+    def waiting(self) -> int:
+        """How many sleep now: exact when nobody has been killed asleep, else possibly too high."""
+        return max(self.words[self.slept_at] - self.words[self.posted_at], 0)
