@@ -1,16 +1,16 @@
 """Every exception that mpkit raises on purpose.
 
-All derive from `MpkitError`, and each also from what callers of the standard library catch today, so that code
-written for `queue`, `multiprocessing` or `concurrent.futures` keeps working unchanged. Each survives a pickle
-round trip with its message, its attributes, its notes and its ``__cause__``.
+All derive from `MpkitError`, and each also from what callers of the standard library catch today, so that
+code written for `queue`, `multiprocessing` or `concurrent.futures` keeps working unchanged. Each survives a
+pickle round trip with its message, its attributes, its notes and its ``__cause__``.
 
 Constructors take the message first (most compose one from the attributes when it is left out) and the
 attributes by keyword.
 
-This module imports nothing of mpkit and nothing outside the standard library. It does import
-``concurrent.futures.process``, which a class that *is* a ``BrokenProcessPool`` needs: after what mpkit loads in any
-case (``multiprocessing.connection``, ``concurrent.futures``) it costs about 2 ms, once per process. Classes made on
-demand would save that and cost every reader more.
+This module imports nothing of mpkit. It does import ``concurrent.futures.process``, which a class that *is* a
+``BrokenProcessPool`` needs: after what mpkit loads in any case (``multiprocessing.connection``,
+``concurrent.futures``) it costs about 2 ms, once per process. Classes made on demand would save that and cost
+every reader more.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class _SystemError(MpkitError, OSError):
         return (self.strerror,)
 
 
-# --- queues and handles -----------------------------------------------------------------------------------------
+# --- queues and handles -------------------------------------------------------------------------------------
 
 
 class QueueEmpty(MpkitError, queue.Empty):
@@ -114,7 +114,7 @@ class QueueShutDown(MpkitError, _ShutDown):
 class ClosedError(MpkitError, ValueError, RuntimeError):
     """A queue, a pool or a process handle was used after its `close()`.
 
-    Both a `ValueError` (what `multiprocessing` raises) and a `RuntimeError` (what `concurrent.futures` raises).
+    Both a `ValueError`, which `multiprocessing` raises, and a `RuntimeError`, as `concurrent.futures` does.
     """
 
 
@@ -187,7 +187,7 @@ class SerializationError(MpkitError, pickle.PicklingError):
     """
 
 
-# --- tasks ------------------------------------------------------------------------------------------------------
+# --- tasks --------------------------------------------------------------------------------------------------
 
 if sys.version_info >= (3, 11):
 
@@ -340,18 +340,21 @@ class WorkerMemoryExceeded(MpkitError, MemoryError):
         self.limit = limit
 
 
-# --- pools ------------------------------------------------------------------------------------------------------
+# --- pools --------------------------------------------------------------------------------------------------
 
 
 class InitializerFailed(MpkitError, BrokenProcessPool):
-    """The initializer of a pool raised. Every pending task gets this once; the original is the ``__cause__``."""
+    """The initializer of a pool raised.
+
+    Every pending task gets this once, with the original exception as its ``__cause__``.
+    """
 
 
 class PoolBroken(MpkitError, BrokenProcessPool):
     """Workers cannot be started at all; the text says why, and what to do."""
 
 
-# --- other processes --------------------------------------------------------------------------------------------
+# --- other processes ----------------------------------------------------------------------------------------
 
 
 class ProcessGone(_SystemError, ProcessLookupError):
@@ -390,7 +393,7 @@ class AccessDenied(_SystemError, PermissionError):
         self.pid = pid
 
 
-# --- wording ----------------------------------------------------------------------------------------------------
+# --- wording ------------------------------------------------------------------------------------------------
 
 
 def _survives_pickling(error: BaseException) -> bool:

@@ -38,16 +38,19 @@ def test_a_child_is_seen_and_removed() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="orphans can be adopted on Linux only")
 def test_an_orphan_is_seen_and_removed() -> None:
     before = leftovers.take()
-    # The orphan must not keep the pipe that its parent's output is read from to the end.
-    code = (
-        "import subprocess, sys\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'input()'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)\n"
-        "child.returncode = 0  # no warning about a child that is meant to go on\n"
-        "print(child.pid, flush=True)\n"
-    )
+    code = """if True:
+        import subprocess, sys
+        # Not on this process's output: the test reads that to its end.
+        quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        child = subprocess.Popen([sys.executable, "-c", "input()"], **quiet)
+        child.returncode = 0  # no warning about a child that is meant to go on
+        print(child.pid, flush=True)
+    """
     read, write = os.pipe()  # the orphan's standard input, open as long as this test
     try:
-        parent = subprocess.run([sys.executable, "-c", code], stdin=read, stdout=subprocess.PIPE, text=True, check=True)
+        parent = subprocess.run(
+            [sys.executable, "-c", code], stdin=read, stdout=subprocess.PIPE, text=True, check=True
+        )
         left = leftovers.since(before)
         assert f"process {int(parent.stdout)}" in "".join(left.describe())
         left.remove()

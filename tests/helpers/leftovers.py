@@ -1,7 +1,7 @@
 """What a test leaves behind: child processes, threads, shared-memory files, semaphores, temporary files.
 
-On Linux the process of the tests becomes a "child subreaper": a grandchild whose parent dies becomes its child instead of
-init's, so an orphan cannot slip out of sight. Zombies of such orphans are reaped here.
+On Linux the process of the tests becomes a "child subreaper": a grandchild whose parent dies becomes its
+child instead of init's, so an orphan cannot slip out of sight. Zombies of such orphans are reaped here.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def since(earlier: Snapshot) -> Snapshot:
     left = take() - earlier
     if not left:
         return left
-    # What nothing refers to any more, a garbage collection may still have to free: a cycle through an exception's
-    # traceback is not a leak.
+    # What nothing refers to any more, a garbage collection may still have to free: a cycle through an
+    # exception's traceback is not a leak.
     gc.collect()
     deadline = time.monotonic() + PATIENCE
     while (left := take() - earlier) and time.monotonic() < deadline:
@@ -143,7 +143,11 @@ def _files() -> Iterable[Path]:
         except FileNotFoundError:
             continue  # no such directory on this platform
         for name in entries:
-            if name.startswith(("mpkit-", "sem.mpkit")) and not _belongs_elsewhere(name) and name not in lingering:
+            if (
+                name.startswith(("mpkit-", "sem.mpkit"))
+                and not _belongs_elsewhere(name)
+                and name not in lingering
+            ):
                 yield Path(directory, name)
 
 
@@ -155,8 +159,9 @@ def _belongs_elsewhere(name: str) -> bool:
     try:
         return not _is_ours(psutil.Process(pid))
     except psutil.NoSuchProcess:
-        # The creator is dead, and nothing tells any more whose child it was. It was ours, unless another run of tests
-        # goes on at the same time: then the file may lie there until that run's resource tracker removes it.
+        # The creator is dead, and nothing tells any more whose child it was. It was ours, unless another run
+        # of tests goes on at the same time: then the file may lie there until that run's resource tracker
+        # removes it.
         return any(
             "pytest" in " ".join(process.info["cmdline"] or ()) and not _is_ours(process)
             for process in psutil.process_iter(["cmdline"])
@@ -167,11 +172,11 @@ def _is_ours(process: psutil.Process) -> bool:
     try:
         return os.getpid() in (process.pid, *(parent.pid for parent in process.parents()))
     except psutil.NoSuchProcess:
-        return False  # ended in between: no other run of tests, and its files are removed as those of the dead
+        return False  # ended in between: its files are removed as those of the dead are
 
 
 def _lingering() -> set[str]:
-    """The files whose removal this process has put off on purpose, because a handle to them may be under way."""
+        return False  # ended in between: its files go as those of the dead do
     names = sys.modules.get("mpkit._shm.names")
     if names is None:
         return set()

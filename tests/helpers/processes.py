@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -62,8 +62,8 @@ def python(
 ) -> Iterator[subprocess.Popen[str]]:
     """A fresh interpreter with `arguments`, in a process group of its own, its output in text pipes.
 
-    For what must not happen in the process of the tests: Ctrl-C, a SIGKILL of the parent, an import from cold.
-    When the block is left, whatever remains of the group is killed and the process is waited for.
+    For what must not happen in the process of the tests: Ctrl-C, a SIGKILL of the parent, an import from
+    cold. When the block is left, whatever remains of the group is killed and the process is waited for.
     """
     options.setdefault("stdin", subprocess.DEVNULL)
     options.setdefault("stdout", subprocess.PIPE)
@@ -79,10 +79,9 @@ def python(
     try:
         yield process
     finally:
-        try:
+        # That all of the group have ended and been waited for is what a test should reach.
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # all of the group have ended and been waited for: what a test should reach
         process.wait()
         for stream in (process.stdin, process.stdout, process.stderr):
             if stream is not None:
@@ -95,7 +94,10 @@ def run_python(
     timeout: float = PATIENCE,
     check: bool = True,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a fresh interpreter to its end and return its output; with `check`, a failure fails the test with it."""
+    """Run a fresh interpreter to its end and return its output.
+
+    With `check`, an exit code other than 0 fails the test, and the output is shown.
+    """
     with python(*arguments, env=env) as process:
         out, err = process.communicate(timeout=timeout)
     if check:

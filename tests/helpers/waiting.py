@@ -14,8 +14,8 @@ PATIENCE = 60.0
 def wait_until(condition: Callable[[], object], what: str, *, timeout: float = PATIENCE) -> None:
     """Return once `condition()` is true; fail, naming `what`, when it is not within `timeout` seconds.
 
-    For states without an event to wait for (a file that goes, a process that is reaped by another). Where there is
-    a queue, a pipe or a sentinel, wait for that instead.
+    For states without an event to wait for (a file that goes, a process that is reaped by another). Where
+    there is a queue, a pipe or a sentinel, wait for that instead.
     """
     deadline = time.monotonic() + timeout
     pause = 0.001

@@ -125,7 +125,9 @@ def test_a_second_round_trip_changes_nothing() -> None:
     assert same(once, pickle.loads(pickle.dumps(once)))
 
 
-@pytest.mark.parametrize("cause", [Untravelled(1, 2), ValueError(lambda: None)], ids=["unpickling", "pickling"])
+@pytest.mark.parametrize(
+    "cause", [Untravelled(1, 2), ValueError(lambda: None)], ids=["unpickling", "pickling"]
+)
 def test_a_cause_that_cannot_travel_becomes_a_note(cause: Exception) -> None:
     error = errors.InitializerFailed("the initializer raised")
     error.__cause__ = cause
