@@ -172,11 +172,11 @@ def _is_ours(process: psutil.Process) -> bool:
     try:
         return os.getpid() in (process.pid, *(parent.pid for parent in process.parents()))
     except psutil.NoSuchProcess:
-        return False  # ended in between: its files are removed as those of the dead are
+        return False  # ended in between: its files go as those of the dead do
 
 
 def _lingering() -> set[str]:
-        return False  # ended in between: its files go as those of the dead do
+    """The files whose removal this process has put off, because a handle to them may be under way."""
     names = sys.modules.get("mpkit._shm.names")
     if names is None:
         return set()
