@@ -39,7 +39,7 @@ class Generations:
         self._words = words
         self._mm = mm
         self._regions = regions
-        self._first_words = words[layout.FIRST_RING :]
+        self._first_words = words[layout.FIRST_RING : layout.FIRST_RING + layout.FIRST_RING_WORDS]
 
     def view(self, generation: int) -> RingView:
         """The ring of a generation that is in use (by the caller's side, under its lock; else what it shows may be stale)."""

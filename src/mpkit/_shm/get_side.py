@@ -21,6 +21,7 @@ from mpkit._shm.put_side import BIG, PATIENCE_SECONDS, PutSide, big_places, big_
 from mpkit._shm.queue_file import QueueFile
 from mpkit._shm.ring import COUNT_LIMIT, COUNT_MASK, INDEX_BITS, INDEX_MASK, ONE, WRAP
 from mpkit._shm.robust_lock import LOW
+from mpkit._shm.sleepers import Sleepers
 from mpkit._shm.spin import SpinBudget
 from mpkit._shm.views import open_views
 from mpkit.errors import QueueShutDown
@@ -173,26 +174,50 @@ class GetSide:
         while self.unfinished():
             if deadline is not None and time.monotonic() >= deadline:
                 return False
-            token = False
-            entered = False
+            ticket = False
             try:
                 self._lock.refuse_reentry()
                 try:
-                    if self._lock.acquire(deadline):
-                        done.enter()
-                        entered = True
+                    if not self._lock.acquire(deadline):
+                        return False
+                    done.enter()
+                    ticket = True
                 finally:
                     self._lock.unwind()
-                if entered and self.unfinished():
-                    token = done.sleep(deadline)
+                if self.unfinished() and done.sleep(deadline):
+                    ticket = False
             finally:
-                if entered and not token:
-                    self._lock.refuse_reentry()
-                    try:
-                        if self._lock.acquire(time.monotonic() + PATIENCE_SECONDS):
-                            done.leave()
-                    finally:
-                        self._lock.unwind()
+                if ticket:
+                    self._leave(done)
+        return True
+
+    # -- for those who wait without taking -------------------------------------------------------------------------------------
+
+    def has_item(self) -> bool:
+        """Whether `get` would not wait: there is an item, or the queue is shut down."""
+        return self._file.generations.size() > 0 or self._puts.is_shut_down
+
+    def wait_for_item(self, deadline: float) -> bool:
+        """Wait until `has_item`; False when the deadline passed first."""
+        lock, items = self._lock, self._file.items
+        while not self.has_item():
+            if time.monotonic() >= deadline:
+                return False
+            ticket = False
+            try:
+                lock.refuse_reentry()
+                try:
+                    if not lock.acquire(deadline):
+                        return False
+                    items.enter()
+                    ticket = True
+                finally:
+                    lock.unwind()
+                if not self.has_item() and items.sleep(deadline):
+                    ticket = False
+            finally:
+                if ticket:
+                    self._leave(self._file.items)
         return True
 
     # -- waiting -------------------------------------------------------------------------------------------------------------------
@@ -241,7 +266,7 @@ class GetSide:
                     idle += 1
         finally:
             if ticket:
-                self._leave_items()
+                self._leave(self._file.items)
 
     def _spin_for_items(self) -> None:
         """Look for an item for a moment."""
@@ -252,12 +277,12 @@ class GetSide:
                 return
         self._spin.failed()
 
-    def _leave_items(self) -> None:
-        """Hand the ticket back of a getter that gives up."""
+    def _leave(self, sleepers: Sleepers) -> None:
+        """Hand the ticket back of somebody who gives up."""
         self._lock.refuse_reentry()
         try:
             if self._lock.acquire(time.monotonic() + PATIENCE_SECONDS):
-                self._file.items.leave()
+                sleepers.leave()
         finally:
             self._lock.unwind()
 

@@ -2,14 +2,14 @@
 
 Words that different sides write lie on different cache lines (8 words), so that putters and getters do not slow each other down::
 
-    line 0      what is fixed, and what is rarely written
+    line 0      what every shared object has (see shared_object), and what is fixed
     line 1      written by putters, under their lock
     line 2      written by getters, under their lock
     line 3      written under the getters' lock by task_done and join
     GENERATIONS for each generation of the ring (modulo) the region that it lies in
     REGIONS     the table of regions (see regions)
-    ROWS        the table of processes (see rows)
     FIRST_RING  region 0: the ring that every queue begins with
+    ROWS        the table of processes (see rows), reserved as it fills
 
 A ring in a region is one line with its tail, one with its head, the records, and one last word that always says WRAP, so that a getter at
 the end of the records need not compare its index with the capacity.
@@ -19,11 +19,12 @@ from __future__ import annotations
 
 from mpkit._shm.regions import ENTRY_WORDS
 from mpkit._shm.rows import ROW_WORDS
+from mpkit._shm.shared_object import FIRST_FREE_WORD, MAGIC_BASE
 
-MAGIC_VALUE = 0x6D706B6974_0001
-"""ASCII "mpkit" and the version of this layout."""
+MAGIC_VALUE = MAGIC_BASE | 0x51
+"""A queue of this version."""
 
-MAGIC, MAXSIZE, MAX_BYTES, RECOVERIES, ROWS_USED, FILE_END = range(6)
+MAXSIZE, MAX_BYTES, FILE_END = range(FIRST_FREE_WORD, FIRST_FREE_WORD + 3)
 
 PUT_GENERATION = 8
 ITEMS_POSTED = 9
@@ -47,12 +48,15 @@ GENERATION_SLOTS = 64
 REGIONS = GENERATIONS + GENERATION_SLOTS
 REGION_SLOTS = 128
 
-ROWS = REGIONS + REGION_SLOTS * ENTRY_WORDS
-ROW_SLOTS = 512
+FIRST_RING = REGIONS + REGION_SLOTS * ENTRY_WORDS
+#: What is reserved for a new queue.
+RESERVED_BYTES = 48 * 1024
+FIRST_RING_WORDS = RESERVED_BYTES // 8 - FIRST_RING
 
-FIRST_RING = ROWS + ROW_SLOTS * ROW_WORDS
-FILE_BYTES = 81920
-FIRST_RING_WORDS = FILE_BYTES // 8 - FIRST_RING
+ROWS = RESERVED_BYTES // 8
+#: As many processes may use one queue at a time.
+ROW_SLOTS = 4096
+FILE_BYTES = (ROWS + ROW_SLOTS * ROW_WORDS) * 8
 
 RING_TAIL = 0
 RING_HEAD = 8

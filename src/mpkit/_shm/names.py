@@ -3,8 +3,8 @@
 A name (a file or a semaphore) is needed only to *open* a thing: removing it hurts nobody who has it open. So each name has one
 owner, the process that created it, and is removed
 
-- when the owner's object is dropped, unless a handle to it was pickled a short while ago and may still be under way
-  (a child that is being started, a task in a queue): then it stays for `LINGER_SECONDS` more;
+- when the owner's object is dropped, unless a handle to it has been pickled and may still be under way (a child that is being
+  started, a task in a queue), or other processes have the thing open: then it stays, and this is looked at again from time to time;
 - at the owner's exit, after multiprocessing has joined its children;
 - by multiprocessing's resource tracker, if the owner is killed.
 """
@@ -16,18 +16,19 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Literal
 
 from mpkit._platform import seam
 
 NameType = Literal["segment", "semaphore"]
 
-#: How long a name outlives the owner's object after a handle was last pickled. A child process starts in well under a
-#: minute; the names cost one page each.
+#: How long a name outlives the owner's object at least, if a handle has been pickled, and how often it is looked at again. A child process
+#: starts in well under a minute; what lingers are a few pages.
 LINGER_SECONDS = 60.0
 
 _owned: dict[str, NameType] = {}
-_lingering: deque[tuple[float, str]] = deque()
+_lingering: deque[tuple[float, str, str, Callable[[str], bool] | None]] = deque()
 # Re-entrant because a garbage collection, and with it a `__del__` that lets a name go, can start while it is held.
 _guard = threading.RLock()
 _exit_hook_pid = 0
@@ -60,18 +61,22 @@ def hand_over(name: str) -> None:
         _owned.pop(name, None)
 
 
-def let_go(name: str, exported_at: float | None) -> None:
-    """The owner's object is gone: remove `name` now, or later when a handle may still be under way.
+def let_go(name: str, about: str, exported_at: float | None, in_use: Callable[[str], bool] | None) -> None:
+    """The owner's object is gone: remove `name` now, or later when somebody may still need it.
 
     Args:
         name: what `own` was told.
+        about: what `in_use` is asked about.
         exported_at: when a handle was last pickled (`time.monotonic`), or None if never.
+        in_use: tells whether other processes have the thing open, and so may pass its name on.
     """
-    if exported_at is None or name not in _owned:
+    if name not in _owned:
+        return
+    if exported_at is None and not (in_use and in_use(about)):
         remove(name)
         return
     with _guard:
-        _lingering.append((exported_at + LINGER_SECONDS, name))
+        _lingering.append((time.monotonic() + LINGER_SECONDS, name, about, in_use))
 
 
 def owned_names() -> list[str]:
@@ -86,8 +91,8 @@ def _sweep() -> None:
         with _guard:
             if not _lingering or _lingering[0][0] > now:
                 return
-            _, name = _lingering.popleft()
-        remove(name)
+            _, name, about, in_use = _lingering.popleft()
+        let_go(name, about, None, in_use)
 
 
 def _remove_all() -> None:
@@ -116,7 +121,7 @@ def _tracker_name(name: str) -> str:
     return "/" + os.path.basename(name)
 
 
-def _tracker_type(kind: NameType) -> str:
+def _tracker_type(kind: NameType) -> seam.TrackedType:
     return "semaphore" if kind == "semaphore" else "shared_memory"
 
 

@@ -240,8 +240,43 @@ class PutSide:
         return struct.pack(f"={len(numbers)}Q", *numbers)
 
     def drop_big(self, record: bytes) -> None:
-        """The item was not put after all."""
-        self._file.regions.free(big_region(record))
+        """The item was not put after all (or was, just before an exception came: then its region is QUEUED and stays)."""
+        self._file.regions.free_unpublished(big_region(record))
+
+    def used_bytes(self) -> int:
+        """What the queued items occupy: exact when nobody is at work, else from one moment to the next. Never blocks."""
+        gets, puts, used = self._file.generations.snapshot()
+        return used + self._file.regions.queued_bytes(gets, puts, COUNT_MASK)
+
+    # -- for those who wait without putting ------------------------------------------------------------------------------------
+
+    def progress(self) -> int:
+        """A number that changes when room is made or the queue is shut down."""
+        gets, _, _ = self._file.generations.snapshot()
+        return -1 if self.is_shut_down else gets
+
+    def wait_for_progress(self, seen: int, deadline: float) -> bool:
+        """Wait until `progress` is no longer `seen`; False when the deadline passed first."""
+        lock, room = self._lock, self._file.room
+        while self.progress() == seen:
+            if time.monotonic() >= deadline:
+                return False
+            ticket = False
+            try:
+                lock.refuse_reentry()
+                try:
+                    if not lock.acquire(deadline):
+                        return False
+                    room.enter()
+                    ticket = True
+                finally:
+                    lock.unwind()
+                if self.progress() == seen and room.sleep(deadline):
+                    ticket = False
+            finally:
+                if ticket:
+                    self._leave_room()
+        return True
 
     def trim(self, deadline: float) -> None:
         """Give memory back to the system that an empty queue does not need (called under the getters' lock)."""
@@ -354,7 +389,7 @@ class PutSide:
         if left <= 0:
             return _FULL
         if file.max_bytes:
-            used = self._used_bytes()
+            used = self.used_bytes()
             if used and used + weight > file.max_bytes:
                 return _FULL
         capacity = self._capacity()
@@ -387,10 +422,6 @@ class PutSide:
         # Getters may go on to the next generation while we look: what we then see was true before, and they only make room.
         head = self._ring[RING_HEAD] if generation == self._generation else file.generations.view(generation).words[RING_HEAD]
         return file.maxsize - (((tail >> INDEX_BITS) - (head >> INDEX_BITS)) & COUNT_MASK)
-
-    def _used_bytes(self) -> int:
-        gets, puts, used = self._file.generations.snapshot()
-        return used + self._file.regions.queued_bytes(gets, puts, COUNT_MASK)
 
     def _capacity(self) -> int:
         return len(self._ring) - RING_RECORDS - 1 if len(self._ring) <= INDEX_MASK else INDEX_MASK - RING_RECORDS - 1

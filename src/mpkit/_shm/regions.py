@@ -134,6 +134,11 @@ class Regions:
         """One store by whoever has the region in his hands."""
         self.words[self._start + number * ENTRY_WORDS] = FREE
 
+    def free_unpublished(self, number: int) -> None:
+        """Free a region that its own writer has not published."""
+        if self.words[self._start + number * ENTRY_WORDS] == WRITING:
+            self.free(number)
+
     def pin(self, number: int) -> None:
         """Take the region out of use for ever (one store by its holder)."""
         self.words[self._start + number * ENTRY_WORDS] = PINNED

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 
 from mpkit._platform import filelock, identity
 from mpkit._platform.identity import ProcessIdentity
-from mpkit._shm.segment import Segment
+from mpkit._shm.segment import Segment, exhausted, reserve
 from mpkit.errors import SharedMemoryExhausted
 
 ROW_WORDS = 8
@@ -127,6 +127,11 @@ class Rows:
                 return at
         if used < self._capacity:
             at = self._start + used * ROW_WORDS
+            # The table is reserved page by page; a queue of two processes should not cost what five hundred need.
+            try:
+                reserve(self.segment.fd, at << 3, ROW_WORDS << 3)
+            except OSError as error:
+                raise exhausted(error, ROW_WORDS << 3) from error
             words[self._used_at] = used + 1
             return at
         for at, process in self.taken():

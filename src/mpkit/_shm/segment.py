@@ -15,6 +15,7 @@ import stat
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 from mpkit._platform import identity
 from mpkit._shm import names
@@ -58,8 +59,13 @@ class Segment:
         self.words = memoryview(self.mm).cast("B").cast("Q")
 
     @classmethod
-    def create(cls, size: int, *, kind: str) -> Segment:
+    def create(cls, size: int, *, kind: str, reserved: int | None = None) -> Segment:
         """Create and reserve a segment of at least `size` bytes (rounded up to whole pages), all zero.
+
+        Args:
+            size: bytes to map.
+            kind: a word for the name, without "-".
+            reserved: bytes at the beginning to reserve now; the rest must be reserved (`reserve`) before it is touched. None = all.
 
         Raises:
             SharedMemoryExhausted: neither shared memory nor the temporary directory has the room, or this process may not open
@@ -81,7 +87,8 @@ class Segment:
             # From here on a kill leaves the name to the tracker.
             names.own(path, "segment")
             try:
-                reserve(fd, 0, size)
+                os.ftruncate(fd, size)
+                reserve(fd, 0, size if reserved is None else min(reserved, size))
                 return cls(path, fd, size, owned=True)
             except BaseException as error:
                 os.close(fd)
@@ -95,8 +102,8 @@ class Segment:
         raise exhausted(failure, size) from failure
 
     @classmethod
-    def attach(cls, name: str) -> Segment:
-        """Open a segment that another process (or this one) created.
+    def attach(cls, name: str, size: int | None = None) -> Segment:
+        """Open a segment that another process (or this one) created, and map it, or only its first `size` bytes.
 
         Raises:
             HandleLost: the name is gone: its creator has removed it or has exited.
@@ -119,10 +126,13 @@ class Segment:
         try:
             status = os.fstat(fd)
             check_private(name, status)
-            return cls(name, fd, status.st_size, owned=False)
+            if size is not None and status.st_size < size:
+                # Its creator died, or is still at work, between the first two steps of making it.
+                raise HandleLost(f"{name!r} has never been finished by the process that began to create it")
+            return cls(name, fd, status.st_size if size is None else size, owned=False)
         except BaseException as error:
             os.close(fd)
-            if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            if isinstance(error, OSError) and error.errno in _NO_ROOM and not isinstance(error, HandleLost):
                 raise exhausted(error, 0) from error
             raise
 
@@ -134,8 +144,12 @@ class Segment:
     def closed(self) -> bool:
         return self.fd < 0
 
-    def close(self) -> None:
-        """Give back this process's mapping (now, or when the last view of it goes) and, in the creator, let go of the name."""
+    def close(self, in_use: Callable[[str], bool] | None = None) -> None:
+        """Give back this process's mapping (now, or when the last view of it goes) and, in the creator, let go of the name.
+
+        Args:
+            in_use: tells whether other processes still need the name (see `names.let_go`).
+        """
         if self.fd < 0:
             return
         os.close(self.fd)
@@ -144,7 +158,7 @@ class Segment:
         self.mm = _GONE
         self.words = memoryview(_GONE).cast("B").cast("Q")
         if self._owner_pid == os.getpid():
-            names.let_go(self.name, self._exported_at)
+            names.let_go(self.name, self.name, self._exported_at, in_use)
 
     def unlink(self) -> None:
         """Remove the name now (creator only; elsewhere it does nothing). Those who have the segment open keep it."""
@@ -175,8 +189,8 @@ def reserve(fd: int, offset: int, size: int) -> None:
     if hasattr(os, "posix_fallocate"):
         # tmpfs reserves pages here; without it a store into a full tmpfs is a SIGBUS.
         os.posix_fallocate(fd, offset, size)
-    elif os.fstat(fd).st_size < offset + size:
-        # No posix_fallocate (macOS, Windows): writing the zeros reserves as well.
+    else:
+        # No posix_fallocate (macOS, Windows): writing zeros reserves as well. What is reserved is never in use yet.
         os.lseek(fd, offset, os.SEEK_SET)
         block = bytes(1 << 20)
         left = size

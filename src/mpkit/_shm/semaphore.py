@@ -92,11 +92,16 @@ class Semaphore:
         """Tell that a handle has been pickled now: the name stays for a while although this object may go."""
         self._exported_at = time.monotonic()
 
-    def close(self) -> None:
-        """In the creator, let go of the name. The semaphore itself goes with the last reference to this object."""
+    def close(self, segment_name: str = "", in_use: Callable[[str], bool] | None = None) -> None:
+        """In the creator, let go of the name. The semaphore itself goes with the last reference to this object.
+
+        Args:
+            segment_name: the segment that it belongs to, which `in_use` is asked about.
+            in_use: tells whether other processes still need the name (see `names.let_go`).
+        """
         if self._owner_pid == identity.current().pid:
             self._owner_pid = 0
-            names.let_go(self.name, self._exported_at)
+            names.let_go(self.name, segment_name, self._exported_at, in_use)
 
     def unlink(self) -> None:
         """Remove the name now (creator only; elsewhere it does nothing)."""

@@ -23,7 +23,7 @@ from mpkit._shm.semaphore import MAX_VALUE, Semaphore
 #: The longest sleep without a look. Five looks a second cost less than a ten-thousandth of a core.
 SLICE_SECONDS = 0.2
 
-#: Where both counters start, so that taking back a ticket never goes below zero.
+#: Where both counters start in a new file, so that taking back a ticket never goes below zero.
 FIRST_TICKET = 1 << 20
 
 
@@ -44,11 +44,6 @@ class Sleepers:
         self.slept_at = slept_at
         self.posted_at = posted_at
         self.tokens = tokens
-
-    def format(self) -> None:
-        """Set both counters to their start (in the creator, before anybody else sees them)."""
-        self.words[self.slept_at] = FIRST_TICKET
-        self.words[self.posted_at] = FIRST_TICKET
 
     # -- the sleeping side, under its lock -----------------------------------------------------------------------------
 

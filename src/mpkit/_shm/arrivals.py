@@ -1,0 +1,127 @@
+"""Waiting for a queue inside an event loop: one thread for each side that coroutines wait for, only as long as any of them does.
+
+The thread takes nothing from the queue and puts nothing in: it only tells the coroutines to try again. So a coroutine that is cancelled
+has lost nothing, and one that was told for nothing waits again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from mpkit._shm.get_side import GetSide
+from mpkit._shm.put_side import PutSide
+from mpkit.errors import MpkitError
+
+#: A thread that nobody waits for any more ends after this long.
+_LINGER_SECONDS = 0.2
+#: How long the thread waits for the queue before it looks whether anybody still waits for it.
+_LOOK_SECONDS = 1.0
+
+
+class _Waiter(NamedTuple):
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[None]
+    seen: int
+
+
+class _Watch:
+    """The thread of one side, and who waits for it.
+
+    Args:
+        name: of the thread.
+        wait: ``wait(seen, deadline)`` blocks until it is worth trying again for somebody who has seen the count `seen`, or the deadline.
+        changed: ``changed(seen)`` tells the same without waiting.
+    """
+
+    def __init__(self, name: str, wait: Callable[[int, float], object], changed: Callable[[int], bool]) -> None:
+        self._name = name
+        self._wait = wait
+        self._changed = changed
+        self._condition = threading.Condition()
+        self._waiters: list[_Waiter] = []
+        self._thread: threading.Thread | None = None
+        self._stopped = False
+
+    async def wait(self, seen: int) -> None:
+        loop = asyncio.get_running_loop()
+        waiter = _Waiter(loop, loop.create_future(), seen)
+        with self._condition:
+            self._waiters.append(waiter)
+            if self._thread is None and not self._stopped:
+                # A daemon: a program that ends while a coroutine waits must not be held up. It holds nothing that could be lost.
+                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                self._thread.start()
+            self._condition.notify()
+            stopped = self._stopped
+        try:
+            if not stopped:
+                await waiter.future
+        finally:
+            with self._condition:
+                if waiter in self._waiters:
+                    self._waiters.remove(waiter)
+
+    def stop(self) -> None:
+        with self._condition:
+            self._stopped = True
+            thread = self._thread
+            self._tell(list(self._waiters))
+            self._condition.notify()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(_LOOK_SECONDS + _LINGER_SECONDS)
+
+    def _run(self) -> None:
+        while True:
+            with self._condition:
+                if not self._waiters and not self._stopped:
+                    self._condition.wait(_LINGER_SECONDS)
+                if not self._waiters or self._stopped:
+                    self._thread = None
+                    return
+                seen = self._waiters[0].seen
+            try:
+                self._wait(seen, time.monotonic() + _LOOK_SECONDS)
+                with self._condition:
+                    self._tell([waiter for waiter in self._waiters if self._changed(waiter.seen)])
+            except MpkitError:
+                # Closed meanwhile: each coroutine meets the reason when it tries again.
+                with self._condition:
+                    self._tell(list(self._waiters))
+
+    def _tell(self, waiters: list[_Waiter]) -> None:
+        for waiter in waiters:
+            self._waiters.remove(waiter)
+            # A loop that is closed has nobody left to tell.
+            with contextlib.suppress(RuntimeError):
+                waiter.loop.call_soon_threadsafe(_finish, waiter.future)
+
+
+def _finish(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+class Arrivals:
+    """Both sides of one handle."""
+
+    def __init__(self, puts: PutSide, gets: GetSide) -> None:
+        self._items = _Watch("mpkit-queue-items", lambda _seen, deadline: gets.wait_for_item(deadline), lambda _seen: gets.has_item())
+        self._room = _Watch("mpkit-queue-room", puts.wait_for_progress, lambda seen: puts.progress() != seen)
+
+    async def item(self) -> None:
+        """Return when it is worth trying to take an item."""
+        await self._items.wait(0)
+
+    async def room(self, seen: int) -> None:
+        """Return when it is worth trying to put an item, for somebody who failed when `PutSide.progress` was `seen`."""
+        await self._room.wait(seen)
+
+    def stop(self) -> None:
+        """End the threads; coroutines that wait try again (and find the queue closed)."""
+        self._items.stop()
+        self._room.stop()

@@ -1,0 +1,244 @@
+"""What a queue, a lock and a counter have in common: one file, some semaphores, a table of processes, robust locks.
+
+Every such file begins with the same five words, so that whoever finds one can tell what it is and who uses it::
+
+    word 0   magic: what it is, and the version of its layout; stored last by the creator
+    word 1   index of the table of processes
+    word 2   capacity of that table
+    word 3   rows of it that have ever been used
+    word 4   how many locks were taken over from the dead
+
+One process has one `SharedObject` for one file, however many handles it has: it has one row, and closing one of two descriptors of a
+file would give up its file lock.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+from mpkit._platform import identity
+from mpkit._shm.robust_lock import RobustLock
+from mpkit._shm.rows import Rows
+from mpkit._shm.segment import Segment
+from mpkit._shm.semaphore import Semaphore
+from mpkit.errors import ClosedError, HandleLost
+
+MAGIC, ROWS_AT, ROWS_CAPACITY, ROWS_USED, RECOVERIES = range(5)
+FIRST_FREE_WORD = 5
+#: "mpkit" in ASCII, the version of all layouts, and room for the kind.
+MAGIC_BASE = 0x6D706B6974 << 16 | 1 << 8
+
+_Self = TypeVar("_Self", bound="SharedObject")
+
+_open_objects: weakref.WeakValueDictionary[str, SharedObject] = weakref.WeakValueDictionary()
+_opening = threading.RLock()
+
+
+class Form(NamedTuple):
+    """What the file of one kind of object looks like."""
+
+    kind: str
+    """A word for the file's name."""
+    magic: int
+    file_bytes: int
+    reserved_bytes: int
+    rows_at: int
+    rows_capacity: int
+    semaphores: tuple[tuple[int, int], ...]
+    """First value and maximum of each semaphore; the first `locks` are the permits of robust locks."""
+    locks: int
+    noun: str
+    """What users call it."""
+
+
+class SharedObject:
+    """One object as this process has it open; every handle and thread of the process shares it."""
+
+    __slots__ = ("__weakref__", "_closing", "_row", "closed", "locks", "name", "rows", "segment", "semaphores", "words")
+
+    form: ClassVar[Form]
+
+    def __init__(self, segment: Segment, semaphores: list[Semaphore]) -> None:
+        form = self.form
+        self.closed = False
+        self._row = 0
+        self._closing = threading.Lock()
+        self.name = segment.name
+        self.segment = segment
+        self.semaphores = semaphores
+        self.words = segment.words
+        self.rows = Rows(segment, start=form.rows_at, capacity=form.rows_capacity, used_at=ROWS_USED)
+        self.locks = [
+            RobustLock(self.rows, number, semaphores[number], recoveries_at=RECOVERIES, join=self._join) for number in range(form.locks)
+        ]
+
+    @classmethod
+    def create(cls: type[_Self], **options: Any) -> _Self:
+        """Make a new object; `options` go to `_format`.
+
+        Raises:
+            SharedMemoryExhausted: no room; nothing is left behind.
+        """
+        form = cls.form
+        segment = Segment.create(form.file_bytes, kind=form.kind, reserved=form.reserved_bytes)
+        semaphores: list[Semaphore] = []
+        try:
+            for number, (value, maximum) in enumerate(form.semaphores):
+                semaphores.append(Semaphore.create(value, maximum, kind=form.kind, name=_semaphore_name(segment.name, number)))
+            words = segment.words
+            words[ROWS_AT] = form.rows_at
+            words[ROWS_CAPACITY] = form.rows_capacity
+            cls._format(words, **options)
+            words[MAGIC] = form.magic
+            made = cls(segment, semaphores)
+        except BaseException:
+            for semaphore in semaphores:
+                semaphore.close()
+            segment.close()
+            raise
+        with _opening:
+            _open_objects[made.name] = made
+        return made
+
+    @classmethod
+    def _format(cls, words: memoryview[int], **options: Any) -> None:
+        """Write what a new object of this class begins with."""
+        raise TypeError(f"{cls.__name__} cannot be created")
+
+    @classmethod
+    def attach(cls: type[_Self], name: str) -> _Self:
+        """Open an object that exists, or share what this process has open.
+
+        Raises:
+            HandleLost: the name is gone.
+            SharedMemoryExhausted: this process may not open or map more.
+        """
+        form = cls.form
+        with _opening:
+            known = _open_objects.get(name)
+            if isinstance(known, cls) and not known.closed:
+                return known
+            segment = Segment.attach(name, form.file_bytes)
+            if segment.words[MAGIC] != form.magic:
+                raise HandleLost(f"{name!r} is no {form.noun} of this version of mpkit, or its creator died while making it")
+            semaphores = [Semaphore.attach(_semaphore_name(name, number), maximum) for number, (_, maximum) in enumerate(form.semaphores)]
+            found = cls(segment, semaphores)
+            # At once, not at the first use: the rows tell the creator that its names are still needed.
+            found._join(None)
+            _open_objects[name] = found
+            return found
+
+    def mark_exported(self) -> None:
+        """A handle has been pickled: the names must outlive this process's handles for a while."""
+        self.check_open()
+        self.segment.mark_exported()
+        for semaphore in self.semaphores:
+            semaphore.mark_exported()
+
+    def check_open(self) -> None:
+        """Raise ClosedError if this process has closed the object."""
+        if self.closed:
+            raise ClosedError(f"this {self.form.noun} has been closed in this process")
+
+    def recoveries(self) -> int:
+        """How many locks were taken over from dead processes."""
+        return self.words[RECOVERIES]
+
+    def close(self) -> None:
+        """Leave the object: operations of other threads that are under way end first, later ones raise ClosedError.
+
+        Raises:
+            RuntimeError: called from inside an operation of this very thread (a signal handler).
+        """
+        with self._closing:
+            if self.closed:
+                return
+            for lock in self.locks:
+                lock.begin_to_shut()
+            for lock in self.locks:
+                lock.shut()
+            self.closed = True
+            in_use = in_use_elsewhere if _others(self.rows) else None
+            if self._row:
+                self.rows.leave(self._row)
+                self._row = 0
+            # Closing a descriptor of the file gives up the process's file lock: not in the middle of an investigation.
+            with self.rows.threads:
+                self._close_more()
+                self.segment.close(in_use)
+            for semaphore in self.semaphores:
+                semaphore.close(self.name, in_use)
+
+    def _close_more(self) -> None:
+        """What a subclass has to let go of as well."""
+
+    def _join(self, deadline: float | None) -> bool:
+        """Give this process a row and open the locks; called by a lock's slow path where there is none."""
+        timeout = -1 if deadline is None else max(deadline - time.monotonic(), 0)
+        if not self._closing.acquire(timeout=timeout):
+            return False
+        try:
+            self.check_open()
+            if not self._row:
+                row = self.rows.join(deadline)
+                if row < 0:
+                    return False
+                for lock in self.locks:
+                    lock.open(row)
+                self._row = row
+            return True
+        finally:
+            self._closing.release()
+
+    def forget_after_fork(self) -> None:
+        """In the child: the row is the parent's, and threads that do not exist here may have held anything."""
+        self._closing = threading.Lock()
+        self._row = 0
+        self.rows.forget()
+        if not self.closed:
+            for lock in self.locks:
+                lock.forget()
+
+    def __del__(self) -> None:
+        if not getattr(self, "closed", True) and hasattr(self, "locks"):
+            self.close()
+
+
+def in_use_elsewhere(name: str) -> bool:
+    """Whether a living process other than this one has the object in the file `name` open."""
+    try:
+        segment = Segment.attach(name)
+    except (OSError, ValueError):
+        return False
+    try:
+        words = segment.words
+        rows = Rows(segment, start=words[ROWS_AT], capacity=words[ROWS_CAPACITY], used_at=ROWS_USED)
+        return _others(rows)
+    finally:
+        segment.close()
+
+
+def _others(rows: Rows) -> bool:
+    me = identity.current()
+    return any(process != me and identity.is_alive(process) for _, process in rows.taken())
+
+
+def _semaphore_name(segment_name: str, number: int) -> str:
+    """Derived from the file's name, so that a handle is one name; macOS allows 31 characters."""
+    _, _, pid, _, random = os.path.basename(segment_name).split("-")
+    return f"/mpkit-{pid}-{random[:12]}-{number}"
+
+
+def _forget_after_fork() -> None:
+    global _opening
+    _opening = threading.RLock()
+    for shared in list(_open_objects.values()):
+        shared.forget_after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)

@@ -1,0 +1,541 @@
+"""`BoundedQueue`: a first-in first-out queue between processes that keeps what `queue.Queue` promises.
+
+This module turns objects into records and back, checks arguments and gives results their public names; how records travel, and why nothing
+is lost when a process is killed, stands in ``docs/explanation/queue-protocol.md`` and in `mpkit._shm`.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
+
+from typing_extensions import Self
+
+from mpkit._platform.deadlines import check_timeout, deadline_of
+from mpkit._shm.get_side import BigRecord, GetSide
+from mpkit._shm.open_queue import OpenQueue
+from mpkit._shm.put_side import BIG, PutSide
+from mpkit._wire.codec import decode, encode, loads
+from mpkit.errors import ClosedError, HandleLost, QueueEmpty, QueueFull, QueueShutDown, SharedMemoryExhausted
+
+if TYPE_CHECKING:
+    from mpkit._shm.arrivals import Arrivals
+
+__all__ = ["BoundedQueue", "QueueStatistics"]
+
+T = TypeVar("T")
+
+#: Pickles up to this size travel inside the ring; larger ones, and buffers of this size or more, get a region of their own, from which the
+#: receiver uses them in place.
+_INLINE_BYTES: Final = 32 * 1024
+
+
+@dataclass(frozen=True)
+class QueueStatistics:
+    """What a queue holds and has seen, at one moment.
+
+    Attributes:
+        size: items in the queue.
+        bytes: what they occupy in shared memory, with 8 to 15 bytes of administration for each.
+        maxsize: the bound on items, 0 for none.
+        max_bytes: the bound on bytes, None for none.
+        puts: items ever put.
+        gets: items ever taken (or thrown away by ``shutdown(immediate=True)``).
+        waiting_putters: calls that wait for room now. A process that is killed while it waits may stay counted until the next wake-up.
+        waiting_getters: calls that wait for an item now; likewise.
+        recoveries: how often a lock was taken over from a process that died while it held it.
+    """
+
+    size: int
+    bytes: int
+    maxsize: int
+    max_bytes: int | None
+    puts: int
+    gets: int
+    waiting_putters: int
+    waiting_getters: int
+    recoveries: int
+
+
+class BoundedQueue(Generic[T]):
+    """A first-in first-out queue for any number of putting and getting processes and threads.
+
+    It keeps the documented semantics of `queue.Queue` between processes, on every platform:
+
+    - one order for everyone; `qsize`, `empty` and `full` are exact; `get_nowait` right after a `put` anywhere finds the item;
+    - `put` pickles in the caller: an error is raised there and leaves the queue unchanged, and later changes of the object do not travel;
+    - once `put` has returned, the item survives the death of the process that put it. There is no feeder thread: nothing to flush, no
+      dead-lock when a process is joined;
+    - any process that uses the queue may be killed at any instruction: the others go on within half a second. What is lost is at most what a
+      killed getter had in its hands; nothing is duplicated, torn or reordered;
+    - a handle can be pickled anywhere: as an argument of a process under every start method, of a task in a running pool, inside an item of
+      another queue.
+
+    Large buffers (numpy arrays, bytes) are written once into shared memory; the receiver works on them in place, and they are its own.
+
+    Args:
+        maxsize: the most items that the queue holds; 0 or less: bounded by memory only.
+        max_bytes: the most bytes that the queued items may occupy together; None for no such bound. An item counts the length of its
+            pickle and buffers, rounded up to 8, and 8 more; an empty queue takes any item of at most `max_bytes`.
+
+    Raises:
+        TypeError: `maxsize` or `max_bytes` is not an integer.
+        ValueError: `max_bytes` is less than 1.
+        SharedMemoryExhausted: there is no room for the queue (some 70 KiB); nothing is left behind.
+
+    Safe from: any process, any thread. Not from a signal handler or a ``__del__`` that interrupts an operation on the same queue, which gets a
+    RuntimeError instead of waiting for itself.
+
+    Example:
+        >>> from mpkit import BoundedQueue
+        >>> with BoundedQueue(maxsize=2) as queue:
+        ...     queue.put("spam")
+        ...     queue.get()
+        'spam'
+    """
+
+    __slots__ = ("__weakref__", "_arrivals", "_file", "_gets", "_lost", "_name", "_puts", "_try_get", "_try_put")
+
+    def __init__(self, maxsize: int = 0, *, max_bytes: int | None = None) -> None:
+        items = max(_integer("maxsize", maxsize), 0)
+        if items >= 1 << 36:
+            raise ValueError(f"maxsize must be less than 2**36, not {maxsize}; 0 means bounded by memory only")
+        limit = 0
+        if max_bytes is not None:
+            limit = _integer("max_bytes", max_bytes)
+            if limit < 1:
+                raise ValueError(f"max_bytes must be at least 1, not {max_bytes}; None means no bound")
+        self._open(OpenQueue.create(maxsize=items, max_bytes=limit))
+
+    def _open(self, file: OpenQueue) -> None:
+        self._name = file.name
+        self._lost: HandleLost | SharedMemoryExhausted | None = None
+        self._file: OpenQueue | None = file
+        self._puts = file.puts
+        self._gets = file.gets
+        self._try_put: Callable[[bytes], bool] = self._puts.try_put
+        self._try_get: Callable[[], bytes | None] = self._gets.try_get
+        self._arrivals: Arrivals | None = None
+
+    def _arrive(self, name: str) -> None:
+        try:
+            self._open(OpenQueue.attach(name))
+        except (HandleLost, SharedMemoryExhausted) as error:
+            self._name = name
+            self._lost = error
+            self._file = None
+            self._arrivals = None
+            self._try_put = _never_put
+            self._try_get = _never_get
+
+    # -- one item ----------------------------------------------------------------------------------------------------------------
+
+    def put(self, item: T, block: bool = True, timeout: float | None = None) -> None:
+        """Add `item` at the end.
+
+        When this returns the item is in the queue, whatever happens to this process.
+
+        Args:
+            item: any object that can be pickled; it is pickled before this returns.
+            block: wait while the queue is full.
+            timeout: the most seconds that the whole call may take; None: as long as it needs. Ignored unless `block`.
+
+        Raises:
+            QueueFull: there was no room (in time).
+            QueueShutDown: the queue has been shut down.
+            ClosedError: this process has closed the queue.
+            SerializationError: the item cannot be pickled; the queue is unchanged.
+            ValueError: `timeout` is negative or not a number, or the item alone is larger than `max_bytes`.
+            SharedMemoryExhausted: there is no memory for the item; the queue is unchanged.
+            HandleLost: this handle was still under way when the last one who could open the queue went.
+
+        Blocking: until there is room, if `block`. Otherwise microseconds; up to a second if a process was stopped or killed in the
+        middle of an operation.
+        """
+        deadline = None if timeout is None else deadline_of(check_timeout(timeout))
+        head, buffers = encode(item, threshold=_INLINE_BYTES)
+        if not buffers and len(head) <= _INLINE_BYTES:
+            if self._try_put(head):
+                return
+            self._check_size(len(head))
+            done = self._side_to_put().put(head, 0, block, deadline)
+        else:
+            done = self._put_big(head, [buffer.raw() for buffer in buffers], block, deadline)
+        if not done:
+            raise QueueFull(f"no room in the queue{_waited(block, timeout)}")
+
+    def get(self, block: bool = True, timeout: float | None = None) -> T:
+        """Take the oldest item.
+
+        Args:
+            block: wait while the queue is empty.
+            timeout: the most seconds that the whole call may take; None: as long as it needs. Ignored unless `block`.
+
+        Returns:
+            The item; large buffers in it lie in shared memory, belong to the receiver alone and may be written to.
+
+        Raises:
+            QueueEmpty: there was nothing (in time).
+            QueueShutDown: the queue has been shut down and is empty.
+            ClosedError: this process has closed the queue.
+            SerializationError: the item cannot be unpickled here; it is gone.
+            ValueError: `timeout` is negative or not a number.
+            HandleLost: this handle was still under way when the last one who could open the queue went.
+
+        Blocking: until there is an item, if `block`; see `put`.
+        """
+        if timeout is None:
+            deadline = None
+        else:
+            deadline = deadline_of(check_timeout(timeout))
+        record = self._try_get()
+        if record is not None:
+            return cast("T", loads(record))
+        found = self._side_to_get().get(block, deadline)
+        if found is None:
+            raise QueueEmpty(f"nothing in the queue{_waited(block, timeout)}")
+        return cast("T", _item(found))
+
+    def put_nowait(self, item: T) -> None:
+        """``put(item, block=False)``: add `item` or raise `QueueFull` at once."""
+        self.put(item, False)
+
+    def get_nowait(self) -> T:
+        """``get(block=False)``: take the oldest item or raise `QueueEmpty` at once."""
+        return self.get(False)
+
+    # -- many items --------------------------------------------------------------------------------------------------------------
+
+    def put_many(self, items: Iterable[T], block: bool = True, timeout: float | None = None) -> int:
+        """Add many items in order, for far less than a `put` of each.
+
+        Everything is pickled first: if one item cannot be, nothing goes in.
+
+        Args:
+            items: the items; the iterable is read to its end before anything goes in.
+            block: wait for room for all of them.
+            timeout: the most seconds that the whole call may take; None: as long as it needs. Ignored unless `block`.
+
+        Returns:
+            How many went in, from the first on: all of them unless `block` is false or the time was out.
+
+        Raises:
+            QueueShutDown: the queue has been shut down and nothing went in.
+            ClosedError, SerializationError, ValueError, SharedMemoryExhausted, HandleLost: as `put`, with nothing put (memory that
+                runs out half way ends the call with what went in so far).
+
+        Blocking: as `put`. Items of other putters may come in between.
+        """
+        deadline = None if timeout is None else deadline_of(check_timeout(timeout))
+        encoded = [encode(item, threshold=_INLINE_BYTES) for item in items]
+        for head, buffers in encoded:
+            self._check_size(len(head) + sum(buffer.raw().nbytes for buffer in buffers))
+        side = self._side_to_put()
+        done = 0
+        while done < len(encoded):
+            end = done
+            while end < len(encoded) and not encoded[end][1] and len(encoded[end][0]) <= _INLINE_BYTES:
+                end += 1
+            try:
+                if end > done:
+                    went = side.put_many([head for head, _ in encoded[done:end]], block, deadline)
+                    done += went
+                    if done < end:
+                        break
+                else:
+                    head, buffers = encoded[done]
+                    if not self._put_big(head, [buffer.raw() for buffer in buffers], block, deadline):
+                        break
+                    done += 1
+            except (QueueShutDown, SharedMemoryExhausted, ClosedError):
+                if done:
+                    break
+                raise
+        return done
+
+    def get_many(self, max_items: int | None = None, block: bool = True, timeout: float | None = None) -> list[T]:
+        """Take what is there, for far less than a `get` of each: at least one item, in order.
+
+        Args:
+            max_items: the most to take; None: all that one look finds.
+            block: wait while the queue is empty.
+            timeout: the most seconds that the whole call may take; None: as long as it needs. Ignored unless `block`.
+
+        Returns:
+            One item or more.
+
+        Raises:
+            QueueEmpty: there was nothing (in time).
+            ValueError: `max_items` is less than 1, or `timeout` is negative or not a number.
+            QueueShutDown, ClosedError, HandleLost: as `get`.
+            SerializationError: an item cannot be unpickled here. It is gone, and so are those taken with it.
+
+        Blocking: as `get`.
+        """
+        if max_items is None:
+            limit = 1 << 30
+        else:
+            limit = _integer("max_items", max_items)
+            if limit < 1:
+                raise ValueError(f"max_items must be at least 1, not {max_items}; None means all that are there")
+        deadline = None if timeout is None else deadline_of(check_timeout(timeout))
+        found = self._side_to_get().get_many(limit, block, deadline)
+        if not found:
+            raise QueueEmpty(f"nothing in the queue{_waited(block, timeout)}")
+        return [cast("T", _item(record)) for record in found]
+
+    # -- looking -----------------------------------------------------------------------------------------------------------------
+
+    def qsize(self) -> int:
+        """How many items are in the queue: exact at one moment during the call, on every platform. Never blocks."""
+        return self._opened().generations.size()
+
+    def empty(self) -> bool:
+        """Whether the queue is empty: exact at one moment during the call. Never blocks."""
+        return self.qsize() == 0
+
+    def full(self) -> bool:
+        """Whether the count or the bytes leave no room for a small item: exact at one moment during the call. Never blocks."""
+        file = self._opened()
+        if file.maxsize and self.qsize() >= file.maxsize:
+            return True
+        return bool(file.max_bytes) and self._puts.used_bytes() + _SMALL_ITEM_BYTES > file.max_bytes and self.qsize() > 0
+
+    @property
+    def maxsize(self) -> int:
+        """The bound on items, 0 for none."""
+        return self._opened().maxsize
+
+    def statistics(self) -> QueueStatistics:
+        """What the queue holds and has seen. Never blocks."""
+        file = self._opened()
+        gets, puts, _ = file.generations.snapshot()
+        return QueueStatistics(
+            size=puts - gets,
+            bytes=self._puts.used_bytes(),
+            maxsize=file.maxsize,
+            max_bytes=file.max_bytes or None,
+            puts=puts,
+            gets=gets,
+            waiting_putters=file.room.waiting(),
+            waiting_getters=file.items.waiting(),
+            recoveries=file.recoveries(),
+        )
+
+    # -- the end -----------------------------------------------------------------------------------------------------------------
+
+    def shutdown(self, immediate: bool = False) -> None:
+        """End the queue for every process: `put` raises `QueueShutDown` from now on, `get` does once the queue is empty.
+
+        All calls that wait, in every process, return or raise. A second call does no harm.
+
+        Args:
+            immediate: throw away what is queued; `join` no longer waits for it.
+
+        Raises:
+            ClosedError, HandleLost: as `put`.
+
+        Blocking: microseconds; up to a second if a process was stopped or killed in the middle of an operation.
+        """
+        puts, gets = self._side_to_put(), self._side_to_get()
+        puts.shut_down(None)
+        if immediate:
+            gets.discard_all(None)
+        gets.wake_putters()
+
+    def close(self) -> None:
+        """Close the queue in this process: every later use of any handle here raises `ClosedError`. A second call does no harm.
+
+        Items, and the handles of other processes, are not touched. Calls of other threads that wait end with `ClosedError`.
+
+        Blocking: for at most 5 s, if another thread is in the middle of an operation that a stopped process holds up.
+        """
+        arrivals, self._arrivals = self._arrivals, None
+        if arrivals is not None:
+            arrivals.stop()
+        if self._file is not None:
+            self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[T]:
+        """Take items until the queue is shut down and empty."""
+        while True:
+            try:
+                item = self.get()
+            except QueueShutDown:
+                return
+            yield item
+
+    # -- finished work -----------------------------------------------------------------------------------------------------------
+
+    def task_done(self) -> None:
+        """Tell that the work on one item that was taken is finished, for `join`.
+
+        Raises:
+            ValueError: called more often than items were put.
+            ClosedError, HandleLost: as `put`.
+        """
+        if not self._side_to_get().task_done(1):
+            raise ValueError("task_done() called more often than items were put")
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait until `task_done` has been called for every item that was put.
+
+        Args:
+            timeout: the most seconds to wait; None: as long as it takes.
+
+        Returns:
+            Whether all is done.
+
+        Raises:
+            ValueError: `timeout` is negative or not a number.
+            ClosedError, HandleLost: as `put`.
+
+        Blocking: until then. An item lost with a killed getter is never done: give a timeout where that may happen.
+        """
+        return self._side_to_get().wait_until_done(deadline_of(check_timeout(timeout)))
+
+    # -- asyncio -----------------------------------------------------------------------------------------------------------------
+
+    async def aput(self, item: T) -> None:
+        """`put` for coroutines: waits for room without blocking the event loop. Cancelled while it waits, it has put nothing.
+
+        Raises:
+            QueueShutDown, ClosedError, SerializationError, ValueError, SharedMemoryExhausted, HandleLost: as `put`.
+        """
+        while True:
+            # Before the try: room that is made after it must not be missed.
+            seen = self._side_to_put().progress()
+            try:
+                self.put(item, False)
+            except QueueFull:
+                await self._arrivals_here().room(seen)
+            else:
+                return
+
+    async def aget(self) -> T:
+        """`get` for coroutines: waits for an item without blocking the event loop. Cancelled while it waits, it has taken nothing.
+
+        Raises:
+            QueueShutDown, ClosedError, SerializationError, HandleLost: as `get`.
+        """
+        while True:
+            try:
+                return self.get(False)
+            except QueueEmpty:
+                await self._arrivals_here().item()
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        """Take items until the queue is shut down and empty."""
+        while True:
+            try:
+                item = await self.aget()
+            except QueueShutDown:
+                return
+            yield item
+
+    # -- travelling --------------------------------------------------------------------------------------------------------------
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self._opened().mark_exported()
+        return _arrive, (type(self), self._name)
+
+    def __repr__(self) -> str:
+        name = f"<{type(self).__name__}"
+        if self._file is None:
+            return f"{name} lost>"
+        if self._file.closed:
+            return f"{name} closed>"
+        file = self._file
+        bounds = f" of {file.maxsize}" if file.maxsize else ""
+        bounds += f", max_bytes={file.max_bytes}" if file.max_bytes else ""
+        return f"{name} {self.qsize()}{bounds} items{', shut down' if self._puts.is_shut_down else ''}>"
+
+    # -- inside ------------------------------------------------------------------------------------------------------------------
+
+    def _put_big(self, head: bytes, parts: list[memoryview], block: bool, deadline: float | None) -> bool:
+        self._check_size(len(head) + sum(part.nbytes for part in parts))
+        side = self._side_to_put()
+        record = side.write_big(head, parts, block, deadline)
+        if record is None:
+            return False
+        try:
+            done = side.put(record, BIG, block, deadline)
+        except BaseException:
+            side.drop_big(record)
+            raise
+        if not done:
+            side.drop_big(record)
+        return done
+
+    def _check_size(self, size: int) -> None:
+        file = self._opened()
+        if file.max_bytes and size > file.max_bytes:
+            raise ValueError(f"the item takes {size} bytes and can never fit: max_bytes is {file.max_bytes}")
+
+    def _opened(self) -> OpenQueue:
+        """The open file, or the reason why there is none."""
+        if self._file is None:
+            assert self._lost is not None
+            raise self._lost
+        self._file.check_open()
+        return self._file
+
+    def _side_to_put(self) -> PutSide:
+        self._opened()
+        return self._puts
+
+    def _side_to_get(self) -> GetSide:
+        self._opened()
+        return self._gets
+
+    def _arrivals_here(self) -> Arrivals:
+        if self._arrivals is None:
+            from mpkit._shm.arrivals import Arrivals  # asyncio is for those who use it
+
+            self._arrivals = Arrivals(self._side_to_put(), self._side_to_get())
+        return self._arrivals
+
+
+#: What `full` takes for a small item.
+_SMALL_ITEM_BYTES: Final = 32
+
+
+def _item(record: bytes | BigRecord) -> object:
+    if isinstance(record, BigRecord):
+        return decode(record.head, record.buffers)
+    return loads(record)
+
+
+def _arrive(cls: type[BoundedQueue[Any]], name: str) -> BoundedQueue[Any]:
+    """Unpickle a handle. A handle that comes too late says so where it is first used, not while its message is unpickled."""
+    queue = cls.__new__(cls)
+    queue._arrive(name)
+    return queue
+
+
+def _never_put(_data: bytes) -> bool:
+    return False
+
+
+def _never_get() -> None:
+    return None
+
+
+def _integer(name: str, value: object) -> int:
+    try:
+        return operator.index(cast("Any", value))
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, not {value!r}") from None
+
+
+def _waited(block: bool, timeout: float | None) -> str:
+    return f" within {timeout} s" if block and timeout is not None and not math.isinf(timeout) else ""
