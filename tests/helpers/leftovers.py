@@ -102,6 +102,8 @@ def _processes() -> Iterable[psutil.Process]:
         return []
     multiprocessing.active_children()  # joins those that have ended
     servants = {forkserver._forkserver._forkserver_pid, resource_tracker._resource_tracker._pid}  # type: ignore[attr-defined]
+    if "mpkit._platform.parent_watch" in sys.modules:
+        servants.add(sys.modules["mpkit._platform.parent_watch"].guardian_pid())
     running = []
     for process in psutil.Process().children(recursive=True):
         if process.pid in servants:
@@ -180,5 +182,5 @@ def _lingering() -> set[str]:
     names = sys.modules.get("mpkit._shm.names")
     if names is None:
         return set()
-    waiting = {os.path.basename(name) for _, name in list(names._lingering)}
+    waiting = {os.path.basename(entry[1]) for entry in list(names._lingering)}
     return waiting | {f"sem.{name}" for name in waiting}

@@ -69,7 +69,7 @@ def python(
     options.setdefault("stdout", subprocess.PIPE)
     options.setdefault("stderr", subprocess.PIPE)
     process: subprocess.Popen[str] = subprocess.Popen(
-        [sys.executable, *map(os.fspath, arguments)],
+        [sys.executable, *(os.fspath(argument) for argument in arguments)],
         text=True,
         cwd=options.pop("cwd", ROOT),
         env={**os.environ, **(env or {})},
