@@ -8,7 +8,15 @@ from typing import Final
 
 __all__ = ["TOTAL_STORE_ORDER", "full_fence"]
 
-TOTAL_STORE_ORDER: Final = platform.machine().lower() in {"x86_64", "amd64", "i386", "i586", "i686", "x86", "s390x"}
+TOTAL_STORE_ORDER: Final = platform.machine().lower() in {
+    "x86_64",
+    "amd64",
+    "i386",
+    "i586",
+    "i686",
+    "x86",
+    "s390x",
+}
 """Whether the processor shows every store to every other processor in program order, and loads likewise (x86, s390x).
 
 CPython's interpreter never reorders two stores through a memoryview, so there a plain store is enough."""

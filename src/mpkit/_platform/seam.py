@@ -8,6 +8,8 @@ What is used, and why there is no public way:
 - ``multiprocessing.resource_tracker``: it has no public registration.
 - ``multiprocessing.util.Finalize`` with a negative priority: `atexit` runs before multiprocessing has joined its
   children, or after, as the modules happened to be imported.
+- ``reduction.DupFd``, ``util.spawnv_passfds``, ``spawn.get_executable``: undocumented, and what a descriptor needs
+  to reach a child of any start method.
 - ``ForkingPickler._extra_reducers``: its public `dumps` makes a new pickler class instance with two dictionary copies for
   each object, and cannot pickle out of band.
 """
@@ -17,9 +19,9 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-from collections.abc import Callable, Mapping
-from multiprocessing import reduction, util
-from typing import TYPE_CHECKING, Any, Final, Literal
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import reduction, spawn, util
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 if TYPE_CHECKING:
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
         def __init__(self, kind: int, value: int, maxvalue: int, name: str, unlink: bool, /) -> None: ...
         def acquire(self, block: bool = True, timeout: float | None = None, /) -> bool: ...
         def release(self) -> None: ...
+        def _count(self) -> int: ...
+        def _is_mine(self) -> bool: ...
         @classmethod
         def _rebuild(cls, handle: int, kind: int, maxvalue: int, name: str | None, /) -> SemLock: ...
 
@@ -42,12 +46,16 @@ else:
 
 __all__ = [
     "SEMAPHORE_KIND",
+    "PassedDescriptor",
     "SemLock",
     "TrackedType",
     "at_exit_after_children_joined",
     "extra_reducers",
+    "pass_descriptor",
+    "python_executable",
     "rebuild_semaphore",
     "sem_unlink",
+    "spawn_passing",
     "track",
     "untrack",
 ]
@@ -66,7 +74,9 @@ def rebuild_semaphore(name: str, maxvalue: int) -> SemLock:
         OSError: On Windows, where multiprocessing's semaphores have no names.
     """
     if sys.platform == "win32":
-        raise OSError(f"semaphore {name!r} cannot be opened by name: on Windows semaphores travel to children only")
+        raise OSError(
+            f"semaphore {name!r} cannot be opened by name: on Windows semaphores travel to children only"
+        )
     return SemLock._rebuild(0, SEMAPHORE_KIND, maxvalue, name)
 
 
@@ -166,6 +176,39 @@ def at_exit_after_children_joined(callback: Callable[[], object]) -> Callable[[]
         A function that takes it back.
     """
     return _exit_callbacks.add(callback)
+
+
+# --- descriptors and programs -----------------------------------------------------------------------------------
+
+
+class PassedDescriptor(Protocol):
+    """A file descriptor on its way to a child that is being started."""
+
+    def detach(self) -> int:
+        """In the child: the descriptor, from now on the caller's to close."""
+        ...
+
+
+def pass_descriptor(descriptor: int) -> PassedDescriptor:
+    """Something to pickle while a child is being started by spawn or forkserver (POSIX)."""
+    passed: PassedDescriptor = reduction.DupFd(descriptor)
+    return passed
+
+
+def spawn_passing(command: Sequence[str], descriptors: Sequence[int]) -> int:
+    """Start a program that gets these descriptors and the standard streams, and no others (POSIX); returns its pid.
+
+    Unlike `subprocess.Popen` there is no object that must be kept and waited for.
+    """
+    arguments = [os.fsencode(argument) for argument in command]
+    pid: int = util.spawnv_passfds(arguments[0], arguments, descriptors)
+    return pid
+
+
+def python_executable() -> str | None:
+    """The interpreter that multiprocessing starts its children with; None where Python is embedded."""
+    executable: str | bytes | None = spawn.get_executable()
+    return None if executable is None else os.fsdecode(executable)
 
 
 # --- pickling ---------------------------------------------------------------------------------------------------

@@ -20,7 +20,9 @@ def test_names_of_signals() -> None:
     assert signal_name(None) is None
 
 
-@pytest.mark.parametrize(("machine", "strong"), [("x86_64", True), ("AMD64", True), ("aarch64", False), ("arm64", False)])
+@pytest.mark.parametrize(
+    ("machine", "strong"), [("x86_64", True), ("AMD64", True), ("aarch64", False), ("arm64", False)]
+)
 def test_the_fence_follows_the_processor(machine: str, strong: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         with monkeypatch.context() as patch:

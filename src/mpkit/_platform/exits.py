@@ -1,0 +1,202 @@
+"""Waiting for the end of processes that need not be our children.
+
+An event wherever the system has one: a process descriptor on Linux 5.3 and later, kqueue on macOS and the BSDs. Elsewhere
+(and for a process for which no descriptor can be had) there is none, and the pid is examined at intervals.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import time
+
+from mpkit._platform import identity
+from mpkit._platform.identity import ProcessIdentity
+
+__all__ = ["ExitWatcher"]
+
+# How long the end of a process may go unnoticed where the system has no event for it.
+_EXAMINE_EVERY_S = 0.2
+
+
+class ExitWatcher:
+    """Waits until one of a set of processes has ended; a zombie has.
+
+    Safe from: one thread at a time.
+    """
+
+    def __init__(self) -> None:
+        self._blind: set[ProcessIdentity] = set()
+        self._source = _event_source()
+
+    def add(self, process: ProcessIdentity) -> bool:
+        """Watch `process`; False, and nothing is watched, when it has ended already."""
+        watched = self._source is not None and self._source.add(process)
+        # Looked at only now, with the event in place: what ends after this look is reported by the event. The look also
+        # tells whether the pid still means the same process.
+        if not identity.is_alive(process):
+            if watched and self._source is not None:
+                self._source.discard(process)
+            return False
+        if not watched:
+            self._blind.add(process)
+        return True
+
+    def discard(self, process: ProcessIdentity) -> None:
+        """Stop watching `process`, if it is watched."""
+        self._blind.discard(process)
+        if self._source is not None:
+            self._source.discard(process)
+
+    def wait(self, timeout: float | None, *, also: int | None = None) -> tuple[set[ProcessIdentity], bool]:
+        """Wait until at least one of the processes has ended.
+
+        Args:
+            timeout: Seconds at the longest, None for ever.
+            also: A file descriptor; becoming readable ends the waiting too. Not on Windows.
+
+        Returns:
+            Those that have ended, which are no longer watched (none when the time is out), and whether `also` is readable.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            pause = (
+                left if not self._blind else _EXAMINE_EVERY_S if left is None else min(left, _EXAMINE_EVERY_S)
+            )
+            if self._source is not None:
+                ended, readable = self._source.wait(pause, also)
+            else:
+                ended, readable = _sleep(pause, also)
+            ended |= {process for process in self._blind if not identity.is_alive(process)}
+            if ended or readable or (left is not None and left <= 0.0):
+                for process in ended:
+                    self.discard(process)
+                return ended, readable
+
+    def close(self) -> None:
+        """Give back what the system lent for it."""
+        self._blind.clear()
+        if self._source is not None:
+            self._source.close()
+
+
+def _sleep(pause: float | None, also: int | None) -> tuple[set[ProcessIdentity], bool]:
+    if also is None:
+        # Without anything to watch there is nothing to wait for, and waiting for ever would be a trap.
+        time.sleep(_EXAMINE_EVERY_S if pause is None else pause)
+        return set(), False
+    return set(), bool(select.select([also], [], [], pause)[0])
+
+
+if sys.platform == "linux":
+
+    class _Events:
+        """Process descriptors: readable once the process has ended (pidfd_open(2))."""
+
+        def __init__(self) -> None:
+            self._descriptors: dict[ProcessIdentity, int] = {}
+            self._processes: dict[int, ProcessIdentity] = {}
+            self._poll = select.poll()
+
+        def add(self, process: ProcessIdentity) -> bool:
+            if process in self._descriptors:
+                return True
+            try:
+                descriptor = os.pidfd_open(process.pid)
+            except OSError:
+                # No such process; or out of descriptors; or refused by a sandbox. The caller's look tells which.
+                return False
+            self._descriptors[process] = descriptor
+            self._processes[descriptor] = process
+            self._poll.register(descriptor, select.POLLIN)
+            return True
+
+        def discard(self, process: ProcessIdentity) -> None:
+            descriptor = self._descriptors.pop(process, None)
+            if descriptor is not None:
+                del self._processes[descriptor]
+                self._poll.unregister(descriptor)
+                os.close(descriptor)
+
+        def wait(self, timeout: float | None, also: int | None) -> tuple[set[ProcessIdentity], bool]:
+            if also is not None:
+                self._poll.register(also, select.POLLIN)
+            try:
+                ready = {fd for fd, _ in self._poll.poll(None if timeout is None else timeout * 1000.0)}
+            finally:
+                if also is not None:
+                    self._poll.unregister(also)
+            return {self._processes[fd] for fd in ready if fd != also}, also in ready
+
+        def close(self) -> None:
+            for process in list(self._descriptors):
+                self.discard(process)
+
+    def _event_source() -> _Events | None:
+        return _Events() if hasattr(os, "pidfd_open") else None
+
+elif sys.platform == "darwin":
+
+    class _Events:
+        """The exit filter of kqueue(2)."""
+
+        def __init__(self) -> None:
+            self._queue = select.kqueue()
+            self._processes: dict[int, ProcessIdentity] = {}
+
+        def add(self, process: ProcessIdentity) -> bool:
+            if not self._control(process.pid, select.KQ_EV_ADD | select.KQ_EV_ONESHOT):
+                return False
+            self._processes[process.pid] = process
+            return True
+
+        def discard(self, process: ProcessIdentity) -> None:
+            if self._processes.get(process.pid) == process:
+                del self._processes[process.pid]
+                # It has removed itself if the event has been delivered.
+                self._control(process.pid, select.KQ_EV_DELETE)
+
+        def wait(self, timeout: float | None, also: int | None) -> tuple[set[ProcessIdentity], bool]:
+            changes = []
+            if also is not None:
+                changes = [
+                    select.kevent(also, select.KQ_FILTER_READ, select.KQ_EV_ADD | select.KQ_EV_ONESHOT)
+                ]
+            events = self._queue.control(changes, 64, timeout)
+            ended = {
+                self._processes[event.ident]
+                for event in events
+                if event.filter == select.KQ_FILTER_PROC and event.ident in self._processes
+            }
+            return ended, any(
+                event.filter == select.KQ_FILTER_READ and event.ident == also for event in events
+            )
+
+        def close(self) -> None:
+            self._queue.close()
+
+        def _control(self, pid: int, flags: int) -> bool:
+            try:
+                change = select.kevent(pid, select.KQ_FILTER_PROC, flags, select.KQ_NOTE_EXIT)
+                self._queue.control([change], 0, 0)
+            except OSError:
+                return False
+            return True
+
+    def _event_source() -> _Events | None:
+        return _Events()
+
+else:
+
+    class _Events:
+        """No system event that we know of: `ExitWatcher` examines the pids."""
+
+        def add(self, process: ProcessIdentity) -> bool: ...
+        def discard(self, process: ProcessIdentity) -> None: ...
+        def wait(self, timeout: float | None, also: int | None) -> tuple[set[ProcessIdentity], bool]: ...
+        def close(self) -> None: ...
+
+    def _event_source() -> _Events | None:
+        return None

@@ -1,0 +1,210 @@
+"""The descendants of a process, and how to signal and end them without hitting a stranger or missing one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Collection, Iterable
+from typing import Protocol
+
+from mpkit._platform import deadlines, identity
+from mpkit._platform.exits import ExitWatcher
+from mpkit._platform.identity import ProcessIdentity
+
+__all__ = ["HOUSEKEEPERS", "KillFamilies", "descendants", "kill_families", "send_signal", "wait_gone"]
+
+HOUSEKEEPERS = ("multiprocessing.resource_tracker", os.path.join("_platform", "guardian.py"))
+"""What the command line of a process contains that must outlive the family it belongs to: it cleans up after it, and
+ends by itself once the family is gone."""
+
+if sys.platform == "linux":
+
+    def _parents() -> dict[int, tuple[int, ProcessIdentity]]:
+        """Every living process: pid -> (pid of its parent, identity)."""
+        table: dict[int, tuple[int, ProcessIdentity]] = {}
+        for entry in os.listdir("/proc"):
+            if not entry.isdigit():
+                continue
+            try:
+                with open(f"/proc/{entry}/stat", "rb", buffering=0) as file:
+                    text = file.read(4096)
+            except OSError:
+                continue  # ended meanwhile, or hidden from us
+            fields = text[text.rindex(b")") + 2 :].split()
+            if fields[0] not in (b"Z", b"X", b"x"):
+                pid = int(entry)
+                table[pid] = (int(fields[1]), ProcessIdentity(pid, int(fields[19])))
+        return table
+
+    def _command_line(pid: int) -> str:
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb", buffering=0) as file:
+                return os.fsdecode(file.read(65536).replace(b"\0", b" "))
+        except OSError:
+            return ""
+
+else:
+
+    def _parents() -> dict[int, tuple[int, ProcessIdentity]]:
+        """Every living process: pid -> (pid of its parent, identity)."""
+        import psutil  # noqa: PLC0415  importing mpkit must not load it
+
+        table: dict[int, tuple[int, ProcessIdentity]] = {}
+        for process in psutil.process_iter():
+            try:
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    started = round(process.create_time() * 1_000_000)
+                    table[process.pid] = (process.ppid(), ProcessIdentity(process.pid, started))
+            except psutil.Error:
+                continue  # ended meanwhile, or hidden from us
+        return table
+
+    def _command_line(pid: int) -> str:
+        import psutil  # noqa: PLC0415  importing mpkit must not load it
+
+        try:
+            return " ".join(psutil.Process(pid).cmdline())
+        except psutil.Error:
+            return ""
+
+
+def descendants(
+    roots: Iterable[ProcessIdentity], *, spared: Collection[ProcessIdentity] = ()
+) -> list[ProcessIdentity]:
+    """The living descendants of `roots`, parents before their children; housekeepers are left out.
+
+    Args:
+        roots: The processes to begin with. They are not among the result.
+        spared: Processes that are passed over together with their own descendants.
+    """
+    table = _parents()
+    children: dict[int, list[ProcessIdentity]] = {}
+    for parent, process in table.values():
+        children.setdefault(parent, []).append(process)
+    # A root that is gone has no children: the pid may be another's by now.
+    queue = [root for root in roots if table.get(root.pid, (0, None))[1] == root]
+    seen = set(queue)
+    found: list[ProcessIdentity] = []
+    for process in queue:
+        for child in children.get(process.pid, ()):
+            if child in seen or child in spared or _is_housekeeper(child.pid):
+                continue
+            seen.add(child)
+            found.append(child)
+            queue.append(child)
+    return found
+
+
+def _is_housekeeper(pid: int) -> bool:
+    line = _command_line(pid)
+    return any(mark in line for mark in HOUSEKEEPERS)
+
+
+def send_signal(process: ProcessIdentity, signum: int) -> bool:
+    """Send a signal to this very process, never to another that has got its pid.
+
+    Returns:
+        Whether it was sent; False when the process has ended.
+
+    Raises:
+        PermissionError: If it belongs to another user.
+    """
+    if sys.platform == "linux" and hasattr(os, "pidfd_open"):
+        try:
+            descriptor = os.pidfd_open(process.pid)
+        except ProcessLookupError:
+            return False
+        except OSError:
+            return _send_by_pid(process, signum)  # an old kernel, a sandbox, out of descriptors
+        try:
+            # The descriptor holds on to one process; which one, is looked up now that it cannot change any more.
+            if not identity.is_alive(process):
+                return False
+            signal.pidfd_send_signal(descriptor, signum)
+        except ProcessLookupError:
+            return False
+        finally:
+            os.close(descriptor)
+        return True
+    return _send_by_pid(process, signum)
+
+
+def _send_by_pid(process: ProcessIdentity, signum: int) -> bool:
+    # Between the look and the signal the pid could in theory be handed out again; systems do that late.
+    if not identity.is_alive(process):
+        return False
+    try:
+        os.kill(process.pid, signum)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def kill_families(roots: Iterable[ProcessIdentity], *, spared: Collection[ProcessIdentity] = ()) -> None:
+    """Kill `roots` and all their descendants at once (SIGKILL); what may not be signalled is passed over.
+
+    No child that is being started meanwhile slips away: everything is stopped first, parents before their children,
+    until nothing new turns up. A process with a signal pending cannot fork any more, so this comes to an end.
+
+    Args:
+        roots: The processes to begin with.
+        spared: Processes that are passed over together with their own descendants.
+    """
+    targets = [root for root in roots if root not in spared]
+    roots = tuple(targets)
+    # This process itself comes last: what is stopped does nothing any more.
+    me = identity.current()
+    stopped: set[ProcessIdentity] = set()
+    fresh = targets
+    while fresh:
+        for process in fresh:
+            if sys.platform != "win32" and process != me:
+                _send_if_allowed(process, signal.SIGSTOP)
+            stopped.add(process)
+        fresh = [process for process in descendants(roots, spared=spared) if process not in stopped]
+        targets.extend(fresh)
+    for process in sorted(targets, key=lambda process: process == me):
+        _send_if_allowed(process, signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
+
+
+class KillFamilies(Protocol):
+    """The shape of `kill_families`."""
+
+    def __call__(
+        self, roots: Iterable[ProcessIdentity], *, spared: Collection[ProcessIdentity] = ()
+    ) -> None: ...  # noqa: D102
+
+
+def _send_if_allowed(process: ProcessIdentity, signum: int) -> None:
+    try:
+        send_signal(process, signum)
+    except PermissionError:
+        # A set-uid program of another user: not ours to end.
+        return
+
+
+def wait_gone(processes: Iterable[ProcessIdentity], timeout: float | None) -> list[ProcessIdentity]:
+    """Wait until all of `processes` have ended (a zombie has).
+
+    Args:
+        processes: They need not be children of this process.
+        timeout: Seconds at the longest for all together, None for ever.
+
+    Returns:
+        Those that still live when the time is out.
+
+    Blocking: for at most `timeout`.
+    """
+    deadline = deadlines.deadline_of(timeout)
+    watcher = ExitWatcher()
+    try:
+        living = {process for process in processes if watcher.add(process)}
+        while living:
+            ended, _ = watcher.wait(deadlines.remaining(deadline))
+            if not ended:
+                break
+            living -= ended
+        return list(living)
+    finally:
+        watcher.close()

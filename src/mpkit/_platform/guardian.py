@@ -1,0 +1,163 @@
+"""The guardian: a small process of its own that ends the children of a process that has died.
+
+Why a process, and not the child itself: a child that is inside C code which never lets go of the interpreter lock cannot look
+after itself, one that is stopped cannot either, and a thread in every child would make each later fork there unsafe. The
+kernel's parent-death signal is tied to the thread that started the child, knows nothing of grandchildren, and under
+forkserver watches the wrong process.
+
+One guardian serves one application, whatever the number of its processes. `parent_watch` starts it as a script when the first
+process is started that is to die with its parent, and passes it one end of a socket pair. Every process of the
+application has the other end and writes lines:
+
+- ``W <parent pid> <parent start> <child pid> <child start>``: when the parent dies, kill the child and its descendants;
+- ``F <pid> <start>``: this one is free; it is spared together with its descendants when a family is killed;
+- an empty line: nothing; the writer sees whether the guardian lives.
+
+It ends by itself once every process of the application has, and everything it was to kill is dead. It holds on to nothing
+of the application: no terminal, no standard stream, no working directory.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Protocol
+
+if __name__ == "__main__":
+    # `mpkit/__init__.py` imports the whole house. The guardian needs two rooms of it, and should start in milliseconds.
+    from types import ModuleType
+
+    _package = ModuleType("mpkit")
+    _package.__path__ = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
+    sys.modules["mpkit"] = _package
+
+from mpkit._platform import families
+from mpkit._platform.exits import ExitWatcher
+from mpkit._platform.identity import ProcessIdentity
+
+__all__ = ["Guardian", "main"]
+
+
+class Watcher(Protocol):
+    """What the guardian needs of an `ExitWatcher`."""
+
+    def add(self, process: ProcessIdentity) -> bool:
+        """Watch a process; False when it has ended already."""
+        ...
+
+
+class Guardian:
+    """Who is to die with whom. Knows nothing of sockets; the watcher and the killing can be replaced by a test.
+
+    Args:
+        watcher: What tells that a process has ended.
+        kill: What ends families: called with their roots and with the processes to spare.
+    """
+
+    def __init__(
+        self,
+        watcher: Watcher,
+        kill: families.KillFamilies = families.kill_families,
+    ) -> None:
+        self._watcher = watcher
+        self._kill = kill
+        self._children: dict[ProcessIdentity, set[ProcessIdentity]] = {}
+        self._parents: dict[ProcessIdentity, ProcessIdentity] = {}
+        self._free: set[ProcessIdentity] = set()
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nobody left to kill."""
+        return not self._parents
+
+    def obey(self, line: bytes) -> None:
+        """Carry out one line. What is not understood is passed over: a guardian must not fall over anything."""
+        try:
+            kind, numbers = line[:1], [int(number) for number in line[1:].split()]
+        except ValueError:
+            return
+        if kind == b"W" and len(numbers) == 4:
+            self._watch(ProcessIdentity(*numbers[:2]), ProcessIdentity(*numbers[2:]))
+        elif kind == b"F" and len(numbers) == 2:
+            process = ProcessIdentity(*numbers)
+            if self._watcher.add(process):
+                self._free.add(process)
+
+    def ended(self, processes: set[ProcessIdentity]) -> None:
+        """These processes have ended: kill their children, and forget them."""
+        doomed = set[ProcessIdentity]()
+        for process in processes:
+            self._free.discard(process)
+            doomed |= self._children.pop(process, set())
+            self._forget_child(process)
+        for child in doomed:
+            self._forget_child(child)
+        # Children of the doomed that were registered with us die when their parents are seen to have ended.
+        self._kill_all(doomed)
+
+    def _watch(self, parent: ProcessIdentity, child: ProcessIdentity) -> None:
+        if not self._watcher.add(child):
+            return
+        if not self._watcher.add(parent):
+            self._kill_all({child})
+            return
+        self._parents[child] = parent
+        self._children.setdefault(parent, set()).add(child)
+
+    def _forget_child(self, child: ProcessIdentity) -> None:
+        parent = self._parents.pop(child, None)
+        if parent is not None and parent in self._children:
+            self._children[parent].discard(child)
+            if not self._children[parent]:
+                del self._children[parent]
+
+    def _kill_all(self, processes: set[ProcessIdentity]) -> None:
+        if processes:
+            self._kill(processes, spared=self._free)
+
+
+def main(descriptor: int) -> None:
+    """Serve until every process of the application has ended.
+
+    Args:
+        descriptor: Our end of the socket pair.
+    """
+    import resource  # noqa: PLC0415  POSIX only, as all of this function is
+
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGTSTP", "SIGUSR1", "SIGUSR2"):
+        # Sent to a whole group or by a "kill" of the program's name, they mean the application, which we outlive.
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    # They were blocked by the one who started us, lest one come before it is ignored.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    os.setsid()
+    os.chdir("/")
+    _let_go_of_standard_streams()
+    # One descriptor per process that is watched.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    watcher = ExitWatcher()
+    guardian = Guardian(watcher)
+    rest, connected = b"", True
+    while connected or not guardian.idle:
+        ended, readable = watcher.wait(None, also=descriptor if connected else None)
+        if readable:
+            data = os.read(descriptor, 65536)
+            connected = bool(data)
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                guardian.obey(line)
+        # After the lines: who was started in the last moment of a dying parent is known by now.
+        guardian.ended(ended)
+
+
+def _let_go_of_standard_streams() -> None:
+    """Whoever reads the application's output to its end must not have to wait for us as well."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    os.close(null)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

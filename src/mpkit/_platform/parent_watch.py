@@ -1,0 +1,206 @@
+"""How a child dies with its parent, however the parent dies, whatever the child is doing at that moment.
+
+For `WorkerProcess` and for the workers of a pool alike::
+
+    link = ParentLink.create()              # in the parent, before the child is started
+    process = context.Process(target=main, args=(link, ...))   # the link travels to the child
+    process.start()
+    link.started(process.pid)               # in the parent, right after
+
+    def main(link, ...):                    # in the child, before anything else
+        link.die_with_parent()
+
+From then on the child, its own descendants and theirs are killed (SIGKILL) as soon as the parent has ended: at its normal exit
+(after multiprocessing has joined its children), after an `os._exit`, a crash, a SIGKILL. It does not matter
+whether the child is idle, busy, stopped or inside C code that holds the interpreter lock, nor which thread started it, nor by
+which start method.
+
+A small process of its own, the `guardian`, does it. Where there can be none (Windows, a frozen executable, a guardian
+that somebody has killed) a thread in the child does; it needs the interpreter lock.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from mpkit._platform import families, guardian, identity, seam
+from mpkit._platform.exits import ExitWatcher
+from mpkit._platform.identity import ProcessIdentity
+
+__all__ = ["ParentLink", "guardian_pid"]
+
+
+class ParentLink:
+    """What a child needs to die with its parent. Make one per child with `create`.
+
+    Can be pickled while a child is being started, and only then.
+    """
+
+    __slots__ = ("_orphan", "_parent")
+
+    def __init__(self, parent: ProcessIdentity, *, orphan: bool) -> None:
+        self._parent = parent
+        self._orphan = orphan
+
+    @classmethod
+    def create(cls, *, orphan: bool = False) -> ParentLink:
+        """The link to this process, for one child that is about to be started.
+
+        Args:
+            orphan: The child is to live on when its parent dies.
+        """
+        if not orphan:
+            _line.ensure_guardian()
+        return cls(identity.current(), orphan=orphan)
+
+    def started(self, pid: int) -> None:
+        """In the parent, right after the start: guards the child while it is still coming up."""
+        child = identity.of(pid)
+        if child is not None:
+            self._register(child)
+
+    def die_with_parent(self) -> None:
+        """In the child, before anything else: from here on it dies with its parent (unless it is an orphan)."""
+        if not self._register(identity.current()) and not self._orphan:
+            _watch_from_a_thread(self._parent)
+
+    def _register(self, child: ProcessIdentity) -> bool:
+        if self._orphan:
+            return _line.send(b"F %d %d" % child)
+        return _line.send(b"W %d %d %d %d" % (*self._parent, *child))
+
+    def __reduce__(self) -> tuple[Callable[..., ParentLink], tuple[Any, ...]]:
+        return _arrive, (self._parent, self._orphan, _line.for_child())
+
+
+def _arrive(parent: ProcessIdentity, orphan: bool, passed: seam.PassedDescriptor | None) -> ParentLink:
+    if passed is not None:
+        _line.adopt(passed.detach())
+    return ParentLink(parent, orphan=orphan)
+
+
+def guardian_pid() -> int | None:
+    """The pid of the guardian that this very process has started, if it has."""
+    return _line.guardian_pid
+
+
+class _Line:
+    """This process's end of the line to the guardian of its application."""
+
+    def __init__(self) -> None:
+        self._descriptor: int | None = None
+        self._inode = 0
+        self.guardian_pid: int | None = None
+        self._lock = threading.Lock()
+
+    def after_fork(self) -> None:
+        # The line is shared with the parent; the guardian is not our child, and the lock may have been held.
+        self.guardian_pid = None
+        self._lock = threading.Lock()
+
+    def ensure_guardian(self) -> None:
+        """Start a guardian unless one is listening. Does nothing where there can be none."""
+        executable = seam.python_executable()
+        if executable is None or not _GUARDIAN_POSSIBLE:
+            return
+        with self._lock:
+            if not self.send(b""):
+                self._start(executable)
+
+    def send(self, line: bytes) -> bool:
+        """Write one line; False when nobody is listening. Never waits."""
+        descriptor = self._descriptor
+        if descriptor is None or not self._is_ours(descriptor):
+            return False
+        line_socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, descriptor)
+        try:
+            # A line is a single write, far below what the kernel would split. No SIGPIPE: the application may have
+            # restored its default.
+            line_socket.send(line + b"\n", _SEND_FLAGS)
+        except OSError:
+            # The guardian is gone, or has been stopped for so long that the buffer is full: it cannot be relied upon.
+            return False
+        finally:
+            line_socket.detach()
+        return True
+
+    def for_child(self) -> seam.PassedDescriptor | None:
+        """What to send to a child that is being started by spawn or forkserver."""
+        descriptor = self._descriptor
+        if descriptor is None or not self._is_ours(descriptor):
+            return None
+        return seam.pass_descriptor(descriptor)
+
+    def adopt(self, descriptor: int) -> None:
+        """Use this end from now on."""
+        if (
+            self._descriptor is not None
+            and self._descriptor != descriptor
+            and self._is_ours(self._descriptor)
+        ):
+            os.close(self._descriptor)
+        os.set_inheritable(descriptor, False)
+        self._descriptor, self._inode = descriptor, os.fstat(descriptor).st_ino
+
+    def _is_ours(self, descriptor: int) -> bool:
+        # A program that turns itself into a daemon closes every descriptor, and the number is soon another file's.
+        try:
+            seen = os.fstat(descriptor)
+        except OSError:
+            return False
+        return stat.S_ISSOCK(seen.st_mode) and seen.st_ino == self._inode
+
+    def _start(self, executable: str) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            # Isolated, and without `site` where psutil is not needed (its start takes longer than all the rest).
+            options = ["-I", "-S"] if sys.platform == "linux" else ["-I"]
+            command = [executable, *options, guardian.__file__, str(theirs.fileno())]
+            # Blocked until the guardian ignores them.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+            try:
+                pid = seam.spawn_passing(command, [theirs.fileno()])
+            except BaseException:
+                ours.close()
+                raise
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        gone, self.guardian_pid = self.guardian_pid, pid
+        if gone is not None:
+            _reap(gone)
+        self.adopt(ours.detach())
+
+
+def _reap(pid: int) -> None:
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return  # somebody who waits for any child has reaped it
+
+
+_SEND_FLAGS = getattr(socket, "MSG_DONTWAIT", 0) | getattr(socket, "MSG_NOSIGNAL", 0)
+_GUARDIAN_POSSIBLE = (
+    os.name == "posix" and not getattr(sys, "frozen", False) and os.path.isfile(guardian.__file__)
+)
+
+_line = _Line()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_line.after_fork)
+
+
+def _watch_from_a_thread(parent: ProcessIdentity) -> None:
+    threading.Thread(target=_await_the_end_of, args=(parent,), name="mpkit-parent-watch", daemon=True).start()
+
+
+def _await_the_end_of(parent: ProcessIdentity) -> None:
+    watcher = ExitWatcher()
+    if watcher.add(parent):
+        watcher.wait(None)
+    families.kill_families([identity.current()])

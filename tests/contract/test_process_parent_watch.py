@@ -1,0 +1,196 @@
+"""`ParentLink`, the guardian, families and exit watchers, with real processes and every start method."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from multiprocessing.connection import Connection
+
+import psutil
+import pytest
+
+from mpkit._platform import exits, families, guardian, identity, parent_watch
+from mpkit._platform.exits import ExitWatcher
+from mpkit._platform.parent_watch import ParentLink
+from tests.helpers.processes import gone, reap, wait_gone
+from tests.helpers.waiting import PATIENCE, wait_until
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a guardian is a POSIX thing")
+
+
+def wait_for_a_line(link: ParentLink, connection: Connection) -> None:
+    """A child that reports whether it has a thread of its own, then waits."""
+    link.die_with_parent()
+    connection.send((os.getpid(), [thread.name for thread in threading.enumerate()]))
+    connection.recv()
+
+
+def report_and_wait_to_be_killed(link: ParentLink, connection: Connection) -> None:
+    link.die_with_parent()
+    connection.send(os.getpid())
+    while True:
+        signal.pause()
+
+
+def start_one_and_report(link: ParentLink, connection: Connection, orphan: bool) -> None:
+    """A child that starts a child of its own under the same start method, and a program that knows nothing of us."""
+    link.die_with_parent()
+    ours, theirs = multiprocessing.Pipe()
+    inner = ParentLink.create(orphan=orphan)
+    process = multiprocessing.Process(target=report_and_wait_to_be_killed, args=(inner, theirs))
+    process.start()
+    inner.started(process.pid or 0)
+    with subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"]) as program:
+        connection.send((ours.recv(), program.pid))
+        connection.recv()
+
+
+def test_no_thread_in_the_child_and_one_guardian(start_method: str) -> None:
+    context = multiprocessing.get_context(start_method)
+    ours, theirs = context.Pipe()
+    first = ParentLink.create()
+    pid = parent_watch.guardian_pid()
+    second = ParentLink.create()
+    assert parent_watch.guardian_pid() == pid
+    processes = [context.Process(target=wait_for_a_line, args=(link, theirs)) for link in (first, second)]
+    with reap(*processes):
+        for _ in processes:
+            assert ours.recv()[1] == ["MainThread"]
+        for _ in processes:
+            ours.send(None)
+
+
+@pytest.mark.parametrize("orphan", [False, True])
+def test_a_child_that_is_killed_takes_its_family_along(start_method: str, orphan: bool) -> None:
+    context = multiprocessing.get_context(start_method)
+    ours, theirs = context.Pipe()
+    link = ParentLink.create()
+    process = context.Process(target=start_one_and_report, args=(link, theirs, orphan))
+    process.start()
+    link.started(process.pid or 0)
+    grandchild, program = ours.recv()
+    # The guardian ends the family of a parent that died; ours lives, so the child plays the parent here.
+    process.kill()
+    process.join()
+    if orphan:
+        assert not gone(grandchild)
+        psutil.Process(grandchild).kill()
+    wait_gone(grandchild)
+    psutil.Process(program).kill()
+    wait_gone(program)
+
+
+def test_a_guardian_that_was_killed_is_replaced() -> None:
+    ParentLink.create()
+    first = parent_watch.guardian_pid()
+    assert first is not None
+    psutil.Process(first).kill()
+    wait_gone(first)
+    ParentLink.create()
+    second = parent_watch.guardian_pid()
+    assert second not in (None, first)
+    wait_until(lambda: not psutil.pid_exists(first), "the old guardian has been reaped")
+
+
+def test_without_a_guardian_a_thread_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parent_watch, "_GUARDIAN_POSSIBLE", False)
+    monkeypatch.setattr(parent_watch, "_line", parent_watch._Line())
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=wait_for_a_line, args=(ParentLink.create(), theirs))
+    with reap(process):
+        assert "mpkit-parent-watch" in ours.recv()[1]
+        ours.send(None)
+
+
+def test_a_line_whose_number_was_taken_over_is_not_written_to() -> None:
+    line = parent_watch._Line()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        line.adopt(ours.detach())
+        assert line.send(b"one")
+        descriptor = line._descriptor
+        assert descriptor is not None
+        other_ours, other_theirs = socket.socketpair()
+        with other_ours, other_theirs:
+            os.dup2(other_ours.fileno(), descriptor)
+            assert not line.send(b"two")
+            other_theirs.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                other_theirs.recv(10)
+        os.close(descriptor)
+        assert not line.send(b"three")
+        assert theirs.recv(100) == b"one\n"
+
+
+def sleeping_program() -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"])
+
+
+def identity_of(process: subprocess.Popen[bytes]) -> identity.ProcessIdentity:
+    found = identity.of(process.pid)
+    assert found is not None
+    return found
+
+
+@pytest.fixture(params=["events", "looking"])
+def watcher(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ExitWatcher:
+    if request.param == "looking":
+        monkeypatch.setattr(exits, "_event_source", lambda: None)
+    return ExitWatcher()
+
+
+def test_an_exit_watcher(watcher: ExitWatcher) -> None:
+    with sleeping_program() as program, sleeping_program() as other:
+        first, second = identity_of(program), identity_of(other)
+        assert watcher.add(first)
+        assert watcher.add(second)
+        assert watcher.add(second)
+        assert watcher.wait(0) == (set(), False)
+        read, write = os.pipe()
+        os.write(write, b"x")
+        assert watcher.wait(None, also=read) == (set(), True)
+        os.close(read)
+        os.close(write)
+        program.kill()
+        assert watcher.wait(PATIENCE) == ({first}, False)
+        assert not watcher.add(first)  # a zombie by now
+        assert not watcher.add(second._replace(started=second.started + 1))
+        watcher.discard(second)
+        other.kill()
+        assert watcher.wait(0) == (set(), False)
+        watcher.close()
+
+
+def test_families() -> None:
+    me = identity.current()
+    code = (
+        "import subprocess, sys; subprocess.run([sys.executable, '-S', '-c', 'import time; time.sleep(600)'])"
+    )
+    with subprocess.Popen([sys.executable, "-S", "-c", code]) as program:
+        child = identity_of(program)
+        wait_until(lambda: families.descendants([child]), "the grandchild is there")
+        (grandchild,) = families.descendants([child])
+        found = families.descendants([me])
+        assert found.index(child) < found.index(grandchild)
+        assert not {child, grandchild} & set(families.descendants([me], spared={child}))
+        assert families.descendants([child._replace(started=child.started + 1)]) == []
+        assert families.wait_gone([child, grandchild], 0.01) != []
+        assert not families.send_signal(grandchild._replace(started=1), signal.SIGKILL)
+        assert families.send_signal(grandchild, 0)
+        families.kill_families([child])
+        assert families.wait_gone([child, grandchild], PATIENCE) == []
+        assert not families.send_signal(child, 0)
+
+
+def test_housekeepers_are_no_family() -> None:
+    ParentLink.create()
+    pid = parent_watch.guardian_pid()
+    assert pid is not None
+    assert guardian.__file__ in psutil.Process(pid).cmdline()
+    assert pid not in {process.pid for process in families.descendants([identity.current()])}

@@ -1,0 +1,110 @@
+"""`mpkit._platform.guardian.Guardian`: who is killed when, with a watcher and a killing of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+import pytest
+
+from mpkit._platform.guardian import Guardian
+from mpkit._platform.identity import ProcessIdentity
+
+APP, A, B, C = (ProcessIdentity(pid, pid * 10) for pid in (1, 2, 3, 4))
+
+
+class Scene:
+    """A guardian, the processes that live, and what it has killed."""
+
+    def __init__(self) -> None:
+        self.dead: set[ProcessIdentity] = set()
+        self.killed: list[tuple[set[ProcessIdentity], set[ProcessIdentity]]] = []
+        self.guardian = Guardian(self, self.kill)
+
+    def add(self, process: ProcessIdentity) -> bool:
+        return process not in self.dead
+
+    def kill(self, roots: Iterable[ProcessIdentity], *, spared: Collection[ProcessIdentity] = ()) -> None:
+        self.killed.append((set(roots), set(spared)))
+
+    def watch(self, parent: ProcessIdentity, child: ProcessIdentity) -> None:
+        self.guardian.obey(b"W %d %d %d %d" % (*parent, *child))
+
+    def free(self, process: ProcessIdentity) -> None:
+        self.guardian.obey(b"F %d %d" % process)
+
+    def die(self, *processes: ProcessIdentity) -> None:
+        self.dead |= set(processes)
+        self.guardian.ended(set(processes))
+
+
+@pytest.fixture
+def scene() -> Scene:
+    return Scene()
+
+
+def test_children_die_with_their_parent(scene: Scene) -> None:
+    scene.watch(APP, A)
+    scene.watch(APP, B)
+    scene.watch(APP, B)  # the parent and the child itself both say it
+    assert scene.killed == []
+    scene.die(APP)
+    assert scene.killed == [({A, B}, set())]
+    assert scene.guardian.idle
+
+
+def test_a_child_that_has_ended_is_forgotten(scene: Scene) -> None:
+    scene.watch(APP, A)
+    scene.watch(APP, B)
+    scene.die(A)
+    scene.die(APP)
+    assert scene.killed == [({B}, set())]
+
+
+def test_a_child_that_has_ended_together_with_its_parent(scene: Scene) -> None:
+    scene.watch(APP, A)
+    scene.die(A, APP)
+    assert scene.guardian.idle
+
+
+def test_said_after_the_parent_has_died(scene: Scene) -> None:
+    scene.dead.add(APP)
+    scene.watch(APP, A)
+    assert scene.killed == [({A}, set())]
+    assert scene.guardian.idle
+
+
+def test_said_after_the_child_has_died(scene: Scene) -> None:
+    scene.dead.add(A)
+    scene.watch(APP, A)
+    assert scene.killed == []
+    assert scene.guardian.idle
+
+
+def test_generations(scene: Scene) -> None:
+    scene.watch(APP, A)
+    scene.watch(A, B)
+    scene.watch(B, C)
+    scene.die(APP)
+    assert scene.killed == [({A}, set())]
+    scene.die(A)  # what the killing did
+    scene.die(B)
+    assert scene.killed[1:] == [({B}, set()), ({C}, set())]
+    assert scene.guardian.idle
+
+
+def test_free_ones_are_spared_while_they_live(scene: Scene) -> None:
+    scene.free(C)
+    scene.free(B)
+    scene.watch(APP, A)
+    scene.die(B)
+    scene.die(APP)
+    assert scene.killed == [({A}, {C})]
+
+
+@pytest.mark.parametrize(
+    "line", [b"", b"W", b"W 1 2 3", b"W 1 2 3 x", b"F", b"F 1 2 3", b"Q 1 2 3 4", b"\xff\xfe", b"W 1 2 3 4 5"]
+)
+def test_nonsense_is_passed_over(line: bytes, scene: Scene) -> None:
+    scene.guardian.obey(line)
+    assert scene.guardian.idle
+    assert scene.killed == []
