@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from multiprocessing.connection import Connection
+from typing import Any
 
 import psutil
 import pytest
@@ -38,7 +39,7 @@ def report_and_wait_to_be_killed(link: ParentLink, connection: Connection) -> No
 
 
 def start_one_and_report(link: ParentLink, connection: Connection, orphan: bool) -> None:
-    """A child that starts a child of its own under the same start method, and a program that knows nothing of us."""
+    """A child that starts a child of its own, and a program that knows nothing of us."""
     link.die_with_parent()
     ours, theirs = multiprocessing.Pipe()
     inner = ParentLink.create(orphan=orphan)
@@ -51,7 +52,7 @@ def start_one_and_report(link: ParentLink, connection: Connection, orphan: bool)
 
 
 def test_no_thread_in_the_child_and_one_guardian(start_method: str) -> None:
-    context = multiprocessing.get_context(start_method)
+    context: Any = multiprocessing.get_context(start_method)
     ours, theirs = context.Pipe()
     first = ParentLink.create()
     pid = parent_watch.guardian_pid()
@@ -67,7 +68,7 @@ def test_no_thread_in_the_child_and_one_guardian(start_method: str) -> None:
 
 @pytest.mark.parametrize("orphan", [False, True])
 def test_a_child_that_is_killed_takes_its_family_along(start_method: str, orphan: bool) -> None:
-    context = multiprocessing.get_context(start_method)
+    context: Any = multiprocessing.get_context(start_method)
     ours, theirs = context.Pipe()
     link = ParentLink.create()
     process = context.Process(target=start_one_and_report, args=(link, theirs, orphan))

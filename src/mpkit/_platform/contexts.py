@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from multiprocessing.context import BaseContext
+from typing import cast
 
 __all__ = ["resolve_context"]
 
@@ -11,11 +12,12 @@ __all__ = ["resolve_context"]
 def resolve_context(context: str | BaseContext | None, *, name: str = "start_method") -> BaseContext:
     """The context to start processes with.
 
-    Asking does not settle the application's start method: `multiprocessing.set_start_method` can still be called.
+    Asking does not settle the application's start method: `multiprocessing.set_start_method` can still be
+    called.
 
     Args:
-        context: The name of a start method, a context of `multiprocessing`, or None for the default: the start
-            method that the application has set, else forkserver where there is one, else spawn.
+        context: The name of a start method, a context of `multiprocessing`, or None for the default: the
+            start method that the application has set, else forkserver where there is one, else spawn.
         name: What the caller calls this argument; it stands in the error.
 
     Raises:
@@ -23,19 +25,21 @@ def resolve_context(context: str | BaseContext | None, *, name: str = "start_met
         TypeError: If it is neither a name nor a context.
     """
     if context is None:
-        chosen = multiprocessing.get_start_method(allow_none=True)
+        # What typeshed does not know: None as long as nobody has set or used a start method.
+        chosen = cast("str | None", multiprocessing.get_start_method(allow_none=True))
         if chosen is None:
             chosen = "forkserver" if "forkserver" in _available() else "spawn"
         return multiprocessing.get_context(chosen)
     if isinstance(context, str):
         if context not in _available():
             raise ValueError(
-                f"{name} must be one of {', '.join(map(repr, _available()))}, or None for the default; got {context!r}"
+                f"{name} must be one of {', '.join(map(repr, _available()))}, or None for the default; "
+                f"got {context!r}"
             )
         return multiprocessing.get_context(context)
     if isinstance(context, BaseContext):
-        # Not returned as it is: the default context (what a bare `multiprocessing.Process` refers to) stands for
-        # whatever the application has set, and would settle it when asked.
+        # Not returned as it is: the default context (what a bare `multiprocessing.Process` refers to) stands
+        # for whatever the application has set, and would settle it when asked.
         return resolve_context(context.get_start_method(allow_none=True), name=name)
     raise TypeError(
         f"{name} must be the name of a start method ({', '.join(map(repr, _available()))}), a context of "

@@ -16,8 +16,8 @@ def usable_cpus() -> int:
 
     The smallest of: the CPUs of its affinity mask (which includes cpusets), and on Linux the CPU quota of its
     control group and of every group above it, in versions 1 and 2, rounded up. `os.cpu_count` and
-    `os.process_cpu_count` know nothing of quotas, so that ``docker run --cpus=2`` on a large machine would start
-    one process for each of its CPUs.
+    `os.process_cpu_count` know nothing of quotas, so that ``docker run --cpus=2`` on a large machine would
+    start one process for each of its CPUs.
     """
     count = _affinity()
     if sys.platform == "linux":
@@ -70,7 +70,7 @@ def _groups(root: Path) -> Iterator[tuple[Path, PurePosixPath, int]]:
 
 
 def _below(group: PurePosixPath, mounted: str) -> PurePosixPath:
-    """The group's path below the mount point: a container often has only its own part of the hierarchy mounted."""
+    """The group's path below the mount point; a container often has only its own part mounted."""
     top = PurePosixPath(_unescape(mounted))
     if group.is_relative_to(top):
         return group.relative_to(top)

@@ -1,4 +1,4 @@
-"""Time-outs: checked once where they are given, then carried as a deadline so that they cover a whole call."""
+"""Time-outs: checked where they are given, then carried as a deadline so that they cover a whole call."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def check_timeout(timeout: SupportsFloat | None, *, name: str = "timeout") -> fl
 
 def _not_a_number(timeout: object, name: str) -> TypeError:
     return TypeError(
-        f"{name} must be a number of seconds or None to wait for ever; got {timeout!r} ({type(timeout).__name__})"
+        f"{name} must be a number of seconds or None to wait for ever; got {timeout!r} "
+        f"({type(timeout).__name__})"
     )
 
 

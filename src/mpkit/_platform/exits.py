@@ -1,7 +1,8 @@
 """Waiting for the end of processes that need not be our children.
 
-An event wherever the system has one: a process descriptor on Linux 5.3 and later, kqueue on macOS and the BSDs. Elsewhere
-(and for a process for which no descriptor can be had) there is none, and the pid is examined at intervals.
+An event wherever the system has one: a process descriptor on Linux 5.3 and later, kqueue on macOS and the
+BSDs. Elsewhere (and for a process for which no descriptor can be had) there is none, and the pid is examined
+at intervals.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ class ExitWatcher:
     def add(self, process: ProcessIdentity) -> bool:
         """Watch `process`; False, and nothing is watched, when it has ended already."""
         watched = self._source is not None and self._source.add(process)
-        # Looked at only now, with the event in place: what ends after this look is reported by the event. The look also
-        # tells whether the pid still means the same process.
+        # Looked at only now, with the event in place: what ends after this look is reported by the event. The
+        # look also tells whether the pid still means the same process.
         if not identity.is_alive(process):
             if watched and self._source is not None:
                 self._source.discard(process)
@@ -57,7 +58,8 @@ class ExitWatcher:
             also: A file descriptor; becoming readable ends the waiting too. Not on Windows.
 
         Returns:
-            Those that have ended, which are no longer watched (none when the time is out), and whether `also` is readable.
+            Those that have ended, which are no longer watched (none when the time is out), and whether `also`
+            is readable.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
@@ -106,7 +108,8 @@ if sys.platform == "linux":
             try:
                 descriptor = os.pidfd_open(process.pid)
             except OSError:
-                # No such process; or out of descriptors; or refused by a sandbox. The caller's look tells which.
+                # No such process; or out of descriptors; or refused by a sandbox. The caller's look tells
+                # which.
                 return False
             self._descriptors[process] = descriptor
             self._processes[descriptor] = process

@@ -15,8 +15,7 @@ from mpkit._platform.identity import ProcessIdentity
 __all__ = ["HOUSEKEEPERS", "KillFamilies", "descendants", "kill_families", "send_signal", "wait_gone"]
 
 HOUSEKEEPERS = ("multiprocessing.resource_tracker", os.path.join("_platform", "guardian.py"))
-"""What the command line of a process contains that must outlive the family it belongs to: it cleans up after it, and
-ends by itself once the family is gone."""
+"""Marks in the command line of a process that must outlive its family, to clean up after it."""
 
 if sys.platform == "linux":
 
@@ -118,7 +117,8 @@ def send_signal(process: ProcessIdentity, signum: int) -> bool:
         except OSError:
             return _send_by_pid(process, signum)  # an old kernel, a sandbox, out of descriptors
         try:
-            # The descriptor holds on to one process; which one, is looked up now that it cannot change any more.
+            # The descriptor holds on to one process; which one, is looked up now that it cannot change any
+            # more.
             if not identity.is_alive(process):
                 return False
             signal.pidfd_send_signal(descriptor, signum)
@@ -144,8 +144,9 @@ def _send_by_pid(process: ProcessIdentity, signum: int) -> bool:
 def kill_families(roots: Iterable[ProcessIdentity], *, spared: Collection[ProcessIdentity] = ()) -> None:
     """Kill `roots` and all their descendants at once (SIGKILL); what may not be signalled is passed over.
 
-    No child that is being started meanwhile slips away: everything is stopped first, parents before their children,
-    until nothing new turns up. A process with a signal pending cannot fork any more, so this comes to an end.
+    No child that is being started meanwhile slips away: everything is stopped first, parents before their
+    children, until nothing new turns up. A process with a signal pending cannot fork any more, so this comes
+    to an end.
 
     Args:
         roots: The processes to begin with.
@@ -173,7 +174,7 @@ class KillFamilies(Protocol):
 
     def __call__(
         self, roots: Iterable[ProcessIdentity], *, spared: Collection[ProcessIdentity] = ()
-    ) -> None: ...  # noqa: D102
+    ) -> None: ...
 
 
 def _send_if_allowed(process: ProcessIdentity, signum: int) -> None:

@@ -17,19 +17,19 @@ TOTAL_STORE_ORDER: Final = platform.machine().lower() in {
     "x86",
     "s390x",
 }
-"""Whether the processor shows every store to every other processor in program order, and loads likewise (x86, s390x).
+"""Whether every processor sees the stores of another in program order, and loads likewise (x86, s390x).
 
 CPython's interpreter never reorders two stores through a memoryview, so there a plain store is enough."""
 
 if TOTAL_STORE_ORDER:
 
     def full_fence() -> None:
-        """Keep loads and stores before this call before those after it (nothing is needed on this processor)."""
+        """Keep loads and stores before this call before those after it (nothing to do here)."""
 
 else:
     # An uncontended lock taken and given back twice: acquire keeps what follows behind it, release keeps what
-    # comes before in front of it, and two cycles in a row leave no gap through which anything could pass either way.
-    # CPython's locks are C11 atomics or pthread mutexes, both with acquire and release semantics.
+    # comes before in front of it, and two cycles in a row leave no gap through which anything could pass
+    # either way. CPython's locks are C11 atomics or pthread mutexes, both with acquire and release semantics.
     # One lock per call, not one for all: a fork while another thread held a shared one would block the child.
 
     def full_fence() -> None:

@@ -1,4 +1,4 @@
-"""A lock on a file that the kernel frees when its holder dies: slow (a system call), but it cannot be left behind."""
+"""A lock on a file that the kernel frees when its holder dies: a system call, but never left behind."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ else:
     def try_lock(fd: int) -> bool:
         """Take the lock on the first byte of the file without waiting; False when another process has it.
 
-        A record lock (POSIX `fcntl`), because it belongs to the process: a fork does not pass it on, as it would an `flock`. Two things
-        follow: threads of one process do not exclude each other by it, and closing *any* descriptor of the file gives it up.
+        A record lock (POSIX `fcntl`), because it belongs to the process: a fork does not pass it on, as it
+        would an `flock`. Two things follow: threads of one process do not exclude each other by it, and
+        closing *any* descriptor of the file gives it up.
         """
         try:
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)

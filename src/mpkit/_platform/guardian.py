@@ -1,20 +1,21 @@
 """The guardian: a small process of its own that ends the children of a process that has died.
 
-Why a process, and not the child itself: a child that is inside C code which never lets go of the interpreter lock cannot look
-after itself, one that is stopped cannot either, and a thread in every child would make each later fork there unsafe. The
-kernel's parent-death signal is tied to the thread that started the child, knows nothing of grandchildren, and under
-forkserver watches the wrong process.
+Why a process, and not the child itself: a child that is inside C code which never lets go of the interpreter
+lock cannot look after itself, one that is stopped cannot either, and a thread in every child would make each
+later fork there unsafe. The kernel's parent-death signal is tied to the thread that started the child, knows
+nothing of grandchildren, and under forkserver watches the wrong process.
 
-One guardian serves one application, whatever the number of its processes. `parent_watch` starts it as a script when the first
-process is started that is to die with its parent, and passes it one end of a socket pair. Every process of the
-application has the other end and writes lines:
+One guardian serves one application, whatever the number of its processes. `parent_watch` starts it as a
+script when the first process is started that is to die with its parent, and passes it one end of a socket
+pair. Every process of the application has the other end and writes lines:
 
-- ``W <parent pid> <parent start> <child pid> <child start>``: when the parent dies, kill the child and its descendants;
+- ``W <parent pid> <parent start> <child pid> <child start>``: when the parent dies, kill the child and its
+  descendants;
 - ``F <pid> <start>``: this one is free; it is spared together with its descendants when a family is killed;
 - an empty line: nothing; the writer sees whether the guardian lives.
 
-It ends by itself once every process of the application has, and everything it was to kill is dead. It holds on to nothing
-of the application: no terminal, no standard stream, no working directory.
+It ends by itself once every process of the application has, and everything it was to kill is dead. It holds
+on to nothing of the application: no terminal, no standard stream, no working directory.
 """
 
 from __future__ import annotations
@@ -25,12 +26,8 @@ import sys
 from typing import Protocol
 
 if __name__ == "__main__":
-    # `mpkit/__init__.py` imports the whole house. The guardian needs two rooms of it, and should start in milliseconds.
-    from types import ModuleType
-
-    _package = ModuleType("mpkit")
-    _package.__path__ = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
-    sys.modules["mpkit"] = _package
+    # Isolated from the environment and without `site`, a script has to be told where its package is.
+    sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 from mpkit._platform import families
 from mpkit._platform.exits import ExitWatcher
@@ -48,7 +45,7 @@ class Watcher(Protocol):
 
 
 class Guardian:
-    """Who is to die with whom. Knows nothing of sockets; the watcher and the killing can be replaced by a test.
+    """Who is to die with whom. Knows nothing of sockets; a test can replace the watcher and the killing.
 
     Args:
         watcher: What tells that a process has ended.
@@ -72,7 +69,7 @@ class Guardian:
         return not self._parents
 
     def obey(self, line: bytes) -> None:
-        """Carry out one line. What is not understood is passed over: a guardian must not fall over anything."""
+        """Carry out one line. What is not understood is passed over: a guardian must not fall."""
         try:
             kind, numbers = line[:1], [int(number) for number in line[1:].split()]
         except ValueError:
@@ -126,7 +123,8 @@ def main(descriptor: int) -> None:
     import resource  # noqa: PLC0415  POSIX only, as all of this function is
 
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGTSTP", "SIGUSR1", "SIGUSR2"):
-        # Sent to a whole group or by a "kill" of the program's name, they mean the application, which we outlive.
+        # Sent to a whole group or by a "kill" of the program's name, they mean the application, which we
+        # outlive.
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     # They were blocked by the one who started us, lest one come before it is ignored.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -1,7 +1,7 @@
 """Which process a pid means.
 
-A pid alone is not enough: the kernel gives it to another process once its owner is gone. The moment at which the
-process started tells them apart.
+A pid alone is not enough: the kernel gives it to another process once its owner is gone. The moment at which
+the process started tells them apart.
 """
 
 from __future__ import annotations

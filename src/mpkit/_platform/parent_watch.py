@@ -10,13 +10,13 @@ For `WorkerProcess` and for the workers of a pool alike::
     def main(link, ...):                    # in the child, before anything else
         link.die_with_parent()
 
-From then on the child, its own descendants and theirs are killed (SIGKILL) as soon as the parent has ended: at its normal exit
-(after multiprocessing has joined its children), after an `os._exit`, a crash, a SIGKILL. It does not matter
-whether the child is idle, busy, stopped or inside C code that holds the interpreter lock, nor which thread started it, nor by
-which start method.
+From then on the child, its own descendants and theirs are killed (SIGKILL) as soon as the parent has ended:
+at its normal exit (after multiprocessing has joined its children), after an `os._exit`, a crash, a SIGKILL.
+It does not matter whether the child is idle, busy, stopped or inside C code that holds the interpreter lock,
+nor which thread started it, nor by which start method.
 
-A small process of its own, the `guardian`, does it. Where there can be none (Windows, a frozen executable, a guardian
-that somebody has killed) a thread in the child does; it needs the interpreter lock.
+A small process of its own, the `guardian`, does it. Where there can be none (Windows, a frozen executable, a
+guardian that somebody has killed) a thread in the child does; it needs the interpreter lock.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ import sys
 import threading
 from collections.abc import Callable
 from typing import Any
+
+from typing_extensions import override
 
 from mpkit._platform import families, guardian, identity, seam
 from mpkit._platform.exits import ExitWatcher
@@ -67,7 +69,7 @@ class ParentLink:
             self._register(child)
 
     def die_with_parent(self) -> None:
-        """In the child, before anything else: from here on it dies with its parent (unless it is an orphan)."""
+        """In the child, before anything else: from here on it dies with its parent, orphans excepted."""
         if not self._register(identity.current()) and not self._orphan:
             _watch_from_a_thread(self._parent)
 
@@ -76,6 +78,7 @@ class ParentLink:
             return _line.send(b"F %d %d" % child)
         return _line.send(b"W %d %d %d %d" % (*self._parent, *child))
 
+    @override
     def __reduce__(self) -> tuple[Callable[..., ParentLink], tuple[Any, ...]]:
         return _arrive, (self._parent, self._orphan, _line.for_child())
 
@@ -121,11 +124,12 @@ class _Line:
             return False
         line_socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, descriptor)
         try:
-            # A line is a single write, far below what the kernel would split. No SIGPIPE: the application may have
-            # restored its default.
+            # A line is a single write, far below what the kernel would split. No SIGPIPE: the application may
+            # have restored its default.
             line_socket.send(line + b"\n", _SEND_FLAGS)
         except OSError:
-            # The guardian is gone, or has been stopped for so long that the buffer is full: it cannot be relied upon.
+            # The guardian is gone, or has been stopped for so long that the buffer is full: it cannot be
+            # relied upon.
             return False
         finally:
             line_socket.detach()
@@ -150,7 +154,8 @@ class _Line:
         self._descriptor, self._inode = descriptor, os.fstat(descriptor).st_ino
 
     def _is_ours(self, descriptor: int) -> bool:
-        # A program that turns itself into a daemon closes every descriptor, and the number is soon another file's.
+        # A program that turns itself into a daemon closes every descriptor, and the number is soon another
+        # file's.
         try:
             seen = os.fstat(descriptor)
         except OSError:
@@ -160,7 +165,8 @@ class _Line:
     def _start(self, executable: str) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
-            # Isolated, and without `site` where psutil is not needed (its start takes longer than all the rest).
+            # Isolated, and without `site` where psutil is not needed (its start takes longer than all the
+            # rest).
             options = ["-I", "-S"] if sys.platform == "linux" else ["-I"]
             command = [executable, *options, guardian.__file__, str(theirs.fileno())]
             # Blocked until the guardian ignores them.

@@ -1,17 +1,17 @@
 """Every private name of the standard library that mpkit needs stands in this file, and in no other.
 
-`tests/unit/platform/test_seam.py` is its canary: it says which name is gone, or behaves otherwise, in a new Python.
-What is used, and why there is no public way:
+`tests/unit/platform/test_seam.py` is its canary: it says which name is gone, or behaves otherwise, in a new
+Python. What is used, and why there is no public way:
 
-- ``_multiprocessing.SemLock``: `multiprocessing.Semaphore` cannot be opened by name, and its `acquire` is a Python
-  method, several times slower than the one of the C class.
+- ``_multiprocessing.SemLock``: `multiprocessing.Semaphore` cannot be opened by name, and its `acquire` is a
+  Python method, several times slower than the one of the C class.
 - ``multiprocessing.resource_tracker``: it has no public registration.
-- ``multiprocessing.util.Finalize`` with a negative priority: `atexit` runs before multiprocessing has joined its
-  children, or after, as the modules happened to be imported.
-- ``reduction.DupFd``, ``util.spawnv_passfds``, ``spawn.get_executable``: undocumented, and what a descriptor needs
-  to reach a child of any start method.
-- ``ForkingPickler._extra_reducers``: its public `dumps` makes a new pickler class instance with two dictionary copies for
-  each object, and cannot pickle out of band.
+- ``multiprocessing.util.Finalize`` with a negative priority: `atexit` runs before multiprocessing has joined
+  its children, or after, as the modules happened to be imported.
+- ``reduction.DupFd``, ``util.spawnv_passfds``, ``spawn.get_executable``: undocumented, and what a descriptor
+  needs to reach a child of any start method.
+- ``ForkingPickler._extra_reducers``: its public `dumps` makes a new pickler class instance with two
+  dictionary copies for each object, and cannot pickle out of band.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 if TYPE_CHECKING:
 
     class SemLock:
-        """The part of ``_multiprocessing.SemLock`` that mpkit uses; not every type checker knows the module."""
+        """The part of ``_multiprocessing.SemLock`` that mpkit uses; not every checker knows it."""
 
         def __init__(self, kind: int, value: int, maxvalue: int, name: str, unlink: bool, /) -> None: ...
         def acquire(self, block: bool = True, timeout: float | None = None, /) -> bool: ...
@@ -60,7 +60,7 @@ __all__ = [
     "untrack",
 ]
 
-# --- semaphores -------------------------------------------------------------------------------------------------
+# --- semaphores -------------------------------------------------------------------------------------------
 
 SEMAPHORE_KIND: Final = 1
 """The `kind` argument of `SemLock` for a counting semaphore (0 is a recursive mutex)."""
@@ -90,7 +90,7 @@ def sem_unlink(name: str) -> None:
         _sem_unlink(name)
 
 
-# --- the resource tracker ---------------------------------------------------------------------------------------
+# --- the resource tracker ---------------------------------------------------------------------------------
 
 TrackedType = Literal["shared_memory", "semaphore"]
 
@@ -114,20 +114,21 @@ def untrack(name: str, rtype: TrackedType) -> None:
         resource_tracker.unregister(name, rtype)
 
 
-# --- the end of a process ---------------------------------------------------------------------------------------
+# --- the end of a process ---------------------------------------------------------------------------------
 
 
 class _ExitCallbacks:
     """What this process has to do once multiprocessing has joined its children at exit."""
 
-    # multiprocessing runs the finalizers with priority 0 and above, then terminates the daemonic children and joins
-    # all of them, then runs the others, the highest first. Its own temporary directory goes at -100.
+    # multiprocessing runs the finalizers with priority 0 and above, then terminates the daemonic children and
+    # joins all of them, then runs the others, the highest first. Its own temporary directory goes at -100.
     PRIORITY: Final = -10
 
     def __init__(self) -> None:
         self._forget()
-        # A child that multiprocessing starts drops every finalizer that it finds (those of the parent, under fork; but
-        # under forkserver also what was registered while its arguments were unpickled) and then calls these.
+        # A child that multiprocessing starts drops every finalizer that it finds (those of the parent, under
+        # fork; but under forkserver also what was registered while its arguments were unpickled) and then
+        # calls these.
         util.register_after_fork(self, _ExitCallbacks._arm)
 
     def add(self, callback: Callable[[], object]) -> Callable[[], None]:
@@ -169,8 +170,8 @@ _exit_callbacks = _ExitCallbacks()
 def at_exit_after_children_joined(callback: Callable[[], object]) -> Callable[[], None]:
     """Call `callback` at the normal exit of this process, after multiprocessing has joined its children.
 
-    Holds in the main process and in the children of every start method; never runs in a process that was forked
-    from the one that asked for it. The last one asked for runs first.
+    Holds in the main process and in the children of every start method; never runs in a process that was
+    forked from the one that asked for it. The last one asked for runs first.
 
     Returns:
         A function that takes it back.
@@ -178,7 +179,7 @@ def at_exit_after_children_joined(callback: Callable[[], object]) -> Callable[[]
     return _exit_callbacks.add(callback)
 
 
-# --- descriptors and programs -----------------------------------------------------------------------------------
+# --- descriptors and programs -----------------------------------------------------------------------------
 
 
 class PassedDescriptor(Protocol):
@@ -196,7 +197,7 @@ def pass_descriptor(descriptor: int) -> PassedDescriptor:
 
 
 def spawn_passing(command: Sequence[str], descriptors: Sequence[int]) -> int:
-    """Start a program that gets these descriptors and the standard streams, and no others (POSIX); returns its pid.
+    """Start a program that gets these descriptors and the standard streams, no others (POSIX); its pid.
 
     Unlike `subprocess.Popen` there is no object that must be kept and waited for.
     """
@@ -211,10 +212,10 @@ def python_executable() -> str | None:
     return None if executable is None else os.fsdecode(executable)
 
 
-# --- pickling ---------------------------------------------------------------------------------------------------
+# --- pickling ---------------------------------------------------------------------------------------------
 
 
 def extra_reducers() -> Mapping[type[Any], Callable[[Any], Any]]:
-    """How multiprocessing pickles what `pickle` alone cannot (connections, sockets, ...): a live view, by exact type."""
+    """How multiprocessing pickles what `pickle` cannot (connections, sockets, ...): by type, a live view."""
     reducers: Mapping[type[Any], Callable[[Any], Any]] = vars(reduction.ForkingPickler)["_extra_reducers"]
     return reducers

@@ -46,7 +46,7 @@ def test_what_the_application_has_set_is_followed(method: str) -> None:
 
 @pytest.mark.parametrize("given", ["x", "", "Fork"])
 def test_an_unknown_name(given: str) -> None:
-    with pytest.raises(ValueError, match="context must be one of 'f?.*'spawn'") as caught:
+    with pytest.raises(ValueError, match=r"context must be one of .*'spawn'") as caught:
         resolve_context(given, name="context")
     assert repr(given) in str(caught.value)
 

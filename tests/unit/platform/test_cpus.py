@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def test_never_less_than_one() -> None:
 
 def test_a_quota_below_the_affinity_wins_and_is_rounded_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpus, "_affinity", lambda: 64)
-    monkeypatch.setattr(cpus.sys, "platform", "linux")
+    monkeypatch.setattr(sys, "platform", "linux")
     for quota, expected in [(1.5, 2), (0.1, 1), (8.0, 8), (100.0, 64), (None, 64)]:
         monkeypatch.setattr(cpus, "_quota", lambda root, quota=quota: quota)
         assert cpus.usable_cpus() == expected

@@ -13,7 +13,7 @@ from mpkit._platform.deadlines import check_timeout, deadline_of, remaining
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    "given, expected",
     [
         (None, None),
         (0, 0.0),

@@ -37,9 +37,7 @@ def test_travels() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize(
-    ("state", "alive"), [("Z", False), ("X", False), ("T", True), ("R", True), ("D", True)]
-)
+@pytest.mark.parametrize("state, alive", [("Z", False), ("X", False), ("T", True), ("R", True), ("D", True)])
 def test_a_zombie_is_dead_and_a_stopped_process_alive(
     state: str, alive: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: object
 ) -> None:

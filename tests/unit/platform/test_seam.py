@@ -1,18 +1,21 @@
-"""The canary: every private name of the standard library that `mpkit._platform.seam` uses is there and behaves."""
+"""The canary: each private name that `mpkit._platform.seam` uses is there and behaves."""
 
 from __future__ import annotations
 
-import multiprocessing.util as mp_util
+import multiprocessing.util
 import os
 import secrets
 import socket
 import sys
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
+from typing import Any
 
 import pytest
 
 from mpkit._platform import seam
+
+mp_util: Any = multiprocessing.util
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="semaphores have no names on Windows")
 
@@ -56,7 +59,8 @@ def test_reducers_know_what_pickle_does_not() -> None:
 @pytest.fixture
 def finalizers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An empty registry of finalizers, and exit callbacks of our own that use it."""
-    # `Finalize.__call__` binds the registry as a default argument: the real one is emptied for the test instead.
+    # `Finalize.__call__` binds the registry as a default argument: the real one is emptied for the test
+    # instead.
     real = mp_util._finalizer_registry
     kept = dict(real)
     real.clear()

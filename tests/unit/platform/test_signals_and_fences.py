@@ -21,7 +21,7 @@ def test_names_of_signals() -> None:
 
 
 @pytest.mark.parametrize(
-    ("machine", "strong"), [("x86_64", True), ("AMD64", True), ("aarch64", False), ("arm64", False)]
+    "machine, strong", [("x86_64", True), ("AMD64", True), ("aarch64", False), ("arm64", False)]
 )
 def test_the_fence_follows_the_processor(machine: str, strong: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     try:
