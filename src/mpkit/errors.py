@@ -25,8 +25,6 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import TimeoutError as _MultiprocessingTimeoutError
 from typing import Any
 
-from typing_extensions import override
-
 __all__ = [
     "AccessDenied",
     "ClosedError",
@@ -55,7 +53,6 @@ class MpkitError(Exception):
     pickled is replaced by a note with its text.
     """
 
-    @override
     def __reduce__(self) -> tuple[Any, ...]:
         # BaseException.__setstate__ sets each item as an attribute, so the cause (and what the built-in bases
         # keep outside __dict__) comes back without a rebuilding function of our own.
@@ -79,7 +76,6 @@ class MpkitError(Exception):
 class _SystemError(MpkitError, OSError):
     """The base of those that carry an `errno` and a message."""
 
-    @override
     def _constructor_arguments(self) -> tuple[object, ...]:
         # `args` is (errno, message) here, but the errno is the constructor's own affair.
         return (self.strerror,)
@@ -140,7 +136,6 @@ class HandleLost(_SystemError, FileNotFoundError):
             self.filename = name
         self.name = name
 
-    @override
     def __reduce__(self) -> tuple[Any, ...]:
         make, arguments, state = super().__reduce__()
         # OSError keeps `filename` in a C field, out of __dict__; absent and None print differently.

@@ -1,0 +1,102 @@
+"""The house stands as it was drawn: floors, light imports, one place for what is private to the stdlib."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.processes import ROOT, run_python
+
+SOURCE = ROOT / "src" / "mpkit"
+MODULES = sorted(SOURCE.rglob("*.py"))
+
+#: Modules of the standard library that promise nothing, and the one file that may use them.
+PRIVATE = {
+    "_multiprocessing",
+    "_posixshmem",
+    "_posixsubprocess",
+    "_winapi",
+    "multiprocessing.forkserver",
+    "multiprocessing.popen_fork",
+    "multiprocessing.popen_forkserver",
+    "multiprocessing.popen_spawn_posix",
+    "multiprocessing.resource_tracker",
+    "multiprocessing.spawn",
+    "multiprocessing.util",
+}
+SEAM = SOURCE / "_platform" / "seam.py"
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(SOURCE))
+
+
+def imports(path: Path, *, at_import: bool = False) -> Iterator[str]:
+    """The modules that `path` names in imports; with `at_import` only what runs when it is imported."""
+    pending: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while pending:
+        node = pending.pop()
+        if at_import and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            pending.extend(node.orelse)
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        pending.extend(ast.iter_child_nodes(node))
+
+
+def test_the_floors_are_kept() -> None:
+    program = shutil.which("lint-imports", path=str(Path(sys.executable).parent))
+    if program is None:
+        pytest.skip("import-linter is not installed (group `layers`)")
+    done = subprocess.run([program, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", MODULES, ids=named)
+def test_psutil_is_imported_at_module_level_in_introspect_alone(path: Path) -> None:
+    if named(path).startswith("introspect"):
+        return
+    assert not any(name.split(".")[0] == "psutil" for name in imports(path, at_import=True))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=named)
+def test_private_parts_of_the_standard_library_are_used_in_the_seam_alone(path: Path) -> None:
+    if path == SEAM:
+        return
+    assert not PRIVATE & set(imports(path))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import mpkit",
+        "from mpkit import BoundedQueue, Lock, LockedCounter, TaskPool, WorkerProcess",
+        "import mpkit.pool.worker",
+    ],
+)
+def test_importing_is_light(statement: str) -> None:
+    heavy = {"asyncio", "psutil", "mpkit.cli", "mpkit.compat", "mpkit.introspect", "unittest", "ctypes.util"}
+    code = f"import sys; {statement}; print(*sorted({heavy!r} & set(sys.modules)))"
+    assert run_python("-c", code).stdout.split() == []
+
+
+def test_importing_the_doorway_loads_nothing_of_the_house() -> None:
+    code = "import sys, mpkit; print(*sorted(name for name in sys.modules if name.startswith('mpkit.')))"
+    assert run_python("-c", code).stdout.split() == []
+
+
+def test_every_directory_of_tests_is_a_package() -> None:
+    # Otherwise two modules of one name would shadow each other, and a spawned child could not import them.
+    directories = {path.parent for path in (ROOT / "tests").rglob("test_*.py")}
+    assert [str(path) for path in sorted(directories) if not (path / "__init__.py").exists()] == []
