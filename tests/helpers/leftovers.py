@@ -138,43 +138,41 @@ def _threads() -> Iterable[threading.Thread]:
 
 
 def _files() -> Iterable[Path]:
-    lingering = _lingering()
+    found = []
     for directory in {"/dev/shm", tempfile.gettempdir()}:
         try:
-            entries = os.listdir(directory)
+            names = os.listdir(directory)
         except FileNotFoundError:
             continue  # no such directory on this platform
-        for name in entries:
-            if (
-                name.startswith(("mpkit-", "sem.mpkit"))
-                and not _belongs_elsewhere(name)
-                and name not in lingering
-            ):
-                yield Path(directory, name)
+        found += [Path(directory, name) for name in names if name.startswith(("mpkit-", "sem.mpkit"))]
+    # The pid of the creator stands in the name. Asked once for each creator: there may be thousands of files.
+    ours = {pid: _is_ours(pid) for pid in map(_creator, found)}
+    if None in ours.values() and _another_run():
+        # Nothing tells any more whose child a dead creator was. Its file may lie there until the resource
+        # tracker of that other run of tests removes it.
+        ours = {pid: verdict is True for pid, verdict in ours.items()}
+    lingering = _lingering()
+    return [file for file in found if ours[_creator(file)] is not False and file.name not in lingering]
 
 
-def _belongs_elsewhere(name: str) -> bool:
-    """Whether a process that does not descend from this one created the file."""
-    pid = next((int(part) for part in name.split("-")[2:] if part.isdigit()), 0)
-    if not pid or pid == os.getpid():
-        return False
+def _creator(file: Path) -> int:
+    return next((int(part) for part in file.name.split("-")[2:] if part.isdigit()), 0)
+
+
+def _is_ours(pid: int) -> bool | None:
+    """Whether `pid` is this process or descends from it; None when it is dead."""
     try:
-        return not _is_ours(psutil.Process(pid))
+        return os.getpid() in (pid, *(parent.pid for parent in psutil.Process(pid).parents()))
     except psutil.NoSuchProcess:
-        # The creator is dead, and nothing tells any more whose child it was. It was ours, unless another run
-        # of tests goes on at the same time: then the file may lie there until that run's resource tracker
-        # removes it.
-        return any(
-            "pytest" in " ".join(process.info["cmdline"] or ()) and not _is_ours(process)
-            for process in psutil.process_iter(["cmdline"])
-        )
+        return None
 
 
-def _is_ours(process: psutil.Process) -> bool:
-    try:
-        return os.getpid() in (process.pid, *(parent.pid for parent in process.parents()))
-    except psutil.NoSuchProcess:
-        return False  # ended in between: its files go as those of the dead do
+def _another_run() -> bool:
+    """Whether somebody else runs tests on this machine now."""
+    return any(
+        "pytest" in " ".join(process.info["cmdline"] or ()) and _is_ours(process.pid) is False
+        for process in psutil.process_iter(["cmdline"])
+    )
 
 
 def _lingering() -> set[str]:
