@@ -1,7 +1,8 @@
 """`BoundedQueue`: a first-in first-out queue between processes that keeps what `queue.Queue` promises.
 
-This module turns objects into records and back, checks arguments and gives results their public names; how records travel, and why nothing
-is lost when a process is killed, stands in ``docs/explanation/queue-protocol.md`` and in `mpkit._shm`.
+This module turns objects into records and back, checks arguments and gives results their public names; how
+records travel, and why nothing is lost when a process is killed, stands in
+``docs/explanation/queue-protocol.md`` and in `mpkit._shm`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing_extensions import Self
 
 from mpkit._platform.deadlines import check_timeout, deadline_of
 from mpkit._shm.get_side import BigRecord, GetSide
+from mpkit._shm.handle import SharedHandle
 from mpkit._shm.open_queue import OpenQueue
 from mpkit._shm.put_side import BIG, PutSide
 from mpkit._wire.codec import decode, encode, loads
@@ -28,8 +30,8 @@ __all__ = ["BoundedQueue", "QueueStatistics"]
 
 T = TypeVar("T")
 
-#: Pickles up to this size travel inside the ring; larger ones, and buffers of this size or more, get a region of their own, from which the
-#: receiver uses them in place.
+#: Pickles up to this size travel inside the ring; larger ones, and buffers of this size or more, get a region
+#: of their own, from which the receiver uses them in place.
 _INLINE_BYTES: Final = 32 * 1024
 
 
@@ -44,7 +46,8 @@ class QueueStatistics:
         max_bytes: the bound on bytes, None for none.
         puts: items ever put.
         gets: items ever taken (or thrown away by ``shutdown(immediate=True)``).
-        waiting_putters: calls that wait for room now. A process that is killed while it waits may stay counted until the next wake-up.
+        waiting_putters: calls that wait for room now. A process that is killed while it waits may stay
+            counted until the next wake-up.
         waiting_getters: calls that wait for an item now; likewise.
         recoveries: how often a lock was taken over from a process that died while it held it.
     """
@@ -60,34 +63,38 @@ class QueueStatistics:
     recoveries: int
 
 
-class BoundedQueue(Generic[T]):
+class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
     """A first-in first-out queue for any number of putting and getting processes and threads.
 
     It keeps the documented semantics of `queue.Queue` between processes, on every platform:
 
-    - one order for everyone; `qsize`, `empty` and `full` are exact; `get_nowait` right after a `put` anywhere finds the item;
-    - `put` pickles in the caller: an error is raised there and leaves the queue unchanged, and later changes of the object do not travel;
-    - once `put` has returned, the item survives the death of the process that put it. There is no feeder thread: nothing to flush, no
-      dead-lock when a process is joined;
-    - any process that uses the queue may be killed at any instruction: the others go on within half a second. What is lost is at most what a
-      killed getter had in its hands; nothing is duplicated, torn or reordered;
-    - a handle can be pickled anywhere: as an argument of a process under every start method, of a task in a running pool, inside an item of
-      another queue.
+    - one order for everyone; `qsize`, `empty` and `full` are exact; `get_nowait` right after a `put` anywhere
+      finds the item;
+    - `put` pickles in the caller: an error is raised there and leaves the queue unchanged, and later changes
+      of the object do not travel;
+    - once `put` has returned, the item survives the death of the process that put it. There is no feeder
+      thread: nothing to flush, no dead-lock when a process is joined;
+    - any process that uses the queue may be killed at any instruction: the others go on within half a second.
+      What is lost is at most what a killed getter had in its hands; nothing is duplicated, torn or reordered;
+    - a handle can be pickled anywhere: as an argument of a process under every start method, of a task in a
+      running pool, inside an item of another queue.
 
-    Large buffers (numpy arrays, bytes) are written once into shared memory; the receiver works on them in place, and they are its own.
+    Large buffers (numpy arrays, bytes) are written once into shared memory; the receiver works on them in
+    place, and they are its own.
 
     Args:
         maxsize: the most items that the queue holds; 0 or less: bounded by memory only.
-        max_bytes: the most bytes that the queued items may occupy together; None for no such bound. An item counts the length of its
-            pickle and buffers, rounded up to 8, and 8 more; an empty queue takes any item of at most `max_bytes`.
+        max_bytes: the most bytes that the queued items may occupy together; None for no such bound. An item
+            counts the length of its pickle and buffers, rounded up to 8, and 8 more; an empty queue takes any
+            item of at most `max_bytes`.
 
     Raises:
         TypeError: `maxsize` or `max_bytes` is not an integer.
         ValueError: `max_bytes` is less than 1.
         SharedMemoryExhausted: there is no room for the queue (some 70 KiB); nothing is left behind.
 
-    Safe from: any process, any thread. Not from a signal handler or a ``__del__`` that interrupts an operation on the same queue, which gets a
-    RuntimeError instead of waiting for itself.
+    Safe from: any process, any thread. Not from a signal handler or a ``__del__`` that interrupts an
+    operation on the same queue, which gets a RuntimeError instead of waiting for itself.
 
     Example:
         >>> from mpkit import BoundedQueue
@@ -97,41 +104,38 @@ class BoundedQueue(Generic[T]):
         'spam'
     """
 
-    __slots__ = ("__weakref__", "_arrivals", "_file", "_gets", "_lost", "_name", "_puts", "_try_get", "_try_put")
+    __slots__ = ("_arrivals", "_gets", "_puts", "_try_get", "_try_put")
+
+    _shared_type = OpenQueue
 
     def __init__(self, maxsize: int = 0, *, max_bytes: int | None = None) -> None:
         items = max(_integer("maxsize", maxsize), 0)
         if items >= 1 << 36:
-            raise ValueError(f"maxsize must be less than 2**36, not {maxsize}; 0 means bounded by memory only")
+            raise ValueError(
+                f"maxsize must be less than 2**36, not {maxsize}; 0 means bounded by memory only"
+            )
         limit = 0
         if max_bytes is not None:
             limit = _integer("max_bytes", max_bytes)
             if limit < 1:
                 raise ValueError(f"max_bytes must be at least 1, not {max_bytes}; None means no bound")
-        self._open(OpenQueue.create(maxsize=items, max_bytes=limit))
+        self._bind(OpenQueue.create(maxsize=items, max_bytes=limit))
 
-    def _open(self, file: OpenQueue) -> None:
-        self._name = file.name
-        self._lost: HandleLost | SharedMemoryExhausted | None = None
-        self._file: OpenQueue | None = file
-        self._puts = file.puts
-        self._gets = file.gets
-        self._try_put: Callable[[bytes], bool] = self._puts.try_put
-        self._try_get: Callable[[], bytes | None] = self._gets.try_get
+    def _bind(self, shared: OpenQueue) -> None:
+        super()._bind(shared)
+        self._puts = shared.puts
+        self._gets = shared.gets
+        self._try_put: Callable[[bytes], bool] = shared.puts.try_put
+        self._try_get: Callable[[], bytes | None] = shared.gets.try_get
         self._arrivals: Arrivals | None = None
 
-    def _arrive(self, name: str) -> None:
-        try:
-            self._open(OpenQueue.attach(name))
-        except (HandleLost, SharedMemoryExhausted) as error:
-            self._name = name
-            self._lost = error
-            self._file = None
-            self._arrivals = None
-            self._try_put = _never_put
-            self._try_get = _never_get
+    def _bind_nothing(self, name: str, reason: HandleLost | SharedMemoryExhausted) -> None:
+        super()._bind_nothing(name, reason)
+        self._try_put = _never_put
+        self._try_get = _never_get
+        self._arrivals = None
 
-    # -- one item ----------------------------------------------------------------------------------------------------------------
+    # -- one item --------------------------------------------------------------------------------------------
 
     def put(self, item: T, block: bool = True, timeout: float | None = None) -> None:
         """Add `item` at the end.
@@ -141,7 +145,8 @@ class BoundedQueue(Generic[T]):
         Args:
             item: any object that can be pickled; it is pickled before this returns.
             block: wait while the queue is full.
-            timeout: the most seconds that the whole call may take; None: as long as it needs. Ignored unless `block`.
+            timeout: the most seconds that the whole call may take; None: as long as it needs. Ignored unless
+                `block`.
 
         Raises:
             QueueFull: there was no room (in time).
@@ -152,8 +157,8 @@ class BoundedQueue(Generic[T]):
             SharedMemoryExhausted: there is no memory for the item; the queue is unchanged.
             HandleLost: this handle was still under way when the last one who could open the queue went.
 
-        Blocking: until there is room, if `block`. Otherwise microseconds; up to a second if a process was stopped or killed in the
-        middle of an operation.
+        Blocking: until there is room, if `block`. Otherwise microseconds; up to a second if a process was
+        stopped or killed in the middle of an operation.
         """
         deadline = None if timeout is None else deadline_of(check_timeout(timeout))
         head, buffers = encode(item, threshold=_INLINE_BYTES)
@@ -172,10 +177,12 @@ class BoundedQueue(Generic[T]):
 
         Args:
             block: wait while the queue is empty.
-            timeout: the most seconds that the whole call may take; None: as long as it needs. Ignored unless `block`.
+            timeout: the most seconds that the whole call may take; None: as long as it needs. Ignored unless
+                `block`.
 
         Returns:
-            The item; large buffers in it lie in shared memory, belong to the receiver alone and may be written to.
+            The item; large buffers in it lie in shared memory, belong to the receiver alone and may be
+            written to.
 
         Raises:
             QueueEmpty: there was nothing (in time).
@@ -207,7 +214,7 @@ class BoundedQueue(Generic[T]):
         """``get(block=False)``: take the oldest item or raise `QueueEmpty` at once."""
         return self.get(False)
 
-    # -- many items --------------------------------------------------------------------------------------------------------------
+    # -- many items ------------------------------------------------------------------------------------------
 
     def put_many(self, items: Iterable[T], block: bool = True, timeout: float | None = None) -> int:
         """Add many items in order, for far less than a `put` of each.
@@ -217,15 +224,16 @@ class BoundedQueue(Generic[T]):
         Args:
             items: the items; the iterable is read to its end before anything goes in.
             block: wait for room for all of them.
-            timeout: the most seconds that the whole call may take; None: as long as it needs. Ignored unless `block`.
+            timeout: the most seconds that the whole call may take; None: as long as it needs. Ignored unless
+                `block`.
 
         Returns:
             How many went in, from the first on: all of them unless `block` is false or the time was out.
 
         Raises:
             QueueShutDown: the queue has been shut down and nothing went in.
-            ClosedError, SerializationError, ValueError, SharedMemoryExhausted, HandleLost: as `put`, with nothing put (memory that
-                runs out half way ends the call with what went in so far).
+            ClosedError, SerializationError, ValueError, SharedMemoryExhausted, HandleLost: as `put`, with
+                nothing put (memory that runs out half way ends the call with what went in so far).
 
         Blocking: as `put`. Items of other putters may come in between.
         """
@@ -256,13 +264,16 @@ class BoundedQueue(Generic[T]):
                 raise
         return done
 
-    def get_many(self, max_items: int | None = None, block: bool = True, timeout: float | None = None) -> list[T]:
+    def get_many(
+        self, max_items: int | None = None, block: bool = True, timeout: float | None = None
+    ) -> list[T]:
         """Take what is there, for far less than a `get` of each: at least one item, in order.
 
         Args:
             max_items: the most to take; None: all that one look finds.
             block: wait while the queue is empty.
-            timeout: the most seconds that the whole call may take; None: as long as it needs. Ignored unless `block`.
+            timeout: the most seconds that the whole call may take; None: as long as it needs. Ignored unless
+                `block`.
 
         Returns:
             One item or more.
@@ -280,17 +291,21 @@ class BoundedQueue(Generic[T]):
         else:
             limit = _integer("max_items", max_items)
             if limit < 1:
-                raise ValueError(f"max_items must be at least 1, not {max_items}; None means all that are there")
+                raise ValueError(
+                    f"max_items must be at least 1, not {max_items}; None means all that are there"
+                )
         deadline = None if timeout is None else deadline_of(check_timeout(timeout))
         found = self._side_to_get().get_many(limit, block, deadline)
         if not found:
             raise QueueEmpty(f"nothing in the queue{_waited(block, timeout)}")
         return [cast("T", _item(record)) for record in found]
 
-    # -- looking -----------------------------------------------------------------------------------------------------------------
+    # -- looking ---------------------------------------------------------------------------------------------
 
     def qsize(self) -> int:
-        """How many items are in the queue: exact at one moment during the call, on every platform. Never blocks."""
+        """How many items are in the queue: exact at one moment during the call, on every platform. Never
+        blocks.
+        """
         return self._opened().generations.size()
 
     def empty(self) -> bool:
@@ -298,11 +313,17 @@ class BoundedQueue(Generic[T]):
         return self.qsize() == 0
 
     def full(self) -> bool:
-        """Whether the count or the bytes leave no room for a small item: exact at one moment during the call. Never blocks."""
+        """Whether the count or the bytes leave no room for a small item: exact at one moment during the call.
+        Never blocks.
+        """
         file = self._opened()
         if file.maxsize and self.qsize() >= file.maxsize:
             return True
-        return bool(file.max_bytes) and self._puts.used_bytes() + _SMALL_ITEM_BYTES > file.max_bytes and self.qsize() > 0
+        return (
+            bool(file.max_bytes)
+            and self._puts.used_bytes() + _SMALL_ITEM_BYTES > file.max_bytes
+            and self.qsize() > 0
+        )
 
     @property
     def maxsize(self) -> int:
@@ -325,10 +346,11 @@ class BoundedQueue(Generic[T]):
             recoveries=file.recoveries(),
         )
 
-    # -- the end -----------------------------------------------------------------------------------------------------------------
+    # -- the end ---------------------------------------------------------------------------------------------
 
     def shutdown(self, immediate: bool = False) -> None:
-        """End the queue for every process: `put` raises `QueueShutDown` from now on, `get` does once the queue is empty.
+        """End the queue for every process: `put` raises `QueueShutDown` from now on, `get` does once the
+        queue is empty.
 
         All calls that wait, in every process, return or raise. A second call does no harm.
 
@@ -338,7 +360,8 @@ class BoundedQueue(Generic[T]):
         Raises:
             ClosedError, HandleLost: as `put`.
 
-        Blocking: microseconds; up to a second if a process was stopped or killed in the middle of an operation.
+        Blocking: microseconds; up to a second if a process was stopped or killed in the middle of an
+        operation.
         """
         puts, gets = self._side_to_put(), self._side_to_get()
         puts.shut_down(None)
@@ -347,17 +370,23 @@ class BoundedQueue(Generic[T]):
         gets.wake_putters()
 
     def close(self) -> None:
-        """Close the queue in this process: every later use of any handle here raises `ClosedError`. A second call does no harm.
+        """Close the queue in this process: every later use of any handle here raises `ClosedError`. A second
+        call does no harm.
 
-        Items, and the handles of other processes, are not touched. Calls of other threads that wait end with `ClosedError`.
+        Items, and the handles of other processes, are not touched. Calls of other threads that wait end with
+        `ClosedError`.
 
-        Blocking: for at most 5 s, if another thread is in the middle of an operation that a stopped process holds up.
+        Raises:
+            RuntimeError: called in the middle of an operation of this very thread (from a signal handler or a
+                ``__del__``).
+
+        Blocking: for at most 5 s, if another thread is in the middle of an operation that a stopped process
+        holds up.
         """
         arrivals, self._arrivals = self._arrivals, None
         if arrivals is not None:
             arrivals.stop()
-        if self._file is not None:
-            self._file.close()
+        super().close()
 
     def __enter__(self) -> Self:
         return self
@@ -374,7 +403,7 @@ class BoundedQueue(Generic[T]):
                 return
             yield item
 
-    # -- finished work -----------------------------------------------------------------------------------------------------------
+    # -- finished work ---------------------------------------------------------------------------------------
 
     def task_done(self) -> None:
         """Tell that the work on one item that was taken is finished, for `join`.
@@ -399,17 +428,20 @@ class BoundedQueue(Generic[T]):
             ValueError: `timeout` is negative or not a number.
             ClosedError, HandleLost: as `put`.
 
-        Blocking: until then. An item lost with a killed getter is never done: give a timeout where that may happen.
+        Blocking: until then. An item lost with a killed getter is never done: give a timeout where that may
+        happen.
         """
         return self._side_to_get().wait_until_done(deadline_of(check_timeout(timeout)))
 
-    # -- asyncio -----------------------------------------------------------------------------------------------------------------
+    # -- asyncio ---------------------------------------------------------------------------------------------
 
     async def aput(self, item: T) -> None:
-        """`put` for coroutines: waits for room without blocking the event loop. Cancelled while it waits, it has put nothing.
+        """`put` for coroutines: waits for room without blocking the event loop. Cancelled while it waits, it
+        has put nothing.
 
         Raises:
-            QueueShutDown, ClosedError, SerializationError, ValueError, SharedMemoryExhausted, HandleLost: as `put`.
+            QueueShutDown, ClosedError, SerializationError, ValueError, SharedMemoryExhausted, HandleLost: as
+                `put`.
         """
         while True:
             # Before the try: room that is made after it must not be missed.
@@ -422,7 +454,8 @@ class BoundedQueue(Generic[T]):
                 return
 
     async def aget(self) -> T:
-        """`get` for coroutines: waits for an item without blocking the event loop. Cancelled while it waits, it has taken nothing.
+        """`get` for coroutines: waits for an item without blocking the event loop. Cancelled while it waits,
+        it has taken nothing.
 
         Raises:
             QueueShutDown, ClosedError, SerializationError, HandleLost: as `get`.
@@ -442,24 +475,16 @@ class BoundedQueue(Generic[T]):
                 return
             yield item
 
-    # -- travelling --------------------------------------------------------------------------------------------------------------
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        self._opened().mark_exported()
-        return _arrive, (type(self), self._name)
-
     def __repr__(self) -> str:
         name = f"<{type(self).__name__}"
-        if self._file is None:
-            return f"{name} lost>"
-        if self._file.closed:
-            return f"{name} closed>"
-        file = self._file
+        if self._state():
+            return f"{name} {self._state()}>"
+        file = self._opened()
         bounds = f" of {file.maxsize}" if file.maxsize else ""
         bounds += f", max_bytes={file.max_bytes}" if file.max_bytes else ""
         return f"{name} {self.qsize()}{bounds} items{', shut down' if self._puts.is_shut_down else ''}>"
 
-    # -- inside ------------------------------------------------------------------------------------------------------------------
+    # -- inside ----------------------------------------------------------------------------------------------
 
     def _put_big(self, head: bytes, parts: list[memoryview], block: bool, deadline: float | None) -> bool:
         self._check_size(len(head) + sum(part.nbytes for part in parts))
@@ -480,14 +505,6 @@ class BoundedQueue(Generic[T]):
         file = self._opened()
         if file.max_bytes and size > file.max_bytes:
             raise ValueError(f"the item takes {size} bytes and can never fit: max_bytes is {file.max_bytes}")
-
-    def _opened(self) -> OpenQueue:
-        """The open file, or the reason why there is none."""
-        if self._file is None:
-            assert self._lost is not None
-            raise self._lost
-        self._file.check_open()
-        return self._file
 
     def _side_to_put(self) -> PutSide:
         self._opened()
@@ -513,13 +530,6 @@ def _item(record: bytes | BigRecord) -> object:
     if isinstance(record, BigRecord):
         return decode(record.head, record.buffers)
     return loads(record)
-
-
-def _arrive(cls: type[BoundedQueue[Any]], name: str) -> BoundedQueue[Any]:
-    """Unpickle a handle. A handle that comes too late says so where it is first used, not while its message is unpickled."""
-    queue = cls.__new__(cls)
-    queue._arrive(name)
-    return queue
 
 
 def _never_put(_data: bytes) -> bool:

@@ -1,7 +1,8 @@
-"""Waiting for a queue inside an event loop: one thread for each side that coroutines wait for, only as long as any of them does.
+"""Waiting for a queue inside an event loop: one thread for each side that coroutines wait for, only as long
+as any of them does.
 
-The thread takes nothing from the queue and puts nothing in: it only tells the coroutines to try again. So a coroutine that is cancelled
-has lost nothing, and one that was told for nothing waits again.
+The thread takes nothing from the queue and puts nothing in: it only tells the coroutines to try again. So a
+coroutine that is cancelled has lost nothing, and one that was told for nothing waits again.
 """
 
 from __future__ import annotations
@@ -34,11 +35,14 @@ class _Watch:
 
     Args:
         name: of the thread.
-        wait: ``wait(seen, deadline)`` blocks until it is worth trying again for somebody who has seen the count `seen`, or the deadline.
+        wait: ``wait(seen, deadline)`` blocks until it is worth trying again for somebody who has seen the
+            count `seen`, or the deadline.
         changed: ``changed(seen)`` tells the same without waiting.
     """
 
-    def __init__(self, name: str, wait: Callable[[int, float], object], changed: Callable[[int], bool]) -> None:
+    def __init__(
+        self, name: str, wait: Callable[[int, float], object], changed: Callable[[int], bool]
+    ) -> None:
         self._name = name
         self._wait = wait
         self._changed = changed
@@ -53,7 +57,8 @@ class _Watch:
         with self._condition:
             self._waiters.append(waiter)
             if self._thread is None and not self._stopped:
-                # A daemon: a program that ends while a coroutine waits must not be held up. It holds nothing that could be lost.
+                # A daemon: a program that ends while a coroutine waits must not be held up. It holds nothing
+                # that could be lost.
                 self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._thread.start()
             self._condition.notify()
@@ -110,7 +115,11 @@ class Arrivals:
     """Both sides of one handle."""
 
     def __init__(self, puts: PutSide, gets: GetSide) -> None:
-        self._items = _Watch("mpkit-queue-items", lambda _seen, deadline: gets.wait_for_item(deadline), lambda _seen: gets.has_item())
+        self._items = _Watch(
+            "mpkit-queue-items",
+            lambda _seen, deadline: gets.wait_for_item(deadline),
+            lambda _seen: gets.has_item(),
+        )
         self._room = _Watch("mpkit-queue-room", puts.wait_for_progress, lambda seen: puts.progress() != seen)
 
     async def item(self) -> None:
@@ -118,7 +127,9 @@ class Arrivals:
         await self._items.wait(0)
 
     async def room(self, seen: int) -> None:
-        """Return when it is worth trying to put an item, for somebody who failed when `PutSide.progress` was `seen`."""
+        """Return when it is worth trying to put an item, for somebody who failed when `PutSide.progress` was
+        `seen`.
+        """
         await self._room.wait(seen)
 
     def stop(self) -> None:

@@ -6,13 +6,24 @@ import mmap
 from typing import NamedTuple
 
 from mpkit._shm import layout
-from mpkit._shm.layout import GENERATION_MASK, GENERATION_SLOTS, GENERATIONS, GET_GENERATION, PUT_GENERATION, RING_HEAD, RING_RECORDS, RING_TAIL
+from mpkit._shm.layout import (
+    GENERATION_MASK,
+    GENERATION_SLOTS,
+    GENERATIONS,
+    GET_GENERATION,
+    PUT_GENERATION,
+    RING_HEAD,
+    RING_RECORDS,
+    RING_TAIL,
+)
 from mpkit._shm.regions import Regions
 from mpkit._shm.ring import COUNT_MASK, INDEX_BITS, INDEX_MASK, WRAP
 
 
 class RingView(NamedTuple):
-    """One generation's ring as this process sees it; `RING_TAIL`, `RING_HEAD` and `RING_RECORDS` index `words`."""
+    """One generation's ring as this process sees it; `RING_TAIL`, `RING_HEAD` and `RING_RECORDS` index
+    `words`.
+    """
 
     words: memoryview[int]
     mm: mmap.mmap
@@ -22,7 +33,9 @@ class RingView(NamedTuple):
     """Words for records."""
 
     def used(self) -> int:
-        """Bytes between head and tail: records with their length words and padding, and what a wrap left over."""
+        """Bytes between head and tail: records with their length words and padding, and what a wrap left
+        over.
+        """
         tail, head = self.words[RING_TAIL], self.words[RING_HEAD]
         if tail == head:
             return 0
@@ -31,7 +44,9 @@ class RingView(NamedTuple):
 
 
 class Generations:
-    """Finds and makes the rings. The numbers of the two current ones are words that each side writes under its lock."""
+    """Finds and makes the rings. The numbers of the two current ones are words that each side writes under
+    its lock.
+    """
 
     __slots__ = ("_first_words", "_mm", "_regions", "_words")
 
@@ -42,25 +57,35 @@ class Generations:
         self._first_words = words[layout.FIRST_RING : layout.FIRST_RING + layout.FIRST_RING_WORDS]
 
     def view(self, generation: int) -> RingView:
-        """The ring of a generation that is in use (by the caller's side, under its lock; else what it shows may be stale)."""
+        """The ring of a generation that is in use (by the caller's side, under its lock; else what it shows
+        may be stale).
+        """
         return self.in_region(self._words[GENERATIONS + generation % GENERATION_SLOTS])
 
     def in_region(self, region: int) -> RingView:
         if region == 0:
-            return RingView(self._first_words, self._mm, (layout.FIRST_RING + RING_RECORDS) << 3, layout.FIRST_RING_WORDS - RING_RECORDS - 1)
+            return RingView(
+                self._first_words,
+                self._mm,
+                (layout.FIRST_RING + RING_RECORDS) << 3,
+                layout.FIRST_RING_WORDS - RING_RECORDS - 1,
+            )
         mapped = self._regions.map(region)
         words = memoryview(mapped).cast("B").cast("Q")
         return RingView(words, mapped, RING_RECORDS << 3, min(len(words), INDEX_MASK) - RING_RECORDS - 1)
 
     def begin(self, generation: int, region: int, count: int) -> None:
-        """Make an empty ring in `region` that goes on counting at `count`, and enter it as `generation` (not yet current)."""
+        """Make an empty ring in `region` that goes on counting at `count`, and enter it as `generation` (not
+        yet current).
+        """
         ring = self.in_region(region)
         ring.words[RING_TAIL] = ring.words[RING_HEAD] = count << INDEX_BITS
         ring.words[RING_RECORDS + ring.capacity] = WRAP
         self._words[GENERATIONS + generation % GENERATION_SLOTS] = region
 
     def snapshot(self) -> tuple[int, int, int]:
-        """How many items have been taken and put, and the bytes that those between occupy in rings: exact at one moment.
+        """How many items have been taken and put, and the bytes that those between occupy in rings: exact at
+        one moment.
 
         Reads without a lock and again when a side has moved meanwhile.
         """
@@ -73,7 +98,11 @@ class Generations:
             tail_ring = self.view(last)
             tail = tail_ring.words[RING_TAIL]
             used = sum(self.view(generation).used() for generation in range(first, last + 1))
-            if words[GET_GENERATION] == first and head_ring.words[RING_HEAD] == head and words[PUT_GENERATION] & GENERATION_MASK == last:
+            if (
+                words[GET_GENERATION] == first
+                and head_ring.words[RING_HEAD] == head
+                and words[PUT_GENERATION] & GENERATION_MASK == last
+            ):
                 return head >> INDEX_BITS, tail >> INDEX_BITS, used
 
     def size(self) -> int:
@@ -85,5 +114,9 @@ class Generations:
             head = head_words[RING_HEAD]
             last = words[PUT_GENERATION] & GENERATION_MASK
             tail = self.view(last).words[RING_TAIL]
-            if words[GET_GENERATION] == first and head_words[RING_HEAD] == head and words[PUT_GENERATION] & GENERATION_MASK == last:
+            if (
+                words[GET_GENERATION] == first
+                and head_words[RING_HEAD] == head
+                and words[PUT_GENERATION] & GENERATION_MASK == last
+            ):
                 return ((tail >> INDEX_BITS) - (head >> INDEX_BITS)) & COUNT_MASK

@@ -19,7 +19,7 @@ from mpkit._shm.layout import (
 )
 from mpkit._shm.put_side import BIG, PATIENCE_SECONDS, PutSide, big_places, big_region
 from mpkit._shm.queue_file import QueueFile
-from mpkit._shm.ring import COUNT_LIMIT, COUNT_MASK, INDEX_BITS, INDEX_MASK, ONE, WRAP
+from mpkit._shm.ring import COUNT_LIMIT, COUNT_MASK, INDEX_MASK, ONE, WRAP
 from mpkit._shm.robust_lock import LOW
 from mpkit._shm.sleepers import Sleepers
 from mpkit._shm.spin import SpinBudget
@@ -43,7 +43,18 @@ Record = bytes | BigRecord
 class GetSide:
     """Takes records; every thread of the process uses this one object."""
 
-    __slots__ = ("_base", "_file", "_generation", "_lock", "_mm", "_puts", "_quiet", "_ring", "_spin", "_words")
+    __slots__ = (
+        "_base",
+        "_file",
+        "_generation",
+        "_lock",
+        "_mm",
+        "_puts",
+        "_quiet",
+        "_ring",
+        "_spin",
+        "_words",
+    )
 
     def __init__(self, file: QueueFile, puts: PutSide) -> None:
         self._file = file
@@ -59,9 +70,11 @@ class GetSide:
         self._quiet = -1
 
     def try_get(self) -> bytes | None:
-        """Take the oldest record now; None when that needs more than the fast path (waiting, the next ring, a big item) or is impossible.
+        """Take the oldest record now; None when that needs more than the fast path (waiting, the next ring, a
+        big item) or is impossible.
 
-        The body of `RobustLock.try_acquire` and `release` stands in line here: a call costs as much as the copy.
+        The body of `RobustLock.try_acquire` and `release` stands in line here: a call costs as much as the
+        copy.
         """
         lock = self._lock
         data = None
@@ -112,7 +125,8 @@ class GetSide:
         return found[0] if found else None
 
     def get_many(self, limit: int, block: bool, deadline: float | None) -> list[Record]:
-        """Take up to `limit` of the oldest records, waiting for the first if `block`; an empty list when there was none in time.
+        """Take up to `limit` of the oldest records, waiting for the first if `block`; an empty list when
+        there was none in time.
 
         Raises:
             QueueShutDown: the queue is shut down and empty.
@@ -121,7 +135,9 @@ class GetSide:
         return self._wait(limit, block, deadline)
 
     def discard_all(self, deadline: float | None) -> bool:
-        """Throw away everything that is queued, and count it as done; False when the lock could not be had in time."""
+        """Throw away everything that is queued, and count it as done; False when the lock could not be had in
+        time.
+        """
         self._lock.refuse_reentry()
         try:
             if not self._lock.acquire(deadline):
@@ -143,7 +159,7 @@ class GetSide:
         """Let every sleeping putter look again."""
         self._wake(1 << 30)
 
-    # -- finished work -----------------------------------------------------------------------------------------------------------
+    # -- finished work ---------------------------------------------------------------------------------------
 
     def task_done(self, number: int) -> bool:
         """Count `number` items as finished; False when that is more than were put."""
@@ -191,7 +207,7 @@ class GetSide:
                     self._leave(done)
         return True
 
-    # -- for those who wait without taking -------------------------------------------------------------------------------------
+    # -- for those who wait without taking -------------------------------------------------------------------
 
     def has_item(self) -> bool:
         """Whether `get` would not wait: there is an item, or the queue is shut down."""
@@ -220,7 +236,7 @@ class GetSide:
                     self._leave(self._file.items)
         return True
 
-    # -- waiting -------------------------------------------------------------------------------------------------------------------
+    # -- waiting ---------------------------------------------------------------------------------------------
 
     def _wait(self, limit: int, block: bool, deadline: float | None) -> list[Record]:
         lock, items = self._lock, self._file.items
@@ -257,7 +273,8 @@ class GetSide:
                     self._spin_for_items()
                     spun = True
                 elif not looked:
-                    # Once more with the ticket taken: what is put from now on gives us a token (see sleepers).
+                    # Once more with the ticket taken: what is put from now on gives us a token (see
+                    # sleepers).
                     looked = True
                 elif items.sleep(deadline):
                     ticket = False
@@ -287,7 +304,9 @@ class GetSide:
             self._lock.unwind()
 
     def _wake(self, number: int) -> None:
-        """Wake up to `number` putters. (One left asleep by a lock that cannot be had looks by itself within a slice.)"""
+        """Wake up to `number` putters. (One left asleep by a lock that cannot be had looks by itself within a
+        slice.)
+        """
         room = self._file.room
         self._lock.refuse_reentry()
         try:
@@ -300,7 +319,7 @@ class GetSide:
             self._lock.unwind()
         room.post(due)
 
-    # -- under the lock --------------------------------------------------------------------------------------------------------------
+    # -- under the lock --------------------------------------------------------------------------------------
 
     def _take(self, limit: int) -> list[Record]:
         """Take up to `limit` records from where the oldest are; an empty list when the queue is empty."""
@@ -350,7 +369,8 @@ class GetSide:
         if not TOTAL_STORE_ORDER:
             full_fence()
         ring[RING_HEAD] = head
-        # Only now may the region be given back: until the head has moved on, the item is the first of the queue.
+        # Only now may the region be given back: until the head has moved on, the item is the first of the
+        # queue.
         return [self._open_big(big)] if big else found
 
     def _open_big(self, record: bytes) -> BigRecord:

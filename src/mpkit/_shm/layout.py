@@ -1,6 +1,7 @@
 """Where everything lies in the file of a queue, counted in 8-byte words.
 
-Words that different sides write lie on different cache lines (8 words), so that putters and getters do not slow each other down::
+Words that different sides write lie on different cache lines (8 words), so that putters and getters do not
+slow each other down::
 
     line 0      what every shared object has (see shared_object), and what is fixed
     line 1      written by putters, under their lock
@@ -11,8 +12,8 @@ Words that different sides write lie on different cache lines (8 words), so that
     FIRST_RING  region 0: the ring that every queue begins with
     ROWS        the table of processes (see rows), reserved as it fills
 
-A ring in a region is one line with its tail, one with its head, the records, and one last word that always says WRAP, so that a getter at
-the end of the records need not compare its index with the capacity.
+A ring in a region is one line with its tail, one with its head, the records, and one last word that always
+says WRAP, so that a getter at the end of the records need not compare its index with the capacity.
 """
 
 from __future__ import annotations

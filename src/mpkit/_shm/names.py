@@ -1,10 +1,11 @@
 """The names that this process has created in the system, and when they are removed.
 
-A name (a file or a semaphore) is needed only to *open* a thing: removing it hurts nobody who has it open. So each name has one
-owner, the process that created it, and is removed
+A name (a file or a semaphore) is needed only to *open* a thing: removing it hurts nobody who has it open. So
+each name has one owner, the process that created it, and is removed
 
-- when the owner's object is dropped, unless a handle to it has been pickled and may still be under way (a child that is being
-  started, a task in a queue), or other processes have the thing open: then it stays, and this is looked at again from time to time;
+- when the owner's object is dropped, unless a handle to it has been pickled and may still be under way (a
+  child that is being started, a task in a queue), or other processes have the thing open: then it stays, and
+  this is looked at again from time to time;
 - at the owner's exit, after multiprocessing has joined its children;
 - by multiprocessing's resource tracker, if the owner is killed.
 """
@@ -21,15 +22,19 @@ from typing import Literal
 
 from mpkit._platform import seam
 
+#: Where Linux keeps shared memory; what lies there the resource tracker can remove.
+SHM_DIRECTORY = "/dev/shm"  # noqa: S108  files there are created exclusively and checked when opened
+
 NameType = Literal["segment", "semaphore"]
 
-#: How long a name outlives the owner's object at least, if a handle has been pickled, and how often it is looked at again. A child process
-#: starts in well under a minute; what lingers are a few pages.
+#: How long a name outlives the owner's object at least, if a handle has been pickled, and how often it is
+#: looked at again. A child process starts in well under a minute; what lingers are a few pages.
 LINGER_SECONDS = 60.0
 
 _owned: dict[str, NameType] = {}
 _lingering: deque[tuple[float, str, str, Callable[[str], bool] | None]] = deque()
-# Re-entrant because a garbage collection, and with it a `__del__` that lets a name go, can start while it is held.
+# Re-entrant because a garbage collection, and with it a `__del__` that lets a name go, can start while it is
+# held.
 _guard = threading.RLock()
 _exit_hook_pid = 0
 
@@ -113,8 +118,9 @@ def _unlink(name: str, kind: NameType) -> None:
 
 
 def _tracked(name: str, kind: NameType) -> bool:
-    # The tracker removes semaphores and what lies in /dev/shm; a fall-back file elsewhere is swept by the next mpkit process.
-    return os.name == "posix" and (kind == "semaphore" or os.path.dirname(name) == "/dev/shm")
+    # The tracker removes semaphores and what lies in /dev/shm; a fall-back file elsewhere is swept by the
+    # next mpkit process.
+    return os.name == "posix" and (kind == "semaphore" or os.path.dirname(name) == SHM_DIRECTORY)
 
 
 def _tracker_name(name: str) -> str:

@@ -35,7 +35,8 @@ BIG: Final = 1 << 48
 #: A new ring is this many times as large as the one before, up to `LARGEST_RING`.
 GROWTH: Final = 4
 LARGEST_RING: Final = 16 * 1024 * 1024
-#: How long a call that may not block waits for the lock of its side: its holders are done in microseconds, unless they are stopped.
+#: How long a call that may not block waits for the lock of its side: its holders are done in microseconds,
+#: unless they are stopped.
 PATIENCE_SECONDS: Final = 1.0
 #: Results of `_tail_for` that are no tail.
 _FULL: Final = -1
@@ -50,7 +51,20 @@ _PADDING: Final = tuple(bytes(number) for number in range(8))
 class PutSide:
     """Puts records; every thread of the process uses this one object."""
 
-    __slots__ = ("_base", "_file", "_generation", "_left", "_lock", "_mm", "_quiet", "_ring", "_room", "_spin", "_tail", "_words")
+    __slots__ = (
+        "_base",
+        "_file",
+        "_generation",
+        "_left",
+        "_lock",
+        "_mm",
+        "_quiet",
+        "_ring",
+        "_room",
+        "_spin",
+        "_tail",
+        "_words",
+    )
 
     def __init__(self, file: QueueFile) -> None:
         self._file = file
@@ -62,8 +76,8 @@ class PutSide:
         self._ring: memoryview[int] = file.words
         self._mm: mmap.mmap = file.segment.mm
         self._base = 0
-        # What this process knows about the ring as long as its tail is `_tail`: words free in one piece behind it, and how many more
-        # items `maxsize` allows (getters only ever make room).
+        # What this process knows about the ring as long as its tail is `_tail`: words free in one piece
+        # behind it, and how many more items `maxsize` allows (getters only ever make room).
         self._tail = -1
         self._room = 0
         self._left = 0
@@ -71,9 +85,11 @@ class PutSide:
         self._quiet = -1
 
     def try_put(self, data: bytes) -> bool:
-        """Put one record now; False when that needs more than the fast path: waiting, growing, or an error to raise.
+        """Put one record now; False when that needs more than the fast path: waiting, growing, or an error to
+        raise.
 
-        The body of `RobustLock.try_acquire` and `release` stands in line here: a call costs as much as the copy.
+        The body of `RobustLock.try_acquire` and `release` stands in line here: a call costs as much as the
+        copy.
         """
         lock = self._lock
         try:
@@ -155,7 +171,8 @@ class PutSide:
                     self._spin_for_room()
                     spun = True
                 elif not looked:
-                    # Once more with the ticket taken: what a getter takes from now on gives us a token (see sleepers).
+                    # Once more with the ticket taken: what a getter takes from now on gives us a token (see
+                    # sleepers).
                     looked = True
                 elif room.sleep(deadline):
                     ticket = False
@@ -202,12 +219,16 @@ class PutSide:
     def is_shut_down(self) -> bool:
         return self._words[PUT_GENERATION] >= SHUT_DOWN
 
-    # -- big items -----------------------------------------------------------------------------------------------------------
+    # -- big items -------------------------------------------------------------------------------------------
 
-    def write_big(self, head: bytes, buffers: Sequence[memoryview], block: bool, deadline: float | None) -> bytes | None:
-        """Copy a big item into a region and return the record that describes it; None when the lock could not be had in time.
+    def write_big(
+        self, head: bytes, buffers: Sequence[memoryview], block: bool, deadline: float | None
+    ) -> bytes | None:
+        """Copy a big item into a region and return the record that describes it; None when the lock could not
+        be had in time.
 
-        The record is ``region, bytes, then offset and length of the pickle and of each buffer`` as 8-byte words.
+        The record is ``region, bytes, then offset and length of the pickle and of each buffer`` as 8-byte
+        words.
 
         Raises:
             SharedMemoryExhausted: there is no room for it.
@@ -226,10 +247,11 @@ class PutSide:
         finally:
             self._lock.unwind()
         if region < 0:
-            raise SharedMemoryExhausted(28, f"all {self._file.regions.capacity() - 1} regions of this queue hold items that nobody has let go of yet")
+            raise SharedMemoryExhausted(f"all {self._file.regions.capacity() - 1} regions of this queue hold items that nobody has let go of yet",
+            )
         try:
             mapped = self._file.regions.map(region)
-            for (at, size), part in zip(places, (*buffers, head)):
+            for (at, size), part in zip(places, (*buffers, memoryview(head)), strict=True):
                 mapped[at : at + size] = part
         except BaseException:
             self._file.regions.free(region)
@@ -240,15 +262,19 @@ class PutSide:
         return struct.pack(f"={len(numbers)}Q", *numbers)
 
     def drop_big(self, record: bytes) -> None:
-        """The item was not put after all (or was, just before an exception came: then its region is QUEUED and stays)."""
+        """The item was not put after all (or was, just before an exception came: then its region is QUEUED
+        and stays).
+        """
         self._file.regions.free_unpublished(big_region(record))
 
     def used_bytes(self) -> int:
-        """What the queued items occupy: exact when nobody is at work, else from one moment to the next. Never blocks."""
+        """What the queued items occupy: exact when nobody is at work, else from one moment to the next. Never
+        blocks.
+        """
         gets, puts, used = self._file.generations.snapshot()
         return used + self._file.regions.queued_bytes(gets, puts, COUNT_MASK)
 
-    # -- for those who wait without putting ------------------------------------------------------------------------------------
+    # -- for those who wait without putting ------------------------------------------------------------------
 
     def progress(self) -> int:
         """A number that changes when room is made or the queue is shut down."""
@@ -279,7 +305,9 @@ class PutSide:
         return True
 
     def trim(self, deadline: float) -> None:
-        """Give memory back to the system that an empty queue does not need (called under the getters' lock)."""
+        """Give memory back to the system that an empty queue does not need (called under the getters'
+        lock).
+        """
         file, words = self._file, self._words
         self._lock.refuse_reentry()
         try:
@@ -289,14 +317,15 @@ class PutSide:
             if first == last and file.generations.size() == 0:
                 self._load(last)
                 if self._base == RING_RECORDS << 3:
-                    # A grown ring: go on in the first one, whose generation is long over. We have both locks, so getters may be moved, too.
+                    # A grown ring: go on in the first one, whose generation is long over. We have both locks,
+                    # so getters may be moved, too.
                     self._begin(0, self._ring[RING_TAIL])
                     words[GET_GENERATION] = self._generation
             file.regions.drop_free(self._use_is_over())
         finally:
             self._lock.unwind()
 
-    # -- under the lock --------------------------------------------------------------------------------------------------------
+    # -- under the lock --------------------------------------------------------------------------------------
 
     def _put_locked(self, data: bytes, flag: int) -> bool:
         """Put one record; False when the queue is full."""
@@ -332,7 +361,9 @@ class PutSide:
         return True
 
     def _put_run(self, items: Sequence[bytes], start: int, deadline: float | None) -> int:
-        """Put what fits into one piece of the ring, as one copy and one publication; returns how many items that were, possibly none."""
+        """Put what fits into one piece of the ring, as one copy and one publication; returns how many items
+        that were, possibly none.
+        """
         lock = self._lock
         done = used = 0
         lock.refuse_reentry()
@@ -373,7 +404,8 @@ class PutSide:
         return done
 
     def _tail_for(self, tail: int, length: int, weight: int) -> int:
-        """Where a record goes, as a tail (the ring's own, or one whose index is the ring's start); else `_FULL` or `_GROW`.
+        """Where a record goes, as a tail (the ring's own, or one whose index is the ring's start); else
+        `_FULL` or `_GROW`.
 
         Notes in `_room` and `_left` what may be put from there on without asking again.
 
@@ -419,12 +451,21 @@ class PutSide:
             return _UNBOUNDED
         words = self._words
         generation = words[GET_GENERATION]
-        # Getters may go on to the next generation while we look: what we then see was true before, and they only make room.
-        head = self._ring[RING_HEAD] if generation == self._generation else file.generations.view(generation).words[RING_HEAD]
+        # Getters may go on to the next generation while we look: what we then see was true before, and they
+        # only make room.
+        head = (
+            self._ring[RING_HEAD]
+            if generation == self._generation
+            else file.generations.view(generation).words[RING_HEAD]
+        )
         return file.maxsize - (((tail >> INDEX_BITS) - (head >> INDEX_BITS)) & COUNT_MASK)
 
     def _capacity(self) -> int:
-        return len(self._ring) - RING_RECORDS - 1 if len(self._ring) <= INDEX_MASK else INDEX_MASK - RING_RECORDS - 1
+        return (
+            len(self._ring) - RING_RECORDS - 1
+            if len(self._ring) <= INDEX_MASK
+            else INDEX_MASK - RING_RECORDS - 1
+        )
 
     def _load(self, generation: int) -> None:
         ring = self._file.generations.view(generation)
@@ -437,13 +478,17 @@ class PutSide:
         """Begin a new generation in a larger ring."""
         generation = self._generation + 1
         if generation - self._words[GET_GENERATION] >= GENERATION_SLOTS:
-            raise SharedMemoryExhausted(28, f"this queue fills {GENERATION_SLOTS} rings of {LARGEST_RING} bytes already; bound it by maxsize or max_bytes")
+            raise SharedMemoryExhausted(f"this queue fills {GENERATION_SLOTS} rings of {LARGEST_RING} bytes already; bound it by maxsize or max_bytes",
+            )
         now = self._capacity() << 3
         size = max(min(now * GROWTH, LARGEST_RING), (length << 3) * GROWTH, now)
         size = min(size, (INDEX_MASK - RING_RECORDS) << 3)
-        region = self._file.regions.claim(size + ((RING_RECORDS + 1) << 3), RING, generation, self._use_is_over())
+        region = self._file.regions.claim(
+            size + ((RING_RECORDS + 1) << 3), RING, generation, self._use_is_over()
+        )
         if region < 0:
-            raise SharedMemoryExhausted(28, "the table of regions of this queue is full: getters keep too many big items")
+            raise SharedMemoryExhausted("the table of regions of this queue is full: getters keep too many big items"
+            )
         self._begin(region, self._ring[RING_TAIL])
 
     def _begin(self, region: int, tail: int) -> None:
@@ -458,13 +503,15 @@ class PutSide:
         file = self._file
         # Read before the table: an item that had been taken then, by whoever is dead now, is nobody's.
         gets, puts, _ = file.generations.snapshot()
-        return _UseIsOver(gets, puts, self._words[GET_GENERATION], self._words[PUT_GENERATION] & GENERATION_MASK)
+        return _UseIsOver(
+            gets, puts, self._words[GET_GENERATION], self._words[PUT_GENERATION] & GENERATION_MASK
+        )
 
     def _check_shut_down(self) -> None:
         if self._words[PUT_GENERATION] >= SHUT_DOWN:
             raise QueueShutDown("put into a queue that has been shut down")
 
-    # -- waiting ---------------------------------------------------------------------------------------------------------------
+    # -- waiting ---------------------------------------------------------------------------------------------
 
     def _acquire(self, block: bool, deadline: float | None) -> bool:
         return self._lock.acquire(deadline if block else time.monotonic() + PATIENCE_SECONDS)
@@ -490,7 +537,9 @@ class PutSide:
             self._lock.unwind()
 
     def _wake(self, number: int) -> None:
-        """Wake up to `number` getters. (A getter left asleep by a lock that cannot be had looks by itself within a slice.)"""
+        """Wake up to `number` getters. (A getter left asleep by a lock that cannot be had looks by itself
+        within a slice.)
+        """
         items = self._file.items
         self._lock.refuse_reentry()
         try:
@@ -520,7 +569,8 @@ class _UseIsOver:
             return not self._first <= serial <= self._last
         published = (serial - self._gets) & COUNT_MASK < (self._puts - self._gets) & COUNT_MASK
         if state == QUEUED:
-            # Taken items are HELD, so one that is not between the counts was never published: its putter is dead, since we have his lock.
+            # Taken items are HELD, so one that is not between the counts was never published: its putter is
+            # dead, since we have his lock.
             return (serial - self._puts) & COUNT_MASK < COUNT_MASK >> 1
         if state == HELD:
             return not published and not identity.is_alive(process)
@@ -540,4 +590,4 @@ def big_bytes(record: bytes) -> int:
 def big_places(record: bytes) -> tuple[tuple[int, int], ...]:
     """Offset and length of that item's pickle, then of its buffers."""
     numbers = struct.unpack(f"={len(record) // 8}Q", record)
-    return tuple(zip(numbers[2::2], numbers[3::2]))
+    return tuple(zip(numbers[2::2], numbers[3::2], strict=True))

@@ -19,7 +19,17 @@ _PUT, _GET, _ITEMS, _ROOM, _DONE = range(5)
 class QueueFile(SharedObject):
     """One queue as this process has it open."""
 
-    __slots__ = ("done", "generations", "get_lock", "items", "max_bytes", "maxsize", "put_lock", "regions", "room")
+    __slots__ = (
+        "done",
+        "generations",
+        "get_lock",
+        "items",
+        "max_bytes",
+        "maxsize",
+        "put_lock",
+        "regions",
+        "room",
+    )
 
     form: ClassVar[Form] = Form(
         kind="queue",
@@ -39,11 +49,19 @@ class QueueFile(SharedObject):
         self.maxsize = words[layout.MAXSIZE]
         self.max_bytes = words[layout.MAX_BYTES]
         self.put_lock, self.get_lock = self.locks
-        self.regions = Regions(segment, start=layout.REGIONS, capacity=layout.REGION_SLOTS, end_at=layout.FILE_END)
+        self.regions = Regions(
+            segment, start=layout.REGIONS, capacity=layout.REGION_SLOTS, end_at=layout.FILE_END
+        )
         self.generations = Generations(words, segment.mm, self.regions)
-        self.items = Sleepers(words, slept_at=layout.ITEMS_SLEPT, posted_at=layout.ITEMS_POSTED, tokens=semaphores[_ITEMS])
-        self.room = Sleepers(words, slept_at=layout.ROOM_SLEPT, posted_at=layout.ROOM_POSTED, tokens=semaphores[_ROOM])
-        self.done = Sleepers(words, slept_at=layout.DONE_SLEPT, posted_at=layout.DONE_POSTED, tokens=semaphores[_DONE])
+        self.items = Sleepers(
+            words, slept_at=layout.ITEMS_SLEPT, posted_at=layout.ITEMS_POSTED, tokens=semaphores[_ITEMS]
+        )
+        self.room = Sleepers(
+            words, slept_at=layout.ROOM_SLEPT, posted_at=layout.ROOM_POSTED, tokens=semaphores[_ROOM]
+        )
+        self.done = Sleepers(
+            words, slept_at=layout.DONE_SLEPT, posted_at=layout.DONE_POSTED, tokens=semaphores[_DONE]
+        )
 
     @classmethod
     def _format(cls, words: memoryview[int], **options: Any) -> None:

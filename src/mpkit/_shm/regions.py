@@ -1,8 +1,9 @@
-"""Stretches of one segment's file that are handed out, recycled and given back: rings and big items lie in them.
+"""Stretches of one segment's file that are handed out, recycled and given back: rings and big items lie in
+them.
 
-Writing into fresh shared pages is some fifteen times slower than into pages that have been written before, so a region that is free
-again is used again. The table of regions lies in the segment; the file grows at its end when no free region fits. Each entry is
-one cache line::
+Writing into fresh shared pages is some fifteen times slower than into pages that have been written before, so
+a region that is free again is used again. The table of regions lies in the segment; the file grows at its end
+when no free region fits. Each entry is one cache line::
 
     word 0   state
     word 1   serial: of a ring its generation, of a big item its number in the queue
@@ -19,10 +20,13 @@ States and who may leave them (the table is changed under the putters' lock, exc
     DROPPED   free, and its pages given back to the system: to be reserved again before use
     RING      records of generation `serial`; free when that generation is over
     WRITING   a putter copies a big item into it; free when that putter is dead
-    QUEUED    the queue's item number `serial` lies in it; stored just before that item is published, so with a serial that
+    QUEUED    the queue's item number `serial` lies in it; stored just before that item is published, so with
+    a serial that
               was never published its putter died in between: free
-    HELD      a getter has views of it (stored under the getters' lock, just before the item is taken): free when the last
-              view goes (one store by the holder, no lock) or when the holder is dead *and* the item has been taken
+    HELD      a getter has views of it (stored under the getters' lock, just before the item is taken): free
+    when the last
+              view goes (one store by the holder, no lock) or when the holder is dead *and* the item has been
+              taken
     PINNED    its holder was forked while it had views: the child has them too, so it is never used again
 """
 
@@ -62,13 +66,17 @@ class Regions:
         self._end_at = end_at
         self._maps: dict[int, mmap.mmap] = {}
 
-    # -- under the putters' lock ---------------------------------------------------------------------------------------------
+    # -- under the putters' lock -----------------------------------------------------------------------------
 
-    def claim(self, size: int, state: int, serial: int, is_over: Callable[[int, int, ProcessIdentity], bool]) -> int:
-        """Take a region of at least `size` bytes into `state` and return its number, or -1 when the table is full.
+    def claim(
+        self, size: int, state: int, serial: int, is_over: Callable[[int, int, ProcessIdentity], bool]
+    ) -> int:
+        """Take a region of at least `size` bytes into `state` and return its number, or -1 when the table is
+        full.
 
         Args:
-            is_over: tells for (state, serial, process) whether that use has ended, for what the dead have left behind.
+            is_over: tells for (state, serial, process) whether that use has ended, for what the dead have
+                left behind.
 
         Raises:
             SharedMemoryExhausted: the file cannot grow; nothing has changed.
@@ -89,12 +97,16 @@ class Regions:
         return best
 
     def mark_queued(self, number: int, serial: int, used: int) -> None:
-        """The item number `serial` of the queue, `used` bytes long, is about to be published in this region."""
+        """The item number `serial` of the queue, `used` bytes long, is about to be published in this
+        region.
+        """
         self.words[self._start + number * ENTRY_WORDS + _USED] = used
         self._mark(number, QUEUED, serial)
 
     def queued_bytes(self, first: int, end: int, mask: int) -> int:
-        """Bytes of the items numbered from `first` to before `end` (modulo `mask` + 1) that lie in regions."""
+        """Bytes of the items numbered from `first` to before `end` (modulo `mask` + 1) that lie in
+        regions.
+        """
         words = self.words
         total = 0
         for number in range(1, self._capacity):
@@ -114,7 +126,8 @@ class Regions:
         for number in range(1, self._capacity):
             at = self._start + number * ENTRY_WORDS
             if words[at] == FREE:
-                # The state first: a kill in between leaves pages that are reserved once more, which is harmless.
+                # The state first: a kill in between leaves pages that are reserved once more, which is
+                # harmless.
                 words[at] = DROPPED
                 remove = getattr(mmap, "MADV_REMOVE", None)
                 if remove is not None:
@@ -122,13 +135,13 @@ class Regions:
                     given += words[at + _SIZE]
         return given
 
-    # -- under the lock of the side that the state belongs to ------------------------------------------------------------------
+    # -- under the lock of the side that the state belongs to ------------------------------------------------
 
     def mark_held(self, number: int) -> None:
         """This process is about to take the item in this region (under the getters' lock)."""
         self._mark(number, HELD, self.words[self._start + number * ENTRY_WORDS + _SERIAL])
 
-    # -- without a lock ----------------------------------------------------------------------------------------------------------
+    # -- without a lock --------------------------------------------------------------------------------------
 
     def free(self, number: int) -> None:
         """One store by whoever has the region in his hands."""
@@ -172,13 +185,14 @@ class Regions:
         """Let go of all mappings; those that somebody still has views of go with their last view."""
         self._maps = {}
 
-    # -- inside ------------------------------------------------------------------------------------------------------------------
+    # -- inside ----------------------------------------------------------------------------------------------
 
     def _mark(self, number: int, state: int, serial: int) -> None:
         at = self._start + number * ENTRY_WORDS
         words = self.words
         me = identity.current()
-        # The state last for a new use; for QUEUED and HELD the process changes hands while the item's number stays the truth.
+        # The state last for a new use; for QUEUED and HELD the process changes hands while the item's number
+        # stays the truth.
         words[at + _PID] = me.pid
         words[at + _STARTED] = me.started
         words[at + _SERIAL] = serial
@@ -195,7 +209,11 @@ class Regions:
             if state in (FREE, DROPPED) and size <= words[at + _SIZE] <= most:
                 has = words[at + _SIZE]
                 # Pages that are there come before a closer fit.
-                if best < 0 or (best_state == DROPPED and state == FREE) or (state == best_state and has < best_size):
+                if (
+                    best < 0
+                    or (best_state == DROPPED and state == FREE)
+                    or (state == best_state and has < best_size)
+                ):
                     best, best_size, best_state = number, has, state
         return best
 
@@ -240,7 +258,8 @@ class Regions:
                 raise exhausted(error, size) from error
         words[at + _OFFSET] = offset
         words[at + _SIZE] = size
-        # A kill before this store leaves the file longer than it says; the next growth reserves the same bytes again.
+        # A kill before this store leaves the file longer than it says; the next growth reserves the same
+        # bytes again.
         words[self._end_at] = offset + size
         return number
 

@@ -1,15 +1,19 @@
 """A ring of length-prefixed records whose whole truth is two words.
 
-Layout, counted in 8-byte words: records lie in ``[start, start + capacity)``; each is one word with its length in bytes, then the
-bytes, padded to a whole word. A record never wraps: where the rest of the ring is too short, the word `WRAP` is written there
-(when there is a word left) and the record begins at `start` again.
+Layout, counted in 8-byte words: records lie in ``[start, start + capacity)``; each is one word with its
+length in bytes, then the bytes, padded to a whole word. A record never wraps: where the rest of the ring is
+too short, the word `WRAP` is written there (when there is a word left) and the record begins at `start`
+again.
 
-``tail`` (written by the putter only) and ``head`` (written by the getter only) each hold, in one word, the index of the next record
-*and* how many records have passed: ``count << INDEX_BITS | index``. So one 8-byte store publishes a record together with the new
-count, and a process killed anywhere before that store has changed nothing that anybody reads. Empty means ``tail == head``;
-a full ring may have equal indices, but then the counts differ. Counts wrap at `COUNT_LIMIT` on both sides alike.
+``tail`` (written by the putter only) and ``head`` (written by the getter only) each hold, in one word, the
+index of the next record *and* how many records have passed: ``count << INDEX_BITS | index``. So one 8-byte
+    store publishes a record together with the new
+count, and a process killed anywhere before that store has changed nothing that anybody reads. Empty means
+``tail == head``; a full ring may have equal indices, but then the counts differ. Counts wrap at `COUNT_LIMIT`
+on both sides alike.
 
-Memory order: the bytes of a record are written before ``tail``, and read after it. On machines that keep the order of stores and
+Memory order: the bytes of a record are written before ``tail``, and read after it. On machines that keep the
+    order of stores and
 of loads (x86) nothing more is needed; elsewhere `full_fence` stands between, on both sides.
 """
 
@@ -44,7 +48,9 @@ class Ring:
 
     __slots__ = ("_base", "capacity", "head_at", "mm", "start", "tail_at", "words")
 
-    def __init__(self, words: memoryview[int], mm: mmap.mmap, *, head_at: int, tail_at: int, start: int, capacity: int) -> None:
+    def __init__(
+        self, words: memoryview[int], mm: mmap.mmap, *, head_at: int, tail_at: int, start: int, capacity: int
+    ) -> None:
         if not 2 <= capacity <= MAX_CAPACITY:
             raise ValueError(f"a ring holds 2 to {MAX_CAPACITY} words, not {capacity}")
         self.words = words
@@ -55,7 +61,7 @@ class Ring:
         self.capacity = capacity
         self._base = start << 3
 
-    # -- the putter ------------------------------------------------------------------------------------------------------
+    # -- the putter ------------------------------------------------------------------------------------------
 
     def try_put(self, data: bytes | memoryview) -> bool:
         """Add one record; False (and nothing changed) when it does not fit now."""
@@ -78,7 +84,9 @@ class Ring:
         return True
 
     def try_put_many(self, items: list[bytes]) -> int:
-        """Add records in order as long as they fit; returns how many went in. They become visible together."""
+        """Add records in order as long as they fit; returns how many went in. They become visible
+        together.
+        """
         words = self.words
         head = words[self.head_at]
         tail = words[self.tail_at]
@@ -118,7 +126,8 @@ class Ring:
             if index + length <= self.capacity:
                 return index
             return 0 if length <= first else -1
-        # The records go round the end (or the ring is full, index == first): what is free lies in [index, first).
+        # The records go round the end (or the ring is full, index == first): what is free lies in [index,
+        # first).
         return index if index + length <= first else -1
 
     def room(self) -> int:
@@ -133,7 +142,7 @@ class Ring:
         """Bytes that fit into the ring whenever it is empty, wherever its index stands."""
         return ((self.capacity // 2) - 1) << 3
 
-    # -- the getter ------------------------------------------------------------------------------------------------------
+    # -- the getter ------------------------------------------------------------------------------------------
 
     def try_get(self) -> bytes | None:
         """Take the oldest record, or None."""
@@ -207,7 +216,7 @@ class Ring:
             full_fence()
         self.words[self.head_at] = head if head < COUNT_LIMIT else head - COUNT_LIMIT
 
-    # -- anybody ---------------------------------------------------------------------------------------------------------
+    # -- anybody ---------------------------------------------------------------------------------------------
 
     def count(self) -> int:
         """How many records are in the ring: exact at one moment during the call."""

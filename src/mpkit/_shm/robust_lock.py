@@ -1,30 +1,32 @@
 """A lock between processes that survives the death of whoever holds it.
 
-The lock itself is a semaphore with one permit, which has no owner: if its holder is killed the permit is lost. So each process has one
-word in its row for each lock, written by itself alone, that tells where it stands::
+The lock itself is a semaphore with one permit, which has no owner: if its holder is killed the permit is lost.
+So each process has one word in its row for each lock, written by itself alone, that tells where it stands::
 
     completed << 20 | attempts << 1 | inside
 
-A process sets ``inside`` *before* it tries for the permit, and leaves it (with ``completed`` one higher) *after* it has given the permit
-back. If it did not get the permit it leaves with ``attempts`` one higher and ``completed`` unchanged; whoever waits long does so in slices and
-steps out between two. So a process that is outside holds nothing, and whoever held the permit shows it by a higher ``completed``.
+A process sets ``inside`` *before* it tries for the permit, and leaves it (with ``completed`` one higher)
+*after* it has given the permit back. If it did not get the permit it leaves with ``attempts`` one higher and
+``completed`` unchanged; whoever waits long does so in slices and steps out between two. So a process that is
+outside holds nothing, and whoever held the permit shows it by a higher ``completed``.
 
-Taking over (`recover`, at most one process at a time, under a file lock that the kernel frees on death):
+Taking over (`_recover`, at most one process at a time, under a file lock that the kernel frees on death):
 
 1. note every living process's word (T0);
 2. try for the permit. Success: nobody was stuck. Failure, at the moment T1: somebody holds it, call him S;
 3. wait until every living process has been seen outside after T1, each at its own time;
-4. if no living process's ``completed`` differs from T0, and none of them has died meanwhile, S is dead: were S alive, it would have been inside at
-   T1, and to be outside later it had to give the permit back and raise ``completed``. A dead process gives nothing back, so the permit is still
-   gone: add it again.
+4. if no living process's ``completed`` differs from T0, and none of them has died meanwhile, S is dead: were
+   S alive, it would have been inside at T1, and to be outside later it had to give the permit back and raise
+   ``completed``. A dead process gives nothing back, so the permit is still gone: add it again.
 
-A living process that holds the lock, one stopped by SIGSTOP included, is never seen outside before it has released, so nothing is taken from
-it. A process that dies while taking over leaves either nothing done or the permit added, and the next one starts again at 1. New processes
-cannot join meanwhile, because joining needs the same file lock.
+A living process that holds the lock, one stopped by SIGSTOP included, is never seen outside before it has
+released, so nothing is taken from it. A process that dies while taking over leaves either nothing done or the
+permit added, and the next one starts again at 1. New processes cannot join meanwhile, because joining needs
+the same file lock.
 
-Memory order: what a process writes before it gives the permit back (an atomic operation of the semaphore, a full barrier on every machine
-that Python runs on) is seen by whoever takes the permit next. In step 2 and 4 the same holds between S's store of ``inside`` (before its
-atomic operation on the semaphore) and our failed try.
+Memory order: what a process writes before it gives the permit back is seen by whoever takes the permit next,
+because taking and giving are atomic operations and full barriers on every machine that Python runs on. In steps
+2 and 4 the same holds between S's store of ``inside``, before its atomic operation, and our failed try.
 """
 
 from __future__ import annotations
@@ -46,11 +48,13 @@ SLICE_SECONDS = 0.05
 STUCK_SECONDS = 0.1
 #: A call whose time is up may overrun it by this much when it looks for a dead holder.
 SHORTEST_LOOK_SECONDS = 0.02
-#: `close` waits this long for another thread that is inside (it waits for a lock that a stopped process holds).
+#: `close` waits this long for another thread that is inside (it waits for a lock that a stopped process
+#: holds).
 SHUT_SECONDS = 5.0
 #: A thread that waits for another thread of its process looks this often whether the object has been closed.
 SHUT_SLICE_SECONDS = 0.1
-#: An investigation that cannot finish (somebody living stays inside) gives up after this long; waiters start another one later.
+#: An investigation that cannot finish (somebody living stays inside) gives up after this long; waiters start
+#: another one later.
 INVESTIGATION_SECONDS = 0.25
 _LOOK_AGAIN_SECONDS = 0.001
 
@@ -61,21 +65,25 @@ REENTERED = (
 
 
 def never(_block: bool = True, _timeout: float | None = None) -> bool:
-    """Stands in for the local semaphore's acquire where there is none yet, so that the fast path needs no check of its own."""
+    """Stands in for the local semaphore's acquire where there is none yet, so that the fast path needs no
+    check of its own.
+    """
     return False
 
 
 class RobustLock:
     """One lock of a segment, seen from one process; its threads share this object.
 
-    The fast paths of queue and counter repeat the bodies of `try_acquire` and `release` in line, where a function call would be felt.
+    The fast paths of queue and counter repeat the bodies of `try_acquire` and `release` in line, where a
+    function call would be felt.
 
     Args:
         rows: the table of processes.
         number: which of the segment's locks this is, from 0.
         permit: the semaphore, created with one permit of at most one.
         recoveries_at: word that counts take-overs.
-        join: gives this process a row and opens its locks (`open`); False when the deadline passed; raises when the object is closed.
+        join: gives this process a row and opens its locks (`open`); False when the deadline passed; raises
+            when the object is closed.
     """
 
     __slots__ = (
@@ -97,7 +105,15 @@ class RobustLock:
         "words",
     )
 
-    def __init__(self, rows: Rows, number: int, permit: Semaphore, *, recoveries_at: int, join: Callable[[float | None], bool]) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        number: int,
+        permit: Semaphore,
+        *,
+        recoveries_at: int,
+        join: Callable[[float | None], bool],
+    ) -> None:
         self.rows = rows
         self.words = rows.words
         self._column = FIRST_LOCK + number
@@ -116,7 +132,7 @@ class RobustLock:
         self._stuck_at = -1
         self._stuck_since = 0.0
 
-    # -- taking part -------------------------------------------------------------------------------------------------------
+    # -- taking part -----------------------------------------------------------------------------------------
 
     def open(self, row: int) -> None:
         """Start to use the row at word `row`."""
@@ -142,7 +158,9 @@ class RobustLock:
         return self.local_acquire(True, SHUT_SECONDS)
 
     def shut(self) -> None:
-        """Stop: every further attempt of this process ends in the slow path, where `join` decides what to say."""
+        """Stop: every further attempt of this process ends in the slow path, where `join` decides what to
+        say.
+        """
         self.local_acquire = never
         self._local = None
 
@@ -153,7 +171,7 @@ class RobustLock:
         # What the parent holds at this moment is not ours, but the semaphore object counts it as ours.
         self._given_for_dead = -self._permit.raw._count()
 
-    # -- the lock ------------------------------------------------------------------------------------------------------------
+    # -- the lock --------------------------------------------------------------------------------------------
 
     def try_acquire(self) -> bool:
         """Take the lock if it is free. Never blocks, except to join when this process is new."""
@@ -168,7 +186,8 @@ class RobustLock:
         return False
 
     def acquire(self, deadline: float | None = None) -> bool:
-        """Take the lock, waiting for it until `deadline` (`time.monotonic`, None = for ever). False when it has passed.
+        """Take the lock, waiting for it until `deadline` (`time.monotonic`, None = for ever). False when it
+        has passed.
 
         Raises:
             RuntimeError: this very thread is inside already; it would wait for itself.
@@ -193,14 +212,17 @@ class RobustLock:
         return local is not None and local.raw._is_mine()
 
     def refuse_reentry(self) -> None:
-        """Raise RuntimeError if this thread is inside. To be called before the `try` whose `finally` calls `unwind`."""
+        """Raise RuntimeError if this thread is inside. To be called before the `try` whose `finally` calls
+        `unwind`.
+        """
         if self.held_here():
             raise RuntimeError(REENTERED)
 
     def unwind(self) -> None:
         """Leave, however far this thread has come: give back what it has, do nothing where it has nothing.
 
-        An exception may come between any two instructions (Ctrl-C), so who takes the lock does it inside a `try` with this in its `finally`.
+        An exception may come between any two instructions (Ctrl-C), so who takes the lock does it inside a
+        `try` with this in its `finally`.
         """
         if not self.held_here():
             return
@@ -218,7 +240,11 @@ class RobustLock:
                 continue
             if local.raw._is_mine():
                 raise RuntimeError(REENTERED)
-            wait = SHUT_SLICE_SECONDS if deadline is None else min(SHUT_SLICE_SECONDS, deadline - time.monotonic())
+            wait = (
+                SHUT_SLICE_SECONDS
+                if deadline is None
+                else min(SHUT_SLICE_SECONDS, deadline - time.monotonic())
+            )
             if local.acquire(True, wait) if wait > 0 else local.acquire(False):
                 return True
             # A lock that is shut is never given back: notice it, and let `join` say why.
@@ -259,21 +285,26 @@ class RobustLock:
         return False
 
     def _stuck_for(self, now: float) -> float:
-        """How long this process has failed to get the permit, counted over calls (one short time-out after the other finds the dead, too)."""
+        """How long this process has failed to get the permit, counted over calls (one short time-out after
+        the other finds the dead, too).
+        """
         completed = self.value >> 20
         if completed != self._stuck_at:
             self._stuck_at = completed
             self._stuck_since = now - SLICE_SECONDS
         return now - self._stuck_since
 
-    # -- the dead ------------------------------------------------------------------------------------------------------------
+    # -- the dead --------------------------------------------------------------------------------------------
 
     def _investigate(self, deadline: float | None) -> None:
-        """Give the permit back for its holder, if that is dead. Called while outside (and holding the local lock)."""
+        """Give the permit back for its holder, if that is dead. Called while outside (and holding the local
+        lock).
+        """
         now = time.monotonic()
         give_up = now + INVESTIGATION_SECONDS
         if deadline is not None:
-            # Even the shortest time-outs together must find the dead: what is left of the time, but at least a short look.
+            # Even the shortest time-outs together must find the dead: what is left of the time, but at least
+            # a short look.
             give_up = min(give_up, max(deadline, now + SHORTEST_LOOK_SECONDS))
         # Whoever has the file lock already is about to find out for everybody.
         with self.rows.exclusive(time.monotonic()) as alone:

@@ -6,8 +6,8 @@ A row is one cache line, so that neighbours do not slow each other down::
     word 1        start time of that process (a pid alone may have been given to another process since)
     word 2 to 7   one word for each robust lock of the segment (see robust_lock)
 
-Only the process itself writes its lock words. Rows are handed out, and rows of the dead taken back, under a lock of the file system
-(`Rows.exclusive`), which the kernel frees when its holder dies.
+Only the process itself writes its lock words. Rows are handed out, and rows of the dead taken back, under a
+lock of the file system (`Rows.exclusive`), which the kernel frees when its holder dies.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ ROW_WORDS = 8
 FIRST_LOCK = 2
 MAX_LOCKS = ROW_WORDS - FIRST_LOCK
 
-# How often a process looks again for the file lock that another one holds; its holders are done in microseconds (joining) or in
-# well under a second (investigating), and file locks cannot be waited for with a time limit.
+# How often a process looks again for the file lock that another one holds; its holders are done in
+# microseconds (joining) or in well under a second (investigating), and file locks cannot be waited for with a
+# time limit.
 _RETRY_SECONDS = 0.002
 
 
@@ -49,13 +50,16 @@ class Rows:
         self._start = start
         self._capacity = capacity
         self._used_at = used_at
-        # File locks of this kind belong to the process: threads need one more. Whoever closes a file descriptor of this segment takes it
-        # as well, because closing any of them would drop the process's file lock.
+        # File locks of this kind belong to the process: threads need one more. Whoever closes a file
+        # descriptor of this segment takes it as well, because closing any of them would drop the process's
+        # file lock.
         self.threads = threading.Lock()
 
     @contextlib.contextmanager
     def exclusive(self, deadline: float | None) -> Iterator[bool]:
-        """Be the only one in all processes who changes rows or investigates. Yields False when the deadline passed first."""
+        """Be the only one in all processes who changes rows or investigates. Yields False when the deadline
+        passed first.
+        """
         if not self.threads.acquire(timeout=-1 if deadline is None else max(deadline - time.monotonic(), 0)):
             yield False
             return
@@ -127,7 +131,8 @@ class Rows:
                 return at
         if used < self._capacity:
             at = self._start + used * ROW_WORDS
-            # The table is reserved page by page; a queue of two processes should not cost what five hundred need.
+            # The table is reserved page by page; a queue of two processes should not cost what five hundred
+            # need.
             try:
                 reserve(self.segment.fd, at << 3, ROW_WORDS << 3)
             except OSError as error:

@@ -1,8 +1,9 @@
 """A piece of shared memory: a mapped file that other processes open by its name.
 
-Files lie in ``/dev/shm`` where there is one with room, else in the temporary directory (slower to create, same semantics).
-They belong to the user alone (0600, checked again when opened), are reserved in full before the first byte is touched, so a full
-file system is an error at the call that asks for memory and never a SIGBUS later, and can be extended at the end.
+Files lie in ``/dev/shm`` where there is one with room, else in the temporary directory (slower to create,
+same semantics). They belong to the user alone (0600, checked again when opened), are reserved in full before
+the first byte is touched, so a full file system is an error at the call that asks for memory and never a
+SIGBUS later, and can be extended at the end.
 """
 
 from __future__ import annotations
@@ -19,19 +20,32 @@ from collections.abc import Callable
 
 from mpkit._platform import identity
 from mpkit._shm import names
+from mpkit._shm.names import SHM_DIRECTORY
 from mpkit.errors import HandleLost, SharedMemoryExhausted
 
 PAGE = mmap.ALLOCATIONGRANULARITY
-SHM_DIRECTORY = "/dev/shm"
 PREFIX = "mpkit-"
 
 _NO_ROOM = {errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EFBIG}
-_TRY_ELSEWHERE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR}
-_OPEN_FLAGS = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+_TRY_ELSEWHERE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOENT,
+    errno.ENOTDIR,
+}
+_OPEN_FLAGS = (
+    os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+)
 
 
 # What a closed segment maps: nothing of anybody.
 _GONE = mmap.mmap(-1, PAGE)
+
+# Bound early: a module's globals may be gone when the last objects are.
+_is_finalizing = sys.is_finalizing
 
 
 class Segment:
@@ -41,9 +55,9 @@ class Segment:
         name: the absolute path, which `attach` takes in another process.
         size: bytes mapped by this object (the file may have grown since).
         mm: the mapping; slices of it copy.
-        words: the same bytes as 8-byte words. One item assignment is one aligned 8-byte store, which no reader can see half
-            done and no kill can interrupt half way (`memoryview` packs a native "Q" with a single 8-byte copy;
-            `struct.pack_into` would clear its target first).
+        words: the same bytes as 8-byte words. One item assignment is one aligned 8-byte store, which no
+            reader can see half done and no kill can interrupt half way (`memoryview` packs a native "Q" with
+            a single 8-byte copy; `struct.pack_into` would clear its target first).
         fd: the open file, for extending it and for file locks.
     """
 
@@ -65,11 +79,12 @@ class Segment:
         Args:
             size: bytes to map.
             kind: a word for the name, without "-".
-            reserved: bytes at the beginning to reserve now; the rest must be reserved (`reserve`) before it is touched. None = all.
+            reserved: bytes at the beginning to reserve now; the rest must be reserved (`reserve`) before it
+                is touched. None = all.
 
         Raises:
-            SharedMemoryExhausted: neither shared memory nor the temporary directory has the room, or this process may not open
-                or map more. Nothing is left behind.
+            SharedMemoryExhausted: neither shared memory nor the temporary directory has the room, or this
+                process may not open or map more. Nothing is left behind.
         """
         size = round_up(size, PAGE)
         me = identity.current()
@@ -103,7 +118,8 @@ class Segment:
 
     @classmethod
     def attach(cls, name: str, size: int | None = None) -> Segment:
-        """Open a segment that another process (or this one) created, and map it, or only its first `size` bytes.
+        """Open a segment that another process (or this one) created, and map it, or only its first `size`
+        bytes.
 
         Raises:
             HandleLost: the name is gone: its creator has removed it or has exited.
@@ -145,7 +161,8 @@ class Segment:
         return self.fd < 0
 
     def close(self, in_use: Callable[[str], bool] | None = None) -> None:
-        """Give back this process's mapping (now, or when the last view of it goes) and, in the creator, let go of the name.
+        """Give back this process's mapping (now, or when the last view of it goes) and, in the creator, let
+        go of the name.
 
         Args:
             in_use: tells whether other processes still need the name (see `names.let_go`).
@@ -154,19 +171,24 @@ class Segment:
             return
         os.close(self.fd)
         self.fd = -1
-        # Dropped rather than closed: a thread that is still at work, or a view that somebody holds, keeps the mapping until it goes.
+        # Dropped rather than closed: a thread that is still at work, or a view that somebody holds, keeps the
+        # mapping until it goes.
         self.mm = _GONE
         self.words = memoryview(_GONE).cast("B").cast("Q")
         if self._owner_pid == os.getpid():
             names.let_go(self.name, self.name, self._exported_at, in_use)
 
     def unlink(self) -> None:
-        """Remove the name now (creator only; elsewhere it does nothing). Those who have the segment open keep it."""
+        """Remove the name now (creator only; elsewhere it does nothing). Those who have the segment open keep
+        it.
+        """
         if self._owner_pid == os.getpid():
             names.remove(self.name)
 
     def __del__(self) -> None:
-        if getattr(self, "fd", -1) >= 0 and hasattr(self, "words"):
+        # At the end of the interpreter the exit hook of `names` has removed everything already, and modules
+        # are half gone.
+        if not _is_finalizing() and getattr(self, "fd", -1) >= 0 and hasattr(self, "words"):
             self.close()
 
     def __repr__(self) -> str:
@@ -190,7 +212,8 @@ def reserve(fd: int, offset: int, size: int) -> None:
         # tmpfs reserves pages here; without it a store into a full tmpfs is a SIGBUS.
         os.posix_fallocate(fd, offset, size)
     else:
-        # No posix_fallocate (macOS, Windows): writing zeros reserves as well. What is reserved is never in use yet.
+        # No posix_fallocate (macOS, Windows): writing zeros reserves as well. What is reserved is never in
+        # use yet.
         os.lseek(fd, offset, os.SEEK_SET)
         block = bytes(1 << 20)
         left = size
@@ -204,7 +227,9 @@ def check_private(name: str, status: os.stat_result) -> None:
         raise PermissionError(errno.EPERM, "not a regular file", name)
     if hasattr(os, "geteuid") and (status.st_uid != os.geteuid() or status.st_mode & 0o077):
         raise PermissionError(
-            errno.EPERM, f"belongs to user {status.st_uid} with mode {stat.S_IMODE(status.st_mode):o}; mpkit opens its user's files only", name
+            errno.EPERM,
+            f"belongs to user {status.st_uid} with mode {stat.S_IMODE(status.st_mode):o}; mpkit opens its user's files only",
+            name,
         )
 
 

@@ -1,4 +1,6 @@
-"""A named semaphore, as thin as it can be: the two C methods of multiprocessing's own semaphore, and who removes the name."""
+"""A named semaphore, as thin as it can be: the two C methods of multiprocessing's own semaphore, and who
+removes the name.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +20,17 @@ MAX_VALUE = 32767
 
 Acquire = Callable[..., bool]
 
+# Bound early: a module's globals may be gone when the last objects are.
+_is_finalizing = sys.is_finalizing
+
 
 class Semaphore:
     """A counter of permits that processes share; it has no owner and no memory of who took what.
 
     Attributes:
-        acquire: ``acquire(block=True, timeout=None) -> bool``, the C method itself. It lets other threads run while it waits and
-            Python signal handlers run in between. ``acquire(False)`` costs half of a blocking call.
+        acquire: ``acquire(block=True, timeout=None) -> bool``, the C method itself. It lets other threads run
+            while it waits and Python signal handlers run in between. ``acquire(False)`` costs half of a
+            blocking call.
         release: adds one permit, never blocks; ValueError when the maximum is reached.
         name: what `attach` takes in another process.
     """
@@ -49,7 +55,8 @@ class Semaphore:
         """
         if sys.platform == "win32":
             raise OSError(
-                errno.ENOTSUP, "mpkit's queues, locks and pools need named semaphores, which Python does not offer on Windows; use them under Linux, macOS or WSL"
+                errno.ENOTSUP,
+                "mpkit's queues, locks and pools need named semaphores, which Python does not offer on Windows; use them under Linux, macOS or WSL",
             )
         me = identity.current()
         # macOS allows 31 characters in all: the start time stays out of the name there and here.
@@ -71,14 +78,18 @@ class Semaphore:
         try:
             raw = seam.rebuild_semaphore(name, maxvalue)
         except FileNotFoundError as error:
-            raise HandleLost(f"semaphore {name!r} is gone: the process that created it has closed it or has exited") from error
+            raise HandleLost(
+                f"semaphore {name!r} is gone: the process that created it has closed it or has exited"
+            ) from error
         except OSError as error:
             raise exhausted(error, 0) from error
         return cls(name, raw, owner_pid=0)
 
     @classmethod
     def private(cls, value: int = 1) -> Semaphore:
-        """A semaphore without a name, for the threads of this process; cheaper to take and give than a `threading.Lock`."""
+        """A semaphore without a name, for the threads of this process; cheaper to take and give than a
+        `threading.Lock`.
+        """
         me = identity.current()
         name = f"/{PREFIX}t-{me.pid}-{secrets.token_hex(6)}"
         try:
@@ -93,7 +104,8 @@ class Semaphore:
         self._exported_at = time.monotonic()
 
     def close(self, segment_name: str = "", in_use: Callable[[str], bool] | None = None) -> None:
-        """In the creator, let go of the name. The semaphore itself goes with the last reference to this object.
+        """In the creator, let go of the name. The semaphore itself goes with the last reference to this
+        object.
 
         Args:
             segment_name: the segment that it belongs to, which `in_use` is asked about.
@@ -109,7 +121,9 @@ class Semaphore:
             names.remove(self.name)
 
     def __del__(self) -> None:
-        if getattr(self, "_owner_pid", 0):
+        # At the end of the interpreter the exit hook of `names` has removed everything already, and modules
+        # are half gone.
+        if not _is_finalizing() and getattr(self, "_owner_pid", 0) > 0:
             self.close()
 
     def __repr__(self) -> str:

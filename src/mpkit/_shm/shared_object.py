@@ -1,6 +1,8 @@
-"""What a queue, a lock and a counter have in common: one file, some semaphores, a table of processes, robust locks.
+"""What a queue, a lock and a counter have in common: one file, some semaphores, a table of processes, robust
+locks.
 
-Every such file begins with the same five words, so that whoever finds one can tell what it is and who uses it::
+Every such file begins with the same five words, so that whoever finds one can tell what it is and who uses
+it::
 
     word 0   magic: what it is, and the version of its layout; stored last by the creator
     word 1   index of the table of processes
@@ -8,17 +10,21 @@ Every such file begins with the same five words, so that whoever finds one can t
     word 3   rows of it that have ever been used
     word 4   how many locks were taken over from the dead
 
-One process has one `SharedObject` for one file, however many handles it has: it has one row, and closing one of two descriptors of a
+One process has one `SharedObject` for one file, however many handles it has: it has one row, and closing one
+    of two descriptors of a
 file would give up its file lock.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 import weakref
 from typing import Any, ClassVar, NamedTuple, TypeVar
+
+from typing_extensions import Self
 
 from mpkit._platform import identity
 from mpkit._shm.robust_lock import RobustLock
@@ -36,6 +42,9 @@ _Self = TypeVar("_Self", bound="SharedObject")
 
 _open_objects: weakref.WeakValueDictionary[str, SharedObject] = weakref.WeakValueDictionary()
 _opening = threading.RLock()
+
+# Bound early: a module's globals may be gone when the last objects are.
+_is_finalizing = sys.is_finalizing
 
 
 class Form(NamedTuple):
@@ -58,7 +67,18 @@ class Form(NamedTuple):
 class SharedObject:
     """One object as this process has it open; every handle and thread of the process shares it."""
 
-    __slots__ = ("__weakref__", "_closing", "_row", "closed", "locks", "name", "rows", "segment", "semaphores", "words")
+    __slots__ = (
+        "__weakref__",
+        "_closing",
+        "_row",
+        "closed",
+        "locks",
+        "name",
+        "rows",
+        "segment",
+        "semaphores",
+        "words",
+    )
 
     form: ClassVar[Form]
 
@@ -73,11 +93,12 @@ class SharedObject:
         self.words = segment.words
         self.rows = Rows(segment, start=form.rows_at, capacity=form.rows_capacity, used_at=ROWS_USED)
         self.locks = [
-            RobustLock(self.rows, number, semaphores[number], recoveries_at=RECOVERIES, join=self._join) for number in range(form.locks)
+            RobustLock(self.rows, number, semaphores[number], recoveries_at=RECOVERIES, join=self._join)
+            for number in range(form.locks)
         ]
 
     @classmethod
-    def create(cls: type[_Self], **options: Any) -> _Self:
+    def create(cls, **options: Any) -> Self:
         """Make a new object; `options` go to `_format`.
 
         Raises:
@@ -88,7 +109,11 @@ class SharedObject:
         semaphores: list[Semaphore] = []
         try:
             for number, (value, maximum) in enumerate(form.semaphores):
-                semaphores.append(Semaphore.create(value, maximum, kind=form.kind, name=_semaphore_name(segment.name, number)))
+                semaphores.append(
+                    Semaphore.create(
+                        value, maximum, kind=form.kind, name=_semaphore_name(segment.name, number)
+                    )
+                )
             words = segment.words
             words[ROWS_AT] = form.rows_at
             words[ROWS_CAPACITY] = form.rows_capacity
@@ -110,7 +135,7 @@ class SharedObject:
         raise TypeError(f"{cls.__name__} cannot be created")
 
     @classmethod
-    def attach(cls: type[_Self], name: str) -> _Self:
+    def attach(cls, name: str) -> Self:
         """Open an object that exists, or share what this process has open.
 
         Raises:
@@ -124,8 +149,13 @@ class SharedObject:
                 return known
             segment = Segment.attach(name, form.file_bytes)
             if segment.words[MAGIC] != form.magic:
-                raise HandleLost(f"{name!r} is no {form.noun} of this version of mpkit, or its creator died while making it")
-            semaphores = [Semaphore.attach(_semaphore_name(name, number), maximum) for number, (_, maximum) in enumerate(form.semaphores)]
+                raise HandleLost(
+                    f"{name!r} is no {form.noun} of this version of mpkit, or its creator died while making it"
+                )
+            semaphores = [
+                Semaphore.attach(_semaphore_name(name, number), maximum)
+                for number, (_, maximum) in enumerate(form.semaphores)
+            ]
             found = cls(segment, semaphores)
             # At once, not at the first use: the rows tell the creator that its names are still needed.
             found._join(None)
@@ -149,7 +179,8 @@ class SharedObject:
         return self.words[RECOVERIES]
 
     def close(self) -> None:
-        """Leave the object: operations of other threads that are under way end first, later ones raise ClosedError.
+        """Leave the object: operations of other threads that are under way end first, later ones raise
+        ClosedError.
 
         Raises:
             RuntimeError: called from inside an operation of this very thread (a signal handler).
@@ -166,7 +197,8 @@ class SharedObject:
             if self._row:
                 self.rows.leave(self._row)
                 self._row = 0
-            # Closing a descriptor of the file gives up the process's file lock: not in the middle of an investigation.
+            # Closing a descriptor of the file gives up the process's file lock: not in the middle of an
+            # investigation.
             with self.rows.threads:
                 self._close_more()
                 self.segment.close(in_use)
@@ -195,7 +227,9 @@ class SharedObject:
             self._closing.release()
 
     def forget_after_fork(self) -> None:
-        """In the child: the row is the parent's, and threads that do not exist here may have held anything."""
+        """In the child: the row is the parent's, and threads that do not exist here may have held
+        anything.
+        """
         self._closing = threading.Lock()
         self._row = 0
         self.rows.forget()
@@ -229,8 +263,8 @@ def _others(rows: Rows) -> bool:
 
 def _semaphore_name(segment_name: str, number: int) -> str:
     """Derived from the file's name, so that a handle is one name; macOS allows 31 characters."""
-    _, _, pid, _, random = os.path.basename(segment_name).split("-")
-    return f"/mpkit-{pid}-{random[:12]}-{number}"
+    _, kind, pid, _, random = os.path.basename(segment_name).split("-")
+    return f"/mpkit-{kind[0]}-{pid}-{random[:10]}-{number}"
 
 
 def _forget_after_fork() -> None:

@@ -1,17 +1,19 @@
 """Who sleeps until something happens, and who must be woken: tickets under a lock, tokens in a semaphore.
 
-Two counters in shared memory. ``slept`` is raised by everybody who is going to sleep, under the lock of the sleeping side;
-``posted`` is raised by whoever wakes, under the lock of the waking side, once for each token put into the semaphore. So
+Two counters in shared memory. ``slept`` is raised by everybody who is going to sleep, under the lock of the
+sleeping side; ``posted`` is raised by whoever wakes, under the lock of the waking side, once for each token
+put into the semaphore. So
 
     tokens in the semaphore + (slept - posted)  =  sleepers
 
-always holds for the living. The truth about *what* is waited for is elsewhere: a token is only a reason to look again. A sleeper that is
-killed leaves a ticket or a token too many, which costs one look in vain; a waker killed between ``posted`` and its token, or a
-woken sleeper killed before it looked, leaves one sleeper unwoken, which is why nobody sleeps longer than `SLICE_SECONDS` without
-looking.
+always holds for the living. The truth about *what* is waited for is elsewhere: a token is only a reason to
+look again. A sleeper that is killed leaves a ticket or a token too many, which costs one look in vain; a
+waker killed between ``posted`` and its token, or a woken sleeper killed before it looked, leaves one sleeper
+unwoken, which is why nobody sleeps longer than `SLICE_SECONDS` without looking.
 
-No wake-up is lost: a sleeper stores ``slept`` and then looks at the truth again; a waker stores the truth and then looks at ``slept``. Between
-store and look each of them gives a lock back, whose atomic operation is the full barrier that this pattern needs on every machine.
+No wake-up is lost: a sleeper stores ``slept`` and then looks at the truth again; a waker stores the truth and
+then looks at ``slept``. Between store and look each of them gives a lock back, whose atomic operation is the
+full barrier that this pattern needs on every machine.
 """
 
 from __future__ import annotations
@@ -45,18 +47,20 @@ class Sleepers:
         self.posted_at = posted_at
         self.tokens = tokens
 
-    # -- the sleeping side, under its lock -----------------------------------------------------------------------------
+    # -- the sleeping side, under its lock -------------------------------------------------------------------
 
     def enter(self) -> None:
         """Take a ticket. Look at the truth again after giving the lock back, before `sleep`."""
         self.words[self.slept_at] += 1
 
     def leave(self) -> None:
-        """Hand a ticket back that no token has been taken for (a token that has come meanwhile is taken instead)."""
+        """Hand a ticket back that no token has been taken for (a token that has come meanwhile is taken
+        instead).
+        """
         if not self.tokens.acquire(False):
             self.words[self.slept_at] -= 1
 
-    # -- the sleeping side, holding nothing ------------------------------------------------------------------------------
+    # -- the sleeping side, holding nothing ------------------------------------------------------------------
 
     def sleep(self, deadline: float | None) -> bool:
         """Wait for a token: until one comes (True), the slice is over or the deadline has passed (False)."""
@@ -64,7 +68,7 @@ class Sleepers:
             return self.tokens.acquire(True, SLICE_SECONDS)
         return self.tokens.acquire(True, min(SLICE_SECONDS, max(deadline - time.monotonic(), 0.0)))
 
-    # -- the waking side, under its lock -----------------------------------------------------------------------------------
+    # -- the waking side, under its lock ---------------------------------------------------------------------
 
     def due(self, most: int) -> int:
         """Promise tokens to up to `most` sleepers; `post` them after giving the lock back."""
@@ -84,10 +88,11 @@ class Sleepers:
             for _ in range(number):
                 release()
         except ValueError:
-            # The semaphore is full of tokens that the dead have not taken: everybody who sleeps is awake already.
+            # The semaphore is full of tokens that the dead have not taken: everybody who sleeps is awake
+            # already.
             return
 
-    # -- anybody -----------------------------------------------------------------------------------------------------------
+    # -- anybody ---------------------------------------------------------------------------------------------
 
     def waiting(self) -> int:
         """How many sleep now: exact when nobody has been killed asleep, else possibly too high."""

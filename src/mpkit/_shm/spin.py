@@ -1,8 +1,9 @@
 """How long it pays to look again and again before going to sleep.
 
-Waking a sleeping process costs 25 to 50 microseconds in a virtual machine; a partner that is running on another core answers in less.
-So a waiter first looks for about as long as a wake-up would cost, less and less when that has not paid off lately, not at all where
-there is only one usable CPU (looking would keep the partner from running).
+Waking a sleeping process costs 25 to 50 microseconds in a virtual machine; a partner that is running on
+another core answers in less. So a waiter first looks for about as long as a wake-up would cost, less and less
+when that has not paid off lately, not at all where there is only one usable CPU (looking would keep the
+partner from running).
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ _FEWEST_LOOKS = 24
 
 
 class SpinBudget:
-    """How many looks the next wait may take; doubles when a look has succeeded, halves when all were in vain."""
+    """How many looks the next wait may take; doubles when a look has succeeded, halves when all were in
+    vain.
+    """
 
     __slots__ = ("looks",)
 

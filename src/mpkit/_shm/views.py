@@ -1,6 +1,7 @@
 """Views into a region that free it when the last of them goes.
 
-The exporter of the views is a ctypes array on the mapping: it lives exactly as long as any view of it, however the object that was
+The exporter of the views is a ctypes array on the mapping: it lives exactly as long as any view of it,
+    however the object that was
 unpickled slices, wraps or passes its buffer on, and a weak reference tells when it goes.
 """
 
@@ -24,7 +25,9 @@ class _Hold:
         self.reference: weakref.ref[object] | None = None
 
     def end(self, _reference: object) -> None:
-        """The last view has gone (in any thread, possibly in the middle of a garbage collection: one store, no lock)."""
+        """The last view has gone (in any thread, possibly in the middle of a garbage collection: one store,
+        no lock).
+        """
         _holds.discard(self)
         if os.getpid() == self._pid:
             self._regions.free(self._number)
@@ -37,7 +40,9 @@ _holds: set[_Hold] = set()
 
 
 def open_views(regions: Regions, number: int, parts: tuple[tuple[int, int], ...]) -> list[memoryview]:
-    """Views of the parts (offset, length) of a region held by this process; it is free again when all of them are gone."""
+    """Views of the parts (offset, length) of a region held by this process; it is free again when all of them
+    are gone.
+    """
     import ctypes  # only who receives big items needs it
 
     mapped = regions.map(number)
@@ -52,7 +57,8 @@ def open_views(regions: Regions, number: int, parts: tuple[tuple[int, int], ...]
 
 
 def _pin_before_fork() -> None:
-    # The child gets a copy of every view; the region must not change under its eyes when the parent has let go of its own.
+    # The child gets a copy of every view; the region must not change under its eyes when the parent has let
+    # go of its own.
     for hold in list(_holds):
         hold.pin()
 
@@ -67,4 +73,6 @@ def _unpin_in_parent() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_pin_before_fork, after_in_parent=_unpin_in_parent, after_in_child=_forget_after_fork)
+    os.register_at_fork(
+        before=_pin_before_fork, after_in_parent=_unpin_in_parent, after_in_child=_forget_after_fork
+    )

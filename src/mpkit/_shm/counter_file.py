@@ -1,0 +1,164 @@
+"""A 64-bit counter under a robust lock: the truth is one word, so every update is one store."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, ClassVar, Final
+
+from mpkit._shm.robust_lock import LOW
+from mpkit._shm.rows import ROW_WORDS
+from mpkit._shm.segment import Segment
+from mpkit._shm.semaphore import MAX_VALUE, Semaphore
+from mpkit._shm.shared_object import MAGIC_BASE, Form, SharedObject
+from mpkit._shm.sleepers import FIRST_TICKET, Sleepers
+
+VALUE = 8
+SLEPT = 9
+POSTED = 10
+_ROWS_AT = 512
+_ROW_SLOTS = 4096
+PATIENCE_SECONDS: Final = 1.0
+LOWEST: Final = -(1 << 63)
+HIGHEST: Final = (1 << 63) - 1
+
+
+class CounterFile(SharedObject):
+    """One counter as this process has it open."""
+
+    __slots__ = ("_quiet", "_sleepers", "lock", "signed")
+
+    form: ClassVar[Form] = Form(
+        kind="counter",
+        magic=MAGIC_BASE | 0x43,
+        file_bytes=(_ROWS_AT + _ROW_SLOTS * ROW_WORDS) * 8,
+        reserved_bytes=_ROWS_AT * 8,
+        rows_at=_ROWS_AT,
+        rows_capacity=_ROW_SLOTS,
+        semaphores=((1, 1), (0, MAX_VALUE)),
+        locks=1,
+        noun="counter",
+    )
+
+    def __init__(self, segment: Segment, semaphores: list[Semaphore]) -> None:
+        super().__init__(segment, semaphores)
+        self.lock = self.locks[0]
+        self.signed: memoryview[int] = self.words.cast("B").cast("q")
+        self._sleepers = Sleepers(self.words, slept_at=SLEPT, posted_at=POSTED, tokens=semaphores[1])
+        # The value of SLEPT at which nobody is known to sleep.
+        self._quiet = FIRST_TICKET
+
+    @classmethod
+    def _format(cls, words: memoryview[int], **options: Any) -> None:
+        words[SLEPT] = words[POSTED] = FIRST_TICKET
+        words[VALUE] = options["initial"] & ((1 << 64) - 1)
+
+    def add(self, number: int) -> int:
+        """Add and return the new value; OverflowError leaves the old one."""
+        lock = self.lock
+        try:
+            # The body of RobustLock.try_acquire and release in line, for the common case.
+            if lock.local_acquire(False):
+                words, value = self.words, lock.value
+                words[lock.at] = value + 1
+                if lock.permit_acquire(False):
+                    signed = self.signed
+                    total = signed[VALUE] + number
+                    # Out of range this raises ValueError before it stores anything.
+                    signed[VALUE] = total
+                    quiet = words[SLEPT] == self._quiet
+                    lock.permit_release()
+                    lock.value = words[lock.at] = (value | LOW) + 1
+                    lock.local_release()
+                    if not quiet:
+                        self._wake()
+                    return total
+                lock.value = words[lock.at] = value + 2
+                lock.local_release()
+        except ValueError:
+            lock.unwind()
+            raise OverflowError(
+                f"the counter would leave the range of 64 bits: {self.signed[VALUE]} + {number}"
+            ) from None
+        except BaseException:
+            lock.unwind()
+            raise
+        return self._update(lambda value: value + number)[1]
+
+    def exchange(self, value: int) -> int:
+        """Set the value and return the old one."""
+        return self._update(lambda _old: value)[0]
+
+    def compare_and_set(self, expected: int, new: int) -> bool:
+        """Set the value to `new` if it is `expected`."""
+        return self._update(lambda old: new if old == expected else old)[0] == expected
+
+    def wait_for(self, target: int, deadline: float | None) -> bool:
+        """Wait until the value is at least `target`; False when the deadline passed first."""
+        lock, sleepers = self.lock, self._sleepers
+        while self.signed[VALUE] < target:
+            self.check_open()
+            if deadline is not None and time.monotonic() >= deadline:
+                return False
+            ticket = False
+            try:
+                lock.refuse_reentry()
+                try:
+                    if not lock.acquire(deadline):
+                        return False
+                    sleepers.enter()
+                    ticket = True
+                finally:
+                    lock.unwind()
+                if self.signed[VALUE] < target and sleepers.sleep(deadline):
+                    ticket = False
+            finally:
+                if ticket:
+                    self._leave()
+        return True
+
+    def end_compound(self) -> None:
+        """Release the lock after a compound update."""
+        quiet = self.words[SLEPT] == self._quiet
+        self.lock.unwind()
+        if not quiet:
+            self._wake()
+
+    def _update(self, function: Any) -> tuple[int, int]:
+        lock = self.lock
+        lock.refuse_reentry()
+        try:
+            lock.acquire(None)
+            old = self.signed[VALUE]
+            new = function(old)
+            if not LOWEST <= new <= HIGHEST:
+                raise OverflowError(f"the counter would leave the range of 64 bits: {old} would become {new}")
+            self.signed[VALUE] = new
+            quiet = self.words[SLEPT] == self._quiet
+        finally:
+            lock.unwind()
+        if not quiet:
+            self._wake()
+        return old, new
+
+    def _wake(self) -> None:
+        """Let all that wait look at the value."""
+        lock, sleepers = self.lock, self._sleepers
+        lock.refuse_reentry()
+        try:
+            if not lock.acquire(time.monotonic() + PATIENCE_SECONDS):
+                return
+            slept = self.words[SLEPT]
+            due = sleepers.due(1 << 30)
+            self._quiet = slept if self.words[POSTED] >= slept else -1
+        finally:
+            lock.unwind()
+        sleepers.post(due)
+
+    def _leave(self) -> None:
+        lock = self.lock
+        lock.refuse_reentry()
+        try:
+            if lock.acquire(time.monotonic() + PATIENCE_SECONDS):
+                self._sleepers.leave()
+        finally:
+            lock.unwind()

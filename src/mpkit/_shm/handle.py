@@ -1,0 +1,85 @@
+"""What the public objects have in common: they open a shared object, can be pickled anywhere, and may arrive
+too late.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Generic, TypeVar
+
+from mpkit._shm.shared_object import SharedObject
+from mpkit.errors import HandleLost, SharedMemoryExhausted
+
+S = TypeVar("S", bound=SharedObject)
+
+
+class SharedHandle(Generic[S]):
+    """A handle to a shared object.
+
+    A handle that arrives in a process after the last name of its object has gone is not an error of the
+        message it came in: it says so where it
+    is first used.
+    """
+
+    __slots__ = ("__weakref__", "_lost", "_name", "_shared")
+
+    _shared_type: ClassVar[type[SharedObject]]
+
+    def _bind(self, shared: S) -> None:
+        """Use `shared` from now on; subclasses keep more of it at hand."""
+        self._name = shared.name
+        self._shared: S | None = shared
+        self._lost: HandleLost | SharedMemoryExhausted | None = None
+
+    def _bind_nothing(self, name: str, reason: HandleLost | SharedMemoryExhausted) -> None:
+        """The object could not be opened: every use raises `reason`."""
+        self._name = name
+        self._shared = None
+        self._lost = reason
+
+    def _opened(self) -> S:
+        """The open object, or the reason why there is none."""
+        shared = self._shared
+        if shared is None:
+            assert self._lost is not None
+            raise self._lost
+        shared.check_open()
+        return shared
+
+    def close(self) -> None:
+        """Close the object in this process: every later use of any handle here raises `ClosedError`. A second
+        call does no harm.
+
+        The handles of other processes are not touched. Calls of other threads that wait end with
+        `ClosedError`.
+
+        Raises:
+            RuntimeError: called in the middle of an operation of this very thread (from a signal handler or a
+                ``__del__``).
+
+        Blocking: for at most 5 s, if another thread is in the middle of an operation that a stopped process
+        holds up.
+        """
+        if self._shared is not None:
+            self._shared.close()
+
+    def _state(self) -> str:
+        """For `repr`: "" while open."""
+        if self._shared is None:
+            return "lost"
+        return "closed" if self._shared.closed else ""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self._opened().mark_exported()
+        return _arrive, (type(self), self._name)
+
+
+def _arrive(cls: type[SharedHandle[Any]], name: str) -> SharedHandle[Any]:
+    """Unpickle a handle."""
+    handle = cls.__new__(cls)
+    try:
+        shared = cls._shared_type.attach(name)
+    except (HandleLost, SharedMemoryExhausted) as error:
+        handle._bind_nothing(name, error)
+    else:
+        handle._bind(shared)
+    return handle

@@ -1,0 +1,197 @@
+"""The state of a lock that knows its owner: who has it, guarded by a robust lock of its own.
+
+The truth is the word ``OWNER``: 0, or the identity of the process that has the lock, in one word so that one
+    store hands it over. Every
+change of it happens under the robust lock, for some hundred nanoseconds; so whoever dies, dies with the lock
+(then its next taker finds a dead owner) or in the few instructions around it (then the robust lock is taken
+over, and the word is as the last store left it).
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, ClassVar
+
+from mpkit._platform import identity
+from mpkit._platform.identity import ProcessIdentity
+from mpkit._shm.robust_lock import LOW
+from mpkit._shm.rows import ROW_WORDS
+from mpkit._shm.segment import Segment
+from mpkit._shm.semaphore import MAX_VALUE, Semaphore
+from mpkit._shm.shared_object import MAGIC_BASE, Form, SharedObject
+from mpkit._shm.sleepers import FIRST_TICKET, Sleepers
+from mpkit._shm.spin import SpinBudget
+
+OWNER = 8
+SLEPT = 9
+POSTED = 10
+_ROWS_AT = 512
+_ROW_SLOTS = 4096
+#: A call that may not block waits this long for the guard, whose holders are done in microseconds unless they
+#: are stopped.
+PATIENCE_SECONDS = 1.0
+# An identity in one word: pids end below 2**22 everywhere, and 42 bits of the start time are enough to tell
+# two of them apart.
+_PID_BITS = 22
+_START_MASK = (1 << 42) - 1
+
+
+class LockFile(SharedObject):
+    """One lock as this process has it open."""
+
+    __slots__ = ("_me", "_quiet", "_sleepers", "_spin", "abandoned_by", "guard")
+
+    form: ClassVar[Form] = Form(
+        kind="lock",
+        magic=MAGIC_BASE | 0x4C,
+        file_bytes=(_ROWS_AT + _ROW_SLOTS * ROW_WORDS) * 8,
+        reserved_bytes=_ROWS_AT * 8,
+        rows_at=_ROWS_AT,
+        rows_capacity=_ROW_SLOTS,
+        semaphores=((1, 1), (0, MAX_VALUE)),
+        locks=1,
+        noun="lock",
+    )
+
+    def __init__(self, segment: Segment, semaphores: list[Semaphore]) -> None:
+        super().__init__(segment, semaphores)
+        self.guard = self.locks[0]
+        self._sleepers = Sleepers(self.words, slept_at=SLEPT, posted_at=POSTED, tokens=semaphores[1])
+        self._spin = SpinBudget()
+        self._me = _word_of(identity.current())
+        # The value of SLEPT at which nobody is known to sleep.
+        self._quiet = -1
+        #: Pid of the dead process that the present owner, if it is this process, took the lock over from.
+        self.abandoned_by: int | None = None
+
+    @classmethod
+    def _format(cls, words: memoryview[int], **options: Any) -> None:
+        words[SLEPT] = words[POSTED] = FIRST_TICKET
+
+    def forget_after_fork(self) -> None:
+        super().forget_after_fork()
+        self._me = _word_of(identity.current())
+        self.abandoned_by = None
+
+    def acquire(self, block: bool, deadline: float | None) -> bool:
+        """Become the owner, waiting until `deadline` if `block`."""
+        guard = self.guard
+        done = False
+        # The body of RobustLock.try_acquire and release in line, for the common case.
+        try:
+            if guard.local_acquire(False):
+                words, value = self.words, guard.value
+                words[guard.at] = value + 1
+                if guard.permit_acquire(False):
+                    if words[OWNER] == 0:
+                        words[OWNER] = self._me
+                        self.abandoned_by = None
+                        done = True
+                    guard.permit_release()
+                    guard.value = words[guard.at] = (value | LOW) + 1
+                else:
+                    guard.value = words[guard.at] = value + 2
+                guard.local_release()
+        except BaseException:
+            guard.unwind()
+            raise
+        return done or self._acquire_slowly(block, deadline)
+
+    def release(self) -> bool:
+        """Free the lock, whoever owns it; False when nobody does."""
+        guard = self.guard
+        guard.refuse_reentry()
+        due = 0
+        try:
+            # Nobody keeps the guard; should a stopped process have it, waiting is right: the caller does own
+            # the lock.
+            guard.acquire(None)
+            words = self.words
+            if words[OWNER] == 0:
+                return False
+            words[OWNER] = 0
+            slept = words[SLEPT]
+            if slept != self._quiet:
+                due = self._sleepers.due(1)
+                self._quiet = slept if words[POSTED] >= slept else -1
+        finally:
+            guard.unwind()
+        if due:
+            self._sleepers.post(due)
+        return True
+
+    def owner(self) -> int | None:
+        """Pid of the owner."""
+        return self.words[OWNER] & ((1 << _PID_BITS) - 1) or None
+
+    def _acquire_slowly(self, block: bool, deadline: float | None) -> bool:
+        guard, sleepers = self.guard, self._sleepers
+        spun = ticket = looked = False
+        try:
+            while True:
+                guard.refuse_reentry()
+                try:
+                    if not guard.acquire(deadline if block else time.monotonic() + PATIENCE_SECONDS):
+                        return False
+                    done = self._take_over_or_take()
+                    if done and ticket:
+                        sleepers.leave()
+                        ticket = False
+                    elif not done and block and spun and not ticket:
+                        sleepers.enter()
+                        ticket, looked = True, False
+                finally:
+                    guard.unwind()
+                if done:
+                    return True
+                if not block or (deadline is not None and time.monotonic() >= deadline):
+                    return False
+                if not spun:
+                    self._spin_until_free()
+                    spun = True
+                elif not looked:
+                    # Once more with the ticket taken: whoever releases from now on gives us a token (see
+                    # sleepers).
+                    looked = True
+                elif sleepers.sleep(deadline):
+                    ticket = False
+        finally:
+            if ticket:
+                self._leave()
+
+    def _take_over_or_take(self) -> bool:
+        """Under the guard: become the owner if there is none, or if it is dead."""
+        words = self.words
+        owner = words[OWNER]
+        if owner and _is_alive(owner):
+            return False
+        words[OWNER] = self._me
+        self.abandoned_by = owner & ((1 << _PID_BITS) - 1) or None
+        return True
+
+    def _spin_until_free(self) -> None:
+        words = self.words
+        for _ in range(self._spin.looks):
+            if words[OWNER] == 0:
+                self._spin.paid()
+                return
+        self._spin.failed()
+
+    def _leave(self) -> None:
+        guard = self.guard
+        guard.refuse_reentry()
+        try:
+            if guard.acquire(time.monotonic() + PATIENCE_SECONDS):
+                self._sleepers.leave()
+        finally:
+            guard.unwind()
+
+
+def _word_of(process: ProcessIdentity) -> int:
+    return process.pid | (process.started & _START_MASK) << _PID_BITS
+
+
+def _is_alive(word: int) -> bool:
+    pid = word & ((1 << _PID_BITS) - 1)
+    now = identity.of(pid)
+    return now is not None and _word_of(now) == word and identity.is_alive(now)

@@ -1,0 +1,289 @@
+"""`Lock` and `LockedCounter`: synchronisation between processes that survives the death of any of them."""
+
+from __future__ import annotations
+
+import operator
+from types import TracebackType
+from typing import Any, cast
+
+from mpkit._platform.deadlines import check_timeout, deadline_of
+from mpkit._shm.counter_file import HIGHEST, LOWEST, VALUE, CounterFile
+from mpkit._shm.handle import SharedHandle
+from mpkit._shm.lock_file import LockFile
+
+__all__ = ["CompoundUpdate", "Lock", "LockedCounter"]
+
+
+class Lock(SharedHandle[LockFile]):
+    """A lock between processes that knows its owner.
+
+    What `multiprocessing.Lock` promises, and more: if the owner dies, however it dies, the lock goes to the
+    next one who asks for it, who is told so (`abandoned_by`): what the lock protects may be half changed
+    then. A lock of a process that is alive, a stopped one included, is never taken away.
+
+    It is not recursive. It may be released by another thread or process than acquired it. A handle can be
+    pickled anywhere: as an argument of a process under every start method, of a task in a running pool,
+        inside an item of a queue.
+
+    Raises:
+        SharedMemoryExhausted: there is no room for the lock (some 12 KiB); nothing is left behind.
+
+    Safe from: any process, any thread. Not from a signal handler or a ``__del__`` that interrupts an
+    operation on the same lock, which gets a RuntimeError instead of waiting for itself.
+
+    Example:
+        >>> from mpkit import Lock
+        >>> lock = Lock()
+        >>> with lock:
+        ...     lock.locked()
+        True
+    """
+
+    __slots__ = ()
+
+    _shared_type = LockFile
+
+    def __init__(self) -> None:
+        self._bind(LockFile.create())
+
+    def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
+        """Take the lock.
+
+        Args:
+            block: wait until it is free.
+            timeout: the most seconds to wait; None: as long as it takes. Ignored unless `block`.
+
+        Returns:
+            Whether this process has the lock now.
+
+        Raises:
+            ValueError: `timeout` is negative or not a number.
+            ClosedError: this process has closed the lock.
+            HandleLost: this handle was still under way when the last one who could open the lock went.
+
+        Blocking: until it is free, if `block`; the lock of an owner that died is free within a fraction of a
+        second.
+        """
+        deadline = None if timeout is None else deadline_of(check_timeout(timeout))
+        return self._opened().acquire(block, deadline)
+
+    def release(self) -> None:
+        """Free the lock; any thread of any process may do it.
+
+        Raises:
+            ValueError: nobody has the lock.
+            ClosedError, HandleLost: as `acquire`.
+
+        Blocking: microseconds; up to a second if a process was killed in the middle of an operation on this
+        lock.
+        """
+        if not self._opened().release():
+            raise ValueError("released a lock that nobody has acquired")
+
+    def locked(self) -> bool:
+        """Whether somebody has the lock at this moment. Never blocks."""
+        return self._opened().owner() is not None
+
+    def owner(self) -> int | None:
+        """The pid of the process that has the lock at this moment, dead or alive; None when it is free. Never
+        blocks.
+        """
+        return self._opened().owner()
+
+    @property
+    def abandoned_by(self) -> int | None:
+        """The pid of the dead process that this process, the present owner, took the lock over from; None
+        when it was free.
+
+        Reset by the next `acquire` of this process.
+        """
+        return self._opened().abandoned_by
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(self, *_exc_info: object) -> None:
+        self.release()
+
+    def __repr__(self) -> str:
+        name = f"<{type(self).__name__}"
+        if self._state():
+            return f"{name} {self._state()}>"
+        owner = self.owner()
+        return f"{name} free>" if owner is None else f"{name} owned by pid {owner}>"
+
+
+class LockedCounter(SharedHandle[CounterFile]):
+    """A 64-bit signed counter between processes, of which no update is ever lost.
+
+    Every method is one atomic step for all processes and threads. A process that is killed in the middle of
+    an update has made it or has not; it holds nobody up.
+
+    A handle can be pickled anywhere: as an argument of a process under every start method, of a task in a
+        running pool, inside an
+    item of a queue.
+
+    Args:
+        initial: the value to begin with, from -2**63 to 2**63 - 1.
+
+    Raises:
+        TypeError: `initial` is not an integer.
+        OverflowError: `initial` does not fit.
+        SharedMemoryExhausted: there is no room for the counter (some 12 KiB); nothing is left behind.
+
+    Safe from: any process, any thread. Not from a signal handler or a ``__del__`` that interrupts an
+    operation on the same counter, which gets a RuntimeError instead of waiting for itself.
+
+    Example:
+        >>> from mpkit import LockedCounter
+        >>> counter = LockedCounter(40)
+        >>> counter.add(2)
+        42
+        >>> with counter as locked:
+        ...     locked.value = locked.value // 2
+        >>> counter.value
+        21
+    """
+
+    __slots__ = ("_compound",)
+
+    _shared_type = CounterFile
+
+    def __init__(self, initial: int = 0) -> None:
+        self._bind(CounterFile.create(initial=_in_range("initial", initial)))
+
+    def _bind(self, shared: CounterFile) -> None:
+        super()._bind(shared)
+        self._compound: CompoundUpdate | None = None
+
+    @property
+    def value(self) -> int:
+        """The value at this moment. Never blocks."""
+        return self._opened().signed[VALUE]
+
+    def add(self, n: int = 1) -> int:
+        """Add `n` (which may be negative) and return the new value.
+
+        Raises:
+            TypeError: `n` is not an integer.
+            OverflowError: the result does not fit into 64 bits; the value is unchanged.
+            ClosedError: this process has closed the counter.
+            HandleLost: this handle was still under way when the last one who could open the counter went.
+
+        Blocking: microseconds, or as long as somebody is inside ``with counter``; up to a second if a process
+        was killed in the middle of an operation.
+        """
+        return self._opened().add(n if type(n) is int else _integer("n", n))
+
+    def sub(self, n: int = 1) -> int:
+        """Subtract `n` and return the new value; otherwise as `add`."""
+        return self._opened().add(-_integer("n", n))
+
+    def compare_and_set(self, expected: int, new: int) -> bool:
+        """Set the value to `new` if it is `expected`; returns whether it was. Errors and blocking as
+        `add`.
+        """
+        return self._opened().compare_and_set(_integer("expected", expected), _in_range("new", new))
+
+    def reset(self, value: int = 0) -> int:
+        """Set the value and return the old one. Errors and blocking as `add`."""
+        return self._opened().exchange(_in_range("value", value))
+
+    def wait_for(self, target: int, timeout: float | None = None) -> bool:
+        """Wait until the value is at least `target`.
+
+        A value that reaches `target` and falls again before this process has looked may be missed.
+
+        Args:
+            target: the value to wait for.
+            timeout: the most seconds to wait; None: as long as it takes.
+
+        Returns:
+            Whether the value was seen at `target` or above in time.
+
+        Raises:
+            ValueError: `timeout` is negative or not a number.
+            TypeError, ClosedError, HandleLost: as `add`.
+
+        Blocking: until then.
+        """
+        return self._opened().wait_for(_integer("target", target), deadline_of(check_timeout(timeout)))
+
+    def __enter__(self) -> CompoundUpdate:
+        """Have the counter to oneself, for an update that needs the old value: ``with counter as locked:
+        locked.value = f(locked.value)``.
+
+        Everybody else waits meanwhile, so be quick. Other methods of the same counter raise RuntimeError
+        inside the block. If the process dies inside, the value is what was last assigned.
+        """
+        shared = self._opened()
+        shared.lock.refuse_reentry()
+        try:
+            shared.lock.acquire(None)
+            self._compound = CompoundUpdate(shared)
+        except BaseException:
+            shared.lock.unwind()
+            raise
+        return self._compound
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        compound, self._compound = self._compound, None
+        if compound is not None:
+            compound.end()
+
+    def __repr__(self) -> str:
+        name = f"<{type(self).__name__}"
+        return f"{name} {self._state()}>" if self._state() else f"{name} {self.value}>"
+
+
+class CompoundUpdate:
+    """The counter inside ``with counter as locked``."""
+
+    __slots__ = ("_shared",)
+
+    def __init__(self, shared: CounterFile) -> None:
+        self._shared: CounterFile | None = shared
+
+    @property
+    def value(self) -> int:
+        """The value; assigning takes effect at once.
+
+        Raises:
+            RuntimeError: the block is over.
+            OverflowError: the assigned value does not fit into 64 bits.
+        """
+        return self._inside().signed[VALUE]
+
+    @value.setter
+    def value(self, value: int) -> None:
+        self._inside().signed[VALUE] = _in_range("value", value)
+
+    def end(self) -> None:
+        """End the block."""
+        shared, self._shared = self._shared, None
+        if shared is not None:
+            shared.end_compound()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {'over' if self._shared is None else self.value}>"
+
+    def _inside(self) -> CounterFile:
+        if self._shared is None:
+            raise RuntimeError("this update is over: use the value inside the `with` block only")
+        return self._shared
+
+
+def _integer(name: str, value: object) -> int:
+    try:
+        return operator.index(cast("Any", value))
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, not {value!r}") from None
+
+
+def _in_range(name: str, value: object) -> int:
+    number = _integer(name, value)
+    if not LOWEST <= number <= HIGHEST:
+        raise OverflowError(f"{name} must fit into 64 bits (-2**63 to 2**63 - 1), not {number}")
+    return number

@@ -1,0 +1,308 @@
+"""Whoever dies at whichever step of whichever operation: the others go on, and nothing is duplicated, torn or
+reordered.
+
+Each case makes one queue (counter, lock) for each step, lets a child die there, and then uses the object from
+here. The uses run in threads side by side, because taking over from the dead means waiting for a tenth of a
+second.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+
+import pytest
+
+from mpkit._shm import robust_lock
+from mpkit._shm.counter_file import VALUE, CounterFile
+from mpkit._shm.get_side import BigRecord
+from mpkit._shm.lock_file import LockFile
+from mpkit._shm.open_queue import OpenQueue
+from mpkit._shm.put_side import BIG
+from tests.helpers.stepping import die_at
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the children are forked")
+
+#: Far above what a take-over needs; only a hang reaches it.
+PATIENCE = 30.0
+OPCODES = bool(os.environ.get("MPKIT_EVERY_OPCODE"))
+SMALL = 40
+
+
+@pytest.fixture(autouse=True)
+def _look_for_the_dead_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rule for taking over does not depend on these times; the tests need not wait as long as users
+    do.
+    """
+    monkeypatch.setattr(robust_lock, "SLICE_SECONDS", 0.002)
+    monkeypatch.setattr(robust_lock, "STUCK_SECONDS", 0.002)
+
+
+def put(queue: OpenQueue, *items: bytes) -> None:
+    for item in items:
+        if not queue.puts.try_put(item):
+            assert queue.puts.put(item, 0, True, time.monotonic() + PATIENCE)
+
+
+def put_big(queue: OpenQueue, item: bytes) -> None:
+    record = queue.puts.write_big(b"head", [memoryview(item)], True, time.monotonic() + PATIENCE)
+    assert record is not None
+    assert queue.puts.put(record, BIG, True, time.monotonic() + PATIENCE)
+
+
+def get(queue: OpenQueue) -> bytes:
+    data = queue.gets.try_get()
+    if data is not None:
+        return data
+    found = queue.gets.get(True, time.monotonic() + PATIENCE)
+    assert found is not None, "nothing came"
+    if isinstance(found, BigRecord):
+        assert bytes(found.head) == b"head"
+        return bytes(found.buffers[0])
+    return found
+
+
+def drain(queue: OpenQueue) -> list[bytes]:
+    return [get(queue) for _ in range(queue.generations.size())]
+
+
+def each_step(make: Callable[[], tuple[object, Callable[[], object], Callable[[], None]]]) -> int:
+    """For each step: make an object, die in the operation there, then check. Returns how many steps there
+    are.
+    """
+    died = True
+    checks: list[Callable[[], None]] = []
+    kept = []
+    steps = 0
+    for step in count():
+        thing, operation, check = make()
+        died = die_at(step, operation, opcodes=OPCODES)
+        kept.append(thing)
+        checks.append(check)
+        if not died:
+            break
+        steps += 1
+    with ThreadPoolExecutor(64) as threads:
+        for done in [threads.submit(check) for check in checks]:
+            done.result()
+    for thing in kept:
+        thing.close()  # type: ignore[attr-defined]
+    return steps
+
+
+ITEMS = [b"%d" % number * SMALL for number in range(4)]
+
+
+def queue_with(*items: bytes, maxsize: int = 0, joined: bool = True) -> OpenQueue:
+    queue = OpenQueue.create(maxsize=maxsize, max_bytes=0)
+    put(queue, *items)
+    return queue
+
+
+def check_rest(queue: OpenQueue, allowed: list[list[bytes]]) -> Callable[[], None]:
+    """After the death: everything still works, and what is in the queue is one of `allowed`."""
+
+    def check() -> None:
+        put(queue, b"after")
+        found = drain(queue)
+        assert found in [[*items, b"after"] for items in allowed], found
+        for round_ in range(3):
+            put(queue, b"%d" % round_, b"again")
+            assert drain(queue) == [b"%d" % round_, b"again"]
+        assert queue.gets.get(False, None) is None
+        assert queue.generations.size() == 0
+
+    return check
+
+
+def test_put_of_a_process_that_is_new_here() -> None:
+    def make() -> tuple[object, Callable[[], object], Callable[[], None]]:
+        queue = queue_with(ITEMS[0])
+        return queue, lambda: put(queue, ITEMS[1]), check_rest(queue, [ITEMS[:1], ITEMS[:2]])
+
+    assert each_step(make) > 40
+
+
+def test_get_of_a_process_that_is_new_here() -> None:
+    def make() -> tuple[object, Callable[[], object], Callable[[], None]]:
+        queue = queue_with(*ITEMS[:3])
+        return queue, lambda: get(queue), check_rest(queue, [ITEMS[:3], ITEMS[1:3]])
+
+    assert each_step(make) > 40
+
+
+def test_put_and_get_one_after_the_other() -> None:
+    def make() -> tuple[object, Callable[[], object], Callable[[], None]]:
+        queue = queue_with(ITEMS[0])
+
+        def both() -> None:
+            get(queue)
+            put(queue, ITEMS[1])
+            get(queue)
+
+        return queue, both, check_rest(queue, [ITEMS[:1], [], ITEMS[1:2]])
+
+    assert each_step(make) > 80
+
+
+def test_put_that_needs_a_new_ring() -> None:
+    filler = bytes(9000)
+
+    def make() -> tuple[object, Callable[[], object], Callable[[], None]]:
+        queue = queue_with(filler, filler, filler, filler)
+        return queue, lambda: put(queue, filler), check_rest(queue, [[filler] * 4, [filler] * 5])
+
+    assert each_step(make) > 80
+
+
+def test_get_that_goes_on_to_the_next_ring() -> None:
+    filler = bytes(9000)
+
+    def make() -> tuple[object, Callable[[], object], Callable[[], None]]:
+        queue = queue_with(filler, filler, filler, filler, ITEMS[0])
+        assert drain_some(queue, 4) == [filler] * 4
+        return queue, lambda: get(queue), check_rest(queue, [ITEMS[:1], []])
+
+    assert each_step(make) > 40
+
+
+def drain_some(queue: OpenQueue, number: int) -> list[bytes]:
+    return [get(queue) for _ in range(number)]
+
+
+def test_put_many_and_get_many() -> None:
+    def make() -> tuple[object, Callable[[], object], Callable[[], None]]:
+        queue = queue_with()
+        put_all = [ITEMS, ITEMS[:1], ITEMS[:2], ITEMS[:3], []]
+
+        def both() -> None:
+            assert queue.puts.put_many(ITEMS, True, None) == 4
+            assert queue.gets.get_many(2, True, None) == ITEMS[:2]
+
+        return queue, both, check_rest(queue, [*put_all, ITEMS[2:]])
+
+    assert each_step(make) > 80
+
+
+def test_put_of_a_big_item() -> None:
+    big = bytes(range(256)) * 400
+
+    def make() -> tuple[object, Callable[[], object], Callable[[], None]]:
+        queue = queue_with(ITEMS[0])
+        return queue, lambda: put_big(queue, big), check_big(queue, [ITEMS[:1], [ITEMS[0], big]])
+
+    assert each_step(make) > 80
+
+
+def test_get_of_a_big_item() -> None:
+    big = bytes(range(256)) * 400
+
+    def make() -> tuple[object, Callable[[], object], Callable[[], None]]:
+        queue = queue_with()
+        put_big(queue, big)
+        return queue, lambda: get(queue), check_big(queue, [[big], []])
+
+    assert each_step(make) > 40
+
+
+def check_big(queue: OpenQueue, allowed: list[list[bytes]]) -> Callable[[], None]:
+    """Big items still come and go, and what the dead one had in his hands is used again: the file does not
+    grow for ever.
+    """
+    rest = check_rest(queue, allowed)
+
+    def check() -> None:
+        rest()
+        for round_ in range(6):
+            item = bytes([round_]) * 102_400
+            put_big(queue, item)
+            assert get(queue) == item
+        assert os.fstat(queue.segment.fd).st_size < 1_500_000
+
+    return check
+
+
+def test_task_done_and_shut_down() -> None:
+    def make() -> tuple[object, Callable[[], object], Callable[[], None]]:
+        queue = queue_with(ITEMS[0])
+
+        def work() -> None:
+            get(queue)
+            assert queue.gets.task_done(1)
+            queue.puts.shut_down(None)
+            queue.gets.discard_all(None)
+            queue.gets.wake_putters()
+
+        def check() -> None:
+            assert queue.gets.unfinished() in (0, 1)
+            queue.puts.shut_down(time.monotonic() + PATIENCE)
+            queue.gets.discard_all(time.monotonic() + PATIENCE)
+            assert queue.gets.wait_until_done(time.monotonic() + PATIENCE)
+
+        return queue, work, check
+
+    assert each_step(make) > 80
+
+
+def test_add_to_a_counter() -> None:
+    def make() -> tuple[object, Callable[[], object], Callable[[], None]]:
+        counter = CounterFile.create(initial=10)
+
+        def check() -> None:
+            assert counter.signed[VALUE] in (10, 11)
+            before = counter.signed[VALUE]
+            assert counter.add(5) == before + 5
+            assert counter.exchange(3) == before + 5
+
+        return counter, lambda: counter.add(1), check
+
+    assert each_step(make) > 40
+
+
+def test_acquire_and_release_of_a_lock() -> None:
+    def make() -> tuple[object, Callable[[], object], Callable[[], None]]:
+        lock = LockFile.create()
+
+        def work() -> None:
+            assert lock.acquire(True, None)
+            assert lock.release()
+
+        def check() -> None:
+            assert lock.acquire(True, time.monotonic() + PATIENCE)
+            assert lock.owner() == os.getpid()
+            assert lock.release()
+            assert not lock.release()
+
+        return lock, work, check
+
+    assert each_step(make) > 80
+
+
+def test_taking_over_itself() -> None:
+    """One child dies inside put; the next one dies while it takes the lock over; the third (this process)
+    still gets it.
+    """
+
+    def make() -> tuple[object, Callable[[], object], Callable[[], None]]:
+        queue = queue_with(ITEMS[0])
+        assert die_at(inside, lambda: put(queue, ITEMS[1]))
+        return queue, lambda: put(queue, ITEMS[2]), check_rest(queue, [[ITEMS[0]], [ITEMS[0], ITEMS[2]]])
+
+    inside = step_inside_the_lock()
+    assert each_step(make) > 60
+
+
+def step_inside_the_lock() -> int:
+    """A step of a put at which the process has the lock."""
+    for step in count():
+        queue = queue_with(ITEMS[0])
+        try:
+            assert die_at(step, lambda queue=queue: put(queue, ITEMS[1]))  # type: ignore[misc]
+            if queue.semaphores[0].raw._is_zero():
+                return step
+        finally:
+            queue.close()
+    raise AssertionError("no step has the lock")
