@@ -1,0 +1,246 @@
+"""What a worker and its parent share: one mapped file with a status row and two rings, and two semaphores.
+
+Nothing here is shared by two workers, so a worker that dies, at whatever instruction, cannot hurt another one.
+
+===============  =========  ============================================================================================
+what             written by  meaning
+===============  =========  ============================================================================================
+``STATE``        worker     how far it has come: `STARTING` ... `LEAVING`
+``TASK``         worker     the task in its hands (0: none): stored before the inbox lets go of the record, cleared after the
+                            outcome is in the outbox
+``STARTED``      worker     when that task began (`time.monotonic_ns`, the same clock in all processes)
+``DONE``         worker     tasks finished
+``STOP``         parent     the task that an interrupt (SIGINT) is meant for; the worker ignores any other interrupt
+``LOW``          parent     ring the parent once no more than ``LOW - 1`` tasks are left in the inbox (0: do not)
+``SLEEPING``     worker     it is going to sleep on `wake`, or does: 1 for want of records, 2 for want of room in the outbox. The parent clears
+                            it and releases `wake` once
+inbox            parent     tasks to come. The getter's end belongs to whoever holds `lock`: the worker for one record, the parent
+                            when it takes tasks back
+outbox           worker     outcomes and log records
+===============  =========  ============================================================================================
+
+No wake-up is lost: the worker stores ``SLEEPING`` and then looks at the inbox again, the parent publishes a record and then looks at
+``SLEEPING``, and between store and look each of them passes a full barrier. All waits are sliced nevertheless.
+
+The **board** is one page for the whole pool. The parent writes it; a worker only clears ``FRONT`` or ``BACK`` before it rings that bell.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from typing import NamedTuple
+
+from mpkit._shm.ring import Ring
+from mpkit._shm.segment import Segment
+from mpkit._shm.semaphore import MAX_VALUE, Semaphore
+
+# -- words of the status row; what different processes write lies on different cache lines ----------------------------
+
+STATE = 0
+TASK = 1
+STARTED = 2
+DONE = 3
+SLEEPING = 4
+STOP = 8
+LOW = 9
+_IN_HEAD = 16
+_IN_TAIL = 24
+_OUT_HEAD = 32
+_OUT_TAIL = 40
+_RINGS = 48
+
+# -- STATE -----------------------------------------------------------------------------------------------------------
+
+STARTING = 0
+INITIALIZING = 1
+READY = 2
+LEAVING = 3
+
+# -- the board -------------------------------------------------------------------------------------------------------
+
+#: A thread of the parent sleeps at the front bell.
+FRONT = 0
+#: The task that it waits for, or `ANY`, or `SOON`.
+WANTED = 1
+#: The collector sleeps at the back bell, and when to ring it: `AWAKE` ... `ALWAYS`.
+BACK = 8
+
+#: Every outcome counts, at once.
+ANY = 0
+#: Every outcome counts, but while a worker has more to do it need not say so more than once in a millisecond.
+SOON = (1 << 64) - 1
+
+#: It does not sleep.
+AWAKE = 0
+#: When the outbox fills.
+WHEN_FULL = 1
+#: Also when the inbox runs low.
+WHEN_LOW = 2
+#: Also for every outcome, as with `SOON`.
+ALWAYS = 3
+
+# -- records ---------------------------------------------------------------------------------------------------------
+
+#: A task: its number, the length of the pickled function that follows, flags. After the function: the arguments.
+TASK_HEAD = struct.Struct("<QIB3x")
+#: An outcome: the number of its task, how long it ran in nanoseconds, the kind. Then the data.
+RESULT_HEAD = struct.Struct("<QIB3x")
+HEAD_SIZE = 16
+
+# Flags of a task.
+#: The arguments are ``(args, kwargs)``; without it ``args`` alone.
+KEYWORDS = 1
+#: The arguments lie in a segment of their own; the record names it.
+BIG = 2
+#: A chunk of a map: the arguments are a list of items.
+CHUNK = 4
+#: Each item of the chunk is a tuple of arguments.
+STAR = 8
+#: The function was pickled by reference: the worker may keep it.
+BY_REFERENCE = 16
+#: Use cloudpickle for the outcome.
+BY_VALUE = 32
+#: Not a task: finish what came before, then leave.
+LEAVE = 128
+
+# Kinds of an outcome. Those of a task that has ended come first.
+NONE = 0
+VALUE = 1
+ERROR = 2
+BIG_VALUE = 3
+BIG_ERROR = 4
+#: Never on the wire: the outcome is an exception object made in the parent.
+RAISED = 5
+#: Never on the wire: the outcome is a value made in the parent.
+PLAIN = 6
+LAST_RESULT = PLAIN
+LOG = 16
+HELLO = 17
+BAD_INITIALIZER = 18
+
+_INBOX_BYTES = 64 << 10
+_OUTBOX_BYTES = 128 << 10
+
+
+class ChannelNames(NamedTuple):
+    """What a worker needs to open its channel."""
+
+    channel: str
+    lock: str
+    wake: str
+    board: str
+    front: str
+    back: str
+
+
+class Channel:
+    """One worker's channel, seen from either side."""
+
+    __slots__ = ("inbox", "lock", "outbox", "segment", "wake", "words")
+
+    def __init__(self, segment: Segment, lock: Semaphore, wake: Semaphore) -> None:
+        self.segment = segment
+        self.words = segment.words
+        self.lock = lock
+        self.wake = wake
+        inbox_words = _INBOX_BYTES >> 3
+        self.inbox = Ring(segment.words, segment.mm, head_at=_IN_HEAD, tail_at=_IN_TAIL, start=_RINGS, capacity=inbox_words)
+        self.outbox = Ring(
+            segment.words, segment.mm, head_at=_OUT_HEAD, tail_at=_OUT_TAIL, start=_RINGS + inbox_words, capacity=_OUTBOX_BYTES >> 3
+        )
+
+    @classmethod
+    def create(cls) -> Channel:
+        """In the parent."""
+        segment = Segment.create((_RINGS << 3) + _INBOX_BYTES + _OUTBOX_BYTES, kind="worker")
+        try:
+            lock = Semaphore.create(1, 1, kind="worker")
+        except BaseException:
+            segment.close()
+            raise
+        try:
+            wake = Semaphore.create(0, MAX_VALUE, kind="worker")
+        except BaseException:
+            segment.close()
+            lock.close()
+            raise
+        return cls(segment, lock, wake)
+
+    @classmethod
+    def attach(cls, names: ChannelNames) -> Channel:
+        """In the worker."""
+        return cls(Segment.attach(names.channel), Semaphore.attach(names.lock, 1), Semaphore.attach(names.wake, MAX_VALUE))
+
+    def discard(self) -> None:
+        """In the parent: remove the names. The memory goes with the last thread that looks at it."""
+        self.segment.unlink()
+        self.lock.unlink()
+        self.wake.unlink()
+
+
+class Board:
+    """The pool's page and its two bells, seen from either side."""
+
+    __slots__ = ("back", "front", "segment", "words")
+
+    def __init__(self, segment: Segment, front: Semaphore, back: Semaphore) -> None:
+        self.segment = segment
+        self.words = segment.words
+        self.front = front
+        self.back = back
+
+    @classmethod
+    def create(cls) -> Board:
+        """In the parent."""
+        segment = Segment.create(1, kind="pool")
+        try:
+            front = Semaphore.create(0, MAX_VALUE, kind="pool")
+        except BaseException:
+            segment.close()
+            raise
+        try:
+            back = Semaphore.create(0, MAX_VALUE, kind="pool")
+        except BaseException:
+            segment.close()
+            front.close()
+            raise
+        return cls(segment, front, back)
+
+    @classmethod
+    def attach(cls, names: ChannelNames) -> Board:
+        """In the worker."""
+        return cls(Segment.attach(names.board), Semaphore.attach(names.front, MAX_VALUE), Semaphore.attach(names.back, MAX_VALUE))
+
+    def discard(self) -> None:
+        """In the parent: remove the names. The memory goes with the last thread that looks at it."""
+        self.segment.unlink()
+        self.front.unlink()
+        self.back.unlink()
+
+
+def ring_bell(bell: Semaphore) -> None:
+    """Wake whoever sleeps at `bell`."""
+    try:
+        bell.release()
+    except ValueError:
+        # Full of rings that nobody has heard yet: whoever listens wakes anyway.
+        return
+
+
+class Barrier:
+    """A full memory barrier between a store and a following load, on every machine.
+
+    x86 keeps stores in order and loads in order, but lets a load overtake an earlier store to another address. Taking a free lock is an
+    atomic read-modify-write, which nothing passes; it costs some 40 ns.
+    """
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __call__(self) -> None:
+        # Each object is used by one thread at a time, so the lock is always free here.
+        self._lock.acquire()
+        self._lock.release()

@@ -1,0 +1,299 @@
+"""Who waits for outcomes, and who fetches them: leader and followers, and the collector's own thread.
+
+A thread that waits in `result()` becomes the *leader* if nobody leads: it takes the outcomes out of the outboxes itself, for everybody, and
+sleeps at the front bell. That saves two hand-overs between threads for each call. Others who wait follow: they sleep on their handle's
+condition, and one of them takes over when the leader leaves.
+
+The *collector* thread sleeps at the back bell. It serves whatever has no thread that waits: callbacks, `concurrent.futures.wait`, coroutines,
+tasks that queue for a free worker, log records, outboxes that fill. With nothing of that kind it is not rung, and costs nothing.
+
+No wake-up is lost: whoever goes to sleep stores its word on the board, passes a full barrier, and looks at the outboxes once more; a worker puts its outcome
+into the outbox, passes a full barrier, and looks at the board. All sleeps are sliced nevertheless while tasks are under way.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mpkit._shm.spin import SpinBudget
+from mpkit.pool import payload
+from mpkit.pool.channel import ALWAYS, ANY, AWAKE, BACK, FRONT, NONE, PLAIN, RAISED, SOON, WANTED, WHEN_FULL, WHEN_LOW, Barrier, Board, ring_bell
+from mpkit.pool.dispatcher import Dispatcher, Settlements
+
+if TYPE_CHECKING:
+    from mpkit.pool.handle import TaskHandle
+
+
+class Waiter(Protocol):
+    """Somebody who waits for an outcome."""
+
+    @property
+    def task_id(self) -> int:
+        """The task that is waited for, or `SOON`."""
+        ...
+
+    def is_settled(self) -> bool:
+        """Whether the waiting is over."""
+        ...
+
+    def make_condition(self) -> threading.Condition:
+        """What to sleep on while another thread leads; notified when the waiting may be over."""
+        ...
+
+
+_logger = logging.getLogger("mpkit.pool")
+
+#: The longest sleep without a look while somebody waits: a net below the protocol.
+_SLICE_SECONDS = 0.5
+
+
+class Collector:
+    """Brings outcomes to those who wait for them.
+
+    Args:
+        dispatcher: whose outboxes are emptied.
+        board: the bells.
+        name: of the thread.
+        on_empty: called when the last task of a closed pool has ended.
+        handle_log: what is done with a worker's log record; called in the collector's thread.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, board: Board, name: str, handle_log: Callable[[bytes], None], on_empty: Callable[[], None]) -> None:
+        self._dispatcher = dispatcher
+        self._board = board
+        self._words = board.words
+        self._name = name
+        self._handle_log = handle_log
+        self.on_empty = on_empty
+        self._front = threading.Lock()
+        self._front_barrier = Barrier()
+        self._spin = SpinBudget()
+        self._followers: dict[int, Waiter] = {}
+        self._watched = 0
+        self._watch_lock = threading.Lock()
+        self._calls: deque[Callable[[], object]] = deque()
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+        self._busy = True
+
+    # -- the thread ------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the collector's thread."""
+        # Daemon: the interpreter joins other threads before any exit handler of ours could stop this one. The pool's end joins it.
+        self._thread = threading.Thread(target=self._run, name=f"{self._name}-collector", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Tell the thread to end after it has called what is left to call."""
+        self._stopping = True
+        self.wake()
+
+    def join(self, timeout: float | None) -> bool:
+        """Wait for the thread; True when it has ended (or this is it)."""
+        thread = self._thread
+        if thread is None or thread is threading.current_thread():
+            return True
+        thread.join(timeout)
+        return not thread.is_alive()
+
+    def is_current_thread(self) -> bool:
+        """Whether the caller is a callback."""
+        return threading.current_thread() is self._thread
+
+    def wake(self) -> None:
+        """Have the thread look."""
+        ring_bell(self._board.back)
+
+    def call_back(self, call: Callable[[], object]) -> None:
+        """Have the thread call something: users' callbacks, all in one thread and in order."""
+        self._calls.append(call)
+        if self._words[BACK] or threading.current_thread() is not self._thread:
+            self.wake()
+
+    def watch(self, _handle: TaskHandle[Any]) -> None:
+        """Somebody waits for a handle in a way that has no thread of ours."""
+        with self._watch_lock:
+            self._watched += 1
+            first = self._watched == 1
+        if first:
+            self.wake()
+
+    def unwatch(self, _handle: TaskHandle[Any]) -> None:
+        """A watched handle has ended."""
+        with self._watch_lock:
+            self._watched -= 1
+
+    def _run(self) -> None:
+        dispatcher, words = self._dispatcher, self._words
+        back = self._board.back
+        barrier = Barrier()
+        while True:
+            self.work()
+            self._run_calls()
+            if self._stopping and not self._calls:
+                return
+            level = ALWAYS if self._watched or self.draining else (WHEN_LOW if dispatcher.ledger.queued else WHEN_FULL)
+            words[BACK] = level
+            barrier()
+            if self._calls or dispatcher.logs or (level > WHEN_FULL and dispatcher.has_outcomes()) or self._stopping:
+                words[BACK] = AWAKE
+                continue
+            # Asleep for ever unless there is something that could go wrong.
+            back.acquire(True, _SLICE_SECONDS if level > WHEN_FULL else (20 * _SLICE_SECONDS if dispatcher.ledger.under_way else None))
+            words[BACK] = AWAKE
+            while back.acquire(False):
+                pass
+
+    #: The pool is closing: nobody may wait for the last outcomes.
+    draining = False
+
+    def _run_calls(self) -> None:
+        logs = self._dispatcher.logs
+        while logs:
+            self._handle_log(logs.popleft())
+        while self._calls:
+            call = self._calls.popleft()
+            try:
+                call()
+            except Exception:
+                _logger.exception("exception in a callback of %s", self._name)
+
+    # -- fetching --------------------------------------------------------------------------------------------------------
+
+    def work(self, *, leading: bool = False) -> None:
+        """Fetch all outcomes there are, send what is queued, and tell everybody concerned. Never waits.
+
+        Args:
+            leading: The caller is the leader, who need not be woken.
+        """
+        dispatcher = self._dispatcher
+        settlements: Settlements = []
+        try:
+            with dispatcher.lock:
+                dispatcher.drain(settlements)
+        finally:
+            if settlements:
+                self.settle(settlements, leading=leading)
+        if dispatcher.logs:
+            self.wake()
+        if self.draining and not dispatcher.ledger.live:
+            self.on_empty()
+
+    def settle(self, settlements: Settlements, *, leading: bool = False) -> None:
+        """Tell the sinks, holding no lock."""
+        done = 0
+        try:
+            for task, kind, data in settlements:
+                done += 1
+                if kind == NONE:
+                    task.sink.settle(task, PLAIN, None)
+                elif kind == RAISED:
+                    task.sink.settle(task, kind, data)
+                else:
+                    task.sink.settle(task, *payload.adopt(kind, data))
+                task.kept = None
+        except BaseException:
+            # Ctrl-C: those after it must not be forgotten. What the interrupt has hit itself is settled again, which does no harm.
+            rest = settlements[max(done - 1, 0) :]
+            self.call_back(lambda: self.settle(rest))
+            raise
+        if not leading and self._words[FRONT] and settlements:
+            # The leader sleeps, and this was not him: his task may be among them.
+            self._words[FRONT] = 0
+            ring_bell(self._board.front)
+
+    def look(self) -> None:
+        """Fetch if there is something to fetch, without waiting for anybody (`done()`)."""
+        dispatcher = self._dispatcher
+        if dispatcher.has_outcomes():
+            self.work()
+
+    # -- waiting ---------------------------------------------------------------------------------------------------------
+
+    def wait_for(self, handle: Waiter, timeout: float | None) -> bool:
+        """Wait until the handle has ended; False when the time was over."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        is_done = handle.is_settled
+        while not is_done():
+            if self._front.acquire(False):
+                try:
+                    self._lead(is_done, handle.task_id, deadline)
+                finally:
+                    self._words[FRONT] = 0
+                    self._front.release()
+                    if self._followers:
+                        self._hand_over()
+            else:
+                self._follow(handle, deadline)
+            if deadline is not None and not is_done() and time.monotonic() >= deadline:
+                self.work()
+                return is_done()
+        return True
+
+    def _lead(self, is_done: Callable[[], bool], wanted: int, deadline: float | None) -> None:
+        dispatcher, words = self._dispatcher, self._words
+        front = self._board.front
+        spin = self._spin
+        has_outcomes = dispatcher.has_outcomes
+        self.work()
+        while not is_done():
+            few = dispatcher.ledger.live <= len(dispatcher.lanes)
+            if few and spin.looks:
+                for _ in range(spin.looks >> 2):
+                    if has_outcomes():
+                        spin.paid()
+                        break
+                else:
+                    spin.failed()
+                if has_outcomes():
+                    self.work()
+                    continue
+            words[WANTED] = ANY if few else wanted
+            words[FRONT] = 1
+            self._front_barrier()
+            # What was put into an outbox before the store above could be seen is fetched now; what comes later rings.
+            if has_outcomes():
+                self.work(leading=True)
+            if is_done():
+                break
+            wait = _SLICE_SECONDS
+            if deadline is not None:
+                wait = min(wait, deadline - time.monotonic())
+                if wait <= 0:
+                    break
+            front.acquire(True, wait)
+            words[FRONT] = 0
+            while front.acquire(False):
+                pass
+            self.work()
+        words[FRONT] = 0
+
+    def _follow(self, handle: Waiter, deadline: float | None) -> None:
+        """Sleep until the handle has ended, the leader has left, or the time is over."""
+        condition = handle.make_condition()
+        key = id(handle)
+        with condition:
+            self._followers[key] = handle
+            try:
+                # The leader leaves first and looks at the followers then: so look at the lead once more.
+                if handle.is_settled() or not self._front.locked():
+                    return
+                wait = _SLICE_SECONDS
+                if deadline is not None:
+                    wait = min(wait, max(deadline - time.monotonic(), 0.0))
+                condition.wait(wait)
+            finally:
+                self._followers.pop(key, None)
+
+    def _hand_over(self) -> None:
+        for handle in list(self._followers.values()):
+            condition = handle.make_condition()
+            with condition:
+                condition.notify_all()
+            return

@@ -1,0 +1,197 @@
+"""The worker processes: started, replaced, counted; and when to give up.
+
+A pool whose workers cannot be started must say so instead of trying for ever: after `MOST_FAILURES` start-ups in a row that end with an exit code
+(an exception in ``__main__``, usually), or `MOST_KILLED` that die of a signal, none succeeding in between, it is broken.
+Between two attempts lies a growing pause.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import warnings
+from multiprocessing.connection import Connection
+
+from mpkit._platform import identity
+from mpkit._platform.parent_watch import ParentLink
+from mpkit._platform.signals import signal_name
+from mpkit.errors import PoolBroken
+from mpkit.pool import worker
+from mpkit.pool.channel import Board, Channel, ChannelNames
+from mpkit.pool.dispatcher import Dispatcher, Lane
+from mpkit.pool.options import PoolOptions
+
+MOST_FAILURES = 3
+MOST_KILLED = 10
+_FIRST_PAUSE = 0.05
+_LONGEST_PAUSE = 2.0
+
+# Two threads that start processes at the same moment can take each other's exit codes; the standard library has no lock for it.
+_starting = threading.Lock()
+
+
+def _forget_after_fork() -> None:
+    global _starting
+    _starting = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)
+
+
+class Crew:
+    """Starts workers, and knows how the start-ups have gone lately."""
+
+    def __init__(self, options: PoolOptions, dispatcher: Dispatcher, board: Board, initializer: bytes | None) -> None:
+        self._options = options
+        self._dispatcher = dispatcher
+        self._board = board
+        self._initializer = initializer
+        self._next_key = 0
+        self.workers_started = 0
+        self._failures: list[str] = []
+        self._failed = 0
+        self._killed = 0
+        self._hellos_seen = 0
+        #: No worker is started before this moment (monotonic).
+        self.not_before = 0.0
+
+    def start(self) -> Lane:
+        """Start one worker and give it a lane.
+
+        Raises:
+            OSError: the system refuses a process, memory or descriptors. Nothing is left behind.
+            RuntimeError: this process may not start children now (an unguarded main module).
+        """
+        options = self._options
+        dispatcher = self._dispatcher
+        channel = Channel.create()
+        reader: Connection | None = None
+        writer: Connection | None = None
+        try:
+            if os.name == "posix":
+                reader, writer = options.context.Pipe(duplex=False)
+                os.set_blocking(reader.fileno(), False)
+            self._next_key += 1
+            key = self._next_key
+            board = self._board
+            plan = worker.WorkerPlan(
+                names=ChannelNames(
+                    channel.segment.name, channel.lock.name, channel.wake.name, board.segment.name, board.front.name, board.back.name
+                ),
+                stack_pipe=writer,
+                initializer=self._initializer,
+                pickler=options.pickler,
+                tasks=options.maxtasksperchild,
+                max_memory_bytes=options.max_memory_bytes,
+                forward_logs=options.forward_logs,
+                log_level=_root_level() if options.forward_logs else 0,
+                pool_name=options.name,
+                link=ParentLink.create(),
+            )
+            # Counts from before the start: what the system kills meanwhile belongs to it.
+            oom_kills = oom_kill_count()
+            process = options.context.Process(target=worker.main, args=(plan,), name=f"{options.name}-{key}", daemon=False)  # type: ignore[attr-defined]
+            with _starting, warnings.catch_warnings():
+                # Fork from a process with threads is what the caller asked for with the fork context.
+                warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork.*")
+                process.start()
+            plan.link.started(process.pid)
+        except BaseException:
+            channel.discard()
+            if reader is not None:
+                reader.close()
+            raise
+        finally:
+            if writer is not None:
+                writer.close()
+        with dispatcher.lock:
+            dispatcher.ledger.add_worker(key)
+            lane = Lane(key, channel, dispatcher.ledger.sent[key], reader, options.maxtasksperchild)
+            lane.process = process
+            lane.oom_kills = oom_kills
+            lane.identity = identity.of(process.pid)
+            dispatcher.lanes[key] = lane
+        self.workers_started += 1
+        return lane
+
+    def note_death_of(self, lane: Lane, exitcode: int | None, last_words: str) -> PoolBroken | None:
+        """A worker is dead: count it if it never became ready. The error, once there is no more hope."""
+        if self._hellos_seen != self._dispatcher.hellos:
+            self._hellos_seen = self._dispatcher.hellos
+            self._failures.clear()
+            self._failed = self._killed = 0
+        if lane.ready:
+            return None
+        name = signal_name(exitcode)
+        how = f"was killed by {name}" if name else f"ended with exit code {exitcode}"
+        return self.note_failure(f"process {lane.pid} {how}" + (f"\n{last_words}" if last_words else ""), killed=name is not None)
+
+    def note_failure(self, how: str, *, killed: bool) -> PoolBroken | None:
+        """A start-up has failed. The error, once there is no more hope."""
+        self._failures.append(how)
+        if killed:
+            self._killed += 1
+        else:
+            self._failed += 1
+        tries = self._failed + self._killed
+        self.not_before = time.monotonic() + min(_FIRST_PAUSE * 2 ** (tries - 1), _LONGEST_PAUSE)
+        if self._failed < MOST_FAILURES and self._killed < MOST_KILLED:
+            return None
+        method = self._options.context.get_start_method()
+        text = (
+            f"the workers of {self._options.name} cannot be started (start method {method!r}): {tries} start-ups in a row failed. "
+            f"The last one: {self._failures[-1]}."
+        )
+        if method != "fork" and self._failed >= MOST_FAILURES:
+            text += (
+                " The error itself was printed by the worker (standard error). A frequent cause: the main module creates the pool when it is "
+                "imported, which every worker does; put that under `if __name__ == \"__main__\":`. Another: the main module cannot be "
+                "imported again (an interactive session, code read from standard input); put the functions into a module of their own."
+            )
+        elif killed:
+            text += " Something kills them: the out-of-memory killer, a limit of the system, or another program."
+        return PoolBroken(text)
+
+    def dispose(self, lane: Lane) -> None:
+        """Give back everything of a dead worker."""
+        lane.channel.discard()
+        if lane.stack_pipe is not None:
+            with lane.stack_lock:
+                lane.stack_pipe.close()
+                lane.stack_pipe = None
+        if lane.process is not None:
+            lane.process.close()
+
+
+def exit_code(lane: Lane) -> int | None:
+    """Reap a worker that has ended; its exit code, or None when another has taken it.
+
+    Blocking: for a moment, until the system (or the fork server) tells.
+    """
+    process = lane.process
+    assert process is not None
+    for _ in range(50):
+        process.join(0.1)
+        if process.exitcode is not None:
+            return process.exitcode
+    return None
+
+
+def oom_kill_count() -> int:
+    """How many processes the out-of-memory killer has ended so far (Linux; elsewhere 0)."""
+    try:
+        with open("/proc/vmstat", "rb") as file:
+            for line in file:
+                if line.startswith(b"oom_kill "):
+                    return int(line.split()[1])
+    except OSError:
+        return 0
+    return 0
+
+
+def _root_level() -> int:
+    import logging  # noqa: PLC0415
+
+    return logging.getLogger().getEffectiveLevel()

@@ -1,0 +1,511 @@
+"""Who gets which task, and what has come back: everything that happens under the pool's one lock.
+
+Short tasks are sent ahead in batches, so that a worker always has about `AHEAD_NS` of work and the parent can sleep meanwhile; long ones are
+not. What a stalled worker has not begun is taken back when another one idles.
+
+Nothing here waits (except for an inbox's lock, which a worker holds for microseconds), and nothing here calls foreign code: outcomes
+are collected under the lock and handed to their sinks by the caller after it is released.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from mpkit._platform import identity
+from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
+from mpkit._platform.identity import ProcessIdentity
+from mpkit.errors import TaskCancelled, TaskTimeout, WorkerMemoryExceeded
+from mpkit.pool import payload
+from mpkit.pool.channel import (
+    BAD_INITIALIZER,
+    HELLO,
+    LAST_RESULT,
+    LOG,
+    LOW,
+    NONE,
+    RAISED,
+    RESULT_HEAD,
+    SLEEPING,
+    STARTED,
+    TASK,
+    VALUE,
+    Barrier,
+    Channel,
+    ring_bell,
+)
+from mpkit.pool.ledger import CANCELLED, SENT, TIMED_OUT, TOO_BIG, Ledger, Task
+
+#: Work that a worker is given in advance.
+AHEAD_NS = 2_000_000
+#: Tasks that a worker is given in advance at most; several times as many short records fit into an inbox.
+MOST_AHEAD = 256
+#: Records taken out of one outbox in one go.
+_BATCH = 512
+#: How often a submitting thread looks after the workers itself while tasks are queued.
+_LOOK_EVERY = 64
+
+
+class Function:
+    """What tasks call: its name, its pickle, and how long it has been taking.
+
+    Attributes:
+        name: for people.
+        blob: how a worker gets it, where that is a name only.
+        ahead: how many tasks of this kind a worker may have at once.
+    """
+
+    __slots__ = ("ahead", "blob", "mean_ns", "name")
+
+    def __init__(self, name: str, blob: bytes) -> None:
+        self.name = name
+        self.blob = blob
+        self.mean_ns = -1
+        self.ahead = 1
+
+    def took(self, run_ns: int) -> None:
+        """A task of this kind ran for `run_ns`."""
+        mean = self.mean_ns
+        if mean < 0:
+            mean = run_ns
+        else:
+            # One slow task among many fast ones must not stop the sending ahead: it counts as four times the mean at most.
+            mean += (min(run_ns, 4 * mean + 10_000) - mean) >> 3
+        self.mean_ns = mean
+        self.ahead = MOST_AHEAD if mean * MOST_AHEAD <= AHEAD_NS else 1 + AHEAD_NS // mean
+
+
+class Lane:
+    """One worker, as the parent sees it."""
+
+    __slots__ = (
+        "bad_initializer",
+        "channel",
+        "doomed",
+        "identity",
+        "is_idle",
+        "key",
+        "leave_by",
+        "leaving",
+        "low",
+        "oom_kills",
+        "process",
+        "ready",
+        "room",
+        "rss_bytes",
+        "sent",
+        "stack_lock",
+        "stack_pipe",
+        "started_at",
+        "stop",
+        "told_to_leave",
+        "words",
+    )
+
+    def __init__(self, key: int, channel: Channel, sent: dict[int, Task], stack_pipe: Connection | None, tasks: int | None) -> None:
+        self.key = key
+        self.channel = channel
+        self.words = channel.words
+        self.sent = sent
+        self.stack_pipe = stack_pipe
+        self.stack_lock = threading.Lock()
+        # How many more tasks it may be given (maxtasksperchild).
+        self.room = tasks
+        self.process: BaseProcess | None = None
+        self.identity: ProcessIdentity | None = None
+        self.ready = False
+        self.leaving = False
+        # Terminated or killed by the pool; its inbox is locked for good.
+        self.doomed = False
+        self.is_idle = False
+        self.low = 0
+        self.rss_bytes: int | None = None
+        self.oom_kills = 0
+        self.started_at = time.monotonic()
+        self.bad_initializer: bytes | None = None
+        self.stop: Any = None
+        # At the end of the pool.
+        self.told_to_leave = False
+        self.leave_by = 0.0
+
+    @property
+    def pid(self) -> int:
+        return 0 if self.identity is None else self.identity.pid
+
+    def running(self) -> int:
+        """The task in its hands, or 0."""
+        return self.words[TASK]
+
+
+#: What is to be told to sinks, once the lock is free: (task, kind, data).
+Settlements = list[tuple[Task, int, Any]]
+
+
+class Dispatcher:
+    """The pool's lock, ledger and lanes."""
+
+    def __init__(self, queue_low: Callable[[], None]) -> None:
+        self.lock = threading.Lock()
+        self.ledger = Ledger()
+        self.lanes: dict[int, Lane] = {}
+        #: Lanes with nothing to do, the one that became so last on top: its worker is still awake.
+        self.idle: list[Lane] = []
+        self.logs: deque[bytes] = deque()
+        #: Called, under the lock, when tasks begin to queue: somebody has to send them later.
+        self._queue_low = queue_low
+        self._barrier = Barrier()
+        self._turn = 0
+        self._since_look = 0
+        #: Set when an interrupt may have lost an outcome between ring and ledger.
+        self.suspect = False
+        self.hellos = 0
+        #: Called when something has been sent, by threads that wait in `submit` (`max_pending`).
+        self.on_room: Callable[[], None] | None = None
+
+    # -- sending ---------------------------------------------------------------------------------------------------------
+
+    def submit(self, task: Task) -> bool:
+        """Send or queue a new task (holding the lock). True when the caller should look after the workers."""
+        ledger = self.ledger
+        if not ledger.queued:
+            lane = self._lane_for(task)
+            if lane is not None and lane.channel.inbox.try_put(task.record):
+                ledger.send_new(lane.key, task)
+                if lane.room is not None:
+                    self._use_room(lane, task)
+                self.wake(lane)
+                return False
+            ledger.submit(task)
+            self._set_lows()
+            self._queue_low()
+            return True
+        ledger.submit(task)
+        self._since_look += 1
+        if self._since_look >= _LOOK_EVERY:
+            self._since_look = 0
+            return True
+        return False
+
+    def _lane_for(self, task: Task) -> Lane | None:
+        """A lane that may have one more task of this kind."""
+        idle = self.idle
+        while idle:
+            lane = idle.pop()
+            lane.is_idle = False
+            if lane.ready and not lane.leaving and not lane.sent:
+                return lane
+        ahead = task.function.ahead
+        if ahead <= 1:
+            return None
+        lanes = list(self.lanes.values())
+        for turn in range(self._turn, self._turn + len(lanes)):
+            lane = lanes[turn % len(lanes)]
+            if lane.ready and not lane.leaving and len(lane.sent) < ahead:
+                self._turn = turn % len(lanes)
+                return lane
+        self._turn += 1
+        return None
+
+    def _use_room(self, lane: Lane, task: Task) -> None:
+        assert lane.room is not None
+        lane.room -= 1
+        if lane.room <= 0:
+            lane.leaving = True
+
+    def wake(self, lane: Lane) -> None:
+        self._barrier()
+        words = lane.words
+        if words[SLEEPING]:
+            words[SLEEPING] = 0
+            ring_bell(lane.channel.wake)
+
+    def fill(self) -> None:
+        """Send queued tasks to all that may have more (holding the lock)."""
+        ledger = self.ledger
+        if ledger.queued:
+            while self.idle and ledger.queued:
+                lane = self.idle.pop()
+                lane.is_idle = False
+                if lane.ready and not lane.leaving and not lane.sent:
+                    self._send(lane, 1)
+            if ledger.queued:
+                lanes = [lane for lane in self.lanes.values() if lane.ready and not lane.leaving]
+                # Not all to the first: what is left is shared out evenly.
+                share = -(-ledger.queued // (len(lanes) or 1))
+                for lane in lanes:
+                    self._send(lane, share)
+        if not ledger.queued and self.idle:
+            self._share_out()
+        self._set_lows()
+        if self.on_room is not None:
+            self.on_room()
+
+    def _send(self, lane: Lane, most: int) -> None:
+        """Send up to `most` tasks from the queue, as far as it makes sense to send them ahead."""
+        ledger = self.ledger
+        task = ledger.first()
+        if task is None:
+            return
+        sent = lane.sent
+        key = lane.key
+        number = 0
+        try_put = lane.channel.inbox.try_put
+        while task is not None and number < most and len(sent) < task.function.ahead and not lane.leaving:
+            if not try_put(task.record):
+                break
+            ledger.send_first(key)
+            number += 1
+            if lane.room is not None:
+                self._use_room(lane, task)
+            task = ledger.first()
+        if number:
+            self.wake(lane)
+
+    def _share_out(self) -> None:
+        """Take back what busy workers have not begun, for those that idle."""
+        while self.idle:
+            thief = self.idle[-1]
+            if not thief.ready or thief.leaving or thief.sent:
+                self.idle.pop().is_idle = False
+                continue
+            victim = max(self.lanes.values(), key=_load, default=None)
+            if victim is None or victim is thief or len(victim.sent) < 2 or victim.channel.inbox.is_empty():
+                return
+            records = self.take_records(victim)
+            if not records:
+                return
+            self.idle.pop().is_idle = False
+            # The oldest go to the one that is free now.
+            cut = (len(records) + 1) // 2
+            for target, part in ((thief, records[:cut]), (victim, records[cut:])):
+                for number, record in part:
+                    task = victim.sent.pop(number, None)
+                    if task is None:
+                        continue
+                    # It fits: the inbox has just been emptied, or is that of an idle worker.
+                    target.channel.inbox.try_put(record)
+                    target.sent[number] = task
+                    task.worker = target.key
+                if part:
+                    self.wake(target)
+
+    def take_records(self, lane: Lane) -> list[tuple[int, bytes]]:
+        """Everything that a worker has not begun, out of its inbox: (number, record). Empty if the worker is dead."""
+        if not self.lock_inbox(lane):
+            return []
+        try:
+            records = lane.channel.inbox.try_get_many(1 << 20)
+        finally:
+            lane.channel.lock.release()
+        return [(int.from_bytes(record[:8], "little"), record) for record in records]
+
+    def lock_inbox(self, lane: Lane) -> bool:
+        """Keep a worker from taking a record; False when it is dead, stopped by a signal, or kept from it for good."""
+        acquire = lane.channel.lock.acquire
+        if acquire(False):
+            return True
+        if lane.doomed:
+            return False
+        # The worker holds it for a microsecond, unless it died or was stopped just there.
+        while not acquire(True, 0.01):
+            if lane.identity is None or not identity.is_alive(lane.identity) or _is_stopped(lane.identity.pid):
+                return False
+        return True
+
+    def _set_lows(self) -> None:
+        """Tell each worker when to ring for more."""
+        lanes = self.lanes.values()
+        queued = self.ledger.queued
+        spare = not queued and any(len(lane.sent) > 1 for lane in lanes)
+        for lane in lanes:
+            if queued:
+                # Half of what it has: it works on the other half while the parent wakes and sends more.
+                low = 1 + (len(lane.sent) >> 1)
+            elif spare:
+                low = 1
+            else:
+                low = 0
+            if low != lane.low:
+                lane.low = low
+                lane.words[LOW] = low
+
+    # -- receiving -------------------------------------------------------------------------------------------------------
+
+    def has_outcomes(self) -> bool:
+        """Whether any outbox holds something (no lock needed)."""
+        # A copy: lanes come and go under the lock.
+        return any(not lane.channel.outbox.is_empty() for lane in list(self.lanes.values()))
+
+    def drain(self, settlements: Settlements) -> None:
+        """Take all outcomes there are, and send on (holding the lock)."""
+        found = False
+        for lane in list(self.lanes.values()):
+            if not lane.channel.outbox.is_empty():
+                found = True
+                self.drain_lane(lane, settlements)
+        if self.suspect:
+            self._reconcile(settlements)
+        if found or self.ledger.queued:
+            self.fill()
+
+    def drain_lane(self, lane: Lane, settlements: Settlements) -> None:
+        """Take the outcomes of one worker (holding the lock)."""
+        outbox = lane.channel.outbox
+        ledger = self.ledger
+        key = lane.key
+        unpack = RESULT_HEAD.unpack_from
+        while True:
+            self.suspect = True
+            records = outbox.try_get_many(_BATCH)
+            for record in records:
+                number, run_ns, kind = unpack(record)
+                if kind <= LAST_RESULT:
+                    task = ledger.finish(key, number, kind == NONE or kind == VALUE or kind == 3)
+                    if task is None:
+                        payload.drop_outcome(kind, record)
+                        continue
+                    if task.weight == 1:
+                        task.function.took(run_ns)
+                    if task.ending:
+                        payload.drop_outcome(kind, record)
+                        if lane.stop is not None and lane.stop.number == number and not lane.doomed:
+                            # The interrupt was enough. (The settlement below needs `lane.stop`.)
+                            settlements.append((task, RAISED, ending_error(task, lane)))
+                            lane.stop = None
+                            lane.ready = True
+                            continue
+                        settlements.append((task, RAISED, ending_error(task, lane)))
+                    else:
+                        settlements.append((task, kind, record))
+                elif kind == LOG:
+                    self.logs.append(record)
+                elif kind == HELLO:
+                    lane.ready = True
+                    self.hellos += 1
+                elif kind == BAD_INITIALIZER:
+                    lane.bad_initializer = record
+            self.suspect = False
+            if lane.words[SLEEPING] == 2:
+                # It waits for the room that there is now.
+                lane.words[SLEEPING] = 0
+                ring_bell(lane.channel.wake)
+            if len(records) < _BATCH:
+                break
+        if not lane.sent and lane.ready and not lane.leaving and not lane.is_idle:
+            lane.is_idle = True
+            self.idle.append(lane)
+
+    def _reconcile(self, settlements: Settlements) -> None:
+        """An interrupt came between a ring and the ledger: end the tasks that no worker has any more."""
+        self.suspect = False
+        for lane in self.lanes.values():
+            records = self.take_records(lane)
+            running = lane.running()
+            waiting = {number for number, _ in records}
+            for _, record in records:
+                lane.channel.inbox.try_put(record)
+            if records:
+                self.wake(lane)
+            # Workers do their tasks in the order in which they were sent.
+            for number in list(lane.sent):
+                if number == running or number in waiting:
+                    break
+                if not lane.channel.outbox.is_empty():
+                    self.suspect = True
+                    break
+                task = self.ledger.finish(lane.key, number, False)
+                if task is not None:
+                    text = f"the outcome of task {number} was lost when Ctrl-C interrupted the thread that was receiving it"
+                    settlements.append((task, RAISED, TaskCancelled(text)))
+
+    # -- taking away -----------------------------------------------------------------------------------------------------
+
+    def cancel(self, task: Task, settlements: Settlements) -> bool:
+        """Keep a task from beginning (holding the lock). False when it has begun, and runs: it must be stopped."""
+        ledger = self.ledger
+        if ledger.end(task):
+            return True
+        if task.state != SENT:
+            return True
+        lane = self.lanes.get(task.worker)
+        if lane is None:
+            return True
+        self.drain_lane(lane, settlements)
+        if task.number not in lane.sent:
+            return True
+        records = self.take_records(lane)
+        found = False
+        for number, record in records:
+            if number == task.number:
+                found = True
+            else:
+                lane.channel.inbox.try_put(record)
+        if records:
+            self.wake(lane)
+        task.ending = CANCELLED
+        if found:
+            if lane.room is not None:
+                lane.room += 1
+            ledger.take_back(lane.key, [task.number])
+            if not lane.sent and lane.ready and not lane.leaving and not lane.is_idle:
+                lane.is_idle = True
+                self.idle.append(lane)
+            return True
+        # The worker may have finished it in this very moment; then its outcome is dropped when it comes.
+        return False
+
+    def bury(self, lane: Lane, settlements: Settlements) -> list[int]:
+        """A worker is dead: take what it left behind (holding the lock).
+
+        Returns:
+            The tasks that it had begun and not finished: at most one, unless an interrupt has lost outcomes.
+        """
+        self.drain_lane(lane, settlements)
+        # Nobody but us touches its inbox any more, whoever holds the lock.
+        if not TOTAL_STORE_ORDER:
+            full_fence()
+        unread = {int.from_bytes(record[:8], "little") for record in lane.channel.inbox.try_get_many(1 << 20)}
+        begun = [number for number in lane.sent if number not in unread]
+        self.lanes.pop(lane.key, None)
+        if lane.is_idle:
+            self.idle.remove(lane)
+            lane.is_idle = False
+        return begun
+
+    def running_since(self, lane: Lane) -> tuple[int, int]:
+        """The task in a worker's hands and when it began (ns); (0, 0) when there is none."""
+        words = lane.words
+        number = words[TASK]
+        started = words[STARTED]
+        return (number, started) if number and words[TASK] == number else (0, 0)
+
+
+def ending_error(task: Task, lane: Lane, stack: str = "") -> BaseException:
+    """The error of a task that was stopped."""
+    stop = lane.stop
+    if stop is not None and stop.number == task.number:
+        stack = stack or stop.stack
+    if task.ending == TIMED_OUT:
+        return TaskTimeout(task_id=task.number, pid=lane.pid, timeout=task.timeout, stack=stack or None)
+    if task.ending == TOO_BIG:
+        limit = getattr(stop, "limit", None)
+        return WorkerMemoryExceeded(task_id=task.number, pid=lane.pid, rss_bytes=lane.rss_bytes, limit=limit)
+    return TaskCancelled(f"task {task.number} was cancelled")
+
+
+def _load(lane: Lane) -> int:
+    return len(lane.sent)
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether the process is stopped by a signal (Linux; elsewhere: not known)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] in (b"T", b"t")
+    except OSError:
+        return False

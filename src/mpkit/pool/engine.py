@@ -1,0 +1,497 @@
+"""One pool behind its facade: puts the parts together, and decides what a death, a cancel or the end of the pool means.
+
+The facade (`TaskPool`) holds the engine; the threads hold the engine and never the facade, so that a pool that is just dropped is noticed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from multiprocessing import util
+from types import BuiltinFunctionType, FunctionType, ModuleType
+from typing import Any
+
+from mpkit._platform.signals import signal_name
+from mpkit._wire import codec, failure
+from mpkit.errors import ClosedError, InitializerFailed, MpkitError, TaskCancelled, WorkerCrashed
+from mpkit.pool import crew as crew_module
+from mpkit.pool import logs, memory, payload
+from mpkit.pool.channel import BY_REFERENCE, BY_VALUE, DONE, HEAD_SIZE, KEYWORDS, LEAVE, LOW, RAISED, STATE, TASK_HEAD, Board
+from mpkit.pool.collector import Collector
+from mpkit.pool.crew import Crew
+from mpkit.pool.dispatcher import Dispatcher, Function, Lane, Settlements, ending_error
+from mpkit.pool.ledger import CANCELLED, Death, Sink, Task
+from mpkit.pool.options import PoolOptions, TaskOptions
+from mpkit.pool.stacks import last_words, live_stack
+from mpkit.pool.statistics import PoolStatistics, WorkerSnapshot
+from mpkit.pool.supervisor import Supervisor
+
+RUNNING = "running"
+CLOSED = "closed"
+TERMINATED = "terminated"
+BROKEN = "broken"
+
+_MOST_FUNCTIONS = 1024
+_LEAVE_RECORD = TASK_HEAD.pack(0, 0, LEAVE)
+
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+class Engine:
+    """Everything of a pool but its public face."""
+
+    def __init__(self, options: PoolOptions) -> None:
+        self.options = options
+        self.pid = os.getpid()
+        self.state = RUNNING
+        self.has_timeouts = False
+        self._numbers = itertools.count(1)
+        self._functions: dict[Any, Function] = {}
+        self._why_broken: MpkitError | None = None
+        self._over = threading.Event()
+        self._waiting: deque[object] = deque()
+        self.dropped = False
+        # Pickled before anything is created: what cannot be pickled leaves nothing behind.
+        initializer = None
+        if options.initializer is not None:
+            initializer = codec.dumps((options.initializer, options.initargs), options.pickler)
+        self.board = Board.create()
+        try:
+            self.dispatcher = Dispatcher(self._on_queue)
+            self._room = threading.Condition(self.dispatcher.lock)
+            self.collector = Collector(self.dispatcher, self.board, f"mpkit-{options.name}", logs.handle, self._on_empty)
+            self.crew = Crew(options, self.dispatcher, self.board, initializer)
+            self.supervisor = Supervisor(self, f"mpkit-{options.name}")
+            try:
+                for _ in range(options.processes):
+                    self.supervisor.add(self.crew.start())
+            except BaseException:
+                self._undo_start()
+                raise
+        except BaseException:
+            self.board.discard()
+            raise
+        self.collector.start()
+        self.supervisor.start()
+        _engines.add(self)
+        # Before multiprocessing joins its children at exit: they would wait for tasks for ever.
+        self._exit_hook = util.Finalize(None, _end_at_exit, args=(weakref.ref(self),), exitpriority=100)
+
+    def _undo_start(self) -> None:
+        for lane in list(self.dispatcher.lanes.values()):
+            if lane.process is not None:
+                lane.process.kill()
+                lane.process.join()
+            self.crew.dispose(lane)
+
+    # -- submitting --------------------------------------------------------------------------------------------------------
+
+    def submit(self, function: Function, blob: bytes, flags: int, arguments: Any, sink: Sink, options: TaskOptions, weight: int = 1) -> Task:
+        """Pickle the arguments and send or queue a task.
+
+        Raises:
+            SerializationError: the arguments cannot be pickled.
+            ClosedError: the pool is closed.
+            InitializerFailed, PoolBroken: the pool is broken.
+        """
+        kept: Any = None
+        if len(blob) > payload.INLINE_BYTES:
+            # A big closure travels like a big argument.
+            args, kwargs = arguments if flags & KEYWORDS else (arguments, {})
+            arguments, flags = ((codec.loads(blob), args, kwargs), flags & ~KEYWORDS & ~BY_REFERENCE)
+            blob = _trampoline()
+        if arguments:
+            more, data, kept = payload.dump_arguments(arguments, options.pickler)
+            flags |= more
+        else:
+            data = b""
+        if payload.seen_shared:
+            kept = (kept, payload.take_seen_shared())
+        number = next(self._numbers)
+        if options.pickler == "cloudpickle":
+            flags |= BY_VALUE
+        record = TASK_HEAD.pack(number, len(blob), flags) + blob + data
+        task = Task(number, sink, record, function, options.timeout, options.retries, weight, kept)
+        sink.sent(task)
+        dispatcher = self.dispatcher
+        with dispatcher.lock:
+            if self.state is not RUNNING:
+                self._refuse()
+            if self.options.max_pending is not None and (self._waiting or dispatcher.ledger.queued >= self.options.max_pending):
+                self._wait_for_room(self.options.max_pending)
+            look = dispatcher.submit(task)
+        if options.timeout is not None:
+            self.has_timeouts = True
+            if self.supervisor.looks_at > time.monotonic() + options.timeout:
+                self.supervisor.poke()
+        elif self.supervisor.looks_at == _NEVER:
+            self.supervisor.poke()
+        if look:
+            self.collector.work()
+        return task
+
+    def _wait_for_room(self, most: int) -> None:
+        # Whoever came first goes first.
+        ticket = object()
+        self._waiting.append(ticket)
+        self.dispatcher.on_room = self._room.notify_all
+        try:
+            while self._waiting[0] is not ticket or self.dispatcher.ledger.queued >= most:
+                self._room.wait(1.0)
+                if self.state is not RUNNING:
+                    self._refuse()
+        finally:
+            self._waiting.remove(ticket)
+            self._room.notify_all()
+
+    def function(self, fn: Any, options: TaskOptions) -> tuple[Function, bytes, int]:
+        """How a worker gets a function: its statistics, its pickle and flags.
+
+        Raises:
+            SerializationError: it cannot be pickled.
+        """
+        by_name = _is_pickled_by_name(fn) and options.pickler == "pickle"
+        key = fn if by_name else getattr(fn, "__code__", None) or (type(fn), getattr(getattr(fn, "func", None), "__name__", ""))
+        known = self._functions.get(key)
+        if known is not None and by_name:
+            return known, known.blob, BY_REFERENCE
+        if known is None:
+            if len(self._functions) >= _MOST_FUNCTIONS:
+                self._functions.clear()
+            known = Function(_name_of(fn), codec.dumps(fn, options.pickler) if by_name else b"")
+            self._functions[key] = known
+            if by_name:
+                return known, known.blob, BY_REFERENCE
+        return known, codec.dumps(fn, options.pickler), 0
+
+    def _refuse(self) -> None:
+        if self.pid != os.getpid():
+            raise ClosedError(self.forked_message())
+        if self._why_broken is not None:
+            raise _copy_of(self._why_broken)
+        raise ClosedError(f"{self.options.name} is {self.state}; create a new pool for more tasks")
+
+    def forked_message(self) -> str:
+        """What to tell a fork of the process that this pool belongs to."""
+        return _FORKED.format(self.options.name)
+
+    def check_usable(self) -> None:
+        """Raise what `submit` would raise."""
+        if self.state is not RUNNING or self.pid != os.getpid():
+            self._refuse()
+
+    def _on_queue(self) -> None:
+        # The collector sleeps with the wrong level on the board. Under the dispatcher's lock; ringing takes no lock.
+        self.collector.wake()
+
+    # -- cancelling --------------------------------------------------------------------------------------------------------
+
+    def cancel(self, task: Task) -> None:
+        """Cancel a task at whatever moment of its life."""
+        dispatcher = self.dispatcher
+        settlements: Settlements = []
+        with dispatcher.lock:
+            never_began = dispatcher.cancel(task, settlements)
+        self.collector.settle(settlements)
+        if task.ending == CANCELLED:
+            self.collector.settle([(task, RAISED, TaskCancelled(f"task {task.number} was cancelled"))])
+        if not never_began:
+            self.supervisor.request(lambda: self.supervisor.cancel_running(task))
+        self._on_change()
+
+    def cancel_later(self, tasks: list[Task]) -> None:
+        """Cancel tasks in the supervisor's thread; takes no lock, so a `__del__` may call it."""
+        self.supervisor.request(lambda: [self.cancel(task) for task in tasks] and None)
+
+    def running_on(self, task: Task) -> int | None:
+        """The pid of the worker that runs a task at this moment."""
+        lane = self.dispatcher.lanes.get(task.worker)
+        return lane.pid if lane is not None and lane.running() == task.number else None
+
+    # -- workers -----------------------------------------------------------------------------------------------------------
+
+    def bury(self, lane: Lane) -> None:
+        """A worker is dead: settle what it had, and see whether it must be replaced. In the supervisor's thread."""
+        exitcode = crew_module.exit_code(lane)
+        words = last_words(lane)
+        died = signal_name(exitcode)
+        likely_oom = died == "SIGKILL" and not lane.doomed and crew_module.oom_kill_count() > lane.oom_kills
+        death = Death(lane.pid, exitcode, died, words, lane.rss_bytes, likely_oom)
+        settlements: Settlements = []
+        dispatcher = self.dispatcher
+        with dispatcher.lock:
+            begun = dispatcher.bury(lane, settlements)
+            for number in begun[:-1]:
+                lost = dispatcher.ledger.finish(lane.key, number, False)
+                if lost is not None:
+                    settlements.append((lost, RAISED, _crash(lost, [death])))
+            loss = dispatcher.ledger.lose_worker(lane.key, begun[-1] if begun else None, death)
+            for task in loss.ended:
+                error = ending_error(task, lane) if task.ending else _crash(task, task.deaths or [death])
+                settlements.append((task, RAISED, error))
+            dispatcher.fill()
+        self.collector.settle(settlements)
+        payload.sweep(lane.identity)
+        broken: MpkitError | None = self.crew.note_death_of(lane, exitcode, words)
+        if lane.bad_initializer is not None:
+            cause = failure.unpack_exception(lane.bad_initializer[HEAD_SIZE:])
+            broken = InitializerFailed(f"the initializer of {self.options.name} raised {type(cause).__name__}: {cause}")
+            broken.__cause__ = cause
+        self.crew.dispose(lane)
+        if broken is not None and self.state in (RUNNING, CLOSED):
+            self.break_down(broken)
+
+    def look_after_crew(self, now: float) -> float:
+        """Replace who is missing, send home who is not needed; when to look again. In the supervisor's thread."""
+        dispatcher = self.dispatcher
+        if self.dropped and self.state is RUNNING:
+            self.terminate()
+        if self.state in (TERMINATED, BROKEN):
+            return self._end_all(now)
+        if self.state is CLOSED and not dispatcher.ledger.live:
+            return self._send_home(now)
+        missing = self.options.processes - len(dispatcher.lanes)
+        while missing > 0:
+            if now < self.crew.not_before:
+                return self.crew.not_before
+            broken = self.supervisor.start_worker()
+            if broken is not None:
+                self.break_down(broken)
+                return now
+            missing = self.options.processes - len(dispatcher.lanes)
+        return _NEVER
+
+    def _send_home(self, now: float) -> float:
+        for lane in list(self.dispatcher.lanes.values()):
+            if not lane.told_to_leave:
+                lane.told_to_leave = True
+                lane.leave_by = now + max(_LEAVE_SECONDS, 10 * self.options.grace_period)
+                with self.dispatcher.lock:
+                    lane.leaving = True
+                    lane.words[LOW] = 0
+                    lane.channel.inbox.try_put(_LEAVE_RECORD)
+                    self.dispatcher.wake(lane)
+                if not lane.ready and lane.process is not None:
+                    # It is still starting, for nothing.
+                    lane.process.kill()
+            elif now >= lane.leave_by:
+                lane.leave_by = _NEVER
+                self.supervisor.kill(lane)
+        return min((lane.leave_by for lane in self.dispatcher.lanes.values()), default=_NEVER)
+
+    def _end_all(self, now: float) -> float:
+        for lane in list(self.dispatcher.lanes.values()):
+            if not lane.told_to_leave:
+                lane.told_to_leave = True
+                lane.leaving = True
+                lane.leave_by = now + self.options.grace_period
+                self.supervisor.terminate(lane)
+            elif now >= lane.leave_by:
+                lane.leave_by = _NEVER
+                self.supervisor.kill(lane)
+        return min((lane.leave_by for lane in self.dispatcher.lanes.values()), default=_NEVER)
+
+    # -- insight -----------------------------------------------------------------------------------------------------------
+
+    def worker_snapshots(self) -> list[WorkerSnapshot]:
+        """What each worker is doing now."""
+        dispatcher = self.dispatcher
+        now = time.monotonic_ns()
+        with dispatcher.lock:
+            seen = []
+            for lane in dispatcher.lanes.values():
+                number, started = dispatcher.running_since(lane)
+                task = lane.sent.get(number)
+                seen.append((lane, number, started, task.function.name if task is not None else None))
+        return [
+            WorkerSnapshot(
+                pid=lane.pid,
+                state=_state_of(lane, number),
+                task_id=number or None,
+                function=function,
+                running_s=max(now - started, 0) / 1e9 if number else None,
+                tasks_done=lane.words[DONE],
+                rss_bytes=memory.rss_bytes(lane.pid),
+                cpu_percent=memory.cpu_percent(lane.pid, time.monotonic() - lane.started_at),
+            )
+            for lane, number, started, function in seen
+        ]
+
+    def statistics(self) -> PoolStatistics:
+        """How many tasks there are, and what became of those that ended."""
+        self.collector.look()
+        dispatcher = self.dispatcher
+        with dispatcher.lock:
+            ledger = dispatcher.ledger
+            running = sum(1 for lane in dispatcher.lanes.values() if lane.running())
+            return PoolStatistics(
+                workers=len(dispatcher.lanes),
+                idle=sum(1 for lane in dispatcher.lanes.values() if lane.ready and not lane.running()),
+                running=running,
+                queued=max(ledger.live - running, 0),
+                submitted=ledger.submitted,
+                succeeded=ledger.succeeded,
+                failed=ledger.failed,
+                cancelled=ledger.cancelled,
+                crashed=ledger.crashed,
+                retried=ledger.retried,
+                workers_started=self.crew.workers_started,
+            )
+
+    def stacks(self) -> dict[int, str]:
+        """The Python stack of each worker now."""
+        with self.dispatcher.lock:
+            lanes = list(self.dispatcher.lanes.values())
+        deadline = time.monotonic() + 1.0
+        return {lane.pid: live_stack(lane, max(deadline - time.monotonic(), 0.01)) for lane in lanes}
+
+    # -- the end -----------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """No more tasks; those there are go on."""
+        with self.dispatcher.lock:
+            if self.state is RUNNING:
+                self.state = CLOSED
+            self._room.notify_all()
+        self.collector.draining = True
+        self.collector.wake()
+        self.supervisor.poke()
+
+    def terminate(self) -> None:
+        """End everything now: pending tasks are cancelled, workers terminated."""
+        self._end(TERMINATED, TaskCancelled(f"{self.options.name} was terminated"))
+
+    def break_down(self, why: MpkitError) -> None:
+        """The pool cannot go on: every pending task gets the reason."""
+        self._why_broken = why
+        self._end(BROKEN, why)
+
+    def _end(self, state: str, why: MpkitError) -> None:
+        settlements: Settlements = []
+        with self.dispatcher.lock:
+            if self.state in (TERMINATED, BROKEN):
+                return
+            self.state = state
+            for lane in list(self.dispatcher.lanes.values()):
+                self.dispatcher.drain_lane(lane, settlements)
+            tasks = self.dispatcher.ledger.fail_everything()
+            self._room.notify_all()
+        self.collector.draining = True
+        self.collector.settle(settlements)
+        self.collector.settle([(task, RAISED, _copy_of(why)) for task in tasks])
+        self.supervisor.poke()
+
+    def is_over(self) -> bool:
+        """Whether no worker is left, and none will come."""
+        return self.state is not RUNNING and not self.dispatcher.lanes and not self.dispatcher.ledger.live
+
+    def over(self) -> None:
+        """The last act of the supervisor's thread."""
+        self.collector.stop()
+        self.collector.join(None)
+        self.board.discard()
+        self._exit_hook.cancel()
+        self._over.set()
+
+    def join(self, timeout: float | None) -> bool:
+        """Wait until the workers and threads of a closed pool are gone."""
+        if self.collector.is_current_thread():
+            raise RuntimeError("join() was called from a callback of this pool, and would wait for itself; call it elsewhere")
+        if not self._over.wait(timeout):
+            return False
+        return self.supervisor.join(timeout)
+
+    def _on_empty(self) -> None:
+        self.supervisor.poke()
+
+    def _on_change(self) -> None:
+        if self.state is not RUNNING and not self.dispatcher.ledger.live:
+            self.supervisor.poke()
+
+
+_NEVER = float("inf")
+#: How long a worker that has been told to leave may take to run its exit handlers.
+_LEAVE_SECONDS = 10.0
+_FORKED = (
+    "{} belongs to the process that created it; this process is a fork of that one and cannot use it. Create a pool here, or send the "
+    "work to the parent through a queue"
+)
+
+
+def _state_of(lane: Lane, running: int) -> str:
+    if lane.leaving:
+        return "leaving"
+    return ("starting", "initializing", "running" if running else "idle", "leaving")[lane.words[STATE]]
+
+
+def _crash(task: Task, deaths: list[Death]) -> WorkerCrashed:
+    last = deaths[-1]
+    fields: dict[str, Any] = {
+        "task_id": task.number,
+        "pid": last.pid,
+        "exitcode": last.exitcode,
+        "signal": last.signal,
+        "stack": last.stack or None,
+        "rss_bytes": last.rss_bytes,
+        "likely_oom": last.likely_oom,
+    }
+    error = WorkerCrashed(**fields)
+    if len(deaths) > 1:
+        each = "; ".join(f"process {death.pid} {_how(death)}" for death in deaths)
+        error = WorkerCrashed(f"task {task.number} ({task.function.name}) was tried {len(deaths)} times, and its worker died each time: {each}", **fields)
+    return error
+
+
+def _how(death: Death) -> str:
+    return f"was killed by {death.signal}" if death.signal else f"ended with exit code {death.exitcode}"
+
+
+def _copy_of(error: MpkitError) -> MpkitError:
+    # One exception object raised in several threads would collect all their tracebacks.
+    copy = type(error)(*error.args)
+    copy.__cause__ = error.__cause__
+    return copy
+
+
+def _is_pickled_by_name(fn: object) -> bool:
+    kind = type(fn)
+    if kind is FunctionType or kind is type:
+        return True
+    return kind is BuiltinFunctionType and isinstance(fn.__self__, ModuleType | None)  # type: ignore[attr-defined]
+
+
+def _name_of(fn: object) -> str:
+    name = getattr(fn, "__qualname__", None) or getattr(getattr(fn, "func", None), "__qualname__", None)
+    return str(name or type(fn).__qualname__)
+
+
+def call(fn: Any, args: Any, kwargs: Any) -> Any:
+    """Stands for a function whose pickle is too big for a record."""
+    return fn(*args, **kwargs)
+
+
+def _trampoline() -> bytes:
+    return codec.dumps(call)
+
+
+def _end_at_exit(reference: weakref.ref[Engine]) -> None:
+    engine = reference()
+    if engine is not None and engine.pid == os.getpid():
+        engine.terminate()
+        engine.join(2 * engine.options.grace_period + 5.0)
+
+
+def _forget_after_fork() -> None:
+    # The child has copies of the parent's pools. They answer with an error, and never touch the parent's workers.
+    for engine in list(_engines):
+        engine.state = TERMINATED
+        engine.dispatcher.lock = threading.Lock()
+    _engines.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)

@@ -1,0 +1,426 @@
+"""`TaskPool`: the verbs of a pool, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor
+from multiprocessing.context import BaseContext
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from typing_extensions import ParamSpec, Self
+
+from mpkit._platform.deadlines import check_timeout
+from mpkit.errors import ClosedError
+from mpkit.pool import maps
+from mpkit.pool.channel import KEYWORDS
+from mpkit.pool.engine import RUNNING, Engine
+from mpkit.pool.handle import TaskHandle
+from mpkit.pool.maps import ImapIterator, MapHandle, Progress
+from mpkit.pool.options import DEFAULT_TASK_OPTIONS, Pickler, PoolOptions, TaskOptions, check_count
+from mpkit.pool.shared import Shared
+from mpkit.pool.statistics import PoolStatistics, WorkerSnapshot
+
+__all__ = ["PoolView", "TaskPool"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+class PoolView:
+    """The verbs of a pool, with certain options: what `TaskPool.with_options` returns, and what `TaskPool` inherits.
+
+    Safe from: any thread of the process that created the pool.
+    """
+
+    def __init__(self, engine: Engine, options: TaskOptions, pool: TaskPool | None) -> None:
+        self._engine = engine
+        self._options = options
+        # A view keeps its pool alive.
+        self._pool = pool
+
+    # -- one call ------------------------------------------------------------------------------------------------------------
+
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:
+        """Have a worker call ``fn(*args, **kwargs)``.
+
+        Function and arguments are pickled here: later changes to them do not travel, and an error is raised here.
+
+        Returns:
+            The handle of the task.
+
+        Raises:
+            SerializationError: Function or arguments cannot be pickled.
+            ClosedError: The pool is closed.
+            InitializerFailed: The pool's initializer has failed.
+            PoolBroken: Workers cannot be started.
+
+        Blocking: only if the pool has `max_pending`, while so many tasks wait.
+
+        Example:
+            >>> with TaskPool() as pool:
+            ...     pool.submit(pow, 2, 10).result()
+            1024
+        """
+        engine = self._engine
+        options = self._options
+        known, blob, flags = engine.function(fn, options)
+        handle: TaskHandle[R] = TaskHandle(engine)
+        if kwargs:
+            engine.submit(known, blob, flags | KEYWORDS, (args, kwargs), handle, options)
+        else:
+            engine.submit(known, blob, flags, args, handle, options)
+        return handle
+
+    def apply(self, func: Callable[..., R], args: Iterable[Any] = (), kwds: Mapping[str, Any] | None = None) -> R:
+        """Call ``func(*args, **kwds)`` in a worker and wait for what it returns.
+
+        Blocking: until the task has ended.
+        """
+        return self.submit(func, *args, **(kwds or {})).result()
+
+    def apply_async(
+        self,
+        func: Callable[..., R],
+        args: Iterable[Any] = (),
+        kwds: Mapping[str, Any] | None = None,
+        callback: Callable[[R], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> TaskHandle[R]:
+        """The same as `submit`, with the signature of `multiprocessing.Pool.apply_async`.
+
+        Args:
+            func: What to call.
+            args: Its positional arguments.
+            kwds: Its keyword arguments.
+            callback: Called with the result, in the pool's own thread; must not block.
+            error_callback: Called with the exception, likewise.
+        """
+        _check_callbacks(callback, error_callback)
+        return _with_callbacks(self.submit(func, *args, **(kwds or {})), callback, error_callback)
+
+    # -- many calls ----------------------------------------------------------------------------------------------------------
+
+    def map(self, func: Callable[[T], R], iterable: Iterable[T], chunksize: int | None = None, *, progress: bool = False) -> list[R]:
+        """Call `func` for each item; the results in the order of the input.
+
+        Args:
+            func: What to call.
+            iterable: Read completely before anything is sent; see `imap` for lazy reading.
+            chunksize: Items in one task; None: chosen so that each worker gets about four.
+            progress: Show a progress bar (needs ``mpkit[progress]``).
+
+        Raises:
+            Exception: The first error in the order of the input, after all items have been tried.
+
+        Blocking: until all have ended.
+        """
+        return self._map(func, list(iterable), chunksize, progress, star=False).result()
+
+    def map_async(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        chunksize: int | None = None,
+        callback: Callable[[list[R]], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+        *,
+        progress: bool = False,
+    ) -> TaskHandle[list[R]]:
+        """The same as `map` without waiting: the handle of the whole list."""
+        _check_callbacks(callback, error_callback)
+        return _with_callbacks(self._map(func, list(iterable), chunksize, progress, star=False), callback, error_callback)
+
+    def starmap(
+        self, func: Callable[..., R], iterable: Iterable[Iterable[Any]], chunksize: int | None = None, *, progress: bool = False
+    ) -> list[R]:
+        """The same as `map`, each item being the arguments of one call."""
+        return self._map(func, [tuple(item) for item in iterable], chunksize, progress, star=True).result()
+
+    def starmap_async(
+        self,
+        func: Callable[..., R],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        callback: Callable[[list[R]], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+        *,
+        progress: bool = False,
+    ) -> TaskHandle[list[R]]:
+        """The same as `starmap` without waiting: the handle of the whole list."""
+        _check_callbacks(callback, error_callback)
+        handle = self._map(func, [tuple(item) for item in iterable], chunksize, progress, star=True)
+        return _with_callbacks(handle, callback, error_callback)
+
+    def imap(
+        self, func: Callable[[T], R], iterable: Iterable[T], chunksize: int = 1, *, buffersize: int | None = None, progress: bool = False
+    ) -> ImapIterator[R]:
+        """Call `func` for each item, lazily: an iterator over the results in the order of the input.
+
+        Args:
+            func: What to call.
+            iterable: May be infinite: it is read only as far as results are taken, plus `buffersize`.
+            chunksize: Items in one task.
+            buffersize: The most items between input and consumer; None: 256 for each worker (or four chunks).
+            progress: Show a progress bar (needs ``mpkit[progress]``).
+        """
+        return ImapIterator(self._engine, func, iterable, chunksize, buffersize, self._options, ordered=True, progress=progress)
+
+    def imap_unordered(
+        self, func: Callable[[T], R], iterable: Iterable[T], chunksize: int = 1, *, buffersize: int | None = None, progress: bool = False
+    ) -> ImapIterator[R]:
+        """The same as `imap`, with the results in the order in which they arrive."""
+        return ImapIterator(self._engine, func, iterable, chunksize, buffersize, self._options, ordered=False, progress=progress)
+
+    def _map(self, func: Callable[..., R], items: list[Any], chunksize: int | None, progress: bool, *, star: bool) -> MapHandle[R]:
+        engine = self._engine
+        engine.check_usable()
+        if chunksize is None:
+            chunksize = maps.automatic_chunksize(len(items), engine, self._options)
+        else:
+            chunksize = check_count(chunksize, "chunksize")
+        name = getattr(func, "__name__", "map")
+        handle: MapHandle[R] = MapHandle(engine, Progress(progress, len(items), name))
+        handle.start(func, items, chunksize, self._options, star=star)
+        return handle
+
+
+class TaskPool(PoolView):
+    """Workers that call functions: never hangs, blames exactly, and short tasks pay off.
+
+    A worker that dies fails only the task that it ran, with `WorkerCrashed`; everything else goes on, and the worker is replaced.
+    Leaving a ``with`` block closes the pool and waits for its tasks; on an exception it terminates them.
+
+    Args:
+        processes: How many workers; None: as many as this process may use CPUs (affinity and control-group quota).
+        initializer: Called in each worker when it starts. If it raises, every pending task gets `InitializerFailed`.
+        initargs: Its arguments.
+        maxtasksperchild: Tasks after which a worker is replaced; None: never.
+        context: A start method or a context; None: what the application has set, else forkserver where there is one, else spawn.
+        max_memory_bytes: A task whose worker uses more is stopped with `WorkerMemoryExceeded`; None: no limit.
+        grace_period: Seconds that a task being stopped has after the interrupt, and again after SIGTERM.
+        max_pending: The most tasks that may wait unsent; `submit` then blocks. None: no limit.
+        pickler: "cloudpickle" also takes lambdas and functions of an interactive session (needs ``mpkit[cloudpickle]``).
+        name: For threads, processes and messages.
+        forward_logs: Log records of the workers reach the handlers of this process.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of range.
+        SerializationError: The initializer or its arguments cannot be pickled.
+        OSError: The system refuses processes or shared memory; nothing is left behind.
+
+    Safe from: any thread of the process that created it. A fork of that process cannot use it.
+
+    Example:
+        >>> with TaskPool(processes=2) as pool:
+        ...     pool.map(abs, [-1, 2, -3])
+        [1, 2, 3]
+    """
+
+    def __init__(
+        self,
+        processes: int | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+        maxtasksperchild: int | None = None,
+        context: str | BaseContext | None = None,
+        *,
+        max_memory_bytes: int | None = None,
+        grace_period: float = 1.0,
+        max_pending: int | None = None,
+        pickler: Pickler = "pickle",
+        name: str | None = None,
+        forward_logs: bool = True,
+    ) -> None:
+        options = PoolOptions.checked(
+            processes,
+            initializer,
+            initargs,
+            maxtasksperchild,
+            context,
+            max_memory_bytes,
+            grace_period,
+            max_pending,
+            pickler,
+            name,
+            forward_logs,
+        )
+        task_options = DEFAULT_TASK_OPTIONS if options.pickler == "pickle" else TaskOptions(pickler=options.pickler)
+        super().__init__(Engine(options), task_options, None)
+        self._executor: Any = None
+        self._finalizer = weakref.finalize(self, _dropped, self._engine, repr(self))
+        # The pool's own exit hook comes first.
+        self._finalizer.atexit = False
+
+    # -- options ---------------------------------------------------------------------------------------------------------------
+
+    def with_options(self, timeout: float | None = None, retries: int = 0, pickler: Pickler | None = None) -> PoolView:
+        """The same verbs with options for each task.
+
+        Args:
+            timeout: Seconds that a task may run, measured from its start in the worker. Then it is interrupted, terminated, killed, with a
+                grace period after each, and ends with `TaskTimeout`. For a chunk of a map it holds for the chunk.
+            retries: How often a task is sent again after its worker died. Its own exceptions are never retried.
+            pickler: None: that of the pool.
+
+        Example:
+            >>> pool.with_options(timeout=5, retries=2).submit(work, 1)
+        """
+        return PoolView(self._engine, TaskOptions.checked(timeout, retries, pickler or self._engine.options.pickler), self)
+
+    @property
+    def executor(self) -> Executor:
+        """A real `concurrent.futures.Executor` over this pool, for `loop.run_in_executor` and libraries that want one.
+
+        Shutting it down leaves the pool as it is.
+        """
+        from mpkit.pool.executor import PoolExecutor  # noqa: PLC0415  it needs the facade
+
+        if self._executor is None or self._executor.is_shut_down:
+            self._executor = PoolExecutor(self)
+        executor: Executor = self._executor
+        return executor
+
+    def share(self, obj: T) -> Shared[T]:
+        """Pickle an object once into shared memory, for many tasks.
+
+        Given to a task as an argument, also inside a list, tuple or dict, the function receives the object itself; its big buffers (those of
+        a numpy array, say) are mapped read-only instead of copied.
+
+        Returns:
+            What to give to the tasks. It frees the memory with `close`, at the end of a ``with`` block, or with its last reference.
+
+        Raises:
+            SerializationError: The object cannot be pickled.
+            SharedMemoryExhausted: There is no room.
+        """
+        self._engine.check_usable()
+        return Shared(obj, self._options.pickler)
+
+    # -- the end ---------------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Take no more tasks; those there are go on, then the workers leave. Never blocks."""
+        self._check_process()
+        self._finalizer.detach()
+        self._engine.close()
+
+    def terminate(self) -> None:
+        """End at once: pending handles end with `TaskCancelled`, workers are terminated, then killed. Does not wait, see `join`."""
+        self._check_process()
+        self._finalizer.detach()
+        self._engine.terminate()
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait until all workers and threads of a closed or terminated pool are gone.
+
+        Args:
+            timeout: Seconds to wait; None: until it is over.
+
+        Returns:
+            Whether it is over.
+
+        Raises:
+            ValueError: The pool is still open.
+            RuntimeError: Called from a callback of this very pool, which would wait for itself.
+        """
+        self._check_process()
+        if self._engine.state is RUNNING:
+            raise ValueError(f"{self!r} is still open: call close() or terminate() before join()")
+        return self._engine.join(check_timeout(timeout))
+
+    def _check_process(self) -> None:
+        if self._engine.pid != os.getpid():
+            raise ClosedError(self._engine.forked_message())
+
+    def __enter__(self) -> Self:
+        self._engine.check_usable()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if kind is None:
+            self.close()
+            try:
+                self.join()
+            except BaseException:
+                # Ctrl-C while waiting for the last tasks.
+                self.terminate()
+                self.join()
+                raise
+        else:
+            self.terminate()
+            self.join()
+
+    # -- insight ---------------------------------------------------------------------------------------------------------------
+
+    def workers(self) -> list[WorkerSnapshot]:
+        """What each worker is doing now."""
+        self._check_process()
+        return self._engine.worker_snapshots()
+
+    def statistics(self) -> PoolStatistics:
+        """How many tasks there are, and what became of those that ended."""
+        self._check_process()
+        return self._engine.statistics()
+
+    def stacks(self) -> dict[int, str]:
+        """The Python stack of each worker now, by pid; works while C code holds the interpreter lock.
+
+        A worker that does not answer within a second (it is stopped, or just starting) has an empty text.
+
+        Blocking: a few milliseconds for each worker, a second at most.
+        """
+        self._check_process()
+        return self._engine.stacks()
+
+    def __repr__(self) -> str:
+        engine = self._engine
+        options = engine.options
+        pending = engine.dispatcher.ledger.live
+        return f"<TaskPool {options.name!r} {engine.state} processes={options.processes} pending={pending}>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a TaskPool cannot be pickled: it belongs to the process that created it; let a task create a pool of its own")
+
+
+class _Callbacks(Generic[R]):
+    def __init__(self, callback: Callable[[R], object] | None, error_callback: Callable[[BaseException], object] | None) -> None:
+        self._callback = callback
+        self._error_callback = error_callback
+
+    def __call__(self, handle: Any) -> None:
+        try:
+            value = handle.result()
+        except BaseException as error:  # noqa: BLE001  SystemExit of a task as well
+            if self._error_callback is not None:
+                self._error_callback(error)
+        else:
+            if self._callback is not None:
+                self._callback(value)
+
+
+def _check_callbacks(*callbacks: object) -> None:
+    for callback in callbacks:
+        if callback is not None and not callable(callback):
+            raise TypeError(f"a callback must be callable or None; got {callback!r}")
+
+
+def _with_callbacks(
+    handle: TaskHandle[R], callback: Callable[[R], object] | None, error_callback: Callable[[BaseException], object] | None
+) -> TaskHandle[R]:
+    if callback is not None or error_callback is not None:
+        handle.add_done_callback(_Callbacks(callback, error_callback))
+    return handle
+
+
+def _dropped(engine: Engine, name: str) -> None:
+    # Runs in whatever thread the garbage collector runs in, perhaps in the middle of a critical section of this very pool: so it takes no lock.
+    if engine.pid == os.getpid() and engine.state is RUNNING:
+        engine.dropped = True
+        engine.supervisor.poke()
+        warnings.warn(f"unclosed {name}: use `with`, or call close() and join()", ResourceWarning, stacklevel=2)

@@ -1,0 +1,310 @@
+"""The handle of a task: a real `concurrent.futures.Future` that is cheap to make, awaitable, and an AsyncResult as well.
+
+A plain Future makes a condition (a re-entrant lock and a queue) when it is created, which costs more than all the rest of sending a short
+task, and hardly any handle needs one. So here it is made when somebody first asks for it: `wait`, `as_completed`, `wrap_future`,
+`add_done_callback`. Private names of `concurrent.futures.Future` that this rests on (`tests/unit/pool/test_handle.py` is their canary):
+
+- ``_state`` with the values ``PENDING``, ``CANCELLED_AND_NOTIFIED`` and ``FINISHED``;
+- ``_condition``, ``_waiters`` and ``_done_callbacks``, read through the instance;
+- ``_waiters`` hold objects with ``add_result``, ``add_exception`` and ``add_cancelled``;
+- ``_result`` and ``_exception``, which only `result`, `exception`, `__repr__` and (3.15) ``_get_snapshot`` read: all are overridden here.
+
+Outcomes are unpickled by whoever asks for them first, in that thread: a slow or broken ``__setstate__`` harms nobody else.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Generator
+from concurrent.futures import Future
+from concurrent.futures import _base as futures_base
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from typing_extensions import override
+
+from mpkit._platform.deadlines import check_timeout
+from mpkit.errors import TaskCancelled, WaitTimeout
+from mpkit.pool import payload
+from mpkit.pool.channel import BIG_ERROR, ERROR, PLAIN, RAISED
+
+if TYPE_CHECKING:
+    from mpkit.pool.engine import Engine
+    from mpkit.pool.ledger import Task
+
+__all__ = ["TaskHandle"]
+
+R = TypeVar("R")
+
+_PENDING = futures_base.PENDING
+_FINISHED = futures_base.FINISHED
+_CANCELLED = futures_base.CANCELLED_AND_NOTIFIED
+
+# Decides between "settled without a condition" and "a condition exists". Held for a few instructions, and never while another lock is taken.
+_creation = threading.Lock()
+
+
+def _forget_after_fork() -> None:
+    global _creation
+    _creation = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)
+
+
+class TaskHandle(Future[R]):
+    """What `TaskPool.submit` returns: the outcome of a task, now or later.
+
+    A `concurrent.futures.Future`, so `concurrent.futures.wait`, `as_completed` and `asyncio.wrap_future` work, that can also be
+    awaited, and that has `get`, `wait`, `ready` and `successful` of `multiprocessing.pool.AsyncResult`. It ends exactly once.
+
+    Attributes:
+        task_id: The number of the task, as in log records, errors and snapshots.
+
+    Safe from: any thread of the process that made it.
+    """
+
+    # Class-level defaults of what Future.__init__ would set, which is not called.
+    _state: str = _PENDING
+    _result: R | None = None
+    _exception: BaseException | None = None
+    _made_condition: threading.Condition | None = None
+    _watched = False
+    #: Kind and data of the outcome: one tuple, so that nobody sees the one without the other.
+    _got: tuple[int, Any] = (PLAIN, None)
+    task_id: int = 0
+
+    def __init__(self, engine: Engine) -> None:
+        # Future.__init__ is not called on purpose, see the top of this file.
+        self._engine = engine
+        self._task: Task | None = None
+
+    # -- what Future's own methods, wait() and as_completed() reach for ---------------------------------------------------
+
+    @property
+    def _condition(self) -> threading.Condition:  # type: ignore[override]  # an attribute there
+        condition = self.make_condition()
+        if not self._watched and self._state is _PENDING:
+            self._watched = True
+            self._engine.collector.watch(self)
+        return condition
+
+    def make_condition(self) -> threading.Condition:
+        """The condition; from now on the handle is settled under it."""
+        condition = self._made_condition
+        if condition is None:
+            with _creation:
+                condition = self._made_condition
+                if condition is None:
+                    # Lists first: whoever sees the condition may use them.
+                    self._waiters: list[Any] = []
+                    self._done_callbacks: list[Callable[[Future[R]], Any]] = []
+                    condition = self._made_condition = threading.Condition()
+        return condition
+
+    def sent(self, task: Task) -> None:
+        """The pool has made a task for this handle, and is about to send it."""
+        self._task = task
+        self.task_id = task.number
+
+    # -- the outcome -----------------------------------------------------------------------------------------------------
+
+    def settle(self, task: Task | None, kind: int, data: object) -> bool:
+        """Take the outcome; False when there was one already. Called by the pool, holding no lock of it."""
+        state = _CANCELLED if kind == RAISED and isinstance(data, TaskCancelled) else _FINISHED
+        with _creation:
+            if self._state is not _PENDING:
+                return False
+            condition = self._made_condition
+            if condition is None:
+                self._got = (kind, data)
+                self._task = None
+                self._state = state
+                return True
+        with condition:
+            if self._state is not _PENDING:
+                return False
+            self._got = (kind, data)
+            self._task = None
+            self._state = state
+            for waiter in self._waiters:
+                if state is _CANCELLED:
+                    waiter.add_cancelled(self)
+                elif kind in (ERROR, BIG_ERROR, RAISED):
+                    waiter.add_exception(self)
+                else:
+                    waiter.add_result(self)
+            condition.notify_all()
+        if self._watched:
+            self._engine.collector.unwatch(self)
+        if self._done_callbacks:
+            self._engine.collector.call_back(self._run_callbacks)
+        return True
+
+    def _run_callbacks(self) -> None:
+        for callback in self._done_callbacks:
+            try:
+                callback(self)
+            except Exception:  # noqa: BLE001  as concurrent.futures does: a callback's error is logged, and stops nobody
+                futures_base.LOGGER.exception("exception calling callback for %r", self)
+
+    def _outcome(self) -> tuple[R | None, BaseException | None]:
+        """The outcome, unpickled. Only when it is there."""
+        kind, data = self._got
+        if kind != PLAIN and kind != RAISED:
+            value, error = payload.open_outcome(kind, data)
+            with _creation:
+                # Two threads may both have unpickled it: all get what the first one has stored.
+                if self._got[0] != PLAIN and self._got[0] != RAISED:
+                    self._got = (PLAIN, value) if error is None else (RAISED, error)
+                kind, data = self._got
+        return (data, None) if kind == PLAIN else (None, data)
+
+    def _wait(self, timeout: float | None, what: str) -> None:
+        timeout = check_timeout(timeout)
+        if not self._engine.collector.wait_for(self, timeout):
+            raise WaitTimeout(f"task {self.task_id} did not end within {timeout:g} s; it goes on ({what} can be called again)")
+
+    @override
+    def result(self, timeout: float | None = None) -> R:
+        """Wait for the task and return what it returned.
+
+        Args:
+            timeout: Seconds to wait; None: until it has ended. The task goes on when the time is over.
+
+        Raises:
+            WaitTimeout: The time was over.
+            TaskCancelled: The task was cancelled, or its pool was terminated.
+            TaskTimeout: It ran past its own limit.
+            WorkerCrashed: The worker died while it ran this task.
+            Exception: Whatever the task raised, with its remote traceback as the cause.
+
+        Blocking: until the task has ended.
+        """
+        if self._state is _PENDING:
+            self._wait(timeout, "result()")
+        value, error = self._outcome()
+        if error is not None:
+            try:
+                raise error
+            finally:
+                # Break the reference cycle between the exception, its traceback and this frame.
+                del self, error
+        return value  # type: ignore[return-value]  # the value of a task that succeeded is an R
+
+    @override
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait for the task and return the exception it raised, or None.
+
+        Raises:
+            WaitTimeout: The time was over.
+            TaskCancelled: The task was cancelled.
+
+        Blocking: until the task has ended.
+        """
+        if self._state is _PENDING:
+            self._wait(timeout, "exception()")
+        error = self._outcome()[1]
+        if self._state is _CANCELLED and error is not None:
+            raise error
+        return error
+
+    def get(self, timeout: float | None = None) -> R:
+        """The same as `result`; the name that `multiprocessing.pool.AsyncResult` has for it."""
+        return self.result(timeout)
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until the task has ended or the time is over, and raise nothing.
+
+        Blocking: for `timeout` seconds at most; None: until the task has ended.
+        """
+        if self._state is _PENDING:
+            self._engine.collector.wait_for(self, check_timeout(timeout))
+
+    @override
+    def done(self) -> bool:
+        """Whether the task has ended. Never blocks."""
+        if self._state is _PENDING:
+            self._engine.collector.look()
+        return self._state is not _PENDING
+
+    def is_settled(self) -> bool:
+        """Whether the outcome has been handed over; unlike `done` it does not look for it."""
+        return self._state is not _PENDING
+
+    def ready(self) -> bool:
+        """The same as `done`; the name that `multiprocessing.pool.AsyncResult` has for it."""
+        return self.done()
+
+    def successful(self) -> bool:
+        """Whether the task has ended without an exception.
+
+        Raises:
+            ValueError: It has not ended yet.
+        """
+        if not self.done():
+            raise ValueError(f"task {self.task_id} has not ended yet; call wait() first")
+        return self._outcome()[1] is None
+
+    @override
+    def running(self) -> bool:
+        """Whether a worker is running the task at this moment."""
+        task = self._task
+        return not self.done() and task is not None and self._engine.running_on(task) is not None
+
+    @override
+    def cancelled(self) -> bool:
+        """Whether the task was cancelled."""
+        return self._state is _CANCELLED
+
+    @property
+    def worker_pid(self) -> int | None:
+        """The worker that runs the task now, or None."""
+        task = self._task
+        return None if task is None else self._engine.running_on(task)
+
+    @override
+    def cancel(self) -> bool:
+        """Cancel the task: one that has not begun never begins; one that runs is stopped.
+
+        The handle is cancelled at once. A running task is interrupted (KeyboardInterrupt in the task), and if that does not
+        end it within the pool's grace period its worker is terminated, then killed, and replaced.
+
+        Returns:
+            Whether it is cancelled; False when it had ended otherwise.
+        """
+        if self._state is _PENDING:
+            task = self._task
+            if task is not None:
+                self._engine.cancel(task)
+        return self._state is _CANCELLED
+
+    def __await__(self) -> Generator[Any, None, R]:
+        """Wait for the task in a coroutine; cancelling the waiting cancels the task, a running one too."""
+        import asyncio  # noqa: PLC0415  importing mpkit must not load asyncio
+
+        return asyncio.wrap_future(self).__await__()
+
+    def _get_snapshot(self) -> tuple[bool, bool, R | None, BaseException | None]:
+        # What asyncio asks for since 3.15.
+        if self._state is _PENDING:
+            return False, False, None, None
+        if self._state is _CANCELLED:
+            return True, True, None, None
+        return True, False, *self._outcome()
+
+    def __repr__(self) -> str:
+        if self._state is _PENDING:
+            what = "pending"
+        elif self._state is _CANCELLED:
+            what = "cancelled"
+        else:
+            kind, data = self._got
+            if kind == PLAIN:
+                what = f"returned {type(data).__name__}"
+            elif kind == RAISED:
+                what = f"raised {type(data).__name__}"
+            else:
+                what = "failed" if kind in (ERROR, BIG_ERROR) else "finished"
+        return f"<{type(self).__name__} {self.task_id} {what}>"

@@ -1,0 +1,289 @@
+"""What has become of every task: a pure state machine without I/O, clock or threads.
+
+A task is *queued* (in the parent), *sent* (in a worker's inbox, or in its hands) or *ended*. It ends exactly once, and after
+that it is not in the ledger any more::
+
+    submit -> QUEUED --send--> SENT --finish--------------------------> ENDED
+                 ^   \\           |--take_back--> QUEUED (in front)
+                 |    cancel      |--worker lost, not begun --> QUEUED (in front), not counted
+                 |     \\          |--worker lost while it ran: retries left --> QUEUED (in front)
+                 |      ENDED     |                             none left    --> ENDED
+                 +----------------+
+
+A task that is to be stopped while it runs (time limit, cancel, memory) carries the reason in `Task.ending`: whatever its worker does then, it
+ends, and it is never sent again.
+
+All methods are called under the dispatcher's lock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from mpkit.pool.dispatcher import Function
+
+QUEUED = 0
+SENT = 1
+ENDED = 2
+
+#: Why a running task is being stopped (`Task.ending`); the empty string: it is not.
+NOT_ENDING = ""
+TIMED_OUT = "timeout"
+CANCELLED = "cancel"
+TOO_BIG = "memory"
+
+
+class Death(NamedTuple):
+    """How a worker ended while it ran a task."""
+
+    pid: int
+    exitcode: int | None
+    signal: str | None
+    stack: str
+    rss_bytes: int | None
+    likely_oom: bool
+
+
+class Sink(Protocol):
+    """Whoever waits for the outcome of a task."""
+
+    def sent(self, task: Task) -> object:
+        """This is the task that the outcome will come from. Called before it is sent."""
+
+    def settle(self, task: Task, kind: int, data: object) -> object:
+        """Take the outcome: `kind` is one of `mpkit.pool.channel`'s result kinds, `data` what belongs to it.
+
+        Called by a thread that holds no lock of the pool; only the first call counts.
+        """
+
+
+class Task:
+    """One unit of work, as the parent knows it.
+
+    Attributes:
+        number: its id, unique in the pool and rising.
+        sink: who is told the outcome.
+        record: what is written into an inbox, complete.
+        function: the name and the measured run time of what it calls.
+        timeout: seconds that it may run, or None.
+        retries: how many lost workers it survives.
+        weight: how many calls it stands for (a chunk of a map has several).
+        kept: objects that must live until it has ended (shared objects among its arguments, segments).
+        deaths: the workers that died while they ran it.
+        ending: why it is being stopped, or "".
+    """
+
+    __slots__ = ("deaths", "ending", "function", "kept", "number", "record", "retries", "sink", "state", "timeout", "weight", "worker")
+
+    def __init__(
+        self,
+        number: int,
+        sink: Sink,
+        record: bytes,
+        function: Function,
+        timeout: float | None = None,
+        retries: int = 0,
+        weight: int = 1,
+        kept: object = None,
+    ) -> None:
+        self.number = number
+        self.sink = sink
+        self.record = record
+        self.function = function
+        self.timeout = timeout
+        self.retries = retries
+        self.weight = weight
+        self.kept = kept
+        self.state = QUEUED
+        self.worker = -1
+        self.deaths: list[Death] | None = None
+        self.ending = NOT_ENDING
+
+
+class Loss(NamedTuple):
+    """What the death of a worker meant.
+
+    Attributes:
+        ended: tasks that ended by it: the one that ran there, if it has no retries left or was being stopped.
+        retried: the task that ran there and is queued again, or None.
+        requeued: tasks that had not begun and are queued again.
+    """
+
+    ended: list[Task]
+    retried: Task | None
+    requeued: list[Task]
+
+
+class Ledger:
+    """Every task that has not ended, and how many have ended in which way."""
+
+    __slots__ = ("cancelled", "crashed", "failed", "queue", "queued", "retried", "sent", "submitted", "succeeded", "under_way")
+
+    def __init__(self) -> None:
+        self.queue: deque[Task] = deque()
+        self.sent: dict[int, dict[int, Task]] = {}
+        # Cancelled tasks stay in `queue` until they come up, so its length is not the number of those queued.
+        self.queued = 0
+        self.under_way = 0
+        self.submitted = 0
+        self.succeeded = 0
+        self.failed = 0
+        self.cancelled = 0
+        self.crashed = 0
+        self.retried = 0
+
+    # -- tasks -----------------------------------------------------------------------------------------------------------
+
+    def submit(self, task: Task) -> None:
+        """Queue a new task behind all others."""
+        self.submitted += 1
+        self.queued += 1
+        self.queue.append(task)
+
+    def first(self) -> Task | None:
+        """The next task to send, which stays queued; or None."""
+        queue = self.queue
+        while queue:
+            task = queue[0]
+            if task.state == QUEUED:
+                return task
+            queue.popleft()
+        return None
+
+    def send_first(self, worker: int) -> None:
+        """The task that `first` has shown is with `worker` now."""
+        task = self.queue.popleft()
+        self.queued -= 1
+        self.under_way += 1
+        task.state = SENT
+        task.worker = worker
+        self.sent[worker][task.number] = task
+
+    def send_new(self, worker: int, task: Task) -> None:
+        """A new task goes straight to `worker`."""
+        self.submitted += 1
+        self.under_way += 1
+        task.state = SENT
+        task.worker = worker
+        self.sent[worker][task.number] = task
+
+    def finish(self, worker: int, number: int, succeeded: bool) -> Task | None:
+        """`worker` reports that it is done with a task. None when it had ended before (it was settled while it ran)."""
+        task = self.sent[worker].pop(number, None)
+        if task is None:
+            return None
+        task.state = ENDED
+        self.under_way -= 1
+        if task.ending == CANCELLED:
+            self.cancelled += 1
+        elif succeeded and not task.ending:
+            self.succeeded += 1
+        else:
+            self.failed += 1
+        return task
+
+    def take_back(self, worker: int, numbers: Iterable[int]) -> list[Task]:
+        """Tasks that were taken out of `worker`'s inbox: they are first in the queue again, in the order of `numbers`.
+
+        Those that were to be stopped are not queued again: they have ended, and are returned.
+        """
+        sent = self.sent[worker]
+        ended: list[Task] = []
+        back: list[Task] = []
+        for number in numbers:
+            task = sent.pop(number, None)
+            if task is not None:
+                (ended if task.ending else back).append(task)
+        self._to_the_front(back)
+        self.under_way -= len(ended)
+        for task in ended:
+            self._count_ended(task)
+        return ended
+
+    def end(self, task: Task) -> bool:
+        """End a queued task (cancelled, or its pool is over); False when it is not queued."""
+        if task.state != QUEUED:
+            return False
+        self.queued -= 1
+        task.ending = task.ending or CANCELLED
+        self._count_ended(task)
+        return True
+
+    def fail_everything(self) -> list[Task]:
+        """End all that has not ended, with the pool; the tasks, oldest first."""
+        tasks = [task for task in self.queue if task.state == QUEUED]
+        for sent in self.sent.values():
+            tasks.extend(sent.values())
+            sent.clear()
+        self.queue.clear()
+        self.queued = 0
+        self.under_way = 0
+        for task in tasks:
+            task.ending = task.ending or CANCELLED
+            self._count_ended(task)
+        tasks.sort(key=_number)
+        return tasks
+
+    # -- workers ---------------------------------------------------------------------------------------------------------
+
+    def add_worker(self, worker: int) -> None:
+        """A worker exists, with nothing sent to it."""
+        self.sent[worker] = {}
+
+    def lose_worker(self, worker: int, begun: int | None, death: Death) -> Loss:
+        """A worker is dead.
+
+        Args:
+            worker: its key.
+            begun: the task that it had begun and not finished, or None.
+            death: how it died.
+        """
+        tasks = self.sent.pop(worker)
+        running = None if begun is None else tasks.pop(begun, None)
+        # What was to be stopped is not sent again, whether it had begun or not.
+        ended = [task for task in tasks.values() if task.ending]
+        requeued = [task for task in tasks.values() if not task.ending]
+        retried: Task | None = None
+        if running is not None:
+            running.deaths = [*(running.deaths or ()), death]
+            if running.ending or len(running.deaths) > running.retries:
+                ended.append(running)
+            else:
+                retried = running
+                self.retried += 1
+        self.under_way -= len(ended)
+        for task in ended:
+            self._count_ended(task)
+        self._to_the_front(requeued if retried is None else [retried, *requeued])
+        return Loss(ended, retried, requeued)
+
+    # -- all -------------------------------------------------------------------------------------------------------------
+
+    @property
+    def live(self) -> int:
+        """How many tasks have not ended."""
+        return self.queued + self.under_way
+
+    def _to_the_front(self, tasks: list[Task]) -> None:
+        for task in reversed(tasks):
+            task.state = QUEUED
+            task.worker = -1
+            self.queue.appendleft(task)
+        self.queued += len(tasks)
+        self.under_way -= len(tasks)
+
+    def _count_ended(self, task: Task) -> None:
+        task.state = ENDED
+        if task.ending == CANCELLED:
+            self.cancelled += 1
+        elif task.ending:
+            self.failed += 1
+        else:
+            self.crashed += 1
+
+
+def _number(task: Task) -> int:
+    return task.number

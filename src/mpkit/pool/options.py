@@ -1,0 +1,140 @@
+"""What a pool and its tasks can be told, checked where it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from multiprocessing.context import BaseContext
+from typing import Any, Literal, cast
+
+from mpkit._platform.contexts import resolve_context
+from mpkit._platform.cpus import usable_cpus
+from mpkit._platform.deadlines import check_timeout
+
+__all__ = ["DEFAULT_TASK_OPTIONS", "Pickler", "PoolOptions", "TaskOptions"]
+
+Pickler = Literal["pickle", "cloudpickle"]
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """What holds for the tasks of one view of a pool.
+
+    Attributes:
+        timeout: seconds that a task may run, or None.
+        retries: how often it is sent again after its worker died.
+        pickler: how function, arguments and outcome are pickled.
+    """
+
+    timeout: float | None = None
+    retries: int = 0
+    pickler: Pickler = "pickle"
+
+    @staticmethod
+    def checked(timeout: float | None, retries: int, pickler: Pickler) -> TaskOptions:
+        """Options from what a caller gave.
+
+        Raises:
+            TypeError: something has the wrong type.
+            ValueError: something is out of range.
+        """
+        timeout = check_timeout(timeout)
+        if timeout == 0:
+            raise ValueError("timeout must be more than 0 seconds (a task cannot end in no time), or None for no limit; got 0")
+        return TaskOptions(timeout, check_count(retries, "retries", least=0), check_pickler(pickler))
+
+
+DEFAULT_TASK_OPTIONS = TaskOptions()
+
+
+@dataclass(frozen=True)
+class PoolOptions:
+    """How a pool is made; see `TaskPool` for the meaning."""
+
+    processes: int
+    initializer: Callable[..., object] | None
+    initargs: tuple[Any, ...]
+    maxtasksperchild: int | None
+    context: BaseContext
+    max_memory_bytes: int | None
+    grace_period: float
+    max_pending: int | None
+    pickler: Pickler
+    name: str
+    forward_logs: bool
+
+    @staticmethod
+    def checked(
+        processes: int | None,
+        initializer: Callable[..., object] | None,
+        initargs: Iterable[Any],
+        maxtasksperchild: int | None,
+        context: str | BaseContext | None,
+        max_memory_bytes: int | None,
+        grace_period: float,
+        max_pending: int | None,
+        pickler: Pickler,
+        name: str | None,
+        forward_logs: bool,
+    ) -> PoolOptions:
+        """Options from what a caller gave.
+
+        Raises:
+            TypeError: something has the wrong type.
+            ValueError: something is out of range.
+        """
+        if initializer is not None and not callable(initializer):
+            raise TypeError(f"initializer must be callable or None; got {initializer!r}")
+        if isinstance(initargs, str | bytes) or not isinstance(initargs, Iterable):
+            raise TypeError(f"initargs must be a tuple of arguments; got {initargs!r} (for a single one write ({initargs!r},))")
+        grace = check_timeout(grace_period, name="grace_period")
+        if grace is None:
+            raise ValueError("grace_period must be a finite number of seconds; got None or infinity")
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"name must be a string or None; got {name!r}")
+        return PoolOptions(
+            processes=usable_cpus() if processes is None else check_count(processes, "processes"),
+            initializer=initializer,
+            initargs=tuple(initargs),
+            maxtasksperchild=None if maxtasksperchild is None else check_count(maxtasksperchild, "maxtasksperchild"),
+            context=resolve_context(context, name="context"),
+            max_memory_bytes=None if max_memory_bytes is None else check_count(max_memory_bytes, "max_memory_bytes"),
+            grace_period=grace,
+            max_pending=None if max_pending is None else check_count(max_pending, "max_pending"),
+            pickler=check_pickler(pickler),
+            name="TaskPool" if name is None else name,
+            forward_logs=bool(forward_logs),
+        )
+
+
+def check_count(value: object, name: str, *, least: int = 1) -> int:
+    """An int of at least `least`.
+
+    Raises:
+        TypeError: it is not an int.
+        ValueError: it is too small.
+    """
+    index = getattr(type(value), "__index__", None)
+    if index is None or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int; got {value!r} ({type(value).__name__})")
+    number: int = index(value)
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}; got {number}")
+    return number
+
+
+def check_pickler(pickler: str) -> Pickler:
+    """One of the two names, and the package behind it is installed.
+
+    Raises:
+        ValueError: another name.
+        ImportError: cloudpickle is not installed.
+    """
+    if pickler not in ("pickle", "cloudpickle"):
+        raise ValueError(f"pickler must be 'pickle' or 'cloudpickle'; got {pickler!r}")
+    if pickler == "cloudpickle":
+        try:
+            import cloudpickle  # noqa: F401, PLC0415  an extra
+        except ImportError as error:
+            raise ImportError("pickler='cloudpickle' needs the package cloudpickle: install mpkit[cloudpickle]") from error
+    return cast("Pickler", pickler)

@@ -1,0 +1,283 @@
+"""Arguments and outcomes as bytes: inside a record where they are small, else in a segment of their own (a *parcel*).
+
+A parcel holds one pickle and the big buffers that pickle protocol 5 keeps out of it. Nothing leaks when a side dies in between:
+
+- from parent to worker, the parent owns the parcel until the task has ended; the worker maps it privately (copy on write), so a task that
+  is sent a second time finds its arguments as they were;
+- from worker to parent, the worker hands the ownership of the name over with the record. What a worker that died had created and not
+  handed over is found by its name, which begins with the process's identity (`sweep`); the names it had handed over are in its outbox.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import struct
+import sys
+import tempfile
+import threading
+from typing import Any
+
+from mpkit._platform.identity import ProcessIdentity
+from mpkit._shm import names
+from mpkit._shm.segment import PREFIX, SHM_DIRECTORY, Segment, check_private
+from mpkit._wire import codec, failure
+from mpkit.errors import HandleLost, MpkitError
+from mpkit.pool.channel import BIG, BIG_ERROR, BIG_VALUE, ERROR, HEAD_SIZE, KEYWORDS, NONE, PLAIN, RAISED, VALUE
+from mpkit.pool.options import Pickler
+
+#: Buffers of at least this size travel out of band.
+OUT_OF_BAND_BYTES = 64 << 10
+#: Longer payloads go into a parcel, so that a few of them do not fill a ring.
+INLINE_BYTES = 16 << 10
+
+_KIND = "parcel"
+_ALIGN = 64
+_TWO_WORDS = struct.Struct("<QQ")
+
+
+# -- arguments -------------------------------------------------------------------------------------------------------
+
+
+def dump_arguments(arguments: Any, pickler: Pickler) -> tuple[int, bytes, Segment | None]:
+    """Pickle the arguments of a task: flags, bytes for the record, and the parcel (owned by the caller) if they are big.
+
+    Raises:
+        SerializationError: they cannot be pickled.
+        SharedMemoryExhausted: there is no room for the parcel.
+    """
+    head, buffers = codec.encode(arguments, pickler=pickler, threshold=OUT_OF_BAND_BYTES)
+    if not buffers and len(head) <= INLINE_BYTES:
+        return 0, head, None
+    parcel = _pack(head, buffers)
+    return BIG, parcel.name.encode(), parcel
+
+
+def load_arguments(flags: int, data: bytes | memoryview) -> tuple[Any, Any]:
+    """Positional and keyword arguments of a task, in the worker."""
+    value = _unpack(bytes(data).decode()) if flags & BIG else codec.loads(data)
+    if flags & KEYWORDS:
+        args, kwargs = value  # type: ignore[misc]  # a pair, as its flag says
+        return args, kwargs
+    return value, None
+
+
+# -- outcomes --------------------------------------------------------------------------------------------------------
+
+
+def dump_value(value: object, pickler: Pickler) -> tuple[int, bytes]:
+    """Pickle what a task returned: the kind of the outcome and its data.
+
+    Raises:
+        SerializationError: it cannot be pickled.
+        SharedMemoryExhausted: there is no room for the parcel.
+    """
+    if value is None:
+        return NONE, b""
+    head, buffers = codec.encode(value, pickler=pickler, threshold=OUT_OF_BAND_BYTES)
+    if not buffers and len(head) <= INLINE_BYTES:
+        return VALUE, head
+    return BIG_VALUE, _hand_over(_pack(head, buffers))
+
+
+def dump_error(error: BaseException, pickler: Pickler) -> tuple[int, bytes]:
+    """Pickle what a task raised."""
+    data = failure.pack_exception(error, pickler)
+    if len(data) <= INLINE_BYTES:
+        return ERROR, data
+    return BIG_ERROR, _hand_over(_pack(data, []))
+
+
+def adopt(kind: int, record: bytes) -> tuple[int, object]:
+    """Take over what came with an outcome, in the parent, at once: from now on it belongs to whoever has the result.
+
+    Returns:
+        Kind and data as `open_outcome` takes them.
+    """
+    if kind == NONE:
+        return PLAIN, None
+    if kind == VALUE or kind == ERROR:
+        return kind, record
+    name = record[HEAD_SIZE:].decode()
+    try:
+        return kind, _adopt_parcel(name)
+    except (OSError, MpkitError) as error:
+        return RAISED, error
+
+
+def open_outcome(kind: int, data: Any) -> tuple[Any, BaseException | None]:
+    """The value or the exception of an outcome."""
+    try:
+        if kind == VALUE:
+            return codec.loads(memoryview(data)[HEAD_SIZE:]), None
+        if kind == BIG_VALUE:
+            return _decode(data), None
+    except Exception as error:  # noqa: BLE001  whatever unpickling raises concerns this caller alone
+        return None, error
+    if kind == ERROR:
+        return None, failure.unpack_exception(data[HEAD_SIZE:])
+    if kind == BIG_ERROR:
+        return None, failure.unpack_exception(bytes(_slices(data)[0]))
+    return (data, None) if kind == PLAIN else (None, data)
+
+
+def drop_outcome(kind: int, record: bytes) -> None:
+    """Give back what came with an outcome that nobody wants."""
+    if kind in (BIG_VALUE, BIG_ERROR):
+        with contextlib.suppress(OSError, MpkitError):
+            _adopt_parcel(record[HEAD_SIZE:].decode())
+
+
+def sweep(worker: ProcessIdentity | None) -> None:
+    """Remove the parcels that a dead worker had created and not handed over."""
+    if worker is None or sys.platform == "win32":
+        return
+    start = f"{PREFIX}{_KIND}-{worker.pid}-{worker.started}-"
+    for directory in (SHM_DIRECTORY, tempfile.gettempdir()):
+        with contextlib.suppress(OSError):
+            for entry in os.listdir(directory):
+                if entry.startswith(start):
+                    path = os.path.join(directory, entry)
+                    names.own(path, "segment")
+                    names.remove(path)
+
+
+# -- shared objects ----------------------------------------------------------------------------------------------------
+
+#: Segments of shared objects that were pickled by a thread a moment ago: (thread, segment).
+seen_shared: list[tuple[int, Segment]] = []
+
+
+def take_seen_shared() -> list[Segment]:
+    """The segments of the shared objects among the arguments that this thread has just pickled."""
+    me = threading.get_ident()
+    mine = [entry for entry in list(seen_shared) if entry[0] == me]
+    for entry in mine:
+        seen_shared.remove(entry)
+    return [segment for _, segment in mine]
+
+
+def dump_shared(value: object, pickler: Pickler) -> Segment:
+    """A segment with an object that many tasks use."""
+    head, buffers = codec.encode(value, pickler=pickler, threshold=OUT_OF_BAND_BYTES)
+    return _pack(head, buffers)
+
+
+def open_shared(name: str) -> object:
+    """The object in a segment that others use too: its buffers are read-only."""
+    return _decode(_map(name, read_only=True))
+
+
+# -- parcels ---------------------------------------------------------------------------------------------------------
+
+
+def _pack(head: bytes, buffers: list[Any]) -> Segment:
+    """A segment with the pickle and its buffers: [how many, length of the pickle], [lengths], pickle, buffers."""
+    raws = [buffer.raw() for buffer in buffers]
+    try:
+        at = _start_of_head(len(raws)) + len(head)
+        size = at
+        for raw in raws:
+            size = _aligned(size) + raw.nbytes
+        segment = Segment.create(max(size, 1), kind=_KIND)
+        try:
+            words, mm = segment.words, segment.mm
+            words[0] = len(raws)
+            words[1] = len(head)
+            mm[at - len(head) : at] = head
+            for number, raw in enumerate(raws):
+                words[2 + number] = raw.nbytes
+                at = _aligned(at)
+                mm[at : at + raw.nbytes] = raw
+                at += raw.nbytes
+        except BaseException:
+            segment.close()
+            raise
+        return segment
+    finally:
+        for raw in raws:
+            raw.release()
+        for buffer in buffers:
+            buffer.release()
+
+
+def _hand_over(segment: Segment) -> bytes:
+    """The name, which belongs to whoever receives it from now on."""
+    name = segment.name
+    names.hand_over(name)
+    segment.close()
+    return name.encode()
+
+
+def _adopt_parcel(name: str) -> mmap.mmap:
+    """Map a parcel that another process has handed over, and remove its name."""
+    names.own(name, "segment")
+    try:
+        return _map(name)
+    finally:
+        names.remove(name)
+
+
+def _map(name: str, *, read_only: bool = False) -> mmap.mmap:
+    """A private mapping (what is written into it is seen by nobody else), or a read-only one."""
+    try:
+        fd = os.open(name, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0))
+    except FileNotFoundError as error:
+        raise HandleLost(f"the segment {name!r} with the data of a task is gone: its creator has exited", name=name) from error
+    try:
+        status = os.fstat(fd)
+        check_private(name, status)
+        if sys.platform == "win32":
+            return mmap.mmap(fd, status.st_size, access=mmap.ACCESS_READ if read_only else mmap.ACCESS_COPY)
+        if read_only:
+            return mmap.mmap(fd, status.st_size, mmap.MAP_SHARED, mmap.PROT_READ)
+        return mmap.mmap(fd, status.st_size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
+    finally:
+        os.close(fd)
+
+
+def _unpack(name: str) -> object:
+    return _decode(_map(name))
+
+
+def _decode(mm: mmap.mmap) -> object:
+    head, *buffers = _slices(mm)
+    return codec.decode(head, buffers)
+
+
+def _slices(mm: mmap.mmap) -> list[memoryview]:
+    """The pickle and its buffers. The mapping lives as long as the last of them."""
+    view = memoryview(mm)
+    number, length = _TWO_WORDS.unpack_from(view)
+    lengths = [int.from_bytes(view[16 + 8 * k : 24 + 8 * k], sys.byteorder) for k in range(number)]
+    at = _start_of_head(number)
+    found = [view[at : at + length]]
+    at += length
+    for size in lengths:
+        at = _aligned(at)
+        found.append(view[at : at + size])
+        at += size
+    return found
+
+
+def _start_of_head(number: int) -> int:
+    return 16 + 8 * number
+
+
+def _aligned(at: int) -> int:
+    return -(-at // _ALIGN) * _ALIGN
+
+
+__all__ = [
+    "INLINE_BYTES",
+    "OUT_OF_BAND_BYTES",
+    "adopt",
+    "drop_outcome",
+    "dump_arguments",
+    "dump_error",
+    "dump_value",
+    "load_arguments",
+    "open_outcome",
+    "sweep",
+]

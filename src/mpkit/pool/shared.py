@@ -1,0 +1,97 @@
+"""An object that many tasks use: pickled once into shared memory, mapped by the workers.
+
+A `Shared` among the arguments of a task is pickled as the name of its segment; unpickling gives the object itself. So it works at any depth of
+any container, and the function never sees a wrapper.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from typing_extensions import Self
+
+from mpkit._shm.segment import Segment
+from mpkit.errors import ClosedError
+from mpkit.pool import payload
+from mpkit.pool.options import Pickler
+
+__all__ = ["Shared"]
+
+T = TypeVar("T")
+
+#: Shared objects that a worker keeps open.
+_MOST_OPEN = 16
+
+_opened: OrderedDict[str, Any] = OrderedDict()
+_opened_lock = threading.Lock()
+
+
+class Shared(Generic[T]):
+    """What `TaskPool.share` returns: a handle to give to tasks, which receive the object itself.
+
+    Buffers of 64 KiB and more (numpy arrays, bytearrays, ...) are mapped read-only by all workers instead of copied. The memory is freed by `close`, at the
+    end of a ``with`` block, or with the last reference; a task under way keeps it until it has ended.
+
+    Attributes:
+        nbytes: How much shared memory it takes.
+
+    Safe from: any thread.
+    """
+
+    def __init__(self, value: T, pickler: Pickler) -> None:
+        self._segment: Segment | None = payload.dump_shared(value, pickler)
+        self._value: T | None = value
+        self.nbytes = self._segment.size
+
+    @property
+    def value(self) -> T:
+        """The object, as it was given.
+
+        Raises:
+            ClosedError: After `close`.
+        """
+        if self._segment is None:
+            raise ClosedError("this shared object has been closed")
+        return self._value  # type: ignore[return-value]  # a T until it is closed
+
+    def close(self) -> None:
+        """Free the memory. Tasks sent earlier that have not opened it yet fail with `HandleLost`."""
+        segment, self._segment, self._value = self._segment, None, None
+        if segment is not None:
+            segment.close()
+
+    def __reduce__(self) -> tuple[Callable[[str], Any], tuple[str]]:
+        segment = self._segment
+        if segment is None:
+            raise ClosedError("this shared object has been closed")
+        # The task must keep the memory until it has ended, also if the caller drops this object right away.
+        payload.seen_shared.append((threading.get_ident(), segment))
+        return open_shared, (segment.name,)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._segment is None else f"{type(self._value).__name__}, {self.nbytes} bytes"
+        return f"<Shared {state}>"
+
+
+def open_shared(name: str) -> Any:
+    """In a worker: the object behind a name."""
+    with _opened_lock:
+        if name in _opened:
+            _opened.move_to_end(name)
+            return _opened[name]
+    value = payload.open_shared(name)
+    with _opened_lock:
+        _opened[name] = value
+        while len(_opened) > _MOST_OPEN:
+            _opened.popitem(last=False)
+    return value

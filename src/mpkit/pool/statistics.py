@@ -1,0 +1,63 @@
+"""Frozen pictures of a pool and its workers at one moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["PoolStatistics", "WorkerSnapshot"]
+
+
+@dataclass(frozen=True)
+class PoolStatistics:
+    """How many tasks a pool has, and what became of those that ended.
+
+    Attributes:
+        workers: worker processes now, those that are starting or leaving included.
+        idle: workers without a task.
+        running: workers with a task.
+        queued: tasks that no worker has begun.
+        submitted: tasks ever submitted (a chunk of a map is one).
+        succeeded: tasks that returned.
+        failed: tasks that raised, ran past their limit, or were ended with the pool.
+        cancelled: tasks that were cancelled, or ended by `terminate`.
+        crashed: tasks whose worker died while it ran them, without retries left.
+        retried: how often a task was sent again because its worker had died.
+        workers_started: worker processes ever started.
+    """
+
+    workers: int
+    idle: int
+    running: int
+    queued: int
+    submitted: int
+    succeeded: int
+    failed: int
+    cancelled: int
+    crashed: int
+    retried: int
+    workers_started: int
+
+
+@dataclass(frozen=True)
+class WorkerSnapshot:
+    """One worker at one moment.
+
+    Attributes:
+        pid: its process id.
+        state: ``"starting"``, ``"initializing"``, ``"idle"``, ``"running"`` or ``"leaving"``.
+        task_id: the task it runs, or None.
+        function: the name of what that task calls, or None.
+        running_s: seconds since that task began, or None.
+        tasks_done: tasks that it has finished.
+        rss_bytes: resident memory, or None if it cannot be read.
+        cpu_percent: share of one CPU since it started, in percent, or None if it cannot be read.
+    """
+
+    pid: int
+    state: str
+    task_id: int | None
+    function: str | None
+    running_s: float | None
+    tasks_done: int
+    rss_bytes: int | None
+    cpu_percent: float | None

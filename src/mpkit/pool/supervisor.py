@@ -1,0 +1,307 @@
+"""The thread that looks after the workers: their deaths, their time limits, their memory, the end of the pool.
+
+It sleeps until something happens: a process ends, somebody pokes it, or the next moment comes at which it has to look (a time limit that may be
+over, a step of a stop, a pause between start-ups, a sample of the memory while tasks are running). An idle pool has none of them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from mpkit._platform import families
+from mpkit._platform.exits import ExitWatcher
+from mpkit._platform.identity import ProcessIdentity
+from mpkit.errors import PoolBroken
+from mpkit.pool.channel import STOP
+from mpkit.pool.memory import rss_bytes
+from mpkit.pool.dispatcher import Lane, Settlements, ending_error
+from mpkit.pool.channel import RAISED
+from mpkit.pool.ledger import CANCELLED, TIMED_OUT, TOO_BIG, Task
+from mpkit.pool.stacks import live_stack
+
+if TYPE_CHECKING:
+    from mpkit.pool.engine import Engine
+
+#: How often the memory of running workers is read: with a limit, and without one (for the error should one of them die).
+_SAMPLE_WITH_LIMIT = 0.05
+_SAMPLE_WITHOUT = 1.0
+#: How long a worker may take to write its stack before it is stopped all the same.
+_STACK_SECONDS = 0.1
+
+_INTERRUPTED = 1
+_TERMINATED = 2
+_KILLED = 3
+
+
+class Stop:
+    """A running task that is being stopped: interrupt, terminate, kill, with a grace period after each."""
+
+    __slots__ = ("due", "limit", "number", "stack", "stage")
+
+    def __init__(self, number: int, stack: str, limit: int | None) -> None:
+        self.number = number
+        self.stack = stack
+        self.limit = limit
+        self.stage = 0
+        self.due = 0.0
+
+
+class Supervisor:
+    """See the top of this file."""
+
+    def __init__(self, engine: Engine, name: str) -> None:
+        self._engine = engine
+        self._watcher = ExitWatcher()
+        self._by_identity: dict[ProcessIdentity, Lane] = {}
+        self._poke_reader, self._poke_writer = os.pipe()
+        os.set_blocking(self._poke_reader, False)
+        os.set_blocking(self._poke_writer, False)
+        self._requests: deque[Callable[[], None]] = deque()
+        self._thread = threading.Thread(target=self._run, name=f"{name}-supervisor", daemon=True)
+        #: When it looks next without being poked (monotonic).
+        self.looks_at = 0.0
+        self._sample_at = 0.0
+        self._gone: list[Lane] = []
+
+    # -- from other threads ------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the thread."""
+        # Daemon: the interpreter joins other threads before any exit handler of ours could stop this one. The pool's end joins it.
+        self._thread.start()
+
+    def join(self, timeout: float | None) -> bool:
+        """Wait for the thread; True when it has ended (or this is it)."""
+        if self._thread is threading.current_thread():
+            return True
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def poke(self) -> None:
+        """Have the thread look now."""
+        # No lock, because a `__del__` may call this at any moment; the pipe lives as long as this object.
+        try:
+            os.write(self._poke_writer, b"!")
+        except BlockingIOError:
+            # Full of pokes: it is going to look.
+            return
+
+    def request(self, what: Callable[[], None]) -> None:
+        """Have the thread do something."""
+        self._requests.append(what)
+        self.poke()
+
+    def add(self, lane: Lane) -> None:
+        """Watch a worker that has been started (before the thread runs, or in it)."""
+        if lane.identity is None or not self._watcher.add(lane.identity):
+            self._gone.append(lane)
+        else:
+            self._by_identity[lane.identity] = lane
+
+    # -- the thread --------------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        engine = self._engine
+        while True:
+            gone, self._gone = self._gone, []
+            for lane in gone:
+                engine.bury(lane)
+            while self._requests:
+                self._requests.popleft()()
+            if self._gone:
+                continue
+            now = time.monotonic()
+            looks = [engine.look_after_crew(now), self._look_at_limits(now), self._look_at_stops(now)]
+            if engine.is_over():
+                break
+            if self._gone or self._requests:
+                continue
+            self.looks_at = min(looks)
+            # Whoever gave a task a nearer limit before the line above took effect has been overlooked: look once more, cheaply.
+            wait = self._next_wait(now)
+            ended, poked = self._watcher.wait(wait, also=self._poke_reader)
+            if poked:
+                self._drain_pokes()
+            for process in ended:
+                lane_or_none = self._by_identity.pop(process, None)
+                if lane_or_none is not None:
+                    self._gone.append(lane_or_none)
+        self._close()
+        engine.over()
+
+    def _next_wait(self, now: float) -> float | None:
+        looks_at = min(self.looks_at, self._look_at_limits(now))
+        self.looks_at = looks_at
+        if looks_at == float("inf"):
+            return None
+        return max(looks_at - time.monotonic(), 0.0)
+
+    def _drain_pokes(self) -> None:
+        try:
+            while os.read(self._poke_reader, 4096):
+                pass
+        except BlockingIOError:
+            return
+
+    def _close(self) -> None:
+        self._watcher.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_poke_writer"):
+            os.close(self._poke_reader)
+            os.close(self._poke_writer)
+
+    # -- limits ------------------------------------------------------------------------------------------------------------
+
+    def _look_at_limits(self, now: float) -> float:
+        """Stop what is over its limit; when to look again."""
+        engine = self._engine
+        dispatcher = engine.dispatcher
+        if not dispatcher.ledger.under_way:
+            return float("inf")
+        next_look = float("inf")
+        sample = now >= self._sample_at
+        limit = engine.options.max_memory_bytes
+        if sample:
+            self._sample_at = now + (_SAMPLE_WITHOUT if limit is None else _SAMPLE_WITH_LIMIT)
+        next_look = min(next_look, self._sample_at)
+        with dispatcher.lock:
+            lanes = [lane for lane in dispatcher.lanes.values() if lane.sent]
+        for lane in lanes:
+            if sample:
+                lane.rss_bytes = rss_bytes(lane.pid) or lane.rss_bytes
+            if lane.stop is not None:
+                continue
+            with dispatcher.lock:
+                number, started = dispatcher.running_since(lane)
+                task = lane.sent.get(number)
+                if limit is not None and lane.rss_bytes is not None and lane.rss_bytes > limit and task is not None:
+                    reason = TOO_BIG
+                elif task is not None and task.timeout is not None:
+                    due = started / 1e9 + task.timeout
+                    reason = TIMED_OUT if now >= due else ""
+                    if not reason:
+                        next_look = min(next_look, due)
+                else:
+                    reason = ""
+                if not reason and engine.has_timeouts:
+                    # What has not begun can be over its limit no sooner than this.
+                    waiting = [other.timeout for other in lane.sent.values() if other.timeout is not None and other is not task]
+                    if waiting:
+                        next_look = min(next_look, now + min(waiting))
+            if reason and task is not None:
+                self.stop_task(lane, task, reason)
+        return next_look
+
+    def stop_task(self, lane: Lane, task: Task, reason: str) -> None:
+        """Begin to stop a running task (in this thread)."""
+        engine = self._engine
+        dispatcher = engine.dispatcher
+        stack = live_stack(lane, _STACK_SECONDS) if reason == TIMED_OUT else ""
+        settlements: Settlements = []
+        with dispatcher.lock:
+            dispatcher.drain_lane(lane, settlements)
+            if task.number in lane.sent and lane.stop is None and lane.key in dispatcher.lanes:
+                if not task.ending:
+                    task.ending = reason
+                lane.stop = Stop(task.number, stack, engine.options.max_memory_bytes)
+                lane.ready = False
+                # The others need not wait for it.
+                records = dispatcher.take_records(lane)
+                for ended in dispatcher.ledger.take_back(lane.key, [number for number, _ in records]):
+                    settlements.append((ended, RAISED, ending_error(ended, lane)))
+                dispatcher.fill()
+        engine.collector.settle(settlements)
+        if lane.stop is not None and lane.stop.stage == 0:
+            if reason == TOO_BIG:
+                # Every moment of grace may cost the machine its memory.
+                self._doom(lane, lane.stop, _KILLED)
+            else:
+                lane.stop.stage = _INTERRUPTED
+                lane.stop.due = time.monotonic() + engine.options.grace_period
+                lane.words[STOP] = task.number
+                if lane.identity is not None:
+                    families.send_signal(lane.identity, signal.SIGINT)
+
+    def _look_at_stops(self, now: float) -> float:
+        """Take the next step where a grace period is over; when to look again."""
+        dispatcher = self._engine.dispatcher
+        next_look = float("inf")
+        with dispatcher.lock:
+            lanes = [lane for lane in dispatcher.lanes.values() if lane.stop is not None]
+        for lane in lanes:
+            stop: Stop | None = lane.stop
+            if stop is None:
+                continue
+            if stop.stage < _KILLED and now >= stop.due:
+                self._doom(lane, stop, stop.stage + 1)
+            if stop.stage < _KILLED:
+                next_look = min(next_look, stop.due)
+        return next_look
+
+    def _doom(self, lane: Lane, stop: Stop, stage: int) -> None:
+        """Terminate or kill a worker, unless it has let go of the task at last."""
+        engine = self._engine
+        dispatcher = engine.dispatcher
+        settlements: Settlements = []
+        with dispatcher.lock:
+            dispatcher.drain_lane(lane, settlements)
+            alive = lane.stop is stop and lane.key in dispatcher.lanes
+            if alive and stop.stage < _TERMINATED:
+                # From here on it gets no task any more: it must not begin an innocent one just before the signal arrives. The lock is never
+                # given back; it goes with the worker.
+                locked = dispatcher.lock_inbox(lane)
+                if stop.number in lane.sent:
+                    lane.leaving = lane.doomed = True
+                else:
+                    alive = False
+                    lane.stop = None
+                    if locked:
+                        lane.channel.lock.release()
+        engine.collector.settle(settlements)
+        if not alive:
+            return
+        stop.stage = stage
+        stop.due = time.monotonic() + engine.options.grace_period
+        if lane.identity is not None:
+            if stage == _TERMINATED:
+                families.send_signal(lane.identity, signal.SIGTERM)
+            else:
+                families.kill_families([lane.identity])
+
+    def terminate(self, lane: Lane) -> None:
+        """Send SIGTERM (in this thread)."""
+        lane.doomed = True
+        if lane.identity is not None:
+            families.send_signal(lane.identity, signal.SIGTERM)
+
+    def kill(self, lane: Lane) -> None:
+        """Kill a worker and its descendants (in this thread)."""
+        lane.doomed = True
+        if lane.identity is not None:
+            families.kill_families([lane.identity])
+
+    def cancel_running(self, task: Task) -> None:
+        """Stop a task that was cancelled while it ran (in this thread)."""
+        dispatcher = self._engine.dispatcher
+        lane = dispatcher.lanes.get(task.worker)
+        if lane is not None and lane.stop is None and task.number in lane.sent:
+            self.stop_task(lane, task, CANCELLED)
+
+    # -- starting ------------------------------------------------------------------------------------------------------------
+
+    def start_worker(self) -> PoolBroken | None:
+        """Start one replacement (in this thread); the error, once there is no more hope."""
+        engine = self._engine
+        try:
+            lane = engine.crew.start()
+        except Exception as error:  # noqa: BLE001  whatever it is, the pool has to say it in the end
+            return engine.crew.note_failure(f"starting a process raised {type(error).__name__}: {error}", killed=False)
+        self.add(lane)
+        return None

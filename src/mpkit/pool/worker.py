@@ -1,0 +1,440 @@
+"""The worker: what runs in a child process of a pool. It imports as little as it can, because every worker pays for it.
+
+One turn of `_Worker.serve`: take one record from the inbox, call the function, put the outcome into the outbox, ring the parent if it wants to know.
+The order of the stores is the protocol (see ``docs/explanation/pool-protocol.md``): the task's number goes into the status row before the
+record leaves the inbox, and is cleared after the outcome is in the outbox.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from itertools import starmap
+from multiprocessing.connection import Connection
+from types import FrameType
+from typing import Any, NamedTuple
+
+from mpkit._platform.parent_watch import ParentLink
+from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
+from mpkit._shm.spin import SpinBudget
+from mpkit._wire import codec, failure
+from mpkit.errors import SerializationError
+from mpkit.pool import payload
+from mpkit.pool.channel import (
+    ALWAYS,
+    ANY,
+    BACK,
+    BAD_INITIALIZER,
+    BY_REFERENCE,
+    BY_VALUE,
+    CHUNK,
+    DONE,
+    ERROR,
+    FRONT,
+    HELLO,
+    INITIALIZING,
+    LEAVE,
+    LEAVING,
+    LOG,
+    LOW,
+    NONE,
+    READY,
+    RESULT_HEAD,
+    SLEEPING,
+    SOON,
+    STAR,
+    STARTED,
+    STATE,
+    STOP,
+    TASK,
+    TASK_HEAD,
+    WANTED,
+    WHEN_LOW,
+    Barrier,
+    Board,
+    Channel,
+    ChannelNames,
+    ring_bell,
+)
+from mpkit.pool.options import Pickler
+
+#: How long a worker sleeps before it looks again although nobody has woken it: a net below the protocol, not a part of it.
+_SLICE_SECONDS = 2.0
+#: Outcomes that somebody waits for in general are announced this often while the worker has more to do.
+_ANNOUNCE_NS = 1_000_000
+#: Functions that a worker keeps unpickled.
+_MOST_FUNCTIONS = 1024
+_LONGEST_RUN = (1 << 32) - 1
+
+if sys.platform == "linux":
+    #: Makes a worker write its Python stack into its pipe. A real-time signal, because SIGUSR1 and SIGUSR2 belong to the application.
+    STACK_SIGNAL: int | None = signal.SIGRTMAX - 5
+elif hasattr(signal, "SIGUSR2"):
+    STACK_SIGNAL = signal.SIGUSR2
+else:
+    STACK_SIGNAL = None
+
+
+class WorkerPlan(NamedTuple):
+    """What a worker is told when it starts."""
+
+    names: ChannelNames
+    stack_pipe: Connection | None
+    initializer: bytes | None
+    pickler: Pickler
+    tasks: int | None
+    max_memory_bytes: int | None
+    forward_logs: bool
+    log_level: int
+    pool_name: str
+    link: ParentLink
+
+
+def main(plan: WorkerPlan) -> None:
+    """Serve until told to leave. The target of the child process."""
+    worker = _Worker(plan)
+    worker.prepare()
+    if worker.initialize():
+        worker.serve()
+
+
+class _Worker:
+    def __init__(self, plan: WorkerPlan) -> None:
+        self.plan = plan
+        self.channel = Channel.attach(plan.names)
+        self.board = Board.attach(plan.names)
+        self.outbox = _Outbox(self.channel, self.board)
+        self.functions: dict[bytes, Callable[..., Any]] = {}
+        #: The number of the task whose code is running; 0 while the worker's own code is.
+        self.inside = 0
+        self.last_ring = 0
+
+    # -- the start -------------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Signals, stacks, the parent's death, logging."""
+        self.plan.link.die_with_parent()
+        # A forked worker has the parent's handlers; a SIGTERM must end it, and must not write to the parent's event loop.
+        with contextlib.suppress(ValueError):
+            signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, self._on_interrupt)
+        if hasattr(signal, "pthread_sigmask"):
+            # Whoever started this process may have blocked them.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+        pipe = self.plan.stack_pipe
+        if pipe is not None:
+            # Not blocking: a stack that does not fit into the pipe is cut off, and never stops the worker.
+            os.set_blocking(pipe.fileno(), False)
+            faulthandler.enable(pipe.fileno(), all_threads=True)
+            if STACK_SIGNAL is not None and hasattr(faulthandler, "register"):
+                faulthandler.register(STACK_SIGNAL, pipe.fileno(), all_threads=True, chain=False)
+        if self.plan.forward_logs:
+            from mpkit.pool.logs import forward_to  # noqa: PLC0415  loads logging, for those that want it
+
+            forward_to(self.outbox.put_log, lambda: self.inside, self.plan.log_level)
+        self.channel.words[STATE] = INITIALIZING
+
+    def initialize(self) -> bool:
+        """Run the pool's initializer; False when it raised, which the parent is told."""
+        if self.plan.initializer is not None:
+            try:
+                function, args = codec.loads(self.plan.initializer)  # type: ignore[misc]  # a pair
+                function(*args)
+            except BaseException as error:  # noqa: BLE001  SystemExit too: it would end the worker without a word
+                data = failure.pack_exception(error, self.plan.pickler)[: payload.INLINE_BYTES]
+                self.outbox.put(RESULT_HEAD.pack(0, 0, BAD_INITIALIZER) + data)
+                self.outbox.ring_all()
+                return False
+        self.channel.words[STATE] = READY
+        self.outbox.put(RESULT_HEAD.pack(0, 0, HELLO))
+        self.outbox.ring_all()
+        return True
+
+    def _on_interrupt(self, _signum: int, _frame: FrameType | None) -> None:
+        # Ctrl-C in a terminal goes to all processes of the group: what happens then is the parent's business. Only an interrupt meant for the
+        # very task that is running counts.
+        words = self.channel.words
+        if self.inside and words[STOP] == self.inside:
+            if self.outbox.busy_here():
+                # In the middle of a log record: let it be finished first.
+                self.outbox.interrupted = True
+                return
+            words[STOP] = 0
+            raise KeyboardInterrupt
+
+    # -- the work --------------------------------------------------------------------------------------------------------
+
+    def serve(self) -> None:
+        """Do tasks until told to leave."""
+        words = self.channel.words
+        left = self.plan.tasks
+        most_memory = self.plan.max_memory_bytes
+        number = 0
+        spin = SpinBudget()
+        barrier = Barrier()
+        clock = time.monotonic_ns
+        finished = 0
+        while True:
+            record = self._take()
+            if record is None:
+                if number:
+                    barrier()
+                    self._ring(number, finished, idle=True)
+                    number = 0
+                self._sleep(spin, barrier)
+                continue
+            if number:
+                # Taking the record went through the inbox's lock: between the outcome and this look lies a full barrier.
+                self._ring(number, finished, idle=False)
+            number, length, flags = TASK_HEAD.unpack_from(record)
+            if flags & LEAVE:
+                break
+            started = words[STARTED]
+            kind, data = self._run(number, length, flags, record)
+            record = b""
+            finished = clock()
+            self.outbox.put(RESULT_HEAD.pack(number, min(finished - started, _LONGEST_RUN), kind) + data)
+            data = b""
+            words[TASK] = 0
+            words[DONE] += 1
+            if left is not None:
+                left -= 1
+                if left <= 0:
+                    break
+            if most_memory is not None and (own_rss_bytes() or 0) > most_memory:
+                # What it has kept must not be held against the next task.
+                break
+        words[STATE] = LEAVING
+        self.outbox.ring_all()
+
+    def _take(self) -> bytes | None:
+        """The next record, or None. Only here the status row gets its number, and the inbox loses the record."""
+        channel = self.channel
+        if channel.inbox.is_empty():
+            return None
+        acquire = channel.lock.acquire
+        if not acquire(False):
+            # The parent is taking tasks back. Should it die meanwhile, so does this worker.
+            while not acquire(True, _SLICE_SECONDS):
+                pass
+        try:
+            inbox = channel.inbox
+            record = inbox.peek()
+            if record is not None:
+                # When it began, then which: whoever sees the number sees the right time.
+                channel.words[STARTED] = time.monotonic_ns()
+                channel.words[TASK] = int.from_bytes(record[:8], sys.byteorder)
+                if not TOTAL_STORE_ORDER:
+                    full_fence()
+                inbox.drop()
+            return record
+        finally:
+            channel.lock.release()
+
+    def _run(self, number: int, length: int, flags: int, record: bytes) -> tuple[int, bytes]:
+        """Call the function of a record: kind and data of the outcome."""
+        pickler: Pickler = "cloudpickle" if flags & BY_VALUE else "pickle"
+        try:
+            try:
+                self.inside = number
+                outcome = self._call(length, flags, record, pickler)
+            finally:
+                # From here on an interrupt comes too late. One that comes just before is caught below: there is only one for each task.
+                self.inside = 0
+        except BaseException as error:  # noqa: BLE001  SystemExit and KeyboardInterrupt of a task go to its caller too
+            self.inside = 0
+            try:
+                return payload.dump_error(error, pickler)
+            except Exception as second:  # noqa: BLE001  no room for a parcel, or an exception class that fights back
+                text = f"the task raised {type(error).__name__}, which cannot be sent: {second!r}"
+                return ERROR, failure.pack_exception(SerializationError(text))
+        return outcome
+
+    def _call(self, length: int, flags: int, record: bytes, pickler: Pickler) -> tuple[int, bytes]:
+        start = 16 + length
+        blob = record[16:start]
+        function = self.functions.get(blob)
+        if function is None:
+            function = self._load_function(blob, flags)
+        if len(record) == start:
+            value = function()
+            return (NONE, b"") if value is None else payload.dump_value(value, pickler)
+        args, kwargs = payload.load_arguments(flags, memoryview(record)[start:])
+        if flags & CHUNK:
+            return _run_chunk(function, args, flags, pickler)
+        return payload.dump_value(function(*args) if kwargs is None else function(*args, **kwargs), pickler)
+
+    def _load_function(self, blob: bytes, flags: int) -> Callable[..., Any]:
+        function: Callable[..., Any] = codec.loads(blob)  # type: ignore[assignment]  # the parent sends nothing else here
+        if flags & BY_REFERENCE:
+            if len(self.functions) >= _MOST_FUNCTIONS:
+                self.functions.clear()
+            self.functions[blob] = function
+        return function
+
+    def _ring(self, number: int, now: int, *, idle: bool) -> None:
+        """Wake whoever wants to know that task `number` is done."""
+        words = self.channel.words
+        low = words[LOW]
+        empty = low > 0 and (idle or self.channel.inbox.count() < low)
+        filling = not words[DONE] & 15 and self.outbox.is_filling()
+        board = self.board.words
+        if board[FRONT]:
+            wanted = board[WANTED]
+            if empty or filling or wanted == number or wanted == ANY or (wanted == SOON and (idle or now - self.last_ring > _ANNOUNCE_NS)):
+                self.last_ring = now
+                # In this order: whoever sleeps there sets it again after it has woken.
+                board[FRONT] = 0
+                ring_bell(self.board.front)
+                return
+        level = board[BACK]
+        if level and (
+            filling or (level >= WHEN_LOW and empty) or (level == ALWAYS and (idle or now - self.last_ring > _ANNOUNCE_NS))
+        ):
+            self.last_ring = now
+            board[BACK] = 0
+            ring_bell(self.board.back)
+
+    def _sleep(self, spin: SpinBudget, barrier: Barrier) -> None:
+        """Wait for a record: look for a moment, then sleep."""
+        channel = self.channel
+        is_empty = channel.inbox.is_empty
+        if spin.looks:
+            for _ in range(spin.looks):
+                if not is_empty():
+                    spin.paid()
+                    return
+            spin.failed()
+        words = channel.words
+        words[SLEEPING] = 1
+        barrier()
+        if is_empty():
+            channel.wake.acquire(True, _SLICE_SECONDS)
+        words[SLEEPING] = 0
+
+
+class _Outbox:
+    """Puts records into the outbox: outcomes from the main thread, log records from any."""
+
+    def __init__(self, channel: Channel, board: Board) -> None:
+        self._channel = channel
+        self._ring = channel.outbox
+        self._board = board
+        self._lock = threading.Lock()
+        self._holder = 0
+        self._late: list[bytes] = []
+        self.interrupted = False
+
+    def put(self, record: bytes) -> None:
+        """Add a record; waits for room."""
+        me = threading.get_ident()
+        if self._holder == me:
+            # A `__del__` that logs, in the middle of a put of this very thread.
+            self._late.append(record)
+            return
+        with self._lock:
+            self._holder = me
+            try:
+                self._put(record)
+                while self._late:
+                    self._put(self._late.pop(0))
+            finally:
+                self._holder = 0
+
+    def put_log(self, record: bytes) -> None:
+        """Add a log record, from inside a task."""
+        self.put(RESULT_HEAD.pack(0, 0, LOG) + record)
+        board = self._board.words
+        if board[BACK]:
+            board[BACK] = 0
+            ring_bell(self._board.back)
+        if self.interrupted and self._holder == 0 and threading.current_thread() is threading.main_thread():
+            self.interrupted = False
+            self._channel.words[STOP] = 0
+            raise KeyboardInterrupt
+
+    def busy_here(self) -> bool:
+        """Whether this thread is in the middle of a put."""
+        return self._holder == threading.get_ident()
+
+    def is_filling(self) -> bool:
+        """Whether less than half of the ring is free."""
+        return self._ring.room() < self._ring.capacity << 2
+
+    def ring_all(self) -> None:
+        """Wake everybody in the parent."""
+        board = self._board
+        board.words[FRONT] = 0
+        ring_bell(board.front)
+        board.words[BACK] = 0
+        ring_bell(board.back)
+
+    def _put(self, record: bytes) -> None:
+        if self._ring.try_put(record):
+            return
+        words = self._channel.words
+        barrier = Barrier()
+        while True:
+            self.ring_all()
+            words[SLEEPING] = 2
+            barrier()
+            if self._ring.try_put(record):
+                break
+            self._channel.wake.acquire(True, 0.05)
+        words[SLEEPING] = 0
+        # The token may have been meant for the main thread, which waits for records.
+        ring_bell(self._channel.wake)
+
+
+def _run_chunk(function: Callable[..., Any], items: list[Any], flags: int, pickler: Pickler) -> tuple[int, bytes]:
+    """Call the function for each item. The outcome is the list of results, and a list of what went wrong at which index.
+
+    An error fails its own item only. `list.extend` keeps what an iterator gave before it raised, and `map` goes on with the next item
+    after an error, so the calls run at the speed of C all the same.
+    """
+    results: list[Any] = []
+    errors: list[tuple[int, bytes]] = []
+    calls = starmap(function, items) if flags & STAR else map(function, items)
+    total = len(items)
+    while len(results) < total:
+        try:
+            results.extend(calls)
+            if len(results) < total:
+                # Only a StopIteration that the function itself raised ends `calls` early.
+                raise RuntimeError("the function raised StopIteration")
+        except KeyboardInterrupt:
+            # The whole chunk is being stopped.
+            raise
+        except BaseException as error:  # noqa: BLE001  whatever it is, it belongs to this item
+            errors.append((len(results), failure.pack_exception(error, pickler)))
+            results.append(None)
+    try:
+        return payload.dump_value((results, errors), pickler)
+    except SerializationError:
+        # Rare, so slow is good enough: find the results that cannot be pickled.
+        failed = {index for index, _ in errors}
+        for index, value in enumerate(results):
+            if index not in failed:
+                try:
+                    codec.dumps(value, pickler)
+                except SerializationError as error:
+                    errors.append((index, failure.pack_exception(error, pickler)))
+                    results[index] = None
+        return payload.dump_value((results, errors), pickler)
+
+
+def own_rss_bytes() -> int | None:
+    """Resident memory of this process, or None if it cannot be read."""
+    from mpkit.pool import memory  # noqa: PLC0415  only with a limit
+
+    return memory.rss_bytes(os.getpid())
+
+
+__all__ = ["STACK_SIGNAL", "WorkerPlan", "main"]

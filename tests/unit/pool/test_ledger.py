@@ -1,0 +1,177 @@
+"""The task ledger against a model: whatever the order of events, each task ends exactly once and none is forgotten."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from mpkit.pool.dispatcher import Function
+from mpkit.pool.ledger import CANCELLED, ENDED, QUEUED, SENT, TIMED_OUT, Death, Ledger, Task
+
+_DEATH = Death(1, -9, "SIGKILL", "", None, False)
+_FUNCTION = Function("f", b"")
+
+
+class _Sink:
+    def sent(self, task: Task) -> None:
+        """Nothing to remember."""
+
+    def settle(self, task: Task, kind: int, data: object) -> None:
+        """Never called by a ledger."""
+
+
+def make(number: int, retries: int = 0) -> Task:
+    return Task(number, _Sink(), b"", _FUNCTION, None, retries)
+
+
+class LedgerModel(RuleBasedStateMachine):
+    """The model: where each task is, in plain lists, and how often it has ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ledger = Ledger()
+        self.tasks: list[Task] = []
+        self.queue: list[Task] = []
+        self.workers: dict[int, list[Task]] = {}
+        self.ended: dict[int, int] = {}
+        self.next_worker = 0
+
+    def end(self, task: Task) -> None:
+        self.ended[task.number] = self.ended.get(task.number, 0) + 1
+
+    @rule(retries=st.integers(0, 2))
+    def submit(self, retries: int) -> None:
+        task = make(len(self.tasks) + 1, retries)
+        self.tasks.append(task)
+        self.queue.append(task)
+        self.ledger.submit(task)
+
+    @rule()
+    def add_worker(self) -> None:
+        self.next_worker += 1
+        self.workers[self.next_worker] = []
+        self.ledger.add_worker(self.next_worker)
+
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data())
+    def submit_straight_to_a_worker(self, data: st.DataObject) -> None:
+        worker = data.draw(st.sampled_from(sorted(self.workers)))
+        task = make(len(self.tasks) + 1)
+        self.tasks.append(task)
+        self.workers[worker].append(task)
+        self.ledger.send_new(worker, task)
+
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data())
+    def send(self, data: st.DataObject) -> None:
+        worker = data.draw(st.sampled_from(sorted(self.workers)))
+        task = self.ledger.first()
+        if not self.queue:
+            assert task is None
+            return
+        assert task is self.queue[0]
+        self.ledger.send_first(worker)
+        self.workers[worker].append(self.queue.pop(0))
+
+    @precondition(lambda self: any(self.workers.values()))
+    @rule(data=st.data(), succeeded=st.booleans())
+    def finish(self, data: st.DataObject, succeeded: bool) -> None:
+        worker = data.draw(st.sampled_from([key for key, tasks in self.workers.items() if tasks]))
+        task = self.workers[worker].pop(0)
+        assert self.ledger.finish(worker, task.number, succeeded) is task
+        assert self.ledger.finish(worker, task.number, succeeded) is None
+        self.end(task)
+
+    @precondition(lambda self: any(len(tasks) > 1 for tasks in self.workers.values()))
+    @rule(data=st.data())
+    def take_back_what_has_not_begun(self, data: st.DataObject) -> None:
+        worker = data.draw(st.sampled_from([key for key, tasks in self.workers.items() if len(tasks) > 1]))
+        back = self.workers[worker][1:]
+        del self.workers[worker][1:]
+        ended = self.ledger.take_back(worker, [task.number for task in back])
+        assert ended == [task for task in back if task.ending]
+        for task in ended:
+            self.end(task)
+        self.queue[:0] = [task for task in back if not task.ending]
+
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data(), begun=st.booleans())
+    def worker_dies(self, data: st.DataObject, begun: bool) -> None:
+        worker = data.draw(st.sampled_from(sorted(self.workers)))
+        tasks = self.workers.pop(worker)
+        running = tasks[0] if tasks and begun else None
+        loss = self.ledger.lose_worker(worker, None if running is None else running.number, _DEATH)
+        expected_ended = []
+        back = []
+        for task in tasks:
+            if task.ending or (task is running and len(task.deaths or ()) > task.retries):
+                expected_ended.append(task)
+            else:
+                back.append(task)
+        assert sorted(task.number for task in loss.ended) == sorted(task.number for task in expected_ended)
+        assert (loss.retried is not None) == (running is not None and running in back)
+        for task in loss.ended:
+            self.end(task)
+        self.queue[:0] = back
+
+    @precondition(lambda self: self.queue)
+    @rule(data=st.data())
+    def cancel_queued(self, data: st.DataObject) -> None:
+        task = data.draw(st.sampled_from(self.queue))
+        assert self.ledger.end(task)
+        assert not self.ledger.end(task)
+        self.queue.remove(task)
+        self.end(task)
+
+    @precondition(lambda self: any(self.workers.values()))
+    @rule(data=st.data(), reason=st.sampled_from([CANCELLED, TIMED_OUT]))
+    def begin_to_stop_a_running_one(self, data: st.DataObject, reason: str) -> None:
+        worker = data.draw(st.sampled_from([key for key, tasks in self.workers.items() if tasks]))
+        self.workers[worker][0].ending = reason
+
+    @rule()
+    def the_pool_is_terminated(self) -> None:
+        pending = sorted([*self.queue, *(task for tasks in self.workers.values() for task in tasks)], key=lambda task: task.number)
+        assert self.ledger.fail_everything() == pending
+        for task in pending:
+            self.end(task)
+        self.queue.clear()
+        for tasks in self.workers.values():
+            tasks.clear()
+
+    @invariant()
+    def each_task_is_in_one_place(self) -> None:
+        ledger = self.ledger
+        assert ledger.queued == len(self.queue)
+        assert ledger.under_way == sum(map(len, self.workers.values()))
+        assert ledger.submitted == len(self.tasks) == ledger.live + len(self.ended)
+        assert ledger.succeeded + ledger.failed + ledger.cancelled + ledger.crashed == len(self.ended)
+        assert [task for task in ledger.queue if task.state == QUEUED] == self.queue
+        for key, tasks in self.workers.items():
+            assert list(ledger.sent[key].values()) == tasks
+            assert all(task.state == SENT and task.worker == key for task in tasks)
+
+    @invariant()
+    def none_ends_twice(self) -> None:
+        assert all(times == 1 for times in self.ended.values())
+        assert all((task.state == ENDED) == (task.number in self.ended) for task in self.tasks)
+
+
+TestLedger = LedgerModel.TestCase
+TestLedger.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+
+
+def test_the_deaths_of_a_task_that_is_tried_again_are_all_remembered() -> None:
+    ledger = Ledger()
+    task = make(1, retries=2)
+    ledger.submit(task)
+    for worker in (1, 2, 3):
+        ledger.add_worker(worker)
+        assert ledger.first() is task
+        ledger.send_first(worker)
+        loss = ledger.lose_worker(worker, 1, _DEATH._replace(pid=worker))
+    assert loss.ended == [task]
+    assert task.deaths is not None
+    assert [death.pid for death in task.deaths] == [1, 2, 3]
+    assert (ledger.crashed, ledger.retried, ledger.live) == (1, 2, 0)
