@@ -9,6 +9,7 @@ second.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the children ar
 
 #: Far above what a take-over needs; only a hang reaches it.
 PATIENCE = 30.0
-OPCODES = bool(os.environ.get("MPKIT_EVERY_OPCODE"))
+OPCODES = bool(os.environ.get("MPKIT_EVERY_OPCODE")) and sys.version_info < (3, 12)
 SMALL = 40
 
 

@@ -238,7 +238,8 @@ class SharedObject:
                 lock.forget()
 
     def __del__(self) -> None:
-        if not getattr(self, "closed", True) and hasattr(self, "locks"):
+        # At the end of the interpreter the exit hook of `names` has removed everything, and modules are half gone.
+        if not _is_finalizing() and not getattr(self, "closed", True) and hasattr(self, "locks"):
             self.close()
 
 
