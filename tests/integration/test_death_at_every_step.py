@@ -29,8 +29,14 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the children ar
 
 #: Far above what a take-over needs; only a hang reaches it.
 PATIENCE = 30.0
+#: The long operations are sampled at every few lines in the usual run, so that it stays quick, and at every line (or
+#: opcode) with these set.
+EVERY_STEP = bool(os.environ.get("MPKIT_EVERY_STEP") or os.environ.get("MPKIT_EVERY_OPCODE"))
+SAMPLED = 11
 OPCODES = bool(os.environ.get("MPKIT_EVERY_OPCODE")) and sys.version_info < (3, 12)
 SMALL = 40
+#: So many objects are checked side by side; with more of them each fork would have more to copy.
+BATCH = 16
 
 
 @pytest.fixture(autouse=True)
@@ -70,28 +76,36 @@ def drain(queue: OpenQueue) -> list[bytes]:
     return [get(queue) for _ in range(queue.generations.size())]
 
 
-def each_step(make: Callable[[], tuple[object, Callable[[], object], Callable[[], None]]]) -> int:
-    """For each step: make an object, die in the operation there, then check. Returns how many steps there
-    are.
+def each_step(
+    make: Callable[[], tuple[object, Callable[[], object], Callable[[], None]]], stride: int = 1
+) -> int:
+    """For each step (or each `stride`-th): make an object, die in the operation there, then check.
+
+    Returns:
+        How many steps there are.
     """
-    died = True
-    checks: list[Callable[[], None]] = []
-    kept = []
+    if EVERY_STEP:
+        stride = 1
     steps = 0
-    for step in count():
-        thing, operation, check = make()
-        died = die_at(step, operation, opcodes=OPCODES)
-        kept.append(thing)
-        checks.append(check)
-        if not died:
-            break
-        steps += 1
-    with ThreadPoolExecutor(64) as threads:
-        for done in [threads.submit(check) for check in checks]:
-            done.result()
-    for thing in kept:
-        thing.close()  # type: ignore[attr-defined]
-    return steps
+    tries = 0
+    with ThreadPoolExecutor(BATCH) as threads:
+        while True:
+            things: list[object] = []
+            checks: list[Callable[[], None]] = []
+            for _ in range(BATCH):
+                thing, operation, check = make()
+                things.append(thing)
+                checks.append(check)
+                if not die_at(steps, operation, opcodes=OPCODES):
+                    break
+                steps += stride
+                tries += 1
+            for done in [threads.submit(check) for check in checks]:
+                done.result()
+            for thing in things:
+                thing.close()  # type: ignore[attr-defined]
+            if len(checks) < BATCH or tries % BATCH:
+                return steps
 
 
 ITEMS = [b"%d" % number * SMALL for number in range(4)]
@@ -146,7 +160,7 @@ def test_put_and_get_one_after_the_other() -> None:
 
         return queue, both, check_rest(queue, [ITEMS[:1], [], ITEMS[1:2]])
 
-    assert each_step(make) > 80
+    assert each_step(make, SAMPLED) > 80
 
 
 def test_put_that_needs_a_new_ring() -> None:
@@ -156,7 +170,7 @@ def test_put_that_needs_a_new_ring() -> None:
         queue = queue_with(filler, filler, filler, filler)
         return queue, lambda: put(queue, filler), check_rest(queue, [[filler] * 4, [filler] * 5])
 
-    assert each_step(make) > 80
+    assert each_step(make, SAMPLED) > 80
 
 
 def test_get_that_goes_on_to_the_next_ring() -> None:
@@ -167,7 +181,7 @@ def test_get_that_goes_on_to_the_next_ring() -> None:
         assert drain_some(queue, 4) == [filler] * 4
         return queue, lambda: get(queue), check_rest(queue, [ITEMS[:1], []])
 
-    assert each_step(make) > 40
+    assert each_step(make, SAMPLED) > 40
 
 
 def drain_some(queue: OpenQueue, number: int) -> list[bytes]:
@@ -185,7 +199,7 @@ def test_put_many_and_get_many() -> None:
 
         return queue, both, check_rest(queue, [*put_all, ITEMS[2:]])
 
-    assert each_step(make) > 80
+    assert each_step(make, SAMPLED) > 80
 
 
 def test_put_of_a_big_item() -> None:
@@ -195,7 +209,7 @@ def test_put_of_a_big_item() -> None:
         queue = queue_with(ITEMS[0])
         return queue, lambda: put_big(queue, big), check_big(queue, [ITEMS[:1], [ITEMS[0], big]])
 
-    assert each_step(make) > 80
+    assert each_step(make, SAMPLED) > 80
 
 
 def test_get_of_a_big_item() -> None:
@@ -206,7 +220,7 @@ def test_get_of_a_big_item() -> None:
         put_big(queue, big)
         return queue, lambda: get(queue), check_big(queue, [[big], []])
 
-    assert each_step(make) > 40
+    assert each_step(make, SAMPLED) > 40
 
 
 def check_big(queue: OpenQueue, allowed: list[list[bytes]]) -> Callable[[], None]:
@@ -245,7 +259,7 @@ def test_task_done_and_shut_down() -> None:
 
         return queue, work, check
 
-    assert each_step(make) > 80
+    assert each_step(make, SAMPLED) > 80
 
 
 def test_add_to_a_counter() -> None:
@@ -293,7 +307,7 @@ def test_taking_over_itself() -> None:
         return queue, lambda: put(queue, ITEMS[2]), check_rest(queue, [[ITEMS[0]], [ITEMS[0], ITEMS[2]]])
 
     inside = step_inside_the_lock()
-    assert each_step(make) > 60
+    assert each_step(make, SAMPLED) > 60
 
 
 def step_inside_the_lock() -> int:

@@ -8,11 +8,19 @@ partner from running).
 
 from __future__ import annotations
 
+import functools
+
 from mpkit._platform.cpus import usable_cpus
 
 #: Looks in a full spin: one costs some 60 to 90 ns, so this is about 50 microseconds.
 MOST_LOOKS = 700
 _FEWEST_LOOKS = 24
+
+
+@functools.cache
+def _has_several_cpus() -> bool:
+    # Asked once: it reads the files of the control groups, which takes longer than making a queue.
+    return usable_cpus() > 1
 
 
 class SpinBudget:
@@ -23,7 +31,7 @@ class SpinBudget:
     __slots__ = ("looks",)
 
     def __init__(self) -> None:
-        self.looks = MOST_LOOKS if usable_cpus() > 1 else 0
+        self.looks = MOST_LOOKS if _has_several_cpus() else 0
 
     def paid(self) -> None:
         self.looks = min(self.looks * 2, MOST_LOOKS)
