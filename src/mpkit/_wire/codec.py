@@ -1,0 +1,310 @@
+"""Objects to bytes and back: pickle 5 with all that multiprocessing can pickle, as fast as plain pickle.
+
+`multiprocessing.reduction.ForkingPickler` knows types that `pickle` does not (connections, sockets, what
+third parties have registered), but it copies two dictionaries and makes a pickler for each object, which
+costs more than pickling a small one. Here the merged table is made once, and picklers are used again.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import importlib
+import pickle
+import types
+from collections import ChainMap
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from mpkit._platform import seam
+from mpkit.errors import SerializationError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+__all__ = ["DEFAULT_THRESHOLD", "Pickler", "check_pickler", "decode", "dumps", "encode", "loads"]
+
+Pickler = Literal["pickle", "cloudpickle"]
+"""Who pickles: the standard library's pickle, or cloudpickle, which knows lambdas and local functions too."""
+
+PROTOCOL = 5
+
+DEFAULT_THRESHOLD = 64 * 1024
+"""From how many bytes on `encode` leaves a buffer out of band. Below, copying costs less than accounting."""
+
+# A pickler's table of what it has met keeps the size it once had and is cleared in full each time, so only
+# picklers that have dealt with little are used again. Each object met takes at least two bytes of output.
+_RECYCLE_UP_TO_BYTES = 1024
+
+
+def check_pickler(pickler: str) -> Pickler:
+    """Check the name of a pickler given by a caller, and that it is installed.
+
+    Raises:
+        ValueError: If there is none of that name.
+        ImportError: If cloudpickle is asked for and not installed.
+    """
+    if pickler == "pickle":
+        return "pickle"
+    if pickler == "cloudpickle":
+        _cloudpickle()
+        return "cloudpickle"
+    raise ValueError(f"pickler must be 'pickle' or 'cloudpickle'; got {pickler!r}")
+
+
+def dumps(obj: object, pickler: Pickler = "pickle") -> bytes:
+    """Pickle `obj`, all of it in one piece.
+
+    Args:
+        obj: Anything that pickle, or multiprocessing, can pickle.
+        pickler: Who pickles.
+
+    Raises:
+        SerializationError: If it cannot be pickled; the original error is the ``__cause__``.
+        ImportError: If cloudpickle is asked for and not installed.
+
+    Safe from: several threads, and from within the ``__reduce__`` of what is being pickled.
+    """
+    if pickler == "pickle":
+        spare = _spare if len(_extra_reducers) + len(_copyreg_reducers) == _reducers_known else _reset()
+        try:
+            writer = spare.pop()
+        except IndexError:
+            writer = _writer(_StandardPickler)
+    else:
+        spare = []
+        writer = _writer(_cloud_pickler())
+    # Written out here, not called: a call more would be felt in each item of a queue.
+    dump, clear_memo, parts = writer
+    try:
+        dump(obj)
+    except Exception as error:
+        # Half way, a writer is in an unknown state, so it is not used again.
+        raise _cannot_pickle(obj, error) from error
+    # The memory of what it has met would keep `obj` alive.
+    clear_memo()
+    data = parts[0] if len(parts) == 1 else b"".join(parts)
+    parts.clear()
+    if len(data) <= _RECYCLE_UP_TO_BYTES:
+        spare.append(writer)
+    return data
+
+
+def loads(data: ReadableBuffer) -> object:
+    """Bring back what `dumps` has made.
+
+    Raises:
+        SerializationError: If it cannot be unpickled; the original error is the ``__cause__``.
+    """
+    try:
+        return pickle.loads(data)
+    except Exception as error:
+        raise _cannot_unpickle(error) from error
+
+
+def encode(
+    obj: object, pickler: Pickler = "pickle", threshold: int = DEFAULT_THRESHOLD
+) -> tuple[bytes, list[pickle.PickleBuffer]]:
+    """Pickle `obj`, with its big buffers (of numpy arrays, say) left out of band and not copied.
+
+    Args:
+        obj: Anything that pickle, or multiprocessing, can pickle.
+        pickler: Who pickles.
+        threshold: Buffers of at least this many bytes are left out of band, smaller ones are copied into the
+            head.
+
+    Returns:
+        The head, and the buffers in the order in which `decode` wants them. They look into the memory of
+        `obj`: copy them before it changes.
+
+    Raises:
+        SerializationError: If it cannot be pickled; the original error is the ``__cause__``.
+        ImportError: If cloudpickle is asked for and not installed.
+
+    Safe from: several threads, and from within the ``__reduce__`` of what is being pickled.
+    """
+    if pickler == "pickle":
+        if len(_extra_reducers) + len(_copyreg_reducers) != _reducers_known:
+            _reset()
+        spare = _spare_out_of_band
+        try:
+            writer = spare.pop()
+        except IndexError:
+            writer = _writer_out_of_band(_StandardPickler)
+    else:
+        spare = []
+        writer = _writer_out_of_band(_cloud_pickler())
+    (dump, clear_memo, parts), chosen = writer
+    chosen.threshold = threshold
+    try:
+        dump(obj)
+    except Exception as error:
+        raise _cannot_pickle(obj, error) from error
+    clear_memo()
+    data = parts[0] if len(parts) == 1 else b"".join(parts)
+    parts.clear()
+    buffers = chosen.take()
+    if len(data) <= _RECYCLE_UP_TO_BYTES:
+        spare.append(writer)
+    return data, buffers
+
+
+def decode(head: ReadableBuffer, buffers: Iterable[ReadableBuffer | pickle.PickleBuffer] = ()) -> object:
+    """Bring back what `encode` has made. It looks into `buffers`, and cannot write to read-only ones.
+
+    Raises:
+        SerializationError: If it cannot be unpickled; the original error is the ``__cause__``.
+    """
+    try:
+        return pickle.loads(head, buffers=buffers)
+    except Exception as error:
+        raise _cannot_unpickle(error) from error
+
+
+# --- picklers that are used again -------------------------------------------------------------------------
+
+_Reducer = Callable[[Any], Any]
+
+_extra_reducers = seam.extra_reducers()
+_copyreg_reducers: dict[type[Any], _Reducer] = copyreg.dispatch_table
+
+
+class _StandardPickler(pickle.Pickler):
+    """The standard pickler with the reducers of multiprocessing."""
+
+    # A plain dictionary: the C pickler looks into it for each object of a class, so a chain of tables would
+    # cost.
+    dispatch_table = {**_copyreg_reducers, **_extra_reducers}  # noqa: RUF012  the base class says what it is
+
+
+class _Sink:
+    """What a pickler writes to. It does not know the pickler: the two would keep each other alive."""
+
+    __slots__ = ("_append", "parts")
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+        self._append = self.parts.append
+
+    def write(self, data: bytes) -> None:
+        """What the pickler calls; it may also pass a view of memory that lives only during this call."""
+        self._append(data if type(data) is bytes else bytes(data))
+
+
+class _Chosen:
+    """The buffers that are left out of band."""
+
+    __slots__ = ("_buffers", "threshold")
+
+    def __init__(self) -> None:
+        self._buffers: list[pickle.PickleBuffer] = []
+        self.threshold = 0
+
+    def offer(self, buffer: pickle.PickleBuffer) -> bool:
+        """What the pickler calls for each buffer; true means: copy it into the head."""
+        try:
+            size = buffer.raw().nbytes
+        except BufferError:
+            return True  # not contiguous: pickle has its own word for that
+        if size < self.threshold:
+            return True
+        self._buffers.append(buffer)
+        return False
+
+    def take(self) -> list[pickle.PickleBuffer]:
+        buffers, self._buffers = self._buffers, []
+        return buffers
+
+
+# What is used of a pickler again and again: `dump`, `clear_memo`, and the parts that it has written.
+_Writer = tuple[Callable[[object], None], Callable[[], None], list[bytes]]
+
+
+def _writer(kind: type[pickle.Pickler], buffer_callback: Callable[[Any], bool] | None = None) -> _Writer:
+    sink = _Sink()
+    pickler = kind(sink, PROTOCOL, buffer_callback=buffer_callback)
+    return pickler.dump, pickler.clear_memo, sink.parts
+
+
+def _writer_out_of_band(kind: type[pickle.Pickler]) -> tuple[_Writer, _Chosen]:
+    chosen = _Chosen()
+    return _writer(kind, chosen.offer), chosen
+
+
+# What the tables held when they were merged (by count: reducers are added, hardly ever replaced), and the
+# writers that have been made since. Lists, because their `pop` and `append` need no lock.
+_reducers_known = len(_extra_reducers) + len(_copyreg_reducers)
+_spare: list[_Writer] = []
+_spare_out_of_band: list[tuple[_Writer, _Chosen]] = []
+
+
+def _reset() -> list[_Writer]:
+    """Reducers have been registered: merge the tables anew, and drop the writers with the old one."""
+    global _reducers_known, _spare, _spare_out_of_band
+    _reducers_known = len(_extra_reducers) + len(_copyreg_reducers)
+    _StandardPickler.dispatch_table = {**_copyreg_reducers, **_extra_reducers}
+    _spare, _spare_out_of_band = [], []
+    return _spare
+
+
+_cloud_pickler_class: type[pickle.Pickler] | None = None
+
+
+def _cloudpickle() -> types.ModuleType:
+    try:
+        return importlib.import_module("cloudpickle")
+    except ImportError as error:
+        raise ImportError(
+            "pickler='cloudpickle' needs the cloudpickle package: pip install 'mpkit[cloudpickle]'"
+        ) from error
+
+
+def _cloud_pickler() -> type[pickle.Pickler]:
+    global _cloud_pickler_class
+    if _cloud_pickler_class is None:
+        base = _cloudpickle().Pickler
+        table = ChainMap(cast("dict[type[Any], _Reducer]", _extra_reducers), base.dispatch_table)
+        _cloud_pickler_class = type("_CloudPickler", (base,), {"dispatch_table": table})
+    return _cloud_pickler_class
+
+
+# --- wording ----------------------------------------------------------------------------------------------
+
+
+def _cannot_pickle(obj: object, error: Exception) -> Exception:
+    if isinstance(error, SerializationError | MemoryError):
+        # The former comes from within: what is pickled holds a handle that pickles by itself, and says it
+        # best.
+        return error
+    text = str(error)
+    if "inheritance" in text:
+        remedy = "hand it to a process when starting it, or use mpkit's queue, lock or counter"
+    elif "<lambda>" in text or "<locals>" in text or "local object" in text:
+        remedy = "define it at the top level of a module, or use pickler='cloudpickle'"
+    elif isinstance(error, RecursionError):
+        remedy = "it is nested too deeply; flatten it, or raise sys.setrecursionlimit()"
+    else:
+        remedy = "send what it was made from and make it anew there, or give its class a __reduce__"
+    return SerializationError(f"cannot pickle {_described(obj)}: {_error_line(error)}; {remedy}")
+
+
+def _cannot_unpickle(error: Exception) -> Exception:
+    if isinstance(error, SerializationError | MemoryError):
+        return error
+    if isinstance(error, AttributeError | ImportError):
+        remedy = "what is sent must be importable by the same name on the other side"
+    else:
+        remedy = "check the __reduce__, __setstate__ or constructor of its class"
+    return SerializationError(f"cannot unpickle what was received: {_error_line(error)}; {remedy}")
+
+
+def _described(obj: object) -> str:
+    """A short name of `obj` that never runs its own code."""
+    if isinstance(obj, types.FunctionType | type):
+        return f"{obj.__module__}.{obj.__qualname__}"
+    kind = type(obj)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return f"an object of type {name}"
+
+
+def _error_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,176 @@
+"""Exceptions on their way to another process, with the traceback of where they were raised.
+
+Unlike results, they must arrive in any case. So what is sent is an outer tuple of plain strings and bytes,
+which always unpickles, around the pickled exception, which the sender has tried out.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from types import TracebackType
+from typing import Final, cast
+
+from typing_extensions import override
+
+from mpkit._wire.codec import Pickler, dumps, loads
+from mpkit.errors import SerializationError
+
+__all__ = ["RemoteTraceback", "pack_exception", "unpack_exception"]
+
+_NOTE_HEADER: Final = "Traceback in process "
+
+# Formatting collapses repeated frames, but a message can be of any length.
+_MOST_CHARACTERS: Final = 200_000
+
+_OWN_DIRECTORY: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+
+
+class RemoteTraceback(Exception):  # noqa: N818  named as the one of multiprocessing and concurrent.futures
+    """The ``__cause__`` of an exception that comes from another process: shows the traceback from there.
+
+    Args:
+        text: The formatted traceback.
+        pid: The process in which the exception was raised.
+
+    Attributes:
+        text: As given.
+        pid: As given.
+    """
+
+    def __init__(self, text: str, pid: int) -> None:
+        super().__init__(text, pid)
+        self.text = text
+        self.pid = pid
+
+    @override
+    def __str__(self) -> str:
+        return f'in process {self.pid}\n"""\n{self.text}"""'
+
+
+def pack_exception(error: BaseException, pickler: Pickler = "pickle") -> bytes:
+    """Pickle an exception together with its traceback as text. Never fails.
+
+    Whether it can be unpickled is tried out here: many an exception with a constructor of its own can be
+    pickled but not unpickled. One that cannot travel arrives as a `SerializationError` with the text of its
+    traceback.
+    """
+    text = _formatted(error)
+    payload: bytes | None = None
+    reason = ""
+    try:
+        payload = dumps(error, pickler)
+        restored = loads(payload)
+        if not isinstance(restored, BaseException):
+            payload, reason = None, f"it unpickles to an object of type {type(restored).__qualname__}"
+    except KeyboardInterrupt:
+        raise
+    except BaseException as trouble:  # noqa: BLE001  foreign code, and whatever it raises must not get out of here
+        payload, reason = None, _one_line(trouble)
+    return dumps((payload, _name(error), reason, text, os.getpid()))
+
+
+def unpack_exception(data: bytes) -> BaseException:
+    """Bring back what `pack_exception` has made. Never fails.
+
+    Returns:
+        The exception, with its type and state. A `RemoteTraceback` is its ``__cause__``, and the same text is
+        the last of its ``__notes__`` (from Python 3.11 on they are shown; on 3.10 it is an attribute like any
+        other). If the exception came with a cause of its own, that is the cause of the `RemoteTraceback`. An
+        exception that cannot travel becomes a `SerializationError` with the same two.
+    """
+    try:
+        payload, name, reason, text, pid = cast("tuple[bytes | None, str, str, str, int]", loads(data))
+    except (SerializationError, TypeError, ValueError) as trouble:
+        damaged = SerializationError("an exception arrived damaged; what it was is not known")
+        damaged.__cause__ = trouble
+        return damaged
+    error: BaseException | None = None
+    if payload is not None:
+        try:
+            restored = loads(payload)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as trouble:  # noqa: BLE001  foreign code, and whatever it raises must not get out of here
+            reason = _one_line(trouble)
+        else:
+            if isinstance(restored, BaseException):
+                error = restored
+            else:
+                reason = f"it unpickles to an object of type {type(restored).__qualname__}"
+    if error is None:
+        error = SerializationError(
+            f"{name} was raised in process {pid}, but the exception cannot be sent here: {reason}; give its "
+            "class a __reduce__ that fits its constructor, and picklable attributes"
+        )
+    _attach(error, RemoteTraceback(text, pid))
+    return error
+
+
+def _attach(error: BaseException, remote: RemoteTraceback) -> None:
+    cause = error.__cause__
+    if cause is not None and not isinstance(cause, RemoteTraceback):
+        remote.__cause__ = cause
+    notes: object = getattr(error, "__notes__", None)
+    kept = _without_ours(cast("list[object]", notes)) if isinstance(notes, list) else []
+    # Not by plain assignment: the class may have a __setattr__ of its own (a frozen dataclass has).
+    BaseException.__setattr__(error, "__cause__", remote)
+    BaseException.__setattr__(error, "__notes__", [*kept, f"{_NOTE_HEADER}{remote.pid}:\n{remote.text}"])
+
+
+def _without_ours(notes: list[object]) -> list[object]:
+    """Notes without those of an earlier journey: the traceback from there is part of the new one's text."""
+    return [note for note in notes if not (isinstance(note, str) and note.startswith(_NOTE_HEADER))]
+
+
+def _formatted(error: BaseException) -> str:
+    """The traceback of `error` as text, causes and contexts included, whatever its class does."""
+    try:
+        form = traceback.TracebackException(type(error), error, _without_own_frames(error.__traceback__))
+        _drop_our_notes(form)
+        text = "".join(form.format())
+    except Exception as trouble:  # noqa: BLE001  __str__, __getattr__, __notes__ and the like are foreign code
+        text = f"{_name(error)} (its traceback cannot be shown: {_one_line(trouble)})\n"
+    if len(text) > _MOST_CHARACTERS:
+        half = _MOST_CHARACTERS // 2
+        text = f"{text[:half]}\n... ({len(text) - 2 * half} characters left out) ...\n{text[-half:]}"
+    # Half of a pair of surrogates can be in a message, and cannot be pickled.
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _drop_our_notes(form: traceback.TracebackException) -> None:
+    pending: list[traceback.TracebackException | None] = [form]
+    seen = set[int]()
+    while pending:
+        one = pending.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        notes: object = getattr(one, "__notes__", None)
+        if isinstance(notes, list):
+            kept = _without_ours(cast("list[object]", notes))
+            setattr(one, "__notes__", kept)  # noqa: B010  Python 3.10 has no such attribute
+        pending += [one.__cause__, one.__context__, *(getattr(one, "exceptions", None) or ())]
+
+
+def _without_own_frames(start: TracebackType | None) -> TracebackType | None:
+    """The traceback from the first frame outside mpkit: how we called the function explains nothing."""
+    here = start
+    while here is not None and here.tb_frame.f_code.co_filename.startswith(_OWN_DIRECTORY):
+        here = here.tb_next
+    return here or start
+
+
+def _name(error: BaseException) -> str:
+    kind = type(error)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _one_line(trouble: BaseException) -> str:
+    # A SerializationError of the codec speaks of sending and its remedies; the reason is what it came from.
+    cause = trouble.__cause__ if isinstance(trouble, SerializationError) and trouble.__cause__ else trouble
+    try:
+        text = str(cause)[:1000]
+    except Exception:  # noqa: BLE001  foreign code
+        text = "<no text>"
+    return f"{type(cause).__name__}: {text}".encode(errors="backslashreplace").decode()

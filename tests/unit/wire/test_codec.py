@@ -1,0 +1,395 @@
+"""`mpkit._wire.codec`: everything comes back, errors say what and what to do, buffers stay where they are."""
+
+from __future__ import annotations
+
+import array
+import datetime as dt
+import functools
+import gc
+import multiprocessing
+import pickle
+import socket
+import sys
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+from multiprocessing import reduction
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mpkit._wire import codec
+from mpkit._wire.codec import check_pickler, decode, dumps, encode, loads
+from mpkit.errors import SerializationError
+
+atoms = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.binary()
+    | st.decimals(allow_nan=False)
+    | st.datetimes()
+    | st.builds(range, st.integers(0, 9))
+)
+values = st.recursive(
+    atoms,
+    lambda inner: (
+        st.lists(inner)
+        | st.lists(inner).map(tuple)
+        | st.dictionaries(st.text(), inner)
+        | st.sets(st.integers())
+        | st.builds(bytearray, st.binary())
+    ),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(value=values, cloud=st.booleans())
+def test_round_trip(value: object, cloud: bool) -> None:
+    assert loads(dumps(value, "cloudpickle" if cloud else "pickle")) == value
+
+
+@settings(max_examples=40, deadline=None)
+@given(value=values, cloud=st.booleans(), threshold=st.integers(0, 100))
+def test_round_trip_out_of_band(value: object, cloud: bool, threshold: int) -> None:
+    head, buffers = encode(value, "cloudpickle" if cloud else "pickle", threshold)
+    assert decode(head, buffers) == value
+
+
+@settings(max_examples=40, deadline=None)
+@given(value=values)
+def test_the_bytes_are_those_of_pickle(value: object) -> None:
+    assert dumps(value) == pickle.dumps(value, 5)
+
+
+@dataclass
+class Point:
+    x: int
+    y: int
+
+    def shifted(self, by: int) -> Point:
+        return Point(self.x + by, self.y + by)
+
+
+def double(number: int) -> int:
+    return 2 * number
+
+
+@pytest.mark.parametrize("pickler", ["pickle", "cloudpickle"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        Point(1, 2),
+        [Point(i, i) for i in range(1000)],
+        Decimal("1.5"),
+        dt.date(2024, 2, 29),
+        OrderedDict(a=1),
+        "x" * 200_000,
+        "\u20ac\ud800" * 50_000,
+        bytearray(200_000),
+        bytes(200_000),
+        array.array("d", [1.0] * 50_000),
+        float("inf"),
+        -(2**200),
+        ValueError("x", 1),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_many_types(value: object, pickler: codec.Pickler) -> None:
+    back = loads(dumps(value, pickler))
+    assert type(back) is type(value)
+    if isinstance(value, BaseException):
+        assert isinstance(back, BaseException)
+        assert back.args == value.args
+    else:
+        assert back == value
+
+
+@pytest.mark.parametrize("pickler", ["pickle", "cloudpickle"])
+def test_functions_methods_and_partials(pickler: codec.Pickler) -> None:
+    def again(value: Any) -> Any:
+        return loads(dumps(value, pickler))
+
+    assert again(double)(4) == 8
+    assert again(Point(1, 2).shifted)(1) == Point(2, 3)
+    assert again(functools.partial(double, 5))() == 10
+    assert again([].append)  # a method of a built-in object
+    assert again(list.append) == list.append
+    assert again(int.__add__)(1, 2) == 3
+
+
+def test_identity_and_cycles_within_one_object_are_kept() -> None:
+    shared = [1]
+    loop: list[object] = [shared, shared]
+    loop.append(loop)
+    back: Any = loads(dumps(loop))
+    assert back[0] is back[1]
+    assert back[2] is back
+
+
+def test_one_object_does_not_refer_to_an_earlier_one() -> None:
+    value = ("the same string", "the same string")
+    assert loads(dumps(value)) == loads(dumps(value)) == value
+
+
+class Remembered:
+    """Something to refer to weakly."""
+
+
+def test_nothing_pickled_is_kept_alive() -> None:
+    value = Remembered()
+    seen = weakref.ref(value)
+    dumps(value)
+    encode(value)
+    with pytest.raises(SerializationError):
+        dumps([value, threading.Lock()])
+    del value
+    gc.collect()
+    assert seen() is None
+
+
+class FromWithin:
+    """Pickles by pickling something else with the same functions."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return FromWithin.from_bytes, (dumps(self.value), encode(self.value)[0])
+
+    @staticmethod
+    def from_bytes(one: bytes, two: bytes) -> FromWithin:
+        assert loads(one) == decode(two)
+        return FromWithin(loads(one))
+
+
+def test_from_within_a_reduce() -> None:
+    back: Any = loads(dumps([FromWithin(1), FromWithin([2])]))
+    assert [one.value for one in back] == [1, [2]]
+
+
+def test_several_threads_at_once() -> None:
+    def work(number: int) -> None:
+        for i in range(300):
+            value = (number, i, "x" * i)
+            assert loads(dumps(value)) == value
+            head, buffers = encode([value, np.full(i, number)], threshold=800)
+            assert (len(buffers) == 1) == (8 * i >= 800)
+            back: Any = decode(head, buffers)
+            assert (back[1] == number).all()
+        finished.append(number)
+
+    finished: list[int] = []
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(finished) == [0, 1, 2, 3]
+
+
+# --- buffers ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("pickler", ["pickle", "cloudpickle"])
+def test_big_arrays_stay_out_of_band(pickler: codec.Pickler, order: Any) -> None:
+    big = np.arange(100_000, dtype="i8").reshape(400, 250).copy(order=order)
+    small = np.arange(3)
+    head, buffers = encode({"big": big, "small": small}, pickler)
+    assert len(head) < 1000
+    assert [buffer.raw().nbytes for buffer in buffers] == [800_000]
+    back: Any = decode(head, buffers)
+    assert np.shares_memory(back["big"], big)  # nothing was copied
+    assert (back["big"] == big).all()
+    assert (back["small"] == small).all()
+
+
+def test_read_only_buffers_give_read_only_arrays() -> None:
+    head, buffers = encode(np.zeros(100_000))
+    back: Any = decode(head, [bytes(buffer) for buffer in buffers])
+    assert not back.flags.writeable
+
+
+def test_the_threshold_is_inclusive() -> None:
+    value = np.zeros(100, dtype="u1")
+    assert encode(value, threshold=101)[1] == []
+    assert len(encode(value, threshold=100)[1]) == 1
+    assert len(encode(value, threshold=0)[1]) == 1
+
+
+def test_not_contiguous() -> None:
+    value = np.arange(200_000)[::2]
+    assert (loads(dumps(value)) == value).all()
+    head, buffers = encode(value)
+    assert (decode(head, buffers) == value).all()
+    with pytest.raises(SerializationError, match="non-contiguous"):
+        encode(pickle.PickleBuffer(memoryview(b"0123456789")[::2]))
+
+
+def test_in_band_copies_are_made_at_once() -> None:
+    value = bytearray(b"x" * 100_000)
+    data = dumps(value)
+    value[:] = b"y" * 100_000
+    assert loads(data) == b"x" * 100_000
+
+
+def test_missing_buffers_are_an_error() -> None:
+    head, _ = encode(np.zeros(100_000))
+    with pytest.raises(SerializationError, match="cannot unpickle"):
+        decode(head, [])
+
+
+# --- what multiprocessing knows -----------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="descriptors")
+@pytest.mark.parametrize("pickler", ["pickle", "cloudpickle"])
+def test_connections_and_sockets(pickler: codec.Pickler) -> None:
+    ours, theirs = multiprocessing.Pipe()
+    one, two = socket.socketpair()
+    with ours, theirs, one, two:
+        connection: Any = loads(dumps(theirs, pickler))
+        with connection:
+            connection.send("hello")
+            assert ours.recv() == "hello"
+        again: Any = loads(dumps({"socket": two}, pickler))
+        with again["socket"]:
+            again["socket"].send(b"hello")
+            assert one.recv(10) == b"hello"
+    _stop_the_resource_sharer()
+
+
+def _stop_the_resource_sharer() -> None:
+    """multiprocessing passes descriptors outside of a start through a thread of its own."""
+    from multiprocessing import resource_sharer
+
+    resource_sharer.stop(timeout=60)
+
+
+class Registered:
+    """Known to pickle only through a reducer that somebody registers later."""
+
+    def __reduce__(self) -> str:
+        raise TypeError("not without the reducer")
+
+
+@pytest.mark.parametrize("register", [reduction.register, "copyreg"])
+def test_a_reducer_that_is_registered_later_counts(register: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SerializationError):
+        dumps(Registered())
+    if register == "copyreg":
+        monkeypatch.setitem(codec._copyreg_reducers, Registered, lambda _: (int, (5,)))
+    else:
+        monkeypatch.setitem(codec._extra_reducers, Registered, lambda _: (int, (5,)))
+    assert loads(dumps(Registered())) == 5
+    assert decode(*encode([Registered()])) == [5]
+    monkeypatch.undo()
+    with pytest.raises(SerializationError):
+        dumps(Registered())
+
+
+# --- errors -------------------------------------------------------------------------------------------------
+
+
+class Unpicklable:
+    def __reduce__(self) -> str:
+        raise ZeroDivisionError("on purpose")
+
+
+class UnpicklesBadly:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return double, (1, 2, 3)
+
+
+def local_function() -> Callable[[], None]:
+    def inner() -> None: ...
+
+    return inner
+
+
+def deep() -> list[object]:
+    value: list[object] = []
+    for _ in range(100_000):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "value, named, remedy",
+    [
+        (
+            Unpicklable(),
+            "type tests.unit.wire.test_codec.Unpicklable: ZeroDivisionError: on purpose",
+            "__reduce__",
+        ),
+        (threading.Lock(), "_thread.lock", "__reduce__"),
+        (lambda: None, "<lambda>", "pickler='cloudpickle'"),
+        (local_function(), "local_function.<locals>.inner", "pickler='cloudpickle'"),
+        (multiprocessing.get_context("spawn").Lock(), "Lock", "mpkit's queue, lock or counter"),
+        (deep(), "RecursionError", "nested too deeply"),
+    ],
+    ids=["reduce", "lock", "lambda", "local", "multiprocessing lock", "deep"],
+)
+@pytest.mark.parametrize("function", [dumps, encode])
+def test_what_cannot_be_pickled(
+    function: Callable[[object], object], value: object, named: str, remedy: str
+) -> None:
+    with pytest.raises(SerializationError) as caught:
+        function(value)
+    assert named in str(caught.value)
+    assert remedy in str(caught.value)
+    assert caught.value.__cause__ is not None
+    assert not isinstance(caught.value.__cause__, SerializationError)
+
+
+def test_cloudpickle_takes_what_pickle_does_not() -> None:
+    back: Any = loads(dumps([lambda: 5, local_function()], "cloudpickle"))
+    assert back[0]() == 5
+
+
+def test_an_error_from_within_stays_itself() -> None:
+    with pytest.raises(SerializationError, match=r"cannot pickle an object of type _thread.lock"):
+        dumps([FromWithin(threading.Lock())])
+
+
+@pytest.mark.parametrize("data", [b"", b"junk", b"\x80\x05", dumps(UnpicklesBadly())])
+@pytest.mark.parametrize("function", [loads, decode])
+def test_what_cannot_be_unpickled(function: Callable[[bytes], object], data: bytes) -> None:
+    with pytest.raises(SerializationError, match="cannot unpickle what was received") as caught:
+        function(data)
+    assert isinstance(caught.value.__cause__, Exception)
+
+
+def test_a_name_that_is_not_there() -> None:
+    data = dumps(double).replace(b"double", b"dooble")
+    with pytest.raises(SerializationError, match="importable by the same name on the other side"):
+        loads(data)
+
+
+def test_interrupts_are_not_errors_of_pickling() -> None:
+    class Interrupts:
+        def __reduce__(self) -> str:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        dumps(Interrupts())
+    assert loads(dumps(1)) == 1
+
+
+def test_picklers_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_pickler("pickle") == "pickle"
+    assert check_pickler("cloudpickle") == "cloudpickle"
+    with pytest.raises(ValueError, match="must be 'pickle' or 'cloudpickle'; got 'dill'"):
+        check_pickler("dill")
+    monkeypatch.setitem(sys.modules, "cloudpickle", None)
+    with pytest.raises(ImportError, match=r"pip install 'mpkit\[cloudpickle\]'"):
+        check_pickler("cloudpickle")
