@@ -516,7 +516,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
 
     def _arrivals_here(self) -> Arrivals:
         if self._arrivals is None:
-            from mpkit._shm.arrivals import Arrivals  # asyncio is for those who use it
+            from mpkit._shm.arrivals import Arrivals  # noqa: PLC0415  asyncio is for those who use it
 
             self._arrivals = Arrivals(self._side_to_put(), self._side_to_get())
         return self._arrivals

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Any, ClassVar, Final
+from collections.abc import Callable
+from typing import ClassVar, Final
 
 from mpkit._shm.robust_lock import LOW
 from mpkit._shm.rows import ROW_WORDS
@@ -48,7 +49,7 @@ class CounterFile(SharedObject):
         self._quiet = FIRST_TICKET
 
     @classmethod
-    def _format(cls, words: memoryview[int], **options: Any) -> None:
+    def _format(cls, words: memoryview[int], **options: int) -> None:
         words[SLEPT] = words[POSTED] = FIRST_TICKET
         words[VALUE] = options["initial"] & ((1 << 64) - 1)
 
@@ -123,7 +124,7 @@ class CounterFile(SharedObject):
         if not quiet:
             self._wake()
 
-    def _update(self, function: Any) -> tuple[int, int]:
+    def _update(self, function: Callable[[int], int]) -> tuple[int, int]:
         lock = self.lock
         lock.refuse_reentry()
         try:

@@ -304,8 +304,9 @@ class GetSide:
             self._lock.unwind()
 
     def _wake(self, number: int) -> None:
-        """Wake up to `number` putters. (One left asleep by a lock that cannot be had looks by itself within a
-        slice.)
+        """Wake up to `number` putters.
+
+        One that is left asleep because the lock cannot be had looks by itself within a slice.
         """
         room = self._file.room
         self._lock.refuse_reentry()

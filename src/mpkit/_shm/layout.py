@@ -3,10 +3,10 @@
 Words that different sides write lie on different cache lines (8 words), so that putters and getters do not
 slow each other down::
 
-    line 0      what every shared object has (see shared_object), and what is fixed
+    line 0      what every shared object has (see shared_object)
     line 1      written by putters, under their lock
     line 2      written by getters, under their lock
-    line 3      written under the getters' lock by task_done and join
+    line 3      written under the getters' lock by task_done and join; and what is fixed
     GENERATIONS for each generation of the ring (modulo) the region that it lies in
     REGIONS     the table of regions (see regions)
     FIRST_RING  region 0: the ring that every queue begins with
@@ -20,12 +20,11 @@ from __future__ import annotations
 
 from mpkit._shm.regions import ENTRY_WORDS
 from mpkit._shm.rows import ROW_WORDS
-from mpkit._shm.shared_object import FIRST_FREE_WORD, MAGIC_BASE
+from mpkit._shm.shared_object import MAGIC_BASE
 
 MAGIC_VALUE = MAGIC_BASE | 0x51
 """A queue of this version."""
 
-MAXSIZE, MAX_BYTES, FILE_END = range(FIRST_FREE_WORD, FIRST_FREE_WORD + 3)
 
 PUT_GENERATION = 8
 ITEMS_POSTED = 9
@@ -38,6 +37,10 @@ ITEMS_SLEPT = 18
 DONE = 24
 DONE_SLEPT = 25
 DONE_POSTED = 26
+# Fixed, or rarely written.
+MAXSIZE = 28
+MAX_BYTES = 29
+FILE_END = 30
 
 #: Set in PUT_GENERATION by `shutdown`, so that the putters' one look at that word sees it.
 SHUT_DOWN = 1 << 32

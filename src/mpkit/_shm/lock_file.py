@@ -10,7 +10,7 @@ over, and the word is as the last store left it).
 from __future__ import annotations
 
 import time
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from mpkit._platform import identity
 from mpkit._platform.identity import ProcessIdentity
@@ -65,7 +65,7 @@ class LockFile(SharedObject):
         self.abandoned_by: int | None = None
 
     @classmethod
-    def _format(cls, words: memoryview[int], **options: Any) -> None:
+    def _format(cls, words: memoryview[int], **_options: int) -> None:
         words[SLEPT] = words[POSTED] = FIRST_TICKET
 
     def forget_after_fork(self) -> None:
@@ -131,7 +131,8 @@ class LockFile(SharedObject):
         due = 0
         guard.refuse_reentry()
         try:
-            # Nobody keeps the guard; should a stopped process have it, waiting is right: the caller does own the lock.
+            # Nobody keeps the guard; should a stopped process have it, waiting is right: the caller does own
+            # the lock.
             guard.acquire(None)
             words = self.words
             if words[OWNER] == 0:

@@ -3,9 +3,9 @@
 A name (a file or a semaphore) is needed only to *open* a thing: removing it hurts nobody who has it open. So
 each name has one owner, the process that created it, and is removed
 
-- when the owner's object is dropped, unless a handle to it has been pickled and may still be under way (a
-  child that is being started, a task in a queue), or other processes have the thing open: then it stays, and
-  this is looked at again from time to time;
+- when the owner's object is dropped, unless a handle to it has been pickled and not unpickled yet (a child
+  that is being started, a task in a queue), or other processes have the thing open: then it stays, and this
+  is looked at again from time to time;
 - at the owner's exit, after multiprocessing has joined its children;
 - by multiprocessing's resource tracker, if the owner is killed.
 """
@@ -27,12 +27,12 @@ SHM_DIRECTORY = "/dev/shm"  # noqa: S108  files there are created exclusively an
 
 NameType = Literal["segment", "semaphore"]
 
-#: How long a name outlives the owner's object at least, if a handle has been pickled, and how often it is
-#: looked at again. A child process starts in well under a minute; what lingers are a few pages.
+#: How long a name that may be needed outlives the owner's object at least, and how often that is looked at
+#: again. A child process starts in well under a minute.
 LINGER_SECONDS = 60.0
 
 _owned: dict[str, NameType] = {}
-_lingering: deque[tuple[float, str, str, Callable[[str], bool] | None]] = deque()
+_lingering: deque[tuple[float, str, str, Callable[[str], bool]]] = deque()
 # Re-entrant because a garbage collection, and with it a `__del__` that lets a name go, can start while it is
 # held.
 _guard = threading.RLock()
@@ -66,22 +66,20 @@ def hand_over(name: str) -> None:
         _owned.pop(name, None)
 
 
-def let_go(name: str, about: str, exported_at: float | None, in_use: Callable[[str], bool] | None) -> None:
+def let_go(name: str, about: str, in_use: Callable[[str], bool] | None) -> None:
     """The owner's object is gone: remove `name` now, or later when somebody may still need it.
 
     Args:
         name: what `own` was told.
         about: what `in_use` is asked about.
-        exported_at: when a handle was last pickled (`time.monotonic`), or None if never.
-        in_use: tells whether other processes have the thing open, and so may pass its name on.
+        in_use: None when nobody needs the name; else it is kept for `LINGER_SECONDS`, and again as long as
+            this function says that others have the thing open.
     """
-    if name not in _owned:
-        return
-    if exported_at is None and not (in_use and in_use(about)):
+    if in_use is None:
         remove(name)
-        return
-    with _guard:
-        _lingering.append((time.monotonic() + LINGER_SECONDS, name, about, in_use))
+    elif name in _owned:
+        with _guard:
+            _lingering.append((time.monotonic() + LINGER_SECONDS, name, about, in_use))
 
 
 def owned_names() -> list[str]:
@@ -97,7 +95,7 @@ def _sweep() -> None:
             if not _lingering or _lingering[0][0] > now:
                 return
             _, name, about, in_use = _lingering.popleft()
-        let_go(name, about, None, in_use)
+        let_go(name, about, in_use if in_use(about) else None)
 
 
 def _remove_all() -> None:

@@ -247,7 +247,9 @@ class PutSide:
         finally:
             self._lock.unwind()
         if region < 0:
-            raise SharedMemoryExhausted(f"all {self._file.regions.capacity() - 1} regions of this queue hold items that nobody has let go of yet",
+            raise SharedMemoryExhausted(
+                f"all {self._file.regions.capacity() - 1} regions of this queue hold items that nobody "
+                "has let go of yet",
             )
         try:
             mapped = self._file.regions.map(region)
@@ -478,7 +480,9 @@ class PutSide:
         """Begin a new generation in a larger ring."""
         generation = self._generation + 1
         if generation - self._words[GET_GENERATION] >= GENERATION_SLOTS:
-            raise SharedMemoryExhausted(f"this queue fills {GENERATION_SLOTS} rings of {LARGEST_RING} bytes already; bound it by maxsize or max_bytes",
+            raise SharedMemoryExhausted(
+                f"this queue fills {GENERATION_SLOTS} rings of {LARGEST_RING} bytes already; bound it by "
+                "maxsize or max_bytes",
             )
         now = self._capacity() << 3
         size = max(min(now * GROWTH, LARGEST_RING), (length << 3) * GROWTH, now)
@@ -487,7 +491,8 @@ class PutSide:
             size + ((RING_RECORDS + 1) << 3), RING, generation, self._use_is_over()
         )
         if region < 0:
-            raise SharedMemoryExhausted("the table of regions of this queue is full: getters keep too many big items"
+            raise SharedMemoryExhausted(
+                "the table of regions of this queue is full: getters keep too many big items"
             )
         self._begin(region, self._ring[RING_TAIL])
 
@@ -537,8 +542,9 @@ class PutSide:
             self._lock.unwind()
 
     def _wake(self, number: int) -> None:
-        """Wake up to `number` getters. (A getter left asleep by a lock that cannot be had looks by itself
-        within a slice.)
+        """Wake up to `number` getters.
+
+        One that is left asleep because the lock cannot be had looks by itself within a slice.
         """
         items = self._file.items
         self._lock.refuse_reentry()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from mpkit._shm import layout
 from mpkit._shm.generations import Generations
@@ -13,6 +13,15 @@ from mpkit._shm.semaphore import MAX_VALUE, Semaphore
 from mpkit._shm.shared_object import Form, SharedObject
 from mpkit._shm.sleepers import FIRST_TICKET, Sleepers
 
+#: The words that count tickets and tokens of all sleepers.
+_TICKETS = (
+    layout.ITEMS_SLEPT,
+    layout.ITEMS_POSTED,
+    layout.ROOM_SLEPT,
+    layout.ROOM_POSTED,
+    layout.DONE_SLEPT,
+    layout.DONE_POSTED,
+)
 _PUT, _GET, _ITEMS, _ROOM, _DONE = range(5)
 
 
@@ -64,13 +73,11 @@ class QueueFile(SharedObject):
         )
 
     @classmethod
-    def _format(cls, words: memoryview[int], **options: Any) -> None:
+    def _format(cls, words: memoryview[int], **options: int) -> None:
         words[layout.MAXSIZE] = options["maxsize"]
         words[layout.MAX_BYTES] = options["max_bytes"]
         words[layout.FILE_END] = layout.FILE_BYTES
-        for at in (
-            layout.ITEMS_SLEPT, layout.ITEMS_POSTED, layout.ROOM_SLEPT, layout.ROOM_POSTED, layout.DONE_SLEPT, layout.DONE_POSTED,
-        ):  # fmt: skip
+        for at in _TICKETS:
             words[at] = FIRST_TICKET
         # Generation 0 lies in region 0; its head and tail are zero as the file is.
         words[layout.FIRST_RING + layout.FIRST_RING_WORDS - 1] = WRAP

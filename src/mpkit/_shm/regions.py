@@ -75,6 +75,9 @@ class Regions:
         full.
 
         Args:
+            size: bytes.
+            state: RING or WRITING.
+            serial: what `word 1` of the entry holds for that state.
             is_over: tells for (state, serial, process) whether that use has ended, for what the dead have
                 left behind.
 

@@ -1,6 +1,7 @@
 """A lock between processes that survives the death of whoever holds it.
 
-The lock itself is a semaphore with one permit, which has no owner: if its holder is killed the permit is lost.
+The lock itself is a semaphore with one permit, which has no owner: if its holder is killed the permit is
+    lost.
 So each process has one word in its row for each lock, written by itself alone, that tells where it stands::
 
     completed << 20 | attempts << 1 | inside
@@ -25,8 +26,8 @@ permit added, and the next one starts again at 1. New processes cannot join mean
 the same file lock.
 
 Memory order: what a process writes before it gives the permit back is seen by whoever takes the permit next,
-because taking and giving are atomic operations and full barriers on every machine that Python runs on. In steps
-2 and 4 the same holds between S's store of ``inside``, before its atomic operation, and our failed try.
+because taking and giving are atomic operations and full barriers on every machine that Python runs on. In
+steps 2 and 4 the same holds between S's store of ``inside``, before its atomic operation, and our failed try.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ INVESTIGATION_SECONDS = 0.25
 _LOOK_AGAIN_SECONDS = 0.001
 
 REENTERED = (
-    "this thread is already inside an operation on the same object (called from a signal handler, a __del__ or a __reduce__ that ran "
+    "this thread is already inside an operation on the same object (called from a signal handler, a "
+    "__del__ or a __reduce__ that ran "
     "in the middle of it?); hand the work to another thread or do it later"
 )
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from mpkit._platform import filelock, identity
 from mpkit._platform.identity import ProcessIdentity
@@ -56,7 +56,7 @@ class Rows:
         self.threads = threading.Lock()
 
     @contextlib.contextmanager
-    def exclusive(self, deadline: float | None) -> Iterator[bool]:
+    def exclusive(self, deadline: float | None) -> Generator[bool]:
         """Be the only one in all processes who changes rows or investigates. Yields False when the deadline
         passed first.
         """
@@ -144,5 +144,6 @@ class Rows:
                 self.bury(at)
                 return at
         raise SharedMemoryExhausted(
-            f"{self._capacity} living processes use this object already, which is the most; let some of them close it"
+            f"{self._capacity} living processes use this object already, which is the most; let some of "
+            "them close it"
         )

@@ -15,7 +15,6 @@ import secrets
 import stat
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 
 from mpkit._platform import identity
@@ -25,6 +24,18 @@ from mpkit.errors import HandleLost, SharedMemoryExhausted
 
 PAGE = mmap.ALLOCATIONGRANULARITY
 PREFIX = "mpkit-"
+
+__all__ = [
+    "PAGE",
+    "PREFIX",
+    "SHM_DIRECTORY",
+    "Segment",
+    "check_private",
+    "exhausted",
+    "map_file",
+    "reserve",
+    "round_up",
+]
 
 _NO_ROOM = {errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EFBIG}
 _TRY_ELSEWHERE = {
@@ -61,14 +72,13 @@ class Segment:
         fd: the open file, for extending it and for file locks.
     """
 
-    __slots__ = ("__weakref__", "_exported_at", "_owner_pid", "fd", "mm", "name", "size", "words")
+    __slots__ = ("__weakref__", "_owner_pid", "fd", "mm", "name", "size", "words")
 
     def __init__(self, name: str, fd: int, size: int, *, owned: bool) -> None:
         self.name = name
         self.fd = fd
         self.size = size
         self._owner_pid = os.getpid() if owned else 0
-        self._exported_at: float | None = None
         self.mm = map_file(fd, size)
         self.words = memoryview(self.mm).cast("B").cast("Q")
 
@@ -132,7 +142,8 @@ class Segment:
             fd = os.open(name, _OPEN_FLAGS)
         except FileNotFoundError as error:
             raise HandleLost(
-                f"{name!r} is gone: the process that created it has closed it or has exited; keep the creator alive until every "
+                f"{name!r} is gone: the process that created it has closed it or has exited; keep the "
+                "creator alive until every "
                 "handle under way has been opened"
             ) from error
         except OSError as error:
@@ -152,10 +163,6 @@ class Segment:
                 raise exhausted(error, 0) from error
             raise
 
-    def mark_exported(self) -> None:
-        """Tell that a handle has been pickled now: the name stays for a while although this object may go."""
-        self._exported_at = time.monotonic()
-
     @property
     def closed(self) -> bool:
         return self.fd < 0
@@ -165,7 +172,8 @@ class Segment:
         go of the name.
 
         Args:
-            in_use: tells whether other processes still need the name (see `names.let_go`).
+            in_use: tells whether other processes still need the name; None when nobody does (see
+                `names.let_go`).
         """
         if self.fd < 0:
             return
@@ -176,7 +184,7 @@ class Segment:
         self.mm = _GONE
         self.words = memoryview(_GONE).cast("B").cast("Q")
         if self._owner_pid == os.getpid():
-            names.let_go(self.name, self.name, self._exported_at, in_use)
+            names.let_go(self.name, self.name, in_use)
 
     def unlink(self) -> None:
         """Remove the name now (creator only; elsewhere it does nothing). Those who have the segment open keep
@@ -228,7 +236,8 @@ def check_private(name: str, status: os.stat_result) -> None:
     if hasattr(os, "geteuid") and (status.st_uid != os.geteuid() or status.st_mode & 0o077):
         raise PermissionError(
             errno.EPERM,
-            f"belongs to user {status.st_uid} with mode {stat.S_IMODE(status.st_mode):o}; mpkit opens its user's files only",
+            f"belongs to user {status.st_uid} with mode {stat.S_IMODE(status.st_mode):o}; mpkit opens its "
+            "user's files only",
             name,
         )
 
@@ -240,7 +249,10 @@ def exhausted(error: OSError, size: int) -> SharedMemoryExhausted:
     elif error.errno == errno.ENOMEM:
         remedy = "this process may not map more memory: raise RLIMIT_AS (ulimit -v) or free some"
     else:
-        remedy = f"no room in {SHM_DIRECTORY} nor in {tempfile.gettempdir()}: free some, or give the container more (docker run --shm-size)"
+        remedy = (
+            f"no room in {SHM_DIRECTORY} nor in {tempfile.gettempdir()}: free some, or give the "
+            "container more (docker run --shm-size)"
+        )
     wanted = f"cannot reserve {size} bytes of shared memory" if size else "cannot open shared memory"
     return SharedMemoryExhausted(f"{wanted} ({error.strerror or error}); {remedy}")
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 import errno
 import secrets
 import sys
-import time
 from collections.abc import Callable
 
 from mpkit._platform import identity, seam
@@ -35,13 +34,12 @@ class Semaphore:
         name: what `attach` takes in another process.
     """
 
-    __slots__ = ("_exported_at", "_owner_pid", "acquire", "name", "raw", "release")
+    __slots__ = ("_owner_pid", "acquire", "name", "raw", "release")
 
     def __init__(self, name: str, raw: seam.SemLock, *, owner_pid: int) -> None:
         self.name = name
         self.raw = raw
         self._owner_pid = owner_pid
-        self._exported_at: float | None = None
         self.acquire: Acquire = raw.acquire
         self.release: Callable[[], None] = raw.release
 
@@ -56,7 +54,8 @@ class Semaphore:
         if sys.platform == "win32":
             raise OSError(
                 errno.ENOTSUP,
-                "mpkit's queues, locks and pools need named semaphores, which Python does not offer on Windows; use them under Linux, macOS or WSL",
+                "mpkit's queues, locks and pools need named semaphores, which Python does not offer on "
+                "Windows; use them under Linux, macOS or WSL",
             )
         me = identity.current()
         # macOS allows 31 characters in all: the start time stays out of the name there and here.
@@ -99,21 +98,18 @@ class Semaphore:
             raise exhausted(error, 32) from error
         return cls("", raw, owner_pid=0)
 
-    def mark_exported(self) -> None:
-        """Tell that a handle has been pickled now: the name stays for a while although this object may go."""
-        self._exported_at = time.monotonic()
-
     def close(self, segment_name: str = "", in_use: Callable[[str], bool] | None = None) -> None:
         """In the creator, let go of the name. The semaphore itself goes with the last reference to this
         object.
 
         Args:
             segment_name: the segment that it belongs to, which `in_use` is asked about.
-            in_use: tells whether other processes still need the name (see `names.let_go`).
+            in_use: tells whether other processes still need the name; None when nobody does (see
+                `names.let_go`).
         """
         if self._owner_pid == identity.current().pid:
             self._owner_pid = 0
-            names.let_go(self.name, segment_name, self._exported_at, in_use)
+            names.let_go(self.name, segment_name, in_use)
 
     def unlink(self) -> None:
         """Remove the name now (creator only; elsewhere it does nothing)."""

@@ -1,7 +1,7 @@
 """What a queue, a lock and a counter have in common: one file, some semaphores, a table of processes, robust
 locks.
 
-Every such file begins with the same five words, so that whoever finds one can tell what it is and who uses
+Every such file begins with the same words, so that whoever finds one can tell what it is and who uses
 it::
 
     word 0   magic: what it is, and the version of its layout; stored last by the creator
@@ -9,6 +9,8 @@ it::
     word 2   capacity of that table
     word 3   rows of it that have ever been used
     word 4   how many locks were taken over from the dead
+    word 5   how many handles have been pickled   } under the file lock; the difference tells whether
+    word 6   how many have been unpickled         } any may still be under way
 
 One process has one `SharedObject` for one file, however many handles it has: it has one row, and closing one
     of two descriptors of a
@@ -22,7 +24,7 @@ import sys
 import threading
 import time
 import weakref
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import ClassVar, NamedTuple
 
 from typing_extensions import Self
 
@@ -33,12 +35,12 @@ from mpkit._shm.segment import Segment
 from mpkit._shm.semaphore import Semaphore
 from mpkit.errors import ClosedError, HandleLost
 
-MAGIC, ROWS_AT, ROWS_CAPACITY, ROWS_USED, RECOVERIES = range(5)
-FIRST_FREE_WORD = 5
+MAGIC, ROWS_AT, ROWS_CAPACITY, ROWS_USED, RECOVERIES, EXPORTS, ARRIVALS = range(7)
+#: How long opening a handle may wait for a process that was stopped while it had the file lock.
+_OPENING_SECONDS = 5.0
 #: "mpkit" in ASCII, the version of all layouts, and room for the kind.
 MAGIC_BASE = 0x6D706B6974 << 16 | 1 << 8
 
-_Self = TypeVar("_Self", bound="SharedObject")
 
 _open_objects: weakref.WeakValueDictionary[str, SharedObject] = weakref.WeakValueDictionary()
 _opening = threading.RLock()
@@ -98,7 +100,7 @@ class SharedObject:
         ]
 
     @classmethod
-    def create(cls, **options: Any) -> Self:
+    def create(cls, **options: int) -> Self:
         """Make a new object; `options` go to `_format`.
 
         Raises:
@@ -130,7 +132,7 @@ class SharedObject:
         return made
 
     @classmethod
-    def _format(cls, words: memoryview[int], **options: Any) -> None:
+    def _format(cls, _words: memoryview[int], **_options: int) -> None:
         """Write what a new object of this class begins with."""
         raise TypeError(f"{cls.__name__} cannot be created")
 
@@ -146,11 +148,12 @@ class SharedObject:
         with _opening:
             known = _open_objects.get(name)
             if isinstance(known, cls) and not known.closed:
+                known._count_handle(ARRIVALS)
                 return known
             segment = Segment.attach(name, form.file_bytes)
             if segment.words[MAGIC] != form.magic:
                 raise HandleLost(
-                    f"{name!r} is no {form.noun} of this version of mpkit, or its creator died while making it"
+                    f"{name!r} is no {form.noun} of this version of mpkit, or its creator died making it"
                 )
             semaphores = [
                 Semaphore.attach(_semaphore_name(name, number), maximum)
@@ -158,16 +161,22 @@ class SharedObject:
             ]
             found = cls(segment, semaphores)
             # At once, not at the first use: the rows tell the creator that its names are still needed.
-            found._join(None)
+            found._join(time.monotonic() + _OPENING_SECONDS)
+            found._count_handle(ARRIVALS)
             _open_objects[name] = found
             return found
 
     def mark_exported(self) -> None:
-        """A handle has been pickled: the names must outlive this process's handles for a while."""
+        """A handle is being pickled: until it is unpickled the names must outlive this process's handles."""
         self.check_open()
-        self.segment.mark_exported()
-        for semaphore in self.semaphores:
-            semaphore.mark_exported()
+        self._count_handle(EXPORTS)
+
+    def _count_handle(self, at: int) -> None:
+        # A count that a stopped process keeps us from raising only makes names stay longer or shorter than
+        # needed.
+        with self.rows.exclusive(time.monotonic() + _OPENING_SECONDS) as alone:
+            if alone:
+                self.words[at] += 1
 
     def check_open(self) -> None:
         """Raise ClosedError if this process has closed the object."""
@@ -193,7 +202,8 @@ class SharedObject:
             for lock in self.locks:
                 lock.shut()
             self.closed = True
-            in_use = in_use_elsewhere if _others(self.rows) else None
+            under_way = self.words[EXPORTS] > self.words[ARRIVALS]
+            in_use = in_use_elsewhere if under_way or _others(self.rows) else None
             if self._row:
                 self.rows.leave(self._row)
                 self._row = 0
@@ -238,7 +248,8 @@ class SharedObject:
                 lock.forget()
 
     def __del__(self) -> None:
-        # At the end of the interpreter the exit hook of `names` has removed everything, and modules are half gone.
+        # At the end of the interpreter the exit hook of `names` has removed everything, and modules are half
+        # gone.
         if not _is_finalizing() and not getattr(self, "closed", True) and hasattr(self, "locks"):
             self.close()
 

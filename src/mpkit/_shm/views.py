@@ -43,7 +43,7 @@ def open_views(regions: Regions, number: int, parts: tuple[tuple[int, int], ...]
     """Views of the parts (offset, length) of a region held by this process; it is free again when all of them
     are gone.
     """
-    import ctypes  # only who receives big items needs it
+    import ctypes  # noqa: PLC0415  only who receives big items needs it
 
     mapped = regions.map(number)
     end = max(offset + length for offset, length in parts)
