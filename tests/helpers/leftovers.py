@@ -79,22 +79,27 @@ def adopt_orphans() -> None:
 
 
 def take() -> Snapshot:
-    """What exists now, as far as it can be this process's doing."""
+    """What exists now, whoever made it."""
     return Snapshot(frozenset(_processes()), frozenset(_threads()), frozenset(_files()))
 
 
 def since(earlier: Snapshot) -> Snapshot:
-    """What has come since `earlier` and stays: what is going away is waited for."""
-    left = take() - earlier
+    """What has come since `earlier` by this process's doing and stays: what is going away is waited for."""
+    left = _ours_since(earlier)
     if not left:
         return left
     # What nothing refers to any more, a garbage collection may still have to free: a cycle through an
     # exception's traceback is not a leak.
     gc.collect()
     deadline = time.monotonic() + PATIENCE
-    while (left := take() - earlier) and time.monotonic() < deadline:
+    while (left := _ours_since(earlier)) and time.monotonic() < deadline:
         time.sleep(0.01)
     return left
+
+
+def _ours_since(earlier: Snapshot) -> Snapshot:
+    new = take() - earlier
+    return Snapshot(new.processes, new.threads, _created_here(new.files)) if new.files else new
 
 
 def _processes() -> Iterable[psutil.Process]:
@@ -137,22 +142,27 @@ def _threads() -> Iterable[threading.Thread]:
             yield thread
 
 
-def _files() -> Iterable[Path]:
-    found = []
+def _files() -> Iterator[Path]:
     for directory in {"/dev/shm", tempfile.gettempdir()}:
         try:
             names = os.listdir(directory)
         except FileNotFoundError:
             continue  # no such directory on this platform
-        found += [Path(directory, name) for name in names if name.startswith(("mpkit-", "sem.mpkit"))]
+        yield from (Path(directory, name) for name in names if name.startswith(("mpkit-", "sem.mpkit")))
+
+
+def _created_here(files: Iterable[Path]) -> frozenset[Path]:
+    """Those of `files` that this process or a descendant created, and that nobody is about to remove."""
     # The pid of the creator stands in the name. Asked once for each creator: there may be thousands of files.
-    ours = {pid: _is_ours(pid) for pid in map(_creator, found)}
-    if None in ours.values() and _another_run():
-        # Nothing tells any more whose child a dead creator was. Its file may lie there until the resource
-        # tracker of that other run of tests removes it.
+    ours = {pid: _is_ours(pid) for pid in map(_creator, files)}
+    if None in ours.values() and _other_programs():
+        # Nothing tells any more whose child a dead creator was. The resource tracker of another program may
+        # have the file in its care.
         ours = {pid: verdict is True for pid, verdict in ours.items()}
     lingering = _lingering()
-    return [file for file in found if ours[_creator(file)] is not False and file.name not in lingering]
+    return frozenset(
+        file for file in files if ours[_creator(file)] is not False and file.name not in lingering
+    )
 
 
 def _creator(file: Path) -> int:
@@ -167,10 +177,11 @@ def _is_ours(pid: int) -> bool | None:
         return None
 
 
-def _another_run() -> bool:
-    """Whether somebody else runs tests on this machine now."""
+def _other_programs() -> bool:
+    """Whether other programs on this machine have a resource tracker of multiprocessing."""
     return any(
-        "pytest" in " ".join(process.info["cmdline"] or ()) and _is_ours(process.pid) is False
+        "multiprocessing.resource_tracker" in " ".join(process.info["cmdline"] or ())
+        and _is_ours(process.pid) is False
         for process in psutil.process_iter(["cmdline"])
     )
 
