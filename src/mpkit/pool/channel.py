@@ -10,6 +10,9 @@ what             written by  meaning
                             outcome is in the outbox
 ``STARTED``      worker     when that task began (`time.monotonic_ns`, the same clock in all processes)
 ``DONE``         worker     tasks finished
+``PID``          worker     its process id, for those who look from outside
+``STACK_PIPE``   worker     its descriptor of the pipe that it writes its stack into, plus 1 (0: none); likewise
+``POOL``         worker     which pool it belongs to: the random part of the board's name; likewise
 ``STOP``         parent     the task that an interrupt (SIGINT) is meant for; the worker ignores any other interrupt
 ``LOW``          parent     ring the parent once no more than ``LOW - 1`` tasks are left in the inbox (0: do not)
 ``SLEEPING``     worker     it is going to sleep on `wake`, or does: 1 for want of records, 2 for want of room in the outbox. The parent clears
@@ -42,6 +45,9 @@ TASK = 1
 STARTED = 2
 DONE = 3
 SLEEPING = 4
+PID = 5
+STACK_PIPE = 6
+POOL = 7
 STOP = 8
 LOW = 9
 _IN_HEAD = 16

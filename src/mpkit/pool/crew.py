@@ -122,7 +122,7 @@ class Crew:
             self._hellos_seen = self._dispatcher.hellos
             self._failures.clear()
             self._failed = self._killed = 0
-        if lane.ready:
+        if lane.greeted:
             return None
         name = signal_name(exitcode)
         how = f"was killed by {name}" if name else f"ended with exit code {exitcode}"

@@ -87,6 +87,7 @@ class Lane:
         "bad_initializer",
         "channel",
         "doomed",
+        "greeted",
         "identity",
         "is_idle",
         "key",
@@ -118,6 +119,8 @@ class Lane:
         self.room = tasks
         self.process: BaseProcess | None = None
         self.identity: ProcessIdentity | None = None
+        # It has reported that it is ready for tasks; once, and now (not while one of its tasks is being stopped).
+        self.greeted = False
         self.ready = False
         self.leaving = False
         # Terminated or killed by the pool; its inbox is locked for good.
@@ -373,11 +376,14 @@ class Dispatcher:
                         task.function.took(run_ns)
                     if task.ending:
                         payload.drop_outcome(kind, record)
-                        if lane.stop is not None and lane.stop.number == number and not lane.doomed:
-                            # The interrupt was enough. (The settlement below needs `lane.stop`.)
+                        stop = lane.stop
+                        if stop is not None and stop.number == number and not lane.doomed:
+                            if stop.stage == 0:
+                                # The supervisor is just reading its stack, and goes on from there.
+                                stop.ended = task
+                                continue
                             settlements.append((task, RAISED, ending_error(task, lane)))
-                            lane.stop = None
-                            lane.ready = True
+                            self.stop_is_over(lane)
                             continue
                         settlements.append((task, RAISED, ending_error(task, lane)))
                     else:
@@ -385,7 +391,7 @@ class Dispatcher:
                 elif kind == LOG:
                     self.logs.append(record)
                 elif kind == HELLO:
-                    lane.ready = True
+                    lane.ready = lane.greeted = True
                     self.hellos += 1
                 elif kind == BAD_INITIALIZER:
                     lane.bad_initializer = record
@@ -397,6 +403,14 @@ class Dispatcher:
             if len(records) < _BATCH:
                 break
         if not lane.sent and lane.ready and not lane.leaving and not lane.is_idle:
+            lane.is_idle = True
+            self.idle.append(lane)
+
+    def stop_is_over(self, lane: Lane) -> None:
+        """A task that was being stopped has ended, and its worker is fit for others (holding the lock)."""
+        lane.stop = None
+        lane.ready = True
+        if not lane.sent and not lane.leaving and not lane.is_idle:
             lane.is_idle = True
             self.idle.append(lane)
 
@@ -485,11 +499,10 @@ class Dispatcher:
         return (number, started) if number and words[TASK] == number else (0, 0)
 
 
-def ending_error(task: Task, lane: Lane, stack: str = "") -> BaseException:
+def ending_error(task: Task, lane: Lane) -> BaseException:
     """The error of a task that was stopped."""
     stop = lane.stop
-    if stop is not None and stop.number == task.number:
-        stack = stack or stop.stack
+    stack = stop.stack if stop is not None and stop.number == task.number else ""
     if task.ending == TIMED_OUT:
         return TaskTimeout(task_id=task.number, pid=lane.pid, timeout=task.timeout, stack=stack or None)
     if task.ending == TOO_BIG:

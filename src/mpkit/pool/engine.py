@@ -48,7 +48,8 @@ class Engine:
         self.options = options
         self.pid = os.getpid()
         self.state = RUNNING
-        self.has_timeouts = False
+        #: The shortest time limit of the tasks there are (or were, lately).
+        self.shortest_timeout = _NEVER
         self._numbers = itertools.count(1)
         self._functions: dict[Any, Function] = {}
         self._why_broken: MpkitError | None = None
@@ -125,7 +126,7 @@ class Engine:
                 self._wait_for_room(self.options.max_pending)
             look = dispatcher.submit(task)
         if options.timeout is not None:
-            self.has_timeouts = True
+            self.shortest_timeout = min(self.shortest_timeout, options.timeout)
             if self.supervisor.looks_at > time.monotonic() + options.timeout:
                 self.supervisor.poke()
         elif self.supervisor.looks_at == _NEVER:
@@ -275,7 +276,7 @@ class Engine:
                     lane.words[LOW] = 0
                     lane.channel.inbox.try_put(_LEAVE_RECORD)
                     self.dispatcher.wake(lane)
-                if not lane.ready and lane.process is not None:
+                if not lane.greeted and lane.process is not None:
                     # It is still starting, for nothing.
                     lane.process.kill()
             elif now >= lane.leave_by:

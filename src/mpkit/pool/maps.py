@@ -6,6 +6,7 @@ chunk that it was working on, so maps with retries or a time limit send items on
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import deque
@@ -391,6 +392,15 @@ class ImapIterator(Generic[R]):
             self._current.extend(open_chunk(kind, data, length))
         else:
             self._current.append(payload.open_outcome(kind, data))
+
+    def read_all(self) -> None:
+        """Read and send the rest of the input now, whatever `buffersize` says; an infinite input never ends.
+
+        For those who close the pool before they have taken the results.
+        """
+        self._most = sys.maxsize
+        while self._input is not None:
+            self._read()
 
     def close(self) -> None:
         """Cancel what has not been delivered; the iteration is over."""

@@ -42,12 +42,14 @@ _KILLED = 3
 class Stop:
     """A running task that is being stopped: interrupt, terminate, kill, with a grace period after each."""
 
-    __slots__ = ("due", "limit", "number", "stack", "stage")
+    __slots__ = ("due", "ended", "limit", "number", "stack", "stage")
 
-    def __init__(self, number: int, stack: str, limit: int | None) -> None:
+    def __init__(self, number: int, limit: int | None) -> None:
         self.number = number
-        self.stack = stack
+        self.stack = ""
         self.limit = limit
+        #: The task, if it ended before the first step.
+        self.ended: Task | None = None
         self.stage = 0
         self.due = 0.0
 
@@ -163,9 +165,11 @@ class Supervisor:
         """Stop what is over its limit; when to look again."""
         engine = self._engine
         dispatcher = engine.dispatcher
-        if not dispatcher.ledger.under_way:
+        if not dispatcher.ledger.live:
+            engine.shortest_timeout = float("inf")
             return float("inf")
-        next_look = float("inf")
+        # Something with a limit may begin at any moment; it can be over its limit no sooner than this.
+        next_look = now + engine.shortest_timeout
         sample = now >= self._sample_at
         limit = engine.options.max_memory_bytes
         if sample:
@@ -190,11 +194,6 @@ class Supervisor:
                         next_look = min(next_look, due)
                 else:
                     reason = ""
-                if not reason and engine.has_timeouts:
-                    # What has not begun can be over its limit no sooner than this.
-                    waiting = [other.timeout for other in lane.sent.values() if other.timeout is not None and other is not task]
-                    if waiting:
-                        next_look = min(next_look, now + min(waiting))
             if reason and task is not None:
                 self.stop_task(lane, task, reason)
         return next_look
@@ -203,14 +202,15 @@ class Supervisor:
         """Begin to stop a running task (in this thread)."""
         engine = self._engine
         dispatcher = engine.dispatcher
-        stack = live_stack(lane, _STACK_SECONDS) if reason == TIMED_OUT else ""
         settlements: Settlements = []
+        stop: Stop | None = None
         with dispatcher.lock:
             dispatcher.drain_lane(lane, settlements)
             if task.number in lane.sent and lane.stop is None and lane.key in dispatcher.lanes:
+                # Decided before anything is done to the worker: already the signal that asks for its stack may end a system call of the task.
                 if not task.ending:
                     task.ending = reason
-                lane.stop = Stop(task.number, stack, engine.options.max_memory_bytes)
+                stop = lane.stop = Stop(task.number, engine.options.max_memory_bytes)
                 lane.ready = False
                 # The others need not wait for it.
                 records = dispatcher.take_records(lane)
@@ -218,16 +218,29 @@ class Supervisor:
                     settlements.append((ended, RAISED, ending_error(ended, lane)))
                 dispatcher.fill()
         engine.collector.settle(settlements)
-        if lane.stop is not None and lane.stop.stage == 0:
-            if reason == TOO_BIG:
-                # Every moment of grace may cost the machine its memory.
-                self._doom(lane, lane.stop, _KILLED)
+        if stop is None:
+            return
+        if reason == TIMED_OUT:
+            stop.stack = live_stack(lane, _STACK_SECONDS)
+        settlements = []
+        with dispatcher.lock:
+            if stop.ended is not None:
+                # It ended while its stack was being written.
+                settlements.append((stop.ended, RAISED, ending_error(stop.ended, lane)))
+                dispatcher.stop_is_over(lane)
             else:
-                lane.stop.stage = _INTERRUPTED
-                lane.stop.due = time.monotonic() + engine.options.grace_period
-                lane.words[STOP] = task.number
-                if lane.identity is not None:
-                    families.send_signal(lane.identity, signal.SIGINT)
+                stop.stage = _INTERRUPTED
+                stop.due = time.monotonic() + engine.options.grace_period
+        engine.collector.settle(settlements)
+        if lane.stop is not stop:
+            return
+        if reason == TOO_BIG:
+            # Every moment of grace may cost the machine its memory.
+            self._doom(lane, stop, _KILLED)
+        else:
+            lane.words[STOP] = task.number
+            if lane.identity is not None:
+                families.send_signal(lane.identity, signal.SIGINT)
 
     def _look_at_stops(self, now: float) -> float:
         """Take the next step where a grace period is over; when to look again."""

@@ -44,10 +44,13 @@ from mpkit.pool.channel import (
     LOG,
     LOW,
     NONE,
+    PID,
+    POOL,
     READY,
     RESULT_HEAD,
     SLEEPING,
     SOON,
+    STACK_PIPE,
     STAR,
     STARTED,
     STATE,
@@ -139,7 +142,11 @@ class _Worker:
             from mpkit.pool.logs import forward_to  # noqa: PLC0415  loads logging, for those that want it
 
             forward_to(self.outbox.put_log, lambda: self.inside, self.plan.log_level)
-        self.channel.words[STATE] = INITIALIZING
+        words = self.channel.words
+        words[PID] = os.getpid()
+        words[POOL] = int(self.plan.names.board.rpartition("-")[2], 16)
+        words[STACK_PIPE] = 0 if pipe is None or not hasattr(faulthandler, "register") else pipe.fileno() + 1
+        words[STATE] = INITIALIZING
 
     def initialize(self) -> bool:
         """Run the pool's initializer; False when it raised, which the parent is told."""

@@ -1,0 +1,257 @@
+"""What the pool's tests have their workers do. Importable by name, because spawn and forkserver need that."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def add(a: int, b: int = 0) -> int:
+    return a + b
+
+
+def echo(value: Any) -> Any:
+    return value
+
+
+def nothing(*_: object) -> None:
+    return None
+
+
+def pid_of_worker(*_: object) -> int:
+    return os.getpid()
+
+
+def fail(value: object) -> None:
+    raise ValueError(value)
+
+
+def fail_if_odd(number: int) -> int:
+    if number % 2:
+        raise ValueError(number)
+    return number
+
+
+def stop_iteration(number: int) -> int:
+    if number == 1:
+        raise StopIteration
+    return number
+
+
+def kill_myself(signum: int = signal.SIGKILL) -> None:
+    os.kill(os.getpid(), signum)
+    time.sleep(60)
+
+
+def exit_now(code: int) -> None:
+    os._exit(code)
+
+
+def leave(code: object) -> None:
+    sys.exit(code)
+
+
+def raise_base() -> None:
+    raise BaseException("from below")  # noqa: TRY002
+
+
+def segfault() -> None:
+    ctypes.string_at(0)
+
+
+def wait_for_file(path: str) -> str:
+    while not Path(path).exists():  # noqa: ASYNC110  the test creates it
+        time.sleep(0.005)
+    return path
+
+
+def touch_and_wait(path: str, seconds: float = 60.0) -> None:
+    Path(path).touch()
+    time.sleep(seconds)
+
+
+def touch(path: str) -> None:
+    Path(path).touch()
+
+
+def count_and_die(path: str) -> None:
+    with open(path, "a") as file:
+        file.write("x")
+    os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+
+
+def die_once(path: str, value: Any) -> Any:
+    if not Path(path).exists():
+        Path(path).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)
+    return value
+
+
+def busy_in_c() -> None:
+    """Run in C for ever, holding the interpreter lock."""
+    sum(itertools.repeat(0))
+
+
+def ignore_interrupts(path: str) -> None:
+    Path(path).touch()
+    while True:
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            continue
+
+
+def catch_interrupt(path: str) -> str:
+    Path(path).touch()
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        return "caught"
+    return "not interrupted"
+
+
+def use_memory(n_bytes: int) -> None:
+    block = bytearray(n_bytes)
+    for at in range(0, n_bytes, 4096):
+        block[at] = 1
+    time.sleep(60)
+
+
+class Unpicklable:
+    def __reduce__(self) -> Any:
+        raise TypeError("not this one")
+
+
+class UnpicklableError(Exception):
+    def __reduce__(self) -> Any:
+        raise TypeError("not this error")
+
+
+class NeedsTwo(Exception):  # noqa: N818
+    """Cannot be unpickled: `args` has one item, the constructor wants two."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(one + two)
+
+
+class Breaks:
+    """Pickles, and cannot be unpickled."""
+
+    def __reduce__(self) -> Any:
+        return _break, ()
+
+
+def _break() -> None:
+    raise RuntimeError("cannot come back")
+
+
+def return_unpicklable() -> Any:
+    return Unpicklable()
+
+
+def unpicklable_if_odd(number: int) -> Any:
+    return Unpicklable() if number % 2 else number
+
+
+def return_what_breaks() -> Any:
+    return Breaks()
+
+
+def raise_unpicklable() -> None:
+    raise UnpicklableError("lost")
+
+
+def raise_needs_two() -> None:
+    raise NeedsTwo(1, 2)
+
+
+STATE: list[object] = []
+
+
+def initialize(*args: object) -> None:
+    STATE.extend(args)
+
+
+def state() -> list[object]:
+    return STATE
+
+
+def initialize_badly() -> None:
+    raise LookupError("no licence")
+
+
+def exit_in_initializer(code: int) -> None:
+    os._exit(code)
+
+
+def hang() -> None:
+    time.sleep(600)
+
+
+def log(name: str, text: str) -> None:
+    logging.getLogger(name).warning(text, extra={"colour": "blue"})
+
+
+def total(array: Any) -> float:
+    return float(array.sum())
+
+
+def total_in(containers: Any) -> float:
+    return sum(float(part.sum()) for part in containers["arrays"])
+
+
+def try_to_write(array: Any) -> str:
+    try:
+        array[0] = 1
+    except ValueError as error:
+        return str(error)
+    return "written"
+
+
+def make_array(n: int) -> Any:
+    import numpy as np  # noqa: PLC0415
+
+    return np.arange(n, dtype=np.float64)
+
+
+def nested(number: int) -> list[int]:
+    from mpkit.pool import TaskPool  # noqa: PLC0415
+
+    with TaskPool(processes=1, context="fork") as pool:
+        return pool.map(square, range(number))
+
+
+def leave_a_nested_pool_open() -> int:
+    from mpkit.pool import TaskPool  # noqa: PLC0415
+
+    pool = TaskPool(processes=1, context="fork")
+    STATE.append(pool)
+    return pool.submit(os.getpid).result()
+
+
+class Slow:
+    """Takes a moment to unpickle."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        time.sleep(state["seconds"])
+        self.__dict__.update(state)
+
+
+def return_slow(seconds: float) -> Slow:
+    return Slow(seconds)

@@ -1,0 +1,295 @@
+"""The contract of the pool, under every start method: results, errors, deaths."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mpkit.errors import (
+    ClosedError,
+    InitializerFailed,
+    PoolBroken,
+    SerializationError,
+    TaskCancelled,
+    TaskTimeout,
+    WaitTimeout,
+    WorkerCrashed,
+)
+from mpkit.pool import TaskPool
+from tests.contract import pool_tasks as tasks
+
+LONG = 30.0
+
+
+@pytest.fixture
+def pool(start_method: str) -> Iterator[TaskPool]:
+    """A pool of each start method."""
+    with TaskPool(processes=2, context=start_method, grace_period=0.2) as pool:
+        yield pool
+
+
+def test_results_and_order(pool: TaskPool) -> None:
+    handles = [pool.submit(tasks.square, n) for n in range(50)]
+    assert [handle.result(LONG) for handle in handles] == [n * n for n in range(50)]
+    assert pool.apply(tasks.add, (1,), {"b": 2}) == 3
+    assert pool.map(tasks.square, range(100)) == [n * n for n in range(100)]
+    assert pool.starmap(tasks.add, [(1, 2), (3, 4)]) == [3, 7]
+    assert list(pool.imap(tasks.square, range(30), chunksize=4)) == [n * n for n in range(30)]
+    assert sorted(pool.imap_unordered(tasks.square, range(30))) == [n * n for n in range(30)]
+
+
+def test_an_error_comes_back_as_itself(pool: TaskPool) -> None:
+    handle = pool.submit(tasks.fail, "why")
+    with pytest.raises(ValueError, match="why") as caught:
+        handle.result(LONG)
+    assert "in fail" in str(caught.value.__cause__)
+    assert not handle.successful()
+    assert isinstance(handle.exception(), ValueError)
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "expected"),
+    [
+        (tasks.leave, (3,), SystemExit),
+        (tasks.raise_base, (), BaseException),
+        (tasks.return_unpicklable, (), SerializationError),
+        (tasks.return_what_breaks, (), SerializationError),
+        (tasks.raise_unpicklable, (), SerializationError),
+        (tasks.raise_needs_two, (), SerializationError),
+        (tasks.echo, (tasks.Breaks(),), SerializationError),
+    ],
+)
+def test_what_cannot_travel_hurts_one_task_only(pool: TaskPool, function: object, args: tuple[object, ...], expected: type[BaseException]) -> None:
+    started = pool.statistics().workers_started
+    with pytest.raises(expected):
+        pool.submit(function, *args).result(LONG)  # type: ignore[arg-type]
+    assert pool.submit(tasks.square, 3).result(LONG) == 9
+    assert pool.statistics().workers_started == started
+
+
+def test_what_cannot_be_pickled_is_refused_in_submit(pool: TaskPool) -> None:
+    with pytest.raises(SerializationError):
+        pool.submit(tasks.echo, tasks.Unpicklable())
+    with pytest.raises(SerializationError):
+        pool.submit(lambda: 1)
+    with pytest.raises(SerializationError):
+        pool.map(tasks.echo, [1, 2, tasks.Unpicklable()])
+    assert pool.submit(tasks.square, 3).result(LONG) == 9
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "exitcode", "name"),
+    [
+        (tasks.kill_myself, (), -signal.SIGKILL, "SIGKILL"),
+        (tasks.segfault, (), -signal.SIGSEGV, "SIGSEGV"),
+        (tasks.exit_now, (0,), 0, None),
+        (tasks.exit_now, (7,), 7, None),
+    ],
+)
+def test_a_death_fails_its_own_task_only(pool: TaskPool, function: object, args: tuple[object, ...], exitcode: int, name: str | None, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    neighbour = pool.submit(tasks.wait_for_file, str(gate))
+    handle = pool.submit(function, *args)  # type: ignore[arg-type]
+    queued = [pool.submit(tasks.square, n) for n in range(20)]
+    with pytest.raises(WorkerCrashed) as caught:
+        handle.result(LONG)
+    gate.touch()
+    error = caught.value
+    assert (error.exitcode, error.signal, error.task_id) == (exitcode, name, handle.task_id)
+    assert error.pid not in (None, os.getpid())
+    if name == "SIGSEGV":
+        assert error.stack is not None
+        assert "segfault" in error.stack
+    assert neighbour.result(LONG) == str(gate)
+    assert [handle.result(LONG) for handle in queued] == [n * n for n in range(20)]
+
+
+def test_a_poison_task_is_tried_again_as_often_as_asked(pool: TaskPool, tmp_path: Path) -> None:
+    path = tmp_path / "count"
+    with pytest.raises(WorkerCrashed, match="tried 3 times"):
+        pool.with_options(retries=2).submit(tasks.count_and_die, str(path)).result(LONG)
+    assert path.read_text() == "xxx"
+    assert pool.with_options(retries=1).submit(tasks.die_once, str(tmp_path / "once"), 5).result(LONG) == 5
+
+
+@pytest.mark.parametrize("function", [tasks.busy_in_c, tasks.hang])
+def test_a_time_limit_stops_the_task(pool: TaskPool, function: object) -> None:
+    handle = pool.with_options(timeout=0.2).submit(function)  # type: ignore[arg-type]
+    with pytest.raises(TaskTimeout) as caught:
+        handle.result(LONG)
+    assert caught.value.timeout == 0.2
+    assert caught.value.stack is not None
+    assert getattr(function, "__name__", "") in caught.value.stack
+    assert pool.submit(tasks.square, 3).result(LONG) == 9
+
+
+def test_a_running_task_can_be_cancelled(pool: TaskPool, tmp_path: Path) -> None:
+    path = tmp_path / "running"
+    handle = pool.submit(tasks.ignore_interrupts, str(path))
+    assert pool.submit(tasks.wait_for_file, str(path)).result(LONG)
+    assert handle.running()
+    assert handle.worker_pid is not None
+    assert handle.cancel()
+    assert handle.cancelled()
+    with pytest.raises(TaskCancelled):
+        handle.result(LONG)
+    assert pool.map(tasks.square, range(4)) == [0, 1, 4, 9]
+
+
+def test_a_queued_task_that_is_cancelled_never_begins(pool: TaskPool, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    holders = [pool.submit(tasks.wait_for_file, str(gate)) for _ in range(2)]
+    handle = pool.submit(tasks.touch, str(tmp_path / "begun"))
+    assert handle.cancel()
+    gate.touch()
+    for holder in holders:
+        holder.result(LONG)
+    assert pool.submit(tasks.square, 3).result(LONG) == 9
+    assert not (tmp_path / "begun").exists()
+    with pytest.raises(TaskCancelled):
+        handle.result(0)
+
+
+def test_waiting_has_an_end_and_the_task_goes_on(pool: TaskPool, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    handle = pool.submit(tasks.wait_for_file, str(gate))
+    with pytest.raises(WaitTimeout):
+        handle.result(0.05)
+    with pytest.raises(WaitTimeout):
+        handle.exception(0)
+    handle.wait(0.01)
+    assert not handle.ready()
+    with pytest.raises(ValueError, match="not ended"):
+        handle.successful()
+    gate.touch()
+    assert handle.get(LONG) == str(gate)
+
+
+def test_handles_are_futures(pool: TaskPool) -> None:
+    handles = [pool.submit(tasks.square, n) for n in range(10)]
+    assert all(isinstance(handle, concurrent.futures.Future) for handle in handles)
+    done, not_done = concurrent.futures.wait(handles, timeout=LONG)
+    assert len(done) == 10
+    assert not not_done
+    handles = [pool.submit(tasks.square, n) for n in range(10)]
+    assert sorted(handle.result() for handle in concurrent.futures.as_completed(handles, timeout=LONG)) == [n * n for n in range(10)]
+
+
+def test_an_error_fails_its_own_item(pool: TaskPool) -> None:
+    for chunksize in (1, 3, 10):
+        iterator = pool.imap(tasks.fail_if_odd, range(10), chunksize=chunksize)
+        outcomes: list[object] = []
+        while True:
+            try:
+                outcomes.append(next(iterator))
+            except StopIteration:
+                break
+            except ValueError as error:
+                outcomes.append(error.args[0])
+        assert outcomes == list(range(10))
+    with pytest.raises(ValueError, match="1"):
+        pool.map(tasks.fail_if_odd, range(10))
+    with pytest.raises(SerializationError):
+        pool.map(tasks.unpicklable_if_odd, range(10), chunksize=5)
+    assert next(pool.imap(tasks.unpicklable_if_odd, range(10), chunksize=5)) == 0
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        pool.map(tasks.stop_iteration, range(3), chunksize=3)
+
+
+def test_a_worker_that_dies_idle_is_replaced(pool: TaskPool) -> None:
+    victims = [worker.pid for worker in pool.workers()]
+    for pid in victims:
+        os.kill(pid, signal.SIGKILL)
+    assert pool.map(tasks.square, range(10)) == [n * n for n in range(10)]
+    assert not {worker.pid for worker in pool.workers()} & set(victims)
+
+
+def test_big_arguments_and_results(pool: TaskPool) -> None:
+    data = os.urandom(300_000)
+    assert pool.submit(tasks.echo, data).result(LONG) == data
+    array = bytearray(data)
+    back = pool.submit(tasks.echo, array).result(LONG)
+    assert back == array
+    back[0] ^= 1
+    assert pool.map(tasks.echo, [data] * 3, chunksize=2) == [data] * 3
+
+
+def test_stacks(pool: TaskPool, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    begun = tmp_path / "begun"
+    handle = pool.submit(tasks.touch_and_wait, str(begun), 0.5)
+    pool.submit(tasks.wait_for_file, str(begun)).result(LONG)
+    assert any("touch_and_wait" in stack for stack in pool.stacks().values())
+    gate.touch()
+    handle.result(LONG)
+
+
+# -- pools of their own ------------------------------------------------------------------------------------------------
+
+
+def test_the_initializer_runs_in_each_worker(start_method: str) -> None:
+    with TaskPool(processes=1, initializer=tasks.initialize, initargs=(1, "two"), context=start_method) as pool:
+        assert pool.apply(tasks.state) == [1, "two"]
+
+
+def test_a_failing_initializer_fails_every_pending_task_once(start_method: str) -> None:
+    with TaskPool(processes=2, initializer=tasks.initialize_badly, context=start_method) as pool:
+        try:
+            handles = [pool.submit(tasks.square, n) for n in range(5)]
+        except InitializerFailed:
+            handles = []
+        for handle in handles:
+            with pytest.raises(InitializerFailed, match="no licence") as caught:
+                handle.result(LONG)
+            assert isinstance(caught.value.__cause__, LookupError)
+
+
+def test_an_initializer_that_exits_breaks_the_pool(start_method: str) -> None:
+    with TaskPool(processes=1, initializer=tasks.exit_in_initializer, initargs=(5,), context=start_method) as pool:
+        with pytest.raises(PoolBroken, match="exit code 5"):
+            pool.submit(tasks.square, 1).result(LONG)
+        with pytest.raises(PoolBroken):
+            pool.submit(tasks.square, 1)
+
+
+def test_closing_waits_for_what_was_submitted(start_method: str) -> None:
+    with TaskPool(processes=2, context=start_method) as pool:
+        handles = [pool.submit(tasks.square, n) for n in range(100)]
+    assert [handle.result(0) for handle in handles] == [n * n for n in range(100)]
+    with pytest.raises(ClosedError):
+        pool.submit(tasks.square, 1)
+    with pytest.raises(RuntimeError):
+        pool.executor.submit(tasks.square, 1)
+
+
+def test_terminating_cancels_what_is_pending(start_method: str) -> None:
+    pool = TaskPool(processes=1, context=start_method, grace_period=0.2)
+    running = pool.submit(tasks.hang)
+    queued = pool.submit(tasks.square, 1)
+    pool.terminate()
+    assert pool.join(LONG)
+    for handle in (running, queued):
+        with pytest.raises(TaskCancelled):
+            handle.result(0)
+
+
+def test_workers_are_replaced_after_so_many_tasks(start_method: str) -> None:
+    with TaskPool(processes=1, maxtasksperchild=3, context=start_method) as pool:
+        pids = [pool.apply(tasks.pid_of_worker) for _ in range(9)]
+    assert [pids.count(pid) for pid in dict.fromkeys(pids)] == [3, 3, 3]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_all_workers_killed_again_and_again(start_method: str) -> None:
+    with TaskPool(processes=2, context=start_method) as pool:
+        for _ in range(2):
+            pool.map(tasks.nothing, range(4))
+            for worker in pool.workers():
+                os.kill(worker.pid, signal.SIGKILL)
+            assert pool.with_options(retries=3).map(tasks.square, range(6)) == [n * n for n in range(6)]
