@@ -1,0 +1,473 @@
+"""The pool in its surroundings: dropped, forked, interrupted, nested, shared, logged, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from mpkit.errors import ClosedError, HandleLost, SerializationError, TaskCancelled, WorkerMemoryExceeded
+from mpkit.pool import TaskPool
+from tests.contract import pool_tasks as tasks
+
+LONG = 30.0
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="start methods other than spawn")
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LONG
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def run_script(tmp_path: Path, body: str, **options: object) -> subprocess.Popen[str]:
+    path = tmp_path / "script.py"
+    path.write_text(body)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options  # type: ignore[call-overload, no-any-return]
+    )
+
+
+# -- the end -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_dropped_pool_ends_and_warns() -> None:
+    pool = TaskPool(processes=1, context="fork", grace_period=0.2)
+    handle = pool.submit(tasks.hang)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        del pool
+        gc.collect()
+    assert [warning.category for warning in caught] == [ResourceWarning]
+    with pytest.raises(TaskCancelled):
+        handle.result(LONG)
+
+
+def test_a_view_keeps_its_pool_alive() -> None:
+    view = TaskPool(processes=1, context="fork").with_options(retries=1)
+    gc.collect()
+    assert view.submit(tasks.square, 3).result(LONG) == 9
+    pool = view._pool
+    assert pool is not None
+    pool.close()
+    assert pool.join(LONG)
+
+
+def test_join_needs_an_end() -> None:
+    with TaskPool(processes=1, context="fork") as pool:
+        with pytest.raises(ValueError, match="still open"):
+            pool.join()
+        handle = pool.submit(tasks.hang)
+        pool.close()
+        assert not pool.join(0.01)
+        handle.cancel()
+        assert pool.join(LONG)
+        pool.close()
+        pool.terminate()
+
+
+def test_an_exception_in_the_block_terminates() -> None:
+    with pytest.raises(KeyError), TaskPool(processes=1, context="fork") as pool:
+        handle = pool.submit(tasks.hang)
+        raise KeyError
+    with pytest.raises(TaskCancelled):
+        handle.result(0)
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_a_program_that_leaves_its_pool_open_ends(tmp_path: Path, method: str) -> None:
+    process = run_script(
+        tmp_path,
+        f"""
+from mpkit.pool import TaskPool
+from tests.contract import pool_tasks as tasks
+if __name__ == "__main__":
+    pool = TaskPool(processes=2, context={method!r}, grace_period=0.2)
+    print(pool.apply(tasks.square, (3,)))
+    handles = [pool.submit(tasks.hang) for _ in range(5)]
+""",
+    )
+    out, err = process.communicate(timeout=LONG)
+    assert (out, process.returncode) == ("9\n", 0), err
+
+
+def test_a_main_module_without_guard_says_what_to_do(tmp_path: Path) -> None:
+    process = run_script(
+        tmp_path,
+        """
+from mpkit.pool import TaskPool
+from tests.contract import pool_tasks as tasks
+pool = TaskPool(processes=1, context="spawn")
+try:
+    pool.apply(tasks.square, (3,))
+except Exception as error:
+    print(type(error).__name__, "__main__" in str(error))
+pool.terminate()
+pool.join()
+""",
+    )
+    out, err = process.communicate(timeout=LONG)
+    assert out == "PoolBroken True\n", err
+
+
+def test_ctrl_c_ends_it_quickly_and_quietly(tmp_path: Path) -> None:
+    process = run_script(
+        tmp_path,
+        """
+import time
+from mpkit.pool import TaskPool
+from tests.contract import pool_tasks as tasks
+if __name__ == "__main__":
+    with TaskPool(processes=2, context="fork", grace_period=0.2) as pool:
+        pool.map(tasks.square, range(10))
+        print("ready", flush=True)
+        pool.map(tasks.touch_and_wait, ["/dev/null"] * 4, chunksize=1)
+""",
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    children = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=LONG)
+    assert process.returncode == -signal.SIGINT or process.returncode == 1
+    assert err.count("Traceback (most recent call last)") == 1
+    assert "KeyboardInterrupt" in err
+    eventually(lambda: not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE])
+
+
+def test_the_workers_die_with_a_killed_parent(tmp_path: Path) -> None:
+    process = run_script(
+        tmp_path,
+        """
+from mpkit.pool import TaskPool
+from tests.contract import pool_tasks as tasks
+if __name__ == "__main__":
+    with TaskPool(processes=2, context="forkserver") as pool:
+        pool.submit(tasks.busy_in_c)
+        pool.submit(tasks.hang)
+        while sum(worker.state == "running" for worker in pool.workers()) < 2:
+            pass
+        print(*(worker.pid for worker in pool.workers()), flush=True)
+        tasks.hang()
+""",
+    )
+    assert process.stdout is not None
+    workers = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
+    assert len(workers) == 2
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert process.stderr is not None
+    process.stderr.close()
+    eventually(lambda: not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers))
+
+
+def test_a_fork_cannot_use_the_pool_and_does_it_no_harm() -> None:
+    with TaskPool(processes=1, context="fork") as pool:
+        assert pool.apply(tasks.square, (2,)) == 4
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                pool.submit(tasks.square, 3)
+            except ClosedError as error:
+                code = 0 if "fork" in str(error) else 2
+            finally:
+                del pool
+                gc.collect()
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert pool.apply(tasks.square, (3,)) == 9
+
+
+# -- limits ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_task_that_uses_too_much_memory_is_stopped() -> None:
+    with TaskPool(processes=1, context="fork", max_memory_bytes=200 << 20) as pool:
+        with pytest.raises(WorkerMemoryExceeded) as caught:
+            pool.submit(tasks.use_memory, 400 << 20).result(LONG)
+        assert caught.value.limit == 200 << 20
+        assert caught.value.rss_bytes is not None
+        assert caught.value.rss_bytes > 200 << 20
+        assert pool.apply(tasks.square, (3,)) == 9
+
+
+def test_submit_waits_while_too_many_tasks_wait(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    with TaskPool(processes=1, context="fork", max_pending=2) as pool:
+        handles = [pool.submit(tasks.wait_for_file, str(gate)) for _ in range(3)]
+        blocked = threading.Thread(target=lambda: handles.append(pool.submit(tasks.wait_for_file, str(gate))))
+        blocked.start()
+        blocked.join(0.1)
+        assert blocked.is_alive()
+        gate.touch()
+        blocked.join(LONG)
+        assert len(handles) == 4
+        assert [handle.result(LONG) for handle in handles] == [str(gate)] * 4
+
+
+def test_a_task_may_catch_the_interrupt_and_is_over_all_the_same(tmp_path: Path) -> None:
+    with TaskPool(processes=1, context="fork") as pool:
+        begun = tmp_path / "begun"
+        pid = pool.apply(tasks.pid_of_worker)
+        handle = pool.submit(tasks.catch_interrupt, str(begun))
+        eventually(begun.exists)
+        assert handle.cancel()
+        assert pool.submit(tasks.pid_of_worker).result(LONG) == pid
+
+
+# -- many threads ------------------------------------------------------------------------------------------------------
+
+
+def test_many_threads_submit_and_wait() -> None:
+    with TaskPool(processes=2, context="fork") as pool:
+        wrong: list[object] = []
+
+        def work(offset: int) -> None:
+            for n in range(offset, offset + 100):
+                if pool.submit(tasks.square, n).result(LONG) != n * n:
+                    wrong.append(n)
+
+        threads = [threading.Thread(target=work, args=(1000 * k,)) for k in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(LONG)
+        assert not any(thread.is_alive() for thread in threads)
+        assert not wrong
+
+
+def test_submitting_while_another_thread_terminates() -> None:
+    pool = TaskPool(processes=2, context="fork", grace_period=0.2)
+    handles = []
+
+    def submit() -> None:
+        try:
+            while True:
+                handles.append(pool.submit(tasks.square, 1))
+        except ClosedError:
+            return
+
+    threads = [threading.Thread(target=submit) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: len(handles) > 100)
+    pool.terminate()
+    for thread in threads:
+        thread.join(LONG)
+    assert pool.join(LONG)
+    for handle in handles:
+        assert handle.done()
+
+
+# -- callbacks and coroutines --------------------------------------------------------------------------------------------
+
+
+def test_callbacks_may_raise_and_call_back() -> None:
+    with TaskPool(processes=1, context="fork") as pool:
+        seen: list[object] = []
+        over = threading.Event()
+
+        def again(value: int) -> None:
+            seen.append(value)
+            pool.apply_async(tasks.square, (value,), callback=last)
+            raise LookupError("logged")
+
+        def last(value: int) -> None:
+            seen.append(value)
+            over.set()
+
+        pool.apply_async(tasks.square, (3,), callback=again)
+        assert over.wait(LONG)
+        errors: list[BaseException] = []
+        over.clear()
+        pool.apply_async(tasks.fail, ("no",), error_callback=lambda error: (errors.append(error), over.set()))
+        assert over.wait(LONG)
+        assert seen == [9, 81]
+        assert isinstance(errors[0], ValueError)
+
+
+def test_handles_can_be_awaited(tmp_path: Path) -> None:
+    async def main(pool: TaskPool) -> None:
+        assert await pool.submit(tasks.square, 3) == 9
+        with pytest.raises(ValueError, match="no"):
+            await pool.submit(tasks.fail, "no")
+        loop = asyncio.get_running_loop()
+        assert await loop.run_in_executor(pool.executor, tasks.square, 4) == 16
+        assert await asyncio.gather(*(pool.submit(tasks.square, n) for n in range(20))) == [n * n for n in range(20)]
+        begun = tmp_path / "begun"
+        handle = pool.submit(tasks.touch_and_wait, str(begun))
+
+        async def wait() -> None:
+            await handle
+
+        waiting = asyncio.ensure_future(wait())
+        while not begun.exists():
+            await asyncio.sleep(0.01)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert handle.cancelled()
+
+    with TaskPool(processes=1, context="fork") as pool:
+        asyncio.run(main(pool))
+        assert pool.apply(tasks.square, (3,)) == 9
+
+
+def test_the_executor_is_one() -> None:
+    with TaskPool(processes=2, context="fork") as pool:
+        with pool.executor as executor:
+            handles = [executor.submit(tasks.square, n) for n in range(5)]
+            assert list(executor.map(tasks.add, range(5), range(5), chunksize=2)) == [0, 2, 4, 6, 8]
+        assert [handle.result(0) for handle in handles] == [0, 1, 4, 9, 16]
+        with pytest.raises(RuntimeError):
+            executor.submit(tasks.square, 1)
+        assert pool.executor.submit(tasks.square, 2).result(LONG) == 4
+
+
+# -- imap --------------------------------------------------------------------------------------------------------------
+
+
+def test_imap_reads_no_more_than_it_holds() -> None:
+    read: list[int] = []
+
+    def endless() -> object:
+        number = 0
+        while True:
+            read.append(number)
+            yield number
+            number += 1
+
+    with TaskPool(processes=2, context="fork") as pool:
+        iterator = pool.imap(tasks.square, endless(), buffersize=10)  # type: ignore[arg-type]
+        for n in range(100):
+            assert next(iterator) == n * n
+            assert len(read) <= n + 1 + 10
+        iterator.close()
+        assert pool.apply(tasks.square, (2,)) == 4
+
+
+def test_an_error_of_the_input_comes_at_its_place() -> None:
+    def items() -> object:
+        yield from range(3)
+        raise LookupError("no more")
+
+    with TaskPool(processes=1, context="fork") as pool:
+        for iterator in (pool.imap(tasks.square, items()), pool.imap_unordered(tasks.square, items())):  # type: ignore[arg-type]
+            assert [next(iterator) for _ in range(3)] == [0, 1, 4]
+            with pytest.raises(LookupError):
+                next(iterator)
+            with pytest.raises(StopIteration):
+                next(iterator)
+
+
+def test_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    with TaskPool(processes=1, context="fork") as pool:
+        assert pool.map(tasks.square, range(10), progress=True) == [n * n for n in range(10)]
+        assert len(list(pool.imap(tasks.square, range(10), progress=True))) == 10
+    assert "10/10" in capsys.readouterr().err
+
+
+# -- data --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_shared_object_arrives_as_itself() -> None:
+    array = np.arange(100_000, dtype=np.float64)
+    with TaskPool(processes=2, context="fork") as pool:
+        with pool.share(array) as shared:
+            assert pool.submit(tasks.total, shared).result(LONG) == array.sum()
+            assert pool.submit(tasks.total_in, {"arrays": [shared, (shared,)[0]]}).result(LONG) == 2 * array.sum()
+            assert "read-only" in pool.submit(tasks.try_to_write, shared).result(LONG)
+            assert shared.value is array
+        with pytest.raises(SerializationError, match="closed"):
+            pool.submit(tasks.total, shared)
+        # The task keeps what its caller drops.
+        assert pool.submit(tasks.total, pool.share(array)).result(LONG) == array.sum()
+        gate = pool.share(array)
+        handle = pool.submit(tasks.total, gate)
+        gate.close()
+        try:
+            assert handle.result(LONG) == array.sum()
+        except (HandleLost, SerializationError):
+            pass  # closed before the worker had opened it
+
+
+def test_arrays_come_and_go_and_belong_to_the_receiver() -> None:
+    array = np.arange(200_000, dtype=np.float64)
+    with TaskPool(processes=1, context="fork") as pool:
+        assert pool.submit(tasks.total, array).result(LONG) == array.sum()
+        back = pool.submit(tasks.make_array, 200_000).result(LONG)
+        back[0] = 5
+        assert back.sum() == array.sum() + 5
+        assert pool.submit(tasks.try_to_write, array).result(LONG) == "written"
+        assert array[0] == 0
+
+
+def test_a_worker_that_dies_with_a_big_result_under_way_leaves_nothing(tmp_path: Path) -> None:
+    with TaskPool(processes=1, context="fork") as pool:
+        for _ in range(3):
+            handle = pool.submit(tasks.make_array, 5_000_000)
+            eventually(handle.running)
+            pid = handle.worker_pid
+            if pid is not None:
+                os.kill(pid, signal.SIGKILL)
+            handle.wait(LONG)
+            assert handle.done()
+
+
+# -- surroundings ------------------------------------------------------------------------------------------------------
+
+
+def test_log_records_reach_the_parent(caplog: pytest.LogCaptureFixture) -> None:
+    with TaskPool(processes=1, context="forkserver") as pool:
+        pid = pool.apply(tasks.pid_of_worker)
+        handle = pool.submit(tasks.log, "some.where", "look at this")
+        handle.result(LONG)
+        eventually(lambda: bool(caplog.records))
+        pool.apply(tasks.square, (1,))
+    record = caplog.records[0]
+    assert (record.name, record.getMessage(), record.levelno) == ("some.where", "look at this", logging.WARNING)
+    assert (record.process, record.mpkit_task_id, record.colour) == (pid, handle.task_id, "blue")  # type: ignore[attr-defined]
+
+
+def test_pools_nest() -> None:
+    with TaskPool(processes=1, context="fork") as pool:
+        assert pool.submit(tasks.nested, 4).result(LONG) == [0, 1, 4, 9]
+        inner = pool.submit(tasks.leave_a_nested_pool_open).result(LONG)
+    eventually(lambda: not psutil.pid_exists(inner) or psutil.Process(inner).status() == psutil.STATUS_ZOMBIE)
+
+
+def test_cloudpickle_takes_lambdas() -> None:
+    with TaskPool(processes=1, context="fork", pickler="cloudpickle") as pool:
+        offset = 3
+        assert pool.map(lambda n: n + offset, range(3)) == [3, 4, 5]
+        assert pool.submit(lambda: (lambda: 7)).result(LONG)() == 7
+        big = bytes(100_000)
+        assert pool.submit(lambda n, *, k: len(big) + n + k, 1, k=2).result(LONG) == 100_003
+    with TaskPool(processes=1, context="fork") as pool:
+        assert pool.with_options(pickler="cloudpickle").submit(lambda: 1).result(LONG) == 1
+
+
+def test_ten_pools_in_a_row_leave_nothing() -> None:
+    for _ in range(10):
+        with TaskPool(processes=2, context="fork") as pool:
+            pool.map(tasks.square, range(10))
