@@ -489,16 +489,15 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
     def _put_big(self, head: bytes, parts: list[memoryview], block: bool, deadline: float | None) -> bool:
         self._check_size(len(head) + sum(part.nbytes for part in parts))
         side = self._side_to_put()
-        record = side.write_big(head, parts, block, deadline)
-        if record is None:
+        item = side.write_big(head, parts, block, deadline)
+        if item is None:
             return False
+        done = False
         try:
-            done = side.put(record, BIG, block, deadline)
-        except BaseException:
-            side.drop_big(record)
-            raise
-        if not done:
-            side.drop_big(record)
+            done = side.put(item.record, BIG, block, deadline)
+        finally:
+            if not done:
+                side.drop_big(item)
         return done
 
     def _check_size(self, size: int) -> None:

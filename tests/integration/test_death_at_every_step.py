@@ -55,9 +55,9 @@ def put(queue: OpenQueue, *items: bytes) -> None:
 
 
 def put_big(queue: OpenQueue, item: bytes) -> None:
-    record = queue.puts.write_big(b"head", [memoryview(item)], True, time.monotonic() + PATIENCE)
-    assert record is not None
-    assert queue.puts.put(record, BIG, True, time.monotonic() + PATIENCE)
+    written = queue.puts.write_big(b"head", [memoryview(item)], True, time.monotonic() + PATIENCE)
+    assert written is not None
+    assert queue.puts.put(written.record, BIG, True, time.monotonic() + PATIENCE)
 
 
 def get(queue: OpenQueue) -> bytes:

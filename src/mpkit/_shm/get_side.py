@@ -314,7 +314,9 @@ class GetSide:
             if not self._lock.acquire(time.monotonic() + PATIENCE_SECONDS):
                 return
             slept = self._words[ROOM_SLEPT]
-            due = room.due(number)
+            # With a bound on bytes, what one getter has freed may be room for several, or for another than
+            # the first.
+            due = room.due(1 << 30 if self._file.max_bytes else number)
             self._quiet = slept if self._words[room.posted_at] >= slept else -1
         finally:
             self._lock.unwind()
@@ -363,6 +365,8 @@ class GetSide:
             else:
                 size -= BIG
                 big = mm[at : at + size]
+                # Before the item is taken: a map that the system refuses leaves it where it is.
+                self._file.regions.map(big_region(big))
                 self._file.regions.mark_held(big_region(big))
             head = passed + ONE + index + ((size + 15) >> 3)
             if head >= COUNT_LIMIT:

@@ -65,7 +65,7 @@ class LockFile(SharedObject):
         self.abandoned_by: int | None = None
 
     @classmethod
-    def _format(cls, words: memoryview[int], **_options: int) -> None:
+    def _format(cls, words: memoryview[int], **options: int) -> None:  # noqa: ARG003  a lock has none
         words[SLEPT] = words[POSTED] = FIRST_TICKET
 
     def forget_after_fork(self) -> None:

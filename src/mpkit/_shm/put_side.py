@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import struct
 import sys
 import time
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from mpkit._platform import identity
 from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
@@ -46,6 +47,18 @@ _UNBOUNDED: Final = 1 << 62
 _PART_ALIGNMENT: Final = 64
 _BYTE_ORDER: Final = sys.byteorder
 _PADDING: Final = tuple(bytes(number) for number in range(8))
+
+
+# Tells one writing of a region by this process from the next.
+_serials = itertools.count(1)
+
+
+class WrittenItem(NamedTuple):
+    """A big item that lies in its region and has not been put yet."""
+
+    record: bytes
+    region: int
+    serial: int
 
 
 class PutSide:
@@ -209,10 +222,10 @@ class PutSide:
             if not self._lock.acquire(deadline):
                 return False
             self._words[PUT_GENERATION] |= SHUT_DOWN
-            items = self._file.items.due(1 << 30)
         finally:
             self._lock.unwind()
-        self._file.items.post(items)
+        # Only now: the release was the barrier between our word and the look at who sleeps.
+        self._wake(1 << 30)
         return True
 
     @property
@@ -223,12 +236,11 @@ class PutSide:
 
     def write_big(
         self, head: bytes, buffers: Sequence[memoryview], block: bool, deadline: float | None
-    ) -> bytes | None:
-        """Copy a big item into a region and return the record that describes it; None when the lock could not
-        be had in time.
+    ) -> WrittenItem | None:
+        """Copy a big item into a region; None when the lock could not be had in time.
 
-        The record is ``region, bytes, then offset and length of the pickle and of each buffer`` as 8-byte
-        words.
+        The record that describes it is ``region, bytes, then offset and length of the pickle and of each
+        buffer`` as 8-byte words.
 
         Raises:
             SharedMemoryExhausted: there is no room for it.
@@ -238,12 +250,13 @@ class PutSide:
         for size in (*(view.nbytes for view in buffers), len(head)):
             places.append((offset, size))
             offset += -(-max(size, 1) // _PART_ALIGNMENT) * _PART_ALIGNMENT
+        serial = next(_serials)
         self._lock.refuse_reentry()
         try:
             if not self._acquire(block, deadline):
                 return None
             self._check_shut_down()
-            region = self._file.regions.claim(offset, WRITING, 0, self._use_is_over())
+            region = self._file.regions.claim(offset, WRITING, serial, self._use_is_over())
         finally:
             self._lock.unwind()
         if region < 0:
@@ -256,18 +269,18 @@ class PutSide:
             for (at, size), part in zip(places, (*buffers, memoryview(head)), strict=True):
                 mapped[at : at + size] = part
         except BaseException:
-            self._file.regions.free(region)
+            self._file.regions.free_unpublished(region, serial)
             raise
         numbers = [region, offset, *places[-1]]
         for place in places[:-1]:
             numbers.extend(place)
-        return struct.pack(f"={len(numbers)}Q", *numbers)
+        return WrittenItem(struct.pack(f"={len(numbers)}Q", *numbers), region, serial)
 
-    def drop_big(self, record: bytes) -> None:
+    def drop_big(self, item: WrittenItem) -> None:
         """The item was not put after all (or was, just before an exception came: then its region is QUEUED
         and stays).
         """
-        self._file.regions.free_unpublished(big_region(record))
+        self._file.regions.free_unpublished(item.region, item.serial)
 
     def used_bytes(self) -> int:
         """What the queued items occupy: exact when nobody is at work, else from one moment to the next. Never
@@ -390,6 +403,8 @@ class PutSide:
                 parts += (size.to_bytes(8, _BYTE_ORDER), data, _PADDING[-size & 7])
                 used += length
                 done += 1
+            if not done:
+                return 0
             at = self._base + ((tail & INDEX_MASK) << 3)
             self._mm[at : at + (used << 3)] = b"".join(parts)
             tail += done * ONE + used
@@ -575,9 +590,9 @@ class _UseIsOver:
             return not self._first <= serial <= self._last
         published = (serial - self._gets) & COUNT_MASK < (self._puts - self._gets) & COUNT_MASK
         if state == QUEUED:
-            # Taken items are HELD, so one that is not between the counts was never published: its putter is
-            # dead, since we have his lock.
-            return (serial - self._puts) & COUNT_MASK < COUNT_MASK >> 1
+            # Taken items are HELD before they are counted as taken, so a QUEUED one that is not in the queue
+            # now was never published: its putter is dead, since we have his lock.
+            return not published
         if state == HELD:
             return not published and not identity.is_alive(process)
         return state == WRITING and not identity.is_alive(process)

@@ -1,32 +1,31 @@
-"""Stretches of one segment's file that are handed out, recycled and given back: rings and big items lie in
-them.
+"""Stretches of one segment's file that are handed out, recycled and given back: rings and big items.
 
 Writing into fresh shared pages is some fifteen times slower than into pages that have been written before, so
 a region that is free again is used again. The table of regions lies in the segment; the file grows at its end
 when no free region fits. Each entry is one cache line::
 
     word 0   state
-    word 1   serial: of a ring its generation, of a big item its number in the queue
+    word 1   serial: of a ring its generation, of a big item its number in the queue; while it is
+             written, a number that its writer has made up
     word 2   offset in the file     } written once, when the region is made:
     word 3   size in bytes          } so a mapping of it is good for ever
     word 4   pid of the process that writes it or holds it
     word 5   start time of that process
     word 6   bytes of it that are in use
 
-States and who may leave them (the table is changed under the putters' lock, except where said)::
+States, and who may leave them (the table is changed under the putters' lock, except where said)::
 
     NONE      never made
     FREE      to be used again; its pages are there
     DROPPED   free, and its pages given back to the system: to be reserved again before use
     RING      records of generation `serial`; free when that generation is over
     WRITING   a putter copies a big item into it; free when that putter is dead
-    QUEUED    the queue's item number `serial` lies in it; stored just before that item is published, so with
-    a serial that
-              was never published its putter died in between: free
-    HELD      a getter has views of it (stored under the getters' lock, just before the item is taken): free
-    when the last
-              view goes (one store by the holder, no lock) or when the holder is dead *and* the item has been
-              taken
+    QUEUED    the queue's item number `serial` lies in it; stored just before that item is published, so
+              one whose number is not in the queue was never published: free
+    HELD      a getter has views of it; stored under the getters' lock just before the item is taken. Free
+    when
+              the last view goes (one store by the holder, no lock), or when the holder is dead *and* the
+              item has been taken
     PINNED    its holder was forked while it had views: the child has them too, so it is never used again
 """
 
@@ -128,14 +127,17 @@ class Regions:
         words = self.words
         for number in range(1, self._capacity):
             at = self._start + number * ENTRY_WORDS
-            if words[at] == FREE:
+            if words[at] == FREE and words[at + _SIZE] > PAGE:
                 # The state first: a kill in between leaves pages that are reserved once more, which is
                 # harmless.
                 words[at] = DROPPED
                 remove = getattr(mmap, "MADV_REMOVE", None)
                 if remove is not None:
-                    self.map(number).madvise(remove)
-                    given += words[at + _SIZE]
+                    # All but the first page: whoever looks at an old ring without a lock reads its head and
+                    # tail there.
+                    size = words[at + _SIZE]
+                    self.map(number).madvise(remove, PAGE, size - PAGE)
+                    given += size - PAGE
         return given
 
     # -- under the lock of the side that the state belongs to ------------------------------------------------
@@ -150,9 +152,15 @@ class Regions:
         """One store by whoever has the region in his hands."""
         self.words[self._start + number * ENTRY_WORDS] = FREE
 
-    def free_unpublished(self, number: int) -> None:
-        """Free a region that its own writer has not published."""
-        if self.words[self._start + number * ENTRY_WORDS] == WRITING:
+    def free_unpublished(self, number: int, serial: int) -> None:
+        """Free a region that was claimed as WRITING with this serial, unless it has been published since."""
+        at = self._start + number * ENTRY_WORDS
+        words = self.words
+        if (
+            words[at] == WRITING
+            and words[at + _SERIAL] == serial
+            and words[at + _PID] == identity.current().pid
+        ):
             self.free(number)
 
     def pin(self, number: int) -> None:

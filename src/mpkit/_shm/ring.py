@@ -198,6 +198,9 @@ class Ring:
             head = passed + ONE + index + ((size + 15) >> 3)
             if head >= COUNT_LIMIT:
                 head -= COUNT_LIMIT
+        if not TOTAL_STORE_ORDER:
+            # The copies out are over before the putter may write there again.
+            full_fence()
         words[self.head_at] = head
         return found
 

@@ -25,9 +25,11 @@ released, so nothing is taken from it. A process that dies while taking over lea
 permit added, and the next one starts again at 1. New processes cannot join meanwhile, because joining needs
 the same file lock.
 
-Memory order: what a process writes before it gives the permit back is seen by whoever takes the permit next,
-because taking and giving are atomic operations and full barriers on every machine that Python runs on. In
-steps 2 and 4 the same holds between S's store of ``inside``, before its atomic operation, and our failed try.
+Memory order: ``inside`` must be visible before the permit is taken, ``completed`` not before it is given
+    back, and what
+is written under the lock before that. On x86 taking and giving are atomic operations and so full barriers,
+and other stores and loads keep their order. Elsewhere glibc's are weaker (an acquire when taking, a release
+when giving), so there a full fence stands on both sides of each.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ import time
 from collections.abc import Callable
 
 from mpkit._platform import identity
+from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._shm.rows import FIRST_LOCK, Rows
 from mpkit._shm.semaphore import Semaphore
 
@@ -122,6 +125,8 @@ class RobustLock:
         self._permit = permit
         self.permit_acquire = permit.acquire
         self.permit_release = permit.release
+        if not TOTAL_STORE_ORDER:
+            self.permit_acquire, self.permit_release = _fenced(permit)
         self._recoveries_at = recoveries_at
         # Permits that this process has given back for the dead: the semaphore counts them as ours.
         self._given_for_dead = 0
@@ -147,13 +152,13 @@ class RobustLock:
         self.local_acquire = local.acquire
 
     def begin_to_shut(self) -> bool:
-        """Wait until no thread of this process is inside; False where the lock has not been opened.
+        """Wait until no thread of this process is inside, and keep all out; False when one stays inside.
 
         Raises:
             RuntimeError: this very thread is inside.
         """
         if self._local is None:
-            return False
+            return True
         if self.held_here():
             raise RuntimeError(REENTERED)
         # Whoever waits for the permit meanwhile looks at `_local` in every slice.
@@ -256,7 +261,7 @@ class RobustLock:
     def _acquire_permit(self, deadline: float | None) -> bool:
         """Wait for the permit in slices, looking for a dead holder from time to time.
 
-        On False the local lock is free again, or the object has been shut.
+        On False the local lock is free again.
         """
         words, at = self.words, self.at
         while True:
@@ -273,7 +278,8 @@ class RobustLock:
                 if self.permit_acquire_inside():
                     return True
             if self._local is None:
-                return False
+                # Shut by another thread: says so.
+                self._join(deadline)
             if deadline is not None and now >= deadline:
                 self.local_release()
                 return False
@@ -343,6 +349,23 @@ class RobustLock:
                 self.rows.bury(at)
         self._given_for_dead += 1
         self.permit_release()
+
+
+def _fenced(permit: Semaphore) -> tuple[Callable[..., bool], Callable[[], None]]:
+    """The two operations on the permit as full barriers, for machines whose semaphores are weaker."""
+
+    def acquire(block: bool = True, timeout: float | None = None) -> bool:
+        full_fence()
+        taken = permit.acquire(block, timeout)
+        full_fence()
+        return taken
+
+    def release() -> None:
+        full_fence()
+        permit.release()
+        full_fence()
+
+    return acquire, release
 
 
 def _nothing_to_release() -> None:

@@ -13,11 +13,11 @@ lock of the file system (`Rows.exclusive`), which the kernel frees when its hold
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Generator
 
-from mpkit._platform import filelock, identity
+from mpkit._platform import identity
+from mpkit._platform.filelock import FileLock
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._shm.segment import Segment, exhausted, reserve
 from mpkit.errors import SharedMemoryExhausted
@@ -42,7 +42,7 @@ class Rows:
         used_at: index of the word that counts the rows ever handed out (what lies above has never been used).
     """
 
-    __slots__ = ("_capacity", "_start", "_used_at", "segment", "threads", "words")
+    __slots__ = ("_capacity", "_start", "_used_at", "segment", "words")
 
     def __init__(self, segment: Segment, *, start: int, capacity: int, used_at: int) -> None:
         self.segment = segment
@@ -50,31 +50,23 @@ class Rows:
         self._start = start
         self._capacity = capacity
         self._used_at = used_at
-        # File locks of this kind belong to the process: threads need one more. Whoever closes a file
-        # descriptor of this segment takes it as well, because closing any of them would drop the process's
-        # file lock.
-        self.threads = threading.Lock()
 
     @contextlib.contextmanager
     def exclusive(self, deadline: float | None) -> Generator[bool]:
-        """Be the only one in all processes who changes rows or investigates. Yields False when the deadline
-        passed first.
+        """Be the only one in all processes and threads who changes rows or investigates.
+
+        Yields False when the deadline passed first.
         """
-        if not self.threads.acquire(timeout=-1 if deadline is None else max(deadline - time.monotonic(), 0)):
-            yield False
-            return
+        lock: FileLock | None = None
         try:
-            held = filelock.try_lock(self.segment.fd)
-            while not held and (deadline is None or time.monotonic() < deadline):
+            lock = FileLock.try_acquire(self.segment.fd)
+            while lock is None and (deadline is None or time.monotonic() < deadline):
                 time.sleep(_RETRY_SECONDS)
-                held = filelock.try_lock(self.segment.fd)
-            try:
-                yield held
-            finally:
-                if held:
-                    filelock.unlock(self.segment.fd)
+                lock = FileLock.try_acquire(self.segment.fd)
+            yield lock is not None
         finally:
-            self.threads.release()
+            if lock is not None:
+                lock.release()
 
     def join(self, deadline: float | None) -> int:
         """Take a row for this process and return the index of its first word, or -1 when the deadline passed.
@@ -93,10 +85,6 @@ class Rows:
             words[at + 1] = me.started
             words[at] = me.pid
             return at
-
-    def forget(self) -> None:
-        """After a fork, in the child: a thread that does not exist here may have held the lock."""
-        self.threads = threading.Lock()
 
     def leave(self, at: int) -> None:
         """Give this process's row back."""

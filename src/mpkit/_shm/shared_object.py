@@ -12,9 +12,7 @@ it::
     word 5   how many handles have been pickled   } under the file lock; the difference tells whether
     word 6   how many have been unpickled         } any may still be under way
 
-One process has one `SharedObject` for one file, however many handles it has: it has one row, and closing one
-    of two descriptors of a
-file would give up its file lock.
+One process has one `SharedObject` for one file, however many handles it has: it has one row.
 """
 
 from __future__ import annotations
@@ -132,7 +130,7 @@ class SharedObject:
         return made
 
     @classmethod
-    def _format(cls, _words: memoryview[int], **_options: int) -> None:
+    def _format(cls, words: memoryview[int], **options: int) -> None:  # noqa: ARG003  subclasses use them
         """Write what a new object of this class begins with."""
         raise TypeError(f"{cls.__name__} cannot be created")
 
@@ -197,21 +195,18 @@ class SharedObject:
         with self._closing:
             if self.closed:
                 return
-            for lock in self.locks:
-                lock.begin_to_shut()
+            outside = [lock.begin_to_shut() for lock in self.locks]
             for lock in self.locks:
                 lock.shut()
             self.closed = True
             under_way = self.words[EXPORTS] > self.words[ARRIVALS]
             in_use = in_use_elsewhere if under_way or _others(self.rows) else None
-            if self._row:
+            # A thread that is still inside may come to hold the lock: only its row lets the others know.
+            if self._row and all(outside):
                 self.rows.leave(self._row)
-                self._row = 0
-            # Closing a descriptor of the file gives up the process's file lock: not in the middle of an
-            # investigation.
-            with self.rows.threads:
-                self._close_more()
-                self.segment.close(in_use)
+            self._row = 0
+            self._close_more()
+            self.segment.close(in_use)
             for semaphore in self.semaphores:
                 semaphore.close(self.name, in_use)
 
@@ -242,7 +237,6 @@ class SharedObject:
         """
         self._closing = threading.Lock()
         self._row = 0
-        self.rows.forget()
         if not self.closed:
             for lock in self.locks:
                 lock.forget()

@@ -7,13 +7,13 @@ put into the semaphore. So
     tokens in the semaphore + (slept - posted)  =  sleepers
 
 always holds for the living. The truth about *what* is waited for is elsewhere: a token is only a reason to
-look again. A sleeper that is killed leaves a ticket or a token too many, which costs one look in vain; a
-waker killed between ``posted`` and its token, or a woken sleeper killed before it looked, leaves one sleeper
-unwoken, which is why nobody sleeps longer than `SLICE_SECONDS` without looking.
+look again. A sleeper that is killed leaves a ticket or a token too many, which costs the others one look in
+vain each time they sleep; a waker killed between ``posted`` and its token, or a woken sleeper killed before
+it looked, leaves one sleeper unwoken, which is why nobody sleeps longer than `SLICE_SECONDS` without looking.
 
 No wake-up is lost: a sleeper stores ``slept`` and then looks at the truth again; a waker stores the truth and
-then looks at ``slept``. Between store and look each of them gives a lock back, whose atomic operation is the
-full barrier that this pattern needs on every machine.
+then looks at ``slept``. Between store and look each of them gives a robust lock back, which is the full
+barrier that this pattern needs on every machine.
 """
 
 from __future__ import annotations
@@ -54,11 +54,10 @@ class Sleepers:
         self.words[self.slept_at] += 1
 
     def leave(self) -> None:
-        """Hand a ticket back that no token has been taken for (a token that has come meanwhile is taken
-        instead).
+        """Hand a ticket back that no token has been taken for. A token that has come meanwhile stays for the
+        others.
         """
-        if not self.tokens.acquire(False):
-            self.words[self.slept_at] -= 1
+        self.words[self.slept_at] -= 1
 
     # -- the sleeping side, holding nothing ------------------------------------------------------------------
 
