@@ -63,7 +63,7 @@ def leave(code: object) -> None:
 
 
 def raise_base() -> None:
-    raise BaseException("from below")  # noqa: TRY002
+    raise BaseException("from below")
 
 
 def segfault() -> None:
@@ -71,7 +71,7 @@ def segfault() -> None:
 
 
 def wait_for_file(path: str) -> str:
-    while not Path(path).exists():  # noqa: ASYNC110  the test creates it
+    while not Path(path).exists():
         time.sleep(0.005)
     return path
 
@@ -140,7 +140,7 @@ class UnpicklableError(Exception):
         raise TypeError("not this error")
 
 
-class NeedsTwo(Exception):  # noqa: N818
+class NeedsTwo(Exception):
     """Cannot be unpickled: `args` has one item, the constructor wants two."""
 
     def __init__(self, one: int, two: int) -> None:
@@ -222,20 +222,20 @@ def try_to_write(array: Any) -> str:
 
 
 def make_array(n: int) -> Any:
-    import numpy as np  # noqa: PLC0415
+    import numpy as np
 
     return np.arange(n, dtype=np.float64)
 
 
 def nested(number: int) -> list[int]:
-    from mpkit.pool import TaskPool  # noqa: PLC0415
+    from mpkit.pool import TaskPool
 
     with TaskPool(processes=1, context="fork") as pool:
         return pool.map(square, range(number))
 
 
 def leave_a_nested_pool_open() -> int:
-    from mpkit.pool import TaskPool  # noqa: PLC0415
+    from mpkit.pool import TaskPool
 
     pool = TaskPool(processes=1, context="fork")
     STATE.append(pool)

@@ -65,7 +65,9 @@ def test_an_error_comes_back_as_itself(pool: TaskPool) -> None:
         (tasks.echo, (tasks.Breaks(),), SerializationError),
     ],
 )
-def test_what_cannot_travel_hurts_one_task_only(pool: TaskPool, function: object, args: tuple[object, ...], expected: type[BaseException]) -> None:
+def test_what_cannot_travel_hurts_one_task_only(
+    pool: TaskPool, function: object, args: tuple[object, ...], expected: type[BaseException]
+) -> None:
     started = pool.statistics().workers_started
     with pytest.raises(expected):
         pool.submit(function, *args).result(LONG)  # type: ignore[arg-type]
@@ -92,7 +94,14 @@ def test_what_cannot_be_pickled_is_refused_in_submit(pool: TaskPool) -> None:
         (tasks.exit_now, (7,), 7, None),
     ],
 )
-def test_a_death_fails_its_own_task_only(pool: TaskPool, function: object, args: tuple[object, ...], exitcode: int, name: str | None, tmp_path: Path) -> None:
+def test_a_death_fails_its_own_task_only(
+    pool: TaskPool,
+    function: object,
+    args: tuple[object, ...],
+    exitcode: int,
+    name: str | None,
+    tmp_path: Path,
+) -> None:
     gate = tmp_path / "gate"
     neighbour = pool.submit(tasks.wait_for_file, str(gate))
     handle = pool.submit(function, *args)  # type: ignore[arg-type]
@@ -178,7 +187,9 @@ def test_handles_are_futures(pool: TaskPool) -> None:
     assert len(done) == 10
     assert not not_done
     handles = [pool.submit(tasks.square, n) for n in range(10)]
-    assert sorted(handle.result() for handle in concurrent.futures.as_completed(handles, timeout=LONG)) == [n * n for n in range(10)]
+    assert sorted(handle.result() for handle in concurrent.futures.as_completed(handles, timeout=LONG)) == [
+        n * n for n in range(10)
+    ]
 
 
 def test_an_error_fails_its_own_item(pool: TaskPool) -> None:
@@ -230,11 +241,13 @@ def test_stacks(pool: TaskPool, tmp_path: Path) -> None:
     handle.result(LONG)
 
 
-# -- pools of their own ------------------------------------------------------------------------------------------------
+# -- pools of their own --------------------------------------------------------------------------------------
 
 
 def test_the_initializer_runs_in_each_worker(start_method: str) -> None:
-    with TaskPool(processes=1, initializer=tasks.initialize, initargs=(1, "two"), context=start_method) as pool:
+    with TaskPool(
+        processes=1, initializer=tasks.initialize, initargs=(1, "two"), context=start_method
+    ) as pool:
         assert pool.apply(tasks.state) == [1, "two"]
 
 
@@ -251,7 +264,9 @@ def test_a_failing_initializer_fails_every_pending_task_once(start_method: str) 
 
 
 def test_an_initializer_that_exits_breaks_the_pool(start_method: str) -> None:
-    with TaskPool(processes=1, initializer=tasks.exit_in_initializer, initargs=(5,), context=start_method) as pool:
+    with TaskPool(
+        processes=1, initializer=tasks.exit_in_initializer, initargs=(5,), context=start_method
+    ) as pool:
         with pytest.raises(PoolBroken, match="exit code 5"):
             pool.submit(tasks.square, 1).result(LONG)
         with pytest.raises(PoolBroken):

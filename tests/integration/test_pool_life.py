@@ -41,11 +41,16 @@ def run_script(tmp_path: Path, body: str, **options: object) -> subprocess.Popen
     path.write_text(body)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        [sys.executable, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options  # type: ignore[call-overload, no-any-return]
+        [sys.executable, str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        **options,  # type: ignore[call-overload, no-any-return]
     )
 
 
-# -- the end -----------------------------------------------------------------------------------------------------------
+# -- the end -------------------------------------------------------------------------------------------------
 
 
 def test_a_dropped_pool_ends_and_warns() -> None:
@@ -150,7 +155,11 @@ if __name__ == "__main__":
     assert process.returncode == -signal.SIGINT or process.returncode == 1
     assert err.count("Traceback (most recent call last)") == 1
     assert "KeyboardInterrupt" in err
-    eventually(lambda: not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE])
+    eventually(
+        lambda: (
+            not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+        )
+    )
 
 
 def test_the_workers_die_with_a_killed_parent(tmp_path: Path) -> None:
@@ -177,7 +186,9 @@ if __name__ == "__main__":
     process.stdout.close()
     assert process.stderr is not None
     process.stderr.close()
-    eventually(lambda: not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers))
+    eventually(
+        lambda: not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
+    )
 
 
 def test_a_fork_cannot_use_the_pool_and_does_it_no_harm() -> None:
@@ -198,7 +209,7 @@ def test_a_fork_cannot_use_the_pool_and_does_it_no_harm() -> None:
         assert pool.apply(tasks.square, (3,)) == 9
 
 
-# -- limits ------------------------------------------------------------------------------------------------------------
+# -- limits --------------------------------------------------------------------------------------------------
 
 
 def test_a_task_that_uses_too_much_memory_is_stopped() -> None:
@@ -235,7 +246,7 @@ def test_a_task_may_catch_the_interrupt_and_is_over_all_the_same(tmp_path: Path)
         assert pool.submit(tasks.pid_of_worker).result(LONG) == pid
 
 
-# -- many threads ------------------------------------------------------------------------------------------------------
+# -- many threads --------------------------------------------------------------------------------------------
 
 
 def test_many_threads_submit_and_wait() -> None:
@@ -279,7 +290,7 @@ def test_submitting_while_another_thread_terminates() -> None:
         assert handle.done()
 
 
-# -- callbacks and coroutines --------------------------------------------------------------------------------------------
+# -- callbacks and coroutines --------------------------------------------------------------------------------
 
 
 def test_callbacks_may_raise_and_call_back() -> None:
@@ -313,7 +324,9 @@ def test_handles_can_be_awaited(tmp_path: Path) -> None:
             await pool.submit(tasks.fail, "no")
         loop = asyncio.get_running_loop()
         assert await loop.run_in_executor(pool.executor, tasks.square, 4) == 16
-        assert await asyncio.gather(*(pool.submit(tasks.square, n) for n in range(20))) == [n * n for n in range(20)]
+        assert await asyncio.gather(*(pool.submit(tasks.square, n) for n in range(20))) == [
+            n * n for n in range(20)
+        ]
         begun = tmp_path / "begun"
         handle = pool.submit(tasks.touch_and_wait, str(begun))
 
@@ -344,7 +357,7 @@ def test_the_executor_is_one() -> None:
         assert pool.executor.submit(tasks.square, 2).result(LONG) == 4
 
 
-# -- imap --------------------------------------------------------------------------------------------------------------
+# -- imap ----------------------------------------------------------------------------------------------------
 
 
 def test_imap_reads_no_more_than_it_holds() -> None:
@@ -387,7 +400,7 @@ def test_progress(capsys: pytest.CaptureFixture[str]) -> None:
     assert "10/10" in capsys.readouterr().err
 
 
-# -- data --------------------------------------------------------------------------------------------------------------
+# -- data ----------------------------------------------------------------------------------------------------
 
 
 def test_a_shared_object_arrives_as_itself() -> None:
@@ -395,7 +408,10 @@ def test_a_shared_object_arrives_as_itself() -> None:
     with TaskPool(processes=2, context="fork") as pool:
         with pool.share(array) as shared:
             assert pool.submit(tasks.total, shared).result(LONG) == array.sum()
-            assert pool.submit(tasks.total_in, {"arrays": [shared, (shared,)[0]]}).result(LONG) == 2 * array.sum()
+            assert (
+                pool.submit(tasks.total_in, {"arrays": [shared, (shared,)[0]]}).result(LONG)
+                == 2 * array.sum()
+            )
             assert "read-only" in pool.submit(tasks.try_to_write, shared).result(LONG)
             assert shared.value is array
         with pytest.raises(SerializationError, match="closed"):
@@ -434,7 +450,7 @@ def test_a_worker_that_dies_with_a_big_result_under_way_leaves_nothing(tmp_path:
             assert handle.done()
 
 
-# -- surroundings ------------------------------------------------------------------------------------------------------
+# -- surroundings --------------------------------------------------------------------------------------------
 
 
 def test_log_records_reach_the_parent(caplog: pytest.LogCaptureFixture) -> None:
@@ -445,7 +461,11 @@ def test_log_records_reach_the_parent(caplog: pytest.LogCaptureFixture) -> None:
         eventually(lambda: bool(caplog.records))
         pool.apply(tasks.square, (1,))
     record = caplog.records[0]
-    assert (record.name, record.getMessage(), record.levelno) == ("some.where", "look at this", logging.WARNING)
+    assert (record.name, record.getMessage(), record.levelno) == (
+        "some.where",
+        "look at this",
+        logging.WARNING,
+    )
     assert (record.process, record.mpkit_task_id, record.colour) == (pid, handle.task_id, "blue")  # type: ignore[attr-defined]
 
 
@@ -460,7 +480,7 @@ def test_cloudpickle_takes_lambdas() -> None:
     with TaskPool(processes=1, context="fork", pickler="cloudpickle") as pool:
         offset = 3
         assert pool.map(lambda n: n + offset, range(3)) == [3, 4, 5]
-        assert pool.submit(lambda: (lambda: 7)).result(LONG)() == 7
+        assert pool.submit(lambda: lambda: 7).result(LONG)() == 7
         big = bytes(100_000)
         assert pool.submit(lambda n, *, k: len(big) + n + k, 1, k=2).result(LONG) == 100_003
     with TaskPool(processes=1, context="fork") as pool:

@@ -1,11 +1,13 @@
 """`TaskPool`: worker processes that call functions.
 
-Rooms: ``facade`` (the verbs), ``handle`` (the outcome of a task), ``maps`` (many calls), ``shared`` (one object for many tasks), ``engine`` (puts the
-rest together), ``ledger`` (the pure state machine of tasks), ``dispatcher`` (who gets which task), ``collector`` (who fetches outcomes),
-``supervisor`` (deaths, limits, the end), ``crew`` (starting and replacing workers), ``worker`` (what runs in them), ``channel`` (the memory between
-worker and parent), ``payload`` (arguments and outcomes as bytes).
+Rooms: ``facade`` (the verbs), ``handle`` (the outcome of a task), ``maps`` (many calls), ``shared`` (one
+object for many tasks), ``engine`` (puts the rest together), ``ledger`` (the pure state machine of tasks),
+``dispatcher`` (who gets which task), ``collector`` (who fetches outcomes), ``supervisor`` (deaths, limits,
+the end), ``crew`` (starting and replacing workers), ``worker`` (what runs in them), ``channel`` (the memory
+between worker and parent), ``payload`` (arguments and outcomes as bytes).
 
-A worker imports this package as well, and needs next to nothing of it: the names are loaded when they are first used.
+A worker imports this package as well, and needs next to nothing of it: the names are loaded when they are
+first used.
 """
 
 from __future__ import annotations
@@ -20,7 +22,16 @@ if TYPE_CHECKING:
     from mpkit.pool.shared import Shared
     from mpkit.pool.statistics import PoolStatistics, WorkerSnapshot
 
-__all__ = ["ImapIterator", "PoolStatistics", "PoolVerbs", "PoolView", "Shared", "TaskHandle", "TaskPool", "WorkerSnapshot"]
+__all__ = [
+    "ImapIterator",
+    "PoolStatistics",
+    "PoolVerbs",
+    "PoolView",
+    "Shared",
+    "TaskHandle",
+    "TaskPool",
+    "WorkerSnapshot",
+]
 
 _WHERE = {
     "ImapIterator": "maps",

@@ -22,7 +22,9 @@ class PoolVerbs(Protocol):
         """Call it; the future of what it returns."""
         ...
 
-    def apply(self, func: Callable[..., R], args: Iterable[Any] = (), kwds: Mapping[str, Any] | None = None) -> R:
+    def apply(
+        self, func: Callable[..., R], args: Iterable[Any] = (), kwds: Mapping[str, Any] | None = None
+    ) -> R:
         """Call it and wait."""
         ...
 
@@ -30,16 +32,30 @@ class PoolVerbs(Protocol):
         """Call it for each item and wait for all."""
         ...
 
-    def starmap(self, func: Callable[..., R], iterable: Iterable[Iterable[Any]], chunksize: int | None = None) -> list[R]:
+    def starmap(
+        self, func: Callable[..., R], iterable: Iterable[Iterable[Any]], chunksize: int | None = None
+    ) -> list[R]:
         """The same, each item being the arguments of one call."""
         ...
 
-    def imap(self, func: Callable[[T], R], iterable: Iterable[T], chunksize: int = 1, *, buffersize: int | None = None) -> Iterator[R]:
+    def imap(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        chunksize: int = 1,
+        *,
+        buffersize: int | None = None,
+    ) -> Iterator[R]:
         """Call it for each item, lazily and in order."""
         ...
 
     def imap_unordered(
-        self, func: Callable[[T], R], iterable: Iterable[T], chunksize: int = 1, *, buffersize: int | None = None
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        chunksize: int = 1,
+        *,
+        buffersize: int | None = None,
     ) -> Iterator[R]:
         """Call it for each item, lazily, results as they arrive."""
         ...

@@ -1,6 +1,7 @@
 """What a worker and its parent share: one mapped file with a status row and two rings, and two semaphores.
 
-Nothing here is shared by two workers, so a worker that dies, at whatever instruction, cannot hurt another one.
+Nothing here is shared by two workers, so a worker that dies, at whatever instruction, cannot hurt another
+one.
 
 ===============  =========  ============================================================================================
 what             written by  meaning
@@ -17,15 +18,18 @@ what             written by  meaning
 ``LOW``          parent     ring the parent once no more than ``LOW - 1`` tasks are left in the inbox (0: do not)
 ``SLEEPING``     worker     it is going to sleep on `wake`, or does: 1 for want of records, 2 for want of room in the outbox. The parent clears
                             it and releases `wake` once
-inbox            parent     tasks to come. The getter's end belongs to whoever holds `lock`: the worker for one record, the parent
+inbox            parent     tasks to come. The getter's end belongs to whoever holds `lock`: the worker for
+one record, the parent
                             when it takes tasks back
 outbox           worker     outcomes and log records
 ===============  =========  ============================================================================================
 
-No wake-up is lost: the worker stores ``SLEEPING`` and then looks at the inbox again, the parent publishes a record and then looks at
-``SLEEPING``, and between store and look each of them passes a full barrier. All waits are sliced nevertheless.
+No wake-up is lost: the worker stores ``SLEEPING`` and then looks at the inbox again, the parent publishes a
+record and then looks at ``SLEEPING``, and between store and look each of them passes a full barrier. All
+waits are sliced nevertheless.
 
-The **board** is one page for the whole pool. The parent writes it; a worker only clears ``FRONT`` or ``BACK`` before it rings that bell.
+The **board** is one page for the whole pool. The parent writes it; a worker only clears ``FRONT`` or ``BACK``
+before it rings that bell.
 """
 
 from __future__ import annotations
@@ -38,7 +42,7 @@ from mpkit._shm.ring import Ring
 from mpkit._shm.segment import Segment
 from mpkit._shm.semaphore import MAX_VALUE, Semaphore
 
-# -- words of the status row; what different processes write lies on different cache lines ----------------------------
+# -- words of the status row; what different processes write lies on different cache lines -------------------
 
 STATE = 0
 TASK = 1
@@ -56,14 +60,14 @@ _OUT_HEAD = 32
 _OUT_TAIL = 40
 _RINGS = 48
 
-# -- STATE -----------------------------------------------------------------------------------------------------------
+# -- STATE ---------------------------------------------------------------------------------------------------
 
 STARTING = 0
 INITIALIZING = 1
 READY = 2
 LEAVING = 3
 
-# -- the board -------------------------------------------------------------------------------------------------------
+# -- the board -----------------------------------------------------------------------------------------------
 
 #: A thread of the parent sleeps at the front bell.
 FRONT = 0
@@ -86,9 +90,10 @@ WHEN_LOW = 2
 #: Also for every outcome, as with `SOON`.
 ALWAYS = 3
 
-# -- records ---------------------------------------------------------------------------------------------------------
+# -- records -------------------------------------------------------------------------------------------------
 
-#: A task: its number, the length of the pickled function that follows, flags. After the function: the arguments.
+#: A task: its number, the length of the pickled function that follows, flags. After the function: the
+#: arguments.
 TASK_HEAD = struct.Struct("<QIB3x")
 #: An outcome: the number of its task, how long it ran in nanoseconds, the kind. Then the data.
 RESULT_HEAD = struct.Struct("<QIB3x")
@@ -151,9 +156,16 @@ class Channel:
         self.lock = lock
         self.wake = wake
         inbox_words = _INBOX_BYTES >> 3
-        self.inbox = Ring(segment.words, segment.mm, head_at=_IN_HEAD, tail_at=_IN_TAIL, start=_RINGS, capacity=inbox_words)
+        self.inbox = Ring(
+            segment.words, segment.mm, head_at=_IN_HEAD, tail_at=_IN_TAIL, start=_RINGS, capacity=inbox_words
+        )
         self.outbox = Ring(
-            segment.words, segment.mm, head_at=_OUT_HEAD, tail_at=_OUT_TAIL, start=_RINGS + inbox_words, capacity=_OUTBOX_BYTES >> 3
+            segment.words,
+            segment.mm,
+            head_at=_OUT_HEAD,
+            tail_at=_OUT_TAIL,
+            start=_RINGS + inbox_words,
+            capacity=_OUTBOX_BYTES >> 3,
         )
 
     @classmethod
@@ -176,7 +188,11 @@ class Channel:
     @classmethod
     def attach(cls, names: ChannelNames) -> Channel:
         """In the worker."""
-        return cls(Segment.attach(names.channel), Semaphore.attach(names.lock, 1), Semaphore.attach(names.wake, MAX_VALUE))
+        return cls(
+            Segment.attach(names.channel),
+            Semaphore.attach(names.lock, 1),
+            Semaphore.attach(names.wake, MAX_VALUE),
+        )
 
     def discard(self) -> None:
         """In the parent: remove the names. The memory goes with the last thread that looks at it."""
@@ -216,7 +232,11 @@ class Board:
     @classmethod
     def attach(cls, names: ChannelNames) -> Board:
         """In the worker."""
-        return cls(Segment.attach(names.board), Semaphore.attach(names.front, MAX_VALUE), Semaphore.attach(names.back, MAX_VALUE))
+        return cls(
+            Segment.attach(names.board),
+            Semaphore.attach(names.front, MAX_VALUE),
+            Semaphore.attach(names.back, MAX_VALUE),
+        )
 
     def discard(self) -> None:
         """In the parent: remove the names. The memory goes with the last thread that looks at it."""
@@ -237,8 +257,8 @@ def ring_bell(bell: Semaphore) -> None:
 class Barrier:
     """A full memory barrier between a store and a following load, on every machine.
 
-    x86 keeps stores in order and loads in order, but lets a load overtake an earlier store to another address. Taking a free lock is an
-    atomic read-modify-write, which nothing passes; it costs some 40 ns.
+    x86 keeps stores in order and loads in order, but lets a load overtake an earlier store to another
+    address. Taking a free lock is an atomic read-modify-write, which nothing passes; it costs some 40 ns.
     """
 
     __slots__ = ("_lock",)

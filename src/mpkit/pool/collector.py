@@ -1,14 +1,17 @@
 """Who waits for outcomes, and who fetches them: leader and followers, and the collector's own thread.
 
-A thread that waits in `result()` becomes the *leader* if nobody leads: it takes the outcomes out of the outboxes itself, for everybody, and
-sleeps at the front bell. That saves two hand-overs between threads for each call. Others who wait follow: they sleep on their handle's
-condition, and one of them takes over when the leader leaves.
+A thread that waits in `result()` becomes the *leader* if nobody leads: it takes the outcomes out of the
+outboxes itself, for everybody, and sleeps at the front bell. That saves two hand-overs between threads for
+each call. Others who wait follow: they sleep on their handle's condition, and one of them takes over when the
+leader leaves.
 
-The *collector* thread sleeps at the back bell. It serves whatever has no thread that waits: callbacks, `concurrent.futures.wait`, coroutines,
-tasks that queue for a free worker, log records, outboxes that fill. With nothing of that kind it is not rung, and costs nothing.
+The *collector* thread sleeps at the back bell. It serves whatever has no thread that waits: callbacks,
+`concurrent.futures.wait`, coroutines, tasks that queue for a free worker, log records, outboxes that fill.
+With nothing of that kind it is not rung, and costs nothing.
 
-No wake-up is lost: whoever goes to sleep stores its word on the board, passes a full barrier, and looks at the outboxes once more; a worker puts its outcome
-into the outbox, passes a full barrier, and looks at the board. All sleeps are sliced nevertheless while tasks are under way.
+No wake-up is lost: whoever goes to sleep stores its word on the board, passes a full barrier, and looks at
+the outboxes once more; a worker puts its outcome into the outbox, passes a full barrier, and looks at the
+board. All sleeps are sliced nevertheless while tasks are under way.
 """
 
 from __future__ import annotations
@@ -21,8 +24,21 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mpkit._shm.spin import SpinBudget
-from mpkit.pool import payload
-from mpkit.pool.channel import ALWAYS, ANY, AWAKE, BACK, FRONT, NONE, PLAIN, RAISED, SOON, WANTED, WHEN_FULL, WHEN_LOW, Barrier, Board, ring_bell
+from mpkit.pool.channel import (
+    ALWAYS,
+    ANY,
+    AWAKE,
+    BACK,
+    FRONT,
+    NONE,
+    PLAIN,
+    WANTED,
+    WHEN_FULL,
+    WHEN_LOW,
+    Barrier,
+    Board,
+    ring_bell,
+)
 from mpkit.pool.dispatcher import Dispatcher, Settlements
 
 if TYPE_CHECKING:
@@ -63,7 +79,14 @@ class Collector:
         handle_log: what is done with a worker's log record; called in the collector's thread.
     """
 
-    def __init__(self, dispatcher: Dispatcher, board: Board, name: str, handle_log: Callable[[bytes], None], on_empty: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        board: Board,
+        name: str,
+        handle_log: Callable[[bytes], None],
+        on_empty: Callable[[], None],
+    ) -> None:
         self._dispatcher = dispatcher
         self._board = board
         self._words = board.words
@@ -81,11 +104,12 @@ class Collector:
         self._stopping = False
         self._busy = True
 
-    # -- the thread ------------------------------------------------------------------------------------------------------
+    # -- the thread ------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Start the collector's thread."""
-        # Daemon: the interpreter joins other threads before any exit handler of ours could stop this one. The pool's end joins it.
+        # Daemon: the interpreter joins other threads before any exit handler of ours could stop this one. The
+        # pool's end joins it.
         self._thread = threading.Thread(target=self._run, name=f"{self._name}-collector", daemon=True)
         self._thread.start()
 
@@ -138,14 +162,28 @@ class Collector:
             self._run_calls()
             if self._stopping and not self._calls:
                 return
-            level = ALWAYS if self._watched or self.draining else (WHEN_LOW if dispatcher.ledger.queued else WHEN_FULL)
+            level = (
+                ALWAYS
+                if self._watched or self.draining
+                else (WHEN_LOW if dispatcher.ledger.queued else WHEN_FULL)
+            )
             words[BACK] = level
             barrier()
-            if self._calls or dispatcher.logs or (level > WHEN_FULL and dispatcher.has_outcomes()) or self._stopping:
+            if (
+                self._calls
+                or dispatcher.logs
+                or (level > WHEN_FULL and dispatcher.has_outcomes())
+                or self._stopping
+            ):
                 words[BACK] = AWAKE
                 continue
             # Asleep for ever unless there is something that could go wrong.
-            back.acquire(True, _SLICE_SECONDS if level > WHEN_FULL else (20 * _SLICE_SECONDS if dispatcher.ledger.under_way else None))
+            back.acquire(
+                True,
+                _SLICE_SECONDS
+                if level > WHEN_FULL
+                else (20 * _SLICE_SECONDS if dispatcher.ledger.under_way else None),
+            )
             words[BACK] = AWAKE
             while back.acquire(False):
                 pass
@@ -164,7 +202,7 @@ class Collector:
             except Exception:
                 _logger.exception("exception in a callback of %s", self._name)
 
-    # -- fetching --------------------------------------------------------------------------------------------------------
+    # -- fetching --------------------------------------------------------------------------------------------
 
     def work(self, *, leading: bool = False) -> None:
         """Fetch all outcomes there are, send what is queued, and tell everybody concerned. Never waits.
@@ -193,13 +231,12 @@ class Collector:
                 done += 1
                 if kind == NONE:
                     task.sink.settle(task, PLAIN, None)
-                elif kind == RAISED:
-                    task.sink.settle(task, kind, data)
                 else:
-                    task.sink.settle(task, *payload.adopt(kind, data))
+                    task.sink.settle(task, kind, data)
                 task.kept = None
         except BaseException:
-            # Ctrl-C: those after it must not be forgotten. What the interrupt has hit itself is settled again, which does no harm.
+            # Ctrl-C: those after it must not be forgotten. What the interrupt has hit itself is settled
+            # again, which does no harm.
             rest = settlements[max(done - 1, 0) :]
             self.call_back(lambda: self.settle(rest))
             raise
@@ -214,7 +251,7 @@ class Collector:
         if dispatcher.has_outcomes():
             self.work()
 
-    # -- waiting ---------------------------------------------------------------------------------------------------------
+    # -- waiting ---------------------------------------------------------------------------------------------
 
     def wait_for(self, handle: Waiter, timeout: float | None) -> bool:
         """Wait until the handle has ended; False when the time was over."""
@@ -257,7 +294,8 @@ class Collector:
             words[WANTED] = ANY if few else wanted
             words[FRONT] = 1
             self._front_barrier()
-            # What was put into an outbox before the store above could be seen is fetched now; what comes later rings.
+            # What was put into an outbox before the store above could be seen is fetched now; what comes
+            # later rings.
             if has_outcomes():
                 self.work(leading=True)
             if is_done():

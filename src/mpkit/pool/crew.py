@@ -1,8 +1,8 @@
 """The worker processes: started, replaced, counted; and when to give up.
 
-A pool whose workers cannot be started must say so instead of trying for ever: after `MOST_FAILURES` start-ups in a row that end with an exit code
-(an exception in ``__main__``, usually), or `MOST_KILLED` that die of a signal, none succeeding in between, it is broken.
-Between two attempts lies a growing pause.
+A pool whose workers cannot be started must say so instead of trying for ever: after `MOST_FAILURES` start-ups
+in a row that end with an exit code (an exception in ``__main__``, usually), or `MOST_KILLED` that die of a
+signal, none succeeding in between, it is broken. Between two attempts lies a growing pause.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ MOST_KILLED = 10
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 2.0
 
-# Two threads that start processes at the same moment can take each other's exit codes; the standard library has no lock for it.
+# Two threads that start processes at the same moment can take each other's exit codes; the standard library
+# has no lock for it.
 _starting = threading.Lock()
 
 
@@ -43,7 +44,9 @@ if hasattr(os, "register_at_fork"):
 class Crew:
     """Starts workers, and knows how the start-ups have gone lately."""
 
-    def __init__(self, options: PoolOptions, dispatcher: Dispatcher, board: Board, initializer: bytes | None) -> None:
+    def __init__(
+        self, options: PoolOptions, dispatcher: Dispatcher, board: Board, initializer: bytes | None
+    ) -> None:
         self._options = options
         self._dispatcher = dispatcher
         self._board = board
@@ -78,7 +81,12 @@ class Crew:
             board = self._board
             plan = worker.WorkerPlan(
                 names=ChannelNames(
-                    channel.segment.name, channel.lock.name, channel.wake.name, board.segment.name, board.front.name, board.back.name
+                    channel.segment.name,
+                    channel.lock.name,
+                    channel.wake.name,
+                    board.segment.name,
+                    board.front.name,
+                    board.back.name,
                 ),
                 stack_pipe=writer,
                 initializer=self._initializer,
@@ -92,7 +100,9 @@ class Crew:
             )
             # Counts from before the start: what the system kills meanwhile belongs to it.
             oom_kills = oom_kill_count()
-            process = options.context.Process(target=worker.main, args=(plan,), name=f"{options.name}-{key}", daemon=False)  # type: ignore[attr-defined]
+            process = options.context.Process(  # type: ignore[attr-defined]  # typeshed has it on the concrete contexts
+                target=worker.main, args=(plan,), name=f"{options.name}-{key}", daemon=False
+            )
             with _starting, warnings.catch_warnings():
                 # Fork from a process with threads is what the caller asked for with the fork context.
                 warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork.*")
@@ -126,7 +136,9 @@ class Crew:
             return None
         name = signal_name(exitcode)
         how = f"was killed by {name}" if name else f"ended with exit code {exitcode}"
-        return self.note_failure(f"process {lane.pid} {how}" + (f"\n{last_words}" if last_words else ""), killed=name is not None)
+        return self.note_failure(
+            f"process {lane.pid} {how}" + (f"\n{last_words}" if last_words else ""), killed=name is not None
+        )
 
     def note_failure(self, how: str, *, killed: bool) -> PoolBroken | None:
         """A start-up has failed. The error, once there is no more hope."""
@@ -147,11 +159,13 @@ class Crew:
         if method != "fork" and self._failed >= MOST_FAILURES:
             text += (
                 " The error itself was printed by the worker (standard error). A frequent cause: the main module creates the pool when it is "
-                "imported, which every worker does; put that under `if __name__ == \"__main__\":`. Another: the main module cannot be "
+                'imported, which every worker does; put that under `if __name__ == "__main__":`. Another: the main module cannot be '
                 "imported again (an interactive session, code read from standard input); put the functions into a module of their own."
             )
         elif killed:
-            text += " Something kills them: the out-of-memory killer, a limit of the system, or another program."
+            text += (
+                " Something kills them: the out-of-memory killer, a limit of the system, or another program."
+            )
         return PoolBroken(text)
 
     def dispose(self, lane: Lane) -> None:

@@ -1,10 +1,11 @@
 """Who gets which task, and what has come back: everything that happens under the pool's one lock.
 
-Short tasks are sent ahead in batches, so that a worker always has about `AHEAD_NS` of work and the parent can sleep meanwhile; long ones are
-not. What a stalled worker has not begun is taken back when another one idles.
+Short tasks are sent ahead in batches, so that a worker always has about `AHEAD_NS` of work and the parent can
+sleep meanwhile; long ones are not. What a stalled worker has not begun is taken back when another one idles.
 
-Nothing here waits (except for an inbox's lock, which a worker holds for microseconds), and nothing here calls foreign code: outcomes
-are collected under the lock and handed to their sinks by the caller after it is released.
+Nothing here waits (except for an inbox's lock, which a worker holds for microseconds), and nothing here calls
+foreign code: outcomes are collected under the lock and handed to their sinks by the caller after it is
+released.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from mpkit.errors import TaskCancelled, TaskTimeout, WorkerMemoryExceeded
 from mpkit.pool import payload
 from mpkit.pool.channel import (
     BAD_INITIALIZER,
+    BIG_ERROR,
+    BIG_VALUE,
     HELLO,
     LAST_RESULT,
     LOG,
@@ -74,7 +77,8 @@ class Function:
         if mean < 0:
             mean = run_ns
         else:
-            # One slow task among many fast ones must not stop the sending ahead: it counts as four times the mean at most.
+            # One slow task among many fast ones must not stop the sending ahead: it counts as four times the
+            # mean at most.
             mean += (min(run_ns, 4 * mean + 10_000) - mean) >> 3
         self.mean_ns = mean
         self.ahead = MOST_AHEAD if mean * MOST_AHEAD <= AHEAD_NS else 1 + AHEAD_NS // mean
@@ -108,7 +112,14 @@ class Lane:
         "words",
     )
 
-    def __init__(self, key: int, channel: Channel, sent: dict[int, Task], stack_pipe: Connection | None, tasks: int | None) -> None:
+    def __init__(
+        self,
+        key: int,
+        channel: Channel,
+        sent: dict[int, Task],
+        stack_pipe: Connection | None,
+        tasks: int | None,
+    ) -> None:
         self.key = key
         self.channel = channel
         self.words = channel.words
@@ -119,7 +130,8 @@ class Lane:
         self.room = tasks
         self.process: BaseProcess | None = None
         self.identity: ProcessIdentity | None = None
-        # It has reported that it is ready for tasks; once, and now (not while one of its tasks is being stopped).
+        # It has reported that it is ready for tasks; once, and now (not while one of its tasks is being
+        # stopped).
         self.greeted = False
         self.ready = False
         self.leaving = False
@@ -170,7 +182,7 @@ class Dispatcher:
         #: Called when something has been sent, by threads that wait in `submit` (`max_pending`).
         self.on_room: Callable[[], None] | None = None
 
-    # -- sending ---------------------------------------------------------------------------------------------------------
+    # -- sending ---------------------------------------------------------------------------------------------
 
     def submit(self, task: Task) -> bool:
         """Send or queue a new task (holding the lock). True when the caller should look after the workers."""
@@ -316,7 +328,11 @@ class Dispatcher:
             return False
         # The worker holds it for a microsecond, unless it died or was stopped just there.
         while not acquire(True, 0.01):
-            if lane.identity is None or not identity.is_alive(lane.identity) or _is_stopped(lane.identity.pid):
+            if (
+                lane.identity is None
+                or not identity.is_alive(lane.identity)
+                or _is_stopped(lane.identity.pid)
+            ):
                 return False
         return True
 
@@ -337,7 +353,7 @@ class Dispatcher:
                 lane.low = low
                 lane.words[LOW] = low
 
-    # -- receiving -------------------------------------------------------------------------------------------------------
+    # -- receiving -------------------------------------------------------------------------------------------
 
     def has_outcomes(self) -> bool:
         """Whether any outbox holds something (no lock needed)."""
@@ -368,7 +384,7 @@ class Dispatcher:
             for record in records:
                 number, run_ns, kind = unpack(record)
                 if kind <= LAST_RESULT:
-                    task = ledger.finish(key, number, kind == NONE or kind == VALUE or kind == 3)
+                    task = ledger.finish(key, number, kind == NONE or kind == VALUE or kind == BIG_VALUE)
                     if task is None:
                         payload.drop_outcome(kind, record)
                         continue
@@ -386,6 +402,10 @@ class Dispatcher:
                             self.stop_is_over(lane)
                             continue
                         settlements.append((task, RAISED, ending_error(task, lane)))
+                    elif kind == BIG_VALUE or kind == BIG_ERROR:
+                        # Under the lock: as soon as it is free, the supervisor may find the worker dead and remove
+                        # what it has not handed over.
+                        settlements.append((task, *payload.adopt(kind, record)))
                     else:
                         settlements.append((task, kind, record))
                 elif kind == LOG:
@@ -437,7 +457,7 @@ class Dispatcher:
                     text = f"the outcome of task {number} was lost when Ctrl-C interrupted the thread that was receiving it"
                     settlements.append((task, RAISED, TaskCancelled(text)))
 
-    # -- taking away -----------------------------------------------------------------------------------------------------
+    # -- taking away -----------------------------------------------------------------------------------------
 
     def cancel(self, task: Task, settlements: Settlements) -> bool:
         """Keep a task from beginning (holding the lock). False when it has begun, and runs: it must be stopped."""

@@ -1,6 +1,7 @@
 """One pool behind its facade: puts the parts together, and decides what a death, a cancel or the end of the pool means.
 
-The facade (`TaskPool`) holds the engine; the threads hold the engine and never the facade, so that a pool that is just dropped is noticed.
+The facade (`TaskPool`) holds the engine; the threads hold the engine and never the facade, so that a pool
+that is just dropped is noticed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,19 @@ from mpkit._wire import codec, failure
 from mpkit.errors import ClosedError, InitializerFailed, MpkitError, TaskCancelled, WorkerCrashed
 from mpkit.pool import crew as crew_module
 from mpkit.pool import logs, memory, payload
-from mpkit.pool.channel import BY_REFERENCE, BY_VALUE, DONE, HEAD_SIZE, KEYWORDS, LEAVE, LOW, RAISED, STATE, TASK_HEAD, Board
+from mpkit.pool.channel import (
+    BY_REFERENCE,
+    BY_VALUE,
+    DONE,
+    HEAD_SIZE,
+    KEYWORDS,
+    LEAVE,
+    LOW,
+    RAISED,
+    STATE,
+    TASK_HEAD,
+    Board,
+)
 from mpkit.pool.collector import Collector
 from mpkit.pool.crew import Crew
 from mpkit.pool.dispatcher import Dispatcher, Function, Lane, Settlements, ending_error
@@ -64,7 +77,9 @@ class Engine:
         try:
             self.dispatcher = Dispatcher(self._on_queue)
             self._room = threading.Condition(self.dispatcher.lock)
-            self.collector = Collector(self.dispatcher, self.board, f"mpkit-{options.name}", logs.handle, self._on_empty)
+            self.collector = Collector(
+                self.dispatcher, self.board, f"mpkit-{options.name}", logs.handle, self._on_empty
+            )
             self.crew = Crew(options, self.dispatcher, self.board, initializer)
             self.supervisor = Supervisor(self, f"mpkit-{options.name}")
             try:
@@ -89,9 +104,18 @@ class Engine:
                 lane.process.join()
             self.crew.dispose(lane)
 
-    # -- submitting --------------------------------------------------------------------------------------------------------
+    # -- submitting ------------------------------------------------------------------------------------------
 
-    def submit(self, function: Function, blob: bytes, flags: int, arguments: Any, sink: Sink, options: TaskOptions, weight: int = 1) -> Task:
+    def submit(
+        self,
+        function: Function,
+        blob: bytes,
+        flags: int,
+        arguments: Any,
+        sink: Sink,
+        options: TaskOptions,
+        weight: int = 1,
+    ) -> Task:
         """Pickle the arguments and send or queue a task.
 
         Raises:
@@ -122,7 +146,9 @@ class Engine:
         with dispatcher.lock:
             if self.state is not RUNNING:
                 self._refuse()
-            if self.options.max_pending is not None and (self._waiting or dispatcher.ledger.queued >= self.options.max_pending):
+            if self.options.max_pending is not None and (
+                self._waiting or dispatcher.ledger.queued >= self.options.max_pending
+            ):
                 self._wait_for_room(self.options.max_pending)
             look = dispatcher.submit(task)
         if options.timeout is not None:
@@ -156,7 +182,12 @@ class Engine:
             SerializationError: it cannot be pickled.
         """
         by_name = _is_pickled_by_name(fn) and options.pickler == "pickle"
-        key = fn if by_name else getattr(fn, "__code__", None) or (type(fn), getattr(getattr(fn, "func", None), "__name__", ""))
+        key = (
+            fn
+            if by_name
+            else getattr(fn, "__code__", None)
+            or (type(fn), getattr(getattr(fn, "func", None), "__name__", ""))
+        )
         known = self._functions.get(key)
         if known is not None and by_name:
             return known, known.blob, BY_REFERENCE
@@ -186,10 +217,11 @@ class Engine:
             self._refuse()
 
     def _on_queue(self) -> None:
-        # The collector sleeps with the wrong level on the board. Under the dispatcher's lock; ringing takes no lock.
+        # The collector sleeps with the wrong level on the board. Under the dispatcher's lock; ringing takes
+        # no lock.
         self.collector.wake()
 
-    # -- cancelling --------------------------------------------------------------------------------------------------------
+    # -- cancelling ------------------------------------------------------------------------------------------
 
     def cancel(self, task: Task) -> None:
         """Cancel a task at whatever moment of its life."""
@@ -206,14 +238,19 @@ class Engine:
 
     def cancel_later(self, tasks: list[Task]) -> None:
         """Cancel tasks in the supervisor's thread; takes no lock, so a `__del__` may call it."""
-        self.supervisor.request(lambda: [self.cancel(task) for task in tasks] and None)
+
+        def cancel() -> None:
+            for task in tasks:
+                self.cancel(task)
+
+        self.supervisor.request(cancel)
 
     def running_on(self, task: Task) -> int | None:
         """The pid of the worker that runs a task at this moment."""
         lane = self.dispatcher.lanes.get(task.worker)
         return lane.pid if lane is not None and lane.running() == task.number else None
 
-    # -- workers -----------------------------------------------------------------------------------------------------------
+    # -- workers ---------------------------------------------------------------------------------------------
 
     def bury(self, lane: Lane) -> None:
         """A worker is dead: settle what it had, and see whether it must be replaced. In the supervisor's thread."""
@@ -240,7 +277,9 @@ class Engine:
         broken: MpkitError | None = self.crew.note_death_of(lane, exitcode, words)
         if lane.bad_initializer is not None:
             cause = failure.unpack_exception(lane.bad_initializer[HEAD_SIZE:])
-            broken = InitializerFailed(f"the initializer of {self.options.name} raised {type(cause).__name__}: {cause}")
+            broken = InitializerFailed(
+                f"the initializer of {self.options.name} raised {type(cause).__name__}: {cause}"
+            )
             broken.__cause__ = cause
         self.crew.dispose(lane)
         if broken is not None and self.state in (RUNNING, CLOSED):
@@ -296,7 +335,7 @@ class Engine:
                 self.supervisor.kill(lane)
         return min((lane.leave_by for lane in self.dispatcher.lanes.values()), default=_NEVER)
 
-    # -- insight -----------------------------------------------------------------------------------------------------------
+    # -- insight ---------------------------------------------------------------------------------------------
 
     def worker_snapshots(self) -> list[WorkerSnapshot]:
         """What each worker is doing now."""
@@ -350,7 +389,7 @@ class Engine:
         deadline = time.monotonic() + 1.0
         return {lane.pid: live_stack(lane, max(deadline - time.monotonic(), 0.01)) for lane in lanes}
 
-    # -- the end -----------------------------------------------------------------------------------------------------------
+    # -- the end ---------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """No more tasks; those there are go on."""
@@ -401,7 +440,9 @@ class Engine:
     def join(self, timeout: float | None) -> bool:
         """Wait until the workers and threads of a closed pool are gone."""
         if self.collector.is_current_thread():
-            raise RuntimeError("join() was called from a callback of this pool, and would wait for itself; call it elsewhere")
+            raise RuntimeError(
+                "join() was called from a callback of this pool, and would wait for itself; call it elsewhere"
+            )
         if not self._over.wait(timeout):
             return False
         return self.supervisor.join(timeout)
@@ -443,7 +484,10 @@ def _crash(task: Task, deaths: list[Death]) -> WorkerCrashed:
     error = WorkerCrashed(**fields)
     if len(deaths) > 1:
         each = "; ".join(f"process {death.pid} {_how(death)}" for death in deaths)
-        error = WorkerCrashed(f"task {task.number} ({task.function.name}) was tried {len(deaths)} times, and its worker died each time: {each}", **fields)
+        error = WorkerCrashed(
+            f"task {task.number} ({task.function.name}) was tried {len(deaths)} times, and its worker died each time: {each}",
+            **fields,
+        )
     return error
 
 
@@ -487,7 +531,8 @@ def _end_at_exit(reference: weakref.ref[Engine]) -> None:
 
 
 def _forget_after_fork() -> None:
-    # The child has copies of the parent's pools. They answer with an error, and never touch the parent's workers.
+    # The child has copies of the parent's pools. They answer with an error, and never touch the parent's
+    # workers.
     for engine in list(_engines):
         engine.state = TERMINATED
         engine.dispatcher.lock = threading.Lock()

@@ -48,7 +48,14 @@ class PoolExecutor(Executor):
         return handle
 
     @override
-    def map(self, fn: Callable[..., R], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1, **options: Any) -> Iterator[R]:
+    def map(
+        self,
+        fn: Callable[..., R],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        **options: Any,
+    ) -> Iterator[R]:
         """As `concurrent.futures.Executor.map`; the results come out of `TaskPool.imap`-like chunks in order."""
         if chunksize == 1:
             return super().map(fn, *iterables, timeout=timeout, **options)

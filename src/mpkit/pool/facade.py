@@ -43,12 +43,13 @@ class PoolView:
         # A view keeps its pool alive.
         self._pool = pool
 
-    # -- one call ------------------------------------------------------------------------------------------------------------
+    # -- one call --------------------------------------------------------------------------------------------
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:
         """Have a worker call ``fn(*args, **kwargs)``.
 
-        Function and arguments are pickled here: later changes to them do not travel, and an error is raised here.
+        Function and arguments are pickled here: later changes to them do not travel, and an error is raised
+            here.
 
         Returns:
             The handle of the task.
@@ -76,7 +77,9 @@ class PoolView:
             engine.submit(known, blob, flags, args, handle, options)
         return handle
 
-    def apply(self, func: Callable[..., R], args: Iterable[Any] = (), kwds: Mapping[str, Any] | None = None) -> R:
+    def apply(
+        self, func: Callable[..., R], args: Iterable[Any] = (), kwds: Mapping[str, Any] | None = None
+    ) -> R:
         """Call ``func(*args, **kwds)`` in a worker and wait for what it returns.
 
         Blocking: until the task has ended.
@@ -103,9 +106,16 @@ class PoolView:
         _check_callbacks(callback, error_callback)
         return _with_callbacks(self.submit(func, *args, **(kwds or {})), callback, error_callback)
 
-    # -- many calls ----------------------------------------------------------------------------------------------------------
+    # -- many calls ------------------------------------------------------------------------------------------
 
-    def map(self, func: Callable[[T], R], iterable: Iterable[T], chunksize: int | None = None, *, progress: bool = False) -> list[R]:
+    def map(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        chunksize: int | None = None,
+        *,
+        progress: bool = False,
+    ) -> list[R]:
         """Call `func` for each item; the results in the order of the input.
 
         Args:
@@ -133,10 +143,17 @@ class PoolView:
     ) -> TaskHandle[list[R]]:
         """The same as `map` without waiting: the handle of the whole list."""
         _check_callbacks(callback, error_callback)
-        return _with_callbacks(self._map(func, list(iterable), chunksize, progress, star=False), callback, error_callback)
+        return _with_callbacks(
+            self._map(func, list(iterable), chunksize, progress, star=False), callback, error_callback
+        )
 
     def starmap(
-        self, func: Callable[..., R], iterable: Iterable[Iterable[Any]], chunksize: int | None = None, *, progress: bool = False
+        self,
+        func: Callable[..., R],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        *,
+        progress: bool = False,
     ) -> list[R]:
         """The same as `map`, each item being the arguments of one call."""
         return self._map(func, [tuple(item) for item in iterable], chunksize, progress, star=True).result()
@@ -157,7 +174,13 @@ class PoolView:
         return _with_callbacks(handle, callback, error_callback)
 
     def imap(
-        self, func: Callable[[T], R], iterable: Iterable[T], chunksize: int = 1, *, buffersize: int | None = None, progress: bool = False
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        chunksize: int = 1,
+        *,
+        buffersize: int | None = None,
+        progress: bool = False,
     ) -> ImapIterator[R]:
         """Call `func` for each item, lazily: an iterator over the results in the order of the input.
 
@@ -168,15 +191,41 @@ class PoolView:
             buffersize: The most items between input and consumer; None: 256 for each worker (or four chunks).
             progress: Show a progress bar (needs ``mpkit[progress]``).
         """
-        return ImapIterator(self._engine, func, iterable, chunksize, buffersize, self._options, ordered=True, progress=progress)
+        return ImapIterator(
+            self._engine,
+            func,
+            iterable,
+            chunksize,
+            buffersize,
+            self._options,
+            ordered=True,
+            progress=progress,
+        )
 
     def imap_unordered(
-        self, func: Callable[[T], R], iterable: Iterable[T], chunksize: int = 1, *, buffersize: int | None = None, progress: bool = False
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        chunksize: int = 1,
+        *,
+        buffersize: int | None = None,
+        progress: bool = False,
     ) -> ImapIterator[R]:
         """The same as `imap`, with the results in the order in which they arrive."""
-        return ImapIterator(self._engine, func, iterable, chunksize, buffersize, self._options, ordered=False, progress=progress)
+        return ImapIterator(
+            self._engine,
+            func,
+            iterable,
+            chunksize,
+            buffersize,
+            self._options,
+            ordered=False,
+            progress=progress,
+        )
 
-    def _map(self, func: Callable[..., R], items: list[Any], chunksize: int | None, progress: bool, *, star: bool) -> MapHandle[R]:
+    def _map(
+        self, func: Callable[..., R], items: list[Any], chunksize: int | None, progress: bool, *, star: bool
+    ) -> MapHandle[R]:
         engine = self._engine
         engine.check_usable()
         if chunksize is None:
@@ -192,19 +241,25 @@ class PoolView:
 class TaskPool(PoolView):
     """Workers that call functions: never hangs, blames exactly, and short tasks pay off.
 
-    A worker that dies fails only the task that it ran, with `WorkerCrashed`; everything else goes on, and the worker is replaced.
-    Leaving a ``with`` block closes the pool and waits for its tasks; on an exception it terminates them.
+    A worker that dies fails only the task that it ran, with `WorkerCrashed`; everything else goes on, and the
+    worker is replaced. Leaving a ``with`` block closes the pool and waits for its tasks; on an exception it
+    terminates them.
 
     Args:
-        processes: How many workers; None: as many as this process may use CPUs (affinity and control-group quota).
-        initializer: Called in each worker when it starts. If it raises, every pending task gets `InitializerFailed`.
+        processes: How many workers; None: as many as this process may use CPUs (affinity and control-group
+            quota).
+        initializer: Called in each worker when it starts. If it raises, every pending task gets
+            `InitializerFailed`.
         initargs: Its arguments.
         maxtasksperchild: Tasks after which a worker is replaced; None: never.
-        context: A start method or a context; None: what the application has set, else forkserver where there is one, else spawn.
-        max_memory_bytes: A task whose worker uses more is stopped with `WorkerMemoryExceeded`; None: no limit.
+        context: A start method or a context; None: what the application has set, else forkserver where there
+            is one, else spawn.
+        max_memory_bytes: A task whose worker uses more is stopped with `WorkerMemoryExceeded`; None: no
+            limit.
         grace_period: Seconds that a task being stopped has after the interrupt, and again after SIGTERM.
         max_pending: The most tasks that may wait unsent; `submit` then blocks. None: no limit.
-        pickler: "cloudpickle" also takes lambdas and functions of an interactive session (needs ``mpkit[cloudpickle]``).
+        pickler: "cloudpickle" also takes lambdas and functions of an interactive session (needs
+            ``mpkit[cloudpickle]``).
         name: For threads, processes and messages.
         forward_logs: Log records of the workers reach the handlers of this process.
 
@@ -250,28 +305,36 @@ class TaskPool(PoolView):
             name,
             forward_logs,
         )
-        task_options = DEFAULT_TASK_OPTIONS if options.pickler == "pickle" else TaskOptions(pickler=options.pickler)
+        task_options = (
+            DEFAULT_TASK_OPTIONS if options.pickler == "pickle" else TaskOptions(pickler=options.pickler)
+        )
         super().__init__(Engine(options), task_options, None)
         self._executor: Any = None
         self._finalizer = weakref.finalize(self, _dropped, self._engine, repr(self))
         # The pool's own exit hook comes first.
         self._finalizer.atexit = False
 
-    # -- options ---------------------------------------------------------------------------------------------------------------
+    # -- options ---------------------------------------------------------------------------------------------
 
-    def with_options(self, timeout: float | None = None, retries: int = 0, pickler: Pickler | None = None) -> PoolView:
+    def with_options(
+        self, timeout: float | None = None, retries: int = 0, pickler: Pickler | None = None
+    ) -> PoolView:
         """The same verbs with options for each task.
 
         Args:
-            timeout: Seconds that a task may run, measured from its start in the worker. Then it is interrupted, terminated, killed, with a
-                grace period after each, and ends with `TaskTimeout`. For a chunk of a map it holds for the chunk.
-            retries: How often a task is sent again after its worker died. Its own exceptions are never retried.
+            timeout: Seconds that a task may run, measured from its start in the worker. Then it is
+                interrupted, terminated, killed, with a grace period after each, and ends with `TaskTimeout`.
+                For a chunk of a map it holds for the chunk.
+            retries: How often a task is sent again after its worker died. Its own exceptions are never
+                retried.
             pickler: None: that of the pool.
 
         Example:
             >>> pool.with_options(timeout=5, retries=2).submit(work, 1)
         """
-        return PoolView(self._engine, TaskOptions.checked(timeout, retries, pickler or self._engine.options.pickler), self)
+        return PoolView(
+            self._engine, TaskOptions.checked(timeout, retries, pickler or self._engine.options.pickler), self
+        )
 
     @property
     def executor(self) -> Executor:
@@ -289,11 +352,12 @@ class TaskPool(PoolView):
     def share(self, obj: T) -> Shared[T]:
         """Pickle an object once into shared memory, for many tasks.
 
-        Given to a task as an argument, also inside a list, tuple or dict, the function receives the object itself; its big buffers (those of
-        a numpy array, say) are mapped read-only instead of copied.
+        Given to a task as an argument, also inside a list, tuple or dict, the function receives the object
+        itself; its big buffers (those of a numpy array, say) are mapped read-only instead of copied.
 
         Returns:
-            What to give to the tasks. It frees the memory with `close`, at the end of a ``with`` block, or with its last reference.
+            What to give to the tasks. It frees the memory with `close`, at the end of a ``with`` block, or
+            with its last reference.
 
         Raises:
             SerializationError: The object cannot be pickled.
@@ -302,7 +366,7 @@ class TaskPool(PoolView):
         self._engine.check_usable()
         return Shared(obj, self._options.pickler)
 
-    # -- the end ---------------------------------------------------------------------------------------------------------------
+    # -- the end ---------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Take no more tasks; those there are go on, then the workers leave. Never blocks."""
@@ -342,7 +406,9 @@ class TaskPool(PoolView):
         self._engine.check_usable()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         if kind is None:
             self.close()
             try:
@@ -356,7 +422,7 @@ class TaskPool(PoolView):
             self.terminate()
             self.join()
 
-    # -- insight ---------------------------------------------------------------------------------------------------------------
+    # -- insight ---------------------------------------------------------------------------------------------
 
     def workers(self) -> list[WorkerSnapshot]:
         """What each worker is doing now."""
@@ -385,11 +451,15 @@ class TaskPool(PoolView):
         return f"<TaskPool {options.name!r} {engine.state} processes={options.processes} pending={pending}>"
 
     def __reduce__(self) -> Any:
-        raise TypeError("a TaskPool cannot be pickled: it belongs to the process that created it; let a task create a pool of its own")
+        raise TypeError(
+            "a TaskPool cannot be pickled: it belongs to the process that created it; let a task create a pool of its own"
+        )
 
 
 class _Callbacks(Generic[R]):
-    def __init__(self, callback: Callable[[R], object] | None, error_callback: Callable[[BaseException], object] | None) -> None:
+    def __init__(
+        self, callback: Callable[[R], object] | None, error_callback: Callable[[BaseException], object] | None
+    ) -> None:
         self._callback = callback
         self._error_callback = error_callback
 
@@ -411,7 +481,9 @@ def _check_callbacks(*callbacks: object) -> None:
 
 
 def _with_callbacks(
-    handle: TaskHandle[R], callback: Callable[[R], object] | None, error_callback: Callable[[BaseException], object] | None
+    handle: TaskHandle[R],
+    callback: Callable[[R], object] | None,
+    error_callback: Callable[[BaseException], object] | None,
 ) -> TaskHandle[R]:
     if callback is not None or error_callback is not None:
         handle.add_done_callback(_Callbacks(callback, error_callback))
@@ -419,8 +491,11 @@ def _with_callbacks(
 
 
 def _dropped(engine: Engine, name: str) -> None:
-    # Runs in whatever thread the garbage collector runs in, perhaps in the middle of a critical section of this very pool: so it takes no lock.
+    # Runs in whatever thread the garbage collector runs in, perhaps in the middle of a critical section of
+    # this very pool: so it takes no lock.
     if engine.pid == os.getpid() and engine.state is RUNNING:
         engine.dropped = True
         engine.supervisor.poke()
-        warnings.warn(f"unclosed {name}: use `with`, or call close() and join()", ResourceWarning, stacklevel=2)
+        warnings.warn(
+            f"unclosed {name}: use `with`, or call close() and join()", ResourceWarning, stacklevel=2
+        )

@@ -1,15 +1,18 @@
 """The handle of a task: a real `concurrent.futures.Future` that is cheap to make, awaitable, and an AsyncResult as well.
 
-A plain Future makes a condition (a re-entrant lock and a queue) when it is created, which costs more than all the rest of sending a short
-task, and hardly any handle needs one. So here it is made when somebody first asks for it: `wait`, `as_completed`, `wrap_future`,
-`add_done_callback`. Private names of `concurrent.futures.Future` that this rests on (`tests/unit/pool/test_handle.py` is their canary):
+A plain Future makes a condition (a re-entrant lock and a queue) when it is created, which costs more than all
+the rest of sending a short task, and hardly any handle needs one. So here it is made when somebody first asks
+for it: `wait`, `as_completed`, `wrap_future`, `add_done_callback`. Private names of
+`concurrent.futures.Future` that this rests on (`tests/unit/pool/test_handle.py` is their canary):
 
 - ``_state`` with the values ``PENDING``, ``CANCELLED_AND_NOTIFIED`` and ``FINISHED``;
 - ``_condition``, ``_waiters`` and ``_done_callbacks``, read through the instance;
 - ``_waiters`` hold objects with ``add_result``, ``add_exception`` and ``add_cancelled``;
-- ``_result`` and ``_exception``, which only `result`, `exception`, `__repr__` and (3.15) ``_get_snapshot`` read: all are overridden here.
+- ``_result`` and ``_exception``, which only `result`, `exception`, `__repr__` and (3.15) ``_get_snapshot``
+  read: all are overridden here.
 
-Outcomes are unpickled by whoever asks for them first, in that thread: a slow or broken ``__setstate__`` harms nobody else.
+Outcomes are unpickled by whoever asks for them first, in that thread: a slow or broken ``__setstate__`` harms
+nobody else.
 """
 
 from __future__ import annotations
@@ -40,7 +43,8 @@ _PENDING = futures_base.PENDING
 _FINISHED = futures_base.FINISHED
 _CANCELLED = futures_base.CANCELLED_AND_NOTIFIED
 
-# Decides between "settled without a condition" and "a condition exists". Held for a few instructions, and never while another lock is taken.
+# Decides between "settled without a condition" and "a condition exists". Held for a few instructions, and
+# never while another lock is taken.
 _creation = threading.Lock()
 
 
@@ -56,8 +60,9 @@ if hasattr(os, "register_at_fork"):
 class TaskHandle(Future[R]):
     """What `TaskPool.submit` returns: the outcome of a task, now or later.
 
-    A `concurrent.futures.Future`, so `concurrent.futures.wait`, `as_completed` and `asyncio.wrap_future` work, that can also be
-    awaited, and that has `get`, `wait`, `ready` and `successful` of `multiprocessing.pool.AsyncResult`. It ends exactly once.
+    A `concurrent.futures.Future`, so `concurrent.futures.wait`, `as_completed` and `asyncio.wrap_future`
+    work, that can also be awaited, and that has `get`, `wait`, `ready` and `successful` of
+    `multiprocessing.pool.AsyncResult`. It ends exactly once.
 
     Attributes:
         task_id: The number of the task, as in log records, errors and snapshots.
@@ -80,7 +85,7 @@ class TaskHandle(Future[R]):
         self._engine = engine
         self._task: Task | None = None
 
-    # -- what Future's own methods, wait() and as_completed() reach for ---------------------------------------------------
+    # -- what Future's own methods, wait() and as_completed() reach for --------------------------------------
 
     @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]  # an attribute there
@@ -108,7 +113,7 @@ class TaskHandle(Future[R]):
         self._task = task
         self.task_id = task.number
 
-    # -- the outcome -----------------------------------------------------------------------------------------------------
+    # -- the outcome -----------------------------------------------------------------------------------------
 
     def settle(self, task: Task | None, kind: int, data: object) -> bool:
         """Take the outcome; False when there was one already. Called by the pool, holding no lock of it."""
@@ -164,7 +169,9 @@ class TaskHandle(Future[R]):
     def _wait(self, timeout: float | None, what: str) -> None:
         timeout = check_timeout(timeout)
         if not self._engine.collector.wait_for(self, timeout):
-            raise WaitTimeout(f"task {self.task_id} did not end within {timeout:g} s; it goes on ({what} can be called again)")
+            raise WaitTimeout(
+                f"task {self.task_id} did not end within {timeout:g} s; it goes on ({what} can be called again)"
+            )
 
     @override
     def result(self, timeout: float | None = None) -> R:
@@ -268,8 +275,9 @@ class TaskHandle(Future[R]):
     def cancel(self) -> bool:
         """Cancel the task: one that has not begun never begins; one that runs is stopped.
 
-        The handle is cancelled at once. A running task is interrupted (KeyboardInterrupt in the task), and if that does not
-        end it within the pool's grace period its worker is terminated, then killed, and replaced.
+        The handle is cancelled at once. A running task is interrupted (KeyboardInterrupt in the task), and if
+        that does not end it within the pool's grace period its worker is terminated, then killed, and
+        replaced.
 
         Returns:
             Whether it is cancelled; False when it had ended otherwise.

@@ -1,7 +1,7 @@
 """What has become of every task: a pure state machine without I/O, clock or threads.
 
-A task is *queued* (in the parent), *sent* (in a worker's inbox, or in its hands) or *ended*. It ends exactly once, and after
-that it is not in the ledger any more::
+A task is *queued* (in the parent), *sent* (in a worker's inbox, or in its hands) or *ended*. It ends exactly
+once, and after that it is not in the ledger any more::
 
     submit -> QUEUED --send--> SENT --finish--------------------------> ENDED
                  ^   \\           |--take_back--> QUEUED (in front)
@@ -10,8 +10,8 @@ that it is not in the ledger any more::
                  |      ENDED     |                             none left    --> ENDED
                  +----------------+
 
-A task that is to be stopped while it runs (time limit, cancel, memory) carries the reason in `Task.ending`: whatever its worker does then, it
-ends, and it is never sent again.
+A task that is to be stopped while it runs (time limit, cancel, memory) carries the reason in `Task.ending`:
+whatever its worker does then, it ends, and it is never sent again.
 
 All methods are called under the dispatcher's lock.
 """
@@ -76,7 +76,20 @@ class Task:
         ending: why it is being stopped, or "".
     """
 
-    __slots__ = ("deaths", "ending", "function", "kept", "number", "record", "retries", "sink", "state", "timeout", "weight", "worker")
+    __slots__ = (
+        "deaths",
+        "ending",
+        "function",
+        "kept",
+        "number",
+        "record",
+        "retries",
+        "sink",
+        "state",
+        "timeout",
+        "weight",
+        "worker",
+    )
 
     def __init__(
         self,
@@ -120,7 +133,18 @@ class Loss(NamedTuple):
 class Ledger:
     """Every task that has not ended, and how many have ended in which way."""
 
-    __slots__ = ("cancelled", "crashed", "failed", "queue", "queued", "retried", "sent", "submitted", "succeeded", "under_way")
+    __slots__ = (
+        "cancelled",
+        "crashed",
+        "failed",
+        "queue",
+        "queued",
+        "retried",
+        "sent",
+        "submitted",
+        "succeeded",
+        "under_way",
+    )
 
     def __init__(self) -> None:
         self.queue: deque[Task] = deque()
@@ -135,7 +159,7 @@ class Ledger:
         self.crashed = 0
         self.retried = 0
 
-    # -- tasks -----------------------------------------------------------------------------------------------------------
+    # -- tasks -----------------------------------------------------------------------------------------------
 
     def submit(self, task: Task) -> None:
         """Queue a new task behind all others."""
@@ -227,7 +251,7 @@ class Ledger:
         tasks.sort(key=_number)
         return tasks
 
-    # -- workers ---------------------------------------------------------------------------------------------------------
+    # -- workers ---------------------------------------------------------------------------------------------
 
     def add_worker(self, worker: int) -> None:
         """A worker exists, with nothing sent to it."""
@@ -260,7 +284,7 @@ class Ledger:
         self._to_the_front(requeued if retried is None else [retried, *requeued])
         return Loss(ended, retried, requeued)
 
-    # -- all -------------------------------------------------------------------------------------------------------------
+    # -- all -------------------------------------------------------------------------------------------------
 
     @property
     def live(self) -> int:

@@ -1,8 +1,9 @@
 """Log records of the workers reach the handlers of the parent.
 
-In the worker, one handler on the root logger sends each record through the outbox, in order with the outcomes. In the parent the collector's
-thread hands it to the logger of the same name, so levels, filters and handlers configured there decide. Records carry ``process`` (the
-worker's pid) and ``mpkit_task_id`` (None outside a task).
+In the worker, one handler on the root logger sends each record through the outbox, in order with the
+outcomes. In the parent the collector's thread hands it to the logger of the same name, so levels, filters and
+handlers configured there decide. Records carry ``process`` (the worker's pid) and ``mpkit_task_id`` (None
+outside a task).
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def forward_to(put: Callable[[bytes], None], current_task: Callable[[], int], le
     Args:
         put: sends one record.
         current_task: the number of the task that runs, or 0.
-        level: the level of the parent's root logger, below which nothing needs to travel unless a logger says otherwise.
+        level: the level of the parent's root logger, below which nothing needs to travel unless a logger says
+            otherwise.
     """
     root = logging.getLogger()
     # A forked worker has the parent's handlers, which would write everything a second time.
@@ -48,7 +50,11 @@ def forward_to(put: Callable[[bytes], None], current_task: Callable[[], int], le
 
 def _dump(record: logging.LogRecord, task: int | None) -> bytes:
     message = record.getMessage()
-    fields = {key: value for key, value in record.__dict__.items() if key not in ("args", "msg", "exc_info", "message", "asctime")}
+    fields = {
+        key: value
+        for key, value in record.__dict__.items()
+        if key not in ("args", "msg", "exc_info", "message", "asctime")
+    }
     if record.exc_info and not record.exc_text:
         # A traceback does not travel; its text does.
         fields["exc_text"] = logging.Formatter().formatException(record.exc_info)
@@ -57,9 +63,15 @@ def _dump(record: logging.LogRecord, task: int | None) -> bytes:
     try:
         data = pickle.dumps(fields, 5)
     except Exception:  # noqa: BLE001  whatever an `extra=` brought along
-        data = pickle.dumps({key: value if isinstance(value, _PLAIN) else repr(value) for key, value in fields.items()}, 5)
+        data = pickle.dumps(
+            {key: value if isinstance(value, _PLAIN) else repr(value) for key, value in fields.items()}, 5
+        )
     if len(data) > _MOST_BYTES:
-        short = {key: value if isinstance(value, int | float) else str(value)[:1000] for key, value in fields.items() if value is not None}
+        short: dict[str, object] = {
+            key: value if isinstance(value, int | float) else str(value)[:1000]
+            for key, value in fields.items()
+            if value is not None
+        }
         short["msg"] = message[: _MOST_BYTES // 8] + "... (cut off)"
         short["exc_text"] = fields.get("exc_text") and str(fields["exc_text"])[: _MOST_BYTES // 8]
         short = {key: short[key] for key in (*_STANDARD, "mpkit_task_id") if key in short}
@@ -72,7 +84,7 @@ _STANDARD = tuple(logging.makeLogRecord({}).__dict__)
 
 def handle(record: bytes) -> None:
     """In the parent: hand a record to the logger of the same name."""
-    fields = pickle.loads(record[HEAD_SIZE:])  # noqa: S301  from our own worker
+    fields = pickle.loads(record[HEAD_SIZE:])
     log_record = logging.makeLogRecord({"args": None, "exc_info": None, **fields})
     logger = logging.getLogger(log_record.name)
     if logger.isEnabledFor(log_record.levelno):

@@ -1,7 +1,8 @@
 """The map family: many calls of one function, in chunks or lazily.
 
-A chunk is one task with many calls. An error fails its own item: the worker goes on with the next one. A worker that *dies* takes the whole
-chunk that it was working on, so maps with retries or a time limit send items one by one unless told otherwise.
+A chunk is one task with many calls. An error fails its own item: the worker goes on with the next one. A
+worker that *dies* takes the whole chunk that it was working on, so maps with retries or a time limit send
+items one by one unless told otherwise.
 """
 
 from __future__ import annotations
@@ -114,7 +115,8 @@ class _ChunkSink:
 class MapHandle(TaskHandle[list[R]]):
     """The handle of a whole map: its result is the list of results, in order.
 
-    Raises the first error in the order of the input, as `multiprocessing.Pool.map` does, after all items have been tried.
+    Raises the first error in the order of the input, as `multiprocessing.Pool.map` does, after all items have
+    been tried.
     """
 
     def __init__(self, engine: Engine, progress: Progress) -> None:
@@ -126,7 +128,15 @@ class MapHandle(TaskHandle[list[R]]):
         self._progress = progress
         self._decoded: tuple[list[R] | None, BaseException | None] | None = None
 
-    def start(self, function: Callable[..., R], items: list[Any], chunksize: int, options: TaskOptions, *, star: bool) -> None:
+    def start(
+        self,
+        function: Callable[..., R],
+        items: list[Any],
+        chunksize: int,
+        options: TaskOptions,
+        *,
+        star: bool,
+    ) -> None:
         """Send everything."""
         chunks = list(chunks_of(items, chunksize))
         self._parts = [None] * len(chunks)
@@ -197,17 +207,20 @@ class MapHandle(TaskHandle[list[R]]):
 
     @override
     def running(self) -> bool:
-        return not self.done() and any(sink.task is not None and self._engine.running_on(sink.task) is not None for sink in self._sinks)
+        return not self.done() and any(
+            sink.task is not None and self._engine.running_on(sink.task) is not None for sink in self._sinks
+        )
 
 
 class ImapIterator(Generic[R]):
     """What `imap` and `imap_unordered` return: an iterator over the results that reads its input as it goes.
 
-    It holds at most `buffersize` items between input and consumer. Input is read in the thread that asks for results, so the iterable may be
-    infinite, slow, or bound to a thread; one that blocks delays the results that are ready by one item at most.
+    It holds at most `buffersize` items between input and consumer. Input is read in the thread that asks for
+    results, so the iterable may be infinite, slow, or bound to a thread; one that blocks delays the results
+    that are ready by one item at most.
 
-    An item that failed raises its error from `next`; the iteration can go on after it. Dropping or closing the iterator cancels what it
-    has not delivered.
+    An item that failed raises its error from `next`; the iteration can go on after it. Dropping or closing
+    the iterator cancels what it has not delivered.
 
     Safe from: one thread at a time.
     """
@@ -255,7 +268,7 @@ class ImapIterator(Generic[R]):
         self._progress = Progress(progress, total, self._function.name)
         self._read()
 
-    # -- as a sink ---------------------------------------------------------------------------------------------------------
+    # -- as a sink -------------------------------------------------------------------------------------------
 
     def sent(self, task: Task) -> None:
         """Remember a task of this iterator."""
@@ -277,7 +290,7 @@ class ImapIterator(Generic[R]):
             with condition:
                 condition.notify_all()
 
-    # -- as something that the collector waits for -----------------------------------------------------------------------------
+    # -- as something that the collector waits for -----------------------------------------------------------
 
     @property
     def task_id(self) -> int:
@@ -296,7 +309,7 @@ class ImapIterator(Generic[R]):
             self._made_condition = threading.Condition()
         return self._made_condition
 
-    # -- reading the input ---------------------------------------------------------------------------------------------------
+    # -- reading the input -----------------------------------------------------------------------------------
 
     def _read(self) -> None:
         """Send more, as long as there is room and nothing better to do."""
@@ -322,7 +335,9 @@ class ImapIterator(Generic[R]):
                 self._held += len(chunk)
                 arguments = chunk if self._flags & CHUNK else (chunk[0],)
                 try:
-                    engine.submit(self._function, self._blob, self._flags, arguments, self, self._options, len(chunk))
+                    engine.submit(
+                        self._function, self._blob, self._flags, arguments, self, self._options, len(chunk)
+                    )
                 except BaseException:
                     self._held -= len(chunk)
                     self._input = None
@@ -334,10 +349,12 @@ class ImapIterator(Generic[R]):
                 now = time.monotonic()
                 if not deadline:
                     deadline = now + _READ_SECONDS
-                elif now > deadline and (self._current or self.is_settled() or engine.dispatcher.has_outcomes()):
+                elif now > deadline and (
+                    self._current or self.is_settled() or engine.dispatcher.has_outcomes()
+                ):
                     return
 
-    # -- the iterator ----------------------------------------------------------------------------------------------------------
+    # -- the iterator ----------------------------------------------------------------------------------------
 
     def __iter__(self) -> Self:
         return self

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
-from typing import Any, Literal, cast
+from typing import Any
 
 from mpkit._platform.contexts import resolve_context
 from mpkit._platform.cpus import usable_cpus
 from mpkit._platform.deadlines import check_timeout
+from mpkit._wire import codec
+from mpkit._wire.codec import Pickler
 
 __all__ = ["DEFAULT_TASK_OPTIONS", "Pickler", "PoolOptions", "TaskOptions"]
-
-Pickler = Literal["pickle", "cloudpickle"]
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,10 @@ class TaskOptions:
         """
         timeout = check_timeout(timeout)
         if timeout == 0:
-            raise ValueError("timeout must be more than 0 seconds (a task cannot end in no time), or None for no limit; got 0")
-        return TaskOptions(timeout, check_count(retries, "retries", least=0), check_pickler(pickler))
+            raise ValueError(
+                "timeout must be more than 0 seconds (a task cannot end in no time), or None for no limit; got 0"
+            )
+        return TaskOptions(timeout, check_count(retries, "retries", least=0), codec.check_pickler(pickler))
 
 
 DEFAULT_TASK_OPTIONS = TaskOptions()
@@ -86,7 +88,9 @@ class PoolOptions:
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be callable or None; got {initializer!r}")
         if isinstance(initargs, str | bytes) or not isinstance(initargs, Iterable):
-            raise TypeError(f"initargs must be a tuple of arguments; got {initargs!r} (for a single one write ({initargs!r},))")
+            raise TypeError(
+                f"initargs must be a tuple of arguments; got {initargs!r} (for a single one write ({initargs!r},))"
+            )
         grace = check_timeout(grace_period, name="grace_period")
         if grace is None:
             raise ValueError("grace_period must be a finite number of seconds; got None or infinity")
@@ -96,12 +100,16 @@ class PoolOptions:
             processes=usable_cpus() if processes is None else check_count(processes, "processes"),
             initializer=initializer,
             initargs=tuple(initargs),
-            maxtasksperchild=None if maxtasksperchild is None else check_count(maxtasksperchild, "maxtasksperchild"),
+            maxtasksperchild=None
+            if maxtasksperchild is None
+            else check_count(maxtasksperchild, "maxtasksperchild"),
             context=resolve_context(context, name="context"),
-            max_memory_bytes=None if max_memory_bytes is None else check_count(max_memory_bytes, "max_memory_bytes"),
+            max_memory_bytes=None
+            if max_memory_bytes is None
+            else check_count(max_memory_bytes, "max_memory_bytes"),
             grace_period=grace,
             max_pending=None if max_pending is None else check_count(max_pending, "max_pending"),
-            pickler=check_pickler(pickler),
+            pickler=codec.check_pickler(pickler),
             name="TaskPool" if name is None else name,
             forward_logs=bool(forward_logs),
         )
@@ -121,20 +129,3 @@ def check_count(value: object, name: str, *, least: int = 1) -> int:
     if number < least:
         raise ValueError(f"{name} must be at least {least}; got {number}")
     return number
-
-
-def check_pickler(pickler: str) -> Pickler:
-    """One of the two names, and the package behind it is installed.
-
-    Raises:
-        ValueError: another name.
-        ImportError: cloudpickle is not installed.
-    """
-    if pickler not in ("pickle", "cloudpickle"):
-        raise ValueError(f"pickler must be 'pickle' or 'cloudpickle'; got {pickler!r}")
-    if pickler == "cloudpickle":
-        try:
-            import cloudpickle  # noqa: F401, PLC0415  an extra
-        except ImportError as error:
-            raise ImportError("pickler='cloudpickle' needs the package cloudpickle: install mpkit[cloudpickle]") from error
-    return cast("Pickler", pickler)

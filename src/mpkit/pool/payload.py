@@ -1,11 +1,15 @@
 """Arguments and outcomes as bytes: inside a record where they are small, else in a segment of their own (a *parcel*).
 
-A parcel holds one pickle and the big buffers that pickle protocol 5 keeps out of it. Nothing leaks when a side dies in between:
+A parcel holds one pickle and the big buffers that pickle protocol 5 keeps out of it. Nothing leaks when a
+side dies in between:
 
-- from parent to worker, the parent owns the parcel until the task has ended; the worker maps it privately (copy on write), so a task that
+- from parent to worker, the parent owns the parcel until the task has ended; the worker maps it privately
+  (copy on write), so a task that
   is sent a second time finds its arguments as they were;
-- from worker to parent, the worker hands the ownership of the name over with the record. What a worker that died had created and not
-  handed over is found by its name, which begins with the process's identity (`sweep`); the names it had handed over are in its outbox.
+- from worker to parent, the worker hands the ownership of the name over with the record. What a worker that
+  died had created and not
+  handed over is found by its name, which begins with the process's identity (`sweep`); the names it had
+  handed over are in its outbox.
 """
 
 from __future__ import annotations
@@ -17,14 +21,25 @@ import struct
 import sys
 import tempfile
 import threading
-from typing import Any
+from typing import Any, cast
 
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._shm import names
 from mpkit._shm.segment import PREFIX, SHM_DIRECTORY, Segment, check_private
 from mpkit._wire import codec, failure
 from mpkit.errors import HandleLost, MpkitError
-from mpkit.pool.channel import BIG, BIG_ERROR, BIG_VALUE, ERROR, HEAD_SIZE, KEYWORDS, NONE, PLAIN, RAISED, VALUE
+from mpkit.pool.channel import (
+    BIG,
+    BIG_ERROR,
+    BIG_VALUE,
+    ERROR,
+    HEAD_SIZE,
+    KEYWORDS,
+    NONE,
+    PLAIN,
+    RAISED,
+    VALUE,
+)
 from mpkit.pool.options import Pickler
 
 #: Buffers of at least this size travel out of band.
@@ -37,7 +52,7 @@ _ALIGN = 64
 _TWO_WORDS = struct.Struct("<QQ")
 
 
-# -- arguments -------------------------------------------------------------------------------------------------------
+# -- arguments -----------------------------------------------------------------------------------------------
 
 
 def dump_arguments(arguments: Any, pickler: Pickler) -> tuple[int, bytes, Segment | None]:
@@ -58,12 +73,11 @@ def load_arguments(flags: int, data: bytes | memoryview) -> tuple[Any, Any]:
     """Positional and keyword arguments of a task, in the worker."""
     value = _unpack(bytes(data).decode()) if flags & BIG else codec.loads(data)
     if flags & KEYWORDS:
-        args, kwargs = value  # type: ignore[misc]  # a pair, as its flag says
-        return args, kwargs
+        return cast("tuple[Any, Any]", value)
     return value, None
 
 
-# -- outcomes --------------------------------------------------------------------------------------------------------
+# -- outcomes ------------------------------------------------------------------------------------------------
 
 
 def dump_value(value: object, pickler: Pickler) -> tuple[int, bytes]:
@@ -95,10 +109,6 @@ def adopt(kind: int, record: bytes) -> tuple[int, object]:
     Returns:
         Kind and data as `open_outcome` takes them.
     """
-    if kind == NONE:
-        return PLAIN, None
-    if kind == VALUE or kind == ERROR:
-        return kind, record
     name = record[HEAD_SIZE:].decode()
     try:
         return kind, _adopt_parcel(name)
@@ -143,7 +153,7 @@ def sweep(worker: ProcessIdentity | None) -> None:
                     names.remove(path)
 
 
-# -- shared objects ----------------------------------------------------------------------------------------------------
+# -- shared objects ------------------------------------------------------------------------------------------
 
 #: Segments of shared objects that were pickled by a thread a moment ago: (thread, segment).
 seen_shared: list[tuple[int, Segment]] = []
@@ -169,7 +179,7 @@ def open_shared(name: str) -> object:
     return _decode(_map(name, read_only=True))
 
 
-# -- parcels ---------------------------------------------------------------------------------------------------------
+# -- parcels -------------------------------------------------------------------------------------------------
 
 
 def _pack(head: bytes, buffers: list[Any]) -> Segment:
@@ -224,7 +234,9 @@ def _map(name: str, *, read_only: bool = False) -> mmap.mmap:
     try:
         fd = os.open(name, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0))
     except FileNotFoundError as error:
-        raise HandleLost(f"the segment {name!r} with the data of a task is gone: its creator has exited", name=name) from error
+        raise HandleLost(
+            f"the segment {name!r} with the data of a task is gone: its creator has exited", name=name
+        ) from error
     try:
         status = os.fstat(fd)
         check_private(name, status)

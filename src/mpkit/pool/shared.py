@@ -1,7 +1,7 @@
 """An object that many tasks use: pickled once into shared memory, mapped by the workers.
 
-A `Shared` among the arguments of a task is pickled as the name of its segment; unpickling gives the object itself. So it works at any depth of
-any container, and the function never sees a wrapper.
+A `Shared` among the arguments of a task is pickled as the name of its segment; unpickling gives the object
+itself. So it works at any depth of any container, and the function never sees a wrapper.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ _opened_lock = threading.Lock()
 class Shared(Generic[T]):
     """What `TaskPool.share` returns: a handle to give to tasks, which receive the object itself.
 
-    Buffers of 64 KiB and more (numpy arrays, bytearrays, ...) are mapped read-only by all workers instead of copied. The memory is freed by `close`, at the
-    end of a ``with`` block, or with the last reference; a task under way keeps it until it has ended.
+    Buffers of 64 KiB and more (numpy arrays, bytearrays, ...) are mapped read-only by all workers instead of
+    copied. The memory is freed by `close`, at the end of a ``with`` block, or with the last reference; a task
+    under way keeps it until it has ended.
 
     Attributes:
         nbytes: How much shared memory it takes.
@@ -75,7 +76,9 @@ class Shared(Generic[T]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.close()
 
     def __repr__(self) -> str:

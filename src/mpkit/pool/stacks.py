@@ -1,8 +1,9 @@
 """The Python stack of a worker: on request while it lives, and what its fault handler wrote when it crashed.
 
-Each worker has a pipe of its own for this, into which `faulthandler` writes: on a signal (`mpkit.pool.worker.STACK_SIGNAL`), from inside the signal handler, so
-C code that holds the interpreter lock does not stand in its way; and on a fatal signal. A pipe rather than a file, because its arrival is
-an event, and nothing is left on a disk when anybody dies. It does not block the worker: what does not fit is cut off.
+Each worker has a pipe of its own for this, into which `faulthandler` writes: on a signal
+(`mpkit.pool.worker.STACK_SIGNAL`), from inside the signal handler, so C code that holds the interpreter lock
+does not stand in its way; and on a fatal signal. A pipe rather than a file, because its arrival is an event,
+and nothing is left on a disk when anybody dies. It does not block the worker: what does not fit is cut off.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The thread that looks after the workers: their deaths, their time limits, their memory, the end of the pool.
 
-It sleeps until something happens: a process ends, somebody pokes it, or the next moment comes at which it has to look (a time limit that may be
-over, a step of a stop, a pause between start-ups, a sample of the memory while tasks are running). An idle pool has none of them.
+It sleeps until something happens: a process ends, somebody pokes it, or the next moment comes at which it has
+to look (a time limit that may be over, a step of a stop, a pause between start-ups, a sample of the memory
+while tasks are running). An idle pool has none of them.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from mpkit._platform import families
 from mpkit._platform.exits import ExitWatcher
 from mpkit._platform.identity import ProcessIdentity
 from mpkit.errors import PoolBroken
-from mpkit.pool.channel import STOP
-from mpkit.pool.memory import rss_bytes
+from mpkit.pool.channel import RAISED, STOP
 from mpkit.pool.dispatcher import Lane, Settlements, ending_error
-from mpkit.pool.channel import RAISED
 from mpkit.pool.ledger import CANCELLED, TIMED_OUT, TOO_BIG, Task
+from mpkit.pool.memory import rss_bytes
 from mpkit.pool.stacks import live_stack
 
 if TYPE_CHECKING:
     from mpkit.pool.engine import Engine
 
-#: How often the memory of running workers is read: with a limit, and without one (for the error should one of them die).
+#: How often the memory of running workers is read: with a limit, and without one (for the error should one of
+#: them die).
 _SAMPLE_WITH_LIMIT = 0.05
 _SAMPLE_WITHOUT = 1.0
 #: How long a worker may take to write its stack before it is stopped all the same.
@@ -71,11 +72,12 @@ class Supervisor:
         self._sample_at = 0.0
         self._gone: list[Lane] = []
 
-    # -- from other threads ------------------------------------------------------------------------------------------------
+    # -- from other threads ----------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Start the thread."""
-        # Daemon: the interpreter joins other threads before any exit handler of ours could stop this one. The pool's end joins it.
+        # Daemon: the interpreter joins other threads before any exit handler of ours could stop this one. The
+        # pool's end joins it.
         self._thread.start()
 
     def join(self, timeout: float | None) -> bool:
@@ -106,7 +108,7 @@ class Supervisor:
         else:
             self._by_identity[lane.identity] = lane
 
-    # -- the thread --------------------------------------------------------------------------------------------------------
+    # -- the thread ------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         engine = self._engine
@@ -125,7 +127,8 @@ class Supervisor:
             if self._gone or self._requests:
                 continue
             self.looks_at = min(looks)
-            # Whoever gave a task a nearer limit before the line above took effect has been overlooked: look once more, cheaply.
+            # Whoever gave a task a nearer limit before the line above took effect has been overlooked: look
+            # once more, cheaply.
             wait = self._next_wait(now)
             ended, poked = self._watcher.wait(wait, also=self._poke_reader)
             if poked:
@@ -159,7 +162,7 @@ class Supervisor:
             os.close(self._poke_reader)
             os.close(self._poke_writer)
 
-    # -- limits ------------------------------------------------------------------------------------------------------------
+    # -- limits ----------------------------------------------------------------------------------------------
 
     def _look_at_limits(self, now: float) -> float:
         """Stop what is over its limit; when to look again."""
@@ -185,7 +188,12 @@ class Supervisor:
             with dispatcher.lock:
                 number, started = dispatcher.running_since(lane)
                 task = lane.sent.get(number)
-                if limit is not None and lane.rss_bytes is not None and lane.rss_bytes > limit and task is not None:
+                if (
+                    limit is not None
+                    and lane.rss_bytes is not None
+                    and lane.rss_bytes > limit
+                    and task is not None
+                ):
                     reason = TOO_BIG
                 elif task is not None and task.timeout is not None:
                     due = started / 1e9 + task.timeout
@@ -207,7 +215,8 @@ class Supervisor:
         with dispatcher.lock:
             dispatcher.drain_lane(lane, settlements)
             if task.number in lane.sent and lane.stop is None and lane.key in dispatcher.lanes:
-                # Decided before anything is done to the worker: already the signal that asks for its stack may end a system call of the task.
+                # Decided before anything is done to the worker: already the signal that asks for its stack
+                # may end a system call of the task.
                 if not task.ending:
                     task.ending = reason
                 stop = lane.stop = Stop(task.number, engine.options.max_memory_bytes)
@@ -267,8 +276,8 @@ class Supervisor:
             dispatcher.drain_lane(lane, settlements)
             alive = lane.stop is stop and lane.key in dispatcher.lanes
             if alive and stop.stage < _TERMINATED:
-                # From here on it gets no task any more: it must not begin an innocent one just before the signal arrives. The lock is never
-                # given back; it goes with the worker.
+                # From here on it gets no task any more: it must not begin an innocent one just before the
+                # signal arrives. The lock is never given back; it goes with the worker.
                 locked = dispatcher.lock_inbox(lane)
                 if stop.number in lane.sent:
                     lane.leaving = lane.doomed = True
@@ -307,7 +316,7 @@ class Supervisor:
         if lane is not None and lane.stop is None and task.number in lane.sent:
             self.stop_task(lane, task, CANCELLED)
 
-    # -- starting ------------------------------------------------------------------------------------------------------------
+    # -- starting --------------------------------------------------------------------------------------------
 
     def start_worker(self) -> PoolBroken | None:
         """Start one replacement (in this thread); the error, once there is no more hope."""
@@ -315,6 +324,8 @@ class Supervisor:
         try:
             lane = engine.crew.start()
         except Exception as error:  # noqa: BLE001  whatever it is, the pool has to say it in the end
-            return engine.crew.note_failure(f"starting a process raised {type(error).__name__}: {error}", killed=False)
+            return engine.crew.note_failure(
+                f"starting a process raised {type(error).__name__}: {error}", killed=False
+            )
         self.add(lane)
         return None

@@ -1,8 +1,9 @@
 """The worker: what runs in a child process of a pool. It imports as little as it can, because every worker pays for it.
 
-One turn of `_Worker.serve`: take one record from the inbox, call the function, put the outcome into the outbox, ring the parent if it wants to know.
-The order of the stores is the protocol (see ``docs/explanation/pool-protocol.md``): the task's number goes into the status row before the
-record leaves the inbox, and is cleared after the outcome is in the outbox.
+One turn of `_Worker.serve`: take one record from the inbox, call the function, put the outcome into the
+outbox, ring the parent if it wants to know. The order of the stores is the protocol (see
+``docs/explanation/pool-protocol.md``): the task's number goes into the status row before the record leaves
+the inbox, and is cleared after the outcome is in the outbox.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from collections.abc import Callable
 from itertools import starmap
 from multiprocessing.connection import Connection
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-from mpkit._platform.parent_watch import ParentLink
 from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
+from mpkit._platform.parent_watch import ParentLink
 from mpkit._shm.spin import SpinBudget
 from mpkit._wire import codec, failure
 from mpkit.errors import SerializationError
@@ -67,7 +68,8 @@ from mpkit.pool.channel import (
 )
 from mpkit.pool.options import Pickler
 
-#: How long a worker sleeps before it looks again although nobody has woken it: a net below the protocol, not a part of it.
+#: How long a worker sleeps before it looks again although nobody has woken it: a net below the protocol, not a
+#: part of it.
 _SLICE_SECONDS = 2.0
 #: Outcomes that somebody waits for in general are announced this often while the worker has more to do.
 _ANNOUNCE_NS = 1_000_000
@@ -76,7 +78,8 @@ _MOST_FUNCTIONS = 1024
 _LONGEST_RUN = (1 << 32) - 1
 
 if sys.platform == "linux":
-    #: Makes a worker write its Python stack into its pipe. A real-time signal, because SIGUSR1 and SIGUSR2 belong to the application.
+    #: Makes a worker write its Python stack into its pipe. A real-time signal, because SIGUSR1 and SIGUSR2
+    #: belong to the application.
     STACK_SIGNAL: int | None = signal.SIGRTMAX - 5
 elif hasattr(signal, "SIGUSR2"):
     STACK_SIGNAL = signal.SIGUSR2
@@ -118,12 +121,13 @@ class _Worker:
         self.inside = 0
         self.last_ring = 0
 
-    # -- the start -------------------------------------------------------------------------------------------------------
+    # -- the start -------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
         """Signals, stacks, the parent's death, logging."""
         self.plan.link.die_with_parent()
-        # A forked worker has the parent's handlers; a SIGTERM must end it, and must not write to the parent's event loop.
+        # A forked worker has the parent's handlers; a SIGTERM must end it, and must not write to the parent's
+        # event loop.
         with contextlib.suppress(ValueError):
             signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -152,7 +156,9 @@ class _Worker:
         """Run the pool's initializer; False when it raised, which the parent is told."""
         if self.plan.initializer is not None:
             try:
-                function, args = codec.loads(self.plan.initializer)  # type: ignore[misc]  # a pair
+                function, args = cast(
+                    "tuple[Callable[..., object], tuple[Any, ...]]", codec.loads(self.plan.initializer)
+                )
                 function(*args)
             except BaseException as error:  # noqa: BLE001  SystemExit too: it would end the worker without a word
                 data = failure.pack_exception(error, self.plan.pickler)[: payload.INLINE_BYTES]
@@ -165,8 +171,8 @@ class _Worker:
         return True
 
     def _on_interrupt(self, _signum: int, _frame: FrameType | None) -> None:
-        # Ctrl-C in a terminal goes to all processes of the group: what happens then is the parent's business. Only an interrupt meant for the
-        # very task that is running counts.
+        # Ctrl-C in a terminal goes to all processes of the group: what happens then is the parent's business.
+        # Only an interrupt meant for the very task that is running counts.
         words = self.channel.words
         if self.inside and words[STOP] == self.inside:
             if self.outbox.busy_here():
@@ -176,7 +182,7 @@ class _Worker:
             words[STOP] = 0
             raise KeyboardInterrupt
 
-    # -- the work --------------------------------------------------------------------------------------------------------
+    # -- the work --------------------------------------------------------------------------------------------
 
     def serve(self) -> None:
         """Do tasks until told to leave."""
@@ -198,7 +204,8 @@ class _Worker:
                 self._sleep(spin, barrier)
                 continue
             if number:
-                # Taking the record went through the inbox's lock: between the outcome and this look lies a full barrier.
+                # Taking the record went through the inbox's lock: between the outcome and this look lies a
+                # full barrier.
                 self._ring(number, finished, idle=False)
             number, length, flags = TASK_HEAD.unpack_from(record)
             if flags & LEAVE:
@@ -253,7 +260,8 @@ class _Worker:
                 self.inside = number
                 outcome = self._call(length, flags, record, pickler)
             finally:
-                # From here on an interrupt comes too late. One that comes just before is caught below: there is only one for each task.
+                # From here on an interrupt comes too late. One that comes just before is caught below: there
+                # is only one for each task.
                 self.inside = 0
         except BaseException as error:  # noqa: BLE001  SystemExit and KeyboardInterrupt of a task go to its caller too
             self.inside = 0
@@ -295,7 +303,13 @@ class _Worker:
         board = self.board.words
         if board[FRONT]:
             wanted = board[WANTED]
-            if empty or filling or wanted == number or wanted == ANY or (wanted == SOON and (idle or now - self.last_ring > _ANNOUNCE_NS)):
+            if (
+                empty
+                or filling
+                or wanted == number
+                or wanted == ANY
+                or (wanted == SOON and (idle or now - self.last_ring > _ANNOUNCE_NS))
+            ):
                 self.last_ring = now
                 # In this order: whoever sleeps there sets it again after it has woken.
                 board[FRONT] = 0
@@ -303,7 +317,9 @@ class _Worker:
                 return
         level = board[BACK]
         if level and (
-            filling or (level >= WHEN_LOW and empty) or (level == ALWAYS and (idle or now - self.last_ring > _ANNOUNCE_NS))
+            filling
+            or (level >= WHEN_LOW and empty)
+            or (level == ALWAYS and (idle or now - self.last_ring > _ANNOUNCE_NS))
         ):
             self.last_ring = now
             board[BACK] = 0
@@ -400,11 +416,13 @@ class _Outbox:
         ring_bell(self._channel.wake)
 
 
-def _run_chunk(function: Callable[..., Any], items: list[Any], flags: int, pickler: Pickler) -> tuple[int, bytes]:
+def _run_chunk(
+    function: Callable[..., Any], items: list[Any], flags: int, pickler: Pickler
+) -> tuple[int, bytes]:
     """Call the function for each item. The outcome is the list of results, and a list of what went wrong at which index.
 
-    An error fails its own item only. `list.extend` keeps what an iterator gave before it raised, and `map` goes on with the next item
-    after an error, so the calls run at the speed of C all the same.
+    An error fails its own item only. `list.extend` keeps what an iterator gave before it raised, and `map`
+    goes on with the next item after an error, so the calls run at the speed of C all the same.
     """
     results: list[Any] = []
     errors: list[tuple[int, bytes]] = []

@@ -132,7 +132,10 @@ class LedgerModel(RuleBasedStateMachine):
 
     @rule()
     def the_pool_is_terminated(self) -> None:
-        pending = sorted([*self.queue, *(task for tasks in self.workers.values() for task in tasks)], key=lambda task: task.number)
+        pending = sorted(
+            [*self.queue, *(task for tasks in self.workers.values() for task in tasks)],
+            key=lambda task: task.number,
+        )
         assert self.ledger.fail_everything() == pending
         for task in pending:
             self.end(task)
