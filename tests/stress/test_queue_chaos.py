@@ -1,0 +1,264 @@
+"""Random SIGKILL and SIGSTOP among processes that share a queue, a counter and a lock.
+
+Whoever dies or stands still at whichever moment: nobody hangs, nothing is duplicated, torn or reordered, a
+killed getter takes at most one item with it, the counter misses nothing that was acknowledged, and after a
+kill the others go on within half a second.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mpkit import BoundedQueue, Lock, LockedCounter
+from tests.stress.queue_chaos_workers import (
+    DONE,
+    SEEN,
+    SINCE,
+    STOP,
+    WRONG,
+    Item,
+    Notebook,
+    adder,
+    getter,
+    locker,
+    putter,
+)
+
+pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+
+#: After a kill the others go on within this time, in seconds.
+LONGEST_STALL = 0.5
+#: What each role works on.
+OBJECT_OF = {"putter": "queue", "getter": "queue", "adder": "counter", "locker": "lock"}
+TARGETS: dict[str, Callable[..., None]] = {
+    "putter": putter,
+    "getter": getter,
+    "adder": adder,
+    "locker": locker,
+}
+#: Only a hang reaches this.
+PATIENCE = 60.0
+
+
+@dataclass
+class Worker:
+    role: str
+    process: BaseProcess
+    notebook: Notebook
+    path: Path
+    number: int
+
+    @property
+    def done(self) -> int:
+        return self.notebook.words[DONE]
+
+    @property
+    def begun(self) -> bool:
+        return bool(self.done or self.notebook.words[SINCE])
+
+
+@dataclass
+class Arena:
+    """The workers, their notebooks, and who kills them."""
+
+    context: BaseContext
+    directory: Path
+    dice: random.Random
+    objects: dict[str, Any]
+    living: list[Worker] = field(default_factory=list)
+    everybody: list[Worker] = field(default_factory=list)
+    kills: Counter[str] = field(default_factory=Counter)
+    stops: int = 0
+    last_kill: int = 0
+    #: Seconds after a kill in which nobody at all got on with the queue (the counter, the lock), at most.
+    longest_stall: dict[str, float] = field(default_factory=lambda: dict.fromkeys(OBJECT_OF.values(), 0.0))
+    #: Seconds that one operation took, at most, others overtaking it or not. Nothing is promised about it.
+    longest_wait: dict[str, float] = field(default_factory=lambda: dict.fromkeys(OBJECT_OF.values(), 0.0))
+    #: Neither is measured in what began before this: somebody stood still then.
+    undisturbed_since: int = 0
+    progress: dict[str, tuple[int, int]] = field(
+        default_factory=lambda: dict.fromkeys(OBJECT_OF.values(), (0, 0))
+    )
+
+    def __post_init__(self) -> None:
+        self.judge_path = self.directory / "judge"
+        self.judge = Notebook(self.judge_path)
+
+    def start(self, role: str) -> None:
+        number = len(self.everybody)
+        path = self.directory / f"{role}-{number}"
+        process = self.context.Process(  # type: ignore[attr-defined]
+            target=TARGETS[role], args=(self.objects[role], number, path, self.judge_path), daemon=True
+        )
+        worker = Worker(role, process, Notebook(path), path, number)
+        process.start()
+        self.living.append(worker)
+        self.everybody.append(worker)
+
+    def others(self, worker: Worker) -> int:
+        """How many of the same role are at work."""
+        return sum(other.begun for other in self.living if other.role == worker.role and other is not worker)
+
+    def kill(self) -> None:
+        worker = self.dice.choice(self.living)
+        if not worker.begun or not self.others(worker):
+            # Killed while it starts it would tell us nothing, and somebody must be left to go on.
+            return
+        self.kills[worker.role] += 1
+        worker.process.kill()
+        worker.process.join(PATIENCE)
+        self.last_kill = time.monotonic_ns()
+        self.living.remove(worker)
+        self.start(worker.role)
+
+    def stop_and_continue(self) -> None:
+        worker = self.dice.choice(self.living)
+        assert worker.process.pid is not None
+        self.stops += 1
+        os.kill(worker.process.pid, signal.SIGSTOP)
+        self.sleep(self.dice.uniform(0.001, 0.4))
+        os.kill(worker.process.pid, signal.SIGCONT)
+        self.undisturbed_since = time.monotonic_ns()
+
+    def sleep(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            time.sleep(0.002)
+            self.look()
+
+    def look(self) -> None:
+        """Measure, once."""
+        now = time.monotonic_ns()
+        done = dict.fromkeys(OBJECT_OF.values(), 0)
+        lacking = {"queue": {"putter", "getter"}, "counter": {"adder"}, "lock": {"locker"}}
+        for worker in self.everybody:
+            done[OBJECT_OF[worker.role]] += worker.done
+        for worker in self.living:
+            since = worker.notebook.words[SINCE]
+            if since:
+                wait = (now - since) / 1e9
+                assert wait < PATIENCE, f"{worker.role} {worker.process.pid} hangs"
+                name = OBJECT_OF[worker.role]
+                lacking[name].discard(worker.role)
+                if since > self.undisturbed_since:
+                    self.longest_wait[name] = max(self.longest_wait[name], wait)
+        for name, (before, at) in self.progress.items():
+            if done[name] != before or lacking[name] or at < self.undisturbed_since:
+                self.progress[name] = done[name], now
+            else:
+                self.longest_stall[name] = max(
+                    self.longest_stall[name], (now - max(at, self.last_kill)) / 1e9
+                )
+
+    def let_end(self) -> None:
+        """The survivors come to an end by themselves."""
+        self.judge.words[STOP] = 1
+        for role in ("putter", "adder", "locker", "getter"):
+            if role == "getter":
+                self.objects["getter"].shutdown()
+            for worker in [worker for worker in self.living if worker.role == role]:
+                worker.process.join(PATIENCE)
+                assert worker.process.exitcode == 0, f"{role} {worker.process.pid} hangs or has failed"
+
+    def report(self) -> str:
+        recoveries = {
+            OBJECT_OF[role]: self.objects[role]._opened().recoveries()
+            for role in ("putter", "adder", "locker")
+        }
+        return (
+            f"{sum(self.kills.values())} kills {dict(self.kills)}, {self.stops} stops, "
+            f"recoveries {recoveries}, "
+            f"operations { ({name: done for name, (done, _) in self.progress.items()}) }, "
+            f"longest stall {shown(self.longest_stall)}, longest single wait {shown(self.longest_wait)}"
+        )
+
+
+@pytest.fixture
+def arena(tmp_path: Path, stress_seed: int, method: str) -> Iterator[Arena]:
+    queue: BoundedQueue[Item] = BoundedQueue(maxsize=30)
+    counter, lock = LockedCounter(), Lock()
+    objects = {"putter": queue, "getter": queue, "adder": counter, "locker": lock}
+    arena = Arena(multiprocessing.get_context(method), tmp_path, random.Random(stress_seed), objects)
+    try:
+        yield arena
+    finally:
+        for worker in arena.living:
+            worker.process.kill()
+            worker.process.join()
+        queue.close()
+        counter.close()
+        lock.close()
+
+
+METHODS = [method for method in ("fork", "spawn") if method in multiprocessing.get_all_start_methods()]
+
+
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("method", METHODS)
+def test_chaos(
+    arena: Arena, method: str, stress_seconds: float, stress_seed: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for role in TARGETS:
+        for _ in range(3):
+            arena.start(role)
+    end = time.monotonic() + stress_seconds
+    while time.monotonic() < end:
+        # Mostly one blow after the other; sometimes time enough to see how long the last one holds all up.
+        arena.sleep(arena.dice.uniform(0.0, 0.04) if arena.dice.random() < 0.8 else 0.6)
+        if arena.dice.random() < 0.9:
+            arena.kill()
+        else:
+            arena.stop_and_continue()
+    arena.let_end()
+    with capsys.disabled():
+        print(f"\n{method}, seed {stress_seed}, {stress_seconds:g} s: {arena.report()}")
+    judge_queue(arena)
+    judge_counter(arena)
+    assert not any(worker.notebook.words[WRONG] for worker in arena.everybody)
+    assert max(arena.longest_stall.values()) < LONGEST_STALL
+
+
+def shown(seconds: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f} s" for name, value in seconds.items())
+
+
+def judge_queue(arena: Arena) -> None:
+    taken: dict[int, list[int]] = defaultdict(list)
+    for worker in arena.everybody:
+        if worker.role == "getter":
+            last: dict[int, int] = {}
+            path = worker.path.with_suffix(".seen")
+            data = path.read_bytes() if path.exists() else b""
+            for who, number in SEEN.iter_unpack(data):
+                assert number > last.get(who, -1), f"item {number} of putter {who} came after {last[who]}"
+                last[who] = number
+                taken[who].append(number)
+    lost = 0
+    for worker in arena.everybody:
+        if worker.role == "putter":
+            numbers = taken.pop(worker.number, [])
+            assert len(numbers) == len(set(numbers)), f"duplicates of putter {worker.number}"
+            # The one under way when the putter was killed may have gone in.
+            assert not numbers or max(numbers) <= worker.done
+            lost += len(set(range(worker.done)) - set(numbers))
+    assert not taken
+    assert lost <= arena.kills["getter"], f"{lost} items lost by {arena.kills['getter']} killed getters"
+
+
+def judge_counter(arena: Arena) -> None:
+    value = arena.objects["adder"].value
+    acknowledged = sum(worker.done for worker in arena.everybody if worker.role == "adder")
+    assert acknowledged <= value <= acknowledged + arena.kills["adder"]
