@@ -39,6 +39,7 @@ from mpkit.pool.channel import (
     Board,
     ring_bell,
 )
+from mpkit.pool.worker import SHORT_SLEEP_NS
 from mpkit.pool.dispatcher import Dispatcher, Settlements
 
 if TYPE_CHECKING:
@@ -281,16 +282,9 @@ class Collector:
         self.work()
         while not is_done():
             few = dispatcher.ledger.live <= len(dispatcher.lanes)
-            if few and spin.looks:
-                for _ in range(spin.looks >> 2):
-                    if has_outcomes():
-                        spin.paid()
-                        break
-                else:
-                    spin.failed()
-                if has_outcomes():
-                    self.work()
-                    continue
+            if few and spin.looks and self._look_for_a_while(spin):
+                self.work(leading=True)
+                continue
             words[WANTED] = ANY if few else wanted
             words[FRONT] = 1
             self._front_barrier()
@@ -305,12 +299,28 @@ class Collector:
                 wait = min(wait, deadline - time.monotonic())
                 if wait <= 0:
                     break
+            began = time.monotonic_ns()
             front.acquire(True, wait)
             words[FRONT] = 0
+            if few:
+                if time.monotonic_ns() - began < SHORT_SLEEP_NS:
+                    spin.paid()
+                else:
+                    spin.failed()
             while front.acquire(False):
                 pass
             self.work()
         words[FRONT] = 0
+
+    def _look_for_a_while(self, spin: SpinBudget) -> bool:
+        """Look at the outboxes again and again; whether there was something."""
+        pairs = self._dispatcher.outbox_words()
+        for _ in range(spin.looks // (len(pairs) or 1)):
+            for words, head, tail in pairs:
+                if words[head] != words[tail]:
+                    spin.paid()
+                    return True
+        return False
 
     def _follow(self, handle: Waiter, deadline: float | None) -> None:
         """Sleep until the handle has ended, the leader has left, or the time is over."""

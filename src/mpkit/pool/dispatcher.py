@@ -175,6 +175,7 @@ class Dispatcher:
         self._queue_low = queue_low
         self._barrier = Barrier()
         self._turn = 0
+        self._lows_set = False
         self._since_look = 0
         #: Set when an interrupt may have lost an outcome between ring and ledger.
         self.suspect = False
@@ -254,9 +255,10 @@ class Dispatcher:
                 share = -(-ledger.queued // (len(lanes) or 1))
                 for lane in lanes:
                     self._send(lane, share)
-        if not ledger.queued and self.idle:
+        if self.idle and ledger.under_way > 1 and not ledger.queued:
             self._share_out()
-        self._set_lows()
+        if ledger.under_way > 1 or self._lows_set:
+            self._set_lows()
         if self.on_room is not None:
             self.on_room()
 
@@ -338,6 +340,7 @@ class Dispatcher:
 
     def _set_lows(self) -> None:
         """Tell each worker when to ring for more."""
+        self._lows_set = False
         lanes = self.lanes.values()
         queued = self.ledger.queued
         spare = not queued and any(len(lane.sent) > 1 for lane in lanes)
@@ -349,6 +352,8 @@ class Dispatcher:
                 low = 1
             else:
                 low = 0
+            if low:
+                self._lows_set = True
             if low != lane.low:
                 lane.low = low
                 lane.words[LOW] = low
@@ -359,6 +364,13 @@ class Dispatcher:
         """Whether any outbox holds something (no lock needed)."""
         # A copy: lanes come and go under the lock.
         return any(not lane.channel.outbox.is_empty() for lane in list(self.lanes.values()))
+
+    def outbox_words(self) -> list[tuple[memoryview[int], int, int]]:
+        """Of each outbox: the words, and where its two ends stand (no lock needed). For those who look often."""
+        return [
+            (lane.words, lane.channel.outbox.head_at, lane.channel.outbox.tail_at)
+            for lane in list(self.lanes.values())
+        ]
 
     def drain(self, settlements: Settlements) -> None:
         """Take all outcomes there are, and send on (holding the lock)."""
@@ -403,8 +415,8 @@ class Dispatcher:
                             continue
                         settlements.append((task, RAISED, ending_error(task, lane)))
                     elif kind == BIG_VALUE or kind == BIG_ERROR:
-                        # Under the lock: as soon as it is free, the supervisor may find the worker dead and remove
-                        # what it has not handed over.
+                        # Under the lock: as soon as it is free, the supervisor may find the worker dead and
+                        # remove what it has not handed over.
                         settlements.append((task, *payload.adopt(kind, record)))
                     else:
                         settlements.append((task, kind, record))
