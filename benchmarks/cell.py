@@ -1,0 +1,37 @@
+"""One measurement of one contender, in an interpreter of its own: ``python -m benchmarks.cell SPEC ANSWER``.
+
+So nothing that a package does to its process (logging, signal handlers, threads, patched modules) touches
+another's figures, and one that hangs can be ended.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks.peers.base import Unsupported
+from benchmarks.workload import Scale
+from benchmarks.workloads import WORKLOADS
+
+
+def main(specification: str, answer: str) -> None:
+    """Measure as `specification` (JSON) says, and write the sample, or the error, to the file `answer`."""
+    spec = json.loads(specification)
+    workload = WORKLOADS[spec["workload"]]
+    try:
+        sample = workload.run(spec["contender"], Scale(**spec["scale"]))
+    except Unsupported:
+        outcome: dict[str, object] = {"error": "has no such call"}
+    except BaseException as error:
+        traceback.print_exc()
+        outcome = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+    else:
+        outcome = asdict(sample)
+    Path(answer).write_text(json.dumps(outcome), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])

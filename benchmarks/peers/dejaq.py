@@ -1,0 +1,49 @@
+"""dejaq: a ring buffer in shared memory with POSIX semaphores, made for arrays."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from multiprocessing.context import BaseContext
+from typing import Any
+
+from benchmarks.peers.base import QueueEnds, Room
+
+DISTRIBUTION = "dejaq"
+
+
+def _open(room: Room) -> Any:
+    # Its initialisation configures the root logger; nothing of that matters here.
+    return importlib.import_module("dejaq").DejaQueue(buffer_bytes=room.ring_bytes)
+
+
+class _Queue:
+    name = "dejaq"
+    putters = 99
+    slowness = 2
+
+    def open(self, context: BaseContext, room: Room) -> QueueEnds:
+        _ = context
+        return QueueEnds(_open(room))
+
+
+class _InPlaceEnds(QueueEnds):
+    """Items are used inside the queue, by a callback under its lock, instead of copied out of it."""
+
+    def reader(self, read: Callable[[Any], Any]) -> Callable[[], Any]:
+        """What takes one item and returns ``read(item)``."""
+        get = self.queue.get
+        return lambda: get(callback=read)
+
+
+class _InPlaceQueue:
+    name = "dejaq (callback)"
+    putters = 99
+    slowness = 2
+
+    def open(self, context: BaseContext, room: Room) -> QueueEnds:
+        _ = context
+        return _InPlaceEnds(_open(room))
+
+
+QUEUES = (_Queue(), _InPlaceQueue())

@@ -1,0 +1,115 @@
+"""Runs workloads: every contender once, then every contender once more, so that a change of the weather hits
+all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import psutil
+
+from benchmarks.workload import Outcome, Result, Sample, Scale, Workload
+
+ROOT = Path(__file__).resolve().parent.parent
+
+#: What is told after each measurement: workload, contender, round, and the sample or what went wrong.
+Progress = Callable[[Workload, str, int, Sample | None, str], None]
+
+
+def run(
+    workload: Workload, contenders: Sequence[str], scale: Scale, rounds: int, progress: Progress
+) -> Result:
+    """Measure `contenders` in turn, `rounds` times. One that fails twice in a row is not tried again."""
+    samples: dict[str, list[Sample | None]] = {contender: [] for contender in contenders}
+    errors: dict[str, str] = {}
+    for turn in range(min(rounds, workload.rounds)):
+        for contender in contenders:
+            if len(samples[contender]) >= 2 and samples[contender][-2:] == [None, None]:
+                continue
+            sample, error = measure(workload, contender, scale)
+            samples[contender].append(sample)
+            if error:
+                errors[contender] = error
+            progress(workload, contender, turn, sample, error)
+            if error == UNSUPPORTED:
+                samples[contender] += [None]
+    return Result(
+        workload,
+        tuple(
+            Outcome(contender, tuple(samples[contender]), errors.get(contender, ""))
+            for contender in contenders
+        ),
+    )
+
+
+#: What a measurement says if the contender cannot do the work at all.
+UNSUPPORTED = "has no such call"
+
+
+def measure(workload: Workload, contender: str, scale: Scale) -> tuple[Sample | None, str]:
+    """One measurement in an interpreter of its own: the sample, or what went wrong."""
+    specification = json.dumps({"workload": workload.name, "contender": contender, "scale": asdict(scale)})
+    with tempfile.TemporaryDirectory(prefix="mpkit-benchmark-") as directory:
+        answer = Path(directory) / "answer.json"
+        log = Path(directory) / "log.txt"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.cell", specification, str(answer)],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+            try:
+                process.wait(workload.timeout)
+            except subprocess.TimeoutExpired:
+                _end_tree(process)
+                return None, f"hung: ended after {workload.timeout:g} s"
+            except BaseException:
+                _end_tree(process)
+                raise
+        if not answer.exists():
+            return None, f"died with exit code {process.returncode}: {_last_line(log)}"
+        outcome = json.loads(answer.read_text(encoding="utf-8"))
+    if "error" in outcome:
+        return None, outcome["error"]
+    return Sample(outcome["value"], outcome["detail"]), ""
+
+
+def _end_tree(process: subprocess.Popen[bytes]) -> None:
+    """End a measurement and all that it started, except the trackers, which clean up after it and end by
+    themselves.
+    """
+    try:
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        family = []
+    for member in family:
+        try:
+            if "resource_tracker" not in " ".join(member.cmdline()):
+                member.kill()
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    process.wait()
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else "nothing was printed"
+
+
+def load_average() -> float:
+    """How many processes wanted a CPU during the last minute."""
+    return os.getloadavg()[0]
+
+
+def cpus() -> int:
+    """How many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
