@@ -12,7 +12,15 @@ from mpkit._platform import deadlines, identity
 from mpkit._platform.exits import ExitWatcher
 from mpkit._platform.identity import ProcessIdentity
 
-__all__ = ["HOUSEKEEPERS", "KillFamilies", "descendants", "kill_families", "send_signal", "wait_gone"]
+__all__ = [
+    "HOUSEKEEPERS",
+    "KillFamilies",
+    "descendants",
+    "kill_families",
+    "send_signal",
+    "send_signal_if_allowed",
+    "wait_gone",
+]
 
 HOUSEKEEPERS = ("multiprocessing.resource_tracker", os.path.join("_platform", "guardian.py"))
 """Marks in the command line of a process that must outlive its family, to clean up after it."""
@@ -161,12 +169,12 @@ def kill_families(roots: Iterable[ProcessIdentity], *, spared: Collection[Proces
     while fresh:
         for process in fresh:
             if sys.platform != "win32" and process != me:
-                _send_if_allowed(process, signal.SIGSTOP)
+                send_signal_if_allowed(process, signal.SIGSTOP)
             stopped.add(process)
         fresh = [process for process in descendants(roots, spared=spared) if process not in stopped]
         targets.extend(fresh)
     for process in sorted(targets, key=lambda process: process == me):
-        _send_if_allowed(process, signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
+        send_signal_if_allowed(process, signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
 
 
 class KillFamilies(Protocol):
@@ -177,7 +185,8 @@ class KillFamilies(Protocol):
     ) -> None: ...
 
 
-def _send_if_allowed(process: ProcessIdentity, signum: int) -> None:
+def send_signal_if_allowed(process: ProcessIdentity, signum: int) -> None:
+    """Send a signal to this very process, if it lives and belongs to this user."""
     try:
         send_signal(process, signum)
     except PermissionError:

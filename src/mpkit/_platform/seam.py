@@ -10,18 +10,31 @@ Python. What is used, and why there is no public way:
   its children, or after, as the modules happened to be imported.
 - ``reduction.DupFd``, ``util.spawnv_passfds``, ``spawn.get_executable``: undocumented, and what a descriptor
   needs to reach a child of any start method.
+- ``BaseProcess._bootstrap``, ``_Popen``, ``_after_fork`` and the Popen classes: each start method has a
+  process class of its own there, which a class with a start method per instance cannot inherit from, and they
+  race (see `ChildProcess`).
 - ``ForkingPickler._extra_reducers``: its public `dumps` makes a new pickler class instance with two
   dictionary copies for each object, and cannot pickle out of band.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
+import multiprocessing.context as mp_context
 import os
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from multiprocessing import reduction, spawn, util
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+import threading
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from multiprocessing import connection, process, reduction, spawn, util
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, cast
+
+from mpkit._platform import families, identity
+from mpkit._platform.deadlines import deadline_of, remaining
+from mpkit._platform.identity import ProcessIdentity
+from mpkit.errors import ClosedError
 
 if TYPE_CHECKING:
 
@@ -46,16 +59,19 @@ else:
 
 __all__ = [
     "SEMAPHORE_KIND",
+    "ChildProcess",
     "PassedDescriptor",
     "SemLock",
     "TrackedType",
     "at_exit_after_children_joined",
     "extra_reducers",
+    "inheriting",
     "pass_descriptor",
     "python_executable",
     "rebuild_semaphore",
     "sem_unlink",
     "spawn_passing",
+    "spawning",
     "track",
     "untrack",
 ]
@@ -210,6 +226,309 @@ def python_executable() -> str | None:
     """The interpreter that multiprocessing starts its children with; None where Python is embedded."""
     executable: str | bytes | None = spawn.get_executable()
     return None if executable is None else os.fsdecode(executable)
+
+
+# --- child processes ---------------------------------------------------------------------------------------
+
+
+class ChildProcess(process.BaseProcess):
+    """A process of multiprocessing with a start method of its own, that is waited for exactly.
+
+    What multiprocessing's own classes get wrong, and this one does not:
+
+    - two threads that ask for the exit code at the same time (starting a process asks every other one) take
+      it away from each
+      other: one of them sees None, or under forkserver 255;
+    - with fork, the sentinel does not become ready while a grandchild lives (here it does, on Linux 5.3 and
+      later);
+    - under forkserver, a child whose server has been killed counts as dead while it lives;
+    - a signal may be sent to a pid that is another process's by now.
+
+    Args:
+        start_method: The name of a start method that this system has; at the latest it is set before the
+            start.
+    """
+
+    def __init__(
+        self,
+        target: Callable[..., object] | None = None,
+        name: str | None = None,
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        daemon: bool | None = None,
+        start_method: str = "",
+    ) -> None:
+        super().__init__(None, target, name, args, kwargs or {}, daemon=daemon)
+        self._start_method = start_method
+
+    def _check_closed(self) -> None:
+        # Called by nearly every method of the base class.
+        if is_closed(self):
+            raise ClosedError(
+                "this process handle is closed; keep it open for as long as you ask it for anything"
+            )
+
+    @staticmethod
+    def _Popen(child: ChildProcess) -> object:  # noqa: N802  multiprocessing calls it so
+        default: Any = vars(mp_context)["_default_context"]
+        unsettled = default._actual_context is None
+        try:
+            return _popen_class(child._start_method)(child)
+        finally:
+            # Before 3.15, starting a process by any method settles the application's default.
+            if unsettled:
+                default._actual_context = None
+
+    def _after_fork(self) -> None:
+        # A spawned child has not forked: what is registered there has been registered by itself.
+        if self._start_method != "spawn":
+            super()._after_fork()  # type: ignore[misc]
+
+    def _bootstrap(self, parent_sentinel: object = None) -> int:
+        self._arrived()
+        # `run` is called by what follows, its return value dropped; an attribute of this object comes before
+        # its class.
+        vars(self)["run"] = functools.partial(self._perform, self.run)
+        return cast("int", super()._bootstrap(parent_sentinel))  # type: ignore[misc]
+
+    # For subclasses; with an underscore, because users derive from those and choose names of their own.
+
+    def _arrived(self) -> None:
+        """In the child: called first."""
+
+    def _perform(self, run: Callable[[], object]) -> None:
+        """In the child: called in place of `run`, which it has to call."""
+        run()
+
+
+def is_started(child: ChildProcess) -> bool:
+    """Whether it has been started, and neither closed nor brought here from the process that did."""
+    return vars(child).get("_popen") is not None
+
+
+def is_closed(child: ChildProcess) -> bool:
+    """Whether `close` was called."""
+    return bool(vars(child)["_closed"])
+
+
+def is_current(child: ChildProcess) -> bool:
+    """Whether this very process is it."""
+    return child is process.current_process()
+
+
+def is_created_here(child: ChildProcess) -> bool:
+    """Whether this process created it: only its creator may start it and wait for it."""
+    return bool(vars(child)["_parent_pid"] == os.getpid())
+
+
+def identity_of(child: ChildProcess) -> ProcessIdentity | None:
+    """Which process it is; None before the start, and if it had ended before it could be looked at."""
+    return getattr(vars(child).get("_popen"), "identity", None)
+
+
+def peak_rss_bytes_of(child: ChildProcess) -> int | None:
+    """The largest resident memory it had, once it has ended, as far as the system tells; else None."""
+    return getattr(vars(child).get("_popen"), "peak_rss_bytes", None)
+
+
+def target_of(child: ChildProcess) -> tuple[object, tuple[object, ...], dict[str, object]]:
+    """What it is to call, with which arguments; only before the start."""
+    its = vars(child)
+    return its["_target"], its["_args"], its["_kwargs"]
+
+
+def call_target(child: ChildProcess) -> object:
+    """In the child: call the target, if there is one, and return what it returns."""
+    target, args, kwargs = vars(child)["_target"], vars(child)["_args"], vars(child)["_kwargs"]
+    return target(*args, **kwargs) if target else None
+
+
+def interrupt(child: ChildProcess) -> None:
+    """Send SIGINT to a child that has been started (before Python 3.14 there is no method for it)."""
+    popen = vars(child)["_popen"]
+    # On Windows there is no way to interrupt one process alone.
+    (popen.terminate if sys.platform == "win32" else popen.interrupt)()
+
+
+def spawning() -> bool:
+    """Whether this thread is just starting a child by spawn or forkserver (and pickling what it gets)."""
+    return mp_context.get_spawning_popen() is not None
+
+
+@contextlib.contextmanager
+def inheriting() -> Generator[None]:
+    """In a child: what is unpickled in this block was pickled while the child was started.
+
+    Managers' proxies want to know it, and so does the check that importing the main module starts no process.
+    """
+    me: Any = process.current_process()
+    me._inheriting = True
+    try:
+        yield
+    finally:
+        del me._inheriting
+
+
+class _ExactWaiting:
+    """Mixed into the Popen classes of multiprocessing (POSIX)."""
+
+    method: str
+    pid: int
+    sentinel: int
+    returncode: int | None
+
+    def __init__(self, child: ChildProcess) -> None:
+        self._guard = threading.Lock()
+        self._owner = os.getpid()
+        self.identity: ProcessIdentity | None = None
+        self.peak_rss_bytes: int | None = None
+        super().__init__(child)  # type: ignore[call-arg]  # the other base class: starts it
+        self.identity = identity.of(self.pid)
+
+    def poll(self, flag: int = 1) -> int | None:
+        # The flag is WNOHANG or 0, as of waitpid.
+        if flag == 0:
+            return self.wait(None)
+        if self.returncode is None and self._owner == os.getpid():
+            with self._guard:
+                if self.returncode is None:
+                    self._reap()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        deadline = deadline_of(None if timeout is None else max(timeout, 0.0))
+        while self.poll() is None:
+            if self._owner != os.getpid() or not self._wait_for_end(remaining(deadline)):
+                return self.poll()
+        return self.returncode
+
+    def _send_signal(self, signum: int) -> None:
+        # Not while another thread reaps it: from then on the pid can be anybody's.
+        with self._guard:
+            if self.returncode is None and self._owner == os.getpid():
+                self._signal(signum)
+
+    def interrupt(self) -> None:
+        self._send_signal(signal.SIGINT)
+
+    def _reap(self) -> None:
+        raise NotImplementedError
+
+    def _wait_for_end(self, timeout: float | None) -> bool:
+        """Wait until `_reap` has something to do; False when the time is out."""
+        raise NotImplementedError
+
+    def _signal(self, signum: int) -> None:
+        raise NotImplementedError
+
+
+class _OwnChild(_ExactWaiting):
+    """For fork and spawn: the process is a child of ours."""
+
+    def __init__(self, child: ChildProcess) -> None:
+        super().__init__(child)
+        self._close_descriptor: util.Finalize | None = None
+        if hasattr(os, "pidfd_open"):
+            try:
+                descriptor = os.pidfd_open(self.pid)
+            except OSError:
+                return  # an old kernel, a sandbox, out of descriptors: the sentinel of multiprocessing stays
+            self._close_descriptor = util.Finalize(self, os.close, (descriptor,))
+            self.sentinel = descriptor
+
+    def _reap(self) -> None:
+        try:
+            pid, status, usage = os.wait4(self.pid, os.WNOHANG)
+        except ChildProcessError:
+            # Somebody else has waited for it (or nobody can: SIGCHLD is ignored). It has ended; how, is lost.
+            self.returncode = _CODE_LOST
+            return
+        if pid == self.pid:
+            self.returncode = os.waitstatus_to_exitcode(status)
+            self.peak_rss_bytes = self._peak(usage.ru_maxrss)
+
+    def _peak(self, maxrss: int) -> int | None:
+        if self.method == "spawn":
+            import resource  # noqa: PLC0415  POSIX only
+
+            # Between its fork and its exec a spawned child shares our memory, and Linux counts that as its own. So
+            # what is not above our own peak tells nothing.
+            if maxrss <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss:
+                return None
+        return maxrss * (1 if sys.platform == "darwin" else 1024)
+
+    def _wait_for_end(self, timeout: float | None) -> bool:
+        if self._close_descriptor is not None:
+            return bool(connection.wait([self.sentinel], timeout))
+        if self.identity is None:
+            return True
+        return self.identity not in families.wait_gone([self.identity], timeout)
+
+    def _signal(self, signum: int) -> None:
+        # Not reaped yet, and nobody else is reaping it now: the pid is still its own.
+        try:
+            os.kill(self.pid, signum)
+        except ProcessLookupError:
+            return  # reaped by somebody else: see `_reap`
+
+    def close(self) -> None:
+        if self._close_descriptor is not None:
+            self._close_descriptor()
+        super().close()  # type: ignore[misc]  # the other base class has it
+
+
+class _ChildOfServer(_ExactWaiting):
+    """For forkserver: the process is a child of the server, which tells us the pid and then the exit code."""
+
+    _server_died = False
+
+    def _reap(self) -> None:
+        if not self._server_died:
+            if not connection.wait([self.sentinel], 0):
+                return
+            from multiprocessing import forkserver  # noqa: PLC0415  POSIX only
+
+            try:
+                self.returncode = forkserver.read_signed(self.sentinel)
+            except (OSError, EOFError):
+                self._server_died = True
+            else:
+                return
+        if self.identity is None or not identity.is_alive(self.identity):
+            self.returncode = _CODE_LOST
+
+    def _wait_for_end(self, timeout: float | None) -> bool:
+        if self._server_died and self.identity is not None:
+            return self.identity not in families.wait_gone([self.identity], timeout)
+        return bool(connection.wait([self.sentinel], timeout))
+
+    def _signal(self, signum: int) -> None:
+        if self.identity is not None:
+            families.send_signal(self.identity, signum)
+
+
+_CODE_LOST: Final = 255
+"""The exit code of a process that has ended nobody knows how; multiprocessing uses the same."""
+
+
+@functools.cache
+def _popen_class(start_method: str) -> type[Any]:
+    if sys.platform == "win32":
+        from multiprocessing import popen_spawn_win32  # noqa: PLC0415
+
+        return popen_spawn_win32.Popen
+    if start_method == "fork":
+        from multiprocessing import popen_fork  # noqa: PLC0415
+
+        return type("Popen", (_OwnChild, popen_fork.Popen), {})
+    if start_method == "spawn":
+        from multiprocessing import popen_spawn_posix  # noqa: PLC0415
+
+        return type("Popen", (_OwnChild, popen_spawn_posix.Popen), {})
+    from multiprocessing import popen_forkserver  # noqa: PLC0415
+
+    return type("Popen", (_ChildOfServer, popen_forkserver.Popen), {})
 
 
 # --- pickling ---------------------------------------------------------------------------------------------

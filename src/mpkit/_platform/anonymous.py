@@ -1,0 +1,109 @@
+"""Files without a name: what a child leaves for its parent, and what nobody has to remove."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import sys
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from typing_extensions import override
+
+from mpkit._platform import seam
+
+__all__ = ["AnonymousFile"]
+
+
+class AnonymousFile:
+    """A file that goes with the last process that has it open, however that process ends.
+
+    In memory on Linux (memfd_create(2), not limited by the size of ``/dev/shm``), else in the directory for
+    temporary files, with its name removed at once. On Windows it has a name until its creator closes it.
+
+    Can be pickled while a child is being started; the child then has the same file.
+    """
+
+    def __init__(self, descriptor: int, path: str | None = None) -> None:
+        self._descriptor = descriptor
+        self._path = path
+        self._closer = weakref.finalize(self, _close, descriptor, path, os.getpid())
+        # At the end of the interpreter there is nothing to do but on Windows, where a name has to be removed.
+        self._closer.atexit = path is not None
+
+    @classmethod
+    def create(cls, label: str) -> AnonymousFile:
+        """Make an empty one. `label` is what the system may list it under."""
+        if sys.platform == "linux" and hasattr(os, "memfd_create"):
+            return cls(os.memfd_create(f"mpkit-{label}", os.MFD_CLOEXEC))
+        descriptor, path = tempfile.mkstemp(prefix=f"mpkit-{label}-")
+        if sys.platform == "win32":
+            return cls(descriptor, path)
+        os.unlink(path)
+        return cls(descriptor)
+
+    def fileno(self) -> int:
+        """The descriptor.
+
+        Raises:
+            ValueError: If it is closed.
+        """
+        if not self._closer.alive:
+            raise ValueError("this file is closed")
+        return self._descriptor
+
+    def write(self, parts: Iterable[bytes | memoryview], *, at: int) -> None:
+        """Write all of `parts`, one after the other, beginning at offset `at`.
+
+        Raises:
+            OSError: If there is no room for it.
+        """
+        with open(self.fileno(), "r+b", closefd=False) as file:
+            file.seek(at)
+            file.writelines(parts)
+
+    def size(self) -> int:
+        """How many bytes it has."""
+        return os.fstat(self.fileno()).st_size
+
+    def read(self) -> bytes:
+        """All that is in it."""
+        with open(self.fileno(), "rb", closefd=False) as file:
+            file.seek(0)
+            return file.read()
+
+    def map_privately(self) -> memoryview:
+        """Its contents as memory of our own: writing there changes neither the file nor what others see.
+
+        Not to be called when it is empty. The memory is given back when the last view of it goes, after a
+        `close` too.
+        """
+        return memoryview(mmap.mmap(self.fileno(), 0, access=mmap.ACCESS_COPY))
+
+    def close(self) -> None:
+        """Let go of it. Twice does no harm."""
+        self._closer()
+
+    @override
+    def __reduce__(self) -> tuple[Callable[..., AnonymousFile], tuple[Any, ...]]:
+        if self._path is not None:
+            return _open, (self._path,)
+        return _arrive, (seam.pass_descriptor(self.fileno()),)
+
+
+def _arrive(passed: seam.PassedDescriptor) -> AnonymousFile:
+    descriptor = passed.detach()
+    os.set_inheritable(descriptor, False)
+    return AnonymousFile(descriptor)
+
+
+def _open(path: str) -> AnonymousFile:
+    return AnonymousFile(os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0)))
+
+
+def _close(descriptor: int, path: str | None, creator: int) -> None:
+    os.close(descriptor)
+    if path is not None and os.getpid() == creator:
+        os.unlink(path)

@@ -1,0 +1,63 @@
+"""How much memory a process has, and whether the out-of-memory killer was at work."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from mpkit._platform.cgroups import hierarchies, lines_of
+
+__all__ = ["oom_kills", "rss_bytes"]
+
+if sys.platform == "linux":
+    _PAGE = os.sysconf("SC_PAGE_SIZE")
+
+    def rss_bytes(pid: int) -> int | None:
+        """The resident memory of a process, shared pages included; None when it is gone or hidden."""
+        try:
+            with open(f"/proc/{pid}/statm", "rb", buffering=0) as file:
+                return int(file.read(256).split()[1]) * _PAGE
+        except (OSError, IndexError):
+            # Gone between opening and reading, the file is empty.
+            return None
+
+else:
+
+    def rss_bytes(pid: int) -> int | None:
+        """The resident memory of a process, shared pages included; None when it is gone or hidden."""
+        import psutil  # noqa: PLC0415  importing mpkit must not load it
+
+        try:
+            return int(psutil.Process(pid).memory_info().rss)
+        except psutil.Error:
+            return None
+
+
+def oom_kills(root: Path = Path("/")) -> int | None:
+    """How often the out-of-memory killer has struck so far where it could have hit this process or a child.
+
+    A number to compare with an earlier one. Counted are this process's memory control group and all below it;
+    where there is none that counts, the whole machine.
+
+    Args:
+        root: Where the file system begins; tests lay out one of their own.
+
+    Returns:
+        None where the system does not count them (not Linux, or too old a kernel).
+    """
+    if sys.platform != "linux":
+        return None
+    for version, directories in hierarchies("memory", root):
+        count = _field(directories[0] / ("memory.events" if version == 2 else "memory.oom_control"))
+        if count is not None and len(directories) > 1:
+            return count
+    return _field(root / "proc/vmstat")
+
+
+def _field(path: Path) -> int | None:
+    for line in lines_of(path):
+        name, _, value = line.partition(" ")
+        if name == "oom_kill":
+            return int(value)
+    return None

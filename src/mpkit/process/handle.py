@@ -1,0 +1,186 @@
+"""What parent and child of one `WorkerProcess` have in common, and what the parent alone keeps about it."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import signal
+import sys
+import threading
+import traceback
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from typing_extensions import override
+
+from mpkit._platform import memory, seam
+from mpkit._platform.anonymous import AnonymousFile
+from mpkit._platform.parent_watch import ParentLink
+from mpkit._wire import codec
+from mpkit.errors import SerializationError
+from mpkit.process.report import Report, Stage
+
+__all__ = ["Arrival", "Handle", "Ties"]
+
+
+class Ties:
+    """What the parent makes for each start: the link to it, the child's report, its fault handler's file."""
+
+    def __init__(self, link: ParentLink, report: Report, stack: AnonymousFile) -> None:
+        self.link = link
+        self.report = report
+        self.stack = stack
+        self._entered = False
+        _open.add(self)
+
+    @classmethod
+    def create(cls, *, orphan: bool) -> Ties:
+        """Those of a child that is about to be started.
+
+        Raises:
+            OSError: If there is no file descriptor left, or no memory. Nothing is left behind.
+        """
+        with contextlib.ExitStack() as failed:
+            report = Report.create()
+            failed.callback(report.close)
+            stack = AnonymousFile.create("stack")
+            failed.callback(stack.close)
+            link = ParentLink.create(orphan=orphan)
+            failed.pop_all()
+        return cls(link, report, stack)
+
+    def enter(self) -> None:
+        """In the child, before anything else. A second time does nothing."""
+        if self._entered:
+            return
+        self._entered = True
+        self.link.die_with_parent()
+        for other in list(_open):
+            # After a fork: what belongs to other children would keep their results in memory while we live.
+            if other is not self:
+                other.close()
+        # All threads: what the others did may be what matters. It writes from inside the signal handler.
+        faulthandler.enable(self.stack.fileno(), all_threads=True)
+        self.report.arrived()
+
+    def perform(self, run: Callable[[], object]) -> None:
+        """In the child: run, and report how it ended."""
+        try:
+            value = run()
+        except BaseException as error:
+            self.report_failure(error)
+            raise
+        self.report.returned(value)
+
+    def report_failure(self, error: BaseException) -> None:
+        """In the child: report an error."""
+        # Is there no room even for this, the exit code and the traceback on the error output have to do.
+        with contextlib.suppress(OSError):
+            self.report.raised(error)
+
+    def last_words(self) -> str | None:
+        """In the parent: what the child's fault handler wrote, if anything."""
+        return self.stack.read().decode(errors="replace") or None
+
+    def close(self) -> None:
+        """Let go of the files. Twice does no harm."""
+        self.report.close()
+        self.stack.close()
+
+
+# Those of all the children of this process that have not been let go of.
+_open: weakref.WeakSet[Ties] = weakref.WeakSet()
+
+
+class Handle:
+    """What a `WorkerProcess` keeps, in one attribute: its subclasses choose names of their own.
+
+    Does not travel: pickled, it becomes None, and the child makes another from the `Arrival`.
+    """
+
+    def __init__(
+        self,
+        *,
+        method: str | None = None,
+        limit: int | None = None,
+        orphan: bool = False,
+        ties: Ties | None = None,
+    ) -> None:
+        self.method = method
+        self.limit = limit
+        self.orphan = orphan
+        self.ties = ties
+        self.lock = threading.Lock()
+        self.outcome: tuple[Stage, object] | None = None
+        self.memory_exceeded: int | None = None
+        self.killed = False
+        self.payload_under_way = False
+        self._oom_kills: int | None = None
+
+    def prepare(self) -> Ties:
+        """In the parent, before the start: make the ties."""
+        self._oom_kills = memory.oom_kills()
+        self.ties = Ties.create(orphan=self.orphan)
+        return self.ties
+
+    def abandon(self) -> None:
+        """In the parent: the start has failed."""
+        if self.ties is not None:
+            self.ties.close()
+        self.ties = None
+
+    def likely_oom(self, exitcode: int | None) -> bool:
+        """Whether the system's out-of-memory killer is the likely cause of this exit code."""
+        if sys.platform == "win32" or exitcode != -signal.SIGKILL or self.killed or self._oom_kills is None:
+            return False
+        return (memory.oom_kills() or 0) > self._oom_kills
+
+    def exceeded_memory(self, rss_bytes: int) -> None:
+        """The process is being killed for having more memory than it may have."""
+        self.memory_exceeded = rss_bytes
+        self.killed = True
+
+    @override
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _nothing, ()
+
+
+def _nothing() -> None:
+    return None
+
+
+class Arrival:
+    """What is sent to a child of spawn or forkserver in place of the process object.
+
+    The ties come first, and the process object in a pickle of its own, so that the child is guarded before
+    foreign code runs, and so that an error in unpickling it reaches the parent.
+    """
+
+    def __init__(
+        self, name: str, link: ParentLink, report: Report, stack: AnonymousFile, payload: bytes
+    ) -> None:
+        self._name = name
+        self._parts = (link, report, stack)
+        self._payload = payload
+
+    @override
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return Arrival, (self._name, *self._parts, self._payload)
+
+    def _bootstrap(self, parent_sentinel: object) -> int:
+        """What multiprocessing calls once this has been unpickled; returns the exit code."""
+        ties = Ties(*self._parts)
+        ties.enter()
+        try:
+            with seam.inheriting():
+                process = codec.loads(self._payload)
+        except SerializationError as error:
+            ties.report_failure(error)
+            sys.stderr.write(f"Process {self._name}:\n")
+            traceback.print_exc()
+            return 1
+        if not isinstance(process, seam.ChildProcess):
+            raise TypeError(f"{self._name} arrived as {process!r}: its class has an unfit __reduce__")
+        vars(process)["_mpkit"] = Handle(ties=ties)
+        return process._bootstrap(parent_sentinel)

@@ -1,0 +1,90 @@
+"""Ends processes that outgrow their memory limit.
+
+A sampler in the parent, not a limit of the system (RLIMIT_AS): that one counts address space, in which shared
+memory, the reserves of every thread's allocator and mapped files weigh as much as memory in use, so a limit
+low enough to protect anything hits innocents. No system has an event for "resident memory above n", so this
+is one of the few places that look at intervals. Between two looks a process can touch no more fresh pages
+than the kernel can clear, some 100 MB at the worst.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from mpkit._platform import families, identity, memory
+from mpkit._platform.identity import ProcessIdentity
+
+__all__ = ["watch"]
+
+INTERVAL_S: Final = 0.05
+
+
+class _Watcher:
+    """The processes with a limit, and the thread that looks at them; it ends when there are none left."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._limits: dict[ProcessIdentity, tuple[int, Callable[[int], None]]] = {}
+        self._running = False
+
+    def add(self, process: ProcessIdentity, limit: int, exceeded: Callable[[int], None]) -> None:
+        with self._lock:
+            self._limits[process] = (limit, exceeded)
+            if not self._running:
+                # A daemon: at the end of the interpreter it must not be waited for, since multiprocessing
+                # ends the daemonic children only after the threads.
+                threading.Thread(target=self._run, name="mpkit-memory-watch", daemon=True).start()
+                self._running = True
+
+    def _run(self) -> None:
+        pause = threading.Event()
+        while not pause.wait(INTERVAL_S):
+            with self._lock:
+                limits = dict(self._limits)
+            ended = [
+                process for process, (limit, tell) in limits.items() if self._is_over(process, limit, tell)
+            ]
+            with self._lock:
+                for process in ended:
+                    del self._limits[process]
+                if not self._limits:
+                    self._running = False
+                    return
+
+    @staticmethod
+    def _is_over(process: ProcessIdentity, limit: int, exceeded: Callable[[int], None]) -> bool:
+        size = memory.rss_bytes(process.pid)
+        if not size or not identity.is_alive(process):
+            # A zombie has no memory.
+            return True
+        if size <= limit:
+            return False
+        exceeded(size)
+        families.kill_families([process])
+        return True
+
+
+_watcher = _Watcher()
+
+
+def _forget() -> None:
+    global _watcher
+    _watcher = _Watcher()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def watch(process: ProcessIdentity, limit: int, exceeded: Callable[[int], None]) -> None:
+    """Kill `process` and its descendants as soon as its resident memory is seen to be above `limit`.
+
+    Args:
+        process: A child of this process; when it has ended it is forgotten.
+        limit: In bytes.
+        exceeded: Called with the memory it had, just before it is killed.
+    """
+    _watcher.add(process, limit, exceeded)

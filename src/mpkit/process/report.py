@@ -1,0 +1,120 @@
+"""What a child leaves for its parent: that it has arrived, then its result or exception.
+
+It goes into a file without a name that both have open, not into a pipe: the child never waits for its parent
+to read, however large the result, so `join` cannot dead-lock; the result survives the child's exit; and
+nobody has to remove anything.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+from typing import Final
+
+from mpkit._platform.anonymous import AnonymousFile
+from mpkit._wire import codec, failure
+
+__all__ = ["Report", "Stage"]
+
+# Stage, length of the pickled head, number of buffers; then the length of each buffer, the head, and the
+# buffers, each at a multiple of 64 bytes, which is what numpy likes best.
+_HEADER: Final = struct.Struct("<QQQ")
+_ALIGNMENT: Final = 64
+
+
+class Stage(IntEnum):
+    """How far the child came."""
+
+    NOTHING = 0
+    ARRIVED = 1
+    """It is up, and its main module has been imported."""
+    RETURNED = 2
+    RAISED = 3
+
+
+class Report:
+    """One child's report. The child writes, the parent reads once the child has ended.
+
+    Can be pickled while the child is being started.
+    """
+
+    def __init__(self, file: AnonymousFile) -> None:
+        self._file = file
+
+    @classmethod
+    def create(cls) -> Report:
+        """An empty one.
+
+        Raises:
+            OSError: If there is no file descriptor left, or no memory.
+        """
+        return cls(AnonymousFile.create("report"))
+
+    # --- in the child -------------------------------------------------------------------------------------
+
+    def arrived(self) -> None:
+        """The child is up."""
+        self._file.write([_HEADER.pack(Stage.ARRIVED, 0, 0)], at=0)
+
+    def returned(self, value: object) -> None:
+        """The target has returned `value`. If it cannot be pickled, the report is that error."""
+        try:
+            head, buffers = codec.encode(value)
+        except Exception as error:  # noqa: BLE001  whatever it is, its place is in the parent's `result()`
+            self.raised(error)
+            return
+        views = [buffer.raw() for buffer in buffers]
+        try:
+            self._write(Stage.RETURNED, head, views)
+        except OSError as error:
+            self.raised(error)
+
+    def raised(self, error: BaseException) -> None:
+        """The target has raised `error`."""
+        self._write(Stage.RAISED, failure.pack_exception(error), [])
+
+    def _write(self, stage: Stage, head: bytes, views: list[memoryview]) -> None:
+        parts: list[bytes | memoryview] = [
+            struct.pack(f"<{len(views)}Q", *(view.nbytes for view in views)),
+            head,
+        ]
+        at = sum(len(part) for part in parts) + _HEADER.size
+        for view in views:
+            padding = -at % _ALIGNMENT
+            parts += [bytes(padding), view]
+            at += padding + view.nbytes
+        self._file.write(parts, at=_HEADER.size)
+        # The header comes last: killed half way, the child has reported nothing.
+        self._file.write([_HEADER.pack(stage, len(head), len(views))], at=0)
+
+    # --- in the parent ------------------------------------------------------------------------------------
+
+    def read(self) -> tuple[Stage, object]:
+        """How far the child came, and what it returned or raised.
+
+        Raises:
+            SerializationError: If the result cannot be unpickled here.
+        """
+        contents = self._file.map_privately() if self._file.size() else memoryview(b"")
+        if len(contents) < _HEADER.size:
+            return Stage.NOTHING, None
+        number, head_length, count = _HEADER.unpack_from(contents)
+        stage = Stage(number)
+        lengths = struct.unpack_from(f"<{count}Q", contents, _HEADER.size)
+        at = _HEADER.size + 8 * count
+        head = contents[at : at + head_length]
+        at += head_length
+        views: list[memoryview] = []
+        for length in lengths:
+            at += -at % _ALIGNMENT
+            views.append(contents[at : at + length])
+            at += length
+        if stage is Stage.RETURNED:
+            return stage, codec.decode(head, views)
+        if stage is Stage.RAISED:
+            return stage, failure.unpack_exception(bytes(head))
+        return stage, None
+
+    def close(self) -> None:
+        """Let go of the file; what was read from it stays."""
+        self._file.close()

@@ -1,0 +1,607 @@
+"""`WorkerProcess`: the class that users see."""
+
+from __future__ import annotations
+
+import importlib
+import operator
+import signal
+import sys
+import types
+from collections.abc import Callable, Iterable, Mapping
+from multiprocessing.context import BaseContext
+from typing import TYPE_CHECKING, Any, Final, Generic, SupportsFloat, cast
+
+from typing_extensions import ParamSpec, Self, TypeVar, override
+
+from mpkit._platform import families, seam
+from mpkit._platform.contexts import resolve_context
+from mpkit._platform.deadlines import check_timeout
+from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.signals import signal_name
+from mpkit._wire import codec
+from mpkit.errors import ProcessGone, SerializationError, WaitTimeout, WorkerCrashed, WorkerMemoryExceeded
+from mpkit.process import memory_watch
+from mpkit.process.handle import Arrival, Handle, Ties
+from mpkit.process.report import Stage
+from mpkit.process.states import ProcessState
+
+if TYPE_CHECKING:
+    from mpkit.introspect import ProcessSnapshot
+
+__all__ = ["WorkerProcess"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+R_co = TypeVar("R_co", covariant=True, default=None)
+
+# How long `stop` waits for what it has killed; only a process inside the kernel can take that long.
+_KILL_PATIENCE_S: Final = 10.0
+
+
+class WorkerProcess(seam.ChildProcess, Generic[R_co]):
+    """A process of multiprocessing that hands back a result, dies with its parent and can be stopped.
+
+    It is a `multiprocessing.process.BaseProcess`: it is among `multiprocessing.active_children()`, it is
+    joined at exit, and a subclass may override `run`, as with `multiprocessing.Process`. On top of that:
+
+    - `result` and `exception` tell what the target returned or raised, or how the process died;
+    - it dies when its parent dies, however the parent dies, busy or idle, and its own descendants with it;
+    - `stop` ends it together with all its descendants;
+    - `state`, `info` and `children` tell what it is doing;
+    - two threads may start, ask and join processes at the same time.
+
+    Errors of the target are printed by the child, as multiprocessing does, whether anybody asks for the
+    result or not.
+
+    Args:
+        group: Must be None; there for the sake of `threading.Thread`'s signature.
+        target: What to call in the child. None: `run` is overridden, or nothing is to be done.
+        name: For people. The default is made from the class name and a number.
+        args: Positional arguments for the target.
+        kwargs: Keyword arguments for the target.
+        daemon: Whether it is terminated when its parent exits, instead of waited for; it cannot have children
+            then. The default is that of the creating process.
+        start_method: ``"fork"``, ``"spawn"`` or ``"forkserver"``. The default, settled at `start`, is the one
+            the application has set, else forkserver where there is one, else spawn.
+        max_memory_bytes: If its resident memory is seen to be above this (it is looked at every 50 ms), the
+            process and its descendants are killed, and `result` raises `WorkerMemoryExceeded`. The default is
+            no limit.
+        orphan: Let it live on when its parent is killed. (At the parent's normal exit it is waited for all
+            the same, as multiprocessing does.)
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If there is no such start method, or the memory limit is not positive.
+        SerializationError: If the target is a lambda or a local function and `start_method` is given and
+            would have to pickle it; without a given method `start` raises it.
+
+    Safe from: several threads of the process that created it. Other processes cannot use it.
+
+    Example:
+        >>> import math
+        >>> process = WorkerProcess(target=math.gcd, args=(12, 18))
+        >>> process.start()
+        >>> process.result()
+        6
+    """
+
+    def __init__(
+        self,
+        group: None = None,
+        target: Callable[..., R_co] | None = None,
+        name: str | None = None,
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        daemon: bool | None = None,
+        start_method: str | BaseContext | None = None,
+        max_memory_bytes: int | None = None,
+        orphan: bool = False,
+    ) -> None:
+        if group is not None:
+            raise ValueError(f"group must be None; got {group!r}")
+        if target is not None and not callable(target):
+            raise TypeError(
+                f"target must be callable, or None; got {target!r}. Pass the function itself, and its "
+                "arguments as args: WorkerProcess(target=f, args=(1, 2)), or use WorkerProcess.call(f, 1, 2)"
+            )
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"name must be a string, or None; got {name!r}")
+        method = None if start_method is None else resolve_context(start_method).get_start_method()
+        if method is not None:
+            _refuse_what_cannot_be_pickled(target, method)
+        self._mpkit = Handle(method=method, limit=_checked_limit(max_memory_bytes), orphan=bool(orphan))
+        super().__init__(target, name, _checked_args(args), _checked_kwargs(kwargs), daemon=daemon)
+
+    @classmethod
+    def call(cls, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> WorkerProcess[T]:
+        """Make a process that is to call ``fn(*args, **kwargs)``; type checkers check the arguments.
+
+        It is not started: call `start`, or use it in a ``with`` statement.
+
+        Args:
+            fn: What to call in the child.
+            *args: Its positional arguments.
+            **kwargs: Its keyword arguments.
+
+        Raises:
+            TypeError: If `fn` is not callable.
+
+        Example:
+            >>> with WorkerProcess.call(divmod, 17, 5) as process:
+            ...     process.result()
+            (3, 2)
+        """
+        return cast("WorkerProcess[T]", cls(None, cast("Any", fn), None, args, kwargs))
+
+    # --- the life of a process ----------------------------------------------------------------------------
+
+    def run(self) -> R_co:  # type: ignore[override]  # here what it returns is the result
+        """What the child does: call the target. A subclass may override it; what it returns is the result."""
+        return cast("R_co", seam.call_target(self))
+
+    @override
+    def start(self) -> None:
+        """Start the process. Once only.
+
+        If it fails, nothing is left behind, and it may be tried again.
+
+        Raises:
+            SerializationError: If under spawn or forkserver the target, an argument or an attribute of a
+                subclass cannot be pickled; the message names it.
+            AssertionError: If it has been started before, or this process did not create it or is daemonic.
+            ClosedError: After `close`.
+            OSError: If the system has no process, descriptor or memory left.
+
+        Blocking: until the child exists, not until it does something.
+        """
+        self._check_closed()
+        if seam.is_started(self):
+            raise AssertionError(f"cannot start a process twice: {self!r}")
+        handle = self._mpkit
+        self._start_method = handle.method or resolve_context(None).get_start_method()
+        ties = handle.prepare()
+        try:
+            super().start()
+        except BaseException:
+            handle.abandon()
+            raise
+        ties.link.started(self.pid or 0)
+        process = seam.identity_of(self)
+        if handle.limit is not None and process is not None:
+            memory_watch.watch(process, handle.limit, handle.exceeded_memory)
+
+    @override
+    def join(self, timeout: SupportsFloat | None = None) -> None:
+        """Wait until the process has ended. It can never dead-lock on the size of a result.
+
+        Args:
+            timeout: Seconds at the longest, None for ever. Whether it has ended, `exitcode` tells afterwards.
+
+        Raises:
+            ValueError: If the timeout is negative or NaN, or the process has not been started.
+            ClosedError: After `close`.
+            RuntimeError: If another process created it.
+
+        Blocking: for at most `timeout`.
+        """
+        seconds = check_timeout(timeout)
+        self._require_started()
+        super().join(seconds)
+
+    def interrupt(self) -> None:
+        """Send SIGINT, as Ctrl-C does: the target sees `KeyboardInterrupt`. On Windows it terminates.
+
+        Raises:
+            ValueError: If the process has not been started.
+            ClosedError: After `close`.
+            RuntimeError: If another process created it.
+        """
+        self._require_started()
+        seam.interrupt(self)
+
+    @override
+    def terminate(self) -> None:
+        """Send SIGTERM, which ends a Python process without clearing up. See `stop`.
+
+        Raises:
+            ValueError: If the process has not been started.
+            ClosedError: After `close`.
+            RuntimeError: If another process created it.
+        """
+        self._require_started()
+        super().terminate()
+
+    @override
+    def kill(self) -> None:
+        """Send SIGKILL, which nothing can resist. See `stop`.
+
+        Raises:
+            ValueError: If the process has not been started.
+            ClosedError: After `close`.
+            RuntimeError: If another process created it.
+        """
+        self._require_started().killed = True
+        super().kill()
+
+    def stop(self, grace_period: SupportsFloat | None = 3.0) -> int:
+        """End the process and all its descendants: interrupt them, then terminate, then kill what is left.
+
+        Processes are told apart by pid and start time, so no stranger that has got the pid of one is hit. The
+        resource tracker of multiprocessing is spared: it cleans up and ends by itself.
+
+        Args:
+            grace_period: Seconds to wait after the interrupt, and again after the terminate. 0 kills right
+                away; None waits for ever for the interrupt to be followed.
+
+        Returns:
+            The exit code, negative for a signal. A process that had ended before keeps its own.
+
+        Raises:
+            ValueError: If the grace period is negative or NaN, or the process has not been started.
+            ClosedError: After `close`.
+            RuntimeError: If another process created it.
+
+        Blocking: twice the grace period, and what the kernel takes to end a killed process.
+        """
+        grace = check_timeout(grace_period, name="grace_period")
+        handle = self._require_started()
+        root = seam.identity_of(self)
+        if self.exitcode is None and root is not None:
+            _end_family(root, grace, handle)
+        super().join()
+        code = self.exitcode
+        assert code is not None
+        return code
+
+    @override
+    def close(self) -> None:
+        """Let go of what this handle holds: descriptors, and the result. Then only `ClosedError` comes.
+
+        A handle that is dropped does the same by itself. Twice does no harm.
+
+        Raises:
+            ValueError: If the process is still running; `join` or `stop` it first.
+        """
+        super().close()
+        handle = self._mpkit
+        if handle.ties is not None:
+            handle.ties.close()
+        handle.outcome = None
+
+    def __enter__(self) -> Self:
+        """Start the process, unless it has been."""
+        self._check_closed()
+        if not seam.is_started(self):
+            self.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: types.TracebackType | None,
+    ) -> None:
+        """Join the process; after an exception in the block, stop it."""
+        if seam.is_closed(self):
+            return
+        if exc_type is None:
+            self.join()
+        else:
+            self.stop()
+
+    # --- what came of it ----------------------------------------------------------------------------------
+
+    def result(self, timeout: SupportsFloat | None = None) -> R_co:
+        """Wait until the process has ended, and return what its target returned.
+
+        Big buffers in the result (of numpy arrays, say) are mapped, not copied, and are private to this
+        process. The result survives the process, and may be asked for any number of times until `close`.
+
+        Args:
+            timeout: Seconds at the longest, None for ever.
+
+        Returns:
+            What the target, or an overridden `run`, returned.
+
+        Raises:
+            BaseException: What the target raised, `SystemExit` and `KeyboardInterrupt` included, with the
+                traceback from there as its ``__cause__``.
+            WorkerCrashed: If the process ended otherwise: killed, crashed, or by ``os._exit``.
+            WorkerMemoryExceeded: If it was killed for having more than `max_memory_bytes`.
+            SerializationError: If the target, an argument or the result could not be pickled or unpickled.
+            WaitTimeout: If it has not ended in time. It goes on.
+            ValueError: If the timeout is negative or NaN, or the process has not been started.
+            ClosedError: After `close`.
+            RuntimeError: If another process created it.
+
+        Blocking: for at most `timeout`.
+        """
+        stage, value = self._outcome_within(timeout)
+        if stage is not Stage.RETURNED:
+            assert isinstance(value, BaseException)
+            raise value
+        return cast("R_co", value)
+
+    def exception(self, timeout: SupportsFloat | None = None) -> BaseException | None:
+        """Wait until the process has ended, and return what `result` would raise; None if it would return.
+
+        Args:
+            timeout: Seconds at the longest, None for ever.
+
+        Raises:
+            WaitTimeout: If it has not ended in time. It goes on.
+            ValueError: If the timeout is negative or NaN, or the process has not been started.
+            ClosedError: After `close`.
+            RuntimeError: If another process created it.
+
+        Blocking: for at most `timeout`.
+        """
+        stage, value = self._outcome_within(timeout)
+        return None if stage is Stage.RETURNED else cast("BaseException", value)
+
+    # --- what it is doing ---------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> ProcessState:
+        """What the process is doing now, as the operating system tells.
+
+        Raises:
+            ClosedError: After `close`.
+            RuntimeError: If another process created it.
+        """
+        self._check_closed()
+        if seam.is_current(self):
+            return ProcessState.RUNNING
+        self._require_created_here()
+        if not seam.is_started(self):
+            return ProcessState.NEW
+        try:
+            return self.info().state
+        except ProcessGone:
+            return ProcessState.EXITED
+
+    def info(self) -> ProcessSnapshot:
+        """What the operating system tells about the process: memory, CPU time, threads, ...
+
+        Raises:
+            ProcessGone: If it has ended.
+            AccessDenied: If the system does not let us see it.
+            ValueError: If it has not been started.
+            ClosedError: After `close`.
+            RuntimeError: If another process created it.
+        """
+        return cast("ProcessSnapshot", _introspect().snapshot(self._living_pid()))
+
+    def children(self) -> list[ProcessSnapshot]:
+        """The children of the process, whoever started them, as the operating system tells; the oldest first.
+
+        Under forkserver, what it starts by way of the server is a child of the server.
+        `mpkit.introspect.tree` shows the children's children too.
+
+        Raises:
+            ProcessGone: If it has ended.
+            AccessDenied: If the system does not let us see it.
+            ValueError: If it has not been started.
+            ClosedError: After `close`.
+            RuntimeError: If another process created it.
+        """
+        return [child.process for child in _introspect().tree(self._living_pid()).children]
+
+    @override
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} name={self.name!r} {self._described_state()}>"
+
+    # --- inside -------------------------------------------------------------------------------------------
+
+    def _described_state(self) -> str:
+        if seam.is_closed(self):
+            return "closed"
+        if seam.is_current(self):
+            return f"pid={self.pid} running"
+        if not seam.is_created_here(self):
+            return "of another process"
+        if not seam.is_started(self):
+            return "new"
+        code = self.exitcode
+        if code is None:
+            return f"pid={self.pid} started"
+        name = signal_name(code)
+        return f"pid={self.pid} exited exitcode={code}{f' ({name})' if name else ''}"
+
+    def _require_created_here(self) -> None:
+        if not seam.is_created_here(self):
+            raise RuntimeError(f"only the process that created it can do this with {self!r}")
+
+    def _require_started(self) -> Handle:
+        self._check_closed()
+        self._require_created_here()
+        if not seam.is_started(self):
+            raise ValueError(
+                f"{self!r} has not been started; call start() first, or use it in a with statement"
+            )
+        return self._mpkit
+
+    def _living_pid(self) -> int:
+        self._check_closed()
+        pid = cast("int", self.pid)
+        if seam.is_current(self):
+            return pid
+        self._require_started()
+        if self.exitcode is not None:
+            # The pid may be another process's by now.
+            raise ProcessGone(pid=pid)
+        return pid
+
+    def _outcome_within(self, timeout: SupportsFloat | None) -> tuple[Stage, object]:
+        seconds = check_timeout(timeout)
+        handle = self._require_started()
+        super().join(seconds)
+        if self.exitcode is None:
+            raise WaitTimeout(f"{self!r} has not ended within {seconds:g} s; it goes on")
+        with handle.lock:
+            if handle.outcome is None:
+                handle.outcome = self._read_outcome(handle)
+            return handle.outcome
+
+    def _read_outcome(self, handle: Handle) -> tuple[Stage, object]:
+        ties = handle.ties
+        assert ties is not None  # it has been started
+        try:
+            stage, value = ties.report.read()
+        except SerializationError as error:
+            return Stage.RAISED, error
+        if stage in (Stage.NOTHING, Stage.ARRIVED):
+            value = self._cause_of_death(stage, handle, ties)
+        return stage, value
+
+    def _cause_of_death(self, stage: Stage, handle: Handle, ties: Ties) -> BaseException:
+        pid, code = self.pid, self.exitcode
+        if handle.memory_exceeded is not None:
+            return WorkerMemoryExceeded(pid=pid, rss_bytes=handle.memory_exceeded, limit=handle.limit)
+        message = None
+        if code is not None and code >= 0:
+            message = f"process {pid} ended with exit code {code} before its target had returned"
+            if stage is Stage.ARRIVED:
+                message += " (os._exit, or C code that exits)"
+            else:
+                message += (
+                    "; it did not get as far as calling it: the main module of the program could not be "
+                    "imported in the child, as its error output tells. A program that starts processes needs "
+                    "the line: if __name__ == '__main__':"
+                )
+        return WorkerCrashed(
+            message,
+            pid=pid,
+            exitcode=code,
+            signal=signal_name(code),
+            stack=ties.last_words(),
+            rss_bytes=seam.peak_rss_bytes_of(self),
+            likely_oom=handle.likely_oom(code),
+        )
+
+    @override
+    def _arrived(self) -> None:
+        if self._mpkit.ties is not None:
+            self._mpkit.ties.enter()
+
+    @override
+    def _perform(self, run: Callable[[], object]) -> None:
+        if self._mpkit.ties is not None:
+            self._mpkit.ties.perform(run)
+
+    @override
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        handle = self._mpkit
+        if not seam.spawning() or handle.ties is None or seam.is_started(self):
+            raise TypeError(
+                f"{self!r} belongs to the process that created it and cannot be sent to another; send "
+                "its pid, or what its result() returned"
+            )
+        if handle.payload_under_way:
+            return super().__reduce_ex__(protocol)
+        handle.payload_under_way = True
+        try:
+            payload = codec.dumps(self)
+        except SerializationError as error:
+            raise self._unpicklable(error) from (error.__cause__ or error)
+        finally:
+            handle.payload_under_way = False
+        ties = handle.ties
+        return Arrival, (self.name, ties.link, ties.report, ties.stack, payload)
+
+    def _unpicklable(self, error: SerializationError) -> SerializationError:
+        """What to tell when this cannot be pickled: which part of it."""
+        target, args, kwargs = seam.target_of(self)
+        parts: list[tuple[str, object]] = [("target", target)]
+        parts += [(f"argument number {number}", value) for number, value in enumerate(args, 1)]
+        parts += [(f"argument {name!r}", value) for name, value in kwargs.items()]
+        inner = {"_target", "_args", "_kwargs", "_mpkit"}
+        parts += [(f"attribute {name!r}", value) for name, value in vars(self).items() if name not in inner]
+        culprit = f"a {type(self).__name__}"
+        for label, value in parts:
+            try:
+                codec.dumps(value)
+            except SerializationError as found:
+                culprit, error = f"its {label} ({value!r})", found
+                break
+        cause = error.__cause__ or error
+        return SerializationError(
+            f"cannot start {self.name!r} by {self._start_method}: {culprit} cannot be pickled: "
+            f"{type(cause).__name__}: {cause}; {_REMEDY}"
+        )
+
+
+_REMEDY: Final = (
+    "define functions at the top level of a module and send plain values, or use start_method='fork'"
+)
+
+
+def _introspect() -> types.ModuleType:
+    # Not an import statement: that room is above this one, and imports psutil.
+    return importlib.import_module("mpkit.introspect")
+
+
+def _checked_limit(limit: int | None) -> int | None:
+    if limit is None:
+        return None
+    try:
+        number = operator.index(limit)
+    except TypeError:
+        raise TypeError(f"max_memory_bytes must be a whole number of bytes, or None; got {limit!r}") from None
+    if number <= 0:
+        raise ValueError(f"max_memory_bytes must be positive, or None for no limit; got {limit!r}")
+    return number
+
+
+def _checked_args(args: Iterable[Any]) -> tuple[Any, ...]:
+    try:
+        return tuple(args)
+    except TypeError:
+        raise TypeError(
+            f"args must be a tuple of arguments, such as args=({args!r:.50},); got {args!r:.100}"
+        ) from None
+
+
+def _checked_kwargs(kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    try:
+        checked = dict(kwargs or {})
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"kwargs must be a mapping from names to arguments, or None; got {kwargs!r:.100}"
+        ) from None
+    for name in checked:
+        if not isinstance(name, str):
+            raise TypeError(f"kwargs must have strings as keys; got {name!r}")
+    return checked
+
+
+def _refuse_what_cannot_be_pickled(target: object, method: str) -> None:
+    """Say at once what `start` would say, where it is plain: functions are pickled by name."""
+    if method == "fork" or not isinstance(target, types.FunctionType):
+        return
+    if types.FunctionType in seam.extra_reducers():
+        return  # somebody has taught multiprocessing to pickle them otherwise
+    if "<lambda>" in target.__qualname__ or "<locals>" in target.__qualname__:
+        raise SerializationError(
+            f"target {target.__qualname__} cannot be sent to a process that is started by {method}; {_REMEDY}"
+        )
+
+
+def _end_family(root: ProcessIdentity, grace: float | None, handle: Handle) -> None:
+    """Interrupt, terminate and kill a process with all its descendants."""
+    family = [root]
+    if grace != 0:
+        for signum in (signal.SIGTERM,) if sys.platform == "win32" else (signal.SIGINT, signal.SIGTERM):
+            # Those that live now; the children of one that has ended are found as long as they are
+            # remembered.
+            family += [process for process in families.descendants(family) if process not in family]
+            for process in family:
+                families.send_signal_if_allowed(process, signum)
+            family = families.wait_gone(family, grace)
+            if not family:
+                return
+    handle.killed = True
+    family += [process for process in families.descendants(family) if process not in family]
+    families.kill_families(family)
+    families.wait_gone(family, _KILL_PATIENCE_S)
