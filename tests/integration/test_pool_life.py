@@ -330,10 +330,14 @@ def test_handles_can_be_awaited(tmp_path: Path) -> None:
         begun = tmp_path / "begun"
         handle = pool.submit(tasks.touch_and_wait, str(begun))
 
+        waits = asyncio.Event()
+
         async def wait() -> None:
+            waits.set()
             await handle
 
         waiting = asyncio.ensure_future(wait())
+        await waits.wait()
         while not begun.exists():
             await asyncio.sleep(0.01)
         waiting.cancel()
