@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
@@ -19,8 +20,8 @@ from mpkit._platform.deadlines import check_timeout, deadline_of
 from mpkit._shm.get_side import BigRecord, GetSide
 from mpkit._shm.handle import SharedHandle
 from mpkit._shm.open_queue import OpenQueue
-from mpkit._shm.put_side import BIG, PutSide
-from mpkit._wire.codec import decode, encode, loads
+from mpkit._shm.put_side import BIG, PutSide, WrittenItem
+from mpkit._wire.codec import Encoder, decode, loads
 from mpkit.errors import ClosedError, HandleLost, QueueEmpty, QueueFull, QueueShutDown, SharedMemoryExhausted
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ T = TypeVar("T")
 #: Pickles up to this size travel inside the ring; larger ones, and buffers of this size or more, get a region
 #: of their own, from which the receiver uses them in place.
 _INLINE_BYTES: Final = 32 * 1024
+_encode = Encoder(_INLINE_BYTES).encode
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,8 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         super()._bind(shared)
         self._puts = shared.puts
         self._gets = shared.gets
-        self._try_put: Callable[[bytes], bool] = shared.puts.try_put
+        # With a bound on bytes every put asks first whether its item can ever fit.
+        self._try_put: Callable[[bytes], bool] = _never_put if shared.max_bytes else shared.puts.try_put
         self._try_get: Callable[[], bytes | None] = shared.gets.try_get
         self._arrivals: Arrivals | None = None
 
@@ -161,7 +164,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         stopped or killed in the middle of an operation.
         """
         deadline = None if timeout is None else deadline_of(check_timeout(timeout))
-        head, buffers = encode(item, threshold=_INLINE_BYTES)
+        head, buffers = _encode(item)
         if not buffers and len(head) <= _INLINE_BYTES:
             if self._try_put(head):
                 return
@@ -194,17 +197,14 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
 
         Blocking: until there is an item, if `block`; see `put`.
         """
-        if timeout is None:
-            deadline = None
-        else:
-            deadline = deadline_of(check_timeout(timeout))
+        deadline = None if timeout is None else deadline_of(check_timeout(timeout))
         record = self._try_get()
         if record is not None:
-            return cast("T", loads(record))
+            return loads(record)  # type: ignore[no-any-return]  # what was put
         found = self._side_to_get().get(block, deadline)
         if found is None:
             raise QueueEmpty(f"nothing in the queue{_waited(block, timeout)}")
-        return cast("T", _item(found))
+        return _item(found)  # type: ignore[no-any-return]  # what was put
 
     def put_nowait(self, item: T) -> None:
         """``put(item, block=False)``: add `item` or raise `QueueFull` at once."""
@@ -238,7 +238,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         Blocking: as `put`. Items of other putters may come in between.
         """
         deadline = None if timeout is None else deadline_of(check_timeout(timeout))
-        encoded = [encode(item, threshold=_INLINE_BYTES) for item in items]
+        encoded = [_encode(item) for item in items]
         for head, buffers in encoded:
             self._check_size(len(head) + sum(buffer.raw().nbytes for buffer in buffers))
         side = self._side_to_put()
@@ -298,7 +298,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         found = self._side_to_get().get_many(limit, block, deadline)
         if not found:
             raise QueueEmpty(f"nothing in the queue{_waited(block, timeout)}")
-        return [cast("T", _item(record)) for record in found]
+        return [_item(record) for record in found]
 
     # -- looking ---------------------------------------------------------------------------------------------
 
@@ -383,10 +383,10 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         Blocking: for at most 5 s, if another thread is in the middle of an operation that a stopped process
         holds up.
         """
-        arrivals, self._arrivals = self._arrivals, None
-        if arrivals is not None:
-            arrivals.stop()
         super().close()
+        arrivals, self._arrivals = self._arrivals, None
+        if arrivals is not None and arrivals.pid == os.getpid():
+            arrivals.stop()
 
     def __enter__(self) -> Self:
         return self
@@ -443,15 +443,26 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
             QueueShutDown, ClosedError, SerializationError, ValueError, SharedMemoryExhausted, HandleLost: as
                 `put`.
         """
-        while True:
-            # Before the try: room that is made after it must not be missed.
-            seen = self._side_to_put().progress()
-            try:
-                self.put(item, False)
-            except QueueFull:
-                await self._arrivals_here().room(seen)
-            else:
-                return
+        side = self._side_to_put()
+        # Once, now: later changes of the object do not travel, however long there is no room.
+        head, buffers = _encode(item)
+        parts = [buffer.raw() for buffer in buffers]
+        self._check_size(len(head) + sum(part.nbytes for part in parts))
+        written: WrittenItem | None = WrittenItem(head, 0, 0, 0)
+        if parts or len(head) > _INLINE_BYTES:
+            written = side.write_big(head, parts, True, None)
+        assert written is not None
+        done = False
+        try:
+            while not done:
+                # Before the try: room that is made after it must not be missed.
+                seen = side.progress()
+                done = side.put(written.record, written.flag, False, None)
+                if not done:
+                    await self._arrivals_here().room(seen)
+        finally:
+            if not done and written.flag == BIG:
+                side.drop_big(written)
 
     async def aget(self) -> T:
         """`get` for coroutines: waits for an item without blocking the event loop. Cancelled while it waits,
@@ -494,9 +505,9 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
             return False
         done = False
         try:
-            done = side.put(item.record, BIG, block, deadline)
+            done = side.put(item.record, item.flag, block, deadline)
         finally:
-            if not done:
+            if not done and item.flag == BIG:
                 side.drop_big(item)
         return done
 
@@ -514,10 +525,10 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         return self._gets
 
     def _arrivals_here(self) -> Arrivals:
-        if self._arrivals is None:
+        if self._arrivals is None or self._arrivals.pid != os.getpid():
             from mpkit._shm.arrivals import Arrivals  # noqa: PLC0415  asyncio is for those who use it
 
-            self._arrivals = Arrivals(self._side_to_put(), self._side_to_get())
+            self._arrivals = Arrivals(self._opened())
         return self._arrivals
 
 
@@ -525,7 +536,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
 _SMALL_ITEM_BYTES: Final = 32
 
 
-def _item(record: bytes | BigRecord) -> object:
+def _item(record: bytes | BigRecord) -> Any:  # noqa: ANN401  what was put
     if isinstance(record, BigRecord):
         return decode(record.head, record.buffers)
     return loads(record)

@@ -22,7 +22,6 @@ from mpkit._shm.counter_file import VALUE, CounterFile
 from mpkit._shm.get_side import BigRecord
 from mpkit._shm.lock_file import LockFile
 from mpkit._shm.open_queue import OpenQueue
-from mpkit._shm.put_side import BIG
 from tests.helpers.stepping import die_at
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the children are forked")
@@ -57,7 +56,7 @@ def put(queue: OpenQueue, *items: bytes) -> None:
 def put_big(queue: OpenQueue, item: bytes) -> None:
     written = queue.puts.write_big(b"head", [memoryview(item)], True, time.monotonic() + PATIENCE)
     assert written is not None
-    assert queue.puts.put(written.record, BIG, True, time.monotonic() + PATIENCE)
+    assert queue.puts.put(written.record, written.flag, True, time.monotonic() + PATIENCE)
 
 
 def get(queue: OpenQueue) -> bytes:

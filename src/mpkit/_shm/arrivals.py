@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from mpkit._shm.get_side import GetSide
-from mpkit._shm.put_side import PutSide
+from mpkit._shm.open_queue import OpenQueue
 from mpkit.errors import MpkitError
 
 #: A thread that nobody waits for any more ends after this long.
@@ -71,13 +71,15 @@ class _Watch:
                 if waiter in self._waiters:
                     self._waiters.remove(waiter)
 
-    def stop(self) -> None:
+    def stop(self, nudge: Callable[[], object]) -> None:
         with self._condition:
             self._stopped = True
             thread = self._thread
             self._tell(list(self._waiters))
             self._condition.notify()
         if thread is not None and thread is not threading.current_thread():
+            # It sleeps for a token: one more, which costs others a look in vain at most, ends that at once.
+            nudge()
             thread.join(_LOOK_SECONDS + _LINGER_SECONDS)
 
     def _run(self) -> None:
@@ -114,7 +116,11 @@ def _finish(future: asyncio.Future[None]) -> None:
 class Arrivals:
     """Both sides of one handle."""
 
-    def __init__(self, puts: PutSide, gets: GetSide) -> None:
+    def __init__(self, file: OpenQueue) -> None:
+        puts, gets = file.puts, file.gets
+        self._file = file
+        # A fork leaves the threads behind.
+        self.pid = os.getpid()
         self._items = _Watch(
             "mpkit-queue-items",
             lambda _seen, deadline: gets.wait_for_item(deadline),
@@ -134,5 +140,5 @@ class Arrivals:
 
     def stop(self) -> None:
         """End the threads; coroutines that wait try again (and find the queue closed)."""
-        self._items.stop()
-        self._room.stop()
+        self._items.stop(lambda: self._file.items.post(1))
+        self._room.stop(lambda: self._file.room.post(1))

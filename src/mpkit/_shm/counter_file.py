@@ -146,7 +146,7 @@ class CounterFile(SharedObject):
         lock, sleepers = self.lock, self._sleepers
         lock.refuse_reentry()
         try:
-            if not lock.acquire(time.monotonic() + PATIENCE_SECONDS):
+            if not lock.acquire_if_open(time.monotonic() + PATIENCE_SECONDS):
                 return
             slept = self.words[SLEPT]
             due = sleepers.due(1 << 30)
@@ -159,7 +159,7 @@ class CounterFile(SharedObject):
         lock = self.lock
         lock.refuse_reentry()
         try:
-            if lock.acquire(time.monotonic() + PATIENCE_SECONDS):
-                self._sleepers.leave()
+            if lock.acquire_if_open(time.monotonic() + PATIENCE_SECONDS):
+                self._sleepers.leave(expired=True)
         finally:
             lock.unwind()

@@ -15,6 +15,7 @@ from mpkit._shm.layout import (
     RING_HEAD,
     RING_RECORDS,
     RING_TAIL,
+    RING_WRAPPED_AT,
 )
 from mpkit._shm.regions import Regions
 from mpkit._shm.ring import COUNT_MASK, INDEX_BITS, INDEX_MASK, WRAP
@@ -33,14 +34,12 @@ class RingView(NamedTuple):
     """Words for records."""
 
     def used(self) -> int:
-        """Bytes between head and tail: records with their length words and padding, and what a wrap left
-        over.
-        """
+        """Bytes of the records between head and tail, with their length words and padding."""
         tail, head = self.words[RING_TAIL], self.words[RING_HEAD]
         if tail == head:
             return 0
         first, end = head & INDEX_MASK, tail & INDEX_MASK
-        return (end - first if end > first else self.capacity - first + end) << 3
+        return (end - first if end > first else self.words[RING_WRAPPED_AT] - first + end) << 3
 
 
 class Generations:

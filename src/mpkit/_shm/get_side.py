@@ -7,6 +7,8 @@ import time
 
 from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._shm.layout import (
+    DISCARD_DONE,
+    DISCARD_FROM,
     DONE,
     GENERATION_MASK,
     GET_GENERATION,
@@ -17,7 +19,16 @@ from mpkit._shm.layout import (
     ROOM_SLEPT,
     SHUT_DOWN,
 )
-from mpkit._shm.put_side import BIG, PATIENCE_SECONDS, PutSide, big_places, big_region
+from mpkit._shm.put_side import (
+    BIG,
+    PACKED,
+    PATIENCE_SECONDS,
+    PutSide,
+    big_places,
+    big_region,
+    patient,
+    unpack,
+)
 from mpkit._shm.queue_file import QueueFile
 from mpkit._shm.ring import COUNT_LIMIT, COUNT_MASK, INDEX_MASK, ONE, WRAP
 from mpkit._shm.robust_lock import LOW
@@ -135,25 +146,37 @@ class GetSide:
         return self._wait(limit, block, deadline)
 
     def discard_all(self, deadline: float | None) -> bool:
-        """Throw away everything that is queued, and count it as done; False when the lock could not be had in
+        """Throw away everything that is queued, counting it as done; False when the lock could not be had in
         time.
         """
         self._lock.refuse_reentry()
         try:
             if not self._lock.acquire(deadline):
                 return False
-            while True:
-                records = self._take(1 << 16)
-                if not records:
-                    break
-                del records
-            _, puts, _ = self._file.generations.snapshot()
-            self._words[DONE] = puts
+            self._words[DISCARD_DONE] = self._words[DONE]
+            gets, _, _ = self._file.generations.snapshot()
+            self._words[DISCARD_FROM] = gets + 1
+            try:
+                while self._take(1 << 16):
+                    pass
+            finally:
+                self.repair()
             finished = self._file.done.due(1 << 30)
         finally:
             self._lock.unwind()
         self._file.done.post(finished)
         return True
+
+    def repair(self) -> None:
+        """Count as done what has been thrown away so far; whoever calls has the lock, or takes it over.
+
+        Nobody else takes items or counts them as done meanwhile, so this may be done again.
+        """
+        words = self._words
+        if words[DISCARD_FROM]:
+            gets, _, _ = self._file.generations.snapshot()
+            words[DONE] = (words[DISCARD_DONE] + gets + 1 - words[DISCARD_FROM]) & COUNT_MASK
+            words[DISCARD_FROM] = 0
 
     def wake_putters(self) -> None:
         """Let every sleeping putter look again."""
@@ -246,18 +269,20 @@ class GetSide:
             while True:
                 lock.refuse_reentry()
                 try:
-                    if not lock.acquire(deadline if block else time.monotonic() + PATIENCE_SECONDS):
+                    if not lock.acquire(patient(deadline) if block else time.monotonic() + PATIENCE_SECONDS):
                         return []
                     found = self._take(limit)
                     if found:
                         if ticket:
-                            items.leave()
+                            items.leave(expired=idle > 0)
                             ticket = False
                     else:
                         self._check_shut_down()
                         if block and spun and not ticket:
                             items.enter()
                             ticket, looked = True, False
+                        elif ticket and idle:
+                            items.renew()
                         if idle == 1:
                             # Empty for a whole slice: nobody misses what is given back now.
                             self._puts.trim(time.monotonic() + PATIENCE_SECONDS)
@@ -298,8 +323,8 @@ class GetSide:
         """Hand the ticket back of somebody who gives up."""
         self._lock.refuse_reentry()
         try:
-            if self._lock.acquire(time.monotonic() + PATIENCE_SECONDS):
-                sleepers.leave()
+            if self._lock.acquire_if_open(time.monotonic() + PATIENCE_SECONDS):
+                sleepers.leave(expired=True)
         finally:
             self._lock.unwind()
 
@@ -311,7 +336,7 @@ class GetSide:
         room = self._file.room
         self._lock.refuse_reentry()
         try:
-            if not self._lock.acquire(time.monotonic() + PATIENCE_SECONDS):
+            if not self._lock.acquire_if_open(time.monotonic() + PATIENCE_SECONDS):
                 return
             slept = self._words[ROOM_SLEPT]
             # With a bound on bytes, what one getter has freed may be room for several, or for another than
@@ -362,6 +387,11 @@ class GetSide:
             elif found:
                 # A big item is taken alone.
                 break
+            elif size >= PACKED:
+                size -= PACKED
+                head_part, buffers = unpack(mm[at : at + size])
+                found.append(BigRecord(head_part, buffers))
+                limit = 1
             else:
                 size -= BIG
                 big = mm[at : at + size]

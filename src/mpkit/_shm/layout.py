@@ -37,6 +37,9 @@ ITEMS_SLEPT = 18
 DONE = 24
 DONE_SLEPT = 25
 DONE_POSTED = 26
+# Set while everything is being thrown away: one more than the count of gets before, and DONE before.
+DISCARD_FROM = 27
+DISCARD_DONE = 31
 # Fixed, or rarely written.
 MAXSIZE = 28
 MAX_BYTES = 29
@@ -50,11 +53,11 @@ GENERATIONS = 32
 GENERATION_SLOTS = 64
 
 REGIONS = GENERATIONS + GENERATION_SLOTS
-REGION_SLOTS = 128
+REGION_SLOTS = 256
 
 FIRST_RING = REGIONS + REGION_SLOTS * ENTRY_WORDS
 #: What is reserved for a new queue.
-RESERVED_BYTES = 48 * 1024
+RESERVED_BYTES = 56 * 1024
 FIRST_RING_WORDS = RESERVED_BYTES // 8 - FIRST_RING
 
 ROWS = RESERVED_BYTES // 8
@@ -63,5 +66,7 @@ ROW_SLOTS = 4096
 FILE_BYTES = (ROWS + ROW_SLOTS * ROW_WORDS) * 8
 
 RING_TAIL = 0
+#: Where the last record before a WRAP ended; means something only while the records go round the end.
+RING_WRAPPED_AT = 1
 RING_HEAD = 8
 RING_RECORDS = 16

@@ -84,15 +84,18 @@ class LockFile(SharedObject):
                 words[guard.at] = value + 1
                 if guard.permit_acquire(False):
                     if words[OWNER] == 0:
+                        # First: an exception from here on (Ctrl-C) gives the lock back.
+                        done = True
                         words[OWNER] = self._me
                         self.abandoned_by = None
-                        done = True
                     guard.permit_release()
                     guard.value = words[guard.at] = (value | LOW) + 1
                 else:
                     guard.value = words[guard.at] = value + 2
                 guard.local_release()
         except BaseException:
+            if done:
+                self._give_back()
             guard.unwind()
             raise
         return done or self._acquire_slowly(block, deadline)
@@ -126,6 +129,13 @@ class LockFile(SharedObject):
         """Pid of the owner."""
         return self.words[OWNER] & ((1 << _PID_BITS) - 1) or None
 
+    def _give_back(self) -> None:
+        """An exception has come after this thread became the owner: nobody is going to release the lock."""
+        if self.guard.held_here():
+            self.words[OWNER] = 0
+        else:
+            self._release_slowly()
+
     def _release_slowly(self) -> bool:
         guard = self.guard
         due = 0
@@ -148,20 +158,27 @@ class LockFile(SharedObject):
 
     def _acquire_slowly(self, block: bool, deadline: float | None) -> bool:
         guard, sleepers = self.guard, self._sleepers
-        spun = ticket = looked = False
+        spun = ticket = looked = late = done = False
         try:
             while True:
                 guard.refuse_reentry()
                 try:
-                    if not guard.acquire(deadline if block else time.monotonic() + PATIENCE_SECONDS):
+                    patience: float | None = time.monotonic() + PATIENCE_SECONDS
+                    if block:
+                        patience = (
+                            None if deadline is None else max(deadline, time.monotonic() + PATIENCE_SECONDS)
+                        )
+                    if not guard.acquire(patience):
                         return False
                     done = self._take_over_or_take()
                     if done and ticket:
-                        sleepers.leave()
+                        sleepers.leave(expired=late)
                         ticket = False
                     elif not done and block and spun and not ticket:
                         sleepers.enter()
                         ticket, looked = True, False
+                    elif not done and ticket and late:
+                        sleepers.renew()
                 finally:
                     guard.unwind()
                 if done:
@@ -176,7 +193,9 @@ class LockFile(SharedObject):
                     # sleepers).
                     looked = True
                 elif sleepers.sleep(deadline):
-                    ticket = False
+                    ticket = late = False
+                else:
+                    late = True
         finally:
             if ticket:
                 self._leave()
@@ -203,8 +222,8 @@ class LockFile(SharedObject):
         guard = self.guard
         guard.refuse_reentry()
         try:
-            if guard.acquire(time.monotonic() + PATIENCE_SECONDS):
-                self._sleepers.leave()
+            if guard.acquire_if_open(time.monotonic() + PATIENCE_SECONDS):
+                self._sleepers.leave(expired=True)
         finally:
             guard.unwind()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import mmap
 import struct
@@ -22,6 +23,7 @@ from mpkit._shm.layout import (
     RING_HEAD,
     RING_RECORDS,
     RING_TAIL,
+    RING_WRAPPED_AT,
     SHUT_DOWN,
 )
 from mpkit._shm.queue_file import QueueFile
@@ -33,9 +35,13 @@ from mpkit.errors import ClosedError, QueueShutDown, SharedMemoryExhausted
 
 #: Flag in a record's length word: the record describes a big item (see `put_big`).
 BIG: Final = 1 << 48
-#: A new ring is this many times as large as the one before, up to `LARGEST_RING`.
+#: Flag in a record's length word: the record holds a pickle and its buffers, after their number and lengths.
+PACKED: Final = 1 << 49
+#: A new ring is this many times as large as the one before, and twice from `SLOWER_GROWTH` on, up to
+#: `LARGEST_RING`.
 GROWTH: Final = 4
-LARGEST_RING: Final = 16 * 1024 * 1024
+SLOWER_GROWTH: Final = 16 * 1024 * 1024
+LARGEST_RING: Final = 256 * 1024 * 1024
 #: How long a call that may not block waits for the lock of its side: its holders are done in microseconds,
 #: unless they are stopped.
 PATIENCE_SECONDS: Final = 1.0
@@ -57,6 +63,8 @@ class WrittenItem(NamedTuple):
     """A big item that lies in its region and has not been put yet."""
 
     record: bytes
+    flag: int
+    """`BIG`: the record describes the region; `PACKED`: it holds everything, because there was no region."""
     region: int
     serial: int
 
@@ -158,7 +166,7 @@ class PutSide:
             ClosedError: this process has closed the queue.
         """
         lock, room = self._lock, self._file.room
-        spun = ticket = looked = False
+        spun = ticket = looked = late = False
         try:
             while True:
                 lock.refuse_reentry()
@@ -167,11 +175,13 @@ class PutSide:
                         return False
                     done = self._put_locked(data, flag)
                     if done and ticket:
-                        room.leave()
+                        room.leave(expired=late)
                         ticket = False
                     elif not done and block and spun and not ticket:
                         room.enter()
                         ticket, looked = True, False
+                    elif not done and ticket and late:
+                        room.renew()
                 finally:
                     lock.unwind()
                 if done:
@@ -188,7 +198,9 @@ class PutSide:
                     # sleepers).
                     looked = True
                 elif room.sleep(deadline):
-                    ticket = False
+                    ticket = late = False
+                else:
+                    late = True
         finally:
             if ticket:
                 self._leave_room()
@@ -204,7 +216,9 @@ class PutSide:
         done = 0
         while done < len(items):
             try:
-                run = self._put_run(items, done, deadline if block else time.monotonic() + PATIENCE_SECONDS)
+                run = self._put_run(
+                    items, done, patient(deadline) if block else time.monotonic() + PATIENCE_SECONDS
+                )
                 # What needs more than room in this ring is put as a single item is.
                 if not run and not self.put(items[done], 0, block, deadline):
                     return done
@@ -260,10 +274,12 @@ class PutSide:
         finally:
             self._lock.unwind()
         if region < 0:
-            raise SharedMemoryExhausted(
-                f"all {self._file.regions.capacity() - 1} regions of this queue hold items that nobody "
-                "has let go of yet",
-            )
+            # Getters and the queue itself keep so many items that regions run short: this one goes into the
+            # ring.
+            lengths = [len(head), *(view.nbytes for view in buffers)]
+            prefix = struct.pack(f"={len(lengths) + 1}Q", len(lengths), *lengths)
+            payload = b"".join((prefix, head, *buffers))
+            return WrittenItem(payload, PACKED, 0, 0)
         try:
             mapped = self._file.regions.map(region)
             for (at, size), part in zip(places, (*buffers, memoryview(head)), strict=True):
@@ -271,16 +287,26 @@ class PutSide:
         except BaseException:
             self._file.regions.free_unpublished(region, serial)
             raise
-        numbers = [region, offset, *places[-1]]
+        numbers = [region, sum(size for _, size in places), *places[-1]]
         for place in places[:-1]:
             numbers.extend(place)
-        return WrittenItem(struct.pack(f"={len(numbers)}Q", *numbers), region, serial)
+        return WrittenItem(struct.pack(f"={len(numbers)}Q", *numbers), BIG, region, serial)
 
     def drop_big(self, item: WrittenItem) -> None:
-        """The item was not put after all (or was, just before an exception came: then its region is QUEUED
-        and stays).
-        """
-        self._file.regions.free_unpublished(item.region, item.serial)
+        """The item was not put after all, unless an exception came just after it was published."""
+        regions = self._file.regions
+        self._lock.refuse_reentry()
+        try:
+            if self._lock.acquire_if_open(time.monotonic() + PATIENCE_SECONDS):
+                regions.free_unpublished(item.region, item.serial)
+                self.repair()
+        finally:
+            self._lock.unwind()
+
+    def repair(self) -> None:
+        """Free the regions of items that were never published; whoever calls has the lock, or takes it over."""
+        _, puts, _ = self._file.generations.snapshot()
+        self._file.regions.free_unpublished_items(puts, COUNT_MASK)
 
     def used_bytes(self) -> int:
         """What the queued items occupy: exact when nobody is at work, else from one moment to the next. Never
@@ -336,7 +362,9 @@ class PutSide:
                     # so getters may be moved, too.
                     self._begin(0, self._ring[RING_TAIL])
                     words[GET_GENERATION] = self._generation
-            file.regions.drop_free(self._use_is_over())
+            with contextlib.suppress(SharedMemoryExhausted):
+                # A map that the system refuses can wait; the caller only wanted an item.
+                file.regions.drop_free(self._use_is_over())
         finally:
             self._lock.unwind()
 
@@ -351,7 +379,9 @@ class PutSide:
                 self._load(generation)
             size = len(data)
             length = (size + 15) >> 3
-            tail = self._tail_for(self._ring[RING_TAIL], length, big_bytes(data) if flag else length << 3)
+            tail = self._tail_for(
+                self._ring[RING_TAIL], length, _weight(data) if flag == BIG else length << 3
+            )
             if tail == _FULL:
                 return False
             if tail >= 0:
@@ -362,8 +392,11 @@ class PutSide:
         ring[RING_RECORDS + index] = size | flag
         at = self._base + (index << 3) + 8
         self._mm[at : at + size] = data
-        if flag:
-            self._file.regions.mark_queued(big_region(data), tail >> INDEX_BITS, big_bytes(data))
+        if flag == BIG:
+            # The record itself counts, too, as long as it is in the ring.
+            self._file.regions.mark_queued(
+                big_region(data), tail >> INDEX_BITS, _weight(data) - (length << 3)
+            )
         tail += ONE + length
         if tail >= COUNT_LIMIT:
             tail -= COUNT_LIMIT
@@ -449,6 +482,7 @@ class PutSide:
             if room < length and other >= length:
                 if index < capacity:
                     ring[RING_RECORDS + index] = WRAP
+                ring[RING_WRAPPED_AT] = index
                 place, room = 0, other
         else:
             place, room = index, first - index
@@ -500,7 +534,8 @@ class PutSide:
                 "maxsize or max_bytes",
             )
         now = self._capacity() << 3
-        size = max(min(now * GROWTH, LARGEST_RING), (length << 3) * GROWTH, now)
+        grown = now * (GROWTH if now < SLOWER_GROWTH else 2)
+        size = max(min(grown, LARGEST_RING), (length << 3) * 2, now)
         size = min(size, (INDEX_MASK - RING_RECORDS) << 3)
         region = self._file.regions.claim(
             size + ((RING_RECORDS + 1) << 3), RING, generation, self._use_is_over()
@@ -534,7 +569,7 @@ class PutSide:
     # -- waiting ---------------------------------------------------------------------------------------------
 
     def _acquire(self, block: bool, deadline: float | None) -> bool:
-        return self._lock.acquire(deadline if block else time.monotonic() + PATIENCE_SECONDS)
+        return self._lock.acquire(patient(deadline) if block else time.monotonic() + PATIENCE_SECONDS)
 
     def _spin_for_room(self) -> bool:
         """Look for a getter's progress for a moment; True when there was some."""
@@ -551,8 +586,8 @@ class PutSide:
         """Hand the ticket back of a putter that gives up."""
         self._lock.refuse_reentry()
         try:
-            if self._lock.acquire(time.monotonic() + PATIENCE_SECONDS):
-                self._file.room.leave()
+            if self._lock.acquire_if_open(time.monotonic() + PATIENCE_SECONDS):
+                self._file.room.leave(expired=True)
         finally:
             self._lock.unwind()
 
@@ -564,7 +599,7 @@ class PutSide:
         items = self._file.items
         self._lock.refuse_reentry()
         try:
-            if not self._lock.acquire(time.monotonic() + PATIENCE_SECONDS):
+            if not self._lock.acquire_if_open(time.monotonic() + PATIENCE_SECONDS):
                 return
             slept = self._words[ITEMS_SLEPT]
             due = items.due(number)
@@ -572,6 +607,15 @@ class PutSide:
         finally:
             self._lock.unwind()
         items.post(due)
+
+
+def patient(deadline: float | None) -> float | None:
+    """Until when to wait for the lock of a side, for a call that may wait until `deadline` for the queue.
+
+    The lock is held for microseconds: that another process happens to have it just then must not look as if
+    the queue were empty or full.
+    """
+    return None if deadline is None else max(deadline, time.monotonic() + PATIENCE_SECONDS)
 
 
 class _UseIsOver:
@@ -603,9 +647,22 @@ def big_region(record: bytes) -> int:
     return int.from_bytes(record[:8], _BYTE_ORDER)
 
 
-def big_bytes(record: bytes) -> int:
-    """How large that item is."""
-    return int.from_bytes(record[8:16], _BYTE_ORDER)
+def _weight(record: bytes) -> int:
+    """What the big item that a record describes counts for `max_bytes`."""
+    return ((int.from_bytes(record[8:16], _BYTE_ORDER) + 15) >> 3) << 3
+
+
+def unpack(payload: bytes) -> tuple[memoryview, list[memoryview]]:
+    """The pickle and the buffers of a packed record; the buffers may be written to."""
+    (number,) = struct.unpack_from("=Q", payload)
+    lengths = struct.unpack_from(f"={number}Q", payload, 8)
+    rest = memoryview(bytearray(payload))
+    parts: list[memoryview] = []
+    at = 8 * (number + 1)
+    for length in lengths:
+        parts.append(rest[at : at + length])
+        at += length
+    return parts[0], parts[1:]
 
 
 def big_places(record: bytes) -> tuple[tuple[int, int], ...]:

@@ -40,6 +40,8 @@ from mpkit._platform.identity import ProcessIdentity
 from mpkit._shm.segment import PAGE, Segment, exhausted, map_file, reserve, round_up
 
 ENTRY_WORDS = 8
+#: Big items leave so many entries to the rings, without which nothing could be put.
+KEPT_FOR_RINGS = 32
 NONE, FREE, DROPPED, RING, WRITING, QUEUED, HELD, PINNED = range(8)
 
 _STATE, _SERIAL, _OFFSET, _SIZE, _PID, _STARTED, _USED = range(7)
@@ -88,10 +90,12 @@ class Regions:
             best = self._best_free(size, 2 * size + 16 * PAGE)
         if best < 0:
             unused = self._unused()
+            if state == WRITING and unused > self._capacity - KEPT_FOR_RINGS:
+                return -1
             if unused >= 0:
                 best = self._grow(unused, _size_class(size), is_over)
             else:
-                best = self._best_free(size, 1 << 62)
+                best = self._best_free(size, 1 << 62) if state == RING else -1
                 if best < 0:
                     return -1
         self._reserve_again(best)
@@ -162,6 +166,16 @@ class Regions:
             and words[at + _PID] == identity.current().pid
         ):
             self.free(number)
+
+    def free_unpublished_items(self, puts: int, mask: int) -> None:
+        """Free what is QUEUED with a number that has not been published (under the putters' lock)."""
+        words = self.words
+        for number in range(1, self._capacity):
+            at = self._start + number * ENTRY_WORDS
+            if words[at] == NONE:
+                break
+            if words[at] == QUEUED and (words[at + _SERIAL] - puts) & mask < mask >> 1:
+                words[at] = FREE
 
     def pin(self, number: int) -> None:
         """Take the region out of use for ever (one store by its holder)."""

@@ -41,6 +41,7 @@ from mpkit._platform import identity
 from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._shm.rows import FIRST_LOCK, Rows
 from mpkit._shm.semaphore import Semaphore
+from mpkit.errors import ClosedError
 
 INSIDE = 1
 ATTEMPT = 2
@@ -105,6 +106,7 @@ class RobustLock:
         "local_release",
         "permit_acquire",
         "permit_release",
+        "repair",
         "rows",
         "value",
         "words",
@@ -136,6 +138,8 @@ class RobustLock:
         self.local_release: Callable[[], None] = _nothing_to_release
         self.at = 0
         self.value = 0
+        #: What to put in order before the lock of a dead process is given back; must bear being done again.
+        self.repair: Callable[[], None] | None = None
         self._stuck_at = -1
         self._stuck_since = 0.0
 
@@ -206,6 +210,13 @@ class RobustLock:
         except BaseException:
             self.unwind()
             raise
+
+    def acquire_if_open(self, deadline: float | None) -> bool:
+        """`acquire` for work that is not worth an error: False, too, when the object has been closed."""
+        try:
+            return self.acquire(deadline)
+        except ClosedError:
+            return False
 
     def release(self) -> None:
         """Give the lock back."""
@@ -347,6 +358,8 @@ class RobustLock:
         for at, process in everyone:
             if (at, process) not in living:
                 self.rows.bury(at)
+        if self.repair is not None:
+            self.repair()
         self._given_for_dead += 1
         self.permit_release()
 

@@ -27,7 +27,7 @@ from typing import ClassVar, NamedTuple
 from typing_extensions import Self
 
 from mpkit._platform import identity
-from mpkit._shm.robust_lock import RobustLock
+from mpkit._shm.robust_lock import REENTERED, RobustLock
 from mpkit._shm.rows import Rows
 from mpkit._shm.segment import Segment
 from mpkit._shm.semaphore import Semaphore
@@ -69,6 +69,7 @@ class SharedObject:
 
     __slots__ = (
         "__weakref__",
+        "_busy_thread",
         "_closing",
         "_row",
         "closed",
@@ -87,6 +88,8 @@ class SharedObject:
         self.closed = False
         self._row = 0
         self._closing = threading.Lock()
+        # The thread that is joining or closing now.
+        self._busy_thread = 0
         self.name = segment.name
         self.segment = segment
         self.semaphores = semaphores
@@ -192,6 +195,8 @@ class SharedObject:
         Raises:
             RuntimeError: called from inside an operation of this very thread (a signal handler).
         """
+        if self._busy_thread == threading.get_ident():
+            raise RuntimeError(REENTERED)
         with self._closing:
             if self.closed:
                 return
@@ -214,21 +219,38 @@ class SharedObject:
         """What a subclass has to let go of as well."""
 
     def _join(self, deadline: float | None) -> bool:
-        """Give this process a row and open the locks; called by a lock's slow path where there is none."""
+        """Give this process a row and open the locks; called by a lock's slow path where there is none.
+
+        Raises:
+            ClosedError: this process has closed the object.
+            RuntimeError: this very thread is in the middle of joining or closing (a signal handler has come
+                in between).
+        """
+        if self._busy_thread == threading.get_ident():
+            raise RuntimeError(REENTERED)
         timeout = -1 if deadline is None else max(deadline - time.monotonic(), 0)
         if not self._closing.acquire(timeout=timeout):
             return False
         try:
+            self._busy_thread = threading.get_ident()
             self.check_open()
             if not self._row:
                 row = self.rows.join(deadline)
                 if row < 0:
                     return False
-                for lock in self.locks:
-                    lock.open(row)
+                try:
+                    for lock in self.locks:
+                        lock.open(row)
+                except BaseException:
+                    # No room for the locks between threads: the row must not be lost with every try.
+                    for lock in self.locks:
+                        lock.shut()
+                    self.rows.leave(row)
+                    raise
                 self._row = row
             return True
         finally:
+            self._busy_thread = 0
             self._closing.release()
 
     def forget_after_fork(self) -> None:
@@ -236,6 +258,7 @@ class SharedObject:
         anything.
         """
         self._closing = threading.Lock()
+        self._busy_thread = 0
         self._row = 0
         if not self.closed:
             for lock in self.locks:
@@ -249,7 +272,10 @@ class SharedObject:
 
 
 def in_use_elsewhere(name: str) -> bool:
-    """Whether a living process other than this one has the object in the file `name` open."""
+    """Whether a living process has the object in the file `name` open."""
+    known = _open_objects.get(name)
+    if known is not None and not known.closed:
+        return True
     try:
         segment = Segment.attach(name)
     except (OSError, ValueError):

@@ -53,11 +53,25 @@ class Sleepers:
         """Take a ticket. Look at the truth again after giving the lock back, before `sleep`."""
         self.words[self.slept_at] += 1
 
-    def leave(self) -> None:
-        """Hand a ticket back that no token has been taken for. A token that has come meanwhile stays for the
-        others.
+    def leave(self, *, expired: bool = False) -> None:
+        """Hand a ticket back that no token has been taken for; one that has come meanwhile stays for the others.
+
+        Args:
+            expired: the last sleep ended without a token; see `renew`.
         """
+        if expired:
+            self.renew()
         self.words[self.slept_at] -= 1
+
+    def renew(self) -> None:
+        """After a sleep that no token has ended: let the next waker know of at least one sleeper.
+
+        A waker that was killed between its promise and its token would else leave one sleeper unpromised for
+        ever. One ticket too many costs a look in vain.
+        """
+        words = self.words
+        if words[self.slept_at] <= words[self.posted_at]:
+            words[self.slept_at] = words[self.posted_at] + 1
 
     # -- the sleeping side, holding nothing ------------------------------------------------------------------
 

@@ -16,12 +16,13 @@ from mpkit._shm.regions import Regions
 class _Hold:
     """One region that this process has views of."""
 
-    __slots__ = ("_number", "_pid", "_regions", "reference")
+    __slots__ = ("_number", "_pid", "_pinned", "_regions", "reference")
 
     def __init__(self, regions: Regions, number: int) -> None:
         self._regions = regions
         self._number = number
         self._pid = os.getpid()
+        self._pinned = False
         self.reference: weakref.ref[object] | None = None
 
     def end(self, _reference: object) -> None:
@@ -29,10 +30,11 @@ class _Hold:
         no lock).
         """
         _holds.discard(self)
-        if os.getpid() == self._pid:
+        if os.getpid() == self._pid and not self._pinned:
             self._regions.free(self._number)
 
     def pin(self) -> None:
+        self._pinned = True
         self._regions.pin(self._number)
 
 
@@ -67,12 +69,5 @@ def _forget_after_fork() -> None:
     _holds.clear()
 
 
-def _unpin_in_parent() -> None:
-    # From now on the region belongs to both, for ever: the parent's own end must not free it.
-    _holds.clear()
-
-
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_pin_before_fork, after_in_parent=_unpin_in_parent, after_in_child=_forget_after_fork
-    )
+    os.register_at_fork(before=_pin_before_fork, after_in_child=_forget_after_fork)

@@ -21,7 +21,7 @@ from mpkit.errors import SerializationError
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-__all__ = ["DEFAULT_THRESHOLD", "Pickler", "check_pickler", "decode", "dumps", "encode", "loads"]
+__all__ = ["DEFAULT_THRESHOLD", "Encoder", "Pickler", "check_pickler", "decode", "dumps", "encode", "loads"]
 
 Pickler = Literal["pickle", "cloudpickle"]
 """Who pickles: the standard library's pickle, or cloudpickle, which knows lambdas and local functions too."""
@@ -73,23 +73,24 @@ def dumps(obj: object, pickler: Pickler = "pickle") -> bytes:
     else:
         spare = []
         writer = _writer(_cloud_pickler())
-    # Written out here, not called: a call more would be felt in each item of a queue.
-    dump, clear_memo, parts = writer
+    dump, clear_memo, parts, _ = writer
     try:
         dump(obj)
     except Exception as error:
-        # Half way, a writer is in an unknown state, so it is not used again.
+        # Half way, a writer is in an unknown state: it is not used again.
         raise _cannot_pickle(obj, error) from error
-    # The memory of what it has met would keep `obj` alive.
+    if len(parts) == 1:
+        data = parts.pop()
+    else:
+        data = b"".join(parts)
+        parts.clear()
     clear_memo()
-    data = parts[0] if len(parts) == 1 else b"".join(parts)
-    parts.clear()
     if len(data) <= _RECYCLE_UP_TO_BYTES:
         spare.append(writer)
     return data
 
 
-def loads(data: ReadableBuffer) -> object:
+def loads(data: ReadableBuffer) -> Any:
     """Bring back what `dumps` has made.
 
     Raises:
@@ -110,7 +111,7 @@ def encode(
         obj: Anything that pickle, or multiprocessing, can pickle.
         pickler: Who pickles.
         threshold: Buffers of at least this many bytes are left out of band, smaller ones are copied into the
-            head.
+            head; at most 64 KiB.
 
     Returns:
         The head, and the buffers in the order in which `decode` wants them. They look into the memory of
@@ -122,33 +123,15 @@ def encode(
 
     Safe from: several threads, and from within the ``__reduce__`` of what is being pickled.
     """
-    if pickler == "pickle":
-        if len(_extra_reducers) + len(_copyreg_reducers) != _reducers_known:
-            _reset()
-        spare = _spare_out_of_band
-        try:
-            writer = spare.pop()
-        except IndexError:
-            writer = _writer_out_of_band(_StandardPickler)
-    else:
-        spare = []
-        writer = _writer_out_of_band(_cloud_pickler())
-    (dump, clear_memo, parts), chosen = writer
-    chosen.threshold = threshold
-    try:
-        dump(obj)
-    except Exception as error:
-        raise _cannot_pickle(obj, error) from error
-    clear_memo()
-    data = parts[0] if len(parts) == 1 else b"".join(parts)
-    parts.clear()
-    buffers = chosen.take()
-    if len(data) <= _RECYCLE_UP_TO_BYTES:
-        spare.append(writer)
-    return data, buffers
+    if pickler != "pickle":
+        return Encoder(threshold, _cloud_pickler()).encode(obj)
+    encoder = _encoders.get(threshold)
+    if encoder is None:
+        encoder = _encoders.setdefault(threshold, Encoder(threshold))
+    return encoder.encode(obj)
 
 
-def decode(head: ReadableBuffer, buffers: Iterable[ReadableBuffer | pickle.PickleBuffer] = ()) -> object:
+def decode(head: ReadableBuffer, buffers: Iterable[ReadableBuffer | pickle.PickleBuffer] = ()) -> Any:
     """Bring back what `encode` has made. It looks into `buffers`, and cannot write to read-only ones.
 
     Raises:
@@ -177,72 +160,119 @@ class _StandardPickler(pickle.Pickler):
 
 
 class _Sink:
-    """What a pickler writes to. It does not know the pickler: the two would keep each other alive."""
+    """What a pickler writes to: a list. It does not know the pickler: the two would keep each other alive.
 
-    __slots__ = ("_append", "parts")
+    A pickler may pass a view of memory that is not its own (a long string's, say). What it views is kept
+    alive by the pickler's memo: join the parts before `clear_memo`.
+    """
+
+    __slots__ = ("parts", "write")
 
     def __init__(self) -> None:
         self.parts: list[bytes] = []
-        self._append = self.parts.append
-
-    def write(self, data: bytes) -> None:
-        """What the pickler calls; it may also pass a view of memory that lives only during this call."""
-        self._append(data if type(data) is bytes else bytes(data))
+        # The list's own method: a method of this class would cost as much as pickling a number.
+        self.write = self.parts.append
 
 
-class _Chosen:
-    """The buffers that are left out of band."""
+# What is used of a pickler again and again: `dump`, `clear_memo`, the parts that it has written, and the
+# buffers that it has left out.
+_Writer = tuple[Callable[[object], None], Callable[[], None], list[bytes], list[pickle.PickleBuffer]]
 
-    __slots__ = ("_buffers", "threshold")
 
-    def __init__(self) -> None:
-        self._buffers: list[pickle.PickleBuffer] = []
-        self.threshold = 0
+def _writer(kind: type[pickle.Pickler], threshold: int | None = None) -> _Writer:
+    sink = _Sink()
+    buffers: list[pickle.PickleBuffer] = []
 
-    def offer(self, buffer: pickle.PickleBuffer) -> bool:
+    def offer(buffer: pickle.PickleBuffer) -> bool:
         """What the pickler calls for each buffer; true means: copy it into the head."""
         try:
             size = buffer.raw().nbytes
         except BufferError:
             return True  # not contiguous: pickle has its own word for that
-        if size < self.threshold:
+        if size < cast("int", threshold):
             return True
-        self._buffers.append(buffer)
+        buffers.append(buffer)
         return False
 
-    def take(self) -> list[pickle.PickleBuffer]:
-        buffers, self._buffers = self._buffers, []
-        return buffers
+    pickler = kind(sink, PROTOCOL, buffer_callback=None if threshold is None else offer)
+    return pickler.dump, pickler.clear_memo, sink.parts, buffers
 
 
-# What is used of a pickler again and again: `dump`, `clear_memo`, and the parts that it has written.
-_Writer = tuple[Callable[[object], None], Callable[[], None], list[bytes]]
+class Encoder:
+    """`encode` with everything settled that does not depend on the object; for those who encode often.
+
+    Args:
+        threshold: As `encode`.
+        kind: The pickler to use.
+
+    Safe from: several threads, and from within the ``__reduce__`` of what is being pickled.
+    """
+
+    __slots__ = ("_kind", "_reducers_known", "_spare", "_threshold")
+
+    # An in-band buffer of a frame's size or more would be passed as a view that nothing keeps alive.
+    _LARGEST_THRESHOLD = 64 * 1024
+
+    def __init__(self, threshold: int, kind: type[pickle.Pickler] = _StandardPickler) -> None:
+        self._kind = kind
+        self._threshold = min(threshold, self._LARGEST_THRESHOLD)
+        self._reducers_known = -1
+        self._spare: list[_Writer] = []
+
+    def encode(self, obj: object) -> tuple[bytes, list[pickle.PickleBuffer]]:
+        """Head and buffers of `obj`; see `encode`."""
+        if len(_extra_reducers) + len(_copyreg_reducers) != self._reducers_known:
+            self._renew()
+        spare = self._spare
+        try:
+            writer = spare.pop()
+        except IndexError:
+            writer = _writer(self._kind, self._threshold)
+        dump, clear_memo, parts, buffers = writer
+        try:
+            dump(obj)
+        except Exception as error:
+            # Half way, a writer is in an unknown state: it is not used again.
+            raise _cannot_pickle(obj, error) from error
+        if len(parts) == 1:
+            data = parts.pop()
+        else:
+            data = b"".join(parts)
+            parts.clear()
+        clear_memo()
+        if buffers:
+            left_out = buffers[:]
+            buffers.clear()
+            return data, left_out
+        if len(data) <= _RECYCLE_UP_TO_BYTES:
+            spare.append(writer)
+        return data, _NO_BUFFERS
+
+    def _renew(self) -> None:
+        """Reducers have been registered: merge the tables anew, and drop the picklers with the old one."""
+        if len(_extra_reducers) + len(_copyreg_reducers) != _reducers_known:
+            _reset()
+        self._spare = []
+        self._reducers_known = _reducers_known
 
 
-def _writer(kind: type[pickle.Pickler], buffer_callback: Callable[[Any], bool] | None = None) -> _Writer:
-    sink = _Sink()
-    pickler = kind(sink, PROTOCOL, buffer_callback=buffer_callback)
-    return pickler.dump, pickler.clear_memo, sink.parts
-
-
-def _writer_out_of_band(kind: type[pickle.Pickler]) -> tuple[_Writer, _Chosen]:
-    chosen = _Chosen()
-    return _writer(kind, chosen.offer), chosen
+_encoders: dict[int, Encoder] = {}
+# Nobody changes what he is given.
+_NO_BUFFERS: list[pickle.PickleBuffer] = []
 
 
 # What the tables held when they were merged (by count: reducers are added, hardly ever replaced), and the
 # writers that have been made since. Lists, because their `pop` and `append` need no lock.
 _reducers_known = len(_extra_reducers) + len(_copyreg_reducers)
 _spare: list[_Writer] = []
-_spare_out_of_band: list[tuple[_Writer, _Chosen]] = []
 
 
 def _reset() -> list[_Writer]:
     """Reducers have been registered: merge the tables anew, and drop the writers with the old one."""
-    global _reducers_known, _spare, _spare_out_of_band
+    global _reducers_known, _spare
     _reducers_known = len(_extra_reducers) + len(_copyreg_reducers)
     _StandardPickler.dispatch_table = {**_copyreg_reducers, **_extra_reducers}
-    _spare, _spare_out_of_band = [], []
+    _spare = []
     return _spare
 
 

@@ -1,0 +1,95 @@
+"""A queue seen from a process that does not use it: read, and never changed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import NamedTuple
+
+from mpkit._platform import identity
+from mpkit._shm import layout, shared_object
+from mpkit._shm.generations import Generations
+from mpkit._shm.queue_file import QueueFile
+from mpkit._shm.regions import Regions
+from mpkit._shm.ring import COUNT_MASK
+from mpkit._shm.rows import Rows
+from mpkit._shm.segment import Segment
+
+__all__ = ["QueueFacts", "read_queue"]
+
+_OPEN_FLAGS = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+
+
+class QueueFacts(NamedTuple):
+    """What the file of a queue says at one moment; see `mpkit.queue.QueueStatistics`.
+
+    Attributes:
+        users: the living processes that have a row: those that opened the queue by name, or have used it.
+    """
+
+    size: int
+    bytes: int
+    maxsize: int
+    max_bytes: int | None
+    puts: int
+    gets: int
+    waiting_putters: int
+    waiting_getters: int
+    recoveries: int
+    users: tuple[int, ...]
+
+
+def read_queue(name: str, path: str) -> QueueFacts | None:
+    """Read the queue that was created as `name` and can be opened at `path`; None if it is none of this
+    version.
+
+    Raises:
+        OSError: the file is gone, or may not be read.
+    """
+    # Opening the file a second time and closing it would give up the file lock of a process that uses the
+    # queue itself (see `filelock`): then it is read through what is open already, and nobody may open it
+    # meanwhile.
+    with shared_object._opening:
+        known = shared_object._open_objects.get(name)
+        if isinstance(known, QueueFile):
+            # ValueError: another thread closes it at this moment.
+            with contextlib.suppress(ValueError):
+                return None if known.closed else _read(known.segment, known.generations, known.regions)
+            return None
+        fd = os.open(path, _OPEN_FLAGS)
+        size = os.fstat(fd).st_size
+        if size < layout.FILE_BYTES:
+            os.close(fd)
+            return None
+        try:
+            # It is mapped for writing because the parts of it know no other way; nothing here writes.
+            segment = Segment(name, fd, layout.FILE_BYTES, owned=False)
+        except BaseException:
+            os.close(fd)
+            raise
+        regions = Regions(segment, start=layout.REGIONS, capacity=layout.REGION_SLOTS, end_at=layout.FILE_END)
+        try:
+            if segment.words[shared_object.MAGIC] != layout.MAGIC_VALUE:
+                return None
+            return _read(segment, Generations(segment.words, segment.mm, regions), regions)
+        finally:
+            regions.close()
+            segment.close()
+
+
+def _read(segment: Segment, generations: Generations, regions: Regions) -> QueueFacts:
+    words = segment.words
+    rows = Rows(segment, start=layout.ROWS, capacity=layout.ROW_SLOTS, used_at=shared_object.ROWS_USED)
+    gets, puts, in_rings = generations.snapshot()
+    return QueueFacts(
+        size=(puts - gets) & COUNT_MASK,
+        bytes=in_rings + regions.queued_bytes(gets, puts, COUNT_MASK),
+        maxsize=words[layout.MAXSIZE],
+        max_bytes=words[layout.MAX_BYTES] or None,
+        puts=puts,
+        gets=gets,
+        waiting_putters=max(words[layout.ROOM_SLEPT] - words[layout.ROOM_POSTED], 0),
+        waiting_getters=max(words[layout.ITEMS_SLEPT] - words[layout.ITEMS_POSTED], 0),
+        recoveries=words[shared_object.RECOVERIES],
+        users=tuple(sorted(process.pid for _, process in rows.taken() if identity.is_alive(process))),
+    )
