@@ -17,6 +17,6 @@ class OpenQueue(QueueFile):
     def __init__(self, segment: Segment, semaphores: list[Semaphore]) -> None:
         super().__init__(segment, semaphores)
         self.puts = PutSide(self)
+        self.gets = GetSide(self, self.puts)
         self.put_lock.repair = self.puts.repair
         self.get_lock.repair = self.gets.repair
-        self.gets = GetSide(self, self.puts)

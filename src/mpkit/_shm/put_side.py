@@ -304,7 +304,7 @@ class PutSide:
             self._lock.unwind()
 
     def repair(self) -> None:
-        """Free the regions of items that were never published; whoever calls has the lock, or takes it over."""
+        """Free the regions of what was never published; whoever calls has the lock, or takes it over."""
         _, puts, _ = self._file.generations.snapshot()
         self._file.regions.free_unpublished_items(puts, COUNT_MASK)
 

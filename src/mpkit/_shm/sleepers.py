@@ -54,7 +54,7 @@ class Sleepers:
         self.words[self.slept_at] += 1
 
     def leave(self, *, expired: bool = False) -> None:
-        """Hand a ticket back that no token has been taken for; one that has come meanwhile stays for the others.
+        """Hand a ticket back that no token has been taken for; one that has come stays for others.
 
         Args:
             expired: the last sleep ended without a token; see `renew`.
