@@ -1,4 +1,6 @@
-"""The verbs of a pool as a protocol: what `TaskPool` offers here, and what a pool over a cluster would have to."""
+"""The verbs of a pool as a protocol: what `TaskPool` offers here, and what a pool over a cluster would have
+to.
+"""
 
 from __future__ import annotations
 

@@ -39,8 +39,8 @@ from mpkit.pool.channel import (
     Board,
     ring_bell,
 )
-from mpkit.pool.worker import SHORT_SLEEP_NS
 from mpkit.pool.dispatcher import Dispatcher, Settlements
+from mpkit.pool.worker import SHORT_SLEEP_NS
 
 if TYPE_CHECKING:
     from mpkit.pool.handle import TaskHandle

@@ -12,6 +12,7 @@ import threading
 import time
 import warnings
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 
 from mpkit._platform import identity
 from mpkit._platform.parent_watch import ParentLink
@@ -45,7 +46,11 @@ class Crew:
     """Starts workers, and knows how the start-ups have gone lately."""
 
     def __init__(
-        self, options: PoolOptions, dispatcher: Dispatcher, board: Board, initializer: bytes | None
+        self,
+        options: PoolOptions,
+        dispatcher: Dispatcher,
+        board: Board,
+        initializer: bytes | worker.Initializer | None,
     ) -> None:
         self._options = options
         self._dispatcher = dispatcher
@@ -100,13 +105,15 @@ class Crew:
             )
             # Counts from before the start: what the system kills meanwhile belongs to it.
             oom_kills = oom_kill_count()
-            process = options.context.Process(  # type: ignore[attr-defined]  # typeshed has it on the concrete contexts
+            # Typeshed has it on the concrete contexts.
+            process: BaseProcess = options.context.Process(  # type: ignore[attr-defined]
                 target=worker.main, args=(plan,), name=f"{options.name}-{key}", daemon=False
             )
             with _starting, warnings.catch_warnings():
                 # Fork from a process with threads is what the caller asked for with the fork context.
                 warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork.*")
                 process.start()
+            assert process.pid is not None
             plan.link.started(process.pid)
         except BaseException:
             channel.discard()

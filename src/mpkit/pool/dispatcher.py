@@ -312,7 +312,9 @@ class Dispatcher:
                     self.wake(target)
 
     def take_records(self, lane: Lane) -> list[tuple[int, bytes]]:
-        """Everything that a worker has not begun, out of its inbox: (number, record). Empty if the worker is dead."""
+        """Everything that a worker has not begun, out of its inbox: (number, record). Empty if the worker is
+        dead.
+        """
         if not self.lock_inbox(lane):
             return []
         try:
@@ -322,7 +324,9 @@ class Dispatcher:
         return [(int.from_bytes(record[:8], "little"), record) for record in records]
 
     def lock_inbox(self, lane: Lane) -> bool:
-        """Keep a worker from taking a record; False when it is dead, stopped by a signal, or kept from it for good."""
+        """Keep a worker from taking a record; False when it is dead, stopped by a signal, or kept from it for
+        good.
+        """
         acquire = lane.channel.lock.acquire
         if acquire(False):
             return True
@@ -472,7 +476,10 @@ class Dispatcher:
     # -- taking away -----------------------------------------------------------------------------------------
 
     def cancel(self, task: Task, settlements: Settlements) -> bool:
-        """Keep a task from beginning (holding the lock). False when it has begun, and runs: it must be stopped."""
+        """Keep a task from beginning (holding the lock).
+
+        False when it has begun, and runs: it must be stopped.
+        """
         ledger = self.ledger
         if ledger.end(task):
             return True

@@ -18,7 +18,14 @@ from typing import Any
 
 from mpkit._platform.signals import signal_name
 from mpkit._wire import codec, failure
-from mpkit.errors import ClosedError, InitializerFailed, MpkitError, TaskCancelled, WorkerCrashed
+from mpkit.errors import (
+    ClosedError,
+    InitializerFailed,
+    MpkitError,
+    SerializationError,
+    TaskCancelled,
+    WorkerCrashed,
+)
 from mpkit.pool import crew as crew_module
 from mpkit.pool import logs, memory, payload
 from mpkit.pool.channel import (
@@ -42,6 +49,7 @@ from mpkit.pool.options import PoolOptions, TaskOptions
 from mpkit.pool.stacks import last_words, live_stack
 from mpkit.pool.statistics import PoolStatistics, WorkerSnapshot
 from mpkit.pool.supervisor import Supervisor
+from mpkit.pool.worker import Initializer
 
 RUNNING = "running"
 CLOSED = "closed"
@@ -70,9 +78,7 @@ class Engine:
         self._waiting: deque[object] = deque()
         self.dropped = False
         # Pickled before anything is created: what cannot be pickled leaves nothing behind.
-        initializer = None
-        if options.initializer is not None:
-            initializer = codec.dumps((options.initializer, options.initargs), options.pickler)
+        initializer = _packed_initializer(options)
         self.board = Board.create()
         try:
             self.dispatcher = Dispatcher(self._on_queue)
@@ -126,7 +132,7 @@ class Engine:
         kept: Any = None
         if len(blob) > payload.INLINE_BYTES:
             # A big closure travels like a big argument.
-            args, kwargs = arguments if flags & KEYWORDS else (arguments, {})
+            args, kwargs = arguments if flags & KEYWORDS else (arguments, None)
             arguments, flags = ((codec.loads(blob), args, kwargs), flags & ~KEYWORDS & ~BY_REFERENCE)
             blob = _trampoline()
         if arguments:
@@ -182,7 +188,7 @@ class Engine:
             SerializationError: it cannot be pickled.
         """
         by_name = _is_pickled_by_name(fn) and options.pickler == "pickle"
-        key = (
+        key: Any = (
             fn
             if by_name
             else getattr(fn, "__code__", None)
@@ -253,7 +259,9 @@ class Engine:
     # -- workers ---------------------------------------------------------------------------------------------
 
     def bury(self, lane: Lane) -> None:
-        """A worker is dead: settle what it had, and see whether it must be replaced. In the supervisor's thread."""
+        """A worker is dead: settle what it had, and see whether it must be replaced. In the supervisor's
+        thread.
+        """
         exitcode = crew_module.exit_code(lane)
         words = last_words(lane)
         died = signal_name(exitcode)
@@ -286,7 +294,9 @@ class Engine:
             self.break_down(broken)
 
     def look_after_crew(self, now: float) -> float:
-        """Replace who is missing, send home who is not needed; when to look again. In the supervisor's thread."""
+        """Replace who is missing, send home who is not needed; when to look again. In the supervisor's
+        thread.
+        """
         dispatcher = self.dispatcher
         if self.dropped and self.state is RUNNING:
             self.terminate()
@@ -342,7 +352,7 @@ class Engine:
         dispatcher = self.dispatcher
         now = time.monotonic_ns()
         with dispatcher.lock:
-            seen = []
+            seen: list[tuple[Lane, int, int, str | None]] = []
             for lane in dispatcher.lanes.values():
                 number, started = dispatcher.running_since(lane)
                 task = lane.sent.get(number)
@@ -516,11 +526,30 @@ def _name_of(fn: object) -> str:
 
 def call(fn: Any, args: Any, kwargs: Any) -> Any:
     """Stands for a function whose pickle is too big for a record."""
-    return fn(*args, **kwargs)
+    return fn(*args, **(kwargs or {}))
 
 
 def _trampoline() -> bytes:
     return codec.dumps(call)
+
+
+def _packed_initializer(options: PoolOptions) -> bytes | Initializer | None:
+    """The initializer and its arguments, pickled; as they are where they can only be inherited.
+
+    Raises:
+        SerializationError: they can neither be pickled nor inherited.
+    """
+    if options.initializer is None:
+        return None
+    call = (options.initializer, options.initargs)
+    try:
+        return codec.dumps(call, options.pickler)
+    except SerializationError as error:
+        # A fork inherits anything. Elsewhere the locks, events and values of multiprocessing, which say so with
+        # a RuntimeError, can be pickled while a process is being started, and at no other time.
+        if options.context.get_start_method() == "fork" or isinstance(error.__cause__, RuntimeError):
+            return call
+        raise
 
 
 def _end_at_exit(reference: weakref.ref[Engine]) -> None:

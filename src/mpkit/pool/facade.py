@@ -375,7 +375,9 @@ class TaskPool(PoolView):
         self._engine.close()
 
     def terminate(self) -> None:
-        """End at once: pending handles end with `TaskCancelled`, workers are terminated, then killed. Does not wait, see `join`."""
+        """End at once: pending handles end with `TaskCancelled`, workers are terminated, then killed. Does
+        not wait, see `join`.
+        """
         self._check_process()
         self._finalizer.detach()
         self._engine.terminate()

@@ -22,7 +22,7 @@ import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from concurrent.futures import _base as futures_base
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from typing_extensions import override
 
@@ -164,7 +164,7 @@ class TaskHandle(Future[R]):
                 if self._got[0] != PLAIN and self._got[0] != RAISED:
                     self._got = (PLAIN, value) if error is None else (RAISED, error)
                 kind, data = self._got
-        return (data, None) if kind == PLAIN else (None, data)
+        return (cast("R", data), None) if kind == PLAIN else (None, cast("BaseException", data))
 
     def _wait(self, timeout: float | None, what: str) -> None:
         timeout = check_timeout(timeout)

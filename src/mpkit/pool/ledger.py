@@ -1,12 +1,12 @@
-"""What has become of every task: a pure state machine without I/O, clock or threads.
+r"""What has become of every task: a pure state machine without I/O, clock or threads.
 
 A task is *queued* (in the parent), *sent* (in a worker's inbox, or in its hands) or *ended*. It ends exactly
 once, and after that it is not in the ledger any more::
 
     submit -> QUEUED --send--> SENT --finish--------------------------> ENDED
-                 ^   \\           |--take_back--> QUEUED (in front)
+                 ^   \           |--take_back--> QUEUED (in front)
                  |    cancel      |--worker lost, not begun --> QUEUED (in front), not counted
-                 |     \\          |--worker lost while it ran: retries left --> QUEUED (in front)
+                 |     \          |--worker lost while it ran: retries left --> QUEUED (in front)
                  |      ENDED     |                             none left    --> ENDED
                  +----------------+
 
@@ -195,7 +195,10 @@ class Ledger:
         self.sent[worker][task.number] = task
 
     def finish(self, worker: int, number: int, succeeded: bool) -> Task | None:
-        """`worker` reports that it is done with a task. None when it had ended before (it was settled while it ran)."""
+        """`worker` reports that it is done with a task.
+
+        None when it had ended before (it was settled while it ran).
+        """
         task = self.sent[worker].pop(number, None)
         if task is None:
             return None

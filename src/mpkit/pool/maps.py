@@ -46,7 +46,9 @@ def chunks_of(items: list[Any], size: int) -> Iterator[list[Any]]:
 
 
 def automatic_chunksize(length: int, engine: Engine, options: TaskOptions) -> int:
-    """Four chunks for each worker, as `multiprocessing.Pool.map` does; one by one where a lost worker or a time limit must hit one item only."""
+    """Four chunks for each worker, as `multiprocessing.Pool.map` does; one by one where a lost worker or a
+    time limit must hit one item only.
+    """
     if options.timeout is not None or options.retries:
         return 1
     size = -(-length // (4 * engine.options.processes)) or 1
@@ -107,7 +109,7 @@ class _ChunkSink:
     def sent(self, task: Task) -> None:
         self.task = task
 
-    def settle(self, _task: Task, kind: int, data: object) -> None:
+    def settle(self, task: Task, kind: int, data: object) -> None:  # noqa: ARG002  a Sink
         self.task = None
         self._map.chunk_done(self._index, self._length, kind, data)
 

@@ -183,7 +183,9 @@ def open_shared(name: str) -> object:
 
 
 def _pack(head: bytes, buffers: list[Any]) -> Segment:
-    """A segment with the pickle and its buffers: [how many, length of the pickle], [lengths], pickle, buffers."""
+    """A segment with the pickle and its buffers: [how many, length of the pickle], [lengths], pickle,
+    buffers.
+    """
     raws = [buffer.raw() for buffer in buffers]
     try:
         at = _start_of_head(len(raws)) + len(head)

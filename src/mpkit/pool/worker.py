@@ -19,7 +19,7 @@ from collections.abc import Callable
 from itertools import starmap
 from multiprocessing.connection import Connection
 from types import FrameType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._platform.parent_watch import ParentLink
@@ -89,12 +89,16 @@ else:
     STACK_SIGNAL = None
 
 
+Initializer: TypeAlias = tuple[Callable[..., object], tuple[Any, ...]]
+
+
 class WorkerPlan(NamedTuple):
     """What a worker is told when it starts."""
 
     names: ChannelNames
     stack_pipe: Connection | None
-    initializer: bytes | None
+    #: Pickled; or as it is, because it can only be inherited, or be pickled while a process is started.
+    initializer: bytes | Initializer | None
     pickler: Pickler
     tasks: int | None
     max_memory_bytes: int | None
@@ -158,9 +162,8 @@ class _Worker:
         """Run the pool's initializer; False when it raised, which the parent is told."""
         if self.plan.initializer is not None:
             try:
-                function, args = cast(
-                    "tuple[Callable[..., object], tuple[Any, ...]]", codec.loads(self.plan.initializer)
-                )
+                call = self.plan.initializer
+                function, args = cast("Initializer", codec.loads(call)) if isinstance(call, bytes) else call
                 function(*args)
             except BaseException as error:  # noqa: BLE001  SystemExit too: it would end the worker without a word
                 data = failure.pack_exception(error, self.plan.pickler)[: payload.INLINE_BYTES]
@@ -231,7 +234,10 @@ class _Worker:
         self.outbox.ring_all()
 
     def _take(self) -> bytes | None:
-        """The next record, or None. Only here the status row gets its number, and the inbox loses the record."""
+        """The next record, or None.
+
+        Only here the status row gets its number, and the inbox loses the record.
+        """
         channel = self.channel
         if channel.inbox.is_empty():
             return None
@@ -289,7 +295,7 @@ class _Worker:
         return payload.dump_value(function(*args) if kwargs is None else function(*args, **kwargs), pickler)
 
     def _load_function(self, blob: bytes, flags: int) -> Callable[..., Any]:
-        function: Callable[..., Any] = codec.loads(blob)  # type: ignore[assignment]  # the parent sends nothing else here
+        function: Callable[..., Any] = cast("Callable[..., Any]", codec.loads(blob))
         if flags & BY_REFERENCE:
             if len(self.functions) >= _MOST_FUNCTIONS:
                 self.functions.clear()
@@ -470,4 +476,4 @@ def own_rss_bytes() -> int | None:
     return memory.rss_bytes(os.getpid())
 
 
-__all__ = ["STACK_SIGNAL", "WorkerPlan", "main"]
+__all__ = ["STACK_SIGNAL", "Initializer", "WorkerPlan", "main"]

@@ -1,4 +1,6 @@
-"""The task ledger against a model: whatever the order of events, each task ends exactly once and none is forgotten."""
+"""The task ledger against a model: whatever the order of events, each task ends exactly once and none is
+forgotten.
+"""
 
 from __future__ import annotations
 
