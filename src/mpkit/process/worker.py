@@ -137,7 +137,11 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
     # --- the life of a process ----------------------------------------------------------------------------
 
     def run(self) -> R_co:  # type: ignore[override]  # here what it returns is the result
-        """What the child does: call the target. A subclass may override it; what it returns is the result."""
+        """What the child does: call the target. A subclass may override it; what it returns is the result.
+
+        (For type checkers, an override with a result differs from the one of `multiprocessing`, which returns
+        None.)
+        """
         return cast("R_co", seam.call_target(self))
 
     @override

@@ -1,0 +1,194 @@
+"""What the processes of `test_process.py` run."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from multiprocessing.connection import Connection
+from typing import Any, NoReturn
+
+from mpkit import WorkerProcess
+
+
+def multiply(x: int, y: int = 1) -> int:
+    return x * y
+
+
+def fail(message: str) -> NoReturn:
+    raise LookupError(message)
+
+
+def exit_with(code: object) -> NoReturn:
+    sys.exit(code)  # type: ignore[arg-type]
+
+
+def exit_at_once(code: int) -> NoReturn:
+    os._exit(code)
+
+
+def kill_itself(signum: int) -> None:
+    os.kill(os.getpid(), signum)
+    time.sleep(60)
+
+
+def segfault_here() -> None:
+    import faulthandler
+
+    faulthandler._sigsegv()  # type: ignore[attr-defined]
+
+
+def many_bytes(size: int) -> bytes:
+    return bytes(size)
+
+
+def big_arrays() -> dict[str, Any]:
+    import numpy as np
+
+    return {"ones": np.ones(200_000), "range": np.arange(300_001, dtype="i4"), "small": np.zeros(3)}
+
+
+def unpicklable() -> object:
+    return threading.Lock()
+
+
+class NotBack:
+    """Unpickles by calling something with too few arguments."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return multiply, ()
+
+
+class NotThere:
+    """Unpickles by calling something that raises."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return exit_in_unpickling, ()
+
+
+def exit_in_unpickling() -> NoReturn:
+    raise ZeroDivisionError("while unpickling")
+
+
+def not_back() -> NotBack:
+    return NotBack()
+
+
+def who_am_i() -> tuple[Any, ...]:
+    me, parent = multiprocessing.current_process(), multiprocessing.parent_process()
+    assert parent is not None
+    return type(me).__name__, me.name, me.pid, os.getpid(), parent.pid, repr(me), me.is_alive()
+
+
+def report_and_wait(connection: Connection) -> None:
+    connection.send(os.getpid())
+    while True:
+        time.sleep(60)
+
+
+def report_and_spin(connection: Connection) -> None:
+    connection.send(os.getpid())
+    while True:
+        pass
+
+
+def resist(connection: Connection, *signals: int) -> None:
+    for signum in signals:
+        signal.signal(signum, signal.SIG_IGN)
+    report_and_wait(connection)
+
+
+def leave_quietly_when_interrupted(connection: Connection) -> str:
+    with contextlib.suppress(KeyboardInterrupt):
+        report_and_wait(connection)
+    return "interrupted"
+
+
+PROGRAM = (
+    "import signal, sys, time\n"
+    "[signal.signal(int(number), signal.SIG_IGN) for number in sys.argv[1:]]\n"
+    "print(1, flush=True)\n"
+    "time.sleep(600)"
+)
+
+
+def have_a_family(connection: Connection, *ignored: int) -> None:
+    """A child with a child and a grandchild that are programs, all of which ignore signals."""
+    for signum in ignored:
+        signal.signal(signum, signal.SIG_IGN)
+    numbers = [str(int(number)) for number in ignored]
+    inner = [sys.executable, "-S", "-c", PROGRAM, *numbers]
+    outer = (
+        "import signal, subprocess, sys\n"
+        f"[signal.signal(number, signal.SIG_IGN) for number in {[int(number) for number in ignored]}]\n"
+        f"p = subprocess.Popen({inner!r}, stdout=subprocess.PIPE)\n"
+        "p.stdout.readline()\nprint(p.pid, flush=True)\np.wait()"
+    )
+    with subprocess.Popen([sys.executable, "-S", "-c", outer], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        connection.send([os.getpid(), child.pid, int(child.stdout.readline())])
+        while True:
+            time.sleep(60)
+
+
+def grow(connection: Connection) -> None:
+    """Take memory, slowly enough to be seen."""
+    connection.send(os.getpid())
+    taken = []
+    while True:
+        taken.append(b"x" * 10_000_000)
+        time.sleep(0.01)
+
+
+def nest(depth: int) -> list[int]:
+    if depth == 0:
+        return [os.getpid()]
+    with WorkerProcess.call(nest, depth - 1) as inner:
+        return [os.getpid(), *inner.result()]
+
+
+def fork_and_return(connection: Connection) -> None:
+    """Leave behind a process that was forked, and that has inherited every descriptor."""
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(600)
+        os._exit(0)
+    connection.send(pid)
+
+
+def use_shared(lock: Any, queue: Any, value: Any) -> None:
+    with lock:
+        value.value += 1
+    queue.put("done")
+
+
+class Adder(WorkerProcess[int]):
+    """Overrides `run`, has attributes of its own and a state of its own."""
+
+    def __init__(self, first: int, second: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.first, self.second = first, second
+        self.helper = threading.Lock()  # cannot be pickled
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        del state["helper"]
+        return state
+
+    def run(self) -> int:  # type: ignore[override]
+        return self.first + self.second
+
+
+class Holder(WorkerProcess[None]):
+    """Has an attribute that cannot be pickled."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.thing = threading.Lock()
+
+    def run(self) -> None: ...

@@ -1,0 +1,606 @@
+"""`WorkerProcess` keeps its contract under every start method."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from mpkit import ProcessState, WorkerProcess
+from mpkit._platform import seam
+from mpkit.errors import (
+    ClosedError,
+    ProcessGone,
+    SerializationError,
+    WaitTimeout,
+    WorkerCrashed,
+    WorkerMemoryExceeded,
+)
+from tests.contract import process_targets as targets
+from tests.helpers.processes import gone, wait_gone
+from tests.helpers.waiting import PATIENCE, wait_until
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="signals")
+
+#: The last argument of what is started here: a place to report to.
+Start = Callable[..., tuple["WorkerProcess[Any]", Any]]
+
+
+@pytest.fixture
+def start(start_method: str, request: pytest.FixtureRequest) -> Start:
+    """Start a target that sends something first: the process, and what it sent. It is stopped at the end."""
+
+    def start(target: Callable[..., object], *args: object, **options: Any) -> tuple[WorkerProcess[Any], Any]:
+        ours, theirs = multiprocessing.Pipe(duplex=False)
+        process: WorkerProcess[Any] = WorkerProcess(
+            target=target, args=(theirs, *args), start_method=start_method, **options
+        )
+        process.start()
+        theirs.close()
+        request.addfinalizer(lambda: None if seam.is_closed(process) else process.stop(0))
+        assert ours.poll(PATIENCE)
+        said = ours.recv()
+        ours.close()
+        return process, said
+
+    return start
+
+
+def run(start_method: str, target: Callable[..., Any], *args: object, **options: Any) -> WorkerProcess[Any]:
+    """Start a process and wait for its end."""
+    process: WorkerProcess[Any] = WorkerProcess(
+        target=target, args=args, start_method=start_method, **options
+    )
+    process.start()
+    process.join(PATIENCE)
+    assert process.exitcode is not None
+    return process
+
+
+# --- results and exceptions ---------------------------------------------------------------------------------
+
+
+def test_a_result(start_method: str) -> None:
+    process = WorkerProcess(target=targets.multiply, args=[3], kwargs={"y": 4}, start_method=start_method)
+    process.start()
+    assert process.result(PATIENCE) == 12
+    assert process.result(0) == 12
+    assert process.exception() is None
+    assert process.exitcode == 0
+    assert not process.is_alive()
+
+
+def test_no_target_and_no_result(start_method: str) -> None:
+    assert run(start_method, None).result() is None  # type: ignore[arg-type]
+
+
+def test_an_exception_arrives_as_itself_and_is_printed(
+    start_method: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    process = run(start_method, targets.fail, "on purpose", name="loser")
+    with pytest.raises(LookupError, match="on purpose") as caught:
+        process.result()
+    assert "in fail" in str(caught.value.__cause__)
+    error = process.exception()
+    assert isinstance(error, LookupError)
+    assert process.exitcode == 1
+    if start_method != "forkserver":  # whose error output is that of the server
+        printed = capfd.readouterr().err
+        assert "Process loser:" in printed
+        assert "LookupError: on purpose" in printed
+
+
+@pytest.mark.parametrize("code, exitcode", [(None, 0), (0, 0), (7, 7), ("text", 1)])
+def test_sys_exit(start_method: str, code: object, exitcode: int) -> None:
+    process = run(start_method, targets.exit_with, code)
+    assert process.exitcode == exitcode
+    error = process.exception()
+    assert isinstance(error, SystemExit)
+    assert error.code == code
+
+
+def test_a_large_result_does_not_block_join_and_outlives_the_process(start_method: str) -> None:
+    process = run(start_method, targets.many_bytes, 30_000_000)
+    assert process.exitcode == 0
+    assert process.result() == bytes(30_000_000)
+
+
+def test_arrays_are_private_and_outlive_the_handle(start_method: str) -> None:
+    process = run(start_method, targets.big_arrays)
+    result = process.result()
+    process.close()
+    del process
+    gc.collect()
+    assert result["ones"].sum() == 200_000
+    assert (result["range"] == np.arange(300_001)).all()
+    assert result["range"].dtype == "i4"
+    result["ones"][:] = 5
+    assert result["ones"].sum() == 1_000_000
+    assert result["ones"].ctypes.data % 64 == 0
+
+
+def test_a_result_that_cannot_be_pickled_is_an_error_of_result_alone(start_method: str) -> None:
+    process = run(start_method, targets.unpicklable)
+    assert process.exitcode == 0
+    with pytest.raises(SerializationError, match="lock"):
+        process.result()
+
+
+def test_a_result_that_cannot_be_unpickled(start_method: str) -> None:
+    process = run(start_method, targets.not_back)
+    assert process.exitcode == 0
+    with pytest.raises(SerializationError, match="cannot unpickle"):
+        process.result()
+
+
+def test_a_subclass(start_method: str) -> None:
+    process = targets.Adder(2, 3, start_method=start_method, name="adder")
+    with process:
+        assert process.result(PATIENCE) == 5
+    assert process.name == "adder"
+
+
+def test_it_is_a_process_of_multiprocessing(start_method: str) -> None:
+    process = WorkerProcess(target=targets.who_am_i, start_method=start_method, name="me")
+    assert isinstance(process, BaseProcess)
+    assert process not in multiprocessing.active_children()
+    process.start()
+    assert process in multiprocessing.active_children() or process.exitcode is not None
+    kind, name, pid, really, parent, text, alive = process.result(PATIENCE)
+    assert (kind, name, pid, parent) == ("WorkerProcess", "me", really, os.getpid())
+    assert pid == process.pid == process.ident
+    assert text == f"<WorkerProcess name='me' pid={pid} running>"
+    assert alive
+    assert process not in multiprocessing.active_children()
+
+
+def test_processes_within_processes(start_method: str) -> None:
+    pids = run(start_method, targets.nest, 2).result()
+    assert len(set(pids)) == 3
+
+
+def test_shared_things_of_multiprocessing_travel_in_args(start_method: str) -> None:
+    context = multiprocessing.get_context(start_method)
+    lock, queue, value = context.Lock(), context.SimpleQueue(), context.Value("i", 1)
+    process = run(start_method, targets.use_shared, lock, queue, value)
+    assert process.exitcode == 0
+    assert queue.get() == "done"
+    assert value.value == 2
+    queue.close()
+
+
+def test_starting_settles_nothing_for_the_application(
+    start_method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(multiprocessing.context._default_context, "_actual_context", None)
+    run(start_method, targets.multiply, 1)
+    assert multiprocessing.get_start_method(allow_none=True) is None
+
+
+# --- deaths -------------------------------------------------------------------------------------------------
+
+
+@posix
+def test_killed(start_method: str) -> None:
+    process = run(start_method, targets.kill_itself, signal.SIGKILL)
+    assert process.exitcode == -signal.SIGKILL
+    with pytest.raises(WorkerCrashed, match="SIGKILL") as caught:
+        process.result()
+    error = caught.value
+    assert (error.pid, error.exitcode, error.signal) == (process.pid, -9, "SIGKILL")
+    assert error.stack is None
+    assert not error.likely_oom
+    assert process.exception() is error
+
+
+@posix
+def test_a_crash_tells_where(start_method: str) -> None:
+    process = run(start_method, targets.segfault_here)
+    error = process.exception()
+    assert isinstance(error, WorkerCrashed)
+    assert error.signal == "SIGSEGV"
+    assert error.stack is not None
+    assert "in segfault_here" in error.stack
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_os_exit(start_method: str, code: int) -> None:
+    process = run(start_method, targets.exit_at_once, code)
+    assert process.exitcode == code
+    error = process.exception()
+    assert isinstance(error, WorkerCrashed)
+    assert (error.exitcode, error.signal) == (code, None)
+    assert "os._exit" in str(error)
+
+
+def test_the_memory_limit(start: Start) -> None:
+    process, pid = start(targets.grow, max_memory_bytes=200_000_000)
+    error = process.exception(PATIENCE)
+    assert isinstance(error, WorkerMemoryExceeded)
+    assert (error.pid, error.limit) == (pid, 200_000_000)
+    assert error.rss_bytes is not None
+    assert error.rss_bytes > 200_000_000
+
+
+def test_a_memory_limit_that_is_kept(start_method: str) -> None:
+    process = run(start_method, targets.multiply, 5, max_memory_bytes=2_000_000_000)
+    assert process.result() == 5
+    wait_until(
+        lambda: "mpkit-memory-watch" not in {thread.name for thread in threading.enumerate()},
+        "the sampler has nothing left to do",
+    )
+
+
+# --- waiting ------------------------------------------------------------------------------------------------
+
+
+def test_time_outs(start: Start) -> None:
+    process, _ = start(targets.report_and_wait)
+    process.join(0)
+    process.join(timeout=0.01)
+    assert process.exitcode is None
+    for wait in (process.result, process.exception):
+        with pytest.raises(WaitTimeout, match=r"within 0.01 s"):
+            wait(0.01)
+        with pytest.raises(WaitTimeout):
+            wait(timeout=0)
+    assert process.is_alive()
+
+
+@posix
+def test_the_sentinel_is_ready_though_a_forked_grandchild_lives(start: Start) -> None:
+    process, grandchild = start(targets.fork_and_return)
+    assert connection.wait([process.sentinel], PATIENCE) == [process.sentinel]
+    process.join(PATIENCE)
+    assert process.exitcode == 0
+    assert not gone(grandchild)
+    psutil.Process(grandchild).kill()
+    wait_gone(grandchild)
+
+
+def test_threads_that_start_and_join_at_once(start_method: str) -> None:
+    wrong: list[object] = []
+
+    def work(number: int) -> None:
+        for i in range(3):
+            process = WorkerProcess(
+                target=targets.exit_with, args=(10 * number + i,), start_method=start_method
+            )
+            process.start()
+            process.join()
+            if process.exitcode != 10 * number + i or process.is_alive():
+                wrong.append(process)
+            process.close()
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_threads_that_wait_for_one_process(start: Start) -> None:
+    process, _ = start(targets.report_and_wait)
+    codes: list[int | None] = []
+
+    def wait() -> None:
+        process.join()
+        codes.append(process.exitcode)
+
+    threads = [threading.Thread(target=wait) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    process.kill()
+    for thread in threads:
+        thread.join()
+    assert codes == [-9] * 5
+
+
+@posix
+def test_somebody_else_reaps_it(start: Start, start_method: str) -> None:
+    if start_method == "forkserver":
+        pytest.skip("it is a child of the server")
+    process, pid = start(targets.report_and_wait)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    process.join(PATIENCE)
+    assert process.exitcode == 255
+    assert not process.is_alive()
+    assert isinstance(process.exception(), WorkerCrashed)
+
+
+# --- ending -------------------------------------------------------------------------------------------------
+
+
+@posix
+def test_interrupt_terminate_kill(start: Start) -> None:
+    process, _ = start(targets.leave_quietly_when_interrupted)
+    process.interrupt()
+    assert process.result(PATIENCE) == "interrupted"
+    process.interrupt()  # nobody there any more
+    process, _ = start(targets.report_and_wait)
+    process.terminate()
+    process.join(PATIENCE)
+    assert process.exitcode == -signal.SIGTERM
+    process, _ = start(targets.resist, signal.SIGTERM, signal.SIGINT)
+    process.kill()
+    process.join(PATIENCE)
+    assert process.exitcode == -signal.SIGKILL
+
+
+@posix
+def test_stop_interrupts_first(start: Start) -> None:
+    process, _ = start(targets.leave_quietly_when_interrupted)
+    assert process.stop(PATIENCE) == 0
+    assert process.result() == "interrupted"
+    assert process.stop() == 0
+
+
+@posix
+def test_stop_terminates_next(start: Start) -> None:
+    process, _ = start(targets.resist, signal.SIGINT)
+    assert process.stop(0.2) == -signal.SIGTERM
+
+
+@posix
+def test_stop_kills_last(start: Start) -> None:
+    process, _ = start(targets.resist, signal.SIGINT, signal.SIGTERM)
+    assert process.stop(0.1) == -signal.SIGKILL
+    error = process.exception()
+    assert isinstance(error, WorkerCrashed)
+    assert not error.likely_oom
+
+
+@posix
+def test_stop_ends_one_that_is_stopped(start: Start) -> None:
+    process, pid = start(targets.report_and_wait)
+    os.kill(pid, signal.SIGSTOP)
+    assert process.stop(0.1) == -signal.SIGKILL
+
+
+@posix
+@pytest.mark.parametrize("ignored", [(), (signal.SIGINT,), (signal.SIGINT, signal.SIGTERM)], ids=str)
+def test_stop_ends_the_whole_family(start: Start, ignored: tuple[int, ...]) -> None:
+    process, pids = start(targets.have_a_family, *ignored)
+    process.stop(0.5 if ignored else PATIENCE)
+    assert all(gone(pid) for pid in pids)
+
+
+@posix
+def test_leaving_a_with_block(start_method: str) -> None:
+    with WorkerProcess(target=targets.multiply, args=(2,), start_method=start_method) as process:
+        pass
+    assert process.exitcode == 0
+    ours, theirs = multiprocessing.Pipe()
+    raised = LookupError()
+    with pytest.raises(LookupError) as caught:
+        with WorkerProcess(
+            target=targets.leave_quietly_when_interrupted, args=(theirs,), start_method=start_method
+        ) as other:
+            ours.recv()
+            raise raised
+    assert caught.value is raised
+    assert other.result() == "interrupted"
+    ours.close()
+    theirs.close()
+
+
+def test_with_a_process_that_was_started(start: Start) -> None:
+    process, _ = start(targets.report_and_wait)
+    with process as same:
+        assert same is process
+        process.kill()
+    assert process.exitcode == -9
+
+
+# --- looking ------------------------------------------------------------------------------------------------
+
+
+@posix
+def test_states(start: Start, start_method: str) -> None:
+    process: WorkerProcess[Any] = WorkerProcess(start_method=start_method)
+    assert process.state is ProcessState.NEW
+    process, pid = start(targets.report_and_wait)
+    wait_until(lambda: process.state is ProcessState.WAITING, "it sleeps")
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: process.state is ProcessState.STOPPED, "it is stopped")
+    process.kill()
+    process.join(PATIENCE)
+    assert process.state is ProcessState.EXITED
+    process, _ = start(targets.report_and_spin)
+    wait_until(lambda: process.state is ProcessState.RUNNING, "it runs")
+
+
+@posix
+def test_info_and_children(start: Start) -> None:
+    process, (pid, child, _) = start(targets.have_a_family)
+    info = process.info()
+    assert info.pid == pid
+    assert info.rss_bytes > 1_000_000
+    assert [one.pid for one in process.children()] == [child]
+    process.stop()
+    with pytest.raises(ProcessGone):
+        process.info()
+    with pytest.raises(ProcessGone):
+        process.children()
+
+
+def test_reprs(start: Start, start_method: str) -> None:
+    process: WorkerProcess[Any] = WorkerProcess(name="it", start_method=start_method)
+    assert repr(process) == "<WorkerProcess name='it' new>"
+    process, pid = start(targets.report_and_wait, name="it")
+    assert repr(process) == f"<WorkerProcess name='it' pid={pid} started>"
+    process.kill()
+    process.join()
+    assert repr(process) == f"<WorkerProcess name='it' pid={pid} exited exitcode=-9 (SIGKILL)>"
+    process.close()
+    assert repr(process) == "<WorkerProcess name='it' closed>"
+
+
+# --- misuse -------------------------------------------------------------------------------------------------
+
+
+def test_after_close(start_method: str) -> None:
+    process = run(start_method, targets.multiply, 1)
+    process.close()
+    process.close()
+    uses: list[Callable[[], object]] = [
+        process.start,
+        process.join,
+        process.result,
+        process.exception,
+        process.is_alive,
+        process.interrupt,
+        process.terminate,
+        process.kill,
+        process.stop,
+        process.info,
+        process.children,
+        process.__enter__,
+        lambda: process.state,
+        lambda: process.exitcode,
+        lambda: process.pid,
+        lambda: process.sentinel,
+    ]
+    for use in uses:
+        with pytest.raises(ClosedError, match="is closed"):
+            use()
+    assert process.name
+
+
+def test_close_while_it_runs(start: Start) -> None:
+    process, _ = start(targets.report_and_wait)
+    with pytest.raises(ValueError, match="while it is still running"):
+        process.close()
+    assert process.is_alive()
+
+
+def test_before_the_start(start_method: str) -> None:
+    process: WorkerProcess[Any] = WorkerProcess(start_method=start_method)
+    uses: list[Callable[[], object]] = [
+        process.join,
+        process.result,
+        process.exception,
+        process.interrupt,
+        process.terminate,
+        process.kill,
+        process.stop,
+        process.info,
+        process.children,
+    ]
+    for use in uses:
+        with pytest.raises(ValueError, match=r"has not been started; call start\(\)"):
+            use()
+    assert (process.pid, process.exitcode, process.is_alive()) == (None, None, False)
+    process.close()
+
+
+def test_twice(start_method: str) -> None:
+    process = run(start_method, targets.multiply, 1)
+    with pytest.raises(AssertionError, match="cannot start a process twice"):
+        process.start()
+    assert process.result() == 1
+
+
+def test_bad_time_outs(start: Start) -> None:
+    process, _ = start(targets.report_and_wait)
+    for call in (process.join, process.result, process.exception, process.stop):
+        for bad in (-1, float("nan")):
+            with pytest.raises(ValueError, match="must be a number of seconds"):
+                call(bad)
+        with pytest.raises(TypeError, match="must be a number of seconds"):
+            call("1")  # type: ignore[arg-type]
+    assert process.is_alive()
+
+
+def test_the_handle_does_not_travel(start: Start, start_method: str) -> None:
+    process, _ = start(targets.report_and_wait)
+    with pytest.raises(TypeError, match="cannot be sent to another"):
+        pickle.dumps(process)
+    if start_method != "fork":
+        with pytest.raises(SerializationError, match="its argument number 1"):
+            WorkerProcess(target=targets.multiply, args=(process,), start_method=start_method).start()
+
+
+@pytest.mark.parametrize("method", [m for m in multiprocessing.get_all_start_methods() if m != "fork"])
+@pytest.mark.parametrize("given", [True, False])
+def test_a_target_without_a_name(method: str, given: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def local() -> None: ...
+
+    monkeypatch.setattr(multiprocessing.context._default_context, "_actual_context", None)
+    multiprocessing.set_start_method(method)
+    for target in (local, lambda: None):
+        with pytest.raises(SerializationError, match="define functions at the top level") as caught:
+            # With a start method the constructor knows.
+            process = WorkerProcess(target=target, start_method=method if given else None)
+            assert not given
+            process.start()
+        assert target.__qualname__ in str(caught.value)
+
+
+@posix
+def test_under_fork_any_target_will_do() -> None:
+    with WorkerProcess(target=lambda: 5, start_method="fork") as process:
+        assert process.result() == 5
+
+
+@pytest.mark.parametrize("method", [m for m in multiprocessing.get_all_start_methods() if m != "fork"])
+def test_what_cannot_be_pickled_is_named_and_leaves_nothing(method: str) -> None:
+    lock = threading.Lock()
+    cases: list[tuple[WorkerProcess[Any], str]] = [
+        (
+            WorkerProcess(target=targets.multiply, args=(1, lock), start_method=method),
+            "its argument number 2",
+        ),
+        (
+            WorkerProcess(target=targets.multiply, kwargs={"y": lock}, start_method=method),
+            "its argument 'y'",
+        ),
+        (targets.Holder(start_method=method), "its attribute 'thing'"),
+    ]
+    before = _descriptors()
+    for process, named in cases:
+        with pytest.raises(SerializationError, match=r"cannot pickle '_thread.lock' object") as caught:
+            process.start()
+        assert named in str(caught.value)
+        assert process.pid is None
+        assert process not in multiprocessing.active_children()
+    assert _descriptors() == before
+
+
+def _descriptors() -> int:
+    gc.collect()
+    return psutil.Process().num_fds() if sys.platform != "win32" else 0
+
+
+@pytest.mark.parametrize("method", [m for m in multiprocessing.get_all_start_methods() if m != "fork"])
+def test_an_argument_that_does_not_unpickle_in_the_child(
+    method: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    process = run(method, targets.multiply, targets.NotThere())
+    assert process.exitcode == 1
+    with pytest.raises(SerializationError, match="while unpickling"):
+        process.result()
+    if method != "forkserver":  # whose error output is that of the server
+        assert "while unpickling" in capfd.readouterr().err
+
+
+def test_nothing_is_held_by_a_dropped_handle(start_method: str) -> None:
+    run(start_method, targets.multiply, 1).result()
+    before = _descriptors()
+    for target, argument in ((targets.many_bytes, 100_000), (targets.exit_at_once, 1)):
+        run(start_method, target, argument).exception()
+    assert _descriptors() == before
