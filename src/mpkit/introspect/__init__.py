@@ -1,0 +1,37 @@
+"""What runs, and what it is doing: looked at from outside, without touching it.
+
+* `snapshot` and `ProcessSnapshot`: one process, at one moment.
+* `tree` and `ProcessTree`: a process and everything it started.
+* `watch`: one process again and again, with the CPU share of each interval.
+* `pools` and `PoolSnapshot`, `queues` and `QueueSnapshot`: what of mpkit lives in a process.
+
+Every answer is a frozen value: it does not change later, it can be pickled, compared and kept. Nothing here
+signals, stops or reaps a process. This is the only room of mpkit that imports psutil when it is loaded;
+`import mpkit` alone does not load it.
+
+Example:
+    >>> from mpkit import introspect
+    >>> me = introspect.snapshot()
+    >>> me.rss_bytes > 0
+    True
+"""
+
+from __future__ import annotations
+
+from mpkit.introspect._pools import PoolSnapshot, pools
+from mpkit.introspect._processes import ProcessSnapshot, snapshot
+from mpkit.introspect._queues import QueueSnapshot, queues
+from mpkit.introspect._tree import ProcessTree, tree
+from mpkit.introspect._watch import watch
+
+__all__ = [
+    "PoolSnapshot",
+    "ProcessSnapshot",
+    "ProcessTree",
+    "QueueSnapshot",
+    "pools",
+    "queues",
+    "snapshot",
+    "tree",
+    "watch",
+]

@@ -1,0 +1,143 @@
+"""`pools`: the pools that a process has, and what their workers do."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import psutil
+
+from mpkit.errors import AccessDenied, ProcessGone
+from mpkit.introspect import _segments
+from mpkit.introspect._processes import read
+from mpkit.introspect._translate import checked_pid, find, translated
+from mpkit.pool import WorkerSnapshot
+from mpkit.pool.outside import WorkerRow, read_row
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(frozen=True)
+class PoolSnapshot:
+    """One pool at one moment, as it can be seen from outside.
+
+    Attributes:
+        name: what identifies it: the name of its file.
+        pid: the process that created it and hands out its tasks.
+        workers: its workers, the oldest first. Only the pool's own process knows the names of functions:
+            `function` is None.
+        sent: tasks that have been sent to a worker which has not begun them. More may wait unsent in the
+            pool's process.
+    """
+
+    name: str
+    pid: int
+    workers: tuple[WorkerSnapshot, ...]
+    sent: int
+
+
+def pools(pid: int | None = None) -> list[PoolSnapshot]:
+    """Look at every `TaskPool` that a process has created and not yet ended, without touching it.
+
+    Args:
+        pid: the process. None, the default, is the calling process.
+
+    Returns:
+        One snapshot for each pool, in the order of their names.
+
+    Raises:
+        ProcessGone: there is no such process, or it ended while being looked at.
+        AccessDenied: the system does not let this user look at it.
+        TypeError, ValueError: `pid` is no integer, or negative.
+
+    Blocking: no.
+    Safe from: any thread, any process.
+
+    Example:
+        >>> from mpkit import TaskPool
+        >>> with TaskPool(2) as pool:
+        ...     pool.map(abs, [-1, -2])
+        ...     [len(found.workers) for found in pools()]
+        [1, 2]
+        [2]
+    """
+    owner = find(checked_pid(pid))
+    boards = [
+        segment.name
+        for segment in _segments.segments_of(owner)
+        # Removing the name is the last act of a pool.
+        if _segments.kind_of(segment.name) == "pool"
+        and not segment.removed
+        and _created_by(segment.name, owner.pid)
+    ]
+    if not boards:
+        # Most processes: the search for workers is spared.
+        return []
+    with translated(owner.pid):
+        descendants = owner.children(recursive=True)
+    workers = list(_workers(sorted(descendants, key=_age)))
+    return [_picture(name, owner.pid, workers) for name in boards]
+
+
+def worker_row(process: psutil.Process) -> WorkerRow | None:
+    """The status row of a process that is a pool's worker; None for any other process.
+
+    Raises:
+        ProcessGone, AccessDenied: the process cannot be looked at.
+    """
+    for segment in _segments.segments_of(process):
+        if _segments.kind_of(segment.name) == "worker":
+            with contextlib.suppress(FileNotFoundError):
+                row = read_row(segment.path)
+                # A forked worker has those of its elder siblings open as well, and a worker that has a
+                # pool of its own those of its workers.
+                if row is not None and row.pid == process.pid:
+                    return row
+    return None
+
+
+def _workers(processes: list[psutil.Process]) -> Iterator[tuple[WorkerRow, WorkerSnapshot]]:
+    for process in processes:
+        with contextlib.suppress(ProcessGone, AccessDenied):
+            row = worker_row(process)
+            if row is not None:
+                yield row, _worker(process, row)
+
+
+def _age(process: psutil.Process) -> tuple[float, int]:
+    # psutil has read the time already, to tell children from those who have a reused number.
+    return process.create_time(), process.pid
+
+
+def _worker(process: psutil.Process, row: WorkerRow) -> WorkerSnapshot:
+    seen = read(process)
+    return WorkerSnapshot(
+        pid=process.pid,
+        state=row.state,
+        task_id=row.task_id,
+        function=None,
+        # The clock is the same in all processes.
+        running_s=None if row.started_ns is None else max(time.monotonic_ns() - row.started_ns, 0) / 1e9,
+        tasks_done=row.tasks_done,
+        rss_bytes=seen.rss_bytes,
+        cpu_percent=seen.cpu_percent,
+    )
+
+
+def _picture(name: str, pid: int, workers: list[tuple[WorkerRow, WorkerSnapshot]]) -> PoolSnapshot:
+    mine = [(row, worker) for row, worker in workers if row.pool == int(name.rpartition("-")[2], 16)]
+    return PoolSnapshot(
+        name=name,
+        pid=pid,
+        workers=tuple(worker for _, worker in mine),
+        sent=sum(row.waiting for row, _ in mine),
+    )
+
+
+def _created_by(name: str, pid: int) -> bool:
+    made_by = _segments.creator(os.path.basename(name))
+    return made_by is not None and made_by.pid == pid

@@ -1,0 +1,81 @@
+"""`queues`: the queues that a process has open."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+
+from mpkit._shm.outside import QueueFacts, read_queue
+from mpkit.introspect import _segments
+from mpkit.introspect._translate import checked_pid, find
+from mpkit.queue import QueueStatistics
+
+
+@dataclass(frozen=True)
+class QueueSnapshot:
+    """One queue at one moment.
+
+    Attributes:
+        name: what identifies it in every process: the name of its file.
+        pid: the process that created it (it need not live any more).
+        users: the living processes that have received it, or have put something into it or taken from it.
+        statistics: what it holds and has seen.
+    """
+
+    name: str
+    pid: int
+    users: tuple[int, ...]
+    statistics: QueueStatistics
+
+
+def queues(pid: int | None = None) -> list[QueueSnapshot]:
+    """Look at every `BoundedQueue` that a process has open, created there or received, without touching it.
+
+    Args:
+        pid: the process. None, the default, is the calling process.
+
+    Returns:
+        One snapshot for each queue, in the order of their names.
+
+    Raises:
+        ProcessGone: there is no such process, or it ended while being looked at.
+        AccessDenied: the system does not let this user look at it.
+        TypeError, ValueError: `pid` is no integer, or negative.
+
+    Blocking: no.
+    Safe from: any thread, any process.
+
+    Example:
+        >>> from mpkit import BoundedQueue
+        >>> queue = BoundedQueue(maxsize=10)
+        >>> queue.put("spam")
+        >>> [found.statistics.size for found in queues()]
+        [1]
+    """
+    process = find(checked_pid(pid))
+    found: list[QueueSnapshot] = []
+    for segment in _segments.segments_of(process):
+        made_by = _segments.creator(os.path.basename(segment.name))
+        if _segments.kind_of(segment.name) == "queue" and made_by is not None:
+            # It may be closed while we look.
+            with contextlib.suppress(FileNotFoundError):
+                facts = read_queue(segment.name, segment.path)
+                if facts is not None:
+                    found.append(_picture(segment.name, made_by.pid, facts))
+    return found
+
+
+def _picture(name: str, pid: int, facts: QueueFacts) -> QueueSnapshot:
+    statistics = QueueStatistics(
+        size=facts.size,
+        bytes=facts.bytes,
+        maxsize=facts.maxsize,
+        max_bytes=facts.max_bytes,
+        puts=facts.puts,
+        gets=facts.gets,
+        waiting_putters=facts.waiting_putters,
+        waiting_getters=facts.waiting_getters,
+        recoveries=facts.recoveries,
+    )
+    return QueueSnapshot(name, pid, facts.users, statistics)

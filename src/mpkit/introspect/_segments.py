@@ -1,0 +1,153 @@
+"""Which processes have which of mpkit's files open.
+
+mpkit's objects announce themselves nowhere: what lives in a process is what the kernel says it has open.
+So a killed process leaves no false entry in any list, and nothing needs to be kept up to date.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections import defaultdict
+from typing import TYPE_CHECKING, NamedTuple
+
+import psutil
+
+from mpkit._shm.segment import PREFIX
+from mpkit.errors import AccessDenied, ProcessGone
+from mpkit.introspect._translate import translated
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+_DELETED = " (deleted)"
+
+
+class OpenSegment(NamedTuple):
+    """A file of mpkit that a process has open.
+
+    Attributes:
+        name: the name it was created under.
+        path: where it can be opened now.
+        removed: whether the name has been removed since, so that nobody new can open it by name.
+    """
+
+    name: str
+    path: str
+    removed: bool
+
+
+class Creator(NamedTuple):
+    """The process that created a file.
+
+    Attributes:
+        pid: its process id.
+        started: when it was started, as in `ProcessIdentity`; None where the name does not tell.
+    """
+
+    pid: int
+    started: int | None
+
+
+# Strict, because `doctor --clean` removes what matches. Semaphores, which Linux shows as files, do not
+# tell the start time of their creator: macOS allows 31 characters.
+_SEGMENT = re.compile(rf"{PREFIX}[a-z]+-(?P<pid>\d+)-(?P<started>\d+)-[0-9a-f]{{16}}")
+_SEMAPHORE = re.compile(rf"sem\.{PREFIX}[a-z]-(?P<pid>\d+)-[0-9a-f]{{10,12}}(?:-\d+)?")
+
+
+def creator(name: str) -> Creator | None:
+    """Who created a file of this name (without its folder); None for a name that mpkit does not give."""
+    found = _SEGMENT.fullmatch(name)
+    if found:
+        return Creator(int(found["pid"]), int(found["started"]))
+    found = _SEMAPHORE.fullmatch(name)
+    return Creator(int(found["pid"]), None) if found else None
+
+
+def kind_of(name: str) -> str:
+    """The kind that `Segment.create` was told: ``"queue"``, ...; empty for a file of somebody else."""
+    parts = os.path.basename(name).split("-")
+    return parts[1] if len(parts) > 1 and f"{parts[0]}-" == PREFIX else ""
+
+
+if sys.platform == "linux":
+
+    def segments_of(process: psutil.Process) -> list[OpenSegment]:
+        """The segments that a process has open, each once.
+
+        Raises:
+            ProcessGone, AccessDenied: the process cannot be looked at.
+        """
+        folder = f"/proc/{process.pid}/fd"
+        found: dict[str, OpenSegment] = {}
+        with _as_psutil_says(process.pid):
+            for number in os.listdir(folder):
+                link = f"{folder}/{number}"
+                # A descriptor may be closed while the list is read.
+                with contextlib.suppress(FileNotFoundError):
+                    target = os.readlink(link)
+                    name = target.removesuffix(_DELETED)
+                    if kind_of(name):
+                        # Through the link it can be opened even when its name has been removed.
+                        found.setdefault(name, OpenSegment(name, link, removed=name != target))
+        return sorted(found.values())
+
+    def _mapped_by(process: psutil.Process) -> Iterator[str]:
+        with _as_psutil_says(process.pid), open(f"/proc/{process.pid}/maps", "rb") as lines:
+            for line in lines:
+                if b"/" in line and PREFIX.encode() in line:
+                    yield os.fsdecode(line[line.index(b"/") :].rstrip(b"\n")).removesuffix(_DELETED)
+
+    @contextlib.contextmanager
+    def _as_psutil_says(pid: int) -> Generator[None]:
+        with translated(pid):
+            try:
+                yield
+            except (FileNotFoundError, ProcessLookupError):
+                raise psutil.NoSuchProcess(pid) from None
+            except PermissionError:
+                raise psutil.AccessDenied(pid) from None
+
+else:
+
+    def segments_of(process: psutil.Process) -> list[OpenSegment]:
+        """The segments that a process has open, each once.
+
+        Raises:
+            ProcessGone, AccessDenied: the process cannot be looked at.
+        """
+        with translated(process.pid):
+            names = {file.path for file in process.open_files() if kind_of(file.path)}
+        return [OpenSegment(name, name, removed=False) for name in sorted(names)]
+
+    def _mapped_by(process: psutil.Process) -> Iterator[str]:
+        # Semaphores cannot be seen from outside here, and have no files that could be left behind.
+        for segment in segments_of(process):
+            yield segment.name
+
+
+def users() -> dict[str, list[psutil.Process]]:
+    """Every file of mpkit (on Linux semaphores as well) that any process has open, and who has.
+
+    Processes that this user may not look into are left out: they cannot use this user's files either,
+    unless they are the administrator's.
+    """
+    found: defaultdict[str, list[psutil.Process]] = defaultdict(list)
+    for process in psutil.process_iter():
+        with contextlib.suppress(ProcessGone, AccessDenied):
+            for name in set(_mapped_by(process)):
+                found[name].append(process)
+    return dict(found)
+
+
+def programs() -> list[int]:
+    """The process on top of each program that uses mpkit: those under no other that does."""
+    using = {process.pid: process for processes in users().values() for process in processes}
+    tops: list[int] = []
+    for pid, process in using.items():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if not any(parent.pid in using for parent in process.parents()):
+                tops.append(pid)
+    return sorted(tops)

@@ -1,0 +1,82 @@
+"""`watch`: one process again and again."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from mpkit.errors import ProcessGone
+from mpkit.introspect._processes import ProcessSnapshot, read, share
+from mpkit.introspect._translate import checked_pid, find
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import psutil
+
+
+def watch(pid: int | None = None, interval: float = 1.0) -> Iterator[ProcessSnapshot]:
+    """Look at a process at once and then every `interval` seconds, until it is gone.
+
+    The process is chosen when `watch` is called: the iteration ends when that one is gone, and never goes
+    on with another one that got the same number. A zombie is shown until its parent has waited for it.
+
+    Args:
+        pid: the process to look at. None, the default, is the calling process.
+        interval: seconds from one look to the next, more than 0. Looks that the consumer was too slow for are
+            skipped, not made up for.
+
+    Returns:
+        An iterator of snapshots. `cpu_percent` of the first is the mean over the life of the process, of
+        every other one the mean since the snapshot before.
+
+    Raises:
+        ProcessGone: there is no such process now.
+        AccessDenied: the system does not let this user look at it.
+        TypeError, ValueError: `pid` or `interval` is not what it should be.
+
+    Blocking: each step but the first waits for its moment; Ctrl-C ends the wait.
+    Safe from: any thread; one iterator belongs to one thread.
+
+    Example:
+        >>> for picture in watch(interval=0.01):
+        ...     print(picture.state)
+        ...     break
+        running
+    """
+    seconds = _checked_interval(interval)
+    process = find(checked_pid(pid))
+    return _looks(process, read(process), seconds)
+
+
+def _looks(process: psutil.Process, first: ProcessSnapshot, interval: float) -> Iterator[ProcessSnapshot]:
+    before, seen_at = first, time.monotonic()
+    due = seen_at
+    yield before
+    while True:
+        due = next_moment(due, interval, time.monotonic())
+        # A sample is due at a moment, not at an event: here sleeping is the thing itself.
+        time.sleep(max(0.0, due - time.monotonic()))
+        try:
+            now, now_at = read(process), time.monotonic()
+        except ProcessGone:
+            return
+        before, seen_at, elapsed, used = now, now_at, now_at - seen_at, now.cpu_s - before.cpu_s
+        yield replace(now, cpu_percent=share(used, elapsed))
+
+
+def next_moment(due: float, interval: float, now: float) -> float:
+    """The first moment of the grid `due + n * interval` (n >= 1) that has not passed yet."""
+    return due + interval * max(1, math.ceil((now - due) / interval))
+
+
+def _checked_interval(interval: float) -> float:
+    try:
+        seconds = float(interval)
+    except (TypeError, ValueError):
+        raise TypeError(f"interval must be a number of seconds, not {interval!r}") from None
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"interval must be more than 0 seconds and finite, not {interval!r}")
+    return seconds

@@ -1,0 +1,84 @@
+"""A worker seen from a process that has no part in its pool: its status row, read and never changed."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from typing import NamedTuple
+
+from mpkit._shm.ring import COUNT_MASK, INDEX_BITS
+from mpkit.pool.channel import (
+    _IN_HEAD,
+    _IN_TAIL,
+    _RINGS,
+    DONE,
+    INITIALIZING,
+    LEAVING,
+    PID,
+    POOL,
+    READY,
+    STACK_PIPE,
+    STARTED,
+    STATE,
+    TASK,
+)
+
+__all__ = ["WorkerRow", "read_row"]
+
+_STATES = {INITIALIZING: "initializing", READY: "idle", LEAVING: "leaving"}
+
+
+class WorkerRow(NamedTuple):
+    """The status row of one worker at one moment.
+
+    Attributes:
+        pid: the worker; 0 while it starts.
+        pool: the random part of the name of its pool's board, as a number.
+        state: ``"starting"``, ``"initializing"``, ``"idle"``, ``"running"`` or ``"leaving"``.
+        task_id: the task in its hands, or None.
+        started_ns: when that task began (`time.monotonic_ns`), or None.
+        tasks_done: tasks that it has finished.
+        waiting: tasks in its inbox.
+        stack_pipe: its descriptor of the pipe that it writes its stack into, or None.
+    """
+
+    pid: int
+    pool: int
+    state: str
+    task_id: int | None
+    started_ns: int | None
+    tasks_done: int
+    waiting: int
+    stack_pipe: int | None
+
+
+def read_row(path: str) -> WorkerRow | None:
+    """The status row in the channel at `path`; None if that is no channel.
+
+    Raises:
+        OSError: the file is gone, or may not be read.
+    """
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    try:
+        if os.fstat(fd).st_size < _RINGS << 3:
+            return None
+        mapped = mmap.mmap(fd, _RINGS << 3, access=mmap.ACCESS_READ)
+    finally:
+        os.close(fd)
+    with mapped, memoryview(mapped).cast("B").cast("Q") as words:
+        task, started = words[TASK], words[STARTED]
+        if words[TASK] != task:
+            # It has just gone on to another one, so it has been at it for no time.
+            task, started = words[TASK], words[STARTED]
+        head, tail = words[_IN_HEAD], words[_IN_TAIL]
+        state = _STATES.get(words[STATE], "starting")
+        return WorkerRow(
+            pid=words[PID],
+            pool=words[POOL],
+            state="running" if task and state == "idle" else state,
+            task_id=task or None,
+            started_ns=started if task else None,
+            tasks_done=words[DONE],
+            waiting=((tail >> INDEX_BITS) - (head >> INDEX_BITS)) & COUNT_MASK,
+            stack_pipe=words[STACK_PIPE] - 1 if words[STACK_PIPE] else None,
+        )

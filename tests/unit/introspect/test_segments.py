@@ -1,0 +1,106 @@
+"""Which files are mpkit's, who created them, and what is read from them. No child process is started here."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+from pathlib import Path
+
+import pytest
+
+from mpkit import BoundedQueue, Lock, introspect
+from mpkit._platform import identity
+from mpkit._shm.outside import read_queue
+from mpkit._shm.segment import Segment
+from mpkit.introspect import _segments
+from mpkit.introspect._translate import find
+from mpkit.pool.outside import read_row
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="file descriptors show in /proc")
+
+
+def mine() -> list[str]:
+    return [segment.name for segment in _segments.segments_of(find(os.getpid()))]
+
+
+def test_the_names_that_are_given_are_understood() -> None:
+    """`doctor --clean` depends on it."""
+    me = identity.current()
+    segment = Segment.create(1, kind="test")
+    try:
+        assert _segments.kind_of(segment.name) == "test"
+        assert _segments.creator(os.path.basename(segment.name)) == (me.pid, me.started)
+    finally:
+        segment.close()
+
+
+@linux
+def test_the_semaphores_of_a_lock_are_understood() -> None:
+    def semaphores() -> set[str]:
+        return {name for name in os.listdir("/dev/shm") if name.startswith("sem.mpkit-")}
+
+    before = semaphores()
+    lock = Lock()
+    try:
+        made = [name for name in semaphores() - before if f"-{os.getpid()}-" in name]
+        assert made
+        assert {_segments.creator(name) for name in made} == {(os.getpid(), None)}
+    finally:
+        lock.close()
+
+
+@pytest.mark.parametrize(
+    "name", ["", "x", "mpkit-queue", "other-queue-1-2-0123456789abcdef", "mpkit-demo.sqlite3"]
+)
+def test_other_names_have_no_creator(name: str) -> None:
+    assert _segments.creator(name) is None
+
+
+def test_a_queue_is_found_while_it_is_open() -> None:
+    with BoundedQueue[int](maxsize=7) as queue:
+        queue.put_many([1, 2, 3])
+        queue.get()
+        (found,) = [found for found in introspect.queues() if found.name in mine()]
+        assert found.pid == os.getpid()
+        assert found.users == (os.getpid(),)
+        assert found.statistics == queue.statistics()
+        assert found.statistics.size == 2
+        assert found.statistics.maxsize == 7
+        assert pickle.loads(pickle.dumps(found)) == found
+    assert introspect.queues() == []
+
+
+def test_looking_does_not_touch_the_queue() -> None:
+    with BoundedQueue[int](maxsize=2) as queue:
+        queue.put(1)
+        before = queue.statistics()
+        for _ in range(3):
+            introspect.queues()
+        assert queue.statistics() == before
+        assert queue.get() == 1
+
+
+def test_big_items_count() -> None:
+    with BoundedQueue[bytes]() as queue:
+        queue.put(bytes(1 << 20))
+        (found,) = introspect.queues()
+        assert found.statistics.bytes >= 1 << 20
+        assert found.statistics == queue.statistics()
+
+
+def test_a_file_that_is_no_queue_is_not_read(tmp_path: Path) -> None:
+    empty, wrong = tmp_path / "empty", tmp_path / "wrong"
+    empty.touch()
+    wrong.write_bytes(bytes(1 << 20))
+    assert read_queue("empty", str(empty)) is None
+    assert read_queue("wrong", str(wrong)) is None
+
+
+def test_a_file_that_is_no_channel_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    assert read_row(str(tmp_path / "empty")) is None
+
+
+def test_a_process_without_pools_has_none() -> None:
+    assert introspect.pools() == []
