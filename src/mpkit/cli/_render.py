@@ -1,0 +1,140 @@
+"""Tables of processes, pools and queues, as lines of text (shared by `ps` and `top`)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+from mpkit import introspect
+from mpkit.cli import _text
+from mpkit.errors import AccessDenied, ProcessGone
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from mpkit.introspect import PoolSnapshot, ProcessSnapshot, ProcessTree, QueueSnapshot
+
+_COMMAND_WIDTH = 70
+_USERS_WIDTH = 40
+_SERVANTS = {
+    "multiprocessing.resource_tracker": "multiprocessing's resource tracker",
+    "multiprocessing.forkserver": "child of multiprocessing's fork server, or the server",
+    "multiprocessing.spawn": "child of multiprocessing, spawned",
+    os.path.join("_platform", "guardian.py"): "mpkit's guardian",
+}
+_MOST_QUEUES = 20
+
+
+def program(tree: ProcessTree, *, now: float, cpu_percent: Mapping[int, float] | None = None) -> list[str]:
+    """Everything about one program: its processes, then its pools and queues.
+
+    Args:
+        tree: its processes.
+        now: the present, in seconds since 1970.
+        cpu_percent: what to show as the CPU share of a process instead of the mean over its life, by pid.
+    """
+    pools: dict[str, PoolSnapshot] = {}
+    queues: dict[str, QueueSnapshot] = {}
+    for process in tree.walk():
+        # A child may end meanwhile, and need not belong to the user who asks.
+        with contextlib.suppress(ProcessGone, AccessDenied):
+            pools.update((pool.name, pool) for pool in introspect.pools(process.pid))
+            queues.update((queue.name, queue) for queue in introspect.queues(process.pid))
+    roles = {
+        worker.pid: f"worker of pool {identifier(pool.name)}"
+        for pool in pools.values()
+        for worker in pool.workers
+    }
+    lines = processes(tree, now=now, cpu_percent=cpu_percent or {}, roles=roles)
+    for pool in pools.values():
+        lines += ["", *pool_lines(pool)]
+    if queues:
+        lines += ["", *queue_lines(list(queues.values()))]
+    return lines
+
+
+def processes(
+    tree: ProcessTree, *, now: float, cpu_percent: Mapping[int, float], roles: Mapping[int, str]
+) -> list[str]:
+    """The table of a process tree, children drawn under their parents."""
+    rows = [
+        (
+            str(process.pid),
+            str(process.state),
+            f"{cpu_percent.get(process.pid, process.cpu_percent):.1f}",
+            _text.duration(process.cpu_s),
+            _text.size(process.rss_bytes),
+            str(process.num_threads),
+            "-" if process.num_fds is None else str(process.num_fds),
+            _text.duration(max(now - process.create_time, 0.0)),
+            _text.shortened(branch + (roles.get(process.pid) or command(process)), _COMMAND_WIDTH),
+        )
+        for branch, process in _branches(tree, "", "")
+    ]
+    return _text.table(
+        ("PID", "STATE", "CPU%", "CPU TIME", "MEMORY", "THREADS", "FILES", "AGE", "COMMAND"),
+        rows,
+        left=(1, 8),
+    )
+
+
+def command(process: ProcessSnapshot) -> str:
+    """The command line on one line; a name in brackets where there is none (as `ps` does)."""
+    line = " ".join(" ".join(process.cmdline).split())
+    # The servants that multiprocessing and mpkit start have long command lines that say little.
+    servant = next((role for mark, role in _SERVANTS.items() if mark in line), None)
+    return f"[{servant}]" if servant else line or f"[{process.name}]"
+
+
+def _branches(tree: ProcessTree, first: str, rest: str) -> Iterator[tuple[str, ProcessSnapshot]]:
+    yield first, tree.process
+    for number, child in enumerate(tree.children, start=1):
+        last = number == len(tree.children)
+        yield from _branches(child, rest + ("`- " if last else "|- "), rest + ("   " if last else "|  "))
+
+
+def pool_lines(pool: PoolSnapshot) -> list[str]:
+    """A pool and the table of its workers."""
+    rows = [
+        (
+            str(worker.pid),
+            worker.state,
+            "-" if worker.task_id is None else str(worker.task_id),
+            "-" if worker.running_s is None else _text.duration(worker.running_s),
+            _text.count(worker.tasks_done),
+            "-" if worker.rss_bytes is None else _text.size(worker.rss_bytes),
+        )
+        for worker in pool.workers
+    ]
+    sent = f"{_text.count(pool.sent)} tasks sent ahead"
+    heading = f"pool {identifier(pool.name)} of process {pool.pid}: {len(pool.workers)} workers, {sent}"
+    return [heading, *_text.table(("WORKER", "STATE", "TASK", "FOR", "DONE", "MEMORY"), rows, left=(1,))]
+
+
+def queue_lines(queues: list[QueueSnapshot]) -> list[str]:
+    """The table of some queues, the fullest first."""
+    queues = sorted(queues, key=lambda queue: (-queue.statistics.size, queue.name))
+    shown, more = queues[:_MOST_QUEUES], len(queues) - _MOST_QUEUES
+    rows = [
+        (
+            identifier(queue.name),
+            str(queue.pid),
+            _text.count(queue.statistics.size),
+            "-" if not queue.statistics.maxsize else _text.count(queue.statistics.maxsize),
+            _text.size(queue.statistics.bytes),
+            _text.count(queue.statistics.puts),
+            _text.count(queue.statistics.gets),
+            f"{queue.statistics.waiting_putters}/{queue.statistics.waiting_getters}",
+            _text.shortened(" ".join(map(str, queue.users)), _USERS_WIDTH),
+        )
+        for queue in shown
+    ]
+    headings = ("QUEUE", "CREATOR", "ITEMS", "OF", "BYTES", "PUTS", "GETS", "WAITING PUT/GET", "OPEN IN")
+    lines = _text.table(headings, rows, left=(0, 8))
+    return [*lines, f"and {_text.count(more)} more queues"] if more > 0 else lines
+
+
+def identifier(name: str) -> str:
+    """The part of a file's name that tells it from others, short enough to read."""
+    return name.rpartition("-")[2][:8]

@@ -1,0 +1,136 @@
+"""What there is to know about one Python file: pure functions, the same facts in any process."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import io
+import os
+import tokenize
+import warnings
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Not part of the library that is indexed: what pip installed into it, and what the interpreter derived
+# from it.
+_SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "__pycache__"})
+
+
+class FileFacts(NamedTuple):
+    """One Python file, measured.
+
+    Attributes:
+        path: where it lies below the root of the index, with forward slashes.
+        size_bytes: its length.
+        lines: line breaks, plus one for a last line without.
+        tokens: lexical tokens; those before the error when it cannot be read to its end.
+        functions: function definitions, methods and async ones included.
+        classes: class definitions.
+        imports: the modules it imports, sorted, each once, relative names resolved.
+        sha256: of its bytes, as hexadecimal digits.
+        error: why it could not be measured in full, or None.
+    """
+
+    path: str
+    size_bytes: int = 0
+    lines: int = 0
+    tokens: int = 0
+    functions: int = 0
+    classes: int = 0
+    imports: tuple[str, ...] = ()
+    sha256: str = ""
+    error: str | None = None
+
+
+def python_files(root: str) -> Iterator[str]:
+    """Yield each ``.py`` file as it is found, in a fixed order: its path below `root`, with slashes."""
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if name not in _SKIPPED_FOLDERS)
+        for name in sorted(files):
+            if name.endswith(".py"):
+                yield Path(folder, name).relative_to(root).as_posix()
+
+
+def measure(root: str, path: str) -> FileFacts:
+    """Read, parse and measure the file at `path` below `root`; what goes wrong stands in `error`."""
+    name = _storable(path)
+    try:
+        source = Path(root, path).read_bytes()
+    except OSError as error:
+        # A dangling link, or a file of somebody else.
+        return FileFacts(name, error=_in_one_line(error))
+    tokens, token_error = _count_tokens(source)
+    functions, classes, imports, syntax_error = _read_structure(source, name, _package_of(root, path))
+    return FileFacts(
+        path=name,
+        size_bytes=len(source),
+        lines=source.count(b"\n") + (not source.endswith(b"\n") and bool(source)),
+        tokens=tokens,
+        functions=functions,
+        classes=classes,
+        imports=imports,
+        sha256=hashlib.sha256(source).hexdigest(),
+        error=syntax_error or token_error,
+    )
+
+
+def _count_tokens(source: bytes) -> tuple[int, str | None]:
+    count = 0
+    try:
+        for _ in tokenize.tokenize(io.BytesIO(source).readline):
+            count += 1
+    except (SyntaxError, tokenize.TokenError, UnicodeDecodeError) as error:
+        return count, _in_one_line(error)
+    return count, None
+
+
+def _package_of(root: str, path: str) -> tuple[str, ...]:
+    """The package that a file belongs to; a root that is a package itself counts."""
+    outer = (Path(root).name,) if Path(root, "__init__.py").exists() else ()
+    return (*outer, *PurePosixPath(path).parent.parts)
+
+
+def _read_structure(
+    source: bytes, name: str, package: tuple[str, ...]
+) -> tuple[int, int, tuple[str, ...], str | None]:
+    try:
+        with warnings.catch_warnings():
+            # Somebody else's invalid escape sequences are not this program's news.
+            warnings.simplefilter("ignore")
+            module = ast.parse(source, filename=name)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        # ValueError: a null byte; the other two: nested too deeply for the parser.
+        return 0, 0, (), _in_one_line(error)
+    functions = classes = 0
+    imports: set[str] = set()
+    for node in ast.walk(module):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            functions += 1
+        elif isinstance(node, ast.ClassDef):
+            classes += 1
+        elif isinstance(node, ast.Import):
+            imports.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            imports.add(_resolved(node, package))
+    return functions, classes, tuple(sorted(imports)), None
+
+
+def _resolved(node: ast.ImportFrom, package: tuple[str, ...]) -> str:
+    """The absolute name of the module in ``from ... import``: each dot but the first goes one package up."""
+    if not node.level:
+        return node.module or ""
+    start = package[: max(len(package) - node.level + 1, 0)]
+    return ".".join((*start, *((node.module,) if node.module else ()))) or "."
+
+
+def _in_one_line(error: BaseException) -> str:
+    text = str(error).splitlines()
+    return _storable(f"{type(error).__name__}: {text[0]}" if text else type(error).__name__)
+
+
+def _storable(text: str) -> str:
+    """A database takes text only, and file names need not be text: what does not decode becomes an escape."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,50 @@
+"""`python -m mpkit stacks PID`: where a worker of a pool is at this moment."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from mpkit.cli import _arguments
+from mpkit.errors import ProcessGone
+from mpkit.introspect import _stacks
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "stacks",
+        help="show the Python stack of a pool's worker, or of all workers of a program",
+        description=(
+            "Show the Python stack of every thread of a worker of an mpkit pool, or of all workers under"
+            " a process. It works while C code holds the interpreter lock, and needs no debugger's rights."
+        ),
+    )
+    parser.add_argument("pid", type=_arguments.pid, metavar="PID", help="a worker, or a process above some")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the stacks; 1 if there is none."""
+    workers = _stacks.workers_under(options.pid)
+    if not workers:
+        print(
+            f"mpkit stacks: process {options.pid} is no worker of an mpkit pool and has none below it; only"
+            " those write their stack on request",
+            file=sys.stderr,
+        )
+        return 1
+    shown = 0
+    for worker in workers:
+        try:
+            text = _stacks.stack_of(worker)
+        except ProcessGone as error:
+            # A worker may end meanwhile, and be replaced.
+            text = str(error.strerror)
+        shown += bool(text)
+        print(f"--- worker {worker.process.pid}, {worker.row.state} ---")
+        print(text or "it does not answer: it is stopped, or just starting")
+    return 0 if shown else 1

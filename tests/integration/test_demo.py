@@ -1,0 +1,154 @@
+"""The demo: the whole house at work, to a good end and to a bad one."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import shutil
+import signal
+import sqlite3
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from mpkit.cli.demo import index, store
+from mpkit.cli.demo.progress import Amount, ProgressLine
+from mpkit.errors import WorkerCrashed
+from mpkit.process import WorkerProcess
+from tests.helpers.processes import python, run_python
+from tests.helpers.waiting import PATIENCE, wait_until
+
+STDLIB = Path(sysconfig.get_path("stdlib"))
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Path:
+    """Some files of the standard library, and some that are hard to read."""
+    root = tmp_path / "library"
+    for package in ("json", "concurrent"):
+        shutil.copytree(STDLIB / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
+    (root / "broken.py").write_text("def f(:\n")
+    (root / "bad_coding.py").write_bytes(b"# coding: nonsense\n")
+    (root / "dangling.py").symlink_to("nowhere.py")
+    return root
+
+
+def rows(database: Path) -> int:
+    """Files in an index that may not be there yet."""
+    try:
+        with store.Index(str(database)) as found:
+            return found.totals().files
+    except sqlite3.Error:
+        return 0
+
+
+def check_readable(database: Path) -> None:
+    connection = sqlite3.connect(database)
+    try:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    finally:
+        connection.close()
+    assert [path.name for path in database.parent.iterdir() if path.name.startswith(database.name)] == [
+        database.name
+    ]
+
+
+def test_the_demo_indexes_a_folder_and_agrees_with_one_process(library: Path, tmp_path: Path) -> None:
+    database = tmp_path / "index.sqlite3"
+    ended = run_python("-m", "mpkit", "demo", library, "--database", database, "--processes", "2")
+    files = sum(1 for path in library.rglob("*.py"))
+    assert f"{files} files" in ended.stdout
+    assert "with 2 workers" in ended.stdout
+    assert "the shared counters, the writer and the database agree" in ended.stdout
+    assert "3 could not be measured in full" in ended.stdout
+    assert "both results are identical" in ended.stdout
+    assert "json/decoder.py" in ended.stdout
+    assert ended.stderr == ""
+    assert rows(database) == files
+    check_readable(database)
+
+
+def test_the_comparison_can_be_left_out(library: Path, tmp_path: Path) -> None:
+    database = tmp_path / "index.sqlite3"
+    ended = run_python(
+        "-m", "mpkit", "demo", library, "--database", database, "--no-compare", "--no-progress"
+    )
+    assert "Totals" in ended.stdout
+    assert "one process" not in ended.stdout
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    ended = run_python("-m", "mpkit", "demo", tmp_path / "nowhere", check=False)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "nowhere is not a folder" in ended.stderr
+
+
+def test_a_file_of_somebody_else_is_not_overwritten(library: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    ended = run_python("-m", "mpkit", "demo", library, "--database", precious, check=False)
+    assert ended.returncode == 1
+    assert "left alone" in ended.stderr
+    assert precious.read_text() == "mine"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent otherwise there")
+@pytest.mark.parametrize("to_all", [True, False], ids=["terminal", "main-process"])
+def test_ctrl_c_ends_it_at_once_and_leaves_a_readable_index(to_all: bool, tmp_path: Path) -> None:
+    database = tmp_path / "index.sqlite3"
+    with python("-m", "mpkit", "demo", "--database", database) as process:
+        wait_until(lambda: rows(database) or process.poll() is not None, "the first files are in the index")
+        if to_all:
+            # As a terminal does.
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 130, err
+        # What multiprocessing keeps running for the whole program goes right after it.
+        wait_until(lambda: _group_is_gone(process.pid), "every process of the program has ended")
+    assert "Traceback" not in err
+    assert out == ""
+    files = rows(database)
+    assert files > 0
+    assert err == f"Interrupted: {files} files are in {database}\n"
+    check_readable(database)
+
+
+def _group_is_gone(group: int) -> bool:
+    # Orphans are handed to the process of the tests, which has to wait for them.
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-group, os.WNOHANG)[0]:
+            pass
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def test_a_writer_that_fails_is_the_error_that_is_shown(library: Path, tmp_path: Path) -> None:
+    with pytest.raises(sqlite3.OperationalError, match="unable to open database"):
+        index.index(
+            str(library), str(tmp_path / "nowhere" / "x"), processes=1, line=ProgressLine(shown=False)
+        )
+
+
+class Murderer(ProgressLine):
+    """Kills the writer as soon as there is progress to show."""
+
+    def show(self, what: str, done: Amount, more: str = "") -> None:
+        for child in multiprocessing.active_children():
+            if isinstance(child, WorkerProcess):
+                child.kill()
+
+
+def test_a_writer_that_is_killed_does_not_hang_the_workers(tmp_path: Path) -> None:
+    database = str(tmp_path / "index.sqlite3")
+    store.create(database)
+    with pytest.raises(WorkerCrashed, match="SIGKILL"):
+        index.index(str(STDLIB), database, processes=2, line=Murderer(shown=False))
+    check_readable(Path(database))

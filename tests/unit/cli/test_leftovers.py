@@ -1,0 +1,81 @@
+"""What counts as left behind: only what mpkit has named, and only when its creator is dead."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mpkit._platform import identity
+from mpkit.cli.doctor import leftovers
+
+# Larger than any pid that Linux gives out.
+NOBODY = 2**22 + 1
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(leftovers, "SHM_DIRECTORY", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
+
+
+def put(folder: Path, name: str) -> Path:
+    path = folder / name
+    path.write_bytes(b"x" * 100)
+    path.chmod(0o600)
+    return path
+
+
+def test_a_file_of_a_dead_process_is_found_and_removed(folder: Path) -> None:
+    path = put(folder, f"mpkit-queue-{NOBODY}-1-0123456789abcdef")
+    semaphore = put(folder, f"sem.mpkit-q-{NOBODY}-0123456789-0")
+    found = leftovers.find()
+    assert [left.path for left in found] == [str(path), str(semaphore)]
+    assert found[0].size_bytes == 100
+    assert found[0].pid == NOBODY
+    assert leftovers.remove(found) == found
+    assert leftovers.find() == []
+
+
+def test_a_file_of_a_reused_pid_is_found(folder: Path) -> None:
+    me = identity.current()
+    put(folder, f"mpkit-pool-{me.pid}-{me.started + 1}-0123456789abcdef")
+    assert len(leftovers.find()) == 1
+
+
+def test_a_file_of_a_living_process_is_not(folder: Path) -> None:
+    me = identity.current()
+    put(folder, f"mpkit-pool-{me.pid}-{me.started}-0123456789abcdef")
+    put(folder, f"sem.mpkit-p-{me.pid}-0123456789ab")
+    assert leftovers.find() == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mpkit-demo.sqlite3",
+        f"mpkit-notes-{NOBODY}",
+        f"mpkit-notes-{NOBODY}-1-0123456789abcdef.txt",
+        f"xmpkit-queue-{NOBODY}-1-0123456789abcdef",
+        f"sem.other-{NOBODY}-0123456789-0",
+    ],
+)
+def test_a_file_that_mpkit_has_not_named_is_left_alone(folder: Path, name: str) -> None:
+    put(folder, name)
+    assert leftovers.find() == []
+
+
+def test_a_link_and_a_folder_are_left_alone(folder: Path) -> None:
+    target = put(folder, "precious")
+    (folder / f"mpkit-queue-{NOBODY}-1-0123456789abcdef").symlink_to(target)
+    (folder / f"mpkit-queue-{NOBODY}-1-0123456789abcdee").mkdir()
+    assert leftovers.find() == []
+
+
+def test_one_that_has_gone_meanwhile_does_no_harm(folder: Path) -> None:
+    path = put(folder, f"mpkit-queue-{NOBODY}-1-0123456789abcdef")
+    found = leftovers.find()
+    os.unlink(path)
+    assert leftovers.remove(found) == []
