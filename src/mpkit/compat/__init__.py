@@ -1,0 +1,115 @@
+"""`multiprocessing` with mpkit inside: ``from mpkit import compat as multiprocessing`` is a drop-in.
+
+Every public name of `multiprocessing` is here. `Process`, `Queue`, `JoinableQueue`, `SimpleQueue`, `Lock`,
+`Pool` and `get_context` are thin shells over mpkit with the signatures, exceptions and exit semantics of
+the standard library; all other names are the standard library's own and work together with them. Processes
+are started in the way that is the default of the running Python (mpkit's own classes prefer forkserver).
+
+What is better than in the standard library comes along: a worker that dies fails its task instead of
+hanging the pool, a lock or queue survives the death of any process, `put` raises what cannot be pickled, a
+child dies with its parent.
+
+`mpkit.compat.futures` is the same for `concurrent.futures`.
+
+Example:
+    >>> from mpkit import compat as multiprocessing
+    >>> with multiprocessing.Pool(2) as pool:  # doctest: +SKIP
+    ...     pool.map(abs, [-1, -2])
+    [1, 2]
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import multiprocessing
+from multiprocessing import (
+    Array,
+    AuthenticationError,
+    Barrier,
+    BoundedSemaphore,
+    BufferTooShort,
+    Condition,
+    Event,
+    Manager,
+    Pipe,
+    ProcessError,
+    RawArray,
+    RawValue,
+    RLock,
+    Semaphore,
+    TimeoutError,  # noqa: A004  multiprocessing calls it so
+    Value,
+    active_children,
+    allow_connection_pickling,
+    cpu_count,
+    current_process,
+    freeze_support,
+    get_all_start_methods,
+    get_logger,
+    get_start_method,
+    log_to_stderr,
+    parent_process,
+    reducer,
+    set_executable,
+    set_forkserver_preload,
+    set_start_method,
+)
+from typing import TYPE_CHECKING
+
+from mpkit.compat._contexts import get_context
+from mpkit.compat._locks import Lock
+from mpkit.compat._pool import Pool
+from mpkit.compat._processes import Process
+from mpkit.compat._queues import JoinableQueue, Queue, SimpleQueue
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+__all__ = [
+    "Array",
+    "AuthenticationError",
+    "Barrier",
+    "BoundedSemaphore",
+    "BufferTooShort",
+    "Condition",
+    "Event",
+    "JoinableQueue",
+    "Lock",
+    "Manager",
+    "Pipe",
+    "Pool",
+    "Process",
+    "ProcessError",
+    "Queue",
+    "RLock",
+    "RawArray",
+    "RawValue",
+    "Semaphore",
+    "SimpleQueue",
+    "TimeoutError",
+    "Value",
+    "active_children",
+    "allow_connection_pickling",
+    "cpu_count",
+    "current_process",
+    "freeze_support",
+    "get_all_start_methods",
+    "get_context",
+    "get_logger",
+    "get_start_method",
+    "log_to_stderr",
+    "parent_process",
+    "reducer",
+    "set_executable",
+    "set_forkserver_preload",
+    "set_start_method",
+]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """The submodules of `multiprocessing` (``connection``, ...) are the standard library's own."""
+    full_name = f"{multiprocessing.__name__}.{name}"
+    if name.startswith("_") or importlib.util.find_spec(full_name) is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module(full_name)

@@ -1,0 +1,97 @@
+"""`get_context` and the contexts that it returns: those of `multiprocessing` with mpkit's classes in them."""
+
+# The names are those of the standard library.
+# ruff: noqa: N802
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.context as mp_context
+import sys
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mpkit.compat import _locks, _pool, _processes, _queues
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+
+class Context(mp_context.BaseContext):
+    """A context of `multiprocessing` with mpkit's classes in it; all else is inherited."""
+
+    # The classes of mpkit are none of typeshed's, although they do what those do: hence the ignored errors.
+    Process: ClassVar[type[_processes.Process]]
+    _pool_type: ClassVar[type[_pool.Pool]]
+    # What `get_start_method` of the base class returns.
+    _name: ClassVar[str]
+
+    def Queue(self, maxsize: int = 0) -> _queues.Queue[Any]:  # type: ignore[override]
+        """A `Queue`."""
+        return _queues.Queue(maxsize)
+
+    def JoinableQueue(self, maxsize: int = 0) -> _queues.JoinableQueue[Any]:  # type: ignore[override]
+        """A `JoinableQueue`."""
+        return _queues.JoinableQueue(maxsize)
+
+    def SimpleQueue(self) -> _queues.SimpleQueue[Any]:  # type: ignore[override]
+        """A `SimpleQueue`."""
+        return _queues.SimpleQueue()
+
+    def Lock(self) -> _locks.Lock:  # type: ignore[override]
+        """A `Lock`."""
+        return _locks.Lock()
+
+    def Pool(  # type: ignore[override]
+        self,
+        processes: int | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+        maxtasksperchild: int | None = None,
+    ) -> _pool.Pool:
+        """A `Pool` whose workers are started in this context's way."""
+        return self._pool_type(processes, initializer, initargs, maxtasksperchild)
+
+    def get_context(self, method: str | None = None) -> Context:  # type: ignore[override]
+        """This context, or the one for another start method."""
+        return self if method is None else get_context(method)
+
+
+class SpawnContext(Context):
+    """Processes start in a fresh interpreter."""
+
+    _name = "spawn"
+    Process = _processes.SpawnProcess
+    _pool_type = _pool.SpawnPool
+
+
+_contexts: dict[str, Context] = {"spawn": SpawnContext()}
+
+if sys.platform != "win32":
+
+    class ForkContext(Context):
+        """Processes are forked."""
+
+        _name = "fork"
+        Process = _processes.ForkProcess
+        _pool_type = _pool.ForkPool
+
+    class ForkServerContext(Context):
+        """Processes are forked by the fork server."""
+
+        _name = "forkserver"
+        Process = _processes.ForkServerProcess
+        _pool_type = _pool.ForkServerPool
+
+    _contexts |= {"fork": ForkContext(), "forkserver": ForkServerContext()}
+
+
+def get_context(method: str | None = None) -> Context:
+    """A context: an object with the functions of this module, bound to a start method.
+
+    Args:
+        method: the start method. None, the default, settles on what the program has set, else on the
+            default of the running Python, as in the standard library.
+
+    Raises:
+        ValueError: this system has no such start method.
+    """
+    return _contexts[multiprocessing.get_context(method).get_start_method()]

@@ -1,0 +1,45 @@
+"""`Lock` as `multiprocessing` has it, over `mpkit.Lock`."""
+
+from __future__ import annotations
+
+import os
+
+from typing_extensions import override
+
+from mpkit import sync
+from mpkit.compat._queues import not_negative
+
+
+class Lock(sync.Lock):
+    """`multiprocessing.Lock`: a lock between processes that is not recursive and that anybody may release.
+
+    The lock of a process that has died goes to the next one who asks for it, instead of blocking all
+    others for ever.
+    """
+
+    __slots__ = ()
+
+    @override
+    def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
+        """Take the lock; a negative `timeout` counts as 0. Returns whether this process has it now.
+
+        Blocking: until it is free, if `block`, for at most `timeout` seconds.
+        """
+        return super().acquire(block, not_negative(timeout))
+
+    @property
+    def _semlock(self) -> _Ownership:
+        return _Ownership(self)
+
+
+class _Ownership:
+    """What `multiprocessing.Condition` asks its lock about, under the names that it uses."""
+
+    def __init__(self, lock: sync.Lock) -> None:
+        self._lock = lock
+
+    def _is_mine(self) -> bool:
+        return self._lock.owner() == os.getpid()
+
+    def _count(self) -> int:
+        return int(self._is_mine())

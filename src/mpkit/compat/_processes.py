@@ -1,0 +1,73 @@
+"""`Process` as `multiprocessing` has it, over `mpkit.WorkerProcess`: one class for each start method."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mpkit.process import WorkerProcess
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+
+# As written in the standard library, where it changed with 3.14.
+_NO_KEYWORDS: Mapping[str, Any] | None = None if sys.version_info >= (3, 14) else MappingProxyType({})
+
+
+class Process(WorkerProcess[Any]):
+    """`multiprocessing.Process`, started in the way that is the default of the running Python or that the
+    program has set.
+
+    Besides all that the standard library's class has, there is what `mpkit.WorkerProcess` adds: the
+    result, orderly stopping, and an end together with the parent.
+    """
+
+    #: None: what the program has set, else the default of the running Python.
+    _always: ClassVar[str | None] = None
+
+    def __init__(
+        self,
+        group: None = None,
+        target: Callable[..., object] | None = None,
+        name: str | None = None,
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] | None = _NO_KEYWORDS,
+        *,
+        daemon: bool | None = None,
+    ) -> None:
+        super().__init__(
+            group,
+            target,
+            name,
+            args,
+            kwargs,
+            daemon=daemon,
+            start_method=self._always or default_start_method(),
+        )
+
+
+class ForkProcess(Process):
+    """A `Process` that is always forked."""
+
+    _always: ClassVar[str | None] = "fork"
+
+
+class SpawnProcess(Process):
+    """A `Process` that always starts in a fresh interpreter."""
+
+    _always: ClassVar[str | None] = "spawn"
+
+
+class ForkServerProcess(Process):
+    """A `Process` that is always forked by the fork server."""
+
+    _always: ClassVar[str | None] = "forkserver"
+
+
+def default_start_method() -> str:
+    """What the program has set, else the default of the running Python. Asking does not settle it."""
+    # The first one of the list is documented to be the default.
+    return multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]

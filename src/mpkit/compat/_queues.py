@@ -1,0 +1,137 @@
+"""The queues of `multiprocessing`, over `mpkit.BoundedQueue`."""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+from mpkit.queue import BoundedQueue
+
+T = TypeVar("T")
+
+
+class Queue(Generic[T]):
+    """`multiprocessing.Queue`: a first-in first-out queue between processes.
+
+    Objects are pickled in `put` itself, so an error is raised there, and there is no feeder thread: what
+    the standard library says about joining a process that has put something does not apply. A handle can
+    be pickled anywhere, not only while a process is started.
+
+    Args:
+        maxsize: the most items in the queue; 0 or less: bounded by memory only.
+    """
+
+    def __init__(self, maxsize: int = 0) -> None:
+        self._queue: BoundedQueue[T] = BoundedQueue(maxsize)
+
+    def put(self, obj: T, block: bool = True, timeout: float | None = None) -> None:
+        """Add an item at the end.
+
+        Raises:
+            queue.Full: there was no room (in time).
+            ValueError: this process has closed the queue.
+            pickle.PicklingError: the item cannot be pickled; the queue is unchanged.
+
+        Blocking: until there is room, if `block`, for at most `timeout` seconds.
+        """
+        self._queue.put(obj, block, not_negative(timeout))
+
+    def get(self, block: bool = True, timeout: float | None = None) -> T:
+        """Take the oldest item.
+
+        Raises:
+            queue.Empty: there was nothing (in time).
+            ValueError: this process has closed the queue.
+
+        Blocking: until there is an item, if `block`, for at most `timeout` seconds.
+        """
+        return self._queue.get(block, not_negative(timeout))
+
+    def put_nowait(self, obj: T) -> None:
+        """The same as ``put(obj, False)``."""
+        self._queue.put(obj, False)
+
+    def get_nowait(self) -> T:
+        """The same as ``get(False)``."""
+        return self._queue.get(False)
+
+    def qsize(self) -> int:
+        """How many items are in the queue: exact, and on macOS too."""
+        return self._queue.qsize()
+
+    def empty(self) -> bool:
+        """Whether the queue is empty: exact."""
+        return self._queue.empty()
+
+    def full(self) -> bool:
+        """Whether the queue is full: exact."""
+        return self._queue.full()
+
+    def close(self) -> None:
+        """Declare that this process will not use the queue any more. What it has put stays."""
+        self._queue.close()
+
+    def join_thread(self) -> None:
+        """Nothing to do: there is no background thread."""
+
+    def cancel_join_thread(self) -> None:
+        """Nothing to do: what was put is in the queue already, and stays."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} over {self._queue!r}>"
+
+
+class JoinableQueue(Queue[T]):
+    """`multiprocessing.JoinableQueue`: a `Queue` that can be waited for until all that was put is done."""
+
+    def task_done(self) -> None:
+        """Tell that the work on one item that was taken is finished.
+
+        Raises:
+            ValueError: called more often than items were put.
+        """
+        self._queue.task_done()
+
+    def join(self) -> None:
+        """Wait until `task_done` has been called for every item that was put.
+
+        Blocking: until then.
+        """
+        self._queue.join()
+
+
+class SimpleQueue(Generic[T]):
+    """`multiprocessing.SimpleQueue`: an unbounded queue with `get` and `put` alone."""
+
+    def __init__(self) -> None:
+        self._queue: BoundedQueue[T] = BoundedQueue()
+
+    def get(self) -> T:
+        """Take the oldest item.
+
+        Blocking: until there is one.
+        """
+        return self._queue.get()
+
+    def put(self, obj: T) -> None:
+        """Add an item at the end.
+
+        Raises:
+            pickle.PicklingError: the item cannot be pickled; the queue is unchanged.
+        """
+        self._queue.put(obj)
+
+    def empty(self) -> bool:
+        """Whether the queue is empty: exact."""
+        return self._queue.empty()
+
+    def close(self) -> None:
+        """Declare that this process will not use the queue any more."""
+        self._queue.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} over {self._queue!r}>"
+
+
+def not_negative(timeout: float | None) -> float | None:
+    """`multiprocessing` takes a negative time-out for 0; mpkit refuses it."""
+    return None if timeout is None else max(timeout, 0)

@@ -1,0 +1,243 @@
+"""`concurrent.futures` with mpkit inside: ``from mpkit.compat import futures`` is a drop-in.
+
+`ProcessPoolExecutor` is a thin shell over `mpkit.TaskPool` with the signature of the standard library; all
+other names are the standard library's own. A worker that dies fails the task that it ran, with
+`mpkit.errors.WorkerCrashed` (a `BrokenProcessPool`), and nothing else; `map` takes `buffersize`, and the
+workers can be terminated or killed, on every Python.
+
+Example:
+    >>> from mpkit.compat import futures
+    >>> with futures.ProcessPoolExecutor(2) as executor:  # doctest: +SKIP
+    ...     list(executor.map(abs, [-1, -2]))
+    [1, 2]
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import itertools
+import multiprocessing
+import os
+import sys
+import threading
+import time
+import weakref
+from collections import deque
+from concurrent.futures import (
+    ALL_COMPLETED,
+    FIRST_COMPLETED,
+    FIRST_EXCEPTION,
+    BrokenExecutor,
+    CancelledError,
+    Executor,
+    Future,
+    InvalidStateError,
+    ThreadPoolExecutor,
+    TimeoutError,  # noqa: A004  concurrent.futures calls it so
+    as_completed,
+    wait,
+)
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from typing_extensions import ParamSpec, override
+
+from mpkit.compat._processes import default_start_method
+from mpkit.errors import SerializationError
+from mpkit.pool import TaskPool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from multiprocessing.context import BaseContext
+
+__all__ = [
+    "ALL_COMPLETED",
+    "FIRST_COMPLETED",
+    "FIRST_EXCEPTION",
+    "BrokenExecutor",
+    "CancelledError",
+    "Executor",
+    "Future",
+    "InvalidStateError",
+    "ProcessPoolExecutor",
+    "ThreadPoolExecutor",
+    "TimeoutError",
+    "as_completed",
+    "wait",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+if sys.version_info >= (3, 14):
+    # Left out of builds without subinterpreters.
+    with contextlib.suppress(ImportError):
+        from concurrent.futures import InterpreterPoolExecutor
+
+        __all__ += ["InterpreterPoolExecutor"]
+
+
+class ProcessPoolExecutor(Executor):
+    """`concurrent.futures.ProcessPoolExecutor`: workers that call functions, as futures.
+
+    Args:
+        max_workers: how many workers. None: as many as this process may use CPUs.
+        mp_context: how they are started, from `multiprocessing.get_context` or `mpkit.compat.get_context`.
+            None: what the program has set, else the default of the running Python (spawn with
+                `max_tasks_per_child`).
+        initializer: called in each worker when it starts.
+        initargs: its arguments.
+        max_tasks_per_child: after how many tasks a worker is replaced. None: never.
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        mp_context: BaseContext | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        *,
+        max_tasks_per_child: int | None = None,
+    ) -> None:
+        context: BaseContext | str | None = mp_context
+        if context is None:
+            context = default_start_method() if max_tasks_per_child is None else "spawn"
+        self._pool = TaskPool(max_workers, initializer, initargs, max_tasks_per_child, context)
+        self._futures = self._pool.executor
+        #: The process that has to shut it down; None once that is done.
+        self._open_in: int | None = os.getpid()
+        _open_executors.add(self)
+
+    @override
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        """Have a worker call ``fn(*args, **kwargs)``; what cannot be pickled comes out of the future.
+
+        Raises:
+            RuntimeError: after `shutdown`.
+            BrokenProcessPool: the initializer has failed, or workers cannot be started.
+        """
+        try:
+            return self._futures.submit(fn, *args, **kwargs)
+        except SerializationError as error:
+            failed: Future[R] = Future()
+            failed.set_exception(error.__cause__ or error)
+            return failed
+
+    @override
+    def map(
+        self,
+        fn: Callable[..., R],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[R]:
+        """Call `fn` for the items of the iterables; an iterator over the results, in order.
+
+        Args:
+            fn: what to call, with one argument from each iterable.
+            iterables: read at once, or with `buffersize` as results are taken.
+            timeout: seconds from now within which every result must be there.
+            chunksize: items in one task.
+            buffersize: the most tasks whose results have not been taken; None: no limit.
+
+        Raises:
+            TimeoutError: from the iterator, when the time is over.
+            Exception: from the iterator: what a call raised; what comes after it is cancelled.
+        """
+        if chunksize < 1:
+            raise ValueError(f"chunksize must be >= 1, not {chunksize!r}")
+        if buffersize is not None and not isinstance(buffersize, int):
+            raise TypeError(f"buffersize must be an integer or None, not {buffersize!r}")
+        if buffersize is not None and buffersize < 1:
+            raise ValueError(f"buffersize must be None or > 0, not {buffersize!r}")
+        deadline = None if timeout is None else time.monotonic() + timeout
+        calls = zip(*iterables)  # noqa: B905  the shortest one ends it, as with the built-in map
+        chunks = iter(lambda: list(itertools.islice(calls, chunksize)), [])
+        tasks = (self.submit(_call_each, fn, chunk) for chunk in chunks)
+        # Submitted before the first result is asked for.
+        pending = deque(itertools.islice(tasks, buffersize))
+        return _results(pending, tasks, deadline)
+
+    @override
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more tasks; those there are go on.
+
+        Args:
+            wait: return only when they have ended and the workers are gone.
+            cancel_futures: cancel those that have not begun.
+        """
+        self._mark_shut_down()
+        self._futures.shutdown(wait=False, cancel_futures=cancel_futures)
+        self._pool.close()
+        if wait:
+            self._pool.join()
+
+    def terminate_workers(self) -> None:
+        """End the workers at once, with SIGTERM to begin with; pending futures are cancelled."""
+        self._mark_shut_down()
+        self._pool.terminate()
+
+    def kill_workers(self) -> None:
+        """End the workers with SIGKILL; pending futures are cancelled."""
+        pids = {worker.pid for worker in self._pool.workers()}
+        # First, so that none is replaced.
+        self.terminate_workers()
+        for process in multiprocessing.active_children():
+            if process.pid in pids:
+                process.kill()
+
+    def _mark_shut_down(self) -> None:
+        self._open_in = None
+        _open_executors.discard(self)
+
+    def __del__(self) -> None:
+        # An executor that is just dropped finishes what it has. In a thread, because a garbage collection
+        # may have come in the middle of one of the pool's own operations; not a daemon, because a program
+        # waits for its tasks.
+        if getattr(self, "_open_in", None) == os.getpid():
+            threading.Thread(
+                target=self._close_and_join, args=(self._pool,), name="mpkit-executor-dropped"
+            ).start()
+
+    @staticmethod
+    def _close_and_join(pool: TaskPool) -> None:
+        pool.close()
+        pool.join()
+
+
+_open_executors: weakref.WeakSet[ProcessPoolExecutor] = weakref.WeakSet()
+
+
+def _shut_down_all() -> None:
+    """A program that ends without `shutdown` waits for its tasks, as with the standard library."""
+    for executor in list(_open_executors):
+        if executor._open_in == os.getpid():
+            executor.shutdown()
+
+
+atexit.register(_shut_down_all)
+
+
+def _call_each(fn: Callable[..., R], calls: list[tuple[Any, ...]]) -> list[R]:
+    """Runs in a worker."""
+    return [fn(*arguments) for arguments in calls]
+
+
+def _results(
+    pending: deque[Future[list[R]]], tasks: Iterator[Future[list[R]]], deadline: float | None
+) -> Iterator[R]:
+    try:
+        while pending:
+            pending.extend(itertools.islice(tasks, 1))
+            try:
+                remaining = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+                chunk = pending[0].result(remaining)
+            finally:
+                # One that is not done in time is cancelled; for the others this changes nothing.
+                pending.popleft().cancel()
+            yield from chunk
+    finally:
+        for task in pending:
+            task.cancel()

@@ -1,0 +1,84 @@
+"""What the children of the tests of `mpkit.compat` run: under spawn they import this module."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from typing import Any, NoReturn
+
+from mpkit import compat
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def add(x: int, y: int = 0) -> int:
+    return x + y
+
+
+def fail(x: object) -> NoReturn:
+    raise KeyError(x)
+
+
+def crash(_x: object = None) -> NoReturn:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def unpicklable(_x: object = None) -> object:
+    return threading.Lock()
+
+
+def wait_for(event: Any, x: int) -> int:
+    event.wait()
+    return x
+
+
+def sleep_for_ever(_x: object = None) -> NoReturn:
+    while True:
+        time.sleep(60)
+
+
+def echo(inbox: compat.Queue[object], outbox: compat.JoinableQueue[object]) -> None:
+    while (item := inbox.get()) is not None:
+        outbox.put(item)
+
+
+def exit_with(code: int) -> NoReturn:
+    sys.exit(code)
+
+
+def put_pid(queue: compat.SimpleQueue[int]) -> None:
+    queue.put(os.getpid())
+
+
+def guarded_add(lock: compat.Lock, value: Any, times: int) -> None:
+    for _ in range(times):
+        with lock:
+            value.value += 1
+
+
+def wait_on(condition: Any, ready: compat.SimpleQueue[str]) -> None:
+    with condition:
+        ready.put("waiting")
+        condition.wait()
+    ready.put("woken")
+
+
+_STATE: list[object] = []
+
+
+def initialize(value: object) -> None:
+    _STATE.append(value)
+
+
+def initialized(_x: object = None) -> list[object]:
+    return list(_STATE)
+
+
+def broken_initializer() -> NoReturn:
+    raise LookupError("no such thing")

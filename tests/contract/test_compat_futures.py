@@ -1,0 +1,210 @@
+"""`mpkit.compat.futures.ProcessPoolExecutor` behaves as the standard library's does."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import gc
+import itertools
+import multiprocessing
+import os
+import pickle
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, cast
+
+import pytest
+
+from mpkit import compat
+from mpkit.compat import futures
+from tests.contract import compat_tasks as tasks
+from tests.helpers.processes import run_python
+from tests.helpers.waiting import PATIENCE, wait_until
+
+
+@pytest.fixture(params=["multiprocessing", "compat"])
+def context(request: pytest.FixtureRequest, start_method: str) -> Any:
+    module = multiprocessing if request.param == "multiprocessing" else compat
+    return module.get_context(start_method)
+
+
+def test_an_executor_has_all_its_verbs(context: Any) -> None:
+    with futures.ProcessPoolExecutor(2, context, tasks.initialize, ("ready",)) as executor:
+        assert isinstance(executor, concurrent.futures.Executor)
+        assert executor.submit(tasks.add, 1, y=2).result(PATIENCE) == 3
+        assert list(executor.map(tasks.add, [1, 2], [3, 4, 5])) == [4, 6]
+        assert list(executor.map(tasks.square, range(10), chunksize=3)) == [x * x for x in range(10)]
+        assert executor.submit(tasks.initialized).result() == ["ready"]
+        done, _ = futures.wait([executor.submit(tasks.square, x) for x in range(3)])
+        assert sorted(future.result() for future in done) == [0, 1, 4]
+        assert {f.result() for f in futures.as_completed([executor.submit(tasks.square, 2)])} == {4}
+
+
+def test_map_reads_an_infinite_input_with_a_buffer() -> None:
+    with futures.ProcessPoolExecutor(1) as executor:
+        results = executor.map(tasks.square, itertools.count(), buffersize=4, chunksize=2)
+        assert [next(results) for _ in range(5)] == [0, 1, 4, 9, 16]
+        results.close()  # type: ignore[attr-defined]  # a generator, as in the standard library
+
+
+def test_map_submits_before_it_is_asked() -> None:
+    taken: list[int] = []
+
+    def numbers() -> Any:
+        for number in range(10):
+            taken.append(number)
+            yield number
+
+    with futures.ProcessPoolExecutor(1) as executor:
+        eager = executor.map(tasks.square, numbers())
+        assert len(taken) == 10
+        assert len(list(eager)) == 10
+        taken.clear()
+        lazy = executor.map(tasks.square, numbers(), buffersize=3)
+        assert len(taken) == 3
+        next(lazy)
+        assert len(taken) == 4
+        assert len(list(lazy)) == 9
+
+
+@pytest.mark.parametrize(
+    "options, error",
+    [
+        ({"chunksize": 0}, ValueError),
+        ({"buffersize": 0}, ValueError),
+        ({"buffersize": 1.5}, TypeError),
+    ],
+)
+def test_map_checks_its_options(options: dict[str, Any], error: type[Exception]) -> None:
+    with futures.ProcessPoolExecutor(1) as executor, pytest.raises(error):
+        executor.map(tasks.square, [1], **options)
+
+
+def test_map_ends_when_its_time_is_over() -> None:
+    with futures.ProcessPoolExecutor(1) as executor, pytest.raises(futures.TimeoutError):
+        list(executor.map(tasks.sleep_for_ever, [1], timeout=0.05))
+
+
+def test_errors_come_out_of_the_future() -> None:
+    with futures.ProcessPoolExecutor(1) as executor:
+        with pytest.raises(KeyError):
+            executor.submit(tasks.fail, 1).result()
+        with pytest.raises(KeyError):
+            list(executor.map(tasks.fail, [1]))
+        with pytest.raises((pickle.PicklingError, AttributeError, TypeError)):
+            executor.submit(tasks.square, cast("Any", lambda: 1)).result()
+        with pytest.raises(pickle.PicklingError):
+            executor.submit(tasks.unpicklable).result()
+        with pytest.raises(BrokenProcessPool):
+            executor.submit(tasks.crash).result()
+        # Better than the standard library: the others go on.
+        assert executor.submit(tasks.square, 3).result() == 9
+
+
+def test_an_initializer_that_fails_breaks_the_executor() -> None:
+    with futures.ProcessPoolExecutor(1, initializer=tasks.broken_initializer) as executor:
+        with pytest.raises(BrokenProcessPool):
+            executor.submit(tasks.square, 1).result(PATIENCE)
+
+
+def test_nothing_is_taken_after_shutdown() -> None:
+    executor = futures.ProcessPoolExecutor(1)
+    future = executor.submit(tasks.square, 4)
+    executor.shutdown()
+    executor.shutdown(wait=False, cancel_futures=True)
+    assert future.result() == 16
+    with pytest.raises(RuntimeError):
+        executor.submit(tasks.square, 1)
+
+
+def test_shutdown_can_cancel_what_has_not_begun() -> None:
+    event = compat.get_context("spawn").Event()
+    executor = futures.ProcessPoolExecutor(
+        1, initializer=_keep, initargs=(event,), mp_context=compat.get_context("spawn")
+    )
+    running = executor.submit(_wait_for_kept, 1)
+    wait_until(running.running, "the first task has begun")
+    waiting = [executor.submit(tasks.square, x) for x in range(500)]
+    executor.shutdown(wait=False, cancel_futures=True)
+    assert waiting[-1].cancelled()
+    event.set()
+    assert running.result(PATIENCE) == 1
+    executor.shutdown()
+
+
+_kept: list[Any] = []
+
+
+def _keep(event: Any) -> None:
+    _kept.append(event)
+
+
+def _wait_for_kept(x: int) -> int:
+    return tasks.wait_for(_kept[-1], x)
+
+
+@pytest.mark.parametrize("verb", ["terminate_workers", "kill_workers"])
+def test_workers_can_be_ended_by_force(verb: str) -> None:
+    executor = futures.ProcessPoolExecutor(2)
+    running = [executor.submit(tasks.sleep_for_ever) for _ in range(3)]
+    getattr(executor, verb)()
+    done, pending = futures.wait(running, PATIENCE)
+    assert not pending
+    for future in done:
+        with pytest.raises((futures.CancelledError, BrokenProcessPool)):
+            future.result()
+    executor.shutdown()
+
+
+def test_it_serves_an_event_loop() -> None:
+    async def main() -> int:
+        with futures.ProcessPoolExecutor(1) as executor:
+            return await asyncio.get_running_loop().run_in_executor(executor, tasks.square, 5)
+
+    assert asyncio.run(main()) == 25
+
+
+def test_an_executor_that_is_dropped_finishes_its_work() -> None:
+    future = futures.ProcessPoolExecutor(1).submit(tasks.square, 6)
+    gc.collect()
+    assert future.result(PATIENCE) == 36
+
+
+PROGRAM = """
+from mpkit.compat import futures
+from tests.contract import compat_tasks as tasks
+
+if __name__ == "__main__":
+    executor = futures.ProcessPoolExecutor(1)
+    future = executor.submit(tasks.square, 7)
+    future.add_done_callback(lambda done: print(done.result(), flush=True))
+    futures.ProcessPoolExecutor(1).submit(print, "dropped", flush=True)
+"""
+
+
+def test_a_program_that_ends_waits_for_its_work(tmp_path: Any) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    ended = run_python("-W", "error", program, env={"PYTHONPATH": os.getcwd()})
+    assert sorted(ended.stdout.split()) == ["49", "dropped"]
+    assert ended.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "options, error",
+    [
+        ({"max_workers": 0}, ValueError),
+        ({"max_workers": -1}, ValueError),
+        ({"initializer": 3}, TypeError),
+        ({"max_tasks_per_child": 0}, ValueError),
+        ({"max_tasks_per_child": 1.5}, TypeError),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        futures.ProcessPoolExecutor(**options)
+
+
+def test_a_worker_can_be_replaced_after_some_tasks() -> None:
+    with futures.ProcessPoolExecutor(1, max_tasks_per_child=1) as executor:
+        pids = {executor.submit(os.getpid).result() for _ in range(3)}
+    assert len(pids) == 3

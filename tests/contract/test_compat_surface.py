@@ -1,0 +1,133 @@
+"""`mpkit.compat` against the standard library: the same names, the same signatures."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import inspect
+import multiprocessing
+import multiprocessing.pool
+import multiprocessing.queues
+import multiprocessing.synchronize
+import sys
+from collections.abc import Callable
+from multiprocessing.context import BaseContext
+from typing import Any
+
+import pytest
+
+from mpkit import BoundedQueue, Lock, TaskPool, WorkerProcess, compat
+from mpkit.compat import futures
+
+OURS = ["Process", "Queue", "JoinableQueue", "SimpleQueue", "Lock", "Pool", "get_context"]
+
+
+def parameters(function: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
+    """Names, kinds and defaults, without annotations and without `self`."""
+    found = inspect.signature(function).parameters.values()
+    return [(each.name, each.kind, each.default) for each in found if each.name != "self"]
+
+
+def methods(kind: type) -> list[str]:
+    return [name for name, value in inspect.getmembers(kind, callable) if not name.startswith("_")]
+
+
+def test_every_public_name_of_multiprocessing_is_there() -> None:
+    assert set(multiprocessing.__all__) <= set(compat.__all__)
+    for name in multiprocessing.__all__:
+        assert hasattr(compat, name)
+
+
+def test_what_is_not_ours_is_the_standard_library_s_own() -> None:
+    for name in set(multiprocessing.__all__) - set(OURS):
+        assert getattr(compat, name) == getattr(multiprocessing, name), name
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_what_is_ours_has_the_same_signature(name: str) -> None:
+    assert parameters(getattr(compat, name)) == parameters(getattr(multiprocessing, name))
+
+
+@pytest.mark.parametrize(
+    "ours, theirs",
+    [
+        (compat.Process, multiprocessing.Process),
+        (compat.Queue, multiprocessing.queues.Queue),
+        (compat.JoinableQueue, multiprocessing.queues.JoinableQueue),
+        (compat.SimpleQueue, multiprocessing.queues.SimpleQueue),
+        (compat.Lock, multiprocessing.synchronize.Lock),
+        (compat.Pool, multiprocessing.pool.Pool),
+        (compat._pool.AsyncResult, multiprocessing.pool.AsyncResult),
+        (compat._pool.IMapIterator, multiprocessing.pool.IMapIterator),
+        (futures.ProcessPoolExecutor, concurrent.futures.ProcessPoolExecutor),
+    ],
+)
+def test_every_method_is_there_with_the_same_signature(ours: type, theirs: type) -> None:
+    # Pool.Process is an internal of the standard library that is not documented; buffersize is taken
+    # everywhere.
+    for name in set(methods(theirs)) - {"Process"}:
+        expected = parameters(getattr(theirs, name))
+        found = [
+            each for each in parameters(getattr(ours, name)) if each[0] != "buffersize" or each in expected
+        ]
+        assert found == expected, name
+
+
+def test_a_lock_has_the_signatures_that_are_documented() -> None:
+    # The standard library gives its locks their methods one by one, in each instance.
+    (block, timeout) = parameters(compat.Lock.acquire)
+    assert (block[0], block[2], timeout[0], timeout[2]) == ("block", True, "timeout", None)
+    assert parameters(compat.Lock.release) == []
+
+
+def test_every_public_name_of_concurrent_futures_is_there() -> None:
+    assert set(concurrent.futures.__all__) <= set(futures.__all__)
+    for name in set(concurrent.futures.__all__) - {"ProcessPoolExecutor"}:
+        assert getattr(futures, name) is getattr(concurrent.futures, name), name
+    assert parameters(futures.ProcessPoolExecutor) == parameters(concurrent.futures.ProcessPoolExecutor)
+
+
+def test_they_are_the_classes_of_mpkit_inside() -> None:
+    assert issubclass(compat.Process, WorkerProcess)
+    assert issubclass(compat.Lock, Lock)
+    queue: compat.Queue[int] = compat.Queue()
+    assert isinstance(queue._queue, BoundedQueue)
+    queue.close()
+    with compat.Pool(1) as pool:
+        assert isinstance(pool._pool, TaskPool)
+    assert issubclass(futures.ProcessPoolExecutor, concurrent.futures.Executor)
+
+
+@pytest.mark.parametrize("name", ["connection", "managers", "shared_memory", "pool", "queues", "util"])
+def test_submodules_are_the_standard_library_s_own(name: str) -> None:
+    assert getattr(compat, name) is sys.modules[f"multiprocessing.{name}"]
+
+
+@pytest.mark.parametrize("name", ["nonsense", "_private"])
+def test_other_names_are_refused(name: str) -> None:
+    with pytest.raises(AttributeError, match=name):
+        getattr(compat, name)
+
+
+def test_a_context_is_a_context_of_the_standard_library(start_method: str) -> None:
+    context = compat.get_context(start_method)
+    assert isinstance(context, BaseContext)
+    assert context.get_start_method() == start_method
+    assert context.get_context() is context
+    assert context.get_context("spawn") is compat.get_context("spawn")
+    assert issubclass(context.Process, compat.Process)
+    for name in set(OURS) - {"Process"}:
+        ours, theirs = getattr(context, name), getattr(multiprocessing.get_context(start_method), name)
+        assert parameters(ours) == parameters(theirs), name
+    for name in dir(multiprocessing.get_context(start_method)):
+        assert hasattr(context, name), name
+
+
+def test_a_context_that_is_not_there_is_refused_as_in_the_standard_library() -> None:
+    with pytest.raises(ValueError, match="cannot find context for 'nonsense'"):
+        compat.get_context("nonsense")
+
+
+def test_the_default_start_method_is_the_running_python_s_own() -> None:
+    assert compat._processes.default_start_method() == (
+        multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+    )
