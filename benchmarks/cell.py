@@ -6,19 +6,21 @@ another's figures, and one that hangs can be ended.
 
 from __future__ import annotations
 
-import json
 import sys
-import traceback
-from dataclasses import asdict
-from pathlib import Path
-
-from benchmarks.peers.base import Unsupported
-from benchmarks.workload import Scale
-from benchmarks.workloads import WORKLOADS
 
 
 def main(specification: str, answer: str) -> None:
     """Measure as `specification` (JSON) says, and write the sample, or the error, to the file `answer`."""
+    # Imported here, because every worker that is not forked imports the main module: it must find it light.
+    import json
+    import traceback
+    from dataclasses import asdict
+    from pathlib import Path
+
+    from benchmarks.peers.base import Unsupported
+    from benchmarks.workload import Scale
+    from benchmarks.workloads import WORKLOADS
+
     spec = json.loads(specification)
     workload = WORKLOADS[spec["workload"]]
     try:

@@ -30,14 +30,14 @@ def parser() -> argparse.ArgumentParser:
         "area", nargs="*", choices=[*AREAS, "all"], default="all", help="what to measure (all)"
     )
     result.add_argument(
-        "--quick", action="store_true", help="a tenth of the work and two rounds: does it run?"
+        "--quick", action="store_true", help="a tenth of the work and one round: does it run?"
     )
     result.add_argument(
         "--only", metavar="NAME", action="append", help="only this workload (may be repeated)"
     )
     result.add_argument("--peers", metavar="NAME,...", help="only these peers; 'none' for mpkit alone")
     result.add_argument(
-        "--repeats", type=_positive, metavar="N", help="rounds over all contenders (7; quick: 2)"
+        "--repeats", type=_positive, metavar="N", help="rounds over all contenders (5; quick: 1)"
     )
     result.add_argument(
         "--start-method", choices=("fork", "forkserver", "spawn"), default="forkserver", help="of pools"
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str]) -> int:
             print(f"{workload.name:20} {workload.area:8} {workload.title}: {', '.join(workload.contenders)}")
         return 0
     scale = Scale(0.1 if options.quick else 1.0, options.start_method)
-    rounds = options.repeats or (2 if options.quick else 7)
+    rounds = options.repeats or (1 if options.quick else 5)
     missing = _missing(workloads)
     for name in missing:
         print(f"{name} is not installed and is left out", file=sys.stderr)
@@ -173,9 +173,15 @@ def _conditions(rounds: int, scale: Scale, missing: Sequence[str]) -> dict[str, 
     }
 
 
-def _tell(workload: Workload, contender: str, turn: int, sample: Sample | None, error: str) -> None:
+def _tell(
+    workload: Workload, contender: str, turn: int, sample: Sample | None, error: str, seconds: float
+) -> None:
     found = f"{report.number(sample.value)} {workload.unit}" if sample else error
-    print(f"  {workload.name} round {turn + 1}: {contender}: {found}", file=sys.stderr, flush=True)
+    print(
+        f"  {workload.name} round {turn + 1}: {contender}: {found} (took {seconds:.1f} s)",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _print_end(results: Sequence[Result]) -> None:

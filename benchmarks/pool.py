@@ -396,6 +396,7 @@ def _life(name: str, title: str, run: Callable[..., Sample], start_method: str) 
         run_with,
         (AtLeastTimes(1, STDLIB),),
         contenders,
+        rounds=3,
     )
 
 

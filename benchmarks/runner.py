@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,8 +20,8 @@ from benchmarks.workload import Outcome, Result, Sample, Scale, Workload
 
 ROOT = Path(__file__).resolve().parent.parent
 
-#: What is told after each measurement: workload, contender, round, and the sample or what went wrong.
-Progress = Callable[[Workload, str, int, Sample | None, str], None]
+#: What is told after each measurement: workload, contender, round, sample, what went wrong, seconds it took.
+Progress = Callable[[Workload, str, int, Sample | None, str, float], None]
 
 
 def run(
@@ -33,11 +34,12 @@ def run(
         for contender in contenders:
             if len(samples[contender]) >= 2 and samples[contender][-2:] == [None, None]:
                 continue
+            begin = time.monotonic()
             sample, error = measure(workload, contender, scale)
             samples[contender].append(sample)
             if error:
                 errors[contender] = error
-            progress(workload, contender, turn, sample, error)
+            progress(workload, contender, turn, sample, error, time.monotonic() - begin)
             if error == UNSUPPORTED:
                 samples[contender] += [None]
     return Result(
