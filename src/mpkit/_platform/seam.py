@@ -207,7 +207,15 @@ class PassedDescriptor(Protocol):
 
 
 def pass_descriptor(descriptor: int) -> PassedDescriptor:
-    """Something to pickle while a child is being started by spawn or forkserver (POSIX)."""
+    """Something to pickle while a child is being started by spawn or forkserver (POSIX).
+
+    Raises:
+        RuntimeError: If this thread is not starting a child: to a stranger a descriptor means nothing.
+    """
+    if not spawning():
+        raise RuntimeError(
+            "a file descriptor can be sent to another process only while a child is being started"
+        )
     passed: PassedDescriptor = reduction.DupFd(descriptor)
     return passed
 
@@ -452,8 +460,8 @@ class _OwnChild(_ExactWaiting):
         if self.method == "spawn":
             import resource  # noqa: PLC0415  POSIX only
 
-            # Between its fork and its exec a spawned child shares our memory, and Linux counts that as its own. So
-            # what is not above our own peak tells nothing.
+            # Between fork and exec a spawned child shares our memory, and Linux counts that as its own.
+            # So what is not above our own peak tells nothing.
             if maxrss <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss:
                 return None
         return maxrss * (1 if sys.platform == "darwin" else 1024)

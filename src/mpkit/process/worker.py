@@ -156,6 +156,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             AssertionError: If it has been started before, or this process did not create it or is daemonic.
             ClosedError: After `close`.
             OSError: If the system has no process, descriptor or memory left.
+            WorkerCrashed: If the fork server of multiprocessing has died while it was asked.
 
         Blocking: until the child exists, not until it does something.
         """
@@ -167,6 +168,14 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         ties = handle.prepare()
         try:
             super().start()
+        except (EOFError, ConnectionError) as error:
+            # What talking to the fork server ends in. From 3.14 on (and 3.13.8) the server imports the main
+            # module.
+            handle.abandon()
+            raise WorkerCrashed(
+                f"the fork server of multiprocessing has died ({type(error).__name__}: {error}); if its error "
+                f"output tells that the main module of the program could not be imported: {_GUARD}"
+            ) from error
         except BaseException:
             handle.abandon()
             raise
@@ -248,15 +257,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
 
         Blocking: twice the grace period, and what the kernel takes to end a killed process.
         """
-        grace = check_timeout(grace_period, name="grace_period")
-        handle = self._require_started()
-        root = seam.identity_of(self)
-        if self.exitcode is None and root is not None:
-            _end_family(root, grace, handle)
-        super().join()
-        code = self.exitcode
-        assert code is not None
-        return code
+        return self._stop(check_timeout(grace_period, name="grace_period"), interrupted=False)
 
     @override
     def close(self) -> None:
@@ -292,7 +293,9 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         if exc_type is None:
             self.join()
         else:
-            self.stop()
+            # Ctrl-C reaches all processes at the terminal: a second interrupt would hit the child while it
+            # clears up.
+            self._stop(3.0, interrupted=issubclass(exc_type, KeyboardInterrupt))
 
     # --- what came of it ----------------------------------------------------------------------------------
 
@@ -426,6 +429,14 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             )
         return self._mpkit
 
+    def _stop(self, grace: float | None, *, interrupted: bool) -> int:
+        handle = self._require_started()
+        root = seam.identity_of(self)
+        if self.exitcode is None and root is not None:
+            _end_family(root, grace, handle, interrupted=interrupted)
+        super().join()
+        return cast("int", self.exitcode)
+
     def _living_pid(self) -> int:
         self._check_closed()
         pid = cast("int", self.pid)
@@ -471,8 +482,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             else:
                 message += (
                     "; it did not get as far as calling it: the main module of the program could not be "
-                    "imported in the child, as its error output tells. A program that starts processes needs "
-                    "the line: if __name__ == '__main__':"
+                    f"imported in the child, as its error output tells; {_GUARD}"
                 )
         return WorkerCrashed(
             message,
@@ -536,6 +546,8 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         )
 
 
+_GUARD: Final = "a program that starts processes needs the line: if __name__ == '__main__':"
+
 _REMEDY: Final = (
     "define functions at the top level of a module and send plain values, or use start_method='fork'"
 )
@@ -562,18 +574,14 @@ def _checked_args(args: Iterable[Any]) -> tuple[Any, ...]:
     try:
         return tuple(args)
     except TypeError:
-        raise TypeError(
-            f"args must be a tuple of arguments, such as args=({args!r:.50},); got {args!r:.100}"
-        ) from None
+        raise TypeError(f"args must be a tuple of arguments, such as args=(1,); got {args!r}") from None
 
 
 def _checked_kwargs(kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
     try:
         checked = dict(kwargs or {})
     except (TypeError, ValueError):
-        raise TypeError(
-            f"kwargs must be a mapping from names to arguments, or None; got {kwargs!r:.100}"
-        ) from None
+        raise TypeError(f"kwargs must map names to arguments, or be None; got {kwargs!r}") from None
     for name in checked:
         if not isinstance(name, str):
             raise TypeError(f"kwargs must have strings as keys; got {name!r}")
@@ -592,19 +600,21 @@ def _refuse_what_cannot_be_pickled(target: object, method: str) -> None:
         )
 
 
-def _end_family(root: ProcessIdentity, grace: float | None, handle: Handle) -> None:
-    """Interrupt, terminate and kill a process with all its descendants."""
+def _end_family(root: ProcessIdentity, grace: float | None, handle: Handle, *, interrupted: bool) -> None:
+    """Interrupt (unless it has been), terminate and kill a process with all its descendants."""
+    steps: tuple[int | None, ...] = (None if interrupted else signal.SIGINT, signal.SIGTERM)
+    if sys.platform == "win32":
+        steps = (signal.SIGTERM,)
     family = [root]
-    if grace != 0:
-        for signum in (signal.SIGTERM,) if sys.platform == "win32" else (signal.SIGINT, signal.SIGTERM):
-            # Those that live now; the children of one that has ended are found as long as they are
-            # remembered.
-            family += [process for process in families.descendants(family) if process not in family]
+    for signum in steps if grace != 0 else ():
+        # Those that live now; the children of one that has ended are found as long as they are remembered.
+        family += [process for process in families.descendants(family) if process not in family]
+        if signum is not None:
             for process in family:
                 families.send_signal_if_allowed(process, signum)
-            family = families.wait_gone(family, grace)
-            if not family:
-                return
+        family = families.wait_gone(family, grace)
+        if not family:
+            return
     handle.killed = True
     family += [process for process in families.descendants(family) if process not in family]
     families.kill_families(family)

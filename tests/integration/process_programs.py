@@ -1,0 +1,105 @@
+"""The programs of `test_process.py`: ``python -m tests.integration.process_programs NAME ARGUMENT...``."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from multiprocessing.connection import Connection
+
+from mpkit import WorkerProcess
+
+
+def say(*pids: int | None) -> None:
+    print(*pids, flush=True)
+
+
+def work(connection: Connection, kind: str) -> None:
+    """Report our pids, then be busy in one way or another."""
+    with subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"]) as program:
+        connection.send([os.getpid(), program.pid])
+        if kind == "spin":
+            while True:
+                pass
+        elif kind == "gil":
+            # One call into C that never lets go of the interpreter lock, for an hour or so.
+            pow(7, 10**10)
+        elif kind == "no gil":
+            hashlib.pbkdf2_hmac("sha256", b"x", b"y", 10**9)
+        elif kind == "stopped":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        elif kind == "nested":
+            ours, theirs = multiprocessing.Pipe()
+            with WorkerProcess(target=report_and_sleep, args=(theirs,)):
+                connection.send([ours.recv()])
+                time.sleep(600)
+        time.sleep(600)
+
+
+def report_and_sleep(connection: Connection) -> None:
+    connection.send(os.getpid())
+    time.sleep(600)
+
+
+def parent(start_method: str, kind: str, how: str) -> None:
+    """Start a child, name it on the output, and die of `how`."""
+    ours, theirs = multiprocessing.Pipe()
+    process = WorkerProcess(
+        target=work,
+        args=(theirs, kind),
+        start_method=start_method,
+        daemon=how == "exit",
+        orphan=how == "orphan",
+    )
+    if how == "thread":
+        # The thread that has started it is gone long before the process is.
+        thread = threading.Thread(target=process.start)
+        thread.start()
+        thread.join()
+    else:
+        process.start()
+    pids = ours.recv()
+    if kind == "nested":
+        pids += ours.recv()
+    say(*pids)
+    if how == "_exit":
+        os._exit(0)
+    if how == "abort":
+        os.abort()
+    if how != "exit":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def joined_at_exit(start_method: str) -> None:
+    """End without joining: multiprocessing joins what is not daemonic."""
+    WorkerProcess(target=late, start_method=start_method).start()
+
+
+def late() -> None:
+    time.sleep(0.3)
+    print("the child has finished", flush=True)
+
+
+def interrupted(start_method: str) -> None:
+    """Wait for a child inside a with block until Ctrl-C comes."""
+    with WorkerProcess(target=wait_for_ctrl_c, start_method=start_method) as process:
+        process.join()
+
+
+def wait_for_ctrl_c() -> None:
+    try:
+        say(os.getpid())
+        time.sleep(600)
+    except KeyboardInterrupt:
+        # Not disturbed by a second interrupt.
+        time.sleep(0.2)
+        say(0)
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]](*sys.argv[2:])

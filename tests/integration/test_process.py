@@ -1,0 +1,128 @@
+"""`WorkerProcess` in programs of its own: parents that die in every way, exits, Ctrl-C, examples."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from subprocess import Popen
+
+import psutil
+import pytest
+
+from tests.helpers.processes import ROOT, gone, python, run_python, wait_gone
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
+
+MODULE = "tests.integration.process_programs"
+
+#: Seconds within which everything must be gone once the parent is. It takes milliseconds on an idle machine.
+AT_MOST = 30.0
+
+
+def pids_of(program: Popen[str], count: int) -> list[int]:
+    assert program.stdout is not None
+    pids = [int(word) for word in program.stdout.readline().split()]
+    assert len(pids) == count, program.communicate()
+    return pids
+
+
+@pytest.mark.parametrize("kind", ["sleep", "spin", "gil", "no gil", "stopped"])
+def test_a_killed_parent_takes_its_child_along_whatever_it_does(start_method: str, kind: str) -> None:
+    with python("-m", MODULE, "parent", start_method, kind, "kill") as program:
+        pids = pids_of(program, 2)
+        assert program.wait() == -signal.SIGKILL
+        wait_gone(*pids, timeout=AT_MOST)
+
+
+def test_grandchildren_go_too(start_method: str) -> None:
+    with python("-m", MODULE, "parent", start_method, "nested", "kill") as program:
+        pids = pids_of(program, 3)
+        program.wait()
+        wait_gone(*pids, timeout=AT_MOST)
+
+
+@pytest.mark.parametrize("how", ["_exit", "abort", "thread"])
+def test_however_the_parent_dies(how: str) -> None:
+    with python("-m", MODULE, "parent", "fork", "spin", how) as program:
+        pids = pids_of(program, 2)
+        program.wait()
+        wait_gone(*pids, timeout=AT_MOST)
+
+
+def test_a_daemon_goes_at_a_normal_exit(start_method: str) -> None:
+    with python("-m", MODULE, "parent", start_method, "sleep", "exit") as program:
+        pids = pids_of(program, 2)
+        assert program.wait() == 0
+        # multiprocessing terminates the daemon, and knows nothing of what that has started.
+        wait_gone(pids[0], timeout=AT_MOST)
+        psutil.Process(pids[1]).kill()
+
+
+def test_an_orphan_lives_on(start_method: str) -> None:
+    with python("-m", MODULE, "parent", start_method, "sleep", "orphan") as program:
+        child, grandchild = pids_of(program, 2)
+        program.wait()
+        # Nothing tells that something will not happen; were it to happen, it would soon.
+        assert not gone(child)
+        for pid in (child, grandchild):
+            psutil.Process(pid).kill()
+        wait_gone(child, grandchild)
+
+
+def test_a_normal_exit_waits(start_method: str) -> None:
+    assert run_python("-m", MODULE, "joined_at_exit", start_method).stdout == "the child has finished\n"
+
+
+def test_ctrl_c(start_method: str) -> None:
+    with python("-m", MODULE, "interrupted", start_method) as program:
+        (child,) = pids_of(program, 1)
+        os.killpg(program.pid, signal.SIGINT)
+        out, err = program.communicate()
+        assert out == "0\n"
+        assert "KeyboardInterrupt" in err
+        assert program.returncode == -signal.SIGINT
+        wait_gone(child, timeout=AT_MOST)
+
+
+UNGUARDED = """
+from mpkit import WorkerProcess
+from mpkit.errors import WorkerCrashed
+import os
+
+process = WorkerProcess(target=os.getpid, start_method={method!r})
+try:
+    process.start()
+    process.result()
+except WorkerCrashed as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_program_without_the_guard_is_told_so(method: str, tmp_path: Path) -> None:
+    path = tmp_path / "program.py"
+    path.write_text(UNGUARDED.format(method=method))
+    done = run_python(path)
+    assert "needs the line: if __name__ == '__main__':" in done.stdout
+
+
+def test_nothing_is_left_when_nobody_asks() -> None:
+    code = (
+        "import math\nfrom mpkit import WorkerProcess\n"
+        "if __name__ == '__main__':\n"
+        "    p = WorkerProcess.call(math.factorial, 5)\n    p.start()\n"
+    )
+    done = run_python("-X", "dev", "-W", "error", "-c", code)
+    assert done.stderr == ""
+
+
+def test_the_example() -> None:
+    done = run_python(ROOT / "examples" / "01_process.py")
+    assert done.stdout.splitlines() == [
+        "20! is 2432902008176640000",
+        "it failed: division by zero",
+        "restless is running: True",
+        "it ended with exit code -15",
+    ]

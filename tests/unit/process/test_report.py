@@ -1,0 +1,141 @@
+"""`mpkit.process.report`: what a child leaves, also when it is killed while writing it."""
+
+from __future__ import annotations
+
+import gc
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mpkit._platform.anonymous import AnonymousFile
+from mpkit.errors import SerializationError
+from mpkit.process.report import Report, Stage
+
+
+@pytest.fixture
+def report() -> Iterator[Report]:
+    report = Report.create()
+    yield report
+    report.close()
+
+
+def test_nothing_then_arrived(report: Report) -> None:
+    assert report.read() == (Stage.NOTHING, None)
+    report.arrived()
+    assert report.read() == (Stage.ARRIVED, None)
+
+
+@pytest.mark.parametrize("value", [None, 0, "text", [1, {2: 3}], b"x" * 1_000_000])
+def test_a_value(report: Report, value: object) -> None:
+    report.arrived()
+    report.returned(value)
+    assert report.read() == (Stage.RETURNED, value)
+
+
+@pytest.mark.parametrize("sizes", [[], [0], [1], [70_000], [8_192, 8_193, 100_001, 0], [65_536] * 5])
+def test_buffers(report: Report, sizes: list[int]) -> None:
+    value = [np.arange(size, dtype="i8") for size in sizes]
+    report.returned(value)
+    _, back = report.read()
+    assert isinstance(back, list)
+    report.close()
+    for sent, got in zip(value, back, strict=True):
+        assert (sent == got).all()
+        got[:] = -1  # private memory, writable
+        if got.nbytes >= 65_536:
+            assert got.ctypes.data % 64 == 0
+
+
+def test_reading_twice_gives_two_values(report: Report) -> None:
+    report.returned(np.zeros(100_000))
+    one: Any = report.read()[1]
+    two: Any = report.read()[1]
+    one[:] = 1
+    assert two.sum() == 0
+
+
+def test_an_error(report: Report) -> None:
+    report.raised(LookupError("x"))
+    stage, error = report.read()
+    assert stage is Stage.RAISED
+    assert isinstance(error, LookupError)
+
+
+def test_a_value_that_cannot_be_pickled(report: Report) -> None:
+    report.returned(lambda: None)
+    stage, error = report.read()
+    assert stage is Stage.RAISED
+    assert isinstance(error, SerializationError)
+
+
+class Greedy:
+    def __reduce__(self) -> Any:
+        raise MemoryError("no memory")
+
+
+def test_any_other_error_while_pickling(report: Report) -> None:
+    report.returned(Greedy())
+    stage, error = report.read()
+    assert stage is Stage.RAISED
+    assert isinstance(error, MemoryError)
+
+
+def test_no_room(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = AnonymousFile.write
+
+    def refuse_the_big(self: AnonymousFile, parts: Any, *, at: int) -> None:
+        parts = list(parts)
+        if sum(map(len, parts)) > 100_000:
+            raise OSError(28, "No space left on device")
+        real(self, parts, at=at)
+
+    monkeypatch.setattr(AnonymousFile, "write", refuse_the_big)
+    report.returned(bytes(200_000))
+    stage, error = report.read()
+    assert stage is Stage.RAISED
+    assert isinstance(error, OSError)
+    assert error.errno == 28
+
+
+def test_killed_before_the_header(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = AnonymousFile.write
+
+    def die_at_the_header(self: AnonymousFile, parts: Any, *, at: int) -> None:
+        if at == 0:
+            raise KeyboardInterrupt
+        real(self, parts, at=at)
+
+    report.arrived()
+    with monkeypatch.context() as patch:
+        patch.setattr(AnonymousFile, "write", die_at_the_header)
+        with pytest.raises(KeyboardInterrupt):
+            report.returned("x")
+    assert report.read() == (Stage.ARRIVED, None)
+
+
+def test_it_does_not_travel_outside_of_a_start(report: Report) -> None:
+    # A descriptor means nothing to a stranger; multiprocessing would pass it on through a thread of its own.
+    with pytest.raises(RuntimeError, match="while a child is being started"):
+        pickle.dumps(report)
+
+
+def test_a_dropped_file_is_closed() -> None:
+    import os
+
+    file = AnonymousFile.create("x")
+    descriptor = file.fileno()
+    del file
+    gc.collect()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+
+
+def test_a_closed_file() -> None:
+    file = AnonymousFile.create("x")
+    file.close()
+    file.close()
+    with pytest.raises(ValueError, match="closed"):
+        file.read()
