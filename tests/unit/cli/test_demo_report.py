@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mpkit.cli.demo import report, store
-from mpkit.cli.demo.alone import index_alone
+from mpkit.cli.demo.alone import Spent, index_alone
 from mpkit.cli.demo.index import Outcome
 from mpkit.cli.demo.measure import FileFacts
 from mpkit.cli.demo.observer import Usage
@@ -76,8 +76,9 @@ def test_a_disagreement_is_not_hidden(index: store.Index) -> None:
 
 @pytest.mark.parametrize("identical, word", [(True, "identical"), (False, "DIFFERENT")])
 def test_the_comparison_tells_both_times(identical: bool, word: str) -> None:
-    text = "\n".join(report.comparison(OUTCOME, 5.0, identical=identical))
-    assert "took 5.00 s, against 2.00 s with 2 workers: 2.50 times as long" in text
+    text = "\n".join(report.comparison(OUTCOME, Spent(5.0, 4.5), identical=identical))
+    assert "5.00 s (4.50 s of CPU time), against 2.00 s (0.60 s) with 2 workers and the writer" in text
+    assert "the pool was 2.50 times as fast" in text
     assert f"both results are {word}" in text
 
 
@@ -88,7 +89,7 @@ def test_the_work_of_one_process_is_the_same_index(tmp_path: Path) -> None:
         (root / f"m{number}.py").write_text(f"import m{number}\n")
     path = str(tmp_path / "index.sqlite3")
     store.create(path)
-    assert index_alone(str(root), path, line=ProgressLine(shown=False)) > 0
+    assert index_alone(str(root), path, line=ProgressLine(shown=False)).seconds > 0
     with store.Index(path) as index:
         assert index.totals().files == 250
 

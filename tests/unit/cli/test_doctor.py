@@ -72,9 +72,17 @@ def test_a_quota_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_was_left_behind_is_a_problem_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leftovers, "find", lambda: [leftovers.Leftover("/dev/shm/x", 2048, 5)])
+    monkeypatch.setattr(leftovers, "somebody_may_still_remove_them", lambda: False)
     (finding,) = checks.left_behind()
     assert finding.level is Level.PROBLEM
     assert "--clean" in finding.remedy
+
+
+def test_what_a_running_program_may_remove_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leftovers, "find", lambda: [leftovers.Leftover("/dev/shm/x", 2048, 5)])
+    monkeypatch.setattr(leftovers, "somebody_may_still_remove_them", lambda: True)
+    (finding,) = checks.left_behind()
+    assert finding.level is Level.NOTE
 
 
 def test_an_extra_may_be_missing() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mpkit.cli.demo import measure, store
 from mpkit.cli.demo.progress import Amount
@@ -15,9 +15,21 @@ if TYPE_CHECKING:
 _BATCH = 100
 
 
-def index_alone(root: str, database: str, *, line: ProgressLine) -> float:
-    """Do in this process what `index.index` does with many, and return the seconds it took."""
-    started = time.perf_counter()
+class Spent(NamedTuple):
+    """What the work has taken.
+
+    Attributes:
+        seconds: from beginning to end.
+        cpu_s: CPU seconds; less than `seconds` when others use the machine as well.
+    """
+
+    seconds: float
+    cpu_s: float
+
+
+def index_alone(root: str, database: str, *, line: ProgressLine) -> Spent:
+    """Do in this process what `index.index` does with many, and return what it took."""
+    started, cpu_before = time.perf_counter(), time.process_time()
     line.restart()
     done = Amount(0, 0)
     batch: list[measure.FileFacts] = []
@@ -34,4 +46,4 @@ def index_alone(root: str, database: str, *, line: ProgressLine) -> float:
             store.add(connection, batch)
     finally:
         line.clear()
-    return time.perf_counter() - started
+    return Spent(time.perf_counter() - started, time.process_time() - cpu_before)

@@ -86,10 +86,10 @@ def _compare(root: str, result: store.Index, outcome: index.Outcome, line: Progr
     with tempfile.TemporaryDirectory(prefix="mpkit-demo-") as folder:
         other = os.path.join(folder, _DATABASE)
         store.create(other)
-        seconds = alone.index_alone(root, other, line=line)
+        spent = alone.index_alone(root, other, line=line)
         with store.Index(other) as by_one:
             identical = by_one.fingerprint() == result.fingerprint()
-    print("\n".join(report.comparison(outcome, seconds, identical=identical)))
+    print("\n".join(report.comparison(outcome, spent, identical=identical)))
     return 0 if identical else 1
 
 

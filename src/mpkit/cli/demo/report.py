@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from mpkit.cli import _text
 
 if TYPE_CHECKING:
+    from mpkit.cli.demo.alone import Spent
     from mpkit.cli.demo.index import Outcome
     from mpkit.cli.demo.store import Index
 
@@ -30,11 +31,15 @@ def summary(root: str, database: str, index: Index, outcome: Outcome) -> list[st
     ]
 
 
-def comparison(outcome: Outcome, alone_s: float, *, identical: bool) -> list[str]:
+def comparison(outcome: Outcome, alone: Spent, *, identical: bool) -> list[str]:
     """The two ways of doing it, side by side."""
-    pooled = f"{_text.duration(outcome.seconds)} with {len(outcome.tasks)} workers"
+    pool_cpu_s = sum(used.cpu_s for used in outcome.used.values())
+    workers = f"{len(outcome.tasks)} workers and the writer"
+    one = f"{_text.duration(alone.seconds)} ({_text.duration(alone.cpu_s)} of CPU time)"
+    many = f"{_text.duration(outcome.seconds)} ({_text.duration(pool_cpu_s)}) with {workers}"
     lines = [
-        f"took {_text.duration(alone_s)}, against {pooled}: {alone_s / outcome.seconds:.2f} times as long",
+        f"took {one}, against {many}",
+        f"so the pool was {alone.seconds / outcome.seconds:.2f} times as fast",
         f"both results are {'identical' if identical else 'DIFFERENT'}",
     ]
     return _section("The same work in one process", lines)

@@ -156,15 +156,14 @@ def cpus() -> Iterator[Finding]:
 def left_behind() -> Iterator[Finding]:
     """Files of dead processes."""
     found = leftovers.find()
-    if found:
-        total = _text.size(sum(left.size_bytes for left in found))
-        yield problem(
-            "left behind",
-            f"{len(found)} files of dead processes, {total}",
-            "remove them: python -m mpkit doctor --clean",
-        )
-    else:
+    if not found:
         yield fine("left behind", "nothing")
+        return
+    what = f"{len(found)} files of dead processes, {_text.size(sum(left.size_bytes for left in found))}"
+    if leftovers.somebody_may_still_remove_them():
+        yield note("left behind", what, "a program that still runs may remove them at its end")
+    else:
+        yield problem("left behind", what, "remove them: python -m mpkit doctor --clean")
 
 
 def packages() -> Iterator[Finding]:

@@ -51,6 +51,19 @@ def find() -> list[Leftover]:
     ]
 
 
+def somebody_may_still_remove_them() -> bool:
+    """Whether a program is running whose resource tracker may have them on its list.
+
+    One whose child has died, for instance: what that one has created, the tracker removes when the whole
+    program ends.
+    """
+    mine = set(psutil.Process().children(recursive=True))
+    return any(
+        "multiprocessing.resource_tracker" in " ".join(process.info["cmdline"] or ()) and process not in mine
+        for process in psutil.process_iter(["cmdline"])
+    )
+
+
 def remove(leftovers: list[Leftover]) -> list[Leftover]:
     """Remove the files, and return those that were removed."""
     removed: list[Leftover] = []
