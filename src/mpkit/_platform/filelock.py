@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from typing import Final
 
 if sys.platform == "win32":
@@ -19,6 +20,7 @@ else:
     _FLOCK: Final = "hhqqi"
 
 _held: set[int] = set()
+_opening = threading.RLock()
 
 
 class FileLock:
@@ -48,7 +50,10 @@ class FileLock:
             except OSError:
                 return None
             return cls(fd, own=False)
-        own = _open_again(fd)
+        with _opening:
+            own = _open_again(fd)
+            if own is not None:
+                _held.add(own)
         if own is None:
             try:
                 fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
@@ -57,7 +62,6 @@ class FileLock:
             return cls(fd, own=False)
         # The object closes the descriptor even if an exception (Ctrl-C) comes between here and its caller.
         lock = cls(own, own=True)
-        _held.add(own)
         try:
             fcntl.fcntl(own, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0))
         except (BlockingIOError, PermissionError):
@@ -76,8 +80,14 @@ class FileLock:
         elif self._own:
             if fd in _held:
                 _held.discard(fd)
-                # Closing the last descriptor of the description gives the lock up.
-                os.close(fd)
+                # Not by closing alone: a child that is between fork and exec may have a copy of the
+                # descriptor.
+                try:
+                    fcntl.fcntl(
+                        fd, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_UNLCK, os.SEEK_SET, 0, 1, 0)
+                    )
+                finally:
+                    os.close(fd)
         else:
             fcntl.lockf(fd, fcntl.LOCK_UN, 1)
 
@@ -102,10 +112,21 @@ def _open_again(fd: int) -> int | None:
 def _let_go_in_child() -> None:
     # The child's copies belong to the same open file descriptions: kept open, they would hold the parent's
     # locks beyond its death.
+    global _opening
+    _opening = threading.RLock()
     for fd in list(_held):
         os.close(fd)
     _held.clear()
 
 
+def _hold_still() -> None:
+    _opening.acquire()
+
+
+def _go_on() -> None:
+    _opening.release()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go_in_child)
+    # Held across the fork, so that no descriptor is copied that is not in the set yet.
+    os.register_at_fork(before=_hold_still, after_in_parent=_go_on, after_in_child=_let_go_in_child)

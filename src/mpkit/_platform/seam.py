@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         def release(self) -> None: ...
         def _count(self) -> int: ...
         def _is_mine(self) -> bool: ...
+        def _is_zero(self) -> bool: ...
         @classmethod
         def _rebuild(cls, handle: int, kind: int, maxvalue: int, name: str | None, /) -> SemLock: ...
 
@@ -64,6 +65,7 @@ __all__ = [
     "SemLock",
     "TrackedType",
     "at_exit_after_children_joined",
+    "at_exit_before_children_joined",
     "extra_reducers",
     "inheriting",
     "pass_descriptor",
@@ -193,6 +195,19 @@ def at_exit_after_children_joined(callback: Callable[[], object]) -> Callable[[]
         A function that takes it back.
     """
     return _exit_callbacks.add(callback)
+
+
+def at_exit_before_children_joined(callback: Callable[[], object]) -> Callable[[], object]:
+    """Call `callback` at the normal exit of this process, before multiprocessing waits for its children.
+
+    For those who have to tell their children to end. It never runs in a process that was forked from the one
+    that asked for it.
+
+    Returns:
+        A function that takes it back.
+    """
+    # `atexit` is no place for it: multiprocessing may have registered before or after us.
+    return util.Finalize(None, callback, exitpriority=100).cancel
 
 
 # --- descriptors and programs -----------------------------------------------------------------------------

@@ -100,7 +100,7 @@ class CounterFile(SharedObject):
             self.check_open()
             if deadline is not None and time.monotonic() >= deadline:
                 return False
-            ticket = False
+            ticket = expired = False
             try:
                 lock.refuse_reentry()
                 try:
@@ -110,11 +110,12 @@ class CounterFile(SharedObject):
                     ticket = True
                 finally:
                     lock.unwind()
-                if self.signed[VALUE] < target and sleepers.sleep(deadline):
-                    ticket = False
+                if self.signed[VALUE] < target:
+                    expired = not sleepers.sleep(deadline)
+                    ticket = expired
             finally:
                 if ticket:
-                    self._leave()
+                    self._leave(expired=expired)
         return True
 
     def end_compound(self) -> None:
@@ -155,11 +156,11 @@ class CounterFile(SharedObject):
             lock.unwind()
         sleepers.post(due)
 
-    def _leave(self) -> None:
+    def _leave(self, *, expired: bool) -> None:
         lock = self.lock
         lock.refuse_reentry()
         try:
             if lock.acquire_if_open(time.monotonic() + PATIENCE_SECONDS):
-                self._sleepers.leave(expired=True)
+                self._sleepers.leave(expired=expired)
         finally:
             lock.unwind()

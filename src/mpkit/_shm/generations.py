@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 from typing import NamedTuple
 
+from mpkit._platform.fences import full_fence as _fence
 from mpkit._shm import layout
 from mpkit._shm.layout import (
     GENERATION_MASK,
@@ -93,10 +94,12 @@ class Generations:
             first = words[GET_GENERATION]
             head_ring = self.view(first)
             head = head_ring.words[RING_HEAD]
+            _fence()
             last = words[PUT_GENERATION] & GENERATION_MASK
             tail_ring = self.view(last)
             tail = tail_ring.words[RING_TAIL]
             used = sum(self.view(generation).used() for generation in range(first, last + 1))
+            _fence()
             if (
                 words[GET_GENERATION] == first
                 and head_ring.words[RING_HEAD] == head
@@ -111,8 +114,10 @@ class Generations:
             first = words[GET_GENERATION]
             head_words = self.view(first).words
             head = head_words[RING_HEAD]
+            _fence()
             last = words[PUT_GENERATION] & GENERATION_MASK
             tail = self.view(last).words[RING_TAIL]
+            _fence()
             if (
                 words[GET_GENERATION] == first
                 and head_words[RING_HEAD] == head

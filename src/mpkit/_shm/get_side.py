@@ -60,6 +60,7 @@ class GetSide:
         "_generation",
         "_lock",
         "_mm",
+        "_over",
         "_puts",
         "_quiet",
         "_ring",
@@ -77,6 +78,8 @@ class GetSide:
         self._ring: memoryview[int] = file.words
         self._mm: mmap.mmap = file.segment.mm
         self._base = 0
+        # Whether the last look, which found nothing, was at a queue that had been shut down before.
+        self._over = False
         # The value of ROOM_SLEPT at which nobody is known to sleep.
         self._quiet = -1
 
@@ -213,7 +216,7 @@ class GetSide:
         while self.unfinished():
             if deadline is not None and time.monotonic() >= deadline:
                 return False
-            ticket = False
+            ticket = expired = False
             try:
                 self._lock.refuse_reentry()
                 try:
@@ -223,11 +226,12 @@ class GetSide:
                     ticket = True
                 finally:
                     self._lock.unwind()
-                if self.unfinished() and done.sleep(deadline):
-                    ticket = False
+                if self.unfinished():
+                    expired = not done.sleep(deadline)
+                    ticket = expired
             finally:
                 if ticket:
-                    self._leave(done)
+                    self._leave(done, expired=expired)
         return True
 
     # -- for those who wait without taking -------------------------------------------------------------------
@@ -242,7 +246,7 @@ class GetSide:
         while not self.has_item():
             if time.monotonic() >= deadline:
                 return False
-            ticket = False
+            ticket = expired = False
             try:
                 lock.refuse_reentry()
                 try:
@@ -252,11 +256,12 @@ class GetSide:
                     ticket = True
                 finally:
                     lock.unwind()
-                if not self.has_item() and items.sleep(deadline):
-                    ticket = False
+                if not self.has_item():
+                    expired = not items.sleep(deadline)
+                    ticket = expired
             finally:
                 if ticket:
-                    self._leave(self._file.items)
+                    self._leave(self._file.items, expired=expired)
         return True
 
     # -- waiting ---------------------------------------------------------------------------------------------
@@ -277,7 +282,10 @@ class GetSide:
                             items.leave(expired=idle > 0)
                             ticket = False
                     else:
-                        self._check_shut_down()
+                        if self._over:
+                            raise QueueShutDown(
+                                "the queue has been shut down and everything in it has been taken"
+                            )
                         if block and spun and not ticket:
                             items.enter()
                             ticket, looked = True, False
@@ -308,7 +316,7 @@ class GetSide:
                     idle += 1
         finally:
             if ticket:
-                self._leave(self._file.items)
+                self._leave(self._file.items, expired=idle > 0)
 
     def _spin_for_items(self) -> None:
         """Look for an item for a moment."""
@@ -319,12 +327,12 @@ class GetSide:
                 return
         self._spin.failed()
 
-    def _leave(self, sleepers: Sleepers) -> None:
+    def _leave(self, sleepers: Sleepers, *, expired: bool) -> None:
         """Hand the ticket back of somebody who gives up."""
         self._lock.refuse_reentry()
         try:
             if self._lock.acquire_if_open(time.monotonic() + PATIENCE_SECONDS):
-                sleepers.leave(expired=True)
+                sleepers.leave(expired=expired)
         finally:
             self._lock.unwind()
 
@@ -358,13 +366,17 @@ class GetSide:
                 self._load(generation)
             ring = self._ring
             # The putters' generation before the tail: once it is a later one, this tail is final.
-            is_last = words[PUT_GENERATION] & GENERATION_MASK == generation
+            # The same word tells of a shutdown: what was put before it lies before the tail that is read
+            # next.
+            last = words[PUT_GENERATION]
+            is_last = last & GENERATION_MASK == generation
             if not TOTAL_STORE_ORDER:
                 full_fence()
             head, tail = ring[RING_HEAD], ring[RING_TAIL]
             if head != tail:
                 return self._take_from(head, tail, limit)
             if is_last:
+                self._over = last >= SHUT_DOWN
                 return []
             words[GET_GENERATION] = generation + 1
 
@@ -416,16 +428,14 @@ class GetSide:
             views = open_views(regions, number, places)
             return BigRecord(views[0], views[1:])
         # Getters keep so many items that regions run short: from here on they get copies of their own.
-        mapped = regions.map(number)
-        copies = [memoryview(bytearray(mapped[offset : offset + size])) for offset, size in places]
-        regions.free(number)
+        try:
+            mapped = regions.map(number)
+            copies = [memoryview(bytearray(mapped[offset : offset + size])) for offset, size in places]
+        finally:
+            regions.free(number)
         return BigRecord(copies[0], copies[1:])
 
     def _load(self, generation: int) -> None:
         ring = self._file.generations.view(generation)
         self._ring, self._mm, self._base = ring.words, ring.mm, ring.base
         self._generation = generation
-
-    def _check_shut_down(self) -> None:
-        if self._words[PUT_GENERATION] >= SHUT_DOWN:
-            raise QueueShutDown("the queue has been shut down and everything in it has been taken")

@@ -198,7 +198,7 @@ class LockFile(SharedObject):
                     late = True
         finally:
             if ticket:
-                self._leave()
+                self._leave(expired=late)
 
     def _take_over_or_take(self) -> bool:
         """Under the guard: become the owner if there is none, or if it is dead."""
@@ -218,12 +218,12 @@ class LockFile(SharedObject):
                 return
         self._spin.failed()
 
-    def _leave(self) -> None:
+    def _leave(self, *, expired: bool) -> None:
         guard = self.guard
         guard.refuse_reentry()
         try:
             if guard.acquire_if_open(time.monotonic() + PATIENCE_SECONDS):
-                self._sleepers.leave(expired=True)
+                self._sleepers.leave(expired=expired)
         finally:
             guard.unwind()
 

@@ -203,7 +203,7 @@ class PutSide:
                     late = True
         finally:
             if ticket:
-                self._leave_room()
+                self._leave_room(expired=late)
 
     def put_many(self, items: Sequence[bytes], block: bool, deadline: float | None) -> int:
         """Put records in order as room allows; returns how many went in.
@@ -294,11 +294,11 @@ class PutSide:
 
     def drop_big(self, item: WrittenItem) -> None:
         """The item was not put after all, unless an exception came just after it was published."""
-        regions = self._file.regions
+        # Ours as long as it is WRITING, so no lock is needed for it.
+        self._file.regions.free_unpublished(item.region, item.serial)
         self._lock.refuse_reentry()
         try:
             if self._lock.acquire_if_open(time.monotonic() + PATIENCE_SECONDS):
-                regions.free_unpublished(item.region, item.serial)
                 self.repair()
         finally:
             self._lock.unwind()
@@ -328,7 +328,7 @@ class PutSide:
         while self.progress() == seen:
             if time.monotonic() >= deadline:
                 return False
-            ticket = False
+            ticket = expired = False
             try:
                 lock.refuse_reentry()
                 try:
@@ -338,11 +338,12 @@ class PutSide:
                     ticket = True
                 finally:
                     lock.unwind()
-                if self.progress() == seen and room.sleep(deadline):
-                    ticket = False
+                if self.progress() == seen:
+                    expired = not room.sleep(deadline)
+                    ticket = expired
             finally:
                 if ticket:
-                    self._leave_room()
+                    self._leave_room(expired=expired)
         return True
 
     def trim(self, deadline: float) -> None:
@@ -558,6 +559,8 @@ class PutSide:
         file = self._file
         # Read before the table: an item that had been taken then, by whoever is dead now, is nobody's.
         gets, puts, _ = file.generations.snapshot()
+        if not TOTAL_STORE_ORDER:
+            full_fence()
         return _UseIsOver(
             gets, puts, self._words[GET_GENERATION], self._words[PUT_GENERATION] & GENERATION_MASK
         )
@@ -582,12 +585,12 @@ class PutSide:
         self._spin.failed()
         return False
 
-    def _leave_room(self) -> None:
+    def _leave_room(self, *, expired: bool) -> None:
         """Hand the ticket back of a putter that gives up."""
         self._lock.refuse_reentry()
         try:
             if self._lock.acquire_if_open(time.monotonic() + PATIENCE_SECONDS):
-                self._file.room.leave(expired=True)
+                self._file.room.leave(expired=expired)
         finally:
             self._lock.unwind()
 

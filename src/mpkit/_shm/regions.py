@@ -179,7 +179,9 @@ class Regions:
 
     def pin(self, number: int) -> None:
         """Take the region out of use for ever (one store by its holder)."""
-        self.words[self._start + number * ENTRY_WORDS] = PINNED
+        at = self._start + number * ENTRY_WORDS
+        if self.words[at] == HELD:
+            self.words[at] = PINNED
 
     def size(self, number: int) -> int:
         return self.words[self._start + number * ENTRY_WORDS + _SIZE]
@@ -269,6 +271,9 @@ class Regions:
         words = self.words
         at = self._start + number * ENTRY_WORDS
         offset = words[self._end_at]
+        if words[at + _SIZE] and words[at + _OFFSET] + words[at + _SIZE] == offset:
+            # Somebody died when the file had grown and before the entry was used: the same stretch once more.
+            offset = words[at + _OFFSET]
         try:
             reserve(self._segment.fd, offset, size)
         except OSError as error:

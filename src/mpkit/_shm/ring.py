@@ -226,7 +226,9 @@ class Ring:
         words = self.words
         while True:
             head = words[self.head_at]
+            full_fence()
             tail = words[self.tail_at]
+            full_fence()
             if words[self.head_at] == head:
                 return ((tail >> INDEX_BITS) - (head >> INDEX_BITS)) & COUNT_MASK
 

@@ -99,6 +99,7 @@ class RobustLock:
         "_local",
         "_permit",
         "_recoveries_at",
+        "_shut",
         "_stuck_at",
         "_stuck_since",
         "at",
@@ -140,6 +141,7 @@ class RobustLock:
         self.value = 0
         #: What to put in order before the lock of a dead process is given back; must bear being done again.
         self.repair: Callable[[], None] | None = None
+        self._shut = False
         self._stuck_at = -1
         self._stuck_since = 0.0
 
@@ -148,11 +150,13 @@ class RobustLock:
     def open(self, row: int) -> None:
         """Start to use the row at word `row`."""
         local = Semaphore.private()
-        self._local = local
         self.at = row + self._column
         self.value = 0
         self._stuck_at = -1
+        self._shut = False
         self.local_release = local.release
+        # Last: from here on other threads use what has been set above.
+        self._local = local
         self.local_acquire = local.acquire
 
     def begin_to_shut(self) -> bool:
@@ -168,17 +172,21 @@ class RobustLock:
         # Whoever waits for the permit meanwhile looks at `_local` in every slice.
         return self.local_acquire(True, SHUT_SECONDS)
 
-    def shut(self) -> None:
-        """Stop: every further attempt of this process ends in the slow path, where `join` decides what to
-        say.
+    def shut(self, *, outside: bool = True) -> None:
+        """Stop: every further attempt ends in the slow path, where `join` decides what to say.
+
+        Args:
+            outside: what `begin_to_shut` said; a thread that stayed inside still has to come out in good
+                order.
         """
         self.local_acquire = never
-        self._local = None
+        self._shut = True
+        if outside:
+            self._local = None
 
     def forget(self) -> None:
         """After a fork, in the child: the row, and the lock between threads, are the parent's."""
-        self.local_acquire = never
-        self._local = None
+        self.shut()
         # What the parent holds at this moment is not ours, but the semaphore object counts it as ours.
         self._given_for_dead = -self._permit.raw._count()
 
@@ -252,7 +260,7 @@ class RobustLock:
     def _acquire_local(self, deadline: float | None) -> bool:
         while True:
             local = self._local
-            if local is None:
+            if local is None or self._shut:
                 if not self._join(deadline):
                     return False
                 continue
@@ -280,6 +288,9 @@ class RobustLock:
             wait = SLICE_SECONDS if deadline is None else min(SLICE_SECONDS, deadline - now)
             words[at] = self.value + INSIDE
             if self.permit_acquire(True, wait) if wait > 0 else self.permit_acquire(False):
+                if self._shut:
+                    # By another thread, while we waited: says so. (Our caller gives everything back.)
+                    self._join(deadline)
                 return True
             self.value = words[at] = self.value + ATTEMPT
             now = time.monotonic()
@@ -288,8 +299,7 @@ class RobustLock:
                 self._stuck_since = time.monotonic()
                 if self.permit_acquire_inside():
                     return True
-            if self._local is None:
-                # Shut by another thread: says so.
+            if self._shut:
                 self._join(deadline)
             if deadline is not None and now >= deadline:
                 self.local_release()

@@ -102,21 +102,17 @@ class Segment:
         failure: OSError | None = None
         for directory in _directories():
             path = os.path.join(directory, base)
+            # First: whenever a kill comes, the resource tracker knows the name.
+            names.own(path, "segment")
+            fd = -1
             try:
                 fd = os.open(path, _OPEN_FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
-            except OSError as error:
-                failure = failure or error
-                if error.errno in _TRY_ELSEWHERE:
-                    continue
-                raise exhausted(error, size) from error
-            # From here on a kill leaves the name to the tracker.
-            names.own(path, "segment")
-            try:
                 os.ftruncate(fd, size)
                 reserve(fd, 0, size if reserved is None else min(reserved, size))
                 return cls(path, fd, size, owned=True)
             except BaseException as error:
-                os.close(fd)
+                if fd >= 0:
+                    os.close(fd)
                 names.remove(path)
                 if not isinstance(error, OSError):
                     raise

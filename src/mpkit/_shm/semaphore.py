@@ -60,11 +60,13 @@ class Semaphore:
         me = identity.current()
         # macOS allows 31 characters in all: the start time stays out of the name there and here.
         name = name or f"/{PREFIX}{kind[:1]}-{me.pid}-{secrets.token_hex(6)}"
+        # First: whenever a kill comes, the resource tracker knows the name.
+        names.own(name, "semaphore")
         try:
             raw = seam.SemLock(seam.SEMAPHORE_KIND, value, maxvalue, name, False)
         except OSError as error:
+            names.remove(name)
             raise exhausted(error, 32) from error
-        names.own(name, "semaphore")
         return cls(name, raw, owner_pid=me.pid)
 
     @classmethod
@@ -91,11 +93,13 @@ class Semaphore:
         """
         me = identity.current()
         name = f"/{PREFIX}t-{me.pid}-{secrets.token_hex(6)}"
+        names.own(name, "semaphore")
         try:
-            # `True`: the name is removed before the constructor returns.
-            raw = seam.SemLock(seam.SEMAPHORE_KIND, value, max(value, 1), name, True)
+            raw = seam.SemLock(seam.SEMAPHORE_KIND, value, max(value, 1), name, False)
         except OSError as error:
             raise exhausted(error, 32) from error
+        finally:
+            names.remove(name)
         return cls("", raw, owner_pid=0)
 
     def close(self, segment_name: str = "", in_use: Callable[[str], bool] | None = None) -> None:

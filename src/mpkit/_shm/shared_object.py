@@ -201,9 +201,9 @@ class SharedObject:
             if self.closed:
                 return
             outside = [lock.begin_to_shut() for lock in self.locks]
-            for lock in self.locks:
-                lock.shut()
             self.closed = True
+            for lock, is_outside in zip(self.locks, outside, strict=True):
+                lock.shut(outside=is_outside)
             under_way = self.words[EXPORTS] > self.words[ARRIVALS]
             in_use = in_use_elsewhere if under_way or _others(self.rows) else None
             # A thread that is still inside may come to hold the lock: only its row lets the others know.

@@ -70,7 +70,7 @@ class Sleepers:
         ever. One ticket too many costs a look in vain.
         """
         words = self.words
-        if words[self.slept_at] <= words[self.posted_at]:
+        if words[self.slept_at] <= words[self.posted_at] and self.tokens.raw._is_zero():
             words[self.slept_at] = words[self.posted_at] + 1
 
     # -- the sleeping side, holding nothing ------------------------------------------------------------------

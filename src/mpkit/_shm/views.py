@@ -70,4 +70,8 @@ def _forget_after_fork() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_pin_before_fork, after_in_child=_forget_after_fork)
+    # In the parent once more: another thread may have opened views between the first time and the fork
+    # itself.
+    os.register_at_fork(
+        before=_pin_before_fork, after_in_parent=_pin_before_fork, after_in_child=_forget_after_fork
+    )
