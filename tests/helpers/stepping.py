@@ -1,8 +1,8 @@
 """Ending a process at any step of an operation, without luck of timing.
 
-A child is forked, traces its own execution of mpkit's code and kills itself when the n-th step is reached. A step is a line, or an opcode:
-between two opcodes lies everything that Python code can observe. (Opcodes on Python 3.10 and 3.11: from 3.12 on the
-first call of a function under trace shows none.)
+A child is forked, traces its own execution of mpkit's code and kills itself when the n-th step is reached. A step is
+a line, or an opcode: between two opcodes lies everything that Python code can observe. (Opcodes on Python 3.10 and
+3.11: from 3.12 on the first call of a function under trace shows none.)
 """
 
 from __future__ import annotations
