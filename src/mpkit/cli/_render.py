@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from mpkit.introspect import PoolSnapshot, ProcessSnapshot, ProcessTree, QueueSnapshot
 
-_COMMAND_WIDTH = 70
 _USERS_WIDTH = 40
 _SERVANTS = {
     "multiprocessing.resource_tracker": "multiprocessing's resource tracker",
@@ -68,7 +67,7 @@ def processes(
             str(process.num_threads),
             "-" if process.num_fds is None else str(process.num_fds),
             _text.duration(max(now - process.create_time, 0.0)),
-            _text.shortened(branch + (roles.get(process.pid) or command(process)), _COMMAND_WIDTH),
+            branch + (roles.get(process.pid) or command(process)),
         )
         for branch, process in _branches(tree, "", "")
     ]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 import time
 from typing import TYPE_CHECKING
 
 from mpkit import introspect
-from mpkit.cli import _arguments, _render
+from mpkit.cli import _arguments, _render, _text
 from mpkit.introspect import _segments
 
 if TYPE_CHECKING:
@@ -31,12 +33,14 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the tables."""
+    """Print the tables; command lines are cut to the width of the terminal, if it is one."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
     roots = _segments.programs() if options.pid is None else [options.pid]
     if not roots:
         print("No process of this user has an mpkit pool or queue open.")
     for number, pid in enumerate(roots):
         if number:
             print()
-        print("\n".join(_render.program(introspect.tree(pid), now=time.time())))
+        for line in _render.program(introspect.tree(pid), now=time.time()):
+            print(_text.shortened(line, width))
     return 0

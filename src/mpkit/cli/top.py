@@ -43,7 +43,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "--count", type=_arguments.positive, metavar="N", help="end after so many looks; by default at Ctrl-C"
     )
     parser.add_argument(
-        "--plain", action="store_true", help="print one table below the other (needs no further package)"
+        "--plain", action="store_true", help="print one page below the other, as without a terminal"
     )
     parser.set_defaults(run=run)
 
@@ -51,7 +51,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 def run(options: argparse.Namespace) -> int:
     """Show pages until the program is gone, or as often as was asked for."""
     pages = _pages(options.pid, options.interval, options.count)
-    return _print_all(pages) if options.plain else _show_live(pages)
+    return _print_all(pages) if options.plain or not sys.stdout.isatty() else _show_live(pages)
 
 
 def _pages(pid: int | None, interval: float, count: int | None) -> Iterator[str]:

@@ -1,0 +1,223 @@
+"""`python -m mpkit ps`, `top`, `stacks` and `doctor`, as a person runs them, on a program that is at work."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mpkit import introspect
+from mpkit._platform import identity
+from mpkit.cli.doctor import leftovers
+from tests.helpers.processes import python, run_python
+from tests.helpers.waiting import PATIENCE, wait_until
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="what others have open shows in /proc")
+
+PROGRAM = """
+import sys, time
+from mpkit import BoundedQueue, TaskPool
+
+def spin_for_ever(started):
+    started.put("begun")
+    while True:
+        pass
+
+if __name__ == "__main__":
+    with BoundedQueue(maxsize=5) as queue, BoundedQueue() as started, TaskPool(2) as pool:
+        queue.put_many(["a", "b"])
+        for _ in range(2):
+            pool.submit(spin_for_ever, started)
+            started.get()
+        print("ready", flush=True)
+        sys.stdin.read()
+        pool.terminate()
+"""
+
+
+@contextmanager
+def program(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A program with a queue and a pool whose two workers never stop."""
+    path = tmp_path / "program.py"
+    path.write_text(PROGRAM)
+    with python(path, stdin=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield process
+        out, err = process.communicate("", timeout=PATIENCE)
+        assert (process.returncode, out, err) == (0, "", "")
+
+
+@linux
+def test_ps_shows_processes_workers_and_queues(tmp_path: Path) -> None:
+    with program(tmp_path) as process:
+        workers = [worker.pid for pool in introspect.pools(process.pid) for worker in pool.workers]
+        shown = run_python("-m", "mpkit", "ps", str(process.pid)).stdout
+        everything = run_python("-m", "mpkit", "ps").stdout
+    assert "program.py" in shown
+    assert f"of process {process.pid}: 2 workers" in shown
+    for pid in workers:
+        assert re.search(rf"^ *{pid} +running +\d+ ", shown, re.MULTILINE), shown
+    assert re.search(rf"^[0-9a-f]{{8}} +{process.pid} +2 +5 ", shown, re.MULTILINE), shown
+    assert f"{process.pid}" in everything
+
+
+@linux
+def test_stacks_shows_where_the_workers_are(tmp_path: Path) -> None:
+    with program(tmp_path) as process:
+        workers = [worker.pid for pool in introspect.pools(process.pid) for worker in pool.workers]
+        of_all = run_python("-m", "mpkit", "stacks", str(process.pid)).stdout
+        of_one = run_python("-m", "mpkit", "stacks", str(workers[0])).stdout
+        refused = run_python("-m", "mpkit", "stacks", str(os.getppid()), check=False)
+        # Asking does the workers no harm.
+        assert [psutil.pid_exists(pid) for pid in workers] == [True, True]
+    assert of_all.count("in spin_for_ever") == 2
+    assert of_one.count("in spin_for_ever") == 1
+    assert [f"worker {pid}, running" in of_all for pid in workers] == [True, True]
+    if refused.returncode == 1:  # unless the tests themselves run under a pool's worker
+        assert "is no worker of an mpkit pool" in refused.stderr
+
+
+@linux
+def test_a_stopped_worker_does_not_answer(tmp_path: Path) -> None:
+    with program(tmp_path) as process:
+        (worker, _) = [worker.pid for pool in introspect.pools(process.pid) for worker in pool.workers]
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            shown = run_python("-m", "mpkit", "stacks", str(worker), check=False)
+        finally:
+            os.kill(worker, signal.SIGCONT)
+    assert shown.returncode == 1
+    assert "it does not answer" in shown.stdout
+
+
+def test_top_shows_as_many_pages_as_asked_for() -> None:
+    shown = run_python(
+        "-m", "mpkit", "top", str(os.getpid()), "--plain", "--count", "2", "--interval", "0.01"
+    ).stdout
+    assert len(re.findall(r"^\d\d:\d\d:\d\d$", shown, re.MULTILINE)) == 2
+    assert shown.count("COMMAND") == 2
+    assert "pytest" in shown
+
+
+def on_a_terminal(*arguments: str, **env: str) -> tuple[int, str, str]:
+    """Exit code, screen and standard error of an interpreter whose standard output is a terminal."""
+    ours, theirs = os.openpty()
+    try:
+        with python(*arguments, stdout=theirs, env={"TERM": "xterm", "COLUMNS": "120", **env}) as process:
+            os.close(theirs)
+            theirs = -1
+            screen = b""
+            # Linux reports the end with an error.
+            with contextlib.suppress(OSError):
+                while data := os.read(ours, 1 << 16):
+                    screen += data
+            _, err = process.communicate(timeout=PATIENCE)
+            return process.returncode, screen.decode(), err
+    finally:
+        os.close(ours)
+        if theirs >= 0:
+            os.close(theirs)
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="there are no such terminals")
+def test_top_on_a_terminal_shows_a_screen_of_its_own() -> None:
+    pytest.importorskip("rich")
+    code, screen, err = on_a_terminal("-m", "mpkit", "top", str(os.getpid()), "--count", "1")
+    assert (code, err) == (0, "")
+    assert "COMMAND" in screen
+    entered, left = screen.index("\x1b[?1049h"), screen.index("\x1b[?1049l")
+    assert entered < screen.index("COMMAND") < left
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="there are no such terminals")
+def test_top_without_rich_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "rich.py").write_text("raise ImportError")
+    code, screen, err = on_a_terminal("-m", "mpkit", "top", "--count", "1", PYTHONPATH=str(tmp_path))
+    assert (code, screen) == (1, "")
+    assert 'pip install "mpkit[top]"' in err
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="there are no such terminals")
+def test_ps_on_a_terminal_keeps_to_its_width() -> None:
+    code, screen, err = on_a_terminal("-m", "mpkit", "ps", str(os.getpid()), COLUMNS="80")
+    assert (code, err) == (0, "")
+    assert max(len(line.rstrip("\r")) for line in screen.split("\n")) <= 80
+
+
+def test_top_ends_with_its_program_and_at_ctrl_c() -> None:
+    with python("-c", "input()", stdin=subprocess.PIPE) as watched:
+        with python("-m", "mpkit", "top", str(watched.pid), "--plain", "--interval", "0.05") as top:
+            assert top.stdout is not None
+            top.stdout.readline()
+            watched.communicate("\n", timeout=PATIENCE)
+            _, err = top.communicate(timeout=PATIENCE)
+            assert (top.returncode, err) == (0, "")
+    with python("-m", "mpkit", "top", str(os.getpid()), "--plain", "--interval", "60") as top:
+        assert top.stdout is not None
+        top.stdout.readline()
+        top.send_signal(signal.SIGINT)
+        _, err = top.communicate(timeout=PATIENCE)
+        assert (top.returncode, err) == (130, "")
+
+
+@pytest.mark.parametrize("command", ["ps", "top", "stacks"])
+def test_a_process_that_is_not_there_is_one_line(command: str) -> None:
+    ended = run_python("-m", "mpkit", command, str(2**22 + 1), check=False)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr == f"mpkit {command}: process {2**22 + 1} does not exist (any more)\n"
+
+
+def test_a_reader_that_goes_away_is_no_traceback() -> None:
+    with python("-m", "mpkit", "top", str(os.getpid()), "--plain", "--interval", "0.01") as top:
+        assert top.stdout is not None
+        assert top.stderr is not None
+        top.stdout.readline()
+        top.stdout.close()
+        assert top.wait(PATIENCE) == 141
+        assert top.stderr.read() == ""
+
+
+def test_doctor_finds_this_machine_fit() -> None:
+    ended = run_python("-m", "mpkit", "doctor", check=False)
+    lines = ended.stdout.splitlines()
+    problems = [line for line in lines if line.startswith("PROBLEM")]
+    # What other programs on this machine left behind is not for this test to judge.
+    assert all("left behind" in line for line in problems), ended.stdout
+    assert ended.returncode == bool(problems)
+    assert ended.stderr == ""
+    for subject in ("Python", "start method spawn", "shared memory", "CPUs", "psutil", "extra top"):
+        assert any(line[9:].startswith(subject) for line in lines), subject
+
+
+@linux
+def test_a_file_that_somebody_has_open_is_not_left_behind(tmp_path: Path) -> None:
+    me = identity.current()
+    # Its creator is dead: the time says so.
+    path = Path(f"/dev/shm/mpkit-test-{me.pid}-{me.started + 1}-0123456789abcdef")
+    program = (
+        "import mmap, sys; f = open(sys.argv[1], 'r+b'); m = mmap.mmap(f.fileno(), 0);"
+        " print(flush=True); input()"
+    )
+    path.write_bytes(bytes(100))
+    path.chmod(0o600)
+    try:
+        with python("-c", program, path, stdin=subprocess.PIPE) as user:
+            assert user.stdout is not None
+            user.stdout.readline()
+            assert str(path) not in [left.path for left in leftovers.find()]
+            user.communicate("\n", timeout=PATIENCE)
+        wait_until(lambda: user.poll() is not None, "the user has ended")
+        (left,) = [left for left in leftovers.find() if left.path == str(path)]
+        assert leftovers.remove([left]) == [left]
+    finally:
+        path.unlink(missing_ok=True)
