@@ -11,8 +11,7 @@ pair. Every process of the application has the other end and writes lines:
 
 - ``W <parent pid> <parent start> <child pid> <child start>``: when the parent dies, kill the child and its
   descendants;
-- ``F <pid> <start>``: this one is free; it is spared together with its descendants when a family is killed;
-- an empty line: nothing; the writer sees whether the guardian lives.
+- ``F <pid> <start>``: this one is free; it is spared together with its descendants when a family is killed.
 
 It ends by itself once every process of the application has, and everything it was to kill is dead. It holds
 on to nothing of the application: no terminal, no standard stream, no working directory.

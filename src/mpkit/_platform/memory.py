@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from pathlib import Path
@@ -46,16 +47,24 @@ def oom_kills(root: Path = Path("/")) -> int | None:
     Returns:
         None where the system does not count them (not Linux, or too old a kernel).
     """
+    counter = _counter(root)
+    return None if counter is None else _count_in(counter)
+
+
+@functools.cache
+def _counter(root: Path) -> Path | None:
+    """The file with the narrowest count. A process seldom changes its group; this stays a count then."""
     if sys.platform != "linux":
         return None
-    for version, directories in hierarchies("memory", root):
-        count = _field(directories[0] / ("memory.events" if version == 2 else "memory.oom_control"))
-        if count is not None and len(directories) > 1:
-            return count
-    return _field(root / "proc/vmstat")
+    candidates = [
+        directories[0] / ("memory.events" if version == 2 else "memory.oom_control")
+        for version, directories in hierarchies("memory", root)
+        if len(directories) > 1  # the root group does not count in version 2
+    ]
+    return next((path for path in [*candidates, root / "proc/vmstat"] if _count_in(path) is not None), None)
 
 
-def _field(path: Path) -> int | None:
+def _count_in(path: Path) -> int | None:
     for line in lines_of(path):
         name, _, value = line.partition(" ")
         if name == "oom_kill":

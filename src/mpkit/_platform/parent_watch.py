@@ -63,7 +63,10 @@ class ParentLink:
         return cls(identity.current(), orphan=orphan)
 
     def started(self, pid: int) -> None:
-        """In the parent, right after the start: guards the child while it is still coming up."""
+        """In the parent, right after the start: guards the child while it is still coming up.
+
+        Not needed after a fork, where the child comes to `die_with_parent` at once.
+        """
         child = identity.of(pid)
         if child is not None:
             self._register(child)
@@ -114,7 +117,7 @@ class _Line:
         if executable is None or not _GUARDIAN_POSSIBLE:
             return
         with self._lock:
-            if not self.send(b""):
+            if not self._is_heard():
                 self._start(executable)
 
     def send(self, line: bytes) -> bool:
@@ -126,7 +129,7 @@ class _Line:
         try:
             # A line is a single write, far below what the kernel would split. No SIGPIPE: the application may
             # have restored its default.
-            line_socket.send(line + b"\n", _SEND_FLAGS)
+            line_socket.send(line + b"\n", _AT_ONCE)
         except OSError:
             # The guardian is gone, or has been stopped for so long that the buffer is full: it cannot be
             # relied upon.
@@ -134,6 +137,23 @@ class _Line:
         finally:
             line_socket.detach()
         return True
+
+    def _is_heard(self) -> bool:
+        """Whether the guardian lives; without waking it up."""
+        descriptor = self._descriptor
+        if descriptor is None or not self._is_ours(descriptor):
+            return False
+        line_socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, descriptor)
+        try:
+            # It never writes: there is something to read once it has closed its end.
+            line_socket.recv(1, _AT_ONCE)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        finally:
+            line_socket.detach()
+        return False
 
     def for_child(self) -> seam.PassedDescriptor | None:
         """What to send to a child that is being started by spawn or forkserver."""
@@ -191,7 +211,7 @@ def _reap(pid: int) -> None:
         return  # somebody who waits for any child has reaped it
 
 
-_SEND_FLAGS = getattr(socket, "MSG_DONTWAIT", 0) | getattr(socket, "MSG_NOSIGNAL", 0)
+_AT_ONCE = getattr(socket, "MSG_DONTWAIT", 0) | getattr(socket, "MSG_NOSIGNAL", 0)
 _GUARDIAN_POSSIBLE = (
     os.name == "posix" and not getattr(sys, "frozen", False) and os.path.isfile(guardian.__file__)
 )

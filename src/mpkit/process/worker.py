@@ -173,13 +173,14 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             # module.
             handle.abandon()
             raise WorkerCrashed(
-                f"the fork server of multiprocessing has died ({type(error).__name__}: {error}); if its error "
-                f"output tells that the main module of the program could not be imported: {_GUARD}"
+                f"the fork server of multiprocessing has died ({type(error).__name__}: {error}); if its "
+                f"error output says that the main module of the program could not be imported: {_GUARD}"
             ) from error
         except BaseException:
             handle.abandon()
             raise
-        ties.link.started(self.pid or 0)
+        if self._start_method != "fork":
+            ties.link.started(self.pid or 0)
         process = seam.identity_of(self)
         if handle.limit is not None and process is not None:
             memory_watch.watch(process, handle.limit, handle.exceeded_memory)
