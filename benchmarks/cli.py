@@ -141,7 +141,10 @@ def write_documents(results: Sequence[Result], conditions: dict[str, Any]) -> No
     for area in AREAS:
         found = [result for result in results if result.workload.area == area]
         if found:
-            text = f"{report.summary(found)}\n{_details(found)}"
+            picture = (
+                f"![{report.TITLES[area]}, relative to the standard library](../{PLOTS.name}/{area}.svg)"
+            )
+            text = f"{picture}\n\n{report.summary(found)}\n{_details(found)}"
             page = report.replace_block(page, area, text)
             (PLOTS / f"{area}.svg").write_text(plot.bars(report.TITLES[area], found), encoding="utf-8")
     page = report.replace_block(page, "conditions", report.conditions_line(conditions))

@@ -12,6 +12,7 @@ from benchmarks.workload import OWN, Outcome, Result, is_own, is_yardstick
 _WIDTH = 860
 _LABELS = 190  # room for names, on the left
 _VALUES = 170  # room for figures, on the right
+_SHORTEST = 24  # the bar of the slowest
 _BAR, _GAP, _TITLE, _BETWEEN = 15, 3, 26, 16
 
 # Told apart by lightness as well as by colour; both readable on a light and on a dark page.
@@ -22,9 +23,10 @@ def bars(title: str, results: Sequence[Result]) -> str:
     """An SVG picture with a group of bars for each result that compares at least two contenders.
 
     The length of a bar is the logarithm of how many times better than the slowest of its group a contender
-    is, so that factors of 2 and of 200 both show; the figure beside it is the median and the ratio to the
-    standard library.
+    is, on one scale for all groups, so that factors of 2 and of 200 both show for what they are; the figure
+    beside it is the median and the ratio to the standard library.
     """
+    scale = _scale(results)
     body: list[str] = []
     y = 40
     for result in results:
@@ -34,9 +36,9 @@ def bars(title: str, results: Sequence[Result]) -> str:
         body.append(_text(12, y + 15, f"{result.workload.title} ({result.workload.unit})", weight="bold"))
         y += _TITLE
         goodness = [_goodness(result, outcome) for outcome in shown]
-        worst, best = min(goodness), max(goodness)
+        worst = min(goodness)
         for outcome, good in zip(shown, goodness, strict=True):
-            length = _length(good, worst, best)
+            length = _SHORTEST + scale * math.log(good / worst)
             colour = _colour(result, outcome)
             baseline = result.outcome(result.workload.baseline) if result.workload.baseline else None
             ratio = good / _goodness(result, baseline) if baseline else None
@@ -69,11 +71,14 @@ def _goodness(result: Result, outcome: Outcome) -> float:
     return median if result.workload.better == "higher" else 1 / median
 
 
-def _length(good: float, worst: float, best: float) -> float:
-    room = _WIDTH - _LABELS - _VALUES
-    if best <= worst:
-        return room
-    return room * (0.06 + 0.94 * math.log(good / worst) / math.log(best / worst))
+def _scale(results: Sequence[Result]) -> float:
+    """Pixels for a factor of e: the group that differs most fills the width, if it does so by ten or more."""
+    widest = 10.0
+    for result in results:
+        goodness = [_goodness(result, outcome) for outcome in _ranked(result)]
+        if goodness:
+            widest = max(widest, max(goodness) / min(goodness))
+    return (_WIDTH - _LABELS - _VALUES - _SHORTEST) / math.log(widest)
 
 
 def _colour(result: Result, outcome: Outcome) -> str:

@@ -167,4 +167,5 @@ def replace_block(page: str, name: str, text: str) -> str:
     end = page.find(closing, start)
     if start < 0 or end < 0:
         raise ValueError(f"the page has no block between {opening} and {closing}")
-    return f"{page[: start + len(opening)]}\n{text.rstrip()}\n{page[end:]}"
+    # Blank lines, because a line that touches a table belongs to it.
+    return f"{page[: start + len(opening)]}\n\n{text.strip()}\n\n{page[end:]}"

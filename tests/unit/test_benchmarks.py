@@ -198,7 +198,7 @@ def test_json_holds_every_sample() -> None:
 def test_a_block_of_a_page_is_replaced_and_the_rest_stays() -> None:
     page = "a\n<!-- benchmark: queue -->\nold\n<!-- end -->\nb\n<!-- benchmark: lock -->\n<!-- end -->\n"
     renewed = report.replace_block(page, "queue", "new\n")
-    assert renewed == page.replace("old", "new")
+    assert renewed == page.replace("old", "\nnew\n")
     assert report.replace_block(renewed, "queue", "new\n") == renewed
     with pytest.raises(ValueError, match="pool"):
         report.replace_block(page, "pool", "new")
