@@ -23,8 +23,10 @@ class Room:
 
     @property
     def ring_bytes(self) -> int:
-        """A size that holds `items` of them (small ones: thousands) with room to spare."""
-        return max((self.items or 4) * (self.item_bytes + 4096), 4_000_000)
+        """A size that holds `items` of them with room to spare; at least what faster-fifo has by default."""
+        if not self.items:
+            return 4_000_000
+        return max(self.items * (self.item_bytes + 4096), 1_000_000)
 
 
 class QueueEnds:
