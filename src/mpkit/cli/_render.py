@@ -106,8 +106,8 @@ def pool_lines(pool: PoolSnapshot) -> list[str]:
         )
         for worker in pool.workers
     ]
-    sent = f"{_text.count(pool.sent)} tasks sent ahead"
-    heading = f"pool {identifier(pool.name)} of process {pool.pid}: {len(pool.workers)} workers, {sent}"
+    workers, sent = _text.counted(len(pool.workers), "worker"), _text.counted(pool.sent, "task")
+    heading = f"pool {identifier(pool.name)} of process {pool.pid}: {workers}, {sent} sent ahead"
     return [heading, *_text.table(("WORKER", "STATE", "TASK", "FOR", "DONE", "MEMORY"), rows, left=(1,))]
 
 
@@ -131,7 +131,7 @@ def queue_lines(queues: list[QueueSnapshot]) -> list[str]:
     ]
     headings = ("QUEUE", "CREATOR", "ITEMS", "OF", "BYTES", "PUTS", "GETS", "WAITING PUT/GET", "OPEN IN")
     lines = _text.table(headings, rows, left=(0, 8))
-    return [*lines, f"and {_text.count(more)} more queues"] if more > 0 else lines
+    return [*lines, f"and {_text.counted(more, 'more queue')}"] if more > 0 else lines
 
 
 def identifier(name: str) -> str:

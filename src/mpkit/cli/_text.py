@@ -41,6 +41,11 @@ def count(number: int) -> str:
     return f"{number:,}"
 
 
+def counted(number: int, noun: str) -> str:
+    """A whole number of things: ``1 worker``, ``1,000 workers``."""
+    return f"{count(number)} {noun}" if number == 1 else f"{count(number)} {noun}s"
+
+
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[int] = ()) -> list[str]:
     """Lines of a table: columns as wide as their widest cell, numbers to the right.
 

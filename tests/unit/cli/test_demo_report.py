@@ -25,6 +25,7 @@ OUTCOME = Outcome(
     seconds=2.0,
     rows=3,
     counted=Amount(3, 4100),
+    workers=2,
     tasks=Counter({11: 1, 12: 2}),
     used={11: Usage(0.5, 1 << 20), 10: Usage(0.1, 1 << 19)},
     writer_pid=10,
@@ -69,7 +70,7 @@ def test_each_process_has_its_line(index: store.Index) -> None:
 
 
 def test_a_disagreement_is_not_hidden(index: store.Index) -> None:
-    wrong = Outcome(2.0, 2, Amount(4, 5), Counter({11: 3}), {}, 10)
+    wrong = Outcome(2.0, 2, Amount(4, 5), 1, Counter({11: 3}), {}, 10)
     text = "\n".join(report.summary("/lib", "/x", index, wrong))
     assert "NOT AGREED: the counters say 4 files and 5 bytes, the writer says 2 rows" in text
 

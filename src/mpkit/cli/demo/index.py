@@ -34,7 +34,8 @@ class Outcome:
         seconds: from the start to the last row on disk.
         rows: how many files the writer has written.
         counted: what the counters say.
-        tasks: how many files each worker did, by pid.
+        workers: how many workers the pool has.
+        tasks: how many files each of them did, by pid; one that came too late for any is not in it.
         used: what each process used, by pid.
         writer_pid: which of them is the writer.
     """
@@ -42,6 +43,7 @@ class Outcome:
     seconds: float
     rows: int
     counted: Amount
+    workers: int
     tasks: Counter[int]
     used: dict[int, Usage]
     writer_pid: int
@@ -63,7 +65,7 @@ def index(root: str, database: str, *, processes: int | None, line: ProgressLine
         with writer:
             observer = Observer(writer, rows, lambda: Amount(files.value, size_bytes.value), line)
             try:
-                tasks = _measure_all(root, processes, Tools(root, rows, files, size_bytes), observer)
+                workers, tasks = _measure_all(root, processes, Tools(root, rows, files, size_bytes), observer)
             except QueueShutDown:
                 # Only a writer that failed shuts the queue down this early: what ended it is the error to
                 # show.
@@ -77,20 +79,24 @@ def index(root: str, database: str, *, processes: int | None, line: ProgressLine
                 seconds=time.perf_counter() - started,
                 rows=writer.result(),
                 counted=Amount(files.value, size_bytes.value),
+                workers=workers,
                 tasks=tasks,
                 used=observer.usage(),
                 writer_pid=writer.pid or 0,
             )
 
 
-def _measure_all(root: str, processes: int | None, tools: Tools, observer: Observer) -> Counter[int]:
-    """Have every file measured by a pool, and return how many each worker did."""
+def _measure_all(
+    root: str, processes: int | None, tools: Tools, observer: Observer
+) -> tuple[int, Counter[int]]:
+    """Have every file measured by a pool; how many workers it has, and how many files each one did."""
     with TaskPool(processes, initializer=prepare, initargs=(tools,)) as pool, observer.looking_at(pool):
+        workers = len(pool.workers())
         # The folder is walked as the workers get on: little is listed ahead, and nothing is kept.
         files = measure.python_files(root)
-        tasks = Counter(pool.imap_unordered(index_one, files, buffersize=_AHEAD * len(pool.workers())))
+        tasks = Counter(pool.imap_unordered(index_one, files, buffersize=_AHEAD * workers))
         observer.look()
-        return tasks
+        return workers, tasks
 
 
 class Tools(NamedTuple):

@@ -20,7 +20,8 @@ _ERROR_WIDTH = 60
 def summary(root: str, database: str, index: Index, outcome: Outcome) -> list[str]:
     """The whole report but for the comparison."""
     rate = index.totals().files / outcome.seconds
-    took = f"{_text.duration(outcome.seconds)} with {len(outcome.tasks)} workers ({rate:,.0f} files/s)"
+    workers = _text.counted(outcome.workers, "worker")
+    took = f"{_text.duration(outcome.seconds)} with {workers} ({rate:,.0f} files/s)"
     return [
         f"Indexed {root}",
         f"  in {took}; the index is {database}",
@@ -34,7 +35,7 @@ def summary(root: str, database: str, index: Index, outcome: Outcome) -> list[st
 def comparison(outcome: Outcome, alone: Spent, *, identical: bool) -> list[str]:
     """The two ways of doing it, side by side."""
     pool_cpu_s = sum(used.cpu_s for used in outcome.used.values())
-    workers = f"{len(outcome.tasks)} workers and the writer"
+    workers = f"{_text.counted(outcome.workers, 'worker')} and the writer"
     one = f"{_text.duration(alone.seconds)} ({_text.duration(alone.cpu_s)} of CPU time)"
     many = f"{_text.duration(outcome.seconds)} ({_text.duration(pool_cpu_s)}) with {workers}"
     lines = [

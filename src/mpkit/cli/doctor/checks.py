@@ -159,7 +159,8 @@ def left_behind() -> Iterator[Finding]:
     if not found:
         yield fine("left behind", "nothing")
         return
-    what = f"{len(found)} files of dead processes, {_text.size(sum(left.size_bytes for left in found))}"
+    size = _text.size(sum(left.size_bytes for left in found))
+    what = f"{_text.counted(len(found), 'file')} of dead processes, {size}"
     if leftovers.somebody_may_still_remove_them():
         yield note("left behind", what, "a program that still runs may remove them at its end")
     else:
