@@ -82,7 +82,7 @@ def test_private_parts_of_the_standard_library_are_used_in_the_seam_alone(path: 
     [
         "import mpkit",
         "from mpkit import BoundedQueue, Lock, LockedCounter, TaskPool, WorkerProcess",
-        "import mpkit.pool.worker",
+        "import mpkit.pool._worker",
     ],
 )
 def test_importing_is_light(statement: str) -> None:

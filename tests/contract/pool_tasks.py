@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ def add(a: int, b: int = 0) -> int:
 
 def echo(value: Any) -> Any:
     return value
+
+
+def make_adder(offset: int) -> Callable[[int], int]:
+    return lambda number: number + offset
 
 
 def nothing(*_: object) -> None:
@@ -58,7 +63,7 @@ def exit_now(code: int) -> None:
     os._exit(code)
 
 
-def leave(code: object) -> None:
+def leave(code: int) -> None:
     sys.exit(code)
 
 

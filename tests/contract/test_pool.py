@@ -6,7 +6,7 @@ import concurrent.futures
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -54,7 +54,7 @@ def test_an_error_comes_back_as_itself(pool: TaskPool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "args", "expected"),
+    "function, args, expected",
     [
         (tasks.leave, (3,), SystemExit),
         (tasks.raise_base, (), BaseException),
@@ -66,11 +66,11 @@ def test_an_error_comes_back_as_itself(pool: TaskPool) -> None:
     ],
 )
 def test_what_cannot_travel_hurts_one_task_only(
-    pool: TaskPool, function: object, args: tuple[object, ...], expected: type[BaseException]
+    pool: TaskPool, function: Callable[..., object], args: tuple[object, ...], expected: type[BaseException]
 ) -> None:
     started = pool.statistics().workers_started
     with pytest.raises(expected):
-        pool.submit(function, *args).result(LONG)  # type: ignore[arg-type]
+        pool.submit(function, *args).result(LONG)
     assert pool.submit(tasks.square, 3).result(LONG) == 9
     assert pool.statistics().workers_started == started
 
@@ -86,7 +86,7 @@ def test_what_cannot_be_pickled_is_refused_in_submit(pool: TaskPool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "args", "exitcode", "name"),
+    "function, args, exitcode, name",
     [
         (tasks.kill_myself, (), -signal.SIGKILL, "SIGKILL"),
         (tasks.segfault, (), -signal.SIGSEGV, "SIGSEGV"),
@@ -96,7 +96,7 @@ def test_what_cannot_be_pickled_is_refused_in_submit(pool: TaskPool) -> None:
 )
 def test_a_death_fails_its_own_task_only(
     pool: TaskPool,
-    function: object,
+    function: Callable[..., object],
     args: tuple[object, ...],
     exitcode: int,
     name: str | None,
@@ -104,7 +104,7 @@ def test_a_death_fails_its_own_task_only(
 ) -> None:
     gate = tmp_path / "gate"
     neighbour = pool.submit(tasks.wait_for_file, str(gate))
-    handle = pool.submit(function, *args)  # type: ignore[arg-type]
+    handle = pool.submit(function, *args)
     queued = [pool.submit(tasks.square, n) for n in range(20)]
     with pytest.raises(WorkerCrashed) as caught:
         handle.result(LONG)
@@ -128,8 +128,8 @@ def test_a_poison_task_is_tried_again_as_often_as_asked(pool: TaskPool, tmp_path
 
 
 @pytest.mark.parametrize("function", [tasks.busy_in_c, tasks.hang])
-def test_a_time_limit_stops_the_task(pool: TaskPool, function: object) -> None:
-    handle = pool.with_options(timeout=0.2).submit(function)  # type: ignore[arg-type]
+def test_a_time_limit_stops_the_task(pool: TaskPool, function: Callable[[], object]) -> None:
+    handle = pool.with_options(timeout=0.2).submit(function)
     with pytest.raises(TaskTimeout) as caught:
         handle.result(LONG)
     assert caught.value.timeout == 0.2

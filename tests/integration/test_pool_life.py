@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -36,7 +37,7 @@ def eventually(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def run_script(tmp_path: Path, body: str, **options: object) -> subprocess.Popen[str]:
+def run_script(tmp_path: Path, body: str, *, start_new_session: bool = False) -> subprocess.Popen[str]:
     path = tmp_path / "script.py"
     path.write_text(body)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -46,7 +47,7 @@ def run_script(tmp_path: Path, body: str, **options: object) -> subprocess.Popen
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
-        **options,  # type: ignore[call-overload, no-any-return]
+        start_new_session=start_new_session,
     )
 
 
@@ -254,9 +255,9 @@ def test_many_threads_submit_and_wait() -> None:
         wrong: list[object] = []
 
         def work(offset: int) -> None:
-            for n in range(offset, offset + 100):
-                if pool.submit(tasks.square, n).result(LONG) != n * n:
-                    wrong.append(n)
+            wrong.extend(
+                n for n in range(offset, offset + 100) if pool.submit(tasks.square, n).result(LONG) != n * n
+            )
 
         threads = [threading.Thread(target=work, args=(1000 * k,)) for k in range(6)]
         for thread in threads:
@@ -311,7 +312,12 @@ def test_callbacks_may_raise_and_call_back() -> None:
         assert over.wait(LONG)
         errors: list[BaseException] = []
         over.clear()
-        pool.apply_async(tasks.fail, ("no",), error_callback=lambda error: (errors.append(error), over.set()))
+
+        def note(error: BaseException) -> None:
+            errors.append(error)
+            over.set()
+
+        pool.apply_async(tasks.fail, ("no",), error_callback=note)
         assert over.wait(LONG)
         assert seen == [9, 81]
         assert isinstance(errors[0], ValueError)
@@ -338,14 +344,12 @@ def test_handles_can_be_awaited(tmp_path: Path) -> None:
 
         waiting = asyncio.ensure_future(wait())
         await waits.wait()
-        while not begun.exists():
-            await asyncio.sleep(0.01)
+        await asyncio.to_thread(eventually, begun.exists)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
         # asyncio passes the cancel on in the next turn of its loop.
-        while not handle.cancelled():
-            await asyncio.sleep(0.01)
+        await asyncio.to_thread(eventually, handle.cancelled)
 
     with TaskPool(processes=1, context="fork") as pool:
         asyncio.run(main(pool))
@@ -427,10 +431,9 @@ def test_a_shared_object_arrives_as_itself() -> None:
         gate = pool.share(array)
         handle = pool.submit(tasks.total, gate)
         gate.close()
-        try:
+        # Unless the worker had not opened it yet.
+        with contextlib.suppress(HandleLost, SerializationError):
             assert handle.result(LONG) == array.sum()
-        except (HandleLost, SerializationError):
-            pass  # closed before the worker had opened it
 
 
 def test_arrays_come_and_go_and_belong_to_the_receiver() -> None:
@@ -485,10 +488,15 @@ def test_pools_nest() -> None:
 def test_cloudpickle_takes_lambdas() -> None:
     with TaskPool(processes=1, context="fork", pickler="cloudpickle") as pool:
         offset = 3
-        assert pool.map(lambda n: n + offset, range(3)) == [3, 4, 5]
-        assert pool.submit(lambda: lambda: 7).result(LONG)() == 7
+
+        def shift(number: int) -> int:
+            return number + offset
+
+        assert pool.map(shift, range(3)) == [3, 4, 5]
+        assert pool.submit(tasks.make_adder, 3).result(LONG)(4) == 7
         big = bytes(100_000)
-        assert pool.submit(lambda n, *, k: len(big) + n + k, 1, k=2).result(LONG) == 100_003
+        sized: Callable[..., int] = lambda n, *, k: len(big) + n + k  # noqa: E731
+        assert pool.submit(sized, 1, k=2).result(LONG) == 100_003
     with TaskPool(processes=1, context="fork") as pool:
         assert pool.with_options(pickler="cloudpickle").submit(lambda: 1).result(LONG) == 1
 

@@ -1,4 +1,4 @@
-"""Random deaths, time limits, cancels and restarts: every handle ends, none twice, the rest of the results are right, nothing stays.
+"""Random deaths, limits, cancels and restarts: every handle ends, the other results are right, nothing stays.
 
 python -m pytest tests/stress -m stress --stress-seconds 600 --stress-seed 1
 """
@@ -108,8 +108,8 @@ def one_round(pool: TaskPool, rng: random.Random, figures: collections.Counter[s
         except WorkerCrashed:
             figures["crashed"] += 1
         except (TaskTimeout, SerializationError, ValueError) as error:
-            assert isinstance(value, type), repr(error)
-            assert isinstance(error, value), repr(error)
+            if not isinstance(value, type) or not isinstance(error, value):
+                raise
             figures["failed"] += 1
         else:
             assert got == value

@@ -15,7 +15,7 @@ from mpkit.introspect import _segments
 from mpkit.introspect._processes import read
 from mpkit.introspect._translate import checked_pid, find, translated
 from mpkit.pool import WorkerSnapshot
-from mpkit.pool.outside import WorkerRow, read_row
+from mpkit.pool._outside import WorkerRow, read_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """The Python stack of a pool's worker, asked for from outside its pool.
 
-A worker writes its stack into a pipe of its own when it gets a certain signal (see `mpkit.pool.stacks`),
+A worker writes its stack into a pipe of its own when it gets a certain signal (see `mpkit.pool._stacks`),
 from inside the signal handler, so C code that holds the interpreter lock does not stand in the way. On
 Linux that pipe can be opened from outside as well. Should the pool ask at the very same moment, each of
 the two may get a part of the text.
@@ -20,14 +20,14 @@ from mpkit._platform import families, identity
 from mpkit.errors import AccessDenied, MpkitError, ProcessGone
 from mpkit.introspect._pools import worker_row
 from mpkit.introspect._translate import find, translated
-from mpkit.pool.worker import STACK_SIGNAL
+from mpkit.pool._worker import STACK_SIGNAL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import psutil
 
-    from mpkit.pool.outside import WorkerRow
+    from mpkit.pool._outside import WorkerRow
 
 # A stack is over when nothing more has come for this long; the worker writes it in one go.
 _QUIET_SECONDS = 0.02

@@ -1,10 +1,10 @@
 """`TaskPool`: worker processes that call functions.
 
-Rooms: ``facade`` (the verbs), ``handle`` (the outcome of a task), ``maps`` (many calls), ``shared`` (one
-object for many tasks), ``engine`` (puts the rest together), ``ledger`` (the pure state machine of tasks),
-``dispatcher`` (who gets which task), ``collector`` (who fetches outcomes), ``supervisor`` (deaths, limits,
-the end), ``crew`` (starting and replacing workers), ``worker`` (what runs in them), ``channel`` (the memory
-between worker and parent), ``payload`` (arguments and outcomes as bytes).
+Rooms: ``_facade`` (the verbs), ``_handle`` (the outcome of a task), ``_maps`` (many calls), ``_shared`` (one
+object for many tasks), ``_engine`` (puts the rest together), ``_ledger`` (the pure state machine of tasks),
+``_dispatcher`` (who gets which task), ``_collector`` (who fetches outcomes), ``_supervisor`` (deaths, limits,
+the end), ``_crew`` (starting and replacing workers), ``_worker`` (what runs in them), ``_channel`` (the
+memory between worker and parent), ``_payload`` (arguments and outcomes as bytes).
 
 A worker imports this package as well, and needs next to nothing of it: the names are loaded when they are
 first used.
@@ -15,12 +15,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mpkit.pool._facade import PoolView, TaskPool
+    from mpkit.pool._handle import TaskHandle
+    from mpkit.pool._maps import ImapIterator
+    from mpkit.pool._shared import Shared
+    from mpkit.pool._statistics import PoolStatistics, WorkerSnapshot
     from mpkit.pool._verbs import PoolVerbs
-    from mpkit.pool.facade import PoolView, TaskPool
-    from mpkit.pool.handle import TaskHandle
-    from mpkit.pool.maps import ImapIterator
-    from mpkit.pool.shared import Shared
-    from mpkit.pool.statistics import PoolStatistics, WorkerSnapshot
 
 __all__ = [
     "ImapIterator",
@@ -34,14 +34,14 @@ __all__ = [
 ]
 
 _WHERE = {
-    "ImapIterator": "maps",
-    "PoolStatistics": "statistics",
+    "ImapIterator": "_maps",
+    "PoolStatistics": "_statistics",
     "PoolVerbs": "_verbs",
-    "PoolView": "facade",
-    "Shared": "shared",
-    "TaskHandle": "handle",
-    "TaskPool": "facade",
-    "WorkerSnapshot": "statistics",
+    "PoolView": "_facade",
+    "Shared": "_shared",
+    "TaskHandle": "_handle",
+    "TaskPool": "_facade",
+    "WorkerSnapshot": "_statistics",
 }
 
 

@@ -61,3 +61,7 @@ class PoolVerbs(Protocol):
     ) -> Iterator[R]:
         """Call it for each item, lazily, results as they arrive."""
         ...
+
+    def __repr__(self) -> str:
+        """What state it is in."""
+        ...

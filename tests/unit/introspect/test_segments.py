@@ -15,7 +15,7 @@ from mpkit._shm.outside import read_queue
 from mpkit._shm.segment import Segment
 from mpkit.introspect import _segments
 from mpkit.introspect._translate import find
-from mpkit.pool.outside import read_row
+from mpkit.pool._outside import read_row
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="file descriptors show in /proc")
 

@@ -8,8 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from mpkit.pool.dispatcher import Function
-from mpkit.pool.ledger import CANCELLED, ENDED, QUEUED, SENT, TIMED_OUT, Death, Ledger, Task
+from mpkit.pool._functions import Function
+from mpkit.pool._ledger import CANCELLED, ENDED, QUEUED, SENT, TIMED_OUT, Death, Ledger, Task
 
 _DEATH = Death(1, -9, "SIGKILL", "", None, False)
 _FUNCTION = Function("f", b"")
@@ -171,12 +171,13 @@ def test_the_deaths_of_a_task_that_is_tried_again_are_all_remembered() -> None:
     ledger = Ledger()
     task = make(1, retries=2)
     ledger.submit(task)
+    ended: list[list[Task]] = []
     for worker in (1, 2, 3):
         ledger.add_worker(worker)
         assert ledger.first() is task
         ledger.send_first(worker)
-        loss = ledger.lose_worker(worker, 1, _DEATH._replace(pid=worker))
-    assert loss.ended == [task]
+        ended.append(ledger.lose_worker(worker, 1, _DEATH._replace(pid=worker)).ended)
+    assert ended == [[], [], [task]]
     assert task.deaths is not None
     assert [death.pid for death in task.deaths] == [1, 2, 3]
     assert (ledger.crashed, ledger.retried, ledger.live) == (1, 2, 0)

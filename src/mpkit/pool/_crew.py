@@ -11,17 +11,21 @@ import os
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
+from typing import cast
 
 from mpkit._platform import identity
 from mpkit._platform.parent_watch import ParentLink
 from mpkit._platform.signals import signal_name
 from mpkit.errors import PoolBroken
-from mpkit.pool import worker
-from mpkit.pool.channel import Board, Channel, ChannelNames
-from mpkit.pool.dispatcher import Dispatcher, Lane
-from mpkit.pool.options import PoolOptions
+from mpkit.pool import _worker as worker
+from mpkit.pool._channel import Board, Channel, ChannelNames
+from mpkit.pool._dispatcher import Dispatcher
+from mpkit.pool._lane import Lane
+from mpkit.pool._options import PoolOptions
 
 MOST_FAILURES = 3
 MOST_KILLED = 10
@@ -57,13 +61,13 @@ class Crew:
         self._board = board
         self._initializer = initializer
         self._next_key = 0
-        self.workers_started = 0
+        self.workers_started: int = 0
         self._failures: list[str] = []
         self._failed = 0
         self._killed = 0
         self._hellos_seen = 0
         #: No worker is started before this moment (monotonic).
-        self.not_before = 0.0
+        self.not_before: float = 0.0
 
     def start(self) -> Lane:
         """Start one worker and give it a lane.
@@ -106,7 +110,7 @@ class Crew:
             # Counts from before the start: what the system kills meanwhile belongs to it.
             oom_kills = oom_kill_count()
             # Typeshed has it on the concrete contexts.
-            process: BaseProcess = options.context.Process(  # type: ignore[attr-defined]
+            process = _process_class(options.context)(
                 target=worker.main, args=(plan,), name=f"{options.name}-{key}", daemon=False
             )
             with _starting, warnings.catch_warnings():
@@ -160,14 +164,16 @@ class Crew:
             return None
         method = self._options.context.get_start_method()
         text = (
-            f"the workers of {self._options.name} cannot be started (start method {method!r}): {tries} start-ups in a row failed. "
-            f"The last one: {self._failures[-1]}."
+            f"the workers of {self._options.name} cannot be started (start method {method!r}): "
+            f"{tries} start-ups in a row failed. The last one: {self._failures[-1]}."
         )
         if method != "fork" and self._failed >= MOST_FAILURES:
             text += (
-                " The error itself was printed by the worker (standard error). A frequent cause: the main module creates the pool when it is "
-                'imported, which every worker does; put that under `if __name__ == "__main__":`. Another: the main module cannot be '
-                "imported again (an interactive session, code read from standard input); put the functions into a module of their own."
+                " The error itself was printed by the worker (standard error). A frequent cause: the main"
+                " module creates the pool when it is imported, which every worker does; put that under"
+                ' `if __name__ == "__main__":`. Another: the main module cannot be imported again (an'
+                " interactive session, code read from standard input); put the functions into a module of"
+                " their own."
             )
         elif killed:
             text += (
@@ -210,6 +216,11 @@ def oom_kill_count() -> int:
     except OSError:
         return 0
     return 0
+
+
+def _process_class(context: BaseContext) -> Callable[..., BaseProcess]:
+    # Every context has one; typeshed has it on the concrete contexts only.
+    return cast("Callable[..., BaseProcess]", getattr(context, "Process"))  # noqa: B009
 
 
 def _root_level() -> int:

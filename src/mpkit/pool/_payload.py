@@ -1,15 +1,13 @@
-"""Arguments and outcomes as bytes: inside a record where they are small, else in a segment of their own (a *parcel*).
+"""Arguments and outcomes as bytes: inside a record, or if they are big in a segment of its own (*parcel*).
 
 A parcel holds one pickle and the big buffers that pickle protocol 5 keeps out of it. Nothing leaks when a
 side dies in between:
 
 - from parent to worker, the parent owns the parcel until the task has ended; the worker maps it privately
-  (copy on write), so a task that
-  is sent a second time finds its arguments as they were;
+  (copy on write), so a task that is sent a second time finds its arguments as they were;
 - from worker to parent, the worker hands the ownership of the name over with the record. What a worker that
-  died had created and not
-  handed over is found by its name, which begins with the process's identity (`sweep`); the names it had
-  handed over are in its outbox.
+  died had created and not handed over is found by its name, which begins with the process's identity
+  (`sweep`); the names it had handed over are in its outbox.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from mpkit._shm import names
 from mpkit._shm.segment import PREFIX, SHM_DIRECTORY, Segment, check_private
 from mpkit._wire import codec, failure
 from mpkit.errors import HandleLost, MpkitError
-from mpkit.pool.channel import (
+from mpkit.pool._channel import (
     BIG,
     BIG_ERROR,
     BIG_VALUE,
@@ -40,7 +38,7 @@ from mpkit.pool.channel import (
     RAISED,
     VALUE,
 )
-from mpkit.pool.options import Pickler
+from mpkit.pool._options import Pickler
 
 #: Buffers of at least this size travel out of band.
 OUT_OF_BAND_BYTES = 64 << 10
@@ -56,7 +54,7 @@ _TWO_WORDS = struct.Struct("<QQ")
 
 
 def dump_arguments(arguments: Any, pickler: Pickler) -> tuple[int, bytes, Segment | None]:
-    """Pickle the arguments of a task: flags, bytes for the record, and the parcel (owned by the caller) if they are big.
+    """Pickle the arguments of a task: flags, bytes for the record, a parcel (the caller's) if they are big.
 
     Raises:
         SerializationError: they cannot be pickled.
@@ -104,7 +102,7 @@ def dump_error(error: BaseException, pickler: Pickler) -> tuple[int, bytes]:
 
 
 def adopt(kind: int, record: bytes) -> tuple[int, object]:
-    """Take over what came with an outcome, in the parent, at once: from now on it belongs to whoever has the result.
+    """Take over what came with an outcome, in the parent, at once: it belongs to whoever has the result now.
 
     Returns:
         Kind and data as `open_outcome` takes them.

@@ -20,10 +20,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-if TYPE_CHECKING:
-    from mpkit.pool.dispatcher import Function
+from mpkit.pool._functions import Function
 
 QUEUED = 0
 SENT = 1
@@ -54,7 +53,7 @@ class Sink(Protocol):
         """This is the task that the outcome will come from. Called before it is sent."""
 
     def settle(self, task: Task, kind: int, data: object) -> object:
-        """Take the outcome: `kind` is one of `mpkit.pool.channel`'s result kinds, `data` what belongs to it.
+        """Take the outcome: `kind` is one of `mpkit.pool._channel`'s result kinds, `data` what belongs to it.
 
         Called by a thread that holds no lock of the pool; only the first call counts.
         """
@@ -102,18 +101,18 @@ class Task:
         weight: int = 1,
         kept: object = None,
     ) -> None:
-        self.number = number
-        self.sink = sink
-        self.record = record
-        self.function = function
-        self.timeout = timeout
-        self.retries = retries
-        self.weight = weight
-        self.kept = kept
-        self.state = QUEUED
-        self.worker = -1
+        self.number: int = number
+        self.sink: Sink = sink
+        self.record: bytes = record
+        self.function: Function = function
+        self.timeout: float | None = timeout
+        self.retries: int = retries
+        self.weight: int = weight
+        self.kept: object = kept
+        self.state: int = QUEUED
+        self.worker: int = -1
         self.deaths: list[Death] | None = None
-        self.ending = NOT_ENDING
+        self.ending: str = NOT_ENDING
 
 
 class Loss(NamedTuple):
@@ -150,14 +149,14 @@ class Ledger:
         self.queue: deque[Task] = deque()
         self.sent: dict[int, dict[int, Task]] = {}
         # Cancelled tasks stay in `queue` until they come up, so its length is not the number of those queued.
-        self.queued = 0
-        self.under_way = 0
-        self.submitted = 0
-        self.succeeded = 0
-        self.failed = 0
-        self.cancelled = 0
-        self.crashed = 0
-        self.retried = 0
+        self.queued: int = 0
+        self.under_way: int = 0
+        self.submitted: int = 0
+        self.succeeded: int = 0
+        self.failed: int = 0
+        self.cancelled: int = 0
+        self.crashed: int = 0
+        self.retried: int = 0
 
     # -- tasks -----------------------------------------------------------------------------------------------
 
@@ -213,7 +212,7 @@ class Ledger:
         return task
 
     def take_back(self, worker: int, numbers: Iterable[int]) -> list[Task]:
-        """Tasks that were taken out of `worker`'s inbox: they are first in the queue again, in the order of `numbers`.
+        """Tasks were taken out of `worker`'s inbox: they are first in the queue again, in this order.
 
         Those that were to be stopped are not queued again: they have ended, and are returned.
         """

@@ -3,26 +3,25 @@
 Nothing here is shared by two workers, so a worker that dies, at whatever instruction, cannot hurt another
 one.
 
-===============  =========  ============================================================================================
-what             written by  meaning
-===============  =========  ============================================================================================
-``STATE``        worker     how far it has come: `STARTING` ... `LEAVING`
-``TASK``         worker     the task in its hands (0: none): stored before the inbox lets go of the record, cleared after the
-                            outcome is in the outbox
-``STARTED``      worker     when that task began (`time.monotonic_ns`, the same clock in all processes)
-``DONE``         worker     tasks finished
-``PID``          worker     its process id, for those who look from outside
-``STACK_PIPE``   worker     its descriptor of the pipe that it writes its stack into, plus 1 (0: none); likewise
-``POOL``         worker     which pool it belongs to: the random part of the board's name; likewise
-``STOP``         parent     the task that an interrupt (SIGINT) is meant for; the worker ignores any other interrupt
-``LOW``          parent     ring the parent once no more than ``LOW - 1`` tasks are left in the inbox (0: do not)
-``SLEEPING``     worker     it is going to sleep on `wake`, or does: 1 for want of records, 2 for want of room in the outbox. The parent clears
-                            it and releases `wake` once
-inbox            parent     tasks to come. The getter's end belongs to whoever holds `lock`: the worker for
-one record, the parent
-                            when it takes tasks back
-outbox           worker     outcomes and log records
-===============  =========  ============================================================================================
+The words of the status row, and who writes them:
+
+- ``STATE`` (worker): how far it has come: `STARTING` ... `LEAVING`.
+- ``TASK`` (worker): the task in its hands (0: none): stored before the inbox lets go of the record, cleared
+  after the outcome is in the outbox.
+- ``STARTED`` (worker): when that task began (`time.monotonic_ns`, the same clock in all processes).
+- ``DONE`` (worker): tasks finished.
+- ``PID``, ``POOL``, ``STACK_PIPE`` (worker), for those who look from outside: its process id; the random part
+  of the board's name; its descriptor of the pipe that it writes its stack into, plus 1 (0: none).
+- ``STOP`` (parent): the task that an interrupt (SIGINT) is meant for; the worker ignores any other interrupt.
+- ``LOW`` (parent): ring the parent once no more than ``LOW - 1`` tasks are left in the inbox (0: do not).
+- ``SLEEPING`` (worker): it is going to sleep on `wake`, or does: 1 for want of records, 2 for want of room in
+  the outbox. The parent clears it and releases `wake` once.
+
+The rings:
+
+- inbox (written by the parent): tasks to come. The getter's end belongs to whoever holds `lock`: the worker
+  for one record, the parent when it takes tasks back.
+- outbox (written by the worker): outcomes and log records.
 
 No wake-up is lost: the worker stores ``SLEEPING`` and then looks at the inbox again, the parent publishes a
 record and then looks at ``SLEEPING``, and between store and look each of them passes a full barrier. All
@@ -151,15 +150,15 @@ class Channel:
     __slots__ = ("inbox", "lock", "outbox", "segment", "wake", "words")
 
     def __init__(self, segment: Segment, lock: Semaphore, wake: Semaphore) -> None:
-        self.segment = segment
-        self.words = segment.words
-        self.lock = lock
-        self.wake = wake
+        self.segment: Segment = segment
+        self.words: memoryview[int] = segment.words
+        self.lock: Semaphore = lock
+        self.wake: Semaphore = wake
         inbox_words = _INBOX_BYTES >> 3
-        self.inbox = Ring(
+        self.inbox: Ring = Ring(
             segment.words, segment.mm, head_at=_IN_HEAD, tail_at=_IN_TAIL, start=_RINGS, capacity=inbox_words
         )
-        self.outbox = Ring(
+        self.outbox: Ring = Ring(
             segment.words,
             segment.mm,
             head_at=_OUT_HEAD,
@@ -207,10 +206,10 @@ class Board:
     __slots__ = ("back", "front", "segment", "words")
 
     def __init__(self, segment: Segment, front: Semaphore, back: Semaphore) -> None:
-        self.segment = segment
-        self.words = segment.words
-        self.front = front
-        self.back = back
+        self.segment: Segment = segment
+        self.words: memoryview[int] = segment.words
+        self.front: Semaphore = front
+        self.back: Semaphore = back
 
     @classmethod
     def create(cls) -> Board:

@@ -16,8 +16,8 @@ from typing_extensions import Self
 
 from mpkit._shm.segment import Segment
 from mpkit.errors import ClosedError
-from mpkit.pool import payload
-from mpkit.pool.options import Pickler
+from mpkit.pool import _payload as payload
+from mpkit.pool._options import Pickler
 
 __all__ = ["Shared"]
 
@@ -46,7 +46,7 @@ class Shared(Generic[T]):
     def __init__(self, value: T, pickler: Pickler) -> None:
         self._segment: Segment | None = payload.dump_shared(value, pickler)
         self._value: T | None = value
-        self.nbytes = self._segment.size
+        self.nbytes: int = self._segment.size
 
     @property
     def value(self) -> T:

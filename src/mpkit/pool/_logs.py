@@ -12,7 +12,7 @@ import logging
 import pickle
 from collections.abc import Callable
 
-from mpkit.pool.channel import HEAD_SIZE
+from mpkit.pool._channel import HEAD_SIZE
 
 _MOST_BYTES = 12 << 10
 _PLAIN = (str, int, float, bool, type(None))

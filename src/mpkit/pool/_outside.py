@@ -7,7 +7,7 @@ import os
 from typing import NamedTuple
 
 from mpkit._shm.ring import COUNT_MASK, INDEX_BITS
-from mpkit.pool.channel import (
+from mpkit.pool._channel import (
     _IN_HEAD,
     _IN_TAIL,
     _RINGS,

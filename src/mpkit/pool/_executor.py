@@ -5,15 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, wait
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from weakref import WeakSet
 
 from typing_extensions import ParamSpec, override
 
-from mpkit.pool.handle import TaskHandle
-
-if TYPE_CHECKING:
-    from mpkit.pool.facade import TaskPool
+from mpkit.pool._handle import TaskHandle
 
 __all__ = ["PoolExecutor"]
 
@@ -21,13 +18,19 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+class _Submits(Protocol):
+    """The pool, as far as its executor knows it."""
+
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]: ...
+
+
 class PoolExecutor(Executor):
-    """What `TaskPool.executor` returns. Shutting it down waits for its own tasks and leaves the pool as it is.
+    """What `TaskPool.executor` returns. Shutting it down waits for its own tasks; the pool stays as it is.
 
     Safe from: any thread.
     """
 
-    def __init__(self, pool: TaskPool) -> None:
+    def __init__(self, pool: _Submits) -> None:
         self._pool = pool
         self._lock = threading.Lock()
         self._handles: WeakSet[TaskHandle[Any]] = WeakSet()
@@ -56,7 +59,7 @@ class PoolExecutor(Executor):
         chunksize: int = 1,
         **options: Any,
     ) -> Iterator[R]:
-        """As `concurrent.futures.Executor.map`; the results come out of `TaskPool.imap`-like chunks in order."""
+        """As `concurrent.futures.Executor.map`: the results in order; `chunksize` items make one task."""
         if chunksize == 1:
             return super().map(fn, *iterables, timeout=timeout, **options)
         if options.get("buffersize") is not None:

@@ -1,4 +1,4 @@
-"""One pool behind its facade: puts the parts together, and decides what a death, a cancel or the end of the pool means.
+"""One pool behind its facade: puts the parts together, and decides what a death, a cancel or the end means.
 
 The facade (`TaskPool`) holds the engine; the threads hold the engine and never the facade, so that a pool
 that is just dropped is noticed.
@@ -6,16 +6,17 @@ that is just dropped is noticed.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import threading
 import time
 import weakref
 from collections import deque
-from multiprocessing import util
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
+from mpkit._platform import seam
 from mpkit._platform.signals import signal_name
 from mpkit._wire import codec, failure
 from mpkit.errors import (
@@ -26,9 +27,11 @@ from mpkit.errors import (
     TaskCancelled,
     WorkerCrashed,
 )
-from mpkit.pool import crew as crew_module
-from mpkit.pool import logs, memory, payload
-from mpkit.pool.channel import (
+from mpkit.pool import _crew as crew_module
+from mpkit.pool import _logs as logs
+from mpkit.pool import _memory as memory
+from mpkit.pool import _payload as payload
+from mpkit.pool._channel import (
     BY_REFERENCE,
     BY_VALUE,
     DONE,
@@ -41,15 +44,17 @@ from mpkit.pool.channel import (
     TASK_HEAD,
     Board,
 )
-from mpkit.pool.collector import Collector
-from mpkit.pool.crew import Crew
-from mpkit.pool.dispatcher import Dispatcher, Function, Lane, Settlements, ending_error
-from mpkit.pool.ledger import CANCELLED, Death, Sink, Task
-from mpkit.pool.options import PoolOptions, TaskOptions
-from mpkit.pool.stacks import last_words, live_stack
-from mpkit.pool.statistics import PoolStatistics, WorkerSnapshot
-from mpkit.pool.supervisor import Supervisor
-from mpkit.pool.worker import Initializer
+from mpkit.pool._collector import Collector
+from mpkit.pool._crew import Crew
+from mpkit.pool._dispatcher import Dispatcher, Settlements, ending_error
+from mpkit.pool._functions import Function
+from mpkit.pool._lane import Lane
+from mpkit.pool._ledger import CANCELLED, Death, Sink, Task
+from mpkit.pool._options import PoolOptions, TaskOptions
+from mpkit.pool._stacks import last_words, live_stack
+from mpkit.pool._statistics import PoolStatistics, WorkerSnapshot
+from mpkit.pool._supervisor import Supervisor
+from mpkit.pool._worker import Initializer
 
 RUNNING = "running"
 CLOSED = "closed"
@@ -67,10 +72,10 @@ class Engine:
 
     def __init__(self, options: PoolOptions) -> None:
         self.options = options
-        self.pid = os.getpid()
-        self.state = RUNNING
+        self.pid: int = os.getpid()
+        self.state: str = RUNNING
         #: The shortest time limit of the tasks there are (or were, lately).
-        self.shortest_timeout = _NEVER
+        self.shortest_timeout: float = _NEVER
         self._numbers = itertools.count(1)
         self._functions: dict[Any, Function] = {}
         self._why_broken: MpkitError | None = None
@@ -79,15 +84,15 @@ class Engine:
         self.dropped = False
         # Pickled before anything is created: what cannot be pickled leaves nothing behind.
         initializer = _packed_initializer(options)
-        self.board = Board.create()
+        self.board: Board = Board.create()
         try:
-            self.dispatcher = Dispatcher(self._on_queue)
+            self.dispatcher: Dispatcher = Dispatcher(self._on_queue)
             self._room = threading.Condition(self.dispatcher.lock)
-            self.collector = Collector(
+            self.collector: Collector = Collector(
                 self.dispatcher, self.board, f"mpkit-{options.name}", logs.handle, self._on_empty
             )
-            self.crew = Crew(options, self.dispatcher, self.board, initializer)
-            self.supervisor = Supervisor(self, f"mpkit-{options.name}")
+            self.crew: Crew = Crew(options, self.dispatcher, self.board, initializer)
+            self.supervisor: Supervisor = Supervisor(self, f"mpkit-{options.name}")
             try:
                 for _ in range(options.processes):
                     self.supervisor.add(self.crew.start())
@@ -100,8 +105,10 @@ class Engine:
         self.collector.start()
         self.supervisor.start()
         _engines.add(self)
-        # Before multiprocessing joins its children at exit: they would wait for tasks for ever.
-        self._exit_hook = util.Finalize(None, _end_at_exit, args=(weakref.ref(self),), exitpriority=100)
+        # Else multiprocessing would wait at exit for workers that wait for tasks.
+        self._forget_exit_hook = seam.at_exit_before_children_joined(
+            functools.partial(_end_at_exit, weakref.ref(self))
+        )
 
     def _undo_start(self) -> None:
         for lane in list(self.dispatcher.lanes.values()):
@@ -444,7 +451,7 @@ class Engine:
         self.collector.stop()
         self.collector.join(None)
         self.board.discard()
-        self._exit_hook.cancel()
+        self._forget_exit_hook()
         self._over.set()
 
     def join(self, timeout: float | None) -> bool:
@@ -469,8 +476,8 @@ _NEVER = float("inf")
 #: How long a worker that has been told to leave may take to run its exit handlers.
 _LEAVE_SECONDS = 10.0
 _FORKED = (
-    "{} belongs to the process that created it; this process is a fork of that one and cannot use it. Create a pool here, or send the "
-    "work to the parent through a queue"
+    "{} belongs to the process that created it; this process is a fork of that one and cannot use it. "
+    "Create a pool here, or send the work to the parent through a queue"
 )
 
 
@@ -495,7 +502,8 @@ def _crash(task: Task, deaths: list[Death]) -> WorkerCrashed:
     if len(deaths) > 1:
         each = "; ".join(f"process {death.pid} {_how(death)}" for death in deaths)
         error = WorkerCrashed(
-            f"task {task.number} ({task.function.name}) was tried {len(deaths)} times, and its worker died each time: {each}",
+            f"task {task.number} ({task.function.name}) was tried {len(deaths)} times, "
+            f"and its worker died each time: {each}",
             **fields,
         )
     return error
@@ -545,8 +553,8 @@ def _packed_initializer(options: PoolOptions) -> bytes | Initializer | None:
     try:
         return codec.dumps(call, options.pickler)
     except SerializationError as error:
-        # A fork inherits anything. Elsewhere the locks, events and values of multiprocessing, which say so with
-        # a RuntimeError, can be pickled while a process is being started, and at no other time.
+        # A fork inherits anything. Elsewhere the locks, events and values of multiprocessing, which say so
+        # with a RuntimeError, can be pickled while a process is being started, and at no other time.
         if options.context.get_start_method() == "fork" or isinstance(error.__cause__, RuntimeError):
             return call
         raise

@@ -21,10 +21,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Protocol
 
 from mpkit._shm.spin import SpinBudget
-from mpkit.pool.channel import (
+from mpkit.pool._channel import (
     ALWAYS,
     ANY,
     AWAKE,
@@ -39,11 +39,8 @@ from mpkit.pool.channel import (
     Board,
     ring_bell,
 )
-from mpkit.pool.dispatcher import Dispatcher, Settlements
-from mpkit.pool.worker import SHORT_SLEEP_NS
-
-if TYPE_CHECKING:
-    from mpkit.pool.handle import TaskHandle
+from mpkit.pool._dispatcher import Dispatcher, Settlements
+from mpkit.pool._worker import SHORT_SLEEP_NS
 
 
 class Waiter(Protocol):
@@ -141,7 +138,7 @@ class Collector:
         if self._words[BACK] or threading.current_thread() is not self._thread:
             self.wake()
 
-    def watch(self, _handle: TaskHandle[Any]) -> None:
+    def watch(self) -> None:
         """Somebody waits for a handle in a way that has no thread of ours."""
         with self._watch_lock:
             self._watched += 1
@@ -149,7 +146,7 @@ class Collector:
         if first:
             self.wake()
 
-    def unwatch(self, _handle: TaskHandle[Any]) -> None:
+    def unwatch(self) -> None:
         """A watched handle has ended."""
         with self._watch_lock:
             self._watched -= 1

@@ -11,19 +11,15 @@ released.
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from typing import Any
 
 from mpkit._platform import identity
 from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
-from mpkit._platform.identity import ProcessIdentity
 from mpkit.errors import TaskCancelled, TaskTimeout, WorkerMemoryExceeded
-from mpkit.pool import payload
-from mpkit.pool.channel import (
+from mpkit.pool import _payload as payload
+from mpkit.pool._channel import (
     BAD_INITIALIZER,
     BIG_ERROR,
     BIG_VALUE,
@@ -39,122 +35,15 @@ from mpkit.pool.channel import (
     TASK,
     VALUE,
     Barrier,
-    Channel,
     ring_bell,
 )
-from mpkit.pool.ledger import CANCELLED, SENT, TIMED_OUT, TOO_BIG, Ledger, Task
+from mpkit.pool._lane import Lane
+from mpkit.pool._ledger import CANCELLED, SENT, TIMED_OUT, TOO_BIG, Ledger, Task
 
-#: Work that a worker is given in advance.
-AHEAD_NS = 2_000_000
-#: Tasks that a worker is given in advance at most; several times as many short records fit into an inbox.
-MOST_AHEAD = 256
 #: Records taken out of one outbox in one go.
 _BATCH = 512
 #: How often a submitting thread looks after the workers itself while tasks are queued.
 _LOOK_EVERY = 64
-
-
-class Function:
-    """What tasks call: its name, its pickle, and how long it has been taking.
-
-    Attributes:
-        name: for people.
-        blob: how a worker gets it, where that is a name only.
-        ahead: how many tasks of this kind a worker may have at once.
-    """
-
-    __slots__ = ("ahead", "blob", "mean_ns", "name")
-
-    def __init__(self, name: str, blob: bytes) -> None:
-        self.name = name
-        self.blob = blob
-        self.mean_ns = -1
-        self.ahead = 1
-
-    def took(self, run_ns: int) -> None:
-        """A task of this kind ran for `run_ns`."""
-        mean = self.mean_ns
-        if mean < 0:
-            mean = run_ns
-        else:
-            # One slow task among many fast ones must not stop the sending ahead: it counts as four times the
-            # mean at most.
-            mean += (min(run_ns, 4 * mean + 10_000) - mean) >> 3
-        self.mean_ns = mean
-        self.ahead = MOST_AHEAD if mean * MOST_AHEAD <= AHEAD_NS else 1 + AHEAD_NS // mean
-
-
-class Lane:
-    """One worker, as the parent sees it."""
-
-    __slots__ = (
-        "bad_initializer",
-        "channel",
-        "doomed",
-        "greeted",
-        "identity",
-        "is_idle",
-        "key",
-        "leave_by",
-        "leaving",
-        "low",
-        "oom_kills",
-        "process",
-        "ready",
-        "room",
-        "rss_bytes",
-        "sent",
-        "stack_lock",
-        "stack_pipe",
-        "started_at",
-        "stop",
-        "told_to_leave",
-        "words",
-    )
-
-    def __init__(
-        self,
-        key: int,
-        channel: Channel,
-        sent: dict[int, Task],
-        stack_pipe: Connection | None,
-        tasks: int | None,
-    ) -> None:
-        self.key = key
-        self.channel = channel
-        self.words = channel.words
-        self.sent = sent
-        self.stack_pipe = stack_pipe
-        self.stack_lock = threading.Lock()
-        # How many more tasks it may be given (maxtasksperchild).
-        self.room = tasks
-        self.process: BaseProcess | None = None
-        self.identity: ProcessIdentity | None = None
-        # It has reported that it is ready for tasks; once, and now (not while one of its tasks is being
-        # stopped).
-        self.greeted = False
-        self.ready = False
-        self.leaving = False
-        # Terminated or killed by the pool; its inbox is locked for good.
-        self.doomed = False
-        self.is_idle = False
-        self.low = 0
-        self.rss_bytes: int | None = None
-        self.oom_kills = 0
-        self.started_at = time.monotonic()
-        self.bad_initializer: bytes | None = None
-        self.stop: Any = None
-        # At the end of the pool.
-        self.told_to_leave = False
-        self.leave_by = 0.0
-
-    @property
-    def pid(self) -> int:
-        return 0 if self.identity is None else self.identity.pid
-
-    def running(self) -> int:
-        """The task in its hands, or 0."""
-        return self.words[TASK]
 
 
 #: What is to be told to sinks, once the lock is free: (task, kind, data).
@@ -165,8 +54,8 @@ class Dispatcher:
     """The pool's lock, ledger and lanes."""
 
     def __init__(self, queue_low: Callable[[], None]) -> None:
-        self.lock = threading.Lock()
-        self.ledger = Ledger()
+        self.lock: threading.Lock = threading.Lock()
+        self.ledger: Ledger = Ledger()
         self.lanes: dict[int, Lane] = {}
         #: Lanes with nothing to do, the one that became so last on top: its worker is still awake.
         self.idle: list[Lane] = []
@@ -178,8 +67,8 @@ class Dispatcher:
         self._lows_set = False
         self._since_look = 0
         #: Set when an interrupt may have lost an outcome between ring and ledger.
-        self.suspect = False
-        self.hellos = 0
+        self.suspect: bool = False
+        self.hellos: int = 0
         #: Called when something has been sent, by threads that wait in `submit` (`max_pending`).
         self.on_room: Callable[[], None] | None = None
 
@@ -193,7 +82,7 @@ class Dispatcher:
             if lane is not None and lane.channel.inbox.try_put(task.record):
                 ledger.send_new(lane.key, task)
                 if lane.room is not None:
-                    self._use_room(lane, task)
+                    self._use_room(lane)
                 self.wake(lane)
                 return False
             ledger.submit(task)
@@ -227,13 +116,14 @@ class Dispatcher:
         self._turn += 1
         return None
 
-    def _use_room(self, lane: Lane, task: Task) -> None:
+    def _use_room(self, lane: Lane) -> None:
         assert lane.room is not None
         lane.room -= 1
         if lane.room <= 0:
             lane.leaving = True
 
     def wake(self, lane: Lane) -> None:
+        """Wake a worker that sleeps: there is something in its inbox, or room in its outbox."""
         self._barrier()
         words = lane.words
         if words[SLEEPING]:
@@ -278,7 +168,7 @@ class Dispatcher:
             ledger.send_first(key)
             number += 1
             if lane.room is not None:
-                self._use_room(lane, task)
+                self._use_room(lane)
             task = ledger.first()
         if number:
             self.wake(lane)
@@ -370,7 +260,7 @@ class Dispatcher:
         return any(not lane.channel.outbox.is_empty() for lane in list(self.lanes.values()))
 
     def outbox_words(self) -> list[tuple[memoryview[int], int, int]]:
-        """Of each outbox: the words, and where its two ends stand (no lock needed). For those who look often."""
+        """Of each outbox: the words, and where its ends stand (no lock needed). For those who look often."""
         return [
             (lane.words, lane.channel.outbox.head_at, lane.channel.outbox.tail_at)
             for lane in list(self.lanes.values())
@@ -470,7 +360,9 @@ class Dispatcher:
                     break
                 task = self.ledger.finish(lane.key, number, False)
                 if task is not None:
-                    text = f"the outcome of task {number} was lost when Ctrl-C interrupted the thread that was receiving it"
+                    text = (
+                        f"the outcome of task {number} was lost when Ctrl-C interrupted the receiving thread"
+                    )
                     settlements.append((task, RAISED, TaskCancelled(text)))
 
     # -- taking away -----------------------------------------------------------------------------------------
@@ -545,7 +437,7 @@ def ending_error(task: Task, lane: Lane) -> BaseException:
     if task.ending == TIMED_OUT:
         return TaskTimeout(task_id=task.number, pid=lane.pid, timeout=task.timeout, stack=stack or None)
     if task.ending == TOO_BIG:
-        limit = getattr(stop, "limit", None)
+        limit = None if stop is None else stop.limit
         return WorkerMemoryExceeded(task_id=task.number, pid=lane.pid, rss_bytes=lane.rss_bytes, limit=limit)
     return TaskCancelled(f"task {task.number} was cancelled")
 

@@ -1,7 +1,7 @@
 """The Python stack of a worker: on request while it lives, and what its fault handler wrote when it crashed.
 
 Each worker has a pipe of its own for this, into which `faulthandler` writes: on a signal
-(`mpkit.pool.worker.STACK_SIGNAL`), from inside the signal handler, so C code that holds the interpreter lock
+(`mpkit.pool._worker.STACK_SIGNAL`), from inside the signal handler, so C code that holds the interpreter lock
 does not stand in its way; and on a fatal signal. A pipe rather than a file, because its arrival is an event,
 and nothing is left on a disk when anybody dies. It does not block the worker: what does not fit is cut off.
 """
@@ -13,9 +13,9 @@ import select
 import time
 
 from mpkit._platform import families
-from mpkit.pool.channel import INITIALIZING, STATE
-from mpkit.pool.dispatcher import Lane
-from mpkit.pool.worker import STACK_SIGNAL
+from mpkit.pool._channel import INITIALIZING, STATE
+from mpkit.pool._lane import Lane
+from mpkit.pool._worker import STACK_SIGNAL
 
 #: A stack is over when nothing more has come for this long.
 _QUIET_SECONDS = 0.004
@@ -23,7 +23,7 @@ _CHUNK = 1 << 16
 
 
 def live_stack(lane: Lane, timeout: float) -> str:
-    """The Python stack of a worker now; "" when it does not answer in time (it is stopped, starting, or gone).
+    """The Python stack of a worker now; "" when it does not answer in time (stopped, starting, or gone).
 
     Blocking: for `timeout` seconds at most, usually a few milliseconds.
     """

@@ -1,4 +1,4 @@
-"""The worker: what runs in a child process of a pool. It imports as little as it can, because every worker pays for it.
+"""The worker: what runs in a child process of a pool. It imports little, because every worker pays for it.
 
 One turn of `_Worker.serve`: take one record from the inbox, call the function, put the outcome into the
 outbox, ring the parent if it wants to know. The order of the stores is the protocol (see
@@ -26,8 +26,8 @@ from mpkit._platform.parent_watch import ParentLink
 from mpkit._shm.spin import SpinBudget
 from mpkit._wire import codec, failure
 from mpkit.errors import SerializationError
-from mpkit.pool import payload
-from mpkit.pool.channel import (
+from mpkit.pool import _payload as payload
+from mpkit.pool._channel import (
     ALWAYS,
     ANY,
     BACK,
@@ -66,12 +66,12 @@ from mpkit.pool.channel import (
     ChannelNames,
     ring_bell,
 )
-from mpkit.pool.options import Pickler
+from mpkit.pool._options import Pickler
 
-#: How long a worker sleeps before it looks again although nobody has woken it: a net below the protocol, not a
-#: part of it.
+#: How long a worker sleeps before it looks again although nobody has woken it: a net below the protocol, and
+#: no part of it.
 _SLICE_SECONDS = 2.0
-#: A sleep as short as this (a wake-up alone takes 25 to 50 microseconds) would have been better spent looking.
+#: A sleep as short as this (a wake-up alone takes 25 to 50 us) would have been better spent looking.
 SHORT_SLEEP_NS = 150_000
 #: Outcomes that somebody waits for in general are announced this often while the worker has more to do.
 _ANNOUNCE_NS = 1_000_000
@@ -149,7 +149,7 @@ class _Worker:
             if STACK_SIGNAL is not None and hasattr(faulthandler, "register"):
                 faulthandler.register(STACK_SIGNAL, pipe.fileno(), all_threads=True, chain=False)
         if self.plan.forward_logs:
-            from mpkit.pool.logs import forward_to  # noqa: PLC0415  loads logging, for those that want it
+            from mpkit.pool._logs import forward_to  # noqa: PLC0415  loads logging, for those that want it
 
             forward_to(self.outbox.put_log, lambda: self.inside, self.plan.log_level)
         words = self.channel.words
@@ -433,7 +433,7 @@ class _Outbox:
 def _run_chunk(
     function: Callable[..., Any], items: list[Any], flags: int, pickler: Pickler
 ) -> tuple[int, bytes]:
-    """Call the function for each item. The outcome is the list of results, and a list of what went wrong at which index.
+    """Call the function for each item. The outcome: the list of results, and what went wrong at which index.
 
     An error fails its own item only. `list.extend` keeps what an iterator gave before it raised, and `map`
     goes on with the next item after an error, so the calls run at the speed of C all the same.
@@ -471,7 +471,7 @@ def _run_chunk(
 
 def own_rss_bytes() -> int | None:
     """Resident memory of this process, or None if it cannot be read."""
-    from mpkit.pool import memory  # noqa: PLC0415  only with a limit
+    from mpkit.pool import _memory as memory  # noqa: PLC0415  only with a limit
 
     return memory.rss_bytes(os.getpid())
 

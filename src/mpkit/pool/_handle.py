@@ -1,4 +1,4 @@
-"""The handle of a task: a real `concurrent.futures.Future` that is cheap to make, awaitable, and an AsyncResult as well.
+"""The handle of a task: a real `concurrent.futures.Future`, cheap to make, awaitable, an AsyncResult as well.
 
 A plain Future makes a condition (a re-entrant lock and a queue) when it is created, which costs more than all
 the rest of sending a short task, and hardly any handle needs one. So here it is made when somebody first asks
@@ -28,12 +28,12 @@ from typing_extensions import override
 
 from mpkit._platform.deadlines import check_timeout
 from mpkit.errors import TaskCancelled, WaitTimeout
-from mpkit.pool import payload
-from mpkit.pool.channel import BIG_ERROR, ERROR, PLAIN, RAISED
+from mpkit.pool import _payload as payload
+from mpkit.pool._channel import BIG_ERROR, ERROR, PLAIN, RAISED
 
 if TYPE_CHECKING:
-    from mpkit.pool.engine import Engine
-    from mpkit.pool.ledger import Task
+    from mpkit.pool._engine import Engine
+    from mpkit.pool._ledger import Task
 
 __all__ = ["TaskHandle"]
 
@@ -87,13 +87,15 @@ class TaskHandle(Future[R]):
 
     # -- what Future's own methods, wait() and as_completed() reach for --------------------------------------
 
-    @property
-    def _condition(self) -> threading.Condition:  # type: ignore[override]  # an attribute there
-        condition = self.make_condition()
-        if not self._watched and self._state is _PENDING:
-            self._watched = True
-            self._engine.collector.watch(self)
-        return condition
+    if not TYPE_CHECKING:
+        # For type checkers it stays the attribute that `Future` has: their `as_completed` asks for one.
+        @property
+        def _condition(self) -> threading.Condition:
+            condition = self.make_condition()
+            if not self._watched and self._state is _PENDING:
+                self._watched = True
+                self._engine.collector.watch()
+            return condition
 
     def make_condition(self) -> threading.Condition:
         """The condition; from now on the handle is settled under it."""
@@ -115,7 +117,7 @@ class TaskHandle(Future[R]):
 
     # -- the outcome -----------------------------------------------------------------------------------------
 
-    def settle(self, task: Task | None, kind: int, data: object) -> bool:
+    def settle(self, task: Task | None, kind: int, data: object) -> bool:  # noqa: ARG002  a Sink
         """Take the outcome; False when there was one already. Called by the pool, holding no lock of it."""
         state = _CANCELLED if kind == RAISED and isinstance(data, TaskCancelled) else _FINISHED
         with _creation:
@@ -142,7 +144,7 @@ class TaskHandle(Future[R]):
                     waiter.add_result(self)
             condition.notify_all()
         if self._watched:
-            self._engine.collector.unwatch(self)
+            self._engine.collector.unwatch()
         if self._done_callbacks:
             self._engine.collector.call_back(self._run_callbacks)
         return True
@@ -170,7 +172,8 @@ class TaskHandle(Future[R]):
         timeout = check_timeout(timeout)
         if not self._engine.collector.wait_for(self, timeout):
             raise WaitTimeout(
-                f"task {self.task_id} did not end within {timeout:g} s; it goes on ({what} can be called again)"
+                f"task {self.task_id} did not end within {timeout:g} s; "
+                f"it goes on ({what} can be called again)"
             )
 
     @override

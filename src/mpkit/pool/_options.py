@@ -41,7 +41,7 @@ class TaskOptions:
         timeout = check_timeout(timeout)
         if timeout == 0:
             raise ValueError(
-                "timeout must be more than 0 seconds (a task cannot end in no time), or None for no limit; got 0"
+                "timeout must be more than 0 seconds (a task takes some time), or None for no limit; got 0"
             )
         return TaskOptions(timeout, check_count(retries, "retries", least=0), codec.check_pickler(pickler))
 
@@ -89,7 +89,8 @@ class PoolOptions:
             raise TypeError(f"initializer must be callable or None; got {initializer!r}")
         if isinstance(initargs, str | bytes) or not isinstance(initargs, Iterable):
             raise TypeError(
-                f"initargs must be a tuple of arguments; got {initargs!r} (for a single one write ({initargs!r},))"
+                f"initargs must be a tuple of arguments; got {initargs!r} "
+                f"(for a single one write ({initargs!r},))"
             )
         grace = check_timeout(grace_period, name="grace_period")
         if grace is None:

@@ -19,14 +19,14 @@ from typing_extensions import Self, override
 from mpkit._platform.deadlines import check_timeout
 from mpkit._wire import failure
 from mpkit.errors import TaskCancelled, WaitTimeout
-from mpkit.pool import payload
-from mpkit.pool.channel import CHUNK, PLAIN, RAISED, SOON, STAR
-from mpkit.pool.handle import TaskHandle
-from mpkit.pool.ledger import Task
-from mpkit.pool.options import TaskOptions, check_count
+from mpkit.pool import _payload as payload
+from mpkit.pool._channel import CHUNK, PLAIN, RAISED, SOON, STAR
+from mpkit.pool._handle import TaskHandle
+from mpkit.pool._ledger import Task
+from mpkit.pool._options import TaskOptions, check_count
 
 if TYPE_CHECKING:
-    from mpkit.pool.engine import Engine
+    from mpkit.pool._engine import Engine
 
 __all__ = ["ImapIterator", "MapHandle"]
 
@@ -431,6 +431,11 @@ class ImapIterator(Generic[R]):
         self._arrived.clear()
         self._by_number.clear()
         self._current.clear()
+
+    def __repr__(self) -> str:
+        order = "ordered" if self._ordered else "unordered"
+        state = "reading" if self._input is not None else "all read"
+        return f"<ImapIterator of {self._function.name}, {order}, {state}, {self._held} items under way>"
 
     def __del__(self) -> None:
         if getattr(self, "_tasks", None):

@@ -15,14 +15,15 @@ from typing_extensions import ParamSpec, Self
 
 from mpkit._platform.deadlines import check_timeout
 from mpkit.errors import ClosedError
-from mpkit.pool import maps
-from mpkit.pool.channel import KEYWORDS
-from mpkit.pool.engine import RUNNING, Engine
-from mpkit.pool.handle import TaskHandle
-from mpkit.pool.maps import ImapIterator, MapHandle, Progress
-from mpkit.pool.options import DEFAULT_TASK_OPTIONS, Pickler, PoolOptions, TaskOptions, check_count
-from mpkit.pool.shared import Shared
-from mpkit.pool.statistics import PoolStatistics, WorkerSnapshot
+from mpkit.pool import _maps as maps
+from mpkit.pool._channel import KEYWORDS
+from mpkit.pool._engine import RUNNING, Engine
+from mpkit.pool._executor import PoolExecutor
+from mpkit.pool._handle import TaskHandle
+from mpkit.pool._maps import ImapIterator, MapHandle, Progress
+from mpkit.pool._options import DEFAULT_TASK_OPTIONS, Pickler, PoolOptions, TaskOptions, check_count
+from mpkit.pool._shared import Shared
+from mpkit.pool._statistics import PoolStatistics, WorkerSnapshot
 
 __all__ = ["PoolView", "TaskPool"]
 
@@ -32,7 +33,7 @@ T = TypeVar("T")
 
 
 class PoolView:
-    """The verbs of a pool, with certain options: what `TaskPool.with_options` returns, and what `TaskPool` inherits.
+    """The verbs of a pool with certain options: what `TaskPool.with_options` returns and `TaskPool` inherits.
 
     Safe from: any thread of the process that created the pool.
     """
@@ -309,7 +310,7 @@ class TaskPool(PoolView):
             DEFAULT_TASK_OPTIONS if options.pickler == "pickle" else TaskOptions(pickler=options.pickler)
         )
         super().__init__(Engine(options), task_options, None)
-        self._executor: Any = None
+        self._executor: PoolExecutor | None = None
         self._finalizer = weakref.finalize(self, _dropped, self._engine, repr(self))
         # The pool's own exit hook comes first.
         self._finalizer.atexit = False
@@ -338,16 +339,13 @@ class TaskPool(PoolView):
 
     @property
     def executor(self) -> Executor:
-        """A real `concurrent.futures.Executor` over this pool, for `loop.run_in_executor` and libraries that want one.
+        """A real `concurrent.futures.Executor` over this pool, for `run_in_executor` and other libraries.
 
         Shutting it down leaves the pool as it is.
         """
-        from mpkit.pool.executor import PoolExecutor  # noqa: PLC0415  it needs the facade
-
         if self._executor is None or self._executor.is_shut_down:
             self._executor = PoolExecutor(self)
-        executor: Executor = self._executor
-        return executor
+        return self._executor
 
     def share(self, obj: T) -> Shared[T]:
         """Pickle an object once into shared memory, for many tasks.
@@ -454,7 +452,8 @@ class TaskPool(PoolView):
 
     def __reduce__(self) -> Any:
         raise TypeError(
-            "a TaskPool cannot be pickled: it belongs to the process that created it; let a task create a pool of its own"
+            "a TaskPool cannot be pickled: it belongs to the process that created it; "
+            "let a task create a pool of its own"
         )
 
 

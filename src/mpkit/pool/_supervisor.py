@@ -1,4 +1,4 @@
-"""The thread that looks after the workers: their deaths, their time limits, their memory, the end of the pool.
+"""The thread that looks after the workers: their deaths, time limits, memory, and the end of the pool.
 
 It sleeps until something happens: a process ends, somebody pokes it, or the next moment comes at which it has
 to look (a time limit that may be over, a step of a stop, a pause between start-ups, a sample of the memory
@@ -13,20 +13,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from mpkit._platform import families
 from mpkit._platform.exits import ExitWatcher
 from mpkit._platform.identity import ProcessIdentity
 from mpkit.errors import PoolBroken
-from mpkit.pool.channel import RAISED, STOP
-from mpkit.pool.dispatcher import Lane, Settlements, ending_error
-from mpkit.pool.ledger import CANCELLED, TIMED_OUT, TOO_BIG, Task
-from mpkit.pool.memory import rss_bytes
-from mpkit.pool.stacks import live_stack
-
-if TYPE_CHECKING:
-    from mpkit.pool.engine import Engine
+from mpkit.pool._channel import RAISED, STOP
+from mpkit.pool._collector import Collector
+from mpkit.pool._crew import Crew
+from mpkit.pool._dispatcher import Dispatcher, Settlements, ending_error
+from mpkit.pool._lane import Lane, Stop
+from mpkit.pool._ledger import CANCELLED, TIMED_OUT, TOO_BIG, Task
+from mpkit.pool._memory import rss_bytes
+from mpkit.pool._options import PoolOptions
+from mpkit.pool._stacks import live_stack
 
 #: How often the memory of running workers is read: with a limit, and without one (for the error should one of
 #: them die).
@@ -40,25 +41,35 @@ _TERMINATED = 2
 _KILLED = 3
 
 
-class Stop:
-    """A running task that is being stopped: interrupt, terminate, kill, with a grace period after each."""
+class Supervised(Protocol):
+    """What the supervisor looks after: the engine, as far as the supervisor knows it."""
 
-    __slots__ = ("due", "ended", "limit", "number", "stack", "stage")
+    options: PoolOptions
+    dispatcher: Dispatcher
+    collector: Collector
+    crew: Crew
+    #: The shortest time limit of the tasks there are (or were, lately).
+    shortest_timeout: float
 
-    def __init__(self, number: int, limit: int | None) -> None:
-        self.number = number
-        self.stack = ""
-        self.limit = limit
-        #: The task, if it ended before the first step.
-        self.ended: Task | None = None
-        self.stage = 0
-        self.due = 0.0
+    def bury(self, lane: Lane) -> None:
+        """A worker is dead."""
+
+    def look_after_crew(self, now: float) -> float:
+        """Replace who is missing, send home who is not needed; when to look again."""
+        ...
+
+    def is_over(self) -> bool:
+        """Whether no worker is left, and none will come."""
+        ...
+
+    def over(self) -> None:
+        """The last act of the supervisor's thread."""
 
 
 class Supervisor:
     """See the top of this file."""
 
-    def __init__(self, engine: Engine, name: str) -> None:
+    def __init__(self, engine: Supervised, name: str) -> None:
         self._engine = engine
         self._watcher = ExitWatcher()
         self._by_identity: dict[ProcessIdentity, Lane] = {}
@@ -68,7 +79,7 @@ class Supervisor:
         self._requests: deque[Callable[[], None]] = deque()
         self._thread = threading.Thread(target=self._run, name=f"{name}-supervisor", daemon=True)
         #: When it looks next without being poked (monotonic).
-        self.looks_at = 0.0
+        self.looks_at: float = 0.0
         self._sample_at = 0.0
         self._gone: list[Lane] = []
 

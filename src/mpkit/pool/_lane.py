@@ -1,0 +1,102 @@
+"""One worker as the parent sees it: its channel, what it has been sent, how far its start or end has come."""
+
+from __future__ import annotations
+
+import threading
+import time
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+
+from mpkit._platform.identity import ProcessIdentity
+from mpkit.pool._channel import TASK, Channel
+from mpkit.pool._ledger import Task
+
+
+class Stop:
+    """A running task that is being stopped: interrupt, terminate, kill, with a grace period after each."""
+
+    __slots__ = ("due", "ended", "limit", "number", "stack", "stage")
+
+    def __init__(self, number: int, limit: int | None) -> None:
+        self.number: int = number
+        self.stack: str = ""
+        self.limit: int | None = limit
+        #: The task, if it ended before the first step.
+        self.ended: Task | None = None
+        self.stage: int = 0
+        self.due: float = 0.0
+
+
+class Lane:
+    """One worker, as the parent sees it."""
+
+    __slots__ = (
+        "bad_initializer",
+        "channel",
+        "doomed",
+        "greeted",
+        "identity",
+        "is_idle",
+        "key",
+        "leave_by",
+        "leaving",
+        "low",
+        "oom_kills",
+        "process",
+        "ready",
+        "room",
+        "rss_bytes",
+        "sent",
+        "stack_lock",
+        "stack_pipe",
+        "started_at",
+        "stop",
+        "told_to_leave",
+        "words",
+    )
+
+    def __init__(
+        self,
+        key: int,
+        channel: Channel,
+        sent: dict[int, Task],
+        stack_pipe: Connection | None,
+        tasks: int | None,
+    ) -> None:
+        self.key: int = key
+        self.channel: Channel = channel
+        self.words: memoryview[int] = channel.words
+        self.sent: dict[int, Task] = sent
+        self.stack_pipe: Connection | None = stack_pipe
+        self.stack_lock: threading.Lock = threading.Lock()
+        # How many more tasks it may be given (maxtasksperchild).
+        self.room: int | None = tasks
+        self.process: BaseProcess | None = None
+        self.identity: ProcessIdentity | None = None
+        # It has reported that it is ready for tasks; once, and now (not while one of its tasks is being
+        # stopped).
+        self.greeted: bool = False
+        self.ready: bool = False
+        self.leaving: bool = False
+        # Terminated or killed by the pool; its inbox is locked for good.
+        self.doomed: bool = False
+        self.is_idle: bool = False
+        self.low: int = 0
+        self.rss_bytes: int | None = None
+        self.oom_kills: int = 0
+        self.started_at: float = time.monotonic()
+        self.bad_initializer: bytes | None = None
+        #: The task that is being stopped, if one is.
+        self.stop: Stop | None = None
+        # At the end of the pool.
+        self.told_to_leave: bool = False
+        self.leave_by: float = 0.0
+
+    @property
+    def pid(self) -> int:
+        """Its process id, or 0."""
+        return 0 if self.identity is None else self.identity.pid
+
+    def running(self) -> int:
+        """The task in its hands, or 0."""
+        return self.words[TASK]

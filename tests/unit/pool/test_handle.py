@@ -1,0 +1,186 @@
+"""Canary: what the handle of a task rests on in `concurrent.futures`, whose private names it uses.
+
+A failure here means that this Python's `concurrent.futures` works otherwise, and `mpkit.pool._handle` has to
+follow.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import concurrent.futures
+import inspect
+import textwrap
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import _base as futures_base
+from typing import Any
+
+import pytest
+
+from mpkit.errors import TaskCancelled
+from mpkit.pool import TaskHandle
+from mpkit.pool._channel import PLAIN, RAISED
+
+
+class QuietCollector:
+    """Stands in for the collector: nothing ever comes by itself."""
+
+    def __init__(self) -> None:
+        self.watched = 0
+        self.called: list[Callable[[], object]] = []
+
+    def watch(self) -> None:
+        self.watched += 1
+
+    def unwatch(self) -> None:
+        self.watched -= 1
+
+    def look(self) -> None:
+        """There is nothing to fetch."""
+
+    def call_back(self, call: Callable[[], object]) -> None:
+        call()
+
+
+class FakeEngine:
+    def __init__(self) -> None:
+        self.collector = QuietCollector()
+
+
+def make_handle() -> tuple[TaskHandle[Any], QuietCollector]:
+    engine: Any = FakeEngine()
+    return TaskHandle(engine), engine.collector
+
+
+def names_used_by(function: Callable[..., Any]) -> set[str]:
+    """The attributes of the future (whatever it is called) that a function of the standard library reads."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    return {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr[:1] == "_"}
+
+
+def test_a_future_has_no_other_private_state() -> None:
+    assert set(vars(Future())) == {
+        "_condition",
+        "_state",
+        "_result",
+        "_exception",
+        "_waiters",
+        "_done_callbacks",
+    }
+
+
+def test_the_states_are_strings() -> None:
+    assert futures_base.PENDING == "PENDING"
+    assert futures_base.FINISHED == "FINISHED"
+    assert futures_base.CANCELLED_AND_NOTIFIED == "CANCELLED_AND_NOTIFIED"
+
+
+@pytest.mark.parametrize("function", [futures_base.wait, futures_base.as_completed, Future.add_done_callback])
+def test_what_the_standard_library_asks_a_future_for(function: Callable[..., Any]) -> None:
+    known = {"_condition", "_state", "_waiters", "_done_callbacks", "_invoke_callbacks"}
+    foreign = {
+        "_AcquireFutures",
+        "_create_and_install_waiters",
+        "_yield_finished_futures",
+        "_result_or_cancel",
+    }
+    assert names_used_by(function) <= known | foreign
+
+
+def test_whoever_reads_the_outcome_is_overridden() -> None:
+    """`_result` and `_exception` of a handle stay empty, so no inherited method may read them."""
+    for name, member in vars(Future).items():
+        if inspect.isfunction(member) and name not in vars(TaskHandle):
+            used = names_used_by(member)
+            writers = {"__init__", "set_result", "set_exception", "_Future__get_result"}
+            assert name in writers or not used & {"_result", "_exception"}, name
+
+
+def test_waiters_have_three_methods() -> None:
+    for name in ("add_result", "add_exception", "add_cancelled"):
+        assert callable(getattr(futures_base._Waiter, name))
+
+
+def test_wait_and_as_completed() -> None:
+    handle, collector = make_handle()
+    done, pending = concurrent.futures.wait([handle], timeout=0)
+    assert (done, pending) == (set(), {handle})
+    assert collector.watched == 1
+    seen: list[object] = []
+
+    def consume() -> None:
+        seen.extend(future.result() for future in concurrent.futures.as_completed([handle], timeout=30))
+
+    thread = threading.Thread(target=consume)
+    thread.start()
+    assert handle.settle(None, PLAIN, 7)
+    assert not handle.settle(None, PLAIN, 8)
+    thread.join(30)
+    assert seen == [7]
+    assert collector.watched == 0
+    assert concurrent.futures.wait([handle]).done == {handle}
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), TaskCancelled("no")])
+def test_waiting_for_an_exception(error: BaseException) -> None:
+    handle, _ = make_handle()
+    other, _ = make_handle()
+    waited: list[object] = []
+    thread = threading.Thread(
+        target=lambda: waited.append(
+            concurrent.futures.wait(
+                [handle, other], timeout=30, return_when=concurrent.futures.FIRST_COMPLETED
+            ).done
+        )
+    )
+    thread.start()
+    handle.settle(None, RAISED, error)
+    thread.join(30)
+    assert waited == [{handle}]
+    assert handle.cancelled() == isinstance(error, TaskCancelled)
+    with pytest.raises(type(error)):
+        handle.result()
+
+
+def test_callbacks_run_once_before_or_after() -> None:
+    handle, _ = make_handle()
+    seen: list[object] = []
+    handle.add_done_callback(seen.append)
+    assert seen == []
+    handle.settle(None, PLAIN, None)
+    assert seen == [handle]
+    handle.add_done_callback(seen.append)
+    assert seen == [handle, handle]
+
+
+def test_a_handle_settled_before_anybody_asked_has_all_a_future_has() -> None:
+    handle, _ = make_handle()
+    handle.settle(None, PLAIN, 3)
+    assert list(concurrent.futures.as_completed([handle], timeout=30)) == [handle]
+    assert (handle.done(), handle.running(), handle.cancelled()) == (True, False, False)
+    assert handle.exception() is None
+
+
+def test_asyncio_wraps_a_handle() -> None:
+    async def main() -> list[object]:
+        early, _ = make_handle()
+        early.settle(None, PLAIN, 1)
+        late, _ = make_handle()
+        failing, _ = make_handle()
+
+        def settle() -> None:
+            late.settle(None, PLAIN, 2)
+            failing.settle(None, RAISED, ValueError("no"))
+
+        futures = [asyncio.wrap_future(handle) for handle in (early, late, failing)]
+        thread = threading.Thread(target=settle)
+        thread.start()
+        outcomes = await asyncio.gather(*futures, return_exceptions=True)
+        thread.join(30)
+        return list(outcomes)
+
+    first, second, third = asyncio.run(main())
+    assert (first, second) == (1, 2)
+    assert isinstance(third, ValueError)
