@@ -461,8 +461,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             return handle.outcome
 
     def _read_outcome(self, handle: Handle) -> tuple[Stage, object]:
-        ties = handle.ties
-        assert ties is not None  # it has been started
+        ties = self._own_ties()
         try:
             stage, value = ties.report.read()
         except SerializationError as error:
@@ -483,7 +482,8 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             else:
                 message += (
                     "; it did not get as far as calling it: the main module of the program could not be "
-                    f"imported in the child, as its error output tells; {_GUARD}"
+                    "imported in the child, as its error output tells (one that is read from standard input "
+                    f"never can); {_GUARD}"
                 )
         return WorkerCrashed(
             message,
@@ -497,13 +497,16 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
 
     @override
     def _arrived(self) -> None:
-        if self._mpkit.ties is not None:
-            self._mpkit.ties.enter()
+        self._own_ties().enter()
 
     @override
     def _perform(self, run: Callable[[], object]) -> None:
-        if self._mpkit.ties is not None:
-            self._mpkit.ties.perform(run)
+        self._own_ties().perform(run)
+
+    def _own_ties(self) -> Ties:
+        ties = self._mpkit.ties
+        assert ties is not None  # made before each start, and part of what arrives in the child
+        return ties
 
     @override
     def __reduce_ex__(self, protocol: Any) -> Any:
