@@ -14,9 +14,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
-from typing_extensions import Self
-
 from mpkit._platform.deadlines import check_timeout, deadline_of
+from mpkit._platform.hints import Self
 from mpkit._shm.get_side import BigRecord, GetSide
 from mpkit._shm.handle import SharedHandle
 from mpkit._shm.open_queue import OpenQueue
@@ -239,7 +238,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         """
         deadline = None if timeout is None else deadline_of(check_timeout(timeout))
         encoded = [_encode(item) for item in items]
-        for head, buffers in encoded:
+        for head, buffers in encoded if self._opened().max_bytes else ():
             self._check_size(len(head) + sum(buffer.raw().nbytes for buffer in buffers))
         side = self._side_to_put()
         done = 0

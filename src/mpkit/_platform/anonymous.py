@@ -10,9 +10,8 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from typing_extensions import override
-
 from mpkit._platform import seam
+from mpkit._platform.hints import override
 
 __all__ = ["AnonymousFile"]
 

@@ -30,10 +30,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from typing_extensions import override
-
 from mpkit._platform import families, guardian, identity, seam
 from mpkit._platform.exits import ExitWatcher
+from mpkit._platform.hints import override
 from mpkit._platform.identity import ProcessIdentity
 
 __all__ = ["ParentLink", "guardian_pid"]

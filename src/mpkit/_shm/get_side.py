@@ -309,7 +309,7 @@ class GetSide:
                     # Once more with the ticket taken: what is put from now on gives us a token (see
                     # sleepers).
                     looked = True
-                elif items.sleep(deadline):
+                elif self._spin.sleep(items.sleep, deadline):
                     ticket = False
                     idle = 0
                 else:

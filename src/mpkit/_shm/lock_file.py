@@ -192,7 +192,7 @@ class LockFile(SharedObject):
                     # Once more with the ticket taken: whoever releases from now on gives us a token (see
                     # sleepers).
                     looked = True
-                elif sleepers.sleep(deadline):
+                elif self._spin.sleep(sleepers.sleep, deadline):
                     ticket = late = False
                 else:
                     late = True

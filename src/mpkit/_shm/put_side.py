@@ -197,7 +197,7 @@ class PutSide:
                     # Once more with the ticket taken: what a getter takes from now on gives us a token (see
                     # sleepers).
                     looked = True
-                elif room.sleep(deadline):
+                elif self._spin.sleep(room.sleep, deadline):
                     ticket = late = False
                 else:
                     late = True

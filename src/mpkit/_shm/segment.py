@@ -11,10 +11,8 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import secrets
 import stat
 import sys
-import tempfile
 from collections.abc import Callable
 
 from mpkit._platform import identity
@@ -98,7 +96,7 @@ class Segment:
         """
         size = round_up(size, PAGE)
         me = identity.current()
-        base = f"{PREFIX}{kind}-{me.pid}-{me.started}-{secrets.token_hex(8)}"
+        base = f"{PREFIX}{kind}-{me.pid}-{me.started}-{os.urandom(8).hex()}"
         failure: OSError | None = None
         for directory in _directories():
             path = os.path.join(directory, base)
@@ -246,7 +244,7 @@ def exhausted(error: OSError, size: int) -> SharedMemoryExhausted:
         remedy = "this process may not map more memory: raise RLIMIT_AS (ulimit -v) or free some"
     else:
         remedy = (
-            f"no room in {SHM_DIRECTORY} nor in {tempfile.gettempdir()}: free some, or give the "
+            f"no room in {SHM_DIRECTORY} nor in {_temporary_directory()}: free some, or give the "
             "container more (docker run --shm-size)"
         )
     wanted = f"cannot reserve {size} bytes of shared memory" if size else "cannot open shared memory"
@@ -259,5 +257,11 @@ def round_up(value: int, unit: int) -> int:
 
 def _directories() -> list[str]:
     # tmpfs first: its pages never travel to a disk.
-    fall_back = tempfile.gettempdir()
+    fall_back = _temporary_directory()
     return [SHM_DIRECTORY, fall_back] if os.path.isdir(SHM_DIRECTORY) else [fall_back]
+
+
+def _temporary_directory() -> str:
+    import tempfile  # noqa: PLC0415  it loads a dozen modules, and most processes only attach
+
+    return tempfile.gettempdir()

@@ -5,7 +5,7 @@ removes the name.
 from __future__ import annotations
 
 import errno
-import secrets
+import os
 import sys
 from collections.abc import Callable
 
@@ -59,7 +59,7 @@ class Semaphore:
             )
         me = identity.current()
         # macOS allows 31 characters in all: the start time stays out of the name there and here.
-        name = name or f"/{PREFIX}{kind[:1]}-{me.pid}-{secrets.token_hex(6)}"
+        name = name or f"/{PREFIX}{kind[:1]}-{me.pid}-{os.urandom(6).hex()}"
         # First: whenever a kill comes, the resource tracker knows the name.
         names.own(name, "semaphore")
         try:
@@ -92,7 +92,7 @@ class Semaphore:
         `threading.Lock`.
         """
         me = identity.current()
-        name = f"/{PREFIX}t-{me.pid}-{secrets.token_hex(6)}"
+        name = f"/{PREFIX}t-{me.pid}-{os.urandom(6).hex()}"
         names.own(name, "semaphore")
         try:
             raw = seam.SemLock(seam.SEMAPHORE_KIND, value, max(value, 1), name, False)

@@ -24,9 +24,8 @@ import time
 import weakref
 from typing import ClassVar, NamedTuple
 
-from typing_extensions import Self
-
 from mpkit._platform import identity
+from mpkit._platform.hints import Self
 from mpkit._shm.robust_lock import REENTERED, RobustLock
 from mpkit._shm.rows import Rows
 from mpkit._shm.segment import Segment

@@ -9,17 +9,21 @@ partner from running).
 from __future__ import annotations
 
 import functools
-
-from mpkit._platform.cpus import usable_cpus
+import time
+from collections.abc import Callable
 
 #: Looks in a full spin: one costs some 60 to 90 ns, so this is about 50 microseconds.
 MOST_LOOKS = 700
 _FEWEST_LOOKS = 24
+#: A sleep that was over sooner than this would better have been a spin.
+SHORT_SLEEP_SECONDS = 0.0002
 
 
 @functools.cache
 def _has_several_cpus() -> bool:
     # Asked once: it reads the files of the control groups, which takes longer than making a queue.
+    from mpkit._platform.cpus import usable_cpus  # noqa: PLC0415  and few processes wait
+
     return usable_cpus() > 1
 
 
@@ -39,3 +43,11 @@ class SpinBudget:
     def failed(self) -> None:
         if self.looks:
             self.looks = max(self.looks // 2, _FEWEST_LOOKS)
+
+    def sleep(self, sleep: Callable[[float | None], bool], deadline: float | None) -> bool:
+        """Sleep, and learn from it: after a short sleep the next wait may look for longer again."""
+        begun = time.monotonic()
+        woken = sleep(deadline)
+        if woken and time.monotonic() - begun < SHORT_SLEEP_SECONDS:
+            self.paid()
+        return woken

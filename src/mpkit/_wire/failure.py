@@ -11,8 +11,7 @@ import traceback
 from types import TracebackType
 from typing import Final, cast
 
-from typing_extensions import override
-
+from mpkit._platform.hints import override
 from mpkit._wire.codec import Pickler, dumps, loads
 from mpkit.errors import SerializationError
 
