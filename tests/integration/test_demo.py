@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import shutil
 import signal
@@ -11,8 +10,10 @@ import sqlite3
 import sys
 import sysconfig
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
+from typing_extensions import override
 
 from mpkit.cli.demo import index, store
 from mpkit.cli.demo.progress import Amount, ProgressLine
@@ -137,18 +138,34 @@ def test_a_writer_that_fails_is_the_error_that_is_shown(library: Path, tmp_path:
         )
 
 
+class Watched(WorkerProcess[int]):
+    """A writer that the test can find."""
+
+    victims: ClassVar[list[int]] = []
+
+    @override
+    def start(self) -> None:
+        super().start()
+        assert self.pid is not None
+        self.victims.append(self.pid)
+
+
 class Murderer(ProgressLine):
     """Kills the writer as soon as there is progress to show."""
 
+    @override
     def show(self, what: str, done: Amount, more: str = "") -> None:
-        for child in multiprocessing.active_children():
-            if isinstance(child, WorkerProcess):
-                child.kill()
+        if Watched.victims:
+            os.kill(Watched.victims.pop(), signal.SIGKILL)
 
 
-def test_a_writer_that_is_killed_does_not_hang_the_workers(tmp_path: Path) -> None:
+def test_a_writer_that_is_killed_does_not_hang_the_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     database = str(tmp_path / "index.sqlite3")
     store.create(database)
-    with pytest.raises(WorkerCrashed, match="SIGKILL"):
+    monkeypatch.setattr(index, "WorkerProcess", Watched)
+    with pytest.raises(WorkerCrashed) as caught:
         index.index(str(STDLIB), database, processes=2, line=Murderer(shown=False))
+    assert caught.value.signal == "SIGKILL"
     check_readable(Path(database))
