@@ -1,0 +1,270 @@
+"""What went wrong once, with a forked child: deaths in the wrong moment, and copies that a fork makes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+
+from mpkit import BoundedQueue, Lock, LockedCounter
+from mpkit._platform import filelock
+from mpkit._platform.filelock import FileLock
+from mpkit._shm import sleepers
+from mpkit._shm.layout import REGION_SLOTS, REGIONS
+from mpkit._shm.regions import ENTRY_WORDS, QUEUED, Regions
+from mpkit._shm.sleepers import Sleepers
+from tests.helpers.waiting import PATIENCE, wait_until
+from tests.unit.shm.others import Call, permits
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the children are forked")
+
+
+def die_in_child(patch: Callable[[], None], operation: Callable[[], object]) -> None:
+    """Run `operation` in a forked child in which `patch` has put a SIGKILL somewhere."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            patch()
+            operation()
+        finally:
+            os._exit(1)
+    assert os.WIFSIGNALED(os.waitpid(pid, 0)[1]), "the child has not come to where it should die"
+
+
+def die(*_args: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextmanager
+def forked(function: Callable[[], object]) -> Iterator[int]:
+    """A forked child that runs `function` and then sleeps until the block is over."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            function()
+            while True:
+                signal.pause()
+        finally:
+            os._exit(1)
+    try:
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def test_the_region_of_an_item_that_was_never_published_is_used_again() -> None:
+    with BoundedQueue[Any]() as queue:
+        shared = queue._opened()
+
+        def patch() -> None:
+            real = Regions.mark_queued
+
+            def mark(self: Regions, number: int, serial: int, used: int) -> None:
+                real(self, number, serial, used)
+                die()
+
+            Regions.mark_queued = mark  # type: ignore[method-assign]
+
+        die_in_child(patch, lambda: queue.put(bytes(100_000)))
+
+        def states() -> list[int]:
+            return [shared.words[REGIONS + number * ENTRY_WORDS] for number in range(1, REGION_SLOTS)]
+
+        assert QUEUED in states()
+        for number in range(3):
+            queue.put(number)
+        assert queue.get_many() == [0, 1, 2]
+        queue.put(bytes(1_000_000))
+        queue.get()
+        shared.puts.trim(time.monotonic() + PATIENCE)
+        assert QUEUED not in states()
+
+
+# -- a waker that dies between its promise and its token -----------------------------------------------------
+
+
+def kill_in_post() -> None:
+    def post(self: Sleepers, number: int) -> None:
+        if number:
+            die()
+
+    Sleepers.post = post  # type: ignore[method-assign]
+
+
+@pytest.fixture
+def slices(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Sets the length of the slices: short where the death is noticed, then longer than any test."""
+    return lambda seconds: monkeypatch.setattr(sleepers, "SLICE_SECONDS", seconds)
+
+
+def test_a_dead_putter_leaves_no_getter_slow(slices: Callable[[float], None]) -> None:
+    slices(0.05)
+    with BoundedQueue[int]() as queue:
+        group = queue._opened().items
+        first = Call(queue.get)
+        wait_until(group.waiting, "the getter sleeps")
+        die_in_child(kill_in_post, lambda: queue.put(1))
+        first.join()
+        assert first.value == 1
+        slices(10 * PATIENCE)
+        for number in range(3):
+            call = Call(queue.get)
+            wait_until(group.waiting, "the getter sleeps")
+            queue.put(number)
+            call.join()
+            assert call.value == number
+
+
+def test_a_dead_adder_leaves_no_waiter_slow(slices: Callable[[float], None]) -> None:
+    slices(0.05)
+    with closing(LockedCounter()) as counter:
+        group = counter._opened()._sleepers
+        first = Call(lambda: counter.wait_for(1))
+        wait_until(group.waiting, "the waiter sleeps")
+        die_in_child(kill_in_post, counter.add)
+        first.join()
+        slices(10 * PATIENCE)
+        for target in range(2, 5):
+            call = Call(lambda target=target: counter.wait_for(target))  # type: ignore[misc]
+            wait_until(group.waiting, "the waiter sleeps")
+            counter.add()
+            call.join()
+            assert call.value is True
+
+
+def test_a_dead_releaser_leaves_no_waiter_slow(slices: Callable[[float], None]) -> None:
+    slices(0.05)
+    with closing(Lock()) as lock:
+        group = lock._opened()._sleepers
+        lock.acquire()
+        first = Call(lock.acquire)
+        wait_until(group.waiting, "the waiter sleeps")
+        die_in_child(kill_in_post, lock.release)
+        first.join()
+        slices(10 * PATIENCE)
+        for _ in range(3):
+            call = Call(lock.acquire)
+            wait_until(group.waiting, "the waiter sleeps")
+            lock.release()
+            call.join()
+            assert call.value is True
+        lock.release()
+
+
+def test_coroutines_leave_no_tickets_behind() -> None:
+    rounds = 300
+    with BoundedQueue[int]() as queue, BoundedQueue[int]() as back:
+        pid = os.fork()
+        if pid == 0:
+            for number in range(rounds):
+                queue.put(number)
+                back.get()
+            os._exit(0)
+
+        async def take_all() -> None:
+            for number in range(rounds):
+                assert await queue.aget() == number
+                back.put(number)
+
+        asyncio.run(take_all())
+        assert os.waitpid(pid, 0)[1] == 0
+        group = queue._opened().items
+        queue.close()
+        surplus = permits(group.tokens) + group.words[group.slept_at] - group.words[group.posted_at]
+        assert surplus <= 3
+
+
+# -- the file lock -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fd(tmp_path: Path) -> Iterator[int]:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(8))
+    fd = os.open(path, os.O_RDWR)
+    yield fd
+    os.close(fd)
+
+
+def is_free(fd: int) -> bool:
+    lock = FileLock.try_acquire(fd)
+    if lock is None:
+        return False
+    lock.release()
+    return True
+
+
+def test_the_file_lock_of_the_dead_is_free(fd: int) -> None:
+    reader, writer = os.pipe()
+
+    def hold() -> None:
+        lock = FileLock.try_acquire(fd)
+        os.write(writer, b"1" if lock else b"0")
+        while True:
+            signal.pause()
+
+    with forked(hold) as pid:
+        assert os.read(reader, 1) == b"1"
+        assert not is_free(fd)
+        os.kill(pid, signal.SIGSTOP)
+        assert not is_free(fd), "a stopped process lives"
+    assert is_free(fd)
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_fork_does_not_keep_the_file_lock(fd: int) -> None:
+    lock = FileLock.try_acquire(fd)
+    assert lock is not None
+    with forked(lambda: None):
+        assert not is_free(fd), "the child closing its copy must not free it"
+        lock.release()
+        assert is_free(fd)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="opens the file again through /proc")
+def test_a_fork_in_the_middle_of_taking_it_does_not_keep_the_file_lock(
+    fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread forks while this one is between the opening and the lock."""
+    real = filelock._open_again
+    begun, forks = Event(), []
+
+    def fork_now() -> None:
+        assert begun.wait(PATIENCE)
+        pid = os.fork()
+        if pid == 0:
+            while True:
+                signal.pause()
+        forks.append(pid)
+
+    def opened(of: int) -> int | None:
+        own = real(of)
+        begun.set()
+        # The other thread is at its fork now, which must wait for us: time to show that it does not.
+        time.sleep(0.05)
+        return own
+
+    thread = Call(fork_now)
+    with monkeypatch.context() as patch:
+        patch.setattr(filelock, "_open_again", opened)
+        lock = FileLock.try_acquire(fd)
+    thread.join()
+    try:
+        assert lock is not None
+        lock.release()
+        wait_until(lambda: is_free(fd), "the lock is free although the child lives", timeout=10)
+    finally:
+        for pid in forks:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)

@@ -1,0 +1,94 @@
+"""Other processes, as the shared memory shows them: rows and permits written by hand instead of children."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import pytest
+
+from mpkit._platform import identity
+from mpkit._platform.identity import ProcessIdentity
+from mpkit._shm.robust_lock import INSIDE
+from mpkit._shm.rows import FIRST_LOCK
+from mpkit._shm.semaphore import Semaphore
+from mpkit._shm.shared_object import SharedObject
+from tests.helpers.waiting import PATIENCE
+
+T = TypeVar("T")
+
+
+def living_stranger() -> ProcessIdentity:
+    """A process that lives and is not this one: who started the tests."""
+    stranger = identity.of(os.getppid())
+    if stranger is None:
+        pytest.skip("no other process can be seen")
+    return stranger
+
+
+def dead_process() -> ProcessIdentity:
+    """A process that is gone: its pid has been given to another one (this one) since."""
+    me = identity.current()
+    return ProcessIdentity(me.pid, me.started - 1)
+
+
+def permits(semaphore: Semaphore) -> int:
+    """How many permits there are now."""
+    if sys.platform == "darwin":
+        pytest.skip("macOS does not tell how many permits there are")
+    value: int = semaphore.raw._get_value()  # type: ignore[attr-defined]
+    return value
+
+
+class Holder:
+    """Another process, stopped (or killed) while it is inside lock `number` and has its permit."""
+
+    def __init__(self, shared: SharedObject, number: int, process: ProcessIdentity) -> None:
+        self._permit = Semaphore.attach(shared.semaphores[number].name, 1)
+        self._words = shared.words
+        with shared.rows.exclusive(None):
+            self.row = shared.rows._free_row()
+            self._words[self.row + 1] = process.started
+            self._words[self.row] = process.pid
+        self._words[self.row + FIRST_LOCK + number] = INSIDE
+        self._number = number
+        assert self._permit.acquire(False)
+
+    def release(self) -> None:
+        """It goes on, gives the permit back and is outside."""
+        self._permit.release()
+        self._words[self.row + FIRST_LOCK + self._number] = 1 << 20
+
+    def can_acquire(self) -> bool:
+        """Whether the permit is to be had for this other process; it is given back at once."""
+        if not self._permit.acquire(True, PATIENCE):
+            return False
+        self._permit.release()
+        return True
+
+
+class Call(Generic[T]):
+    """A function that runs in a thread, its outcome and whether it has ended."""
+
+    def __init__(self, function: Callable[[], T]) -> None:
+        self._function = function
+        self.error: BaseException | None = None
+        self.value: T | None = None
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.value = self._function()
+        except BaseException as error:
+            self.error = error
+
+    def join(self) -> None:
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive(), "it hangs"
+
+    def running(self) -> bool:
+        return self._thread.is_alive()

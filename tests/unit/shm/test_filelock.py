@@ -1,0 +1,106 @@
+"""The lock that the kernel frees. Death and forks: `tests/integration/test_shm_regressions.py`."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mpkit._platform import filelock
+from mpkit._platform.filelock import FileLock
+from tests.unit.shm.others import Call
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="elsewhere the threads of one process do not exclude each other by it"
+)
+
+
+@pytest.fixture
+def fd(tmp_path: Path) -> Iterator[int]:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(8))
+    fd = os.open(path, os.O_RDWR)
+    yield fd
+    os.close(fd)
+
+
+def test_one_holder_until_release(fd: int) -> None:
+    lock = FileLock.try_acquire(fd)
+    assert lock is not None
+    assert FileLock.try_acquire(fd) is None
+    assert "held" in repr(lock)
+    lock.release()
+    assert "released" in repr(lock)
+    again = FileLock.try_acquire(fd)
+    assert again is not None
+    lock.release()  # a second time: not the one of `again`
+    assert FileLock.try_acquire(fd) is None
+    again.release()
+
+
+def test_threads_exclude_each_other(fd: int) -> None:
+    lock = FileLock.try_acquire(fd)
+    assert lock is not None
+    call = Call(lambda: FileLock.try_acquire(fd))
+    call.join()
+    assert call.value is None
+    lock.release()
+
+
+def test_a_lock_that_nobody_has_any_more_is_free(fd: int) -> None:
+    lock = FileLock.try_acquire(fd)
+    del lock
+    gc.collect()
+    other = FileLock.try_acquire(fd)
+    assert other is not None
+    other.release()
+
+
+def test_closing_another_descriptor_does_not_give_it_up(fd: int, tmp_path: Path) -> None:
+    lock = FileLock.try_acquire(fd)
+    assert lock is not None
+    os.close(os.open(tmp_path / "file", os.O_RDWR))
+    os.close(os.dup(fd))
+    assert FileLock.try_acquire(fd) is None
+    lock.release()
+
+
+def test_a_file_without_a_name(fd: int, tmp_path: Path) -> None:
+    (tmp_path / "file").unlink()
+    lock = FileLock.try_acquire(fd)
+    assert lock is not None
+    assert FileLock.try_acquire(fd) is None
+    lock.release()
+
+
+def test_no_descriptor_is_left_open(fd: int) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        lock = FileLock.try_acquire(fd)
+        assert lock is not None
+        assert FileLock.try_acquire(fd) is None
+        lock.release()
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert not filelock._held
+
+
+def test_without_a_descriptor_of_its_own_the_processes_record_lock_serves(
+    fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = FileLock.try_acquire(fd)
+    assert own is not None
+    monkeypatch.setattr(filelock, "_open_again", lambda _fd: None)
+    assert FileLock.try_acquire(fd) is None, "the two kinds conflict"
+    own.release()
+    lock = FileLock.try_acquire(fd)
+    assert lock is not None
+    monkeypatch.undo()
+    assert FileLock.try_acquire(fd) is None
+    lock.release()
+    own = FileLock.try_acquire(fd)
+    assert own is not None
+    own.release()

@@ -1,0 +1,147 @@
+"""The chain of rings: a queue grows without moving what is queued, and shrinks again."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from mpkit._shm import layout
+from mpkit._shm.layout import GENERATION_MASK, GET_GENERATION, PUT_GENERATION
+from mpkit._shm.open_queue import OpenQueue
+from mpkit._shm.ring import COUNT_LIMIT, COUNT_MASK, INDEX_BITS, ONE
+from mpkit.errors import QueueShutDown, SharedMemoryExhausted
+from tests.helpers.waiting import PATIENCE
+
+
+@pytest.fixture
+def queue() -> Iterator[OpenQueue]:
+    queue = OpenQueue.create(maxsize=0, max_bytes=0)
+    yield queue
+    queue.close()
+
+
+def put(queue: OpenQueue, item: bytes) -> None:
+    assert queue.puts.try_put(item) or queue.puts.put(item, 0, True, time.monotonic() + PATIENCE)
+
+
+def get(queue: OpenQueue) -> object:
+    return queue.gets.try_get() or queue.gets.get(False, None)
+
+
+def generation(queue: OpenQueue) -> int:
+    return queue.words[PUT_GENERATION] & GENERATION_MASK
+
+
+def item(number: int) -> bytes:
+    return b"%06d" % number * 100
+
+
+def test_growing_keeps_the_order_and_the_count(queue: OpenQueue) -> None:
+    for number in range(1500):
+        put(queue, item(number))
+        assert queue.generations.size() == number + 1
+    assert generation(queue) >= 2
+    assert queue.words[GET_GENERATION] == 0
+    gets, puts, used = queue.generations.snapshot()
+    assert (gets, puts) == (0, 1500)
+    assert used >= 1500 * 608
+    for number in range(1500):
+        assert get(queue) == item(number)
+        assert queue.generations.size() == 1499 - number
+    assert get(queue) is None
+    assert queue.words[GET_GENERATION] == generation(queue)
+    assert queue.generations.snapshot() == (1500, 1500, 0)
+
+
+def test_an_empty_queue_gives_its_rings_back(queue: OpenQueue) -> None:
+    blocks = os.fstat(queue.segment.fd).st_blocks
+    for _ in range(3):
+        for number in range(1500):
+            put(queue, item(number))
+        while get(queue):
+            pass
+        before = generation(queue)
+        queue.puts.trim(time.monotonic() + PATIENCE)
+        assert generation(queue) == queue.words[GET_GENERATION] == before + 1
+        assert queue.generations.view(before + 1).base == (layout.FIRST_RING + layout.RING_RECORDS) << 3
+        # All but one page of each region, and the row of this process.
+        assert os.fstat(queue.segment.fd).st_blocks - blocks < 256
+    put(queue, b"after")
+    assert get(queue) == b"after"
+    assert queue.generations.size() == 0
+
+
+def test_a_queue_with_items_is_not_trimmed(queue: OpenQueue) -> None:
+    for number in range(1500):
+        put(queue, item(number))
+    before = generation(queue)
+    queue.puts.trim(time.monotonic() + PATIENCE)
+    assert generation(queue) == before
+    assert get(queue) == item(0)
+
+
+def test_more_rounds_than_slots(queue: OpenQueue) -> None:
+    for _ in range(layout.GENERATION_SLOTS + 10):
+        for number in range(100):
+            put(queue, item(number))
+        assert [get(queue) for _ in range(100)] == [item(number) for number in range(100)]
+        queue.puts.trim(time.monotonic() + PATIENCE)
+    assert generation(queue) > layout.GENERATION_SLOTS
+
+
+def test_the_counts_begin_again_in_the_middle_of_a_ring(queue: OpenQueue) -> None:
+    ring = queue.generations.view(0)
+    start = COUNT_LIMIT - 3 * ONE
+    ring.words[layout.RING_TAIL] = ring.words[layout.RING_HEAD] = start
+    for number in range(10):
+        put(queue, item(number))
+        assert queue.generations.size() == number + 1
+    assert ring.words[layout.RING_TAIL] >> INDEX_BITS == 7
+    assert queue.gets.get_many(100, False, None) == [item(number) for number in range(10)]
+    assert queue.generations.size() == 0
+
+
+def test_the_counts_begin_again_while_the_queue_grows(queue: OpenQueue) -> None:
+    ring = queue.generations.view(0)
+    ring.words[layout.RING_TAIL] = ring.words[layout.RING_HEAD] = (COUNT_MASK - 20) << INDEX_BITS
+    for number in range(500):
+        put(queue, item(number))
+    assert generation(queue) >= 1
+    assert queue.generations.size() == 500
+    assert [get(queue) for _ in range(500)] == [item(number) for number in range(500)]
+
+
+def test_no_memory_to_grow_leaves_the_queue_as_it_is(
+    queue: OpenQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_fd: int, _offset: int, _size: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    put(queue, item(0))
+    with monkeypatch.context() as patch:
+        patch.setattr("mpkit._shm.regions.reserve", refuse)
+        number = 1
+        with pytest.raises(SharedMemoryExhausted):
+            while True:
+                put(queue, item(number))
+                number += 1
+        assert generation(queue) == 0
+    put(queue, item(number))
+    assert [get(queue) for _ in range(number + 1)] == [item(at) for at in range(number + 1)]
+
+
+def test_shut_down_is_known_in_every_generation(queue: OpenQueue) -> None:
+    for number in range(300):
+        put(queue, item(number))
+    assert queue.puts.shut_down(None)
+    with pytest.raises(QueueShutDown):
+        put(queue, b"late")
+    assert not queue.puts.try_put(b"late")
+    assert [get(queue) for _ in range(300)] == [item(at) for at in range(300)]
+    with pytest.raises(QueueShutDown):
+        get(queue)
+    queue.puts.trim(time.monotonic() + PATIENCE)
+    assert queue.puts.is_shut_down

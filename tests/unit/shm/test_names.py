@@ -1,0 +1,103 @@
+"""Names: each has one owner, who removes it when nobody can need it any more."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mpkit._platform import seam
+from mpkit._shm import names
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[str]:
+    path = tmp_path / "mpkit-test-1-1-0"
+    path.touch()
+    names.own(str(path), "segment")
+    yield str(path)
+    names.remove(str(path))
+
+
+def test_the_owner_removes(file: str) -> None:
+    assert file in names.owned_names()
+    names.remove(file)
+    assert not os.path.exists(file)
+    Path(file).touch()
+    names.remove(file)
+    assert os.path.exists(file), "what is not owned any more is not touched"
+
+
+def test_a_file_that_is_gone_already_is_no_error(file: str) -> None:
+    os.unlink(file)
+    names.remove(file)
+
+
+def test_what_is_handed_over_is_left_alone(file: str) -> None:
+    names.hand_over(file)
+    names.remove(file)
+    names.let_go(file, file, None)
+    assert os.path.exists(file)
+
+
+def test_a_name_that_nobody_needs_goes_at_once(file: str) -> None:
+    names.let_go(file, file, None)
+    assert not os.path.exists(file)
+
+
+def test_a_name_that_may_be_needed_lingers(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("mpkit._shm.names.time.monotonic", lambda: now[0])
+    asked = []
+    needed = [True]
+
+    def in_use(about: str) -> bool:
+        asked.append(about)
+        return needed[0]
+
+    names.let_go(file, "the object", in_use)
+    names._sweep()
+    assert asked == []
+    for _ in range(2):
+        now[0] += names.LINGER_SECONDS + 1
+        names._sweep()
+        assert os.path.exists(file)
+    assert asked == ["the object"] * 2
+    needed[0] = False
+    now[0] += names.LINGER_SECONDS - 1
+    names._sweep()
+    assert os.path.exists(file)
+    now[0] += 2
+    names._sweep()
+    assert not os.path.exists(file)
+    assert not names._lingering
+
+
+def test_only_what_the_resource_tracker_can_remove_is_tracked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tracked: list[tuple[str, str, str]] = []
+    monkeypatch.setattr(seam, "track", lambda name, kind: tracked.append(("+", name, kind)))
+    monkeypatch.setattr(seam, "untrack", lambda name, kind: tracked.append(("-", name, kind)))
+    names.own(str(tmp_path / "mpkit-a"), "segment")
+    names.remove(str(tmp_path / "mpkit-a"))
+    assert tracked == []
+    names.own(f"{names.SHM_DIRECTORY}/mpkit-test-0-0-none", "segment")
+    names.remove(f"{names.SHM_DIRECTORY}/mpkit-test-0-0-none")
+    name = "/mpkit-test-0-0-none"
+    assert tracked == [("+", name, "shared_memory"), ("-", name, "shared_memory")]
+    tracked.clear()
+    names.own("/mpkit-t-0-none", "semaphore")
+    names.remove("/mpkit-t-0-none")
+    assert tracked == [("+", "/mpkit-t-0-none", "semaphore"), ("-", "/mpkit-t-0-none", "semaphore")]
+
+
+def test_at_the_exit_everything_goes(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names, "_owned", {file: "segment"})
+    monkeypatch.setattr(names, "_lingering", type(names._lingering)())
+    names.let_go(file, file, lambda _about: True)
+    names._remove_all()
+    assert not os.path.exists(file)
+    assert not names._lingering

@@ -1,0 +1,277 @@
+"""Regions: who may use one again, and when."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from mpkit._platform import identity
+from mpkit._platform.identity import ProcessIdentity
+from mpkit._shm import regions as regions_module
+from mpkit._shm.put_side import _UseIsOver
+from mpkit._shm.regions import (
+    DROPPED,
+    ENTRY_WORDS,
+    FREE,
+    HELD,
+    KEPT_FOR_RINGS,
+    NONE,
+    PINNED,
+    QUEUED,
+    RING,
+    WRITING,
+    Regions,
+)
+from mpkit._shm.ring import COUNT_MASK
+from mpkit._shm.segment import PAGE, Segment, reserve
+from mpkit.errors import SharedMemoryExhausted
+from tests.unit.shm.others import dead_process, living_stranger
+
+START, END = 64, 60
+CAPACITY = 48
+
+
+@pytest.fixture
+def segment() -> Iterator[Segment]:
+    segment = Segment.create(2 * PAGE, kind="regions")
+    segment.words[END] = 2 * PAGE
+    yield segment
+    segment.close()
+
+
+@pytest.fixture
+def regions(segment: Segment) -> Regions:
+    return Regions(segment, start=START, capacity=CAPACITY, end_at=END)
+
+
+def never(_state: int, _serial: int, _process: ProcessIdentity) -> bool:
+    return False
+
+
+def state(regions: Regions, number: int) -> int:
+    return regions.words[START + number * ENTRY_WORDS]
+
+
+def belongs_to(regions: Regions, number: int, process: ProcessIdentity) -> None:
+    at = START + number * ENTRY_WORDS
+    regions.words[at + 4], regions.words[at + 5] = process.pid, process.started
+
+
+def test_a_new_region_is_mapped_and_its_own(regions: Regions) -> None:
+    first = regions.claim(100, WRITING, 1, never)
+    second = regions.claim(100, WRITING, 2, never)
+    assert (first, second) == (1, 2)
+    regions.map(first)[:3] = b"abc"
+    regions.map(second)[:3] = b"xyz"
+    assert regions.map(first)[:3] == b"abc"
+    assert regions.size(first) >= 100
+    assert regions.map(first) is regions.map(first)
+
+
+def test_a_free_region_is_used_again(regions: Regions) -> None:
+    number = regions.claim(3 * PAGE, WRITING, 1, never)
+    regions.free(number)
+    assert regions.claim(3 * PAGE, RING, 7, never) == number
+    assert state(regions, number) == RING
+
+
+def test_a_small_use_does_not_take_a_large_region(regions: Regions) -> None:
+    large = regions.claim(200 * PAGE, WRITING, 1, never)
+    regions.free(large)
+    assert regions.claim(PAGE, WRITING, 2, never) != large
+
+
+def test_the_closest_fit_is_used_and_pages_that_are_there_come_first(regions: Regions) -> None:
+    numbers = [regions.claim(size * PAGE, WRITING, size, never) for size in (12, 8, 4)]
+    for number in numbers:
+        regions.free(number)
+    assert regions.claim(3 * PAGE, WRITING, 9, never) == numbers[2]
+    regions.free(numbers[2])
+    regions.words[START + numbers[2] * ENTRY_WORDS] = DROPPED
+    assert regions.claim(3 * PAGE, WRITING, 9, never) == numbers[1]
+
+
+ALIVE, DEAD = "alive", "dead"
+
+
+@pytest.mark.parametrize(
+    "use, serial, process, over",
+    [
+        # Items 10 to 14 are queued, and generations 3 and 4 in use.
+        (RING, 2, ALIVE, True),
+        (RING, 3, DEAD, False),
+        (RING, 4, DEAD, False),
+        (RING, 5, ALIVE, True),  # claimed by a putter that died before it was made current
+        (WRITING, 12, ALIVE, False),
+        (WRITING, 12, DEAD, True),
+        (QUEUED, 10, DEAD, False),
+        (QUEUED, 14, DEAD, False),
+        (QUEUED, 15, DEAD, True),  # never published
+        (QUEUED, 15, ALIVE, True),
+        (QUEUED, 9, DEAD, True),
+        (HELD, 9, ALIVE, False),
+        (HELD, 9, DEAD, True),
+        (HELD, 10, DEAD, False),  # its getter died before the item was taken: the next one gets it
+        (HELD, 10, ALIVE, False),
+        (PINNED, 9, DEAD, False),
+    ],
+)
+def test_when_a_use_is_over(regions: Regions, use: int, serial: int, process: str, over: bool) -> None:
+    number = regions.claim(PAGE, use, serial, never)
+    belongs_to(regions, number, living_stranger() if process is ALIVE else dead_process())
+    regions._reclaim(_UseIsOver(gets=10, puts=15, first=3, last=4))
+    assert state(regions, number) == (FREE if over else use)
+
+
+def test_item_numbers_that_have_begun_again_at_zero(regions: Regions) -> None:
+    is_over = _UseIsOver(gets=COUNT_MASK - 1, puts=2, first=0, last=0)
+    dead = dead_process()
+    queued = [COUNT_MASK - 1, COUNT_MASK, 0, 1]
+    assert not any(is_over(QUEUED, serial, dead) for serial in queued)
+    assert is_over(QUEUED, 2, dead)
+    assert is_over(HELD, COUNT_MASK - 2, dead)
+
+
+def test_what_is_over_is_reclaimed_before_the_file_grows(segment: Segment, regions: Regions) -> None:
+    number = regions.claim(3 * PAGE, WRITING, 1, never)
+    end = segment.words[END]
+    belongs_to(regions, number, dead_process())
+    assert regions.claim(3 * PAGE, WRITING, 2, _UseIsOver(0, 0, 0, 0)) == number
+    assert segment.words[END] == end
+
+
+def test_a_put_that_failed_frees_its_region_only(regions: Regions) -> None:
+    number = regions.claim(PAGE, WRITING, 5, never)
+    regions.free_unpublished(number, 6)
+    assert state(regions, number) == WRITING
+    belongs_to(regions, number, living_stranger())
+    regions.free_unpublished(number, 5)
+    assert state(regions, number) == WRITING
+    belongs_to(regions, number, identity.current())
+    regions.free_unpublished(number, 5)
+    assert state(regions, number) == FREE
+
+
+def test_items_that_were_never_published_are_freed(regions: Regions) -> None:
+    numbers = [regions.claim(PAGE, WRITING, serial, never) for serial in (1, 2, 3)]
+    for number, serial in zip(numbers, (3, 4, 5), strict=True):
+        regions.mark_queued(number, serial, 10)
+    regions.free_unpublished_items(4, COUNT_MASK)
+    assert [state(regions, number) for number in numbers] == [QUEUED, FREE, FREE]
+
+
+def test_bytes_are_counted_as_long_as_the_item_is_queued(regions: Regions) -> None:
+    first = regions.claim(PAGE, WRITING, 1, never)
+    second = regions.claim(PAGE, WRITING, 2, never)
+    regions.mark_queued(first, 7, 100)
+    regions.mark_queued(second, 8, 1000)
+    assert regions.queued_bytes(7, 9, COUNT_MASK) == 1100
+    regions.mark_held(first)
+    assert regions.queued_bytes(7, 9, COUNT_MASK) == 1100
+    assert regions.queued_bytes(8, 9, COUNT_MASK) == 1000
+    assert regions.held_or_pinned() == 1
+
+
+def test_a_pinned_region_is_never_used_again(regions: Regions) -> None:
+    number = regions.claim(PAGE, WRITING, 1, never)
+    regions.pin(number)
+    assert state(regions, number) == WRITING, "only what is held can be pinned"
+    regions.mark_held(number)
+    regions.pin(number)
+    assert state(regions, number) == PINNED
+    assert regions.claim(PAGE, WRITING, 2, _UseIsOver(5, 5, 9, 9)) != number
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="counts the blocks of a file")
+def test_dropping_gives_the_memory_back_and_using_it_again_takes_it(
+    segment: Segment, regions: Regions
+) -> None:
+    number = regions.claim(64 * PAGE, WRITING, 1, never)
+    size = regions.size(number)
+    regions.map(number)[:] = b"x" * size
+    before = os.fstat(segment.fd).st_blocks * 512
+    regions.free(number)
+    assert regions.drop_free(never) == size - PAGE
+    assert state(regions, number) == DROPPED
+    assert os.fstat(segment.fd).st_blocks * 512 == before - (size - PAGE)
+    assert regions.drop_free(never) == 0
+    assert regions.claim(64 * PAGE, WRITING, 2, never) == number
+    assert os.fstat(segment.fd).st_blocks * 512 == before
+    assert regions.map(number)[PAGE : PAGE + 4] == bytes(4)
+
+
+def test_a_full_table_leaves_entries_to_the_rings(regions: Regions) -> None:
+    taken = 0
+    while regions.claim(PAGE, WRITING, taken, never) > 0:
+        taken += 1
+    assert taken == CAPACITY - KEPT_FOR_RINGS
+    rings = 0
+    while regions.claim(PAGE, RING, rings, never) > 0:
+        rings += 1
+    assert taken + rings == CAPACITY - 1
+    assert regions.claim(PAGE, RING, rings, never) == -1
+    regions.free(1)
+    assert regions.claim(PAGE, RING, rings, never) == 1
+
+
+def test_no_room_changes_nothing(segment: Segment, regions: Regions, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = regions.claim(4 * PAGE, WRITING, 1, never)
+    before = (list(segment.words[: START + CAPACITY * ENTRY_WORDS]), os.fstat(segment.fd).st_size)
+
+    def refuse(fd: int, offset: int, size: int) -> None:
+        os.ftruncate(fd, offset + size)  # as far as it came
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(regions_module, "reserve", refuse)
+    with pytest.raises(SharedMemoryExhausted):
+        regions.claim(64 * PAGE, WRITING, 2, never)
+    assert before == (
+        list(segment.words[: START + CAPACITY * ENTRY_WORDS]),
+        os.fstat(segment.fd).st_size,
+    )
+    assert state(regions, kept) == WRITING
+    assert state(regions, kept + 1) == NONE
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="gives pages back")
+def test_no_room_is_made_from_what_is_free(
+    segment: Segment, regions: Regions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = regions.claim(4 * PAGE, WRITING, 1, never)
+    regions.free(small)
+    real, calls = reserve, []
+
+    def refuse_once(fd: int, offset: int, size: int) -> None:
+        calls.append(size)
+        if len(calls) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(fd, offset, size)
+
+    monkeypatch.setattr(regions_module, "reserve", refuse_once)
+    assert regions.claim(64 * PAGE, WRITING, 2, never) == small + 1
+    assert state(regions, small) == DROPPED
+
+
+def test_a_stretch_that_the_dead_have_grown_is_used(segment: Segment, regions: Regions) -> None:
+    number = regions.claim(4 * PAGE, WRITING, 1, never)
+    end = segment.words[END]
+    # Killed after the growth and before the entry was used.
+    regions.words[START + number * ENTRY_WORDS] = NONE
+    assert regions.claim(4 * PAGE, WRITING, 2, never) == number
+    assert segment.words[END] == end
+
+
+def test_a_map_that_the_system_refuses_is_the_public_error(
+    regions: Regions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = regions.claim(PAGE, WRITING, 1, never)
+
+    def refuse(_fd: int, _size: int, _offset: int = 0) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(regions_module, "map_file", refuse)
+    with pytest.raises(SharedMemoryExhausted, match="RLIMIT_AS"):
+        regions.map(number)

@@ -1,0 +1,297 @@
+"""What went wrong once, without child processes; `tests/integration/test_shm_regressions.py` has the rest."""
+
+from __future__ import annotations
+
+import gc
+import pickle
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from mpkit import BoundedQueue, LockedCounter
+from mpkit._platform.filelock import FileLock
+from mpkit._shm import get_side, robust_lock, shared_object, sleepers
+from mpkit._shm.counter_file import VALUE, CounterFile
+from mpkit._shm.layout import REGIONS, RING_HEAD, RING_RECORDS, RING_TAIL
+from mpkit._shm.open_queue import OpenQueue
+from mpkit._shm.put_side import BIG
+from mpkit._shm.regions import ENTRY_WORDS, FREE, WRITING, Regions
+from mpkit._shm.ring import COUNT_LIMIT, ONE
+from mpkit._shm.robust_lock import RobustLock
+from mpkit._shm.rows import Rows
+from mpkit.errors import ClosedError, SharedMemoryExhausted
+from tests.helpers.waiting import PATIENCE, wait_until
+from tests.unit.shm.others import Call, Holder, living_stranger, permits
+
+
+def opened(handle: BoundedQueue[Any]) -> OpenQueue:
+    return handle._opened()
+
+
+@pytest.fixture
+def queue() -> Iterator[BoundedQueue[Any]]:
+    with BoundedQueue[Any]() as queue:
+        yield queue
+
+
+@contextmanager
+def waiting_behind_a_stopped_holder(
+    monkeypatch: pytest.MonkeyPatch, shared: CounterFile | OpenQueue, number: int, call: Callable[[], object]
+) -> Iterator[tuple[Holder, Call[object]]]:
+    """`call` runs in a thread and waits for lock `number`, which a stopped process has."""
+    monkeypatch.setattr(robust_lock, "SHUT_SECONDS", 0.02)
+    lock = shared.locks[number]
+    lock.acquire(None)
+    lock.release()
+    holder = Holder(shared, number, living_stranger())
+    row = lock.at
+    words = shared.words
+    thread = Call(call)
+    wait_until(lambda: words[row] & robust_lock.INSIDE, "the thread waits for the lock")
+    yield holder, thread
+    thread.join()
+    assert holder.can_acquire(), "the permit is gone for ever"
+
+
+def test_nothing_is_changed_without_the_lock_when_another_thread_closes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counter = LockedCounter(5)
+    shared = counter._opened()
+    signed = shared.signed
+    with waiting_behind_a_stopped_holder(monkeypatch, shared, 0, lambda: counter.reset(1000)) as (
+        holder,
+        call,
+    ):
+        counter.close()
+        call.join()
+        assert isinstance(call.error, ClosedError)
+        holder.release()
+    assert signed[VALUE] == 5
+
+
+def test_a_permit_that_comes_after_the_closing_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(robust_lock, "SLICE_SECONDS", PATIENCE)
+    counter = LockedCounter(5)
+    shared = counter._opened()
+    signed = shared.signed
+    with waiting_behind_a_stopped_holder(monkeypatch, shared, 0, lambda: counter.reset(7)) as (holder, call):
+        counter.close()
+        holder.release()
+        call.join()
+        assert isinstance(call.error, ClosedError)
+    assert signed[VALUE] == 5
+
+
+def test_a_process_with_a_thread_inside_keeps_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread may still get the permit, and without a row nobody would know."""
+    counter = LockedCounter(5)
+    shared = counter._opened()
+    words = shared.words
+    with waiting_behind_a_stopped_holder(monkeypatch, shared, 0, lambda: counter.reset(7)) as (holder, _):
+        row = shared._row
+        pid = words[row]
+        counter.close()
+        assert pid
+        assert words[row] == pid
+        holder.release()
+
+
+def test_a_getter_that_waits_for_the_lock_learns_of_the_closing(
+    queue: BoundedQueue[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with waiting_behind_a_stopped_holder(monkeypatch, opened(queue), 1, queue.get) as (holder, call):
+        queue.close()
+        call.join()
+        assert isinstance(call.error, ClosedError)
+        holder.release()
+
+
+def test_a_run_of_puts_near_the_end_of_the_counts(queue: BoundedQueue[Any]) -> None:
+    """The place after the end showed a record that nobody had put."""
+    shared = opened(queue)
+    ring = shared.generations.view(0)
+    ring.words[RING_TAIL] = ring.words[RING_HEAD] = (COUNT_LIMIT - ONE) | (ring.capacity - 1)
+    shared.puts._load(0)
+    stale = pickle.dumps("an old item, taken long ago", 5)
+    ring.mm[ring.base + 8 : ring.base + 8 + len(stale)] = stale
+    ring.words[RING_RECORDS] = len(stale)
+    assert shared.puts._put_run([b"x" * 40] * 5, 0, None) == 0
+    assert queue.qsize() == 0
+    assert shared.gets.get(False, None) is None
+    assert queue.put_many(range(5)) == 5
+    assert queue.get_many() == list(range(5))
+
+
+def test_an_item_survives_a_map_that_is_refused(
+    queue: BoundedQueue[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue.put(bytes(100_000))
+
+    def refuse(_self: Regions, _number: int) -> None:
+        raise SharedMemoryExhausted("no more maps")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Regions, "map", refuse)
+        with pytest.raises(SharedMemoryExhausted):
+            queue.get()
+    assert queue.qsize() == 1
+    assert queue.get() == bytes(100_000)
+
+
+def test_a_put_that_failed_after_publication_frees_nobody_elses_region(queue: BoundedQueue[Any]) -> None:
+    """Ctrl-C just after the item was published; it was taken and its region claimed by another putter."""
+    shared = opened(queue)
+    item = shared.puts.write_big(b"head", [memoryview(bytes(100_000))], True, None)
+    assert item is not None
+    assert item.flag == BIG
+    assert shared.puts.put(item.record, BIG, True, None)
+    assert shared.gets.get(True, None) is not None
+    gc.collect()
+    at = REGIONS + item.region * ENTRY_WORDS
+    assert shared.words[at] == FREE
+    other = living_stranger()
+    shared.words[at + 4], shared.words[at + 5], shared.words[at] = other.pid, other.started, WRITING
+    shared.puts.drop_big(item)
+    assert shared.words[at] == WRITING
+    # Nor if it is this process's own, for its next item.
+    shared.words[at] = FREE
+    again = shared.puts.write_big(b"head", [memoryview(bytes(100_000))], True, None)
+    assert again is not None
+    assert again.region == item.region
+    shared.puts.drop_big(item)
+    assert shared.words[at] == WRITING
+    shared.puts.drop_big(again)
+    assert shared.words[at] == FREE
+
+
+def test_one_big_item_taken_is_room_for_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Nobody is helped by a slice that ends.
+    monkeypatch.setattr(sleepers, "SLICE_SECONDS", PATIENCE)
+    with BoundedQueue[bytes](max_bytes=100_000) as queue:
+        queue.put(bytes(88_000))
+        calls = [Call(lambda: queue.put(bytes(20_000))) for _ in range(3)]
+        wait_until(lambda: queue.statistics().waiting_putters == 3, "three putters wait")
+        queue.get()
+        started = time.monotonic()
+        for call in calls:
+            call.join()
+        assert time.monotonic() - started < PATIENCE / 2
+        assert queue.qsize() == 3
+
+
+def test_ctrl_c_as_the_file_lock_is_taken_gives_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = FileLock.try_acquire
+
+    def interrupted(fd: int) -> FileLock | None:
+        lock = real(fd)
+        assert lock is not None
+        raise KeyboardInterrupt  # after the system call and before the assignment
+
+    with closing(LockedCounter()) as counter:
+        rows = counter._opened().rows
+        with monkeypatch.context() as patch:
+            patch.setattr(FileLock, "try_acquire", interrupted)
+            with pytest.raises(KeyboardInterrupt), rows.exclusive(None):
+                pass
+        with rows.exclusive(time.monotonic()) as alone:
+            assert alone
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="record locks elsewhere are given up by any close")
+def test_a_look_at_the_names_does_not_give_the_file_lock_up() -> None:
+    with closing(LockedCounter()) as counter:
+        shared = counter._opened()
+        rows = Rows(shared.segment, start=0, capacity=0, used_at=0)
+        with shared.rows.exclusive(None) as alone:
+            assert alone
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(shared_object, "_open_objects", {})  # as another program would look
+                assert not shared_object.in_use_elsewhere(shared.name)
+            with rows.exclusive(time.monotonic()) as also:
+                assert not also
+
+
+def test_what_is_put_before_the_shutdown_is_found(
+    queue: BoundedQueue[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A getter finds nothing; somebody puts the last item and shuts down; the getter said "drained"."""
+    queue.put(0)
+    queue.get()
+    puts = opened(queue).puts
+    take = get_side.GetSide._take
+    rounds: list[int] = []
+
+    def taken(self: get_side.GetSide, limit: int) -> list[get_side.Record]:
+        found = take(self, limit)
+        if not rounds:
+            rounds.append(1)
+            assert puts.try_put(pickle.dumps("the last item"))
+            puts.shut_down(None)
+        return found
+
+    monkeypatch.setattr(get_side.GetSide, "_take", taken)
+    assert queue.get(timeout=PATIENCE) == "the last item"
+
+
+def test_the_lock_between_threads_shows_itself_last(queue: BoundedQueue[Any]) -> None:
+    """Two threads use an object for the first time together: the second one wrote to word 0 of the file."""
+    shared = opened(queue)
+    magic = shared.words[0]
+    reached, go_on = threading.Event(), threading.Event()
+
+    def trace(frame: FrameType, _event: str, _arg: object) -> Any:
+        return local if frame.f_code is RobustLock.open.__code__ else None
+
+    def local(frame: FrameType, event: str, _arg: object) -> Any:
+        if event == "line" and frame.f_locals["self"]._local is not None and not reached.is_set():
+            reached.set()
+            go_on.wait(PATIENCE)
+        return local
+
+    def first() -> None:
+        sys.settrace(trace)
+        try:
+            queue.put(1)
+        finally:
+            sys.settrace(None)
+
+    one = Call(first)
+    assert reached.wait(PATIENCE)
+    two = Call(lambda: queue.put(2))
+    try:
+        two.join()
+    finally:
+        go_on.set()
+    one.join()
+    assert shared.words[0] == magic
+    assert queue.get_many() == [2, 1]
+
+
+def test_tickets_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A waker comes just after the ticket was taken, and its token is never waited for: round for round."""
+    with closing(LockedCounter()) as counter:
+        shared = counter._opened()
+        group = shared._sleepers
+        unwind = RobustLock.unwind
+        fired = False
+
+        def wake_after(self: RobustLock) -> None:
+            nonlocal fired
+            unwind(self)
+            if not fired:
+                fired = True
+                counter.add()
+
+        monkeypatch.setattr(RobustLock, "unwind", wake_after)
+        for target in range(1, 21):
+            fired = False
+            assert counter.wait_for(target)
+        surplus = permits(group.tokens) + group.words[group.slept_at] - group.words[group.posted_at]
+        assert surplus <= 1

@@ -1,0 +1,148 @@
+"""The ring against a list: what goes in comes out, in order, whole and once."""
+
+from __future__ import annotations
+
+import mmap
+from collections import deque
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from mpkit._shm.ring import COUNT_LIMIT, INDEX_MASK, ONE, WRAP, Ring
+
+START = 16
+
+
+def make(capacity: int, *, at: int = 0) -> Ring:
+    """An empty ring of `capacity` words whose head and tail stand at the word `at`."""
+    mm = mmap.mmap(-1, (START + capacity + 1) * 8)
+    words = memoryview(mm).cast("B").cast("Q")
+    ring = Ring(words, mm, head_at=8, tail_at=0, start=START, capacity=capacity)
+    words[0] = words[8] = at
+    # What lies behind the records belongs to somebody else.
+    words[START + capacity] = 0xDEADBEEF
+    return ring
+
+
+@settings(max_examples=60, stateful_step_count=50, deadline=None, derandomize=True)
+class RingAgainstDeque(RuleBasedStateMachine):
+    """Any order of calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ring = make(8)
+        self.model: deque[bytes] = deque()
+
+    @initialize(capacity=st.integers(2, 24), index=st.integers(0, 24), left=st.integers(0, 6))
+    def begin(self, capacity: int, index: int, left: int) -> None:
+        # Anywhere in the ring, and close to where the counts begin again.
+        self.ring = make(capacity, at=(COUNT_LIMIT - ONE * (left + 1)) | min(index, capacity))
+        self.model = deque()
+
+    @rule(size=st.integers(0, 80), fill=st.integers(0, 255))
+    def put(self, size: int, fill: int) -> None:
+        data = bytes([fill]) * size
+        fits = size <= self.ring.room()
+        assert self.ring.try_put(data) is fits
+        if fits:
+            self.model.append(data)
+
+    @rule(sizes=st.lists(st.integers(0, 40), max_size=8), fill=st.integers(0, 248))
+    def put_many(self, sizes: list[int], fill: int) -> None:
+        items = [bytes([fill + number]) * size for number, size in enumerate(sizes)]
+        done = self.ring.try_put_many(items)
+        self.model.extend(items[:done])
+        if done < len(items):
+            assert not self.ring.try_put(items[done])
+
+    @rule()
+    def get(self) -> None:
+        assert self.ring.try_get() == (self.model.popleft() if self.model else None)
+
+    @rule(limit=st.integers(1, 6))
+    def get_many(self, limit: int) -> None:
+        expected = [self.model.popleft() for _ in range(min(limit, len(self.model)))]
+        assert self.ring.try_get_many(limit) == expected
+
+    @rule()
+    def peek_and_drop(self) -> None:
+        assert self.ring.peek() == (self.model[0] if self.model else None)
+        if self.model:
+            self.ring.drop()
+            self.model.popleft()
+
+    @invariant()
+    def the_count_is_exact(self) -> None:
+        assert self.ring.count() == len(self.model)
+        assert self.ring.is_empty() is not bool(self.model)
+        assert self.ring.words[START + self.ring.capacity] == 0xDEADBEEF, "written behind the end"
+        if not self.model:
+            assert self.ring.room() >= self.ring.largest()
+
+
+TestRingAgainstDeque = RingAgainstDeque.TestCase
+
+
+def test_a_full_ring_has_equal_indices_and_is_not_empty() -> None:
+    ring = make(8)
+    items = [bytes([number]) * 8 for number in range(4)]
+    assert ring.try_put_many(items) == 4
+    # The tail has come to the end of the records: so far it equals the head nowhere.
+    assert ring.try_get() == items[0]
+    assert ring.try_put(b"again...")
+    tail, head = ring.words[0], ring.words[8]
+    assert tail & INDEX_MASK == head & INDEX_MASK
+    assert tail != head
+    assert not ring.is_empty()
+    assert ring.count() == 4
+    assert ring.room() == -1
+    assert not ring.try_put(b"")
+    assert ring.try_get_many(10) == [*items[1:], b"again..."]
+    assert ring.is_empty()
+
+
+def test_a_record_that_does_not_fit_before_the_end_begins_at_the_start() -> None:
+    ring = make(8)
+    assert ring.try_put(bytes(24))  # words 0 to 3
+    assert ring.try_put(b"")  # word 4
+    assert ring.try_get() == bytes(24)
+    assert ring.try_put(b"x" * 24)
+    assert ring.words[START + 5] == WRAP
+    assert ring.try_get_many(5) == [b"", b"x" * 24]
+
+
+def test_a_record_of_the_whole_ring() -> None:
+    ring = make(8)
+    for _ in range(3):
+        assert ring.try_put(b"y" * 56)
+        assert not ring.try_put(b"")
+        assert ring.try_get() == b"y" * 56
+
+
+def test_the_counts_begin_again_at_zero() -> None:
+    ring = make(64, at=COUNT_LIMIT - ONE)
+    assert ring.try_put_many([b"a", b"b", b"c"]) == 3
+    assert ring.words[0] < COUNT_LIMIT
+    assert ring.count() == 3
+    assert [ring.try_get() for _ in range(4)] == [b"a", b"b", b"c", None]
+    assert ring.words[0] == ring.words[8]
+
+
+def test_a_putter_that_dies_before_the_store_of_tail_has_done_nothing() -> None:
+    ring = make(8)
+    ring.try_put(b"one")
+    tail = ring.words[0]
+    ring.try_put(b"two")
+    ring.words[0] = tail  # as if it had never been stored
+    assert ring.count() == 1
+    assert ring.try_put(b"three")
+    assert ring.try_get_many(5) == [b"one", b"three"]
+
+
+@pytest.mark.parametrize("capacity", [0, 1, INDEX_MASK + 1])
+def test_impossible_capacities(capacity: int) -> None:
+    mm = mmap.mmap(-1, mmap.PAGESIZE)
+    with pytest.raises(ValueError, match="holds 2 to"):
+        Ring(memoryview(mm).cast("B").cast("Q"), mm, head_at=8, tail_at=0, start=16, capacity=capacity)

@@ -1,0 +1,253 @@
+"""The robust lock between threads, and between this process and others that stop or die."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from mpkit._shm import robust_lock
+from mpkit._shm.counter_file import CounterFile
+from mpkit._shm.robust_lock import INSIDE, RobustLock
+from mpkit.errors import ClosedError
+from tests.helpers.waiting import PATIENCE, wait_until
+from tests.unit.shm.others import Call, Holder, dead_process, living_stranger, permits
+
+
+@pytest.fixture
+def shared() -> Iterator[CounterFile]:
+    shared = CounterFile.create(initial=0)
+    yield shared
+    shared.close()
+
+
+@pytest.fixture
+def lock(shared: CounterFile) -> RobustLock:
+    return shared.lock
+
+
+def word(lock: RobustLock) -> int:
+    return lock.words[lock.at]
+
+
+def test_the_word_tells_where_a_process_stands(lock: RobustLock) -> None:
+    assert lock.acquire(None)
+    assert word(lock) == INSIDE
+    lock.release()
+    assert word(lock) == 1 << 20
+    assert lock.try_acquire()
+    assert word(lock) == (1 << 20) + INSIDE
+    lock.unwind()
+    assert word(lock) == 2 << 20
+
+
+def test_a_failed_try_is_an_attempt_and_not_a_completion(shared: CounterFile, lock: RobustLock) -> None:
+    lock.acquire(None)
+    lock.release()
+    other = Holder(shared, 0, living_stranger())
+    assert not lock.try_acquire()
+    assert word(lock) >> 20 == 1
+    assert not word(lock) & INSIDE
+    other.release()
+    assert lock.try_acquire()
+    lock.release()
+
+
+def test_one_thread_at_a_time(lock: RobustLock) -> None:
+    inside = 0
+    together = []
+    total = 0
+
+    def work() -> None:
+        nonlocal inside, total
+        for _ in range(300):
+            assert lock.acquire(time.monotonic() + PATIENCE)
+            inside += 1
+            together.append(inside)
+            total += 1
+            inside -= 1
+            lock.release()
+
+    calls = [Call(work) for _ in range(4)]
+    for call in calls:
+        call.join()
+        assert call.error is None
+    assert total == 1200
+    assert set(together) == {1}
+
+
+def test_waiting_for_oneself_is_refused(lock: RobustLock) -> None:
+    with pytest.raises(RuntimeError, match="already inside"):
+        try:
+            assert lock.acquire(None)
+            assert lock.held_here()
+            lock.acquire(None)
+        finally:
+            lock.unwind()
+    assert not lock.held_here()
+    assert lock.try_acquire()
+    with pytest.raises(RuntimeError, match="already inside"):
+        lock.refuse_reentry()
+    assert not lock.try_acquire(), "a try that may fail just fails"
+    lock.release()
+    lock.refuse_reentry()
+
+
+def test_another_thread_is_not_refused_but_waits(lock: RobustLock) -> None:
+    lock.acquire(None)
+    call = Call(lambda: lock.acquire(time.monotonic() + 0.01))
+    call.join()
+    assert call.value is False
+    lock.release()
+
+
+def test_unwind_gives_back_what_there_is(shared: CounterFile, lock: RobustLock) -> None:
+    lock.unwind()  # nothing yet
+    lock.acquire(None)
+    lock.release()
+    # Only the lock between threads:
+    assert lock.local_acquire(False)
+    lock.unwind()
+    # ... and the word:
+    assert lock.local_acquire(False)
+    lock.words[lock.at] = lock.value + INSIDE
+    lock.unwind()
+    assert not word(lock) & INSIDE
+    # ... and the permit:
+    assert lock.local_acquire(False)
+    lock.words[lock.at] = lock.value + INSIDE
+    assert lock.permit_acquire(False)
+    lock.unwind()
+    lock.unwind()
+    assert not word(lock) & INSIDE
+    other = Holder(shared, 0, living_stranger())
+    other.release()
+
+
+def test_what_another_thread_holds_is_not_unwound(lock: RobustLock) -> None:
+    lock.acquire(None)
+    call = Call(lock.unwind)
+    call.join()
+    assert lock.held_here()
+    lock.release()
+
+
+def test_a_dead_holder_is_found(shared: CounterFile, lock: RobustLock) -> None:
+    repaired = []
+    lock.repair = lambda: repaired.append(shared.semaphores[0].raw._is_zero())
+    lock.acquire(None)
+    lock.release()
+    other = Holder(shared, 0, dead_process())
+    assert lock.acquire(time.monotonic() + PATIENCE)
+    assert shared.recoveries() == 1
+    assert repaired == [True], "what the dead left is put in order before the permit is given back"
+    assert shared.rows.holder(other.row) is None
+    lock.release()
+    assert permits(shared.semaphores[0]) == 1
+    assert lock.acquire(time.monotonic() + PATIENCE)
+    lock.unwind()
+    assert permits(shared.semaphores[0]) == 1
+
+
+def test_short_time_outs_find_the_dead_together(shared: CounterFile, lock: RobustLock) -> None:
+    lock.acquire(None)
+    lock.release()
+    Holder(shared, 0, dead_process())
+    wait_until(lambda: lock.acquire(time.monotonic() + 0.005), "one of them is lucky")
+    lock.release()
+    assert shared.recoveries() == 1
+
+
+def test_nothing_is_taken_from_a_living_holder(
+    shared: CounterFile, lock: RobustLock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(robust_lock, "STUCK_SECONDS", 0.0)
+    monkeypatch.setattr(robust_lock, "SLICE_SECONDS", 0.001)
+    monkeypatch.setattr(robust_lock, "INVESTIGATION_SECONDS", 0.005)
+    lock.acquire(None)
+    lock.release()
+    other = Holder(shared, 0, living_stranger())
+    looks = []
+    recover = RobustLock._recover
+
+    def counted(self: RobustLock, give_up: float) -> None:
+        recover(self, give_up)
+        looks.append(1)
+
+    monkeypatch.setattr(RobustLock, "_recover", counted)
+
+    def take() -> bool:
+        try:
+            return lock.acquire(None)
+        finally:
+            lock.unwind()
+
+    call = Call(take)
+    wait_until(lambda: len(looks) >= 5, "it has looked for the dead five times")
+    assert call.running()
+    assert shared.recoveries() == 0
+    other.release()
+    call.join()
+    assert call.value is True
+    assert shared.recoveries() == 0
+
+
+def test_an_investigation_that_gets_the_permit_gives_it_back(shared: CounterFile, lock: RobustLock) -> None:
+    lock.acquire(None)
+    lock.release()
+    assert lock.local_acquire(False)
+    lock._investigate(None)
+    lock.local_release()
+    assert not word(lock) & INSIDE
+    assert shared.recoveries() == 0
+    assert lock.try_acquire()
+    lock.release()
+
+
+def test_a_holder_that_moves_on_meanwhile_is_no_reason(
+    shared: CounterFile, lock: RobustLock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The permit is taken at every look, but by a living process that comes and goes."""
+    lock.acquire(None)
+    lock.release()
+    other = Holder(shared, 0, living_stranger())
+    moved = []
+
+    def pause(_seconds: float) -> None:
+        # It has released once and come back: nothing can be concluded from this look.
+        moved.append(1)
+        lock.words[other.row + 2] = (1 << 20) + INSIDE
+
+    monkeypatch.setattr("mpkit._shm.robust_lock.time.sleep", pause)
+    assert lock.local_acquire(False)
+    lock._recover(time.monotonic() + PATIENCE)
+    lock.local_release()
+    assert moved
+    assert shared.recoveries() == 0
+    assert shared.semaphores[0].raw._is_zero()
+
+
+def test_closing_ends_the_waiting(
+    shared: CounterFile, lock: RobustLock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(robust_lock, "SHUT_SECONDS", 0.01)
+    lock.acquire(None)
+    lock.release()
+    other = Holder(shared, 0, living_stranger())
+    entered = threading.Event()
+
+    def wait() -> bool:
+        entered.set()
+        return lock.acquire(None)
+
+    first, second = Call(wait), Call(wait)
+    entered.wait(PATIENCE)
+    wait_until(lambda: other._words[lock.at] & INSIDE, "one of them waits for the permit")
+    shared.close()
+    for call in (first, second):
+        call.join()
+        assert isinstance(call.error, ClosedError)
+    assert not lock.acquire_if_open(None)
+    other.release()

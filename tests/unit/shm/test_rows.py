@@ -1,0 +1,100 @@
+"""Rows: one for each process, handed out under the file lock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from mpkit._platform import identity
+from mpkit._platform.identity import ProcessIdentity
+from mpkit._shm.rows import ROW_WORDS, Rows
+from mpkit._shm.segment import PAGE, Segment
+from mpkit.errors import SharedMemoryExhausted
+from tests.unit.shm.others import dead_process, living_stranger
+
+START, USED = 64, 3
+
+
+@pytest.fixture
+def segment() -> Iterator[Segment]:
+    segment = Segment.create(PAGE, kind="rows")
+    yield segment
+    segment.close()
+
+
+@pytest.fixture
+def rows(segment: Segment) -> Rows:
+    return Rows(segment, start=START, capacity=3, used_at=USED)
+
+
+def enter(rows: Rows, process: ProcessIdentity) -> int:
+    with rows.exclusive(None) as alone:
+        assert alone
+        at = rows._free_row()
+        rows.words[at + 1], rows.words[at] = process.started, process.pid
+    return at
+
+
+def test_joining_takes_a_clean_row_and_leaving_gives_it_back(rows: Rows) -> None:
+    rows.words[START + 4] = 77  # what somebody before us has left in it
+    at = rows.join(None)
+    me = identity.current()
+    assert at == START
+    assert list(rows.words[at : at + ROW_WORDS]) == [me.pid, me.started, 0, 0, 0, 0, 0, 0]
+    assert rows.taken() == [(at, me)]
+    assert rows.holder(at) == me
+    rows.leave(at)
+    assert rows.taken() == []
+    assert rows.holder(at) is None
+    assert rows.join(None) == at
+    assert rows.words[USED] == 1
+
+
+def test_the_dead_keep_their_rows_until_they_are_needed(rows: Rows) -> None:
+    dead = enter(rows, dead_process())
+    assert rows.join(None) == START + ROW_WORDS
+    enter(rows, living_stranger())
+    assert rows.words[USED] == 3
+    assert rows.holder(dead) == dead_process()
+    assert rows.join(None) == dead
+
+
+def test_a_table_full_of_the_living(rows: Rows) -> None:
+    for _ in range(3):
+        enter(rows, living_stranger())
+    with pytest.raises(SharedMemoryExhausted, match="3 living processes"):
+        rows.join(None)
+
+
+def test_no_memory_for_another_row_leaves_the_table_as_it_was(
+    rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_fd: int, _offset: int, _size: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mpkit._shm.rows.reserve", refuse)
+    with pytest.raises(SharedMemoryExhausted):
+        rows.join(None)
+    assert rows.words[USED] == 0
+    with rows.exclusive(time.monotonic()) as alone:
+        assert alone, "the file lock was kept"
+
+
+def test_only_one_at_a_time(segment: Segment, rows: Rows) -> None:
+    other = Rows(segment, start=START, capacity=3, used_at=USED)
+    with rows.exclusive(None) as alone:
+        assert alone
+        with other.exclusive(time.monotonic() + 0.01) as also:
+            assert not also
+        assert other.join(time.monotonic()) == -1
+    with other.exclusive(time.monotonic()) as alone:
+        assert alone
+
+
+def test_an_exception_inside_gives_the_file_lock_back(rows: Rows) -> None:
+    with pytest.raises(KeyboardInterrupt), rows.exclusive(None):
+        raise KeyboardInterrupt
+    with rows.exclusive(time.monotonic()) as alone:
+        assert alone

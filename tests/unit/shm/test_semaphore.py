@@ -1,0 +1,77 @@
+"""Named semaphores: counted alike by all that open them, and removed by their creator."""
+
+from __future__ import annotations
+
+import errno
+import gc
+
+import pytest
+
+from mpkit._shm import names
+from mpkit._shm.semaphore import MAX_VALUE, Semaphore
+from mpkit.errors import HandleLost, SharedMemoryExhausted
+
+
+def test_permits_are_shared() -> None:
+    made = Semaphore.create(1, 1, kind="test")
+    other = Semaphore.attach(made.name, 1)
+    assert other.acquire(False)
+    assert not made.acquire(False)
+    assert not made.acquire(True, 0.001)
+    other.release()
+    assert made.acquire(True, 10)
+    made.release()
+    with pytest.raises(ValueError, match=r"semaphore|released"):
+        made.release()
+    made.close()
+
+
+def test_names_go_with_their_creator() -> None:
+    made = Semaphore.create(0, MAX_VALUE, kind="test")
+    name = made.name
+    assert name in names.owned_names()
+    assert len(name) <= 31, "the most that macOS takes"
+    other = Semaphore.attach(name, MAX_VALUE)
+    other.close()
+    other.unlink()
+    assert name in names.owned_names()
+    made.close()
+    made.close()
+    assert name not in names.owned_names()
+    with pytest.raises(HandleLost, match="gone"):
+        Semaphore.attach(name, MAX_VALUE)
+    other.release()
+    assert made.acquire(False), "those who have it open keep it"
+
+
+def test_a_dropped_semaphore_goes() -> None:
+    name = Semaphore.create(0, 1, kind="test").name
+    gc.collect()
+    with pytest.raises(HandleLost):
+        Semaphore.attach(name, 1)
+
+
+def test_a_private_one_has_no_name() -> None:
+    before = names.owned_names()
+    local = Semaphore.private()
+    assert local.name == ""
+    assert names.owned_names() == before
+    assert local.acquire(False)
+    assert not local.acquire(False)
+    assert "private" in repr(local)
+
+
+@pytest.mark.parametrize("make", ["create", "private"])
+def test_a_system_without_room_is_a_clear_error(make: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = names.owned_names()
+
+    def refuse(*_args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("mpkit._platform.seam.SemLock", refuse)
+    with pytest.raises(SharedMemoryExhausted):
+        if make == "create":
+            Semaphore.create(1, 1, kind="test")
+        else:
+            Semaphore.private()
+    assert names.owned_names() == before

@@ -1,0 +1,121 @@
+"""Tickets and tokens: tokens + (slept - posted) = sleepers, as long as nobody dies."""
+
+from __future__ import annotations
+
+import mmap
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from mpkit._shm import sleepers as sleepers_module
+from mpkit._shm.semaphore import MAX_VALUE, Semaphore
+from mpkit._shm.sleepers import FIRST_TICKET, Sleepers
+from tests.helpers.waiting import PATIENCE
+from tests.unit.shm.others import Call, permits
+
+SLEPT, POSTED = 0, 8
+
+
+@pytest.fixture
+def group() -> Iterator[Sleepers]:
+    words = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("B").cast("Q")
+    words[SLEPT] = words[POSTED] = FIRST_TICKET
+    tokens = Semaphore.create(0, MAX_VALUE, kind="test")
+    yield Sleepers(words, slept_at=SLEPT, posted_at=POSTED, tokens=tokens)
+    tokens.close()
+
+
+def tokens(group: Sleepers) -> int:
+    return permits(group.tokens)
+
+
+def test_nobody_sleeps_so_nobody_is_due(group: Sleepers) -> None:
+    assert group.waiting() == 0
+    assert group.due(5) == 0
+    assert group.words[POSTED] == FIRST_TICKET
+
+
+def test_each_sleeper_is_promised_one_token(group: Sleepers) -> None:
+    for _ in range(3):
+        group.enter()
+    assert group.waiting() == 3
+    assert group.due(2) == 2
+    group.post(2)
+    assert tokens(group) == 2
+    assert group.due(1 << 30) == 1
+    group.post(1)
+    assert group.due(1) == 0
+    for _ in range(3):
+        assert group.sleep(time.monotonic() + PATIENCE)
+    assert (tokens(group), group.waiting()) == (0, 0)
+
+
+def test_a_sleeper_is_woken_by_the_token(group: Sleepers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sleepers_module, "SLICE_SECONDS", PATIENCE)
+    group.enter()
+    call = Call(lambda: group.sleep(None))
+    group.post(group.due(1))
+    call.join()
+    assert call.value is True
+
+
+def test_a_slice_and_a_deadline_end_a_sleep(group: Sleepers, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert group.sleep(time.monotonic()) is False
+    monkeypatch.setattr(sleepers_module, "SLICE_SECONDS", 0.001)
+    assert group.sleep(None) is False
+    assert group.sleep(time.monotonic() + PATIENCE) is False
+
+
+def test_a_ticket_handed_back_is_not_woken(group: Sleepers) -> None:
+    group.enter()
+    group.enter()
+    group.leave()
+    assert group.due(5) == 1
+
+
+def test_a_token_that_came_too_late_stays_for_others(group: Sleepers) -> None:
+    group.enter()
+    group.post(group.due(1))
+    group.leave()  # it found what it waited for by itself
+    assert tokens(group) + group.words[SLEPT] - group.words[POSTED] == 0
+    group.enter()
+    assert group.sleep(time.monotonic()), "one look in vain, and the books are even again"
+    assert (tokens(group), group.waiting()) == (0, 0)
+
+
+def test_a_promise_of_the_dead_is_noticed_after_a_slice(group: Sleepers) -> None:
+    group.enter()
+    assert group.due(1) == 1  # and killed before the token
+    assert not group.sleep(time.monotonic())
+    assert group.due(1) == 0, "nobody would ever be promised another one"
+    group.renew()
+    assert group.due(1) == 1
+    group.post(1)
+    assert group.sleep(time.monotonic())
+
+
+def test_leaving_after_a_slice_leaves_no_deficit(group: Sleepers) -> None:
+    group.enter()
+    group.due(1)
+    group.leave(expired=True)
+    assert group.words[SLEPT] == group.words[POSTED]
+    group.enter()
+    assert group.due(1) == 1
+
+
+def test_nothing_is_renewed_while_a_token_or_a_promise_is_on_its_way(group: Sleepers) -> None:
+    group.enter()
+    group.renew()
+    assert group.waiting() == 1
+    group.post(group.due(1))
+    group.renew()
+    assert group.waiting() == 0
+
+
+def test_a_semaphore_full_of_tokens_is_no_error(group: Sleepers) -> None:
+    for _ in range(MAX_VALUE):
+        group.tokens.release()
+    group.enter()
+    group.post(group.due(1))
+    assert group.sleep(time.monotonic())

@@ -1,0 +1,83 @@
+"""Views of a region: it is free when the last of them has gone, and not before."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+
+from mpkit._shm import views
+from mpkit._shm.regions import FREE, HELD, PINNED, WRITING, Regions
+from mpkit._shm.segment import PAGE, Segment
+from mpkit._shm.views import open_views
+
+START, END = 64, 60
+
+
+@pytest.fixture
+def regions() -> Iterator[Regions]:
+    segment = Segment.create(PAGE, kind="views")
+    segment.words[END] = PAGE
+    yield Regions(segment, start=START, capacity=8, end_at=END)
+    segment.close()
+
+
+@pytest.fixture
+def number(regions: Regions) -> int:
+    number = regions.claim(PAGE, WRITING, 1, lambda *_: False)
+    regions.map(number)[:8] = b"abcdefgh"
+    regions.mark_held(number)
+    return number
+
+
+def state(regions: Regions, number: int) -> int:
+    return regions.words[START + number * 8]
+
+
+def test_the_parts_are_the_regions_own_bytes(regions: Regions, number: int) -> None:
+    head, tail = open_views(regions, number, ((0, 3), (4, 2)))
+    assert (bytes(head), bytes(tail)) == (b"abc", b"ef")
+    tail[0] = ord("E")
+    assert regions.map(number)[:8] == b"abcdEfgh"
+    assert not tail.readonly
+
+
+def test_the_last_view_frees(regions: Regions, number: int) -> None:
+    first, second = open_views(regions, number, ((0, 3), (4, 2)))
+    part = second[1:]
+    del first, second
+    gc.collect()
+    assert state(regions, number) == HELD
+    copy = bytearray(part)
+    del part
+    gc.collect()
+    assert state(regions, number) == FREE
+    assert copy == b"f"
+    assert not views._holds
+
+
+def test_a_view_inside_a_cycle(regions: Regions, number: int) -> None:
+    cycle: list[object] = [*open_views(regions, number, ((0, 8),))]
+    cycle.append(cycle)
+    del cycle
+    gc.collect()
+    assert state(regions, number) == FREE
+
+
+def test_what_a_fork_has_copied_is_never_freed(regions: Regions, number: int) -> None:
+    (view,) = open_views(regions, number, ((0, 8),))
+    views._pin_before_fork()
+    assert state(regions, number) == PINNED
+    del view
+    gc.collect()
+    assert state(regions, number) == PINNED
+
+
+def test_a_view_outlives_the_object_that_was_closed(regions: Regions, number: int) -> None:
+    (view,) = open_views(regions, number, ((0, 8),))
+    regions.close()
+    assert bytes(view) == b"abcdefgh"
+    del view
+    gc.collect()
+    assert state(regions, number) == FREE
