@@ -160,18 +160,20 @@ class _StandardPickler(pickle.Pickler):
 
 
 class _Sink:
-    """What a pickler writes to: a list. It does not know the pickler: the two would keep each other alive.
+    """What a pickler writes to. It does not know the pickler: the two would keep each other alive."""
 
-    A pickler may pass a view of memory that is not its own (a long string's, say). What it views is kept
-    alive by the pickler's memo: join the parts before `clear_memo`.
-    """
-
-    __slots__ = ("parts", "write")
+    __slots__ = ("_append", "parts")
 
     def __init__(self) -> None:
         self.parts: list[bytes] = []
-        # The list's own method: a method of this class would cost as much as pickling a number.
-        self.write = self.parts.append
+        self._append = self.parts.append
+
+    def write(self, data: bytes) -> None:
+        """What the pickler calls; it may also pass a view of memory that lives only during this call.
+
+        That of a long bytearray, say, which another thread could resize afterwards: hence the copy now.
+        """
+        self._append(data if type(data) is bytes else bytes(data))
 
 
 # What is used of a pickler again and again: `dump`, `clear_memo`, the parts that it has written, and the
@@ -239,6 +241,7 @@ class Encoder:
         else:
             data = b"".join(parts)
             parts.clear()
+        # The memory of what it has met would keep `obj` alive.
         clear_memo()
         if buffers:
             left_out = buffers[:]
