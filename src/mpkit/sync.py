@@ -10,6 +10,7 @@ from mpkit._platform.deadlines import check_timeout, deadline_of
 from mpkit._shm.counter_file import HIGHEST, LOWEST, VALUE, CounterFile
 from mpkit._shm.handle import SharedHandle
 from mpkit._shm.lock_file import LockFile
+from mpkit.errors import HandleLost, SharedMemoryExhausted
 
 __all__ = ["CompoundUpdate", "Lock", "LockedCounter"]
 
@@ -39,12 +40,29 @@ class Lock(SharedHandle[LockFile]):
         True
     """
 
-    __slots__ = ()
+    __slots__ = ("_acquire", "_release")
 
     _shared_type = LockFile
 
     def __init__(self) -> None:
         self._bind(LockFile.create())
+
+    def _bind(self, shared: LockFile) -> None:
+        super()._bind(shared)
+        # At hand, because a call in between would be felt; closed objects say so themselves.
+        self._acquire = shared.acquire
+        self._release = shared.release
+
+    def _bind_nothing(self, name: str, reason: HandleLost | SharedMemoryExhausted) -> None:
+        super()._bind_nothing(name, reason)
+        self._acquire = self._lost_acquire
+        self._release = self._lost_release
+
+    def _lost_acquire(self, _block: bool, _deadline: float | None) -> bool:
+        return self._opened().owner() is not None  # raises
+
+    def _lost_release(self) -> bool:
+        return self._opened().owner() is not None  # raises
 
     def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
         """Take the lock.
@@ -65,7 +83,7 @@ class Lock(SharedHandle[LockFile]):
         second.
         """
         deadline = None if timeout is None else deadline_of(check_timeout(timeout))
-        return self._opened().acquire(block, deadline)
+        return self._acquire(block, deadline)
 
     def release(self) -> None:
         """Free the lock; any thread of any process may do it.
@@ -77,7 +95,7 @@ class Lock(SharedHandle[LockFile]):
         Blocking: microseconds; up to a second if a process was killed in the middle of an operation on this
         lock.
         """
-        if not self._opened().release():
+        if not self._release():
             raise ValueError("released a lock that nobody has acquired")
 
     def locked(self) -> bool:
@@ -100,10 +118,11 @@ class Lock(SharedHandle[LockFile]):
         return self._opened().abandoned_by
 
     def __enter__(self) -> bool:
-        return self.acquire()
+        return self._acquire(True, None)
 
     def __exit__(self, *_exc_info: object) -> None:
-        self.release()
+        if not self._release():
+            raise ValueError("released a lock that nobody has acquired")
 
     def __repr__(self) -> str:
         name = f"<{type(self).__name__}"
@@ -145,7 +164,7 @@ class LockedCounter(SharedHandle[CounterFile]):
         21
     """
 
-    __slots__ = ("_compound",)
+    __slots__ = ("_add", "_compound")
 
     _shared_type = CounterFile
 
@@ -155,6 +174,16 @@ class LockedCounter(SharedHandle[CounterFile]):
     def _bind(self, shared: CounterFile) -> None:
         super()._bind(shared)
         self._compound: CompoundUpdate | None = None
+        # At hand, because a call in between would be felt; closed objects say so themselves.
+        self._add = shared.add
+
+    def _bind_nothing(self, name: str, reason: HandleLost | SharedMemoryExhausted) -> None:
+        super()._bind_nothing(name, reason)
+        self._compound = None
+        self._add = self._lost_add
+
+    def _lost_add(self, _number: int) -> int:
+        return self._opened().signed[VALUE]  # raises
 
     @property
     def value(self) -> int:
@@ -173,11 +202,11 @@ class LockedCounter(SharedHandle[CounterFile]):
         Blocking: microseconds, or as long as somebody is inside ``with counter``; up to a second if a process
         was killed in the middle of an operation.
         """
-        return self._opened().add(n if type(n) is int else _integer("n", n))
+        return self._add(n if type(n) is int else _integer("n", n))
 
     def sub(self, n: int = 1) -> int:
         """Subtract `n` and return the new value; otherwise as `add`."""
-        return self._opened().add(-_integer("n", n))
+        return self._add(-_integer("n", n))
 
     def compare_and_set(self, expected: int, new: int) -> bool:
         """Set the value to `new` if it is `expected`; returns whether it was. Errors and blocking as
