@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, cast
 
@@ -50,8 +51,8 @@ class Lock(SharedHandle[LockFile]):
     def _bind(self, shared: LockFile) -> None:
         super()._bind(shared)
         # At hand, because a call in between would be felt; closed objects say so themselves.
-        self._acquire = shared.acquire
-        self._release = shared.release
+        self._acquire: Callable[[bool, float | None], bool] = shared.acquire
+        self._release: Callable[[], bool] = shared.release
 
     def _bind_nothing(self, name: str, reason: HandleLost | SharedMemoryExhausted) -> None:
         super()._bind_nothing(name, reason)
@@ -175,7 +176,7 @@ class LockedCounter(SharedHandle[CounterFile]):
         super()._bind(shared)
         self._compound: CompoundUpdate | None = None
         # At hand, because a call in between would be felt; closed objects say so themselves.
-        self._add = shared.add
+        self._add: Callable[[int], int] = shared.add
 
     def _bind_nothing(self, name: str, reason: HandleLost | SharedMemoryExhausted) -> None:
         super()._bind_nothing(name, reason)
