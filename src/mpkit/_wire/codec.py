@@ -223,6 +223,9 @@ class Encoder:
 
     def encode(self, obj: object) -> tuple[bytes, list[pickle.PickleBuffer]]:
         """Head and buffers of `obj`; see `encode`."""
+        if type(obj) in _ATOMS:
+            # No reducer, buffer or error can come in: the plain function is the quickest.
+            return pickle.dumps(obj, PROTOCOL), _NO_BUFFERS
         if len(_extra_reducers) + len(_copyreg_reducers) != self._reducers_known:
             self._renew()
         spare = self._spare
@@ -259,6 +262,7 @@ class Encoder:
         self._reducers_known = _reducers_known
 
 
+_ATOMS = frozenset({int, float, str, bytes, bool, type(None)})
 _encoders: dict[int, Encoder] = {}
 # Nobody changes what he is given.
 _NO_BUFFERS: list[pickle.PickleBuffer] = []
