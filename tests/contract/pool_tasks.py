@@ -260,3 +260,27 @@ class Slow:
 
 def return_slow(seconds: float) -> Slow:
     return Slow(seconds)
+
+
+def square_or_die(number: int, victim: int) -> int:
+    if number == victim:
+        os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)
+    return number * number
+
+
+def note_and_die(number: int, victim: int, path: str) -> int:
+    """Slow enough to be worked on one by one."""
+    with open(path, "a") as file:
+        file.write(f"{number}\n")
+    time.sleep(0.002)
+    return square_or_die(number, victim)
+
+
+def square_or_die_once(number: int, victim: int, path: str) -> int:
+    return die_once(path, number * number) if number == victim else number * number
+
+
+class DiesWhenUnpickled:
+    def __reduce__(self) -> Any:
+        return os._exit, (9,)

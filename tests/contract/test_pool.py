@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import os
 import signal
 import sys
@@ -211,6 +212,56 @@ def test_an_error_fails_its_own_item(pool: TaskPool) -> None:
     assert next(pool.imap(tasks.unpicklable_if_odd, range(10), chunksize=5)) == 0
     with pytest.raises(RuntimeError, match="StopIteration"):
         pool.map(tasks.stop_iteration, range(3), chunksize=3)
+
+
+def outcomes_of(results: Iterator[int]) -> list[object]:
+    """Results, and the classes of the errors among them."""
+    outcomes: list[object] = []
+    while True:
+        try:
+            outcomes.append(next(results))
+        except StopIteration:
+            return outcomes
+        except Exception as error:
+            outcomes.append(type(error))
+
+
+def test_a_death_in_a_chunk_fails_the_item_that_ran(pool: TaskPool) -> None:
+    function = functools.partial(tasks.square_or_die, victim=13)
+    expected: list[object] = [n * n for n in range(40)]
+    expected[13] = WorkerCrashed
+    assert outcomes_of(pool.imap(function, range(40), chunksize=20)) == expected
+    unordered = outcomes_of(pool.imap_unordered(function, range(40), chunksize=20))
+    assert sorted(unordered, key=str) == sorted(expected, key=str)
+    with pytest.raises(WorkerCrashed):
+        pool.map(function, range(40), chunksize=20)
+
+
+def test_each_item_of_a_chunk_whose_worker_dies_runs_once(pool: TaskPool, tmp_path: Path) -> None:
+    path = tmp_path / "notes"
+    function = functools.partial(tasks.note_and_die, victim=7, path=str(path))
+    expected: list[object] = [n * n for n in range(20)]
+    expected[7] = WorkerCrashed
+    assert outcomes_of(pool.imap(function, range(20), chunksize=20)) == expected
+    assert sorted(map(int, path.read_text().split())) == list(range(20))
+
+
+def test_a_death_in_a_chunk_is_tried_again_as_often_as_asked(pool: TaskPool, tmp_path: Path) -> None:
+    view = pool.with_options(retries=1)
+    once = functools.partial(tasks.square_or_die_once, victim=5, path=str(tmp_path / "once"))
+    assert view.map(once, range(12), chunksize=6) == [n * n for n in range(12)]
+    notes = tmp_path / "notes"
+    always = functools.partial(tasks.note_and_die, victim=3, path=str(notes))
+    expected: list[object] = [n * n for n in range(12)]
+    expected[3] = WorkerCrashed
+    assert outcomes_of(view.imap(always, range(12), chunksize=6)) == expected
+    assert sorted(map(int, notes.read_text().split())) == sorted([*range(12), 3])
+
+
+def test_a_chunk_that_cannot_be_unpickled_alive_fails_as_a_whole(pool: TaskPool) -> None:
+    items = [1, 2, tasks.DiesWhenUnpickled(), 4, 5, 6]
+    outcomes = outcomes_of(pool.imap(tasks.echo, items, chunksize=3))
+    assert outcomes == [WorkerCrashed] * 3 + [4, 5, 6]
 
 
 def test_a_worker_that_dies_idle_is_replaced(pool: TaskPool) -> None:

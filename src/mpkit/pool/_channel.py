@@ -12,6 +12,8 @@ The words of the status row, and who writes them:
 - ``DONE`` (worker): tasks finished.
 - ``PID``, ``POOL``, ``STACK_PIPE`` (worker), for those who look from outside: its process id; the random part
   of the board's name; its descriptor of the pipe that it writes its stack into, plus 1 (0: none).
+- ``ITEM`` (worker): of a chunk: from which item on, and up to which, something is under way that may be the
+  worker's death: ``first << 32 | end``, 0 before the first item. One store, so never half a truth.
 - ``STOP`` (parent): the task that an interrupt (SIGINT) is meant for; the worker ignores any other interrupt.
 - ``LOW`` (parent): ring the parent once no more than ``LOW - 1`` tasks are left in the inbox (0: do not).
 - ``SLEEPING`` (worker): it is going to sleep on `wake`, or does: 1 for want of records, 2 for want of room in
@@ -51,6 +53,7 @@ SLEEPING = 4
 PID = 5
 STACK_PIPE = 6
 POOL = 7
+ITEM = 10
 STOP = 8
 LOW = 9
 _IN_HEAD = 16
@@ -96,6 +99,8 @@ ALWAYS = 3
 TASK_HEAD = struct.Struct("<QIB3x")
 #: An outcome: the number of its task, how long it ran in nanoseconds, the kind. Then the data.
 RESULT_HEAD = struct.Struct("<QIB3x")
+#: Which items of a chunk are meant: from the first one to before the second one.
+RANGE = struct.Struct("<II")
 HEAD_SIZE = 16
 
 # Flags of a task.
@@ -103,7 +108,7 @@ HEAD_SIZE = 16
 KEYWORDS = 1
 #: The arguments lie in a segment of their own; the record names it.
 BIG = 2
-#: A chunk of a map: the arguments are a list of items.
+#: A chunk of a map: the arguments are a list of items, and before them stands a `RANGE`.
 CHUNK = 4
 #: Each item of the chunk is a tuple of arguments.
 STAR = 8
@@ -111,6 +116,8 @@ STAR = 8
 BY_REFERENCE = 16
 #: Use cloudpickle for the outcome.
 BY_VALUE = 32
+#: The function is too big for a record: the arguments are ``(pickled function, arguments)``.
+FUNCTION_INSIDE = 64
 #: Not a task: finish what came before, then leave.
 LEAVE = 128
 
@@ -125,6 +132,9 @@ RAISED = 5
 #: Never on the wire: the outcome is a value made in the parent.
 PLAIN = 6
 LAST_RESULT = PLAIN
+#: Some results of a chunk that goes on; instead of the run time the head has the index of the next item.
+PART = 8
+BIG_PART = 9
 LOG = 16
 HELLO = 17
 BAD_INITIALIZER = 18

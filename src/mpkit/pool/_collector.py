@@ -31,6 +31,7 @@ from mpkit.pool._channel import (
     BACK,
     FRONT,
     NONE,
+    PART,
     PLAIN,
     WANTED,
     WHEN_FULL,
@@ -231,7 +232,8 @@ class Collector:
                     task.sink.settle(task, PLAIN, None)
                 else:
                     task.sink.settle(task, kind, data)
-                task.kept = None
+                if kind != PART:
+                    task.kept = None
         except BaseException:
             # Ctrl-C: those after it must not be forgotten. What the interrupt has hit itself is settled
             # again, which does no harm.

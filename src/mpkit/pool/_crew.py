@@ -11,13 +11,9 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable
 from multiprocessing.connection import Connection
-from multiprocessing.context import BaseContext
-from multiprocessing.process import BaseProcess
-from typing import cast
 
-from mpkit._platform import identity
+from mpkit._platform import identity, seam
 from mpkit._platform.parent_watch import ParentLink
 from mpkit._platform.signals import signal_name
 from mpkit.errors import PoolBroken
@@ -109,9 +105,14 @@ class Crew:
             )
             # Counts from before the start: what the system kills meanwhile belongs to it.
             oom_kills = oom_kill_count()
-            # Typeshed has it on the concrete contexts.
-            process = _process_class(options.context)(
-                target=worker.main, args=(plan,), name=f"{options.name}-{key}", daemon=False
+            # Not the context's own class: there, two threads that ask for an exit code take it from each
+            # other, and starting any process asks for those of all the others.
+            process = seam.ChildProcess(
+                target=worker.main,
+                args=(plan,),
+                name=f"{options.name}-{key}",
+                daemon=False,
+                start_method=options.context.get_start_method(),
             )
             with _starting, warnings.catch_warnings():
                 # Fork from a process with threads is what the caller asked for with the fork context.
@@ -216,11 +217,6 @@ def oom_kill_count() -> int:
     except OSError:
         return 0
     return 0
-
-
-def _process_class(context: BaseContext) -> Callable[..., BaseProcess]:
-    # Every context has one; typeshed has it on the concrete contexts only.
-    return cast("Callable[..., BaseProcess]", getattr(context, "Process"))  # noqa: B009
 
 
 def _root_level() -> int:

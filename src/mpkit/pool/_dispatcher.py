@@ -22,12 +22,14 @@ from mpkit.pool import _payload as payload
 from mpkit.pool._channel import (
     BAD_INITIALIZER,
     BIG_ERROR,
+    BIG_PART,
     BIG_VALUE,
     HELLO,
     LAST_RESULT,
     LOG,
     LOW,
     NONE,
+    PART,
     RAISED,
     RESULT_HEAD,
     SLEEPING,
@@ -38,7 +40,7 @@ from mpkit.pool._channel import (
     ring_bell,
 )
 from mpkit.pool._lane import Lane
-from mpkit.pool._ledger import CANCELLED, SENT, TIMED_OUT, TOO_BIG, Ledger, Task
+from mpkit.pool._ledger import CANCELLED, SENT, TIMED_OUT, TOO_BIG, Chunk, Ledger, Task
 
 #: Records taken out of one outbox in one go.
 _BATCH = 512
@@ -294,7 +296,7 @@ class Dispatcher:
                     if task is None:
                         payload.drop_outcome(kind, record)
                         continue
-                    if task.weight == 1:
+                    if type(task) is Task:
                         task.function.took(run_ns)
                     if task.ending:
                         payload.drop_outcome(kind, record)
@@ -314,6 +316,17 @@ class Dispatcher:
                         settlements.append((task, *payload.adopt(kind, record)))
                     else:
                         settlements.append((task, kind, record))
+                elif kind == PART or kind == BIG_PART:
+                    chunk = lane.sent.get(number)
+                    inner = VALUE if kind == PART else BIG_VALUE
+                    if not isinstance(chunk, Chunk) or chunk.ending:
+                        payload.drop_outcome(inner, record)
+                        continue
+                    first, chunk.done = chunk.done, run_ns
+                    data: object = record
+                    if inner == BIG_VALUE:
+                        inner, data = payload.adopt(inner, record)
+                    settlements.append((chunk, PART, (first, inner, data, run_ns - first)))
                 elif kind == LOG:
                     self.logs.append(record)
                 elif kind == HELLO:

@@ -14,7 +14,7 @@ import time
 import weakref
 from collections import deque
 from types import BuiltinFunctionType, FunctionType, ModuleType
-from typing import Any
+from typing import Any, cast
 
 from mpkit._platform import seam
 from mpkit._platform.signals import signal_name
@@ -34,12 +34,15 @@ from mpkit.pool import _payload as payload
 from mpkit.pool._channel import (
     BY_REFERENCE,
     BY_VALUE,
+    CHUNK,
     DONE,
+    FUNCTION_INSIDE,
     HEAD_SIZE,
-    KEYWORDS,
+    ITEM,
     LEAVE,
     LOW,
     RAISED,
+    RANGE,
     STATE,
     TASK_HEAD,
     Board,
@@ -49,7 +52,7 @@ from mpkit.pool._crew import Crew
 from mpkit.pool._dispatcher import Dispatcher, Settlements, ending_error
 from mpkit.pool._functions import Function
 from mpkit.pool._lane import Lane
-from mpkit.pool._ledger import CANCELLED, Death, Sink, Task
+from mpkit.pool._ledger import CANCELLED, Chunk, ChunkSink, Death, Sink, Task
 from mpkit.pool._options import PoolOptions, TaskOptions
 from mpkit.pool._stacks import last_words, live_stack
 from mpkit.pool._statistics import PoolStatistics, WorkerSnapshot
@@ -127,9 +130,8 @@ class Engine:
         arguments: Any,
         sink: Sink,
         options: TaskOptions,
-        weight: int = 1,
     ) -> Task:
-        """Pickle the arguments and send or queue a task.
+        """Pickle the arguments and send or queue a task. With the flag `CHUNK` the sink is a `ChunkSink`.
 
         Raises:
             SerializationError: the arguments cannot be pickled.
@@ -137,11 +139,11 @@ class Engine:
             InitializerFailed, PoolBroken: the pool is broken.
         """
         kept: Any = None
+        items = len(arguments)
         if len(blob) > payload.INLINE_BYTES:
             # A big closure travels like a big argument.
-            args, kwargs = arguments if flags & KEYWORDS else (arguments, None)
-            arguments, flags = ((codec.loads(blob), args, kwargs), flags & ~KEYWORDS & ~BY_REFERENCE)
-            blob = _trampoline()
+            arguments, flags = (blob, arguments), flags & ~BY_REFERENCE | FUNCTION_INSIDE
+            blob = b""
         if arguments:
             more, data, kept = payload.dump_arguments(arguments, options.pickler)
             flags |= more
@@ -152,8 +154,16 @@ class Engine:
         number = next(self._numbers)
         if options.pickler == "cloudpickle":
             flags |= BY_VALUE
-        record = TASK_HEAD.pack(number, len(blob), flags) + blob + data
-        task = Task(number, sink, record, function, options.timeout, options.retries, weight, kept)
+        record = TASK_HEAD.pack(number, len(blob), flags) + blob
+        task: Task
+        if flags & CHUNK:
+            record += RANGE.pack(0, items) + data
+            chunk_sink = cast("ChunkSink", sink)
+            task = Chunk(
+                number, chunk_sink, record, function, options.timeout, options.retries, kept, 0, items
+            )
+        else:
+            task = Task(number, sink, record + data, function, options.timeout, options.retries, kept)
         sink.sent(task)
         dispatcher = self.dispatcher
         with dispatcher.lock:
@@ -282,7 +292,11 @@ class Engine:
                 lost = dispatcher.ledger.finish(lane.key, number, False)
                 if lost is not None:
                     settlements.append((lost, RAISED, _crash(lost, [death])))
-            loss = dispatcher.ledger.lose_worker(lane.key, begun[-1] if begun else None, death)
+            running = begun[-1] if begun else None
+            chunk = None if running is None else lane.sent.get(running)
+            if isinstance(chunk, Chunk) and self._divide(chunk, lane, death, settlements):
+                running = None
+            loss = dispatcher.ledger.lose_worker(lane.key, running, death)
             for task in loss.ended:
                 error = ending_error(task, lane) if task.ending else _crash(task, task.deaths or [death])
                 settlements.append((task, RAISED, error))
@@ -299,6 +313,58 @@ class Engine:
         self.crew.dispose(lane)
         if broken is not None and self.state in (RUNNING, CLOSED):
             self.break_down(broken)
+
+    def _divide(self, chunk: Chunk, lane: Lane, death: Death, settlements: Settlements) -> bool:
+        """The worker of a chunk is dead: only the item that it died of may fail (holding the lock).
+
+        Long items are worked on one by one: the one in hand is tried again or fails. Of a block of short ones
+        each may have been the death of the worker: each is sent again alone, so that the guilty one, if there
+        is one, takes no other with it. All others are sent again together.
+
+        Returns:
+            False when the death is that of the whole chunk: it has one item only, is being stopped, or the
+            worker died before the first item (its function or its items cannot be unpickled, it seems).
+        """
+        item = lane.words[ITEM]
+        if chunk.ending or not item or chunk.stop - chunk.done == 1:
+            return False
+        first = min(max(item >> 32, chunk.done), chunk.stop)
+        end = min(max(item & 0xFFFF_FFFF, first), chunk.stop)
+        parts = [(chunk.done, first), *((k, k + 1) for k in range(first, end)), (end, chunk.stop)]
+        pieces = [self._piece(chunk, start, stop) for start, stop in parts if start < stop]
+        crashed: Chunk | None = None
+        if end - first == 1:
+            guilty = next(piece for piece in pieces if piece.start == first)
+            guilty.deaths = [death]
+            if not chunk.retries:
+                crashed = guilty
+            else:
+                self.dispatcher.ledger.retried += 1
+        cast("ChunkSink", chunk.sink).split(chunk, pieces)
+        self.dispatcher.ledger.divide(chunk, [piece for piece in pieces if piece is not crashed], crashed)
+        if crashed is not None:
+            settlements.append((crashed, RAISED, _crash(crashed, [death])))
+        return True
+
+    def _piece(self, chunk: Chunk, start: int, stop: int) -> Chunk:
+        number = next(self._numbers)
+        record = chunk.record
+        _, length, flags = TASK_HEAD.unpack_from(record)
+        at = HEAD_SIZE + length
+        record = b"".join(
+            (
+                TASK_HEAD.pack(number, length, flags),
+                record[HEAD_SIZE:at],
+                RANGE.pack(start, stop),
+                record[at + RANGE.size :],
+            )
+        )
+        sink = cast("ChunkSink", chunk.sink)
+        piece = Chunk(
+            number, sink, record, chunk.function, chunk.timeout, chunk.retries, chunk.kept, start, stop
+        )
+        piece.offset = chunk.offset
+        return piece
 
     def look_after_crew(self, now: float) -> float:
         """Replace who is missing, send home who is not needed; when to look again. In the supervisor's
@@ -530,15 +596,6 @@ def _is_pickled_by_name(fn: object) -> bool:
 def _name_of(fn: object) -> str:
     name = getattr(fn, "__qualname__", None) or getattr(getattr(fn, "func", None), "__qualname__", None)
     return str(name or type(fn).__qualname__)
-
-
-def call(fn: Any, args: Any, kwargs: Any) -> Any:
-    """Stands for a function whose pickle is too big for a record."""
-    return fn(*args, **(kwargs or {}))
-
-
-def _trampoline() -> bytes:
-    return codec.dumps(call)
 
 
 def _packed_initializer(options: PoolOptions) -> bytes | Initializer | None:

@@ -44,6 +44,10 @@ class PoolView:
         # A view keeps its pool alive.
         self._pool = pool
 
+    def __repr__(self) -> str:
+        options = self._options
+        return f"<{self._pool!r} with timeout={options.timeout}, retries={options.retries}>"
+
     # -- one call --------------------------------------------------------------------------------------------
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:

@@ -24,9 +24,8 @@ from concurrent.futures import Future
 from concurrent.futures import _base as futures_base
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from typing_extensions import override
-
 from mpkit._platform.deadlines import check_timeout
+from mpkit._platform.hints import override
 from mpkit.errors import TaskCancelled, WaitTimeout
 from mpkit.pool import _payload as payload
 from mpkit.pool._channel import BIG_ERROR, ERROR, PLAIN, RAISED

@@ -19,7 +19,7 @@ All methods are called under the dispatcher's lock.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from mpkit.pool._functions import Function
@@ -69,7 +69,7 @@ class Task:
         function: the name and the measured run time of what it calls.
         timeout: seconds that it may run, or None.
         retries: how many lost workers it survives.
-        weight: how many calls it stands for (a chunk of a map has several).
+        offset: where its items begin in the map that it belongs to; set by its sink.
         kept: objects that must live until it has ended (shared objects among its arguments, segments).
         deaths: the workers that died while they ran it.
         ending: why it is being stopped, or "".
@@ -81,12 +81,12 @@ class Task:
         "function",
         "kept",
         "number",
+        "offset",
         "record",
         "retries",
         "sink",
         "state",
         "timeout",
-        "weight",
         "worker",
     )
 
@@ -98,7 +98,6 @@ class Task:
         function: Function,
         timeout: float | None = None,
         retries: int = 0,
-        weight: int = 1,
         kept: object = None,
     ) -> None:
         self.number: int = number
@@ -107,12 +106,50 @@ class Task:
         self.function: Function = function
         self.timeout: float | None = timeout
         self.retries: int = retries
-        self.weight: int = weight
         self.kept: object = kept
         self.state: int = QUEUED
         self.worker: int = -1
+        self.offset: int = 0
         self.deaths: list[Death] | None = None
         self.ending: str = NOT_ENDING
+
+
+class Chunk(Task):
+    """A task that stands for several items of a map.
+
+    Attributes:
+        start: the first of its items, counted in the list that its record holds.
+        stop: behind the last one.
+        done: the first one whose outcome has not come yet (the others came in parts).
+        told: the parts that its sink has been told of, by their first item.
+    """
+
+    __slots__ = ("done", "start", "stop", "told")
+
+    def __init__(
+        self,
+        number: int,
+        sink: ChunkSink,
+        record: bytes,
+        function: Function,
+        timeout: float | None,
+        retries: int,
+        kept: object,
+        start: int,
+        stop: int,
+    ) -> None:
+        super().__init__(number, sink, record, function, timeout, retries, kept)
+        self.start: int = start
+        self.stop: int = stop
+        self.done: int = start
+        self.told: set[int] = set()
+
+
+class ChunkSink(Sink, Protocol):
+    """Whoever waits for the outcomes of chunks. Parts are `PART`: ``(first item, kind, data, length)``."""
+
+    def split(self, task: Chunk, pieces: list[Chunk]) -> object:
+        """The worker of `task` is dead: from now on `pieces` stand for what of it had not been told."""
 
 
 class Loss(NamedTuple):
@@ -286,6 +323,22 @@ class Ledger:
         self._to_the_front(requeued if retried is None else [retried, *requeued])
         return Loss(ended, retried, requeued)
 
+    def divide(self, chunk: Chunk, queued: Sequence[Chunk], crashed: Chunk | None) -> None:
+        """The worker of a chunk is dead: its pieces take its place, in front of the queue.
+
+        Args:
+            chunk: was sent to the worker, and has begun.
+            queued: what is sent again.
+            crashed: the item that it died of and that is not tried again, or None.
+        """
+        del self.sent[chunk.worker][chunk.number]
+        chunk.state = ENDED
+        self.submitted += len(queued) - (crashed is None)
+        self.under_way += len(queued) - 1
+        self._to_the_front(queued)
+        if crashed is not None:
+            self._count_ended(crashed)
+
     # -- all -------------------------------------------------------------------------------------------------
 
     @property
@@ -293,7 +346,7 @@ class Ledger:
         """How many tasks have not ended."""
         return self.queued + self.under_way
 
-    def _to_the_front(self, tasks: list[Task]) -> None:
+    def _to_the_front(self, tasks: Sequence[Task]) -> None:
         for task in reversed(tasks):
             task.state = QUEUED
             task.worker = -1

@@ -1,8 +1,9 @@
 """The map family: many calls of one function, in chunks or lazily.
 
-A chunk is one task with many calls. An error fails its own item: the worker goes on with the next one. A
-worker that *dies* takes the whole chunk that it was working on, so maps with retries or a time limit send
-items one by one unless told otherwise.
+A chunk is one task with many calls. An error fails its own item: the worker goes on with the next one. When
+a worker dies, the item that it died of fails (or is tried again), and the others of its chunk are sent again
+unless their results have come (`Engine._divide`). A time limit holds for the whole chunk, so maps with one
+send items one by one unless told otherwise.
 """
 
 from __future__ import annotations
@@ -12,17 +13,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
-
-from typing_extensions import Self, override
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from mpkit._platform.deadlines import check_timeout
+from mpkit._platform.hints import Self, override
 from mpkit._wire import failure
 from mpkit.errors import TaskCancelled, WaitTimeout
 from mpkit.pool import _payload as payload
-from mpkit.pool._channel import CHUNK, PLAIN, RAISED, SOON, STAR
+from mpkit.pool._channel import CHUNK, PART, PLAIN, RAISED, SOON, STAR
 from mpkit.pool._handle import TaskHandle
-from mpkit.pool._ledger import Task
+from mpkit.pool._ledger import Chunk, Task
 from mpkit.pool._options import TaskOptions, check_count
 
 if TYPE_CHECKING:
@@ -46,10 +46,10 @@ def chunks_of(items: list[Any], size: int) -> Iterator[list[Any]]:
 
 
 def automatic_chunksize(length: int, engine: Engine, options: TaskOptions) -> int:
-    """Four chunks for each worker, as `multiprocessing.Pool.map` does; one by one where a lost worker or a
-    time limit must hit one item only.
+    """Four chunks for each worker, as `multiprocessing.Pool.map` does; one by one with a time limit, which
+    must hit one item only.
     """
-    if options.timeout is not None or options.retries:
+    if options.timeout is not None:
         return 1
     size = -(-length // (4 * engine.options.processes)) or 1
     tasks = engine.options.maxtasksperchild
@@ -97,21 +97,50 @@ class Progress:
                     bar.close()
 
 
-class _ChunkSink:
-    __slots__ = ("_index", "_length", "_map", "task")
+class _MapSink:
+    """Hands the outcomes of the chunks of one map to its handle."""
 
-    def __init__(self, owner: MapHandle[Any], index: int, length: int) -> None:
-        self._map = owner
-        self._index = index
-        self._length = length
-        self.task: Task | None = None
+    def __init__(self, owner: MapHandle[Any]) -> None:
+        self._map: MapHandle[Any] | None = owner
+        self._items = 0
+        #: Chunks that have not ended, by number.
+        self.tasks: dict[int, Task] = {}
 
     def sent(self, task: Task) -> None:
-        self.task = task
+        self.tasks[task.number] = task
+        task.offset = self._items
+        if isinstance(task, Chunk):
+            self._items += task.stop
 
-    def settle(self, task: Task, kind: int, data: object) -> None:  # noqa: ARG002  a Sink
-        self.task = None
-        self._map.chunk_done(self._index, self._length, kind, data)
+    def settle(self, task: Task, kind: int, data: object) -> None:
+        if kind != PART:
+            self.tasks.pop(task.number, None)
+        owner = self._map
+        if owner is not None:
+            owner.piece_done(*piece_of(task, kind, data))
+
+    def split(self, task: Chunk, pieces: list[Chunk]) -> None:
+        for piece in pieces:
+            self.tasks[piece.number] = piece
+        self.tasks.pop(task.number, None)
+        owner = self._map
+        if owner is not None and owner.is_settled():
+            # It was cancelled meanwhile, and the pieces were not there yet.
+            owner.cancel_tasks(list(pieces))
+
+    def forget(self) -> None:
+        """All items have ended: break the reference cycle, so that the results go with the handle."""
+        self._map = None
+
+
+def piece_of(task: Task, kind: int, data: object) -> tuple[int, int, int, object]:
+    """What an outcome says: the first item, how many, kind and data as `open_chunk` takes them."""
+    if not isinstance(task, Chunk):
+        return task.offset, 1, kind, data
+    if kind == PART:
+        first, kind, data, length = cast("tuple[int, int, object, int]", data)
+        return task.offset + first, length, kind, data
+    return task.offset + task.done, task.stop - task.done, kind, data
 
 
 class MapHandle(TaskHandle[list[R]]):
@@ -123,8 +152,9 @@ class MapHandle(TaskHandle[list[R]]):
 
     def __init__(self, engine: Engine, progress: Progress) -> None:
         super().__init__(engine)
-        self._parts: list[tuple[int, Any, int] | None] = []
-        self._sinks: list[_ChunkSink] = []
+        #: Outcomes of neighbouring items, by the first of them: how many, kind, data.
+        self._pieces: dict[int, tuple[int, int, Any]] = {}
+        self._sink: _MapSink = _MapSink(self)
         self._missing = 0
         self._count_lock = threading.Lock()
         self._progress = progress
@@ -140,42 +170,40 @@ class MapHandle(TaskHandle[list[R]]):
         star: bool,
     ) -> None:
         """Send everything."""
-        chunks = list(chunks_of(items, chunksize))
-        self._parts = [None] * len(chunks)
-        self._sinks = [_ChunkSink(self, index, len(chunk)) for index, chunk in enumerate(chunks)]
-        self._missing = len(chunks)
+        self._missing = len(items)
         engine = self._engine
-        if not chunks:
+        if not items:
             self._progress.close()
             self.settle(None, PLAIN, None)
             return
         known, blob, flags = engine.function(function, options)
         flags |= CHUNK | (STAR if star else 0)
-        sent = 0
         try:
-            for sink, chunk in zip(self._sinks, chunks, strict=True):
-                engine.submit(known, blob, flags, chunk, sink, options, len(chunk))
-                sent += 1
+            for chunk in chunks_of(items, chunksize):
+                engine.submit(known, blob, flags, chunk, self._sink, options)
         except BaseException:
             # Nobody will ever ask for what has been sent already.
-            for sink in self._sinks[:sent]:
-                if sink.task is not None:
-                    engine.cancel(sink.task)
+            self.cancel_tasks(list(self._sink.tasks.values()))
             self._progress.close()
             raise
 
-    def chunk_done(self, index: int, length: int, kind: int, data: object) -> None:
-        """One chunk has ended."""
+    def piece_done(self, first: int, length: int, kind: int, data: object) -> None:
+        """Neighbouring items have ended."""
         with self._count_lock:
-            if self._parts[index] is not None:
+            if first in self._pieces:
                 return
-            self._parts[index] = (kind, data, length)
-            self._missing -= 1
+            self._pieces[first] = (length, kind, data)
+            self._missing -= length
             missing = self._missing
         self._progress.step(length)
         if not missing:
             self._progress.close()
             self.settle(None, PLAIN, None)
+            self._sink.forget()
+
+    def cancel_tasks(self, tasks: list[Task]) -> None:
+        """Cancel chunks, in the supervisor's thread."""
+        self._engine.cancel_later(tasks)
 
     @override
     def _outcome(self) -> tuple[list[R] | None, BaseException | None]:
@@ -184,9 +212,7 @@ class MapHandle(TaskHandle[list[R]]):
         if self._decoded is None:
             results: list[R] = []
             first: BaseException | None = None
-            for part in self._parts:
-                assert part is not None
-                kind, data, length = part
+            for _, (length, kind, data) in sorted(self._pieces.items()):
                 value, error = payload.open_outcome(kind, data)
                 if error is None and not value[1]:
                     results += value[0]
@@ -194,7 +220,7 @@ class MapHandle(TaskHandle[list[R]]):
                 outcomes = [(None, error)] * length if error is not None else open_chunk(PLAIN, value, length)
                 first = first or next((e for _, e in outcomes if e is not None), None)
             self._decoded = (results, None) if first is None else (None, first)
-            self._parts = []
+            self._pieces = {}
         return self._decoded
 
     @override
@@ -202,15 +228,14 @@ class MapHandle(TaskHandle[list[R]]):
         """Cancel every item that has not ended; those that run are stopped."""
         if self.settle(None, RAISED, TaskCancelled("the map was cancelled")):
             self._progress.close()
-            for sink in self._sinks:
-                if sink.task is not None:
-                    self._engine.cancel(sink.task)
+            for task in list(self._sink.tasks.values()):
+                self._engine.cancel(task)
         return self.cancelled()
 
     @override
     def running(self) -> bool:
         return not self.done() and any(
-            sink.task is not None and self._engine.running_on(sink.task) is not None for sink in self._sinks
+            self._engine.running_on(task) is not None for task in list(self._sink.tasks.values())
         )
 
 
@@ -253,11 +278,16 @@ class ImapIterator(Generic[R]):
         if self._chunksize > 1:
             self._flags |= CHUNK
         self._ordered = ordered
+        #: Items between input and consumer.
         self._held = 0
-        # Outcomes of chunks: in the order of arrival, or by the number of the task.
-        self._arrived: deque[tuple[int, object, int]] = deque()
-        self._by_number: dict[int, tuple[int, object, int]] = {}
-        self._order: deque[int] = deque()
+        # Outcomes of neighbouring items (how many, kind, data): in the order of arrival, or by the first one.
+        self._arrived: deque[tuple[int, int, object]] = deque()
+        self._by_first: dict[int, tuple[int, int, object]] = {}
+        self._sent = 0
+        self._next = 0
+        self._closed = False
+        #: In the order of the input; for the ordered iterator alone.
+        self._order: deque[Task] = deque()
         self._tasks: dict[int, Task] = {}
         self._current: deque[tuple[Any, BaseException | None]] = deque()
         self._input_error: BaseException | None = None
@@ -275,35 +305,54 @@ class ImapIterator(Generic[R]):
     def sent(self, task: Task) -> None:
         """Remember a task of this iterator."""
         self._tasks[task.number] = task
+        task.offset = self._sent
+        self._sent += task.stop if isinstance(task, Chunk) else 1
         if self._ordered:
-            self._order.append(task.number)
+            self._order.append(task)
 
     def settle(self, task: Task, kind: int, data: object) -> None:
-        """Take the outcome of a chunk."""
-        if self._tasks.pop(task.number, None) is None:
+        """Take the outcome of a task, or a part of it."""
+        first, length, inner, data = piece_of(task, kind, data)
+        if kind != PART:
+            if self._tasks.pop(task.number, None) is None:
+                return
+        elif isinstance(task, Chunk):
+            if first in task.told:
+                return
+            task.told.add(first)
+        if self._closed:
             return
         if self._ordered:
-            self._by_number[task.number] = (kind, data, task.weight)
+            self._by_first[first] = (length, inner, data)
         else:
-            self._arrived.append((kind, data, task.weight))
-        self._progress.step(task.weight)
+            self._arrived.append((length, inner, data))
+        self._progress.step(length)
         condition = self._made_condition
         if condition is not None:
             with condition:
                 condition.notify_all()
+
+    def split(self, task: Chunk, pieces: list[Chunk]) -> None:
+        """Pieces stand for a task from now on."""
+        for piece in pieces:
+            self._tasks[piece.number] = piece
+        self._tasks.pop(task.number, None)
+        if self._closed:
+            self._engine.cancel_later(list(pieces))
 
     # -- as something that the collector waits for -----------------------------------------------------------
 
     @property
     def task_id(self) -> int:
         """What the workers should ring for."""
-        return self._order[0] if self._ordered and self._order else SOON
+        order = self._order
+        if self._ordered and order and order[0].number in self._tasks:
+            return order[0].number
+        return SOON
 
     def is_settled(self) -> bool:
         """Whether the next outcome is there."""
-        if self._ordered:
-            return bool(self._order) and self._order[0] in self._by_number
-        return bool(self._arrived)
+        return self._next in self._by_first if self._ordered else bool(self._arrived)
 
     def make_condition(self) -> threading.Condition:
         """What to sleep on while another thread leads."""
@@ -337,9 +386,7 @@ class ImapIterator(Generic[R]):
                 self._held += len(chunk)
                 arguments = chunk if self._flags & CHUNK else (chunk[0],)
                 try:
-                    engine.submit(
-                        self._function, self._blob, self._flags, arguments, self, self._options, len(chunk)
-                    )
+                    engine.submit(self._function, self._blob, self._flags, arguments, self, self._options)
                 except BaseException:
                     self._held -= len(chunk)
                     self._input = None
@@ -395,7 +442,7 @@ class ImapIterator(Generic[R]):
         if self._input is not None and (self._held < self._most // 2 or not self.is_settled()):
             self._read()
         if not self.is_settled():
-            if not self._tasks and not (self._order if self._ordered else self._arrived):
+            if not self._held:
                 self._progress.close()
                 error, self._input_error = self._input_error, None
                 if error is not None:
@@ -404,9 +451,16 @@ class ImapIterator(Generic[R]):
             if not self._engine.collector.wait_for(self, timeout):
                 raise WaitTimeout(f"no result within {timeout:g} s; the iteration can go on")
         if self._ordered:
-            kind, data, length = self._by_number.pop(self._order.popleft())
+            length, kind, data = self._by_first.pop(self._next)
+            self._next += length
+            order = self._order
+            while (
+                order
+                and order[0].offset + (order[0].stop if isinstance(order[0], Chunk) else 1) <= self._next
+            ):
+                order.popleft()
         else:
-            kind, data, length = self._arrived.popleft()
+            length, kind, data = self._arrived.popleft()
         if self._flags & CHUNK:
             self._current.extend(open_chunk(kind, data, length))
         else:
@@ -423,14 +477,16 @@ class ImapIterator(Generic[R]):
 
     def close(self) -> None:
         """Cancel what has not been delivered; the iteration is over."""
+        self._closed = True
         self._input = None
         self._progress.close()
         self._engine.cancel_later(list(self._tasks.values()))
         self._tasks.clear()
         self._order.clear()
         self._arrived.clear()
-        self._by_number.clear()
+        self._by_first.clear()
         self._current.clear()
+        self._held = 0
 
     def __repr__(self) -> str:
         order = "ordered" if self._ordered else "unordered"

@@ -12,8 +12,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from typing_extensions import Self
-
+from mpkit._platform.hints import Self
 from mpkit._shm.segment import Segment
 from mpkit.errors import ClosedError
 from mpkit.pool import _payload as payload

@@ -32,21 +32,28 @@ from mpkit.pool._channel import (
     ANY,
     BACK,
     BAD_INITIALIZER,
+    BIG_PART,
     BY_REFERENCE,
     BY_VALUE,
     CHUNK,
     DONE,
     ERROR,
     FRONT,
+    FUNCTION_INSIDE,
+    HEAD_SIZE,
     HELLO,
     INITIALIZING,
+    ITEM,
+    KEYWORDS,
     LEAVE,
     LEAVING,
     LOG,
     LOW,
     NONE,
+    PART,
     PID,
     POOL,
+    RANGE,
     READY,
     RESULT_HEAD,
     SLEEPING,
@@ -58,6 +65,7 @@ from mpkit.pool._channel import (
     STOP,
     TASK,
     TASK_HEAD,
+    VALUE,
     WANTED,
     WHEN_LOW,
     Barrier,
@@ -68,6 +76,10 @@ from mpkit.pool._channel import (
 )
 from mpkit.pool._options import Pickler
 
+#: A chunk of short items is worked on in blocks of about this length ...
+_BLOCK_NS = 100_000
+#: ... and hands in what it has this often.
+_PART_NS = 500_000
 #: How long a worker sleeps before it looks again although nobody has woken it: a net below the protocol, and
 #: no part of it.
 _SLICE_SECONDS = 2.0
@@ -221,6 +233,8 @@ class _Worker:
             finished = clock()
             self.outbox.put(RESULT_HEAD.pack(number, min(finished - started, _LONGEST_RUN), kind) + data)
             data = b""
+            if flags & CHUNK:
+                words[ITEM] = 0
             words[TASK] = 0
             words[DONE] += 1
             if left is not None:
@@ -266,7 +280,7 @@ class _Worker:
         try:
             try:
                 self.inside = number
-                outcome = self._call(length, flags, record, pickler)
+                outcome = self._call(number, length, flags, record, pickler)
             finally:
                 # From here on an interrupt comes too late. One that comes just before is caught below: there
                 # is only one for each task.
@@ -280,9 +294,13 @@ class _Worker:
                 return ERROR, failure.pack_exception(SerializationError(text))
         return outcome
 
-    def _call(self, length: int, flags: int, record: bytes, pickler: Pickler) -> tuple[int, bytes]:
-        start = 16 + length
-        blob = record[16:start]
+    def _call(
+        self, number: int, length: int, flags: int, record: bytes, pickler: Pickler
+    ) -> tuple[int, bytes]:
+        start = HEAD_SIZE + length
+        blob = record[HEAD_SIZE:start]
+        if flags & (CHUNK | FUNCTION_INSIDE):
+            return self._call_specially(number, blob, flags, memoryview(record)[start:], pickler)
         function = self.functions.get(blob)
         if function is None:
             function = self._load_function(blob, flags)
@@ -290,9 +308,75 @@ class _Worker:
             value = function()
             return (NONE, b"") if value is None else payload.dump_value(value, pickler)
         args, kwargs = payload.load_arguments(flags, memoryview(record)[start:])
-        if flags & CHUNK:
-            return _run_chunk(function, args, flags, pickler)
         return payload.dump_value(function(*args) if kwargs is None else function(*args, **kwargs), pickler)
+
+    def _call_specially(
+        self, number: int, blob: bytes, flags: int, rest: memoryview, pickler: Pickler
+    ) -> tuple[int, bytes]:
+        """What is not just one call of a known function: a chunk, or a function that came as an argument."""
+        first = stop = 0
+        if flags & CHUNK:
+            first, stop = RANGE.unpack_from(rest)
+            rest = rest[RANGE.size :]
+        function: Any
+        if flags & FUNCTION_INSIDE:
+            (blob, args), kwargs = payload.load_arguments(flags & ~KEYWORDS, rest)
+            function = codec.loads(blob)
+            if flags & KEYWORDS:
+                args, kwargs = args
+        else:
+            function = self.functions.get(blob) or self._load_function(blob, flags)
+            args, kwargs = payload.load_arguments(flags, rest)
+        if flags & CHUNK:
+            return self._run_chunk(function, args, number, flags, first, stop, pickler)
+        return payload.dump_value(function(*args) if kwargs is None else function(*args, **kwargs), pickler)
+
+    def _run_chunk(
+        self,
+        function: Callable[..., Any],
+        items: list[Any],
+        number: int,
+        flags: int,
+        first: int,
+        stop: int,
+        pickler: Pickler,
+    ) -> tuple[int, bytes]:
+        """Call the function for the items from `first` to `stop`.
+
+        The outcome: the list of results, and what went wrong at which index of it. While it works it says in
+        the status row which items it has in hand, and hands in what it has every `_PART_NS`, so that its
+        death costs as little as possible. Short items are worked on in blocks of about `_BLOCK_NS`: a store
+        for each of them would cost more than they do.
+        """
+        words = self.channel.words
+        clock = time.monotonic_ns
+        results: list[Any] = []
+        errors: list[tuple[int, bytes]] = []
+        base = at = first
+        block = 1
+        began = handed_in = clock()
+        while True:
+            end = min(at + block, stop)
+            words[ITEM] = at << 32 | end
+            _run_block(function, items[at:end], flags, pickler, results, errors)
+            at = end
+            if at == stop:
+                break
+            now = clock()
+            took, began = now - began, now
+            if took < _BLOCK_NS >> 2:
+                block <<= 2
+            elif took > _BLOCK_NS and block > 1:
+                block = max(1, block * _BLOCK_NS // took)
+            if now - handed_in > _PART_NS:
+                # Now pickling may be the end of the worker.
+                words[ITEM] = base << 32 | at
+                kind, data = _dump_results(results, errors, pickler)
+                self.outbox.put_part(RESULT_HEAD.pack(number, at, PART if kind == VALUE else BIG_PART) + data)
+                results, errors, base = [], [], at
+                began = handed_in = clock()
+        words[ITEM] = base << 32 | stop
+        return _dump_results(results, errors, pickler)
 
     def _load_function(self, blob: bytes, flags: int) -> Callable[..., Any]:
         function: Callable[..., Any] = cast("Callable[..., Any]", codec.loads(blob))
@@ -392,6 +476,15 @@ class _Outbox:
         if board[BACK]:
             board[BACK] = 0
             ring_bell(self._board.back)
+        self._catch_up()
+
+    def put_part(self, record: bytes) -> None:
+        """Add some results of a chunk, from inside the task."""
+        self.put(record)
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        # The interrupt that came while a record was being put.
         if self.interrupted and self._holder == 0 and threading.current_thread() is threading.main_thread():
             self.interrupted = False
             self._channel.words[STOP] = 0
@@ -430,18 +523,21 @@ class _Outbox:
         ring_bell(self._channel.wake)
 
 
-def _run_chunk(
-    function: Callable[..., Any], items: list[Any], flags: int, pickler: Pickler
-) -> tuple[int, bytes]:
-    """Call the function for each item. The outcome: the list of results, and what went wrong at which index.
+def _run_block(
+    function: Callable[..., Any],
+    items: list[Any],
+    flags: int,
+    pickler: Pickler,
+    results: list[Any],
+    errors: list[tuple[int, bytes]],
+) -> None:
+    """Call the function for each item, adding to `results`, and to `errors` what went wrong at which index.
 
     An error fails its own item only. `list.extend` keeps what an iterator gave before it raised, and `map`
     goes on with the next item after an error, so the calls run at the speed of C all the same.
     """
-    results: list[Any] = []
-    errors: list[tuple[int, bytes]] = []
     calls = starmap(function, items) if flags & STAR else map(function, items)
-    total = len(items)
+    total = len(results) + len(items)
     while len(results) < total:
         try:
             results.extend(calls)
@@ -454,6 +550,9 @@ def _run_chunk(
         except BaseException as error:  # noqa: BLE001  whatever it is, it belongs to this item
             errors.append((len(results), failure.pack_exception(error, pickler)))
             results.append(None)
+
+
+def _dump_results(results: list[Any], errors: list[tuple[int, bytes]], pickler: Pickler) -> tuple[int, bytes]:
     try:
         return payload.dump_value((results, errors), pickler)
     except SerializationError:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from mpkit.pool._functions import Function
-from mpkit.pool._ledger import CANCELLED, ENDED, QUEUED, SENT, TIMED_OUT, Death, Ledger, Task
+from mpkit.pool._ledger import CANCELLED, ENDED, QUEUED, SENT, TIMED_OUT, Chunk, Death, Ledger, Loss, Task
 
 _DEATH = Death(1, -9, "SIGKILL", "", None, False)
 _FUNCTION = Function("f", b"")
@@ -20,6 +20,9 @@ class _Sink:
         """Nothing to remember."""
 
     def settle(self, task: Task, kind: int, data: object) -> None:
+        """Never called by a ledger."""
+
+    def split(self, task: Chunk, pieces: list[Chunk]) -> None:
         """Never called by a ledger."""
 
 
@@ -181,3 +184,27 @@ def test_the_deaths_of_a_task_that_is_tried_again_are_all_remembered() -> None:
     assert task.deaths is not None
     assert [death.pid for death in task.deaths] == [1, 2, 3]
     assert (ledger.crashed, ledger.retried, ledger.live) == (1, 2, 0)
+
+
+def test_the_pieces_of_a_chunk_take_its_place() -> None:
+    ledger = Ledger()
+    ledger.add_worker(1)
+
+    def piece(number: int, start: int, stop: int) -> Chunk:
+        return Chunk(number, _Sink(), b"", _FUNCTION, None, 0, None, start, stop)
+
+    whole, behind = piece(1, 0, 10), make(2)
+    ledger.send_new(1, whole)
+    ledger.submit(behind)
+    before, guilty, after = piece(3, 2, 5), piece(4, 5, 6), piece(5, 6, 10)
+    ledger.divide(whole, [before, after], guilty)
+    assert ledger.lose_worker(1, None, _DEATH) == Loss([], None, [])
+    assert list(ledger.queue) == [before, after, behind]
+    assert (whole.state, guilty.state) == (ENDED, ENDED)
+    assert (ledger.submitted, ledger.live, ledger.crashed) == (4, 3, 1)
+
+    ledger.add_worker(2)
+    assert ledger.first() is before
+    ledger.send_first(2)
+    ledger.divide(before, [piece(6, 2, 3), piece(7, 3, 4), piece(8, 4, 5)], None)
+    assert (ledger.submitted, ledger.live, ledger.queued, ledger.crashed) == (6, 5, 5, 1)
