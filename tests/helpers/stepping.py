@@ -1,8 +1,8 @@
 """Ending a process at any step of an operation, without luck of timing.
 
-A child is forked, traces its own execution of mpkit's code and kills itself when the n-th step is reached. A step is
-a line, or an opcode: between two opcodes lies everything that Python code can observe. (Opcodes on Python 3.10 and
-3.11: from 3.12 on the first call of a function under trace shows none.)
+A child is forked, traces its own execution of mpkit's code and kills itself when the n-th step is reached. A
+step is a line, or an opcode: between two opcodes lies everything that Python code can observe. (Opcodes on
+Python 3.10 and 3.11: from 3.12 on the first call of a function under trace shows none.)
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ def die_at(step: int, operation: Callable[[], object], *, opcodes: bool = False)
     """Run `operation` in a forked child that is killed (SIGKILL) at step number `step`, from 0.
 
     Returns:
-        Whether the child was killed; False when the operation has fewer steps and the child has left in good order.
+        Whether the child was killed; False when the operation has fewer steps and the child has left in good
+        order.
     """
     pid = os.fork()
     if pid == 0:
