@@ -135,7 +135,12 @@ class GetSide:
             QueueShutDown: the queue is shut down and empty.
             ClosedError: this process has closed the queue.
         """
-        found = self._wait(1, block, deadline)
+        if block and self._spin_for_items():
+            # Somebody has just put an item: the short way is the quickest to it.
+            data = self.try_get()
+            if data is not None:
+                return data
+        found = self._wait(1, block, deadline, spun=True)
         return found[0] if found else None
 
     def get_many(self, limit: int, block: bool, deadline: float | None) -> list[Record]:
@@ -146,7 +151,7 @@ class GetSide:
             QueueShutDown: the queue is shut down and empty.
             ClosedError: this process has closed the queue.
         """
-        return self._wait(limit, block, deadline)
+        return self._wait(limit, block, deadline, spun=False)
 
     def discard_all(self, deadline: float | None) -> bool:
         """Throw away everything that is queued, counting it as done; False when the lock could not be had in
@@ -266,9 +271,9 @@ class GetSide:
 
     # -- waiting ---------------------------------------------------------------------------------------------
 
-    def _wait(self, limit: int, block: bool, deadline: float | None) -> list[Record]:
+    def _wait(self, limit: int, block: bool, deadline: float | None, *, spun: bool) -> list[Record]:
         lock, items = self._lock, self._file.items
-        spun = ticket = looked = False
+        ticket = looked = False
         idle = 0
         try:
             while True:
@@ -318,14 +323,15 @@ class GetSide:
             if ticket:
                 self._leave(self._file.items, expired=idle > 0)
 
-    def _spin_for_items(self) -> None:
-        """Look for an item for a moment."""
+    def _spin_for_items(self) -> bool:
+        """Look for an item for a moment; True when there may be one."""
         words, ring, generation = self._words, self._ring, self._generation
         for _ in range(self._spin.looks):
             if ring[RING_TAIL] != ring[RING_HEAD] or words[PUT_GENERATION] != generation:
                 self._spin.paid()
-                return
+                return True
         self._spin.failed()
+        return False
 
     def _leave(self, sleepers: Sleepers, *, expired: bool) -> None:
         """Hand the ticket back of somebody who gives up."""
