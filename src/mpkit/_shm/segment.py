@@ -70,13 +70,16 @@ class Segment:
         fd: the open file, for extending it and for file locks.
     """
 
-    __slots__ = ("__weakref__", "_owner_pid", "fd", "mm", "name", "size", "words")
+    __slots__ = ("__weakref__", "_owner_pid", "fd", "managed", "mm", "name", "size", "words")
 
     def __init__(self, name: str, fd: int, size: int, *, owned: bool) -> None:
         self.name = name
         self.fd = fd
         self.size = size
         self._owner_pid = os.getpid() if owned else 0
+        # Set by an owner that closes it: a garbage collection may come to the segment before it comes to the
+        # owner.
+        self.managed = False
         self.mm = map_file(fd, size)
         self.words = memoryview(self.mm).cast("B").cast("Q")
 
@@ -190,7 +193,12 @@ class Segment:
     def __del__(self) -> None:
         # At the end of the interpreter the exit hook of `names` has removed everything already, and modules
         # are half gone.
-        if not _is_finalizing() and getattr(self, "fd", -1) >= 0 and hasattr(self, "words"):
+        if (
+            not _is_finalizing()
+            and getattr(self, "fd", -1) >= 0
+            and hasattr(self, "words")
+            and not self.managed
+        ):
             self.close()
 
     def __repr__(self) -> str:

@@ -34,12 +34,15 @@ class Semaphore:
         name: what `attach` takes in another process.
     """
 
-    __slots__ = ("_owner_pid", "acquire", "name", "raw", "release")
+    __slots__ = ("_owner_pid", "acquire", "managed", "name", "raw", "release")
 
     def __init__(self, name: str, raw: seam.SemLock, *, owner_pid: int) -> None:
         self.name = name
         self.raw = raw
         self._owner_pid = owner_pid
+        # Set by an owner that closes it: a garbage collection may come to the semaphore before it comes to
+        # the owner.
+        self.managed = False
         self.acquire: Acquire = raw.acquire
         self.release: Callable[[], None] = raw.release
 
@@ -123,7 +126,7 @@ class Semaphore:
     def __del__(self) -> None:
         # At the end of the interpreter the exit hook of `names` has removed everything already, and modules
         # are half gone.
-        if not _is_finalizing() and getattr(self, "_owner_pid", 0) > 0:
+        if not _is_finalizing() and getattr(self, "_owner_pid", 0) > 0 and not self.managed:
             self.close()
 
     def __repr__(self) -> str:

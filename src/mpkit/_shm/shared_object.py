@@ -93,6 +93,10 @@ class SharedObject:
         self.segment = segment
         self.semaphores = semaphores
         self.words = segment.words
+        # Only `close` knows whether anybody else still needs the names.
+        segment.managed = True
+        for semaphore in semaphores:
+            semaphore.managed = True
         self.rows = Rows(segment, start=form.rows_at, capacity=form.rows_capacity, used_at=ROWS_USED)
         self.locks = [
             RobustLock(self.rows, number, semaphores[number], recoveries_at=RECOVERIES, join=self._join)
