@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import ClassVar, Final
 
-from mpkit._shm.robust_lock import LOW
+from mpkit._shm.robust_lock import LOW, RobustLock
 from mpkit._shm.rows import ROW_WORDS
 from mpkit._shm.segment import Segment
 from mpkit._shm.semaphore import MAX_VALUE, Semaphore
@@ -42,7 +42,7 @@ class CounterFile(SharedObject):
 
     def __init__(self, segment: Segment, semaphores: list[Semaphore]) -> None:
         super().__init__(segment, semaphores)
-        self.lock = self.locks[0]
+        self.lock: RobustLock = self.locks[0]
         self.signed: memoryview[int] = self.words.cast("B").cast("q")
         self._sleepers = Sleepers(self.words, slept_at=SLEPT, posted_at=POSTED, tokens=semaphores[1])
         # The value of SLEPT at which nobody is known to sleep.

@@ -53,12 +53,12 @@ class Ring:
     ) -> None:
         if not 2 <= capacity <= MAX_CAPACITY:
             raise ValueError(f"a ring holds 2 to {MAX_CAPACITY} words, not {capacity}")
-        self.words = words
-        self.mm = mm
-        self.head_at = head_at
-        self.tail_at = tail_at
-        self.start = start
-        self.capacity = capacity
+        self.words: memoryview[int] = words
+        self.mm: mmap.mmap = mm
+        self.head_at: int = head_at
+        self.tail_at: int = tail_at
+        self.start: int = start
+        self.capacity: int = capacity
         self._base = start << 3
 
     # -- the putter ------------------------------------------------------------------------------------------

@@ -122,12 +122,12 @@ class RobustLock:
         recoveries_at: int,
         join: Callable[[float | None], bool],
     ) -> None:
-        self.rows = rows
-        self.words = rows.words
+        self.rows: Rows = rows
+        self.words: memoryview[int] = rows.words
         self._column = FIRST_LOCK + number
         self._permit = permit
-        self.permit_acquire = permit.acquire
-        self.permit_release = permit.release
+        self.permit_acquire: Callable[..., bool] = permit.acquire
+        self.permit_release: Callable[[], None] = permit.release
         if not TOTAL_STORE_ORDER:
             self.permit_acquire, self.permit_release = _fenced(permit)
         self._recoveries_at = recoveries_at
@@ -137,8 +137,8 @@ class RobustLock:
         self._local: Semaphore | None = None
         self.local_acquire: Callable[..., bool] = never
         self.local_release: Callable[[], None] = _nothing_to_release
-        self.at = 0
-        self.value = 0
+        self.at: int = 0
+        self.value: int = 0
         #: What to put in order before the lock of a dead process is given back; must bear being done again.
         self.repair: Callable[[], None] | None = None
         self._shut = False

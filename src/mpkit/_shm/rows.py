@@ -45,8 +45,8 @@ class Rows:
     __slots__ = ("_capacity", "_start", "_used_at", "segment", "words")
 
     def __init__(self, segment: Segment, *, start: int, capacity: int, used_at: int) -> None:
-        self.segment = segment
-        self.words = segment.words
+        self.segment: Segment = segment
+        self.words: memoryview[int] = segment.words
         self._start = start
         self._capacity = capacity
         self._used_at = used_at

@@ -73,15 +73,15 @@ class Segment:
     __slots__ = ("__weakref__", "_owner_pid", "fd", "managed", "mm", "name", "size", "words")
 
     def __init__(self, name: str, fd: int, size: int, *, owned: bool) -> None:
-        self.name = name
-        self.fd = fd
-        self.size = size
+        self.name: str = name
+        self.fd: int = fd
+        self.size: int = size
         self._owner_pid = os.getpid() if owned else 0
         # Set by an owner that closes it: a garbage collection may come to the segment before it comes to the
         # owner.
-        self.managed = False
-        self.mm = map_file(fd, size)
-        self.words = memoryview(self.mm).cast("B").cast("Q")
+        self.managed: bool = False
+        self.mm: mmap.mmap = map_file(fd, size)
+        self.words: memoryview[int] = memoryview(self.mm).cast("B").cast("Q")
 
     @classmethod
     def create(cls, size: int, *, kind: str, reserved: int | None = None) -> Segment:

@@ -37,12 +37,12 @@ class Semaphore:
     __slots__ = ("_owner_pid", "acquire", "managed", "name", "raw", "release")
 
     def __init__(self, name: str, raw: seam.SemLock, *, owner_pid: int) -> None:
-        self.name = name
-        self.raw = raw
+        self.name: str = name
+        self.raw: seam.SemLock = raw
         self._owner_pid = owner_pid
         # Set by an owner that closes it: a garbage collection may come to the semaphore before it comes to
         # the owner.
-        self.managed = False
+        self.managed: bool = False
         self.acquire: Acquire = raw.acquire
         self.release: Callable[[], None] = raw.release
 

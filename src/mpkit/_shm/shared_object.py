@@ -84,21 +84,21 @@ class SharedObject:
 
     def __init__(self, segment: Segment, semaphores: list[Semaphore]) -> None:
         form = self.form
-        self.closed = False
+        self.closed: bool = False
         self._row = 0
         self._closing = threading.Lock()
         # The thread that is joining or closing now.
         self._busy_thread = 0
-        self.name = segment.name
-        self.segment = segment
-        self.semaphores = semaphores
-        self.words = segment.words
+        self.name: str = segment.name
+        self.segment: Segment = segment
+        self.semaphores: list[Semaphore] = semaphores
+        self.words: memoryview[int] = segment.words
         # Only `close` knows whether anybody else still needs the names.
         segment.managed = True
         for semaphore in semaphores:
             semaphore.managed = True
-        self.rows = Rows(segment, start=form.rows_at, capacity=form.rows_capacity, used_at=ROWS_USED)
-        self.locks = [
+        self.rows: Rows = Rows(segment, start=form.rows_at, capacity=form.rows_capacity, used_at=ROWS_USED)
+        self.locks: list[RobustLock] = [
             RobustLock(self.rows, number, semaphores[number], recoveries_at=RECOVERIES, join=self._join)
             for number in range(form.locks)
         ]

@@ -111,10 +111,10 @@ class Handle:
         self.limit = limit
         self.orphan = orphan
         self.ties = ties
-        self.lock = threading.Lock()
+        self.lock: threading.Lock = threading.Lock()
         self.outcome: tuple[Stage, object] | None = None
         self.memory_exceeded: int | None = None
-        self.killed = False
+        self.killed: bool = False
         self.payload_under_way = False
         self._oom_kills: int | None = None
 
