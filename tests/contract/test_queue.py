@@ -265,7 +265,6 @@ def test_closing_here_does_not_close_elsewhere(peer: Peer, queue: BoundedQueue[A
     peer.call(targets.drop, "queue")
 
 
-@pytest.mark.xfail(strict=False, reason="a garbage collection removes the names of what is under way")
 def test_the_creators_handle_may_go_as_soon_as_the_process_has_started(
     method: str, queue: BoundedQueue[Any]
 ) -> None:

@@ -287,7 +287,6 @@ def test_handles_travel_inside_items(peer: Peer, lock: Lock, counter: LockedCoun
     assert counter.value == 1
 
 
-@pytest.mark.xfail(strict=False, reason="a garbage collection removes the names of what is under way")
 def test_the_creators_handles_may_go_as_soon_as_the_process_has_started(
     method: str, counter: LockedCounter
 ) -> None:

@@ -328,7 +328,6 @@ def test_an_exit_in_the_middle_of_everything_is_quiet(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("leaving\n", "")
 
 
-@pytest.mark.xfail(strict=True, reason="a garbage collection removes the names of what is under way")
 def test_a_handle_under_way_outlives_the_creators_own(queue: BoundedQueue[Any]) -> None:
     inner: BoundedQueue[int] = BoundedQueue()
     inner.put(1)
