@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterable
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
+
+# A generic named tuple: on 3.10 the standard library has none.
+from typing_extensions import NamedTuple
 
 S = TypeVar("S", bound=Hashable)
 

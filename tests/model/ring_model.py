@@ -1,0 +1,191 @@
+"""One ring (`mpkit._shm.ring`, and its twins in `put_side` and `get_side`) word by word: where records go,
+what a death in the middle of one leaves, and what a getter reads meanwhile.
+
+The locks make it one putter and one getter at a time. A killed one is followed by another one, which knows
+nothing of it: so a death is simply the way back to the beginning. Stores and loads keep their order, as on
+x86 (elsewhere there are the fences). Items are numbered; each word of a record bears the number of its item,
+so whatever is torn, stale, lost or doubled shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from tests.model.checker import Step
+
+#: Item numbers begin again here; more than can be in a ring at once.
+NUMBERS = 6
+
+Word = tuple[str, int, int]
+"""What it is (a length word, a word of data, WRAP, nothing), its item, and the length of the record."""
+NOTHING: Word = ("", 0, 0)
+WRAP: Word = ("wrap", 0, 0)
+END = WRAP
+"""The word behind the last one."""
+Counter = tuple[int, int]
+"""Count (modulo NUMBERS) and index: one word."""
+
+
+class State(NamedTuple):
+    """The ring, the putter, the getter, and what has been published."""
+
+    words: tuple[Word, ...]
+    head: Counter = (0, 0)
+    tail: Counter = (0, 0)
+    queued: tuple[tuple[int, int], ...] = ()
+    """Number and length of what is published and not taken: what `head` and `tail` must stand for."""
+    putter: tuple[int, ...] = ()
+    """Step, place, length; empty between two puts."""
+    getter: tuple[object, ...] = ()
+    """What it has read so far; empty between two gets."""
+    error: str = ""
+
+
+class RingModel:
+    """The steps of one ring.
+
+    Args:
+        capacity: words.
+        lengths: of records, in words, the length word included.
+        without: a guard to leave out: "tail last" (publish before the bytes are there), "wrap before tail",
+            "head last" (take before the bytes are copied), "count" (indices alone tell empty from full),
+            "end" (no WRAP behind the last word).
+    """
+
+    def __init__(self, capacity: int, lengths: tuple[int, ...], *, without: str = "") -> None:
+        self._capacity = capacity
+        self._lengths = lengths
+        self._without = without
+
+    def start(self) -> State:
+        """An empty ring."""
+        return State((NOTHING,) * self._capacity + ((NOTHING if self._without == "end" else END),))
+
+    def steps(self, state: State) -> Iterator[Step[State]]:
+        """Every step."""
+        if state.putter:
+            yield Step("putter killed", state._replace(putter=()), fair=False)
+        if state.getter:
+            yield Step("getter killed", state._replace(getter=()), fair=False)
+        yield from self._put(state)
+        yield from self._get(state)
+
+    def _empty(self, state: State) -> bool:
+        if self._without == "count":
+            return state.head[1] == state.tail[1]
+        return state.head == state.tail
+
+    def _place(self, state: State, length: int) -> int:
+        """`Ring._place`: where a record may begin, or -1."""
+        index, first = state.tail[1], state.head[1]
+        capacity = self._capacity
+        if self._empty(state) or index > first:
+            if index + length <= capacity:
+                return index
+            return 0 if length <= (index if self._empty(state) else first) else -1
+        return index if index + length <= first else -1
+
+    def _put(self, state: State) -> Iterator[Step[State]]:
+        if not state.putter:
+            for length in self._lengths:
+                place = self._place(state, length)
+                if place >= 0:
+                    yield Step(
+                        f"a record of {length} goes to {place}", state._replace(putter=(0, place, length))
+                    )
+            return
+        step, place, length = state.putter
+        number, index = state.tail
+        if index != place and step == 0:
+            number, index = state.tail
+        plan = ["length", *("data" for _ in range(length - 1))]
+        wraps = place != index and index < self._capacity
+        if wraps:
+            plan.insert(0, "wrap")
+        plan.append("tail")
+        if self._without == "tail last":
+            plan.remove("tail")
+            plan.insert(1 if wraps else 0, "tail")
+        if self._without == "wrap before tail" and wraps:
+            plan.remove("wrap")
+            plan.append("wrap")
+        # Once published, `state.tail` is no longer what this put began with.
+        what = plan[step]
+        words = list(state.words)
+        after = state
+        if what == "wrap":
+            words[index] = WRAP
+        elif what == "tail":
+            tail = ((number + 1) % NUMBERS, place + length)
+            after = after._replace(tail=tail, queued=(*state.queued, (number, length)))
+            if plan[-1] != "tail":
+                # A mutation: what remains is done in one step.
+                yield Step("tail, then killed", after._replace(putter=()), fair=False)
+                for at in range(length):
+                    words[place + at] = ("data" if at else "length", number, length)
+                if wraps:
+                    words[index] = WRAP
+                yield Step("tail, then the rest", after._replace(words=tuple(words), putter=()))
+                return
+        else:
+            at = plan[: step + 1].count("data")
+            words[place + at] = (what, number, length)
+        done = step + 1 == len(plan)
+        yield Step(
+            f"store {what}",
+            after._replace(words=tuple(words), putter=() if done else (step + 1, place, length)),
+        )
+
+    def _get(self, state: State) -> Iterator[Step[State]]:
+        if not state.getter:
+            if not self._empty(state):
+                yield Step("head != tail", state._replace(getter=("length", state.head[1], 0, 0)))
+            return
+        what, at, number, left = state.getter
+        assert isinstance(at, int)
+        assert isinstance(number, int)
+        assert isinstance(left, int)
+        word = state.words[at]
+        if what == "length":
+            if word == WRAP and at:
+                yield Step("WRAP", state._replace(getter=("length", 0, 0, 0)))
+            elif word[0] != "length":
+                yield Step("read", state._replace(error=f"read {word} as a length"))
+            elif self._without == "head last":
+                yield from self._take(state, word[1], at + word[2], ("late", at + 1, word[1], word[2] - 1))
+            else:
+                yield Step("read the length", state._replace(getter=("data", at + 1, word[1], word[2] - 1)))
+        elif left:
+            if word[:2] != ("data", number):
+                yield Step("read", state._replace(error=f"read {word} in item {number}"))
+            else:
+                yield Step("copy a word", state._replace(getter=(what, at + 1, number, left - 1)))
+        elif what == "late":
+            yield Step("copied", state._replace(getter=()))
+        else:
+            yield from self._take(state, number, at, ())
+
+    @staticmethod
+    def _take(state: State, number: int, end: int, getter: tuple[object, ...]) -> Iterator[Step[State]]:
+        if not state.queued or state.queued[0][0] != number:
+            yield Step("store head", state._replace(error=f"took {number} of {state.queued}"))
+            return
+        head = ((state.head[0] + 1) % NUMBERS, end)
+        yield Step("store head", state._replace(head=head, queued=state.queued[1:], getter=getter))
+
+
+def wrong(state: State) -> str | None:
+    """What was read, and whether both counters stand for what is queued."""
+    if state.error:
+        return state.error
+    if (state.tail[0] - state.head[0]) % NUMBERS != len(state.queued):
+        return "the counts do not tell how many items there are"
+    if (state.head == state.tail) != (not state.queued):
+        return "full and empty look alike"
+    return None
+
+
+def idle(state: State) -> bool:
+    """Nothing is queued and nobody is at work."""
+    return not state.queued and not state.putter and not state.getter
