@@ -377,9 +377,13 @@ class ImapIterator(Generic[R]):
                     chunk.append(item)
                     if len(chunk) >= size:
                         break
-            except BaseException as error:  # noqa: BLE001  whatever the input raises comes out of the iteration, at its place
+            except Exception as error:  # noqa: BLE001  it comes out of the iteration, at its place
                 self._input_error = error
                 self._input = None
+            except BaseException:
+                # Ctrl-C is not put off until the tasks have ended.
+                self._input = None
+                raise
             if len(chunk) < size:
                 self._input = None
             if chunk:

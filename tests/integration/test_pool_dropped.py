@@ -1,0 +1,56 @@
+"""Iterators and pools that are interrupted, or dropped all at once."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+
+from mpkit import BoundedQueue, TaskPool
+from mpkit.errors import ClosedError
+
+
+def wait_for(queue: BoundedQueue[int]) -> int:
+    return queue.get()
+
+
+def test_ctrl_c_while_the_input_is_read_is_not_put_off() -> None:
+    with BoundedQueue[int]() as queue, TaskPool(1) as pool:
+
+        def interrupted() -> Iterator[BoundedQueue[int]]:
+            yield queue
+            raise KeyboardInterrupt
+
+        # The first task waits for ever meanwhile.
+        with pytest.raises(KeyboardInterrupt):
+            list(pool.imap(wait_for, interrupted()))
+        queue.put(1)
+
+
+def test_an_error_of_the_input_comes_out_at_its_place() -> None:
+    def broken() -> Iterator[int]:
+        yield -1
+        raise LookupError("no more input")
+
+    with TaskPool(1) as pool:
+        results = pool.imap(abs, broken())
+        assert next(results) == 1
+        with pytest.raises(LookupError, match="no more input"):
+            next(results)
+
+
+def test_a_pool_and_its_iterator_dropped_in_one_collection_do_no_harm() -> None:
+    # The garbage collector takes the objects of a cycle in any order.
+    for _ in range(5):
+        pool = TaskPool(1)
+        results = pool.imap(abs, iter(range(10_000)))
+        pool.close()
+        with pytest.raises(ClosedError):
+            list(results)
+        pool.terminate()
+        pool.join()
+        cycle: list[object] = [pool, results]
+        cycle.append(cycle)
+        del pool, results, cycle
+        gc.collect()
