@@ -252,7 +252,10 @@ class LockedCounter(SharedHandle[CounterFile]):
             shared.lock.acquire(None)
             self._compound = CompoundUpdate(shared)
         except BaseException:
-            shared.lock.unwind()
+            try:
+                shared.lock.unwind()
+            finally:
+                shared.lock.unwind()
             raise
         return self._compound
 

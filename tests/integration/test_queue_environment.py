@@ -116,7 +116,6 @@ def test_a_full_dev_shm(tmp_path: Path) -> None:
     assert in_name_space(tmp_path, "size=1m", code) == "[]\n1\n"
 
 
-@pytest.mark.xfail(strict=True, reason="the name is removed although it was never made: EROFS")
 def test_a_read_only_dev_shm(tmp_path: Path) -> None:
     code = """
     for kind in (BoundedQueue, Lock, LockedCounter):

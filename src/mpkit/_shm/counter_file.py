@@ -76,12 +76,18 @@ class CounterFile(SharedObject):
                 lock.value = words[lock.at] = value + 2
                 lock.local_release()
         except ValueError:
-            lock.unwind()
+            try:
+                lock.unwind()
+            finally:
+                lock.unwind()
             raise OverflowError(
                 f"the counter would leave the range of 64 bits: {self.signed[VALUE]} + {number}"
             ) from None
         except BaseException:
-            lock.unwind()
+            try:
+                lock.unwind()
+            finally:
+                lock.unwind()
             raise
         return self._update(lambda value: value + number)[1]
 
@@ -109,7 +115,10 @@ class CounterFile(SharedObject):
                     sleepers.enter()
                     ticket = True
                 finally:
-                    lock.unwind()
+                    try:
+                        lock.unwind()
+                    finally:
+                        lock.unwind()
                 if self.signed[VALUE] < target:
                     expired = not sleepers.sleep(deadline)
                     ticket = expired
@@ -137,7 +146,10 @@ class CounterFile(SharedObject):
             self.signed[VALUE] = new
             quiet = self.words[SLEPT] == self._quiet
         finally:
-            lock.unwind()
+            try:
+                lock.unwind()
+            finally:
+                lock.unwind()
         if not quiet:
             self._wake()
         return old, new
@@ -153,7 +165,10 @@ class CounterFile(SharedObject):
             due = sleepers.due(1 << 30)
             self._quiet = slept if self.words[POSTED] >= slept else -1
         finally:
-            lock.unwind()
+            try:
+                lock.unwind()
+            finally:
+                lock.unwind()
         sleepers.post(due)
 
     def _leave(self, *, expired: bool) -> None:
@@ -163,4 +178,7 @@ class CounterFile(SharedObject):
             if lock.acquire_if_open(time.monotonic() + PATIENCE_SECONDS):
                 self._sleepers.leave(expired=expired)
         finally:
-            lock.unwind()
+            try:
+                lock.unwind()
+            finally:
+                lock.unwind()

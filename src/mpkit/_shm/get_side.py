@@ -121,7 +121,10 @@ class GetSide:
             lock.value = words[lock.at] = (value | LOW) + 1
             lock.local_release()
         except BaseException:
-            lock.unwind()
+            try:
+                lock.unwind()
+            finally:
+                lock.unwind()
             raise
         # The release above was the barrier between our head and this look (see sleepers).
         if data is not None and words[ROOM_SLEPT] != self._quiet:
@@ -171,7 +174,10 @@ class GetSide:
                 self.repair()
             finished = self._file.done.due(1 << 30)
         finally:
-            self._lock.unwind()
+            try:
+                self._lock.unwind()
+            finally:
+                self._lock.unwind()
         self._file.done.post(finished)
         return True
 
@@ -206,7 +212,10 @@ class GetSide:
             if done == puts:
                 finished = self._file.done.due(1 << 30)
         finally:
-            self._lock.unwind()
+            try:
+                self._lock.unwind()
+            finally:
+                self._lock.unwind()
         self._file.done.post(finished)
         return True
 
@@ -230,7 +239,10 @@ class GetSide:
                     done.enter()
                     ticket = True
                 finally:
-                    self._lock.unwind()
+                    try:
+                        self._lock.unwind()
+                    finally:
+                        self._lock.unwind()
                 if self.unfinished():
                     expired = not done.sleep(deadline)
                     ticket = expired
@@ -260,7 +272,10 @@ class GetSide:
                     items.enter()
                     ticket = True
                 finally:
-                    lock.unwind()
+                    try:
+                        lock.unwind()
+                    finally:
+                        lock.unwind()
                 if not self.has_item():
                     expired = not items.sleep(deadline)
                     ticket = expired
@@ -300,7 +315,10 @@ class GetSide:
                             # Empty for a whole slice: nobody misses what is given back now.
                             self._puts.trim(time.monotonic() + PATIENCE_SECONDS)
                 finally:
-                    lock.unwind()
+                    try:
+                        lock.unwind()
+                    finally:
+                        lock.unwind()
                 if found:
                     if self._words[ROOM_SLEPT] != self._quiet:
                         self._wake(len(found))
@@ -340,7 +358,10 @@ class GetSide:
             if self._lock.acquire_if_open(time.monotonic() + PATIENCE_SECONDS):
                 sleepers.leave(expired=expired)
         finally:
-            self._lock.unwind()
+            try:
+                self._lock.unwind()
+            finally:
+                self._lock.unwind()
 
     def _wake(self, number: int) -> None:
         """Wake up to `number` putters.
@@ -358,7 +379,10 @@ class GetSide:
             due = room.due(1 << 30 if self._file.max_bytes else number)
             self._quiet = slept if self._words[room.posted_at] >= slept else -1
         finally:
-            self._lock.unwind()
+            try:
+                self._lock.unwind()
+            finally:
+                self._lock.unwind()
         room.post(due)
 
     # -- under the lock --------------------------------------------------------------------------------------

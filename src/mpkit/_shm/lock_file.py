@@ -121,7 +121,10 @@ class LockFile(SharedObject):
                 if done:
                     return True
         except BaseException:
-            guard.unwind()
+            try:
+                guard.unwind()
+            finally:
+                guard.unwind()
             raise
         return self._release_slowly()
 
@@ -152,7 +155,10 @@ class LockFile(SharedObject):
             due = self._sleepers.due(1)
             self._quiet = slept if words[POSTED] >= slept else -1
         finally:
-            guard.unwind()
+            try:
+                guard.unwind()
+            finally:
+                guard.unwind()
         self._sleepers.post(due)
         return True
 
@@ -180,7 +186,10 @@ class LockFile(SharedObject):
                     elif not done and ticket and late:
                         sleepers.renew()
                 finally:
-                    guard.unwind()
+                    try:
+                        guard.unwind()
+                    finally:
+                        guard.unwind()
                 if done:
                     return True
                 if not block or (deadline is not None and time.monotonic() >= deadline):
@@ -225,7 +234,10 @@ class LockFile(SharedObject):
             if guard.acquire_if_open(time.monotonic() + PATIENCE_SECONDS):
                 self._sleepers.leave(expired=expired)
         finally:
-            guard.unwind()
+            try:
+                guard.unwind()
+            finally:
+                guard.unwind()
 
 
 def _word_of(process: ProcessIdentity) -> int:

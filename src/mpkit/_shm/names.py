@@ -12,7 +12,7 @@ each name has one owner, the process that created it, and is removed
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 import threading
 import time
@@ -106,11 +106,15 @@ def _remove_all() -> None:
 
 
 def _unlink(name: str, kind: NameType) -> None:
-    with contextlib.suppress(FileNotFoundError):
+    try:
         if kind == "semaphore":
             seam.sem_unlink(name)
         else:
             os.unlink(name)
+    except OSError as error:
+        # Gone already, or never made because nothing can be made there.
+        if error.errno not in (errno.ENOENT, errno.EROFS):
+            raise
     if _tracked(name, kind):
         seam.untrack(_tracker_name(name), _tracker_type(kind))
 

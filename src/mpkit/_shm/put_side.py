@@ -150,7 +150,10 @@ class PutSide:
             lock.value = words[lock.at] = (value | LOW) + 1
             lock.local_release()
         except BaseException:
-            lock.unwind()
+            try:
+                lock.unwind()
+            finally:
+                lock.unwind()
             raise
         # The release above was the barrier between our tail and this look (see sleepers).
         if done and words[ITEMS_SLEPT] != self._quiet:
@@ -183,7 +186,10 @@ class PutSide:
                     elif not done and ticket and late:
                         room.renew()
                 finally:
-                    lock.unwind()
+                    try:
+                        lock.unwind()
+                    finally:
+                        lock.unwind()
                 if done:
                     if self._words[ITEMS_SLEPT] != self._quiet:
                         self._wake(1)
@@ -237,7 +243,10 @@ class PutSide:
                 return False
             self._words[PUT_GENERATION] |= SHUT_DOWN
         finally:
-            self._lock.unwind()
+            try:
+                self._lock.unwind()
+            finally:
+                self._lock.unwind()
         # Only now: the release was the barrier between our word and the look at who sleeps.
         self._wake(1 << 30)
         return True
@@ -272,7 +281,10 @@ class PutSide:
             self._check_shut_down()
             region = self._file.regions.claim(offset, WRITING, serial, self._use_is_over())
         finally:
-            self._lock.unwind()
+            try:
+                self._lock.unwind()
+            finally:
+                self._lock.unwind()
         if region < 0:
             # Getters and the queue itself keep so many items that regions run short: this one goes into the
             # ring.
@@ -301,7 +313,10 @@ class PutSide:
             if self._lock.acquire_if_open(time.monotonic() + PATIENCE_SECONDS):
                 self.repair()
         finally:
-            self._lock.unwind()
+            try:
+                self._lock.unwind()
+            finally:
+                self._lock.unwind()
 
     def repair(self) -> None:
         """Free the regions of what was never published; whoever calls has the lock, or takes it over."""
@@ -337,7 +352,10 @@ class PutSide:
                     room.enter()
                     ticket = True
                 finally:
-                    lock.unwind()
+                    try:
+                        lock.unwind()
+                    finally:
+                        lock.unwind()
                 if self.progress() == seen:
                     expired = not room.sleep(deadline)
                     ticket = expired
@@ -367,7 +385,10 @@ class PutSide:
                 # A map that the system refuses can wait; the caller only wanted an item.
                 file.regions.drop_free(self._use_is_over())
         finally:
-            self._lock.unwind()
+            try:
+                self._lock.unwind()
+            finally:
+                self._lock.unwind()
 
     # -- under the lock --------------------------------------------------------------------------------------
 
@@ -449,7 +470,10 @@ class PutSide:
                 full_fence()
             ring[RING_TAIL] = tail
         finally:
-            lock.unwind()
+            try:
+                lock.unwind()
+            finally:
+                lock.unwind()
         if done and self._words[ITEMS_SLEPT] != self._quiet:
             self._wake(done)
         return done
@@ -592,7 +616,10 @@ class PutSide:
             if self._lock.acquire_if_open(time.monotonic() + PATIENCE_SECONDS):
                 self._file.room.leave(expired=expired)
         finally:
-            self._lock.unwind()
+            try:
+                self._lock.unwind()
+            finally:
+                self._lock.unwind()
 
     def _wake(self, number: int) -> None:
         """Wake up to `number` getters.
@@ -608,7 +635,10 @@ class PutSide:
             due = items.due(number)
             self._quiet = slept if self._words[items.posted_at] >= slept else -1
         finally:
-            self._lock.unwind()
+            try:
+                self._lock.unwind()
+            finally:
+                self._lock.unwind()
         items.post(due)
 
 

@@ -216,7 +216,10 @@ class RobustLock:
         try:
             return self._acquire_permit(deadline)
         except BaseException:
-            self.unwind()
+            try:
+                self.unwind()
+            finally:
+                self.unwind()
             raise
 
     def acquire_if_open(self, deadline: float | None) -> bool:

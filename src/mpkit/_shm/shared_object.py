@@ -17,6 +17,7 @@ One process has one `SharedObject` for one file, however many handles it has: it
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -86,7 +87,7 @@ class SharedObject:
         form = self.form
         self.closed: bool = False
         self._row = 0
-        self._closing = threading.Lock()
+        self._closing = threading.RLock()
         # The thread that is joining or closing now.
         self._busy_thread = 0
         self.name: str = segment.name
@@ -200,23 +201,29 @@ class SharedObject:
         """
         if self._busy_thread == threading.get_ident():
             raise RuntimeError(REENTERED)
-        with self._closing:
-            if self.closed:
-                return
-            outside = [lock.begin_to_shut() for lock in self.locks]
-            self.closed = True
-            for lock, is_outside in zip(self.locks, outside, strict=True):
-                lock.shut(outside=is_outside)
-            under_way = self.words[EXPORTS] > self.words[ARRIVALS]
-            in_use = in_use_elsewhere if under_way or _others(self.rows) else None
-            # A thread that is still inside may come to hold the lock: only its row lets the others know.
-            if self._row and all(outside):
-                self.rows.leave(self._row)
-            self._row = 0
-            self._close_more()
-            self.segment.close(in_use)
-            for semaphore in self.semaphores:
-                semaphore.close(self.name, in_use)
+        try:
+            self._closing.acquire()
+            self._busy_thread = threading.get_ident()
+            if not self.closed:
+                self._close()
+        finally:
+            self._leave_closing()
+
+    def _close(self) -> None:
+        outside = [lock.begin_to_shut() for lock in self.locks]
+        self.closed = True
+        for lock, is_outside in zip(self.locks, outside, strict=True):
+            lock.shut(outside=is_outside)
+        under_way = self.words[EXPORTS] > self.words[ARRIVALS]
+        in_use = in_use_elsewhere if under_way or _others(self.rows) else None
+        # A thread that is still inside may come to hold the lock: only its row lets the others know.
+        if self._row and all(outside):
+            self.rows.leave(self._row)
+        self._row = 0
+        self._close_more()
+        self.segment.close(in_use)
+        for semaphore in self.semaphores:
+            semaphore.close(self.name, in_use)
 
     def _close_more(self) -> None:
         """What a subclass has to let go of as well."""
@@ -232,9 +239,9 @@ class SharedObject:
         if self._busy_thread == threading.get_ident():
             raise RuntimeError(REENTERED)
         timeout = -1 if deadline is None else max(deadline - time.monotonic(), 0)
-        if not self._closing.acquire(timeout=timeout):
-            return False
         try:
+            if not self._closing.acquire(timeout=timeout):
+                return False
             self._busy_thread = threading.get_ident()
             self.check_open()
             if not self._row:
@@ -253,14 +260,20 @@ class SharedObject:
                 self._row = row
             return True
         finally:
+            self._leave_closing()
+
+    def _leave_closing(self) -> None:
+        """Give `_closing` back if this thread has it (an exception may have come before it had)."""
+        if self._busy_thread == threading.get_ident():
             self._busy_thread = 0
+        with contextlib.suppress(RuntimeError):
             self._closing.release()
 
     def forget_after_fork(self) -> None:
         """In the child: the row is the parent's, and threads that do not exist here may have held
         anything.
         """
-        self._closing = threading.Lock()
+        self._closing = threading.RLock()
         self._busy_thread = 0
         self._row = 0
         if not self.closed:
