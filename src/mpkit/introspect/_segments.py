@@ -151,3 +151,19 @@ def programs() -> list[int]:
             if not any(parent.pid in using for parent in process.parents()):
                 tops.append(pid)
     return sorted(tops)
+
+
+def exists(pid: int) -> bool:
+    """Whether any process has this number now, a zombie included."""
+    return psutil.pid_exists(pid)
+
+
+def other_trackers() -> list[int]:
+    """The resource trackers of multiprocessing that serve other programs than this one."""
+    mine = set(psutil.Process().children(recursive=True))
+    return [
+        process.pid
+        for process in psutil.process_iter(["cmdline"])
+        if "multiprocessing.resource_tracker" in " ".join(process.info["cmdline"] or ())
+        and process not in mine
+    ]

@@ -11,6 +11,7 @@ import pytest
 
 from mpkit.cli.doctor import checks, command, leftovers
 from mpkit.cli.doctor.finding import Finding, Level, fine, note, problem
+from mpkit.introspect import _segments
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_a_quota_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_was_left_behind_is_a_problem_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leftovers, "find", lambda: [leftovers.Leftover("/dev/shm/x", 2048, 5)])
-    monkeypatch.setattr(leftovers, "somebody_may_still_remove_them", lambda: False)
+    monkeypatch.setattr(_segments, "other_trackers", list)
     (finding,) = checks.left_behind()
     assert finding.level is Level.PROBLEM
     assert "--clean" in finding.remedy
@@ -80,7 +81,7 @@ def test_what_was_left_behind_is_a_problem_with_a_remedy(monkeypatch: pytest.Mon
 
 def test_what_a_running_program_may_remove_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leftovers, "find", lambda: [leftovers.Leftover("/dev/shm/x", 2048, 5)])
-    monkeypatch.setattr(leftovers, "somebody_may_still_remove_them", lambda: True)
+    monkeypatch.setattr(_segments, "other_trackers", lambda: [7])
     (finding,) = checks.left_behind()
     assert finding.level is Level.NOTE
 

@@ -19,6 +19,7 @@ from mpkit.cli import _text
 from mpkit.cli.doctor import leftovers
 from mpkit.cli.doctor.finding import Finding, fine, note, problem
 from mpkit.errors import MpkitError
+from mpkit.introspect import _segments
 from mpkit.process import WorkerProcess
 
 if TYPE_CHECKING:
@@ -161,7 +162,9 @@ def left_behind() -> Iterator[Finding]:
         return
     size = _text.size(sum(left.size_bytes for left in found))
     what = f"{_text.counted(len(found), 'file')} of dead processes, {size}"
-    if leftovers.somebody_may_still_remove_them():
+    # A program whose child has died, for instance: its tracker removes what that one has created when the
+    # whole program ends.
+    if _segments.other_trackers():
         yield note("left behind", what, "a program that still runs may remove them at its end")
     else:
         yield problem("left behind", what, "remove them: python -m mpkit doctor --clean")

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
-
 from mpkit._platform import identity
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._shm.segment import SHM_DIRECTORY
@@ -51,19 +49,6 @@ def find() -> list[Leftover]:
     ]
 
 
-def somebody_may_still_remove_them() -> bool:
-    """Whether a program is running whose resource tracker may have them on its list.
-
-    One whose child has died, for instance: what that one has created, the tracker removes when the whole
-    program ends.
-    """
-    mine = set(psutil.Process().children(recursive=True))
-    return any(
-        "multiprocessing.resource_tracker" in " ".join(process.info["cmdline"] or ()) and process not in mine
-        for process in psutil.process_iter(["cmdline"])
-    )
-
-
 def remove(leftovers: list[Leftover]) -> list[Leftover]:
     """Remove the files, and return those that were removed."""
     removed: list[Leftover] = []
@@ -87,7 +72,7 @@ def _examine(path: str) -> Leftover | None:
     pid, started = made_by
     if started is None:
         # A reused pid makes a leftover look alive: better that than to take something from the living.
-        alive = psutil.pid_exists(pid)
+        alive = _segments.exists(pid)
     else:
         alive = identity.is_alive(ProcessIdentity(pid, started))
     if alive:
