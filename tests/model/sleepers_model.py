@@ -45,9 +45,8 @@ Words = tuple[int, int, int, int]
 
 #: Where both counters of tickets start.
 FIRST = 5
-#: What one death may cost. The second one only in a race: the sleeper that renews its ticket has looked
-#: before it, and does not look again before it sleeps.
-SLICES = 2
+#: What one death may cost.
+SLICES = 1
 
 
 class Getter(NamedTuple):
@@ -191,6 +190,7 @@ class SleepersModel:
                         after,
                         at=GIVE,
                         buffer=store(SLEPT, _read(state, me, POSTED) + 1),
+                        looked=False,
                         found=False,
                     )
                 else:

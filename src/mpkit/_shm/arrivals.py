@@ -38,14 +38,20 @@ class _Watch:
         wait: ``wait(seen, deadline)`` blocks until it is worth trying again for somebody who has seen the
             count `seen`, or the deadline.
         changed: ``changed(seen)`` tells the same without waiting.
+        pass_on: wakes another sleeper, for a token that the thread has taken and no coroutine makes use of.
     """
 
     def __init__(
-        self, name: str, wait: Callable[[int, float], object], changed: Callable[[int], bool]
+        self,
+        name: str,
+        wait: Callable[[int, float], object],
+        changed: Callable[[int], bool],
+        pass_on: Callable[[], object],
     ) -> None:
         self._name = name
         self._wait = wait
         self._changed = changed
+        self._pass_on = pass_on
         self._condition = threading.Condition()
         self._waiters: list[_Waiter] = []
         self._thread: threading.Thread | None = None
@@ -66,6 +72,11 @@ class _Watch:
         try:
             if not stopped:
                 await waiter.future
+        except asyncio.CancelledError:
+            if waiter.future.done() and not waiter.future.cancelled():
+                # Told, and not going to try: somebody else who sleeps might have been told instead.
+                self._pass_on()
+            raise
         finally:
             with self._condition:
                 if waiter in self._waiters:
@@ -92,9 +103,12 @@ class _Watch:
                     return
                 seen = self._waiters[0].seen
             try:
-                self._wait(seen, time.monotonic() + _LOOK_SECONDS)
+                ready = self._wait(seen, time.monotonic() + _LOOK_SECONDS)
                 with self._condition:
-                    self._tell([waiter for waiter in self._waiters if self._changed(waiter.seen)])
+                    told = [waiter for waiter in self._waiters if self._changed(waiter.seen)]
+                    self._tell(told)
+                if ready and not told:
+                    self._pass_on()
             except MpkitError:
                 # Closed meanwhile: each coroutine meets the reason when it tries again.
                 with self._condition:
@@ -125,8 +139,14 @@ class Arrivals:
             "mpkit-queue-items",
             lambda _seen, deadline: gets.wait_for_item(deadline),
             lambda _seen: gets.has_item(),
+            lambda: puts.wake_getters(1),
         )
-        self._room = _Watch("mpkit-queue-room", puts.wait_for_progress, lambda seen: puts.progress() != seen)
+        self._room = _Watch(
+            "mpkit-queue-room",
+            puts.wait_for_progress,
+            lambda seen: puts.progress() != seen,
+            lambda: gets.wake_putters(1),
+        )
 
     async def item(self) -> None:
         """Return when it is worth trying to take an item."""

@@ -192,9 +192,9 @@ class GetSide:
             words[DONE] = (words[DISCARD_DONE] + gets + 1 - words[DISCARD_FROM]) & COUNT_MASK
             words[DISCARD_FROM] = 0
 
-    def wake_putters(self) -> None:
-        """Let every sleeping putter look again."""
-        self._wake(1 << 30)
+    def wake_putters(self, number: int = 1 << 30) -> None:
+        """Let sleeping putters look again: up to `number`, by default all."""
+        self._wake(number)
 
     # -- finished work ---------------------------------------------------------------------------------------
 
@@ -311,6 +311,7 @@ class GetSide:
                             ticket, looked = True, False
                         elif ticket and idle:
                             items.renew()
+                            looked = False
                         if idle == 1:
                             # Empty for a whole slice: nobody misses what is given back now.
                             self._puts.trim(time.monotonic() + PATIENCE_SECONDS)

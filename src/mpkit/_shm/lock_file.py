@@ -185,6 +185,7 @@ class LockFile(SharedObject):
                         ticket, looked = True, False
                     elif not done and ticket and late:
                         sleepers.renew()
+                        looked = False
                 finally:
                     try:
                         guard.unwind()

@@ -185,6 +185,7 @@ class PutSide:
                         ticket, looked = True, False
                     elif not done and ticket and late:
                         room.renew()
+                        looked = False
                 finally:
                     try:
                         lock.unwind()
@@ -250,6 +251,10 @@ class PutSide:
         # Only now: the release was the barrier between our word and the look at who sleeps.
         self._wake(1 << 30)
         return True
+
+    def wake_getters(self, number: int) -> None:
+        """Let up to `number` sleeping getters look again."""
+        self._wake(number)
 
     @property
     def is_shut_down(self) -> bool:
