@@ -73,8 +73,10 @@ class _Watch:
             if not stopped:
                 await waiter.future
         except asyncio.CancelledError:
-            if waiter.future.done() and not waiter.future.cancelled():
-                # Told, and not going to try: somebody else who sleeps might have been told instead.
+            with self._condition:
+                told = waiter not in self._waiters
+            if told:
+                # And not going to try: somebody else who sleeps might have been told instead.
                 self._pass_on()
             raise
         finally:
