@@ -284,3 +284,72 @@ def square_or_die_once(number: int, victim: int, path: str) -> int:
 class DiesWhenUnpickled:
     def __reduce__(self) -> Any:
         return os._exit, (9,)
+
+
+def note(number: int, path: str) -> int:
+    with open(path, "a") as file:
+        file.write(f"{number}\n")
+    return number
+
+
+def hang_in_initializer(path: str) -> None:
+    Path(path).touch()
+    time.sleep(600)
+
+
+def leave_in_initializer(text: str) -> None:
+    sys.exit(text)
+
+
+def raise_much_in_initializer() -> None:
+    raise LookupError("x" * 100_000)
+
+
+def wait_in_initializer(path: str) -> None:
+    """The first process to come here waits; the others pass."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return
+    time.sleep(600)
+
+
+def overflow_the_stack() -> None:
+    """Call from C to Python to C, on a stack that is smaller than Python believes."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_STACK, (1 << 17, resource.getrlimit(resource.RLIMIT_STACK)[1]))
+    sys.setrecursionlimit(1 << 30)
+
+    def again(number: int) -> int:
+        return min([number], key=again)
+
+    again(0)
+
+
+class HangsWhenPickled(Exception):
+    def __reduce__(self) -> Any:
+        time.sleep(600)
+        return HangsWhenPickled, ()
+
+
+class HangsWhenUnpickled(Exception):
+    def __reduce__(self) -> Any:
+        return _hang, ()
+
+
+def _hang() -> None:
+    time.sleep(600)
+
+
+def raise_hanging(kind: type[Exception]) -> None:
+    raise kind
+
+
+def return_hanging(kind: type[Exception]) -> Exception:
+    return kind()
+
+
+def touch_and_return(path: str) -> str:
+    Path(path).touch()
+    return path

@@ -20,6 +20,7 @@ from mpkit.errors import PoolBroken
 from mpkit.pool import _worker as worker
 from mpkit.pool._channel import Board, Channel, ChannelNames
 from mpkit.pool._dispatcher import Dispatcher
+from mpkit.pool._interrupts import without_interrupts
 from mpkit.pool._lane import Lane
 from mpkit.pool._options import PoolOptions
 
@@ -114,7 +115,7 @@ class Crew:
                 daemon=False,
                 start_method=options.context.get_start_method(),
             )
-            with _starting, warnings.catch_warnings():
+            with _starting, without_interrupts(), warnings.catch_warnings():
                 # Fork from a process with threads is what the caller asked for with the fork context.
                 warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork.*")
                 process.start()

@@ -39,6 +39,7 @@ from mpkit.pool._channel import (
     Barrier,
     ring_bell,
 )
+from mpkit.pool._interrupts import deferred_interrupts
 from mpkit.pool._lane import Lane
 from mpkit.pool._ledger import CANCELLED, SENT, TIMED_OUT, TOO_BIG, Chunk, Ledger, Task
 
@@ -46,6 +47,8 @@ from mpkit.pool._ledger import CANCELLED, SENT, TIMED_OUT, TOO_BIG, Chunk, Ledge
 _BATCH = 512
 #: How often a submitting thread looks after the workers itself while tasks are queued.
 _LOOK_EVERY = 64
+#: What waits in `Lane.pending`, usually.
+_NOTHING: list[bytes] = []
 
 
 #: What is to be told to sinks, once the lock is free: (task, kind, data).
@@ -68,7 +71,7 @@ class Dispatcher:
         self._turn = 0
         self._lows_set = False
         self._since_look = 0
-        #: Set when an interrupt may have lost an outcome between ring and ledger.
+        #: True while something is being done that an interrupt may leave half done.
         self.suspect: bool = False
         self.hellos: int = 0
         #: Called when something has been sent, by threads that wait in `submit` (`max_pending`).
@@ -135,24 +138,30 @@ class Dispatcher:
     def fill(self) -> None:
         """Send queued tasks to all that may have more (holding the lock)."""
         ledger = self.ledger
-        if ledger.queued:
-            while self.idle and ledger.queued:
-                lane = self.idle.pop()
-                lane.is_idle = False
-                if lane.ready and not lane.leaving and not lane.sent:
-                    self._send(lane, 1)
-            if ledger.queued:
-                lanes = [lane for lane in self.lanes.values() if lane.ready and not lane.leaving]
-                # Not all to the first: what is left is shared out evenly.
-                share = -(-ledger.queued // (len(lanes) or 1))
-                for lane in lanes:
-                    self._send(lane, share)
-        if self.idle and ledger.under_way > 1 and not ledger.queued:
-            self._share_out()
+        if ledger.queued or (self.idle and ledger.under_way > 1):
+            # Between a ring and the ledger an interrupt would have a task run twice, or never.
+            with deferred_interrupts():
+                self._move()
         if ledger.under_way > 1 or self._lows_set:
             self._set_lows()
         if self.on_room is not None:
             self.on_room()
+
+    def _move(self) -> None:
+        ledger = self.ledger
+        while self.idle and ledger.queued:
+            lane = self.idle.pop()
+            lane.is_idle = False
+            if lane.ready and not lane.leaving and not lane.sent:
+                self._send(lane, 1)
+        if ledger.queued:
+            lanes = [lane for lane in self.lanes.values() if lane.ready and not lane.leaving]
+            # Not all to the first: what is left is shared out evenly.
+            share = -(-ledger.queued // (len(lanes) or 1))
+            for lane in lanes:
+                self._send(lane, share)
+        if self.idle and ledger.under_way > 1 and not ledger.queued:
+            self._share_out()
 
     def _send(self, lane: Lane, most: int) -> None:
         """Send up to `most` tasks from the queue, as far as it makes sense to send them ahead."""
@@ -270,63 +279,52 @@ class Dispatcher:
 
     def drain(self, settlements: Settlements) -> None:
         """Take all outcomes there are, and send on (holding the lock)."""
-        found = False
+        found = suspect = self.suspect
+        self.suspect = True
         for lane in list(self.lanes.values()):
-            if not lane.channel.outbox.is_empty():
+            if suspect or not lane.channel.outbox.is_empty():
                 found = True
                 self.drain_lane(lane, settlements)
-        if self.suspect:
+        if suspect:
             self._reconcile(settlements)
         if found or self.ledger.queued:
             self.fill()
+        self.suspect = False
 
     def drain_lane(self, lane: Lane, settlements: Settlements) -> None:
         """Take the outcomes of one worker (holding the lock)."""
         outbox = lane.channel.outbox
         ledger = self.ledger
         key = lane.key
+        sent = lane.sent
         unpack = RESULT_HEAD.unpack_from
         while True:
-            self.suspect = True
-            records = outbox.try_get_many(_BATCH)
+            # When an interrupt comes in between, they stay here and are gone through again, from the first:
+            # so each is told before the ledger forgets it, and whoever is told twice takes the first.
+            records = lane.pending
+            if not records:
+                records = lane.pending = outbox.try_get_many(_BATCH)
             for record in records:
                 number, run_ns, kind = unpack(record)
                 if kind <= LAST_RESULT:
-                    task = ledger.finish(key, number, kind == NONE or kind == VALUE or kind == BIG_VALUE)
+                    task = sent.get(number)
                     if task is None:
                         payload.drop_outcome(kind, record)
                         continue
-                    if type(task) is Task:
-                        task.function.took(run_ns)
                     if task.ending:
-                        payload.drop_outcome(kind, record)
-                        stop = lane.stop
-                        if stop is not None and stop.number == number and not lane.doomed:
-                            if stop.stage == 0:
-                                # The supervisor is just reading its stack, and goes on from there.
-                                stop.ended = task
-                                continue
-                            settlements.append((task, RAISED, ending_error(task, lane)))
-                            self.stop_is_over(lane)
-                            continue
-                        settlements.append((task, RAISED, ending_error(task, lane)))
-                    elif kind == BIG_VALUE or kind == BIG_ERROR:
+                        self._drain_stopped(lane, task, kind, record, settlements)
+                        continue
+                    if kind == BIG_VALUE or kind == BIG_ERROR:
                         # Under the lock: as soon as it is free, the supervisor may find the worker dead and
                         # remove what it has not handed over.
                         settlements.append((task, *payload.adopt(kind, record)))
                     else:
                         settlements.append((task, kind, record))
+                    ledger.finish(key, number, kind == NONE or kind == VALUE or kind == BIG_VALUE)
+                    if type(task) is Task:
+                        task.function.took(run_ns)
                 elif kind == PART or kind == BIG_PART:
-                    chunk = lane.sent.get(number)
-                    inner = VALUE if kind == PART else BIG_VALUE
-                    if not isinstance(chunk, Chunk) or chunk.ending:
-                        payload.drop_outcome(inner, record)
-                        continue
-                    first, chunk.done = chunk.done, run_ns
-                    data: object = record
-                    if inner == BIG_VALUE:
-                        inner, data = payload.adopt(inner, record)
-                    settlements.append((chunk, PART, (first, inner, data, run_ns - first)))
+                    self._drain_part(lane, number, run_ns, kind, record, settlements)
                 elif kind == LOG:
                     self.logs.append(record)
                 elif kind == HELLO:
@@ -334,7 +332,7 @@ class Dispatcher:
                     self.hellos += 1
                 elif kind == BAD_INITIALIZER:
                     lane.bad_initializer = record
-            self.suspect = False
+            lane.pending = _NOTHING
             if lane.words[SLEEPING] == 2:
                 # It waits for the room that there is now.
                 lane.words[SLEEPING] = 0
@@ -345,6 +343,35 @@ class Dispatcher:
             lane.is_idle = True
             self.idle.append(lane)
 
+    def _drain_stopped(
+        self, lane: Lane, task: Task, kind: int, record: bytes, settlements: Settlements
+    ) -> None:
+        payload.drop_outcome(kind, record)
+        stop = lane.stop
+        ours = stop is not None and stop.number == task.number and not lane.doomed
+        if ours and stop is not None and stop.stage == 0:
+            # The supervisor is just reading its stack, and goes on from there.
+            stop.ended = task
+        else:
+            settlements.append((task, RAISED, ending_error(task, lane)))
+        self.ledger.finish(lane.key, task.number, False)
+        if ours and stop is not None and stop.ended is None:
+            self.stop_is_over(lane)
+
+    def _drain_part(
+        self, lane: Lane, number: int, reached: int, kind: int, record: bytes, settlements: Settlements
+    ) -> None:
+        chunk = lane.sent.get(number)
+        inner = VALUE if kind == PART else BIG_VALUE
+        if not isinstance(chunk, Chunk) or chunk.ending or reached <= chunk.done:
+            payload.drop_outcome(inner, record)
+            return
+        data: object = record
+        if inner == BIG_VALUE:
+            inner, data = payload.adopt(inner, record)
+        settlements.append((chunk, PART, (chunk.done, inner, data, reached - chunk.done)))
+        chunk.done = reached
+
     def stop_is_over(self, lane: Lane) -> None:
         """A task that was being stopped has ended, and its worker is fit for others (holding the lock)."""
         lane.stop = None
@@ -354,34 +381,36 @@ class Dispatcher:
             self.idle.append(lane)
 
     def _reconcile(self, settlements: Settlements) -> None:
-        """An interrupt came between a ring and the ledger: end the tasks that no worker has any more."""
-        self.suspect = False
-        for lane in self.lanes.values():
-            records = self.take_records(lane)
-            running = lane.running()
-            waiting = {number for number, _ in records}
-            for _, record in records:
-                lane.channel.inbox.try_put(record)
-            if records:
-                self.wake(lane)
-            # Workers do their tasks in the order in which they were sent.
-            for number in list(lane.sent):
-                if number == running or number in waiting:
-                    break
-                if not lane.channel.outbox.is_empty():
-                    self.suspect = True
-                    break
-                task = self.ledger.finish(lane.key, number, False)
-                if task is not None:
-                    text = (
-                        f"the outcome of task {number} was lost when Ctrl-C interrupted the receiving thread"
-                    )
-                    settlements.append((task, RAISED, TaskCancelled(text)))
+        """An interrupt came in between: find what it left undone.
+
+        Before Python 3.11 it can also come between any two instructions, and an outcome be lost between the
+        ring and `Lane.pending`: then the tasks end that no worker has any more.
+        """
+        with deferred_interrupts():
+            for lane in self.lanes.values():
+                records = self.take_records(lane)
+                running = lane.running()
+                waiting = {number for number, _ in records}
+                for _, record in records:
+                    lane.channel.inbox.try_put(record)
+                if records:
+                    self.wake(lane)
+                # Workers do their tasks in the order in which they were sent.
+                for number in list(lane.sent):
+                    if number == running or number in waiting or not lane.channel.outbox.is_empty():
+                        break
+                    task = self.ledger.finish(lane.key, number, False)
+                    if task is not None:
+                        text = f"the outcome of task {number} was lost when Ctrl-C interrupted its receiver"
+                        settlements.append((task, RAISED, TaskCancelled(text)))
+                if not lane.sent and lane.ready and not lane.leaving and not lane.is_idle:
+                    lane.is_idle = True
+                    self.idle.append(lane)
 
     # -- taking away -----------------------------------------------------------------------------------------
 
     def cancel(self, task: Task, settlements: Settlements) -> bool:
-        """Keep a task from beginning (holding the lock).
+        """Keep a task from beginning (holding the lock, and with interrupts deferred).
 
         False when it has begun, and runs: it must be stopped.
         """

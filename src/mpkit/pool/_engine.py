@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 import os
 import threading
 import time
@@ -51,6 +52,7 @@ from mpkit.pool._collector import Collector
 from mpkit.pool._crew import Crew
 from mpkit.pool._dispatcher import Dispatcher, Settlements, ending_error
 from mpkit.pool._functions import Function
+from mpkit.pool._interrupts import deferred_interrupts, without_interrupts
 from mpkit.pool._lane import Lane
 from mpkit.pool._ledger import CANCELLED, Chunk, ChunkSink, Death, Sink, Task
 from mpkit.pool._options import PoolOptions, TaskOptions
@@ -58,6 +60,8 @@ from mpkit.pool._stacks import last_words, live_stack
 from mpkit.pool._statistics import PoolStatistics, WorkerSnapshot
 from mpkit.pool._supervisor import Supervisor
 from mpkit.pool._worker import Initializer
+
+_logger = logging.getLogger("mpkit.pool")
 
 RUNNING = "running"
 CLOSED = "closed"
@@ -74,6 +78,7 @@ class Engine:
     """Everything of a pool but its public face."""
 
     def __init__(self, options: PoolOptions) -> None:
+        """Start everything. The caller keeps interrupts away meanwhile (`deferred_interrupts`)."""
         self.options = options
         self.pid: int = os.getpid()
         self.state: str = RUNNING
@@ -105,8 +110,9 @@ class Engine:
         except BaseException:
             self.board.discard()
             raise
-        self.collector.start()
-        self.supervisor.start()
+        with without_interrupts():
+            self.collector.start()
+            self.supervisor.start()
         _engines.add(self)
         # Else multiprocessing would wait at exit for workers that wait for tasks.
         self._forget_exit_hook = seam.at_exit_before_children_joined(
@@ -250,7 +256,7 @@ class Engine:
         """Cancel a task at whatever moment of its life."""
         dispatcher = self.dispatcher
         settlements: Settlements = []
-        with dispatcher.lock:
+        with deferred_interrupts(), dispatcher.lock:
             never_began = dispatcher.cancel(task, settlements)
         self.collector.settle(settlements)
         if task.ending == CANCELLED:
@@ -495,18 +501,19 @@ class Engine:
 
     def _end(self, state: str, why: MpkitError) -> None:
         settlements: Settlements = []
-        with self.dispatcher.lock:
-            if self.state in (TERMINATED, BROKEN):
-                return
-            self.state = state
-            for lane in list(self.dispatcher.lanes.values()):
-                self.dispatcher.drain_lane(lane, settlements)
-            tasks = self.dispatcher.ledger.fail_everything()
-            self._room.notify_all()
-        self.collector.draining = True
-        self.collector.settle(settlements)
-        self.collector.settle([(task, RAISED, _copy_of(why)) for task in tasks])
-        self.supervisor.poke()
+        with deferred_interrupts():
+            with self.dispatcher.lock:
+                if self.state in (TERMINATED, BROKEN):
+                    return
+                self.state = state
+                for lane in list(self.dispatcher.lanes.values()):
+                    self.dispatcher.drain_lane(lane, settlements)
+                tasks = self.dispatcher.ledger.fail_everything()
+                self._room.notify_all()
+            self.collector.draining = True
+            self.collector.settle(settlements)
+            self.collector.settle([(task, RAISED, _copy_of(why)) for task in tasks])
+            self.supervisor.poke()
 
     def is_over(self) -> bool:
         """Whether no worker is left, and none will come."""
@@ -515,7 +522,10 @@ class Engine:
     def over(self) -> None:
         """The last act of the supervisor's thread."""
         self.collector.stop()
-        self.collector.join(None)
+        # Callbacks of a closed pool are all called. A terminated one does not wait for one that hangs: its
+        # thread is a daemon, and ends when the callback does.
+        if not self.collector.join(None if self.state is CLOSED else _CALLBACK_SECONDS):
+            _logger.warning("%s: a callback has not returned; its thread is left alone", self.options.name)
         self.board.discard()
         self._forget_exit_hook()
         self._over.set()
@@ -539,6 +549,8 @@ class Engine:
 
 
 _NEVER = float("inf")
+#: How long the end of a terminated pool waits for a callback that is running.
+_CALLBACK_SECONDS = 2.0
 #: How long a worker that has been told to leave may take to run its exit handlers.
 _LEAVE_SECONDS = 10.0
 _FORKED = (

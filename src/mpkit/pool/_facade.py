@@ -20,6 +20,7 @@ from mpkit.pool._channel import KEYWORDS
 from mpkit.pool._engine import RUNNING, Engine
 from mpkit.pool._executor import PoolExecutor
 from mpkit.pool._handle import TaskHandle
+from mpkit.pool._interrupts import deferred_interrupts
 from mpkit.pool._maps import ImapIterator, MapHandle, Progress
 from mpkit.pool._options import DEFAULT_TASK_OPTIONS, Pickler, PoolOptions, TaskOptions, check_count
 from mpkit.pool._shared import Shared
@@ -313,11 +314,16 @@ class TaskPool(PoolView):
         task_options = (
             DEFAULT_TASK_OPTIONS if options.pickler == "pickle" else TaskOptions(pickler=options.pickler)
         )
-        super().__init__(Engine(options), task_options, None)
-        self._executor: PoolExecutor | None = None
-        self._finalizer = weakref.finalize(self, _dropped, self._engine, repr(self))
-        # The pool's own exit hook comes first.
-        self._finalizer.atexit = False
+        with deferred_interrupts() as interrupted:
+            super().__init__(Engine(options), task_options, None)
+            self._executor: PoolExecutor | None = None
+            self._finalizer = weakref.finalize(self, _dropped, self._engine, repr(self))
+            # The pool's own exit hook comes first.
+            self._finalizer.atexit = False
+            if interrupted():
+                # Nobody will ever have this pool.
+                self.terminate()
+                self.join()
 
     # -- options ---------------------------------------------------------------------------------------------
 

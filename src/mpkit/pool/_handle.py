@@ -29,6 +29,7 @@ from mpkit._platform.hints import override
 from mpkit.errors import TaskCancelled, WaitTimeout
 from mpkit.pool import _payload as payload
 from mpkit.pool._channel import BIG_ERROR, ERROR, PLAIN, RAISED
+from mpkit.pool._interrupts import deferred_interrupts
 
 if TYPE_CHECKING:
     from mpkit.pool._engine import Engine
@@ -128,24 +129,26 @@ class TaskHandle(Future[R]):
                 self._task = None
                 self._state = state
                 return True
-        with condition:
-            if self._state is not _PENDING:
-                return False
-            self._got = (kind, data)
-            self._task = None
-            self._state = state
-            for waiter in self._waiters:
-                if state is _CANCELLED:
-                    waiter.add_cancelled(self)
-                elif kind in (ERROR, BIG_ERROR, RAISED):
-                    waiter.add_exception(self)
-                else:
-                    waiter.add_result(self)
-            condition.notify_all()
-        if self._watched:
-            self._engine.collector.unwatch()
-        if self._done_callbacks:
-            self._engine.collector.call_back(self._run_callbacks)
+        # An interrupt must not keep anybody from being told.
+        with deferred_interrupts():
+            with condition:
+                if self._state is not _PENDING:
+                    return False
+                self._got = (kind, data)
+                self._task = None
+                self._state = state
+                for waiter in self._waiters:
+                    if state is _CANCELLED:
+                        waiter.add_cancelled(self)
+                    elif kind in (ERROR, BIG_ERROR, RAISED):
+                        waiter.add_exception(self)
+                    else:
+                        waiter.add_result(self)
+                condition.notify_all()
+            if self._watched:
+                self._engine.collector.unwatch()
+            if self._done_callbacks:
+                self._engine.collector.call_back(self._run_callbacks)
         return True
 
     def _run_callbacks(self) -> None:

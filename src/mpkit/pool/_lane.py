@@ -42,6 +42,7 @@ class Lane:
         "leaving",
         "low",
         "oom_kills",
+        "pending",
         "process",
         "ready",
         "room",
@@ -84,6 +85,8 @@ class Lane:
         self.low: int = 0
         self.rss_bytes: int | None = None
         self.oom_kills: int = 0
+        #: Records from its outbox that are just being gone through.
+        self.pending: list[bytes] = []
         self.started_at: float = time.monotonic()
         self.bad_initializer: bytes | None = None
         #: The task that is being stopped, if one is.

@@ -100,7 +100,10 @@ class Supervisor:
 
     def poke(self) -> None:
         """Have the thread look now."""
-        # No lock, because a `__del__` may call this at any moment; the pipe lives as long as this object.
+        # No lock, because a `__del__` may call this at any moment; the pipe lives as long as this object. In
+        # a reference cycle that is just being collected, it may be gone before whoever pokes.
+        if self._poke_writer < 0:
+            return
         try:
             os.write(self._poke_writer, b"!")
         except BlockingIOError:
@@ -169,9 +172,11 @@ class Supervisor:
         self._watcher.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_poke_writer"):
+        writer = getattr(self, "_poke_writer", -1)
+        if writer >= 0:
+            self._poke_writer = -1
             os.close(self._poke_reader)
-            os.close(self._poke_writer)
+            os.close(writer)
 
     # -- limits ----------------------------------------------------------------------------------------------
 
@@ -294,7 +299,7 @@ class Supervisor:
                     lane.leaving = lane.doomed = True
                 else:
                     alive = False
-                    lane.stop = None
+                    dispatcher.stop_is_over(lane)
                     if locked:
                         lane.channel.lock.release()
         engine.collector.settle(settlements)

@@ -122,6 +122,8 @@ class WorkerPlan(NamedTuple):
 
 def main(plan: WorkerPlan) -> None:
     """Serve until told to leave. The target of the child process."""
+    # Until there is a handler, an interrupt would be a traceback for nothing.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     worker = _Worker(plan)
     worker.prepare()
     if worker.initialize():
@@ -178,7 +180,10 @@ class _Worker:
                 function, args = cast("Initializer", codec.loads(call)) if isinstance(call, bytes) else call
                 function(*args)
             except BaseException as error:  # noqa: BLE001  SystemExit too: it would end the worker without a word
-                data = failure.pack_exception(error, self.plan.pickler)[: payload.INLINE_BYTES]
+                data = failure.pack_exception(error, self.plan.pickler)
+                if len(data) > payload.INLINE_BYTES:
+                    text = f"{type(error).__name__}: {str(error)[:2000]} (cut off: too long to be sent whole)"
+                    data = failure.pack_exception(SerializationError(text))
                 self.outbox.put(RESULT_HEAD.pack(0, 0, BAD_INITIALIZER) + data)
                 self.outbox.ring_all()
                 return False

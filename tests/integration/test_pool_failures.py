@@ -1,0 +1,295 @@
+"""What can go wrong with a pool's workers and tasks: whatever it is, it has an end, and says why."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mpkit.errors import (
+    InitializerFailed,
+    PoolBroken,
+    SerializationError,
+    TaskCancelled,
+    TaskTimeout,
+    WorkerCrashed,
+)
+from mpkit.pool import TaskPool, _crew
+from tests.contract import pool_tasks as tasks
+
+LONG = 30.0
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals, and start methods other than spawn")
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LONG
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+# -- the start -----------------------------------------------------------------------------------------------
+
+
+def test_an_initializer_that_hangs_has_an_end(start_method: str, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    pool = TaskPool(
+        processes=2,
+        initializer=tasks.hang_in_initializer,
+        initargs=(str(begun),),
+        context=start_method,
+        grace_period=0.2,
+    )
+    eventually(begun.exists)
+    # Submitting does not wait for the workers.
+    handle = pool.submit(tasks.square, 1)
+    assert {worker.state for worker in pool.workers()} <= {"starting", "initializing"}
+    pool.close()
+    assert not pool.join(0.01)
+    pool.terminate()
+    assert pool.join(LONG)
+    with pytest.raises(TaskCancelled):
+        handle.result(0)
+
+
+def test_a_pool_without_tasks_closes_although_its_initializer_hangs(tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    with TaskPool(processes=1, initializer=tasks.hang_in_initializer, initargs=(str(begun),), context="fork"):
+        eventually(begun.exists)
+
+
+def test_an_initializer_that_leaves_is_one_that_failed() -> None:
+    with TaskPool(
+        processes=1, initializer=tasks.leave_in_initializer, initargs=("no",), context="fork"
+    ) as pool:
+        with pytest.raises(InitializerFailed, match="SystemExit: no") as caught:
+            pool.submit(tasks.square, 1).result(LONG)
+        assert isinstance(caught.value.__cause__, SystemExit)
+
+
+def test_the_error_of_an_initializer_may_be_long() -> None:
+    with TaskPool(processes=1, initializer=tasks.raise_much_in_initializer, context="fork") as pool:
+        with pytest.raises(InitializerFailed, match="LookupError: xxx"):
+            pool.submit(tasks.square, 1).result(LONG)
+
+
+def test_a_worker_killed_while_it_starts_is_replaced(start_method: str, tmp_path: Path) -> None:
+    path = tmp_path / "first"
+    with TaskPool(
+        processes=1, initializer=tasks.wait_in_initializer, initargs=(str(path),), context=start_method
+    ) as pool:
+        handle = pool.submit(tasks.square, 3)
+        eventually(path.exists)
+        os.kill(pool.workers()[0].pid, signal.SIGKILL)
+        assert handle.result(LONG) == 9
+        assert pool.statistics().crashed == 0
+
+
+def test_start_ups_that_are_killed_again_and_again_break_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_crew, "_LONGEST_PAUSE", 0.01)
+    with TaskPool(processes=1, initializer=tasks.kill_myself, context="fork", grace_period=0.2) as pool:
+        handle = pool.submit(tasks.square, 3)
+        with pytest.raises(PoolBroken, match=r"10 start-ups in a row failed.*SIGKILL"):
+            handle.result(LONG)
+        assert pool.statistics().workers_started == 10
+
+
+# -- deaths --------------------------------------------------------------------------------------------------
+
+
+def test_a_stack_overflow_in_c_fails_its_own_task(start_method: str) -> None:
+    with TaskPool(processes=1, context=start_method) as pool:
+        with pytest.raises(WorkerCrashed) as caught:
+            pool.submit(tasks.overflow_the_stack).result(LONG)
+        assert caught.value.signal == "SIGSEGV"
+        assert caught.value.stack is not None
+        assert "again" in caught.value.stack
+        assert pool.submit(tasks.square, 3).result(LONG) == 9
+
+
+def test_a_poison_task_names_its_deaths(tmp_path: Path) -> None:
+    path = tmp_path / "count"
+    with TaskPool(processes=2, context="fork") as pool:
+        with pytest.raises(WorkerCrashed, match="tried 4 times") as caught:
+            pool.with_options(retries=3).submit(tasks.count_and_die, str(path)).result(LONG)
+        assert path.read_text() == "xxxx"
+        assert str(caught.value).count("was killed by SIGKILL") == 4
+        statistics = pool.statistics()
+        assert (statistics.crashed, statistics.retried) == (1, 3)
+
+
+# -- hooks that hang -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("function", [tasks.raise_hanging, tasks.return_hanging])
+@pytest.mark.parametrize("kind", [tasks.HangsWhenPickled, tasks.HangsWhenUnpickled])
+def test_a_hook_that_hangs_in_the_worker_is_under_the_time_limit(
+    function: Callable[[type[Exception]], object], kind: type[Exception]
+) -> None:
+    if function is tasks.return_hanging and kind is tasks.HangsWhenUnpickled:
+        pytest.skip("a value is unpickled by whoever asks for it, in that thread")
+    with TaskPool(processes=1, context="fork", grace_period=0.1) as pool:
+        with pytest.raises(TaskTimeout):
+            pool.with_options(timeout=0.1).submit(function, kind).result(LONG)
+        handle = pool.submit(function, kind)
+        eventually(handle.running)
+        assert handle.cancel()
+        assert pool.submit(tasks.square, 3).result(LONG) == 9
+
+
+def test_a_callback_that_hangs_does_not_keep_a_terminated_pool() -> None:
+    over = threading.Event()
+    pool = TaskPool(processes=1, context="fork", grace_period=0.1)
+    begun = threading.Event()
+
+    def hang(_: object) -> None:
+        begun.set()
+        over.wait(LONG)
+
+    pool.apply_async(tasks.square, (1,), callback=hang)
+    assert begun.wait(LONG)
+    assert pool.submit(tasks.square, 3).result(LONG) == 9
+    pool.terminate()
+    assert pool.join(LONG)
+    over.set()
+    # The thread is the test's own fault, and must not be left behind.
+    for thread in threading.enumerate():
+        if thread.name.endswith("-collector"):
+            thread.join(LONG)
+
+
+# -- cancelling ----------------------------------------------------------------------------------------------
+
+
+def test_a_task_can_be_cancelled_at_each_moment(tmp_path: Path) -> None:
+    with TaskPool(processes=1, context="fork", grace_period=0.2) as pool:
+        # While the only worker starts.
+        early = pool.submit(tasks.touch, str(tmp_path / "early"))
+        assert early.cancel() or early.done()
+        assert pool.apply(tasks.square, (2,)) == 4
+        # Queued, sent ahead, running, finished; from several threads at once.
+        for delay in range(40):
+            handles = [pool.submit(tasks.square, n) for n in range(20)]
+            victim = handles[delay // 2]
+            if delay % 2:
+                threads = [threading.Thread(target=victim.cancel) for _ in range(3)]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+            else:
+                victim.cancel()
+            for n, handle in enumerate(handles):
+                if handle is victim and handle.cancelled():
+                    with pytest.raises(TaskCancelled):
+                        handle.result(LONG)
+                else:
+                    assert handle.result(LONG) == n * n
+        handle = pool.submit(tasks.square, 3)
+        handle.wait(LONG)
+        assert not handle.cancel()
+        statistics = pool.statistics()
+        assert statistics.submitted == statistics.succeeded + statistics.cancelled + statistics.queued
+
+
+def test_cancelling_a_map_stops_all_of_it(tmp_path: Path) -> None:
+    with TaskPool(processes=2, context="fork", grace_period=0.2) as pool:
+        begun = tmp_path / "begun"
+        handle = pool.map_async(tasks.touch_and_wait, [str(begun)] * 10, chunksize=5)
+        eventually(begun.exists)
+        assert handle.cancel()
+        with pytest.raises(TaskCancelled):
+            handle.result(0)
+        assert pool.map(tasks.square, range(4)) == [0, 1, 4, 9]
+
+
+# -- interrupts ----------------------------------------------------------------------------------------------
+
+
+def test_interrupts_lose_no_task_and_run_none_twice(tmp_path: Path) -> None:
+    process = subprocess.run(
+        [sys.executable, "-m", "tests.integration.interrupted_pool", str(tmp_path / "notes"), "80", "1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert process.stdout == "right\n", process.stderr
+
+
+STARTING = """
+import sys
+from mpkit.pool import TaskPool
+from tests.contract import pool_tasks as tasks
+if __name__ == "__main__":
+    # Forkserver and resource tracker are processes of multiprocessing: they start before.
+    TaskPool(processes=1, context=sys.argv[1]).terminate()
+    print("ready", flush=True)
+    while True:
+        with TaskPool(processes=2, context=sys.argv[1], grace_period=0.2) as pool:
+            pool.map(tasks.square, range(3))
+"""
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.01, 0.05])
+def test_ctrl_c_while_workers_start(start_method: str, delay: float, tmp_path: Path) -> None:
+    path = tmp_path / "script.py"
+    path.write_text(STARTING)
+    process = subprocess.Popen(
+        [sys.executable, str(path), start_method],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(delay)
+    children = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=LONG)
+    assert process.returncode in (-signal.SIGINT, 1)
+    assert err.count("Traceback (most recent call last)") == 1, err
+    eventually(lambda: not any(child.is_running() and child.status() != "zombie" for child in children))
+
+
+# -- idle ----------------------------------------------------------------------------------------------------
+
+
+def test_an_idle_pool_costs_nothing() -> None:
+    with TaskPool(processes=2, context="fork") as pool:
+        pool.map(tasks.square, range(100))
+        # What is still settling, and the last looks of those that have just been busy.
+        time.sleep(0.1)
+        processes = [psutil.Process(), *(psutil.Process(worker.pid) for worker in pool.workers())]
+
+        def switches() -> int:
+            return sum(process.num_ctx_switches().voluntary for process in processes[1:])
+
+        before, began = switches(), time.monotonic()
+        time.sleep(1.0)
+        # A worker looks every two seconds, whatever happens.
+        assert switches() - before <= 2 + 2 * (time.monotonic() - began)
+
+
+def test_a_result_that_hangs_while_it_is_unpickled_harms_nobody_else() -> None:
+    with TaskPool(processes=1, context="fork") as pool:
+        handle = pool.submit(tasks.return_slow, 0.5)
+        waiting = threading.Thread(target=handle.result)
+        waiting.start()
+        assert pool.submit(tasks.square, 3).result(LONG) == 9
+        waiting.join(LONG)
+        with pytest.raises(SerializationError):
+            pool.submit(tasks.return_what_breaks).result(LONG)
