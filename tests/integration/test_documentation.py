@@ -35,7 +35,8 @@ def test_programs_print_what_the_page_says(page: str, tmp_path: Path) -> None:
         program = tmp_path / f"program_{number}.py"
         program.write_text(code, encoding="utf-8")
         done = run_python(program)
-        assert re.sub(r"process \d+", "process 4711", done.stdout) == expected(after), (
-            f"{code}\n{done.stderr}"
-        )
+        # Pids differ; how much memory a dead worker had is told only if a sample was taken in time.
+        told = re.sub(r"process \d+", "process 4711", done.stdout)
+        told = re.sub(r"; it last used [\d.]+ MiB of memory", "", told)
+        assert told == expected(after), f"{code}\n{done.stderr}"
         assert done.stderr == ""
