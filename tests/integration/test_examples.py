@@ -21,8 +21,8 @@ def name_of(example: Path) -> str:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=name_of)
 def test_an_example_prints_what_it_should(example: Path) -> None:
-    # Warnings are errors, in its children too; but 3.15 warns whenever multiprocessing's own main module has to show a
-    # traceback.
+    # Warnings are errors, in its children too; but 3.15 warns whenever multiprocessing's own main module has
+    # to show a traceback.
     ended = run_python("-W", "error", "-W", "ignore:Module globals is missing:DeprecationWarning", example)
     assert ended.stdout == (EXPECTED / f"{example.stem}.txt").read_text(encoding="utf-8")
     # A process that fails prints its traceback; all that is fixed of it are the lines that end it.
