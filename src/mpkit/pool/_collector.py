@@ -23,7 +23,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from mpkit._shm.spin import SpinBudget
 from mpkit.pool._channel import (
     ALWAYS,
     ANY,
@@ -41,7 +40,7 @@ from mpkit.pool._channel import (
     ring_bell,
 )
 from mpkit.pool._dispatcher import Dispatcher, Settlements
-from mpkit.pool._worker import SHORT_SLEEP_NS
+from mpkit.pool._patience import Patience
 
 
 class Waiter(Protocol):
@@ -94,7 +93,7 @@ class Collector:
         self.on_empty = on_empty
         self._front = threading.Lock()
         self._front_barrier = Barrier()
-        self._spin = SpinBudget()
+        self._patience = Patience()
         self._followers: dict[int, Waiter] = {}
         self._watched = 0
         self._watch_lock = threading.Lock()
@@ -276,14 +275,18 @@ class Collector:
     def _lead(self, is_done: Callable[[], bool], wanted: int, deadline: float | None) -> None:
         dispatcher, words = self._dispatcher, self._words
         front = self._board.front
-        spin = self._spin
+        patience = self._patience
         has_outcomes = dispatcher.has_outcomes
         self.work()
         while not is_done():
             few = dispatcher.ledger.live <= len(dispatcher.lanes)
-            if few and spin.looks and self._look_for_a_while(spin):
-                self.work(leading=True)
-                continue
+            looks = patience.looks() if few else 0
+            if looks:
+                if self._look_for_a_while(looks):
+                    patience.paid()
+                    self.work(leading=True)
+                    continue
+                patience.failed()
             words[WANTED] = ANY if few else wanted
             words[FRONT] = 1
             self._front_barrier()
@@ -298,26 +301,19 @@ class Collector:
                 wait = min(wait, deadline - time.monotonic())
                 if wait <= 0:
                     break
-            began = time.monotonic_ns()
             front.acquire(True, wait)
             words[FRONT] = 0
-            if few:
-                if time.monotonic_ns() - began < SHORT_SLEEP_NS:
-                    spin.paid()
-                else:
-                    spin.failed()
             while front.acquire(False):
                 pass
             self.work()
         words[FRONT] = 0
 
-    def _look_for_a_while(self, spin: SpinBudget) -> bool:
+    def _look_for_a_while(self, looks: int) -> bool:
         """Look at the outboxes again and again; whether there was something."""
         pairs = self._dispatcher.outbox_words()
-        for _ in range(spin.looks // (len(pairs) or 1)):
+        for _ in range(looks // (len(pairs) or 1)):
             for words, head, tail in pairs:
                 if words[head] != words[tail]:
-                    spin.paid()
                     return True
         return False
 

@@ -23,7 +23,6 @@ from typing import Any, NamedTuple, TypeAlias, cast
 
 from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._platform.parent_watch import ParentLink
-from mpkit._shm.spin import SpinBudget
 from mpkit._wire import codec, failure
 from mpkit.errors import SerializationError
 from mpkit.pool import _payload as payload
@@ -75,6 +74,7 @@ from mpkit.pool._channel import (
     ring_bell,
 )
 from mpkit.pool._options import Pickler
+from mpkit.pool._patience import Patience
 
 #: A chunk of short items is worked on in blocks of about this length ...
 _BLOCK_NS = 100_000
@@ -83,8 +83,6 @@ _PART_NS = 500_000
 #: How long a worker sleeps before it looks again although nobody has woken it: a net below the protocol, and
 #: no part of it.
 _SLICE_SECONDS = 2.0
-#: A sleep as short as this (a wake-up alone takes 25 to 50 us) would have been better spent looking.
-SHORT_SLEEP_NS = 150_000
 #: Outcomes that somebody waits for in general are announced this often while the worker has more to do.
 _ANNOUNCE_NS = 1_000_000
 #: Functions that a worker keeps unpickled.
@@ -212,7 +210,8 @@ class _Worker:
         left = self.plan.tasks
         most_memory = self.plan.max_memory_bytes
         number = 0
-        spin = SpinBudget()
+        awake = False
+        patience = Patience()
         barrier = Barrier()
         clock = time.monotonic_ns
         finished = 0
@@ -221,9 +220,10 @@ class _Worker:
             if record is None:
                 if number:
                     barrier()
+                    awake = not self.board.words[FRONT]
                     self._ring(number, finished, idle=True)
                     number = 0
-                self._sleep(spin, barrier)
+                self._sleep(patience, barrier, parent_awake=awake)
                 continue
             if number:
                 # Taking the record went through the inbox's lock: between the outcome and this look lies a
@@ -422,27 +422,22 @@ class _Worker:
             board[BACK] = 0
             ring_bell(self.board.back)
 
-    def _sleep(self, spin: SpinBudget, barrier: Barrier) -> None:
+    def _sleep(self, patience: Patience, barrier: Barrier, *, parent_awake: bool) -> None:
         """Wait for a record: look for a moment, then sleep."""
         channel = self.channel
         is_empty = channel.inbox.is_empty
-        if spin.looks:
-            for _ in range(spin.looks):
+        looks = patience.looks(partner_looks=parent_awake)
+        if looks:
+            for _ in range(looks):
                 if not is_empty():
-                    spin.paid()
+                    patience.paid()
                     return
+            patience.failed()
         words = channel.words
         words[SLEEPING] = 1
         barrier()
         if is_empty():
-            began = time.monotonic_ns()
             channel.wake.acquire(True, _SLICE_SECONDS)
-            # Not "the looking was in vain" but "it would have been, however long": else a budget that has
-            # once become too short for the partner's pace would stay so.
-            if time.monotonic_ns() - began < SHORT_SLEEP_NS:
-                spin.paid()
-            else:
-                spin.failed()
         words[SLEEPING] = 0
 
 
