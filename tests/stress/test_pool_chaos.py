@@ -1,6 +1,6 @@
 """Random deaths, limits, cancels and restarts: every handle ends, the other results are right, nothing stays.
 
-python -m pytest tests/stress -m stress --stress-seconds 600 --stress-seed 1
+python -m pytest tests/stress/test_pool_chaos.py --stress-seconds 600 --stress-seed 1
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ import pytest
 from mpkit.errors import SerializationError, TaskCancelled, TaskTimeout, WorkerCrashed
 from mpkit.pool import TaskHandle, TaskPool
 from tests.contract import pool_tasks as tasks
-
-pytestmark = pytest.mark.stress
 
 
 def chaos(method: str, seconds: float, seed: int) -> collections.Counter[str]:
@@ -118,9 +116,8 @@ def one_round(pool: TaskPool, rng: random.Random, figures: collections.Counter[s
 
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
 @pytest.mark.timeout(0)
-def test_chaos(method: str, pytestconfig: pytest.Config) -> None:
-    seconds = float(pytestconfig.getoption("--stress-seconds", 20.0))
-    seed = int(pytestconfig.getoption("--stress-seed", 1))
-    figures = chaos(method, seconds / 2, seed)
+def test_chaos(method: str, stress_seconds: float, stress_seed: int) -> None:
+    print(f"seed {stress_seed}")
+    figures = chaos(method, stress_seconds / 2, stress_seed)
     print(method, dict(figures))
     assert figures["right"]
