@@ -152,7 +152,9 @@ class LockFile(SharedObject):
                 return False
             words[OWNER] = 0
             slept = words[SLEPT]
-            due = self._sleepers.due(1)
+            # One token at a time: a sleeper that has one is about to look, and so will the next one after it.
+            if self._sleepers.tokens.raw._is_zero():
+                due = self._sleepers.due(1)
             self._quiet = slept if words[POSTED] >= slept else -1
         finally:
             try:
@@ -167,16 +169,17 @@ class LockFile(SharedObject):
         spun = ticket = looked = late = done = False
         try:
             while True:
+                # Whoever waits asks once a slice: an owner that dies wakes nobody.
+                dead = self._dead_owner() if late or not block else 0
+                # The guard is held for microseconds: waiting for it is not waiting for the lock.
+                patience = time.monotonic() + PATIENCE_SECONDS
                 guard.refuse_reentry()
                 try:
-                    patience: float | None = time.monotonic() + PATIENCE_SECONDS
-                    if block:
-                        patience = (
-                            None if deadline is None else max(deadline, time.monotonic() + PATIENCE_SECONDS)
-                        )
-                    if not guard.acquire(patience):
+                    if not guard.acquire(
+                        None if block and deadline is None else max(deadline or 0.0, patience)
+                    ):
                         return False
-                    done = self._take_over_or_take()
+                    done = self._take(dead)
                     if done and ticket:
                         sleepers.leave(expired=late)
                         ticket = False
@@ -206,19 +209,28 @@ class LockFile(SharedObject):
                     ticket = late = False
                 else:
                     late = True
+        except BaseException:
+            if done:
+                self._give_back()
+            raise
         finally:
             if ticket:
                 self._leave(expired=late)
 
-    def _take_over_or_take(self) -> bool:
-        """Under the guard: become the owner if there is none, or if it is dead."""
+    def _take(self, dead: int) -> bool:
+        """Under the guard: become the owner if there is none, or if it is still `dead`."""
         words = self.words
         owner = words[OWNER]
-        if owner and _is_alive(owner):
+        if owner not in (0, dead):
             return False
         words[OWNER] = self._me
         self.abandoned_by = owner & ((1 << _PID_BITS) - 1) or None
         return True
+
+    def _dead_owner(self) -> int:
+        """The owner if it is dead, else 0. Not for use under the guard: asking the system takes long."""
+        owner = self.words[OWNER]
+        return owner if owner and not _is_alive(owner) else 0
 
     def _spin_until_free(self) -> None:
         words = self.words
