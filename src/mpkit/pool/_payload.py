@@ -17,7 +17,6 @@ import mmap
 import os
 import struct
 import sys
-import tempfile
 import threading
 from typing import Any, cast
 
@@ -25,6 +24,7 @@ from mpkit._platform.identity import ProcessIdentity
 from mpkit._shm import names
 from mpkit._shm.segment import PREFIX, SHM_DIRECTORY, Segment, check_private
 from mpkit._wire import codec, failure
+from mpkit._wire.codec import Pickler
 from mpkit.errors import HandleLost, MpkitError
 from mpkit.pool._channel import (
     BIG,
@@ -38,7 +38,6 @@ from mpkit.pool._channel import (
     RAISED,
     VALUE,
 )
-from mpkit.pool._options import Pickler
 
 #: Buffers of at least this size travel out of band.
 OUT_OF_BAND_BYTES = 64 << 10
@@ -142,6 +141,8 @@ def sweep(worker: ProcessIdentity | None) -> None:
     if worker is None or sys.platform == "win32":
         return
     start = f"{PREFIX}{_KIND}-{worker.pid}-{worker.started}-"
+    import tempfile  # noqa: PLC0415  it loads a dozen modules, and workers never come here
+
     for directory in (SHM_DIRECTORY, tempfile.gettempdir()):
         with contextlib.suppress(OSError):
             for entry in os.listdir(directory):

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._platform.parent_watch import ParentLink
 from mpkit._wire import codec, failure
+from mpkit._wire.codec import Pickler
 from mpkit.errors import SerializationError
 from mpkit.pool import _payload as payload
 from mpkit.pool._channel import (
@@ -73,7 +74,6 @@ from mpkit.pool._channel import (
     ChannelNames,
     ring_bell,
 )
-from mpkit.pool._options import Pickler
 from mpkit.pool._patience import Patience
 
 #: A chunk of short items is worked on in blocks of about this length ...
