@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import ClassVar, Final
 
-from mpkit._shm.robust_lock import LOW, RobustLock
+from mpkit._shm.robust_lock import LOW, PATIENCE_SECONDS, RobustLock
 from mpkit._shm.rows import ROW_WORDS
 from mpkit._shm.segment import Segment
 from mpkit._shm.semaphore import MAX_VALUE, Semaphore
@@ -18,7 +18,6 @@ SLEPT = 9
 POSTED = 10
 _ROWS_AT = 512
 _ROW_SLOTS = 4096
-PATIENCE_SECONDS: Final = 1.0
 LOWEST: Final = -(1 << 63)
 HIGHEST: Final = (1 << 63) - 1
 
@@ -124,7 +123,7 @@ class CounterFile(SharedObject):
                     ticket = expired
             finally:
                 if ticket:
-                    self._leave(expired=expired)
+                    sleepers.give_up(lock, expired=expired)
         return True
 
     def end_compound(self) -> None:
@@ -170,15 +169,3 @@ class CounterFile(SharedObject):
             finally:
                 lock.unwind()
         sleepers.post(due)
-
-    def _leave(self, *, expired: bool) -> None:
-        lock = self.lock
-        lock.refuse_reentry()
-        try:
-            if lock.acquire_if_open(time.monotonic() + PATIENCE_SECONDS):
-                self._sleepers.leave(expired=expired)
-        finally:
-            try:
-                lock.unwind()
-            finally:
-                lock.unwind()

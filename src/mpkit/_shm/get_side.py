@@ -22,7 +22,6 @@ from mpkit._shm.layout import (
 from mpkit._shm.put_side import (
     BIG,
     PACKED,
-    PATIENCE_SECONDS,
     PutSide,
     big_places,
     big_region,
@@ -31,8 +30,7 @@ from mpkit._shm.put_side import (
 )
 from mpkit._shm.queue_file import QueueFile
 from mpkit._shm.ring import COUNT_LIMIT, COUNT_MASK, INDEX_MASK, ONE, WRAP
-from mpkit._shm.robust_lock import LOW
-from mpkit._shm.sleepers import Sleepers
+from mpkit._shm.robust_lock import LOW, PATIENCE_SECONDS
 from mpkit._shm.spin import SpinBudget
 from mpkit._shm.views import open_views
 from mpkit.errors import QueueShutDown
@@ -248,7 +246,7 @@ class GetSide:
                     ticket = expired
             finally:
                 if ticket:
-                    self._leave(done, expired=expired)
+                    done.give_up(self._lock, expired=expired)
         return True
 
     # -- for those who wait without taking -------------------------------------------------------------------
@@ -281,7 +279,7 @@ class GetSide:
                     ticket = expired
             finally:
                 if ticket:
-                    self._leave(self._file.items, expired=expired)
+                    items.give_up(lock, expired=expired)
         return True
 
     # -- waiting ---------------------------------------------------------------------------------------------
@@ -340,7 +338,7 @@ class GetSide:
                     idle += 1
         finally:
             if ticket:
-                self._leave(self._file.items, expired=idle > 0)
+                items.give_up(lock, expired=idle > 0)
 
     def _spin_for_items(self) -> bool:
         """Look for an item for a moment; True when there may be one."""
@@ -351,18 +349,6 @@ class GetSide:
                 return True
         self._spin.failed()
         return False
-
-    def _leave(self, sleepers: Sleepers, *, expired: bool) -> None:
-        """Hand the ticket back of somebody who gives up."""
-        self._lock.refuse_reentry()
-        try:
-            if self._lock.acquire_if_open(time.monotonic() + PATIENCE_SECONDS):
-                sleepers.leave(expired=expired)
-        finally:
-            try:
-                self._lock.unwind()
-            finally:
-                self._lock.unwind()
 
     def _wake(self, number: int) -> None:
         """Wake up to `number` putters.

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from mpkit._platform import identity
 from mpkit._platform.identity import ProcessIdentity
-from mpkit._shm.robust_lock import LOW
+from mpkit._shm.robust_lock import LOW, PATIENCE_SECONDS
 from mpkit._shm.rows import ROW_WORDS
 from mpkit._shm.segment import Segment
 from mpkit._shm.semaphore import MAX_VALUE, Semaphore
@@ -27,9 +27,6 @@ SLEPT = 9
 POSTED = 10
 _ROWS_AT = 512
 _ROW_SLOTS = 4096
-#: A call that may not block waits this long for the guard, whose holders are done in microseconds unless they
-#: are stopped.
-PATIENCE_SECONDS = 1.0
 # An identity in one word: pids end below 2**22 everywhere, and 42 bits of the start time are enough to tell
 # two of them apart.
 _PID_BITS = 22
@@ -215,7 +212,7 @@ class LockFile(SharedObject):
             raise
         finally:
             if ticket:
-                self._leave(expired=late)
+                sleepers.give_up(guard, expired=late)
 
     def _take(self, dead: int) -> bool:
         """Under the guard: become the owner if there is none, or if it is still `dead`."""
@@ -239,18 +236,6 @@ class LockFile(SharedObject):
                 self._spin.paid()
                 return
         self._spin.failed()
-
-    def _leave(self, *, expired: bool) -> None:
-        guard = self.guard
-        guard.refuse_reentry()
-        try:
-            if guard.acquire_if_open(time.monotonic() + PATIENCE_SECONDS):
-                self._sleepers.leave(expired=expired)
-        finally:
-            try:
-                guard.unwind()
-            finally:
-                guard.unwind()
 
 
 def _word_of(process: ProcessIdentity) -> int:

@@ -29,7 +29,7 @@ from mpkit._shm.layout import (
 from mpkit._shm.queue_file import QueueFile
 from mpkit._shm.regions import HELD, QUEUED, RING, WRITING
 from mpkit._shm.ring import COUNT_LIMIT, COUNT_MASK, INDEX_BITS, INDEX_MASK, ONE, WRAP
-from mpkit._shm.robust_lock import LOW
+from mpkit._shm.robust_lock import LOW, PATIENCE_SECONDS
 from mpkit._shm.spin import SpinBudget
 from mpkit.errors import ClosedError, QueueShutDown, SharedMemoryExhausted
 
@@ -42,9 +42,6 @@ PACKED: Final = 1 << 49
 GROWTH: Final = 4
 SLOWER_GROWTH: Final = 16 * 1024 * 1024
 LARGEST_RING: Final = 256 * 1024 * 1024
-#: How long a call that may not block waits for the lock of its side: its holders are done in microseconds,
-#: unless they are stopped.
-PATIENCE_SECONDS: Final = 1.0
 #: Results of `_tail_for` that are no tail.
 _FULL: Final = -1
 _GROW: Final = -2
@@ -210,7 +207,7 @@ class PutSide:
                     late = True
         finally:
             if ticket:
-                self._leave_room(expired=late)
+                self._file.room.give_up(self._lock, expired=late)
 
     def put_many(self, items: Sequence[bytes], block: bool, deadline: float | None) -> int:
         """Put records in order as room allows; returns how many went in.
@@ -366,7 +363,7 @@ class PutSide:
                     ticket = expired
             finally:
                 if ticket:
-                    self._leave_room(expired=expired)
+                    self._file.room.give_up(self._lock, expired=expired)
         return True
 
     def trim(self, deadline: float) -> None:
@@ -613,18 +610,6 @@ class PutSide:
                 return True
         self._spin.failed()
         return False
-
-    def _leave_room(self, *, expired: bool) -> None:
-        """Hand the ticket back of a putter that gives up."""
-        self._lock.refuse_reentry()
-        try:
-            if self._lock.acquire_if_open(time.monotonic() + PATIENCE_SECONDS):
-                self._file.room.leave(expired=expired)
-        finally:
-            try:
-                self._lock.unwind()
-            finally:
-                self._lock.unwind()
 
     def _wake(self, number: int) -> None:
         """Wake up to `number` getters.

@@ -53,6 +53,9 @@ SLICE_SECONDS = 0.05
 STUCK_SECONDS = 0.1
 #: A call whose time is up may overrun it by this much when it looks for a dead holder.
 SHORTEST_LOOK_SECONDS = 0.02
+#: How long a call that may not block waits for the lock of its side: its holders are done in microseconds,
+#: unless they are stopped.
+PATIENCE_SECONDS = 1.0
 #: `close` waits this long for another thread that is inside (it waits for a lock that a stopped process
 #: holds).
 SHUT_SECONDS = 5.0

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import time
 
+from mpkit._shm.robust_lock import PATIENCE_SECONDS, RobustLock
 from mpkit._shm.semaphore import MAX_VALUE, Semaphore
 
 #: The longest sleep without a look. Five looks a second cost less than a ten-thousandth of a core.
@@ -74,6 +75,18 @@ class Sleepers:
             words[self.slept_at] = words[self.posted_at] + 1
 
     # -- the sleeping side, holding nothing ------------------------------------------------------------------
+
+    def give_up(self, lock: RobustLock, *, expired: bool) -> None:
+        """Take the lock of the sleeping side and `leave`; one that cannot be had costs a look in vain."""
+        lock.refuse_reentry()
+        try:
+            if lock.acquire_if_open(time.monotonic() + PATIENCE_SECONDS):
+                self.leave(expired=expired)
+        finally:
+            try:
+                lock.unwind()
+            finally:
+                lock.unwind()
 
     def sleep(self, deadline: float | None) -> bool:
         """Wait for a token: until one comes (True), the slice is over or the deadline has passed (False)."""
