@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +51,8 @@ def test_a_name_that_nobody_needs_goes_at_once(file: str) -> None:
 def test_a_name_that_may_be_needed_lingers(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr("mpkit._shm.names.time.monotonic", lambda: now[0])
+    # What earlier tests have let go lingers by the real clock, and would stand in front.
+    monkeypatch.setattr(names, "_lingering", deque())
     asked = []
     needed = [True]
 
