@@ -96,13 +96,12 @@ class Semaphore:
         """
         me = identity.current()
         name = f"/{PREFIX}t-{me.pid}-{os.urandom(6).hex()}"
-        names.own(name, "semaphore")
         try:
-            raw = seam.SemLock(seam.SEMAPHORE_KIND, value, max(value, 1), name, False)
+            # The C code removes the name itself, right after it has made it: whoever is killed at any step of
+            # Python code leaves none, and the resource tracker need not know.
+            raw = seam.SemLock(seam.SEMAPHORE_KIND, value, max(value, 1), name, True)
         except OSError as error:
             raise exhausted(error, 32) from error
-        finally:
-            names.remove(name)
         return cls("", raw, owner_pid=0)
 
     def close(self, segment_name: str = "", in_use: Callable[[str], bool] | None = None) -> None:
