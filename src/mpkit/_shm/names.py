@@ -7,11 +7,14 @@ each name has one owner, the process that created it, and is removed
   that is being started, a task in a queue), or other processes have the thing open: then it stays, and this
   is looked at again from time to time;
 - at the owner's exit, after multiprocessing has joined its children;
-- by multiprocessing's resource tracker, if the owner is killed.
+- by multiprocessing's resource tracker, if the owner is killed. The tracker knows semaphores and what lies
+  in ``/dev/shm``; a file that had to go to the temporary directory is removed by the next process of mpkit
+  that puts one there (`mpkit._shm.sweep`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
@@ -24,6 +27,13 @@ from mpkit._platform import seam
 
 #: Where Linux keeps shared memory; what lies there the resource tracker can remove.
 SHM_DIRECTORY = "/dev/shm"  # noqa: S108  files there are created exclusively and checked when opened
+
+#: What the names of all files begin with.
+PREFIX = "mpkit-"
+
+#: For how long a fall-back file that has been handed over is left alone, whoever is alive: it is named after
+#: the process that made it, and the one it belongs to now may not have opened it yet.
+HANDED_OVER_SECONDS = 24 * 3600.0
 
 NameType = Literal["segment", "semaphore"]
 
@@ -64,6 +74,16 @@ def hand_over(name: str) -> None:
     """Another process owns `name` from now on, and removes it; the resource tracker goes on watching it."""
     with _guard:
         _owned.pop(name, None)
+    if is_fall_back(name):
+        until = time.time() + HANDED_OVER_SECONDS
+        # Gone already: taken, and removed.
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(name, (until, until))
+
+
+def is_fall_back(name: str) -> bool:
+    """Whether a segment of this name lies in the temporary directory, where no resource tracker looks."""
+    return os.path.dirname(name) != SHM_DIRECTORY
 
 
 def let_go(name: str, about: str, in_use: Callable[[str], bool] | None) -> None:
@@ -120,9 +140,7 @@ def _unlink(name: str, kind: NameType) -> None:
 
 
 def _tracked(name: str, kind: NameType) -> bool:
-    # The tracker removes semaphores and what lies in /dev/shm; a fall-back file elsewhere is swept by the
-    # next mpkit process.
-    return os.name == "posix" and (kind == "semaphore" or os.path.dirname(name) == SHM_DIRECTORY)
+    return os.name == "posix" and (kind == "semaphore" or not is_fall_back(name))
 
 
 def _tracker_name(name: str) -> str:

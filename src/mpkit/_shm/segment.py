@@ -17,11 +17,10 @@ from collections.abc import Callable
 
 from mpkit._platform import identity
 from mpkit._shm import names
-from mpkit._shm.names import SHM_DIRECTORY
+from mpkit._shm.names import PREFIX, SHM_DIRECTORY
 from mpkit.errors import HandleLost, SharedMemoryExhausted
 
 PAGE = mmap.ALLOCATIONGRANULARITY
-PREFIX = "mpkit-"
 
 __all__ = [
     "PAGE",
@@ -108,6 +107,9 @@ class Segment:
             fd = -1
             try:
                 fd = os.open(path, _OPEN_FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
+                if names.is_fall_back(path):
+                    _mark_fall_back(fd)
+                    _sweep_once(directory)
                 os.ftruncate(fd, size)
                 reserve(fd, 0, size if reserved is None else min(reserved, size))
                 return cls(path, fd, size, owned=True)
@@ -150,6 +152,8 @@ class Segment:
         try:
             status = os.fstat(fd)
             check_private(name, status)
+            if names.is_fall_back(name):
+                _mark_fall_back(fd)
             if size is not None and status.st_size < size:
                 # Its creator died, or is still at work, between the first two steps of making it.
                 raise HandleLost(f"{name!r} has never been finished by the process that began to create it")
@@ -203,6 +207,18 @@ class Segment:
 
     def __repr__(self) -> str:
         return f"<Segment {os.path.basename(self.name)} {'closed' if self.closed else f'{self.size} bytes'}>"
+
+
+def _mark_fall_back(fd: int) -> None:
+    from mpkit._shm import sweep  # noqa: PLC0415  most processes never have one
+
+    sweep.mark_in_use(fd)
+
+
+def _sweep_once(directory: str) -> None:
+    from mpkit._shm import sweep  # noqa: PLC0415  most processes never have one
+
+    sweep.sweep_once(directory)
 
 
 def map_file(fd: int, size: int, offset: int = 0) -> mmap.mmap:

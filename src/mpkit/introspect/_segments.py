@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import psutil
 
-from mpkit._shm.segment import PREFIX
+from mpkit._shm.names import PREFIX
+from mpkit._shm.sweep import SEGMENT_NAME
 from mpkit.errors import AccessDenied, ProcessGone
 from mpkit.introspect._translate import translated
 
@@ -51,15 +52,14 @@ class Creator(NamedTuple):
     started: int | None
 
 
-# Strict, because `doctor --clean` removes what matches. Semaphores, which Linux shows as files, do not
-# tell the start time of their creator: macOS allows 31 characters.
-_SEGMENT = re.compile(rf"{PREFIX}[a-z]+-(?P<pid>\d+)-(?P<started>\d+)-[0-9a-f]{{16}}")
+# Strict, as `SEGMENT_NAME` is, because `doctor --clean` removes what matches. Semaphores, which Linux shows
+# as files, do not tell the start time of their creator: macOS allows 31 characters.
 _SEMAPHORE = re.compile(rf"sem\.{PREFIX}[a-z]-(?P<pid>\d+)-[0-9a-f]{{10,12}}(?:-\d+)?")
 
 
 def creator(name: str) -> Creator | None:
     """Who created a file of this name (without its folder); None for a name that mpkit does not give."""
-    found = _SEGMENT.fullmatch(name)
+    found = SEGMENT_NAME.fullmatch(name)
     if found:
         return Creator(int(found["pid"]), int(found["started"]))
     found = _SEMAPHORE.fullmatch(name)
