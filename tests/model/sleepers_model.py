@@ -1,5 +1,5 @@
-"""Sleeping and waking (`mpkit._shm.sleepers`, with `GetSide._wait` and `PutSide._wake` around it) as a model:
-getters that wait for items, putters that wake them.
+"""Sleeping and waking (`mpkit._shm.sleepers`, with `GetSide._wait` and `PutSide.try_put` around it) as a
+model: getters that wait for items, putters that wake them one at a time, and woken getters that pass it on.
 
 What is kept of the code, and what is not:
 
@@ -25,12 +25,16 @@ TAKE = "take"  # has it
 LEAVE = "leave"  # has taken an item and has a ticket: about to hand it back
 GIVE = "give"  # about to give the lock back
 SLEEP = "sleep"
+MORE = "more"  # has been woken and has taken an item: about to see whether there are more
+OTHERS = "others"  # about to see whether others sleep
 # Putters.
 IDLE = "idle"  # about to take the putters' lock for an item
 PUT = "put"
 PUBLISHED = "published"  # about to give the lock back
 LOOK = "look"  # about to look at `slept`
-WAKE = "wake"  # about to take the lock again
+# Who wakes: a putter, or a getter that passes it on.
+GLANCE = "glance"  # about to see whether a token lies there already
+WAKE = "wake"  # about to take the putters' lock
 DUE = "due"
 PROMISED = "promised"  # has raised `posted`; about to give the lock back
 POST = "post"  # about to hand the token out
@@ -59,6 +63,9 @@ class Getter(NamedTuple):
     late: bool = False
     """Its last sleep was ended by the slice."""
     found: bool = False
+    woken: bool = False
+    """By a token, in this call."""
+    promised: int = 0
 
 
 class Putter(NamedTuple):
@@ -95,6 +102,8 @@ class SleepersModel:
             "publish first" (the putter looks at `slept` before it stores `tail`),
             "renew" (nobody notices a promise that was never kept),
             "quiet" (a putter takes everybody for awake once it has woken one, however many sleep),
+            "pass on" (whoever is woken takes its item and goes),
+            "glance" (a putter that sees a token takes everybody for awake),
             "hand back" (whoever finds an item by itself keeps its ticket on the books).
         slices: slices may end.
         once: a getter wants one item only.
@@ -159,7 +168,7 @@ class SleepersModel:
             return (*me.buffer, (at, value))
 
         if me.at == OUT:
-            if drained and not any(one.at in _GET_LOCKERS for one in state.getters):
+            if drained and _is_free(state, _GET_LOCKERS):
                 yield to("getters' lock", at=TAKE)
         elif me.at == TAKE:
             if not room:
@@ -217,7 +226,9 @@ class SleepersModel:
         elif me.at == GIVE:
             if drained or self._without == "barrier":
                 if me.found:
-                    yield to("give the lock back", at=DONE if self._once else OUT, found=False)
+                    passes = me.woken and self._without != "pass on"
+                    after = MORE if passes else self._after
+                    yield to("give the lock back", at=after, found=False, woken=False)
                 elif not me.looked:
                     yield to("give the lock back, look again", at=OUT, looked=True)
                 else:
@@ -231,9 +242,23 @@ class SleepersModel:
                     ticket=False,
                     looked=False,
                     late=False,
+                    woken=True,
                 )
             elif self._slices and drained:
                 yield to("the slice is over", at=OUT, late=True)
+        elif me.at == MORE:
+            more = _read(state, me, TAIL) > _read(state, me, HEAD)
+            yield to("more items?", at=OTHERS if more else self._after)
+        elif me.at == OTHERS:
+            others = _read(state, me, SLEPT) > _read(state, me, POSTED)
+            yield to("anybody asleep?", at=GLANCE if others else self._after)
+        else:
+            yield from self._wake(state, me, number, self._after)
+
+    @property
+    def _after(self) -> str:
+        """Where a getter goes on when it has its item."""
+        return DONE if self._once else OUT
 
     def _is_due(self, state: State, me: Getter) -> bool:
         return (
@@ -244,7 +269,7 @@ class SleepersModel:
 
     def _putter(self, state: State, me: Putter, number: int) -> Iterator[Step[State]]:
         drained = not me.buffer
-        lock_is_free = not any(one.at in _PUT_LOCKERS for one in state.putters)
+        lock_is_free = _is_free(state, _PUT_LOCKERS)
         without = self._without
 
         def to(label: str, after: State = state, **changes: object) -> Step[State]:
@@ -268,40 +293,53 @@ class SleepersModel:
                     seen = _read(state, me, SLEPT) != me.quiet
                     yield to("look too early", promised=2 if seen else 1)
                 elif drained:
-                    yield to("give the lock back", at=WAKE if me.promised == 2 else IDLE, promised=0)
+                    yield to("give the lock back", at=GLANCE if me.promised == 2 else IDLE, promised=0)
             elif drained or without == "barrier":
                 if without == "publish first":
-                    yield to("give the lock back", at=WAKE if me.promised else IDLE, promised=0)
+                    yield to("give the lock back", at=GLANCE if me.promised else IDLE, promised=0)
                 else:
                     yield to("give the lock back", at=LOOK)
         elif me.at == LOOK:
             seen = _read(state, me, SLEPT) != me.quiet
-            yield to("words[ITEMS_SLEPT] != quiet", at=WAKE if seen else IDLE)
+            yield to("words[ITEMS_SLEPT] != quiet", at=GLANCE if seen else IDLE)
+        else:
+            yield from self._wake(state, me, number, IDLE)
+
+    def _wake(self, state: State, me: Getter | Putter, number: int, after: str) -> Iterator[Step[State]]:
+        drained = not me.buffer
+        without = self._without
+
+        def to(label: str, after: State = state, **changes: object) -> Step[State]:
+            return Step(label, _set(after, me, number, **changes))
+
+        def quiet(value: int) -> dict[str, int]:
+            return {"quiet": value} if isinstance(me, Putter) else {}
+
+        if me.at == GLANCE:
+            if state.tokens:
+                seen = _read(state, me, SLEPT) if without == "glance" else -1
+                yield to("a token lies there", at=after, **quiet(seen))
+            else:
+                yield to("no token lies there", at=WAKE)
         elif me.at == WAKE:
-            if drained and lock_is_free:
+            if drained and _is_free(state, _PUT_LOCKERS):
                 yield to("putters' lock", at=DUE)
         elif me.at == DUE:
             slept, posted = _read(state, me, SLEPT), _read(state, me, POSTED)
             due = 1 if slept > posted else 0
             posted += due
-            quiet = slept if posted >= slept or without == "quiet" else -1
             yield to(
                 "due: posted += 1" if due else "nobody is due",
                 at=PROMISED,
                 buffer=(*me.buffer, (POSTED, posted)) if due else me.buffer,
                 promised=due,
-                quiet=quiet,
+                **quiet(slept if posted >= slept or without == "quiet" else -1),
             )
         elif me.at == PROMISED:
             if drained or without == "barrier":
-                yield to("give the lock back", at=POST if me.promised else IDLE)
+                yield to("give the lock back", at=POST if me.promised else after)
         elif me.at == POST:
-            yield to(
-                "tokens.release()",
-                state._replace(tokens=state.tokens + 1),
-                at=IDLE,
-                promised=0,
-            )
+            yield to("tokens.release()", state._replace(tokens=state.tokens + 1), at=after, promised=0)
 
 
 def wrong(state: State) -> str | None:
@@ -322,7 +360,8 @@ def wrong(state: State) -> str | None:
         known = state.tokens + slept - posted
         if len(state.getters) == 1 and known < sleeping:
             return "a sleeper that no putter knows of"
-        if _nobody_has_died(state) and known > sleeping + len(putters):
+        # Each process that wakes may be late with one token when slices end.
+        if _nobody_has_died(state) and known > sleeping + len(putters) + len(getters):
             return "tickets pile up"
     return None
 
@@ -335,6 +374,11 @@ def waits(state: State) -> bool:
 def arrived(state: State) -> bool:
     """Everything that was put has been taken."""
     return state.words[TAIL] == state.words[HEAD]
+
+
+def _is_free(state: State, lockers: frozenset[str]) -> bool:
+    getters, putters = state.getters, state.putters
+    return not any(one.at in lockers for one in getters) and not any(one.at in lockers for one in putters)
 
 
 def _healed(state: State) -> State:

@@ -17,6 +17,7 @@ from tests.model.sleepers_model import SleepersModel, arrived, waits, wrong
         (2, (1, 1), False),
         (2, (2,), True),
         (2, (1, 1), True),
+        (3, (3,), True),
     ],
 )
 def test_without_deaths_no_slice_is_needed(getters: int, putters: tuple[int, ...], once: bool) -> None:
@@ -50,6 +51,8 @@ def test_a_death_costs_a_slice_or_two_and_nothing_later(
         ("publish first", 1, (3,), 0, False),
         ("hand back", 1, (3,), 0, False),
         ("quiet", 2, (2,), 0, True),
+        ("glance", 3, (3,), 0, True),
+        ("pass on", 2, (2,), 0, True),
         ("renew", 1, (2, 1), 1, False),
     ],
 )

@@ -839,14 +839,14 @@ def test_an_item_is_not_lost_when_another_thread_closes(monkeypatch: pytest.Monk
     queue.put_many([0, 1, 2])
     putting = Call(queue.put, 3)
     wait_for_putters(queue)
-    real = get_side.GetSide._wake
+    real = get_side.GetSide.wake_putters
 
-    def close_first(self: get_side.GetSide, number: int) -> None:
+    def close_first(self: get_side.GetSide, number: int = 1) -> None:
         monkeypatch.undo()
         Call(queue.close).result()
         real(self, number)
 
-    monkeypatch.setattr(get_side.GetSide, "_wake", close_first)
+    monkeypatch.setattr(get_side.GetSide, "wake_putters", close_first)
     assert queue.get() == 0
     # It may have been told before the close that there is room.
     with contextlib.suppress(ClosedError):

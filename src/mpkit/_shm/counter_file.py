@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable
 from typing import ClassVar, Final
 
-from mpkit._shm.robust_lock import LOW, PATIENCE_SECONDS, RobustLock
+from mpkit._shm.robust_lock import LOW, RobustLock
 from mpkit._shm.rows import ROW_WORDS
 from mpkit._shm.segment import Segment
 from mpkit._shm.semaphore import MAX_VALUE, Semaphore
 from mpkit._shm.shared_object import MAGIC_BASE, Form, SharedObject
-from mpkit._shm.sleepers import FIRST_TICKET, Sleepers
+from mpkit._shm.sleepers import EVERYBODY, FIRST_TICKET, Sleepers, Waker
 
 VALUE = 8
 SLEPT = 9
@@ -25,7 +25,7 @@ HIGHEST: Final = (1 << 63) - 1
 class CounterFile(SharedObject):
     """One counter as this process has it open."""
 
-    __slots__ = ("_quiet", "_sleepers", "lock", "signed")
+    __slots__ = ("_quiet", "_sleepers", "_waker", "lock", "signed")
 
     form: ClassVar[Form] = Form(
         kind="counter",
@@ -44,6 +44,7 @@ class CounterFile(SharedObject):
         self.lock: RobustLock = self.locks[0]
         self.signed: memoryview[int] = self.words.cast("B").cast("q")
         self._sleepers = Sleepers(self.words, slept_at=SLEPT, posted_at=POSTED, tokens=semaphores[1])
+        self._waker = Waker(self._sleepers, self.lock)
         # The value of SLEPT at which nobody is known to sleep.
         self._quiet = FIRST_TICKET
 
@@ -70,7 +71,7 @@ class CounterFile(SharedObject):
                     lock.value = words[lock.at] = (value | LOW) + 1
                     lock.local_release()
                     if not quiet:
-                        self._wake()
+                        self._quiet = self._waker.wake(EVERYBODY)
                     return total
                 lock.value = words[lock.at] = value + 2
                 lock.local_release()
@@ -131,7 +132,7 @@ class CounterFile(SharedObject):
         quiet = self.words[SLEPT] == self._quiet
         self.lock.unwind()
         if not quiet:
-            self._wake()
+            self._quiet = self._waker.wake(EVERYBODY)
 
     def _update(self, function: Callable[[int], int]) -> tuple[int, int]:
         lock = self.lock
@@ -150,22 +151,5 @@ class CounterFile(SharedObject):
             finally:
                 lock.unwind()
         if not quiet:
-            self._wake()
+            self._quiet = self._waker.wake(EVERYBODY)
         return old, new
-
-    def _wake(self) -> None:
-        """Let all that wait look at the value."""
-        lock, sleepers = self.lock, self._sleepers
-        lock.refuse_reentry()
-        try:
-            if not lock.acquire_if_open(time.monotonic() + PATIENCE_SECONDS):
-                return
-            slept = self.words[SLEPT]
-            due = sleepers.due(1 << 30)
-            self._quiet = slept if self.words[POSTED] >= slept else -1
-        finally:
-            try:
-                lock.unwind()
-            finally:
-                lock.unwind()
-        sleepers.post(due)

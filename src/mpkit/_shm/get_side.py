@@ -31,6 +31,7 @@ from mpkit._shm.put_side import (
 from mpkit._shm.queue_file import QueueFile
 from mpkit._shm.ring import COUNT_LIMIT, COUNT_MASK, INDEX_MASK, ONE, WRAP
 from mpkit._shm.robust_lock import LOW, PATIENCE_SECONDS
+from mpkit._shm.sleepers import EVERYBODY
 from mpkit._shm.spin import SpinBudget
 from mpkit._shm.views import open_views
 from mpkit.errors import QueueShutDown
@@ -126,7 +127,7 @@ class GetSide:
             raise
         # The release above was the barrier between our head and this look (see sleepers).
         if data is not None and words[ROOM_SLEPT] != self._quiet:
-            self._wake(1)
+            self.wake_putters(1)
         return data
 
     def get(self, block: bool, deadline: float | None) -> Record | None:
@@ -170,7 +171,7 @@ class GetSide:
                     pass
             finally:
                 self.repair()
-            finished = self._file.done.due(1 << 30)
+            finished = self._file.done.due(EVERYBODY)
         finally:
             try:
                 self._lock.unwind()
@@ -190,9 +191,11 @@ class GetSide:
             words[DONE] = (words[DISCARD_DONE] + gets + 1 - words[DISCARD_FROM]) & COUNT_MASK
             words[DISCARD_FROM] = 0
 
-    def wake_putters(self, number: int = 1 << 30) -> None:
+    def wake_putters(self, number: int = EVERYBODY) -> None:
         """Let sleeping putters look again: up to `number`, by default all."""
-        self._wake(number)
+        # With a bound on bytes, what one getter has freed may be room for several, or for another than the
+        # first.
+        self._quiet = self._file.putters.wake(EVERYBODY if self._file.max_bytes else number)
 
     # -- finished work ---------------------------------------------------------------------------------------
 
@@ -208,7 +211,7 @@ class GetSide:
                 return False
             self._words[DONE] = done = (done + number) & COUNT_MASK
             if done == puts:
-                finished = self._file.done.due(1 << 30)
+                finished = self._file.done.due(EVERYBODY)
         finally:
             try:
                 self._lock.unwind()
@@ -277,6 +280,9 @@ class GetSide:
                 if not self.has_item():
                     expired = not items.sleep(deadline)
                     ticket = expired
+                    if not expired and self._file.generations.size() > 1:
+                        # Whoever is told of it takes one of them.
+                        self._file.getters.pass_on()
             finally:
                 if ticket:
                     items.give_up(lock, expired=expired)
@@ -286,7 +292,7 @@ class GetSide:
 
     def _wait(self, limit: int, block: bool, deadline: float | None, *, spun: bool) -> list[Record]:
         lock, items = self._lock, self._file.items
-        ticket = looked = False
+        ticket = looked = woken = False
         idle = 0
         try:
             while True:
@@ -320,7 +326,7 @@ class GetSide:
                         lock.unwind()
                 if found:
                     if self._words[ROOM_SLEPT] != self._quiet:
-                        self._wake(len(found))
+                        self.wake_putters(len(found))
                     return found
                 if not block or (deadline is not None and time.monotonic() >= deadline):
                     return []
@@ -334,11 +340,15 @@ class GetSide:
                 elif self._spin.sleep(items.sleep, deadline):
                     ticket = False
                     idle = 0
+                    woken = True
                 else:
                     idle += 1
         finally:
             if ticket:
                 items.give_up(lock, expired=idle > 0)
+            if woken and self.has_item():
+                # The token stood for all the items there were: those that are left are for the next one.
+                self._file.getters.pass_on()
 
     def _spin_for_items(self) -> bool:
         """Look for an item for a moment; True when there may be one."""
@@ -349,28 +359,6 @@ class GetSide:
                 return True
         self._spin.failed()
         return False
-
-    def _wake(self, number: int) -> None:
-        """Wake up to `number` putters.
-
-        One that is left asleep because the lock cannot be had looks by itself within a slice.
-        """
-        room = self._file.room
-        self._lock.refuse_reentry()
-        try:
-            if not self._lock.acquire_if_open(time.monotonic() + PATIENCE_SECONDS):
-                return
-            slept = self._words[ROOM_SLEPT]
-            # With a bound on bytes, what one getter has freed may be room for several, or for another than
-            # the first.
-            due = room.due(1 << 30 if self._file.max_bytes else number)
-            self._quiet = slept if self._words[room.posted_at] >= slept else -1
-        finally:
-            try:
-                self._lock.unwind()
-            finally:
-                self._lock.unwind()
-        room.post(due)
 
     # -- under the lock --------------------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ from mpkit._shm.queue_file import QueueFile
 from mpkit._shm.regions import HELD, QUEUED, RING, WRITING
 from mpkit._shm.ring import COUNT_LIMIT, COUNT_MASK, INDEX_BITS, INDEX_MASK, ONE, WRAP
 from mpkit._shm.robust_lock import LOW, PATIENCE_SECONDS
+from mpkit._shm.sleepers import EVERYBODY
 from mpkit._shm.spin import SpinBudget
 from mpkit.errors import ClosedError, QueueShutDown, SharedMemoryExhausted
 
@@ -154,7 +155,7 @@ class PutSide:
             raise
         # The release above was the barrier between our tail and this look (see sleepers).
         if done and words[ITEMS_SLEPT] != self._quiet:
-            self._wake(1)
+            self.wake_getters(1)
         return done
 
     def put(self, data: bytes, flag: int, block: bool, deadline: float | None) -> bool:
@@ -166,7 +167,7 @@ class PutSide:
             ClosedError: this process has closed the queue.
         """
         lock, room = self._lock, self._file.room
-        spun = ticket = looked = late = False
+        spun = ticket = looked = late = woken = False
         try:
             while True:
                 lock.refuse_reentry()
@@ -190,7 +191,7 @@ class PutSide:
                         lock.unwind()
                 if done:
                     if self._words[ITEMS_SLEPT] != self._quiet:
-                        self._wake(1)
+                        self.wake_getters(1)
                     return True
                 if not block or (deadline is not None and time.monotonic() >= deadline):
                     return False
@@ -203,11 +204,15 @@ class PutSide:
                     looked = True
                 elif self._spin.sleep(room.sleep, deadline):
                     ticket = late = False
+                    woken = True
                 else:
                     late = True
         finally:
             if ticket:
-                self._file.room.give_up(self._lock, expired=late)
+                room.give_up(lock, expired=late)
+            if woken and self._has_room():
+                # The token stood for all the room there was: what is left of it is for the next one.
+                self._file.putters.pass_on()
 
     def put_many(self, items: Sequence[bytes], block: bool, deadline: float | None) -> int:
         """Put records in order as room allows; returns how many went in.
@@ -246,12 +251,12 @@ class PutSide:
             finally:
                 self._lock.unwind()
         # Only now: the release was the barrier between our word and the look at who sleeps.
-        self._wake(1 << 30)
+        self.wake_getters(EVERYBODY)
         return True
 
     def wake_getters(self, number: int) -> None:
         """Let up to `number` sleeping getters look again."""
-        self._wake(number)
+        self._quiet = self._file.getters.wake(number)
 
     @property
     def is_shut_down(self) -> bool:
@@ -361,9 +366,12 @@ class PutSide:
                 if self.progress() == seen:
                     expired = not room.sleep(deadline)
                     ticket = expired
+                    if not expired and self._has_room():
+                        # Whoever is told of it takes one place at most.
+                        self._file.putters.pass_on()
             finally:
                 if ticket:
-                    self._file.room.give_up(self._lock, expired=expired)
+                    room.give_up(lock, expired=expired)
         return True
 
     def trim(self, deadline: float) -> None:
@@ -477,7 +485,7 @@ class PutSide:
             finally:
                 lock.unwind()
         if done and self._words[ITEMS_SLEPT] != self._quiet:
-            self._wake(done)
+            self.wake_getters(done)
         return done
 
     def _tail_for(self, tail: int, length: int, weight: int) -> int:
@@ -597,6 +605,11 @@ class PutSide:
 
     # -- waiting ---------------------------------------------------------------------------------------------
 
+    def _has_room(self) -> bool:
+        """Whether `maxsize` lets more in."""
+        file = self._file
+        return not file.maxsize or file.generations.size() < file.maxsize
+
     def _acquire(self, block: bool, deadline: float | None) -> bool:
         return self._lock.acquire(patient(deadline) if block else time.monotonic() + PATIENCE_SECONDS)
 
@@ -610,26 +623,6 @@ class PutSide:
                 return True
         self._spin.failed()
         return False
-
-    def _wake(self, number: int) -> None:
-        """Wake up to `number` getters.
-
-        One that is left asleep because the lock cannot be had looks by itself within a slice.
-        """
-        items = self._file.items
-        self._lock.refuse_reentry()
-        try:
-            if not self._lock.acquire_if_open(time.monotonic() + PATIENCE_SECONDS):
-                return
-            slept = self._words[ITEMS_SLEPT]
-            due = items.due(number)
-            self._quiet = slept if self._words[items.posted_at] >= slept else -1
-        finally:
-            try:
-                self._lock.unwind()
-            finally:
-                self._lock.unwind()
-        items.post(due)
 
 
 def patient(deadline: float | None) -> float | None:

@@ -11,7 +11,7 @@ from mpkit._shm.ring import WRAP
 from mpkit._shm.segment import Segment
 from mpkit._shm.semaphore import MAX_VALUE, Semaphore
 from mpkit._shm.shared_object import Form, SharedObject
-from mpkit._shm.sleepers import FIRST_TICKET, Sleepers
+from mpkit._shm.sleepers import FIRST_TICKET, Sleepers, Waker
 
 #: The words that count tickets and tokens of all sleepers.
 _TICKETS = (
@@ -32,10 +32,12 @@ class QueueFile(SharedObject):
         "done",
         "generations",
         "get_lock",
+        "getters",
         "items",
         "max_bytes",
         "maxsize",
         "put_lock",
+        "putters",
         "regions",
         "room",
     )
@@ -71,6 +73,9 @@ class QueueFile(SharedObject):
         self.done = Sleepers(
             words, slept_at=layout.DONE_SLEPT, posted_at=layout.DONE_POSTED, tokens=semaphores[_DONE]
         )
+        #: Whom a put wakes, and whom a get wakes.
+        self.getters = Waker(self.items, self.put_lock)
+        self.putters = Waker(self.room, self.get_lock)
 
     @classmethod
     def _format(cls, words: memoryview[int], **options: int) -> None:

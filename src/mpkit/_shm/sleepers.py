@@ -14,6 +14,12 @@ it looked, leaves one sleeper unwoken, which is why nobody sleeps longer than `S
 No wake-up is lost: a sleeper stores ``slept`` and then looks at the truth again; a waker stores the truth and
 then looks at ``slept``. Between store and look each of them gives a robust lock back, which is the full
 barrier that this pattern needs on every machine.
+
+Sleepers whose wakers bring one thing at a time are woken one at a time (`Waker.wake` and `pass_on`): while a
+token lies in the semaphore no further one is added, and whoever takes it, and leaves something for others,
+wakes the next. So a burst costs its waker one token and not one for each thing, and nobody is woken whom the
+first one would have left nothing. Nothing is missed: who saw the token there had stored his thing before that,
+and who takes the token looks after that.
 """
 
 from __future__ import annotations
@@ -25,6 +31,9 @@ from mpkit._shm.semaphore import MAX_VALUE, Semaphore
 
 #: The longest sleep without a look. Five looks a second cost less than a ten-thousandth of a core.
 SLICE_SECONDS = 0.2
+
+#: As many sleepers as there may be.
+EVERYBODY = 1 << 30
 
 #: Where both counters start in a new file, so that taking back a ticket never goes below zero.
 FIRST_TICKET = 1 << 20
@@ -123,3 +132,52 @@ class Sleepers:
     def waiting(self) -> int:
         """How many sleep now: exact when nobody has been killed asleep, else possibly too high."""
         return max(self.words[self.slept_at] - self.words[self.posted_at], 0)
+
+
+class Waker:
+    """The waking side in one process; its threads share this object.
+
+    Args:
+        sleepers: whom to wake.
+        lock: the lock of the waking side.
+    """
+
+    __slots__ = ("_is_zero", "_lock", "_sleepers", "_words")
+
+    def __init__(self, sleepers: Sleepers, lock: RobustLock) -> None:
+        self._sleepers = sleepers
+        self._lock = lock
+        self._words = sleepers.words
+        self._is_zero = sleepers.tokens.raw._is_zero
+
+    def wake(self, number: int) -> int:
+        """Wake up to `number` sleepers.
+
+        One that is left asleep because the lock cannot be had looks by itself within a slice.
+
+        Returns:
+            The value of ``slept`` at which nobody is known to sleep, or -1.
+        """
+        if number == 1 and not self._is_zero():
+            # Whoever takes the token that lies there sees what has been stored before, and passes on.
+            return -1
+        sleepers, words, lock = self._sleepers, self._words, self._lock
+        lock.refuse_reentry()
+        try:
+            if not lock.acquire_if_open(time.monotonic() + PATIENCE_SECONDS):
+                return -1
+            slept = words[sleepers.slept_at]
+            due = sleepers.due(number)
+            quiet = slept if words[sleepers.posted_at] >= slept else -1
+        finally:
+            try:
+                lock.unwind()
+            finally:
+                lock.unwind()
+        sleepers.post(due)
+        return quiet
+
+    def pass_on(self) -> None:
+        """Wake one more, if any sleep: for whoever a token has woken and leaves something for others."""
+        if self._sleepers.waiting():
+            self.wake(1)
