@@ -227,8 +227,8 @@ class SleepersModel:
             if drained or self._without == "barrier":
                 if me.found:
                     passes = me.woken and self._without != "pass on"
-                    after = MORE if passes else self._after
-                    yield to("give the lock back", at=after, found=False, woken=False)
+                    onward = MORE if passes else self._after
+                    yield to("give the lock back", at=onward, found=False, woken=False)
                 elif not me.looked:
                     yield to("give the lock back, look again", at=OUT, looked=True)
                 else:
@@ -309,8 +309,8 @@ class SleepersModel:
         drained = not me.buffer
         without = self._without
 
-        def to(label: str, after: State = state, **changes: object) -> Step[State]:
-            return Step(label, _set(after, me, number, **changes))
+        def to(label: str, **changes: object) -> Step[State]:
+            return Step(label, _set(state, me, number, **changes))
 
         def quiet(value: int) -> dict[str, int]:
             return {"quiet": value} if isinstance(me, Putter) else {}
@@ -339,7 +339,8 @@ class SleepersModel:
             if drained or without == "barrier":
                 yield to("give the lock back", at=POST if me.promised else after)
         elif me.at == POST:
-            yield to("tokens.release()", state._replace(tokens=state.tokens + 1), at=after, promised=0)
+            posted_now = state._replace(tokens=state.tokens + 1)
+            yield Step("tokens.release()", _set(posted_now, me, number, at=after, promised=0))
 
 
 def wrong(state: State) -> str | None:

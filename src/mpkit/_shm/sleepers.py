@@ -18,8 +18,8 @@ barrier that this pattern needs on every machine.
 Sleepers whose wakers bring one thing at a time are woken one at a time (`Waker.wake` and `pass_on`): while a
 token lies in the semaphore no further one is added, and whoever takes it, and leaves something for others,
 wakes the next. So a burst costs its waker one token and not one for each thing, and nobody is woken whom the
-first one would have left nothing. Nothing is missed: who saw the token there had stored his thing before that,
-and who takes the token looks after that.
+first one would have left nothing. Nothing is missed: who saw the token there had stored his thing before
+that, and who takes the token looks after that.
 """
 
 from __future__ import annotations
