@@ -1,14 +1,18 @@
-"""The control groups of this process (Linux), in versions 1 and 2."""
+"""The control groups of this process (Linux), in versions 1 and 2.
+
+Paths are strings here: `pathlib` would be loaded for nothing else in every worker.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from os.path import join
 
 __all__ = ["hierarchies", "lines_of"]
 
 
-def hierarchies(controller: str, root: Path) -> Iterator[tuple[int, list[Path]]]:
+def hierarchies(controller: str, root: str | os.PathLike[str]) -> Iterator[tuple[int, list[str]]]:
     """Where this process's groups are, for one kind of resource.
 
     Args:
@@ -19,27 +23,28 @@ def hierarchies(controller: str, root: Path) -> Iterator[tuple[int, list[Path]]]
         The version of the hierarchy, and the directories in it: that of the process's group first, then those
         of all the groups above it, whose limits hold for it as well.
     """
-    for base, group, version in _groups(controller, root):
-        parts = [part for part in group.parts if part not in ("/", "..")]
-        yield version, [base.joinpath(*parts[:length]) for length in range(len(parts), -1, -1)]
+    for base, group, version in _groups(controller, os.fspath(root)):
+        parts = [part for part in group if part != ".."]
+        yield version, [join(base, *parts[:length]) for length in range(len(parts), -1, -1)]
 
 
-def lines_of(path: Path) -> list[str]:
+def lines_of(path: str) -> list[str]:
     """The lines of a file; none if it is not there, or not for us to read: then no limit is known."""
     try:
-        return path.read_text().splitlines()
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read().splitlines()
     except OSError:
         return []
 
 
-def _groups(controller: str, root: Path) -> Iterator[tuple[Path, PurePosixPath, int]]:
+def _groups(controller: str, root: str) -> Iterator[tuple[str, list[str], int]]:
     """Mount point, this process's group below it, and version of each hierarchy with that controller."""
-    own: dict[str, PurePosixPath] = {}
-    for line in lines_of(root / "proc/self/cgroup"):
+    own: dict[str, list[str]] = {}
+    for line in lines_of(join(root, "proc/self/cgroup")):
         _, controllers, path = line.split(":", 2)
         for name in controllers.split(","):
-            own[name] = PurePosixPath(path)
-    for line in lines_of(root / "proc/self/mountinfo"):
+            own[name] = _parts(path)
+    for line in lines_of(join(root, "proc/self/mountinfo")):
         # See proc(5): ... root, mount point, options, optional fields, "-", type, source, super options.
         before, _, after = line.partition(" - ")
         mounted, (kind, _, options) = before.split(" "), after.split(" ", 2)
@@ -50,16 +55,19 @@ def _groups(controller: str, root: Path) -> Iterator[tuple[Path, PurePosixPath, 
         else:
             continue
         if name in own:
-            yield root / _unescape(mounted[4]).lstrip("/"), _below(own[name], mounted[3]), version
+            base = join(root, _unescape(mounted[4]).lstrip("/"))
+            yield base, _below(own[name], _parts(_unescape(mounted[3]))), version
 
 
-def _below(group: PurePosixPath, mounted: str) -> PurePosixPath:
+def _below(group: list[str], top: list[str]) -> list[str]:
     """The group's path below the mount point; a container often has only its own part mounted."""
-    top = PurePosixPath(_unescape(mounted))
-    if group.is_relative_to(top):
-        return group.relative_to(top)
-    # The group's path is that of another namespace ("/../.."): what is mounted is all that can be read.
-    return PurePosixPath()
+    # Not below it: the group's path is that of another namespace ("/../.."), and what is mounted is all that
+    # can be read.
+    return group[len(top) :] if group[: len(top)] == top else []
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in path.split("/") if part]
 
 
 def _unescape(path: str) -> str:

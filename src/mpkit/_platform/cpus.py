@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import sys
-from pathlib import Path
 
 from mpkit._platform.cgroups import hierarchies, lines_of
 
@@ -22,7 +21,7 @@ def usable_cpus() -> int:
     """
     count = _affinity()
     if sys.platform == "linux":
-        quota = _quota(Path("/"))
+        quota = _quota("/")
         if quota is not None:
             count = min(count, math.ceil(quota))
     return max(1, count)
@@ -34,7 +33,7 @@ def _affinity() -> int:
     return os.cpu_count() or 1
 
 
-def _quota(root: Path) -> float | None:
+def _quota(root: str | os.PathLike[str]) -> float | None:
     """The smallest CPU quota among this process's control groups, in CPUs; None without any.
 
     Args:
@@ -49,14 +48,14 @@ def _quota(root: Path) -> float | None:
     return min(quotas, default=None)
 
 
-def _quota_v2(directory: Path) -> float | None:
-    for line in lines_of(directory / "cpu.max"):
+def _quota_v2(directory: str) -> float | None:
+    for line in lines_of(os.path.join(directory, "cpu.max")):
         limit, period = line.split()
         return None if limit == "max" else int(limit) / int(period)
     return None
 
 
-def _quota_v1(directory: Path) -> float | None:
-    limit = [int(line) for line in lines_of(directory / "cpu.cfs_quota_us")]
-    period = [int(line) for line in lines_of(directory / "cpu.cfs_period_us")]
+def _quota_v1(directory: str) -> float | None:
+    limit = [int(line) for line in lines_of(os.path.join(directory, "cpu.cfs_quota_us"))]
+    period = [int(line) for line in lines_of(os.path.join(directory, "cpu.cfs_period_us"))]
     return limit[0] / period[0] if limit and period and limit[0] > 0 else None

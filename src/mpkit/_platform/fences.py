@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-import platform
+import os
 import threading
 from typing import Final
 
 __all__ = ["TOTAL_STORE_ORDER", "full_fence"]
 
-TOTAL_STORE_ORDER: Final = platform.machine().lower() in {
+
+def _machine() -> str:
+    if hasattr(os, "uname"):
+        # All that `platform` knows here, without loading it in every worker.
+        return os.uname().machine
+    import platform  # noqa: PLC0415  Windows
+
+    return platform.machine()
+
+
+TOTAL_STORE_ORDER: Final = _machine().lower() in {
     "x86_64",
     "amd64",
     "i386",

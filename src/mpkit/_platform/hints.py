@@ -1,19 +1,26 @@
-"""Typing names that older Pythons lack, for modules that every worker imports.
+"""Typing names that older Pythons lack, without loading `typing_extensions` at run time.
 
-`typing_extensions` loads `inspect` and with it a dozen modules, some ten milliseconds in each process; at run
-time these names are only decoration.
+That loads `inspect` and with it a dozen modules, some ten milliseconds in each process: in the program, and
+in every worker, which imports the main module and with it whatever that takes from mpkit. At run time these
+names are only decoration.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-__all__ = ["Self", "override"]
+__all__ = ["Self", "TypeVar", "override"]
 
 if TYPE_CHECKING:
-    from typing_extensions import Self, override
+    from typing_extensions import Self, TypeVar, override
 else:
+    import typing
+
     Self = object
+
+    def TypeVar(name: str, *, default: object = None, **options: object) -> object:  # noqa: ARG001, N802
+        """What `typing.TypeVar` makes, without the default, which only type checkers ask for."""
+        return typing.TypeVar(name, **options)
 
     def override(method: object) -> object:
         """What `typing.override` does, without its mark."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from pathlib import Path
 
 from mpkit._platform.cgroups import hierarchies, lines_of
 
@@ -35,7 +34,7 @@ else:
             return None
 
 
-def oom_kills(root: Path = Path("/")) -> int | None:
+def oom_kills(root: str | os.PathLike[str] = "/") -> int | None:
     """How often the out-of-memory killer has struck so far where it could have hit this process or a child.
 
     A number to compare with an earlier one. Counted are this process's memory control group and all below it;
@@ -47,24 +46,25 @@ def oom_kills(root: Path = Path("/")) -> int | None:
     Returns:
         None where the system does not count them (not Linux, or too old a kernel).
     """
-    counter = _counter(root)
+    counter = _counter(os.fspath(root))
     return None if counter is None else _count_in(counter)
 
 
 @functools.cache
-def _counter(root: Path) -> Path | None:
+def _counter(root: str) -> str | None:
     """The file with the narrowest count. A process seldom changes its group; this stays a count then."""
     if sys.platform != "linux":
         return None
     candidates = [
-        directories[0] / ("memory.events" if version == 2 else "memory.oom_control")
+        os.path.join(directories[0], "memory.events" if version == 2 else "memory.oom_control")
         for version, directories in hierarchies("memory", root)
         if len(directories) > 1  # the root group does not count in version 2
     ]
-    return next((path for path in [*candidates, root / "proc/vmstat"] if _count_in(path) is not None), None)
+    candidates.append(os.path.join(root, "proc/vmstat"))
+    return next((path for path in candidates if _count_in(path) is not None), None)
 
 
-def _count_in(path: Path) -> int | None:
+def _count_in(path: str) -> int | None:
     for line in lines_of(path):
         name, _, value = line.partition(" ")
         if name == "oom_kill":

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 
-from typing_extensions import override
-
 from mpkit import sync
+from mpkit._platform.hints import override
 from mpkit.compat._queues import not_negative
 
 

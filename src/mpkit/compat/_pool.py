@@ -9,8 +9,7 @@ from multiprocessing import pool as stdlib
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
-from typing_extensions import Self
-
+from mpkit._platform.hints import Self
 from mpkit.compat._processes import default_start_method
 from mpkit.compat._queues import not_negative
 from mpkit.errors import SerializationError

@@ -38,10 +38,9 @@ from concurrent.futures import (
     as_completed,
     wait,
 )
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from typing_extensions import ParamSpec, override
-
+from mpkit._platform.hints import override
 from mpkit.compat._processes import default_start_method
 from mpkit.errors import SerializationError
 from mpkit.pool import TaskPool

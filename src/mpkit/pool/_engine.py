@@ -15,7 +15,7 @@ import time
 import weakref
 from collections import deque
 from types import BuiltinFunctionType, FunctionType, ModuleType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from mpkit._platform import seam
 from mpkit._platform.signals import signal_name
@@ -57,16 +57,14 @@ from mpkit.pool._lane import Lane
 from mpkit.pool._ledger import CANCELLED, Chunk, ChunkSink, Death, Sink, Task
 from mpkit.pool._options import PoolOptions, TaskOptions
 from mpkit.pool._stacks import last_words, live_stack
-from mpkit.pool._statistics import PoolStatistics, WorkerSnapshot
+from mpkit.pool._states import BROKEN, CLOSED, RUNNING, TERMINATED
 from mpkit.pool._supervisor import Supervisor
 from mpkit.pool._worker import Initializer
 
-_logger = logging.getLogger("mpkit.pool")
+if TYPE_CHECKING:
+    from mpkit.pool._statistics import PoolStatistics, WorkerSnapshot
 
-RUNNING = "running"
-CLOSED = "closed"
-TERMINATED = "terminated"
-BROKEN = "broken"
+_logger = logging.getLogger("mpkit.pool")
 
 _MOST_FUNCTIONS = 1024
 _LEAVE_RECORD = TASK_HEAD.pack(0, 0, LEAVE)
@@ -428,6 +426,8 @@ class Engine:
 
     def worker_snapshots(self) -> list[WorkerSnapshot]:
         """What each worker is doing now."""
+        from mpkit.pool._statistics import WorkerSnapshot  # noqa: PLC0415  dataclasses load a dozen modules
+
         dispatcher = self.dispatcher
         now = time.monotonic_ns()
         with dispatcher.lock:
@@ -452,6 +452,8 @@ class Engine:
 
     def statistics(self) -> PoolStatistics:
         """How many tasks there are, and what became of those that ended."""
+        from mpkit.pool._statistics import PoolStatistics  # noqa: PLC0415  dataclasses load a dozen modules
+
         self.collector.look()
         dispatcher = self.dispatcher
         with dispatcher.lock:

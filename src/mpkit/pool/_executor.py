@@ -5,11 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, wait
-from typing import Any, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 from weakref import WeakSet
 
-from typing_extensions import ParamSpec, override
-
+from mpkit._platform.hints import override
 from mpkit.pool._handle import TaskHandle
 
 __all__ = ["PoolExecutor"]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from multiprocessing.context import BaseContext
-from typing import Any
+from typing import Any, NamedTuple
 
 from mpkit._platform.contexts import resolve_context
-from mpkit._platform.cpus import usable_cpus
 from mpkit._platform.deadlines import check_timeout
 from mpkit._wire import codec
 from mpkit._wire.codec import Pickler
@@ -16,8 +14,7 @@ from mpkit._wire.codec import Pickler
 __all__ = ["DEFAULT_TASK_OPTIONS", "Pickler", "PoolOptions", "TaskOptions"]
 
 
-@dataclass(frozen=True)
-class TaskOptions:
+class TaskOptions(NamedTuple):
     """What holds for the tasks of one view of a pool.
 
     Attributes:
@@ -49,8 +46,7 @@ class TaskOptions:
 DEFAULT_TASK_OPTIONS = TaskOptions()
 
 
-@dataclass(frozen=True)
-class PoolOptions:
+class PoolOptions(NamedTuple):
     """How a pool is made; see `TaskPool` for the meaning."""
 
     processes: int
@@ -98,7 +94,7 @@ class PoolOptions:
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name must be a string or None; got {name!r}")
         return PoolOptions(
-            processes=usable_cpus() if processes is None else check_count(processes, "processes"),
+            processes=_usable_cpus() if processes is None else check_count(processes, "processes"),
             initializer=initializer,
             initargs=tuple(initargs),
             maxtasksperchild=None
@@ -114,6 +110,12 @@ class PoolOptions:
             name="TaskPool" if name is None else name,
             forward_logs=bool(forward_logs),
         )
+
+
+def _usable_cpus() -> int:
+    from mpkit._platform.cpus import usable_cpus  # noqa: PLC0415  workers that import `TaskPool` never ask
+
+    return usable_cpus()
 
 
 def check_count(value: object, name: str, *, least: int = 1) -> int:

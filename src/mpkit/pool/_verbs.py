@@ -6,9 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from typing import Any, Protocol, TypeVar
-
-from typing_extensions import ParamSpec
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 __all__ = ["PoolVerbs"]
 

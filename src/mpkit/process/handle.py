@@ -12,10 +12,9 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from typing_extensions import override
-
 from mpkit._platform import memory, seam
 from mpkit._platform.anonymous import AnonymousFile
+from mpkit._platform.hints import override
 from mpkit._platform.parent_watch import ParentLink
 from mpkit._wire import codec
 from mpkit.errors import SerializationError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from typing_extensions import override
+from mpkit._platform.hints import override
 
 __all__ = ["ProcessState"]
 

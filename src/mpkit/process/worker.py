@@ -9,13 +9,12 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Mapping
 from multiprocessing.context import BaseContext
-from typing import TYPE_CHECKING, Any, Final, Generic, SupportsFloat, cast
-
-from typing_extensions import ParamSpec, Self, TypeVar, override
+from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, SupportsFloat, SupportsIndex, cast
 
 from mpkit._platform import families, seam
 from mpkit._platform.contexts import resolve_context
 from mpkit._platform.deadlines import check_timeout
+from mpkit._platform.hints import Self, TypeVar, override
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._platform.signals import signal_name
 from mpkit._wire import codec
@@ -509,7 +508,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         return ties
 
     @override
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
         handle = self._mpkit
         if not seam.spawning() or handle.ties is None or seam.is_started(self):
             raise TypeError(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 import platform
 import signal
+from types import SimpleNamespace
 
 import pytest
 
@@ -27,6 +29,8 @@ def test_the_fence_follows_the_processor(machine: str, strong: bool, monkeypatch
     try:
         with monkeypatch.context() as patch:
             patch.setattr(platform, "machine", lambda: machine)
+            if hasattr(os, "uname"):
+                patch.setattr(os, "uname", lambda: SimpleNamespace(machine=machine))
             importlib.reload(fences)
             assert fences.TOTAL_STORE_ORDER is strong
             fences.full_fence()
