@@ -5,9 +5,9 @@ lock cannot look after itself, one that is stopped cannot either, and a thread i
 later fork there unsafe. The kernel's parent-death signal is tied to the thread that started the child, knows
 nothing of grandchildren, and under forkserver watches the wrong process.
 
-One guardian serves one application, whatever the number of its processes. `parent_watch` starts it as a
-script when the first process is started that is to die with its parent, and passes it one end of a socket
-pair. Every process of the application has the other end and writes lines:
+One guardian serves one application, whatever the number of its processes. `parent_watch` starts it when the
+first process is started that is to die with its parent, and passes it one end of a socket pair. Every process
+of the application has the other end and writes lines:
 
 - ``W <parent pid> <parent start> <child pid> <child start>``: when the parent dies, kill the child and its
   descendants;
@@ -21,12 +21,7 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from typing import Protocol
-
-if __name__ == "__main__":
-    # Isolated from the environment and without `site`, a script has to be told where its package is.
-    sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 from mpkit._platform import families
 from mpkit._platform.exits import ExitWatcher
@@ -154,7 +149,3 @@ def _let_go_of_standard_streams() -> None:
     for standard in (0, 1, 2):
         os.dup2(null, standard)
     os.close(null)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))

@@ -187,7 +187,10 @@ class _Line:
             # Isolated, and without `site` where psutil is not needed (its start takes longer than all the
             # rest).
             options = ["-I", "-S"] if sys.platform == "linux" else ["-I"]
-            command = [executable, *options, guardian.__file__, str(theirs.fileno())]
+            # Not the file as a script: that would be compiled anew each time. Its name stands there for those
+            # who look at the list of processes.
+            arguments = [_GUARDIAN, str(theirs.fileno())]
+            command = [executable, *options, "-c", _START_GUARDIAN, *arguments]
             # Blocked until the guardian ignores them.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
             try:
@@ -210,10 +213,14 @@ def _reap(pid: int) -> None:
         return  # somebody who waits for any child has reaped it
 
 
-_AT_ONCE = getattr(socket, "MSG_DONTWAIT", 0) | getattr(socket, "MSG_NOSIGNAL", 0)
-_GUARDIAN_POSSIBLE = (
-    os.name == "posix" and not getattr(sys, "frozen", False) and os.path.isfile(guardian.__file__)
+_GUARDIAN = os.path.abspath(guardian.__file__)
+_START_GUARDIAN = (
+    # Isolated from the environment and without `site`, it has to be told where its package is.
+    "import sys, os.path as p; sys.path.append(p.dirname(p.dirname(p.dirname(sys.argv[1])))); "
+    "from mpkit._platform.guardian import main; main(int(sys.argv[2]))"
 )
+_AT_ONCE = getattr(socket, "MSG_DONTWAIT", 0) | getattr(socket, "MSG_NOSIGNAL", 0)
+_GUARDIAN_POSSIBLE = os.name == "posix" and not getattr(sys, "frozen", False) and os.path.isfile(_GUARDIAN)
 
 _line = _Line()
 if hasattr(os, "register_at_fork"):

@@ -13,6 +13,8 @@ Python. What is used, and why there is no public way:
 - ``BaseProcess._bootstrap``, ``_Popen``, ``_after_fork`` and the Popen classes: each start method has a
   process class of its own there, which a class with a start method per instance cannot inherit from, and they
   race (see `ChildProcess`).
+- ``forkserver._forkserver``: its public `set_forkserver_preload` replaces what the application has asked for,
+  and does not tell what that was.
 - ``ForkingPickler._extra_reducers``: its public `dumps` makes a new pickler class instance with two
   dictionary copies for each object, and cannot pickle out of band.
 """
@@ -74,6 +76,7 @@ __all__ = [
     "sem_unlink",
     "spawn_passing",
     "spawning",
+    "start_fork_server",
     "track",
     "untrack",
 ]
@@ -552,6 +555,91 @@ def _popen_class(start_method: str) -> type[Any]:
     from multiprocessing import popen_forkserver  # noqa: PLC0415
 
     return type("Popen", (_ChildOfServer, popen_forkserver.Popen), {})
+
+
+# --- the fork server ---------------------------------------------------------------------------------------
+
+_starting_server = threading.Lock()
+
+
+def _forget_after_fork() -> None:
+    global _starting_server
+    _starting_server = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)
+
+
+def start_fork_server(modules: Sequence[str]) -> None:
+    """Start the fork server of multiprocessing, unless it runs, and have it import modules of ours first.
+
+    Returns at once: the server comes up while the caller goes on. It takes nothing from the application: what
+    that has asked the server to import is imported as well, and before; what it asks for later holds for a
+    server that is started later, as ever. Its own children merely find modules loaded that its main process
+    has loaded too. A server that runs already stays as it is.
+
+    To be called with no signal blocked that was not blocked before: all children of the server, those of
+    the application too, have the mask that it was started with.
+
+    Args:
+        modules: What its children need; a child then starts without importing anything.
+
+    Raises:
+        OSError: The system refuses a process or descriptors.
+    """
+    from multiprocessing import forkserver  # noqa: PLC0415  POSIX only
+
+    server: Any = vars(forkserver)["_forkserver"]
+    with _starting_server:
+        before: list[str] = server._preload_modules
+        with_ours = [*before, *modules]
+        # On 3.15 the application may have asked that a module which cannot be imported ends the server.
+        polite = getattr(server, "_preload_on_error", "ignore") == "ignore"
+        if server._forkserver_pid is None and polite and _is_found_by_every_interpreter():
+            server._preload_modules = with_ours
+        try:
+            server.ensure_running()
+        finally:
+            # Unless another thread has just asked for others.
+            if server._preload_modules is with_ours:
+                server._preload_modules = before
+
+
+def _is_found_by_every_interpreter() -> bool:
+    """Whether ``import mpkit`` means this very package in a new interpreter, too.
+
+    Before 3.14 the fork server does not get our `sys.path`. Should it find another mpkit first (in the
+    current directory, say), all its children would have that one.
+    """
+    if sys.flags.no_site or sys.flags.isolated or sys.flags.ignore_environment:
+        return False
+    import site  # noqa: PLC0415  loaded at the start of nearly every interpreter, but not of all
+
+    home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    sites = [*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else [])]
+    places = [os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep), *sites]
+    for place in places:
+        if place and os.path.exists(os.path.join(place, "mpkit")):
+            return os.path.realpath(place) == os.path.realpath(home)
+    # Not there: then one of the files by which `site` adds directories has to name it.
+    return any(home in _directories_added_in(place) for place in sites)
+
+
+def _directories_added_in(place: str) -> list[str]:
+    with contextlib.suppress(OSError):
+        return [
+            line.strip()
+            for name in os.listdir(place)
+            if name.endswith(".pth")
+            for line in _lines_of(os.path.join(place, name))
+        ]
+    return []
+
+
+def _lines_of(path: str) -> list[str]:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.readlines()
 
 
 # --- pickling ---------------------------------------------------------------------------------------------

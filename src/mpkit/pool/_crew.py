@@ -23,6 +23,7 @@ from mpkit.pool._dispatcher import Dispatcher
 from mpkit.pool._interrupts import without_interrupts
 from mpkit.pool._lane import Lane
 from mpkit.pool._options import PoolOptions
+from mpkit.pool._server import start_server
 
 MOST_FAILURES = 3
 MOST_KILLED = 10
@@ -75,6 +76,8 @@ class Crew:
         """
         options = self._options
         dispatcher = self._dispatcher
+        # Here, where no signal is blocked yet: all children of the server have the mask it was started with.
+        start_server(options.context)
         channel = Channel.create()
         reader: Connection | None = None
         writer: Connection | None = None

@@ -1,4 +1,8 @@
-"""`TaskPool`: the verbs of a pool, and nothing else."""
+"""`TaskPool`: the verbs of a pool, and nothing else.
+
+A worker imports the main module of the program, and with it most likely this one, for nothing: so what a pool
+consists of is imported when one is made.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +13,25 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from multiprocessing.context import BaseContext
 from types import TracebackType
-from typing import Any, Generic, TypeVar
-
-from typing_extensions import ParamSpec, Self
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from mpkit._platform.deadlines import check_timeout
+from mpkit._platform.hints import Self
 from mpkit.errors import ClosedError
 from mpkit.pool import _maps as maps
 from mpkit.pool._channel import KEYWORDS
-from mpkit.pool._engine import RUNNING, Engine
-from mpkit.pool._executor import PoolExecutor
 from mpkit.pool._handle import TaskHandle
 from mpkit.pool._interrupts import deferred_interrupts
 from mpkit.pool._maps import ImapIterator, MapHandle, Progress
 from mpkit.pool._options import DEFAULT_TASK_OPTIONS, Pickler, PoolOptions, TaskOptions, check_count
+from mpkit.pool._server import start_server
 from mpkit.pool._shared import Shared
-from mpkit.pool._statistics import PoolStatistics, WorkerSnapshot
+from mpkit.pool._states import RUNNING
+
+if TYPE_CHECKING:
+    from mpkit.pool._engine import Engine
+    from mpkit.pool._executor import PoolExecutor
+    from mpkit.pool._statistics import PoolStatistics, WorkerSnapshot
 
 __all__ = ["PoolView", "TaskPool"]
 
@@ -311,6 +318,10 @@ class TaskPool(PoolView):
             name,
             forward_logs,
         )
+        # First: it comes up while the rest is made.
+        start_server(options.context)
+        from mpkit.pool._engine import Engine  # noqa: PLC0415  see the top of this file
+
         task_options = (
             DEFAULT_TASK_OPTIONS if options.pickler == "pickle" else TaskOptions(pickler=options.pickler)
         )
@@ -353,6 +364,8 @@ class TaskPool(PoolView):
 
         Shutting it down leaves the pool as it is.
         """
+        from mpkit.pool._executor import PoolExecutor  # noqa: PLC0415  see the top of this file
+
         if self._executor is None or self._executor.is_shut_down:
             self._executor = PoolExecutor(self)
         return self._executor

@@ -1,0 +1,119 @@
+"""`mpkit._platform.seam` in programs: the exit of multiprocessing, and its fork server."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.processes import ROOT, run_python
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="fork, and the fork server")
+
+
+def test_multiprocessing_runs_it_before_it_waits_for_children() -> None:
+    # The child ends when the pipe is closed, which is what runs before the children are joined: were that too
+    # late, the program would never end. Registered before multiprocessing's own exit hook, and after it.
+    code = """
+import os, sys
+if sys.argv[1] == "early":
+    from mpkit._platform import seam
+import multiprocessing.util
+from mpkit._platform import seam
+
+reader, writer = os.pipe()
+context = multiprocessing.get_context("fork")
+
+def wait():
+    os.close(writer)
+    os.read(reader, 1)
+    print("the child ends", flush=True)
+
+def let_go():
+    print("before", len(multiprocessing.active_children()), flush=True)
+    os.close(writer)
+
+seam.at_exit_before_children_joined(let_go)
+seam.at_exit_after_children_joined(lambda: print("after", len(multiprocessing.active_children()), flush=True))
+context.Process(target=wait).start()
+"""
+    for when in ("early", "late"):
+        said = run_python("-c", code, when).stdout.splitlines()
+        assert said == ["before 1", "the child ends", "after 0"]
+
+
+SHOW = """
+import sys
+def show():
+    import signal
+    loaded = [name for name in ("wave", "mpkit.pool._worker") if name in sys.modules]
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    print(loaded, sorted(blocked), flush=True)
+"""
+
+
+def in_a_fork_server(tmp_path: Path, body: str, **environment: str) -> list[str]:
+    """What a program prints whose main module has `body`, and in `show` the state of a child."""
+    script = tmp_path / "program.py"
+    script.write_text(
+        f"{SHOW}\n"
+        "if __name__ == '__main__':\n"
+        "    import multiprocessing, sys\n"
+        "    from multiprocessing import forkserver\n"
+        "    from mpkit._platform import seam\n"
+        "    context = multiprocessing.get_context('forkserver')\n"
+        + "".join(f"    {line}\n" for line in body.strip().splitlines())
+    )
+    return run_python(script, env={"PYTHONPATH": str(ROOT / "src"), **environment}).stdout.splitlines()
+
+
+CHILD = "child = context.Process(target=show); child.start(); child.join()"
+
+
+def test_the_fork_server_imports_what_is_needed_and_takes_nothing_from_the_application(
+    tmp_path: Path,
+) -> None:
+    body = f"""
+context.set_forkserver_preload(["wave"])
+seam.start_fork_server(["mpkit.pool._worker"])
+print(forkserver._forkserver._preload_modules)
+{CHILD}
+"""
+    assert in_a_fork_server(tmp_path, body) == ["['wave']", "['wave', 'mpkit.pool._worker'] []"]
+
+
+def test_a_fork_server_that_runs_stays_as_it_is(tmp_path: Path) -> None:
+    body = f"""
+forkserver.ensure_running()
+seam.start_fork_server(["mpkit.pool._worker"])
+{CHILD}
+"""
+    assert in_a_fork_server(tmp_path, body) == ["[] []"]
+
+
+def test_the_children_of_the_application_hear_ctrl_c_also_when_a_pool_came_first(tmp_path: Path) -> None:
+    body = f"""
+from mpkit import TaskPool
+with TaskPool(1, context="forkserver") as pool:
+    assert pool.submit(abs, -1).result() == 1
+{CHILD}
+"""
+    assert in_a_fork_server(tmp_path, body) == ["['mpkit.pool._worker'] []"]
+
+
+def test_where_another_interpreter_would_find_another_mpkit_nothing_is_imported_beforehand(
+    tmp_path: Path,
+) -> None:
+    other = tmp_path / "other" / "mpkit"
+    other.mkdir(parents=True)
+    (other / "__init__.py").write_text("raise ImportError('another one')")
+    body = f"""
+import mpkit
+print("other" in mpkit.__path__[0])
+seam.start_fork_server(["mpkit.pool._worker"])
+{CHILD}
+"""
+    # The program has found its mpkit; from here on the environment names another one.
+    body = f"import os; os.environ['PYTHONPATH'] = {str(other.parent)!r}" + body
+    assert in_a_fork_server(tmp_path, body) == ["False", "[] []"]
