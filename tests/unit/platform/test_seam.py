@@ -118,3 +118,17 @@ def test_an_exit_callback_that_raises_does_not_stop_the_others(capsys: pytest.Ca
     mp_util._run_finalizers()
     assert ran == ["ran"]
     assert "on purpose" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("finalizers")
+def test_what_comes_before_the_children_are_joined_runs_first_and_once() -> None:
+    ran: list[str] = []
+    seam.at_exit_before_children_joined(lambda: ran.append("before"))
+    cancel = seam.at_exit_before_children_joined(lambda: ran.append("cancelled"))
+    cancel()
+    cancel()
+    # What multiprocessing does at exit: these, then the children are joined, then the rest.
+    mp_util._run_finalizers(0)
+    assert ran == ["before"]
+    mp_util._run_finalizers()
+    assert ran == ["before"]
