@@ -327,7 +327,9 @@ class WorkerMemoryExceeded(MpkitError, MemoryError):
         if message is None:
             used = "too much memory" if rss_bytes is None else f"{_size(rss_bytes)} of memory"
             allowed = "" if limit is None else f" where {_size(limit)} are allowed"
-            message = f"{_task(task_id)} used {used}{allowed} and was stopped{_where(pid)}"
+            is_pools = task_id is not None or pid is None
+            who, where = (_task(task_id), _where(pid)) if is_pools else (_process(pid), "")
+            message = f"{who} used {used}{allowed} and was stopped{where}"
         super().__init__(message)
         self.task_id = task_id
         self.pid = pid

@@ -25,7 +25,7 @@ class Lock(SharedHandle[LockFile]):
 
     It is not recursive. It may be released by another thread or process than acquired it. A handle can be
     pickled anywhere: as an argument of a process under every start method, of a task in a running pool,
-        inside an item of a queue.
+    inside an item of a queue.
 
     Raises:
         SharedMemoryExhausted: there is no room for the lock (some 12 KiB); nothing is left behind.
@@ -140,8 +140,7 @@ class LockedCounter(SharedHandle[CounterFile]):
     an update has made it or has not; it holds nobody up.
 
     A handle can be pickled anywhere: as an argument of a process under every start method, of a task in a
-        running pool, inside an
-    item of a queue.
+    running pool, inside an item of a queue.
 
     Args:
         initial: the value to begin with, from -2**63 to 2**63 - 1.

@@ -173,6 +173,9 @@ def test_messages_name_the_facts() -> None:
         "task 7 ran past its time limit of 2.5 s and was stopped (process 1)"
     )
     assert str(errors.TaskTimeout()) == "the task ran past its time limit and was stopped"
+    assert str(errors.WorkerMemoryExceeded(pid=12, rss_bytes=5 << 20, limit=4 << 20)) == (
+        "process 12 used 5.0 MiB of memory where 4.0 MiB are allowed and was stopped"
+    )
     assert str(errors.WorkerMemoryExceeded(rss_bytes=3 << 40, limit=1000)) == (
         "the task used 3.0 TiB of memory where 1000 bytes are allowed and was stopped"
     )

@@ -316,7 +316,7 @@ def _cannot_pickle(obj: object, error: Exception) -> Exception:
     if "inheritance" in text:
         remedy = "hand it to a process when starting it, or use mpkit's queue, lock or counter"
     elif "<lambda>" in text or "<locals>" in text or "local object" in text:
-        remedy = "define it at the top level of a module, or use pickler='cloudpickle'"
+        remedy = "define it at the top level of a module, or, for a pool, use pickler='cloudpickle'"
     elif isinstance(error, RecursionError):
         remedy = "it is nested too deeply; flatten it, or raise sys.setrecursionlimit()"
     else:
@@ -329,6 +329,11 @@ def _cannot_unpickle(error: Exception) -> Exception:
         return error
     if isinstance(error, AttributeError | ImportError):
         remedy = "what is sent must be importable by the same name on the other side"
+        if "__main__" in str(error):
+            remedy += (
+                ", which functions of an interactive session are not: put them into a module or, for a pool, "
+                "use pickler='cloudpickle'"
+            )
     else:
         remedy = "check the __reduce__, __setstate__ or constructor of its class"
     return SerializationError(f"cannot unpickle what was received: {_error_line(error)}; {remedy}")

@@ -375,6 +375,12 @@ def test_a_name_that_is_not_there() -> None:
         loads(data)
 
 
+def test_a_function_of_an_interactive_session_is_told_of_cloudpickle() -> None:
+    data = b"c__main__\nnowhere_to_be_found\n."
+    with pytest.raises(SerializationError, match=r"interactive session .* pickler='cloudpickle'"):
+        loads(data)
+
+
 def test_interrupts_are_not_errors_of_pickling() -> None:
     class Interrupts:
         def __reduce__(self) -> str:
