@@ -12,13 +12,15 @@ import operator
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pickle import PickleBuffer
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 from mpkit._platform.deadlines import check_timeout, deadline_of
 from mpkit._platform.hints import Self
-from mpkit._shm.get_side import BigRecord, GetSide
+from mpkit._shm.get_side import BigRecord, GetSide, Record
 from mpkit._shm.handle import SharedHandle
 from mpkit._shm.open_queue import OpenQueue
+from mpkit._shm.packs import MOST_ITEMS, PackSlice, pack
 from mpkit._shm.put_side import BIG, PutSide, WrittenItem
 from mpkit._wire.codec import Encoder, decode, loads
 from mpkit.errors import ClosedError, HandleLost, QueueEmpty, QueueFull, QueueShutDown, SharedMemoryExhausted
@@ -34,6 +36,8 @@ T = TypeVar("T")
 #: of their own, from which the receiver uses them in place.
 _INLINE_BYTES: Final = 32 * 1024
 _encode = Encoder(_INLINE_BYTES).encode
+#: What that makes of an item: its pickle, and its big buffers.
+_Encoded = tuple[bytes, list[PickleBuffer]]
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,8 @@ class QueueStatistics:
 
     Attributes:
         size: items in the queue.
-        bytes: what they occupy in shared memory, with 8 to 15 bytes of administration for each.
+        bytes: what they occupy in shared memory, with 8 to 15 bytes of administration for each (small items
+            that `put_many` has packed together occupy less, and that until the last of them is taken).
         maxsize: the bound on items, 0 for none.
         max_bytes: the bound on bytes, None for none.
         puts: items ever put.
@@ -128,7 +133,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         self._gets = shared.gets
         # With a bound on bytes every put asks first whether its item can ever fit.
         self._try_put: Callable[[bytes], bool] = _never_put if shared.max_bytes else shared.puts.try_put
-        self._try_get: Callable[[], bytes | None] = shared.gets.try_get
+        self._try_get: Callable[[], Record | None] = shared.gets.try_get
         self._arrivals: Arrivals | None = None
 
     def _bind_nothing(self, name: str, reason: HandleLost | SharedMemoryExhausted) -> None:
@@ -199,7 +204,9 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         deadline = None if timeout is None else deadline_of(check_timeout(timeout))
         record = self._try_get()
         if record is not None:
-            return loads(record)  # type: ignore[no-any-return]  # what was put
+            if type(record) is bytes:
+                return loads(record)  # type: ignore[no-any-return]  # what was put
+            return _item(record)  # type: ignore[no-any-return]
         found = self._side_to_get().get(block, deadline)
         if found is None:
             raise QueueEmpty(f"nothing in the queue{_waited(block, timeout)}")
@@ -237,30 +244,29 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         Blocking: as `put`. Items of other putters may come in between.
         """
         deadline = None if timeout is None else deadline_of(check_timeout(timeout))
-        encoded = [_encode(item) for item in items]
-        for head, buffers in encoded if self._opened().max_bytes else ():
-            self._check_size(len(head) + sum(buffer.raw().nbytes for buffer in buffers))
-        side = self._side_to_put()
+        everything = list(items)
+        file = self._opened()
+        chunks: list[tuple[bytes | None, list[_Encoded]]] = []
+        for start in range(0, len(everything), MOST_ITEMS):
+            chunk = everything[start : start + MOST_ITEMS]
+            # With a bound on bytes each item is weighed by itself.
+            packed = None if file.max_bytes else pack(chunk)
+            chunks.append((packed, [] if packed is not None else [_encode(item) for item in chunk]))
+        for _, encoded in chunks if file.max_bytes else ():
+            for head, buffers in encoded:
+                self._check_size(len(head) + sum(buffer.raw().nbytes for buffer in buffers))
         done = 0
-        while done < len(encoded):
-            end = done
-            while end < len(encoded) and not encoded[end][1] and len(encoded[end][0]) <= _INLINE_BYTES:
-                end += 1
+        for packed, encoded in chunks:
+            number = min(len(everything) - done, MOST_ITEMS)
             try:
-                if end > done:
-                    went = side.put_many([head for head, _ in encoded[done:end]], block, deadline)
-                    done += went
-                    if done < end:
-                        break
-                else:
-                    head, buffers = encoded[done]
-                    if not self._put_big(head, [buffer.raw() for buffer in buffers], block, deadline):
-                        break
-                    done += 1
+                went = self._put_chunk(packed, encoded, number, block, deadline)
             except (QueueShutDown, SharedMemoryExhausted, ClosedError):
                 if done:
                     break
                 raise
+            done += went
+            if went < number:
+                break
         return done
 
     def get_many(
@@ -297,7 +303,13 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         found = self._side_to_get().get_many(limit, block, deadline)
         if not found:
             raise QueueEmpty(f"nothing in the queue{_waited(block, timeout)}")
-        return [_item(record) for record in found]
+        items: list[T] = []
+        for record in found:
+            if isinstance(record, PackSlice):
+                items += record.take()
+            else:
+                items.append(_item(record))
+        return items
 
     # -- looking ---------------------------------------------------------------------------------------------
 
@@ -496,6 +508,41 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
 
     # -- inside ----------------------------------------------------------------------------------------------
 
+    def _put_chunk(
+        self, packed: bytes | None, encoded: list[_Encoded], number: int, block: bool, deadline: float | None
+    ) -> int:
+        if packed is None:
+            return self._put_encoded(encoded, block, deadline)
+        if self._side_to_put().put_pack(packed, number, block, deadline):
+            return number
+        # They wait for room one by one. From what was pickled: the objects may have changed since.
+        return self._put_encoded([_encode(item) for item in loads(packed)], block, deadline)
+
+    def _put_encoded(self, encoded: list[_Encoded], block: bool, deadline: float | None) -> int:
+        """Put one by one, or in runs; returns how many went in. Raises only if none did."""
+        side = self._side_to_put()
+        done = 0
+        while done < len(encoded):
+            end = done
+            while end < len(encoded) and not encoded[end][1] and len(encoded[end][0]) <= _INLINE_BYTES:
+                end += 1
+            try:
+                if end > done:
+                    went = side.put_many([head for head, _ in encoded[done:end]], block, deadline)
+                    done += went
+                    if done < end:
+                        break
+                else:
+                    head, buffers = encoded[done]
+                    if not self._put_big(head, [buffer.raw() for buffer in buffers], block, deadline):
+                        break
+                    done += 1
+            except (QueueShutDown, SharedMemoryExhausted, ClosedError):
+                if done:
+                    break
+                raise
+        return done
+
     def _put_big(self, head: bytes, parts: list[memoryview], block: bool, deadline: float | None) -> bool:
         self._check_size(len(head) + sum(part.nbytes for part in parts))
         side = self._side_to_put()
@@ -535,7 +582,9 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
 _SMALL_ITEM_BYTES: Final = 32
 
 
-def _item(record: bytes | BigRecord) -> Any:  # noqa: ANN401  what was put
+def _item(record: Record) -> Any:  # noqa: ANN401  what was put
+    if isinstance(record, PackSlice):
+        return record.take()[0]
     if isinstance(record, BigRecord):
         return decode(record.head, record.buffers)
     return loads(record)

@@ -22,6 +22,7 @@ from mpkit._shm.counter_file import VALUE, CounterFile
 from mpkit._shm.get_side import BigRecord
 from mpkit._shm.lock_file import LockFile
 from mpkit._shm.open_queue import OpenQueue
+from mpkit._shm.packs import PackSlice, pack
 from tests.helpers.stepping import die_at
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the children are forked")
@@ -61,11 +62,13 @@ def put_big(queue: OpenQueue, item: bytes) -> None:
 
 
 def get(queue: OpenQueue) -> bytes:
-    data = queue.gets.try_get()
-    if data is not None:
-        return data
-    found = queue.gets.get(True, time.monotonic() + PATIENCE)
+    found = queue.gets.try_get()
+    if found is None:
+        found = queue.gets.get(True, time.monotonic() + PATIENCE)
     assert found is not None, "nothing came"
+    if isinstance(found, PackSlice):
+        [item] = found.take()
+        return bytes(item)
     if isinstance(found, BigRecord):
         assert bytes(found.head) == b"head"
         return bytes(found.buffers[0])
@@ -200,6 +203,38 @@ def test_put_many_and_get_many() -> None:
         return queue, both, check_rest(queue, [*put_all, ITEMS[2:]])
 
     assert each_step(make, SAMPLED) > 80
+
+
+def test_put_of_a_pack() -> None:
+    def make() -> tuple[object, Callable[[], object], Callable[[], None]]:
+        queue = queue_with(ITEMS[0])
+        return queue, lambda: put_pack(queue), check_rest(queue, [ITEMS[:1], [ITEMS[0], *ITEMS]])
+
+    assert each_step(make) > 40
+
+
+def test_get_of_parts_of_a_pack() -> None:
+    def make() -> tuple[object, Callable[[], object], Callable[[], None]]:
+        queue = queue_with(ITEMS[0])
+        put_pack(queue)
+
+        def get_some() -> None:
+            assert [get(queue), get(queue)] == [ITEMS[0], ITEMS[0]]
+            [some] = queue.gets.get_many(2, True, None)
+            assert isinstance(some, PackSlice)
+            assert some.take() == ITEMS[1:3]
+            assert get(queue) == ITEMS[3]
+
+        rests = [[ITEMS[0], *ITEMS], ITEMS, ITEMS[1:], ITEMS[3:], []]
+        return queue, get_some, check_rest(queue, rests)
+
+    assert each_step(make, SAMPLED) > 80
+
+
+def put_pack(queue: OpenQueue) -> None:
+    data = pack(ITEMS)
+    assert data is not None
+    assert queue.puts.put_pack(data, len(ITEMS), True, None)
 
 
 def test_put_of_a_big_item() -> None:

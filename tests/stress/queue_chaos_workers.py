@@ -17,6 +17,7 @@ from pathlib import Path
 from struct import Struct
 
 from mpkit import BoundedQueue, Lock, LockedCounter
+from mpkit.errors import QueueShutDown
 
 Item = tuple[int, int, bytes, int]
 """Number of the putter, number of the item, payload, checksum of all that."""
@@ -25,6 +26,11 @@ Item = tuple[int, int, bytes, int]
 DONE, SINCE, WRONG = range(3)
 #: In the notebook of the judge: nobody starts anything new; who is inside the critical section.
 STOP, INSIDE = 0, 8
+
+#: As many items go into the queue by one call at most.
+LARGEST_BATCH = 40
+#: Getters with an odd number take so many by one call at most, the others one.
+LARGEST_HANDFUL = 6
 
 #: One line of a getter's list: putter and number.
 SEEN = Struct("=QQ")
@@ -42,12 +48,12 @@ class Notebook:
             os.close(fd)
 
     @contextmanager
-    def timed(self) -> Iterator[None]:
-        """One operation, for the judge's stop-watch."""
+    def timed(self, operations: int = 1) -> Iterator[None]:
+        """One call, for the judge's stop-watch."""
         self.words[SINCE] = time.monotonic_ns()
         yield
         self.words[SINCE] = 0
-        self.words[DONE] += 1
+        self.words[DONE] += operations
 
 
 def checksum(putter: int, number: int, payload: bytes) -> int:
@@ -58,29 +64,43 @@ def putter(queue: BoundedQueue[Item], number: int, notebook: Path, judge: Path) 
     """Put items 0, 1, 2, …; DONE counts those whose put has returned."""
     mine, stop = Notebook(notebook), Notebook(judge).words
     dice = random.Random(number)
+
+    def item(count: int, sizes: tuple[int, ...], weights: tuple[int, ...]) -> Item:
+        size = dice.randrange(dice.choices(sizes, weights)[0])
+        payload = dice.randbytes(8) * (size // 8)
+        return number, count, payload, checksum(number, count, payload)
+
     while not stop[STOP]:
         count = mine.words[DONE]
-        size = dice.randrange(dice.choices((200, 20_000, 200_000), (90, 7, 3))[0])
-        payload = dice.randbytes(8) * (size // 8)
-        item = (number, count, payload, checksum(number, count, payload))
-        with mine.timed():
-            queue.put(item)
+        if dice.random() < 0.7:
+            with mine.timed():
+                queue.put(item(count, (200, 20_000, 200_000), (90, 7, 3)))
+        else:
+            batch = dice.randint(1, LARGEST_BATCH)
+            items = [item(count + nth, (200, 20_000), (99, 1)) for nth in range(batch)]
+            with mine.timed(batch):
+                queue.put_many(items)
 
 
 def getter(queue: BoundedQueue[Item], number: int, notebook: Path, judge: Path) -> None:
     """Take items until the queue is shut down, and note each; WRONG counts torn ones."""
     mine = Notebook(notebook)
     seen = os.open(notebook.with_suffix(".seen"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    items = iter(queue)
+    dice = random.Random(number)
     while True:
-        with mine.timed():
-            item = next(items, None)
-        if item is None:
+        try:
+            with mine.timed():
+                if number % 2 and dice.random() < 0.5:
+                    items = queue.get_many(dice.randint(1, LARGEST_HANDFUL))
+                else:
+                    items = [queue.get()]
+        except QueueShutDown:
+            mine.words[SINCE] = 0
             return
-        who, count, payload, check = item
-        os.write(seen, SEEN.pack(who, count))
-        if check != checksum(who, count, payload):
-            mine.words[WRONG] += 1
+        os.write(seen, b"".join(SEEN.pack(who, count) for who, count, _, _ in items))
+        for who, count, payload, check in items:
+            if check != checksum(who, count, payload):
+                mine.words[WRONG] += 1
 
 
 def adder(counter: LockedCounter, number: int, notebook: Path, judge: Path) -> None:

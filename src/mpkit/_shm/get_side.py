@@ -19,8 +19,11 @@ from mpkit._shm.layout import (
     ROOM_SLEPT,
     SHUT_DOWN,
 )
+from mpkit._shm.packs import Pack, PackSlice
 from mpkit._shm.put_side import (
     BIG,
+    PACK,
+    PACK_BITS,
     PACKED,
     PutSide,
     big_places,
@@ -29,7 +32,7 @@ from mpkit._shm.put_side import (
     unpack,
 )
 from mpkit._shm.queue_file import QueueFile
-from mpkit._shm.ring import COUNT_LIMIT, COUNT_MASK, INDEX_MASK, ONE, WRAP
+from mpkit._shm.ring import COUNT_LIMIT, COUNT_MASK, INDEX_BITS, INDEX_MASK, ONE, WRAP
 from mpkit._shm.robust_lock import LOW, PATIENCE_SECONDS
 from mpkit._shm.sleepers import EVERYBODY
 from mpkit._shm.spin import SpinBudget
@@ -47,7 +50,7 @@ class BigRecord:
         self.buffers = buffers
 
 
-Record = bytes | BigRecord
+Record = bytes | BigRecord | PackSlice
 
 
 class GetSide:
@@ -60,6 +63,7 @@ class GetSide:
         "_lock",
         "_mm",
         "_over",
+        "_pack",
         "_puts",
         "_quiet",
         "_ring",
@@ -79,18 +83,20 @@ class GetSide:
         self._base = 0
         # Whether the last look, which found nothing, was at a queue that had been shut down before.
         self._over = False
+        # The pack that this process has met last: whoever takes one item after the other unpickles it once.
+        self._pack: Pack | None = None
         # The value of ROOM_SLEPT at which nobody is known to sleep.
         self._quiet = -1
 
-    def try_get(self) -> bytes | None:
-        """Take the oldest record now; None when that needs more than the fast path (waiting, the next ring, a
-        big item) or is impossible.
+    def try_get(self) -> Record | None:
+        """Take the oldest record now; None when that needs more than the fast path (waiting, the next ring)
+        or is impossible.
 
         The body of `RobustLock.try_acquire` and `release` stands in line here: a call costs as much as the
         copy.
         """
         lock = self._lock
-        data = None
+        data: Record | None = None
         try:
             if not lock.local_acquire(False):
                 return None
@@ -103,8 +109,8 @@ class GetSide:
                 return None
             if words[GET_GENERATION] == self._generation:
                 ring = self._ring
-                head = ring[RING_HEAD]
-                if head != ring[RING_TAIL]:
+                head, tail = ring[RING_HEAD], ring[RING_TAIL]
+                if head != tail:
                     if not TOTAL_STORE_ORDER:
                         full_fence()
                     index = head & INDEX_MASK
@@ -116,6 +122,8 @@ class GetSide:
                         if not TOTAL_STORE_ORDER:
                             full_fence()
                         ring[RING_HEAD] = head if head < COUNT_LIMIT else head - COUNT_LIMIT
+                    else:
+                        data = self._take_from(head, tail, 1)[0]
             lock.permit_release()
             lock.value = words[lock.at] = (value | LOW) + 1
             lock.local_release()
@@ -326,7 +334,7 @@ class GetSide:
                         lock.unwind()
                 if found:
                     if self._words[ROOM_SLEPT] != self._quiet:
-                        self.wake_putters(len(found))
+                        self.wake_putters(_number_of(found))
                     return found
                 if not block or (deadline is not None and time.monotonic() >= deadline):
                     return []
@@ -388,10 +396,11 @@ class GetSide:
     def _take_from(self, head: int, tail: int, limit: int) -> list[Record]:
         ring, mm, base = self._ring, self._mm, self._base
         found: list[Record] = []
+        taken = 0
         big = b""
         if not TOTAL_STORE_ORDER:
             full_fence()
-        while head != tail and len(found) < limit and not big:
+        while head != tail and taken < limit and not big:
             index = head & INDEX_MASK
             passed = head - index
             size = ring[RING_RECORDS + index]
@@ -399,8 +408,18 @@ class GetSide:
                 index = 0
                 size = ring[RING_RECORDS]
             at = base + (index << 3) + 8
+            number = 1
             if size < BIG:
                 found.append(mm[at : at + size])
+            elif size >= PACK:
+                size -= PACK
+                some, left = self._open_pack(passed >> INDEX_BITS, index, size, limit - taken)
+                found.append(some)
+                number = len(some)
+                if left:
+                    # The head stays at the pack, and counts what has been taken of it.
+                    head = passed + number * ONE + index
+                    break
             elif found:
                 # A big item is taken alone.
                 break
@@ -415,15 +434,31 @@ class GetSide:
                 # Before the item is taken: a map that the system refuses leaves it where it is.
                 self._file.regions.map(big_region(big))
                 self._file.regions.mark_held(big_region(big))
-            head = passed + ONE + index + ((size + 15) >> 3)
+            head = passed + number * ONE + index + ((size + 15) >> 3)
             if head >= COUNT_LIMIT:
                 head -= COUNT_LIMIT
+            taken += number
         if not TOTAL_STORE_ORDER:
             full_fence()
         ring[RING_HEAD] = head
         # Only now may the region be given back: until the head has moved on, the item is the first of the
         # queue.
         return [self._open_big(big)] if big else found
+
+    def _open_pack(self, count: int, index: int, size: int, limit: int) -> tuple[PackSlice, int]:
+        """Up to `limit` items of the pack that lies at `index`, the next of which is number `count` of the
+        queue; and how many are left.
+        """
+        described = self._ring[RING_RECORDS + index + 1]
+        first, number = described >> PACK_BITS, described & ((1 << PACK_BITS) - 1)
+        pack = self._pack
+        if pack is None or pack.first != first:
+            at = self._base + (index << 3) + 16
+            pack = Pack(first, self._mm[at : at + size - 8])
+        start = count - first
+        stop = min(start + limit, number)
+        self._pack = pack if stop < number else None
+        return PackSlice(pack, start, stop), number - stop
 
     def _open_big(self, record: bytes) -> BigRecord:
         regions = self._file.regions
@@ -444,3 +479,8 @@ class GetSide:
         ring = self._file.generations.view(generation)
         self._ring, self._mm, self._base = ring.words, ring.mm, ring.base
         self._generation = generation
+
+
+def _number_of(records: list[Record]) -> int:
+    """How many items these are."""
+    return sum(len(one) if type(one) is PackSlice else 1 for one in records)

@@ -38,6 +38,10 @@ from mpkit.errors import ClosedError, QueueShutDown, SharedMemoryExhausted
 BIG: Final = 1 << 48
 #: Flag in a record's length word: the record holds a pickle and its buffers, after their number and lengths.
 PACKED: Final = 1 << 49
+#: Flag in a record's length word: the record is a pack of items (see packs). Its bytes begin with a word
+#: ``count of the first item << PACK_BITS | number of items``, then follows the pickle.
+PACK: Final = 1 << 50
+PACK_BITS: Final = 16
 #: A new ring is this many times as large as the one before, and twice from `SLOWER_GROWTH` on, up to
 #: `LARGEST_RING`.
 GROWTH: Final = 4
@@ -237,6 +241,51 @@ class PutSide:
                 raise
             done += run or 1
         return done
+
+    def put_pack(self, data: bytes, number: int, block: bool, deadline: float | None) -> bool:
+        """Put `number` items as one pack, all or none; False when that needs more than room in this ring.
+
+        Never waits for room; `block` and `deadline` are about the lock.
+
+        Raises:
+            RuntimeError, ClosedError: as `put`.
+        """
+        lock, words = self._lock, self._words
+        lock.refuse_reentry()
+        try:
+            if not self._acquire(block, deadline):
+                return False
+            generation = words[PUT_GENERATION]
+            if generation >= SHUT_DOWN:
+                return False
+            if generation != self._generation:
+                self._load(generation)
+            ring = self._ring
+            size = len(data) + 8
+            length = (size + 15) >> 3
+            tail = self._tail_for(ring[RING_TAIL], length, length << 3)
+            if tail < 0 or self._left < number:
+                return False
+            index = tail & INDEX_MASK
+            ring[RING_RECORDS + index] = size | PACK
+            ring[RING_RECORDS + index + 1] = (tail >> INDEX_BITS) << PACK_BITS | number
+            at = self._base + (index << 3) + 16
+            self._mm[at : at + len(data)] = data
+            tail += number * ONE + length
+            self._room -= length
+            self._left -= number
+            self._tail = tail
+            if not TOTAL_STORE_ORDER:
+                full_fence()
+            ring[RING_TAIL] = tail
+        finally:
+            try:
+                lock.unwind()
+            finally:
+                lock.unwind()
+        if words[ITEMS_SLEPT] != self._quiet:
+            self.wake_getters(number)
+        return True
 
     def shut_down(self, deadline: float | None) -> bool:
         """Let nobody put any more; False when the lock could not be had in time."""
