@@ -1,21 +1,48 @@
-"""The programs in the README and in the tutorial print what is written there."""
+"""Every Python block in the README and the documentation is a program that prints what is written there."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+import mpkit.introspect
+import mpkit.pool
+import mpkit.process
+import mpkit.queue
+import mpkit.sync
 from tests.helpers.processes import ROOT, run_python
 
-BLOCK = re.compile(r"^```python\n(.*?)^```\n(.*?)(?=^```python|\Z)", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(
+    r'^```python(?: title="(?P<title>[^"]+)")?\n(?P<code>.*?)^```\n(?P<after>.*?)(?=^```python|\Z)',
+    re.MULTILINE | re.DOTALL,
+)
+PAGES = sorted(
+    str(page.relative_to(ROOT))
+    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))
+    if BLOCK.search(page.read_text(encoding="utf-8"))
+)
+#: What a program may import that a plain installation for tests does not have.
+OPTIONAL = ("numpy", "cloudpickle")
 
 
-def programs(page: str) -> list[tuple[str, str]]:
-    """Each whole program of a page, with the text that follows it."""
+class Program(NamedTuple):
+    name: str
+    code: str
+    after: str
+
+
+def programs(page: str) -> list[Program]:
+    """Each Python block of a page, with the text that follows it."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    return [(code, after) for code, after in BLOCK.findall(text) if "__main__" in code]
+    return [
+        Program(found["title"] or f"program_{number}.py", found["code"], found["after"])
+        for number, found in enumerate(BLOCK.finditer(text))
+    ]
 
 
 def expected(after: str) -> str:
@@ -27,16 +54,56 @@ def expected(after: str) -> str:
     return "".join(line + "\n" for line in re.findall(r"`([^`]*)`", sentence[1]))
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/tutorial/first-steps.md"])
+def missing(code: str) -> list[str]:
+    """Optional packages that the program uses and that are not installed here."""
+    return [name for name in OPTIONAL if name in code and importlib.util.find_spec(name) is None]
+
+
+def check_program(program: Program, folder: Path) -> None:
+    path = folder / program.name
+    path.write_text(program.code, encoding="utf-8")
+    if program.name.startswith("test_"):
+        # Without the settings of this project, as a reader would.
+        tested = run_python(
+            "-m", "pytest", "-q", "-c", "/dev/null", "--rootdir", folder, "-p", "no:cacheprovider", path
+        )
+        assert re.search(r"^\d+ passed", tested.stdout, re.MULTILINE), tested.stdout
+        return
+    done = run_python(path)
+    # Pids differ; how much memory a dead worker had is told only if a sample was taken in time.
+    told = re.sub(r"process \d+", "process 4711", done.stdout)
+    told = re.sub(r"; it last used [\d.]+ MiB of memory", "", told)
+    assert told == expected(program.after), f"{program.code}\n{done.stderr}"
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_programs_print_what_the_page_says(page: str, tmp_path: Path) -> None:
     found = programs(page)
-    assert found
-    for number, (code, after) in enumerate(found):
-        program = tmp_path / f"program_{number}.py"
-        program.write_text(code, encoding="utf-8")
-        done = run_python(program)
-        # Pids differ; how much memory a dead worker had is told only if a sample was taken in time.
-        told = re.sub(r"process \d+", "process 4711", done.stdout)
-        told = re.sub(r"; it last used [\d.]+ MiB of memory", "", told)
-        assert told == expected(after), f"{code}\n{done.stderr}"
-        assert done.stderr == ""
+    lacking = [name for program in found for name in missing(program.code)]
+    # Side by side: most of them wait for something.
+    with ThreadPoolExecutor(4) as executor:
+        checks = [
+            executor.submit(check_program, program, tmp_path)
+            for program in found
+            if not missing(program.code)
+        ]
+    for check in checks:
+        check.result()
+    if lacking:
+        pytest.skip(f"not installed: {', '.join(sorted(set(lacking)))}; the others are fine")
+
+
+def test_everything_public_stands_in_the_reference() -> None:
+    pages = {page.name: page.read_text(encoding="utf-8") for page in (ROOT / "docs/reference").glob("*.md")}
+    shown = set(re.findall(r"^::: (\S+)", "\n".join(pages.values()), re.MULTILINE))
+    for module in (mpkit, mpkit.introspect, mpkit.pool, mpkit.process, mpkit.queue, mpkit.sync):
+        for name in module.__all__:
+            path = f"{module.__name__}.{name}"
+            assert shown & {path, f"mpkit.{name}", module.__name__} - {"mpkit"}, f"{path} is on no page"
+    for name in mpkit.errors.__all__:
+        assert f"`{name}`" in pages["errors.md"], f"{name} is missing in the table of errors"
+
+
+def test_the_pages_that_matter_have_programs() -> None:
+    assert {"README.md", "docs/tutorial/first-steps.md", "docs/how-to/choose.md"} < set(PAGES)
