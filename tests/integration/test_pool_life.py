@@ -15,13 +15,14 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 
 from mpkit.errors import ClosedError, HandleLost, SerializationError, TaskCancelled, WorkerMemoryExceeded
-from mpkit.pool import TaskPool
+from mpkit.pool import TaskHandle, TaskPool
 from tests.contract import pool_tasks as tasks
 
 LONG = 30.0
@@ -102,7 +103,7 @@ def test_a_program_that_leaves_its_pool_open_ends(tmp_path: Path, method: str) -
     process = run_script(
         tmp_path,
         f"""
-from mpkit.pool import TaskPool
+from mpkit.pool import TaskHandle, TaskPool
 from tests.contract import pool_tasks as tasks
 if __name__ == "__main__":
     pool = TaskPool(processes=2, context={method!r}, grace_period=0.2)
@@ -118,7 +119,7 @@ def test_a_main_module_without_guard_says_what_to_do(tmp_path: Path) -> None:
     process = run_script(
         tmp_path,
         """
-from mpkit.pool import TaskPool
+from mpkit.pool import TaskHandle, TaskPool
 from tests.contract import pool_tasks as tasks
 pool = TaskPool(processes=1, context="spawn")
 try:
@@ -138,7 +139,7 @@ def test_ctrl_c_ends_it_quickly_and_quietly(tmp_path: Path) -> None:
         tmp_path,
         """
 import time
-from mpkit.pool import TaskPool
+from mpkit.pool import TaskHandle, TaskPool
 from tests.contract import pool_tasks as tasks
 if __name__ == "__main__":
     with TaskPool(processes=2, context="fork", grace_period=0.2) as pool:
@@ -167,7 +168,7 @@ def test_the_workers_die_with_a_killed_parent(tmp_path: Path) -> None:
     process = run_script(
         tmp_path,
         """
-from mpkit.pool import TaskPool
+from mpkit.pool import TaskHandle, TaskPool
 from tests.contract import pool_tasks as tasks
 if __name__ == "__main__":
     with TaskPool(processes=2, context="forkserver") as pool:
@@ -505,3 +506,55 @@ def test_ten_pools_in_a_row_leave_nothing() -> None:
     for _ in range(10):
         with TaskPool(processes=2, context="fork") as pool:
             pool.map(tasks.square, range(10))
+
+
+def open_files() -> tuple[int, int]:
+    """How many descriptors this process has, and how many mappings of files that belong to pools."""
+    with open("/proc/self/maps", encoding="utf-8") as file:
+        maps = sum("/mpkit-p" in line for line in file)
+    return len(os.listdir("/proc/self/fd")), maps
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+@pytest.mark.parametrize("end", ["close", "terminate"])
+def test_closed_pools_that_are_kept_hold_nothing_of_the_system(end: str) -> None:
+    def one() -> tuple[TaskPool, list[TaskHandle[Any]]]:
+        pool = TaskPool(processes=1, context="fork")
+        handles: list[TaskHandle[Any]] = [
+            pool.submit(tasks.square, 3),
+            pool.submit(bytes, 300_000),
+            pool.submit(tasks.fail, "on purpose"),
+        ]
+        asked = pool.submit(tasks.square, 4)
+        assert asked.result(LONG) == 16
+        for handle in handles:
+            handle.wait(LONG)
+        getattr(pool, end)()
+        pool.join()
+        return pool, [*handles, asked]
+
+    gc.collect()
+    gc.disable()
+    try:
+        kept = [one()]
+        before = open_files()
+        kept += [one() for _ in range(3)]
+        after = open_files()
+        # The big result of each, which is not unpickled before somebody asks for it.
+        assert (after[0] - before[0], after[1] - before[1]) == (3, 3)
+    finally:
+        gc.enable()
+    for pool, (square, big, failed, asked) in kept:
+        assert (square.result(0), len(big.result(0)), asked.result(0)) == (9, 300_000, 16)
+        assert "on purpose" in str(failed.exception(0))
+        assert (square.done(), square.cancel(), square.running()) == (True, False, False)
+        assert pool.statistics().workers == 0
+        assert pool.workers() == []
+        assert pool.stacks() == {}
+        assert pool.join()
+        pool.terminate()
+        called: list[object] = []
+        asked.add_done_callback(called.append)
+        assert called == [asked]
+        with pytest.raises(ClosedError):
+            pool.submit(tasks.square, 1)

@@ -35,6 +35,7 @@ before it rings that bell.
 
 from __future__ import annotations
 
+import functools
 import struct
 import threading
 from typing import NamedTuple
@@ -247,11 +248,23 @@ class Board:
             Semaphore.attach(names.back, MAX_VALUE),
         )
 
-    def discard(self) -> None:
-        """In the parent: remove the names. The memory goes with the last thread that looks at it."""
+    def close(self) -> None:
+        """In the parent, when no worker is left: give back names, descriptor and memory.
+
+        A thread that is still looking keeps its own view. Who comes later finds an empty page, and bells that
+        nobody hears.
+        """
         self.segment.unlink()
         self.front.unlink()
         self.back.unlink()
+        self.segment.close()
+        self.words = self.segment.words
+        self.front = self.back = _silent_bell()
+
+
+@functools.cache
+def _silent_bell() -> Semaphore:
+    return Semaphore.private()
 
 
 def ring_bell(bell: Semaphore) -> None:

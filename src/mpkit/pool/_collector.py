@@ -124,6 +124,10 @@ class Collector:
         thread.join(timeout)
         return not thread.is_alive()
 
+    def let_go(self) -> None:
+        """The board is closed: look at it no more."""
+        self._words = self._board.words
+
     def is_current_thread(self) -> bool:
         """Whether the caller is a callback."""
         return threading.current_thread() is self._thread

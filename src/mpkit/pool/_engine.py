@@ -106,7 +106,7 @@ class Engine:
                 self._undo_start()
                 raise
         except BaseException:
-            self.board.discard()
+            self.board.close()
             raise
         with without_interrupts():
             self.collector.start()
@@ -528,7 +528,10 @@ class Engine:
         # thread is a daemon, and ends when the callback does.
         if not self.collector.join(None if self.state is CLOSED else _CALLBACK_SECONDS):
             _logger.warning("%s: a callback has not returned; its thread is left alone", self.options.name)
-        self.board.discard()
+        # Now, and not when the garbage collector comes: a program may make and keep many pools. Handles have
+        # their outcomes, and need nothing of it.
+        self.board.close()
+        self.collector.let_go()
         self._forget_exit_hook()
         self._over.set()
 

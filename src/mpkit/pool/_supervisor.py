@@ -74,6 +74,9 @@ class Supervisor:
         self._watcher = ExitWatcher()
         self._by_identity: dict[ProcessIdentity, Lane] = {}
         self._poke_reader, self._poke_writer = os.pipe()
+        # Who is just writing into it, and whether it may be written into.
+        self._poking: list[None] = []
+        self._pokable = True
         os.set_blocking(self._poke_reader, False)
         os.set_blocking(self._poke_writer, False)
         self._requests: deque[Callable[[], None]] = deque()
@@ -100,15 +103,17 @@ class Supervisor:
 
     def poke(self) -> None:
         """Have the thread look now."""
-        # No lock, because a `__del__` may call this at any moment; the pipe lives as long as this object. In
-        # a reference cycle that is just being collected, it may be gone before whoever pokes.
-        if self._poke_writer < 0:
-            return
+        # No lock, because a `__del__` may call this at any moment, in the middle of another poke, too. In a
+        # reference cycle that is just being collected, the pipe may be gone before whoever pokes.
+        self._poking.append(None)
         try:
-            os.write(self._poke_writer, b"!")
+            if self._pokable:
+                os.write(self._poke_writer, b"!")
         except BlockingIOError:
             # Full of pokes: it is going to look.
             return
+        finally:
+            self._poking.pop()
 
     def request(self, what: Callable[[], None]) -> None:
         """Have the thread do something."""
@@ -151,8 +156,13 @@ class Supervisor:
                 lane_or_none = self._by_identity.pop(process, None)
                 if lane_or_none is not None:
                     self._gone.append(lane_or_none)
-        self._close()
+        self._watcher.close()
         engine.over()
+        self._pokable = False
+        # Whoever has looked before that line is noted here, and may be about to write; then the pipe stays
+        # until this object goes. Its number must not be another file's meanwhile.
+        if not self._poking:
+            self._close_pipe()
 
     def _next_wait(self, now: float) -> float | None:
         looks_at = min(self.looks_at, self._look_at_limits(now))
@@ -168,15 +178,16 @@ class Supervisor:
         except BlockingIOError:
             return
 
-    def _close(self) -> None:
-        self._watcher.close()
-
-    def __del__(self) -> None:
-        writer = getattr(self, "_poke_writer", -1)
+    def _close_pipe(self) -> None:
+        self._pokable = False
+        writer, self._poke_writer = self._poke_writer, -1
         if writer >= 0:
-            self._poke_writer = -1
             os.close(self._poke_reader)
             os.close(writer)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_poke_writer"):
+            self._close_pipe()
 
     # -- limits ----------------------------------------------------------------------------------------------
 
