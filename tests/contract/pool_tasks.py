@@ -194,7 +194,8 @@ def state() -> list[object]:
     return STATE
 
 
-def initialize_badly() -> None:
+def initialize_badly(gate: str) -> None:
+    wait_for_file(gate)
     raise LookupError("no licence")
 
 

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ from mpkit.errors import (
     WaitTimeout,
     WorkerCrashed,
 )
-from mpkit.pool import TaskPool
+from mpkit.pool import TaskHandle, TaskPool
 from tests.contract import pool_tasks as tasks
 
 LONG = 30.0
@@ -302,16 +303,34 @@ def test_the_initializer_runs_in_each_worker(start_method: str) -> None:
         assert pool.apply(tasks.state) == [1, "two"]
 
 
-def test_a_failing_initializer_fails_every_pending_task_once(start_method: str) -> None:
-    with TaskPool(processes=2, initializer=tasks.initialize_badly, context=start_method) as pool:
-        try:
-            handles = [pool.submit(tasks.square, n) for n in range(5)]
-        except InitializerFailed:
-            handles = []
-        for handle in handles:
-            with pytest.raises(InitializerFailed, match="no licence") as caught:
-                handle.result(LONG)
-            assert isinstance(caught.value.__cause__, LookupError)
+def test_a_failing_initializer_fails_every_pending_task_once(start_method: str, tmp_path: Path) -> None:
+    # The initializer waits until the tasks have been submitted, and only then raises.
+    gate = tmp_path / "gate"
+    with TaskPool(
+        processes=2, initializer=tasks.initialize_badly, initargs=(str(gate),), context=start_method
+    ) as pool:
+        handles = [pool.submit(tasks.square, n) for n in range(5)]
+        mapped = pool.map_async(tasks.square, range(10))
+        called: list[object] = []
+        handles[0].add_done_callback(called.append)
+        assert not any(handle.done() for handle in handles)
+        gate.touch()
+        pending: list[TaskHandle[Any]] = [*handles, mapped]
+        for handle in pending:
+            error = handle.exception(LONG)
+            assert isinstance(error, InitializerFailed)
+            assert "no licence" in str(error)
+            assert isinstance(error.__cause__, LookupError)
+            with pytest.raises(InitializerFailed, match="no licence"):
+                handle.result(0)
+        # From now on there is no handle: the call itself says it.
+        with pytest.raises(InitializerFailed, match="no licence") as refused:
+            pool.submit(tasks.square, 1)
+        assert isinstance(refused.value.__cause__, LookupError)
+        with pytest.raises(InitializerFailed, match="no licence"):
+            pool.map(tasks.square, [1])
+    # The last callbacks have been called when the pool is over.
+    assert called == [handles[0]]
 
 
 def test_an_initializer_that_exits_breaks_the_pool(start_method: str) -> None:
