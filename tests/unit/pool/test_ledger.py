@@ -30,6 +30,10 @@ def make(number: int, retries: int = 0) -> Task:
     return Task(number, _Sink(), b"", _FUNCTION, None, retries)
 
 
+def make_chunk(number: int, start: int, stop: int, retries: int = 0) -> Chunk:
+    return Chunk(number, _Sink(), b"", _FUNCTION, None, retries, None, start, stop)
+
+
 class LedgerModel(RuleBasedStateMachine):
     """The model: where each task is, in plain lists, and how often it has ended."""
 
@@ -41,14 +45,32 @@ class LedgerModel(RuleBasedStateMachine):
         self.workers: dict[int, list[Task]] = {}
         self.ended: dict[int, int] = {}
         self.next_worker = 0
+        self.next_task = 0
+        # The items of all chunks are numbered through: each is in one chunk that has not ended, or has ended.
+        self.items = 0
+        self.ended_items: list[int] = []
+
+    def number(self) -> int:
+        self.next_task += 1
+        return self.next_task
+
+    def new(self, retries: int, items: int) -> Task:
+        if not items:
+            task = make(self.number(), retries)
+        else:
+            task = make_chunk(self.number(), self.items, self.items + items, retries)
+            self.items += items
+        self.tasks.append(task)
+        return task
 
     def end(self, task: Task) -> None:
         self.ended[task.number] = self.ended.get(task.number, 0) + 1
+        if isinstance(task, Chunk):
+            self.ended_items.extend(range(task.done, task.stop))
 
-    @rule(retries=st.integers(0, 2))
-    def submit(self, retries: int) -> None:
-        task = make(len(self.tasks) + 1, retries)
-        self.tasks.append(task)
+    @rule(retries=st.integers(0, 2), items=st.integers(0, 6))
+    def submit(self, retries: int, items: int) -> None:
+        task = self.new(retries, items)
         self.queue.append(task)
         self.ledger.submit(task)
 
@@ -59,11 +81,10 @@ class LedgerModel(RuleBasedStateMachine):
         self.ledger.add_worker(self.next_worker)
 
     @precondition(lambda self: self.workers)
-    @rule(data=st.data())
-    def submit_straight_to_a_worker(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), items=st.integers(0, 6))
+    def submit_straight_to_a_worker(self, data: st.DataObject, items: int) -> None:
         worker = data.draw(st.sampled_from(sorted(self.workers)))
-        task = make(len(self.tasks) + 1)
-        self.tasks.append(task)
+        task = self.new(0, items)
         self.workers[worker].append(task)
         self.ledger.send_new(worker, task)
 
@@ -120,6 +141,57 @@ class LedgerModel(RuleBasedStateMachine):
             self.end(task)
         self.queue[:0] = back
 
+    def chunks_in_hand(self) -> list[int]:
+        """The workers whose first task is a chunk with something left to divide."""
+        firsts = [(key, tasks[0]) for key, tasks in self.workers.items() if tasks]
+        return [
+            key
+            for key, task in firsts
+            if isinstance(task, Chunk) and task.stop - task.done > 1 and not task.ending
+        ]
+
+    @precondition(lambda self: self.chunks_in_hand())
+    @rule(data=st.data())
+    def a_part_of_a_chunk_arrives(self, data: st.DataObject) -> None:
+        chunk = self.workers[data.draw(st.sampled_from(self.chunks_in_hand()))][0]
+        assert isinstance(chunk, Chunk)
+        done = data.draw(st.integers(chunk.done, chunk.stop - 1))
+        self.ended_items.extend(range(chunk.done, done))
+        chunk.done = done
+
+    @precondition(lambda self: self.chunks_in_hand())
+    @rule(data=st.data())
+    def worker_dies_in_the_middle_of_a_chunk(self, data: st.DataObject) -> None:
+        """As the engine does it: what was in hand is sent again alone, or has crashed; the rest together."""
+        worker = data.draw(st.sampled_from(self.chunks_in_hand()))
+        chunk, *behind = self.workers.pop(worker)
+        assert isinstance(chunk, Chunk)
+        first = data.draw(st.integers(chunk.done, chunk.stop - 1))
+        end = data.draw(st.integers(first + 1, chunk.stop))
+        parts = [(chunk.done, first), *((k, k + 1) for k in range(first, end)), (end, chunk.stop)]
+        pieces = [
+            make_chunk(self.number(), start, stop, chunk.retries) for start, stop in parts if start < stop
+        ]
+        guilty = None
+        if end - first == 1:
+            in_hand = next(piece for piece in pieces if piece.start == first)
+            in_hand.deaths = [_DEATH]
+            guilty = None if chunk.retries else in_hand
+        again = [piece for piece in pieces if piece is not guilty]
+        crashed = self.ledger.crashed
+        self.ledger.divide(chunk, again, guilty)
+        assert self.ledger.crashed == crashed + (guilty is not None)
+        loss = self.ledger.lose_worker(worker, None, _DEATH)
+        # What had not begun was queued before the chunk's pieces were known: it comes in front of them.
+        assert loss.ended == [task for task in behind if task.ending]
+        assert (loss.retried, loss.requeued) == (None, [task for task in behind if not task.ending])
+        self.queue[:0] = [*loss.requeued, *again]
+        assert chunk.state == ENDED
+        self.tasks.remove(chunk)
+        self.tasks.extend(pieces)
+        for task in [*loss.ended, *([] if guilty is None else [guilty])]:
+            self.end(task)
+
     @precondition(lambda self: self.queue)
     @rule(data=st.data())
     def cancel_queued(self, data: st.DataObject) -> None:
@@ -165,6 +237,16 @@ class LedgerModel(RuleBasedStateMachine):
         assert all(times == 1 for times in self.ended.values())
         assert all((task.state == ENDED) == (task.number in self.ended) for task in self.tasks)
 
+    @invariant()
+    def each_item_is_in_one_place(self) -> None:
+        pending = [
+            item
+            for task in self.tasks
+            if isinstance(task, Chunk) and task.state != ENDED
+            for item in range(task.done, task.stop)
+        ]
+        assert sorted([*pending, *self.ended_items]) == list(range(self.items))
+
 
 TestLedger = LedgerModel.TestCase
 TestLedger.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
@@ -190,13 +272,10 @@ def test_the_pieces_of_a_chunk_take_its_place() -> None:
     ledger = Ledger()
     ledger.add_worker(1)
 
-    def piece(number: int, start: int, stop: int) -> Chunk:
-        return Chunk(number, _Sink(), b"", _FUNCTION, None, 0, None, start, stop)
-
-    whole, behind = piece(1, 0, 10), make(2)
+    whole, behind = make_chunk(1, 0, 10), make(2)
     ledger.send_new(1, whole)
     ledger.submit(behind)
-    before, guilty, after = piece(3, 2, 5), piece(4, 5, 6), piece(5, 6, 10)
+    before, guilty, after = make_chunk(3, 2, 5), make_chunk(4, 5, 6), make_chunk(5, 6, 10)
     ledger.divide(whole, [before, after], guilty)
     assert ledger.lose_worker(1, None, _DEATH) == Loss([], None, [])
     assert list(ledger.queue) == [before, after, behind]
@@ -206,5 +285,5 @@ def test_the_pieces_of_a_chunk_take_its_place() -> None:
     ledger.add_worker(2)
     assert ledger.first() is before
     ledger.send_first(2)
-    ledger.divide(before, [piece(6, 2, 3), piece(7, 3, 4), piece(8, 4, 5)], None)
+    ledger.divide(before, [make_chunk(6, 2, 3), make_chunk(7, 3, 4), make_chunk(8, 4, 5)], None)
     assert (ledger.submitted, ledger.live, ledger.queued, ledger.crashed) == (6, 5, 5, 1)
