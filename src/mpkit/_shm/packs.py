@@ -126,26 +126,29 @@ def _are_plain(items: Sequence[object]) -> bool:
     Each step looks at all items at once, so that the loops run in C.
     """
     layer: Sequence[Any] = items
+    kinds = set(map(type, layer))
     changeable: list[int] = []
-    for _ in range(_DEEPEST + 1):
-        kinds = set(map(type, layer))
+    for _ in range(_DEEPEST):
         containers = kinds - _ATOMS
         if not containers:
-            return len(set(changeable)) == len(changeable)
+            break
         if not containers <= _CONTAINERS:
             return False
-        parts: list[Any] = []
+        groups: list[Sequence[Iterable[Any]]] = []
         for kind in containers:
             these: Sequence[Any] = layer if len(kinds) == 1 else [one for one in layer if type(one) is kind]
             if sum(map(len, these)) > _MOST_PARTS:
                 return False
             if kind is not tuple:
                 changeable.extend(map(id, these))
-            parts.extend(chain.from_iterable(these))
+            groups.append(these)
             if kind is dict:
-                parts.extend(chain.from_iterable(map(_values, these)))
-        layer = parts
-    return False
+                groups.append(list(map(_values, these)))
+        kinds = set(map(type, chain.from_iterable(chain.from_iterable(groups))))
+        if kinds <= _ATOMS:
+            break
+        layer = list(chain.from_iterable(chain.from_iterable(groups)))
+    return kinds <= _ATOMS and len(set(changeable)) == len(changeable)
 
 
 def _values(one: dict[Any, Any]) -> Iterable[Any]:
