@@ -9,7 +9,7 @@ import pickle
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -479,6 +479,26 @@ def test_after_close(start_method: str) -> None:
         with pytest.raises(ClosedError, match="is closed"):
             use()
     assert process.name
+
+
+def test_another_thread_that_is_looking_at_the_children_while_one_is_closed(
+    start_method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = WorkerProcess(target=targets.multiply, args=(1,), start_method=start_method)
+    process.start()
+    process.join(PATIENCE)
+
+    class Children(set[object]):
+        """The other thread has made its copy of the set when the process is closed."""
+
+        def __iter__(self) -> Iterator[object]:
+            copy = list(super().__iter__())
+            process.close()
+            return iter(copy)
+
+    monkeypatch.setattr(multiprocessing.process, "_children", Children({process}))
+    assert multiprocessing.active_children() == []
+    assert repr(process) == f"<WorkerProcess name={process.name!r} closed>"
 
 
 def test_close_while_it_runs(start: Start) -> None:

@@ -10,9 +10,9 @@ Python. What is used, and why there is no public way:
   its children, or after, as the modules happened to be imported.
 - ``reduction.DupFd``, ``util.spawnv_passfds``, ``spawn.get_executable``: undocumented, and what a descriptor
   needs to reach a child of any start method.
-- ``BaseProcess._bootstrap``, ``_Popen``, ``_after_fork`` and the Popen classes: each start method has a
-  process class of its own there, which a class with a start method per instance cannot inherit from, and they
-  race (see `ChildProcess`).
+- ``BaseProcess._bootstrap``, ``_Popen``, ``_after_fork``, ``process._children`` and the Popen classes: each
+  start method has a process class of its own there, which a class with a start method per instance cannot
+  inherit from, and they race (see `ChildProcess`).
 - ``forkserver._forkserver``: its public `set_forkserver_preload` replaces what the application has asked for,
   and does not tell what that was.
 - ``ForkingPickler._extra_reducers``: its public `dumps` makes a new pickler class instance with two
@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, cast
 
 from mpkit._platform import families, identity
 from mpkit._platform.deadlines import deadline_of, remaining
+from mpkit._platform.hints import override
 from mpkit._platform.identity import ProcessIdentity
 from mpkit.errors import ClosedError
 
@@ -295,6 +296,26 @@ class ChildProcess(process.BaseProcess):
                 "this process handle is closed; keep it open for as long as you ask it for anything"
             )
 
+    @override
+    def close(self) -> None:
+        """Let go of what this handle holds in the system. Twice does no harm.
+
+        Raises:
+            ValueError: If the process is still running.
+        """
+        its = vars(self)
+        popen = its["_popen"]
+        if popen is not None and not is_closed(self):
+            if popen.poll() is None:
+                raise ValueError(f"cannot close {self!r} while it is still running; join or stop it first")
+            cast("set[object]", vars(process)["_children"]).discard(self)
+            popen.close()
+            del its["_sentinel"]
+        # `_popen` stays, unlike in the base class: another thread that is inside `active_children` (whoever
+        # starts a process goes through it) may have seen this process before it was discarded, and older
+        # Pythons (3.10) ask it for its exit code without looking. An ended one answers from memory.
+        its["_closed"] = True
+
     @staticmethod
     def _Popen(child: ChildProcess) -> object:  # noqa: N802  multiprocessing calls it so
         default: Any = vars(mp_context)["_default_context"]
@@ -330,7 +351,7 @@ class ChildProcess(process.BaseProcess):
 
 def is_started(child: ChildProcess) -> bool:
     """Whether it has been started, and neither closed nor brought here from the process that did."""
-    return vars(child).get("_popen") is not None
+    return vars(child).get("_popen") is not None and not is_closed(child)
 
 
 def is_closed(child: ChildProcess) -> bool:
