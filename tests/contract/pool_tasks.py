@@ -351,6 +351,26 @@ def return_hanging(kind: type[Exception]) -> Exception:
     return kind()
 
 
+class WaitsWhenUnpickled:
+    """Touches one file, then waits for the other, and is its name then."""
+
+    def __init__(self, begun: str, gate: str) -> None:
+        self.paths = (begun, gate)
+
+    def __reduce__(self) -> Any:
+        return _touch_and_wait_for, self.paths
+
+
+def _touch_and_wait_for(begun: str, gate: str) -> str:
+    touch(begun)
+    return wait_for_file(gate)
+
+
+class InterruptsWhenUnpickled:
+    def __reduce__(self) -> Any:
+        return signal.raise_signal, (signal.SIGINT,)
+
+
 def touch_and_return(path: str) -> str:
     Path(path).touch()
     return path

@@ -147,6 +147,40 @@ def test_a_hook_that_hangs_in_the_worker_is_under_the_time_limit(
         assert pool.submit(tasks.square, 3).result(LONG) == 9
 
 
+def test_a_value_whose_unpickling_hangs_keeps_nobody_but_who_asks_for_it(tmp_path: Path) -> None:
+    begun, gate = tmp_path / "begun", tmp_path / "gate"
+    got: list[object] = []
+    with TaskPool(processes=1, context="fork") as pool:
+        handle = pool.submit(tasks.WaitsWhenUnpickled, str(begun), str(gate))
+        handle.wait(LONG)
+        assert handle.done()
+        asker = threading.Thread(target=lambda: got.append(handle.result(0)))
+        asker.start()
+        eventually(begun.exists)
+        # The others, callbacks among them, go on meanwhile.
+        called = threading.Event()
+        pool.apply_async(tasks.square, (2,), callback=lambda _: called.set())
+        assert called.wait(LONG)
+        assert pool.map(tasks.square, range(10)) == [n * n for n in range(10)]
+        assert handle.done()
+        assert not handle.cancel()
+    # So has the end of the pool.
+    assert asker.is_alive()
+    gate.touch()
+    asker.join(LONG)
+    assert got == [str(gate)]
+    assert str(handle.result(0)) == str(gate)
+
+
+def test_ctrl_c_ends_the_unpickling_of_a_value() -> None:
+    with TaskPool(processes=1, context="fork") as pool:
+        handle = pool.submit(tasks.InterruptsWhenUnpickled)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                handle.result(LONG)
+        assert pool.submit(tasks.square, 3).result(LONG) == 9
+
+
 def test_a_callback_that_hangs_does_not_keep_a_terminated_pool() -> None:
     over = threading.Event()
     pool = TaskPool(processes=1, context="fork", grace_period=0.1)

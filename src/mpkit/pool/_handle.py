@@ -182,8 +182,13 @@ class TaskHandle(Future[R]):
     def result(self, timeout: float | None = None) -> R:
         """Wait for the task and return what it returned.
 
+        The value is unpickled here, by the first who asks, in the thread that asks: that is code of its
+        classes, and no time limit can stop it. If it hangs, this call hangs, nobody else's; Ctrl-C
+        (`KeyboardInterrupt`) ends it. `done` and `wait` never unpickle anything.
+
         Args:
-            timeout: Seconds to wait; None: until it has ended. The task goes on when the time is over.
+            timeout: Seconds to wait for the task; None: until it has ended. The task goes on when the time is
+                over. Unpickling comes on top.
 
         Raises:
             WaitTimeout: The time was over.
@@ -192,7 +197,7 @@ class TaskHandle(Future[R]):
             WorkerCrashed: The worker died while it ran this task.
             Exception: Whatever the task raised, with its remote traceback as the cause.
 
-        Blocking: until the task has ended.
+        Blocking: until the task has ended, `timeout` seconds at most, then for as long as unpickling takes.
         """
         if self._state is _PENDING:
             self._wait(timeout, "result()")
@@ -208,6 +213,8 @@ class TaskHandle(Future[R]):
     @override
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait for the task and return the exception it raised, or None.
+
+        A value is unpickled to see that it can be: see `result`.
 
         Raises:
             WaitTimeout: The time was over.
