@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
-from multiprocessing.context import BaseContext
-from typing import cast
+from multiprocessing.context import BaseContext, DefaultContext
+
+from mpkit._platform import seam
 
 __all__ = ["resolve_context"]
 
@@ -25,8 +26,7 @@ def resolve_context(context: str | BaseContext | None, *, name: str = "start_met
         TypeError: If it is neither a name nor a context.
     """
     if context is None:
-        # What typeshed does not know: None as long as nobody has set or used a start method.
-        chosen = cast("str | None", multiprocessing.get_start_method(allow_none=True))
+        chosen = seam.chosen_start_method()
         if chosen is None:
             chosen = "forkserver" if "forkserver" in _available() else "spawn"
         return multiprocessing.get_context(chosen)
@@ -40,7 +40,9 @@ def resolve_context(context: str | BaseContext | None, *, name: str = "start_met
     if isinstance(context, BaseContext):
         # Not returned as it is: the default context (what a bare `multiprocessing.Process` refers to) stands
         # for whatever the application has set, and would settle it when asked.
-        return resolve_context(context.get_start_method(allow_none=True), name=name)
+        if isinstance(context, DefaultContext):
+            return resolve_context(seam.chosen_start_method(), name=name)
+        return resolve_context(context.get_start_method(), name=name)
     raise TypeError(
         f"{name} must be the name of a start method ({', '.join(map(repr, _available()))}), a context of "
         f"multiprocessing, or None for the default; got {context!r} ({type(context).__name__})"

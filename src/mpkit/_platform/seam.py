@@ -13,6 +13,7 @@ Python. What is used, and why there is no public way:
 - ``BaseProcess._bootstrap``, ``_Popen``, ``_after_fork``, ``process._children`` and the Popen classes: each
   start method has a process class of its own there, which a class with a start method per instance cannot
   inherit from, and they race (see `ChildProcess`).
+- ``context._default_context._actual_context``: starting a process settles the application's start method.
 - ``forkserver._forkserver``: its public `set_forkserver_preload` replaces what the application has asked for,
   and does not tell what that was.
 - ``ForkingPickler._extra_reducers``: its public `dumps` makes a new pickler class instance with two
@@ -24,6 +25,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import multiprocessing
 import multiprocessing.context as mp_context
 import os
 import signal
@@ -318,14 +320,11 @@ class ChildProcess(process.BaseProcess):
 
     @staticmethod
     def _Popen(child: ChildProcess) -> object:  # noqa: N802  multiprocessing calls it so
-        default: Any = vars(mp_context)["_default_context"]
-        unsettled = default._actual_context is None
-        try:
-            return _popen_class(child._start_method)(child)
-        finally:
-            # Before 3.15, starting a process by any method settles the application's default.
-            if unsettled:
-                default._actual_context = None
+        popen = _popen_class(child._start_method)
+        if child._start_method == "fork":
+            return popen(child)
+        with _lent_start_method(child._start_method):
+            return popen(child)
 
     def _after_fork(self) -> None:
         # A spawned child has not forked: what is registered there has been registered by itself.
@@ -396,6 +395,48 @@ def interrupt(child: ChildProcess) -> None:
     popen = vars(child)["_popen"]
     # On Windows there is no way to interrupt one process alone.
     (popen.terminate if sys.platform == "win32" else popen.interrupt)()
+
+
+def chosen_start_method() -> str | None:
+    """What the application has set as its start method, or settled by using it; None while it has not.
+
+    Unlike `multiprocessing.get_start_method` it is not misled by processes that are just being started.
+    """
+    default: Any = vars(mp_context)["_default_context"]
+    with _lending:
+        # What typeshed does not know: None as long as nobody has set or used a start method.
+        return None if default._actual_context in _lent else default.get_start_method(allow_none=True)
+
+
+# Starting a process by spawn or forkserver settles the application's default (before 3.15), on the default of
+# the running Python, which the child is told as well. So for as long as a start takes, an application that
+# has none is lent the start method of the child; these are the contexts that are lent now.
+# Re-entrant, for a signal handler that starts a process.
+_lending = threading.RLock()
+_lent: list[object] = []
+
+
+@contextlib.contextmanager
+def _lent_start_method(method: str) -> Generator[None]:
+    # The child's own: with it, importing a main module that starts processes without
+    # `if __name__ == "__main__"` is an error in the child, as it should be, and does not do everything twice.
+    default: Any = vars(mp_context)["_default_context"]
+    context = multiprocessing.get_context(method)
+    with _lending:
+        lends = default._actual_context is None or default._actual_context in _lent
+        if lends:
+            _lent.append(context)
+            default._actual_context = context
+    try:
+        yield
+    finally:
+        with _lending:
+            # Not after a fork, in the child; and what the application has set meanwhile stays.
+            if lends and context in _lent:
+                is_lent = default._actual_context in _lent
+                _lent.remove(context)
+                if is_lent:
+                    default._actual_context = _lent[-1] if _lent else None
 
 
 def spawning() -> bool:
@@ -584,8 +625,14 @@ _starting_server = threading.Lock()
 
 
 def _forget_after_fork() -> None:
-    global _starting_server
+    global _starting_server, _lending
     _starting_server = threading.Lock()
+    _lending = threading.RLock()
+    default: Any = vars(mp_context)["_default_context"]
+    if default._actual_context in _lent:
+        # Other threads were starting processes.
+        default._actual_context = None
+    _lent.clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -620,7 +667,8 @@ def start_fork_server(modules: Sequence[str]) -> None:
         if server._forkserver_pid is None and polite and _is_found_by_every_interpreter():
             server._preload_modules = with_ours
         try:
-            server.ensure_running()
+            with _lent_start_method("forkserver"):
+                server.ensure_running()
         finally:
             # Unless another thread has just asked for others.
             if server._preload_modules is with_ours:

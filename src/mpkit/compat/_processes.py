@@ -7,6 +7,7 @@ import sys
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from mpkit._platform import seam
 from mpkit.process import WorkerProcess
 
 if TYPE_CHECKING:
@@ -70,4 +71,4 @@ class ForkServerProcess(Process):
 def default_start_method() -> str:
     """What the program has set, else the default of the running Python. Asking does not settle it."""
     # The first one of the list is documented to be the default.
-    return multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+    return seam.chosen_start_method() or multiprocessing.get_all_start_methods()[0]

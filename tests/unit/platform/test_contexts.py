@@ -7,7 +7,7 @@ import multiprocessing.context
 
 import pytest
 
-from mpkit._platform import contexts
+from mpkit._platform import contexts, seam
 from mpkit._platform.contexts import resolve_context
 
 
@@ -42,6 +42,28 @@ def test_what_the_application_has_set_is_followed(method: str) -> None:
     multiprocessing.set_start_method(method)
     assert resolve_context(None).get_start_method() == method
     assert resolve_context(multiprocessing.context._default_context).get_start_method() == method
+
+
+@pytest.mark.usefixtures("nothing_set")
+def test_processes_that_are_being_started_settle_nothing() -> None:
+    default = resolve_context(None)
+    with seam._lent_start_method("spawn"):
+        assert multiprocessing.get_start_method() == "spawn", "what the child is told"
+        with seam._lent_start_method(default.get_start_method()):
+            assert resolve_context(None) is default
+            assert resolve_context(multiprocessing.context._default_context) is default
+        assert resolve_context(None) is default
+    assert multiprocessing.get_start_method(allow_none=True) is None
+
+
+@pytest.mark.usefixtures("nothing_set")
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_what_the_application_sets_while_a_process_is_started_stays(method: str) -> None:
+    other = next(other for other in multiprocessing.get_all_start_methods() if other != method)
+    with seam._lent_start_method(other):
+        multiprocessing.set_start_method(method, force=True)
+        assert resolve_context(None).get_start_method() == method
+    assert multiprocessing.get_start_method(allow_none=True) == method
 
 
 @pytest.mark.parametrize("given", ["x", "", "Fork"])
