@@ -103,7 +103,7 @@ def test_a_program_that_leaves_its_pool_open_ends(tmp_path: Path, method: str) -
     process = run_script(
         tmp_path,
         f"""
-from mpkit.pool import TaskHandle, TaskPool
+from mpkit.pool import TaskPool
 from tests.contract import pool_tasks as tasks
 if __name__ == "__main__":
     pool = TaskPool(processes=2, context={method!r}, grace_period=0.2)
@@ -119,7 +119,7 @@ def test_a_main_module_without_guard_says_what_to_do(tmp_path: Path) -> None:
     process = run_script(
         tmp_path,
         """
-from mpkit.pool import TaskHandle, TaskPool
+from mpkit.pool import TaskPool
 from tests.contract import pool_tasks as tasks
 pool = TaskPool(processes=1, context="spawn")
 try:
@@ -139,7 +139,7 @@ def test_ctrl_c_ends_it_quickly_and_quietly(tmp_path: Path) -> None:
         tmp_path,
         """
 import time
-from mpkit.pool import TaskHandle, TaskPool
+from mpkit.pool import TaskPool
 from tests.contract import pool_tasks as tasks
 if __name__ == "__main__":
     with TaskPool(processes=2, context="fork", grace_period=0.2) as pool:
@@ -168,7 +168,7 @@ def test_the_workers_die_with_a_killed_parent(tmp_path: Path) -> None:
     process = run_script(
         tmp_path,
         """
-from mpkit.pool import TaskHandle, TaskPool
+from mpkit.pool import TaskPool
 from tests.contract import pool_tasks as tasks
 if __name__ == "__main__":
     with TaskPool(processes=2, context="forkserver") as pool:
