@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import glob
 import os
+import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
@@ -13,7 +15,7 @@ from subprocess import Popen
 
 import pytest
 
-from tests.helpers.processes import python
+from tests.helpers.processes import ROOT, python
 from tests.helpers.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a SIGKILL, and locks of open files")
@@ -71,3 +73,29 @@ def test_the_next_process_removes_what_a_killed_one_left_and_nobody_uses(tmp_pat
             assert os.path.exists(own)
             last.communicate()
         assert not os.path.exists(own)
+
+
+def test_a_container_that_shares_the_directory_is_left_alone(tmp_path: Path) -> None:
+    unshare = shutil.which("unshare")
+    if unshare is None or os.geteuid() != 0:
+        pytest.skip("needs root, to make a name space of pids")
+    options = [unshare, "--pid", "--fork", "--kill-child", "--mount-proc"]
+    if subprocess.run([*options, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("name spaces of pids are not permitted here")
+    container = subprocess.Popen(
+        [*options, sys.executable, "-c", WITHOUT_SHM + CREATE],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    with container:
+        assert container.stdout is not None
+        used = container.stdout.readline().strip()
+        os.utime(used, (0, 0))
+        with program(CREATE, tmp_path) as (here, _):
+            assert os.path.exists(used), "its creator lives, under a pid that means nothing here"
+            here.communicate()
+        container.communicate()
+    assert not os.path.exists(used)
