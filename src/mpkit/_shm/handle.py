@@ -16,8 +16,7 @@ class SharedHandle(Generic[S]):
     """A handle to a shared object.
 
     A handle that arrives in a process after the last name of its object has gone is not an error of the
-        message it came in: it says so where it
-    is first used.
+    message it came in: it says so where it is first used.
     """
 
     __slots__ = ("__weakref__", "_lost", "_name", "_shared")

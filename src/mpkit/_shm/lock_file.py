@@ -1,10 +1,9 @@
 """The state of a lock that knows its owner: who has it, guarded by a robust lock of its own.
 
 The truth is the word ``OWNER``: 0, or the identity of the process that has the lock, in one word so that one
-    store hands it over. Every
-change of it happens under the robust lock, for some hundred nanoseconds; so whoever dies, dies with the lock
-(then its next taker finds a dead owner) or in the few instructions around it (then the robust lock is taken
-over, and the word is as the last store left it).
+store hands it over. Every change of it happens under the robust lock, for some hundred nanoseconds; so
+whoever dies, dies with the lock (then its next taker finds a dead owner) or in the few instructions around it
+(then the robust lock is taken over, and the word is as the last store left it).
 """
 
 from __future__ import annotations

@@ -23,9 +23,8 @@ States, and who may leave them (the table is changed under the putters' lock, ex
     QUEUED    the queue's item number `serial` lies in it; stored just before that item is published, so
               one whose number is not in the queue was never published: free
     HELD      a getter has views of it; stored under the getters' lock just before the item is taken. Free
-    when
-              the last view goes (one store by the holder, no lock), or when the holder is dead *and* the
-              item has been taken
+              when the last view goes (one store by the holder, no lock), or when the holder is dead *and*
+              the item has been taken
     PINNED    its holder was forked while it had views: the child has them too, so it is never used again
 """
 
