@@ -46,7 +46,7 @@ class Ring:
         capacity: words that hold records (at most `MAX_CAPACITY`).
     """
 
-    __slots__ = ("_base", "capacity", "head_at", "mm", "start", "tail_at", "words")
+    __slots__ = ("_base", "_room", "_tail", "capacity", "head_at", "mm", "start", "tail_at", "words")
 
     def __init__(
         self, words: memoryview[int], mm: mmap.mmap, *, head_at: int, tail_at: int, start: int, capacity: int
@@ -60,28 +60,55 @@ class Ring:
         self.start: int = start
         self.capacity: int = capacity
         self._base = start << 3
+        # What the putter knows as long as the tail is `_tail`: so many words are free in one piece behind it
+        # (the getter only ever frees more).
+        self._tail: int = -1
+        self._room: int = 0
 
     # -- the putter ------------------------------------------------------------------------------------------
 
     def try_put(self, data: bytes | memoryview) -> bool:
         """Add one record; False (and nothing changed) when it does not fit now."""
         size = len(data)
+        length = (size + 15) >> 3
         words = self.words
         tail = words[self.tail_at]
-        place = self._place(tail, words[self.head_at], (size + 15) >> 3)
-        if place < 0:
-            return False
+        if tail != self._tail or length > self._room:
+            tail = self._tail_for(tail, length)
+            if tail < 0:
+                return False
         index = tail & INDEX_MASK
-        if place != index and index < self.capacity:
-            words[self.start + index] = WRAP
-        words[self.start + place] = size
-        at = self._base + (place << 3) + 8
+        words[self.start + index] = size
+        at = self._base + (index << 3) + 8
         self.mm[at : at + size] = data
-        tail = (tail - index) + ONE + place + ((size + 15) >> 3)
+        tail += ONE + length
+        if tail >= COUNT_LIMIT:
+            tail -= COUNT_LIMIT
+        self._room -= length
+        self._tail = tail
         if not TOTAL_STORE_ORDER:
             full_fence()
-        words[self.tail_at] = tail if tail < COUNT_LIMIT else tail - COUNT_LIMIT
+        words[self.tail_at] = tail
         return True
+
+    def _tail_for(self, tail: int, length: int) -> int:
+        """Where a record of `length` words goes, as a tail (the ring's own, or one whose index is the ring's
+        start); -1 when it does not fit.
+        """
+        head = self.words[self.head_at]
+        place = self._place(tail, head, length)
+        if place < 0:
+            return -1
+        index, first = tail & INDEX_MASK, head & INDEX_MASK
+        if place != index:
+            if index < self.capacity:
+                self.words[self.start + index] = WRAP
+            self._room = first
+        elif tail == head or index > first:
+            self._room = self.capacity - index
+        else:
+            self._room = first - index
+        return tail - index + place
 
     def try_put_many(self, items: list[bytes]) -> int:
         """Add records in order as long as they fit; returns how many went in. They become visible

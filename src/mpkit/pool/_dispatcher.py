@@ -69,6 +69,8 @@ class Dispatcher:
         self._queue_low = queue_low
         self._barrier = Barrier()
         self._turn = 0
+        # The one that the last task was sent ahead to: as long as it may have more, nobody else is asked.
+        self._favourite: Lane | None = None
         self._lows_set = False
         self._since_look = 0
         #: True while something is being done that an interrupt may leave half done.
@@ -79,8 +81,13 @@ class Dispatcher:
 
     # -- sending ---------------------------------------------------------------------------------------------
 
-    def submit(self, task: Task) -> bool:
-        """Send or queue a new task (holding the lock). True when the caller should look after the workers."""
+    def submit(self, task: Task) -> Lane | None:
+        """Send or queue a new task (holding the lock).
+
+        Returns:
+            Whom it was sent to, for `nudge` when the lock is free again. None when it was queued; then see
+            `is_look_due`.
+        """
         ledger = self.ledger
         if not ledger.queued:
             lane = self._lane_for(task)
@@ -88,18 +95,32 @@ class Dispatcher:
                 ledger.send_new(lane.key, task)
                 if lane.room is not None:
                     self._use_room(lane)
-                self.wake(lane)
-                return False
+                return lane
             ledger.submit(task)
             self._set_lows()
             self._queue_low()
-            return True
-        ledger.submit(task)
-        self._since_look += 1
-        if self._since_look >= _LOOK_EVERY:
-            self._since_look = 0
-            return True
-        return False
+            self._since_look = _LOOK_EVERY
+        else:
+            ledger.submit(task)
+            self._since_look += 1
+        return None
+
+    def is_look_due(self) -> bool:
+        """Whether whoever has just queued a task should look after the workers."""
+        if self._since_look < _LOOK_EVERY:
+            return False
+        self._since_look = 0
+        return True
+
+    def nudge(self, lane: Lane) -> None:
+        """`wake`, for callers that have given the lock back since they put the record there."""
+        if not TOTAL_STORE_ORDER:
+            # Giving the lock back is a full barrier on x86 only, where it is an atomic exchange.
+            self._barrier()
+        words = lane.words
+        if words[SLEEPING]:
+            words[SLEEPING] = 0
+            ring_bell(lane.channel.wake)
 
     def _lane_for(self, task: Task) -> Lane | None:
         """A lane that may have one more task of this kind."""
@@ -112,11 +133,20 @@ class Dispatcher:
         ahead = task.function.ahead
         if ahead <= 1:
             return None
+        favourite = self._favourite
+        if (
+            favourite is not None
+            and favourite.ready
+            and not favourite.leaving
+            and len(favourite.sent) < ahead
+        ):
+            return favourite
         lanes = list(self.lanes.values())
         for turn in range(self._turn, self._turn + len(lanes)):
             lane = lanes[turn % len(lanes)]
             if lane.ready and not lane.leaving and len(lane.sent) < ahead:
                 self._turn = turn % len(lanes)
+                self._favourite = lane
                 return lane
         self._turn += 1
         return None
@@ -459,6 +489,7 @@ class Dispatcher:
         unread = {int.from_bytes(record[:8], "little") for record in lane.channel.inbox.try_get_many(1 << 20)}
         begun = [number for number in lane.sent if number not in unread]
         self.lanes.pop(lane.key, None)
+        self._favourite = None
         if lane.is_idle:
             self.idle.remove(lane)
             lane.is_idle = False

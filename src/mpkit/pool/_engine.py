@@ -177,14 +177,16 @@ class Engine:
                 self._waiting or dispatcher.ledger.queued >= self.options.max_pending
             ):
                 self._wait_for_room(self.options.max_pending)
-            look = dispatcher.submit(task)
+            lane = dispatcher.submit(task)
+        if lane is not None:
+            dispatcher.nudge(lane)
         if options.timeout is not None:
             self.shortest_timeout = min(self.shortest_timeout, options.timeout)
             if self.supervisor.looks_at > time.monotonic() + options.timeout:
                 self.supervisor.poke()
         elif self.supervisor.looks_at == _NEVER:
             self.supervisor.poke()
-        if look:
+        if lane is None and dispatcher.is_look_due():
             self.collector.work()
         return task
 

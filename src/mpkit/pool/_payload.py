@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import pickle
 import struct
 import sys
 import threading
@@ -44,9 +45,15 @@ OUT_OF_BAND_BYTES = 64 << 10
 #: Longer payloads go into a parcel, so that a few of them do not fill a ring.
 INLINE_BYTES = 16 << 10
 
+_encode = codec.Encoder(OUT_OF_BAND_BYTES).encode
+
 _KIND = "parcel"
 _ALIGN = 64
 _TWO_WORDS = struct.Struct("<QQ")
+
+
+def _encode_by_value(obj: object) -> tuple[bytes, list[pickle.PickleBuffer]]:
+    return codec.encode(obj, "cloudpickle", OUT_OF_BAND_BYTES)
 
 
 # -- arguments -----------------------------------------------------------------------------------------------
@@ -59,7 +66,7 @@ def dump_arguments(arguments: Any, pickler: Pickler) -> tuple[int, bytes, Segmen
         SerializationError: they cannot be pickled.
         SharedMemoryExhausted: there is no room for the parcel.
     """
-    head, buffers = codec.encode(arguments, pickler=pickler, threshold=OUT_OF_BAND_BYTES)
+    head, buffers = _encode(arguments) if pickler == "pickle" else _encode_by_value(arguments)
     if not buffers and len(head) <= INLINE_BYTES:
         return 0, head, None
     parcel = _pack(head, buffers)
@@ -86,7 +93,7 @@ def dump_value(value: object, pickler: Pickler) -> tuple[int, bytes]:
     """
     if value is None:
         return NONE, b""
-    head, buffers = codec.encode(value, pickler=pickler, threshold=OUT_OF_BAND_BYTES)
+    head, buffers = _encode(value) if pickler == "pickle" else _encode_by_value(value)
     if not buffers and len(head) <= INLINE_BYTES:
         return VALUE, head
     return BIG_VALUE, _hand_over(_pack(head, buffers))
@@ -117,7 +124,7 @@ def open_outcome(kind: int, data: Any) -> tuple[Any, BaseException | None]:
     """The value or the exception of an outcome."""
     try:
         if kind == VALUE:
-            return codec.loads(memoryview(data)[HEAD_SIZE:]), None
+            return codec.loads(data[HEAD_SIZE:]), None
         if kind == BIG_VALUE:
             return _decode(data), None
     except Exception as error:  # noqa: BLE001  whatever unpickling raises concerns this caller alone
