@@ -46,7 +46,18 @@ class Ring:
         capacity: words that hold records (at most `MAX_CAPACITY`).
     """
 
-    __slots__ = ("_base", "_room", "_tail", "capacity", "head_at", "mm", "start", "tail_at", "words")
+    __slots__ = (
+        "_after",
+        "_base",
+        "_room",
+        "_tail",
+        "capacity",
+        "head_at",
+        "mm",
+        "start",
+        "tail_at",
+        "words",
+    )
 
     def __init__(
         self, words: memoryview[int], mm: mmap.mmap, *, head_at: int, tail_at: int, start: int, capacity: int
@@ -64,6 +75,8 @@ class Ring:
         # (the getter only ever frees more).
         self._tail: int = -1
         self._room: int = 0
+        # What `drop` makes the head.
+        self._after: int = 0
 
     # -- the putter ------------------------------------------------------------------------------------------
 
@@ -193,15 +206,29 @@ class Ring:
             return None
         if not TOTAL_STORE_ORDER:
             full_fence()
-        index, size = self._record(head)
+        index = head & INDEX_MASK
+        passed = head - index
+        size = words[self.start + index] if index < self.capacity else WRAP
+        if size == WRAP:
+            index = 0
+            size = words[self.start]
         at = self._base + (index << 3) + 8
-        return self.mm[at : at + size]
+        data = self.mm[at : at + size]
+        after = passed + ONE + index + ((size + 15) >> 3)
+        self._after = after if after < COUNT_LIMIT else after - COUNT_LIMIT
+        return data
 
     def drop(self) -> None:
-        """Take the oldest record, which `peek` has shown, away."""
-        head = self.words[self.head_at]
-        index, size = self._record(head)
-        self._advance(head, index, size)
+        """Take the oldest record, which `peek` has just shown, away."""
+        if not TOTAL_STORE_ORDER:
+            # The copy out is over before the putter may write there again.
+            full_fence()
+        self.words[self.head_at] = self._after
+
+    def left(self) -> int:
+        """For the getter: how many records there are, those just coming not counted."""
+        words = self.words
+        return ((words[self.tail_at] >> INDEX_BITS) - (words[self.head_at] >> INDEX_BITS)) & COUNT_MASK
 
     def try_get_many(self, limit: int) -> list[bytes]:
         """Take up to `limit` of the oldest records, in order; they leave the ring together."""

@@ -236,7 +236,8 @@ class _Worker:
             kind, data = self._run(number, length, flags, record)
             record = b""
             finished = clock()
-            self.outbox.put(RESULT_HEAD.pack(number, min(finished - started, _LONGEST_RUN), kind) + data)
+            took = finished - started
+            self.outbox.put(RESULT_HEAD.pack(number, min(_LONGEST_RUN, took), kind) + data)
             data = b""
             if flags & CHUNK:
                 words[ITEM] = 0
@@ -258,8 +259,6 @@ class _Worker:
         Only here the status row gets its number, and the inbox loses the record.
         """
         channel = self.channel
-        if channel.inbox.is_empty():
-            return None
         acquire = channel.lock.acquire
         if not acquire(False):
             # The parent is taking tasks back. Should it die meanwhile, so does this worker.
@@ -395,7 +394,7 @@ class _Worker:
         """Wake whoever wants to know that task `number` is done."""
         words = self.channel.words
         low = words[LOW]
-        empty = low > 0 and (idle or self.channel.inbox.count() < low)
+        empty = low > 0 and (idle or self.channel.inbox.left() < low)
         filling = not words[DONE] & 15 and self.outbox.is_filling()
         board = self.board.words
         if board[FRONT]:
@@ -463,9 +462,10 @@ class _Outbox:
         with self._lock:
             self._holder = me
             try:
-                self._put(record)
+                if not self._ring.try_put(record):
+                    self._put_when_room(record)
                 while self._late:
-                    self._put(self._late.pop(0))
+                    self._put_when_room(self._late.pop(0))
             finally:
                 self._holder = 0
 
@@ -506,7 +506,7 @@ class _Outbox:
         board.words[BACK] = 0
         ring_bell(board.back)
 
-    def _put(self, record: bytes) -> None:
+    def _put_when_room(self, record: bytes) -> None:
         if self._ring.try_put(record):
             return
         words = self._channel.words
