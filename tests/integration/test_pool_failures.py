@@ -295,7 +295,9 @@ def test_ctrl_c_while_workers_start(start_method: str, delay: float, tmp_path: P
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=LONG)
     assert process.returncode in (-signal.SIGINT, 1)
-    assert err.count("Traceback (most recent call last)") == 1, err
+    # One error, that of the program; another may be in its chain (on 3.10 `signal.getsignal` handles one).
+    assert err.count("\nKeyboardInterrupt") == 1, err
+    assert "Process " not in err, err
     eventually(lambda: not any(child.is_running() and child.status() != "zombie" for child in children))
 
 
