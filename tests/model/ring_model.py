@@ -5,6 +5,9 @@ The locks make it one putter and one getter at a time. A killed one is followed 
 nothing of it: so a death is simply the way back to the beginning. Stores and loads keep their order, as on
 x86 (elsewhere there are the fences). Items are numbered; each word of a record bears the number of its item,
 so whatever is torn, stale, lost or doubled shows.
+
+A record may be a pack of two items; then a getter takes one of them or both, and the head stays at the pack
+as long as one is left (`GetSide._take_from`).
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ from tests.model.checker import Step
 NUMBERS = 6
 
 Word = tuple[str, int, int]
-"""What it is (a length word, a word of data, WRAP, nothing), its item, and the length of the record."""
+"""What it is (the length word of an item or of a pack, a word of data, WRAP, nothing), its (first) item, and
+the length of the record."""
 NOTHING: Word = ("", 0, 0)
 WRAP: Word = ("wrap", 0, 0)
 END = WRAP
@@ -33,13 +37,26 @@ class State(NamedTuple):
     words: tuple[Word, ...]
     head: Counter = (0, 0)
     tail: Counter = (0, 0)
-    queued: tuple[tuple[int, int], ...] = ()
-    """Number and length of what is published and not taken: what `head` and `tail` must stand for."""
+    queued: tuple[int, ...] = ()
+    """Numbers of what is published and not taken: what `head` and `tail` must stand for."""
     putter: tuple[int, ...] = ()
-    """Step, place, length; empty between two puts."""
-    getter: tuple[object, ...] = ()
-    """What it has read so far; empty between two gets."""
+    """Step, place, length, items; empty between two puts."""
+    getter: Reading | None = None
+    """What it has read so far; None between two gets."""
     error: str = ""
+
+
+class Reading(NamedTuple):
+    """A getter in the middle of a record."""
+
+    what: str
+    at: int
+    """The word that it reads next."""
+    number: int = 0
+    left: int = 0
+    begin: int = 0
+    """Where the record begins."""
+    items: int = 1
 
 
 class RingModel:
@@ -48,14 +65,19 @@ class RingModel:
     Args:
         capacity: words.
         lengths: of records, in words, the length word included.
+        packs: a record of two words or more may be a pack of two items.
         without: a guard to leave out: "tail last" (publish before the bytes are there), "wrap before tail",
             "head last" (take before the bytes are copied), "count" (indices alone tell empty from full),
-            "end" (no WRAP behind the last word).
+            "end" (no WRAP behind the last word), "stay" (the head leaves a pack of which something is left),
+            "count from the head" (what of a pack comes next is not reckoned from the head's count).
     """
 
-    def __init__(self, capacity: int, lengths: tuple[int, ...], *, without: str = "") -> None:
+    def __init__(
+        self, capacity: int, lengths: tuple[int, ...], *, packs: bool = False, without: str = ""
+    ) -> None:
         self._capacity = capacity
         self._lengths = lengths
+        self._packs = packs
         self._without = without
 
     def start(self) -> State:
@@ -67,7 +89,7 @@ class RingModel:
         if state.putter:
             yield Step("putter killed", state._replace(putter=()), fair=False)
         if state.getter:
-            yield Step("getter killed", state._replace(getter=()), fair=False)
+            yield Step("getter killed", state._replace(getter=None), fair=False)
         yield from self._put(state)
         yield from self._get(state)
 
@@ -90,12 +112,14 @@ class RingModel:
         if not state.putter:
             for length in self._lengths:
                 place = self._place(state, length)
-                if place >= 0:
-                    yield Step(
-                        f"a record of {length} goes to {place}", state._replace(putter=(0, place, length))
-                    )
+                for items in (1, 2) if self._packs and length > 1 else (1,):
+                    if place >= 0:
+                        yield Step(
+                            f"a record of {length} with {items} items goes to {place}",
+                            state._replace(putter=(0, place, length, items)),
+                        )
             return
-        step, place, length = state.putter
+        step, place, length, items = state.putter
         number, index = state.tail
         if index != place and step == 0:
             number, index = state.tail
@@ -117,8 +141,9 @@ class RingModel:
         if what == "wrap":
             words[index] = WRAP
         elif what == "tail":
-            tail = ((number + 1) % NUMBERS, place + length)
-            after = after._replace(tail=tail, queued=(*state.queued, (number, length)))
+            tail = ((number + items) % NUMBERS, place + length)
+            new = ((number + nth) % NUMBERS for nth in range(items))
+            after = after._replace(tail=tail, queued=(*state.queued, *new))
             if plan[-1] != "tail":
                 # A mutation: what remains is done in one step.
                 yield Step("tail, then killed", after._replace(putter=()), fair=False)
@@ -130,49 +155,56 @@ class RingModel:
                 return
         else:
             at = plan[: step + 1].count("data")
-            words[place + at] = (what, number, length)
+            words[place + at] = ("pack" if what == "length" and items > 1 else what, number, length)
         done = step + 1 == len(plan)
         yield Step(
             f"store {what}",
-            after._replace(words=tuple(words), putter=() if done else (step + 1, place, length)),
+            after._replace(words=tuple(words), putter=() if done else (step + 1, place, length, items)),
         )
 
     def _get(self, state: State) -> Iterator[Step[State]]:
-        if not state.getter:
+        me = state.getter
+        if me is None:
             if not self._empty(state):
-                yield Step("head != tail", state._replace(getter=("length", state.head[1], 0, 0)))
+                yield Step("head != tail", state._replace(getter=Reading("length", state.head[1])))
             return
-        what, at, number, left = state.getter
-        assert isinstance(at, int)
-        assert isinstance(number, int)
-        assert isinstance(left, int)
-        word = state.words[at]
-        if what == "length":
-            if word == WRAP and at:
-                yield Step("WRAP", state._replace(getter=("length", 0, 0, 0)))
-            elif word[0] != "length":
+        word = state.words[me.at]
+        if me.what == "length":
+            if word == WRAP and me.at:
+                yield Step("WRAP", state._replace(getter=Reading("length", 0)))
+            elif word[0] not in {"length", "pack"}:
                 yield Step("read", state._replace(error=f"read {word} as a length"))
-            elif self._without == "head last":
-                yield from self._take(state, word[1], at + word[2], ("late", at + 1, word[1], word[2] - 1))
             else:
-                yield Step("read the length", state._replace(getter=("data", at + 1, word[1], word[2] - 1)))
-        elif left:
-            if word[:2] != ("data", number):
-                yield Step("read", state._replace(error=f"read {word} in item {number}"))
+                items = 2 if word[0] == "pack" else 1
+                late = self._without == "head last"
+                read = Reading("late" if late else "data", me.at + 1, word[1], word[2] - 1, me.at, items)
+                if late:
+                    yield from self._take(state, read._replace(at=me.at + word[2]), read)
+                else:
+                    yield Step("read the length", state._replace(getter=read))
+        elif me.left:
+            if word[:2] != ("data", me.number):
+                yield Step("read", state._replace(error=f"read {word} in item {me.number}"))
             else:
-                yield Step("copy a word", state._replace(getter=(what, at + 1, number, left - 1)))
-        elif what == "late":
-            yield Step("copied", state._replace(getter=()))
+                yield Step("copy a word", state._replace(getter=me._replace(at=me.at + 1, left=me.left - 1)))
+        elif me.what == "late":
+            yield Step("copied", state._replace(getter=None))
         else:
-            yield from self._take(state, number, at, ())
+            yield from self._take(state, me, None)
 
-    @staticmethod
-    def _take(state: State, number: int, end: int, getter: tuple[object, ...]) -> Iterator[Step[State]]:
-        if not state.queued or state.queued[0][0] != number:
-            yield Step("store head", state._replace(error=f"took {number} of {state.queued}"))
-            return
-        head = ((state.head[0] + 1) % NUMBERS, end)
-        yield Step("store head", state._replace(head=head, queued=state.queued[1:], getter=getter))
+    def _take(self, state: State, me: Reading, after: Reading | None) -> Iterator[Step[State]]:
+        """Take one of the items that are left of a record, or all of them."""
+        count = state.head[0]
+        gone = 0 if self._without == "count from the head" else (count - me.number) % NUMBERS
+        left = me.items - gone
+        for number in range(1, left + 1):
+            taken = tuple((me.number + gone + nth) % NUMBERS for nth in range(number))
+            if state.queued[:number] != taken:
+                yield Step("store head", state._replace(error=f"took {taken} of {state.queued}"))
+                continue
+            stays = number < left and self._without != "stay"
+            head = ((count + number) % NUMBERS, me.begin if stays else me.at)
+            yield Step("store head", state._replace(head=head, queued=state.queued[number:], getter=after))
 
 
 def wrong(state: State) -> str | None:

@@ -8,7 +8,7 @@ import pytest
 from tests.model import queue_model, ring_model
 from tests.model.checker import Violation, explore
 from tests.model.queue_model import QueueModel
-from tests.model.ring_model import RingModel
+from tests.model.ring_model import NUMBERS, RingModel
 
 
 @pytest.mark.parametrize("capacity, lengths", [(3, (1, 2)), (4, (1, 2)), (4, (1, 3)), (5, (2, 3))])
@@ -17,6 +17,27 @@ def test_a_ring(capacity: int, lengths: tuple[int, ...]) -> None:
     found = explore([model.start()], model.steps, ring_model.wrong, remember_fair_steps=True)
     found.stuck(lambda _state: True, ring_model.idle)
     assert any(len(state.queued) == capacity // min(lengths) for state in found.came), "it has been full"
+
+
+@pytest.mark.parametrize("capacity, lengths", [(3, (1, 2)), (4, (2, 3)), (5, (2, 3))])
+def test_a_ring_with_packs(capacity: int, lengths: tuple[int, ...]) -> None:
+    model = RingModel(capacity, lengths, packs=True)
+    found = explore([model.start()], model.steps, ring_model.wrong, remember_fair_steps=True)
+    found.stuck(lambda _state: True, ring_model.idle)
+    # One item of a pack has been taken, and its record is still the first.
+    assert any(
+        state.words[state.head[1]][:2] == ("pack", (state.head[0] - 1) % NUMBERS)
+        for state in found.came
+        if state.queued
+    )
+
+
+@pytest.mark.parametrize("without", ["stay", "count from the head", "head last", "tail last"])
+def test_each_guard_of_packs_is_needed(without: str) -> None:
+    model = RingModel(3, (1, 2), packs=True, without=without)
+    with pytest.raises(Violation) as caught:
+        explore([model.start()], model.steps, ring_model.wrong)
+    assert caught.value.trace
 
 
 @pytest.mark.parametrize("without", ["tail last", "wrap before tail", "head last", "count", "end"])
