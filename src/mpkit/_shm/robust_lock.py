@@ -53,6 +53,9 @@ SLICE_SECONDS = 0.05
 STUCK_SECONDS = 0.1
 #: A call whose time is up may overrun it by this much when it looks for a dead holder.
 SHORTEST_LOOK_SECONDS = 0.02
+#: So often the fast paths of the queue try again for a permit that another process has, before they take the
+#: long way. It is held for a microsecond, which these tries take, too; a wait costs ten times as much.
+FEW_TRIES = 10
 #: How long a call that may not block waits for the lock of its side: its holders are done in microseconds,
 #: unless they are stopped.
 PATIENCE_SECONDS = 1.0
