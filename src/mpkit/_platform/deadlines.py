@@ -38,14 +38,13 @@ def check_timeout(timeout: SupportsFloat | None, *, name: str = "timeout") -> fl
     if seconds >= 0.0:
         return None if seconds == math.inf else seconds
     raise ValueError(
-        f"{name} must be a number of seconds that is not negative, or None to wait for ever; got {timeout!r}"
+        f"{name} must be a number of seconds that is not negative, or None for no limit; got {timeout!r}"
     )
 
 
 def _not_a_number(timeout: object, name: str) -> TypeError:
     return TypeError(
-        f"{name} must be a number of seconds or None to wait for ever; got {timeout!r} "
-        f"({type(timeout).__name__})"
+        f"{name} must be a number of seconds or None for no limit; got {timeout!r} ({type(timeout).__name__})"
     )
 
 

@@ -7,14 +7,13 @@ again.
 
 ``tail`` (written by the putter only) and ``head`` (written by the getter only) each hold, in one word, the
 index of the next record *and* how many records have passed: ``count << INDEX_BITS | index``. So one 8-byte
-    store publishes a record together with the new
-count, and a process killed anywhere before that store has changed nothing that anybody reads. Empty means
-``tail == head``; a full ring may have equal indices, but then the counts differ. Counts wrap at `COUNT_LIMIT`
-on both sides alike.
+store publishes a record together with the new count, and a process killed anywhere before that store has
+changed nothing that anybody reads. Empty means ``tail == head``; a full ring may have equal indices, but then
+the counts differ. Counts wrap at `COUNT_LIMIT` on both sides alike.
 
 Memory order: the bytes of a record are written before ``tail``, and read after it. On machines that keep the
-    order of stores and
-of loads (x86) nothing more is needed; elsewhere `full_fence` stands between, on both sides.
+order of stores and of loads (x86) nothing more is needed; elsewhere `full_fence` stands between, on both
+sides.
 """
 
 from __future__ import annotations

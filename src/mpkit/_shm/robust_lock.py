@@ -1,8 +1,8 @@
 """A lock between processes that survives the death of whoever holds it.
 
 The lock itself is a semaphore with one permit, which has no owner: if its holder is killed the permit is
-    lost.
-So each process has one word in its row for each lock, written by itself alone, that tells where it stands::
+lost. So each process has one word in its row for each lock, written by itself alone, that tells where it
+stands::
 
     completed << 20 | attempts << 1 | inside
 
@@ -26,10 +26,9 @@ permit added, and the next one starts again at 1. New processes cannot join mean
 the same file lock.
 
 Memory order: ``inside`` must be visible before the permit is taken, ``completed`` not before it is given
-    back, and what
-is written under the lock before that. On x86 taking and giving are atomic operations and so full barriers,
-and other stores and loads keep their order. Elsewhere glibc's are weaker (an acquire when taking, a release
-when giving), so there a full fence stands on both sides of each.
+back, and what is written under the lock before that. On x86 taking and giving are atomic operations and so
+full barriers, and other stores and loads keep their order. Elsewhere glibc's are weaker (an acquire when
+taking, a release when giving), so there a full fence stands on both sides of each.
 """
 
 from __future__ import annotations

@@ -30,6 +30,11 @@ MOST_KILLED = 10
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 2.0
 
+_GUARD = (
+    "the main module creates the pool when it is imported, which every worker does; put that under "
+    '`if __name__ == "__main__":`'
+)
+
 # Two threads that start processes at the same moment can take each other's exit codes; the standard library
 # has no lock for it.
 _starting = threading.Lock()
@@ -121,7 +126,7 @@ class Crew:
             with _starting, without_interrupts(), warnings.catch_warnings():
                 # Fork from a process with threads is what the caller asked for with the fork context.
                 warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork.*")
-                process.start()
+                _start(process)
             assert process.pid is not None
             plan.link.started(process.pid)
         except BaseException:
@@ -174,11 +179,9 @@ class Crew:
         )
         if method != "fork" and self._failed >= MOST_FAILURES:
             text += (
-                " The error itself was printed by the worker (standard error). A frequent cause: the main"
-                " module creates the pool when it is imported, which every worker does; put that under"
-                ' `if __name__ == "__main__":`. Another: the main module cannot be imported again (an'
-                " interactive session, code read from standard input); put the functions into a module of"
-                " their own."
+                f" The error itself was printed by the worker (standard error). A frequent cause: {_GUARD}."
+                " Another: the main module cannot be imported again (an interactive session, code read from"
+                " standard input); put the functions into a module of their own."
             )
         elif killed:
             text += (
@@ -195,6 +198,17 @@ class Crew:
                 lane.stack_pipe = None
         if lane.process is not None:
             lane.process.close()
+
+
+def _start(process: seam.ChildProcess) -> None:
+    try:
+        process.start()
+    except (EOFError, ConnectionError) as error:
+        # What talking to the fork server ends in. From 3.14 on (and 3.13.8) it imports the main module.
+        raise PoolBroken(
+            f"the fork server of multiprocessing has died ({type(error).__name__}: {error}); if its error "
+            f"output says that the main module could not be imported, a frequent cause is that {_GUARD}"
+        ) from error
 
 
 def exit_code(lane: Lane) -> int | None:

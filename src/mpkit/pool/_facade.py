@@ -62,7 +62,7 @@ class PoolView:
         """Have a worker call ``fn(*args, **kwargs)``.
 
         Function and arguments are pickled here: later changes to them do not travel, and an error is raised
-            here.
+        here.
 
         Returns:
             The handle of the task.
@@ -281,6 +281,7 @@ class TaskPool(PoolView):
         ValueError: An argument is out of range.
         SerializationError: The initializer or its arguments cannot be pickled.
         OSError: The system refuses processes or shared memory; nothing is left behind.
+        PoolBroken: multiprocessing's fork server has died while it was asked for a worker.
 
     Safe from: any thread of the process that created it. A fork of that process cannot use it.
 
