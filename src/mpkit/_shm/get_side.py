@@ -326,8 +326,7 @@ class GetSide:
                         if block and spun and not ticket:
                             items.enter()
                             ticket, looked = True, False
-                        elif ticket and idle:
-                            items.renew()
+                        elif ticket and idle and items.renew():
                             looked = False
                         if idle == 1:
                             # Empty for a whole slice: nobody misses what is given back now.

@@ -182,8 +182,7 @@ class LockFile(SharedObject):
                     elif not done and block and spun and not ticket:
                         sleepers.enter()
                         ticket, looked = True, False
-                    elif not done and ticket and late:
-                        sleepers.renew()
+                    elif not done and ticket and late and sleepers.renew():
                         looked = False
                 finally:
                     try:

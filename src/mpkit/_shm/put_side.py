@@ -190,8 +190,7 @@ class PutSide:
                     elif not done and block and spun and not ticket:
                         room.enter()
                         ticket, looked = True, False
-                    elif not done and ticket and late:
-                        room.renew()
+                    elif not done and ticket and late and room.renew():
                         looked = False
                 finally:
                     try:

@@ -73,15 +73,20 @@ class Sleepers:
             self.renew()
         self.words[self.slept_at] -= 1
 
-    def renew(self) -> None:
+    def renew(self) -> bool:
         """After a sleep that no token has ended: let the next waker know of at least one sleeper.
 
         A waker that was killed between its promise and its token would else leave one sleeper unpromised for
         ever. One ticket too many costs a look in vain.
+
+        Returns:
+            Whether that was needed: then look at the truth again before the next `sleep`, as after `enter`.
         """
         words = self.words
         if words[self.slept_at] <= words[self.posted_at] and self.tokens.raw._is_zero():
             words[self.slept_at] = words[self.posted_at] + 1
+            return True
+        return False
 
     # -- the sleeping side, holding nothing ------------------------------------------------------------------
 

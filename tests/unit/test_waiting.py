@@ -1,0 +1,131 @@
+"""Whoever waits sleeps: a few looks a second, however long it takes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from mpkit import BoundedQueue, Lock, LockedCounter
+from mpkit._shm.robust_lock import RobustLock
+from mpkit.errors import MpkitError
+from tests.helpers.waiting import PATIENCE
+
+#: How long the waiter is watched, in seconds: several slices.
+WATCHED = 0.7
+#: As many looks it may take in that time: five slices of three looks each, twice over. One that never sleeps
+#: takes tens of thousands.
+MOST_LOOKS = 30
+
+
+@contextlib.contextmanager
+def empty_queue() -> Iterator[tuple[Callable[[], Any], Callable[[], Any]]]:
+    with BoundedQueue[int]() as queue:
+        yield queue.get, lambda: queue.put(1)
+
+
+@contextlib.contextmanager
+def queue_that_has_been_used() -> Iterator[tuple[Callable[[], Any], Callable[[], Any]]]:
+    with BoundedQueue[int]() as queue:
+        for number in range(5):
+            queue.put(number)
+            queue.get()
+        yield lambda: queue.get_many(3), lambda: queue.put(1)
+
+
+@contextlib.contextmanager
+def full_queue() -> Iterator[tuple[Callable[[], Any], Callable[[], Any]]]:
+    with BoundedQueue[int](maxsize=1) as queue:
+        queue.put(0)
+        yield lambda: queue.put(1), queue.get
+
+
+@contextlib.contextmanager
+def unfinished_queue() -> Iterator[tuple[Callable[[], Any], Callable[[], Any]]]:
+    with BoundedQueue[int]() as queue:
+        queue.put(0)
+        yield queue.join, queue.task_done
+
+
+@contextlib.contextmanager
+def coroutine_of_an_empty_queue() -> Iterator[tuple[Callable[[], Any], Callable[[], Any]]]:
+    with BoundedQueue[int]() as queue:
+        yield lambda: asyncio.run(queue.aget()), lambda: queue.put(1)
+
+
+@contextlib.contextmanager
+def coroutine_of_a_full_queue() -> Iterator[tuple[Callable[[], Any], Callable[[], Any]]]:
+    with BoundedQueue[int](maxsize=1) as queue:
+        queue.put(0)
+        yield lambda: asyncio.run(queue.aput(1)), queue.get
+
+
+@contextlib.contextmanager
+def lock_of_another_thread() -> Iterator[tuple[Callable[[], Any], Callable[[], Any]]]:
+    with contextlib.closing(Lock()) as lock:
+        lock.acquire()
+
+        def take() -> None:
+            lock.acquire()
+            lock.release()
+
+        yield take, lock.release
+
+
+@contextlib.contextmanager
+def counter_that_stands_still() -> Iterator[tuple[Callable[[], Any], Callable[[], Any]]]:
+    with contextlib.closing(LockedCounter()) as counter:
+        yield lambda: counter.wait_for(1), counter.add
+
+
+@pytest.mark.parametrize(
+    "situation",
+    [
+        empty_queue,
+        queue_that_has_been_used,
+        full_queue,
+        unfinished_queue,
+        coroutine_of_an_empty_queue,
+        coroutine_of_a_full_queue,
+        lock_of_another_thread,
+        counter_that_stands_still,
+    ],
+)
+def test_whoever_waits_sleeps(
+    situation: Callable[[], contextlib.AbstractContextManager[tuple[Callable[[], Any], Callable[[], Any]]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks = itertools.count()
+    real = RobustLock.acquire
+
+    def acquire(self: RobustLock, deadline: float | None = None) -> bool:
+        next(looks)
+        return real(self, deadline)
+
+    with situation() as (wait, release):
+        failed: list[MpkitError] = []
+
+        def run() -> None:
+            try:
+                wait()
+            except MpkitError as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        # Not a wait for anything: what it does before it first sleeps, and all through these slices, counts.
+        monkeypatch.setattr(RobustLock, "acquire", acquire)
+        time.sleep(WATCHED)
+        seen = next(looks)
+        assert thread.is_alive(), failed
+        release()
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+        assert not failed
+    assert seen <= MOST_LOOKS
