@@ -374,3 +374,37 @@ class InterruptsWhenUnpickled:
 def touch_and_return(path: str) -> str:
     Path(path).touch()
     return path
+
+
+def note_and_die_at(item: tuple[str, int, int]) -> int:
+    """Append the number to a file, and die if it is the fatal one."""
+    log, number, fatal = item
+    fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        os.write(fd, b"%d\n" % number)
+    finally:
+        os.close(fd)
+    if number == fatal:
+        os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)
+    return number
+
+
+def appended(numbers: list[int]) -> int:
+    numbers.append(1)
+    return len(numbers)
+
+
+_SAME: list[int] = []
+
+
+def same_list(_number: int) -> list[int]:
+    return _SAME
+
+
+def count_down(item: tuple[Any, int]) -> int:
+    """Feed the next smaller number back."""
+    queue, number = item
+    if number:
+        queue.put(number - 1)
+    return int(number)

@@ -36,7 +36,7 @@ _MOST_PARTS: Final = 16 * MOST_ITEMS
 
 def pack(items: Sequence[object]) -> bytes | None:
     """The pickle of up to `MOST_ITEMS` items as one list; None when they are not to be packed."""
-    if len(items) < FEWEST_ITEMS or not _are_plain(items):
+    if len(items) < FEWEST_ITEMS or not are_plain(items):
         return None
     sink = _Sink()
     try:
@@ -120,8 +120,9 @@ class _Sink:
         self.parts.append(bytes(data))
 
 
-def _are_plain(items: Sequence[object]) -> bool:
-    """Whether all of it is built in, and no list or dictionary in it twice.
+def are_plain(items: Sequence[object]) -> bool:
+    """Whether all of it is built in, and no list or dictionary in it twice: one pickle for all of it tells
+    nobody anything that a pickle for each would not.
 
     Each step looks at all items at once, so that the loops run in C.
     """

@@ -97,7 +97,7 @@ ALWAYS = 3
 
 #: A task: its number, the length of the pickled function that follows, flags. After the function: the
 #: arguments.
-TASK_HEAD = struct.Struct("<QIB3x")
+TASK_HEAD = struct.Struct("<QIH2x")
 #: An outcome: the number of its task, how long it ran in nanoseconds, the kind. Then the data.
 RESULT_HEAD = struct.Struct("<QIB3x")
 #: Which items of a chunk are meant: from the first one to before the second one.
@@ -119,6 +119,8 @@ BY_REFERENCE = 16
 BY_VALUE = 32
 #: The function is too big for a record: the arguments are ``(pickled function, arguments)``.
 FUNCTION_INSIDE = 64
+#: Of a chunk: the result of each item is handed in before the next one begins, as if each were a task.
+EACH = 256
 #: Not a task: finish what came before, then leave.
 LEAVE = 128
 

@@ -353,6 +353,8 @@ class Dispatcher:
                     ledger.finish(key, number, kind == NONE or kind == VALUE or kind == BIG_VALUE)
                     if type(task) is Task:
                         task.function.took(run_ns)
+                    elif isinstance(task, Chunk):
+                        task.function.took_chunk(run_ns, task.stop - task.start)
                 elif kind == PART or kind == BIG_PART:
                     self._drain_part(lane, number, run_ns, kind, record, settlements)
                 elif kind == LOG:

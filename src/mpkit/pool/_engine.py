@@ -332,7 +332,7 @@ class Engine:
             worker died before the first item (its function or its items cannot be unpickled, it seems).
         """
         item = lane.words[ITEM]
-        if chunk.ending or not item or chunk.stop - chunk.done == 1:
+        if chunk.ending or not item or chunk.stop - chunk.start == 1:
             return False
         first = min(max(item >> 32, chunk.done), chunk.stop)
         end = min(max(item & 0xFFFF_FFFF, first), chunk.stop)

@@ -4,6 +4,12 @@ A chunk is one task with many calls. An error fails its own item: the worker goe
 a worker dies, the item that it died of fails (or is tried again), and the others of its chunk are sent again
 unless their results have come (`Engine._divide`). A time limit holds for the whole chunk, so maps with one
 send items one by one unless told otherwise.
+
+A lazy map whose items turn out to be short sends them in groups (`GroupedFunction`): chunks whose items the
+worker treats as tasks of their own, so each is handed in before the next one begins. Only where nobody can
+tell: the input is a collection, so that an item that has been read need not wait for the next one (an
+iterator may wait for what the item before it does); the items are plain, so that one pickle for all of them
+is as good as one for each; there is no time limit; and workers are not replaced after a number of tasks.
 """
 
 from __future__ import annotations
@@ -17,10 +23,12 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from mpkit._platform.deadlines import check_timeout
 from mpkit._platform.hints import Self, override
+from mpkit._shm.packs import are_plain
 from mpkit._wire import failure
 from mpkit.errors import TaskCancelled, WaitTimeout
 from mpkit.pool import _payload as payload
-from mpkit.pool._channel import CHUNK, PART, PLAIN, RAISED, SOON, STAR
+from mpkit.pool._channel import CHUNK, EACH, PART, PLAIN, RAISED, SOON, STAR
+from mpkit.pool._functions import GroupedFunction
 from mpkit.pool._handle import TaskHandle
 from mpkit.pool._ledger import Chunk, Task
 from mpkit.pool._options import TaskOptions, check_count
@@ -36,7 +44,8 @@ R = TypeVar("R")
 _DEFAULT_BUFFER = 256
 #: While results are waiting for the consumer, input is read for this long at most.
 _READ_SECONDS = 0.001
-_MOST_AT_ONCE = 64
+#: Inputs that are just there: reading them calls nobody's code and waits for nothing.
+_COLLECTIONS = frozenset({list, tuple, range, set, frozenset, dict, deque, str, bytes, bytearray})
 
 
 def chunks_of(items: list[Any], size: int) -> Iterator[list[Any]]:
@@ -275,14 +284,24 @@ class ImapIterator(Generic[R]):
         self._input: Iterator[Any] | None = iter(iterable)
         self._options = options
         self._function, self._blob, self._flags = engine.function(function, options)
-        if self._chunksize > 1:
-            self._flags |= CHUNK
+        self._groups: GroupedFunction | None = None
+        if (
+            self._chunksize == 1
+            and type(iterable) in _COLLECTIONS
+            and options.timeout is None
+            and engine.options.maxtasksperchild is None
+        ):
+            # Two groups for each worker, and as many results on their way, leave nobody without work.
+            self._function = self._groups = GroupedFunction(
+                self._function, self._most // (4 * processes) or 1
+            )
         self._ordered = ordered
         #: Items between input and consumer.
         self._held = 0
-        # Outcomes of neighbouring items (how many, kind, data): in the order of arrival, or by the first one.
-        self._arrived: deque[tuple[int, int, object]] = deque()
-        self._by_first: dict[int, tuple[int, int, object]] = {}
+        # Outcomes of neighbouring items (how many, kind, data, whether of a chunk): in the order of arrival,
+        # or by the first one.
+        self._arrived: deque[tuple[int, int, object, bool]] = deque()
+        self._by_first: dict[int, tuple[int, int, object, bool]] = {}
         self._sent = 0
         self._next = 0
         self._closed = False
@@ -313,6 +332,7 @@ class ImapIterator(Generic[R]):
     def settle(self, task: Task, kind: int, data: object) -> None:
         """Take the outcome of a task, or a part of it."""
         first, length, inner, data = piece_of(task, kind, data)
+        outcome = (length, inner, data, isinstance(task, Chunk))
         if kind != PART:
             if self._tasks.pop(task.number, None) is None:
                 return
@@ -323,9 +343,9 @@ class ImapIterator(Generic[R]):
         if self._closed:
             return
         if self._ordered:
-            self._by_first[first] = (length, inner, data)
+            self._by_first[first] = outcome
         else:
-            self._arrived.append((length, inner, data))
+            self._arrived.append(outcome)
         self._progress.step(length)
         condition = self._made_condition
         if condition is not None:
@@ -367,10 +387,12 @@ class ImapIterator(Generic[R]):
         source = self._input
         if source is None:
             return
-        engine, size = self._engine, self._chunksize
+        engine, size, groups = self._engine, self._chunksize, self._groups
         deadline = 0.0
         number = 0
         while self._held + size <= self._most:
+            if groups is not None:
+                size = min(groups.size, self._most - self._held)
             chunk: list[Any] = []
             try:
                 for item in source:
@@ -387,12 +409,9 @@ class ImapIterator(Generic[R]):
             if len(chunk) < size:
                 self._input = None
             if chunk:
-                self._held += len(chunk)
-                arguments = chunk if self._flags & CHUNK else (chunk[0],)
                 try:
-                    engine.submit(self._function, self._blob, self._flags, arguments, self, self._options)
+                    self._submit(chunk)
                 except BaseException:
-                    self._held -= len(chunk)
                     self._input = None
                     raise
             if self._input is None:
@@ -406,6 +425,24 @@ class ImapIterator(Generic[R]):
                     self._current or self.is_settled() or engine.dispatcher.has_outcomes()
                 ):
                     return
+
+    def _submit(self, chunk: list[Any]) -> None:
+        """Send what has just been read: as a chunk, as a group, or one by one."""
+        if self._chunksize > 1:
+            self._submit_task(self._flags | CHUNK, chunk, len(chunk))
+        elif len(chunk) > 1 and are_plain(chunk):
+            self._submit_task(self._flags | CHUNK | EACH, chunk, len(chunk))
+        else:
+            for item in chunk:
+                self._submit_task(self._flags, (item,), 1)
+
+    def _submit_task(self, flags: int, arguments: Any, items: int) -> None:
+        self._held += items
+        try:
+            self._engine.submit(self._function, self._blob, flags, arguments, self, self._options)
+        except BaseException:
+            self._held -= items
+            raise
 
     # -- the iterator ----------------------------------------------------------------------------------------
 
@@ -455,7 +492,7 @@ class ImapIterator(Generic[R]):
             if not self._engine.collector.wait_for(self, timeout):
                 raise WaitTimeout(f"no result within {timeout:g} s; the iteration can go on")
         if self._ordered:
-            length, kind, data = self._by_first.pop(self._next)
+            length, kind, data, of_chunk = self._by_first.pop(self._next)
             self._next += length
             order = self._order
             while (
@@ -464,8 +501,8 @@ class ImapIterator(Generic[R]):
             ):
                 order.popleft()
         else:
-            length, kind, data = self._arrived.popleft()
-        if self._flags & CHUNK:
+            length, kind, data, of_chunk = self._arrived.popleft()
+        if of_chunk:
             self._current.extend(open_chunk(kind, data, length))
         else:
             self._current.append(payload.open_outcome(kind, data))

@@ -16,7 +16,8 @@ class PoolStatistics:
         idle: workers without a task.
         running: workers with a task.
         queued: tasks that no worker has begun.
-        submitted: tasks ever submitted (a chunk of a map is one).
+        submitted: tasks ever submitted (a chunk of a map is one, and so is a group of short items of an
+            imap).
         succeeded: tasks that returned.
         failed: tasks that raised, ran past their limit, or were ended with the pool.
         cancelled: tasks that were cancelled, or ended by `terminate`.

@@ -37,6 +37,7 @@ from mpkit.pool._channel import (
     BY_VALUE,
     CHUNK,
     DONE,
+    EACH,
     ERROR,
     FRONT,
     FUNCTION_INSIDE,
@@ -331,6 +332,8 @@ class _Worker:
         else:
             function = self.functions.get(blob) or self._load_function(blob, flags)
             args, kwargs = payload.load_arguments(flags, rest)
+        if flags & EACH:
+            return self._run_each(function, args, number, first, stop, pickler)
         if flags & CHUNK:
             return self._run_chunk(function, args, number, flags, first, stop, pickler)
         return payload.dump_value(function(*args) if kwargs is None else function(*args, **kwargs), pickler)
@@ -381,6 +384,52 @@ class _Worker:
                 began = handed_in = clock()
         words[ITEM] = base << 32 | stop
         return _dump_results(results, errors, pickler)
+
+    def _run_each(
+        self,
+        function: Callable[..., Any],
+        items: list[Any],
+        number: int,
+        first: int,
+        stop: int,
+        pickler: Pickler,
+    ) -> tuple[int, bytes]:
+        """Call the function for the items from `first` to `stop`, each as if it were a task of its own.
+
+        Its result is in the outbox before the next one begins. So the death of this worker is the death of
+        the item in hand alone, and nothing is done twice. The outcome is that of the last one.
+        """
+        words = self.channel.words
+        at = first
+        while True:
+            words[ITEM] = at << 32 | at + 1
+            results: list[Any] = [None]
+            errors: list[tuple[int, bytes]] = []
+            try:
+                results[0] = function(items[at])
+            except KeyboardInterrupt:
+                # All of it is being stopped.
+                raise
+            except BaseException as error:  # noqa: BLE001  whatever it is, it belongs to this item
+                errors.append((0, failure.pack_exception(error, pickler)))
+            # What has been worked on must not live on here while the next one is worked on.
+            items[at] = None
+            kind, data = _dump_results(results, errors, pickler)
+            at += 1
+            if at == stop:
+                return kind, data
+            self.outbox.put_part(RESULT_HEAD.pack(number, at, PART if kind == VALUE else BIG_PART) + data)
+            self._announce(number)
+
+    def _announce(self, number: int) -> None:
+        """Wake whoever waits for a part of task `number`, or for anything, now and then."""
+        board = self.board.words
+        if board[FRONT] and board[WANTED] in (ANY, SOON, number):
+            now = time.monotonic_ns()
+            if now - self.last_ring > _ANNOUNCE_NS:
+                self.last_ring = now
+                board[FRONT] = 0
+                ring_bell(self.board.front)
 
     def _load_function(self, blob: bytes, flags: int) -> Callable[..., Any]:
         function: Callable[..., Any] = cast("Callable[..., Any]", codec.loads(blob))

@@ -109,7 +109,7 @@ def test_a_list_that_holds_itself_is_not_packed() -> None:
 def test_what_another_thread_slips_in_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     from mpkit._shm import packs
 
-    monkeypatch.setattr(packs, "_are_plain", lambda _items: True)
+    monkeypatch.setattr(packs, "are_plain", lambda _items: True)
     assert pack([1, 2, 3, Pair(1, 2)]) is None
     assert pack([1, 2, 3, Text("abc")]) is None
 
