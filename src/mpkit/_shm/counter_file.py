@@ -61,7 +61,7 @@ class CounterFile(SharedObject):
             if lock.local_acquire(False):
                 words, value = self.words, lock.value
                 words[lock.at] = value + 1
-                if lock.permit_acquire(False):
+                if lock.permit_acquire(False) or lock.try_some_more():
                     signed = self.signed
                     total = signed[VALUE] + number
                     # Out of range this raises ValueError before it stores anything.

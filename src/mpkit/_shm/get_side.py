@@ -33,7 +33,7 @@ from mpkit._shm.put_side import (
 )
 from mpkit._shm.queue_file import QueueFile
 from mpkit._shm.ring import COUNT_LIMIT, COUNT_MASK, INDEX_BITS, INDEX_MASK, ONE, WRAP
-from mpkit._shm.robust_lock import FEW_TRIES, LOW, PATIENCE_SECONDS
+from mpkit._shm.robust_lock import LOW, PATIENCE_SECONDS
 from mpkit._shm.sleepers import EVERYBODY
 from mpkit._shm.spin import SpinBudget
 from mpkit._shm.views import open_views
@@ -103,15 +103,10 @@ class GetSide:
             words = self._words
             value = lock.value
             words[lock.at] = value + 1
-            if not lock.permit_acquire(False):
-                take = lock.permit_acquire
-                for _ in range(FEW_TRIES):
-                    if take(False):
-                        break
-                else:
-                    lock.value = words[lock.at] = value + 2
-                    lock.local_release()
-                    return None
+            if not lock.permit_acquire(False) and not lock.try_some_more():
+                lock.value = words[lock.at] = value + 2
+                lock.local_release()
+                return None
             if words[GET_GENERATION] == self._generation:
                 ring = self._ring
                 head, tail = ring[RING_HEAD], ring[RING_TAIL]

@@ -29,7 +29,7 @@ from mpkit._shm.layout import (
 from mpkit._shm.queue_file import QueueFile
 from mpkit._shm.regions import HELD, QUEUED, RING, WRITING
 from mpkit._shm.ring import COUNT_LIMIT, COUNT_MASK, INDEX_BITS, INDEX_MASK, ONE, WRAP
-from mpkit._shm.robust_lock import FEW_TRIES, LOW, PATIENCE_SECONDS
+from mpkit._shm.robust_lock import LOW, PATIENCE_SECONDS
 from mpkit._shm.sleepers import EVERYBODY
 from mpkit._shm.spin import SpinBudget
 from mpkit.errors import ClosedError, QueueShutDown, SharedMemoryExhausted
@@ -121,15 +121,10 @@ class PutSide:
             words = self._words
             value = lock.value
             words[lock.at] = value + 1
-            if not lock.permit_acquire(False):
-                take = lock.permit_acquire
-                for _ in range(FEW_TRIES):
-                    if take(False):
-                        break
-                else:
-                    lock.value = words[lock.at] = value + 2
-                    lock.local_release()
-                    return False
+            if not lock.permit_acquire(False) and not lock.try_some_more():
+                lock.value = words[lock.at] = value + 2
+                lock.local_release()
+                return False
             done = False
             if words[PUT_GENERATION] == self._generation:
                 ring = self._ring

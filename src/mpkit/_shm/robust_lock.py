@@ -52,9 +52,9 @@ SLICE_SECONDS = 0.05
 STUCK_SECONDS = 0.1
 #: A call whose time is up may overrun it by this much when it looks for a dead holder.
 SHORTEST_LOOK_SECONDS = 0.02
-#: So often the fast paths of the queue try again for a permit that another process has, before they take the
+#: So often the fast paths of queue and counter try again for a permit that another process has, before they take the
 #: long way. It is held for a microsecond, which these tries take, too; a wait costs ten times as much.
-FEW_TRIES = 10
+_FEW_TRIES = 10
 #: How long a call that may not block waits for the lock of its side: its holders are done in microseconds,
 #: unless they are stopped.
 PATIENCE_SECONDS = 1.0
@@ -264,6 +264,14 @@ class RobustLock:
             self.permit_release()
         self.value = self.words[self.at] = (self.value | LOW) + 1
         self.local_release()
+
+    def try_some_more(self) -> bool:
+        """A few more tries for the permit, for a fast path that has not got it, and is inside."""
+        take = self.permit_acquire
+        for _ in range(_FEW_TRIES):
+            if take(False):
+                return True
+        return False
 
     def _acquire_local(self, deadline: float | None) -> bool:
         while True:

@@ -96,12 +96,15 @@ class Semaphore:
         """
         me = identity.current()
         name = f"/{PREFIX}t-{me.pid}-{os.urandom(6).hex()}"
+        # The C code removes the name as soon as it has made it, so the tracker has to do it only for a
+        # process that is killed just there.
+        seam.track(name, "semaphore")
         try:
-            # The C code removes the name itself, right after it has made it: whoever is killed at any step of
-            # Python code leaves none, and the resource tracker need not know.
             raw = seam.SemLock(seam.SEMAPHORE_KIND, value, max(value, 1), name, True)
         except OSError as error:
             raise exhausted(error, 32) from error
+        finally:
+            seam.untrack(name, "semaphore")
         return cls("", raw, owner_pid=0)
 
     def close(self, segment_name: str = "", in_use: Callable[[str], bool] | None = None) -> None:
