@@ -52,8 +52,8 @@ SLICE_SECONDS = 0.05
 STUCK_SECONDS = 0.1
 #: A call whose time is up may overrun it by this much when it looks for a dead holder.
 SHORTEST_LOOK_SECONDS = 0.02
-#: So often the fast paths of queue and counter try again for a permit that another process has, before they take the
-#: long way. It is held for a microsecond, which these tries take, too; a wait costs ten times as much.
+#: So often the fast paths of queue and counter try again for a permit that another process has, before they
+#: take the long way. It is held for a microsecond, which these tries take, too; a wait costs ten times that.
 _FEW_TRIES = 10
 #: How long a call that may not block waits for the lock of its side: its holders are done in microseconds,
 #: unless they are stopped.
@@ -268,7 +268,7 @@ class RobustLock:
     def try_some_more(self) -> bool:
         """A few more tries for the permit, for a fast path that has not got it, and is inside."""
         take = self.permit_acquire
-        for _ in range(_FEW_TRIES):
+        for _ in range(_FEW_TRIES):  # noqa: SIM110  a generator costs as much as several tries
             if take(False):
                 return True
         return False
