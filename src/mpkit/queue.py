@@ -22,6 +22,7 @@ from mpkit._shm.handle import SharedHandle
 from mpkit._shm.open_queue import OpenQueue
 from mpkit._shm.packs import MOST_ITEMS, PackSlice, pack
 from mpkit._shm.put_side import BIG, PutSide, WrittenItem
+from mpkit._shm.ring import COUNT_MASK
 from mpkit._wire.codec import Encoder, decode, loads
 from mpkit.errors import ClosedError, HandleLost, QueueEmpty, QueueFull, QueueShutDown, SharedMemoryExhausted
 
@@ -249,8 +250,10 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         chunks: list[tuple[bytes | None, list[_Encoded]]] = []
         for start in range(0, len(everything), MOST_ITEMS):
             chunk = everything[start : start + MOST_ITEMS]
-            # With a bound on bytes each item is weighed by itself.
-            packed = None if file.max_bytes else pack(chunk)
+            # With a bound on bytes each item is weighed by itself, and more items than the bound on items go
+            # in bit by bit.
+            fits = not file.max_bytes and (not file.maxsize or len(chunk) <= file.maxsize)
+            packed = pack(chunk) if fits else None
             chunks.append((packed, [] if packed is not None else [_encode(item) for item in chunk]))
         for _, encoded in chunks if file.max_bytes else ():
             for head, buffers in encoded:
@@ -346,7 +349,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         file = self._opened()
         gets, puts, _ = file.generations.snapshot()
         return QueueStatistics(
-            size=puts - gets,
+            size=(puts - gets) & COUNT_MASK,
             bytes=self._puts.used_bytes(),
             maxsize=file.maxsize,
             max_bytes=file.max_bytes or None,
@@ -513,8 +516,9 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
     ) -> int:
         if packed is None:
             return self._put_encoded(encoded, block, deadline)
-        if self._side_to_put().put_pack(packed, number, block, deadline):
-            return number
+        went = self._side_to_put().put_pack(packed, number, block, deadline)
+        if went is not False:
+            return number if went else 0
         # They wait for room one by one. From what was pickled: the objects may have changed since.
         return self._put_encoded([_encode(item) for item in loads(packed)], block, deadline)
 

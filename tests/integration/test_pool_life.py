@@ -21,7 +21,15 @@ import numpy as np
 import psutil
 import pytest
 
-from mpkit.errors import ClosedError, HandleLost, SerializationError, TaskCancelled, WorkerMemoryExceeded
+from mpkit._shm.semaphore import Semaphore
+from mpkit.errors import (
+    ClosedError,
+    HandleLost,
+    SerializationError,
+    SharedMemoryExhausted,
+    TaskCancelled,
+    WorkerMemoryExceeded,
+)
 from mpkit.pool import TaskHandle, TaskPool
 from tests.contract import pool_tasks as tasks
 
@@ -558,3 +566,25 @@ def test_closed_pools_that_are_kept_hold_nothing_of_the_system(end: str) -> None
         assert called == [asked]
         with pytest.raises(ClosedError):
             pool.submit(tasks.square, 1)
+
+
+def test_the_end_of_a_pool_needs_nothing_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = TaskPool(1)
+    assert pool.apply(abs, (-1,)) == 1
+
+    def refuse(_value: int = 1) -> Semaphore:
+        raise SharedMemoryExhausted("no room")
+
+    monkeypatch.setattr(Semaphore, "private", refuse)
+    pool.close()
+    assert pool.join(LONG)
+
+
+def test_a_pool_ends_although_an_interrupt_has_lost_an_idle_worker() -> None:
+    pool = TaskPool(2)
+    assert pool.apply(abs, (-1,)) == 1
+    dispatcher = pool._engine.dispatcher
+    with dispatcher.lock:
+        dispatcher.idle.clear()
+    pool.close()
+    assert pool.join(LONG)

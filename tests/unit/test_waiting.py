@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -84,6 +85,28 @@ def counter_that_stands_still() -> Iterator[tuple[Callable[[], Any], Callable[[]
         yield lambda: counter.wait_for(1), counter.add
 
 
+@contextlib.contextmanager
+def coroutines_and_a_token_too_many() -> Iterator[tuple[Callable[[], Any], Callable[[], Any]]]:
+    """Two that wait in `aput`, a ticket of somebody who has been killed, and a token that somebody left."""
+    with BoundedQueue[bytes](max_bytes=1000) as queue:
+        other: BoundedQueue[bytes] = pickle.loads(pickle.dumps(queue))
+        queue.put(bytes(900))
+        room = queue._opened().room
+
+        def wait_with_two() -> None:
+            async def both() -> None:
+                puts = asyncio.gather(queue.aput(bytes(300)), other.aput(bytes(300)))
+                while room.waiting() < 2:  # noqa: ASYNC110  a word in shared memory has no event
+                    await asyncio.sleep(0.001)
+                room.words[room.slept_at] += 1
+                room.post(1)
+                await puts
+
+            asyncio.run(both())
+
+        yield wait_with_two, queue.get
+
+
 @pytest.mark.parametrize(
     "situation",
     [
@@ -93,6 +116,7 @@ def counter_that_stands_still() -> Iterator[tuple[Callable[[], Any], Callable[[]
         unfinished_queue,
         coroutine_of_an_empty_queue,
         coroutine_of_a_full_queue,
+        coroutines_and_a_token_too_many,
         lock_of_another_thread,
         counter_that_stands_still,
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import time
 
@@ -37,7 +38,7 @@ from mpkit._shm.robust_lock import LOW, PATIENCE_SECONDS
 from mpkit._shm.sleepers import EVERYBODY
 from mpkit._shm.spin import SpinBudget
 from mpkit._shm.views import open_views
-from mpkit.errors import QueueShutDown
+from mpkit.errors import QueueShutDown, SharedMemoryExhausted
 
 
 class BigRecord:
@@ -353,9 +354,13 @@ class GetSide:
         finally:
             if ticket:
                 items.give_up(lock, expired=idle > 0)
-            if woken and self.has_item():
-                # The token stood for all the items there were: those that are left are for the next one.
-                self._file.getters.pass_on()
+            if woken:
+                # What has been taken must not be lost because the next ring cannot be mapped here.
+                with contextlib.suppress(SharedMemoryExhausted):
+                    if self.has_item():
+                        # The token stood for all the items there were: those that are left are for the next
+                        # one.
+                        self._file.getters.pass_on()
 
     def _spin_for_items(self) -> bool:
         """Look for an item for a moment; True when there may be one."""

@@ -241,8 +241,10 @@ class PutSide:
             done += run or 1
         return done
 
-    def put_pack(self, data: bytes, number: int, block: bool, deadline: float | None) -> bool:
-        """Put `number` items as one pack, all or none; False when that needs more than room in this ring.
+    def put_pack(self, data: bytes, number: int, block: bool, deadline: float | None) -> bool | None:
+        """Put `number` items as one pack, all or none.
+
+        False when that needs more than room in this ring, None when the lock could not be had in time.
 
         Never waits for room; `block` and `deadline` are about the lock.
 
@@ -253,7 +255,7 @@ class PutSide:
         lock.refuse_reentry()
         try:
             if not self._acquire(block, deadline):
-                return False
+                return None
             generation = words[PUT_GENERATION]
             if generation >= SHUT_DOWN:
                 return False
@@ -414,8 +416,9 @@ class PutSide:
                 if self.progress() == seen:
                     expired = not room.sleep(deadline)
                     ticket = expired
-                    if not expired and self._has_room():
-                        # Whoever is told of it takes one place at most.
+                    if not expired and self.progress() != seen and self._has_room():
+                        # Whoever is told of it takes one place at most. (Passed on without any progress, a
+                        # token too many would go round for ever.)
                         self._file.putters.pass_on()
             finally:
                 if ticket:
@@ -547,6 +550,8 @@ class PutSide:
             length: words of the record.
             weight: bytes that the item counts for `max_bytes`.
         """
+        # First, and valid again only when all of it is known: an interrupt may come in between.
+        self._tail = -1
         file = self._file
         ring = self._ring
         head = ring[RING_HEAD]
@@ -571,7 +576,7 @@ class PutSide:
             place, room = index, first - index
         if room < length:
             return _GROW
-        self._tail = tail = tail - index + place
+        tail = tail - index + place
         # With `max_bytes` every item asks again: what big items take is not in the ring.
         self._room = length if file.max_bytes else room
         # Near the end of the counts every put takes the slow way, which knows how to begin again at zero.
@@ -654,9 +659,9 @@ class PutSide:
     # -- waiting ---------------------------------------------------------------------------------------------
 
     def _has_room(self) -> bool:
-        """Whether `maxsize` lets more in."""
+        """Whether `maxsize` lets more in; False with `max_bytes`, where everybody is woken anyway."""
         file = self._file
-        return not file.maxsize or file.generations.size() < file.maxsize
+        return not file.max_bytes and (not file.maxsize or file.generations.size() < file.maxsize)
 
     def _acquire(self, block: bool, deadline: float | None) -> bool:
         return self._lock.acquire(patient(deadline) if block else time.monotonic() + PATIENCE_SECONDS)

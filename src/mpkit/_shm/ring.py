@@ -107,6 +107,8 @@ class Ring:
         """Where a record of `length` words goes, as a tail (the ring's own, or one whose index is the ring's
         start); -1 when it does not fit.
         """
+        # First, and valid again only when the record is there: an interrupt may come in between.
+        self._tail = -1
         head = self.words[self.head_at]
         place = self._place(tail, head, length)
         if place < 0:

@@ -227,6 +227,8 @@ class Board:
     @classmethod
     def create(cls) -> Board:
         """In the parent."""
+        # Now, and not when the board is closed: that must not need anything of the system.
+        _silent_bell()
         segment = Segment.create(1, kind="pool")
         try:
             front = Semaphore.create(0, MAX_VALUE, kind="pool")

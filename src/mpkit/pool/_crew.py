@@ -126,7 +126,7 @@ class Crew:
             with _starting, without_interrupts(), warnings.catch_warnings():
                 # Fork from a process with threads is what the caller asked for with the fork context.
                 warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork.*")
-                _start(process)
+                _start(process, options.context.get_start_method())
             assert process.pid is not None
             plan.link.started(process.pid)
         except BaseException:
@@ -200,10 +200,12 @@ class Crew:
             lane.process.close()
 
 
-def _start(process: seam.ChildProcess) -> None:
+def _start(process: seam.ChildProcess, method: str) -> None:
     try:
         process.start()
     except (EOFError, ConnectionError) as error:
+        if method != "forkserver":
+            raise
         # What talking to the fork server ends in. From 3.14 on (and 3.13.8) it imports the main module.
         raise PoolBroken(
             f"the fork server of multiprocessing has died ({type(error).__name__}: {error}); if its error "

@@ -126,8 +126,10 @@ class Dispatcher:
         """A lane that may have one more task of this kind."""
         idle = self.idle
         while idle:
-            lane = idle.pop()
+            # No call in between: an interrupt must find the lane here or nowhere.
+            lane = idle[-1]
             lane.is_idle = False
+            del idle[-1]
             if lane.ready and not lane.leaving and not lane.sent:
                 return lane
         ahead = task.function.ahead
@@ -492,9 +494,9 @@ class Dispatcher:
         begun = [number for number in lane.sent if number not in unread]
         self.lanes.pop(lane.key, None)
         self._favourite = None
-        if lane.is_idle:
+        lane.is_idle = False
+        if lane in self.idle:
             self.idle.remove(lane)
-            lane.is_idle = False
         return begun
 
     def running_since(self, lane: Lane) -> tuple[int, int]:

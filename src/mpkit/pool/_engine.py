@@ -524,7 +524,14 @@ class Engine:
         return self.state is not RUNNING and not self.dispatcher.lanes and not self.dispatcher.ledger.live
 
     def over(self) -> None:
-        """The last act of the supervisor's thread."""
+        """The last act of the supervisor's thread. Whatever happens here, `join` comes to an end."""
+        try:
+            self._give_back()
+        finally:
+            self._forget_exit_hook()
+            self._over.set()
+
+    def _give_back(self) -> None:
         self.collector.stop()
         # Callbacks of a closed pool are all called. A terminated one does not wait for one that hangs: its
         # thread is a daemon, and ends when the callback does.
@@ -534,8 +541,6 @@ class Engine:
         # their outcomes, and need nothing of it.
         self.board.close()
         self.collector.let_go()
-        self._forget_exit_hook()
-        self._over.set()
 
     def join(self, timeout: float | None) -> bool:
         """Wait until the workers and threads of a closed pool are gone."""

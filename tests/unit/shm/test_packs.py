@@ -44,7 +44,7 @@ def packs_put(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def put_pack(
         self: put_side.PutSide, data: bytes, number: int, block: bool, deadline: float | None
-    ) -> bool:
+    ) -> bool | None:
         went = real(self, data, number, block, deadline)
         numbers.append(number if went else 0)
         return went
@@ -165,9 +165,12 @@ def test_a_bound_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     with BoundedQueue[int](maxsize=10) as queue:
         assert queue.put_many(range(8)) == 8
         assert numbers == [8]
-        assert queue.put_many(range(8, 20), block=False) == 2
+        assert queue.put_many(range(8, 17), block=False) == 2
         assert numbers == [8, 0]
         assert queue.full()
+        # More than ever fits is not even tried.
+        assert queue.put_many(range(20), block=False) == 0
+        assert numbers == [8, 0]
         with pytest.raises(QueueFull):
             queue.put_nowait(1)
         # As soon as one is taken of the pack there is room, although the pack still lies there.
@@ -196,6 +199,21 @@ def test_no_pack_where_bytes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
         with pytest.raises(ValueError, match="can never fit"):
             queue.put_many([1, 2, 3, "x" * 2000])
         assert queue.get_many() == list(range(10))
+
+
+def test_who_must_not_block_waits_once_for_a_lock_that_is_stuck(
+    queue: BoundedQueue[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue.put(0)
+    waited: list[bool] = []
+
+    def never(_self: put_side.PutSide, block: bool, _deadline: float | None) -> bool:
+        waited.append(block)
+        return False
+
+    monkeypatch.setattr(put_side.PutSide, "_acquire", never)
+    assert queue.put_many(range(1000), block=False) == 0
+    assert waited == [False]
 
 
 def test_shutdown_discards_packs(queue: BoundedQueue[Any]) -> None:

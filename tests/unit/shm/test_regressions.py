@@ -295,3 +295,23 @@ def test_tickets_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
             assert counter.wait_for(target)
         surplus = permits(group.tokens) + group.words[group.slept_at] - group.words[group.posted_at]
         assert surplus <= 1
+
+
+def test_what_a_woken_getter_has_taken_is_not_lost(
+    queue: BoundedQueue[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = Call(queue.get)
+    items = opened(queue).items
+    wait_until(lambda: items.waiting() == 1, "the getter sleeps")
+    here = threading.current_thread()
+    real = get_side.GetSide.has_item
+
+    def has_item(self: get_side.GetSide) -> bool:
+        if threading.current_thread() is not here:
+            raise SharedMemoryExhausted("the next ring cannot be mapped")
+        return real(self)
+
+    monkeypatch.setattr(get_side.GetSide, "has_item", has_item)
+    queue.put("the only item")
+    waiting.join()
+    assert (waiting.value, waiting.error) == ("the only item", None)

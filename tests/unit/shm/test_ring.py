@@ -130,6 +130,30 @@ def test_the_counts_begin_again_at_zero() -> None:
     assert ring.words[0] == ring.words[8]
 
 
+def test_an_interrupt_in_the_middle_of_a_put_leaves_nothing_half_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ring = make(64)
+    for _ in range(6):
+        assert ring.try_put(bytes(72))  # ten words each
+    assert len(ring.try_get_many(6)) == 6
+    assert ring.try_put(b"")
+    real = Ring._tail_for
+
+    def interrupted(self: Ring, tail: int, length: int) -> int:
+        real(self, tail, length)
+        raise KeyboardInterrupt
+
+    # The next one begins at the start of the ring, where there is more room than where the tail is.
+    monkeypatch.setattr(Ring, "_tail_for", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ring.try_put(bytes(72))
+    monkeypatch.undo()
+    assert ring.try_put(b"b" * 72)
+    assert ring.words[START + 64] == 0xDEADBEEF, "written behind the end"
+    assert ring.try_get_many(9) == [b"", b"b" * 72]
+
+
 def test_a_putter_that_dies_before_the_store_of_tail_has_done_nothing() -> None:
     ring = make(8)
     ring.try_put(b"one")
