@@ -13,7 +13,8 @@ Python. What is used, and why there is no public way:
 - ``BaseProcess._bootstrap``, ``_Popen``, ``_after_fork``, ``process._children`` and the Popen classes: each
   start method has a process class of its own there, which a class with a start method per instance cannot
   inherit from, and they race (see `ChildProcess`).
-- ``context._default_context._actual_context``: starting a process settles the application's start method.
+- ``spawn.get_start_method``: the name by which `multiprocessing.spawn` asks what to tell a child; asking
+  settles the application's start method.
 - ``forkserver._forkserver``: its public `set_forkserver_preload` replaces what the application has asked for,
   and does not tell what that was.
 - ``ForkingPickler._extra_reducers``: its public `dumps` makes a new pickler class instance with two
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import itertools
 import multiprocessing
 import multiprocessing.context as mp_context
@@ -323,7 +325,7 @@ class ChildProcess(process.BaseProcess):
         popen = _popen_class(child._start_method)
         if child._start_method == "fork":
             return popen(child)
-        with _lent_start_method(child._start_method):
+        with _starting_by(child._start_method):
             return popen(child)
 
     def _after_fork(self) -> None:
@@ -398,45 +400,45 @@ def interrupt(child: ChildProcess) -> None:
 
 
 def chosen_start_method() -> str | None:
-    """What the application has set as its start method, or settled by using it; None while it has not.
-
-    Unlike `multiprocessing.get_start_method` it is not misled by processes that are just being started.
-    """
-    default: Any = vars(mp_context)["_default_context"]
-    with _lending:
-        # What typeshed does not know: None as long as nobody has set or used a start method.
-        return None if default._actual_context in _lent else default.get_start_method(allow_none=True)
+    """What the application has set as its start method, or settled by using it; None while it has not."""
+    # What typeshed does not know: None as long as nobody has set or used a start method.
+    return cast("str | None", multiprocessing.get_start_method(allow_none=True))
 
 
-# Starting a process by spawn or forkserver settles the application's default (before 3.15), on the default of
-# the running Python, which the child is told as well. So for as long as a start takes, an application that
-# has none is lent the start method of the child; these are the contexts that are lent now.
-# Re-entrant, for a signal handler that starts a process.
-_lending = threading.RLock()
-_lent: list[object] = []
+class _BeingStarted(threading.local):
+    """The start method of the child that this thread is just starting."""
+
+    method: str | None = None
+
+
+_being_started = _BeingStarted()
 
 
 @contextlib.contextmanager
-def _lent_start_method(method: str) -> Generator[None]:
-    # The child's own: with it, importing a main module that starts processes without
-    # `if __name__ == "__main__"` is an error in the child, as it should be, and does not do everything twice.
-    default: Any = vars(mp_context)["_default_context"]
-    context = multiprocessing.get_context(method)
-    with _lending:
-        lends = default._actual_context is None or default._actual_context in _lent
-        if lends:
-            _lent.append(context)
-            default._actual_context = context
+def _starting_by(method: str) -> Generator[None]:
+    """What is started in this block, in this thread, settles nothing for the application.
+
+    Starting a process by spawn or forkserver tells it the application's start method, and asking for that
+    settles it (before 3.14) on the default of the running Python. So where the application has none, the
+    child is told its own: with that, importing a main module that starts processes without
+    `if __name__ == "__main__"` is an error in the child, as it should be, and does not do everything twice.
+    """
+    spawn: Any = importlib.import_module("multiprocessing.spawn")
+    if spawn.get_start_method is not _told_start_method:
+        spawn.get_start_method = _told_start_method
+    before, _being_started.method = _being_started.method, method
     try:
         yield
     finally:
-        with _lending:
-            # Not after a fork, in the child; and what the application has set meanwhile stays.
-            if lends and context in _lent:
-                is_lent = default._actual_context in _lent
-                _lent.remove(context)
-                if is_lent:
-                    default._actual_context = _lent[-1] if _lent else None
+        _being_started.method = before
+
+
+def _told_start_method(allow_none: bool = False) -> str | None:
+    """In the place of `multiprocessing.get_start_method`, where it is made up what a child is told."""
+    method = _being_started.method
+    if method is None:
+        return multiprocessing.get_start_method(allow_none=allow_none)
+    return chosen_start_method() or method
 
 
 def spawning() -> bool:
@@ -625,14 +627,8 @@ _starting_server = threading.Lock()
 
 
 def _forget_after_fork() -> None:
-    global _starting_server, _lending
+    global _starting_server
     _starting_server = threading.Lock()
-    _lending = threading.RLock()
-    default: Any = vars(mp_context)["_default_context"]
-    if default._actual_context in _lent:
-        # Other threads were starting processes.
-        default._actual_context = None
-    _lent.clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -667,7 +663,7 @@ def start_fork_server(modules: Sequence[str]) -> None:
         if server._forkserver_pid is None and polite and _is_found_by_every_interpreter():
             server._preload_modules = with_ours
         try:
-            with _lent_start_method("forkserver"):
+            with _starting_by("forkserver"):
                 server.ensure_running()
         finally:
             # Unless another thread has just asked for others.

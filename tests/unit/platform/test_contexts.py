@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.context
+import multiprocessing.spawn
+import threading
 
 import pytest
 
@@ -45,25 +47,42 @@ def test_what_the_application_has_set_is_followed(method: str) -> None:
 
 
 @pytest.mark.usefixtures("nothing_set")
-def test_processes_that_are_being_started_settle_nothing() -> None:
-    default = resolve_context(None)
-    with seam._lent_start_method("spawn"):
-        assert multiprocessing.get_start_method() == "spawn", "what the child is told"
-        with seam._lent_start_method(default.get_start_method()):
-            assert resolve_context(None) is default
-            assert resolve_context(multiprocessing.context._default_context) is default
-        assert resolve_context(None) is default
+def test_a_child_is_told_its_own_method_and_nothing_is_settled() -> None:
+    with seam._starting_by("spawn"):
+        assert multiprocessing.spawn.get_preparation_data("x")["start_method"] == "spawn"
+        with seam._starting_by("forkserver"):
+            assert multiprocessing.spawn.get_preparation_data("x")["start_method"] == "forkserver"
+        assert multiprocessing.spawn.get_preparation_data("x")["start_method"] == "spawn"
+        assert multiprocessing.get_start_method(allow_none=True) is None
     assert multiprocessing.get_start_method(allow_none=True) is None
 
 
 @pytest.mark.usefixtures("nothing_set")
 @pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
-def test_what_the_application_sets_while_a_process_is_started_stays(method: str) -> None:
-    other = next(other for other in multiprocessing.get_all_start_methods() if other != method)
-    with seam._lent_start_method(other):
-        multiprocessing.set_start_method(method, force=True)
-        assert resolve_context(None).get_start_method() == method
+def test_a_child_is_told_what_the_application_sets(method: str) -> None:
+    with seam._starting_by("spawn"):
+        multiprocessing.set_start_method(method)
+        assert multiprocessing.spawn.get_preparation_data("x")["start_method"] == method
     assert multiprocessing.get_start_method(allow_none=True) == method
+
+
+@pytest.mark.usefixtures("nothing_set")
+def test_other_threads_see_nothing_of_it() -> None:
+    seen: list[object] = []
+
+    def look() -> None:
+        seen.append(multiprocessing.get_start_method(allow_none=True))
+        seen.append(resolve_context(None).get_start_method())
+        # What the standard library's own processes are told.
+        seen.append(multiprocessing.spawn.get_preparation_data("x")["start_method"])
+
+    with seam._starting_by("spawn"):
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+    default = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    # From 3.14 on they are told nothing as long as nothing is settled.
+    assert seen == [None, default, multiprocessing.get_start_method(allow_none=True)]
 
 
 @pytest.mark.parametrize("given", ["x", "", "Fork"])
