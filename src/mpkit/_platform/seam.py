@@ -15,6 +15,7 @@ Python. What is used, and why there is no public way:
   inherit from, and they race (see `ChildProcess`).
 - ``spawn.get_start_method``: the name by which `multiprocessing.spawn` asks what to tell a child; asking
   settles the application's start method.
+- ``RLock._is_owned``: whether this thread has it; nothing public tells.
 - ``forkserver._forkserver``: its public `set_forkserver_preload` replaces what the application has asked for,
   and does not tell what that was.
 - ``ForkingPickler._extra_reducers``: its public `dumps` makes a new pickler class instance with two
@@ -439,6 +440,52 @@ def _told_start_method(allow_none: bool = False) -> str | None:
     if method is None:
         return multiprocessing.get_start_method(allow_none=allow_none)
     return chosen_start_method() or method
+
+
+class InterruptibleLock:
+    """A lock between threads that an interrupt cannot leave locked.
+
+    ``with lock:`` can, in the main thread: from Python 3.14 on a signal handler may run between the taking
+    and the block that would give it back (python/cpython#148874). So where Ctrl-C may come::
+
+        try:
+            lock.acquire()
+            ...
+            lock.release()
+        except BaseException:
+            try:
+                lock.unwind()
+            finally:
+                lock.unwind()  # should the interrupt have come in the middle of the first one
+            raise
+
+    Attributes:
+        acquire: ``acquire(blocking=True, timeout=-1) -> bool``, the C method itself.
+        release: gives it back.
+        raw: the lock itself, for a `threading.Condition`.
+    """
+
+    __slots__ = ("_is_owned", "acquire", "raw", "release")
+
+    def __init__(self) -> None:
+        # The one lock of the standard library that knows its owner; `threading.Condition` asks it by the same
+        # name.
+        lock: Any = threading.RLock()
+        self.raw: threading.RLock = lock
+        self._is_owned: Callable[[], bool] = lock._is_owned
+        self.acquire: Callable[..., bool] = lock.acquire
+        self.release: Callable[[], None] = lock.release
+
+    def unwind(self) -> None:
+        """Give it back if this thread has it."""
+        if self._is_owned():
+            self.release()
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(self, *_exc_info: object) -> None:
+        self.release()
 
 
 def spawning() -> bool:

@@ -214,9 +214,18 @@ class Collector:
         """
         dispatcher = self._dispatcher
         settlements: Settlements = []
+        lock = dispatcher.lock
         try:
-            with dispatcher.lock:
+            try:
+                lock.acquire()
                 dispatcher.drain(settlements)
+                lock.release()
+            except BaseException:
+                try:
+                    lock.unwind()
+                finally:
+                    lock.unwind()
+                raise
         finally:
             if settlements:
                 self.settle(settlements, leading=leading)

@@ -10,12 +10,11 @@ released.
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from mpkit._platform import identity
+from mpkit._platform import identity, seam
 from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit.errors import TaskCancelled, TaskTimeout, WorkerMemoryExceeded
 from mpkit.pool import _payload as payload
@@ -59,7 +58,7 @@ class Dispatcher:
     """The pool's lock, ledger and lanes."""
 
     def __init__(self, queue_low: Callable[[], None]) -> None:
-        self.lock: threading.Lock = threading.Lock()
+        self.lock: seam.InterruptibleLock = seam.InterruptibleLock()
         self.ledger: Ledger = Ledger()
         self.lanes: dict[int, Lane] = {}
         #: Lanes with nothing to do, the one that became so last on top: its worker is still awake.

@@ -93,7 +93,7 @@ class Engine:
         self.board: Board = Board.create()
         try:
             self.dispatcher: Dispatcher = Dispatcher(self._on_queue)
-            self._room = threading.Condition(self.dispatcher.lock)
+            self._room = threading.Condition(self.dispatcher.lock.raw)
             self.collector: Collector = Collector(
                 self.dispatcher, self.board, f"mpkit-{options.name}", logs.handle, self._on_empty
             )
@@ -170,7 +170,9 @@ class Engine:
             task = Task(number, sink, record + data, function, options.timeout, options.retries, kept)
         sink.sent(task)
         dispatcher = self.dispatcher
-        with dispatcher.lock:
+        lock = dispatcher.lock
+        try:
+            lock.acquire()
             if self.state is not RUNNING:
                 self._refuse()
             if self.options.max_pending is not None and (
@@ -178,6 +180,13 @@ class Engine:
             ):
                 self._wait_for_room(self.options.max_pending)
             lane = dispatcher.submit(task)
+            lock.release()
+        except BaseException:
+            try:
+                lock.unwind()
+            finally:
+                lock.unwind()
+            raise
         if lane is not None:
             dispatcher.nudge(lane)
         if options.timeout is not None:
@@ -653,7 +662,7 @@ def _forget_after_fork() -> None:
     # workers.
     for engine in list(_engines):
         engine.state = TERMINATED
-        engine.dispatcher.lock = threading.Lock()
+        engine.dispatcher.lock = seam.InterruptibleLock()
     _engines.clear()
 
 

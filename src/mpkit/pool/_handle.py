@@ -24,6 +24,7 @@ from concurrent.futures import Future
 from concurrent.futures import _base as futures_base
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mpkit._platform import seam
 from mpkit._platform.deadlines import check_timeout
 from mpkit._platform.hints import override
 from mpkit.errors import TaskCancelled, WaitTimeout
@@ -45,12 +46,12 @@ _CANCELLED = futures_base.CANCELLED_AND_NOTIFIED
 
 # Decides between "settled without a condition" and "a condition exists". Held for a few instructions, and
 # never while another lock is taken.
-_creation = threading.Lock()
+_creation = seam.InterruptibleLock()
 
 
 def _forget_after_fork() -> None:
     global _creation
-    _creation = threading.Lock()
+    _creation = seam.InterruptibleLock()
 
 
 if hasattr(os, "register_at_fork"):
@@ -101,13 +102,21 @@ class TaskHandle(Future[R]):
         """The condition; from now on the handle is settled under it."""
         condition = self._made_condition
         if condition is None:
-            with _creation:
+            try:
+                _creation.acquire()
                 condition = self._made_condition
                 if condition is None:
                     # Lists first: whoever sees the condition may use them.
                     self._waiters: list[Any] = []
                     self._done_callbacks: list[Callable[[Future[R]], Any]] = []
                     condition = self._made_condition = threading.Condition()
+                _creation.release()
+            except BaseException:
+                try:
+                    _creation.unwind()
+                finally:
+                    _creation.unwind()
+                raise
         return condition
 
     def sent(self, task: Task) -> None:
@@ -120,15 +129,24 @@ class TaskHandle(Future[R]):
     def settle(self, task: Task | None, kind: int, data: object) -> bool:  # noqa: ARG002  a Sink
         """Take the outcome; False when there was one already. Called by the pool, holding no lock of it."""
         state = _CANCELLED if kind == RAISED and isinstance(data, TaskCancelled) else _FINISHED
-        with _creation:
-            if self._state is not _PENDING:
-                return False
+        lock = _creation
+        try:
+            lock.acquire()
+            first = self._state is _PENDING
             condition = self._made_condition
-            if condition is None:
+            if first and condition is None:
                 self._got = (kind, data)
                 self._task = None
                 self._state = state
-                return True
+            lock.release()
+        except BaseException:
+            try:
+                lock.unwind()
+            finally:
+                lock.unwind()
+            raise
+        if not first or condition is None:
+            return first
         # An interrupt must not keep anybody from being told.
         with deferred_interrupts():
             with condition:
@@ -163,11 +181,20 @@ class TaskHandle(Future[R]):
         kind, data = self._got
         if kind != PLAIN and kind != RAISED:
             value, error = payload.open_outcome(kind, data)
-            with _creation:
+            lock = _creation
+            try:
+                lock.acquire()
                 # Two threads may both have unpickled it: all get what the first one has stored.
                 if self._got[0] != PLAIN and self._got[0] != RAISED:
                     self._got = (PLAIN, value) if error is None else (RAISED, error)
                 kind, data = self._got
+                lock.release()
+            except BaseException:
+                try:
+                    lock.unwind()
+                finally:
+                    lock.unwind()
+                raise
         # The kind tells which it is; a cast would be a call for each outcome.
         return (data, None) if kind == PLAIN else (None, data)  # pyright: ignore[reportReturnType]
 

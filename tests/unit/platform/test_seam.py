@@ -7,6 +7,7 @@ import os
 import secrets
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from typing import Any
@@ -132,3 +133,30 @@ def test_what_comes_before_the_children_are_joined_runs_first_and_once() -> None
     assert ran == ["before"]
     mp_util._run_finalizers()
     assert ran == ["before"]
+
+
+def test_an_interruptible_lock_knows_its_owner() -> None:
+    lock = seam.InterruptibleLock()
+    lock.unwind()
+    assert lock.acquire()
+    taken: list[bool] = []
+
+    def other() -> None:
+        taken.append(lock.acquire(False))
+        lock.unwind()
+
+    def ask() -> None:
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+
+    ask()
+    assert taken == [False], "and what another thread has is not given back by this one"
+    lock.unwind()
+    ask()
+    assert taken == [False, True]
+    condition = threading.Condition(lock.raw)
+    with condition:
+        assert not condition.wait(0)
+    ask()
+    assert taken == [False, True, True]
