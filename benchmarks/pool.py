@@ -103,15 +103,12 @@ def in_chunks(contender: str, scale: Scale) -> Sample:
 
 
 def share_at_work(contender: str, scale: Scale, *, task_seconds: float) -> Sample:
-    """The share of both cores that goes into the tasks, by the contender's best verb; chunks, if any, are of
-    its own choice.
-    """
+    """The share of both cores that goes into the tasks, by the contender's better verb."""
     total = scale.seconds(1.6, at_least=0.3) / POOLS[contender].slowness
     count = max(int(total / task_seconds), 50)
     ways: dict[str, float] = {}
     with pool_of(contender, scale) as pool:
-        verbs = (("submit", pool.submit_all), ("imap_unordered", pool.imap_unordered), ("map", pool.map))
-        for name, verb in verbs:
+        for name, verb in (("submit", pool.submit_all), ("imap_unordered", pool.imap_unordered)):
             begin = time.perf_counter()
             try:
                 done = len(list(verb(tasks.use_cpu, [task_seconds] * count)))
@@ -422,8 +419,6 @@ WORKLOADS: Final = (
         "tasks/s",
         submit_then_collect,
         (AtLeastTimes(3, STDLIB), AtLeastTimes(10, EXECUTOR), AtLeastTimes(3, BEST)),
-        # joblib has no handles of single tasks: it is given all of them in one call, which is a map.
-        tuple(peer for peer in CONTENDERS if peer != "joblib"),
     ),
     _row(
         "apply",

@@ -210,7 +210,7 @@ def test_put_of_a_pack() -> None:
         queue = queue_with(ITEMS[0])
         return queue, lambda: put_pack(queue), check_rest(queue, [ITEMS[:1], [ITEMS[0], *ITEMS]])
 
-    assert each_step(make) > 40
+    assert each_step(make, SAMPLED) > 40
 
 
 def test_get_of_parts_of_a_pack() -> None:
