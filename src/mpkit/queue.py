@@ -13,7 +13,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pickle import PickleBuffer
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar, cast
 
 from mpkit._platform.deadlines import check_timeout, deadline_of
 from mpkit._platform.hints import Self
@@ -39,6 +39,14 @@ _INLINE_BYTES: Final = 32 * 1024
 _encode = Encoder(_INLINE_BYTES).encode
 #: What that makes of an item: its pickle, and its big buffers.
 _Encoded = tuple[bytes, list[PickleBuffer]]
+
+
+class _Chunk(NamedTuple):
+    """Some of the items of a `put_many`: as a pack, or as they go one by one."""
+
+    number: int
+    packed: bytes | None
+    encoded: list[_Encoded]
 
 
 @dataclass(frozen=True)
@@ -247,29 +255,27 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         deadline = None if timeout is None else deadline_of(check_timeout(timeout))
         everything = list(items)
         file = self._opened()
-        chunks: list[tuple[bytes | None, list[_Encoded]]] = []
+        chunks: list[_Chunk] = []
         for start in range(0, len(everything), MOST_ITEMS):
             chunk = everything[start : start + MOST_ITEMS]
             # With a bound on bytes each item is weighed by itself, and more items than the bound on items go
             # in bit by bit.
             fits = not file.max_bytes and (not file.maxsize or len(chunk) <= file.maxsize)
             packed = pack(chunk) if fits else None
-            chunks.append((packed, [] if packed is not None else [_encode(item) for item in chunk]))
-        for _, encoded in chunks if file.max_bytes else ():
+            encoded = [] if packed is not None else [_encode(item) for item in chunk]
+            chunks.append(_Chunk(len(chunk), packed, encoded))
+        for _, _, encoded in chunks if file.max_bytes else ():
             for head, buffers in encoded:
                 self._check_size(len(head) + sum(buffer.raw().nbytes for buffer in buffers))
         done = 0
-        for packed, encoded in chunks:
-            number = min(len(everything) - done, MOST_ITEMS)
-            try:
-                went = self._put_chunk(packed, encoded, number, block, deadline)
-            except (QueueShutDown, SharedMemoryExhausted, ClosedError):
-                if done:
+        try:
+            for went, tried in self._put_in_turn(chunks, block, deadline):
+                done += went
+                if went < tried:
                     break
+        except (QueueShutDown, SharedMemoryExhausted, ClosedError):
+            if not done:
                 raise
-            done += went
-            if went < number:
-                break
         return done
 
     def get_many(
@@ -511,41 +517,32 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
 
     # -- inside ----------------------------------------------------------------------------------------------
 
-    def _put_chunk(
-        self, packed: bytes | None, encoded: list[_Encoded], number: int, block: bool, deadline: float | None
-    ) -> int:
-        if packed is None:
-            return self._put_encoded(encoded, block, deadline)
-        went = self._side_to_put().put_pack(packed, number, block, deadline)
-        if went is not False:
-            return number if went else 0
-        # They wait for room one by one. From what was pickled: the objects may have changed since.
-        return self._put_encoded([_encode(item) for item in loads(packed)], block, deadline)
-
-    def _put_encoded(self, encoded: list[_Encoded], block: bool, deadline: float | None) -> int:
-        """Put one by one, or in runs; returns how many went in. Raises only if none did."""
+    def _put_in_turn(
+        self, chunks: list[_Chunk], block: bool, deadline: float | None
+    ) -> Iterator[tuple[int, int]]:
+        """Put packs, runs of small items, and big ones; yields how many went in each time, of how many."""
         side = self._side_to_put()
-        done = 0
-        while done < len(encoded):
-            end = done
-            while end < len(encoded) and not encoded[end][1] and len(encoded[end][0]) <= _INLINE_BYTES:
-                end += 1
-            try:
-                if end > done:
-                    went = side.put_many([head for head, _ in encoded[done:end]], block, deadline)
-                    done += went
-                    if done < end:
-                        break
+        for number, packed, encoded in chunks:
+            if packed is not None:
+                went = side.put_pack(packed, number, block, deadline)
+                if went is not False:
+                    yield (number if went else 0), number
+                    continue
+                # They wait for room one by one. From what was pickled: the objects may have changed since.
+                encoded += [_encode(item) for item in loads(packed)]
+            start = 0
+            while start < len(encoded):
+                end = start
+                while end < len(encoded) and not encoded[end][1] and len(encoded[end][0]) <= _INLINE_BYTES:
+                    end += 1
+                if end > start:
+                    heads = [head for head, _ in encoded[start:end]]
+                    yield side.put_many(heads, block, deadline), len(heads)
                 else:
-                    head, buffers = encoded[done]
-                    if not self._put_big(head, [buffer.raw() for buffer in buffers], block, deadline):
-                        break
-                    done += 1
-            except (QueueShutDown, SharedMemoryExhausted, ClosedError):
-                if done:
-                    break
-                raise
-        return done
+                    head, buffers = encoded[start]
+                    end = start + 1
+                    yield self._put_big(head, [buffer.raw() for buffer in buffers], block, deadline), 1
+                start = end
 
     def _put_big(self, head: bytes, parts: list[memoryview], block: bool, deadline: float | None) -> bool:
         self._check_size(len(head) + sum(part.nbytes for part in parts))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from multiprocessing.context import BaseContext, DefaultContext
+from multiprocessing.context import BaseContext
 
 from mpkit._platform import seam
 
@@ -40,9 +40,7 @@ def resolve_context(context: str | BaseContext | None, *, name: str = "start_met
     if isinstance(context, BaseContext):
         # Not returned as it is: the default context (what a bare `multiprocessing.Process` refers to) stands
         # for whatever the application has set, and would settle it when asked.
-        if isinstance(context, DefaultContext):
-            return resolve_context(seam.chosen_start_method(), name=name)
-        return resolve_context(context.get_start_method(), name=name)
+        return resolve_context(context.get_start_method(allow_none=True), name=name)
     raise TypeError(
         f"{name} must be the name of a start method ({', '.join(map(repr, _available()))}), a context of "
         f"multiprocessing, or None for the default; got {context!r} ({type(context).__name__})"

@@ -36,7 +36,7 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from multiprocessing import connection, process, reduction, spawn, util
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Protocol, TypeVar, cast
 
 from mpkit._platform import families, identity
 from mpkit._platform.deadlines import deadline_of, remaining
@@ -442,11 +442,16 @@ def _told_start_method(allow_none: bool = False) -> str | None:
     return chosen_start_method() or method
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
 class InterruptibleLock:
     """A lock between threads that an interrupt cannot leave locked.
 
     ``with lock:`` can, in the main thread: from Python 3.14 on a signal handler may run between the taking
-    and the block that would give it back (python/cpython#148874). So where Ctrl-C may come::
+    and the block that would give it back (python/cpython#148874). So where Ctrl-C may come there is `run`;
+    and where each call counts, its body in line::
 
         try:
             lock.acquire()
@@ -475,6 +480,20 @@ class InterruptibleLock:
         self._is_owned: Callable[[], bool] = lock._is_owned
         self.acquire: Callable[..., bool] = lock.acquire
         self.release: Callable[[], None] = lock.release
+
+    def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call ``function(*args, **kwargs)`` while holding the lock."""
+        try:
+            self.acquire()
+            result = function(*args, **kwargs)
+            self.release()
+        except BaseException:
+            try:
+                self.unwind()
+            finally:
+                self.unwind()
+            raise
+        return result
 
     def unwind(self) -> None:
         """Give it back if this thread has it."""
@@ -739,19 +758,16 @@ def _is_found_by_every_interpreter() -> bool:
 
 
 def _directories_added_in(place: str) -> list[str]:
+    from mpkit._platform.cgroups import lines_of  # noqa: PLC0415  asked once in a program, by the parent
+
     with contextlib.suppress(OSError):
         return [
             line.strip()
             for name in os.listdir(place)
             if name.endswith(".pth")
-            for line in _lines_of(os.path.join(place, name))
+            for line in lines_of(os.path.join(place, name))
         ]
     return []
-
-
-def _lines_of(path: str) -> list[str]:
-    with open(path, encoding="utf-8", errors="replace") as file:
-        return file.readlines()
 
 
 # --- pickling ---------------------------------------------------------------------------------------------

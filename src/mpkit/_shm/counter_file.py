@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import ClassVar, Final
 
@@ -101,31 +100,14 @@ class CounterFile(SharedObject):
 
     def wait_for(self, target: int, deadline: float | None) -> bool:
         """Wait until the value is at least `target`; False when the deadline passed first."""
-        lock, sleepers = self.lock, self._sleepers
-        while self.signed[VALUE] < target:
+
+        def is_reached() -> bool:
+            if self.signed[VALUE] >= target:
+                return True
             self.check_open()
-            if deadline is not None and time.monotonic() >= deadline:
-                return False
-            ticket = expired = False
-            try:
-                lock.refuse_reentry()
-                try:
-                    if not lock.acquire(deadline):
-                        return False
-                    sleepers.enter()
-                    ticket = True
-                finally:
-                    try:
-                        lock.unwind()
-                    finally:
-                        lock.unwind()
-                if self.signed[VALUE] < target:
-                    expired = not sleepers.sleep(deadline)
-                    ticket = expired
-            finally:
-                if ticket:
-                    sleepers.give_up(lock, expired=expired)
-        return True
+            return False
+
+        return self._sleepers.wait_until(self.lock, is_reached, deadline)
 
     def end_compound(self) -> None:
         """Release the lock after a compound update."""

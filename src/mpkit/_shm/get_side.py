@@ -236,30 +236,7 @@ class GetSide:
 
     def wait_until_done(self, deadline: float | None) -> bool:
         """Wait until nothing is unfinished; False when the deadline passed first."""
-        done = self._file.done
-        while self.unfinished():
-            if deadline is not None and time.monotonic() >= deadline:
-                return False
-            ticket = expired = False
-            try:
-                self._lock.refuse_reentry()
-                try:
-                    if not self._lock.acquire(deadline):
-                        return False
-                    done.enter()
-                    ticket = True
-                finally:
-                    try:
-                        self._lock.unwind()
-                    finally:
-                        self._lock.unwind()
-                if self.unfinished():
-                    expired = not done.sleep(deadline)
-                    ticket = expired
-            finally:
-                if ticket:
-                    done.give_up(self._lock, expired=expired)
-        return True
+        return self._file.done.wait_until(self._lock, lambda: not self.unfinished(), deadline)
 
     # -- for those who wait without taking -------------------------------------------------------------------
 
@@ -269,33 +246,13 @@ class GetSide:
 
     def wait_for_item(self, deadline: float) -> bool:
         """Wait until `has_item`; False when the deadline passed first."""
-        lock, items = self._lock, self._file.items
-        while not self.has_item():
-            if time.monotonic() >= deadline:
-                return False
-            ticket = expired = False
-            try:
-                lock.refuse_reentry()
-                try:
-                    if not lock.acquire(deadline):
-                        return False
-                    items.enter()
-                    ticket = True
-                finally:
-                    try:
-                        lock.unwind()
-                    finally:
-                        lock.unwind()
-                if not self.has_item():
-                    expired = not items.sleep(deadline)
-                    ticket = expired
-                    if not expired and self._file.generations.size() > 1:
-                        # Whoever is told of it takes one of them.
-                        self._file.getters.pass_on()
-            finally:
-                if ticket:
-                    items.give_up(lock, expired=expired)
-        return True
+
+        def woken() -> None:
+            # Whoever is told of it takes one of them.
+            if self._file.generations.size() > 1:
+                self._file.getters.pass_on()
+
+        return self._file.items.wait_until(self._lock, self.has_item, deadline, woken)
 
     # -- waiting ---------------------------------------------------------------------------------------------
 

@@ -272,13 +272,7 @@ class PutSide:
             ring[RING_RECORDS + index + 1] = (tail >> INDEX_BITS) << PACK_BITS | number
             at = self._base + (index << 3) + 16
             self._mm[at : at + len(data)] = data
-            tail += number * ONE + length
-            self._room -= length
-            self._left -= number
-            self._tail = tail
-            if not TOTAL_STORE_ORDER:
-                full_fence()
-            ring[RING_TAIL] = tail
+            self._publish(tail, number, length)
         finally:
             try:
                 lock.unwind()
@@ -396,34 +390,17 @@ class PutSide:
 
     def wait_for_progress(self, seen: int, deadline: float) -> bool:
         """Wait until `progress` is no longer `seen`; False when the deadline passed first."""
-        lock, room = self._lock, self._file.room
-        while self.progress() == seen:
-            if time.monotonic() >= deadline:
-                return False
-            ticket = expired = False
-            try:
-                lock.refuse_reentry()
-                try:
-                    if not lock.acquire(deadline):
-                        return False
-                    room.enter()
-                    ticket = True
-                finally:
-                    try:
-                        lock.unwind()
-                    finally:
-                        lock.unwind()
-                if self.progress() == seen:
-                    expired = not room.sleep(deadline)
-                    ticket = expired
-                    if not expired and self.progress() != seen and self._has_room():
-                        # Whoever is told of it takes one place at most. (Passed on without any progress, a
-                        # token too many would go round for ever.)
-                        self._file.putters.pass_on()
-            finally:
-                if ticket:
-                    room.give_up(lock, expired=expired)
-        return True
+
+        def has_changed() -> bool:
+            return self.progress() != seen
+
+        def woken() -> None:
+            # Whoever is told of it takes one place at most. (Passed on without any progress, a token too many
+            # would go round for ever.)
+            if has_changed() and self._has_room():
+                self._file.putters.pass_on()
+
+        return self._file.room.wait_until(self._lock, has_changed, deadline, woken)
 
     def trim(self, deadline: float) -> None:
         """Give memory back to the system that an empty queue does not need (called under the getters'
@@ -480,16 +457,20 @@ class PutSide:
             self._file.regions.mark_queued(
                 big_region(data), tail >> INDEX_BITS, _weight(data) - (length << 3)
             )
-        tail += ONE + length
+        self._publish(tail, 1, length)
+        return True
+
+    def _publish(self, tail: int, number: int, length: int) -> None:
+        """Put what has been written at `tail`: `number` items in `length` words."""
+        tail += number * ONE + length
         if tail >= COUNT_LIMIT:
             tail -= COUNT_LIMIT
         self._room -= length
-        self._left -= 1
+        self._left -= number
         self._tail = tail
         if not TOTAL_STORE_ORDER:
             full_fence()
-        ring[RING_TAIL] = tail
-        return True
+        self._ring[RING_TAIL] = tail
 
     def _put_run(self, items: Sequence[bytes], start: int, deadline: float | None) -> int:
         """Put what fits into one piece of the ring, as one copy and one publication; returns how many items
@@ -503,9 +484,8 @@ class PutSide:
                 return 0
             if self._words[PUT_GENERATION] != self._generation:
                 return 0
-            ring = self._ring
             length = (len(items[start]) + 15) >> 3
-            tail = self._tail_for(ring[RING_TAIL], length, length << 3)
+            tail = self._tail_for(self._ring[RING_TAIL], length, length << 3)
             if tail < 0:
                 return 0
             room, left = self._room, self._left
@@ -523,13 +503,7 @@ class PutSide:
                 return 0
             at = self._base + ((tail & INDEX_MASK) << 3)
             self._mm[at : at + (used << 3)] = b"".join(parts)
-            tail += done * ONE + used
-            self._room -= used
-            self._left -= done
-            self._tail = tail
-            if not TOTAL_STORE_ORDER:
-                full_fence()
-            ring[RING_TAIL] = tail
+            self._publish(tail, done, used)
         finally:
             try:
                 lock.unwind()

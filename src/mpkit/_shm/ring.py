@@ -187,16 +187,9 @@ class Ring:
 
     def try_get(self) -> bytes | None:
         """Take the oldest record, or None."""
-        words = self.words
-        head = words[self.head_at]
-        if head == words[self.tail_at]:
-            return None
-        if not TOTAL_STORE_ORDER:
-            full_fence()
-        index, size = self._record(head)
-        at = self._base + (index << 3) + 8
-        data = self.mm[at : at + size]
-        self._advance(head, index, size)
+        data = self.peek()
+        if data is not None:
+            self.drop()
         return data
 
     def peek(self) -> bytes | None:
@@ -258,21 +251,6 @@ class Ring:
             full_fence()
         words[self.head_at] = head
         return found
-
-    def _record(self, head: int) -> tuple[int, int]:
-        """Index and length in bytes of the record at `head`."""
-        index = head & INDEX_MASK
-        size = self.words[self.start + index] if index < self.capacity else WRAP
-        if size == WRAP:
-            return 0, self.words[self.start]
-        return index, size
-
-    def _advance(self, head: int, index: int, size: int) -> None:
-        head = (head - (head & INDEX_MASK)) + ONE + index + ((size + 15) >> 3)
-        if not TOTAL_STORE_ORDER:
-            # The copy out is over before the putter may write there again.
-            full_fence()
-        self.words[self.head_at] = head if head < COUNT_LIMIT else head - COUNT_LIMIT
 
     # -- anybody ---------------------------------------------------------------------------------------------
 

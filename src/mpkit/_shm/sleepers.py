@@ -25,6 +25,7 @@ that, and who takes the token looks after that.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from mpkit._shm.robust_lock import PATIENCE_SECONDS, RobustLock
 from mpkit._shm.semaphore import MAX_VALUE, Semaphore
@@ -101,6 +102,46 @@ class Sleepers:
                 lock.unwind()
             finally:
                 lock.unwind()
+
+    def wait_until(
+        self,
+        lock: RobustLock,
+        is_true: Callable[[], bool],
+        deadline: float | None,
+        woken: Callable[[], object] | None = None,
+    ) -> bool:
+        """Wait, for somebody who changes nothing himself; False when the deadline passed first.
+
+        Args:
+            lock: that of the sleeping side.
+            is_true: tells whether the waiting is over; may raise.
+            deadline: on the clock of `time.monotonic`; None: for as long as it takes.
+            woken: called after each token: the caller is not going to use up what it stood for.
+        """
+        while not is_true():
+            if deadline is not None and time.monotonic() >= deadline:
+                return False
+            ticket = expired = False
+            try:
+                lock.refuse_reentry()
+                try:
+                    if not lock.acquire(deadline):
+                        return False
+                    self.enter()
+                    ticket = True
+                finally:
+                    try:
+                        lock.unwind()
+                    finally:
+                        lock.unwind()
+                if not is_true():
+                    ticket = expired = not self.sleep(deadline)
+                    if not expired and woken is not None:
+                        woken()
+            finally:
+                if ticket:
+                    self.give_up(lock, expired=expired)
+        return True
 
     def sleep(self, deadline: float | None) -> bool:
         """Wait for a token: until one comes (True), the slice is over or the deadline has passed (False)."""

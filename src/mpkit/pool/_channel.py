@@ -119,10 +119,10 @@ BY_REFERENCE = 16
 BY_VALUE = 32
 #: The function is too big for a record: the arguments are ``(pickled function, arguments)``.
 FUNCTION_INSIDE = 64
-#: Of a chunk: the result of each item is handed in before the next one begins, as if each were a task.
-EACH = 256
 #: Not a task: finish what came before, then leave.
 LEAVE = 128
+#: Of a chunk: the result of each item is handed in before the next one begins, as if each were a task.
+EACH = 256
 
 # Kinds of an outcome. Those of a task that has ended come first.
 NONE = 0

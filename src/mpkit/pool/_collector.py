@@ -214,18 +214,8 @@ class Collector:
         """
         dispatcher = self._dispatcher
         settlements: Settlements = []
-        lock = dispatcher.lock
         try:
-            try:
-                lock.acquire()
-                dispatcher.drain(settlements)
-                lock.release()
-            except BaseException:
-                try:
-                    lock.unwind()
-                finally:
-                    lock.unwind()
-                raise
+            dispatcher.lock.run(dispatcher.drain, settlements)
         finally:
             if settlements:
                 self.settle(settlements, leading=leading)

@@ -160,11 +160,10 @@ class Dispatcher:
 
     def wake(self, lane: Lane) -> None:
         """Wake a worker that sleeps: there is something in its inbox, or room in its outbox."""
-        self._barrier()
-        words = lane.words
-        if words[SLEEPING]:
-            words[SLEEPING] = 0
-            ring_bell(lane.channel.wake)
+        if TOTAL_STORE_ORDER:
+            # Elsewhere `nudge` has one.
+            self._barrier()
+        self.nudge(lane)
 
     def fill(self) -> None:
         """Send queued tasks to all that may have more (holding the lock)."""
@@ -355,7 +354,7 @@ class Dispatcher:
                     if type(task) is Task:
                         task.function.took(run_ns)
                     elif isinstance(task, Chunk):
-                        task.function.took_chunk(run_ns, task.stop - task.start)
+                        task.function.took_chunk(run_ns, task.items)
                 elif kind == PART or kind == BIG_PART:
                     self._drain_part(lane, number, run_ns, kind, record, settlements)
                 elif kind == LOG:
@@ -372,9 +371,7 @@ class Dispatcher:
                 ring_bell(lane.channel.wake)
             if len(records) < _BATCH:
                 break
-        if not lane.sent and lane.ready and not lane.leaving and not lane.is_idle:
-            lane.is_idle = True
-            self.idle.append(lane)
+        self._note_if_idle(lane)
 
     def _drain_stopped(
         self, lane: Lane, task: Task, kind: int, record: bytes, settlements: Settlements
@@ -405,13 +402,16 @@ class Dispatcher:
         settlements.append((chunk, PART, (chunk.done, inner, data, reached - chunk.done)))
         chunk.done = reached
 
+    def _note_if_idle(self, lane: Lane) -> None:
+        if not lane.sent and lane.ready and not lane.leaving and not lane.is_idle:
+            lane.is_idle = True
+            self.idle.append(lane)
+
     def stop_is_over(self, lane: Lane) -> None:
         """A task that was being stopped has ended, and its worker is fit for others (holding the lock)."""
         lane.stop = None
         lane.ready = True
-        if not lane.sent and not lane.leaving and not lane.is_idle:
-            lane.is_idle = True
-            self.idle.append(lane)
+        self._note_if_idle(lane)
 
     def _reconcile(self, settlements: Settlements) -> None:
         """An interrupt came in between: find what it left undone.
@@ -436,9 +436,7 @@ class Dispatcher:
                     if task is not None:
                         text = f"the outcome of task {number} was lost when Ctrl-C interrupted its receiver"
                         settlements.append((task, RAISED, TaskCancelled(text)))
-                if not lane.sent and lane.ready and not lane.leaving and not lane.is_idle:
-                    lane.is_idle = True
-                    self.idle.append(lane)
+                self._note_if_idle(lane)
 
     # -- taking away -----------------------------------------------------------------------------------------
 
@@ -472,9 +470,7 @@ class Dispatcher:
             if lane.room is not None:
                 lane.room += 1
             ledger.take_back(lane.key, [task.number])
-            if not lane.sent and lane.ready and not lane.leaving and not lane.is_idle:
-                lane.is_idle = True
-                self.idle.append(lane)
+            self._note_if_idle(lane)
             return True
         # The worker may have finished it in this very moment; then its outcome is dropped when it comes.
         return False

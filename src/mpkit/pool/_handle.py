@@ -100,24 +100,15 @@ class TaskHandle(Future[R]):
 
     def make_condition(self) -> threading.Condition:
         """The condition; from now on the handle is settled under it."""
-        condition = self._made_condition
-        if condition is None:
-            try:
-                _creation.acquire()
-                condition = self._made_condition
-                if condition is None:
-                    # Lists first: whoever sees the condition may use them.
-                    self._waiters: list[Any] = []
-                    self._done_callbacks: list[Callable[[Future[R]], Any]] = []
-                    condition = self._made_condition = threading.Condition()
-                _creation.release()
-            except BaseException:
-                try:
-                    _creation.unwind()
-                finally:
-                    _creation.unwind()
-                raise
-        return condition
+        return self._made_condition or _creation.run(self._make_condition)
+
+    def _make_condition(self) -> threading.Condition:
+        if self._made_condition is None:
+            # Lists first: whoever sees the condition may use them.
+            self._waiters: list[Any] = []
+            self._done_callbacks: list[Callable[[Future[R]], Any]] = []
+            self._made_condition = threading.Condition()
+        return self._made_condition
 
     def sent(self, task: Task) -> None:
         """The pool has made a task for this handle, and is about to send it."""

@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
+from mpkit._platform.hints import override
 from mpkit.pool._functions import Function
 
 QUEUED = 0
@@ -113,6 +114,11 @@ class Task:
         self.deaths: list[Death] | None = None
         self.ending: str = NOT_ENDING
 
+    @property
+    def items(self) -> int:
+        """How many items of a map it stands for."""
+        return 1
+
 
 class Chunk(Task):
     """A task that stands for several items of a map.
@@ -143,6 +149,11 @@ class Chunk(Task):
         self.stop: int = stop
         self.done: int = start
         self.told: set[int] = set()
+
+    @property
+    @override
+    def items(self) -> int:
+        return self.stop - self.start
 
 
 class ChunkSink(Sink, Protocol):

@@ -118,8 +118,7 @@ class _MapSink:
     def sent(self, task: Task) -> None:
         self.tasks[task.number] = task
         task.offset = self._items
-        if isinstance(task, Chunk):
-            self._items += task.stop
+        self._items += task.items
 
     def settle(self, task: Task, kind: int, data: object) -> None:
         if kind != PART:
@@ -325,7 +324,7 @@ class ImapIterator(Generic[R]):
         """Remember a task of this iterator."""
         self._tasks[task.number] = task
         task.offset = self._sent
-        self._sent += task.stop if isinstance(task, Chunk) else 1
+        self._sent += task.items
         if self._ordered:
             self._order.append(task)
 
@@ -495,10 +494,7 @@ class ImapIterator(Generic[R]):
             length, kind, data, of_chunk = self._by_first.pop(self._next)
             self._next += length
             order = self._order
-            while (
-                order
-                and order[0].offset + (order[0].stop if isinstance(order[0], Chunk) else 1) <= self._next
-            ):
+            while order and order[0].offset + order[0].items <= self._next:
                 order.popleft()
         else:
             length, kind, data, of_chunk = self._arrived.popleft()

@@ -378,8 +378,7 @@ class _Worker:
             if now - handed_in > _PART_NS:
                 # Now pickling may be the end of the worker.
                 words[ITEM] = base << 32 | at
-                kind, data = _dump_results(results, errors, pickler)
-                self.outbox.put_part(RESULT_HEAD.pack(number, at, PART if kind == VALUE else BIG_PART) + data)
+                self._hand_in(number, at, *_dump_results(results, errors, pickler))
                 results, errors, base = [], [], at
                 began = handed_in = clock()
         words[ITEM] = base << 32 | stop
@@ -418,8 +417,13 @@ class _Worker:
             at += 1
             if at == stop:
                 return kind, data
-            self.outbox.put_part(RESULT_HEAD.pack(number, at, PART if kind == VALUE else BIG_PART) + data)
+            self._hand_in(number, at, kind, data)
             self._announce(number)
+
+    def _hand_in(self, number: int, reached: int, kind: int, data: bytes) -> None:
+        """Send the results of the items before `reached` that have not been sent yet."""
+        head = RESULT_HEAD.pack(number, reached, PART if kind == VALUE else BIG_PART)
+        self.outbox.put_part(head + data)
 
     def _announce(self, number: int) -> None:
         """Wake whoever waits for a part of task `number`, or for anything, now and then."""
