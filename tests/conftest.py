@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
 
 import pytest
 
+from mpkit import BoundedQueue, Lock, LockedCounter
 from tests.helpers import leftovers
 
 START_METHODS = [
@@ -19,6 +22,34 @@ def start_method(request: pytest.FixtureRequest) -> str:
     """Each start method that this platform has, by its name."""
     method: str = request.param
     return method
+
+
+@pytest.fixture
+def queue() -> Iterator[BoundedQueue[Any]]:
+    """An unbounded queue."""
+    with BoundedQueue[Any]() as queue:
+        yield queue
+
+
+@pytest.fixture
+def small() -> Iterator[BoundedQueue[Any]]:
+    """A queue for two items."""
+    with BoundedQueue[Any](maxsize=2) as queue:
+        yield queue
+
+
+@pytest.fixture
+def lock() -> Iterator[Lock]:
+    """A free lock."""
+    with closing(Lock()) as lock:
+        yield lock
+
+
+@pytest.fixture
+def counter() -> Iterator[LockedCounter]:
+    """A counter that stands at 0."""
+    with closing(LockedCounter()) as counter:
+        yield counter
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import os
 import pickle
 import signal
 import sys
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,45 +17,13 @@ from mpkit import BoundedQueue
 from mpkit._platform.contexts import resolve_context
 from mpkit.errors import HandleLost, QueueEmpty, QueueFull, QueueShutDown, SerializationError
 from tests.contract import queue_targets as targets
-from tests.contract.queue_targets import Peer, do, peer_of
+from tests.contract.queue_targets import Peer, do
 from tests.helpers.processes import reap
 from tests.helpers.waiting import PATIENCE, wait_until
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals")
 
 BIG = 100_000
-METHODS = [m for m in ("fork", "spawn", "forkserver") if m in multiprocessing.get_all_start_methods()]
-
-
-@pytest.fixture(scope="module", params=METHODS)
-def method(request: pytest.FixtureRequest) -> str:
-    """Each start method, so that all tests of one share their peers."""
-    found: str = request.param
-    return found
-
-
-@pytest.fixture(scope="module")
-def peer(method: str) -> Iterator[Peer]:
-    with peer_of(method) as peer:
-        yield peer
-
-
-@pytest.fixture(scope="module")
-def other(method: str, peer: Peer) -> Iterator[Peer]:
-    with peer_of(method) as other:
-        yield other
-
-
-@pytest.fixture
-def queue() -> Iterator[BoundedQueue[Any]]:
-    with BoundedQueue[Any]() as queue:
-        yield queue
-
-
-@pytest.fixture
-def small() -> Iterator[BoundedQueue[Any]]:
-    with BoundedQueue[Any](maxsize=2) as queue:
-        yield queue
 
 
 def process(method: str, target: Any, *args: Any) -> Any:

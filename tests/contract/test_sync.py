@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import os
 import pickle
 import signal
@@ -17,46 +16,11 @@ from mpkit import BoundedQueue, Lock, LockedCounter
 from mpkit._platform.contexts import resolve_context
 from mpkit.errors import HandleLost
 from tests.contract import queue_targets as targets
-from tests.contract.queue_targets import Peer, do, look, peer_of
+from tests.contract.queue_targets import Peer, do, look
 from tests.helpers.processes import reap
 from tests.helpers.waiting import PATIENCE, wait_until
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals")
-
-METHODS = [m for m in ("fork", "spawn", "forkserver") if m in multiprocessing.get_all_start_methods()]
-
-
-@pytest.fixture(scope="module", params=METHODS)
-def method(request: pytest.FixtureRequest) -> str:
-    """Each start method, so that all tests of one share their peers."""
-    found: str = request.param
-    return found
-
-
-@pytest.fixture(scope="module")
-def peer(method: str) -> Iterator[Peer]:
-    with peer_of(method) as peer:
-        yield peer
-
-
-@pytest.fixture(scope="module")
-def other(method: str, peer: Peer) -> Iterator[Peer]:
-    with peer_of(method) as other:
-        yield other
-
-
-@pytest.fixture
-def lock() -> Iterator[Lock]:
-    lock = Lock()
-    yield lock
-    lock.close()
-
-
-@pytest.fixture
-def counter() -> Iterator[LockedCounter]:
-    counter = LockedCounter()
-    yield counter
-    counter.close()
 
 
 @pytest.fixture

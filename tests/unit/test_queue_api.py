@@ -40,18 +40,6 @@ BIG = 100_000
 """Bytes of an item that gets a region of its own."""
 
 
-@pytest.fixture
-def queue() -> Iterator[BoundedQueue[Any]]:
-    with BoundedQueue[Any]() as queue:
-        yield queue
-
-
-@pytest.fixture
-def small() -> Iterator[BoundedQueue[Any]]:
-    with BoundedQueue[Any](maxsize=2) as queue:
-        yield queue
-
-
 class Call(threading.Thread):
     """A call in a thread of its own; what it returns or raises."""
 

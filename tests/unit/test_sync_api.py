@@ -6,7 +6,7 @@ import math
 import os
 import pickle
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,20 +17,6 @@ from mpkit.errors import ClosedError
 from tests.helpers.waiting import PATIENCE
 
 LOWEST, HIGHEST = -(2**63), 2**63 - 1
-
-
-@pytest.fixture
-def lock() -> Iterator[Lock]:
-    lock = Lock()
-    yield lock
-    lock.close()
-
-
-@pytest.fixture
-def counter() -> Iterator[LockedCounter]:
-    counter = LockedCounter()
-    yield counter
-    counter.close()
 
 
 def in_thread(function: Callable[..., object], *args: object) -> Any:

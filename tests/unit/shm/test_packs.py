@@ -6,7 +6,7 @@ import os
 import pickle
 import threading
 from collections import OrderedDict, deque, namedtuple
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,12 +29,6 @@ class Text(str):
     """A class of the user's."""
 
     __slots__ = ()
-
-
-@pytest.fixture
-def queue() -> Iterator[BoundedQueue[Any]]:
-    with BoundedQueue[Any]() as queue:
-        yield queue
 
 
 def packs_put(monkeypatch: pytest.MonkeyPatch) -> list[int]:

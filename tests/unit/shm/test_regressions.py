@@ -34,12 +34,6 @@ def opened(handle: BoundedQueue[Any]) -> OpenQueue:
     return handle._opened()
 
 
-@pytest.fixture
-def queue() -> Iterator[BoundedQueue[Any]]:
-    with BoundedQueue[Any]() as queue:
-        yield queue
-
-
 @contextmanager
 def waiting_behind_a_stopped_holder(
     monkeypatch: pytest.MonkeyPatch, shared: CounterFile | OpenQueue, number: int, call: Callable[[], object]
