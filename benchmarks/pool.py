@@ -121,6 +121,21 @@ def share_at_work(contender: str, scale: Scale, *, task_seconds: float) -> Sampl
     return Sample(max(ways.values()), ways)
 
 
+def share_by_map(contender: str, scale: Scale) -> Sample:
+    """The share of both cores that goes into the items of one map, each taking longer than the last."""
+    count = scale.count(5_000, at_least=500) // POOLS[contender].slowness
+    longest = 600e-6
+    work = [longest * number / count for number in range(count)]
+    with pool_of(contender, scale) as pool:
+        begin = time.perf_counter()
+        # Not the function that `pool_of` has called: mpire would hand each item over as that call did.
+        done = len(pool.map(tasks.use_cpu_timed, work))
+        elapsed = time.perf_counter() - begin
+    if done != count:
+        raise AssertionError(f"{done} results of {count} items")
+    return Sample(sum(work) / (elapsed * WORKERS))
+
+
 def mixed(contender: str, scale: Scale) -> Sample:
     """Total time in parts of the ideal, with one long task in a hundred; and the longest idle spell of a
     worker.
@@ -439,6 +454,14 @@ WORKLOADS: Final = (
     _at_work("work-30us", "30 us", 30e-6, 0.6),
     _at_work("work-100us", "100 us", 100e-6, 0.85),
     _at_work("work-1ms", "1 ms", 1e-3, 0.97),
+    _row(
+        "map-uneven",
+        "share of both cores at work, a map with automatic chunks whose items take ever longer",
+        "of 1",
+        share_by_map,
+        (AtLeastTimes(1, BEST),),
+        better="higher",
+    ),
     _row(
         "mixed",
         "one task of 100 ms among a hundred of 100 us: time in parts of the ideal",

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 from mpkit._platform.deadlines import check_timeout
 from mpkit._platform.hints import Self
 from mpkit.errors import ClosedError
-from mpkit.pool import _maps as maps
 from mpkit.pool._channel import KEYWORDS
 from mpkit.pool._handle import TaskHandle
 from mpkit.pool._interrupts import deferred_interrupts
@@ -134,7 +133,8 @@ class PoolView:
         Args:
             func: What to call.
             iterable: Read completely before anything is sent; see `imap` for lazy reading.
-            chunksize: Items in one task; None: chosen so that each worker gets about four.
+            chunksize: Items in one task; None: chosen so that the workers end together, and one by one with a
+                time limit.
             progress: Show a progress bar (needs ``mpkit[progress]``).
 
         Raises:
@@ -241,9 +241,7 @@ class PoolView:
     ) -> MapHandle[R]:
         engine = self._engine
         engine.check_usable()
-        if chunksize is None:
-            chunksize = maps.automatic_chunksize(len(items), engine, self._options)
-        else:
+        if chunksize is not None:
             chunksize = check_count(chunksize, "chunksize")
         name = getattr(func, "__name__", "map")
         handle: MapHandle[R] = MapHandle(engine, Progress(progress, len(items), name))

@@ -40,6 +40,10 @@ __all__ = ["ImapIterator", "MapHandle"]
 
 R = TypeVar("R")
 
+#: Into so many chunks for each worker a map would be cut if all were of the same size ...
+_CHUNKS_PER_WORKER = 4
+#: ... but there are so many sizes, each smaller than the last by the same number.
+_CHUNK_SIZES = 3
 #: Items that an imap holds for each worker unless told otherwise.
 _DEFAULT_BUFFER = 256
 #: While results are waiting for the consumer, input is read for this long at most.
@@ -54,15 +58,26 @@ def chunks_of(items: list[Any], size: int) -> Iterator[list[Any]]:
         yield items[start : start + size]
 
 
-def automatic_chunksize(length: int, engine: Engine, options: TaskOptions) -> int:
-    """Four chunks for each worker, as `multiprocessing.Pool.map` does; one by one with a time limit, which
-    must hit one item only.
+def automatic_chunks(items: list[Any], workers: int, most: int) -> Iterator[list[Any]]:
+    """Chunks that keep so many workers busy to the end, though some items take longer than others.
+
+    Three quarters of the items in three chunks for each worker, as large as those of
+    `multiprocessing.Pool.map`; of what is left three quarters in as many smaller ones, and so on. The idea of
+    factoring (Hummel, Schonberg and Flynn, CACM 35(8), 1992) with few sizes, as a chunk has its price.
+
+    Args:
+        items: What to cut; not empty.
+        workers: How many there are.
+        most: The most items of a chunk.
     """
-    if options.timeout is not None:
-        return 1
-    size = -(-length // (4 * engine.options.processes)) or 1
-    tasks = engine.options.maxtasksperchild
-    return size if tasks is None else min(size, tasks)
+    size = -(-len(items) // (_CHUNKS_PER_WORKER * workers))
+    number = (_CHUNKS_PER_WORKER - 1) * workers
+    start = 0
+    for _ in range(_CHUNK_SIZES - 1):
+        stop = start + number * size
+        yield from chunks_of(items[start:stop], min(size, most))
+        start, size = stop, -(-size // _CHUNKS_PER_WORKER)
+    yield from chunks_of(items[start:], min(size, most))
 
 
 def open_chunk(kind: int, data: object, length: int) -> list[tuple[Any, BaseException | None]]:
@@ -172,7 +187,7 @@ class MapHandle(TaskHandle[list[R]]):
         self,
         function: Callable[..., R],
         items: list[Any],
-        chunksize: int,
+        chunksize: int | None,
         options: TaskOptions,
         *,
         star: bool,
@@ -186,8 +201,16 @@ class MapHandle(TaskHandle[list[R]]):
             return
         known, blob, flags = engine.function(function, options)
         flags |= CHUNK | (STAR if star else 0)
+        if chunksize is not None:
+            chunks = chunks_of(items, chunksize)
+        elif options.timeout is not None:
+            # It must hit one item only.
+            chunks = chunks_of(items, 1)
+        else:
+            most = engine.options.maxtasksperchild or len(items)
+            chunks = automatic_chunks(items, engine.options.processes, most)
         try:
-            for chunk in chunks_of(items, chunksize):
+            for chunk in chunks:
                 engine.submit(known, blob, flags, chunk, self._sink, options)
         except BaseException:
             # Nobody will ever ask for what has been sent already.

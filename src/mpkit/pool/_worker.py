@@ -78,9 +78,9 @@ from mpkit.pool._channel import (
 from mpkit.pool._patience import Patience
 
 #: A chunk of short items is worked on in blocks of about this length ...
-_BLOCK_NS = 100_000
+_BLOCK_NS = 500_000
 #: ... and hands in what it has this often.
-_PART_NS = 500_000
+_PART_NS = 2_000_000
 #: How long a worker sleeps before it looks again although nobody has woken it: a net below the protocol, and
 #: no part of it.
 _SLICE_SECONDS = 2.0
@@ -371,10 +371,8 @@ class _Worker:
                 break
             now = clock()
             took, began = now - began, now
-            if took < _BLOCK_NS >> 2:
-                block <<= 2
-            elif took > _BLOCK_NS and block > 1:
-                block = max(1, block * _BLOCK_NS // took)
+            # Each item may take longer than the last one: the block grows fourfold at most.
+            block = max(1, min(block << 2, block * _BLOCK_NS // (took or 1)))
             if now - handed_in > _PART_NS:
                 # Now pickling may be the end of the worker.
                 words[ITEM] = base << 32 | at
