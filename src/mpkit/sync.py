@@ -30,8 +30,8 @@ class Lock(SharedHandle[LockFile]):
     Raises:
         SharedMemoryExhausted: there is no room for the lock (some 12 KiB); nothing is left behind.
 
-    Safe from: any process, any thread. Not from a signal handler or a ``__del__`` that interrupts an
-    operation on the same lock, which gets a RuntimeError instead of waiting for itself.
+    Safe from: any process, any thread, and signal handlers; one that comes while its own thread opens the
+    lock or takes it over gets a RuntimeError where it would wait for itself.
 
     Example:
         >>> from mpkit import Lock
@@ -92,9 +92,11 @@ class Lock(SharedHandle[LockFile]):
         Raises:
             ValueError: nobody has the lock.
             ClosedError, HandleLost: as `acquire`.
+            RuntimeError: the lock is another process's, and for 5 s a third one, stopped while it took over
+                or opened this lock, has kept it from being released.
 
-        Blocking: microseconds; up to a second if a process was killed in the middle of an operation on this
-        lock.
+        Blocking: a microsecond; for another process some ten, or up to half a second while somebody looks
+        whether the owner is dead.
         """
         if not self._release():
             raise ValueError("released a lock that nobody has acquired")

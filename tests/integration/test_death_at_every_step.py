@@ -9,6 +9,7 @@ second.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from itertools import count
 
 import pytest
 
-from mpkit._shm import robust_lock
+from mpkit._shm import lock_file, robust_lock
 from mpkit._shm.counter_file import VALUE, CounterFile
 from mpkit._shm.get_side import BigRecord
 from mpkit._shm.lock_file import LockFile
@@ -45,8 +46,9 @@ def _look_for_the_dead_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rule for taking over does not depend on these times; the tests need not wait as long as users
     do.
     """
-    monkeypatch.setattr(robust_lock, "SLICE_SECONDS", 0.002)
-    monkeypatch.setattr(robust_lock, "STUCK_SECONDS", 0.002)
+    for module in (robust_lock, lock_file):
+        monkeypatch.setattr(module, "SLICE_SECONDS", 0.002)
+        monkeypatch.setattr(module, "STUCK_SECONDS", 0.002)
 
 
 def put(queue: OpenQueue, *items: bytes) -> None:
@@ -316,6 +318,32 @@ def test_add_to_a_counter() -> None:
     assert each_step(make) > 40
 
 
+def check_lock(lock: LockFile) -> Callable[[], None]:
+    """After the death: one at a time gets it, and it can be released once."""
+
+    def check() -> None:
+        for _ in range(2):
+            assert lock.acquire(True, time.monotonic() + PATIENCE)
+            assert lock.owner() == os.getpid()
+            assert not lock.acquire(False, None)
+            assert lock.release()
+            assert lock.owner() is None
+        assert not lock.release()
+
+    return check
+
+
+def in_child(operation: Callable[[], object]) -> None:
+    """Let a process do something, and die."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            operation()
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
 def test_acquire_and_release_of_a_lock() -> None:
     def make() -> tuple[object, Callable[[], object], Callable[[], None]]:
         lock = LockFile.create()
@@ -324,15 +352,59 @@ def test_acquire_and_release_of_a_lock() -> None:
             assert lock.acquire(True, None)
             assert lock.release()
 
-        def check() -> None:
+        return lock, work, check_lock(lock)
+
+    assert each_step(make) > 60
+
+
+def test_taking_the_place_of_a_dead_owner() -> None:
+    def make() -> tuple[object, Callable[[], object], Callable[[], None]]:
+        lock = LockFile.create()
+        in_child(lambda: lock.acquire(True, None))
+
+        def work() -> None:
             assert lock.acquire(True, time.monotonic() + PATIENCE)
-            assert lock.owner() == os.getpid()
+            assert lock.abandoned_by
             assert lock.release()
-            assert not lock.release()
 
-        return lock, work, check
+        return lock, work, check_lock(lock)
 
-    assert each_step(make) > 80
+    assert each_step(make, SAMPLED) > 100
+
+
+def test_finding_that_nobody_living_has_a_lock() -> None:
+    def make() -> tuple[object, Callable[[], object], Callable[[], None]]:
+        lock = LockFile.create()
+        # Dead before it could say so.
+        in_child(lambda: lock.permit_acquire(False))
+
+        def work() -> None:
+            assert lock.acquire(True, time.monotonic() + PATIENCE)
+            assert not lock.abandoned_by
+            assert lock.release()
+
+        return lock, work, check_lock(lock)
+
+    assert each_step(make, SAMPLED) > 100
+
+
+def test_releasing_what_another_process_has() -> None:
+    def make() -> tuple[object, Callable[[], object], Callable[[], None]]:
+        lock = LockFile.create()
+        assert lock.acquire(True, None)
+        check = check_lock(lock)
+
+        def work() -> None:
+            assert lock.release()
+
+        def check_both() -> None:
+            if lock.owner():
+                assert lock.release()
+            check()
+
+        return lock, work, check_both
+
+    assert each_step(make) > 40
 
 
 def test_taking_over_itself() -> None:

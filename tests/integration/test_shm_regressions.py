@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from mpkit import BoundedQueue, Lock, LockedCounter
+from mpkit import BoundedQueue, LockedCounter
 from mpkit._platform import filelock
 from mpkit._platform.filelock import FileLock
 from mpkit._shm import sleepers
@@ -140,25 +140,6 @@ def test_a_dead_adder_leaves_no_waiter_slow(slices: Callable[[float], None]) -> 
             counter.add()
             call.join()
             assert call.value is True
-
-
-def test_a_dead_releaser_leaves_no_waiter_slow(slices: Callable[[float], None]) -> None:
-    slices(0.05)
-    with closing(Lock()) as lock:
-        group = lock._opened()._sleepers
-        lock.acquire()
-        first = Call(lock.acquire)
-        wait_until(group.waiting, "the waiter sleeps")
-        die_in_child(kill_in_post, lock.release)
-        first.join()
-        slices(10 * PATIENCE)
-        for _ in range(3):
-            call = Call(lock.acquire)
-            wait_until(group.waiting, "the waiter sleeps")
-            lock.release()
-            call.join()
-            assert call.value is True
-        lock.release()
 
 
 def test_coroutines_leave_no_tickets_behind() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import pickle
+import random
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -192,39 +195,69 @@ class Interrupt(Exception):
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("name", ["local_acquire", "permit_acquire", "permit_release", "local_release"])
+@pytest.mark.parametrize("name", ["permit_acquire", "permit_release"])
 def test_an_interrupted_call_leaves_the_lock_in_order(lock: Lock, name: str, when: str) -> None:
-    """Signal handlers run between the system calls: an exception there is an acquire that did not happen."""
-    assert lock._shared is not None
-    guard = lock._shared.guard
-    for method in (lock.acquire, lock.release):
-        # Both ways of the call: with nobody asleep and with the help of the slow path.
-        for quiet in (True, False):
-            with lock:
-                pass
-            if method == lock.release:
-                lock.acquire()
-            if not quiet:
-                lock._shared._quiet = -1
-            real = getattr(guard, name)
+    """Signal handlers run between the system calls: an exception there is an acquire that did not happen, and
+    a release that did.
+    """
+    shared = lock._shared
+    assert shared is not None
+    real = getattr(shared, name)
 
-            def interrupt(*args: Any, real: Callable[..., Any] = real) -> Any:
-                setattr(guard, name, real)
-                if when == "before":
-                    raise Interrupt
-                real(*args)
-                raise Interrupt
+    def interrupt(*args: Any) -> Any:
+        setattr(shared, name, real)
+        if when == "before":
+            raise Interrupt
+        real(*args)
+        raise Interrupt
 
-            setattr(guard, name, interrupt)
-            with pytest.raises(Interrupt):
-                method()
-            setattr(guard, name, real)
-            if method == lock.acquire:
-                assert not lock.locked()
-            elif lock.locked():
+    with lock:
+        pass
+    if name == "permit_release":
+        lock.acquire()
+    setattr(shared, name, interrupt)
+    with pytest.raises(Interrupt):
+        lock.acquire() if name == "permit_acquire" else lock.release()
+    assert not lock.locked()
+    assert in_thread(lock.acquire, True, PATIENCE)
+    lock.release()
+    with pytest.raises(ValueError, match="nobody"):
+        lock.release()
+    assert [lock.acquire(False), lock.acquire(False)] == [True, False]
+    lock.release()
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="interval timers")
+def test_interrupts_at_any_moment_leave_the_lock_in_order(lock: Lock) -> None:
+    taken = 0
+    dice = random.Random(7)
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise Interrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for _ in range(300):
+            with contextlib.suppress(Interrupt):
+                signal.setitimer(signal.ITIMER_REAL, dice.uniform(1e-6, 3e-4))
+                try:
+                    for _ in range(10_000):
+                        lock.acquire()
+                        lock.release()
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+            if lock.locked():
+                # The interrupt came between the two.
                 lock.release()
-            assert in_thread(lock.acquire, True, PATIENCE)
+            assert lock.acquire(timeout=PATIENCE)
             lock.release()
+            assert not lock.locked()
+            taken += 1
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert taken == 300
+    with pytest.raises(ValueError, match="nobody"):
+        lock.release()
 
 
 # --- LockedCounter ------------------------------------------------------------------------------------------

@@ -1,41 +1,51 @@
-"""The state of a lock that knows its owner: who has it, guarded by a robust lock of its own.
+"""A lock that knows its owner, and outlives it.
 
-The truth is the word ``OWNER``: 0, or the identity of the process that has the lock, in one word so that one
-store hands it over. Every change of it happens under the robust lock, for some hundred nanoseconds; so
-whoever dies, dies with the lock (then its next taker finds a dead owner) or in the few instructions around it
-(then the robust lock is taken over, and the word is as the last store left it).
+The truth is a semaphore with one permit. Who is at it, and how far, stands in the rows (see lock_rows): so
+what the dead had is found out and handed on. A row belongs to one thread from the try to the end of it, and
+then to the lock for as long as it is held, whoever releases it: the lists `_spare` and `_held` hand the rows
+on, by single calls of `append` and `pop`, which are atomic with and without a global interpreter lock.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import ClassVar
 
 from mpkit._platform import identity
-from mpkit._platform.identity import ProcessIdentity
-from mpkit._shm.robust_lock import LOW, PATIENCE_SECONDS
+from mpkit._platform.fences import TOTAL_STORE_ORDER
+from mpkit._shm.lock_rows import ATTEMPTS, COMPLETED, HELD, OUT, RELEASING, TRYING, LockRows
+from mpkit._shm.robust_lock import fenced
 from mpkit._shm.rows import ROW_WORDS
 from mpkit._shm.segment import Segment
-from mpkit._shm.semaphore import MAX_VALUE, Semaphore
-from mpkit._shm.shared_object import MAGIC_BASE, Form, SharedObject
-from mpkit._shm.sleepers import FIRST_TICKET, Sleepers
-from mpkit._shm.spin import SpinBudget
+from mpkit._shm.semaphore import Semaphore
+from mpkit._shm.shared_object import MAGIC_BASE, RECOVERIES, Form, SharedObject
 
-OWNER = 8
-SLEPT = 9
-POSTED = 10
-_ROWS_AT = 512
+_ROWS_AT = 64
 _ROW_SLOTS = 4096
-# An identity in one word: pids end below 2**22 everywhere, and 42 bits of the start time are enough to tell
-# two of them apart.
-_PID_BITS = 22
-_START_MASK = (1 << 42) - 1
+#: A waiter steps out after so long, and looks for a dead owner; each time after twice as long, up to the
+#: longest (which an investigation must be able to wait for).
+SLICE_SECONDS = 0.05
+LONGEST_SLICE_SECONDS = 0.2
+#: So long nobody may be seen to hold the lock, though it is taken, before a waiter investigates.
+STUCK_SECONDS = 0.1
+#: A call that may not block does not wait longer than this for the file lock; its holders are done in
+#: microseconds unless they are stopped.
+_PATIENCE_SECONDS = 1.0
 
 
 class LockFile(SharedObject):
     """One lock as this process has it open."""
 
-    __slots__ = ("_me", "_quiet", "_sleepers", "_spin", "abandoned_by", "guard")
+    __slots__ = (
+        "_heir_of",
+        "_held",
+        "_lock_rows",
+        "_ownerless_since",
+        "_spare",
+        "permit_acquire",
+        "permit_release",
+    )
 
     form: ClassVar[Form] = Form(
         kind="lock",
@@ -44,203 +54,255 @@ class LockFile(SharedObject):
         reserved_bytes=_ROWS_AT * 8,
         rows_at=_ROWS_AT,
         rows_capacity=_ROW_SLOTS,
-        semaphores=((1, 1), (0, MAX_VALUE)),
-        locks=1,
+        semaphores=((1, 1),),
+        locks=0,
         noun="lock",
     )
 
     def __init__(self, segment: Segment, semaphores: list[Semaphore]) -> None:
         super().__init__(segment, semaphores)
-        self.guard = self.locks[0]
-        self._sleepers = Sleepers(self.words, slept_at=SLEPT, posted_at=POSTED, tokens=semaphores[1])
-        self._spin = SpinBudget()
-        self._me = _word_of(identity.current())
-        # The value of SLEPT at which nobody is known to sleep.
-        self._quiet = -1
-        #: Pid of the dead process that the present owner, if it is this process, took the lock over from.
-        self.abandoned_by: int | None = None
+        permit = semaphores[0]
+        self.permit_acquire: Callable[..., bool] = permit.acquire
+        self.permit_release: Callable[[], None] = permit.release
+        if not TOTAL_STORE_ORDER:
+            self.permit_acquire, self.permit_release = fenced(permit)
+        self._lock_rows = LockRows(self.rows, recoveries_at=RECOVERIES)
+        #: Places of rows of this process that nobody uses.
+        self._spare: list[int] = []
+        #: The place of the row in which this process holds the lock. (Before it, those of locks that others
+        #: have released.)
+        self._held: list[int] = []
+        #: Whom this process has taken the lock over from last, and what its row had completed before.
+        self._heir_of: tuple[int, int, int] | None = None
+        self._ownerless_since = 0.0
 
     @classmethod
-    def _format(cls, words: memoryview[int], **options: int) -> None:  # noqa: ARG003  a lock has none
-        words[SLEPT] = words[POSTED] = FIRST_TICKET
+    def _format(cls, words: memoryview[int], **options: int) -> None:
+        """A new lock is free, and zeros say so."""
 
-    def forget_after_fork(self) -> None:
-        super().forget_after_fork()
-        self._me = _word_of(identity.current())
-        self.abandoned_by = None
+    # -- acquire and release ---------------------------------------------------------------------------------
 
     def acquire(self, block: bool, deadline: float | None) -> bool:
         """Become the owner, waiting until `deadline` if `block`."""
-        guard = self.guard
-        done = False
-        # The body of RobustLock.try_acquire and release in line, for the common case.
+        place = 0
+        taken = False
+        words = self.words
         try:
-            if guard.local_acquire(False):
-                words, value = self.words, guard.value
-                words[guard.at] = value + 1
-                if guard.permit_acquire(False):
-                    if words[OWNER] == 0:
-                        # First: an exception from here on (Ctrl-C) gives the lock back.
-                        done = True
-                        words[OWNER] = self._me
-                        self.abandoned_by = None
-                    guard.permit_release()
-                    guard.value = words[guard.at] = (value | LOW) + 1
-                else:
-                    guard.value = words[guard.at] = value + 2
-                guard.local_release()
+            place = self._spare.pop()
+            words[place] = TRYING
+            taken = self.permit_acquire(False)
+            if taken:
+                words[place] = HELD
+                self._held.append(place)
+            else:
+                words[place + ATTEMPTS] += 1
+                words[place] = OUT
+        except IndexError:
+            # No spare row: the first use in this process, or several threads at a time.
+            place = 0
         except BaseException:
-            if done:
-                self._give_back()
-            guard.unwind()
+            self._stop_acquiring(place, taken)
             raise
-        return done or self._acquire_slowly(block, deadline)
+        if taken:
+            return True
+        if place:
+            self._spare.append(place)
+        return self._acquire_slowly(block, deadline)
 
     def release(self) -> bool:
         """Free the lock, whoever owns it; False when nobody does."""
-        guard = self.guard
-        # In line as in `acquire`. Sleepers take the slow way, which promises a token under the guard.
+        place = 0
+        done = False
+        words = self.words
         try:
-            if guard.local_acquire(False):
-                words, value = self.words, guard.value
-                words[guard.at] = value + 1
-                done = False
-                if guard.permit_acquire(False):
-                    if words[SLEPT] == self._quiet and words[OWNER]:
-                        words[OWNER] = 0
-                        done = True
-                    guard.permit_release()
-                    guard.value = words[guard.at] = (value | LOW) + 1
-                else:
-                    guard.value = words[guard.at] = value + 2
-                guard.local_release()
-                if done:
-                    return True
+            place = self._held.pop()
+            if words[place] == HELD:
+                words[place] = RELEASING
+                self.permit_release()
+                words[place + COMPLETED] += 1
+                words[place] = OUT
+                done = True
+        except IndexError:
+            place = 0
+        except ValueError:
+            # The permit was there: somebody else has been quicker.
+            self._stop_releasing(place)
+            return False
         except BaseException:
-            try:
-                guard.unwind()
-            finally:
-                guard.unwind()
+            self._stop_releasing(place)
             raise
-        return self._release_slowly()
+        if place:
+            self._spare.append(place)
+        return done or self._release_for_another()
 
     def owner(self) -> int | None:
         """Pid of the owner."""
-        return self.words[OWNER] & ((1 << _PID_BITS) - 1) or None
+        holders = self._lock_rows.holders()
+        return holders[-1][1].pid if holders else None
 
-    def _give_back(self) -> None:
-        """An exception has come after this thread became the owner: nobody is going to release the lock."""
-        if self.guard.held_here():
-            self.words[OWNER] = 0
-        else:
-            self._release_slowly()
-
-    def _release_slowly(self) -> bool:
-        guard = self.guard
-        due = 0
-        guard.refuse_reentry()
-        try:
-            # Nobody keeps the guard; should a stopped process have it, waiting is right: the caller does own
-            # the lock.
-            guard.acquire(None)
-            words = self.words
-            if words[OWNER] == 0:
-                return False
-            words[OWNER] = 0
-            slept = words[SLEPT]
-            # One token at a time: a sleeper that has one is about to look, and so will the next one after it.
-            if self._sleepers.tokens.raw._is_zero():
-                due = self._sleepers.due(1)
-            self._quiet = slept if words[POSTED] >= slept else -1
-        finally:
-            try:
-                guard.unwind()
-            finally:
-                guard.unwind()
-        self._sleepers.post(due)
-        return True
+    @property
+    def abandoned_by(self) -> int | None:
+        """Pid of the dead process that the present owner, if it is this process, took the lock over from."""
+        heir_of = self._heir_of
+        if heir_of is None:
+            return None
+        pid, place, completed = heir_of
+        words = self.words
+        return pid if words[place] == HELD and words[place + COMPLETED] == completed else None
 
     def _acquire_slowly(self, block: bool, deadline: float | None) -> bool:
-        guard, sleepers = self.guard, self._sleepers
-        spun = ticket = looked = late = done = False
+        words, take = self.words, self.permit_acquire
+        place = self._row_for_this_thread(deadline if block else time.monotonic() + _PATIENCE_SECONDS)
+        if place < 0:
+            return False
+        taken = False
+        slice_ = SLICE_SECONDS
         try:
             while True:
-                # Whoever waits asks once a slice: an owner that dies wakes nobody.
-                dead = self._dead_owner() if late or not block else 0
-                # The guard is held for microseconds: waiting for it is not waiting for the lock.
-                patience = time.monotonic() + PATIENCE_SECONDS
-                guard.refuse_reentry()
-                try:
-                    if not guard.acquire(
-                        None if block and deadline is None else max(deadline or 0.0, patience)
-                    ):
-                        return False
-                    done = self._take(dead)
-                    if done and ticket:
-                        sleepers.leave(expired=late)
-                        ticket = False
-                    elif not done and block and spun and not ticket:
-                        sleepers.enter()
-                        ticket, looked = True, False
-                    elif not done and ticket and late and sleepers.renew():
-                        looked = False
-                finally:
-                    try:
-                        guard.unwind()
-                    finally:
-                        guard.unwind()
-                if done:
-                    return True
+                words[place] = TRYING
+                wait = slice_ if deadline is None else min(slice_, deadline - time.monotonic())
+                taken = take(True, wait) if block and wait > 0 else take(False)
+                if taken:
+                    self.check_open()
+                    words[place] = HELD
+                    self._held.append(place)
+                    break
+                words[place + ATTEMPTS] += 1
+                words[place] = OUT
+                self.check_open()
+                if self._inherit(place, deadline if block else None):
+                    taken = True
+                    break
+                slice_ = min(2 * slice_, LONGEST_SLICE_SECONDS)
                 if not block or (deadline is not None and time.monotonic() >= deadline):
-                    return False
-                if not spun:
-                    self._spin_until_free()
-                    spun = True
-                elif not looked:
-                    # Once more with the ticket taken: whoever releases from now on gives us a token (see
-                    # sleepers).
-                    looked = True
-                elif self._spin.sleep(sleepers.sleep, deadline):
-                    ticket = late = False
-                else:
-                    late = True
+                    break
         except BaseException:
-            if done:
-                self._give_back()
+            self._stop_acquiring(place, taken)
             raise
-        finally:
-            if ticket:
-                sleepers.give_up(guard, expired=late)
+        if not taken:
+            self._put_back(place)
+        return taken
 
-    def _take(self, dead: int) -> bool:
-        """Under the guard: become the owner if there is none, or if it is still `dead`."""
+    def _inherit(self, place: int, deadline: float | None) -> bool:
+        """Look for a dead owner, and take its place if there is one. `place` is a row of this thread, which
+        is out.
+        """
+        rows, now = self._lock_rows, time.monotonic()
+        if rows.dead_holders():
+            dead = rows.inherit(place, max(deadline or 0.0, now + _PATIENCE_SECONDS))
+            if dead is not None:
+                self._held.append(place)
+                self._heir_of = (dead.pid, place, self.words[place + COMPLETED])
+                return True
+        elif rows.holders():
+            self._ownerless_since = 0.0
+        elif not self._ownerless_since:
+            self._ownerless_since = now
+        elif now - self._ownerless_since > STUCK_SECONDS:
+            rows.restore(place, self.permit_acquire, self.permit_release)
+            self._ownerless_since = 0.0
+        return False
+
+    def _release_for_another(self) -> bool:
+        """Free a lock that another process has acquired."""
+        self.check_open()
+        try:
+            return self._lock_rows.take_from_holder(self.permit_release)
+        except ValueError:
+            return False  # the owner itself has been quicker
+
+    # -- after an exception ----------------------------------------------------------------------------------
+
+    # Where an exception (Ctrl-C) comes between the semaphore's operation and the store that tells of it, the
+    # permit counts as lost: the next one who waits finds that nobody has it (`LockRows.restore`).
+
+    def _stop_acquiring(self, place: int, taken: bool) -> None:
+        """An exception has ended `acquire`: what it has is given back."""
+        if not place:
+            return
+        if place in self._held:
+            try:
+                self._held.remove(place)
+            except ValueError:
+                return  # another thread has released it already
+        self._give_up(place, has_permit=taken or self.words[place] == HELD)
+
+    def _stop_releasing(self, place: int) -> None:
+        """An exception has ended `release`: the lock is free all the same."""
+        if not place:
+            # It was taken out of the list, and no more: it is the row that says so and is in no list.
+            me = identity.current()
+            for held, process in self._lock_rows.holders():
+                if process == me and held not in self._held:
+                    place = held
+        if place:
+            self._give_up(place, has_permit=self.words[place] == HELD)
+
+    def _give_up(self, place: int, *, has_permit: bool) -> None:
+        try:
+            self._clear_row(place, has_permit)
+        except BaseException:
+            # One more on the way: the row tells how far that has got. It is not used again.
+            self._clear_row(place, has_permit)
+            raise
+        self._put_back(place)
+
+    def _clear_row(self, place: int, has_permit: bool) -> None:
         words = self.words
-        owner = words[OWNER]
-        if owner not in (0, dead):
-            return False
-        words[OWNER] = self._me
-        self.abandoned_by = owner & ((1 << _PID_BITS) - 1) or None
-        return True
+        if has_permit and words[place] in (TRYING, HELD):
+            words[place] = RELEASING
+            self.permit_release()
+        if words[place] != OUT:
+            words[place + COMPLETED] += 1
+            words[place] = OUT
 
-    def _dead_owner(self) -> int:
-        """The owner if it is dead, else 0. Not for use under the guard: asking the system takes long."""
-        owner = self.words[OWNER]
-        return owner if owner and not _is_alive(owner) else 0
+    # -- rows ------------------------------------------------------------------------------------------------
 
-    def _spin_until_free(self) -> None:
-        words = self.words
-        for _ in range(self._spin.looks):
-            if words[OWNER] == 0:
-                self._spin.paid()
-                return
-        self._spin.failed()
+    def _row_for_this_thread(self, deadline: float | None) -> int:
+        """The place of a row that nobody else uses; -1 when the deadline passed.
 
+        Raises:
+            ClosedError: this process has closed the lock.
+        """
+        while True:
+            self.check_open()
+            try:
+                return self._spare.pop()
+            except IndexError:
+                self._take_back_released()
+            if not self._spare and not self._join(deadline):
+                return -1
 
-def _word_of(process: ProcessIdentity) -> int:
-    return process.pid | (process.started & _START_MASK) << _PID_BITS
+    def _take_back_released(self) -> None:
+        """Use the row again in which this process held the lock until somebody else released it."""
+        try:
+            place = self._held.pop()
+        except IndexError:
+            return
+        (self._held if self.words[place] == HELD else self._spare).append(place)
 
+    def _put_back(self, place: int) -> None:
+        self._spare.append(place)
+        if self.closed:
+            self._leave(outside=True)
 
-def _is_alive(word: int) -> bool:
-    pid = word & ((1 << _PID_BITS) - 1)
-    now = identity.of(pid)
-    return now is not None and _word_of(now) == word and identity.is_alive(now)
+    def _take_row(self, deadline: float | None) -> bool:
+        place = self._lock_rows.join(deadline)
+        if place >= 0:
+            self._spare.append(place)
+        return place >= 0
+
+    def _leave(self, *, outside: bool) -> None:  # noqa: ARG002  there is no lock inside the process
+        # Rows in use are given back by their threads. The one that holds the lock stays: closing does not
+        # release.
+        self._held.clear()
+        while self._spare:
+            self._lock_rows.leave(self._spare.pop())
+
+    def forget_after_fork(self) -> None:
+        super().forget_after_fork()
+        # The rows, and what they hold, are the parent's.
+        self._spare.clear()
+        self._held.clear()
+        self._heir_of = None
+        self._ownerless_since = 0.0

@@ -134,7 +134,7 @@ class RobustLock:
         self.permit_acquire: Callable[..., bool] = permit.acquire
         self.permit_release: Callable[[], None] = permit.release
         if not TOTAL_STORE_ORDER:
-            self.permit_acquire, self.permit_release = _fenced(permit)
+            self.permit_acquire, self.permit_release = fenced(permit)
         self._recoveries_at = recoveries_at
         # Permits that this process has given back for the dead: the semaphore counts them as ours.
         self._given_for_dead = 0
@@ -390,7 +390,7 @@ class RobustLock:
         self.permit_release()
 
 
-def _fenced(permit: Semaphore) -> tuple[Callable[..., bool], Callable[[], None]]:
+def fenced(permit: Semaphore) -> tuple[Callable[..., bool], Callable[[], None]]:
     """The two operations on the permit as full barriers, for machines whose semaphores are weaker."""
 
     def acquire(block: bool = True, timeout: float | None = None) -> bool:

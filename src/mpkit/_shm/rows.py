@@ -1,12 +1,14 @@
-"""Which processes take part: one row for each, in which it says what it is doing.
+"""Which processes take part: one row for each (in a lock one for each thread that is at it), in which it says
+what it is doing.
 
 A row is one cache line, so that neighbours do not slow each other down::
 
     word 0        pid, 0 in a free row; stored last when a process joins, first when it leaves
     word 1        start time of that process (a pid alone may have been given to another process since)
-    word 2 to 7   one word for each robust lock of the segment (see robust_lock)
+    word 2 to 7   one word for each robust lock of the segment (see robust_lock), or three for a lock that
+                  knows its owner (see lock_rows)
 
-Only the process itself writes its lock words. Rows are handed out, and rows of the dead taken back, under a
+Only the process itself writes these words (but for a release by another one). Rows are handed out, and rows of the dead taken back, under a
 lock of the file system (`Rows.exclusive`), which the kernel frees when its holder dies.
 """
 

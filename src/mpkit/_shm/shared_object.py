@@ -216,20 +216,24 @@ class SharedObject:
             lock.shut(outside=is_outside)
         under_way = self.words[EXPORTS] > self.words[ARRIVALS]
         in_use = in_use_elsewhere if under_way or _others(self.rows) else None
-        # A thread that is still inside may come to hold the lock: only its row lets the others know.
-        if self._row and all(outside):
-            self.rows.leave(self._row)
-        self._row = 0
+        self._leave(outside=all(outside))
         self._close_more()
         self.segment.close(in_use)
         for semaphore in self.semaphores:
             semaphore.close(self.name, in_use)
 
+    def _leave(self, *, outside: bool) -> None:
+        """Give the row back."""
+        # A thread that is still inside may come to hold the lock: only its row lets the others know.
+        if self._row and outside:
+            self.rows.leave(self._row)
+        self._row = 0
+
     def _close_more(self) -> None:
         """What a subclass has to let go of as well."""
 
     def _join(self, deadline: float | None) -> bool:
-        """Give this process a row and open the locks; called by a lock's slow path where there is none.
+        """Have this process take part; called by a slow path where it does not.
 
         Raises:
             ClosedError: this process has closed the object.
@@ -244,23 +248,26 @@ class SharedObject:
                 return False
             self._busy_thread = threading.get_ident()
             self.check_open()
-            if not self._row:
-                row = self.rows.join(deadline)
-                if row < 0:
-                    return False
-                try:
-                    for lock in self.locks:
-                        lock.open(row)
-                except BaseException:
-                    # No room for the locks between threads: the row must not be lost with every try.
-                    for lock in self.locks:
-                        lock.shut()
-                    self.rows.leave(row)
-                    raise
-                self._row = row
-            return True
+            return bool(self._row) or self._take_row(deadline)
         finally:
             self._leave_closing()
+
+    def _take_row(self, deadline: float | None) -> bool:
+        """Give this process a row and open the locks."""
+        row = self.rows.join(deadline)
+        if row < 0:
+            return False
+        try:
+            for lock in self.locks:
+                lock.open(row)
+        except BaseException:
+            # No room for the locks between threads: the row must not be lost with every try.
+            for lock in self.locks:
+                lock.shut()
+            self.rows.leave(row)
+            raise
+        self._row = row
+        return True
 
     def _leave_closing(self) -> None:
         """Give `_closing` back if this thread has it (an exception may have come before it had)."""
