@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar, Final
 
-from mpkit._shm.robust_lock import LOW, RobustLock
+from mpkit._shm.robust_lock import COMPLETED, RobustLock
 from mpkit._shm.rows import ROW_WORDS
 from mpkit._shm.segment import Segment
 from mpkit._shm.semaphore import MAX_VALUE, Semaphore
@@ -67,12 +67,12 @@ class CounterFile(SharedObject):
                     signed[VALUE] = total
                     quiet = words[SLEPT] == self._quiet
                     lock.permit_release()
-                    lock.value = words[lock.at] = (value | LOW) + 1
+                    lock.value = words[lock.at] = value + COMPLETED
                     lock.local_release()
                     if not quiet:
                         self._quiet = self._waker.wake(EVERYBODY)
                     return total
-                lock.value = words[lock.at] = value + 2
+                lock.step_out(value)
                 lock.local_release()
         except ValueError:
             try:

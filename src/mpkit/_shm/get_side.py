@@ -34,7 +34,7 @@ from mpkit._shm.put_side import (
 )
 from mpkit._shm.queue_file import QueueFile
 from mpkit._shm.ring import COUNT_LIMIT, COUNT_MASK, INDEX_BITS, INDEX_MASK, ONE, WRAP
-from mpkit._shm.robust_lock import LOW, PATIENCE_SECONDS
+from mpkit._shm.robust_lock import COMPLETED, PATIENCE_SECONDS
 from mpkit._shm.sleepers import EVERYBODY
 from mpkit._shm.spin import SpinBudget
 from mpkit._shm.views import open_views
@@ -105,7 +105,7 @@ class GetSide:
             value = lock.value
             words[lock.at] = value + 1
             if not lock.permit_acquire(False) and not lock.try_some_more():
-                lock.value = words[lock.at] = value + 2
+                lock.step_out(value)
                 lock.local_release()
                 return None
             if words[GET_GENERATION] == self._generation:
@@ -126,7 +126,7 @@ class GetSide:
                     else:
                         data = self._take_from(head, tail, 1)[0]
             lock.permit_release()
-            lock.value = words[lock.at] = (value | LOW) + 1
+            lock.value = words[lock.at] = value + COMPLETED
             lock.local_release()
         except BaseException:
             try:

@@ -29,7 +29,7 @@ from mpkit._shm.layout import (
 from mpkit._shm.queue_file import QueueFile
 from mpkit._shm.regions import HELD, QUEUED, RING, WRITING
 from mpkit._shm.ring import COUNT_LIMIT, COUNT_MASK, INDEX_BITS, INDEX_MASK, ONE, WRAP
-from mpkit._shm.robust_lock import LOW, PATIENCE_SECONDS
+from mpkit._shm.robust_lock import COMPLETED, PATIENCE_SECONDS
 from mpkit._shm.sleepers import EVERYBODY
 from mpkit._shm.spin import SpinBudget
 from mpkit.errors import ClosedError, QueueShutDown, SharedMemoryExhausted
@@ -50,7 +50,10 @@ LARGEST_RING: Final = 256 * 1024 * 1024
 #: Results of `_tail_for` that are no tail.
 _FULL: Final = -1
 _GROW: Final = -2
-_UNBOUNDED: Final = 1 << 62
+#: More than anybody puts at once, and a small number.
+_MANY: Final = 1 << 20
+#: A tail near the end of the counts.
+_LATE: Final = COUNT_LIMIT - (_MANY << (INDEX_BITS + 2))
 #: Where the parts of a big item begin: numpy and others like whole cache lines.
 _PART_ALIGNMENT: Final = 64
 _BYTE_ORDER: Final = sys.byteorder
@@ -76,6 +79,8 @@ class PutSide:
 
     __slots__ = (
         "_base",
+        "_bounded",
+        "_capacity",
         "_file",
         "_generation",
         "_left",
@@ -86,6 +91,7 @@ class PutSide:
         "_room",
         "_spin",
         "_tail",
+        "_weighed",
         "_words",
     )
 
@@ -99,6 +105,9 @@ class PutSide:
         self._ring: memoryview[int] = file.words
         self._mm: mmap.mmap = file.segment.mm
         self._base = 0
+        self._capacity = 0
+        self._bounded = bool(file.maxsize or file.max_bytes)
+        self._weighed = bool(file.max_bytes)
         # What this process knows about the ring as long as its tail is `_tail`: words free in one piece
         # behind it, and how many more items `maxsize` allows (getters only ever make room).
         self._tail = -1
@@ -122,7 +131,7 @@ class PutSide:
             value = lock.value
             words[lock.at] = value + 1
             if not lock.permit_acquire(False) and not lock.try_some_more():
-                lock.value = words[lock.at] = value + 2
+                lock.step_out(value)
                 lock.local_release()
                 return False
             done = False
@@ -149,7 +158,7 @@ class PutSide:
                     ring[RING_TAIL] = tail
                     done = True
             lock.permit_release()
-            lock.value = words[lock.at] = (value | LOW) + 1
+            lock.value = words[lock.at] = value + COMPLETED
             lock.local_release()
         except BaseException:
             try:
@@ -526,63 +535,72 @@ class PutSide:
         """
         # First, and valid again only when all of it is known: an interrupt may come in between.
         self._tail = -1
-        file = self._file
-        ring = self._ring
-        head = ring[RING_HEAD]
-        self._left = left = self._allowance(tail)
-        if left <= 0:
-            return _FULL
-        if file.max_bytes:
-            used = self.used_bytes()
-            if used and used + weight > file.max_bytes:
+        left = _MANY
+        if self._bounded:
+            # What others take while we look only makes room.
+            left = self._allowance(tail, weight)
+            if left <= 0:
+                self._left = left
                 return _FULL
-        capacity = self._capacity()
+        # With several putters almost every put comes here: numbers beyond 2**30, like head and tail, cost
+        # three times as much as smaller ones, so they are used as little as can be.
+        head = self._ring[RING_HEAD]
         index, first = tail & INDEX_MASK, head & INDEX_MASK
-        if tail == head or index > first:
-            place, room = index, capacity - index
-            other = index if tail == head else first
-            if room < length and other >= length:
-                if index < capacity:
-                    ring[RING_RECORDS + index] = WRAP
-                ring[RING_WRAPPED_AT] = index
-                place, room = 0, other
+        if index > first or tail == head:
+            room = self._capacity - index
+            if room < length:
+                return self._begin_at_start(tail, index, index if tail == head else first, length, left)
         else:
-            place, room = index, first - index
-        if room < length:
-            return _GROW
-        tail = tail - index + place
+            room = first - index
+            if room < length:
+                self._left = left
+                return _GROW
         # With `max_bytes` every item asks again: what big items take is not in the ring.
-        self._room = length if file.max_bytes else room
+        self._room = length if self._weighed else room
         # Near the end of the counts every put takes the slow way, which knows how to begin again at zero.
-        self._left = min(left, (COUNT_LIMIT - tail) >> (INDEX_BITS + 2))
+        self._left = left if tail < _LATE else min(left, (COUNT_LIMIT - tail) >> (INDEX_BITS + 2))
         return tail
 
-    def _allowance(self, tail: int) -> int:
-        """How many items `maxsize` lets in behind `tail`."""
-        file = self._file
-        if not file.maxsize:
-            return _UNBOUNDED
-        words = self._words
-        generation = words[GET_GENERATION]
-        # Getters may go on to the next generation while we look: what we then see was true before, and they
-        # only make room.
-        head = (
-            self._ring[RING_HEAD]
-            if generation == self._generation
-            else file.generations.view(generation).words[RING_HEAD]
-        )
-        return file.maxsize - (((tail >> INDEX_BITS) - (head >> INDEX_BITS)) & COUNT_MASK)
+    def _begin_at_start(self, tail: int, index: int, other: int, length: int, left: int) -> int:
+        """Where a record goes for which there is no room up to the end of the ring; `other` words are free at
+        its start.
+        """
+        self._left = left
+        if other < length:
+            return _GROW
+        ring = self._ring
+        if index < self._capacity:
+            ring[RING_RECORDS + index] = WRAP
+        ring[RING_WRAPPED_AT] = index
+        self._room = length if self._weighed else other
+        if tail >= _LATE:
+            self._left = min(left, (COUNT_LIMIT - tail) >> (INDEX_BITS + 2))
+        return tail - index
 
-    def _capacity(self) -> int:
-        return (
-            len(self._ring) - RING_RECORDS - 1
-            if len(self._ring) <= INDEX_MASK
-            else INDEX_MASK - RING_RECORDS - 1
-        )
+    def _allowance(self, tail: int, weight: int) -> int:
+        """How many items `maxsize` and `max_bytes` let in behind `tail`, at most `_MANY`."""
+        file = self._file
+        left = _MANY
+        if file.maxsize:
+            generation = self._words[GET_GENERATION]
+            # Getters may go on to the next generation while we look: what we then see was true before, and
+            # they only make room.
+            head = (
+                self._ring[RING_HEAD]
+                if generation == self._generation
+                else file.generations.view(generation).words[RING_HEAD]
+            )
+            left = min(left, file.maxsize - (((tail >> INDEX_BITS) - (head >> INDEX_BITS)) & COUNT_MASK))
+        if left > 0 and self._weighed:
+            used = self.used_bytes()
+            if used and used + weight > file.max_bytes:
+                return 0
+        return left
 
     def _load(self, generation: int) -> None:
         ring = self._file.generations.view(generation)
         self._ring, self._mm, self._base = ring.words, ring.mm, ring.base
+        self._capacity = min(len(ring.words), INDEX_MASK) - RING_RECORDS - 1
         self._tail = -1
         self._room = self._left = 0
         self._generation = generation
@@ -595,7 +613,7 @@ class PutSide:
                 f"this queue fills {GENERATION_SLOTS} rings of {LARGEST_RING} bytes already; bound it by "
                 "maxsize or max_bytes",
             )
-        now = self._capacity() << 3
+        now = self._capacity << 3
         grown = now * (GROWTH if now < SLOWER_GROWTH else 2)
         size = max(min(grown, LARGEST_RING), (length << 3) * 2, now)
         size = min(size, (INDEX_MASK - RING_RECORDS) << 3)

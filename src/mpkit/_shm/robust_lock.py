@@ -1,15 +1,17 @@
 """A lock between processes that survives the death of whoever holds it.
 
 The lock itself is a semaphore with one permit, which has no owner: if its holder is killed the permit is
-lost. So each process has one word in its row for each lock, written by itself alone, that tells where it
+lost. So each process has two words in its row for each lock, written by itself alone, that tell where it
 stands::
 
-    completed << 20 | attempts << 1 | inside
+    completed << 1 | inside
+    attempts
 
 A process sets ``inside`` *before* it tries for the permit, and leaves it (with ``completed`` one higher)
-*after* it has given the permit back. If it did not get the permit it leaves with ``attempts`` one higher and
+*after* it has given the permit back. If it did not get the permit it raises ``attempts`` and leaves with
 ``completed`` unchanged; whoever waits long does so in slices and steps out between two. So a process that is
-outside holds nothing, and whoever held the permit shows it by a higher ``completed``.
+outside holds nothing, and whoever held the permit shows it by a higher ``completed``. (Two words, because
+Python computes with numbers below 2**30 faster.)
 
 Taking over (`_recover`, at most one process at a time, under a file lock that the kernel frees on death):
 
@@ -38,13 +40,14 @@ from collections.abc import Callable
 
 from mpkit._platform import identity
 from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
-from mpkit._shm.rows import FIRST_LOCK, Rows
+from mpkit._shm.rows import FIRST_LOCK, LOCK_WORDS, Rows
 from mpkit._shm.semaphore import Semaphore
 from mpkit.errors import ClosedError
 
 INSIDE = 1
-ATTEMPT = 2
-LOW = (1 << 20) - 1
+COMPLETED = 2
+#: Where the second word is, from the first one.
+ATTEMPTS = 1
 
 #: A waiter steps out this often, and looks for a dead holder after this long.
 SLICE_SECONDS = 0.05
@@ -129,7 +132,7 @@ class RobustLock:
     ) -> None:
         self.rows: Rows = rows
         self.words: memoryview[int] = rows.words
-        self._column = FIRST_LOCK + number
+        self._column = FIRST_LOCK + LOCK_WORDS * number
         self._permit = permit
         self.permit_acquire: Callable[..., bool] = permit.acquire
         self.permit_release: Callable[[], None] = permit.release
@@ -205,9 +208,16 @@ class RobustLock:
         words[at] = value + INSIDE
         if self.permit_acquire(False):
             return True
-        self.value = words[at] = value + ATTEMPT
+        self.step_out(value)
         self.local_release()
         return False
+
+    def step_out(self, value: int) -> None:
+        """Outside again, after a try in vain; `value` is the word without ``inside``."""
+        words, at = self.words, self.at
+        # First: who has seen it knows that nothing is held, whatever the other word says then.
+        words[at + ATTEMPTS] += 1
+        words[at] = value
 
     def acquire(self, deadline: float | None = None) -> bool:
         """Take the lock, waiting for it until `deadline` (`time.monotonic`, None = for ever). False when it
@@ -237,7 +247,7 @@ class RobustLock:
     def release(self) -> None:
         """Give the lock back."""
         self.permit_release()
-        self.value = self.words[self.at] = (self.value | LOW) + 1
+        self.value = self.words[self.at] = self.value + COMPLETED
         self.local_release()
 
     def held_here(self) -> bool:
@@ -262,7 +272,7 @@ class RobustLock:
             return
         if self._permit.raw._count() + self._given_for_dead > 0:
             self.permit_release()
-        self.value = self.words[self.at] = (self.value | LOW) + 1
+        self.value = self.words[self.at] = self.value + COMPLETED
         self.local_release()
 
     def try_some_more(self) -> bool:
@@ -308,7 +318,7 @@ class RobustLock:
                     # By another thread, while we waited: says so. (Our caller gives everything back.)
                     self._join(deadline)
                 return True
-            self.value = words[at] = self.value + ATTEMPT
+            self.step_out(self.value)
             now = time.monotonic()
             if self._stuck_for(now) >= STUCK_SECONDS:
                 self._investigate(deadline)
@@ -326,14 +336,14 @@ class RobustLock:
         self.words[self.at] = self.value + INSIDE
         if self.permit_acquire(False):
             return True
-        self.value = self.words[self.at] = self.value + ATTEMPT
+        self.step_out(self.value)
         return False
 
     def _stuck_for(self, now: float) -> float:
         """How long this process has failed to get the permit, counted over calls (one short time-out after
         the other finds the dead, too).
         """
-        completed = self.value >> 20
+        completed = self.value
         if completed != self._stuck_at:
             self._stuck_at = completed
             self._stuck_since = now - SLICE_SECONDS
@@ -367,18 +377,20 @@ class RobustLock:
         if self.permit_acquire(False):
             # Nobody is stuck. Let the wait above take it in the ordinary way.
             self.permit_release()
-            self.value = words[self.at] = (self.value | LOW) + 1
+            self.value = words[self.at] = self.value + COMPLETED
             return
-        self.value = words[self.at] = self.value + ATTEMPT
-        after = {at: words[at + column] for at, _ in living}
-        waiting = [at for at, _ in living if after[at] & INSIDE]
+        self.step_out(self.value)
+        after = {at: (words[at + column], words[at + column + ATTEMPTS]) for at, _ in living}
+        waiting = [at for at, _ in living if after[at][0] & INSIDE]
         while waiting:
             if time.monotonic() >= give_up:
                 return
             time.sleep(_LOOK_AGAIN_SECONDS)
-            waiting = [at for at in waiting if words[at + column] == after[at]]
+            waiting = [
+                at for at in waiting if (words[at + column], words[at + column + ATTEMPTS]) == after[at]
+            ]
         for at, process in living:
-            if words[at + column] >> 20 != before[at] >> 20 or not identity.is_alive(process):
+            if words[at + column] >> 1 != before[at] >> 1 or not identity.is_alive(process):
                 return
         words[self._recoveries_at] += 1
         for at, process in everyone:

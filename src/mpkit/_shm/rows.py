@@ -5,11 +5,12 @@ A row is one cache line, so that neighbours do not slow each other down::
 
     word 0        pid, 0 in a free row; stored last when a process joins, first when it leaves
     word 1        start time of that process (a pid alone may have been given to another process since)
-    word 2 to 7   one word for each robust lock of the segment (see robust_lock), or three for a lock that
-                  knows its owner (see lock_rows)
+    word 2 to 7   two words for each robust lock of the segment (see robust_lock), or three for a lock
+                  that knows its owner (see lock_rows)
 
-Only the process itself writes these words (but for a release by another one). Rows are handed out, and rows of the dead taken back, under a
-lock of the file system (`Rows.exclusive`), which the kernel frees when its holder dies.
+Only the process itself writes these words (but for a release by another one). Rows are handed out, and rows
+of the dead taken back, under a lock of the file system (`Rows.exclusive`), which the kernel frees when its
+holder dies.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from mpkit.errors import SharedMemoryExhausted
 
 ROW_WORDS = 8
 FIRST_LOCK = 2
-MAX_LOCKS = ROW_WORDS - FIRST_LOCK
+LOCK_WORDS = 2
 
 # How often a process looks again for the file lock that another one holds; its holders are done in
 # microseconds (joining) or in well under a second (investigating), and file locks cannot be waited for with a

@@ -3,12 +3,17 @@
 `multiprocessing.reduction.ForkingPickler` knows types that `pickle` does not (connections, sockets, what
 third parties have registered), but it copies two dictionaries and makes a pickler for each object, which
 costs more than pickling a small one. Here the merged table is made once, and picklers are used again.
+
+`Encoder` writes plain values (numbers, strings, and short tuples of them) with `marshal`, which costs a
+fraction of a pickle. It knows their exact types only, so nothing but they may go that way. The first byte
+tells which it is: a pickle of protocol 2 or higher begins with 0x80, which no value of marshal does.
 """
 
 from __future__ import annotations
 
 import copyreg
 import importlib
+import marshal
 import pickle
 import types
 from collections import ChainMap
@@ -91,12 +96,14 @@ def dumps(obj: object, pickler: Pickler = "pickle") -> bytes:
 
 
 def loads(data: ReadableBuffer) -> Any:
-    """Bring back what `dumps` has made.
+    """Bring back what `dumps`, or `encode` without buffers, has made.
 
     Raises:
         SerializationError: If it cannot be unpickled; the original error is the ``__cause__``.
     """
     try:
+        if data[0] != _PICKLED:  # type: ignore[index]  # bytes, or a view of bytes
+            return marshal.loads(data)  # noqa: S302  from this user's own processes, as the pickles are
         return pickle.loads(data)
     except Exception as error:
         raise _cannot_unpickle(error) from error
@@ -138,6 +145,8 @@ def decode(head: ReadableBuffer, buffers: Iterable[ReadableBuffer | pickle.Pickl
         SerializationError: If it cannot be unpickled; the original error is the ``__cause__``.
     """
     try:
+        if head[0] != _PICKLED:  # type: ignore[index]  # bytes, or a view of bytes
+            return marshal.loads(head)  # noqa: S302  from this user's own processes, as the pickles are
         return pickle.loads(head, buffers=buffers)
     except Exception as error:
         raise _cannot_unpickle(error) from error
@@ -221,11 +230,23 @@ class Encoder:
         self._reducers_known = -1
         self._spare: list[_Writer] = []
 
-    def encode(self, obj: object) -> tuple[bytes, list[pickle.PickleBuffer]]:
+    def encode(self, obj: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
         """Head and buffers of `obj`; see `encode`."""
-        if type(obj) in _ATOMS:
-            # No reducer, buffer or error can come in: the plain function is the quickest.
-            return pickle.dumps(obj, PROTOCOL), _NO_BUFFERS
+        kind = type(obj)
+        plain = kind in _ATOMS
+        if kind is tuple and len(obj) <= _MOST_PARTS:
+            for part in obj:
+                if type(part) not in _ATOMS:
+                    break
+            else:
+                plain = True
+        if plain:
+            version = _TEXT_VERSION if kind is str and len(obj) > _LONG_TEXT else _MARSHAL_VERSION
+            try:
+                return marshal.dumps(obj, version), _NO_BUFFERS
+            except ValueError:
+                # Two gigabytes and more are too much for it.
+                return pickle.dumps(obj, PROTOCOL), _NO_BUFFERS
         if len(_extra_reducers) + len(_copyreg_reducers) != self._reducers_known:
             self._renew()
         spare = self._spare
@@ -263,6 +284,15 @@ class Encoder:
 
 
 _ATOMS = frozenset({int, float, str, bytes, bool, type(None)})
+#: Longer tuples take longer to look through than marshal saves.
+_MOST_PARTS = 8
+#: Without the table of what has been met before, which costs and tells nothing about plain values.
+_MARSHAL_VERSION = 2
+#: The one that copies long texts as they are, if they are ASCII.
+_TEXT_VERSION = 4
+_LONG_TEXT = 1000
+#: The first byte of a pickle.
+_PICKLED = 0x80
 _encoders: dict[int, Encoder] = {}
 # Nobody changes what he is given.
 _NO_BUFFERS: list[pickle.PickleBuffer] = []

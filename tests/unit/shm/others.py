@@ -12,8 +12,8 @@ import pytest
 
 from mpkit._platform import identity
 from mpkit._platform.identity import ProcessIdentity
-from mpkit._shm.robust_lock import INSIDE
-from mpkit._shm.rows import FIRST_LOCK
+from mpkit._shm.robust_lock import COMPLETED, INSIDE
+from mpkit._shm.rows import FIRST_LOCK, LOCK_WORDS
 from mpkit._shm.semaphore import Semaphore
 from mpkit._shm.shared_object import SharedObject
 from tests.helpers.waiting import PATIENCE
@@ -53,14 +53,14 @@ class Holder:
             self.row = shared.rows._free_row()
             self._words[self.row + 1] = process.started
             self._words[self.row] = process.pid
-        self._words[self.row + FIRST_LOCK + number] = INSIDE
+        self._words[self.row + FIRST_LOCK + LOCK_WORDS * number] = INSIDE
         self._number = number
         assert self._permit.acquire(False)
 
     def release(self) -> None:
         """It goes on, gives the permit back and is outside."""
         self._permit.release()
-        self._words[self.row + FIRST_LOCK + self._number] = 1 << 20
+        self._words[self.row + FIRST_LOCK + LOCK_WORDS * self._number] = COMPLETED
 
     def can_acquire(self) -> bool:
         """Whether the permit is to be had for this other process; it is given back at once."""

@@ -10,7 +10,7 @@ import pytest
 
 from mpkit._shm import robust_lock
 from mpkit._shm.counter_file import CounterFile
-from mpkit._shm.robust_lock import INSIDE, RobustLock
+from mpkit._shm.robust_lock import ATTEMPTS, COMPLETED, INSIDE, RobustLock
 from mpkit.errors import ClosedError
 from tests.helpers.waiting import PATIENCE, wait_until
 from tests.unit.shm.others import Call, Holder, dead_process, living_stranger, permits
@@ -36,11 +36,11 @@ def test_the_word_tells_where_a_process_stands(lock: RobustLock) -> None:
     assert lock.acquire(None)
     assert word(lock) == INSIDE
     lock.release()
-    assert word(lock) == 1 << 20
+    assert word(lock) == COMPLETED
     assert lock.try_acquire()
-    assert word(lock) == (1 << 20) + INSIDE
+    assert word(lock) == COMPLETED + INSIDE
     lock.unwind()
-    assert word(lock) == 2 << 20
+    assert word(lock) == 2 * COMPLETED
 
 
 def test_a_failed_try_is_an_attempt_and_not_a_completion(shared: CounterFile, lock: RobustLock) -> None:
@@ -48,8 +48,8 @@ def test_a_failed_try_is_an_attempt_and_not_a_completion(shared: CounterFile, lo
     lock.release()
     other = Holder(shared, 0, living_stranger())
     assert not lock.try_acquire()
-    assert word(lock) >> 20 == 1
-    assert not word(lock) & INSIDE
+    assert word(lock) == COMPLETED
+    assert lock.words[lock.at + ATTEMPTS] == 1
     other.release()
     assert lock.try_acquire()
     lock.release()
@@ -218,7 +218,7 @@ def test_a_holder_that_moves_on_meanwhile_is_no_reason(
     def pause(_seconds: float) -> None:
         # It has released once and come back: nothing can be concluded from this look.
         moved.append(1)
-        lock.words[other.row + 2] = (1 << 20) + INSIDE
+        lock.words[other.row + 2] = COMPLETED + INSIDE
 
     monkeypatch.setattr("mpkit._shm.robust_lock.time.sleep", pause)
     assert lock.local_acquire(False)

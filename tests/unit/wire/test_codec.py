@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from multiprocessing import reduction
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -376,7 +376,7 @@ def test_a_name_that_is_not_there() -> None:
 
 
 def test_a_function_of_an_interactive_session_is_told_of_cloudpickle() -> None:
-    data = b"c__main__\nnowhere_to_be_found\n."
+    data = b"\x80\x02c__main__\nnowhere_to_be_found\n."
     with pytest.raises(SerializationError, match=r"interactive session .* pickler='cloudpickle'"):
         loads(data)
 
@@ -399,3 +399,96 @@ def test_picklers_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cloudpickle", None)
     with pytest.raises(ImportError, match=r"pip install 'mpkit\[cloudpickle\]'"):
         check_pickler("cloudpickle")
+
+
+PLAIN = [
+    0,
+    -1,
+    2**31,
+    -(2**63),
+    10**400,
+    True,
+    False,
+    None,
+    0.0,
+    -0.0,
+    1e308,
+    float("inf"),
+    "",
+    "text",
+    "\N{SNOWMAN} \ud800 \0",
+    "long " * 5000,
+    "lang \xe4" * 5000,
+    b"",
+    bytes(range(256)),
+    bytes(20_000),
+    (),
+    (1, "a", 2.5, None, True, b"x", -(2**70), "\xe9"),
+    tuple(range(9)),
+]
+
+
+@pytest.mark.parametrize("value", PLAIN, ids=lambda value: repr(value)[:20])
+def test_plain_values_come_back_exactly(value: object) -> None:
+    head, buffers = encode(value)
+    assert not buffers
+    for again in (loads(head), decode(head), loads(memoryview(head))):
+        assert (type(again), repr(again)) == (type(value), repr(value))
+
+
+PLAIN_PARTS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary()
+
+
+class Number(int):
+    """Not a plain number: it must stay what it is."""
+
+
+class Text(str):
+    __slots__ = ()
+
+
+class Pair(NamedTuple):
+    first: object
+    second: object
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Number(3),
+        Text("a"),
+        Pair(1, 2),
+        (Number(3), 1),
+        (1, (2, Text("b"))),
+        bytearray(b"x"),
+        (bytearray(b"x"),),
+        (array.array("i", [1, 2]), 1),
+        ([1], 2),
+        ({1}, {2: 3}),
+        (1, 2j),
+        (int, str),
+        (..., NotImplemented),
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_what_only_looks_plain_is_pickled(value: object) -> None:
+    """marshal would take some of these, and bring back something else."""
+    head, buffers = encode(value)
+    assert head[0] == 0x80
+    again: Any = decode(head, buffers)
+    assert again == value
+    assert type(again) is type(value)
+    if isinstance(value, tuple):
+        assert [type(part) for part in again] == [type(part) for part in value]
+
+
+def test_a_list_twice_in_a_tuple_stays_one() -> None:
+    one: list[int] = []
+    first, second = loads(encode((one, one))[0])
+    assert first is second
+
+
+@given(st.recursive(PLAIN_PARTS, lambda inner: st.lists(inner, max_size=10).map(tuple), max_leaves=12))
+def test_any_tuple_comes_back(value: object) -> None:
+    again = loads(encode(value)[0])
+    assert repr(again) == repr(value)
