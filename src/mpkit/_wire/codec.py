@@ -232,7 +232,7 @@ class Encoder:
 
     def encode(self, obj: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
         """Head and buffers of `obj`; see `encode`."""
-        kind = type(obj)
+        kind = type(obj)  # pyright: ignore[reportUnknownVariableType]
         plain = kind in _ATOMS
         if kind is tuple and len(obj) <= _MOST_PARTS:
             for part in obj:
