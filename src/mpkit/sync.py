@@ -30,8 +30,9 @@ class Lock(SharedHandle[LockFile]):
     Raises:
         SharedMemoryExhausted: there is no room for the lock (some 12 KiB); nothing is left behind.
 
-    Safe from: any process, any thread, and signal handlers; one that comes while its own thread opens the
-    lock or takes it over gets a RuntimeError where it would wait for itself.
+    Safe from: any process, any thread, and signal handlers. One that asks for the lock that the thread it
+    interrupts holds, or is about to take or to release, waits in vain, as for any lock that is not recursive;
+    give it a time limit.
 
     Example:
         >>> from mpkit import Lock

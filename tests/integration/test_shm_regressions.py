@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from io import FileIO
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -229,7 +230,7 @@ def test_a_fork_in_the_middle_of_taking_it_does_not_keep_the_file_lock(
                 signal.pause()
         forks.append(pid)
 
-    def opened(of: int) -> int | None:
+    def opened(of: int) -> FileIO | None:
         own = real(of)
         begun.set()
         # The other thread is at its fork now, which must wait for us: time to show that it does not.

@@ -138,7 +138,7 @@ class LockModel:
                 continue
             yield Step(f"killed at [{process.at}]", _killed(state.permits, process, others), fair=False)
             if self._interrupts and process.at in {GOT, LET_GO} and len(process.buffer) < BUFFER:
-                lost = _store(process, COMPLETED, DONE)
+                lost = _store(process, *((ATTEMPTS, DONE) if process.at == GOT else (COMPLETED, DONE)))
                 yield Step("interrupted: the permit is lost", _state(state.permits, lost, others), fair=False)
             for label, permits, after, rest in self._steps_of(state.permits, process, others):
                 yield Step(label, _state(permits, after, rest))

@@ -227,6 +227,7 @@ def test_an_interrupted_call_leaves_the_lock_in_order(lock: Lock, name: str, whe
     lock.release()
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # a file lock that closes itself
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="interval timers")
 def test_interrupts_at_any_moment_leave_the_lock_in_order(lock: Lock) -> None:
     taken = 0

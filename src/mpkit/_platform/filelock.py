@@ -7,10 +7,14 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import weakref
+from io import FileIO
 from typing import Final
 
 if sys.platform == "win32":
     import msvcrt
+
+    _OPEN_DESCRIPTION: Final = None
 else:
     import fcntl
     import struct
@@ -19,18 +23,25 @@ else:
     # struct flock on a 64-bit Linux: type, whence, start, length, pid (which must be 0 for this command).
     _FLOCK: Final = "hhqqi"
 
-_held: set[int] = set()
+# Plain references, which call nobody when their object goes: Ctrl-C in a call from there would be swallowed.
+#: What holds locks in this process, by descriptor: closed in a forked child.
+_held: dict[int, weakref.ref[FileIO]] = {}
+#: Who in this process has the record lock of which file (device and inode): its threads are all one to it.
+_threads: dict[tuple[int, int], weakref.ref[FileLock]] = {}
 _opening = threading.RLock()
 
 
 class FileLock:
-    """The lock on the first byte of a file, held by whoever has this object, until `release`."""
+    """The lock on the first byte of a file, held by whoever has this object, until `release`.
 
-    __slots__ = ("_fd", "_own")
+    An exception (Ctrl-C) may come anywhere: what is half made gives the lock back when it goes.
+    """
 
-    def __init__(self, fd: int, *, own: bool) -> None:
+    __slots__ = ("__weakref__", "_fd", "_file")
+
+    def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._own = own
+        self._file: FileIO | None = None
 
     @classmethod
     def try_acquire(cls, fd: int) -> FileLock | None:
@@ -40,71 +51,103 @@ class FileLock:
         On Linux it is a lock of an open file description of its own ("OFD"): closing other descriptors of the
         file does not give it up, and a child that is forked meanwhile lets go of its copy at once. Elsewhere,
         and when no descriptor is to be had, it is the process's record lock, which conflicts with the other
-        kind; closing *any* descriptor of the file gives that up, and the threads of a process do not exclude
-        each other by it.
+        kind; closing *any* descriptor of the file gives that up.
         """
+        lock = cls(fd)
+        try:
+            taken = lock._take()
+        except BaseException:
+            lock.release()
+            raise
+        if not taken:
+            lock.release()
+            return None
+        return lock
+
+    def _take(self) -> bool:
+        fd = self._fd
         if sys.platform == "win32":
             os.lseek(fd, 0, os.SEEK_SET)
             try:
                 msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
             except OSError:
-                return None
-            return cls(fd, own=False)
+                self._fd = -1
+                return False
+            return True
         with _opening:
-            own = _open_again(fd)
+            self._file = own = _open_again(fd)
             if own is not None:
-                _held.add(own)
-        if own is None:
+                _held[own.fileno()] = weakref.ref(own)
+        try:
+            if own is not None:
+                fcntl.fcntl(own, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0))
+                return True
+            about = os.fstat(fd)
+            with _opening:
+                key = (about.st_dev, about.st_ino)
+                if key in _threads and _threads[key]() is not None:
+                    return False
+                _threads[key] = weakref.ref(self)
             try:
                 fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
-            except (BlockingIOError, PermissionError):
-                return None
-            return cls(fd, own=False)
-        # The object closes the descriptor even if an exception (Ctrl-C) comes between here and its caller.
-        lock = cls(own, own=True)
-        try:
-            fcntl.fcntl(own, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0))
+            except OSError:
+                self._forget_thread()
+                raise
         except (BlockingIOError, PermissionError):
-            lock.release()
-            return None
-        return lock
+            return False
+        return True
 
     def release(self) -> None:
         """Give the lock back. A second call does nothing."""
-        fd, self._fd = self._fd, -1
-        if fd < 0:
-            return
-        if sys.platform == "win32":
-            os.lseek(fd, 0, os.SEEK_SET)
-            msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
-        elif self._own:
-            if fd in _held:
-                _held.discard(fd)
-                # Not by closing alone: a child that is between fork and exec may have a copy of the
-                # descriptor.
-                try:
+        fd, file = self._fd, self._file
+        if file is not None:
+            # Not by closing alone: a child that is between fork and exec may have a copy of the descriptor.
+            # Closing is for once, whatever comes in between.
+            try:
+                if not file.closed:
                     fcntl.fcntl(
-                        fd, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_UNLCK, os.SEEK_SET, 0, 1, 0)
+                        file, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_UNLCK, os.SEEK_SET, 0, 1, 0)
                     )
+                    _held.pop(file.fileno(), None)
+            finally:
+                file.close()
+        elif fd >= 0:
+            if sys.platform == "win32":
+                os.lseek(fd, 0, os.SEEK_SET)
+                msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
+            elif self._is_known():
+                try:
+                    fcntl.lockf(fd, fcntl.LOCK_UN, 1)
                 finally:
-                    os.close(fd)
-        else:
-            fcntl.lockf(fd, fcntl.LOCK_UN, 1)
+                    self._forget_thread()
+        self._fd = -1
 
-    def __del__(self) -> None:
-        if self._fd >= 0:
-            self.release()
+    def _is_known(self) -> bool:
+        return any(holder() is self for holder in list(_threads.values()))
+
+    def _forget_thread(self) -> None:
+        for key, holder in list(_threads.items()):
+            if holder() is self:
+                _threads.pop(key, None)
+
+    if _OPEN_DESCRIPTION is None:
+
+        def __del__(self) -> None:
+            # Elsewhere the file object does it, without Python code that Ctrl-C would be lost in.
+            if getattr(self, "_fd", -1) >= 0:
+                self.release()
 
     def __repr__(self) -> str:
         return f"<FileLock {'released' if self._fd < 0 else 'held'}>"
 
 
-def _open_again(fd: int) -> int | None:
-    """A descriptor of a new open file description of the same file, which may have no name any more."""
+def _open_again(fd: int) -> FileIO | None:
+    """A new open file description of the same file, which may have no name any more."""
     if sys.platform != "linux" or _OPEN_DESCRIPTION is None:
         return None
     try:
-        return os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+        # An object that closes itself if nobody gets it.
+        return FileIO(f"/proc/self/fd/{fd}", "r+")
     except OSError:
         return None
 
@@ -114,9 +157,12 @@ def _let_go_in_child() -> None:
     # locks beyond its death.
     global _opening
     _opening = threading.RLock()
-    for fd in list(_held):
-        os.close(fd)
+    for held in list(_held.values()):
+        file = held()
+        if file is not None:
+            file.close()
     _held.clear()
+    _threads.clear()
 
 
 def _hold_still() -> None:

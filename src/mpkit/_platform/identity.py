@@ -6,11 +6,16 @@ the process started tells them apart.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import NamedTuple
 
 __all__ = ["ProcessIdentity", "current", "is_alive", "of"]
+
+
+# No descriptor, in this process or the system, or no memory.
+_NO_MEANS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 class ProcessIdentity(NamedTuple):
@@ -101,10 +106,15 @@ def is_alive(identity: ProcessIdentity) -> bool:
     """Whether this very process still lives.
 
     A zombie is dead, a stopped process alive. One that may not be examined counts as alive: nothing is ever
-    taken away from a process that is not known to be dead.
+    taken away from a process that is not known to be dead. So does one while this process has no descriptor
+    or memory left to look.
     """
     try:
         seen = _examine(identity.pid)
     except PermissionError:
         return True
+    except OSError as error:
+        if error.errno in _NO_MEANS:
+            return True
+        raise
     return seen is not None and seen[1] and seen[0] == identity.started

@@ -8,6 +8,8 @@ on, by single calls of `append` and `pop`, which are atomic with and without a g
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections.abc import Callable
 from typing import ClassVar
@@ -15,7 +17,7 @@ from typing import ClassVar
 from mpkit._platform import identity
 from mpkit._platform.fences import TOTAL_STORE_ORDER
 from mpkit._shm.lock_rows import ATTEMPTS, COMPLETED, HELD, OUT, RELEASING, TRYING, LockRows
-from mpkit._shm.robust_lock import fenced
+from mpkit._shm.robust_lock import REENTERED, fenced
 from mpkit._shm.rows import ROW_WORDS
 from mpkit._shm.segment import Segment
 from mpkit._shm.semaphore import Semaphore
@@ -40,9 +42,13 @@ class LockFile(SharedObject):
     __slots__ = (
         "_heir_of",
         "_held",
+        "_last_look",
         "_lock_rows",
+        "_looking",
+        "_next_look",
         "_ownerless_since",
         "_spare",
+        "_taking_back",
         "permit_acquire",
         "permit_release",
     )
@@ -74,7 +80,10 @@ class LockFile(SharedObject):
         self._held: list[int] = []
         #: Whom this process has taken the lock over from last, and what its row had completed before.
         self._heir_of: tuple[int, int, int] | None = None
-        self._ownerless_since = 0.0
+        self._ownerless_since = self._last_look = self._next_look = 0.0
+        #: Threads that may have the file lock now.
+        self._looking: set[int] = set()
+        self._taking_back = threading.RLock()
 
     @classmethod
     def _format(cls, words: memoryview[int], **options: int) -> None:
@@ -97,12 +106,11 @@ class LockFile(SharedObject):
             else:
                 words[place + ATTEMPTS] += 1
                 words[place] = OUT
-        except IndexError:
-            # No spare row: the first use in this process, or several threads at a time.
-            place = 0
-        except BaseException:
+        except BaseException as error:
             self._stop_acquiring(place, taken)
-            raise
+            if place or not isinstance(error, IndexError):
+                raise
+            # No spare row: the first use in this process, or several threads at a time.
         if taken:
             return True
         if place:
@@ -122,18 +130,20 @@ class LockFile(SharedObject):
                 words[place + COMPLETED] += 1
                 words[place] = OUT
                 done = True
-        except IndexError:
-            place = 0
-        except ValueError:
-            # The permit was there: somebody else has been quicker.
-            self._stop_releasing(place)
-            return False
-        except BaseException:
-            self._stop_releasing(place)
-            raise
-        if place:
+        except BaseException as error:
+            if not place and isinstance(error, IndexError):
+                place = -1
+            elif isinstance(error, ValueError) and not self.semaphores[0].raw._is_zero():
+                # The permit was there: somebody else has been quicker.
+                self._stop_releasing(place)
+                return False
+            else:
+                self._stop_releasing(place)
+                raise
+        if done:
             self._spare.append(place)
-        return done or self._release_for_another()
+            return True
+        return self._release_for_another(place)
 
     def owner(self) -> int | None:
         """Pid of the owner."""
@@ -152,7 +162,11 @@ class LockFile(SharedObject):
 
     def _acquire_slowly(self, block: bool, deadline: float | None) -> bool:
         words, take = self.words, self.permit_acquire
-        place = self._row_for_this_thread(deadline if block else time.monotonic() + _PATIENCE_SECONDS)
+        # Waiting for the file lock is not waiting for the lock: it is kept for microseconds.
+        patience = time.monotonic() + _PATIENCE_SECONDS
+        place = self._row_for_this_thread(
+            None if block and deadline is None else max(deadline or 0.0, patience)
+        )
         if place < 0:
             return False
         taken = False
@@ -170,7 +184,7 @@ class LockFile(SharedObject):
                 words[place + ATTEMPTS] += 1
                 words[place] = OUT
                 self.check_open()
-                if self._inherit(place, deadline if block else None):
+                if self._inherit(place, block):
                     taken = True
                     break
                 slice_ = min(2 * slice_, LONGEST_SLICE_SECONDS)
@@ -183,33 +197,64 @@ class LockFile(SharedObject):
             self._put_back(place)
         return taken
 
-    def _inherit(self, place: int, deadline: float | None) -> bool:
+    def _inherit(self, place: int, block: bool) -> bool:
         """Look for a dead owner, and take its place if there is one. `place` is a row of this thread, which
         is out.
         """
         rows, now = self._lock_rows, time.monotonic()
-        if rows.dead_holders():
-            dead = rows.inherit(place, max(deadline or 0.0, now + _PATIENCE_SECONDS))
-            if dead is not None:
-                self._held.append(place)
-                self._heir_of = (dead.pid, place, self.words[place + COMPLETED])
-                return True
-        elif rows.holders():
-            self._ownerless_since = 0.0
-        elif not self._ownerless_since:
-            self._ownerless_since = now
-        elif now - self._ownerless_since > STUCK_SECONDS:
-            rows.restore(place, self.permit_acquire, self.permit_release)
-            self._ownerless_since = 0.0
+        if block and now < self._next_look:
+            return False  # another thread of this process has just looked
+        self._next_look = now + SLICE_SECONDS / 2
+        me = threading.get_ident()
+        try:
+            self._looking.add(me)
+            holders = rows.holders()
+            if rows.dead_ones(holders):
+                dead = rows.inherit(place, now + _PATIENCE_SECONDS)
+                if dead is not None:
+                    self._held.append(place)
+                    self._heir_of = (dead.pid, place, self.words[place + COMPLETED])
+                    return True
+            elif holders or now - self._last_look > 10 * STUCK_SECONDS:
+                self._ownerless_since = now
+            elif now - self._ownerless_since > STUCK_SECONDS:
+                rows.restore(place, self.permit_acquire, self.permit_release)
+                self._ownerless_since = now
+            self._last_look = now
+        finally:
+            try:
+                self._looking.discard(me)
+            finally:
+                self._looking.discard(me)
         return False
 
-    def _release_for_another(self) -> bool:
-        """Free a lock that another process has acquired."""
-        self.check_open()
+    def _release_for_another(self, place: int) -> bool:
+        """Free a lock that another process has acquired.
+
+        Args:
+            place: a row in which this process held the lock until somebody else released it; else -1.
+        """
+        if place > 0:
+            with self._taking_back:
+                self._spare.append(place)
+        self._refuse_reentry()
+        me = threading.get_ident()
         try:
+            self._looking.add(me)
+            self.check_open()
             return self._lock_rows.take_from_holder(self.permit_release)
         except ValueError:
+            self.check_open()
             return False  # the owner itself has been quicker
+        finally:
+            try:
+                self._looking.discard(me)
+            finally:
+                self._looking.discard(me)
+
+    def _refuse_reentry(self) -> None:
+        if threading.get_ident() in self._looking:
+            raise RuntimeError(REENTERED)
 
     # -- after an exception ----------------------------------------------------------------------------------
 
@@ -252,9 +297,13 @@ class LockFile(SharedObject):
         if has_permit and words[place] in (TRYING, HELD):
             words[place] = RELEASING
             self.permit_release()
-        if words[place] != OUT:
+        if words[place] == TRYING:
+            # It has nothing now, and whether it had the permit it does not know: then that is nobody's, and
+            # is found like that of the dead.
+            words[place + ATTEMPTS] += 1
+        elif words[place] != OUT:
             words[place + COMPLETED] += 1
-            words[place] = OUT
+        words[place] = OUT
 
     # -- rows ------------------------------------------------------------------------------------------------
 
@@ -263,28 +312,43 @@ class LockFile(SharedObject):
 
         Raises:
             ClosedError: this process has closed the lock.
+            RuntimeError: this very thread is looking at the rows now (a signal handler has come in between).
         """
         while True:
+            if self.closed:
+                self._leave(outside=True)
             self.check_open()
             try:
                 return self._spare.pop()
             except IndexError:
-                self._take_back_released()
-            if not self._spare and not self._join(deadline):
+                self._refuse_reentry()
+            if not self._take_back_released() and not self._join(deadline):
                 return -1
 
-    def _take_back_released(self) -> None:
-        """Use the row again in which this process held the lock until somebody else released it."""
-        try:
-            place = self._held.pop()
-        except IndexError:
-            return
-        (self._held if self.words[place] == HELD else self._spare).append(place)
+    def _take_back_released(self) -> bool:
+        """Use rows again in which this process held the lock until somebody else released it.
+
+        A row is out while it is in the list only then, and goes into the list of spare ones here or, under
+        the same lock, where a release has come upon it.
+        """
+        found = False
+        with self._taking_back:
+            for place in self._held[:]:
+                if self.words[place] == OUT:
+                    with contextlib.suppress(ValueError):  # a release has just come upon it
+                        self._held.remove(place)
+                        self._spare.append(place)
+                        found = True
+        return found
 
     def _put_back(self, place: int) -> None:
         self._spare.append(place)
         if self.closed:
             self._leave(outside=True)
+
+    def _must_stay(self, row: int) -> bool:
+        # Whoever takes the place of a dead owner is to be told of it.
+        return self._lock_rows.is_held(row)
 
     def _take_row(self, deadline: float | None) -> bool:
         place = self._lock_rows.join(deadline)
@@ -296,8 +360,10 @@ class LockFile(SharedObject):
         # Rows in use are given back by their threads. The one that holds the lock stays: closing does not
         # release.
         self._held.clear()
-        while self._spare:
-            self._lock_rows.leave(self._spare.pop())
+        with contextlib.suppress(IndexError):
+            # Several threads may be at it.
+            while True:
+                self._lock_rows.leave(self._spare.pop())
 
     def forget_after_fork(self) -> None:
         super().forget_after_fork()
@@ -305,4 +371,5 @@ class LockFile(SharedObject):
         self._spare.clear()
         self._held.clear()
         self._heir_of = None
-        self._ownerless_since = 0.0
+        self._looking.clear()
+        self._taking_back = threading.RLock()

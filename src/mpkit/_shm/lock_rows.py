@@ -91,14 +91,18 @@ class LockRows:
         words = self._words
         return [(place, process) for place, process in self.places() if words[place] == HELD]
 
-    def dead_holders(self) -> list[tuple[int, ProcessIdentity]]:
-        """Those who died with the lock."""
+    def dead_ones(self, holders: list[tuple[int, ProcessIdentity]]) -> list[tuple[int, ProcessIdentity]]:
+        """Those of the holders who have died with the lock."""
         # Dead first, then what it said: one that lives may let go in between.
         return [
             (place, process)
-            for place, process in self.holders()
+            for place, process in holders
             if not identity.is_alive(process) and self._words[place] == HELD
         ]
+
+    def is_held(self, row: int) -> bool:
+        """Whether the row that begins at word `row` says that its process holds the lock."""
+        return self._words[row + FIRST_LOCK] == HELD
 
     def inherit(self, place: int, deadline: float) -> ProcessIdentity | None:
         """Hold the lock in the row at `place`, which is out, in place of somebody who died with it.
@@ -108,7 +112,7 @@ class LockRows:
         """
         words = self._words
         with self._rows.exclusive(deadline) as alone:
-            dead = self.dead_holders() if alone else []
+            dead = self.dead_ones(self.holders()) if alone else []
             if not dead:
                 return None
             try:

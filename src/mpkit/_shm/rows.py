@@ -15,15 +15,14 @@ holder dies.
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Generator
+from collections.abc import Callable
 
 from mpkit._platform import identity
 from mpkit._platform.filelock import FileLock
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._shm.segment import Segment, exhausted, reserve
-from mpkit.errors import SharedMemoryExhausted
+from mpkit.errors import ClosedError, SharedMemoryExhausted
 
 ROW_WORDS = 8
 FIRST_LOCK = 2
@@ -33,6 +32,51 @@ LOCK_WORDS = 2
 # microseconds (joining) or in well under a second (investigating), and file locks cannot be waited for with a
 # time limit.
 _RETRY_SECONDS = 0.002
+# Rows whose process may be dead that are looked at before a new one is used.
+_LOOKS = 4
+
+
+class Exclusive:
+    """The file lock of a segment for the length of a block. A class of its own instead of a generator, so
+    that an exception between its instructions does not leave the lock behind.
+    """
+
+    __slots__ = ("_deadline", "_lock", "_segment")
+
+    def __init__(self, segment: Segment, deadline: float | None) -> None:
+        self._segment = segment
+        self._deadline = deadline
+        self._lock: FileLock | None = None
+
+    def __enter__(self) -> bool:
+        deadline = self._deadline
+        try:
+            while True:
+                fd = self._segment.fd
+                try:
+                    self._lock = FileLock.try_acquire(fd) if fd >= 0 else None
+                except OSError:
+                    if self._segment.fd == fd:
+                        raise
+                if self._segment.fd < 0:
+                    # Before, or meanwhile by another thread.
+                    raise ClosedError("this object has been closed in this process")
+                if self._lock is not None or not (deadline is None or time.monotonic() < deadline):
+                    break
+                time.sleep(_RETRY_SECONDS)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self._lock is not None
+
+    def __exit__(self, *_exc_info: object) -> None:
+        lock = self._lock
+        if lock is not None:
+            try:
+                lock.release()
+            finally:
+                # An exception may have come first. It does nothing the second time.
+                lock.release()
 
 
 class Rows:
@@ -43,33 +87,36 @@ class Rows:
         start: index of the table's first word.
         capacity: how many rows there are.
         used_at: index of the word that counts the rows ever handed out (what lies above has never been used).
+        must_stay: tells of the row of a dead process (by its first word) that somebody still needs it.
     """
 
-    __slots__ = ("_capacity", "_start", "_used_at", "segment", "words")
+    __slots__ = ("_capacity", "_must_stay", "_start", "_used_at", "segment", "words")
 
-    def __init__(self, segment: Segment, *, start: int, capacity: int, used_at: int) -> None:
+    def __init__(
+        self,
+        segment: Segment,
+        *,
+        start: int,
+        capacity: int,
+        used_at: int,
+        must_stay: Callable[[int], bool] | None = None,
+    ) -> None:
         self.segment: Segment = segment
         self.words: memoryview[int] = segment.words
         self._start = start
         self._capacity = capacity
         self._used_at = used_at
+        self._must_stay = must_stay
 
-    @contextlib.contextmanager
-    def exclusive(self, deadline: float | None) -> Generator[bool]:
+    def exclusive(self, deadline: float | None) -> Exclusive:
         """Be the only one in all processes and threads who changes rows or investigates.
 
-        Yields False when the deadline passed first.
+        A context manager whose value is False when the deadline passed first.
+
+        Raises:
+            ClosedError: (the context manager) this process has closed the object.
         """
-        lock: FileLock | None = None
-        try:
-            lock = FileLock.try_acquire(self.segment.fd)
-            while lock is None and (deadline is None or time.monotonic() < deadline):
-                time.sleep(_RETRY_SECONDS)
-                lock = FileLock.try_acquire(self.segment.fd)
-            yield lock is not None
-        finally:
-            if lock is not None:
-                lock.release()
+        return Exclusive(self.segment, deadline)
 
     def join(self, deadline: float | None) -> int:
         """Take a row for this process and return the index of its first word, or -1 when the deadline passed.
@@ -120,6 +167,13 @@ class Rows:
             at = self._start + number * ROW_WORDS
             if words[at] == 0:
                 return at
+        # Of those who ended without a word a few are looked at each time, all only when the table is full.
+        taken = self.taken()
+        turn = identity.current().pid % (used or 1)
+        for at, process in (taken[turn:] + taken[:turn])[: _LOOKS if used < self._capacity else used]:
+            if not identity.is_alive(process) and not (self._must_stay and self._must_stay(at)):
+                self.bury(at)
+                return at
         if used < self._capacity:
             at = self._start + used * ROW_WORDS
             # The table is reserved page by page; a queue of two processes should not cost what five hundred
@@ -130,10 +184,6 @@ class Rows:
                 raise exhausted(error, ROW_WORDS << 3) from error
             words[self._used_at] = used + 1
             return at
-        for at, process in self.taken():
-            if not identity.is_alive(process):
-                self.bury(at)
-                return at
         raise SharedMemoryExhausted(
             f"{self._capacity} living processes use this object already, which is the most; let some of "
             "them close it"

@@ -98,11 +98,21 @@ class SharedObject:
         segment.managed = True
         for semaphore in semaphores:
             semaphore.managed = True
-        self.rows: Rows = Rows(segment, start=form.rows_at, capacity=form.rows_capacity, used_at=ROWS_USED)
+        self.rows: Rows = Rows(
+            segment,
+            start=form.rows_at,
+            capacity=form.rows_capacity,
+            used_at=ROWS_USED,
+            must_stay=self._must_stay,
+        )
         self.locks: list[RobustLock] = [
             RobustLock(self.rows, number, semaphores[number], recoveries_at=RECOVERIES, join=self._join)
             for number in range(form.locks)
         ]
+
+    def _must_stay(self, row: int) -> bool:  # noqa: ARG002  of a lock it matters
+        """Whether the row of a dead process at word `row` is still needed."""
+        return False
 
     @classmethod
     def create(cls, **options: int) -> Self:

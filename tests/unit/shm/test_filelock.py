@@ -51,6 +51,7 @@ def test_threads_exclude_each_other(fd: int) -> None:
     lock.release()
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_lock_that_nobody_has_any_more_is_free(fd: int) -> None:
     lock = FileLock.try_acquire(fd)
     del lock
@@ -85,7 +86,23 @@ def test_no_descriptor_is_left_open(fd: int) -> None:
         assert FileLock.try_acquire(fd) is None
         lock.release()
     assert len(os.listdir("/proc/self/fd")) == before
-    assert not filelock._held
+    assert all(held() is None for held in filelock._held.values())
+
+
+def test_threads_exclude_each_other_by_a_record_lock_too(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filelock, "_open_again", lambda _fd: None)
+    lock = FileLock.try_acquire(fd)
+    assert lock is not None
+    assert FileLock.try_acquire(fd) is None
+    call = Call(lambda: FileLock.try_acquire(fd))
+    call.join()
+    assert call.value is None
+    lock.release()
+    lock.release()
+    again = FileLock.try_acquire(fd)
+    assert again is not None
+    again.release()
+    assert not filelock._threads
 
 
 def test_without_a_descriptor_of_its_own_the_processes_record_lock_serves(

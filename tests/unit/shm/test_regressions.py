@@ -180,6 +180,7 @@ def test_one_big_item_taken_is_room_for_many(monkeypatch: pytest.MonkeyPatch) ->
         assert queue.qsize() == 3
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_ctrl_c_as_the_file_lock_is_taken_gives_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
     real = FileLock.try_acquire
 

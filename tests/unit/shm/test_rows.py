@@ -52,12 +52,22 @@ def test_joining_takes_a_clean_row_and_leaving_gives_it_back(rows: Rows) -> None
     assert rows.words[USED] == 1
 
 
-def test_the_dead_keep_their_rows_until_they_are_needed(rows: Rows) -> None:
+def test_the_row_of_a_dead_process_is_used_again(rows: Rows) -> None:
     dead = enter(rows, dead_process())
-    assert rows.join(None) == START + ROW_WORDS
+    assert rows.join(None) == dead
     enter(rows, living_stranger())
-    assert rows.words[USED] == 3
+    assert rows.words[USED] == 2
+    assert rows.join(None) == START + 2 * ROW_WORDS
+
+
+def test_the_row_of_a_dead_process_that_somebody_needs_stays(segment: Segment) -> None:
+    needed = segment.words
+    rows = Rows(segment, start=START, capacity=3, used_at=USED, must_stay=lambda at: needed[at + 2] == 5)
+    dead = enter(rows, dead_process())
+    rows.words[dead + 2] = 5
+    assert rows.join(None) == START + ROW_WORDS
     assert rows.holder(dead) == dead_process()
+    rows.words[dead + 2] = 0
     assert rows.join(None) == dead
 
 

@@ -1,0 +1,208 @@
+"""What has gone wrong with the lock once, and must not again."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mpkit import Lock
+from mpkit._platform import identity
+from mpkit._platform.filelock import FileLock
+from mpkit._shm.lock_file import LockFile
+from mpkit._shm.lock_rows import ATTEMPTS, COMPLETED, OUT, TRYING, LockRows
+from mpkit._shm.shared_object import ROWS_USED
+from mpkit.errors import ClosedError
+from tests.helpers.waiting import PATIENCE, wait_until
+from tests.unit.shm.others import Call
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the other processes are forked")
+
+
+@pytest.fixture
+def shared(lock: Lock) -> LockFile:
+    with lock:
+        pass
+    return lock._opened()
+
+
+def forked(work: Callable[[], object]) -> int:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return pid
+
+
+def test_releases_by_another_process_cost_no_rows(lock: Lock, shared: LockFile) -> None:
+    """The row that the lock was held in is used again, though two threads take turns."""
+
+    def release_for_ever() -> None:
+        while True:
+            with contextlib.suppress(ValueError):
+                lock.release()
+            time.sleep(0.0002)
+
+    other = forked(release_for_ever)
+    try:
+        calls = [Call(lambda: [lock.acquire(timeout=PATIENCE) for _ in range(100)]) for _ in range(2)]
+        for call in calls:
+            call.join()
+            assert call.value == [True] * 100
+    finally:
+        os.kill(other, signal.SIGKILL)
+        os.waitpid(other, 0)
+    assert shared.words[ROWS_USED] <= 6
+
+
+def test_the_row_of_a_lock_that_is_held_is_in_nobody_elses_hand(lock: Lock, shared: LockFile) -> None:
+    lock.acquire()
+    [place] = shared._held
+    assert not shared._take_back_released()
+    assert shared._held == [place]
+    os.waitpid(forked(lock.release), 0)
+    assert shared._take_back_released()
+    assert shared._held == []
+    assert shared._spare.count(place) == 1
+
+
+def test_an_interrupted_try_is_an_attempt(shared: LockFile) -> None:
+    """As a completion it would keep everybody from finding out that a permit is lost."""
+    place = shared._spare.pop()
+    before = shared.words[place + COMPLETED], shared.words[place + ATTEMPTS]
+    shared.words[place] = TRYING
+    shared._stop_acquiring(place, False)
+    assert shared.words[place] == OUT
+    assert (shared.words[place + COMPLETED], shared.words[place + ATTEMPTS]) == (before[0], before[1] + 1)
+    assert shared._spare.count(place) == 1
+
+
+@pytest.mark.parametrize("kind", [IndexError, ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("name", ["permit_acquire", "permit_release"])
+def test_what_a_signal_handler_raises_arrives(
+    lock: Lock, shared: LockFile, name: str, kind: type[BaseException]
+) -> None:
+    real = getattr(shared, name)
+
+    def interrupted(*args: Any) -> None:
+        setattr(shared, name, real)
+        real(*args)
+        raise kind("from a handler")
+
+    if name == "permit_release":
+        lock.acquire()
+    setattr(shared, name, interrupted)
+    with pytest.raises(kind):
+        lock.acquire() if name == "permit_acquire" else lock.release()
+    assert lock.acquire(timeout=PATIENCE)
+    lock.release()
+
+
+def test_no_descriptors_left_to_look_at_the_owner(
+    lock: Lock, shared: LockFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = os.pipe()
+
+    def hold() -> None:
+        lock.acquire()
+        os.write(writer, b"1")
+        signal.pause()
+
+    other = forked(hold)
+    try:
+        assert os.read(reader, 1) == b"1"
+
+        def refuse(_pid: int) -> None:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(identity, "_examine", refuse)
+            assert not lock.acquire(False)
+            assert not lock.acquire(timeout=0.1)
+    finally:
+        os.kill(other, signal.SIGKILL)
+        os.waitpid(other, 0)
+        os.close(reader)
+        os.close(writer)
+    assert lock.acquire(timeout=PATIENCE)
+    assert lock.abandoned_by == other
+    lock.release()
+    assert shared.recoveries() == 1
+
+
+def test_closing_while_a_release_waits_for_the_file_lock(lock: Lock, shared: LockFile) -> None:
+    reader, writer = os.pipe()
+
+    def hold() -> None:
+        lock.acquire()
+        os.write(writer, b"1")
+        signal.pause()
+
+    other = forked(hold)
+    try:
+        assert os.read(reader, 1) == b"1"
+        exclusive = FileLock.try_acquire(shared.segment.fd)
+        assert exclusive is not None
+        errors: list[BaseException] = []
+
+        def release() -> None:
+            try:
+                lock.release()
+            except ClosedError as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=release, daemon=True)
+        thread.start()
+        wait_until(lambda: bool(shared._looking), "the release is at the file lock")
+        lock.close()
+        thread.join(PATIENCE)
+        assert errors
+        exclusive.release()
+    finally:
+        os.kill(other, signal.SIGKILL)
+        os.waitpid(other, 0)
+        os.close(reader)
+        os.close(writer)
+
+
+def test_of_many_waiting_threads_one_looks(
+    lock: Lock, shared: LockFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = itertools.count()
+    real = LockRows.holders
+
+    def holders(self: LockRows) -> Any:
+        next(looks)
+        return real(self)
+
+    lock.acquire()
+
+    def take() -> None:
+        with lock:
+            pass
+
+    threads = [threading.Thread(target=take) for _ in range(100)]
+    for thread in threads:
+        thread.start()
+    monkeypatch.setattr(LockRows, "holders", holders)
+    begun = time.monotonic()
+    time.sleep(1.0)
+    lasted = time.monotonic() - begun
+    found = next(looks)
+    monkeypatch.undo()
+    lock.release()
+    for thread in threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+    # 40 a second are due; were all to look by themselves, it would be 500.
+    assert found <= 150 * lasted
