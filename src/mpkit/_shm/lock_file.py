@@ -30,7 +30,7 @@ _ROW_SLOTS = 4096
 SLICE_SECONDS = 0.05
 LONGEST_SLICE_SECONDS = 0.2
 #: So long nobody may be seen to hold the lock, though it is taken, before a waiter investigates.
-STUCK_SECONDS = 0.1
+STUCK_SECONDS = 0.08
 #: A call that may not block does not wait longer than this for the file lock; its holders are done in
 #: microseconds unless they are stopped.
 _PATIENCE_SECONDS = 1.0
