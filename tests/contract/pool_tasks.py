@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mpkit import LockedCounter
+
 
 def square(x: int) -> int:
     return x * x
@@ -408,3 +410,11 @@ def count_down(item: tuple[Any, int]) -> int:
     if number:
         queue.put(number - 1)
     return int(number)
+
+
+def die_until(counter: LockedCounter, number: int) -> int:
+    """Add one, and die until the count is `number`."""
+    reached = counter.add()
+    if reached < number:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return reached

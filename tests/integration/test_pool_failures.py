@@ -8,12 +8,14 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
+from mpkit import LockedCounter
 from mpkit.errors import (
     InitializerFailed,
     PoolBroken,
@@ -115,6 +117,17 @@ def test_a_stack_overflow_in_c_fails_its_own_task(start_method: str) -> None:
         assert caught.value.stack is not None
         assert "again" in caught.value.stack
         assert pool.submit(tasks.square, 3).result(LONG) == 9
+
+
+def test_a_counter_that_nobody_else_keeps_lives_until_its_task_has_been_tried_again() -> None:
+    with TaskPool(processes=1, context="fork") as pool:
+        counter = LockedCounter()
+        gone = weakref.ref(counter)
+        handle = pool.with_options(retries=5).submit(tasks.die_until, counter, 3)
+        del counter
+        assert gone() is not None, "the next worker could not open it any more"
+        assert handle.result(LONG) == 3
+        eventually(lambda: gone() is None)
 
 
 def test_a_poison_task_names_its_deaths(tmp_path: Path) -> None:

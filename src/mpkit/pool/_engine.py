@@ -155,6 +155,10 @@ class Engine:
             data = b""
         if payload.seen_shared:
             kept = (kept, payload.take_seen_shared())
+        if options.retries or flags & CHUNK:
+            # What is sent may be sent again: queues, locks and counters among the arguments must live until
+            # then, though the caller has let go of them and the worker that had them open is dead.
+            kept = (kept, arguments)
         number = next(self._numbers)
         if options.pickler == "cloudpickle":
             flags |= BY_VALUE
