@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -42,6 +42,27 @@ def forked(work: Callable[[], object]) -> int:
         finally:
             os._exit(0)
     return pid
+
+
+@contextlib.contextmanager
+def held_by_another(lock: Lock) -> Iterator[int]:
+    """The pid of a process that has the lock, and is killed at the end."""
+    reader, writer = os.pipe()
+
+    def hold() -> None:
+        lock.acquire()
+        os.write(writer, b"1")
+        signal.pause()
+
+    other = forked(hold)
+    try:
+        assert os.read(reader, 1) == b"1"
+        yield other
+    finally:
+        os.kill(other, signal.SIGKILL)
+        os.waitpid(other, 0)
+        os.close(reader)
+        os.close(writer)
 
 
 def test_releases_by_another_process_cost_no_rows(lock: Lock, shared: LockFile) -> None:
@@ -111,16 +132,7 @@ def test_what_a_signal_handler_raises_arrives(
 def test_no_descriptors_left_to_look_at_the_owner(
     lock: Lock, shared: LockFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reader, writer = os.pipe()
-
-    def hold() -> None:
-        lock.acquire()
-        os.write(writer, b"1")
-        signal.pause()
-
-    other = forked(hold)
-    try:
-        assert os.read(reader, 1) == b"1"
+    with held_by_another(lock) as other:
 
         def refuse(_pid: int) -> None:
             raise OSError(errno.EMFILE, "Too many open files")
@@ -129,11 +141,6 @@ def test_no_descriptors_left_to_look_at_the_owner(
             patch.setattr(identity, "_examine", refuse)
             assert not lock.acquire(False)
             assert not lock.acquire(timeout=0.1)
-    finally:
-        os.kill(other, signal.SIGKILL)
-        os.waitpid(other, 0)
-        os.close(reader)
-        os.close(writer)
     assert lock.acquire(timeout=PATIENCE)
     assert lock.abandoned_by == other
     lock.release()
@@ -141,16 +148,7 @@ def test_no_descriptors_left_to_look_at_the_owner(
 
 
 def test_closing_while_a_release_waits_for_the_file_lock(lock: Lock, shared: LockFile) -> None:
-    reader, writer = os.pipe()
-
-    def hold() -> None:
-        lock.acquire()
-        os.write(writer, b"1")
-        signal.pause()
-
-    other = forked(hold)
-    try:
-        assert os.read(reader, 1) == b"1"
+    with held_by_another(lock):
         exclusive = FileLock.try_acquire(shared.segment.fd)
         assert exclusive is not None
         errors: list[BaseException] = []
@@ -168,11 +166,6 @@ def test_closing_while_a_release_waits_for_the_file_lock(lock: Lock, shared: Loc
         thread.join(PATIENCE)
         assert errors
         exclusive.release()
-    finally:
-        os.kill(other, signal.SIGKILL)
-        os.waitpid(other, 0)
-        os.close(reader)
-        os.close(writer)
 
 
 def test_of_many_waiting_threads_one_looks(

@@ -205,27 +205,22 @@ class LockFile(SharedObject):
         if block and now < self._next_look:
             return False  # another thread of this process has just looked
         self._next_look = now + SLICE_SECONDS / 2
-        me = threading.get_ident()
-        try:
-            self._looking.add(me)
-            holders = rows.holders()
-            if rows.dead_ones(holders):
-                dead = rows.inherit(place, now + _PATIENCE_SECONDS)
-                if dead is not None:
-                    self._held.append(place)
-                    self._heir_of = (dead.pid, place, self.words[place + COMPLETED])
-                    return True
-            elif holders or now - self._last_look > 10 * STUCK_SECONDS:
-                self._ownerless_since = now
-            elif now - self._ownerless_since > STUCK_SECONDS:
-                rows.restore(place, self.permit_acquire, self.permit_release)
-                self._ownerless_since = now
-            self._last_look = now
-        finally:
-            try:
-                self._looking.discard(me)
-            finally:
-                self._looking.discard(me)
+        return self._with_file_lock(lambda: self._take_place_of_dead(rows, place, now))
+
+    def _take_place_of_dead(self, rows: LockRows, place: int, now: float) -> bool:
+        holders = rows.holders()
+        if rows.dead_ones(holders):
+            dead = rows.inherit(place, now + _PATIENCE_SECONDS)
+            if dead is not None:
+                self._held.append(place)
+                self._heir_of = (dead.pid, place, self.words[place + COMPLETED])
+                return True
+        elif holders or now - self._last_look > 10 * STUCK_SECONDS:
+            self._ownerless_since = now
+        elif now - self._ownerless_since > STUCK_SECONDS:
+            rows.restore(place, self.permit_acquire, self.permit_release)
+            self._ownerless_since = now
+        self._last_look = now
         return False
 
     def _release_for_another(self, place: int) -> bool:
@@ -238,14 +233,19 @@ class LockFile(SharedObject):
             with self._taking_back:
                 self._spare.append(place)
         self._refuse_reentry()
-        me = threading.get_ident()
+        self.check_open()
         try:
-            self._looking.add(me)
-            self.check_open()
-            return self._lock_rows.take_from_holder(self.permit_release)
+            return self._with_file_lock(lambda: self._lock_rows.take_from_holder(self.permit_release))
         except ValueError:
             self.check_open()
             return False  # the owner itself has been quicker
+
+    def _with_file_lock(self, work: Callable[[], bool]) -> bool:
+        """Do what may take the file lock, so that a signal handler in this thread does not wait for it."""
+        me = threading.get_ident()
+        try:
+            self._looking.add(me)
+            return work()
         finally:
             try:
                 self._looking.discard(me)

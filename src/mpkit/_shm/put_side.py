@@ -542,6 +542,10 @@ class PutSide:
             if left <= 0:
                 self._left = left
                 return _FULL
+        if tail >= _LATE:
+            # Near the end of the counts every put takes the slow way, which knows how to begin again at zero.
+            left = min(left, (COUNT_LIMIT - tail) >> (INDEX_BITS + 2))
+        self._left = left
         # With several putters almost every put comes here: numbers beyond 2**30, like head and tail, cost
         # three times as much as smaller ones, so they are used as little as can be.
         head = self._ring[RING_HEAD]
@@ -549,23 +553,19 @@ class PutSide:
         if index > first or tail == head:
             room = self._capacity - index
             if room < length:
-                return self._begin_at_start(tail, index, index if tail == head else first, length, left)
+                return self._begin_at_start(tail, index, index if tail == head else first, length)
         else:
             room = first - index
             if room < length:
-                self._left = left
                 return _GROW
         # With `max_bytes` every item asks again: what big items take is not in the ring.
         self._room = length if self._weighed else room
-        # Near the end of the counts every put takes the slow way, which knows how to begin again at zero.
-        self._left = left if tail < _LATE else min(left, (COUNT_LIMIT - tail) >> (INDEX_BITS + 2))
         return tail
 
-    def _begin_at_start(self, tail: int, index: int, other: int, length: int, left: int) -> int:
+    def _begin_at_start(self, tail: int, index: int, other: int, length: int) -> int:
         """Where a record goes for which there is no room up to the end of the ring; `other` words are free at
         its start.
         """
-        self._left = left
         if other < length:
             return _GROW
         ring = self._ring
@@ -573,8 +573,6 @@ class PutSide:
             ring[RING_RECORDS + index] = WRAP
         ring[RING_WRAPPED_AT] = index
         self._room = length if self._weighed else other
-        if tail >= _LATE:
-            self._left = min(left, (COUNT_LIMIT - tail) >> (INDEX_BITS + 2))
         return tail - index
 
     def _allowance(self, tail: int, weight: int) -> int:
