@@ -1,8 +1,8 @@
-"""Ending a process at any step of an operation, without luck of timing.
+"""Ending a process, or interrupting a thread, at any step of an operation, without luck of timing.
 
-A child is forked, traces its own execution of mpkit's code and kills itself when the n-th step is reached. A
-step is a line, or an opcode: between two opcodes lies everything that Python code can observe. (Opcodes on
-Python 3.10 and 3.11: from 3.12 on the first call of a function under trace shows none.)
+To end a process a child is forked, traces its own execution of mpkit's code and kills itself when the n-th
+step is reached. A step is a line, or an opcode: between two opcodes lies everything that Python code can
+observe. (Opcodes on Python 3.10 and 3.11: from 3.12 on the first call of a function under trace shows none.)
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-_TRACED = os.sep + os.path.join("mpkit", "_shm") + os.sep
+_TRACED = tuple(os.sep + os.path.join("mpkit", *part) for part in (("_shm", ""), ("_platform", "seam.py")))
 
 
 def die_at(step: int, operation: Callable[[], object], *, opcodes: bool = False) -> bool:
@@ -28,7 +28,7 @@ def die_at(step: int, operation: Callable[[], object], *, opcodes: bool = False)
     if pid == 0:
         code = 1
         try:
-            _trace(step, opcodes)
+            _trace(step, opcodes, lambda: os.kill(os.getpid(), signal.SIGKILL))
             operation()
             sys.settrace(None)
             code = 0
@@ -42,7 +42,37 @@ def die_at(step: int, operation: Callable[[], object], *, opcodes: bool = False)
     return False
 
 
-def _trace(step: int, opcodes: bool) -> None:
+class Interrupt(BaseException):
+    """Comes as Ctrl-C does."""
+
+
+def interrupt_at(step: int, operation: Callable[[], object], *, opcodes: bool = False) -> bool:
+    """Run `operation` and raise `Interrupt` out of step number `step`, from 0.
+
+    Returns:
+        Whether that step was reached.
+    """
+
+    reached = False
+
+    def interrupt() -> None:
+        nonlocal reached
+        reached = True
+        raise Interrupt
+
+    before = sys.gettrace()
+    try:
+        _trace(step, opcodes, interrupt)
+        operation()
+    except Interrupt:
+        assert reached
+    finally:
+        sys.settrace(before)
+    # An exception in a `__del__` goes no further, so that the outcome does not tell.
+    return reached
+
+
+def _trace(step: int, opcodes: bool, act: Callable[[], object]) -> None:
     kind = "opcode" if opcodes else "line"
     left = step
 
@@ -50,12 +80,12 @@ def _trace(step: int, opcodes: bool) -> None:
         nonlocal left
         if event == kind:
             if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+                act()
             left -= 1
         return local
 
     def enter(frame: FrameType, event: str, arg: Any) -> Any:
-        if _TRACED not in frame.f_code.co_filename:
+        if not any(part in frame.f_code.co_filename for part in _TRACED):
             return None
         if opcodes:
             frame.f_trace_opcodes = True

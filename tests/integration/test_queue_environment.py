@@ -238,7 +238,7 @@ def test_queues_come_and_go() -> None:
     before, fds = owned_names(), open_files()
     come_and_go(300)
     gc.collect()
-    assert owned_names() == before
+    assert not set(owned_names()).difference(before)  # names of earlier tests may go meanwhile
     assert open_files() == fds
 
 

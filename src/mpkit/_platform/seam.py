@@ -467,17 +467,18 @@ class InterruptibleLock:
     Attributes:
         acquire: ``acquire(blocking=True, timeout=-1) -> bool``, the C method itself.
         release: gives it back.
+        is_owned: whether this thread has it.
         raw: the lock itself, for a `threading.Condition`.
     """
 
-    __slots__ = ("_is_owned", "acquire", "raw", "release")
+    __slots__ = ("acquire", "is_owned", "raw", "release")
 
     def __init__(self) -> None:
         # The one lock of the standard library that knows its owner; `threading.Condition` asks it by the same
         # name.
         lock: Any = threading.RLock()
         self.raw: threading.RLock = lock
-        self._is_owned: Callable[[], bool] = lock._is_owned
+        self.is_owned: Callable[[], bool] = lock._is_owned
         self.acquire: Callable[..., bool] = lock.acquire
         self.release: Callable[[], None] = lock.release
 
@@ -497,7 +498,7 @@ class InterruptibleLock:
 
     def unwind(self) -> None:
         """Give it back if this thread has it."""
-        if self._is_owned():
+        if self.is_owned():
             self.release()
 
     def __enter__(self) -> bool:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import ClassVar
 
-from mpkit._platform import identity
+from mpkit._platform import identity, seam
 from mpkit._platform.fences import TOTAL_STORE_ORDER
 from mpkit._shm.lock_rows import ATTEMPTS, COMPLETED, HELD, OUT, RELEASING, TRYING, LockRows
 from mpkit._shm.robust_lock import REENTERED, fenced
@@ -83,7 +83,7 @@ class LockFile(SharedObject):
         self._ownerless_since = self._last_look = self._next_look = 0.0
         #: Threads that may have the file lock now.
         self._looking: set[int] = set()
-        self._taking_back = threading.RLock()
+        self._taking_back = seam.InterruptibleLock()
 
     @classmethod
     def _format(cls, words: memoryview[int], **options: int) -> None:
@@ -230,8 +230,7 @@ class LockFile(SharedObject):
             place: a row in which this process held the lock until somebody else released it; else -1.
         """
         if place > 0:
-            with self._taking_back:
-                self._spare.append(place)
+            self._taking_back.run(self._spare.append, place)
         self._refuse_reentry()
         self.check_open()
         try:
@@ -331,14 +330,16 @@ class LockFile(SharedObject):
         A row is out while it is in the list only then, and goes into the list of spare ones here or, under
         the same lock, where a release has come upon it.
         """
+        return self._taking_back.run(self._move_released)
+
+    def _move_released(self) -> bool:
         found = False
-        with self._taking_back:
-            for place in self._held[:]:
-                if self.words[place] == OUT:
-                    with contextlib.suppress(ValueError):  # a release has just come upon it
-                        self._held.remove(place)
-                        self._spare.append(place)
-                        found = True
+        for place in self._held[:]:
+            if self.words[place] == OUT:
+                with contextlib.suppress(ValueError):  # a release has just come upon it
+                    self._held.remove(place)
+                    self._spare.append(place)
+                    found = True
         return found
 
     def _put_back(self, place: int) -> None:
@@ -372,4 +373,4 @@ class LockFile(SharedObject):
         self._held.clear()
         self._heir_of = None
         self._looking.clear()
-        self._taking_back = threading.RLock()
+        self._taking_back = seam.InterruptibleLock()

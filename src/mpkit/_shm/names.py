@@ -17,11 +17,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from mpkit._platform import seam
 
@@ -41,39 +40,50 @@ NameType = Literal["segment", "semaphore"]
 #: again. A child process starts in well under a minute.
 LINGER_SECONDS = 60.0
 
+_Lingering: TypeAlias = "tuple[float, str, str, Callable[[str], bool]]"
+
 _owned: dict[str, NameType] = {}
-_lingering: deque[tuple[float, str, str, Callable[[str], bool]]] = deque()
-# Re-entrant because a garbage collection, and with it a `__del__` that lets a name go, can start while it is
-# held.
-_guard = threading.RLock()
+_lingering: deque[_Lingering] = deque()
+# It can be taken again by the thread that has it, because a garbage collection, and with it a `__del__` that
+# lets a name go, can start meanwhile.
+_guard = seam.InterruptibleLock()
 _exit_hook_pid = 0
 
 
 def own(name: str, kind: NameType) -> None:
     """Record that this process created `name`, and see to its removal at exit or death."""
-    global _exit_hook_pid
     if _tracked(name, kind):
         seam.track(_tracker_name(name), _tracker_type(kind))
-    with _guard:
-        _owned[name] = kind
-        if _exit_hook_pid != os.getpid():
-            _exit_hook_pid = os.getpid()
-            seam.at_exit_after_children_joined(_remove_all)
+    _guard.run(_record, name, kind)
     _sweep()
+
+
+def _record(name: str, kind: NameType) -> None:
+    global _exit_hook_pid
+    _owned[name] = kind
+    if _exit_hook_pid != os.getpid():
+        _exit_hook_pid = os.getpid()
+        seam.at_exit_after_children_joined(_remove_all)
 
 
 def remove(name: str) -> None:
     """Remove `name` from the system now, if this process owns it. Those who have it open keep it."""
-    with _guard:
-        kind = _owned.pop(name, None)
+    _guard.run(_remove, name)
+
+
+def _remove(name: str) -> None:
+    kind = _owned.get(name)
     if kind is not None:
+        # Only then is it forgotten: an interrupt in the middle leaves it to the next call, or to the exit.
         _unlink(name, kind)
+        _owned.pop(name, None)
+        if _tracked(name, kind):
+            seam.untrack(_tracker_name(name), _tracker_type(kind))
 
 
 def hand_over(name: str) -> None:
     """Another process owns `name` from now on, and removes it; the resource tracker goes on watching it."""
-    with _guard:
-        _owned.pop(name, None)
+    _guard.run(_owned.pop, name, None)
     if is_fall_back(name):
         until = time.time() + HANDED_OVER_SECONDS
         # Gone already: taken, and removed.
@@ -98,29 +108,27 @@ def let_go(name: str, about: str, in_use: Callable[[str], bool] | None) -> None:
     if in_use is None:
         remove(name)
     elif name in _owned:
-        with _guard:
-            _lingering.append((time.monotonic() + LINGER_SECONDS, name, about, in_use))
+        _guard.run(_lingering.append, (time.monotonic() + LINGER_SECONDS, name, about, in_use))
 
 
 def owned_names() -> list[str]:
     """The names that this process has created and not removed yet."""
-    with _guard:
-        return list(_owned)
+    return _guard.run(list, _owned)
 
 
 def _sweep() -> None:
     now = time.monotonic()
-    while True:
-        with _guard:
-            if not _lingering or _lingering[0][0] > now:
-                return
-            _, name, about, in_use = _lingering.popleft()
+    while (due := _guard.run(_due, now)) is not None:
+        _, name, about, in_use = due
         let_go(name, about, in_use if in_use(about) else None)
 
 
+def _due(now: float) -> _Lingering | None:
+    return _lingering.popleft() if _lingering and _lingering[0][0] <= now else None
+
+
 def _remove_all() -> None:
-    with _guard:
-        _lingering.clear()
+    _guard.run(_lingering.clear)
     for name in owned_names():
         remove(name)
 
@@ -135,8 +143,6 @@ def _unlink(name: str, kind: NameType) -> None:
         # Gone already, or never made because nothing can be made there.
         if error.errno not in (errno.ENOENT, errno.EROFS):
             raise
-    if _tracked(name, kind):
-        seam.untrack(_tracker_name(name), _tracker_type(kind))
 
 
 def _tracked(name: str, kind: NameType) -> bool:
@@ -154,7 +160,7 @@ def _tracker_type(kind: NameType) -> seam.TrackedType:
 def _forget_after_fork() -> None:
     global _guard, _exit_hook_pid
     # The names belong to the parent; its lock may have been held by a thread that does not exist here.
-    _guard = threading.RLock()
+    _guard = seam.InterruptibleLock()
     _exit_hook_pid = 0
     _owned.clear()
     _lingering.clear()

@@ -170,13 +170,11 @@ class RobustLock:
     def begin_to_shut(self) -> bool:
         """Wait until no thread of this process is inside, and keep all out; False when one stays inside.
 
-        Raises:
-            RuntimeError: this very thread is inside.
+        This thread may have begun before, and been interrupted; that it was not inside then is for
+        `refuse_reentry` to say.
         """
-        if self._local is None:
+        if self._local is None or self.held_here():
             return True
-        if self.held_here():
-            raise RuntimeError(REENTERED)
         # Whoever waits for the permit meanwhile looks at `_local` in every slice.
         return self.local_acquire(True, SHUT_SECONDS)
 

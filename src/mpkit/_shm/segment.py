@@ -176,16 +176,18 @@ class Segment:
             in_use: tells whether other processes still need the name; None when nobody does (see
                 `names.let_go`).
         """
-        if self.fd < 0:
-            return
-        os.close(self.fd)
-        self.fd = -1
+        # First the number is forgotten: closed twice it might be another's the second time.
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
         # Dropped rather than closed: a thread that is still at work, or a view that somebody holds, keeps the
         # mapping until it goes.
         self.mm = _GONE
         self.words = memoryview(_GONE).cast("B").cast("Q")
         if self._owner_pid == os.getpid():
             names.let_go(self.name, self.name, in_use)
+            # Last: after an interrupt a second call does the rest.
+            self._owner_pid = 0
 
     def unlink(self) -> None:
         """Remove the name now (creator only; elsewhere it does nothing). Those who have the segment open keep

@@ -117,8 +117,9 @@ class Semaphore:
                 `names.let_go`).
         """
         if self._owner_pid == identity.current().pid:
-            self._owner_pid = 0
             names.let_go(self.name, segment_name, in_use)
+            # Last: after an interrupt a second call does the rest.
+            self._owner_pid = 0
 
     def unlink(self) -> None:
         """Remove the name now (creator only; elsewhere it does nothing)."""

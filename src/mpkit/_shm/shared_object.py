@@ -17,15 +17,13 @@ One process has one `SharedObject` for one file, however many handles it has: it
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-import threading
 import time
 import weakref
 from typing import ClassVar, NamedTuple
 
-from mpkit._platform import identity
+from mpkit._platform import identity, seam
 from mpkit._platform.hints import Self
 from mpkit._shm.robust_lock import REENTERED, RobustLock
 from mpkit._shm.rows import Rows
@@ -41,7 +39,7 @@ MAGIC_BASE = 0x6D706B6974 << 16 | 1 << 8
 
 
 _open_objects: weakref.WeakValueDictionary[str, SharedObject] = weakref.WeakValueDictionary()
-_opening = threading.RLock()
+_opening = seam.InterruptibleLock()
 
 # Bound early: a module's globals may be gone when the last objects are.
 _is_finalizing = sys.is_finalizing
@@ -69,8 +67,8 @@ class SharedObject:
 
     __slots__ = (
         "__weakref__",
-        "_busy_thread",
-        "_closing",
+        "_joining_or_closing",
+        "_left",
         "_row",
         "closed",
         "locks",
@@ -85,11 +83,10 @@ class SharedObject:
 
     def __init__(self, segment: Segment, semaphores: list[Semaphore]) -> None:
         form = self.form
-        self.closed: bool = False
+        self.closed: bool = False  # no later use
         self._row = 0
-        self._closing = threading.RLock()
-        # The thread that is joining or closing now.
-        self._busy_thread = 0
+        self._left = False  # closed to the end
+        self._joining_or_closing = seam.InterruptibleLock()
         self.name: str = segment.name
         self.segment: Segment = segment
         self.semaphores: list[Semaphore] = semaphores
@@ -142,8 +139,7 @@ class SharedObject:
                 semaphore.close()
             segment.close()
             raise
-        with _opening:
-            _open_objects[made.name] = made
+        _opening.run(_open_objects.__setitem__, made.name, made)
         return made
 
     @classmethod
@@ -159,27 +155,30 @@ class SharedObject:
             HandleLost: the name is gone.
             SharedMemoryExhausted: this process may not open or map more.
         """
+        return _opening.run(cls._attach, name)
+
+    @classmethod
+    def _attach(cls, name: str) -> Self:
         form = cls.form
-        with _opening:
-            known = _open_objects.get(name)
-            if isinstance(known, cls) and not known.closed:
-                known._count_handle(ARRIVALS)
-                return known
-            segment = Segment.attach(name, form.file_bytes)
-            if segment.words[MAGIC] != form.magic:
-                raise HandleLost(
-                    f"{name!r} is no {form.noun} of this version of mpkit, or its creator died making it"
-                )
-            semaphores = [
-                Semaphore.attach(_semaphore_name(name, number), maximum)
-                for number, (_, maximum) in enumerate(form.semaphores)
-            ]
-            found = cls(segment, semaphores)
-            # At once, not at the first use: the rows tell the creator that its names are still needed.
-            found._join(time.monotonic() + _OPENING_SECONDS)
-            found._count_handle(ARRIVALS)
-            _open_objects[name] = found
-            return found
+        known = _open_objects.get(name)
+        if isinstance(known, cls) and not known.closed:
+            known._count_handle(ARRIVALS)
+            return known
+        segment = Segment.attach(name, form.file_bytes)
+        if segment.words[MAGIC] != form.magic:
+            raise HandleLost(
+                f"{name!r} is no {form.noun} of this version of mpkit, or its creator died making it"
+            )
+        semaphores = [
+            Semaphore.attach(_semaphore_name(name, number), maximum)
+            for number, (_, maximum) in enumerate(form.semaphores)
+        ]
+        found = cls(segment, semaphores)
+        # At once, not at the first use: the rows tell the creator that its names are still needed.
+        found._join(time.monotonic() + _OPENING_SECONDS)
+        found._count_handle(ARRIVALS)
+        _open_objects[name] = found
+        return found
 
     def mark_exported(self) -> None:
         """A handle is being pickled: until it is unpickled the names must outlive this process's handles."""
@@ -209,35 +208,53 @@ class SharedObject:
         Raises:
             RuntimeError: called from inside an operation of this very thread (a signal handler).
         """
-        if self._busy_thread == threading.get_ident():
-            raise RuntimeError(REENTERED)
+        self._refuse_reentry()
+        for robust_lock in self.locks:
+            robust_lock.refuse_reentry()
+        lock = self._joining_or_closing
         try:
-            self._closing.acquire()
-            self._busy_thread = threading.get_ident()
-            if not self.closed:
-                self._close()
-        finally:
-            self._leave_closing()
+            lock.acquire()
+            self._close()
+            lock.release()
+        except BaseException:
+            try:
+                # What an interrupt has left half done is ended first.
+                if lock.is_owned():
+                    self._close()
+                lock.unwind()
+            finally:
+                lock.unwind()
+            raise
 
     def _close(self) -> None:
+        """Each step does nothing the second time, so that after an interrupt the whole can be done again."""
+        if self._left:
+            return
         outside = [lock.begin_to_shut() for lock in self.locks]
         self.closed = True
         for lock, is_outside in zip(self.locks, outside, strict=True):
             lock.shut(outside=is_outside)
-        under_way = self.words[EXPORTS] > self.words[ARRIVALS]
-        in_use = in_use_elsewhere if under_way or _others(self.rows) else None
+        in_use = in_use_elsewhere if self._may_be_in_use() else None
         self._leave(outside=all(outside))
         self._close_more()
         self.segment.close(in_use)
         for semaphore in self.semaphores:
             semaphore.close(self.name, in_use)
+        self._left = True
+
+    def _may_be_in_use(self) -> bool:
+        """Whether another process has the object open, or a handle of it may be under way to one."""
+        if self.segment.closed:
+            return True
+        return self.words[EXPORTS] > self.words[ARRIVALS] or _others(self.rows)
 
     def _leave(self, *, outside: bool) -> None:
         """Give the row back."""
+        # First it is forgotten: given back twice it might be another's the second time.
+        row, self._row = self._row, 0
         # A thread that is still inside may come to hold the lock: only its row lets the others know.
-        if self._row and outside:
-            self.rows.leave(self._row)
-        self._row = 0
+        if row and outside:
+            self.rows.leave(row)
 
     def _close_more(self) -> None:
         """What a subclass has to let go of as well."""
@@ -250,17 +267,26 @@ class SharedObject:
             RuntimeError: this very thread is in the middle of joining or closing (a signal handler has come
                 in between).
         """
-        if self._busy_thread == threading.get_ident():
-            raise RuntimeError(REENTERED)
+        self._refuse_reentry()
         timeout = -1 if deadline is None else max(deadline - time.monotonic(), 0)
+        lock = self._joining_or_closing
         try:
-            if not self._closing.acquire(timeout=timeout):
+            if not lock.acquire(timeout=timeout):
                 return False
-            self._busy_thread = threading.get_ident()
             self.check_open()
-            return bool(self._row) or self._take_row(deadline)
-        finally:
-            self._leave_closing()
+            joined = bool(self._row) or self._take_row(deadline)
+            lock.release()
+        except BaseException:
+            try:
+                lock.unwind()
+            finally:
+                lock.unwind()
+            raise
+        return joined
+
+    def _refuse_reentry(self) -> None:
+        if self._joining_or_closing.is_owned():
+            raise RuntimeError(REENTERED)
 
     def _take_row(self, deadline: float | None) -> bool:
         """Give this process a row and open the locks."""
@@ -279,19 +305,11 @@ class SharedObject:
         self._row = row
         return True
 
-    def _leave_closing(self) -> None:
-        """Give `_closing` back if this thread has it (an exception may have come before it had)."""
-        if self._busy_thread == threading.get_ident():
-            self._busy_thread = 0
-        with contextlib.suppress(RuntimeError):
-            self._closing.release()
-
     def forget_after_fork(self) -> None:
         """In the child: the row is the parent's, and threads that do not exist here may have held
         anything.
         """
-        self._closing = threading.RLock()
-        self._busy_thread = 0
+        self._joining_or_closing = seam.InterruptibleLock()
         self._row = 0
         if not self.closed:
             for lock in self.locks:
@@ -300,7 +318,7 @@ class SharedObject:
     def __del__(self) -> None:
         # At the end of the interpreter the exit hook of `names` has removed everything, and modules are half
         # gone.
-        if not _is_finalizing() and not getattr(self, "closed", True) and hasattr(self, "locks"):
+        if not _is_finalizing() and not getattr(self, "_left", True) and hasattr(self, "locks"):
             self.close()
 
 
@@ -334,7 +352,7 @@ def _semaphore_name(segment_name: str, number: int) -> str:
 
 def _forget_after_fork() -> None:
     global _opening
-    _opening = threading.RLock()
+    _opening = seam.InterruptibleLock()
     for shared in list(_open_objects.values()):
         shared.forget_after_fork()
 

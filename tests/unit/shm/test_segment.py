@@ -134,7 +134,7 @@ def test_no_room_anywhere_is_a_clear_error_and_leaves_nothing(monkeypatch: pytes
     assert isinstance(caught.value, OSError)
     assert caught.value.errno == errno.ENOSPC
     assert tried == segment_module._directories()
-    assert names.owned_names() == owned
+    assert not set(names.owned_names()).difference(owned)  # names of earlier tests may go meanwhile
     assert len(os.listdir("/proc/self/fd")) == files
 
 
@@ -167,7 +167,7 @@ def test_a_map_that_is_refused_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(segment_module, "map_file", refuse)
     with pytest.raises(SharedMemoryExhausted, match="RLIMIT_AS"):
         Segment.create(PAGE, kind="test")
-    assert names.owned_names() == owned
+    assert not set(names.owned_names()).difference(owned)  # names of earlier tests may go meanwhile
 
 
 def test_ctrl_c_in_the_middle_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +179,7 @@ def test_ctrl_c_in_the_middle_leaves_nothing(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(segment_module, "reserve", interrupt)
     with pytest.raises(KeyboardInterrupt):
         Segment.create(PAGE, kind="test")
-    assert names.owned_names() == owned
+    assert not set(names.owned_names()).difference(owned)  # names of earlier tests may go meanwhile
 
 
 def test_a_dropped_segment_goes_and_a_view_outlives_it() -> None:

@@ -55,7 +55,7 @@ def test_a_private_one_has_no_name() -> None:
     before = names.owned_names()
     local = Semaphore.private()
     assert local.name == ""
-    assert names.owned_names() == before
+    assert not set(names.owned_names()).difference(before)  # names of earlier tests may go meanwhile
     assert local.acquire(False)
     assert not local.acquire(False)
     assert "private" in repr(local)
@@ -74,4 +74,4 @@ def test_a_system_without_room_is_a_clear_error(make: str, monkeypatch: pytest.M
             Semaphore.create(1, 1, kind="test")
         else:
             Semaphore.private()
-    assert names.owned_names() == before
+    assert not set(names.owned_names()).difference(before)  # names of earlier tests may go meanwhile

@@ -1,0 +1,88 @@
+"""Ctrl-C at any step of joining, closing and opening a handle: nothing stays locked, in no thread."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+from typing import Any, TypeAlias
+
+import pytest
+
+from mpkit import BoundedQueue, Lock, LockedCounter
+from mpkit.errors import ClosedError
+from tests.helpers.stepping import interrupt_at
+from tests.unit.shm.others import Call
+
+Shared: TypeAlias = "Lock | LockedCounter | BoundedQueue[Any]"
+
+# What a traced call costs makes opcodes dear, and only 3.10 looks for signals between any two of them.
+OPCODES = sys.version_info < (3, 11)
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # files that close themselves
+    pytest.mark.filterwarnings(
+        "ignore::pytest.PytestUnraisableExceptionWarning"
+    ),  # interrupts in a `__del__`
+    pytest.mark.parametrize(
+        "make, use",
+        [
+            pytest.param(Lock, lambda lock: lock.acquire(timeout=10) and lock.release(), id="lock"),
+            pytest.param(LockedCounter, lambda counter: counter.add(), id="counter"),
+            pytest.param(BoundedQueue, lambda queue: (queue.put(1), queue.get()), id="queue"),
+        ],
+    ),
+]
+
+
+def elsewhere(call: Callable[[], object]) -> None:
+    """`call` succeeds in another thread too."""
+    thread = Call(call)
+    thread.join()
+    if thread.error is not None:
+        raise thread.error
+
+
+def join(made: Shared) -> None:
+    made._opened()._join(None)
+
+
+def test_the_first_use(make: Callable[[], Shared], use: Callable[[Any], object]) -> None:
+    for step in itertools.count():
+        made = make()
+        interrupted = interrupt_at(step, partial(join, made), opcodes=OPCODES)
+        for _ in range(2):
+            elsewhere(partial(use, made))
+            use(made)
+        made.close()
+        if not interrupted:
+            break
+    assert step > 10
+
+
+def test_closing(make: Callable[[], Shared], use: Callable[[Any], object]) -> None:
+    for step in itertools.count():
+        made = make()
+        use(made)
+        interrupted = interrupt_at(step, made.close, opcodes=OPCODES)
+        elsewhere(made.close)
+        with pytest.raises(ClosedError):
+            use(made)
+        if not interrupted:
+            break
+    assert step > 10
+
+
+def test_opening_a_handle(make: Callable[[], Shared], use: Callable[[Any], object]) -> None:
+    with closing(make()) as made:
+        use(made)
+        handle = pickle.dumps(made)
+        for step in itertools.count():
+            interrupted = interrupt_at(step, lambda: pickle.loads(handle), opcodes=OPCODES)
+            elsewhere(lambda: use(pickle.loads(handle)))
+            if not interrupted:
+                break
+        assert step > 5
