@@ -14,7 +14,9 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-_TRACED = tuple(os.sep + os.path.join("mpkit", *part) for part in (("_shm", ""), ("_platform", "seam.py")))
+_TRACED = tuple(
+    os.sep + os.path.join("mpkit", *part) for part in (("_shm", ""), ("pool", ""), ("_platform", "seam.py"))
+)
 
 
 def die_at(step: int, operation: Callable[[], object], *, opcodes: bool = False) -> bool:
@@ -42,29 +44,25 @@ def die_at(step: int, operation: Callable[[], object], *, opcodes: bool = False)
     return False
 
 
-class Interrupt(BaseException):
-    """Comes as Ctrl-C does."""
-
-
 def interrupt_at(step: int, operation: Callable[[], object], *, opcodes: bool = False) -> bool:
-    """Run `operation` and raise `Interrupt` out of step number `step`, from 0.
+    """Run `operation` and send Ctrl-C to this process, in the main thread, at step number `step`, from 0.
 
     Returns:
         Whether that step was reached.
     """
-
     reached = False
 
     def interrupt() -> None:
         nonlocal reached
         reached = True
-        raise Interrupt
+        # The handler raises here, in the middle of the line, unless it is being deferred.
+        signal.raise_signal(signal.SIGINT)
 
     before = sys.gettrace()
     try:
         _trace(step, opcodes, interrupt)
         operation()
-    except Interrupt:
+    except KeyboardInterrupt:
         assert reached
     finally:
         sys.settrace(before)

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import FrameType
 
 from mpkit.errors import TaskCancelled
 from mpkit.pool import TaskHandle, TaskPool
@@ -29,10 +30,17 @@ def main(path: str, interrupts: int, seed: int) -> None:
     def interrupt() -> None:
         for _ in range(interrupts):
             time.sleep(rng.random() * 0.02)
-            if inside:
-                os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
         over.set()
 
+    def on_interrupt(_number: int, _frame: FrameType | None) -> None:
+        # Decided here: what the other thread sees may have changed when the signal arrives.
+        nonlocal inside
+        if inside:
+            inside = False
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, on_interrupt)
     with TaskPool(processes=2, context="fork") as pool:
         thread = threading.Thread(target=interrupt)
         thread.start()
@@ -45,9 +53,9 @@ def main(path: str, interrupts: int, seed: int) -> None:
                     handles.append((number, pool.submit(tasks.note, number, path)))
                 for n, handle in handles[-10:]:
                     assert handle.result(30) == n
-            except KeyboardInterrupt:
                 inside = False
-        inside = False
+            except KeyboardInterrupt:
+                continue
         thread.join()
         wrong: list[str] = []
         lost: set[int] = set()

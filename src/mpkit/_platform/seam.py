@@ -464,6 +464,9 @@ class InterruptibleLock:
                 lock.unwind()  # should the interrupt have come in the middle of the first one
             raise
 
+    Args:
+        of: the condition whose lock it shall be; None: a lock of its own.
+
     Attributes:
         acquire: ``acquire(blocking=True, timeout=-1) -> bool``, the C method itself.
         release: gives it back.
@@ -473,10 +476,10 @@ class InterruptibleLock:
 
     __slots__ = ("acquire", "is_owned", "raw", "release")
 
-    def __init__(self) -> None:
+    def __init__(self, of: threading.Condition | None = None) -> None:
         # The one lock of the standard library that knows its owner; `threading.Condition` asks it by the same
-        # name.
-        lock: Any = threading.RLock()
+        # name, and has that name itself.
+        lock: Any = of or threading.RLock()
         self.raw: threading.RLock = lock
         self.is_owned: Callable[[], bool] = lock._is_owned
         self.acquire: Callable[..., bool] = lock.acquire

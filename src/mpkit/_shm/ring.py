@@ -226,14 +226,21 @@ class Ring:
 
     def try_get_many(self, limit: int) -> list[bytes]:
         """Take up to `limit` of the oldest records, in order; they leave the ring together."""
+        found, after = self.peek_many(limit)
+        if found:
+            self.drop_to(after)
+        return found
+
+    def peek_many(self, limit: int) -> tuple[list[bytes], int]:
+        """Copies of up to `limit` of the oldest records, which stay, and the place behind them."""
         words, mm, base, start, capacity = self.words, self.mm, self._base, self.start, self.capacity
         head = words[self.head_at]
         tail = words[self.tail_at]
+        found: list[bytes] = []
         if head == tail:
-            return []
+            return found, head
         if not TOTAL_STORE_ORDER:
             full_fence()
-        found: list[bytes] = []
         while head != tail and len(found) < limit:
             index = head & INDEX_MASK
             passed = head - index
@@ -246,11 +253,14 @@ class Ring:
             head = passed + ONE + index + ((size + 15) >> 3)
             if head >= COUNT_LIMIT:
                 head -= COUNT_LIMIT
+        return found, head
+
+    def drop_to(self, place: int) -> None:
+        """Take away what is before `place`, which `peek_many` has returned. Done twice it is done once."""
         if not TOTAL_STORE_ORDER:
             # The copies out are over before the putter may write there again.
             full_fence()
-        words[self.head_at] = head
-        return found
+        self.words[self.head_at] = place
 
     # -- anybody ---------------------------------------------------------------------------------------------
 

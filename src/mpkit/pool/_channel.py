@@ -293,6 +293,7 @@ class Barrier:
         self._lock = threading.Lock()
 
     def __call__(self) -> None:
-        # Each object is used by one thread at a time, so the lock is always free here.
-        self._lock.acquire()
+        # Each object is used by one thread at a time, so the lock is free here; or an interrupt has come in
+        # between, and it is given back now. Giving back is a read-modify-write as well.
+        self._lock.acquire(False)
         self._lock.release()

@@ -16,6 +16,7 @@ board. All sleeps are sliced nevertheless while tasks are under way.
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -23,6 +24,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from mpkit._platform import seam
 from mpkit.pool._channel import (
     ALWAYS,
     ANY,
@@ -40,6 +42,7 @@ from mpkit.pool._channel import (
     ring_bell,
 )
 from mpkit.pool._dispatcher import Dispatcher, Settlements
+from mpkit.pool._interrupts import deferred_interrupts
 from mpkit.pool._patience import Patience
 
 
@@ -91,12 +94,12 @@ class Collector:
         self._name = name
         self._handle_log = handle_log
         self.on_empty = on_empty
-        self._front = threading.Lock()
+        self._front = seam.InterruptibleLock()
         self._front_barrier = Barrier()
         self._patience = Patience()
         self._followers: dict[int, Waiter] = {}
         self._watched = 0
-        self._watch_lock = threading.Lock()
+        self._watch_lock = seam.InterruptibleLock()
         self._calls: deque[Callable[[], object]] = deque()
         self._thread: threading.Thread | None = None
         self._stopping = False
@@ -144,16 +147,16 @@ class Collector:
 
     def watch(self) -> None:
         """Somebody waits for a handle in a way that has no thread of ours."""
-        with self._watch_lock:
-            self._watched += 1
-            first = self._watched == 1
-        if first:
+        if self._watch_lock.run(self._count_watched, 1) == 1:
             self.wake()
 
     def unwatch(self) -> None:
         """A watched handle has ended."""
-        with self._watch_lock:
-            self._watched -= 1
+        self._watch_lock.run(self._count_watched, -1)
+
+    def _count_watched(self, change: int) -> int:
+        self._watched += change
+        return self._watched
 
     def _run(self) -> None:
         dispatcher, words = self._dispatcher, self._words
@@ -216,36 +219,47 @@ class Collector:
         settlements: Settlements = []
         try:
             dispatcher.lock.run(dispatcher.drain, settlements)
-        finally:
-            if settlements:
-                self.settle(settlements, leading=leading)
+            self.settle(settlements, leading=leading)
+        except BaseException:
+            # Ctrl-C: what has been fetched must not be forgotten, and what is half done must be looked at.
+            self._settle_later(settlements)
+            raise
         if dispatcher.logs:
             self.wake()
         if self.draining and not dispatcher.ledger.live:
             self.on_empty()
 
-    def settle(self, settlements: Settlements, *, leading: bool = False) -> None:
-        """Tell the sinks, holding no lock."""
-        done = 0
+    def _settle_later(self, settlements: Settlements) -> None:
+        """Have the thread settle what an interrupt has kept from it, all of it."""
+        again = functools.partial(self.settle, settlements)
         try:
-            for task, kind, data in settlements:
-                done += 1
-                if kind == NONE:
-                    task.sink.settle(task, PLAIN, None)
-                else:
-                    task.sink.settle(task, kind, data)
-                if kind != PART:
-                    task.kept = None
+            self.call_back(again)
         except BaseException:
-            # Ctrl-C: those after it must not be forgotten. What the interrupt has hit itself is settled
-            # again, which does no harm.
-            rest = settlements[max(done - 1, 0) :]
-            self.call_back(lambda: self.settle(rest))
+            self.call_back(again)
             raise
-        if not leading and self._words[FRONT] and settlements:
+
+    def settle(self, settlements: Settlements, *, leading: bool = False) -> None:
+        """Tell the sinks, holding no lock. After an exception it may be done again from the first."""
+        if not settlements:
+            return
+        if len(settlements) == 1 and settlements[0][0].sink.can_be_told_again:
+            self._tell(settlements)
+        else:
+            with deferred_interrupts():
+                self._tell(settlements)
+        if not leading and self._words[FRONT]:
             # The leader sleeps, and this was not him: his task may be among them.
             self._words[FRONT] = 0
             ring_bell(self._board.front)
+
+    def _tell(self, settlements: Settlements) -> None:
+        for task, kind, data in settlements:
+            if kind == NONE:
+                task.sink.settle(task, PLAIN, None)
+            else:
+                task.sink.settle(task, kind, data)
+            if kind != PART:
+                task.kept = None
 
     def look(self) -> None:
         """Fetch if there is something to fetch, without waiting for anybody (`done()`)."""
@@ -260,20 +274,30 @@ class Collector:
         deadline = None if timeout is None else time.monotonic() + timeout
         is_done = handle.is_settled
         while not is_done():
-            if self._front.acquire(False):
-                try:
+            try:
+                if self._front.acquire(False):
                     self._lead(is_done, handle.task_id, deadline)
+                    self._stop_leading()
+                else:
+                    self._follow(handle, deadline)
+            except BaseException:
+                try:
+                    self._stop_leading()
                 finally:
-                    self._words[FRONT] = 0
-                    self._front.release()
-                    if self._followers:
-                        self._hand_over()
-            else:
-                self._follow(handle, deadline)
+                    self._stop_leading()
+                raise
             if deadline is not None and not is_done() and time.monotonic() >= deadline:
                 self.work()
                 return is_done()
         return True
+
+    def _stop_leading(self) -> None:
+        """Leave the lead to the next one, if this thread has it."""
+        if self._front.is_owned():
+            self._words[FRONT] = 0
+            self._front.release()
+            if self._followers:
+                self._hand_over()
 
     def _lead(self, is_done: Callable[[], bool], wanted: int, deadline: float | None) -> None:
         dispatcher, words = self._dispatcher, self._words
@@ -323,23 +347,53 @@ class Collector:
     def _follow(self, handle: Waiter, deadline: float | None) -> None:
         """Sleep until the handle has ended, the leader has left, or the time is over."""
         condition = handle.make_condition()
-        key = id(handle)
-        with condition:
-            self._followers[key] = handle
+        lock = seam.InterruptibleLock(condition)
+        try:
+            if lock.acquire(timeout=self._slice(deadline)):
+                self._sleep_on(condition, handle, deadline)
+                lock.release()
+        except BaseException:
             try:
-                # The leader leaves first and looks at the followers then: so look at the lead once more.
-                if handle.is_settled() or not self._front.locked():
-                    return
-                wait = _SLICE_SECONDS
-                if deadline is not None:
-                    wait = min(wait, max(deadline - time.monotonic(), 0.0))
-                condition.wait(wait)
+                lock.unwind()
             finally:
-                self._followers.pop(key, None)
+                lock.unwind()
+            raise
+
+    def _slice(self, deadline: float | None) -> float:
+        if deadline is None:
+            return _SLICE_SECONDS
+        return min(_SLICE_SECONDS, max(deadline - time.monotonic(), 0.0))
+
+    def _sleep_on(self, condition: threading.Condition, handle: Waiter, deadline: float | None) -> None:
+        key = id(handle)
+        try:
+            self._followers[key] = handle
+            # The leader leaves first and looks at the followers then: so look at the lead once more.
+            if handle.is_settled() or self._is_lead_free():
+                return
+            condition.wait(self._slice(deadline))
+        finally:
+            self._followers.pop(key, None)
+
+    def _is_lead_free(self) -> bool:
+        free = self._front.acquire(False)
+        if free:
+            self._front.release()
+        return free
 
     def _hand_over(self) -> None:
         for handle in list(self._followers.values()):
             condition = handle.make_condition()
-            with condition:
-                condition.notify_all()
-            return
+            lock = seam.InterruptibleLock(condition)
+            try:
+                # Not for ever: see `TaskHandle.settle`.
+                if lock.acquire(timeout=_SLICE_SECONDS):
+                    condition.notify_all()
+                    lock.release()
+                    return
+            except BaseException:
+                try:
+                    lock.unwind()
+                finally:
+                    lock.unwind()
+                raise

@@ -46,8 +46,6 @@ from mpkit.pool._ledger import CANCELLED, SENT, TIMED_OUT, TOO_BIG, Chunk, Ledge
 _BATCH = 512
 #: How often a submitting thread looks after the workers itself while tasks are queued.
 _LOOK_EVERY = 64
-#: What waits in `Lane.pending`, usually.
-_NOTHING: list[bytes] = []
 
 
 #: What is to be told to sinks, once the lock is free: (task, kind, data).
@@ -115,7 +113,7 @@ class Dispatcher:
         """`wake`, for callers that have given the lock back since they put the record there."""
         if not TOTAL_STORE_ORDER:
             # Giving the lock back is a full barrier on x86 only, where it is an atomic exchange.
-            self._barrier()
+            full_fence()
         words = lane.words
         if words[SLEEPING]:
             words[SLEEPING] = 0
@@ -315,11 +313,10 @@ class Dispatcher:
             if suspect or not lane.channel.outbox.is_empty():
                 found = True
                 self.drain_lane(lane, settlements)
-        if suspect:
-            self._reconcile(settlements)
+        reconciled = not suspect or self._reconcile(settlements)
         if found or self.ledger.queued:
             self.fill()
-        self.suspect = False
+        self.suspect = not reconciled
 
     def drain_lane(self, lane: Lane, settlements: Settlements) -> None:
         """Take the outcomes of one worker (holding the lock)."""
@@ -329,11 +326,13 @@ class Dispatcher:
         sent = lane.sent
         unpack = RESULT_HEAD.unpack_from
         while True:
-            # When an interrupt comes in between, they stay here and are gone through again, from the first:
-            # so each is told before the ledger forgets it, and whoever is told twice takes the first.
-            records = lane.pending
-            if not records:
-                records = lane.pending = outbox.try_get_many(_BATCH)
+            # What an interrupt leaves undone is done again, from the first of them: nothing leaves the ring
+            # before it is here, and each is told before the ledger forgets it (whoever is told twice takes
+            # the first).
+            if lane.pending is None:
+                lane.pending = outbox.peek_many(_BATCH)
+            records, after = lane.pending
+            outbox.drop_to(after)
             for record in records:
                 number, run_ns, kind = unpack(record)
                 if kind <= LAST_RESULT:
@@ -347,7 +346,8 @@ class Dispatcher:
                     if kind == BIG_VALUE or kind == BIG_ERROR:
                         # Under the lock: as soon as it is free, the supervisor may find the worker dead and
                         # remove what it has not handed over.
-                        settlements.append((task, *payload.adopt(kind, record)))
+                        with deferred_interrupts():
+                            settlements.append((task, *payload.adopt(kind, record)))
                     else:
                         settlements.append((task, kind, record))
                     ledger.finish(key, number, kind == NONE or kind == VALUE or kind == BIG_VALUE)
@@ -364,7 +364,7 @@ class Dispatcher:
                     self.hellos += 1
                 elif kind == BAD_INITIALIZER:
                     lane.bad_initializer = record
-            lane.pending = _NOTHING
+            lane.pending = None
             if lane.words[SLEEPING] == 2:
                 # It waits for the room that there is now.
                 lane.words[SLEEPING] = 0
@@ -396,10 +396,12 @@ class Dispatcher:
         if not isinstance(chunk, Chunk) or chunk.ending or reached <= chunk.done:
             payload.drop_outcome(inner, record)
             return
-        data: object = record
+        length = reached - chunk.done
         if inner == BIG_VALUE:
-            inner, data = payload.adopt(inner, record)
-        settlements.append((chunk, PART, (chunk.done, inner, data, reached - chunk.done)))
+            with deferred_interrupts():
+                settlements.append((chunk, PART, (chunk.done, *payload.adopt(inner, record), length)))
+        else:
+            settlements.append((chunk, PART, (chunk.done, inner, record, length)))
         chunk.done = reached
 
     def _note_if_idle(self, lane: Lane) -> None:
@@ -413,30 +415,41 @@ class Dispatcher:
         lane.ready = True
         self._note_if_idle(lane)
 
-    def _reconcile(self, settlements: Settlements) -> None:
+    def _reconcile(self, settlements: Settlements) -> bool:
         """An interrupt came in between: find what it left undone.
 
-        Before Python 3.11 it can also come between any two instructions, and an outcome be lost between the
-        ring and `Lane.pending`: then the tasks end that no worker has any more.
+        Returns:
+            Whether that is so of all workers; False when one could not be kept from beginning a task.
         """
         with deferred_interrupts():
-            for lane in self.lanes.values():
-                records = self.take_records(lane)
-                running = lane.running()
-                waiting = {number for number, _ in records}
-                for _, record in records:
-                    lane.channel.inbox.try_put(record)
-                if records:
-                    self.wake(lane)
-                # Workers do their tasks in the order in which they were sent.
-                for number in list(lane.sent):
-                    if number == running or number in waiting or not lane.channel.outbox.is_empty():
-                        break
-                    task = self.ledger.finish(lane.key, number, False)
-                    if task is not None:
-                        text = f"the outcome of task {number} was lost when Ctrl-C interrupted its receiver"
-                        settlements.append((task, RAISED, TaskCancelled(text)))
-                self._note_if_idle(lane)
+            self.ledger.recount()
+            done = [lane.doomed or self._reconcile_lane(lane, settlements) for lane in self.lanes.values()]
+        return all(done)
+
+    def _reconcile_lane(self, lane: Lane, settlements: Settlements) -> bool:
+        if not self.lock_inbox(lane):
+            return False
+        inbox = lane.channel.inbox
+        try:
+            waiting = {int.from_bytes(record[:8], "little") for record in inbox.peek_many(1 << 20)[0]}
+            running = lane.running()
+        finally:
+            lane.channel.lock.release()
+        # Under the lock of its inbox a worker begins nothing, and it hands in an outcome before it says that
+        # it runs nothing. So what was not there, and has no outcome now, no worker has. Ctrl-C is kept from
+        # where that could happen; the handlers of other signals, which may raise as well, are not.
+        sent = [number for number in lane.sent if number != running and number not in waiting]
+        self.drain_lane(lane, settlements)
+        for number in sent:
+            task = self.ledger.finish(lane.key, number, False)
+            if task is not None:
+                text = f"task {number} was lost when the handler of a signal raised an exception"
+                settlements.append((task, RAISED, TaskCancelled(text)))
+        # Whoever was interrupted may just have been about to ring.
+        lane.words[SLEEPING] = 0
+        ring_bell(lane.channel.wake)
+        self._note_if_idle(lane)
+        return True
 
     # -- taking away -----------------------------------------------------------------------------------------
 

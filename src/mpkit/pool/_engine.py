@@ -185,14 +185,18 @@ class Engine:
                 self._wait_for_room(self.options.max_pending)
             lane = dispatcher.submit(task)
             lock.release()
-        except BaseException:
+            if lane is not None:
+                dispatcher.nudge(lane)
+        except BaseException as error:
             try:
                 lock.unwind()
             finally:
                 lock.unwind()
+            if not isinstance(error, MpkitError):
+                # Ctrl-C, perhaps between a task and its count, or before its worker knew.
+                dispatcher.suspect = True
+                self.collector.wake()
             raise
-        if lane is not None:
-            dispatcher.nudge(lane)
         if options.timeout is not None:
             self.shortest_timeout = min(self.shortest_timeout, options.timeout)
             if self.supervisor.looks_at > time.monotonic() + options.timeout:
@@ -269,13 +273,14 @@ class Engine:
         """Cancel a task at whatever moment of its life."""
         dispatcher = self.dispatcher
         settlements: Settlements = []
-        with deferred_interrupts(), dispatcher.lock:
-            never_began = dispatcher.cancel(task, settlements)
-        self.collector.settle(settlements)
-        if task.ending == CANCELLED:
-            self.collector.settle([(task, RAISED, TaskCancelled(f"task {task.number} was cancelled"))])
-        if not never_began:
-            self.supervisor.request(lambda: self.supervisor.cancel_running(task))
+        with deferred_interrupts():
+            never_began = dispatcher.lock.run(dispatcher.cancel, task, settlements)
+            # Of other tasks, perhaps: an interrupt comes after them.
+            self.collector.settle(settlements)
+            if task.ending == CANCELLED:
+                self.collector.settle([(task, RAISED, TaskCancelled(f"task {task.number} was cancelled"))])
+            if not never_began:
+                self.supervisor.request(lambda: self.supervisor.cancel_running(task))
         self._on_change()
 
     def cancel_later(self, tasks: list[Task]) -> None:
@@ -443,14 +448,7 @@ class Engine:
         """What each worker is doing now."""
         from mpkit.pool._statistics import WorkerSnapshot  # noqa: PLC0415  dataclasses load a dozen modules
 
-        dispatcher = self.dispatcher
         now = time.monotonic_ns()
-        with dispatcher.lock:
-            seen: list[tuple[Lane, int, int, str | None]] = []
-            for lane in dispatcher.lanes.values():
-                number, started = dispatcher.running_since(lane)
-                task = lane.sent.get(number)
-                seen.append((lane, number, started, task.function.name if task is not None else None))
         return [
             WorkerSnapshot(
                 pid=lane.pid,
@@ -462,36 +460,46 @@ class Engine:
                 rss_bytes=memory.rss_bytes(lane.pid),
                 cpu_percent=memory.cpu_percent(lane.pid, time.monotonic() - lane.started_at),
             )
-            for lane, number, started, function in seen
+            for lane, number, started, function in self.dispatcher.lock.run(self._look_at_lanes)
         ]
+
+    def _look_at_lanes(self) -> list[tuple[Lane, int, int, str | None]]:
+        """Each worker, its task, when that began and what it calls (holding the lock)."""
+        seen: list[tuple[Lane, int, int, str | None]] = []
+        for lane in self.dispatcher.lanes.values():
+            number, started = self.dispatcher.running_since(lane)
+            task = lane.sent.get(number)
+            seen.append((lane, number, started, task.function.name if task is not None else None))
+        return seen
 
     def statistics(self) -> PoolStatistics:
         """How many tasks there are, and what became of those that ended."""
         from mpkit.pool._statistics import PoolStatistics  # noqa: PLC0415  dataclasses load a dozen modules
 
         self.collector.look()
-        dispatcher = self.dispatcher
-        with dispatcher.lock:
-            ledger = dispatcher.ledger
-            running = sum(1 for lane in dispatcher.lanes.values() if lane.running())
-            return PoolStatistics(
-                workers=len(dispatcher.lanes),
-                idle=sum(1 for lane in dispatcher.lanes.values() if lane.ready and not lane.running()),
-                running=running,
-                queued=max(ledger.live - running, 0),
-                submitted=ledger.submitted,
-                succeeded=ledger.succeeded,
-                failed=ledger.failed,
-                cancelled=ledger.cancelled,
-                crashed=ledger.crashed,
-                retried=ledger.retried,
-                workers_started=self.crew.workers_started,
-            )
+        return self.dispatcher.lock.run(self._count, PoolStatistics)
+
+    def _count(self, statistics: type[PoolStatistics]) -> PoolStatistics:
+        ledger = self.dispatcher.ledger
+        lanes = self.dispatcher.lanes.values()
+        running = sum(1 for lane in lanes if lane.running())
+        return statistics(
+            workers=len(lanes),
+            idle=sum(1 for lane in lanes if lane.ready and not lane.running()),
+            running=running,
+            queued=max(ledger.live - running, 0),
+            submitted=ledger.submitted,
+            succeeded=ledger.succeeded,
+            failed=ledger.failed,
+            cancelled=ledger.cancelled,
+            crashed=ledger.crashed,
+            retried=ledger.retried,
+            workers_started=self.crew.workers_started,
+        )
 
     def stacks(self) -> dict[int, str]:
         """The Python stack of each worker now."""
-        with self.dispatcher.lock:
-            lanes = list(self.dispatcher.lanes.values())
+        lanes = self.dispatcher.lock.run(list, self.dispatcher.lanes.values())
         deadline = time.monotonic() + 1.0
         return {lane.pid: live_stack(lane, max(deadline - time.monotonic(), 0.01)) for lane in lanes}
 
@@ -499,13 +507,15 @@ class Engine:
 
     def close(self) -> None:
         """No more tasks; those there are go on."""
-        with self.dispatcher.lock:
-            if self.state is RUNNING:
-                self.state = CLOSED
-            self._room.notify_all()
+        self.dispatcher.lock.run(self._close)
         self.collector.draining = True
         self.collector.wake()
         self.supervisor.poke()
+
+    def _close(self) -> None:
+        if self.state is RUNNING:
+            self.state = CLOSED
+        self._room.notify_all()
 
     def terminate(self) -> None:
         """End everything now: pending tasks are cancelled, workers terminated."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, wait
 from typing import Any, ParamSpec, Protocol, TypeVar
 from weakref import WeakSet
 
+from mpkit._platform import seam
 from mpkit._platform.hints import override
 from mpkit.pool._handle import TaskHandle
 
@@ -31,7 +31,7 @@ class PoolExecutor(Executor):
 
     def __init__(self, pool: _Submits) -> None:
         self._pool = pool
-        self._lock = threading.Lock()
+        self._lock = seam.InterruptibleLock()
         self._handles: WeakSet[TaskHandle[Any]] = WeakSet()
         self.is_shut_down = False
 
@@ -42,11 +42,13 @@ class PoolExecutor(Executor):
         Raises:
             RuntimeError: After `shutdown`, or when the pool is closed.
         """
-        with self._lock:
-            if self.is_shut_down:
-                raise RuntimeError("cannot schedule new futures after shutdown")
-            handle = self._pool.submit(fn, *args, **kwargs)
-            self._handles.add(handle)
+        return self._lock.run(self._submit, fn, *args, **kwargs)
+
+    def _submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:
+        if self.is_shut_down:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        handle = self._pool.submit(fn, *args, **kwargs)
+        self._handles.add(handle)
         return handle
 
     @override
@@ -74,15 +76,17 @@ class PoolExecutor(Executor):
             wait: Return only when the tasks of this executor have ended.
             cancel_futures: Cancel those that have not begun.
         """
-        with self._lock:
-            self.is_shut_down = True
-            handles = list(self._handles)
+        handles = self._lock.run(self._shut_down)
         if cancel_futures:
             for handle in handles:
                 if not handle.running():
                     handle.cancel()
         if wait:
             _wait_for(handles)
+
+    def _shut_down(self) -> list[TaskHandle[Any]]:
+        self.is_shut_down = True
+        return list(self._handles)
 
     def __repr__(self) -> str:
         return f"<PoolExecutor {'shut down' if self.is_shut_down else 'open'} over {self._pool!r}>"

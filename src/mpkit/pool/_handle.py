@@ -44,6 +44,9 @@ _PENDING = futures_base.PENDING
 _FINISHED = futures_base.FINISHED
 _CANCELLED = futures_base.CANCELLED_AND_NOTIFIED
 
+#: How long an outcome waits for the condition of its handle.
+_CONDITION_SECONDS = 1.0
+
 # Decides between "settled without a condition" and "a condition exists". Held for a few instructions, and
 # never while another lock is taken.
 _creation = seam.InterruptibleLock()
@@ -56,6 +59,20 @@ def _forget_after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_after_fork)
+
+
+class _ConditionOnDemand:
+    """The attribute `_condition` of a handle: made when it is first asked for, and a plain attribute then.
+
+    No property, because Ctrl-C may come whenever Python code is called: also where `concurrent.futures` is
+    just about to give the condition back.
+    """
+
+    def __get__(self, handle: TaskHandle[Any], owner: object) -> threading.Condition:
+        condition = handle.make_condition()
+        handle.watch()
+        handle.__dict__["_condition"] = condition
+        return condition
 
 
 class TaskHandle(Future[R]):
@@ -77,6 +94,8 @@ class TaskHandle(Future[R]):
     _exception: BaseException | None = None
     _made_condition: threading.Condition | None = None
     _watched = False
+    #: See `Sink`.
+    can_be_told_again: bool = True
     #: Kind and data of the outcome: one tuple, so that nobody sees the one without the other.
     _got: tuple[int, Any] = (PLAIN, None)
     task_id: int = 0
@@ -90,13 +109,14 @@ class TaskHandle(Future[R]):
 
     if not TYPE_CHECKING:
         # For type checkers it stays the attribute that `Future` has: their `as_completed` asks for one.
-        @property
-        def _condition(self) -> threading.Condition:
-            condition = self.make_condition()
-            if not self._watched and self._state is _PENDING:
+        _condition = _ConditionOnDemand()
+
+    def watch(self) -> None:
+        """Somebody waits for this handle who is no thread of ours."""
+        if not self._watched and self._state is _PENDING:
+            with deferred_interrupts():
                 self._watched = True
                 self._engine.collector.watch()
-            return condition
 
     def make_condition(self) -> threading.Condition:
         """The condition; from now on the handle is settled under it."""
@@ -140,7 +160,10 @@ class TaskHandle(Future[R]):
             return first
         # An interrupt must not keep anybody from being told.
         with deferred_interrupts():
-            with condition:
+            # Not for ever: Ctrl-C in `concurrent.futures.wait` can leave it taken. Without it nobody who
+            # sleeps at it is woken; but those sleep in slices.
+            owned = condition.acquire(timeout=_CONDITION_SECONDS)
+            try:
                 if self._state is not _PENDING:
                     return False
                 self._got = (kind, data)
@@ -153,7 +176,11 @@ class TaskHandle(Future[R]):
                         waiter.add_exception(self)
                     else:
                         waiter.add_result(self)
-                condition.notify_all()
+                if owned:
+                    condition.notify_all()
+            finally:
+                if owned:
+                    condition.release()
             if self._watched:
                 self._engine.collector.unwatch()
             if self._done_callbacks:

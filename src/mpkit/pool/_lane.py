@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
+from mpkit._platform import seam
 from mpkit._platform.identity import ProcessIdentity
 from mpkit.pool._channel import TASK, Channel
 from mpkit.pool._ledger import Task
@@ -69,7 +69,7 @@ class Lane:
         self.words: memoryview[int] = channel.words
         self.sent: dict[int, Task] = sent
         self.stack_pipe: Connection | None = stack_pipe
-        self.stack_lock: threading.Lock = threading.Lock()
+        self.stack_lock: seam.InterruptibleLock = seam.InterruptibleLock()
         # How many more tasks it may be given (maxtasksperchild).
         self.room: int | None = tasks
         self.process: BaseProcess | None = None
@@ -85,8 +85,8 @@ class Lane:
         self.low: int = 0
         self.rss_bytes: int | None = None
         self.oom_kills: int = 0
-        #: Records from its outbox that are just being gone through.
-        self.pending: list[bytes] = []
+        #: Records of its outbox that are just being gone through, and the place behind them.
+        self.pending: tuple[list[bytes], int] | None = None
         self.started_at: float = time.monotonic()
         self.bad_initializer: bytes | None = None
         #: The task that is being stopped, if one is.

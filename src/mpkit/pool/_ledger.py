@@ -25,9 +25,10 @@ from typing import NamedTuple, Protocol
 from mpkit._platform.hints import override
 from mpkit.pool._functions import Function
 
-QUEUED = 0
-SENT = 1
-ENDED = 2
+UNSENT = 0
+QUEUED = 1
+SENT = 2
+ENDED = 3
 
 #: Why a running task is being stopped (`Task.ending`); the empty string: it is not.
 NOT_ENDING = ""
@@ -48,7 +49,14 @@ class Death(NamedTuple):
 
 
 class Sink(Protocol):
-    """Whoever waits for the outcome of a task."""
+    """Whoever waits for the outcome of a task.
+
+    Attributes:
+        can_be_told_again: whether `settle` may be called again after an interrupt, wherever that came.
+    """
+
+    @property
+    def can_be_told_again(self) -> bool: ...
 
     def sent(self, task: Task) -> object:
         """This is the task that the outcome will come from. Called before it is sent."""
@@ -108,7 +116,7 @@ class Task:
         self.timeout: float | None = timeout
         self.retries: int = retries
         self.kept: object = kept
-        self.state: int = QUEUED
+        self.state: int = UNSENT
         self.worker: int = -1
         self.offset: int = 0
         self.deaths: list[Death] | None = None
@@ -210,9 +218,10 @@ class Ledger:
 
     def submit(self, task: Task) -> None:
         """Queue a new task behind all others."""
-        self.submitted += 1
-        self.queued += 1
         self.queue.append(task)
+        task.state = QUEUED
+        self.queued += 1
+        self.submitted += 1
 
     def first(self) -> Task | None:
         """The next task to send, which stays queued; or None."""
@@ -356,6 +365,11 @@ class Ledger:
     def live(self) -> int:
         """How many tasks have not ended."""
         return self.queued + self.under_way
+
+    def recount(self) -> None:
+        """Count what there is: an interrupt may have come between a task and its count."""
+        self.queued = sum(1 for task in self.queue if task.state == QUEUED)
+        self.under_way = sum(map(len, self.sent.values()))
 
     def _to_the_front(self, tasks: Sequence[Task]) -> None:
         for task in reversed(tasks):

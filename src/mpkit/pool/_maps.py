@@ -124,6 +124,8 @@ class Progress:
 class _MapSink:
     """Hands the outcomes of the chunks of one map to its handle."""
 
+    can_be_told_again = False
+
     def __init__(self, owner: MapHandle[Any]) -> None:
         self._map: MapHandle[Any] | None = owner
         self._items = 0
@@ -221,7 +223,7 @@ class MapHandle(TaskHandle[list[R]]):
     def piece_done(self, first: int, length: int, kind: int, data: object) -> None:
         """Neighbouring items have ended."""
         with self._count_lock:
-            if first in self._pieces:
+            if first in self._pieces or self.is_settled():
                 return
             self._pieces[first] = (length, kind, data)
             self._missing -= length
@@ -342,6 +344,8 @@ class ImapIterator(Generic[R]):
         self._read()
 
     # -- as a sink -------------------------------------------------------------------------------------------
+
+    can_be_told_again = False
 
     def sent(self, task: Task) -> None:
         """Remember a task of this iterator."""

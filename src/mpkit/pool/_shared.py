@@ -12,6 +12,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+from mpkit._platform import seam
 from mpkit._platform.hints import Self
 from mpkit._shm.segment import Segment
 from mpkit.errors import ClosedError
@@ -26,7 +27,8 @@ T = TypeVar("T")
 _MOST_OPEN = 16
 
 _opened: OrderedDict[str, Any] = OrderedDict()
-_opened_lock = threading.Lock()
+_opened_lock = seam.InterruptibleLock()
+_NOT_OPEN = object()
 
 
 class Shared(Generic[T]):
@@ -87,13 +89,21 @@ class Shared(Generic[T]):
 
 def open_shared(name: str) -> Any:
     """In a worker: the object behind a name."""
-    with _opened_lock:
-        if name in _opened:
-            _opened.move_to_end(name)
-            return _opened[name]
-    value = payload.open_shared(name)
-    with _opened_lock:
-        _opened[name] = value
-        while len(_opened) > _MOST_OPEN:
-            _opened.popitem(last=False)
+    value = _opened_lock.run(_find, name)
+    if value is _NOT_OPEN:
+        value = payload.open_shared(name)
+        _opened_lock.run(_keep, name, value)
     return value
+
+
+def _find(name: str) -> Any:
+    if name not in _opened:
+        return _NOT_OPEN
+    _opened.move_to_end(name)
+    return _opened[name]
+
+
+def _keep(name: str, value: Any) -> None:
+    _opened[name] = value
+    while len(_opened) > _MOST_OPEN:
+        _opened.popitem(last=False)

@@ -11,8 +11,10 @@ from __future__ import annotations
 import os
 import select
 import time
+from multiprocessing.connection import Connection
 
 from mpkit._platform import families
+from mpkit._platform.identity import ProcessIdentity
 from mpkit.pool._channel import INITIALIZING, STATE
 from mpkit.pool._lane import Lane
 from mpkit.pool._worker import STACK_SIGNAL
@@ -30,20 +32,22 @@ def live_stack(lane: Lane, timeout: float) -> str:
     pipe = lane.stack_pipe
     if pipe is None or STACK_SIGNAL is None or lane.identity is None or lane.words[STATE] < INITIALIZING:
         return ""
-    with lane.stack_lock:
-        _read(pipe.fileno())
-        if not families.send_signal(lane.identity, STACK_SIGNAL):
-            return ""
-        deadline = time.monotonic() + timeout
-        text = b""
-        while True:
-            wait = _QUIET_SECONDS if text else max(deadline - time.monotonic(), 0.0)
-            if not select.select([pipe], [], [], wait)[0]:
-                return text.decode(errors="replace")
-            more = _read(pipe.fileno())
-            if not more:
-                return text.decode(errors="replace")
-            text += more
+    return lane.stack_lock.run(_ask, pipe, lane.identity, STACK_SIGNAL, time.monotonic() + timeout)
+
+
+def _ask(pipe: Connection, worker: ProcessIdentity, number: int, deadline: float) -> str:
+    _read(pipe.fileno())
+    if not families.send_signal(worker, number):
+        return ""
+    text = b""
+    while True:
+        wait = _QUIET_SECONDS if text else max(deadline - time.monotonic(), 0.0)
+        if not select.select([pipe], [], [], wait)[0]:
+            return text.decode(errors="replace")
+        more = _read(pipe.fileno())
+        if not more:
+            return text.decode(errors="replace")
+        text += more
 
 
 def last_words(lane: Lane) -> str:

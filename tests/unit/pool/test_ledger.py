@@ -19,6 +19,8 @@ class _Sink:
     def sent(self, task: Task) -> None:
         """Nothing to remember."""
 
+    can_be_told_again = True
+
     def settle(self, task: Task, kind: int, data: object) -> None:
         """Never called by a ledger."""
 

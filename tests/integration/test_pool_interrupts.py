@@ -1,0 +1,95 @@
+"""Ctrl-C at any step of the main thread's work with a pool: every handle ends, and the pool goes on."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+
+from mpkit.errors import TaskCancelled
+from mpkit.pool import TaskHandle, TaskPool
+from tests.contract import pool_tasks as tasks
+from tests.helpers.stepping import interrupt_at
+from tests.helpers.waiting import PATIENCE, wait_until
+
+# Only 3.10 looks for signals between any two opcodes.
+OPCODES = sys.version_info < (3, 11)
+#: A wait looks around for as long as it likes, so that there is no last one.
+STEPS = range(0, 4000, 7) if OPCODES else range(1200)
+
+Handles = list[TaskHandle[Any]]
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[TaskPool]:
+    with TaskPool(processes=2, context="fork") as pool:
+        yield pool
+
+
+def submit_and_wait(pool: TaskPool, handles: Handles) -> None:
+    handles.append(pool.submit(tasks.square, 3))
+    handles[-1].result(PATIENCE)
+
+
+def submit_many(pool: TaskPool, handles: Handles) -> None:
+    for n in range(6):
+        handles.append(pool.submit(tasks.square, n))
+    for handle in handles[-6:]:
+        handle.result(PATIENCE)
+
+
+def wait_as_futures(pool: TaskPool, handles: Handles) -> None:
+    handles.append(pool.submit(tasks.square, 3))
+    handles[-1].add_done_callback(do_nothing)
+    concurrent.futures.wait(handles[-1:], PATIENCE)
+
+
+def do_nothing(_handle: object) -> None:
+    """Somebody is to be called."""
+
+
+def map_chunks(pool: TaskPool, handles: Handles) -> None:
+    handles.append(pool.map_async(tasks.square, range(8), chunksize=2))
+    handles[-1].result(PATIENCE)
+
+
+def cancel(pool: TaskPool, handles: Handles) -> None:
+    handles += [pool.submit(tasks.square, n) for n in range(3)]
+    handles[-1].cancel()
+
+
+def iterate(pool: TaskPool, handles: Handles) -> None:
+    assert sum(pool.imap_unordered(tasks.square, iter(range(5)))) == 30
+
+
+def was_cancelled(handle: TaskHandle[Any]) -> bool:
+    try:
+        handle.exception(PATIENCE)
+    except TaskCancelled:
+        return True
+    return False
+
+
+# In a destructor Python reports Ctrl-C and goes on.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    "work",
+    [submit_and_wait, submit_many, wait_as_futures, map_chunks, cancel, iterate],
+    ids=lambda f: f.__name__,
+)
+def test_the_pool_goes_on(pool: TaskPool, work: Callable[[TaskPool, Handles], None]) -> None:
+    handles: Handles = []
+    for step in STEPS:
+        reached = interrupt_at(step, partial(work, pool, handles), opcodes=OPCODES)
+        # Here, and by whoever leads meanwhile in another thread's place.
+        assert pool.submit(tasks.square, 5).result(PATIENCE) == 25
+        if not reached:
+            break
+    assert step > 20
+    cancelled = [was_cancelled(handle) for handle in handles]
+    assert work is cancel or not any(cancelled), "an outcome was lost"
+    wait_until(lambda: pool.statistics().queued == pool.statistics().running == 0, "nothing is under way")
