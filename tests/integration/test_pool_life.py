@@ -25,6 +25,7 @@ from mpkit._shm.semaphore import Semaphore
 from mpkit.errors import (
     ClosedError,
     HandleLost,
+    PoolBroken,
     SerializationError,
     SharedMemoryExhausted,
     TaskCancelled,
@@ -588,3 +589,38 @@ def test_a_pool_ends_although_an_interrupt_has_lost_an_idle_worker() -> None:
         dispatcher.idle.clear()
     pool.close()
     assert pool.join(LONG)
+
+
+def refuse_threads(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.endswith(name):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+
+
+def test_a_pool_without_a_supervisor_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_threads(monkeypatch, "-supervisor")
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        TaskPool(processes=2, context="fork")
+
+
+def test_a_pool_without_a_collector_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_threads(monkeypatch, "-collector")
+    handles: list[TaskHandle[int]] = []
+    told: list[object] = []
+    pool = TaskPool(processes=2, context="fork")
+
+    def submit_for_ever() -> None:
+        while True:
+            handles.append(pool.submit(tasks.square, 1))
+            handles[-1].add_done_callback(told.append)
+
+    with pytest.raises(PoolBroken, match="the system refuses"):
+        submit_for_ever()
+    assert pool.join(LONG)
+    # Those who were in time are told.
+    assert set(map(id, told)) == set(map(id, handles))

@@ -108,11 +108,19 @@ class Collector:
     # -- the thread ------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the collector's thread."""
+        """Start the collector's thread.
+
+        Raises:
+            RuntimeError: the system has no thread left.
+        """
         # Daemon: the interpreter joins other threads before any exit handler of ours could stop this one. The
         # pool's end joins it.
         self._thread = threading.Thread(target=self._run, name=f"{self._name}-collector", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:
+            self._thread = None
+            raise
 
     def stop(self) -> None:
         """Tell the thread to end after it has called what is left to call."""
@@ -122,7 +130,11 @@ class Collector:
     def join(self, timeout: float | None) -> bool:
         """Wait for the thread; True when it has ended (or this is it)."""
         thread = self._thread
-        if thread is None or thread is threading.current_thread():
+        if thread is None:
+            # It could not be started.
+            self._run_calls()
+            return True
+        if thread is threading.current_thread():
             return True
         thread.join(timeout)
         return not thread.is_alive()

@@ -13,7 +13,7 @@ import time
 import warnings
 from multiprocessing.connection import Connection
 
-from mpkit._platform import identity, seam
+from mpkit._platform import seam
 from mpkit._platform.parent_watch import ParentLink
 from mpkit._platform.signals import signal_name
 from mpkit.errors import PoolBroken
@@ -83,6 +83,7 @@ class Crew:
         dispatcher = self._dispatcher
         # Here, where no signal is blocked yet: all children of the server have the mask it was started with.
         start_server(options.context)
+        method = options.context.get_start_method()
         channel = Channel.create()
         reader: Connection | None = None
         writer: Connection | None = None
@@ -121,14 +122,14 @@ class Crew:
                 args=(plan,),
                 name=f"{options.name}-{key}",
                 daemon=False,
-                start_method=options.context.get_start_method(),
+                start_method=method,
             )
             with _starting, without_interrupts(), warnings.catch_warnings():
                 # Fork from a process with threads is what the caller asked for with the fork context.
                 warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork.*")
-                _start(process, options.context.get_start_method())
-            assert process.pid is not None
-            plan.link.started(process.pid)
+                _start(process, method)
+            if method != "fork":
+                plan.link.started(process.pid or 0)
         except BaseException:
             channel.discard()
             if reader is not None:
@@ -142,7 +143,7 @@ class Crew:
             lane = Lane(key, channel, dispatcher.ledger.sent[key], reader, options.maxtasksperchild)
             lane.process = process
             lane.oom_kills = oom_kills
-            lane.identity = identity.of(process.pid)
+            lane.identity = seam.identity_of(process)
             dispatcher.lanes[key] = lane
         self.workers_started += 1
         return lane

@@ -24,6 +24,7 @@ from mpkit.errors import (
     ClosedError,
     InitializerFailed,
     MpkitError,
+    PoolBroken,
     SerializationError,
     TaskCancelled,
     WorkerCrashed,
@@ -41,6 +42,7 @@ from mpkit.pool._channel import (
     HEAD_SIZE,
     ITEM,
     LEAVE,
+    LEAVING,
     LOW,
     RAISED,
     RANGE,
@@ -91,6 +93,10 @@ class Engine:
         # Pickled before anything is created: what cannot be pickled leaves nothing behind.
         initializer = _packed_initializer(options)
         self.board: Board = Board.create()
+        # Else multiprocessing would wait at exit for workers that wait for tasks.
+        self._forget_exit_hook = seam.at_exit_before_children_joined(
+            functools.partial(_end_at_exit, weakref.ref(self))
+        )
         try:
             self.dispatcher: Dispatcher = Dispatcher(self._on_queue)
             self._room = threading.Condition(self.dispatcher.lock.raw)
@@ -102,20 +108,16 @@ class Engine:
             try:
                 for _ in range(options.processes):
                     self.supervisor.add(self.crew.start())
+                with without_interrupts():
+                    self.supervisor.start()
             except BaseException:
                 self._undo_start()
                 raise
         except BaseException:
+            self._forget_exit_hook()
             self.board.close()
             raise
-        with without_interrupts():
-            self.collector.start()
-            self.supervisor.start()
         _engines.add(self)
-        # Else multiprocessing would wait at exit for workers that wait for tasks.
-        self._forget_exit_hook = seam.at_exit_before_children_joined(
-            functools.partial(_end_at_exit, weakref.ref(self))
-        )
 
     def _undo_start(self) -> None:
         for lane in list(self.dispatcher.lanes.values()):
@@ -326,7 +328,9 @@ class Engine:
                 settlements.append((task, RAISED, error))
             dispatcher.fill()
         self.collector.settle(settlements)
-        payload.sweep(lane.identity)
+        if exitcode != 0 or lane.words[STATE] != LEAVING:
+            # Else it has handed over all that it had created.
+            payload.sweep(lane.identity)
         broken: MpkitError | None = self.crew.note_death_of(lane, exitcode, words)
         if lane.bad_initializer is not None:
             cause = failure.unpack_exception(lane.bad_initializer[HEAD_SIZE:])
@@ -545,6 +549,15 @@ class Engine:
     def is_over(self) -> bool:
         """Whether no worker is left, and none will come."""
         return self.state is not RUNNING and not self.dispatcher.lanes and not self.dispatcher.ledger.live
+
+    def begun(self) -> None:
+        """The first act of the supervisor's thread: the caller need not wait for a second thread to start."""
+        try:
+            self.collector.start()
+        except RuntimeError as error:
+            broken = PoolBroken(f"the system refuses {self.options.name} a thread: {error}")
+            broken.__cause__ = error
+            self.break_down(broken)
 
     def over(self) -> None:
         """The last act of the supervisor's thread. Whatever happens here, `join` comes to an end."""

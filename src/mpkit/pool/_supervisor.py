@@ -62,6 +62,9 @@ class Supervised(Protocol):
         """Whether no worker is left, and none will come."""
         ...
 
+    def begun(self) -> None:
+        """The first act of the supervisor's thread."""
+
     def over(self) -> None:
         """The last act of the supervisor's thread."""
 
@@ -131,6 +134,7 @@ class Supervisor:
 
     def _run(self) -> None:
         engine = self._engine
+        engine.begun()
         while True:
             gone, self._gone = self._gone, []
             for lane in gone:
