@@ -122,13 +122,14 @@ sys.stdin.read()
 
 
 def test_the_queues_of_another_process_are_read_from_outside() -> None:
+    before = introspect.queues()
     with child(USER) as process:
         (found,) = introspect.queues(process.pid)
         assert found.pid == process.pid
         assert found.users == (process.pid,)
         statistics = found.statistics
         assert (statistics.size, statistics.puts, statistics.gets, statistics.maxsize) == (2, 3, 1, 5)
-        assert introspect.queues() == []  # looking has left nothing open
+        assert introspect.queues() == before  # looking has left nothing open
         assert process.stdin is not None
         process.stdin.close()
         process.wait()
@@ -161,7 +162,11 @@ def test_the_pools_of_this_process_are_seen_as_from_outside(start_method: str) -
         assert all(worker.running_s is not None and worker.running_s >= 0 for worker in found.workers)
         assert all(worker.rss_bytes for worker in found.workers)
         # The workers have the queue open as well.
-        (seen,) = [seen for seen in introspect.queues(found.workers[0].pid) if seen.pid == os.getpid()]
+        (seen,) = [
+            seen
+            for seen in introspect.queues(found.workers[0].pid)
+            if seen.statistics.maxsize == queue.maxsize
+        ]
         assert set(seen.users) >= {worker.pid for worker in found.workers}
         queue.shutdown()
         assert {handle.result() for handle in handles} == {worker.pid for worker in found.workers}

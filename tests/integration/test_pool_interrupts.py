@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,10 +17,10 @@ from tests.contract import pool_tasks as tasks
 from tests.helpers.stepping import interrupt_at
 from tests.helpers.waiting import PATIENCE, wait_until
 
-# Only 3.10 looks for signals between any two opcodes.
-OPCODES = sys.version_info < (3, 11)
+# See tests/unit/shm/test_interrupts.py.
+OPCODES = bool(os.environ.get("MPKIT_EVERY_OPCODE")) and sys.version_info < (3, 11)
 #: A wait looks around for as long as it likes, so that there is no last one.
-STEPS = range(0, 4000, 7) if OPCODES else range(1200)
+STEPS = range(6000) if OPCODES else range(1200)
 
 Handles = list[TaskHandle[Any]]
 

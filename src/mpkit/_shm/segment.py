@@ -14,6 +14,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable
+from typing import TypeVar
 
 from mpkit._platform import identity
 from mpkit._shm import names
@@ -28,11 +29,14 @@ __all__ = [
     "SHM_DIRECTORY",
     "Segment",
     "check_private",
+    "create_file",
     "exhausted",
     "map_file",
     "reserve",
     "round_up",
 ]
+
+T = TypeVar("T")
 
 _NO_ROOM = {errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EFBIG}
 _TRY_ELSEWHERE = {
@@ -97,33 +101,13 @@ class Segment:
                 process may not open or map more. Nothing is left behind.
         """
         size = round_up(size, PAGE)
-        me = identity.current()
-        base = f"{PREFIX}{kind}-{me.pid}-{me.started}-{os.urandom(8).hex()}"
-        failure: OSError | None = None
-        for directory in _directories():
-            path = os.path.join(directory, base)
-            # First: whenever a kill comes, the resource tracker knows the name.
-            names.own(path, "segment")
-            fd = -1
-            try:
-                fd = os.open(path, _OPEN_FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
-                if names.is_fall_back(path):
-                    _mark_fall_back(fd)
-                    _sweep_once(directory)
-                os.ftruncate(fd, size)
-                reserve(fd, 0, size if reserved is None else min(reserved, size))
-                return cls(path, fd, size, owned=True)
-            except BaseException as error:
-                if fd >= 0:
-                    os.close(fd)
-                names.remove(path)
-                if not isinstance(error, OSError):
-                    raise
-                failure = failure or error
-                if error.errno not in _TRY_ELSEWHERE:
-                    raise exhausted(error, size) from error
-        assert failure is not None
-        raise exhausted(failure, size) from failure
+
+        def make(path: str, fd: int) -> Segment:
+            os.ftruncate(fd, size)
+            reserve(fd, 0, size if reserved is None else min(reserved, size))
+            return cls(path, fd, size, owned=True)
+
+        return create_file(kind, size, make)
 
     @classmethod
     def attach(cls, name: str, size: int | None = None) -> Segment:
@@ -209,6 +193,49 @@ class Segment:
 
     def __repr__(self) -> str:
         return f"<Segment {os.path.basename(self.name)} {'closed' if self.closed else f'{self.size} bytes'}>"
+
+
+def create_file(kind: str, size: int, make: Callable[[str, int], T]) -> T:
+    """A new file of the user's own, in shared memory or, if that has no room, in the temporary directory.
+
+    Args:
+        kind: a word for the name, without "-".
+        size: bytes that it is going to have, for the error.
+        make: called with path and descriptor (which is its own if it succeeds) to give the file its content;
+            with another one if the first directory has no room.
+
+    Returns:
+        What `make` returns.
+
+    Raises:
+        SharedMemoryExhausted: neither directory has the room, or this process may not open or map more.
+            Nothing is left behind, as after any exception of `make`.
+    """
+    me = identity.current()
+    base = f"{PREFIX}{kind}-{me.pid}-{me.started}-{os.urandom(8).hex()}"
+    failure: OSError | None = None
+    for directory in _directories():
+        path = os.path.join(directory, base)
+        # First: whenever a kill comes, the resource tracker knows the name.
+        names.own(path, "segment")
+        fd = -1
+        try:
+            fd = os.open(path, _OPEN_FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
+            if names.is_fall_back(path):
+                _mark_fall_back(fd)
+                _sweep_once(directory)
+            return make(path, fd)
+        except BaseException as error:
+            if fd >= 0:
+                os.close(fd)
+            names.remove(path)
+            if not isinstance(error, OSError):
+                raise
+            failure = failure or error
+            if error.errno not in _TRY_ELSEWHERE:
+                raise exhausted(error, size) from error
+    assert failure is not None
+    raise exhausted(failure, size) from failure
 
 
 def _mark_fall_back(fd: int) -> None:

@@ -14,6 +14,7 @@ The words of the status row, and who writes them:
   of the board's name; its descriptor of the pipe that it writes its stack into, plus 1 (0: none).
 - ``ITEM`` (worker): of a chunk: from which item on, and up to which, something is under way that may be the
   worker's death: ``first << 32 | end``, 0 before the first item. One store, so never half a truth.
+- ``PARCELS`` (worker), once it is `LEAVING`: how many parcels it has made.
 - ``STOP`` (parent): the task that an interrupt (SIGINT) is meant for; the worker ignores any other interrupt.
 - ``LOW`` (parent): ring the parent once no more than ``LOW - 1`` tasks are left in the inbox (0: do not).
 - ``SLEEPING`` (worker): it is going to sleep on `wake`, or does: 1 for want of records, 2 for want of room in
@@ -54,10 +55,11 @@ SLEEPING = 4
 PID = 5
 STACK_PIPE = 6
 POOL = 7
-ITEM = 10
 STOP = 8
 LOW = 9
 _IN_HEAD = 16
+ITEM = 17
+PARCELS = 18
 _IN_TAIL = 24
 _OUT_HEAD = 32
 _OUT_TAIL = 40

@@ -44,6 +44,7 @@ from mpkit.pool._channel import (
     LEAVE,
     LEAVING,
     LOW,
+    PARCELS,
     RAISED,
     RANGE,
     STATE,
@@ -328,8 +329,8 @@ class Engine:
                 settlements.append((task, RAISED, error))
             dispatcher.fill()
         self.collector.settle(settlements)
-        if exitcode != 0 or lane.words[STATE] != LEAVING:
-            # Else it has handed over all that it had created.
+        if exitcode != 0 or lane.words[STATE] != LEAVING or lane.words[PARCELS]:
+            # Else it has left in order, and has never made any.
             payload.sweep(lane.identity)
         broken: MpkitError | None = self.crew.note_death_of(lane, exitcode, words)
         if lane.bad_initializer is not None:

@@ -1,4 +1,4 @@
-"""Arguments and outcomes as bytes: inside a record, or if they are big in a segment of its own (*parcel*).
+"""Arguments and outcomes as bytes: inside a record, or if they are big in a file of its own (*parcel*).
 
 A parcel holds one pickle and the big buffers that pickle protocol 5 keeps out of it. Nothing leaks when a
 side dies in between:
@@ -23,7 +23,8 @@ from typing import Any, cast
 
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._shm import names
-from mpkit._shm.segment import PREFIX, SHM_DIRECTORY, Segment, check_private
+from mpkit._shm.blob import Blob
+from mpkit._shm.segment import PREFIX, SHM_DIRECTORY, check_private
 from mpkit._wire import codec, failure
 from mpkit._wire.codec import Pickler
 from mpkit.errors import HandleLost, MpkitError
@@ -49,6 +50,8 @@ _encode = codec.Encoder(OUT_OF_BAND_BYTES).encode
 
 _KIND = "parcel"
 _ALIGN = 64
+#: How many parcels there have been; a worker that has made none has left none.
+_made = 0
 _TWO_WORDS = struct.Struct("<QQ")
 
 
@@ -59,7 +62,7 @@ def _encode_by_value(obj: object) -> tuple[bytes, list[pickle.PickleBuffer]]:
 # -- arguments -----------------------------------------------------------------------------------------------
 
 
-def dump_arguments(arguments: Any, pickler: Pickler) -> tuple[int, bytes, Segment | None]:
+def dump_arguments(arguments: Any, pickler: Pickler) -> tuple[int, bytes, Blob | None]:
     """Pickle the arguments of a task: flags, bytes for the record, a parcel (the caller's) if they are big.
 
     Raises:
@@ -96,7 +99,7 @@ def dump_value(value: object, pickler: Pickler) -> tuple[int, bytes]:
     head, buffers = _encode(value) if pickler == "pickle" else _encode_by_value(value)
     if not buffers and len(head) <= INLINE_BYTES:
         return VALUE, head
-    return BIG_VALUE, _hand_over(_pack(head, buffers))
+    return BIG_VALUE, _pack(head, buffers).hand_over().encode()
 
 
 def dump_error(error: BaseException, pickler: Pickler) -> tuple[int, bytes]:
@@ -104,7 +107,7 @@ def dump_error(error: BaseException, pickler: Pickler) -> tuple[int, bytes]:
     data = failure.pack_exception(error, pickler)
     if len(data) <= INLINE_BYTES:
         return ERROR, data
-    return BIG_ERROR, _hand_over(_pack(data, []))
+    return BIG_ERROR, _pack(data, []).hand_over().encode()
 
 
 def adopt(kind: int, record: bytes) -> tuple[int, object]:
@@ -161,58 +164,48 @@ def sweep(worker: ProcessIdentity | None) -> None:
 
 # -- shared objects ------------------------------------------------------------------------------------------
 
-#: Segments of shared objects that were pickled by a thread a moment ago: (thread, segment).
-seen_shared: list[tuple[int, Segment]] = []
+#: Segments of shared objects that were pickled by a thread a moment ago: (thread, file).
+seen_shared: list[tuple[int, Blob]] = []
 
 
-def take_seen_shared() -> list[Segment]:
-    """The segments of the shared objects among the arguments that this thread has just pickled."""
+def take_seen_shared() -> list[Blob]:
+    """The files of the shared objects among the arguments that this thread has just pickled."""
     me = threading.get_ident()
     mine = [entry for entry in list(seen_shared) if entry[0] == me]
     for entry in mine:
         seen_shared.remove(entry)
-    return [segment for _, segment in mine]
+    return [blob for _, blob in mine]
 
 
-def dump_shared(value: object, pickler: Pickler) -> Segment:
-    """A segment with an object that many tasks use."""
+def dump_shared(value: object, pickler: Pickler) -> Blob:
+    """A file with an object that many tasks use."""
     head, buffers = codec.encode(value, pickler=pickler, threshold=OUT_OF_BAND_BYTES)
     return _pack(head, buffers)
 
 
 def open_shared(name: str) -> object:
-    """The object in a segment that others use too: its buffers are read-only."""
+    """The object in a file that others use too: its buffers are read-only."""
     return _decode(_map(name, read_only=True))
 
 
 # -- parcels -------------------------------------------------------------------------------------------------
 
 
-def _pack(head: bytes, buffers: list[Any]) -> Segment:
-    """A segment with the pickle and its buffers: [how many, length of the pickle], [lengths], pickle,
-    buffers.
-    """
+def _pack(head: bytes, buffers: list[Any]) -> Blob:
+    """A file with a pickle and its buffers: [how many, length of the pickle], [lengths], pickle, buffers."""
+    global _made
+    _made += 1
     raws = [buffer.raw() for buffer in buffers]
     try:
-        at = _start_of_head(len(raws)) + len(head)
-        size = at
-        for raw in raws:
-            size = _aligned(size) + raw.nbytes
-        segment = Segment.create(max(size, 1), kind=_KIND)
-        try:
-            words, mm = segment.words, segment.mm
-            words[0] = len(raws)
-            words[1] = len(head)
-            mm[at - len(head) : at] = head
-            for number, raw in enumerate(raws):
-                words[2 + number] = raw.nbytes
-                at = _aligned(at)
-                mm[at : at + raw.nbytes] = raw
-                at += raw.nbytes
-        except BaseException:
-            segment.close()
-            raise
-        return segment
+        lengths = [raw.nbytes for raw in raws]
+        front = b"".join((_TWO_WORDS.pack(len(raws), len(head)), _lengths(lengths), head))
+        pieces: list[tuple[int, Any]] = [(0, front)]
+        size = len(front)
+        for raw, length in zip(raws, lengths, strict=True):
+            at = _aligned(size)
+            pieces.append((at, raw))
+            size = at + length
+        return Blob.create(pieces, size, kind=_KIND)
     finally:
         for raw in raws:
             raw.release()
@@ -220,12 +213,13 @@ def _pack(head: bytes, buffers: list[Any]) -> Segment:
             buffer.release()
 
 
-def _hand_over(segment: Segment) -> bytes:
-    """The name, which belongs to whoever receives it from now on."""
-    name = segment.name
-    names.hand_over(name)
-    segment.close()
-    return name.encode()
+def parcels_made() -> int:
+    """How many parcels this process has made, or has begun to make."""
+    return _made
+
+
+def _lengths(lengths: list[int]) -> bytes:
+    return struct.pack(f"<{len(lengths)}Q", *lengths)
 
 
 def _adopt_parcel(name: str) -> mmap.mmap:
@@ -243,7 +237,7 @@ def _map(name: str, *, read_only: bool = False) -> mmap.mmap:
         fd = os.open(name, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0))
     except FileNotFoundError as error:
         raise HandleLost(
-            f"the segment {name!r} with the data of a task is gone: its creator has exited", name=name
+            f"the file {name!r} with the data of a task is gone: its creator has exited", name=name
         ) from error
     try:
         status = os.fstat(fd)
@@ -299,5 +293,6 @@ __all__ = [
     "dump_value",
     "load_arguments",
     "open_outcome",
+    "parcels_made",
     "sweep",
 ]

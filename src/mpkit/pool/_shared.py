@@ -1,6 +1,6 @@
 """An object that many tasks use: pickled once into shared memory, mapped by the workers.
 
-A `Shared` among the arguments of a task is pickled as the name of its segment; unpickling gives the object
+A `Shared` among the arguments of a task is pickled as the name of its file; unpickling gives the object
 itself. So it works at any depth of any container, and the function never sees a wrapper.
 """
 
@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from mpkit._platform import seam
 from mpkit._platform.hints import Self
-from mpkit._shm.segment import Segment
+from mpkit._shm.blob import Blob
 from mpkit.errors import ClosedError
 from mpkit.pool import _payload as payload
 from mpkit.pool._options import Pickler
@@ -45,9 +45,9 @@ class Shared(Generic[T]):
     """
 
     def __init__(self, value: T, pickler: Pickler) -> None:
-        self._segment: Segment | None = payload.dump_shared(value, pickler)
+        self._blob: Blob | None = payload.dump_shared(value, pickler)
         self._value: T | None = value
-        self.nbytes: int = self._segment.size
+        self.nbytes: int = self._blob.size
 
     @property
     def value(self) -> T:
@@ -56,23 +56,23 @@ class Shared(Generic[T]):
         Raises:
             ClosedError: After `close`.
         """
-        if self._segment is None:
+        if self._blob is None:
             raise ClosedError("this shared object has been closed")
         return self._value  # type: ignore[return-value]  # a T until it is closed
 
     def close(self) -> None:
         """Free the memory. Tasks sent earlier that have not opened it yet fail with `HandleLost`."""
-        segment, self._segment, self._value = self._segment, None, None
-        if segment is not None:
-            segment.close()
+        blob, self._blob, self._value = self._blob, None, None
+        if blob is not None:
+            blob.close()
 
     def __reduce__(self) -> tuple[Callable[[str], Any], tuple[str]]:
-        segment = self._segment
-        if segment is None:
+        blob = self._blob
+        if blob is None:
             raise ClosedError("this shared object has been closed")
         # The task must keep the memory until it has ended, also if the caller drops this object right away.
-        payload.seen_shared.append((threading.get_ident(), segment))
-        return open_shared, (segment.name,)
+        payload.seen_shared.append((threading.get_ident(), blob))
+        return open_shared, (blob.name,)
 
     def __enter__(self) -> Self:
         return self
@@ -83,7 +83,7 @@ class Shared(Generic[T]):
         self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self._segment is None else f"{type(self._value).__name__}, {self.nbytes} bytes"
+        state = "closed" if self._blob is None else f"{type(self._value).__name__}, {self.nbytes} bytes"
         return f"<Shared {state}>"
 
 

@@ -77,6 +77,8 @@ class Supervisor:
         self._watcher = ExitWatcher()
         self._by_identity: dict[ProcessIdentity, Lane] = {}
         self._poke_reader, self._poke_writer = os.pipe()
+        # Whoever takes them out of here closes them.
+        self._pipe = [(self._poke_reader, self._poke_writer)]
         # Who is just writing into it, and whether it may be written into.
         self._poking: list[None] = []
         self._pokable = True
@@ -117,6 +119,8 @@ class Supervisor:
             return
         finally:
             self._poking.pop()
+            if not self._pokable:
+                self._close_pipe_unless_poked()
 
     def request(self, what: Callable[[], None]) -> None:
         """Have the thread do something."""
@@ -163,10 +167,7 @@ class Supervisor:
         self._watcher.close()
         engine.over()
         self._pokable = False
-        # Whoever has looked before that line is noted here, and may be about to write; then the pipe stays
-        # until this object goes. Its number must not be another file's meanwhile.
-        if not self._poking:
-            self._close_pipe()
+        self._close_pipe_unless_poked()
 
     def _next_wait(self, now: float) -> float | None:
         looks_at = min(self.looks_at, self._look_at_limits(now))
@@ -182,15 +183,22 @@ class Supervisor:
         except BlockingIOError:
             return
 
+    def _close_pipe_unless_poked(self) -> None:
+        # Whoever has found it pokable is noted, and may be about to write: its number must not be another
+        # file's meanwhile. The last one of them closes it.
+        if not self._poking:
+            self._close_pipe()
+
     def _close_pipe(self) -> None:
-        self._pokable = False
-        writer, self._poke_writer = self._poke_writer, -1
-        if writer >= 0:
-            os.close(self._poke_reader)
-            os.close(writer)
+        try:
+            pipe = self._pipe.pop()
+        except IndexError:
+            return
+        for end in pipe:
+            os.close(end)
 
     def __del__(self) -> None:
-        if hasattr(self, "_poke_writer"):
+        if hasattr(self, "_pipe"):
             self._close_pipe()
 
     # -- limits ----------------------------------------------------------------------------------------------

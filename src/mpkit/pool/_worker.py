@@ -51,6 +51,7 @@ from mpkit.pool._channel import (
     LOG,
     LOW,
     NONE,
+    PARCELS,
     PART,
     PID,
     POOL,
@@ -136,6 +137,8 @@ class _Worker:
         self.board = Board.attach(plan.names)
         self.outbox = _Outbox(self.channel, self.board)
         self.functions: dict[bytes, Callable[..., Any]] = {}
+        # A fork has its parent's count.
+        self.parcels_before = payload.parcels_made()
         #: The number of the task whose code is running; 0 while the worker's own code is.
         self.inside = 0
         self.last_ring = 0
@@ -251,6 +254,7 @@ class _Worker:
             if most_memory is not None and (own_rss_bytes() or 0) > most_memory:
                 # What it has kept must not be held against the next task.
                 break
+        words[PARCELS] = payload.parcels_made() - self.parcels_before
         words[STATE] = LEAVING
         self.outbox.ring_all()
 

@@ -1,0 +1,92 @@
+"""Bytes in shared memory that are written once, when they are made, and only read after that.
+
+They are written into the file, not into a mapping of it: so the system neither clears pages that are going
+to be overwritten nor takes a page fault for each of them (measured: 10 MB in 1.9 ms instead of 4.8). A full
+file system is an error of the write, never a SIGBUS.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+
+from mpkit._shm import names
+from mpkit._shm.segment import create_file
+
+__all__ = ["Blob"]
+
+#: The most that one call writes: macOS refuses 2 GiB, Linux cuts them off.
+_MOST_AT_ONCE = 1 << 30
+
+# Bound early: a module's globals may be gone when the last objects are.
+_is_finalizing = sys.is_finalizing
+
+
+class Blob:
+    """In its creator: the file, which goes with this object unless it is handed over.
+
+    Attributes:
+        name: the absolute path.
+        size: bytes in it.
+    """
+
+    __slots__ = ("_owner_pid", "name", "size")
+
+    def __init__(self, name: str, size: int) -> None:
+        self.name: str = name
+        self.size: int = size
+        self._owner_pid = os.getpid()
+
+    @classmethod
+    def create(cls, pieces: Iterable[tuple[int, bytes | memoryview]], size: int, *, kind: str) -> Blob:
+        """Write the pieces, each at its place, into a new file of the user's own.
+
+        Args:
+            pieces: where each begins, and its bytes (contiguous); gaps between them are zero.
+            size: where the last one ends.
+            kind: a word for the name, without "-".
+
+        Raises:
+            SharedMemoryExhausted: neither shared memory nor the temporary directory has the room, or this
+                process may not open more files. Nothing is left behind.
+        """
+        pieces = list(pieces)
+
+        def write(path: str, fd: int) -> tuple[str, int]:
+            for at, piece in pieces:
+                _write(fd, at, piece)
+            return path, fd
+
+        path, fd = create_file(kind, size, write)
+        os.close(fd)
+        return cls(path, size)
+
+    def hand_over(self) -> str:
+        """The name, which belongs to whoever receives it from now on."""
+        self._owner_pid = 0
+        names.hand_over(self.name)
+        return self.name
+
+    def close(self) -> None:
+        """Remove the name, unless it is another's by now. Those who have it mapped keep it."""
+        if self._owner_pid == os.getpid():
+            names.remove(self.name)
+            # Last: after an interrupt a second call does the rest.
+            self._owner_pid = 0
+
+    def __del__(self) -> None:
+        # At the end of the interpreter the exit hook of `names` removes everything.
+        if not _is_finalizing() and hasattr(self, "_owner_pid"):
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"<Blob {os.path.basename(self.name)} {self.size} bytes>"
+
+
+def _write(fd: int, at: int, piece: bytes | memoryview) -> None:
+    os.lseek(fd, at, os.SEEK_SET)
+    with memoryview(piece) as view:
+        done = 0
+        while done < view.nbytes:
+            done += os.write(fd, view[done : done + _MOST_AT_ONCE])
