@@ -433,6 +433,10 @@ class Engine:
             elif now >= lane.leave_by:
                 lane.leave_by = _NEVER
                 self.supervisor.kill(lane)
+        for lane in list(self.dispatcher.lanes.values()):
+            if lane.greeted:
+                # While they end, which takes longer: they have open what they need.
+                lane.channel.discard()
         return min((lane.leave_by for lane in self.dispatcher.lanes.values()), default=_NEVER)
 
     def _end_all(self, now: float) -> float:
