@@ -27,7 +27,6 @@ from mpkit.errors import (
     PoolBroken,
     SerializationError,
     TaskCancelled,
-    WorkerCrashed,
 )
 from mpkit.pool import _crew as crew_module
 from mpkit.pool import _logs as logs
@@ -40,7 +39,6 @@ from mpkit.pool._channel import (
     DONE,
     FUNCTION_INSIDE,
     HEAD_SIZE,
-    ITEM,
     LEAVE,
     LEAVING,
     LOW,
@@ -53,11 +51,12 @@ from mpkit.pool._channel import (
 )
 from mpkit.pool._collector import Collector
 from mpkit.pool._crew import Crew
-from mpkit.pool._dispatcher import Dispatcher, Settlements, ending_error
+from mpkit.pool._dispatcher import Dispatcher, Settlements
 from mpkit.pool._functions import Function
 from mpkit.pool._interrupts import deferred_interrupts, without_interrupts
 from mpkit.pool._lane import Lane
 from mpkit.pool._ledger import CANCELLED, Chunk, ChunkSink, Death, Sink, Task
+from mpkit.pool._losses import settle_loss
 from mpkit.pool._options import PoolOptions, TaskOptions
 from mpkit.pool._stacks import last_words, live_stack
 from mpkit.pool._states import BROKEN, CLOSED, RUNNING, TERMINATED
@@ -311,22 +310,9 @@ class Engine:
         died = signal_name(exitcode)
         likely_oom = died == "SIGKILL" and not lane.doomed and crew_module.oom_kill_count() > lane.oom_kills
         death = Death(lane.pid, exitcode, died, words, lane.rss_bytes, likely_oom)
-        settlements: Settlements = []
         dispatcher = self.dispatcher
         with dispatcher.lock:
-            begun = dispatcher.bury(lane, settlements)
-            for number in begun[:-1]:
-                lost = dispatcher.ledger.finish(lane.key, number, False)
-                if lost is not None:
-                    settlements.append((lost, RAISED, _crash(lost, [death])))
-            running = begun[-1] if begun else None
-            chunk = None if running is None else lane.sent.get(running)
-            if isinstance(chunk, Chunk) and self._divide(chunk, lane, death, settlements):
-                running = None
-            loss = dispatcher.ledger.lose_worker(lane.key, running, death)
-            for task in loss.ended:
-                error = ending_error(task, lane) if task.ending else _crash(task, task.deaths or [death])
-                settlements.append((task, RAISED, error))
+            settlements = settle_loss(dispatcher, lane, death, self._numbers)
             dispatcher.fill()
         self.collector.settle(settlements)
         if exitcode != 0 or lane.words[STATE] != LEAVING or lane.words[PARCELS]:
@@ -342,58 +328,6 @@ class Engine:
         self.crew.dispose(lane)
         if broken is not None and self.state in (RUNNING, CLOSED):
             self.break_down(broken)
-
-    def _divide(self, chunk: Chunk, lane: Lane, death: Death, settlements: Settlements) -> bool:
-        """The worker of a chunk is dead: only the item that it died of may fail (holding the lock).
-
-        Long items are worked on one by one: the one in hand is tried again or fails. Of a block of short ones
-        each may have been the death of the worker: each is sent again alone, so that the guilty one, if there
-        is one, takes no other with it. All others are sent again together.
-
-        Returns:
-            False when the death is that of the whole chunk: it has one item only, is being stopped, or the
-            worker died before the first item (its function or its items cannot be unpickled, it seems).
-        """
-        item = lane.words[ITEM]
-        if chunk.ending or not item or chunk.stop - chunk.start == 1:
-            return False
-        first = min(max(item >> 32, chunk.done), chunk.stop)
-        end = min(max(item & 0xFFFF_FFFF, first), chunk.stop)
-        parts = [(chunk.done, first), *((k, k + 1) for k in range(first, end)), (end, chunk.stop)]
-        pieces = [self._piece(chunk, start, stop) for start, stop in parts if start < stop]
-        crashed: Chunk | None = None
-        if end - first == 1:
-            guilty = next(piece for piece in pieces if piece.start == first)
-            guilty.deaths = [death]
-            if not chunk.retries:
-                crashed = guilty
-            else:
-                self.dispatcher.ledger.retried += 1
-        cast("ChunkSink", chunk.sink).split(chunk, pieces)
-        self.dispatcher.ledger.divide(chunk, [piece for piece in pieces if piece is not crashed], crashed)
-        if crashed is not None:
-            settlements.append((crashed, RAISED, _crash(crashed, [death])))
-        return True
-
-    def _piece(self, chunk: Chunk, start: int, stop: int) -> Chunk:
-        number = next(self._numbers)
-        record = chunk.record
-        _, length, flags = TASK_HEAD.unpack_from(record)
-        at = HEAD_SIZE + length
-        record = b"".join(
-            (
-                TASK_HEAD.pack(number, length, flags),
-                record[HEAD_SIZE:at],
-                RANGE.pack(start, stop),
-                record[at + RANGE.size :],
-            )
-        )
-        sink = cast("ChunkSink", chunk.sink)
-        piece = Chunk(
-            number, sink, record, chunk.function, chunk.timeout, chunk.retries, chunk.kept, start, stop
-        )
-        piece.offset = chunk.offset
-        return piece
 
     def look_after_crew(self, now: float) -> float:
         """Replace who is missing, send home who is not needed; when to look again. In the supervisor's
@@ -616,32 +550,6 @@ def _state_of(lane: Lane, running: int) -> str:
     if lane.leaving:
         return "leaving"
     return ("starting", "initializing", "running" if running else "idle", "leaving")[lane.words[STATE]]
-
-
-def _crash(task: Task, deaths: list[Death]) -> WorkerCrashed:
-    last = deaths[-1]
-    fields: dict[str, Any] = {
-        "task_id": task.number,
-        "pid": last.pid,
-        "exitcode": last.exitcode,
-        "signal": last.signal,
-        "stack": last.stack or None,
-        "rss_bytes": last.rss_bytes,
-        "likely_oom": last.likely_oom,
-    }
-    error = WorkerCrashed(**fields)
-    if len(deaths) > 1:
-        each = "; ".join(f"process {death.pid} {_how(death)}" for death in deaths)
-        error = WorkerCrashed(
-            f"task {task.number} ({task.function.name}) was tried {len(deaths)} times, "
-            f"and its worker died each time: {each}",
-            **fields,
-        )
-    return error
-
-
-def _how(death: Death) -> str:
-    return f"was killed by {death.signal}" if death.signal else f"ended with exit code {death.exitcode}"
 
 
 def _copy_of(error: MpkitError) -> MpkitError:
