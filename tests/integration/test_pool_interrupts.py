@@ -53,6 +53,18 @@ def do_nothing(_handle: object) -> None:
     """Somebody is to be called."""
 
 
+def copy_of(data: Any) -> bytes:
+    return bytes(data)
+
+
+def exchange_big_things(pool: TaskPool, handles: Handles) -> None:
+    with pool.share(bytearray(100_000)) as shared:
+        handles.append(pool.submit(copy_of, shared))
+        handles.append(pool.submit(len, bytearray(100_000)))
+        for handle in handles[-2:]:
+            handle.result(PATIENCE)
+
+
 def map_chunks(pool: TaskPool, handles: Handles) -> None:
     handles.append(pool.map_async(tasks.square, range(8), chunksize=2))
     handles[-1].result(PATIENCE)
@@ -75,14 +87,16 @@ def was_cancelled(handle: TaskHandle[Any]) -> bool:
     return False
 
 
-# In a destructor Python reports Ctrl-C and goes on.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     "work",
-    [submit_and_wait, submit_many, wait_as_futures, map_chunks, cancel, iterate],
+    [submit_and_wait, submit_many, wait_as_futures, exchange_big_things, map_chunks, cancel, iterate],
     ids=lambda f: f.__name__,
 )
-def test_the_pool_goes_on(pool: TaskPool, work: Callable[[TaskPool, Handles], None]) -> None:
+def test_the_pool_goes_on(
+    pool: TaskPool, work: Callable[[TaskPool, Handles], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In a destructor Python reports Ctrl-C and goes on. The hook of pytest keeps what was being destroyed.
+    monkeypatch.setattr(sys, "unraisablehook", lambda _report: None)
     handles: Handles = []
     for step in STEPS:
         reached = interrupt_at(step, partial(work, pool, handles), opcodes=OPCODES)
@@ -93,4 +107,7 @@ def test_the_pool_goes_on(pool: TaskPool, work: Callable[[TaskPool, Handles], No
     assert step > 20
     cancelled = [was_cancelled(handle) for handle in handles]
     assert work is cancel or not any(cancelled), "an outcome was lost"
+    handles.clear()
+    # What a destructor was kept from, the next parcel does.
+    pool.share(bytearray(100_000)).close()
     wait_until(lambda: pool.statistics().queued == pool.statistics().running == 0, "nothing is under way")

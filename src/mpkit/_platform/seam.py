@@ -34,6 +34,7 @@ import os
 import signal
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from multiprocessing import connection, process, reduction, spawn, util
 from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Protocol, TypeVar, cast
@@ -42,6 +43,7 @@ from mpkit._platform import families, identity
 from mpkit._platform.deadlines import deadline_of, remaining
 from mpkit._platform.hints import override
 from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.interrupts import deferred_interrupts
 from mpkit.errors import ClosedError
 
 if TYPE_CHECKING:
@@ -83,6 +85,7 @@ __all__ = [
     "spawn_passing",
     "spawning",
     "start_fork_server",
+    "tell_tracker",
     "track",
     "untrack",
 ]
@@ -131,14 +134,48 @@ def track(name: str, rtype: TrackedType) -> None:
         from multiprocessing import resource_tracker  # noqa: PLC0415  POSIX only
 
         resource_tracker.register(name, rtype)
+        tell_tracker()
 
 
 def untrack(name: str, rtype: TrackedType) -> None:
-    """Take back `track`: the name has been removed."""
+    """Take back `track`: the name has been removed. May be called by a `__del__` at any moment."""
     if sys.platform != "win32":
-        from multiprocessing import resource_tracker  # noqa: PLC0415  POSIX only
+        _untold.append((name, rtype))
+        tell_tracker()
 
-        resource_tracker.unregister(name, rtype)
+
+#: Names that the tracker is still to forget.
+_untold: deque[tuple[str, TrackedType]] = deque()
+
+
+def tell_tracker() -> None:
+    """Have the tracker forget what is to be forgotten; unless this thread is just talking to it.
+
+    A garbage collection may come in the middle of that, and a `__del__` take a name back: it would wait
+    for its own thread for ever (Python 3.10), or be refused with a warning. Then the next call does it.
+    """
+    if not _untold or _is_talking_to_tracker():
+        return
+    from multiprocessing import resource_tracker  # noqa: PLC0415  POSIX only
+
+    with contextlib.suppress(IndexError):
+        # Several threads may be at it.
+        while True:
+            resource_tracker.unregister(*_untold.popleft())
+
+
+def _is_talking_to_tracker() -> bool:
+    from multiprocessing import resource_tracker  # noqa: PLC0415  POSIX only
+
+    lock: Any = vars(resource_tracker)["_resource_tracker"]._lock
+    if hasattr(lock, "_is_owned"):
+        return bool(lock._is_owned())
+    # Before 3.11.6 the lock does not know who has it: perhaps this thread.
+    with deferred_interrupts():
+        free: bool = lock.acquire(False)
+        if free:
+            lock.release()
+    return not free
 
 
 # --- the end of a process ---------------------------------------------------------------------------------

@@ -18,11 +18,13 @@ import contextlib
 import errno
 import os
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 from mpkit._platform import seam
+from mpkit._platform.interrupts import deferred_interrupts
 
 #: Where Linux keeps shared memory; what lies there the resource tracker can remove.
 SHM_DIRECTORY = "/dev/shm"  # noqa: S108  files there are created exclusively and checked when opened
@@ -44,6 +46,10 @@ _Lingering: TypeAlias = "tuple[float, str, str, Callable[[str], bool]]"
 
 _owned: dict[str, NameType] = {}
 _lingering: deque[_Lingering] = deque()
+# Whose name is whose, and those of them that have gone. What puts them there is C code: an interrupt that
+# comes in a `__del__`, before it has done anything, cannot keep it from that.
+_owners: dict[weakref.ref[object], str] = {}
+_gone: deque[weakref.ref[object]] = deque()
 # It can be taken again by the thread that has it, because a garbage collection, and with it a `__del__` that
 # lets a name go, can start meanwhile.
 _guard = seam.InterruptibleLock()
@@ -52,9 +58,10 @@ _exit_hook_pid = 0
 
 def own(name: str, kind: NameType) -> None:
     """Record that this process created `name`, and see to its removal at exit or death."""
-    if _tracked(name, kind):
-        seam.track(_tracker_name(name), _tracker_type(kind))
-    _guard.run(_record, name, kind)
+    with deferred_interrupts():
+        if _tracked(name, kind):
+            seam.track(_tracker_name(name), _tracker_type(kind))
+        _guard.run(_record, name, kind)
     _sweep()
 
 
@@ -68,17 +75,24 @@ def _record(name: str, kind: NameType) -> None:
 
 def remove(name: str) -> None:
     """Remove `name` from the system now, if this process owns it. Those who have it open keep it."""
-    _guard.run(_remove, name)
+    # The resource tracker is told of each name once, and once that it is gone.
+    with deferred_interrupts():
+        _guard.run(_remove, name)
 
 
 def _remove(name: str) -> None:
     kind = _owned.get(name)
     if kind is not None:
-        # Only then is it forgotten: an interrupt in the middle leaves it to the next call, or to the exit.
+        # Only then is it forgotten: what cannot be removed is left to the next call, or to the exit.
         _unlink(name, kind)
         _owned.pop(name, None)
         if _tracked(name, kind):
             seam.untrack(_tracker_name(name), _tracker_type(kind))
+
+
+def belongs_to(owner: object, name: str) -> None:
+    """Remove `name` some time after `owner` has gone, should it have failed to do so itself."""
+    _owners[weakref.ref(owner, _gone.append)] = name
 
 
 def hand_over(name: str) -> None:
@@ -121,6 +135,14 @@ def _sweep() -> None:
     while (due := _guard.run(_due, now)) is not None:
         _, name, about, in_use = due
         let_go(name, about, in_use if in_use(about) else None)
+    if _gone:
+        with deferred_interrupts():
+            _guard.run(_remove_gone)
+
+
+def _remove_gone() -> None:
+    while _gone:
+        _remove(_owners.pop(_gone.popleft(), ""))
 
 
 def _due(now: float) -> _Lingering | None:
@@ -131,6 +153,7 @@ def _remove_all() -> None:
     _guard.run(_lingering.clear)
     for name in owned_names():
         remove(name)
+    seam.tell_tracker()
 
 
 def _unlink(name: str, kind: NameType) -> None:
@@ -164,6 +187,8 @@ def _forget_after_fork() -> None:
     _exit_hook_pid = 0
     _owned.clear()
     _lingering.clear()
+    _owners.clear()
+    _gone.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from mpkit._platform import identity
+from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._shm import names
 from mpkit._shm.names import PREFIX, SHM_DIRECTORY
 from mpkit.errors import HandleLost, SharedMemoryExhausted
@@ -107,7 +108,9 @@ class Segment:
             reserve(fd, 0, size if reserved is None else min(reserved, size))
             return cls(path, fd, size, owned=True)
 
-        return create_file(kind, size, make)
+        # So that no interrupt comes between the file and its object.
+        with deferred_interrupts():
+            return create_file(kind, size, make)
 
     @classmethod
     def attach(cls, name: str, size: int | None = None) -> Segment:
@@ -160,10 +163,11 @@ class Segment:
             in_use: tells whether other processes still need the name; None when nobody does (see
                 `names.let_go`).
         """
-        # First the number is forgotten: closed twice it might be another's the second time.
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
+        with deferred_interrupts():
+            # First the number is forgotten: closed twice it might be another's the second time.
+            fd, self.fd = self.fd, -1
+            if fd >= 0:
+                os.close(fd)
         # Dropped rather than closed: a thread that is still at work, or a view that somebody holds, keeps the
         # mapping until it goes.
         self.mm = _GONE
@@ -185,8 +189,8 @@ class Segment:
         # are half gone.
         if (
             not _is_finalizing()
-            and getattr(self, "fd", -1) >= 0
             and hasattr(self, "words")
+            and (self.fd >= 0 or self._owner_pid)
             and not self.managed
         ):
             self.close()

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 
 from mpkit._platform import identity, seam
+from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._shm import names
 from mpkit._shm.segment import PREFIX, exhausted
 from mpkit.errors import HandleLost
@@ -63,14 +64,15 @@ class Semaphore:
         me = identity.current()
         # macOS allows 31 characters in all: the start time stays out of the name there and here.
         name = name or f"/{PREFIX}{kind[:1]}-{me.pid}-{os.urandom(6).hex()}"
-        # First: whenever a kill comes, the resource tracker knows the name.
-        names.own(name, "semaphore")
-        try:
-            raw = seam.SemLock(seam.SEMAPHORE_KIND, value, maxvalue, name, False)
-        except OSError as error:
-            names.remove(name)
-            raise exhausted(error, 32) from error
-        return cls(name, raw, owner_pid=me.pid)
+        with deferred_interrupts():
+            # First: whenever a kill comes, the resource tracker knows the name.
+            names.own(name, "semaphore")
+            try:
+                raw = seam.SemLock(seam.SEMAPHORE_KIND, value, maxvalue, name, False)
+            except OSError as error:
+                names.remove(name)
+                raise exhausted(error, 32) from error
+            return cls(name, raw, owner_pid=me.pid)
 
     @classmethod
     def attach(cls, name: str, maxvalue: int) -> Semaphore:
@@ -98,13 +100,14 @@ class Semaphore:
         name = f"/{PREFIX}t-{me.pid}-{os.urandom(6).hex()}"
         # The C code removes the name as soon as it has made it, so the tracker has to do it only for a
         # process that is killed just there.
-        seam.track(name, "semaphore")
-        try:
-            raw = seam.SemLock(seam.SEMAPHORE_KIND, value, max(value, 1), name, True)
-        except OSError as error:
-            raise exhausted(error, 32) from error
-        finally:
-            seam.untrack(name, "semaphore")
+        with deferred_interrupts():
+            seam.track(name, "semaphore")
+            try:
+                raw = seam.SemLock(seam.SEMAPHORE_KIND, value, max(value, 1), name, True)
+            except OSError as error:
+                raise exhausted(error, 32) from error
+            finally:
+                seam.untrack(name, "semaphore")
         return cls("", raw, owner_pid=0)
 
     def close(self, segment_name: str = "", in_use: Callable[[str], bool] | None = None) -> None:

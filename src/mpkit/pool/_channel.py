@@ -76,7 +76,7 @@ LEAVING = 3
 
 #: A thread of the parent sleeps at the front bell.
 FRONT = 0
-#: The task that it waits for, or `ANY`, or `SOON`.
+#: The task that it waits for, or `ANY`, `SOON` or `NOT_NOW`.
 WANTED = 1
 #: The collector sleeps at the back bell, and when to ring it: `AWAKE` ... `ALWAYS`.
 BACK = 8
@@ -85,6 +85,9 @@ BACK = 8
 ANY = 0
 #: Every outcome counts, but while a worker has more to do it need not say so more than once in a millisecond.
 SOON = (1 << 64) - 1
+
+#: No outcome counts, only that an inbox runs low or an outbox fills: it wakes by itself in a moment.
+NOT_NOW = (1 << 64) - 2
 
 #: It does not sleep.
 AWAKE = 0

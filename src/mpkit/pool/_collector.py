@@ -25,6 +25,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from mpkit._platform import seam
+from mpkit._platform.interrupts import deferred_interrupts
 from mpkit.pool._channel import (
     ALWAYS,
     ANY,
@@ -32,6 +33,7 @@ from mpkit.pool._channel import (
     BACK,
     FRONT,
     NONE,
+    NOT_NOW,
     PART,
     PLAIN,
     WANTED,
@@ -42,7 +44,6 @@ from mpkit.pool._channel import (
     ring_bell,
 )
 from mpkit.pool._dispatcher import Dispatcher, Settlements
-from mpkit.pool._interrupts import deferred_interrupts
 from mpkit.pool._patience import Patience
 
 
@@ -67,6 +68,8 @@ _logger = logging.getLogger("mpkit.pool")
 
 #: The longest sleep without a look while somebody waits: a net below the protocol.
 _SLICE_SECONDS = 0.5
+#: How late an outcome may be told while outcomes come faster than that.
+_NAP_SECONDS = 0.0005
 
 
 class Collector:
@@ -97,11 +100,15 @@ class Collector:
         self._front = seam.InterruptibleLock()
         self._front_barrier = Barrier()
         self._patience = Patience()
+        #: The last wait of the leader was so short that the next one may be a nap.
+        self._streaming = False
         self._followers: dict[int, Waiter] = {}
         self._watched = 0
         self._watch_lock = seam.InterruptibleLock()
         self._calls: deque[Callable[[], object]] = deque()
         self._thread: threading.Thread | None = None
+        # Callbacks are called in this thread: its own, or where that could not be started another's.
+        self._calls_from = 0
         self._stopping = False
         self._busy = True
 
@@ -145,7 +152,7 @@ class Collector:
 
     def is_current_thread(self) -> bool:
         """Whether the caller is a callback."""
-        return threading.current_thread() is self._thread
+        return threading.get_ident() == self._calls_from
 
     def wake(self) -> None:
         """Have the thread look."""
@@ -209,6 +216,7 @@ class Collector:
     draining = False
 
     def _run_calls(self) -> None:
+        self._calls_from = threading.get_ident()
         logs = self._dispatcher.logs
         while logs:
             self._handle_log(logs.popleft())
@@ -326,7 +334,9 @@ class Collector:
                     self.work(leading=True)
                     continue
                 patience.failed()
-            words[WANTED] = ANY if few else wanted
+            # Outcomes follow each other so quickly that being rung for each would cost more than they do.
+            napping = self._streaming and not few
+            words[WANTED] = ANY if few else NOT_NOW if napping else wanted
             words[FRONT] = 1
             self._front_barrier()
             # What was put into an outbox before the store above could be seen is fetched now; what comes
@@ -335,9 +345,10 @@ class Collector:
                 self.work(leading=True)
             if is_done():
                 break
-            wait = _SLICE_SECONDS
+            wait = _NAP_SECONDS if napping else _SLICE_SECONDS
+            began = time.monotonic()
             if deadline is not None:
-                wait = min(wait, deadline - time.monotonic())
+                wait = min(wait, deadline - began)
                 if wait <= 0:
                     break
             front.acquire(True, wait)
@@ -345,6 +356,7 @@ class Collector:
             while front.acquire(False):
                 pass
             self.work()
+            self._streaming = is_done() and (napping or time.monotonic() - began < _NAP_SECONDS / 2)
         words[FRONT] = 0
 
     def _look_for_a_while(self, looks: int) -> bool:

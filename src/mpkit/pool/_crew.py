@@ -14,13 +14,13 @@ import warnings
 from multiprocessing.connection import Connection
 
 from mpkit._platform import seam
+from mpkit._platform.interrupts import without_interrupts
 from mpkit._platform.parent_watch import ParentLink
 from mpkit._platform.signals import signal_name
 from mpkit.errors import PoolBroken
 from mpkit.pool import _worker as worker
 from mpkit.pool._channel import Board, Channel, ChannelNames
 from mpkit.pool._dispatcher import Dispatcher
-from mpkit.pool._interrupts import without_interrupts
 from mpkit.pool._lane import Lane
 from mpkit.pool._options import PoolOptions
 from mpkit.pool._server import start_server

@@ -16,6 +16,7 @@ from typing import Any
 
 from mpkit._platform import identity, seam
 from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
+from mpkit._platform.interrupts import deferred_interrupts
 from mpkit.errors import TaskCancelled, TaskTimeout, WorkerMemoryExceeded
 from mpkit.pool import _payload as payload
 from mpkit.pool._channel import (
@@ -38,7 +39,6 @@ from mpkit.pool._channel import (
     Barrier,
     ring_bell,
 )
-from mpkit.pool._interrupts import deferred_interrupts
 from mpkit.pool._lane import Lane
 from mpkit.pool._ledger import CANCELLED, SENT, TIMED_OUT, TOO_BIG, Chunk, Ledger, Task
 

@@ -18,6 +18,7 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 from mpkit._platform import seam
+from mpkit._platform.interrupts import deferred_interrupts, without_interrupts
 from mpkit._platform.signals import signal_name
 from mpkit._wire import codec, failure
 from mpkit.errors import (
@@ -53,7 +54,6 @@ from mpkit.pool._collector import Collector
 from mpkit.pool._crew import Crew
 from mpkit.pool._dispatcher import Dispatcher, Settlements
 from mpkit.pool._functions import Function
-from mpkit.pool._interrupts import deferred_interrupts, without_interrupts
 from mpkit.pool._lane import Lane
 from mpkit.pool._ledger import CANCELLED, Chunk, ChunkSink, Death, Sink, Task
 from mpkit.pool._losses import settle_loss
@@ -120,6 +120,7 @@ class Engine:
         _engines.add(self)
 
     def _undo_start(self) -> None:
+        self.supervisor.discard()
         for lane in list(self.dispatcher.lanes.values()):
             if lane.process is not None:
                 lane.process.kill()
@@ -493,7 +494,7 @@ class Engine:
         """The first act of the supervisor's thread: the caller need not wait for a second thread to start."""
         try:
             self.collector.start()
-        except RuntimeError as error:
+        except Exception as error:  # noqa: BLE001  whatever it is, this thread has to go on
             broken = PoolBroken(f"the system refuses {self.options.name} a thread: {error}")
             broken.__cause__ = error
             self.break_down(broken)

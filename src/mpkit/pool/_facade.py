@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from mpkit._platform.deadlines import check_timeout
 from mpkit._platform.hints import Self
+from mpkit._platform.interrupts import deferred_interrupts
 from mpkit.errors import ClosedError
 from mpkit.pool._channel import KEYWORDS
 from mpkit.pool._handle import TaskHandle
-from mpkit.pool._interrupts import deferred_interrupts
 from mpkit.pool._maps import ImapIterator, MapHandle, Progress
 from mpkit.pool._options import DEFAULT_TASK_OPTIONS, Pickler, PoolOptions, TaskOptions, check_count
 from mpkit.pool._server import start_server

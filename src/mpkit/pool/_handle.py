@@ -27,10 +27,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mpkit._platform import seam
 from mpkit._platform.deadlines import check_timeout
 from mpkit._platform.hints import override
+from mpkit._platform.interrupts import deferred_interrupts
 from mpkit.errors import TaskCancelled, WaitTimeout
 from mpkit.pool import _payload as payload
 from mpkit.pool._channel import BIG_ERROR, ERROR, PLAIN, RAISED
-from mpkit.pool._interrupts import deferred_interrupts
 
 if TYPE_CHECKING:
     from mpkit.pool._engine import Engine

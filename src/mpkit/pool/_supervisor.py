@@ -99,6 +99,11 @@ class Supervisor:
         # pool's end joins it.
         self._thread.start()
 
+    def discard(self) -> None:
+        """Give back what the system lent, when the thread is not to be started."""
+        self._watcher.close()
+        self._close_pipe()
+
     def join(self, timeout: float | None) -> bool:
         """Wait for the thread; True when it has ended (or this is it)."""
         if self._thread is threading.current_thread():

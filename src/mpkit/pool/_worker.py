@@ -124,6 +124,7 @@ def main(plan: WorkerPlan) -> None:
     """Serve until told to leave. The target of the child process."""
     # Until there is a handler, an interrupt would be a traceback for nothing.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    plan.link.die_with_parent()
     worker = _Worker(plan)
     worker.prepare()
     if worker.initialize():
@@ -146,8 +147,7 @@ class _Worker:
     # -- the start -------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Signals, stacks, the parent's death, logging."""
-        self.plan.link.die_with_parent()
+        """Signals, stacks, logging."""
         # A forked worker has the parent's handlers; a SIGTERM must end it, and must not write to the parent's
         # event loop.
         with contextlib.suppress(ValueError):

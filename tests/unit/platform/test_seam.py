@@ -53,6 +53,21 @@ def test_the_tracker_is_told(name: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert told == [("+", name, "semaphore"), ("-", name, "semaphore")]
 
 
+def test_a_name_taken_back_in_the_middle_of_a_call_is_told_by_the_next(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a garbage collection does: on 3.10 it would wait for itself, later it would be refused."""
+    from multiprocessing import resource_tracker
+
+    told: list[str] = []
+    monkeypatch.setattr(resource_tracker, "unregister", lambda name, _type: told.append(name))
+    with vars(resource_tracker)["_resource_tracker"]._lock:
+        seam.untrack(name, "semaphore")
+    assert told == []
+    seam.tell_tracker()
+    assert told == [name]
+
+
 def test_reducers_know_what_pickle_does_not() -> None:
     assert socket.socket in seam.extra_reducers()
 

@@ -6,6 +6,7 @@ import errno
 import gc
 import os
 import stat
+import sys
 import tempfile
 from pathlib import Path
 
@@ -132,3 +133,20 @@ def test_ctrl_c_in_the_middle_leaves_nothing(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(KeyboardInterrupt):
         Blob.create([(0, b"x")], 1, kind="test")
     assert not set(names.owned_names()).difference(owned)  # names of earlier tests may go meanwhile
+
+
+def test_a_destructor_that_ctrl_c_ends_is_made_good_by_the_next_blob(monkeypatch: pytest.MonkeyPatch) -> None:
+    blob = Blob.create([(0, b"x")], 1, kind="test")
+    monkeypatch.setattr(sys, "unraisablehook", lambda _report: None)
+
+    def interrupt() -> bool:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(blob_module, "_is_finalizing", interrupt)
+        name = blob.name
+        del blob
+        gc.collect()
+    assert os.path.exists(name)
+    Blob.create([(0, b"x")], 1, kind="test").close()
+    assert not os.path.exists(name)
