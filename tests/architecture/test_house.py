@@ -21,6 +21,7 @@ PRIVATE = {
     "_multiprocessing",
     "_posixshmem",
     "_posixsubprocess",
+    "_signal",
     "_winapi",
     "multiprocessing.forkserver",
     "multiprocessing.popen_fork",

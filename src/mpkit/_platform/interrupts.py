@@ -9,40 +9,52 @@ from collections.abc import Callable, Generator
 from types import FrameType
 from typing import cast
 
+from mpkit._platform import seam
+
 __all__ = ["deferred_interrupts", "without_interrupts"]
 
 
-@contextlib.contextmanager
-def deferred_interrupts() -> Generator[Callable[[], bool]]:
+_SIGINT = int(signal.SIGINT)
+
+
+class deferred_interrupts:  # noqa: N801  a context manager, named as a function is
     """In the main thread, an interrupt (SIGINT) waits until the block is over; elsewhere it never comes.
 
     A mask would not do: the kernel gives the signal to any thread, and Python then calls the handler in the
     main thread all the same.
 
-    Yields:
-        A function that tells whether one has arrived.
+    The block gets a function that tells whether one has arrived.
     """
-    previous = signal.getsignal(signal.SIGINT)
-    if not callable(previous) or threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    arrived: list[tuple[int, FrameType | None]] = []
 
-    def note(signum: int, frame: FrameType | None) -> None:
-        arrived.append((signum, frame))
+    __slots__ = ("_arrived", "_previous")
 
-    try:
-        signal.signal(signal.SIGINT, note)
-    except ValueError:
-        # The main thread of a subinterpreter gets no signals.
-        yield lambda: False
-        return
-    try:
-        yield lambda: bool(arrived)
-    finally:
-        signal.signal(signal.SIGINT, previous)
-        if arrived:
-            cast("Callable[[int, FrameType | None], object]", previous)(*arrived[-1])
+    def __init__(self) -> None:
+        self._arrived: list[tuple[int, FrameType | None]] = []
+        self._previous: object = None
+
+    def __enter__(self) -> Callable[[], bool]:
+        previous = seam.get_signal_handler(_SIGINT)
+        if callable(previous) and threading.current_thread() is threading.main_thread():
+            self._previous = previous
+            try:
+                seam.set_signal_handler(_SIGINT, self._note)
+            except ValueError:
+                # The main thread of a subinterpreter gets no signals.
+                self._previous = None
+        return self._has_arrived
+
+    def __exit__(self, *_exc_info: object) -> None:
+        previous = self._previous
+        if previous is not None:
+            seam.set_signal_handler(_SIGINT, previous)
+            if self._arrived:
+                cast("Callable[[int, FrameType | None], object]", previous)(*self._arrived[-1])
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        self._arrived.append((signum, frame))
+
+    def _has_arrived(self) -> bool:
+        return bool(self._arrived)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,8 @@ Python. What is used, and why there is no public way:
   inherit from, and they race (see `ChildProcess`).
 - ``spawn.get_start_method``: the name by which `multiprocessing.spawn` asks what to tell a child; asking
   settles the application's start method.
+- ``_signal``: the functions of `signal` turn its numbers into enumerations, which costs ten times as much as
+  the system call (11 us to keep interrupts from one block on Python 3.10).
 - ``RLock._is_owned``: whether this thread has it; nothing public tells.
 - ``forkserver._forkserver``: its public `set_forkserver_preload` replaces what the application has asked for,
   and does not tell what that was.
@@ -34,7 +36,6 @@ import os
 import signal
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from multiprocessing import connection, process, reduction, spawn, util
 from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Protocol, TypeVar, cast
@@ -43,7 +44,6 @@ from mpkit._platform import families, identity
 from mpkit._platform.deadlines import deadline_of, remaining
 from mpkit._platform.hints import override
 from mpkit._platform.identity import ProcessIdentity
-from mpkit._platform.interrupts import deferred_interrupts
 from mpkit.errors import ClosedError
 
 if TYPE_CHECKING:
@@ -62,7 +62,9 @@ if TYPE_CHECKING:
 
     def _sem_unlink(name: str, /) -> None: ...
 
+    import signal as _signal
 else:
+    import _signal
     from _multiprocessing import SemLock
 
     if sys.platform != "win32":
@@ -77,17 +79,19 @@ __all__ = [
     "at_exit_after_children_joined",
     "at_exit_before_children_joined",
     "extra_reducers",
+    "get_signal_handler",
     "inheriting",
     "pass_descriptor",
     "python_executable",
     "rebuild_semaphore",
     "sem_unlink",
+    "set_signal_handler",
     "spawn_passing",
     "spawning",
     "start_fork_server",
-    "tell_tracker",
-    "track",
-    "untrack",
+    "tracker_lock",
+    "tracker_register",
+    "tracker_unregister",
 ]
 
 # --- semaphores -------------------------------------------------------------------------------------------
@@ -125,57 +129,33 @@ def sem_unlink(name: str) -> None:
 TrackedType = Literal["shared_memory", "semaphore"]
 
 
-def track(name: str, rtype: TrackedType) -> None:
-    """Have multiprocessing's resource tracker remove `name` once every process of this application is gone.
-
-    The tracker is a process of its own that outlives a SIGKILL. Names start with a slash.
-    """
+def tracker_register(name: str, rtype: TrackedType) -> None:
+    """Tell multiprocessing's resource tracker of a name, which starts with a slash. See `tracker`."""
     if sys.platform != "win32":
         from multiprocessing import resource_tracker  # noqa: PLC0415  POSIX only
 
         resource_tracker.register(name, rtype)
-        tell_tracker()
 
 
-def untrack(name: str, rtype: TrackedType) -> None:
-    """Take back `track`: the name has been removed. May be called by a `__del__` at any moment."""
+def tracker_unregister(name: str, rtype: TrackedType) -> None:
+    """Tell it that a name is gone."""
     if sys.platform != "win32":
-        _untold.append((name, rtype))
-        tell_tracker()
+        from multiprocessing import resource_tracker  # noqa: PLC0415  POSIX only
+
+        resource_tracker.unregister(name, rtype)
 
 
-#: Names that the tracker is still to forget.
-_untold: deque[tuple[str, TrackedType]] = deque()
-
-
-def tell_tracker() -> None:
-    """Have the tracker forget what is to be forgotten; unless this thread is just talking to it.
-
-    A garbage collection may come in the middle of that, and a `__del__` take a name back: it would wait
-    for its own thread for ever (Python 3.10), or be refused with a warning. Then the next call does it.
-    """
-    if not _untold or _is_talking_to_tracker():
-        return
+def tracker_lock() -> Any:  # noqa: ANN401  of a class that the versions do not agree on
+    """The lock that it holds while a thread talks to it: an RLock from Python 3.11.6 on, a Lock before."""
     from multiprocessing import resource_tracker  # noqa: PLC0415  POSIX only
 
-    with contextlib.suppress(IndexError):
-        # Several threads may be at it.
-        while True:
-            resource_tracker.unregister(*_untold.popleft())
+    return vars(resource_tracker)["_resource_tracker"]._lock
 
 
-def _is_talking_to_tracker() -> bool:
-    from multiprocessing import resource_tracker  # noqa: PLC0415  POSIX only
+# --- signals ----------------------------------------------------------------------------------------------
 
-    lock: Any = vars(resource_tracker)["_resource_tracker"]._lock
-    if hasattr(lock, "_is_owned"):
-        return bool(lock._is_owned())
-    # Before 3.11.6 the lock does not know who has it: perhaps this thread.
-    with deferred_interrupts():
-        free: bool = lock.acquire(False)
-        if free:
-            lock.release()
-    return not free
+get_signal_handler: Callable[[int], object] = _signal.getsignal
+set_signal_handler: Callable[[int, object], object] = cast("Any", _signal.signal)
 
 
 # --- the end of a process ---------------------------------------------------------------------------------

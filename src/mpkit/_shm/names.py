@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Literal, TypeAlias
 
-from mpkit._platform import seam
+from mpkit._platform import seam, tracker
 from mpkit._platform.interrupts import deferred_interrupts
 
 #: Where Linux keeps shared memory; what lies there the resource tracker can remove.
@@ -60,7 +60,7 @@ def own(name: str, kind: NameType) -> None:
     """Record that this process created `name`, and see to its removal at exit or death."""
     with deferred_interrupts():
         if _tracked(name, kind):
-            seam.track(_tracker_name(name), _tracker_type(kind))
+            tracker.track(_tracker_name(name), _tracker_type(kind))
         _guard.run(_record, name, kind)
     _sweep()
 
@@ -87,7 +87,7 @@ def _remove(name: str) -> None:
         _unlink(name, kind)
         _owned.pop(name, None)
         if _tracked(name, kind):
-            seam.untrack(_tracker_name(name), _tracker_type(kind))
+            tracker.untrack(_tracker_name(name), _tracker_type(kind))
 
 
 def belongs_to(owner: object, name: str) -> None:
@@ -153,7 +153,7 @@ def _remove_all() -> None:
     _guard.run(_lingering.clear)
     for name in owned_names():
         remove(name)
-    seam.tell_tracker()
+    tracker.tell()
 
 
 def _unlink(name: str, kind: NameType) -> None:

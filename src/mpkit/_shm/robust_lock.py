@@ -40,6 +40,7 @@ from collections.abc import Callable
 
 from mpkit._platform import identity
 from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
+from mpkit._platform.scheduling import yield_cpu
 from mpkit._shm.rows import FIRST_LOCK, LOCK_WORDS, Rows
 from mpkit._shm.semaphore import Semaphore
 from mpkit.errors import ClosedError
@@ -56,8 +57,11 @@ STUCK_SECONDS = 0.1
 #: A call whose time is up may overrun it by this much when it looks for a dead holder.
 SHORTEST_LOOK_SECONDS = 0.02
 #: So often the fast paths of queue and counter try again for a permit that another process has, before they
-#: take the long way. It is held for a microsecond, which these tries take, too; a wait costs ten times that.
-_FEW_TRIES = 10
+#: take the long way, and so often they let others run in between: the permit is held for a microsecond,
+#: unless whoever has it does not run, which on busy cores is what most often keeps it. A wait costs ten times
+#: that.
+_FEW_TRIES = 3
+_FEW_YIELDS = 3
 #: How long a call that may not block waits for the lock of its side: its holders are done in microseconds,
 #: unless they are stopped.
 PATIENCE_SECONDS = 1.0
@@ -276,10 +280,12 @@ class RobustLock:
     def try_some_more(self) -> bool:
         """A few more tries for the permit, for a fast path that has not got it, and is inside."""
         take = self.permit_acquire
-        for _ in range(_FEW_TRIES):  # noqa: SIM110  a generator costs as much as several tries
-            if take(False):
-                return True
-        return False
+        for _ in range(_FEW_YIELDS):
+            for _ in range(_FEW_TRIES):
+                if take(False):
+                    return True
+            yield_cpu()
+        return take(False)
 
     def _acquire_local(self, deadline: float | None) -> bool:
         while True:

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from mpkit._platform import identity, seam
+from mpkit._platform import identity, seam, tracker
 from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._shm import names
 from mpkit._shm.segment import PREFIX, exhausted
@@ -101,13 +101,13 @@ class Semaphore:
         # The C code removes the name as soon as it has made it, so the tracker has to do it only for a
         # process that is killed just there.
         with deferred_interrupts():
-            seam.track(name, "semaphore")
+            tracker.track(name, "semaphore")
             try:
                 raw = seam.SemLock(seam.SEMAPHORE_KIND, value, max(value, 1), name, True)
             except OSError as error:
                 raise exhausted(error, 32) from error
             finally:
-                seam.untrack(name, "semaphore")
+                tracker.untrack(name, "semaphore")
         return cls("", raw, owner_pid=0)
 
     def close(self, segment_name: str = "", in_use: Callable[[str], bool] | None = None) -> None:

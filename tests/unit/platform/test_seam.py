@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing.util
 import os
 import secrets
+import signal
 import socket
 import sys
 import threading
@@ -44,28 +45,27 @@ def test_a_semaphore_is_opened_by_name(name: str) -> None:
 
 
 @posix
-def test_the_tracker_is_told(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tracker_takes_names_and_shows_its_lock(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, str, str]] = []
     monkeypatch.setattr(resource_tracker, "register", lambda name, rtype: told.append(("+", name, rtype)))
     monkeypatch.setattr(resource_tracker, "unregister", lambda name, rtype: told.append(("-", name, rtype)))
-    seam.track(name, "semaphore")
-    seam.untrack(name, "semaphore")
+    seam.tracker_register(name, "semaphore")
+    seam.tracker_unregister(name, "semaphore")
     assert told == [("+", name, "semaphore"), ("-", name, "semaphore")]
+    with seam.tracker_lock():
+        pass
 
 
-def test_a_name_taken_back_in_the_middle_of_a_call_is_told_by_the_next(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As a garbage collection does: on 3.10 it would wait for itself, later it would be refused."""
-    from multiprocessing import resource_tracker
+def test_handlers_of_signals_are_those_of_the_public_functions() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    assert seam.get_signal_handler(signal.SIGINT) is before
 
-    told: list[str] = []
-    monkeypatch.setattr(resource_tracker, "unregister", lambda name, _type: told.append(name))
-    with vars(resource_tracker)["_resource_tracker"]._lock:
-        seam.untrack(name, "semaphore")
-    assert told == []
-    seam.tell_tracker()
-    assert told == [name]
+    def handler(_signum: int, _frame: object) -> None:
+        """Another one."""
+
+    assert seam.set_signal_handler(signal.SIGINT, handler) is before
+    assert signal.getsignal(signal.SIGINT) is handler
+    signal.signal(signal.SIGINT, before)
 
 
 def test_reducers_know_what_pickle_does_not() -> None:

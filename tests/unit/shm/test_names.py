@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mpkit._platform import seam
+from mpkit._platform import tracker
 from mpkit._shm import names
 
 
@@ -82,8 +82,8 @@ def test_only_what_the_resource_tracker_can_remove_is_tracked(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     tracked: list[tuple[str, str, str]] = []
-    monkeypatch.setattr(seam, "track", lambda name, kind: tracked.append(("+", name, kind)))
-    monkeypatch.setattr(seam, "untrack", lambda name, kind: tracked.append(("-", name, kind)))
+    monkeypatch.setattr(tracker, "track", lambda name, kind: tracked.append(("+", name, kind)))
+    monkeypatch.setattr(tracker, "untrack", lambda name, kind: tracked.append(("-", name, kind)))
     names.own(str(tmp_path / "mpkit-a"), "segment")
     names.remove(str(tmp_path / "mpkit-a"))
     assert tracked == []

@@ -1,0 +1,58 @@
+"""multiprocessing's resource tracker, which removes names when every process of the application is gone.
+
+It is a process of its own that outlives a SIGKILL. A garbage collection may come while a thread talks to it,
+and a ``__del__`` take a name back: that would wait for its own thread for ever (Python 3.10), or be refused
+with a warning. So names are taken back through a list, and whoever finds its thread in the middle of a call
+leaves it to the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections import deque
+
+from mpkit._platform import seam
+from mpkit._platform.interrupts import deferred_interrupts
+from mpkit._platform.seam import TrackedType
+
+__all__ = ["tell", "track", "untrack"]
+
+#: Names that it is still to forget.
+_untold: deque[tuple[str, TrackedType]] = deque()
+
+
+def track(name: str, rtype: TrackedType) -> None:
+    """Have `name`, which starts with a slash, removed when all is over."""
+    seam.tracker_register(name, rtype)
+    tell()
+
+
+def untrack(name: str, rtype: TrackedType) -> None:
+    """Take back `track`: the name has been removed. May be called by a ``__del__`` at any moment."""
+    _untold.append((name, rtype))
+    tell()
+
+
+def tell() -> None:
+    """Have it forget what is to be forgotten, unless this thread is just talking to it."""
+    if not _untold or _is_talking():
+        return
+    with contextlib.suppress(IndexError):
+        # Several threads may be at it.
+        while True:
+            seam.tracker_unregister(*_untold.popleft())
+
+
+def _is_talking() -> bool:
+    if sys.platform == "win32":
+        return False
+    lock = seam.tracker_lock()
+    if hasattr(lock, "_is_owned"):
+        return bool(lock._is_owned())
+    # Before 3.11.6 the lock does not know who has it: perhaps this thread.
+    with deferred_interrupts():
+        free: bool = lock.acquire(False)
+        if free:
+            lock.release()
+    return not free
