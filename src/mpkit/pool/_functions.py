@@ -5,7 +5,7 @@ how much of it is sent at once.
 from __future__ import annotations
 
 #: Work that a worker is given in advance.
-AHEAD_NS = 5_000_000
+AHEAD_NS = 15_000_000
 #: Tasks that a worker is given in advance at most; several times as many short records fit into an inbox.
 MOST_AHEAD = 256
 #: Short items of a lazy map are sent in groups that take about this long: so long that sending one costs
