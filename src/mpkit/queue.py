@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar, cast
 
 from mpkit._platform.deadlines import check_timeout, deadline_of
 from mpkit._platform.hints import Self
-from mpkit._shm.get_side import BigRecord, GetSide, Record
+from mpkit._shm.get_side import BigRecord, GetSide, HeldItem, Record
 from mpkit._shm.handle import SharedHandle
 from mpkit._shm.open_queue import OpenQueue
 from mpkit._shm.packs import MOST_ITEMS, PackSlice, pack
@@ -586,6 +586,8 @@ _SMALL_ITEM_BYTES: Final = 32
 def _item(record: Record) -> Any:  # noqa: ANN401  what was put
     if isinstance(record, PackSlice):
         return record.take()[0]
+    if isinstance(record, HeldItem):
+        record = record.open()
     if isinstance(record, BigRecord):
         return decode(record.head, record.buffers)
     return loads(record)

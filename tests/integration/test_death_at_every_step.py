@@ -20,7 +20,7 @@ import pytest
 
 from mpkit._shm import lock_file, robust_lock
 from mpkit._shm.counter_file import VALUE, CounterFile
-from mpkit._shm.get_side import BigRecord
+from mpkit._shm.get_side import BigRecord, HeldItem
 from mpkit._shm.lock_file import LockFile
 from mpkit._shm.open_queue import OpenQueue
 from mpkit._shm.packs import PackSlice, pack
@@ -71,6 +71,8 @@ def get(queue: OpenQueue) -> bytes:
     if isinstance(found, PackSlice):
         [item] = found.take()
         return bytes(item)
+    if isinstance(found, HeldItem):
+        found = found.open()
     if isinstance(found, BigRecord):
         assert bytes(found.head) == b"head"
         return bytes(found.buffers[0])

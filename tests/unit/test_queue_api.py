@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from mpkit import BoundedQueue, QueueStatistics
-from mpkit._shm import get_side, put_side, semaphore, sleepers
+from mpkit._shm import get_side, put_side, semaphore, sleepers, views
 from mpkit._shm.names import owned_names
 from mpkit._shm.shared_object import ROWS_USED
 from mpkit.errors import (
@@ -933,3 +933,65 @@ def test_an_interrupted_call_leaves_the_queue_in_order(
         Call(queue.put, "after").result()
         assert queue.get_nowait() == "after"
     assert queue.statistics().bytes == 0
+
+
+# -- big items are opened by whoever has taken them ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("take", ["get", "get_many", "get, after waiting"])
+def test_a_big_item_is_opened_when_the_lock_is_free(take: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening imports a module, and may copy: nobody else should have to wait for that."""
+    held: list[bool] = []
+
+    def open_views(*args: Any) -> list[memoryview]:
+        held.append(queue._gets._lock.held_here())
+        return views.open_views(*args)
+
+    monkeypatch.setattr(get_side, "open_views", open_views)
+    with BoundedQueue[bytearray]() as queue:
+        if take == "get, after waiting":
+            thread = threading.Timer(0.05, queue.put, (bytearray(100_000),))
+            thread.start()
+            found = [queue.get()]
+            thread.join()
+        else:
+            queue.put(bytearray(100_000))
+            found = [queue.get()] if take == "get" else queue.get_many()
+    assert found == [bytearray(100_000)]
+    assert held == [False]
+
+
+def test_a_big_item_that_is_dropped_unopened_gives_its_memory_back() -> None:
+    with BoundedQueue[bytearray]() as queue:
+        regions = queue._opened().regions
+        for _ in range(3):
+            queue.put(bytearray(100_000))
+        assert isinstance(queue._gets.get(False, None), get_side.HeldItem)
+        assert regions.held_or_pinned() == 0
+        queue.shutdown(immediate=True)
+        assert regions.held_or_pinned() == 0
+        assert queue.statistics().bytes == 0
+
+
+def test_a_big_item_that_cannot_be_opened_gives_its_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_args: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(get_side, "open_views", fail)
+    with BoundedQueue[bytearray]() as queue:
+        queue.put(bytearray(100_000))
+        with pytest.raises(MemoryError):
+            queue.get()
+        assert queue._opened().regions.held_or_pinned() == 0
+
+
+class _Leaves:
+    def __reduce__(self) -> tuple[Callable[[int], None], tuple[int]]:
+        return sys.exit, (9,)
+
+
+def test_an_item_whose_unpickling_wants_to_end_the_program_is_an_error() -> None:
+    with BoundedQueue[_Leaves]() as queue:
+        queue.put(_Leaves())
+        with pytest.raises(SerializationError, match="SystemExit"):
+            queue.get()

@@ -502,7 +502,7 @@ class InterruptibleLock:
         self.acquire: Callable[..., bool] = lock.acquire
         self.release: Callable[[], None] = lock.release
 
-    def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    def run(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call ``function(*args, **kwargs)`` while holding the lock."""
         try:
             self.acquire()

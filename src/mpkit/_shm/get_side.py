@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import os
 import time
 
 from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
@@ -33,6 +34,7 @@ from mpkit._shm.put_side import (
     unpack,
 )
 from mpkit._shm.queue_file import QueueFile
+from mpkit._shm.regions import Regions
 from mpkit._shm.ring import COUNT_LIMIT, COUNT_MASK, INDEX_BITS, INDEX_MASK, ONE, WRAP
 from mpkit._shm.robust_lock import COMPLETED, PATIENCE_SECONDS
 from mpkit._shm.sleepers import EVERYBODY
@@ -51,7 +53,48 @@ class BigRecord:
         self.buffers = buffers
 
 
-Record = bytes | BigRecord | PackSlice
+class HeldItem:
+    """A big item that has been taken, in a region that is this process's until the item is dropped.
+
+    It is opened by whoever has taken it, holding no lock: that may import a module, or copy the item, for as
+    long as that takes. One that is not opened gives its region back when it is dropped.
+    """
+
+    __slots__ = ("_number", "_pid", "_places", "_regions")
+
+    def __init__(self, regions: Regions, number: int, places: tuple[tuple[int, int], ...]) -> None:
+        self._regions = regions
+        self._places = places
+        self._pid = os.getpid()
+        self._number = number
+
+    def open(self) -> BigRecord:
+        """Views of its parts, or copies where regions run short. To be called once."""
+        regions = self._regions
+        # First: given back twice, it might be another's the second time.
+        number, self._number = self._number, 0
+        if regions.held_or_pinned() * 2 < regions.capacity():
+            try:
+                views = open_views(regions, number, self._places)
+            except Exception:
+                regions.free(number)
+                raise
+            return BigRecord(views[0], views[1:])
+        # Getters keep so many items that regions run short: from here on they get copies of their own.
+        try:
+            mapped = regions.map(number)
+            copies = [memoryview(bytearray(mapped[at : at + size])) for at, size in self._places]
+        finally:
+            regions.free(number)
+        return BigRecord(copies[0], copies[1:])
+
+    def __del__(self) -> None:
+        # No item lies in region 0; it stands for none, or one that has been opened.
+        if getattr(self, "_number", 0) and self._pid == os.getpid():
+            self._regions.free(self._number)
+
+
+Record = bytes | BigRecord | HeldItem | PackSlice
 
 
 class GetSide:
@@ -404,7 +447,7 @@ class GetSide:
         ring[RING_HEAD] = head
         # Only now may the region be given back: until the head has moved on, the item is the first of the
         # queue.
-        return [self._open_big(big)] if big else found
+        return [HeldItem(self._file.regions, big_region(big), big_places(big))] if big else found
 
     def _open_pack(self, count: int, index: int, size: int, limit: int) -> tuple[PackSlice, int]:
         """Up to `limit` items of the pack that lies at `index`, the next of which is number `count` of the
@@ -420,21 +463,6 @@ class GetSide:
         stop = min(start + limit, number)
         self._pack = pack if stop < number else None
         return PackSlice(pack, start, stop), number - stop
-
-    def _open_big(self, record: bytes) -> BigRecord:
-        regions = self._file.regions
-        number = big_region(record)
-        places = big_places(record)
-        if regions.held_or_pinned() * 2 < regions.capacity():
-            views = open_views(regions, number, places)
-            return BigRecord(views[0], views[1:])
-        # Getters keep so many items that regions run short: from here on they get copies of their own.
-        try:
-            mapped = regions.map(number)
-            copies = [memoryview(bytearray(mapped[offset : offset + size])) for offset, size in places]
-        finally:
-            regions.free(number)
-        return BigRecord(copies[0], copies[1:])
 
     def _load(self, generation: int) -> None:
         ring = self._file.generations.view(generation)

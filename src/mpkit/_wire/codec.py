@@ -105,7 +105,9 @@ def loads(data: ReadableBuffer) -> Any:
         if data[0] != _PICKLED:  # type: ignore[index]  # bytes, or a view of bytes
             return marshal.loads(data)  # noqa: S302  from this user's own processes, as the pickles are
         return pickle.loads(data)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit as well: what arrives must not end whoever receives it
         raise _cannot_unpickle(error) from error
 
 
@@ -148,7 +150,9 @@ def decode(head: ReadableBuffer, buffers: Iterable[ReadableBuffer | pickle.Pickl
         if head[0] != _PICKLED:  # type: ignore[index]  # bytes, or a view of bytes
             return marshal.loads(head)  # noqa: S302  from this user's own processes, as the pickles are
         return pickle.loads(head, buffers=buffers)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # as `loads`
         raise _cannot_unpickle(error) from error
 
 
@@ -354,7 +358,7 @@ def _cannot_pickle(obj: object, error: Exception) -> Exception:
     return SerializationError(f"cannot pickle {_described(obj)}: {_error_line(error)}; {remedy}")
 
 
-def _cannot_unpickle(error: Exception) -> Exception:
+def _cannot_unpickle(error: BaseException) -> Exception:
     if isinstance(error, SerializationError | MemoryError):
         return error
     if isinstance(error, AttributeError | ImportError):
@@ -378,5 +382,5 @@ def _described(obj: object) -> str:
     return f"an object of type {name}"
 
 
-def _error_line(error: Exception) -> str:
+def _error_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
 import threading
 import time
 from collections import deque
@@ -26,6 +27,8 @@ from typing import Protocol
 
 from mpkit._platform import seam
 from mpkit._platform.interrupts import deferred_interrupts
+from mpkit._shm.semaphore import Semaphore
+from mpkit.errors import ClosedError
 from mpkit.pool._channel import (
     ALWAYS,
     ANY,
@@ -47,6 +50,16 @@ from mpkit.pool._dispatcher import Dispatcher, Settlements
 from mpkit.pool._patience import Patience
 
 
+def _report() -> None:
+    """Tell of an exception in this thread that must not end it, as of one that would.
+
+    Not by logging, which may be what has failed. (The hook keeps silent about SystemExit, as it always does.)
+    """
+    kind, error, traceback = sys.exc_info()
+    assert kind is not None
+    threading.excepthook(threading.ExceptHookArgs((kind, error, traceback, threading.current_thread())))
+
+
 class Waiter(Protocol):
     """Somebody who waits for an outcome."""
 
@@ -65,6 +78,11 @@ class Waiter(Protocol):
 
 
 _logger = logging.getLogger("mpkit.pool")
+
+REENTERED = (
+    "this thread is already inside an operation of the same pool (called from a signal handler or a __del__ "
+    "that came in the middle of it), and would wait for itself; wait in another thread or later"
+)
 
 #: The longest sleep without a look while somebody waits: a net below the protocol.
 _SLICE_SECONDS = 0.5
@@ -111,7 +129,8 @@ class Collector:
         # Callbacks are called in this thread: its own, or where that could not be started another's.
         self._calls_from = 0
         self._stopping = False
-        self._busy = True
+        #: In a fork of the pool's process: what to tell those who would wait in vain.
+        self.forked: str = ""
 
     # -- the thread ------------------------------------------------------------------------------------------
 
@@ -166,7 +185,13 @@ class Collector:
             self.wake()
 
     def watch(self) -> None:
-        """Somebody waits for a handle in a way that has no thread of ours."""
+        """Somebody waits for a handle in a way that has no thread of ours.
+
+        Raises:
+            ClosedError: This process is a fork of the pool's.
+        """
+        if self.forked:
+            raise ClosedError(self.forked)
         if self._watch_lock.run(self._count_watched, 1) == 1:
             self.wake()
 
@@ -179,39 +204,50 @@ class Collector:
         return self._watched
 
     def _run(self) -> None:
-        dispatcher, words = self._dispatcher, self._words
         back = self._board.back
         barrier = Barrier()
-        while True:
-            self.work()
-            self._run_calls()
-            if self._stopping and not self._calls:
-                return
-            level = (
-                ALWAYS
-                if self._watched or self.draining
-                else (WHEN_LOW if dispatcher.ledger.queued else WHEN_FULL)
-            )
-            words[BACK] = level
-            barrier()
-            if (
-                self._calls
-                or dispatcher.logs
-                or (level > WHEN_FULL and dispatcher.has_outcomes())
-                or self._stopping
-            ):
-                words[BACK] = AWAKE
-                continue
-            # Asleep for ever unless there is something that could go wrong.
-            back.acquire(
-                True,
-                _SLICE_SECONDS
-                if level > WHEN_FULL
-                else (20 * _SLICE_SECONDS if dispatcher.ledger.under_way else None),
-            )
+        over = False
+        while not over:
+            try:
+                over = self._take_turn(back, barrier)
+            except BaseException:  # noqa: BLE001  whatever it is, everybody depends on this thread
+                _report()
+                # Should it be lasting (no memory), once in a while is often enough.
+                back.acquire(True, _SLICE_SECONDS)
+
+    def _take_turn(self, back: Semaphore, barrier: Barrier) -> bool:
+        """Fetch and call what there is, then sleep; True when all is over."""
+        dispatcher, words = self._dispatcher, self._words
+        self.work()
+        self._run_calls()
+        if self._stopping and not self._calls:
+            return True
+        level = (
+            ALWAYS
+            if self._watched or self.draining
+            else (WHEN_LOW if dispatcher.ledger.queued else WHEN_FULL)
+        )
+        words[BACK] = level
+        barrier()
+        if (
+            self._calls
+            or dispatcher.logs
+            or (level > WHEN_FULL and dispatcher.has_outcomes())
+            or self._stopping
+        ):
             words[BACK] = AWAKE
-            while back.acquire(False):
-                pass
+            return False
+        # Asleep for ever unless there is something that could go wrong.
+        back.acquire(
+            True,
+            _SLICE_SECONDS
+            if level > WHEN_FULL
+            else (20 * _SLICE_SECONDS if dispatcher.ledger.under_way else None),
+        )
+        words[BACK] = AWAKE
+        while back.acquire(False):
+            pass
+        return False
 
     #: The pool is closing: nobody may wait for the last outcomes.
     draining = False
@@ -220,23 +256,33 @@ class Collector:
         self._calls_from = threading.get_ident()
         logs = self._dispatcher.logs
         while logs:
-            self._handle_log(logs.popleft())
+            record = logs.popleft()
+            try:
+                self._handle_log(record)
+            except BaseException:  # noqa: BLE001  of the application's handlers and filters, which are called here
+                _report()
         while self._calls:
             call = self._calls.popleft()
             try:
                 call()
-            except Exception:
-                _logger.exception("exception in a callback of %s", self._name)
+            except BaseException:  # noqa: BLE001  SystemExit too: it would end this thread, not the program
+                _report()
 
     # -- fetching --------------------------------------------------------------------------------------------
 
     def work(self, *, leading: bool = False) -> None:
         """Fetch all outcomes there are, send what is queued, and tell everybody concerned. Never waits.
 
+        Does nothing when this thread is in the middle of that.
+
         Args:
             leading: The caller is the leader, who need not be woken.
         """
         dispatcher = self._dispatcher
+        if dispatcher.lock.is_owned():
+            # A signal handler or a `__del__`, in the middle of this very thread's work with the pool, which
+            # goes on when it returns.
+            return
         settlements: Settlements = []
         try:
             dispatcher.lock.run(dispatcher.drain, settlements)
@@ -291,7 +337,18 @@ class Collector:
     # -- waiting ---------------------------------------------------------------------------------------------
 
     def wait_for(self, handle: Waiter, timeout: float | None) -> bool:
-        """Wait until the handle has ended; False when the time was over."""
+        """Wait until the handle has ended; False when the time was over.
+
+        Raises:
+            RuntimeError: This thread is in the middle of something else with the pool (this is a signal
+                handler or a `__del__`), and would wait for itself.
+            ClosedError: This process is a fork of the pool's.
+        """
+        if not handle.is_settled():
+            if self.forked:
+                raise ClosedError(self.forked)
+            if self._dispatcher.lock.is_owned():
+                raise RuntimeError(REENTERED)
         deadline = None if timeout is None else time.monotonic() + timeout
         is_done = handle.is_settled
         while not is_done():

@@ -76,6 +76,12 @@ class Dispatcher:
         #: Called when something has been sent, by threads that wait in `submit` (`max_pending`).
         self.on_room: Callable[[], None] | None = None
 
+    def forget_after_fork(self) -> None:
+        """In a fork of the pool's process: what comes through the rings is the parent's."""
+        self.lock = seam.InterruptibleLock()
+        self.lanes = {}
+        self.idle = []
+
     # -- sending ---------------------------------------------------------------------------------------------
 
     def submit(self, task: Task) -> Lane | None:
@@ -90,8 +96,6 @@ class Dispatcher:
             lane = self._lane_for(task)
             if lane is not None and lane.channel.inbox.try_put(task.record):
                 ledger.send_new(lane.key, task)
-                if lane.room is not None:
-                    self._use_room(lane)
                 return lane
             ledger.submit(task)
             self._set_lows()
@@ -127,7 +131,7 @@ class Dispatcher:
             lane = idle[-1]
             lane.is_idle = False
             del idle[-1]
-            if lane.ready and not lane.leaving and not lane.sent:
+            if lane.ready and not lane.leaving and not lane.sent and lane.room() > 0:
                 return lane
         ahead = task.function.ahead
         if ahead <= 1:
@@ -138,23 +142,18 @@ class Dispatcher:
             and favourite.ready
             and not favourite.leaving
             and len(favourite.sent) < ahead
+            and favourite.room() > 0
         ):
             return favourite
         lanes = list(self.lanes.values())
         for turn in range(self._turn, self._turn + len(lanes)):
             lane = lanes[turn % len(lanes)]
-            if lane.ready and not lane.leaving and len(lane.sent) < ahead:
+            if lane.ready and not lane.leaving and len(lane.sent) < ahead and lane.room() > 0:
                 self._turn = turn % len(lanes)
                 self._favourite = lane
                 return lane
         self._turn += 1
         return None
-
-    def _use_room(self, lane: Lane) -> None:
-        assert lane.room is not None
-        lane.room -= 1
-        if lane.room <= 0:
-            lane.leaving = True
 
     def wake(self, lane: Lane) -> None:
         """Wake a worker that sleeps: there is something in its inbox, or room in its outbox."""
@@ -201,13 +200,12 @@ class Dispatcher:
         key = lane.key
         number = 0
         try_put = lane.channel.inbox.try_put
-        while task is not None and number < most and len(sent) < task.function.ahead and not lane.leaving:
+        most = min(most, lane.room())
+        while task is not None and number < most and len(sent) < task.function.ahead:
             if not try_put(task.record):
                 break
             ledger.send_first(key)
             number += 1
-            if lane.room is not None:
-                self._use_room(lane)
             task = ledger.first()
         if number:
             self.wake(lane)
@@ -216,7 +214,7 @@ class Dispatcher:
         """Take back what busy workers have not begun, for those that idle."""
         while self.idle:
             thief = self.idle[-1]
-            if not thief.ready or thief.leaving or thief.sent:
+            if not thief.ready or thief.leaving or thief.sent or thief.room() <= 0:
                 self.idle.pop().is_idle = False
                 continue
             victim = max(self.lanes.values(), key=_load, default=None)
@@ -227,7 +225,7 @@ class Dispatcher:
                 return
             self.idle.pop().is_idle = False
             # The oldest go to the one that is free now.
-            cut = (len(records) + 1) // 2
+            cut = min((len(records) + 1) // 2, thief.room())
             for target, part in ((thief, records[:cut]), (victim, records[cut:])):
                 for number, record in part:
                     task = victim.sent.pop(number, None)
@@ -480,8 +478,6 @@ class Dispatcher:
             self.wake(lane)
         task.ending = CANCELLED
         if found:
-            if lane.room is not None:
-                lane.room += 1
             ledger.take_back(lane.key, [task.number])
             self._note_if_idle(lane)
             return True

@@ -50,7 +50,7 @@ from mpkit.pool._channel import (
     TASK_HEAD,
     Board,
 )
-from mpkit.pool._collector import Collector
+from mpkit.pool._collector import REENTERED, Collector
 from mpkit.pool._crew import Crew
 from mpkit.pool._dispatcher import Dispatcher, Settlements
 from mpkit.pool._functions import Function
@@ -178,12 +178,19 @@ class Engine:
         sink.sent(task)
         dispatcher = self.dispatcher
         lock = dispatcher.lock
+        if lock.is_owned():
+            # A signal handler or a `__del__`, in the middle of this very thread's work with the pool.
+            self.check_usable()
+            self.collector.call_back(functools.partial(self._submit_later, task))
+            return task
         try:
             lock.acquire()
             if self.state is not RUNNING:
                 self._refuse()
-            if self.options.max_pending is not None and (
-                self._waiting or dispatcher.ledger.queued >= self.options.max_pending
+            if (
+                self.options.max_pending is not None
+                and (self._waiting or dispatcher.ledger.queued >= self.options.max_pending)
+                and not self.collector.is_current_thread()
             ):
                 self._wait_for_room(self.options.max_pending)
             lane = dispatcher.submit(task)
@@ -200,15 +207,37 @@ class Engine:
                 dispatcher.suspect = True
                 self.collector.wake()
             raise
-        if options.timeout is not None:
-            self.shortest_timeout = min(self.shortest_timeout, options.timeout)
-            if self.supervisor.looks_at > time.monotonic() + options.timeout:
-                self.supervisor.poke()
-        elif self.supervisor.looks_at == _NEVER:
-            self.supervisor.poke()
+        if options.timeout is not None or self.supervisor.looks_at == _NEVER:
+            self._look_after_limit(options.timeout)
         if lane is None and dispatcher.is_look_due():
             self.collector.work()
         return task
+
+    def _submit_later(self, task: Task) -> None:
+        """Submit a task of a signal handler or a `__del__`, in the collector's thread."""
+        if self.dispatcher.lock.run(self._submit_if_running, task):
+            self._look_after_limit(task.timeout)
+            self.collector.work()
+        else:
+            text = f"{self.options.name} was {self.state} before the task was sent"
+            self.collector.settle([(task, RAISED, TaskCancelled(text))])
+
+    def _submit_if_running(self, task: Task) -> bool:
+        if self.state is not RUNNING:
+            return False
+        lane = self.dispatcher.submit(task)
+        if lane is not None:
+            self.dispatcher.wake(lane)
+        return True
+
+    def _look_after_limit(self, timeout: float | None) -> None:
+        """Have the supervisor know of a new task and its time limit."""
+        if timeout is not None:
+            self.shortest_timeout = min(self.shortest_timeout, timeout)
+            if self.supervisor.looks_at > time.monotonic() + timeout:
+                self.supervisor.poke()
+        elif self.supervisor.looks_at == _NEVER:
+            self.supervisor.poke()
 
     def _wait_for_room(self, most: int) -> None:
         # Whoever came first goes first.
@@ -230,6 +259,9 @@ class Engine:
         Raises:
             SerializationError: it cannot be pickled.
         """
+        if payload.seen_shared:
+            # Of what was pickled for no task, or for one that could not be sent.
+            payload.take_seen_shared()
         by_name = _is_pickled_by_name(fn) and options.pickler == "pickle"
         key: Any = (
             fn
@@ -273,8 +305,17 @@ class Engine:
     # -- cancelling ------------------------------------------------------------------------------------------
 
     def cancel(self, task: Task) -> None:
-        """Cancel a task at whatever moment of its life."""
+        """Cancel a task at whatever moment of its life.
+
+        In the middle of this thread's work with the pool (a signal handler, a `__del__`) it happens a little
+        later.
+        """
+        if self.pid != os.getpid():
+            raise ClosedError(self.forked_message())
         dispatcher = self.dispatcher
+        if dispatcher.lock.is_owned():
+            self.cancel_later([task])
+            return
         settlements: Settlements = []
         with deferred_interrupts():
             never_began = dispatcher.lock.run(dispatcher.cancel, task, settlements)
@@ -471,6 +512,11 @@ class Engine:
         self._end(BROKEN, why)
 
     def _end(self, state: str, why: MpkitError) -> None:
+        if self.dispatcher.lock.is_owned():
+            # A signal handler that ends the pool, in the middle of this thread's work with it.
+            self.state = CLOSED if self.state is RUNNING else self.state
+            self.supervisor.request(functools.partial(self._end, state, why))
+            return
         settlements: Settlements = []
         with deferred_interrupts():
             with self.dispatcher.lock:
@@ -517,6 +563,18 @@ class Engine:
         # their outcomes, and need nothing of it.
         self.board.close()
         self.collector.let_go()
+
+    def refuse_reentry(self) -> None:
+        """Raise RuntimeError if this thread is in the middle of its work with the pool (a signal handler)."""
+        if self.dispatcher.lock.is_owned():
+            raise RuntimeError(REENTERED)
+
+    def forget_after_fork(self) -> None:
+        """In a fork of the pool's process: rings, workers and threads are the parent's."""
+        self.state = TERMINATED
+        self.dispatcher.forget_after_fork()
+        self.collector.forked = self.forked_message()
+        self.supervisor.forget_after_fork()
 
     def join(self, timeout: float | None) -> bool:
         """Wait until the workers and threads of a closed pool are gone."""
@@ -602,8 +660,7 @@ def _forget_after_fork() -> None:
     # The child has copies of the parent's pools. They answer with an error, and never touch the parent's
     # workers.
     for engine in list(_engines):
-        engine.state = TERMINATED
-        engine.dispatcher.lock = seam.InterruptibleLock()
+        engine.forget_after_fork()
     _engines.clear()
 
 

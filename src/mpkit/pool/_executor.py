@@ -42,14 +42,19 @@ class PoolExecutor(Executor):
         Raises:
             RuntimeError: After `shutdown`, or when the pool is closed.
         """
-        return self._lock.run(self._submit, fn, *args, **kwargs)
+        if not self.is_shut_down:
+            # Not under the lock: with `max_pending` it waits for room, which callbacks may have to make that
+            # want to submit as well.
+            handle = self._pool.submit(fn, *args, **kwargs)
+            if self._lock.run(self._add, handle):
+                return handle
+            handle.cancel()
+        raise RuntimeError("cannot schedule new futures after shutdown")
 
-    def _submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:
-        if self.is_shut_down:
-            raise RuntimeError("cannot schedule new futures after shutdown")
-        handle = self._pool.submit(fn, *args, **kwargs)
-        self._handles.add(handle)
-        return handle
+    def _add(self, handle: TaskHandle[Any]) -> bool:
+        if not self.is_shut_down:
+            self._handles.add(handle)
+        return not self.is_shut_down
 
     @override
     def map(

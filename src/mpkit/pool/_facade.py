@@ -413,9 +413,11 @@ class TaskPool(PoolView):
 
         Raises:
             ValueError: The pool is still open.
-            RuntimeError: Called from a callback of this very pool, which would wait for itself.
+            RuntimeError: Called from a callback of this very pool, or from a signal handler or a ``__del__``
+                in the middle of this thread's work with it, which would wait for itself.
         """
         self._check_process()
+        self._engine.refuse_reentry()
         if self._engine.state is RUNNING:
             raise ValueError(f"{self!r} is still open: call close() or terminate() before join()")
         return self._engine.join(check_timeout(timeout))

@@ -191,7 +191,7 @@ class TaskHandle(Future[R]):
         for callback in self._done_callbacks:
             try:
                 callback(self)
-            except Exception:  # noqa: BLE001  as concurrent.futures does: a callback's error is logged, and stops nobody
+            except BaseException:  # noqa: BLE001  as concurrent.futures does: it is logged, and stops nobody
                 futures_base.LOGGER.exception("exception calling callback for %r", self)
 
     def _outcome(self) -> tuple[R | None, BaseException | None]:

@@ -8,7 +8,7 @@ from multiprocessing.process import BaseProcess
 
 from mpkit._platform import seam
 from mpkit._platform.identity import ProcessIdentity
-from mpkit.pool._channel import TASK, Channel
+from mpkit.pool._channel import DONE, TASK, Channel
 from mpkit.pool._ledger import Task
 
 
@@ -31,6 +31,7 @@ class Lane:
     """One worker, as the parent sees it."""
 
     __slots__ = (
+        "_tasks",
         "bad_initializer",
         "channel",
         "doomed",
@@ -45,7 +46,6 @@ class Lane:
         "pending",
         "process",
         "ready",
-        "room",
         "rss_bytes",
         "sent",
         "stack_lock",
@@ -70,8 +70,8 @@ class Lane:
         self.sent: dict[int, Task] = sent
         self.stack_pipe: Connection | None = stack_pipe
         self.stack_lock: seam.InterruptibleLock = seam.InterruptibleLock()
-        # How many more tasks it may be given (maxtasksperchild).
-        self.room: int | None = tasks
+        # How many tasks it does in its life (maxtasksperchild); None: no limit.
+        self._tasks: int | None = tasks
         self.process: BaseProcess | None = None
         self.identity: ProcessIdentity | None = None
         # It has reported that it is ready for tasks; once, and now (not while one of its tasks is being
@@ -94,6 +94,17 @@ class Lane:
         # At the end of the pool.
         self.told_to_leave: bool = False
         self.leave_by: float = 0.0
+
+    def room(self) -> int:
+        """How many more tasks it may be given.
+
+        Counted anew each time, from what it says it has done, because tasks are taken back as well as sent.
+        An outcome may be here before it is counted there: one task too many goes, comes back with the death
+        of the worker, and is sent to the next one.
+        """
+        if self._tasks is None:
+            return 1 << 30
+        return self._tasks - self.words[DONE] - len(self.sent)
 
     @property
     def pid(self) -> int:

@@ -19,6 +19,7 @@ import pickle
 import struct
 import sys
 import threading
+import weakref
 from typing import Any, cast
 
 from mpkit._platform.identity import ProcessIdentity
@@ -164,17 +165,25 @@ def sweep(worker: ProcessIdentity | None) -> None:
 
 # -- shared objects ------------------------------------------------------------------------------------------
 
-#: Segments of shared objects that were pickled by a thread a moment ago: (thread, file).
-seen_shared: list[tuple[int, Blob]] = []
+#: Files of shared objects that a thread has pickled a moment ago, by thread; each deals with its own only.
+#: Weak, because whoever pickles one by himself (`pickle.dumps`) does not thereby keep it.
+seen_shared: dict[int, list[weakref.ref[Blob]]] = {}
+#: So many that were pickled for no task are looked through for those that have gone.
+_MANY_SEEN = 64
+
+
+def note_shared(blob: Blob) -> None:
+    """A shared object is being pickled by this thread, for a task perhaps."""
+    mine = seen_shared.setdefault(threading.get_ident(), [])
+    if len(mine) >= _MANY_SEEN:
+        mine[:] = [seen for seen in mine if seen() is not None]
+    mine.append(weakref.ref(blob))
 
 
 def take_seen_shared() -> list[Blob]:
-    """The files of the shared objects among the arguments that this thread has just pickled."""
-    me = threading.get_ident()
-    mine = [entry for entry in list(seen_shared) if entry[0] == me]
-    for entry in mine:
-        seen_shared.remove(entry)
-    return [blob for _, blob in mine]
+    """The files of the shared objects that this thread has pickled since it asked last."""
+    mine = seen_shared.pop(threading.get_ident(), ())
+    return [blob for seen in mine if (blob := seen()) is not None]
 
 
 def dump_shared(value: object, pickler: Pickler) -> Blob:

@@ -6,7 +6,6 @@ itself. So it works at any depth of any container, and the function never sees a
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from types import TracebackType
@@ -34,9 +33,10 @@ _NOT_OPEN = object()
 class Shared(Generic[T]):
     """What `TaskPool.share` returns: a handle to give to tasks, which receive the object itself.
 
-    Buffers of 64 KiB and more (numpy arrays, bytearrays, ...) are mapped read-only by all workers instead of
-    copied. The memory is freed by `close`, at the end of a ``with`` block, or with the last reference; a task
-    under way keeps it until it has ended.
+    Buffers of 64 KiB and more that pickle can leave out (of numpy arrays, say) are mapped read-only by all
+    workers instead of copied. A worker unpickles the rest once for all its tasks, which must not change it.
+    The memory is freed by `close`, at the end of a ``with`` block, or with the last reference; a task under
+    way keeps it until it has ended.
 
     Attributes:
         nbytes: How much shared memory it takes.
@@ -71,7 +71,7 @@ class Shared(Generic[T]):
         if blob is None:
             raise ClosedError("this shared object has been closed")
         # The task must keep the memory until it has ended, also if the caller drops this object right away.
-        payload.seen_shared.append((threading.get_ident(), blob))
+        payload.note_shared(blob)
         return open_shared, (blob.name,)
 
     def __enter__(self) -> Self:

@@ -127,6 +127,11 @@ class Supervisor:
             if not self._pokable:
                 self._close_pipe_unless_poked()
 
+    def forget_after_fork(self) -> None:
+        """In a fork of the pool's process: there is no thread to poke, and the pipe is the parent's, too."""
+        self._pokable = False
+        self._close_pipe()
+
     def request(self, what: Callable[[], None]) -> None:
         """Have the thread do something."""
         self._requests.append(what)

@@ -1,0 +1,331 @@
+"""What has once hung the pool, or lost or leaked something: each with the least that shows it."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import functools
+import gc
+import logging
+import os
+import pickle
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mpkit.errors import ClosedError, SerializationError, TaskCancelled, TaskTimeout
+from mpkit.pool import TaskPool
+from tests.contract import pool_tasks as tasks
+from tests.helpers.waiting import PATIENCE, wait_until
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="fork")
+
+
+@pytest.fixture
+def pool() -> Iterator[TaskPool]:
+    with TaskPool(2, context="fork") as pool:
+        yield pool
+
+
+@pytest.fixture
+def reported(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The exceptions that threads told of, by type."""
+    kinds: list[str] = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: kinds.append(args.exc_type.__name__))
+    return kinds
+
+
+# -- maxtasksperchild ----------------------------------------------------------------------------------------
+
+
+def wait_or_echo(path: str) -> str:
+    """One function for both, so that it is known to be short and is sent ahead."""
+    return tasks.wait_for_file(path) if path else path
+
+
+@pytest.mark.parametrize("ending", ["first", "last", "time limit"])
+def test_tasks_that_were_taken_back_do_not_count_for_the_life_of_a_worker(
+    tmp_path: Path, ending: str
+) -> None:
+    """Each of them was once held against it: it waited for more, and got none."""
+    gate = tmp_path / "gate"
+    with TaskPool(1, maxtasksperchild=30, context="fork") as pool:
+        for _ in range(20):
+            pool.apply(wait_or_echo, ("",))
+        first_pool = pool.with_options(timeout=0.2) if ending == "time limit" else pool
+        first = first_pool.submit(wait_or_echo, str(gate))
+        wait_until(first.running, "the first one runs")
+        others = [pool.submit(wait_or_echo, "") for _ in range(9)]
+        if ending == "first":
+            assert first.cancel()
+        elif ending == "last":
+            assert others.pop().cancel()
+            gate.touch()
+        else:
+            with pytest.raises(TaskTimeout):
+                first.result(PATIENCE)
+        assert [task.result(PATIENCE) for task in others] == [""] * len(others)
+        assert pool.submit(wait_or_echo, "").result(PATIENCE) == ""
+        # And it ends when it should.
+        for _ in range(30):
+            pool.apply(wait_or_echo, ("",))
+        assert pool.statistics().workers_started >= 2
+
+
+# -- what must not end the collector's thread ----------------------------------------------------------------
+
+
+class _Raising(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        raise KeyError(record.name)
+
+
+class _Unmakeable:
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[int]]:
+        return _make, (os.getpid(),)
+
+
+def _make(pid: int) -> None:
+    if pid != os.getpid():
+        raise RuntimeError("it can be made at home only")
+
+
+def log_something(name: str, what: object) -> None:
+    logging.getLogger(name).warning("hello", extra={"what": what})
+
+
+def log_the_unmakeable(name: str) -> None:
+    logging.getLogger(name).warning("hello", extra={"what": _Unmakeable()})
+
+
+@pytest.mark.parametrize("way", ["handler", "filter", "unpickling"])
+def test_a_log_record_that_fails_here_is_told_and_the_pool_goes_on(
+    pool: TaskPool, reported: list[str], way: str
+) -> None:
+    logger = logging.getLogger("mpkit-test-regressions")
+    handler = _Raising()
+
+    def refuse(_record: logging.LogRecord) -> bool:
+        raise KeyError("filter")
+
+    with contextlib.ExitStack() as stack:
+        if way == "handler":
+            logger.addHandler(handler)
+            stack.callback(logger.removeHandler, handler)
+        elif way == "filter":
+            logger.addFilter(refuse)
+            stack.callback(logger.removeFilter, refuse)
+        if way == "unpickling":
+            pool.apply(log_the_unmakeable, (logger.name,))
+        else:
+            pool.apply(log_something, (logger.name, 1))
+        wait_until(lambda: reported, "somebody was told")
+    assert reported == ["RuntimeError" if way == "unpickling" else "KeyError"]
+    called = threading.Event()
+    pool.apply_async(tasks.square, (2,), callback=lambda _result: called.set())
+    assert called.wait(PATIENCE)
+
+
+@pytest.mark.parametrize("way", ["callback", "done callback"])
+def test_a_callback_that_raises_system_exit_ends_no_thread(
+    pool: TaskPool, reported: list[str], way: str, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    def leave(_outcome: object) -> None:
+        sys.exit(3)
+
+    gate = tmp_path / "gate"
+    if way == "callback":
+        pool.apply_async(tasks.wait_for_file, (str(gate),), callback=leave)
+    else:
+        pool.submit(tasks.wait_for_file, str(gate)).add_done_callback(leave)
+    gate.touch()
+    wait_until(lambda: reported == ["SystemExit"] or "SystemExit" in caplog.text, "somebody was told")
+    called = threading.Event()
+    pool.apply_async(tasks.square, (2,), callback=lambda _result: called.set())
+    assert called.wait(PATIENCE)
+
+
+def test_a_lasting_failure_of_the_thread_itself_is_told_and_ends_with_it(
+    pool: TaskPool, reported: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collector = pool._engine.collector
+    pool.apply(tasks.square, (1,))
+
+    def fail() -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(collector, "_run_calls", fail)
+        collector.wake()
+        wait_until(lambda: reported, "it was told")
+    called = threading.Event()
+    pool.apply_async(tasks.square, (2,), callback=lambda _result: called.set())
+    assert called.wait(PATIENCE)
+
+
+# -- signal handlers and destructors, in the middle of the pool's own work -----------------------------------
+
+
+def in_the_middle(pool: TaskPool, act: Callable[[], object]) -> object:
+    """What `act` returns or raises while this thread has the pool's lock, as a signal handler may find it."""
+    try:
+        return pool._engine.dispatcher.lock.run(act)
+    except Exception as error:
+        return error
+
+
+def test_looking_from_a_handler(pool: TaskPool, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    waiting = pool.submit(tasks.wait_for_file, str(gate))
+
+    def look() -> object:
+        pool.workers()
+        return waiting.done(), pool.statistics().submitted
+
+    assert in_the_middle(pool, look) == (False, 1)
+    gate.touch()
+    waiting.result(PATIENCE)
+
+
+def test_submitting_from_a_handler(pool: TaskPool) -> None:
+    submit = functools.partial(pool.submit, tasks.square, 4)
+    handle = in_the_middle(pool, submit)
+    assert isinstance(handle, concurrent.futures.Future)
+    assert handle.result(PATIENCE) == 16
+
+
+def test_cancelling_from_a_handler(pool: TaskPool, tmp_path: Path) -> None:
+    waiting = pool.submit(tasks.wait_for_file, str(tmp_path / "never"))
+    wait_until(waiting.running, "it runs")
+    in_the_middle(pool, waiting.cancel)
+    with pytest.raises(TaskCancelled):
+        waiting.result(PATIENCE)
+
+
+def test_waiting_from_a_handler_is_refused(pool: TaskPool) -> None:
+    error = in_the_middle(pool, lambda: pool.apply(tasks.square, (4,)))
+    assert isinstance(error, RuntimeError)
+    assert "signal handler" in str(error)
+
+
+def test_ending_the_pool_from_a_handler(pool: TaskPool) -> None:
+    def end() -> object:
+        pool.terminate()
+        with pytest.raises(RuntimeError, match="signal handler"):
+            pool.join()
+        return "ended"
+
+    assert in_the_middle(pool, end) == "ended"
+    assert pool.join(PATIENCE)
+
+
+def test_a_task_from_a_handler_of_a_pool_that_is_ended_then(pool: TaskPool) -> None:
+    def submit_and_end() -> object:
+        handle = pool.submit(tasks.square, 4)
+        pool.terminate()
+        return handle
+
+    handle = in_the_middle(pool, submit_and_end)
+    assert isinstance(handle, concurrent.futures.Future)
+    with contextlib.suppress(TaskCancelled):
+        assert handle.result(PATIENCE) == 16
+
+
+# -- max_pending ---------------------------------------------------------------------------------------------
+
+
+def test_callbacks_submit_whatever_the_bound_on_waiting_tasks() -> None:
+    """The thread that calls them is the one that makes room."""
+    left = 20
+    done = threading.Event()
+    with TaskPool(1, max_pending=1, context="fork") as pool:
+
+        def again(_result: object) -> None:
+            nonlocal left
+            left -= 1
+            if left > 0:
+                pool.apply_async(tasks.square, (left,), callback=again)
+                pool.apply_async(tasks.square, (left,), callback=again)
+            elif not left:
+                done.set()
+
+        pool.apply_async(tasks.square, (1,), callback=again)
+        assert done.wait(PATIENCE)
+
+
+def test_callbacks_submit_to_an_executor_that_waits_for_room() -> None:
+    submitted: list[concurrent.futures.Future[int]] = []
+    with TaskPool(1, max_pending=1, context="fork") as pool:
+        executor = pool.executor
+
+        def again(_future: object) -> None:
+            submitted.append(executor.submit(tasks.square, 7))
+
+        for number in range(20):
+            executor.submit(tasks.square, number).add_done_callback(again)
+        wait_until(lambda: len(submitted) == 20, "all callbacks were called")
+        assert [future.result(PATIENCE) for future in submitted] == [49] * 20
+
+
+def test_an_executor_takes_any_keyword(pool: TaskPool) -> None:
+    assert pool.executor.submit(dict, self=1, function=2).result(PATIENCE) == {"self": 1, "function": 2}
+
+
+# -- a fork of the pool's process ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("act", ["done", "cancel", "result", "wait", "statistics"])
+def test_a_fork_leaves_the_tasks_to_the_parent(pool: TaskPool, tmp_path: Path, act: str) -> None:
+    gate = tmp_path / "gate"
+    handles = [pool.submit(tasks.wait_for_file, str(gate)) for _ in range(4)]
+    wait_until(handles[0].running, "it runs")
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            if act == "done":
+                assert not any(handle.done() for handle in handles)
+            else:
+                with pytest.raises(ClosedError, match="fork"):
+                    if act == "cancel":
+                        handles[-1].cancel()
+                    elif act == "wait":
+                        concurrent.futures.wait(handles)
+                    elif act == "statistics":
+                        pool.statistics()
+                    else:
+                        handles[0].result(PATIENCE)
+            code = 0
+        finally:
+            os._exit(code)
+    gate.touch()
+    _, status = os.waitpid(pid, 0)
+    assert status == 0
+    assert [handle.result(PATIENCE) for handle in handles] == [str(gate)] * 4
+
+
+# -- shared objects ------------------------------------------------------------------------------------------
+
+
+def files_of_parcels() -> set[str]:
+    return {name for name in os.listdir("/dev/shm") if f"parcel-{os.getpid()}-" in name}
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="Linux")
+@pytest.mark.parametrize("way", ["pickled by hand", "a task that cannot be sent"])
+def test_a_shared_object_goes_with_its_last_reference(pool: TaskPool, way: str) -> None:
+    before = files_of_parcels()
+    shared = pool.share(b"x" * 200_000)
+    if way == "pickled by hand":
+        for _ in range(200):
+            pickle.dumps(shared)
+    else:
+        with pytest.raises(SerializationError):
+            pool.submit(tasks.echo, (shared, lambda: None))
+    del shared
+    gc.collect()
+    assert files_of_parcels() == before
