@@ -14,6 +14,9 @@ is as good as one for each; there is no time limit; and workers are not replaced
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import logging
 import sys
 import threading
 import time
@@ -23,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from mpkit._platform.deadlines import check_timeout
 from mpkit._platform.hints import Self, override
+from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._shm.packs import are_plain
 from mpkit._wire import failure
 from mpkit.errors import TaskCancelled, WaitTimeout
@@ -39,6 +43,8 @@ if TYPE_CHECKING:
 __all__ = ["ImapIterator", "MapHandle"]
 
 R = TypeVar("R")
+
+_logger = logging.getLogger("mpkit.pool")
 
 #: Into so many chunks for each worker a map would be cut if all were of the same size ...
 _CHUNKS_PER_WORKER = 4
@@ -93,32 +99,85 @@ def open_chunk(kind: int, data: object, length: int) -> list[tuple[Any, BaseExce
 
 
 class Progress:
-    """A progress bar that counts items (tqdm), or nothing."""
+    """A progress bar that counts items (tqdm), or nothing.
+
+    A bar that fails (the terminal is gone, say) is dropped: it is told within the settling of outcomes, where
+    an error would keep whoever waits for them waiting.
+    """
 
     def __init__(self, wanted: bool, total: int | None, what: str) -> None:
         self._bar: Any = None
         self._lock = threading.Lock()
         if wanted:
             try:
-                from tqdm.auto import tqdm  # noqa: PLC0415  an extra
+                bar_class = _bar_class()
             except ImportError as error:
                 raise ImportError("progress=True needs the package tqdm: install mpkit[progress]") from error
-            self._bar = tqdm(total=total, desc=what)
+            try:
+                # Interrupted in the middle, it would keep the lock of all bars.
+                with deferred_interrupts():
+                    self._bar = bar_class(total=total, desc=what)
+            except Exception as error:  # noqa: BLE001  whatever it is, the work is done without a bar
+                _bar_failed(error)
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether there is a bar."""
+        return self._bar is not None
 
     def step(self, items: int) -> None:
         """So many more are done."""
         if self._bar is not None:
-            with self._lock:
+            with deferred_interrupts(), self._lock:
                 if self._bar is not None:
-                    self._bar.update(items)
+                    try:
+                        self._bar.update(items)
+                    except Exception as error:  # noqa: BLE001  see above
+                        self._bar = None
+                        _bar_failed(error)
 
     def close(self) -> None:
         """No more will come."""
         if self._bar is not None:
-            with self._lock:
+            with deferred_interrupts(), self._lock:
                 bar, self._bar = self._bar, None
                 if bar is not None:
-                    bar.close()
+                    try:
+                        bar.close()
+                    except Exception as error:  # noqa: BLE001  see above
+                        _bar_failed(error)
+
+
+@functools.cache
+def _bar_class() -> type[Any]:
+    """The bar of tqdm that fits where it is to be shown, made safe.
+
+    Raises:
+        ImportError: tqdm is not installed.
+    """
+    from tqdm.auto import tqdm  # noqa: PLC0415  an extra
+
+    bar: Any = tqdm
+
+    class Bar(bar):  # type: ignore[misc]  # its kind is known when it is asked for
+        """tqdm shows a bar while it holds the lock of all bars, and does not give that back after an error:
+        the next bar, of whatever thread, would wait for ever.
+        """
+
+        def display(self, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return super().display(*args, **kwargs)
+            except Exception as error:  # noqa: BLE001  see above
+                self.disable = True
+                _bar_failed(error)
+
+    return Bar
+
+
+def _bar_failed(error: Exception) -> None:
+    # A handler may write to the very terminal that is gone.
+    with contextlib.suppress(Exception):
+        _logger.warning("the progress bar cannot be shown, and is dropped: %r", error)
 
 
 class _MapSink:
@@ -168,6 +227,21 @@ def piece_of(task: Task, kind: int, data: object) -> tuple[int, int, int, object
     return task.offset + task.done, task.stop - task.done, kind, data
 
 
+def _decode(pieces: dict[int, tuple[int, int, Any]]) -> tuple[list[Any] | None, BaseException | None]:
+    """The results of all pieces in the order of the input, or the first error."""
+    results: list[Any] = []
+    first: BaseException | None = None
+    for _, (length, kind, data) in sorted(pieces.items()):
+        value, error = payload.open_outcome(kind, data)
+        if error is None and not value[1]:
+            results += value[0]
+            continue
+        outcomes = [(None, error)] * length if error is not None else open_chunk(PLAIN, value, length)
+        if first is None:
+            first = next((e for _, e in outcomes if e is not None), None)
+    return (results, None) if first is None else (None, first)
+
+
 class MapHandle(TaskHandle[list[R]]):
     """The handle of a whole map: its result is the list of results, in order.
 
@@ -183,7 +257,9 @@ class MapHandle(TaskHandle[list[R]]):
         self._missing = 0
         self._count_lock = threading.Lock()
         self._progress = progress
-        self._decoded: tuple[list[R] | None, BaseException | None] | None = None
+
+    #: What the pieces were unpickled to, by whoever was first.
+    _decoded: tuple[list[R] | None, BaseException | None] | None = None
 
     def start(
         self,
@@ -242,19 +318,15 @@ class MapHandle(TaskHandle[list[R]]):
     def _outcome(self) -> tuple[list[R] | None, BaseException | None]:
         if self._got[0] == RAISED:
             return None, self._got[1]
-        if self._decoded is None:
-            results: list[R] = []
-            first: BaseException | None = None
-            for _, (length, kind, data) in sorted(self._pieces.items()):
-                value, error = payload.open_outcome(kind, data)
-                if error is None and not value[1]:
-                    results += value[0]
-                    continue
-                outcomes = [(None, error)] * length if error is not None else open_chunk(PLAIN, value, length)
-                first = first or next((e for _, e in outcomes if e is not None), None)
-            self._decoded = (results, None) if first is None else (None, first)
+        # In this order: the pieces are let go after what they were unpickled to is there.
+        pieces = self._pieces
+        decoded = self._decoded
+        if decoded is None:
+            # Two threads may both come here: all get what the first one has stored (`setdefault` is one
+            # step, for other threads and for Ctrl-C).
+            decoded = self.__dict__.setdefault("_decoded", _decode(pieces))
             self._pieces = {}
-        return self._decoded
+        return decoded
 
     @override
     def cancel(self) -> bool:
