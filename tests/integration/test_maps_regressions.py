@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
 
 from mpkit import TaskPool
-from mpkit.pool import TaskHandle, _maps
+from mpkit.errors import ClosedError, SerializationError
+from mpkit.pool import ImapIterator, TaskHandle, _maps
 from tests.contract import pool_tasks as tasks
-from tests.helpers.waiting import PATIENCE
+from tests.helpers.stepping import interrupt_at
+from tests.helpers.waiting import PATIENCE, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +112,103 @@ def ask_with_another_at(step: int, handle: TaskHandle[list[int]]) -> list[list[i
     finally:
         sys.settrace(before)
     return found
+
+
+def outcomes_of(results: Iterator[Any]) -> list[Any]:
+    """Results, and the classes of the errors among them."""
+    found: list[Any] = []
+    while True:
+        try:
+            found.append(next(results))
+        except StopIteration:
+            return found
+        except BaseException as error:
+            found.append(type(error))
+
+
+def iterator_of(pool: TaskPool, items: Any, *, ordered: bool = True, **options: Any) -> ImapIterator[Any]:
+    return (pool.imap if ordered else pool.imap_unordered)(tasks.echo, items, **options)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_an_iterator_that_is_dropped_cancels_what_it_has_not_delivered(
+    pool: TaskPool, tmp_path: Path, ordered: bool
+) -> None:
+    gate, never = tmp_path / "gate", tmp_path / "never"
+    gate.touch()
+    before = pool.statistics()
+    items = map(str, [gate, *[never] * 30])
+    results = (pool.imap if ordered else pool.imap_unordered)(tasks.wait_for_file, items)
+    assert next(results) == str(gate)
+    del results
+    wait_until(lambda: pool.statistics().cancelled == before.cancelled + 30, "they are cancelled")
+    assert pool.submit(tasks.square, 3).result(PATIENCE) == 9
+
+
+def test_a_dropped_iterator_takes_its_bar_along(pool: TaskPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = threading.Event()
+    monkeypatch.setattr(_maps.Progress, "close", lambda _self: closed.set())
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    results = pool.imap(tasks.square, range(8), progress=True)
+    assert next(results) == 0
+    del results
+    assert closed.wait(PATIENCE)
+
+
+def test_closing_again_does_nothing(pool: TaskPool) -> None:
+    results = iterator_of(pool, range(600))
+    assert next(results) == 0
+    for _ in range(2):
+        results.close()
+        assert list(results) == []
+    cancelled = pool.statistics().cancelled
+    del results
+    assert pool.submit(tasks.square, 3).result(PATIENCE) == 9
+    assert pool.statistics().cancelled >= cancelled
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("chunksize", [1, 2, 4, 100])
+@pytest.mark.parametrize("buffersize", [2, None])
+def test_an_item_that_cannot_be_pickled_is_the_only_one_that_fails(
+    pool: TaskPool, ordered: bool, chunksize: int, buffersize: int | None
+) -> None:
+    bad = tasks.Unpicklable()
+    items = [bad, 1, 2, bad, bad, 5, 6, 7, bad]
+    expected = [SerializationError if item is bad else item for item in items]
+    for source in (items, iter(items)):
+        results = iterator_of(pool, source, ordered=ordered, chunksize=chunksize, buffersize=buffersize)
+        found = outcomes_of(results)
+        assert found == expected if ordered else Counter(found) == Counter(expected)
+
+
+def test_a_function_that_cannot_be_pickled_is_refused_in_the_call(pool: TaskPool) -> None:
+    with pytest.raises(SerializationError):
+        pool.imap(lambda item: item, [1])
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_results_of_what_was_sent_come_before_the_error_of_the_closed_pool(ordered: bool) -> None:
+    with TaskPool(2) as pool:
+        results = iterator_of(pool, iter(range(1000)), ordered=ordered, buffersize=100)
+        first = next(results)
+        sent = pool.statistics().submitted
+    found = [first, *outcomes_of(results)]
+    assert found[-1] is ClosedError
+    assert sorted(found[:-1]) == list(range(sent))
+    assert list(results) == []
+    with pytest.raises(ClosedError):
+        pool.imap(tasks.square, [])
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_after_ctrl_c_at_any_step_the_iteration_comes_to_an_end(pool: TaskPool, ordered: bool) -> None:
+    for step in range(0, 2000, 7):
+        results = iterator_of(pool, iter(range(6)), ordered=ordered, buffersize=2)
+        found: list[int] = []
+        reached = interrupt_at(step, lambda: found.extend(results))  # noqa: B023  called at once
+        found.extend(results)
+        assert len(set(found)) == len(found)
+        if not reached:
+            break
+    assert step > 20

@@ -6,7 +6,7 @@ import io
 import logging
 import sys
 import threading
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from tqdm import tqdm
@@ -42,11 +42,12 @@ def shown_at_once(progress: Progress) -> None:
 
 def check_that_other_threads_can_show_bars() -> None:
     found: list[bool] = []
+    # The type stubs say nothing about what it is.
+    lock = cast("Any", tqdm).get_lock()
 
     def show() -> None:
-        tqdm.get_lock().acquire()
-        tqdm.get_lock().release()
-        found.append(True)
+        with lock:
+            found.append(True)
 
     # A daemon: a test that fails must not keep the interpreter.
     thread = threading.Thread(target=show, daemon=True)
