@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import functools
 import io
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -212,3 +215,67 @@ def test_after_ctrl_c_at_any_step_the_iteration_comes_to_an_end(pool: TaskPool, 
         if not reached:
             break
     assert step > 20
+
+
+@pytest.mark.parametrize("function", [tasks.interrupt_itself_if_odd, tasks.interrupts_when_pickled_if_odd])
+@pytest.mark.parametrize("chunksize", [1, 4, 20])
+def test_an_interrupt_of_its_own_is_the_error_of_its_item(
+    pool: TaskPool, function: Callable[[int], Any], chunksize: int
+) -> None:
+    # Short items are sent in groups once they are known to be short.
+    list(pool.imap(function, [0] * 50))
+    found = outcomes_of(pool.imap(function, range(20), chunksize=chunksize))
+    assert found == [KeyboardInterrupt if number % 2 else number for number in range(20)]
+
+
+@pytest.mark.parametrize("function", [tasks.touch_and_wait, tasks.touch_and_fail_when_interrupted])
+def test_a_chunk_that_is_stopped_begins_no_other_item(
+    pool: TaskPool, tmp_path: Path, function: Callable[[str], None]
+) -> None:
+    started = pool.statistics().workers_started
+    paths = [tmp_path / str(number) for number in range(3)]
+    handle = pool.map_async(function, map(str, paths), chunksize=3)
+    wait_until(paths[0].exists, "it has begun")
+    assert handle.cancel()
+    wait_until(lambda: pool.statistics().running == 0, "it is stopped")
+    assert not paths[1].exists()
+    assert pool.statistics().workers_started == started
+
+
+@pytest.mark.parametrize("size", [1, 100_000])
+def test_a_map_that_failed_is_the_first_exception(pool: TaskPool, tmp_path: Path, size: int) -> None:
+    gate, never = tmp_path / "gate", tmp_path / "never"
+    other = pool.submit(tasks.wait_for_file, str(never))
+    works = pool.map_async(tasks.echo, [bytes(size)] * 4, chunksize=2)
+    fails = pool.map_async(functools.partial(tasks.fail_after, str(gate)), range(4), chunksize=2)
+    timer = threading.Timer(0.05, gate.touch)
+    timer.start()
+    handles: list[TaskHandle[Any]] = [other, works, fails]
+    done, not_done = concurrent.futures.wait(handles, PATIENCE, concurrent.futures.FIRST_EXCEPTION)
+    assert fails in done
+    assert other in not_done
+    timer.join()
+    never.touch()
+    assert other.result(PATIENCE) == str(never)
+    assert works.result(PATIENCE) == [bytes(size)] * 4
+    assert "failed" in repr(fails)
+    assert "finished" in repr(works)
+
+
+def test_of_big_results_too_it_is_known_whether_one_failed(pool: TaskPool) -> None:
+    waiter = Mock()
+    for function in (tasks.big_or_fail_if_odd, tasks.echo):
+        handle = pool.map_async(function, [0, 1], chunksize=2)
+        with handle._condition:
+            handle._waiters.append(waiter)
+        handle.wait(PATIENCE)
+    assert [call[0] for call in waiter.method_calls] == ["add_exception", "add_result"]
+
+
+def test_nothing_is_unpickled_to_tell_that_a_map_has_ended(pool: TaskPool) -> None:
+    handle = pool.map_async(tasks.counted_or_fail_if_odd, range(4), chunksize=2)
+    concurrent.futures.wait([handle], PATIENCE, concurrent.futures.FIRST_EXCEPTION)
+    assert tasks.Counted.times == 0
+    with pytest.raises(ValueError, match="1"):
+        handle.result()
+    assert tasks.Counted.times == 2

@@ -32,7 +32,7 @@ from mpkit._shm.packs import are_plain
 from mpkit._wire import failure
 from mpkit.errors import SerializationError, SharedMemoryExhausted, TaskCancelled, WaitTimeout
 from mpkit.pool import _payload as payload
-from mpkit.pool._channel import CHUNK, EACH, PART, PLAIN, RAISED, SOON, STAR
+from mpkit.pool._channel import CHUNK, EACH, ERROR, PART, PLAIN, RAISED, SOON, STAR, VALUE
 from mpkit.pool._functions import GroupedFunction
 from mpkit.pool._handle import TaskHandle
 from mpkit.pool._ledger import SENT, UNSENT, Chunk, Task
@@ -258,6 +258,7 @@ class MapHandle(TaskHandle[list[R]]):
         self._pieces: dict[int, tuple[int, int, Any]] = {}
         self._sink: _MapSink = _MapSink(self)
         self._missing = 0
+        self._has_failures = False
         self._count_lock = threading.Lock()
         self._progress = progress
 
@@ -278,7 +279,7 @@ class MapHandle(TaskHandle[list[R]]):
         engine = self._engine
         if not items:
             self._progress.close()
-            self.settle(None, PLAIN, None)
+            self.settle(None, VALUE, None)
             return
         known, blob, flags = engine.function(function, options)
         flags |= CHUNK | (STAR if star else 0)
@@ -301,16 +302,19 @@ class MapHandle(TaskHandle[list[R]]):
 
     def piece_done(self, first: int, length: int, kind: int, data: object) -> None:
         """Neighbouring items have ended."""
+        failed = payload.has_failures(kind, data)
         with self._count_lock:
             if first in self._pieces or self.is_settled():
                 return
             self._pieces[first] = (length, kind, data)
             self._missing -= length
             missing = self._missing
+            self._has_failures = self._has_failures or failed
         self._progress.step(length)
         if not missing:
             self._progress.close()
-            self.settle(None, PLAIN, None)
+            # Whoever waits for the first exception among several handles is told by the kind.
+            self.settle(None, ERROR if self._has_failures else VALUE, None)
             self._sink.forget()
 
     def cancel_tasks(self, tasks: list[Task]) -> None:
@@ -319,6 +323,7 @@ class MapHandle(TaskHandle[list[R]]):
 
     @override
     def _outcome(self) -> tuple[list[R] | None, BaseException | None]:
+        # Of what the pool has settled it with, only the reason to give it up is told here.
         if self._got[0] == RAISED:
             return None, self._got[1]
         # In this order: the pieces are let go after what they were unpickled to is there.

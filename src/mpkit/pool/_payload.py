@@ -49,6 +49,10 @@ INLINE_BYTES = 16 << 10
 _encode = codec.Encoder(OUT_OF_BAND_BYTES).encode
 
 _KIND = "parcel"
+#: What a pickle ends with.
+_STOP = ord(".")
+#: Stands behind the pickle of a chunk's outcome if some of its items failed. Unpickling does not look there.
+_SOME_FAILED = b"!"
 _ALIGN = 64
 #: How many parcels there have been; a worker that has made none has left none.
 _made = 0
@@ -97,6 +101,17 @@ def dump_value(value: object, pickler: Pickler) -> tuple[int, bytes]:
     if value is None:
         return NONE, b""
     head, buffers = _encode(value) if pickler == "pickle" else _encode_by_value(value)
+    return _value_of(head, buffers)
+
+
+def dump_chunk(results: list[Any], errors: list[tuple[int, bytes]], pickler: Pickler) -> tuple[int, bytes]:
+    """The same for results of a chunk: a list, and what went wrong at which index of it."""
+    value = (results, errors)
+    head, buffers = _encode(value) if pickler == "pickle" else _encode_by_value(value)
+    return _value_of(head + _SOME_FAILED if errors else head, buffers)
+
+
+def _value_of(head: bytes, buffers: list[pickle.PickleBuffer]) -> tuple[int, bytes]:
     if not buffers and len(head) <= INLINE_BYTES:
         return VALUE, head
     return BIG_VALUE, _pack(head, buffers).hand_over().encode()
@@ -137,6 +152,15 @@ def open_outcome(kind: int, data: Any) -> tuple[Any, BaseException | None]:
     if kind == BIG_ERROR:
         return None, failure.unpack_exception(bytes(_slices(data)[0]))
     return (data, None) if kind == PLAIN else (None, data)
+
+
+def has_failures(kind: int, data: Any) -> bool:
+    """Whether a chunk, or an item of it, failed; nothing is unpickled to find out."""
+    if kind == VALUE:
+        return bool(data[-1] != _STOP)
+    if kind == BIG_VALUE:
+        return _slices(data)[0][-1] != _STOP
+    return kind != PLAIN
 
 
 def drop_outcome(kind: int, record: bytes) -> None:
@@ -289,8 +313,10 @@ __all__ = [
     "adopt",
     "drop_outcome",
     "dump_arguments",
+    "dump_chunk",
     "dump_error",
     "dump_value",
+    "has_failures",
     "load_arguments",
     "open_outcome",
     "parcels_made",
