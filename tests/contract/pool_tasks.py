@@ -448,6 +448,19 @@ def counted_or_fail_if_odd(number: int) -> Counted:
     return Counted(fail_if_odd(number))
 
 
+def breaks_or_fails(number: int, size: int) -> Any:
+    """Results that come back, but for 3 and 7, which do not, and 5, which fails."""
+    if number in (3, 7):
+        return (number, Breaks())
+    if number == 5:
+        raise ValueError(number)
+    return (number, bytes(size))
+
+
+def second(_first: Any, second: Any) -> Any:
+    return second
+
+
 def fail_after(gate: str, number: int) -> None:
     wait_for_file(gate)
     raise ValueError(number)

@@ -279,3 +279,44 @@ def test_nothing_is_unpickled_to_tell_that_a_map_has_ended(pool: TaskPool) -> No
     with pytest.raises(ValueError, match="1"):
         handle.result()
     assert tasks.Counted.times == 2
+
+
+@pytest.mark.parametrize("chunksize", [1, 4, 20])
+@pytest.mark.parametrize("size", [1, 20_000])
+def test_a_result_that_does_not_unpickle_is_the_only_one_that_fails(
+    pool: TaskPool, chunksize: int, size: int
+) -> None:
+    function = functools.partial(tasks.breaks_or_fails, size=size)
+    expected: list[Any] = [(number, bytes(size)) for number in range(10)]
+    expected[3] = expected[7] = SerializationError
+    expected[5] = ValueError
+    assert outcomes_of(pool.imap(function, range(10), chunksize=chunksize)) == expected
+    found = outcomes_of(pool.imap_unordered(function, range(10), chunksize=chunksize))
+    assert Counter(found) == Counter(expected)
+    with pytest.raises(SerializationError, match="cannot come back"):
+        pool.map(function, range(10), chunksize=chunksize)
+    with pytest.raises(ValueError, match="5"):
+        pool.map(function, [0, 1, 5, 3], chunksize=chunksize)
+
+
+@pytest.mark.parametrize("chunksize", [1, 4, 20])
+@pytest.mark.parametrize("size", [1, 20_000])
+def test_an_item_that_does_not_unpickle_is_the_only_one_that_fails(
+    pool: TaskPool, chunksize: int, size: int
+) -> None:
+    items: list[Any] = [bytes([number]) * size for number in range(10)]
+    expected = items[:]
+    items[2] = items[9] = tasks.Breaks()
+    expected[2] = expected[9] = SerializationError
+    assert outcomes_of(pool.imap(tasks.echo, items, chunksize=chunksize)) == expected
+    # Functions that are too big for a record travel with the items.
+    big = functools.partial(tasks.second, bytes(size))
+    assert outcomes_of(pool.imap(big, items, chunksize=chunksize)) == expected
+    with pytest.raises(SerializationError, match="cannot come back"):
+        pool.starmap(tasks.echo, [(item,) for item in items], chunksize=chunksize)
+
+
+def test_arguments_that_do_not_unpickle_are_the_only_ones_that_fail(pool: TaskPool) -> None:
+    handle = pool.starmap_async(tasks.second, [(1, 2), (3, tasks.Breaks()), (5, 6)], chunksize=3)
+    with pytest.raises(SerializationError, match="cannot come back"):
+        handle.result(PATIENCE)

@@ -26,7 +26,17 @@ from mpkit.errors import SerializationError
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-__all__ = ["DEFAULT_THRESHOLD", "Encoder", "Pickler", "check_pickler", "decode", "dumps", "encode", "loads"]
+__all__ = [
+    "DEFAULT_THRESHOLD",
+    "Encoder",
+    "Pickler",
+    "cannot_unpickle",
+    "check_pickler",
+    "decode",
+    "dumps",
+    "encode",
+    "loads",
+]
 
 Pickler = Literal["pickle", "cloudpickle"]
 """Who pickles: the standard library's pickle, or cloudpickle, which knows lambdas and local functions too."""
@@ -106,7 +116,7 @@ def loads(data: ReadableBuffer) -> Any:
             return marshal.loads(data)  # noqa: S302  from this user's own processes, as the pickles are
         return pickle.loads(data)
     except Exception as error:
-        raise _cannot_unpickle(error) from error
+        raise cannot_unpickle(error) from error
 
 
 def encode(
@@ -149,7 +159,7 @@ def decode(head: ReadableBuffer, buffers: Iterable[ReadableBuffer | pickle.Pickl
             return marshal.loads(head)  # noqa: S302  from this user's own processes, as the pickles are
         return pickle.loads(head, buffers=buffers)
     except Exception as error:
-        raise _cannot_unpickle(error) from error
+        raise cannot_unpickle(error) from error
 
 
 # --- picklers that are used again -------------------------------------------------------------------------
@@ -354,7 +364,8 @@ def _cannot_pickle(obj: object, error: Exception) -> Exception:
     return SerializationError(f"cannot pickle {_described(obj)}: {_error_line(error)}; {remedy}")
 
 
-def _cannot_unpickle(error: Exception) -> Exception:
+def cannot_unpickle(error: Exception) -> Exception:
+    """What to raise where unpickling has raised `error`."""
     if isinstance(error, SerializationError | MemoryError):
         return error
     if isinstance(error, AttributeError | ImportError):

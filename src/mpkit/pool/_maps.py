@@ -32,7 +32,7 @@ from mpkit._shm.packs import are_plain
 from mpkit._wire import failure
 from mpkit.errors import SerializationError, SharedMemoryExhausted, TaskCancelled, WaitTimeout
 from mpkit.pool import _payload as payload
-from mpkit.pool._channel import CHUNK, EACH, ERROR, PART, PLAIN, RAISED, SOON, STAR, VALUE
+from mpkit.pool._channel import BIG_VALUE, CHUNK, EACH, ERROR, PART, PLAIN, RAISED, SOON, STAR, VALUE
 from mpkit.pool._functions import GroupedFunction
 from mpkit.pool._handle import TaskHandle
 from mpkit.pool._ledger import SENT, UNSENT, Chunk, Task
@@ -93,6 +93,12 @@ def open_chunk(kind: int, data: object, length: int) -> list[tuple[Any, BaseExce
     """The outcomes of the items of a chunk."""
     value, error = payload.open_outcome(kind, data)
     if error is not None:
+        if kind in (VALUE, BIG_VALUE):
+            # One that cannot be unpickled does not take the others with it, if they can be told apart.
+            with contextlib.suppress(Exception):
+                salvaged = payload.open_items(kind, data)
+                if len(salvaged) == length:
+                    return salvaged
         return [(None, error)] * length
     results, errors = value
     outcomes: list[tuple[Any, BaseException | None]] = [(result, None) for result in results]
@@ -169,7 +175,7 @@ def _bar_class() -> type[Any]:
 
         def display(self, *args: Any, **kwargs: Any) -> Any:
             try:
-                return super().display(*args, **kwargs)
+                return bar.display(self, *args, **kwargs)
             except Exception as error:  # noqa: BLE001  see above
                 self.disable = True
                 _bar_failed(error)
@@ -239,7 +245,7 @@ def _decode(pieces: dict[int, tuple[int, int, Any]]) -> tuple[list[Any] | None, 
         if error is None and not value[1]:
             results += value[0]
             continue
-        outcomes = [(None, error)] * length if error is not None else open_chunk(PLAIN, value, length)
+        outcomes = open_chunk(kind, data, length) if error is not None else open_chunk(PLAIN, value, length)
         if first is None:
             first = next((e for _, e in outcomes if e is not None), None)
     return (results, None) if first is None else (None, first)

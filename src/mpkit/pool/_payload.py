@@ -33,6 +33,7 @@ from mpkit.pool._channel import (
     BIG_ERROR,
     BIG_VALUE,
     ERROR,
+    FUNCTION_INSIDE,
     HEAD_SIZE,
     KEYWORDS,
     NONE,
@@ -86,6 +87,23 @@ def load_arguments(flags: int, data: bytes | memoryview) -> tuple[Any, Any]:
     if flags & KEYWORDS:
         return cast("tuple[Any, Any]", value)
     return value, None
+
+
+def load_items(flags: int, data: bytes | memoryview) -> tuple[bytes, list[tuple[Any, Exception | None]]]:
+    """The arguments of a chunk of which one cannot be unpickled: each item, or why it cannot.
+
+    Returns:
+        The pickled function, if it is there, and the items.
+    """
+    from mpkit._wire import salvage  # noqa: PLC0415  rarely needed
+
+    head: Any = data
+    buffers: list[Any] = []
+    if flags & BIG:
+        head, *buffers = _slices(_map(bytes(data).decode()))
+    if not flags & FUNCTION_INSIDE:
+        return b"", salvage.load_items(head, buffers)
+    return salvage.load_part(head, (), 0)[0], salvage.load_items(head, buffers, 1)
 
 
 # -- outcomes ------------------------------------------------------------------------------------------------
@@ -152,6 +170,20 @@ def open_outcome(kind: int, data: Any) -> tuple[Any, BaseException | None]:
     if kind == BIG_ERROR:
         return None, failure.unpack_exception(bytes(_slices(data)[0]))
     return (data, None) if kind == PLAIN else (None, data)
+
+
+def open_items(kind: int, data: Any) -> list[tuple[Any, BaseException | None]]:
+    """The results of a chunk that cannot all be unpickled: each of them, or why it cannot."""
+    from mpkit._wire import salvage  # noqa: PLC0415  rarely needed
+
+    head: Any = data[HEAD_SIZE:]
+    buffers: list[Any] = []
+    if kind == BIG_VALUE:
+        head, *buffers = _slices(data)
+    results: list[tuple[Any, BaseException | None]] = list(salvage.load_items(head, buffers, 0))
+    for (index, packed), _ in salvage.load_items(head, (), 1):
+        results[index] = (None, failure.unpack_exception(packed))
+    return results
 
 
 def has_failures(kind: int, data: Any) -> bool:
@@ -318,6 +350,8 @@ __all__ = [
     "dump_value",
     "has_failures",
     "load_arguments",
+    "load_items",
+    "open_items",
     "open_outcome",
     "parcels_made",
     "sweep",

@@ -332,14 +332,28 @@ class _Worker:
             first, stop = RANGE.unpack_from(rest)
             rest = rest[RANGE.size :]
         function: Any
-        if flags & FUNCTION_INSIDE:
-            (blob, args), kwargs = payload.load_arguments(flags & ~KEYWORDS, rest)
-            function = codec.loads(blob)
-            if flags & KEYWORDS:
-                args, kwargs = args
+        args: Any
+        kwargs: Any = None
+        try:
+            if flags & FUNCTION_INSIDE:
+                (blob, args), _ = payload.load_arguments(flags & ~KEYWORDS, rest)
+            else:
+                args, kwargs = payload.load_arguments(flags, rest)
+        except SerializationError as error:
+            if not flags & CHUNK:
+                raise
+            try:
+                inside, items = payload.load_items(flags, rest)
+            except Exception:  # noqa: BLE001  they cannot be told apart
+                raise error from error.__cause__
+            function = _except_of_broken(self._function(inside or blob, flags))
+            args = [item if reason is None else _Broken(reason) for item, reason in items]
+            if flags & STAR:
+                args = [(item,) if type(item) is _Broken else item for item in args]
         else:
-            function = self.functions.get(blob) or self._load_function(blob, flags)
-            args, kwargs = payload.load_arguments(flags, rest)
+            function = self._function(blob, flags)
+            if flags & FUNCTION_INSIDE and flags & KEYWORDS:
+                args, kwargs = args
         if flags & EACH:
             return self._run_each(function, args, number, first, stop, pickler)
         if flags & CHUNK:
@@ -492,6 +506,11 @@ class _Worker:
                 board[FRONT] = 0
                 ring_bell(self.board.front)
 
+    def _function(self, blob: bytes, flags: int) -> Callable[..., Any]:
+        if flags & FUNCTION_INSIDE:
+            return cast("Callable[..., Any]", codec.loads(blob))
+        return self.functions.get(blob) or self._load_function(blob, flags)
+
     def _load_function(self, blob: bytes, flags: int) -> Callable[..., Any]:
         function: Callable[..., Any] = cast("Callable[..., Any]", codec.loads(blob))
         if flags & BY_REFERENCE:
@@ -631,6 +650,23 @@ class _Outbox:
         words[SLEEPING] = 0
         # The token may have been meant for the main thread, which waits for records.
         ring_bell(self._channel.wake)
+
+
+class _Broken(NamedTuple):
+    """Stands for an item that could not be unpickled."""
+
+    error: Exception
+
+
+def _except_of_broken(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which raises what is wrong with an item that could not be unpickled."""
+
+    def call(*args: Any) -> Any:
+        if args and type(args[0]) is _Broken:
+            raise args[0].error
+        return function(*args)
+
+    return call
 
 
 def own_rss_bytes() -> int | None:
