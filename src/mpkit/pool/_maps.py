@@ -593,12 +593,13 @@ class ImapIterator(Generic[R]):
         source = self._input
         if source is None:
             return
-        engine, size, groups = self._engine, self._chunksize, self._groups
+        engine, sink, size, groups = self._engine, self._sink, self._chunksize, self._groups
+        most = self._delivered + self._most
         deadline = 0.0
         number = 0
-        while self._held + size <= self._most:
+        while sink.sent_items + size <= most:
             if groups is not None:
-                size = min(groups.size, self._most - self._held)
+                size = min(groups.size, most - sink.sent_items)
             chunk: list[Any] = []
             try:
                 for item in source:
@@ -632,7 +633,7 @@ class ImapIterator(Generic[R]):
                 if not deadline:
                     deadline = now + _READ_SECONDS
                 elif now > deadline and (
-                    self._current or self._sink.is_settled() or engine.dispatcher.has_outcomes()
+                    self._current or sink.is_settled() or engine.dispatcher.has_outcomes()
                 ):
                     return
 
