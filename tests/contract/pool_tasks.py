@@ -404,6 +404,68 @@ def same_list(_number: int) -> list[int]:
     return _SAME
 
 
+def interrupt_itself_if_odd(number: int) -> int:
+    if number % 2:
+        raise KeyboardInterrupt(number)
+    return number
+
+
+class InterruptsWhenPickled:
+    def __reduce__(self) -> Any:
+        raise KeyboardInterrupt
+
+
+def interrupts_when_pickled_if_odd(number: int) -> Any:
+    return InterruptsWhenPickled() if number % 2 else number
+
+
+def touch_and_fail_when_interrupted(path: str) -> None:
+    """Make another error of the interrupt."""
+    try:
+        touch_and_wait(path)
+    except KeyboardInterrupt:
+        raise ValueError(path) from None
+
+
+def big_or_fail_if_odd(number: int) -> bytes:
+    return bytes(100_000 + fail_if_odd(number))
+
+
+class Counted:
+    """Counts how often one is unpickled in this process."""
+
+    times = 0
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Counted.times += 1
+        self.__dict__.update(state)
+
+
+def counted_or_fail_if_odd(number: int) -> Counted:
+    return Counted(fail_if_odd(number))
+
+
+def breaks_or_fails(number: int, size: int) -> Any:
+    """Results that come back, but for 3 and 7, which do not, and 5, which fails."""
+    if number in (3, 7):
+        return (number, Breaks())
+    if number == 5:
+        raise ValueError(number)
+    return (number, bytes(size))
+
+
+def second(_first: Any, second: Any) -> Any:
+    return second
+
+
+def fail_after(gate: str, number: int) -> None:
+    wait_for_file(gate)
+    raise ValueError(number)
+
+
 def count_down(item: tuple[Any, int]) -> int:
     """Feed the next smaller number back."""
     queue, number = item

@@ -420,6 +420,15 @@ def test_a_pool_reports_errors_as_the_standard_library_does() -> None:
         assert pool.apply(tasks.square, (3,)) == 9
 
 
+def test_an_argument_that_cannot_be_pickled_comes_out_of_next() -> None:
+    with compat.Pool(1) as pool:
+        results = pool.imap(tasks.square, [1, cast("Any", lambda: 2), 3])
+        assert next(results) == 1
+        with pytest.raises((pickle.PicklingError, AttributeError), match="lambda"):
+            next(results)
+        assert list(results) == [9]
+
+
 def test_an_argument_that_cannot_be_pickled_comes_out_of_get() -> None:
     errors: list[BaseException] = []
     with compat.Pool(1) as pool:

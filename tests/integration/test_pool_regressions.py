@@ -329,3 +329,23 @@ def test_a_shared_object_goes_with_its_last_reference(pool: TaskPool, way: str) 
     del shared
     gc.collect()
     assert files_of_parcels() == before
+
+
+@pytest.mark.parametrize("way", ["map", "imap"])
+def test_a_shared_object_in_a_function_lives_for_all_items(pool: TaskPool, way: str) -> None:
+    function = functools.partial(add_length, pool.share(b"x" * 200_000))
+    if way == "map":
+        handle = pool.map_async(function, range(300), chunksize=1)
+        del function
+        gc.collect()
+        results = handle.result(PATIENCE)
+    else:
+        iterator = pool.imap(function, iter(range(1500)))
+        del function
+        gc.collect()
+        results = list(iterator)[:300]
+    assert results == [200_000 + number for number in range(300)]
+
+
+def add_length(data: Any, number: int) -> int:
+    return len(data) + number

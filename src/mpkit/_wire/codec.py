@@ -26,7 +26,17 @@ from mpkit.errors import SerializationError
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-__all__ = ["DEFAULT_THRESHOLD", "Encoder", "Pickler", "check_pickler", "decode", "dumps", "encode", "loads"]
+__all__ = [
+    "DEFAULT_THRESHOLD",
+    "Encoder",
+    "Pickler",
+    "cannot_unpickle",
+    "check_pickler",
+    "decode",
+    "dumps",
+    "encode",
+    "loads",
+]
 
 Pickler = Literal["pickle", "cloudpickle"]
 """Who pickles: the standard library's pickle, or cloudpickle, which knows lambdas and local functions too."""
@@ -108,7 +118,7 @@ def loads(data: ReadableBuffer) -> Any:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit as well: what arrives must not end whoever receives it
-        raise _cannot_unpickle(error) from error
+        raise cannot_unpickle(error) from error
 
 
 def encode(
@@ -153,7 +163,7 @@ def decode(head: ReadableBuffer, buffers: Iterable[ReadableBuffer | pickle.Pickl
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # as `loads`
-        raise _cannot_unpickle(error) from error
+        raise cannot_unpickle(error) from error
 
 
 # --- picklers that are used again -------------------------------------------------------------------------
@@ -358,7 +368,8 @@ def _cannot_pickle(obj: object, error: Exception) -> Exception:
     return SerializationError(f"cannot pickle {_described(obj)}: {_error_line(error)}; {remedy}")
 
 
-def _cannot_unpickle(error: BaseException) -> Exception:
+def cannot_unpickle(error: BaseException) -> Exception:
+    """What to raise where unpickling has raised `error`."""
     if isinstance(error, SerializationError | MemoryError):
         return error
     if isinstance(error, AttributeError | ImportError):

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
 from mpkit._platform.hints import Self
+from mpkit._wire.failure import RemoteTraceback
 from mpkit.compat._processes import default_start_method
 from mpkit.compat._queues import not_negative
 from mpkit.errors import SerializationError
@@ -88,16 +89,25 @@ class IMapIterator(Generic[R]):
             StopIteration: there are no more.
             multiprocessing.TimeoutError: the time is over; it can be asked for again.
             multiprocessing.pool.MaybeEncodingError: the result could not be pickled.
-            Exception: what the call raised.
+            Exception: what the call raised, or why the item could not be pickled.
 
         Blocking: until it is there, for at most `timeout` seconds.
         """
         try:
-            with _stdlib_errors():
-                return self._results.next(not_negative(timeout))
+            return self._results.next(not_negative(timeout))
         except StopIteration:
             self._forget(self._results)
             raise
+        except SerializationError as error:
+            cause = error.__cause__
+            if (
+                cause is None
+                or isinstance(cause, RemoteTraceback)
+                or str(error).startswith("cannot unpickle")
+            ):
+                raise _stdlib_error(error) from error
+            # The item could not be pickled, here: the standard library raises the original error.
+            raise cause from None
 
 
 class Pool:

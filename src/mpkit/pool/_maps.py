@@ -14,6 +14,10 @@ is as good as one for each; there is no time limit; and workers are not replaced
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import logging
+import os
 import sys
 import threading
 import time
@@ -23,14 +27,15 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from mpkit._platform.deadlines import check_timeout
 from mpkit._platform.hints import Self, override
+from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._shm.packs import are_plain
 from mpkit._wire import failure
-from mpkit.errors import TaskCancelled, WaitTimeout
+from mpkit.errors import SerializationError, SharedMemoryExhausted, TaskCancelled, WaitTimeout
 from mpkit.pool import _payload as payload
-from mpkit.pool._channel import CHUNK, EACH, PART, PLAIN, RAISED, SOON, STAR
+from mpkit.pool._channel import BIG_VALUE, CHUNK, EACH, ERROR, PART, PLAIN, RAISED, SOON, STAR, VALUE
 from mpkit.pool._functions import GroupedFunction
 from mpkit.pool._handle import TaskHandle
-from mpkit.pool._ledger import Chunk, Task
+from mpkit.pool._ledger import SENT, UNSENT, Chunk, Task
 from mpkit.pool._options import TaskOptions, check_count
 
 if TYPE_CHECKING:
@@ -40,6 +45,8 @@ __all__ = ["ImapIterator", "MapHandle"]
 
 R = TypeVar("R")
 
+_logger = logging.getLogger("mpkit.pool")
+
 #: Into so many chunks for each worker a map would be cut if all were of the same size ...
 _CHUNKS_PER_WORKER = 4
 #: ... but there are so many sizes, each smaller than the last by the same number.
@@ -48,6 +55,8 @@ _CHUNK_SIZES = 3
 _DEFAULT_BUFFER = 256
 #: While results are waiting for the consumer, input is read for this long at most.
 _READ_SECONDS = 0.001
+#: What hinders one item from being sent, and not the next one.
+_UNSENDABLE = (SerializationError, SharedMemoryExhausted)
 #: Inputs that are just there: reading them calls nobody's code and waits for nothing.
 _COLLECTIONS = frozenset({list, tuple, range, set, frozenset, dict, deque, str, bytes, bytearray})
 
@@ -84,6 +93,12 @@ def open_chunk(kind: int, data: object, length: int) -> list[tuple[Any, BaseExce
     """The outcomes of the items of a chunk."""
     value, error = payload.open_outcome(kind, data)
     if error is not None:
+        if kind in (VALUE, BIG_VALUE):
+            # One that cannot be unpickled does not take the others with it, if they can be told apart.
+            with contextlib.suppress(Exception):
+                salvaged = payload.open_items(kind, data)
+                if len(salvaged) == length:
+                    return salvaged
         return [(None, error)] * length
     results, errors = value
     outcomes: list[tuple[Any, BaseException | None]] = [(result, None) for result in results]
@@ -93,32 +108,85 @@ def open_chunk(kind: int, data: object, length: int) -> list[tuple[Any, BaseExce
 
 
 class Progress:
-    """A progress bar that counts items (tqdm), or nothing."""
+    """A progress bar that counts items (tqdm), or nothing.
+
+    A bar that fails (the terminal is gone, say) is dropped: it is told within the settling of outcomes, where
+    an error would keep whoever waits for them waiting.
+    """
 
     def __init__(self, wanted: bool, total: int | None, what: str) -> None:
         self._bar: Any = None
         self._lock = threading.Lock()
         if wanted:
             try:
-                from tqdm.auto import tqdm  # noqa: PLC0415  an extra
+                bar_class = _bar_class()
             except ImportError as error:
                 raise ImportError("progress=True needs the package tqdm: install mpkit[progress]") from error
-            self._bar = tqdm(total=total, desc=what)
+            try:
+                # Interrupted in the middle, it would keep the lock of all bars.
+                with deferred_interrupts():
+                    self._bar = bar_class(total=total, desc=what)
+            except Exception as error:  # noqa: BLE001  whatever it is, the work is done without a bar
+                _bar_failed(error)
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether there is a bar."""
+        return self._bar is not None
 
     def step(self, items: int) -> None:
         """So many more are done."""
         if self._bar is not None:
-            with self._lock:
+            with deferred_interrupts(), self._lock:
                 if self._bar is not None:
-                    self._bar.update(items)
+                    try:
+                        self._bar.update(items)
+                    except Exception as error:  # noqa: BLE001  see above
+                        self._bar = None
+                        _bar_failed(error)
 
     def close(self) -> None:
         """No more will come."""
         if self._bar is not None:
-            with self._lock:
+            with deferred_interrupts(), self._lock:
                 bar, self._bar = self._bar, None
                 if bar is not None:
-                    bar.close()
+                    try:
+                        bar.close()
+                    except Exception as error:  # noqa: BLE001  see above
+                        _bar_failed(error)
+
+
+@functools.cache
+def _bar_class() -> type[Any]:
+    """The bar of tqdm that fits where it is to be shown, made safe.
+
+    Raises:
+        ImportError: tqdm is not installed.
+    """
+    from tqdm.auto import tqdm  # noqa: PLC0415  an extra
+
+    bar: Any = tqdm
+
+    class Bar(bar):  # type: ignore[misc]  # its kind is known when it is asked for
+        """tqdm shows a bar while it holds the lock of all bars, and does not give that back after an error:
+        the next bar, of whatever thread, would wait for ever.
+        """
+
+        def display(self, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return bar.display(self, *args, **kwargs)
+            except Exception as error:  # noqa: BLE001  see above
+                self.disable = True
+                _bar_failed(error)
+
+    return Bar
+
+
+def _bar_failed(error: Exception) -> None:
+    # A handler may write to the very terminal that is gone.
+    with contextlib.suppress(Exception):
+        _logger.warning("the progress bar cannot be shown, and is dropped: %r", error)
 
 
 class _MapSink:
@@ -128,6 +196,8 @@ class _MapSink:
 
     def __init__(self, owner: MapHandle[Any]) -> None:
         self._map: MapHandle[Any] | None = owner
+        #: What is called. Shared objects in it (`functools.partial`) live as long as there are tasks of it.
+        self.function: object = None
         self._items = 0
         #: Chunks that have not ended, by number.
         self.tasks: dict[int, Task] = {}
@@ -155,7 +225,7 @@ class _MapSink:
 
     def forget(self) -> None:
         """All items have ended: break the reference cycle, so that the results go with the handle."""
-        self._map = None
+        self._map = self.function = None
 
 
 def piece_of(task: Task, kind: int, data: object) -> tuple[int, int, int, object]:
@@ -166,6 +236,21 @@ def piece_of(task: Task, kind: int, data: object) -> tuple[int, int, int, object
         first, kind, data, length = cast("tuple[int, int, object, int]", data)
         return task.offset + first, length, kind, data
     return task.offset + task.done, task.stop - task.done, kind, data
+
+
+def _decode(pieces: dict[int, tuple[int, int, Any]]) -> tuple[list[Any] | None, BaseException | None]:
+    """The results of all pieces in the order of the input, or the first error."""
+    results: list[Any] = []
+    first: BaseException | None = None
+    for _, (length, kind, data) in sorted(pieces.items()):
+        value, error = payload.open_outcome(kind, data)
+        if error is None and not value[1]:
+            results += value[0]
+            continue
+        outcomes = open_chunk(kind, data, length) if error is not None else open_chunk(PLAIN, value, length)
+        if first is None:
+            first = next((e for _, e in outcomes if e is not None), None)
+    return (results, None) if first is None else (None, first)
 
 
 class MapHandle(TaskHandle[list[R]]):
@@ -181,9 +266,12 @@ class MapHandle(TaskHandle[list[R]]):
         self._pieces: dict[int, tuple[int, int, Any]] = {}
         self._sink: _MapSink = _MapSink(self)
         self._missing = 0
+        self._has_failures = False
         self._count_lock = threading.Lock()
         self._progress = progress
-        self._decoded: tuple[list[R] | None, BaseException | None] | None = None
+
+    #: What the pieces were unpickled to, by whoever was first.
+    _decoded: tuple[list[R] | None, BaseException | None] | None = None
 
     def start(
         self,
@@ -199,8 +287,9 @@ class MapHandle(TaskHandle[list[R]]):
         engine = self._engine
         if not items:
             self._progress.close()
-            self.settle(None, PLAIN, None)
+            self.settle(None, VALUE, None)
             return
+        self._sink.function = function
         known, blob, flags = engine.function(function, options)
         flags |= CHUNK | (STAR if star else 0)
         if chunksize is not None:
@@ -222,16 +311,19 @@ class MapHandle(TaskHandle[list[R]]):
 
     def piece_done(self, first: int, length: int, kind: int, data: object) -> None:
         """Neighbouring items have ended."""
+        failed = payload.has_failures(kind, data)
         with self._count_lock:
             if first in self._pieces or self.is_settled():
                 return
             self._pieces[first] = (length, kind, data)
             self._missing -= length
             missing = self._missing
+            self._has_failures = self._has_failures or failed
         self._progress.step(length)
         if not missing:
             self._progress.close()
-            self.settle(None, PLAIN, None)
+            # Whoever waits for the first exception among several handles is told by the kind.
+            self.settle(None, ERROR if self._has_failures else VALUE, None)
             self._sink.forget()
 
     def cancel_tasks(self, tasks: list[Task]) -> None:
@@ -240,21 +332,18 @@ class MapHandle(TaskHandle[list[R]]):
 
     @override
     def _outcome(self) -> tuple[list[R] | None, BaseException | None]:
+        # Of what the pool has settled it with, only the reason to give it up is told here.
         if self._got[0] == RAISED:
             return None, self._got[1]
-        if self._decoded is None:
-            results: list[R] = []
-            first: BaseException | None = None
-            for _, (length, kind, data) in sorted(self._pieces.items()):
-                value, error = payload.open_outcome(kind, data)
-                if error is None and not value[1]:
-                    results += value[0]
-                    continue
-                outcomes = [(None, error)] * length if error is not None else open_chunk(PLAIN, value, length)
-                first = first or next((e for _, e in outcomes if e is not None), None)
-            self._decoded = (results, None) if first is None else (None, first)
+        # In this order: the pieces are let go after what they were unpickled to is there.
+        pieces = self._pieces
+        decoded = self._decoded
+        if decoded is None:
+            # Two threads may both come here: all get what the first one has stored (`setdefault` is one
+            # step, for other threads and for Ctrl-C).
+            decoded = self.__dict__.setdefault("_decoded", _decode(pieces))
             self._pieces = {}
-        return self._decoded
+        return decoded
 
     @override
     def cancel(self) -> bool:
@@ -272,6 +361,168 @@ class MapHandle(TaskHandle[list[R]]):
         )
 
 
+class _ImapSink:
+    """Where the outcomes of a lazy map arrive.
+
+    The tasks hold it, and not the iterator, which so ends when its user drops it. It is what the collector
+    waits for as well.
+    """
+
+    can_be_told_again = False
+
+    def __init__(self, engine: Engine, progress: Progress, function: object, *, ordered: bool) -> None:
+        self._engine = engine
+        # Shared objects in it live as long as there are tasks of it.
+        self._function: object = function
+        self._progress = progress
+        self.ordered = ordered
+        #: Items that have been sent, and those of them that `take` has given out.
+        self.sent_items = 0
+        self.next = 0
+        #: Tasks that have not ended, by number.
+        self.tasks: dict[int, Task] = {}
+        # In the order of the input; for the ordered iterator alone.
+        self._order: deque[Task] = deque()
+        # Outcomes of neighbouring items (how many, kind, data, whether of a chunk): in the order of arrival,
+        # or by the first one.
+        self._arrived: deque[tuple[int, int, object, bool]] = deque()
+        self._by_first: dict[int, tuple[int, int, object, bool]] = {}
+        #: As many as there are threads that are just bringing an outcome.
+        self._arriving: deque[None] = deque()
+        self._latest: Task | None = None
+        self._is_closed = False
+        self._made_condition: threading.Condition | None = None
+
+    # -- of tasks --------------------------------------------------------------------------------------------
+
+    def sent(self, task: Task) -> None:
+        """Remember a task that is about to be sent."""
+        self._latest = task
+        self.tasks[task.number] = task
+        task.offset = self.sent_items
+        self.sent_items += task.items
+        if self.ordered:
+            self._order.append(task)
+
+    def forget_unsent(self) -> None:
+        """Sending the latest task has failed: if it never got to the pool, nothing will come of it."""
+        with deferred_interrupts():
+            task, self._latest = self._latest, None
+            # Ctrl-C may also come when the pool has it already.
+            if task is None or not self._engine.dispatcher.lock.run(self._is_nowhere, task):
+                return
+            self.tasks.pop(task.number, None)
+            self.sent_items = task.offset
+            if self._order and self._order[-1] is task:
+                self._order.pop()
+
+    def _is_nowhere(self, task: Task) -> bool:
+        """Whether the pool does not know the task (holding the dispatcher's lock)."""
+        if task.state == SENT:
+            return task.number not in self._engine.dispatcher.ledger.sent.get(task.worker, ())
+        return task.state == UNSENT
+
+    def fail_next(self, error: BaseException) -> None:
+        """The next item cannot be sent, so this is its outcome."""
+        first = self.sent_items
+        self.sent_items += 1
+        self._arrive(first, 1, RAISED, error, of_chunk=False)
+
+    def settle(self, task: Task, kind: int, data: object) -> None:
+        """Take the outcome of a task, or a part of it."""
+        first, length, inner, data = piece_of(task, kind, data)
+        # See `is_idle`.
+        self._arriving.append(None)
+        try:
+            if kind != PART:
+                if self.tasks.pop(task.number, None) is None:
+                    return
+            elif isinstance(task, Chunk):
+                if first in task.told:
+                    return
+                task.told.add(first)
+            if self._is_closed:
+                return
+            self._arrive(first, length, inner, data, of_chunk=isinstance(task, Chunk))
+        finally:
+            self._arriving.pop()
+        condition = self._made_condition
+        if condition is not None:
+            with condition:
+                condition.notify_all()
+
+    def split(self, task: Chunk, pieces: list[Chunk]) -> None:
+        """Pieces stand for a task from now on."""
+        for piece in pieces:
+            self.tasks[piece.number] = piece
+        self.tasks.pop(task.number, None)
+        if self._is_closed:
+            self._engine.cancel_later(list(pieces))
+
+    def _arrive(self, first: int, length: int, kind: int, data: object, *, of_chunk: bool) -> None:
+        outcome = (length, kind, data, of_chunk)
+        if self.ordered:
+            self._by_first[first] = outcome
+        else:
+            self._arrived.append(outcome)
+        self._progress.step(length)
+
+    # -- what the collector waits for ------------------------------------------------------------------------
+
+    @property
+    def task_id(self) -> int:
+        """What the workers should ring for."""
+        order = self._order
+        if self.ordered and order and order[0].number in self.tasks:
+            return order[0].number
+        return SOON
+
+    def is_settled(self) -> bool:
+        """Whether the next outcome is there."""
+        return self.next in self._by_first if self.ordered else bool(self._arrived)
+
+    def is_idle(self) -> bool:
+        """Whether nothing is there, and nothing will come of what has been sent."""
+        # In this order, the reverse of that in `settle`: what another thread is bringing is seen somewhere.
+        return not self.tasks and not self._arriving and not self.is_settled()
+
+    def make_condition(self) -> threading.Condition:
+        """What to sleep on while another thread leads."""
+        if self._made_condition is None:
+            self._made_condition = threading.Condition()
+        return self._made_condition
+
+    # -- of the iterator -------------------------------------------------------------------------------------
+
+    def take(self) -> tuple[int, int, object, bool]:
+        """The next outcome, which is there: of how many items, its kind and data, whether of a chunk."""
+        if not self.ordered:
+            return self._arrived.popleft()
+        first = self.next
+        outcome = self._by_first[first]
+        # First: after Ctrl-C in between, an item is lost, but nobody waits for it.
+        self.next += outcome[0]
+        del self._by_first[first]
+        order = self._order
+        while order and order[0].offset + order[0].items <= self.next:
+            order.popleft()
+        return outcome
+
+    def close(self) -> None:
+        """Cancel what has not ended, and forget what has. Takes no lock, and may be called again."""
+        self._is_closed = True
+        engine = self._engine
+        if engine.pid == os.getpid():
+            if self.tasks:
+                engine.cancel_later(list(self.tasks.values()))
+            if self._progress.is_shown:
+                engine.supervisor.request(self._progress.close)
+        self.tasks.clear()
+        self._order.clear()
+        self._arrived.clear()
+        self._by_first.clear()
+
+
 class ImapIterator(Generic[R]):
     """What `imap` and `imap_unordered` return: an iterator over the results that reads its input as it goes.
 
@@ -279,8 +530,10 @@ class ImapIterator(Generic[R]):
     results, so the iterable may be infinite, slow, or bound to a thread; one that blocks delays the results
     that are ready by one item at most.
 
-    An item that failed raises its error from `next`; the iteration can go on after it. Dropping or closing
-    the iterator cancels what it has not delivered.
+    An item that failed raises its error from `next`; the iteration can go on after it. So does an item that
+    cannot be pickled. When the pool takes no more, because it has been closed or is broken, the results of
+    what had been sent come first, and then that error. Dropping or closing the iterator cancels what it has
+    not delivered.
 
     Safe from: one thread at a time.
     """
@@ -305,6 +558,7 @@ class ImapIterator(Generic[R]):
         else:
             self._most = check_count(buffersize, "buffersize")
             self._chunksize = min(self._chunksize, self._most)
+        engine.check_usable()
         self._input: Iterator[Any] | None = iter(iterable)
         self._options = options
         self._function, self._blob, self._flags = engine.function(function, options)
@@ -319,92 +573,23 @@ class ImapIterator(Generic[R]):
             self._function = self._groups = GroupedFunction(
                 self._function, self._most // (4 * processes) or 1
             )
-        self._ordered = ordered
-        #: Items between input and consumer.
-        self._held = 0
-        # Outcomes of neighbouring items (how many, kind, data, whether of a chunk): in the order of arrival,
-        # or by the first one.
-        self._arrived: deque[tuple[int, int, object, bool]] = deque()
-        self._by_first: dict[int, tuple[int, int, object, bool]] = {}
-        self._sent = 0
-        self._next = 0
-        self._closed = False
-        #: In the order of the input; for the ordered iterator alone.
-        self._order: deque[Task] = deque()
-        self._tasks: dict[int, Task] = {}
+        #: Items whose results the consumer has.
+        self._delivered = 0
         self._current: deque[tuple[Any, BaseException | None]] = deque()
-        self._input_error: BaseException | None = None
-        self._made_condition: threading.Condition | None = None
-        self._lock = threading.Lock()
+        #: What comes after all results: the error of the input, or why the pool takes no more.
+        self._last_error: BaseException | None = None
         try:
             total = len(iterable)  # type: ignore[arg-type]  # where it has a length
         except TypeError:
             total = None
         self._progress = Progress(progress, total, self._function.name)
+        self._sink = _ImapSink(engine, self._progress, function, ordered=ordered)
         self._read()
 
-    # -- as a sink -------------------------------------------------------------------------------------------
-
-    can_be_told_again = False
-
-    def sent(self, task: Task) -> None:
-        """Remember a task of this iterator."""
-        self._tasks[task.number] = task
-        task.offset = self._sent
-        self._sent += task.items
-        if self._ordered:
-            self._order.append(task)
-
-    def settle(self, task: Task, kind: int, data: object) -> None:
-        """Take the outcome of a task, or a part of it."""
-        first, length, inner, data = piece_of(task, kind, data)
-        outcome = (length, inner, data, isinstance(task, Chunk))
-        if kind != PART:
-            if self._tasks.pop(task.number, None) is None:
-                return
-        elif isinstance(task, Chunk):
-            if first in task.told:
-                return
-            task.told.add(first)
-        if self._closed:
-            return
-        if self._ordered:
-            self._by_first[first] = outcome
-        else:
-            self._arrived.append(outcome)
-        self._progress.step(length)
-        condition = self._made_condition
-        if condition is not None:
-            with condition:
-                condition.notify_all()
-
-    def split(self, task: Chunk, pieces: list[Chunk]) -> None:
-        """Pieces stand for a task from now on."""
-        for piece in pieces:
-            self._tasks[piece.number] = piece
-        self._tasks.pop(task.number, None)
-        if self._closed:
-            self._engine.cancel_later(list(pieces))
-
-    # -- as something that the collector waits for -----------------------------------------------------------
-
     @property
-    def task_id(self) -> int:
-        """What the workers should ring for."""
-        order = self._order
-        if self._ordered and order and order[0].number in self._tasks:
-            return order[0].number
-        return SOON
-
-    def is_settled(self) -> bool:
-        """Whether the next outcome is there."""
-        return self._next in self._by_first if self._ordered else bool(self._arrived)
-
-    def make_condition(self) -> threading.Condition:
-        """What to sleep on while another thread leads."""
-        if self._made_condition is None:
-            self._made_condition = threading.Condition()
-        return self._made_condition
+    def _held(self) -> int:
+        """Items between input and consumer."""
+        return self._sink.sent_items - self._delivered
 
     # -- reading the input -----------------------------------------------------------------------------------
 
@@ -413,12 +598,13 @@ class ImapIterator(Generic[R]):
         source = self._input
         if source is None:
             return
-        engine, size, groups = self._engine, self._chunksize, self._groups
+        engine, sink, size, groups = self._engine, self._sink, self._chunksize, self._groups
+        most = self._delivered + self._most
         deadline = 0.0
         number = 0
-        while self._held + size <= self._most:
+        while sink.sent_items + size <= most:
             if groups is not None:
-                size = min(groups.size, self._most - self._held)
+                size = min(groups.size, most - sink.sent_items)
             chunk: list[Any] = []
             try:
                 for item in source:
@@ -426,7 +612,7 @@ class ImapIterator(Generic[R]):
                     if len(chunk) >= size:
                         break
             except Exception as error:  # noqa: BLE001  it comes out of the iteration, at its place
-                self._input_error = error
+                self._last_error = error
                 self._input = None
             except BaseException:
                 # Ctrl-C is not put off until the tasks have ended.
@@ -437,6 +623,10 @@ class ImapIterator(Generic[R]):
             if chunk:
                 try:
                     self._submit(chunk)
+                except Exception as error:  # noqa: BLE001  it comes out of the iteration, after all results
+                    # The pool is closed, say. What has been sent has results all the same.
+                    self._last_error = error
+                    self._input = None
                 except BaseException:
                     self._input = None
                     raise
@@ -448,26 +638,39 @@ class ImapIterator(Generic[R]):
                 if not deadline:
                     deadline = now + _READ_SECONDS
                 elif now > deadline and (
-                    self._current or self.is_settled() or engine.dispatcher.has_outcomes()
+                    self._current or sink.is_settled() or engine.dispatcher.has_outcomes()
                 ):
                     return
 
     def _submit(self, chunk: list[Any]) -> None:
         """Send what has just been read: as a chunk, as a group, or one by one."""
         if self._chunksize > 1:
-            self._submit_task(self._flags | CHUNK, chunk, len(chunk))
+            self._submit_chunk(self._flags | CHUNK, chunk)
         elif len(chunk) > 1 and are_plain(chunk):
-            self._submit_task(self._flags | CHUNK | EACH, chunk, len(chunk))
+            self._submit_chunk(self._flags | CHUNK | EACH, chunk)
         else:
             for item in chunk:
-                self._submit_task(self._flags, (item,), 1)
+                try:
+                    self._submit_task(self._flags, (item,))
+                except _UNSENDABLE as error:
+                    self._sink.fail_next(error)
 
-    def _submit_task(self, flags: int, arguments: Any, items: int) -> None:
-        self._held += items
+    def _submit_chunk(self, flags: int, chunk: list[Any]) -> None:
         try:
-            self._engine.submit(self._function, self._blob, flags, arguments, self, self._options)
+            self._submit_task(flags, chunk)
+        except _UNSENDABLE:
+            # One by one: so it is seen which of them cannot be pickled.
+            for item in chunk:
+                try:
+                    self._submit_task(flags, [item])
+                except _UNSENDABLE as error:
+                    self._sink.fail_next(error)
+
+    def _submit_task(self, flags: int, arguments: Any) -> None:
+        try:
+            self._engine.submit(self._function, self._blob, flags, arguments, self._sink, self._options)
         except BaseException:
-            self._held -= items
+            self._sink.forget_unsent()
             raise
 
     # -- the iterator ----------------------------------------------------------------------------------------
@@ -487,7 +690,9 @@ class ImapIterator(Generic[R]):
         Raises:
             StopIteration: There are no more.
             WaitTimeout: The time was over; it can be asked for again.
-            Exception: What this item's call raised, or what the input raised.
+            SerializationError: This item, or its result, cannot be pickled.
+            Exception: What this item's call raised; or, after all results, what the input raised, or why the
+                pool took no more.
 
         Blocking: until the next result is there.
         """
@@ -496,7 +701,7 @@ class ImapIterator(Generic[R]):
             timeout = check_timeout(timeout)
             self._fetch(timeout)
         value, error = current.popleft()
-        self._held -= 1
+        self._delivered += 1
         if error is not None:
             try:
                 raise error
@@ -506,25 +711,23 @@ class ImapIterator(Generic[R]):
 
     def _fetch(self, timeout: float | None) -> None:
         """Have at least one outcome in `_current`."""
-        if self._input is not None and (self._held < self._most // 2 or not self.is_settled()):
+        sink = self._sink
+        if self._input is not None and (self._held < self._most // 2 or not sink.is_settled()):
             self._read()
-        if not self.is_settled():
-            if not self._held:
-                self._progress.close()
-                error, self._input_error = self._input_error, None
-                if error is not None:
-                    raise error
-                raise StopIteration
-            if not self._engine.collector.wait_for(self, timeout):
+        while not sink.is_settled():
+            if sink.is_idle():
+                # Ctrl-C may have taken an item that was about to be delivered.
+                self._delivered = sink.sent_items
+                if self._input is None:
+                    self._progress.close()
+                    error, self._last_error = self._last_error, None
+                    if error is not None:
+                        raise error
+                    raise StopIteration
+                self._read()
+            elif not self._engine.collector.wait_for(sink, timeout):
                 raise WaitTimeout(f"no result within {timeout:g} s; the iteration can go on")
-        if self._ordered:
-            length, kind, data, of_chunk = self._by_first.pop(self._next)
-            self._next += length
-            order = self._order
-            while order and order[0].offset + order[0].items <= self._next:
-                order.popleft()
-        else:
-            length, kind, data, of_chunk = self._arrived.popleft()
+        length, kind, data, of_chunk = sink.take()
         if of_chunk:
             self._current.extend(open_chunk(kind, data, length))
         else:
@@ -541,22 +744,21 @@ class ImapIterator(Generic[R]):
 
     def close(self) -> None:
         """Cancel what has not been delivered; the iteration is over."""
-        self._closed = True
         self._input = None
+        self._last_error = None
         self._progress.close()
-        self._engine.cancel_later(list(self._tasks.values()))
-        self._tasks.clear()
-        self._order.clear()
-        self._arrived.clear()
-        self._by_first.clear()
+        self._sink.close()
         self._current.clear()
-        self._held = 0
+        self._delivered = self._sink.sent_items
 
     def __repr__(self) -> str:
-        order = "ordered" if self._ordered else "unordered"
+        order = "ordered" if self._sink.ordered else "unordered"
         state = "reading" if self._input is not None else "all read"
         return f"<ImapIterator of {self._function.name}, {order}, {state}, {self._held} items under way>"
 
     def __del__(self) -> None:
-        if getattr(self, "_tasks", None):
-            self.close()
+        # In whatever thread the garbage collector runs, perhaps within a step of the progress bar or of the
+        # pool: so this takes no lock.
+        sink: _ImapSink | None = getattr(self, "_sink", None)
+        if sink is not None:
+            sink.close()

@@ -34,6 +34,7 @@ from mpkit.pool._channel import (
     BIG_ERROR,
     BIG_VALUE,
     ERROR,
+    FUNCTION_INSIDE,
     HEAD_SIZE,
     KEYWORDS,
     NONE,
@@ -50,6 +51,10 @@ INLINE_BYTES = 16 << 10
 _encode = codec.Encoder(OUT_OF_BAND_BYTES).encode
 
 _KIND = "parcel"
+#: What a pickle ends with.
+_STOP = ord(".")
+#: Stands behind the pickle of a chunk's outcome if some of its items failed. Unpickling does not look there.
+_SOME_FAILED = b"!"
 _ALIGN = 64
 #: How many parcels there have been; a worker that has made none has left none.
 _made = 0
@@ -85,6 +90,23 @@ def load_arguments(flags: int, data: bytes | memoryview) -> tuple[Any, Any]:
     return value, None
 
 
+def load_items(flags: int, data: bytes | memoryview) -> tuple[bytes, list[tuple[Any, Exception | None]]]:
+    """The arguments of a chunk of which one cannot be unpickled: each item, or why it cannot.
+
+    Returns:
+        The pickled function, if it is there, and the items.
+    """
+    from mpkit._wire import salvage  # noqa: PLC0415  rarely needed
+
+    head: Any = data
+    buffers: list[Any] = []
+    if flags & BIG:
+        head, *buffers = _slices(_map(bytes(data).decode()))
+    if not flags & FUNCTION_INSIDE:
+        return b"", salvage.load_items(head, buffers)
+    return salvage.load_part(head, (), 0)[0], salvage.load_items(head, buffers, 1)
+
+
 # -- outcomes ------------------------------------------------------------------------------------------------
 
 
@@ -98,6 +120,17 @@ def dump_value(value: object, pickler: Pickler) -> tuple[int, bytes]:
     if value is None:
         return NONE, b""
     head, buffers = _encode(value) if pickler == "pickle" else _encode_by_value(value)
+    return _value_of(head, buffers)
+
+
+def dump_chunk(results: list[Any], errors: list[tuple[int, bytes]], pickler: Pickler) -> tuple[int, bytes]:
+    """The same for results of a chunk: a list, and what went wrong at which index of it."""
+    value = (results, errors)
+    head, buffers = _encode(value) if pickler == "pickle" else _encode_by_value(value)
+    return _value_of(head + _SOME_FAILED if errors else head, buffers)
+
+
+def _value_of(head: bytes, buffers: list[pickle.PickleBuffer]) -> tuple[int, bytes]:
     if not buffers and len(head) <= INLINE_BYTES:
         return VALUE, head
     return BIG_VALUE, _pack(head, buffers).hand_over().encode()
@@ -138,6 +171,29 @@ def open_outcome(kind: int, data: Any) -> tuple[Any, BaseException | None]:
     if kind == BIG_ERROR:
         return None, failure.unpack_exception(bytes(_slices(data)[0]))
     return (data, None) if kind == PLAIN else (None, data)
+
+
+def open_items(kind: int, data: Any) -> list[tuple[Any, BaseException | None]]:
+    """The results of a chunk that cannot all be unpickled: each of them, or why it cannot."""
+    from mpkit._wire import salvage  # noqa: PLC0415  rarely needed
+
+    head: Any = data[HEAD_SIZE:]
+    buffers: list[Any] = []
+    if kind == BIG_VALUE:
+        head, *buffers = _slices(data)
+    results: list[tuple[Any, BaseException | None]] = list(salvage.load_items(head, buffers, 0))
+    for (index, packed), _ in salvage.load_items(head, (), 1):
+        results[index] = (None, failure.unpack_exception(packed))
+    return results
+
+
+def has_failures(kind: int, data: Any) -> bool:
+    """Whether a chunk, or an item of it, failed; nothing is unpickled to find out."""
+    if kind == VALUE:
+        return bool(data[-1] != _STOP)
+    if kind == BIG_VALUE:
+        return _slices(data)[0][-1] != _STOP
+    return kind != PLAIN
 
 
 def drop_outcome(kind: int, record: bytes) -> None:
@@ -298,9 +354,13 @@ __all__ = [
     "adopt",
     "drop_outcome",
     "dump_arguments",
+    "dump_chunk",
     "dump_error",
     "dump_value",
+    "has_failures",
     "load_arguments",
+    "load_items",
+    "open_items",
     "open_outcome",
     "parcels_made",
     "sweep",

@@ -142,6 +142,8 @@ class _Worker:
         self.parcels_before = payload.parcels_made()
         #: The number of the task whose code is running; 0 while the worker's own code is.
         self.inside = 0
+        #: The parent has interrupted the task: what it raises from now on is no error of its own.
+        self.stopping = False
         self.last_ring = 0
 
     # -- the start -------------------------------------------------------------------------------------------
@@ -199,6 +201,7 @@ class _Worker:
         # Only an interrupt meant for the very task that is running counts.
         words = self.channel.words
         if self.inside and words[STOP] == self.inside:
+            self.stopping = True
             if self.outbox.busy_here():
                 # In the middle of a log record: let it be finished first.
                 self.outbox.interrupted = True
@@ -288,6 +291,7 @@ class _Worker:
         pickler: Pickler = "cloudpickle" if flags & BY_VALUE else "pickle"
         try:
             try:
+                self.stopping = False
                 self.inside = number
                 outcome = self._call(number, length, flags, record, pickler)
             finally:
@@ -328,14 +332,28 @@ class _Worker:
             first, stop = RANGE.unpack_from(rest)
             rest = rest[RANGE.size :]
         function: Any
-        if flags & FUNCTION_INSIDE:
-            (blob, args), kwargs = payload.load_arguments(flags & ~KEYWORDS, rest)
-            function = codec.loads(blob)
-            if flags & KEYWORDS:
-                args, kwargs = args
+        args: Any
+        kwargs: Any = None
+        try:
+            if flags & FUNCTION_INSIDE:
+                (blob, args), _ = payload.load_arguments(flags & ~KEYWORDS, rest)
+            else:
+                args, kwargs = payload.load_arguments(flags, rest)
+        except SerializationError as error:
+            if not flags & CHUNK:
+                raise
+            try:
+                inside, items = payload.load_items(flags, rest)
+            except Exception:  # noqa: BLE001  they cannot be told apart
+                raise error from error.__cause__
+            function = _except_of_broken(self._function(inside or blob, flags))
+            args = [item if reason is None else _Broken(reason) for item, reason in items]
+            if flags & STAR:
+                args = [(item,) if type(item) is _Broken else item for item in args]
         else:
-            function = self.functions.get(blob) or self._load_function(blob, flags)
-            args, kwargs = payload.load_arguments(flags, rest)
+            function = self._function(blob, flags)
+            if flags & FUNCTION_INSIDE and flags & KEYWORDS:
+                args, kwargs = args
         if flags & EACH:
             return self._run_each(function, args, number, first, stop, pickler)
         if flags & CHUNK:
@@ -369,7 +387,7 @@ class _Worker:
         while True:
             end = min(at + block, stop)
             words[ITEM] = at << 32 | end
-            _run_block(function, items[at:end], flags, pickler, results, errors)
+            self._run_block(function, items[at:end], flags, pickler, results, errors)
             at = end
             if at == stop:
                 break
@@ -380,11 +398,11 @@ class _Worker:
             if now - handed_in > _PART_NS:
                 # Now pickling may be the end of the worker.
                 words[ITEM] = base << 32 | at
-                self._hand_in(number, at, *_dump_results(results, errors, pickler))
+                self._hand_in(number, at, *self._dump_results(results, errors, pickler))
                 results, errors, base = [], [], at
                 began = handed_in = clock()
         words[ITEM] = base << 32 | stop
-        return _dump_results(results, errors, pickler)
+        return self._dump_results(results, errors, pickler)
 
     def _run_each(
         self,
@@ -408,19 +426,70 @@ class _Worker:
             errors: list[tuple[int, bytes]] = []
             try:
                 results[0] = function(items[at])
-            except KeyboardInterrupt:
-                # All of it is being stopped.
-                raise
-            except BaseException as error:  # noqa: BLE001  whatever it is, it belongs to this item
+            except BaseException as error:
+                if self.stopping:
+                    # All of it.
+                    raise
                 errors.append((0, failure.pack_exception(error, pickler)))
             # What has been worked on must not live on here while the next one is worked on.
             items[at] = None
-            kind, data = _dump_results(results, errors, pickler)
+            kind, data = self._dump_results(results, errors, pickler)
             at += 1
             if at == stop:
                 return kind, data
             self._hand_in(number, at, kind, data)
             self._announce(number)
+
+    def _run_block(
+        self,
+        function: Callable[..., Any],
+        items: list[Any],
+        flags: int,
+        pickler: Pickler,
+        results: list[Any],
+        errors: list[tuple[int, bytes]],
+    ) -> None:
+        """Call the function for each item, adding to `results`, and to `errors` what went wrong at which
+        index.
+
+        An error fails its own item only. `list.extend` keeps what an iterator gave before it raised, and
+        `map` goes on with the next item after an error, so the calls run at the speed of C all the same.
+        """
+        calls = starmap(function, items) if flags & STAR else map(function, items)
+        total = len(results) + len(items)
+        while len(results) < total:
+            try:
+                results.extend(calls)
+                if len(results) < total:
+                    # Only a StopIteration that the function itself raised ends `calls` early.
+                    raise RuntimeError("the function raised StopIteration")
+            except BaseException as error:
+                if self.stopping:
+                    # The whole chunk. A KeyboardInterrupt of the item's own is an error like any other.
+                    raise
+                errors.append((len(results), failure.pack_exception(error, pickler)))
+                results.append(None)
+
+    def _dump_results(
+        self, results: list[Any], errors: list[tuple[int, bytes]], pickler: Pickler
+    ) -> tuple[int, bytes]:
+        try:
+            return payload.dump_chunk(results, errors, pickler)
+        except BaseException:
+            if self.stopping:
+                raise
+            # Rare, so slow is good enough: find the results that cannot be pickled.
+            failed = {index for index, _ in errors}
+            for index, value in enumerate(results):
+                if index not in failed:
+                    try:
+                        codec.dumps(value, pickler)
+                    except BaseException as error:
+                        if self.stopping:
+                            raise
+                        errors.append((index, failure.pack_exception(error, pickler)))
+                        results[index] = None
+            return payload.dump_chunk(results, errors, pickler)
 
     def _hand_in(self, number: int, reached: int, kind: int, data: bytes) -> None:
         """Send the results of the items before `reached` that have not been sent yet."""
@@ -436,6 +505,11 @@ class _Worker:
                 self.last_ring = now
                 board[FRONT] = 0
                 ring_bell(self.board.front)
+
+    def _function(self, blob: bytes, flags: int) -> Callable[..., Any]:
+        if flags & FUNCTION_INSIDE:
+            return cast("Callable[..., Any]", codec.loads(blob))
+        return self.functions.get(blob) or self._load_function(blob, flags)
 
     def _load_function(self, blob: bytes, flags: int) -> Callable[..., Any]:
         function: Callable[..., Any] = cast("Callable[..., Any]", codec.loads(blob))
@@ -578,49 +652,21 @@ class _Outbox:
         ring_bell(self._channel.wake)
 
 
-def _run_block(
-    function: Callable[..., Any],
-    items: list[Any],
-    flags: int,
-    pickler: Pickler,
-    results: list[Any],
-    errors: list[tuple[int, bytes]],
-) -> None:
-    """Call the function for each item, adding to `results`, and to `errors` what went wrong at which index.
+class _Broken(NamedTuple):
+    """Stands for an item that could not be unpickled."""
 
-    An error fails its own item only. `list.extend` keeps what an iterator gave before it raised, and `map`
-    goes on with the next item after an error, so the calls run at the speed of C all the same.
-    """
-    calls = starmap(function, items) if flags & STAR else map(function, items)
-    total = len(results) + len(items)
-    while len(results) < total:
-        try:
-            results.extend(calls)
-            if len(results) < total:
-                # Only a StopIteration that the function itself raised ends `calls` early.
-                raise RuntimeError("the function raised StopIteration")
-        except KeyboardInterrupt:
-            # The whole chunk is being stopped.
-            raise
-        except BaseException as error:  # noqa: BLE001  whatever it is, it belongs to this item
-            errors.append((len(results), failure.pack_exception(error, pickler)))
-            results.append(None)
+    error: Exception
 
 
-def _dump_results(results: list[Any], errors: list[tuple[int, bytes]], pickler: Pickler) -> tuple[int, bytes]:
-    try:
-        return payload.dump_value((results, errors), pickler)
-    except SerializationError:
-        # Rare, so slow is good enough: find the results that cannot be pickled.
-        failed = {index for index, _ in errors}
-        for index, value in enumerate(results):
-            if index not in failed:
-                try:
-                    codec.dumps(value, pickler)
-                except SerializationError as error:
-                    errors.append((index, failure.pack_exception(error, pickler)))
-                    results[index] = None
-        return payload.dump_value((results, errors), pickler)
+def _except_of_broken(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which raises what is wrong with an item that could not be unpickled."""
+
+    def call(*args: Any) -> Any:
+        if args and type(args[0]) is _Broken:
+            raise args[0].error
+        return function(*args)
+
+    return call
 
 
 def own_rss_bytes() -> int | None:

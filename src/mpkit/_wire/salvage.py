@@ -1,0 +1,226 @@
+"""A list of which one item cannot be unpickled: the others are brought back all the same.
+
+A list is pickled as a whole, because a pickle for each item would cost several times as much; and an item
+that raises while it is unpickled then takes the whole list with it. Only then this comes in: it finds out
+where in the pickle each item begins (`pickletools` knows what each opcode takes from the stack and puts
+there, so nothing is run for it), and unpickles one item after the other, each with what its predecessors have
+left in the memo.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import pickletools
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mpkit._wire.codec import cannot_unpickle
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+__all__ = ["load_items", "load_part"]
+
+
+def load_items(
+    data: ReadableBuffer,
+    buffers: Iterable[ReadableBuffer | pickle.PickleBuffer] = (),
+    part: int | None = None,
+) -> list[tuple[Any, Exception | None]]:
+    """The items of a pickled list, each with the error that it raised while it was unpickled, or None.
+
+    Args:
+        data: The head of what `codec.encode` has made of a list, or of a tuple with a list in it.
+        buffers: As `codec.decode` takes them.
+        part: Which part of the tuple the list is; None: there is no tuple.
+    """
+    loader, found = _find(data, buffers, part)
+    return [loader.item(slot.start, slot.stop) for slot in found.parts]
+
+
+def load_part(
+    data: ReadableBuffer, buffers: Iterable[ReadableBuffer | pickle.PickleBuffer], part: int
+) -> tuple[Any, Exception | None]:
+    """One part of a pickled tuple, or the error that it raised while it was unpickled."""
+    loader, found = _find(data, buffers, part)
+    return loader.item(found.start, found.stop)
+
+
+def _find(data: ReadableBuffer, buffers: Iterable[Any], part: int | None) -> tuple[_Loader, _Slot]:
+    opcodes = _opcodes(bytes(data))
+    layout = _Layout(opcodes)
+    (found,) = layout.stack
+    return _Loader(opcodes, layout, buffers), found if part is None else found.parts[part]
+
+
+class _Opcode(NamedTuple):
+    """One step of a pickle: what it is, its argument, how it is written."""
+
+    info: pickletools.OpcodeInfo
+    argument: Any
+    raw: bytes
+
+
+class _Slot:
+    """What lies on the stack of the unpickler: made by the opcodes from `start` on, and up to before `stop`.
+
+    Attributes:
+        parts: the items of a list, or the parts of a tuple.
+        memoized: the same in the memo, if it is there.
+    """
+
+    __slots__ = ("memoized", "parts", "start", "stop")
+
+    def __init__(self, start: int, stop: int, parts: list[_Slot]) -> None:
+        self.start = start
+        self.stop = stop
+        self.parts = parts
+        self.memoized: _Slot | None = None
+
+
+#: They change what lies below their arguments.
+_CHANGES = frozenset({"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"})
+
+
+def _opcodes(data: bytes) -> list[_Opcode]:
+    found: list[_Opcode] = []
+    previous: tuple[pickletools.OpcodeInfo, Any, int] | None = None
+    for info, argument, at in pickletools.genops(data):
+        if previous is not None:
+            found.append(_Opcode(previous[0], previous[1], data[previous[2] : at]))
+        previous = (info, argument, at or 0)
+    # The last one is STOP. Frames would no longer have the right length.
+    return [opcode for opcode in found if opcode.info.name not in ("FRAME", "PROTO")]
+
+
+class _Layout:
+    """Where in a pickle everything begins and ends."""
+
+    def __init__(self, opcodes: Sequence[_Opcode]) -> None:
+        self.stack: list[_Slot] = []
+        #: By the opcode that memoizes it.
+        self.memo: dict[int, _Slot] = {}
+        self._memoized: list[_Slot] = []
+        #: How much lies below each mark, and which opcode has set it.
+        self._marks: list[tuple[int, int]] = []
+        #: Where that begins which has been thrown away again, and so belongs to what comes next.
+        self._dropped: int | None = None
+        for at, opcode in enumerate(opcodes):
+            name = opcode.info.name
+            if name == "MARK":
+                self._marks.append((len(self.stack), at))
+            elif name == "MEMOIZE":
+                top = self.stack[-1]
+                top.stop = at + 1
+                top.memoized = self.memo[at] = _Slot(top.start, at + 1, [])
+                self._memoized.append(top.memoized)
+            else:
+                self._step(at, opcode.info)
+                if name.endswith("BINGET"):
+                    self.stack[-1].memoized = self._memoized[opcode.argument]
+
+    def _step(self, at: int, info: pickletools.OpcodeInfo) -> None:
+        before = info.stack_before
+        if pickletools.markobject in before:
+            below, start = self._marks.pop()
+            below -= before.index(pickletools.markobject)
+        else:
+            below, start = len(self.stack) - len(before), at
+        taken = self.stack[below:]
+        del self.stack[below:]
+        if taken:
+            start = min(start, taken[0].start)
+        if self._dropped is not None:
+            start, self._dropped = min(start, self._dropped), None
+        if not info.stack_after:
+            self._dropped = start if before else None
+            return
+        if info.name in _CHANGES:
+            whole = taken[0]
+            if info.name.startswith("APPEND"):
+                whole.parts += taken[1:]
+            whole.stop = at + 1
+            if whole.memoized is not None:
+                whole.memoized.stop = at + 1
+            self.stack.append(whole)
+            return
+        parts = taken if info.name.startswith("TUPLE") else []
+        self.stack += [_Slot(start, at + 1, parts) for _ in info.stack_after]
+
+
+class _Buffers(Iterator[Any]):
+    """The buffers, from wherever an item needs them."""
+
+    def __init__(self, buffers: Iterable[Any]) -> None:
+        self._buffers = list(buffers)
+        self.at = 0
+
+    def __next__(self) -> Any:
+        if self.at >= len(self._buffers):
+            raise StopIteration
+        self.at += 1
+        return self._buffers[self.at - 1]
+
+
+class _Loader:
+    """Unpickles parts of a pickle, one after the other, with one memo."""
+
+    def __init__(self, opcodes: list[_Opcode], layout: _Layout, buffers: Iterable[Any]) -> None:
+        self._opcodes = opcodes
+        self._memo = layout.memo
+        self._numbers = {at: number for number, at in enumerate(layout.memo)}
+        # Before each of the opcodes.
+        self._buffers_used = [0, *accumulate(int(opcode.info.name == "NEXT_BUFFER") for opcode in opcodes)]
+        self._stream = io.BytesIO()
+        self._buffers = _Buffers(buffers)
+        self._unpickler = pickle.Unpickler(self._stream, buffers=self._buffers)
+        #: What should be in the memo, and is not.
+        self._lost: set[int] = set()
+
+    def item(self, start: int, stop: int) -> tuple[Any, Exception | None]:
+        """What the opcodes from `start` to `stop` make, or why they do not."""
+        try:
+            return self._load(start, stop), None
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001  whatever it is, it belongs to this item
+            self._save_memo(start, stop)
+            reason = cannot_unpickle(error)
+            reason.__cause__ = None if reason is error else error
+            return None, reason
+
+    def _save_memo(self, start: int, stop: int) -> None:
+        """Have in the memo what others may need of an item that has failed: classes, enumeration members."""
+        # What lies in something that is there is there as well: so from the outside inwards.
+        found = [(slot.start, -slot.stop, at) for at, slot in self._memo.items() if start <= at < stop]
+        saved = start
+        for first, minus_last, at in sorted(found):
+            if at < saved:
+                continue
+            try:
+                self._load(first, -minus_last)
+                saved = -minus_last
+            except Exception:  # noqa: BLE001  it is, or has within it, the reason of the failure
+                self._lost.add(self._numbers[at])
+
+    def _load(self, start: int, stop: int) -> Any:
+        self._buffers.at = self._buffers_used[start]
+        self._stream.seek(0)
+        self._stream.truncate()
+        self._stream.write(pickle.PROTO + bytes([5]))
+        for at in range(start, stop):
+            number = self._numbers.get(at)
+            if number is None:
+                opcode = self._opcodes[at]
+                if opcode.info.name.endswith("BINGET") and opcode.argument in self._lost:
+                    raise pickle.UnpicklingError("it shares an object with an item that cannot be unpickled")
+                self._stream.write(opcode.raw)
+            else:
+                self._lost.discard(number)
+                # By its number: there may be fewer in the memo than there were.
+                self._stream.write(pickle.LONG_BINPUT + number.to_bytes(4, "little"))
+        self._stream.write(pickle.STOP)
+        self._stream.seek(0)
+        return self._unpickler.load()

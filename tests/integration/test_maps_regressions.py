@@ -1,0 +1,326 @@
+"""Faults of the maps that were found once."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import io
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+
+from mpkit import TaskPool
+from mpkit.errors import ClosedError, SerializationError
+from mpkit.pool import ImapIterator, TaskHandle, _maps
+from tests.contract import pool_tasks as tasks
+from tests.helpers.stepping import interrupt_at
+from tests.helpers.waiting import PATIENCE, wait_until
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[TaskPool]:
+    with TaskPool(2) as pool:
+        yield pool
+
+
+class _Gone:
+    """A terminal that is gone."""
+
+    def write(self, _text: str) -> int:
+        raise BrokenPipeError(32, "nobody reads it")
+
+    def flush(self) -> None:
+        raise BrokenPipeError(32, "nobody reads it")
+
+
+def test_a_progress_bar_without_a_terminal_keeps_nobody_waiting(
+    pool: TaskPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", _Gone())
+    handle = pool.map_async(tasks.square, range(8), chunksize=1, progress=True)
+    assert handle.result(PATIENCE) == [n * n for n in range(8)]
+    assert list(pool.imap(tasks.square, range(8), progress=True)) == [n * n for n in range(8)]
+
+
+def test_threads_that_ask_for_the_result_together_get_the_same(pool: TaskPool) -> None:
+    handle = pool.map_async(tasks.square, range(10), chunksize=3)
+    handle.wait(PATIENCE)
+    real = _maps._decode
+    inside = threading.Event()
+    go_on = threading.Event()
+
+    def trace(frame: FrameType, _event: str, _arg: object) -> Any:
+        # Wherever it is by now, it has the pieces, or is about to look at them.
+        if frame.f_code is real.__code__:
+            inside.set()
+            assert go_on.wait(PATIENCE)
+        return None
+
+    found: list[list[int]] = []
+
+    def ask() -> None:
+        sys.settrace(trace)
+        found.append(handle.result())
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    assert inside.wait(PATIENCE)
+    first = handle.result()
+    go_on.set()
+    thread.join(PATIENCE)
+    assert first == [n * n for n in range(10)]
+    assert found[0] is first
+    assert handle.result() is first
+
+
+def test_at_no_step_of_asking_does_another_thread_that_asks_hurt(pool: TaskPool) -> None:
+    for step in range(50):
+        handle = pool.map_async(tasks.square, range(4), chunksize=2)
+        handle.wait(PATIENCE)
+        found = ask_with_another_at(step, handle)
+        assert found == [[0, 1, 4, 9]] * len(found)
+        assert all(one is found[0] for one in found)
+        if len(found) == 1:
+            break
+    assert step > 3
+
+
+def ask_with_another_at(step: int, handle: TaskHandle[list[int]]) -> list[list[int]]:
+    """Ask for the result; at that line of it, another thread asks as well and gets its answer."""
+    found: list[list[int]] = []
+    left = step
+
+    def local(_frame: FrameType, event: str, _arg: object) -> Any:
+        nonlocal left
+        if event == "line":
+            if left == 0:
+                thread = threading.Thread(target=lambda: found.append(handle.result()))
+                thread.start()
+                thread.join(PATIENCE)
+            left -= 1
+        return local
+
+    code = _maps.MapHandle._outcome.__code__
+    before = sys.gettrace()
+    sys.settrace(lambda frame, _event, _arg: local if frame.f_code is code else None)
+    try:
+        found.append(handle.result())
+    finally:
+        sys.settrace(before)
+    return found
+
+
+def outcomes_of(results: Iterator[Any]) -> list[Any]:
+    """Results, and the classes of the errors among them."""
+    found: list[Any] = []
+    while True:
+        try:
+            found.append(next(results))
+        except StopIteration:
+            return found
+        except BaseException as error:
+            found.append(type(error))
+
+
+def iterator_of(pool: TaskPool, items: Any, *, ordered: bool = True, **options: Any) -> ImapIterator[Any]:
+    return (pool.imap if ordered else pool.imap_unordered)(tasks.echo, items, **options)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_an_iterator_that_is_dropped_cancels_what_it_has_not_delivered(
+    pool: TaskPool, tmp_path: Path, ordered: bool
+) -> None:
+    gate, never = tmp_path / "gate", tmp_path / "never"
+    gate.touch()
+    before = pool.statistics()
+    items = map(str, [gate, *[never] * 30])
+    results = (pool.imap if ordered else pool.imap_unordered)(tasks.wait_for_file, items)
+    assert next(results) == str(gate)
+    del results
+    wait_until(lambda: pool.statistics().cancelled == before.cancelled + 30, "they are cancelled")
+    assert pool.submit(tasks.square, 3).result(PATIENCE) == 9
+
+
+def test_a_dropped_iterator_takes_its_bar_along(pool: TaskPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = threading.Event()
+    monkeypatch.setattr(_maps.Progress, "close", lambda _self: closed.set())
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    results = pool.imap(tasks.square, range(8), progress=True)
+    assert next(results) == 0
+    del results
+    assert closed.wait(PATIENCE)
+
+
+def test_closing_again_does_nothing(pool: TaskPool) -> None:
+    results = iterator_of(pool, range(600))
+    assert next(results) == 0
+    for _ in range(2):
+        results.close()
+        assert list(results) == []
+    cancelled = pool.statistics().cancelled
+    del results
+    assert pool.submit(tasks.square, 3).result(PATIENCE) == 9
+    assert pool.statistics().cancelled >= cancelled
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("chunksize", [1, 2, 4, 100])
+@pytest.mark.parametrize("buffersize", [2, None])
+def test_an_item_that_cannot_be_pickled_is_the_only_one_that_fails(
+    pool: TaskPool, ordered: bool, chunksize: int, buffersize: int | None
+) -> None:
+    bad = tasks.Unpicklable()
+    items = [bad, 1, 2, bad, bad, 5, 6, 7, bad]
+    expected = [SerializationError if item is bad else item for item in items]
+    for source in (items, iter(items)):
+        results = iterator_of(pool, source, ordered=ordered, chunksize=chunksize, buffersize=buffersize)
+        found = outcomes_of(results)
+        assert found == expected if ordered else Counter(found) == Counter(expected)
+
+
+def test_a_function_that_cannot_be_pickled_is_refused_in_the_call(pool: TaskPool) -> None:
+    with pytest.raises(SerializationError):
+        pool.imap(lambda item: item, [1])
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_results_of_what_was_sent_come_before_the_error_of_the_closed_pool(ordered: bool) -> None:
+    with TaskPool(2) as pool:
+        results = iterator_of(pool, iter(range(1000)), ordered=ordered, buffersize=100)
+        first = next(results)
+        sent = pool.statistics().submitted
+    found = [first, *outcomes_of(results)]
+    assert found[-1] is ClosedError
+    assert sorted(found[:-1]) == list(range(sent))
+    assert list(results) == []
+    with pytest.raises(ClosedError):
+        pool.imap(tasks.square, [])
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_after_ctrl_c_at_any_step_the_iteration_comes_to_an_end(
+    pool: TaskPool, ordered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In a destructor, of the iterator before, Python reports Ctrl-C and goes on.
+    monkeypatch.setattr(sys, "unraisablehook", lambda _report: None)
+    for step in range(0, 2000, 7):
+        results = iterator_of(pool, iter(range(6)), ordered=ordered, buffersize=2)
+        found: list[int] = []
+        reached = interrupt_at(step, lambda: found.extend(results))  # noqa: B023  called at once
+        found.extend(results)
+        assert len(set(found)) == len(found)
+        if not reached:
+            break
+    assert step > 20
+
+
+@pytest.mark.parametrize("function", [tasks.interrupt_itself_if_odd, tasks.interrupts_when_pickled_if_odd])
+@pytest.mark.parametrize("chunksize", [1, 4, 20])
+def test_an_interrupt_of_its_own_is_the_error_of_its_item(
+    pool: TaskPool, function: Callable[[int], Any], chunksize: int
+) -> None:
+    # Short items are sent in groups once they are known to be short.
+    list(pool.imap(function, [0] * 50))
+    found = outcomes_of(pool.imap(function, range(20), chunksize=chunksize))
+    assert found == [KeyboardInterrupt if number % 2 else number for number in range(20)]
+
+
+@pytest.mark.parametrize("function", [tasks.touch_and_wait, tasks.touch_and_fail_when_interrupted])
+def test_a_chunk_that_is_stopped_begins_no_other_item(
+    pool: TaskPool, tmp_path: Path, function: Callable[[str], None]
+) -> None:
+    started = pool.statistics().workers_started
+    paths = [tmp_path / str(number) for number in range(3)]
+    handle = pool.map_async(function, map(str, paths), chunksize=3)
+    wait_until(paths[0].exists, "it has begun")
+    assert handle.cancel()
+    wait_until(lambda: pool.statistics().running == 0, "it is stopped")
+    assert not paths[1].exists()
+    assert pool.statistics().workers_started == started
+
+
+@pytest.mark.parametrize("size", [1, 100_000])
+def test_a_map_that_failed_is_the_first_exception(pool: TaskPool, tmp_path: Path, size: int) -> None:
+    gate, never = tmp_path / "gate", tmp_path / "never"
+    other = pool.submit(tasks.wait_for_file, str(never))
+    works = pool.map_async(tasks.echo, [bytes(size)] * 4, chunksize=2)
+    fails = pool.map_async(functools.partial(tasks.fail_after, str(gate)), range(4), chunksize=2)
+    timer = threading.Timer(0.05, gate.touch)
+    timer.start()
+    handles: list[TaskHandle[Any]] = [other, works, fails]
+    done, not_done = concurrent.futures.wait(handles, PATIENCE, concurrent.futures.FIRST_EXCEPTION)
+    assert fails in done
+    assert other in not_done
+    timer.join()
+    never.touch()
+    assert other.result(PATIENCE) == str(never)
+    assert works.result(PATIENCE) == [bytes(size)] * 4
+    assert "failed" in repr(fails)
+    assert "finished" in repr(works)
+
+
+def test_of_big_results_too_it_is_known_whether_one_failed(pool: TaskPool) -> None:
+    waiter = Mock()
+    for function in (tasks.big_or_fail_if_odd, tasks.echo):
+        handle = pool.map_async(function, [0, 1], chunksize=2)
+        with handle._condition:
+            handle._waiters.append(waiter)
+        handle.wait(PATIENCE)
+    assert [call[0] for call in waiter.method_calls] == ["add_exception", "add_result"]
+
+
+def test_nothing_is_unpickled_to_tell_that_a_map_has_ended(pool: TaskPool) -> None:
+    handle = pool.map_async(tasks.counted_or_fail_if_odd, range(4), chunksize=2)
+    concurrent.futures.wait([handle], PATIENCE, concurrent.futures.FIRST_EXCEPTION)
+    assert tasks.Counted.times == 0
+    with pytest.raises(ValueError, match="1"):
+        handle.result()
+    assert tasks.Counted.times == 2
+
+
+@pytest.mark.parametrize("chunksize", [1, 4, 20])
+@pytest.mark.parametrize("size", [1, 20_000])
+def test_a_result_that_does_not_unpickle_is_the_only_one_that_fails(
+    pool: TaskPool, chunksize: int, size: int
+) -> None:
+    function = functools.partial(tasks.breaks_or_fails, size=size)
+    expected: list[Any] = [(number, bytes(size)) for number in range(10)]
+    expected[3] = expected[7] = SerializationError
+    expected[5] = ValueError
+    assert outcomes_of(pool.imap(function, range(10), chunksize=chunksize)) == expected
+    found = outcomes_of(pool.imap_unordered(function, range(10), chunksize=chunksize))
+    assert Counter(found) == Counter(expected)
+    with pytest.raises(SerializationError, match="cannot come back"):
+        pool.map(function, range(10), chunksize=chunksize)
+    with pytest.raises(ValueError, match="5"):
+        pool.map(function, [0, 1, 5, 3], chunksize=chunksize)
+
+
+@pytest.mark.parametrize("chunksize", [1, 4, 20])
+@pytest.mark.parametrize("size", [1, 20_000])
+def test_an_item_that_does_not_unpickle_is_the_only_one_that_fails(
+    pool: TaskPool, chunksize: int, size: int
+) -> None:
+    items: list[Any] = [bytes([number]) * size for number in range(10)]
+    expected = items[:]
+    items[2] = items[9] = tasks.Breaks()
+    expected[2] = expected[9] = SerializationError
+    assert outcomes_of(pool.imap(tasks.echo, items, chunksize=chunksize)) == expected
+    # Functions that are too big for a record travel with the items.
+    big = functools.partial(tasks.second, bytes(size))
+    assert outcomes_of(pool.imap(big, items, chunksize=chunksize)) == expected
+    with pytest.raises(SerializationError, match="cannot come back"):
+        pool.starmap(tasks.echo, [(item,) for item in items], chunksize=chunksize)
+
+
+def test_arguments_that_do_not_unpickle_are_the_only_ones_that_fail(pool: TaskPool) -> None:
+    handle = pool.starmap_async(tasks.second, [(1, 2), (3, tasks.Breaks()), (5, 6)], chunksize=3)
+    with pytest.raises(SerializationError, match="cannot come back"):
+        handle.result(PATIENCE)

@@ -1,0 +1,104 @@
+"""A progress bar that fails hurts nobody."""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+import threading
+from typing import Any, cast
+
+import pytest
+from tqdm import tqdm
+
+from mpkit.pool._maps import Progress
+from tests.helpers.waiting import PATIENCE
+
+
+class _Terminal(io.StringIO):
+    """One that can go away."""
+
+    is_gone = False
+
+    def write(self, text: str) -> int:
+        if self.is_gone:
+            raise BrokenPipeError(32, "nobody reads it")
+        return super().write(text)
+
+
+def terminal_of(monkeypatch: pytest.MonkeyPatch, *, is_gone: bool = False) -> _Terminal:
+    """Not a fixture: pytest puts its own in this place when the test begins."""
+    terminal = _Terminal()
+    terminal.is_gone = is_gone
+    monkeypatch.setattr(sys, "stderr", terminal)
+    return terminal
+
+
+def shown_at_once(progress: Progress) -> None:
+    """Have the bar show each step."""
+    bar = vars(progress)["_bar"]
+    bar.mininterval = bar.miniters = 0
+
+
+def check_that_other_threads_can_show_bars() -> None:
+    found: list[bool] = []
+    # The type stubs say nothing about what it is.
+    lock = cast("Any", tqdm).get_lock()
+
+    def show() -> None:
+        with lock:
+            found.append(True)
+
+    # A daemon: a test that fails must not keep the interpreter.
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    assert found
+
+
+def test_it_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = terminal_of(monkeypatch)
+    progress = Progress(True, 3, "work")
+    shown_at_once(progress)
+    progress.step(1)
+    progress.step(2)
+    progress.close()
+    progress.close()
+    progress.step(1)
+    assert not progress.is_shown
+    assert "3/3" in terminal.getvalue()
+
+
+@pytest.mark.parametrize("when", ["before", "between", "after"])
+def test_a_terminal_that_goes_away_is_reported_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, when: str
+) -> None:
+    terminal = terminal_of(monkeypatch, is_gone=when == "before")
+    progress = Progress(True, 3, "work")
+    if when != "before":
+        shown_at_once(progress)
+        progress.step(1)
+    terminal.is_gone = when != "after"
+    progress.step(2)
+    terminal.is_gone = True
+    progress.close()
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    check_that_other_threads_can_show_bars()
+
+
+@pytest.mark.parametrize("name", ["update", "close"])
+def test_no_error_of_the_bar_gets_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    terminal_of(monkeypatch)
+    progress = Progress(True, 3, "work")
+    with monkeypatch.context() as patch:
+        patch.setattr(type(vars(progress)["_bar"]), name, fail)
+        progress.step(1)
+        progress.step(1)
+        progress.close()
+    assert not progress.is_shown
+    assert len(caplog.records) == 1
