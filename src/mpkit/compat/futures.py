@@ -167,11 +167,16 @@ class ProcessPoolExecutor(Executor):
             wait: return only when they have ended and the workers are gone.
             cancel_futures: cancel those that have not begun.
         """
+        _forget_finished()
+        if self._open_in == os.getpid():
+            # Whatever happens from now on, the end of the program waits for the tasks.
+            _finishing.add(self._pool)
         self._mark_shut_down()
         self._futures.shutdown(wait=False, cancel_futures=cancel_futures)
         self._pool.close()
         if wait:
             self._pool.join()
+            _finishing.discard(self._pool)
 
     def terminate_workers(self) -> None:
         """End the workers at once, with SIGTERM to begin with; pending futures are cancelled."""
@@ -207,16 +212,33 @@ class ProcessPoolExecutor(Executor):
 
 
 _open_executors: weakref.WeakSet[ProcessPoolExecutor] = weakref.WeakSet()
+#: Pools of executors that were shut down and may still have tasks. Nobody else need keep them.
+_finishing: set[TaskPool] = set()
+
+
+def _forget_finished() -> None:
+    for pool in list(_finishing):
+        # It is not over if this is one of its callbacks (RuntimeError), or if the thread that has added it
+        # has yet to close it (ValueError).
+        with contextlib.suppress(RuntimeError, ValueError):
+            if pool.join(0):
+                _finishing.discard(pool)
 
 
 def _shut_down_all() -> None:
-    """A program that ends without `shutdown` waits for its tasks, as with the standard library."""
+    """A program that ends waits for its tasks, with or without `shutdown`, as with the standard library."""
     for executor in list(_open_executors):
         if executor._open_in == os.getpid():
             executor.shutdown()
+    for pool in list(_finishing):
+        pool.close()
+        pool.join()
 
 
 atexit.register(_shut_down_all)
+if hasattr(os, "register_at_fork"):
+    # A fork cannot wait for the pools of its parent.
+    os.register_at_fork(after_in_child=_finishing.clear)
 
 
 def _call_each(fn: Callable[..., R], calls: list[tuple[Any, ...]]) -> list[R]:
