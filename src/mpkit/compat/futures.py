@@ -143,7 +143,9 @@ class ProcessPoolExecutor(Executor):
 
         Raises:
             TimeoutError: from the iterator, when the time is over.
-            Exception: from the iterator: what a call raised; what comes after it is cancelled.
+            Exception: from the iterator: what a call raised.
+
+        What has not begun when the iteration ends early is cancelled; what runs goes on.
         """
         if chunksize < 1:
             raise ValueError(f"chunksize must be >= 1, not {chunksize!r}")
@@ -256,9 +258,15 @@ def _results(
                 remaining = None if deadline is None else max(deadline - time.monotonic(), 0.0)
                 chunk = pending[0].result(remaining)
             finally:
-                # One that is not done in time is cancelled; for the others this changes nothing.
-                pending.popleft().cancel()
+                # One that is not done in time; for the others this changes nothing.
+                _cancel_unless_running(pending.popleft())
             yield from chunk
     finally:
         for task in pending:
-            task.cancel()
+            _cancel_unless_running(task)
+
+
+def _cancel_unless_running(task: Future[Any]) -> None:
+    # `cancel` of a handle would stop it.
+    if not task.running():
+        task.cancel()
