@@ -10,8 +10,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
 from mpkit._platform.hints import Self
+from mpkit.compat._numbers import not_negative
 from mpkit.compat._processes import default_start_method
-from mpkit.compat._queues import not_negative
 from mpkit.errors import SerializationError
 from mpkit.pool import TaskPool
 
