@@ -38,6 +38,11 @@ def wait_for(event: Any, x: int) -> int:
     return x
 
 
+def nap(x: int) -> int:
+    time.sleep(0.02)
+    return x
+
+
 def sleep_for_ever(_x: object = None) -> NoReturn:
     while True:
         time.sleep(60)

@@ -80,8 +80,12 @@ def test_map_checks_its_options(options: dict[str, Any], error: type[Exception])
 
 
 def test_map_ends_when_its_time_is_over() -> None:
-    with futures.ProcessPoolExecutor(1) as executor, pytest.raises(futures.TimeoutError):
-        list(executor.map(tasks.sleep_for_ever, [1], timeout=0.05))
+    spawn = compat.get_context("spawn")
+    event = spawn.Event()
+    with futures.ProcessPoolExecutor(1, spawn, _keep, (event,)) as executor:
+        with pytest.raises(futures.TimeoutError):
+            list(executor.map(_wait_for_kept, [1], timeout=0.05))
+        event.set()
 
 
 def test_errors_come_out_of_the_future() -> None:
@@ -92,7 +96,8 @@ def test_errors_come_out_of_the_future() -> None:
             list(executor.map(tasks.fail, [1]))
         with pytest.raises((pickle.PicklingError, AttributeError, TypeError)):
             executor.submit(tasks.square, cast("Any", lambda: 1)).result()
-        with pytest.raises(pickle.PicklingError):
+        # A lock: what pickle raises, and the standard library passes on.
+        with pytest.raises(TypeError, match="lock"):
             executor.submit(tasks.unpicklable).result()
         with pytest.raises(BrokenProcessPool):
             executor.submit(tasks.crash).result()
@@ -143,16 +148,35 @@ def _wait_for_kept(x: int) -> int:
 
 
 @pytest.mark.parametrize("verb", ["terminate_workers", "kill_workers"])
-def test_workers_can_be_ended_by_force(verb: str) -> None:
-    executor = futures.ProcessPoolExecutor(2)
-    running = [executor.submit(tasks.sleep_for_ever) for _ in range(3)]
+def test_workers_can_be_ended_by_force(context: Any, verb: str) -> None:
+    executor = futures.ProcessPoolExecutor(2, context)
+    running = [executor.submit(tasks.sleep_for_ever) for _ in range(2)]
+    for future in running:
+        wait_until(future.running, "the task has begun")
+    waiting = [executor.submit(tasks.sleep_for_ever) for _ in range(20)]
     getattr(executor, verb)()
-    done, pending = futures.wait(running, PATIENCE)
+    _, pending = futures.wait(running + waiting, PATIENCE)
     assert not pending
-    for future in done:
-        with pytest.raises((futures.CancelledError, BrokenProcessPool)):
+    for future in running:
+        with pytest.raises(BrokenProcessPool):
             future.result()
+        assert not future.cancelled()
+    for future in waiting:
+        assert future.cancelled()
+    with pytest.raises(BrokenProcessPool):
+        executor.submit(tasks.square, 1)
     executor.shutdown()
+    # Again: there is nobody left.
+    getattr(executor, verb)()
+
+
+def test_workers_that_have_nothing_to_do_can_be_ended_by_force() -> None:
+    executor = futures.ProcessPoolExecutor(2)
+    assert executor.submit(tasks.square, 3).result() == 9
+    executor.kill_workers()
+    executor.shutdown()
+    with pytest.raises(RuntimeError):
+        executor.submit(tasks.square, 1)
 
 
 def test_it_serves_an_event_loop() -> None:

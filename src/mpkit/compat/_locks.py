@@ -6,7 +6,7 @@ import os
 
 from mpkit import sync
 from mpkit._platform.hints import override
-from mpkit.compat._queues import not_negative
+from mpkit.compat._numbers import not_negative
 
 
 class Lock(sync.Lock):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
+import time
+from collections.abc import Sized
 from concurrent.futures import Future
 from multiprocessing import pool as stdlib
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, TypeVar, cast
 
-from mpkit._platform.hints import Self
-from mpkit._wire.failure import RemoteTraceback
+from mpkit._platform.hints import Self, override
+from mpkit.compat._errors import comes_from_worker, original_error, what_failed
+from mpkit.compat._numbers import not_bool, not_negative
 from mpkit.compat._processes import default_start_method
-from mpkit.compat._queues import not_negative
-from mpkit.errors import SerializationError
+from mpkit.errors import SerializationError, WaitTimeout
 from mpkit.pool import TaskPool
 
 if TYPE_CHECKING:
@@ -28,10 +31,18 @@ _NO_KEYWORDS: Mapping[str, Any] = MappingProxyType({})
 
 
 class AsyncResult(Generic[R]):
-    """What the ``_async`` methods of a pool return: `multiprocessing.pool.AsyncResult`."""
+    """What the ``_async`` methods of a pool return: `multiprocessing.pool.AsyncResult`.
 
-    def __init__(self, handle: Future[R]) -> None:
+    It is ready when its callback has returned.
+    """
+
+    def __init__(
+        self, handle: Future[R], pool: Pool | None = None, callbacks: _Callbacks[R] | None = None
+    ) -> None:
         self._handle = handle
+        #: A result that is not ready keeps its pool alive.
+        self._pool = pool
+        self._callbacks = callbacks
 
     def get(self, timeout: float | None = None) -> R:
         """The result, or the error, of the call.
@@ -43,17 +54,27 @@ class AsyncResult(Generic[R]):
 
         Blocking: until it is there, for at most `timeout` seconds.
         """
+        self.wait(timeout)
+        if not self.ready():
+            raise WaitTimeout(f"{self!r} was not ready in time; get() can be called again")
         with _stdlib_errors():
-            return self._handle.result(not_negative(timeout))
+            return self._handle.result()
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until the call has ended, for at most `timeout` seconds."""
+        timeout = not_negative(timeout)
+        deadline = None if timeout is None else time.monotonic() + timeout
         with contextlib.suppress(Exception):
-            self._handle.exception(not_negative(timeout))
+            self._handle.exception(timeout)
+        if self._callbacks is not None and self._handle.done():
+            self._callbacks.wait(None if deadline is None else max(deadline - time.monotonic(), 0.0))
 
     def ready(self) -> bool:
         """Whether the call has ended."""
-        return self._handle.done()
+        ready = self._handle.done() and (self._callbacks is None or self._callbacks.wait(0))
+        if ready:
+            self._pool = None
+        return ready
 
     def successful(self) -> bool:
         """Whether the call has ended without an exception.
@@ -61,7 +82,7 @@ class AsyncResult(Generic[R]):
         Raises:
             ValueError: it has not ended yet.
         """
-        if not self._handle.done():
+        if not self.ready():
             raise ValueError(f"{self!r} not ready")
         return not self._handle.cancelled() and self._handle.exception() is None
 
@@ -69,12 +90,68 @@ class AsyncResult(Generic[R]):
         return f"<{type(self).__name__} of {self._handle!r}>"
 
 
+class _Callbacks(Generic[R]):
+    """The callbacks of one result. They keep the pool alive until one of them has been called.
+
+    Safe from: any thread.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        callback: Callable[[R], object] | None,
+        error_callback: Callable[[BaseException], object] | None,
+    ) -> None:
+        for given in (callback, error_callback):
+            if given is not None and not callable(given):
+                raise TypeError(f"a callback must be callable or None; got {given!r}")
+        self._pool: Pool | None = pool
+        self._callback = callback
+        self._error_callback = error_callback
+        self._called = threading.Event()
+
+    def succeeded(self, result: R) -> None:
+        """The call has returned."""
+        self._call(self._callback, result)
+
+    def failed(self, error: BaseException) -> None:
+        """The call has raised."""
+        self._call(self._error_callback, _stdlib_error(error))
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait until it has been called; whether it has.
+
+        A callback that asks for results does not wait for callbacks: one thread calls them all, so it would
+        wait for itself.
+        """
+        return self._called.is_set() or _this_thread.is_in_callback or self._called.wait(timeout)
+
+    def _call(self, callback: Callable[[Any], object] | None, argument: object) -> None:
+        outer = _this_thread.is_in_callback
+        _this_thread.is_in_callback = True
+        try:
+            if callback is not None:
+                callback(argument)
+        finally:
+            _this_thread.is_in_callback = outer
+            self._called.set()
+            self._pool = None
+
+
+class _ThisThread(threading.local):
+    is_in_callback = False
+
+
+_this_thread = _ThisThread()
+
+
 class IMapIterator(Generic[R]):
     """What `imap` and `imap_unordered` return: `multiprocessing.pool.IMapIterator`."""
 
-    def __init__(self, results: ImapIterator[R], forget: Callable[[ImapIterator[R]], None]) -> None:
+    def __init__(self, results: ImapIterator[R], pool: Pool) -> None:
         self._results = results
-        self._forget = forget
+        #: An iterator that has more results keeps its pool alive.
+        self._pool: Pool | None = pool
 
     def __iter__(self) -> Self:
         return self
@@ -94,20 +171,13 @@ class IMapIterator(Generic[R]):
         Blocking: until it is there, for at most `timeout` seconds.
         """
         try:
-            return self._results.next(not_negative(timeout))
+            with _stdlib_errors():
+                return self._results.next(not_negative(timeout))
         except StopIteration:
-            self._forget(self._results)
+            if self._pool is not None:
+                self._pool._iterators.discard(self._results)
+                self._pool = None
             raise
-        except SerializationError as error:
-            cause = error.__cause__
-            if (
-                cause is None
-                or isinstance(cause, RemoteTraceback)
-                or str(error).startswith("cannot unpickle")
-            ):
-                raise _stdlib_error(error) from error
-            # The item could not be pickled, here: the standard library raises the original error.
-            raise cause from None
 
 
 class Pool:
@@ -122,6 +192,10 @@ class Pool:
         initializer: called in each worker when it starts.
         initargs: its arguments.
         maxtasksperchild: after how many tasks a worker is replaced. None: never.
+
+    Raises:
+        ValueError: a number is too small, or `maxtasksperchild` is none.
+        TypeError: another argument has the wrong type.
     """
 
     #: None: what the program has set, else the default of the running Python.
@@ -134,8 +208,10 @@ class Pool:
         initargs: Iterable[Any] = (),
         maxtasksperchild: int | None = None,
     ) -> None:
+        if maxtasksperchild is not None and not isinstance(maxtasksperchild, int):
+            raise ValueError(f"maxtasksperchild must be a positive int or None; got {maxtasksperchild!r}")
         method = self._start_method or default_start_method()
-        self._pool = TaskPool(processes, initializer, initargs, maxtasksperchild, method)
+        self._pool = TaskPool(not_bool(processes), initializer, initargs, not_bool(maxtasksperchild), method)
         # The standard library runs what was given to imap to its end even if nobody takes the results.
         self._iterators: set[ImapIterator[Any]] = set()
 
@@ -157,9 +233,8 @@ class Pool:
         error_callback: Callable[[BaseException], object] | None = None,
     ) -> AsyncResult[R]:
         """Have a worker call ``func(*args, **kwds)``; the callbacks are called in a thread of the pool."""
-        on_error = _with_stdlib_error(error_callback)
-        return _submitted(
-            lambda: self._pool.apply_async(func, args, dict(kwds), callback, on_error), error_callback
+        return self._submitted(
+            lambda *hooks: self._pool.apply_async(func, args, dict(kwds), *hooks), callback, error_callback
         )
 
     # -- many calls
@@ -178,9 +253,12 @@ class Pool:
         error_callback: Callable[[BaseException], object] | None = None,
     ) -> AsyncResult[list[R]]:
         """Have workers call `func` for each item."""
-        on_error = _with_stdlib_error(error_callback)
-        return _submitted(
-            lambda: self._pool.map_async(func, iterable, chunksize, callback, on_error), error_callback
+        items = iterable if isinstance(iterable, Sized) else list(iterable)
+        if not len(items):
+            # As there: nothing has been called, so there is nothing to tell.
+            callback = error_callback = None
+        return self._submitted(
+            lambda *hooks: self._pool.map_async(func, items, chunksize, *hooks), callback, error_callback
         )
 
     def starmap(
@@ -198,24 +276,61 @@ class Pool:
         error_callback: Callable[[BaseException], object] | None = None,
     ) -> AsyncResult[list[R]]:
         """The same as `map_async`, each item being the arguments of one call."""
-        on_error = _with_stdlib_error(error_callback)
-        return _submitted(
-            lambda: self._pool.starmap_async(func, iterable, chunksize, callback, on_error), error_callback
+        items = iterable if isinstance(iterable, Sized) else list(iterable)
+        if not len(items):
+            # As there: nothing has been called, so there is nothing to tell.
+            callback = error_callback = None
+        return self._submitted(
+            lambda *hooks: self._pool.starmap_async(func, items, chunksize, *hooks), callback, error_callback
         )
 
     def imap(self, func: Callable[[T], R], iterable: Iterable[T], chunksize: int = 1) -> IMapIterator[R]:
         """Have workers call `func` for each item; an iterator over the results, in the order of the input."""
-        return self._iterator(self._pool.imap(func, iterable, chunksize))
+        return self._iterator(lambda: self._pool.imap(func, iterable, chunksize))
 
     def imap_unordered(
         self, func: Callable[[T], R], iterable: Iterable[T], chunksize: int = 1
     ) -> IMapIterator[R]:
         """The same as `imap`, with the results in the order in which they arrive."""
-        return self._iterator(self._pool.imap_unordered(func, iterable, chunksize))
+        return self._iterator(lambda: self._pool.imap_unordered(func, iterable, chunksize))
 
-    def _iterator(self, results: ImapIterator[R]) -> IMapIterator[R]:
+    def _iterator(self, start: Callable[[], ImapIterator[R]]) -> IMapIterator[R]:
+        # Refuses what a pool that takes no more tasks refuses; an empty input would send none.
+        self._pool.__enter__()
+        with _stdlib_errors():
+            results = start()
         self._iterators.add(results)
-        return IMapIterator(results, self._iterators.discard)
+        return IMapIterator(results, self)
+
+    def _submitted(
+        self,
+        submit: Callable[..., Future[R]],
+        callback: Callable[[R], object] | None,
+        error_callback: Callable[[BaseException], object] | None,
+    ) -> AsyncResult[R]:
+        """The result of calls that have been submitted, or could not be: their arguments cannot be pickled.
+
+        Args:
+            submit: is given what is to be called with the result, and with the error.
+            callback: as the user has given it.
+            error_callback: likewise.
+        """
+        callbacks = None
+        if callback is not None or error_callback is not None:
+            callbacks = _Callbacks(self, callback, error_callback)
+        try:
+            if callbacks is None:
+                return AsyncResult(submit(None, None), self)
+            return AsyncResult(submit(callbacks.succeeded, callbacks.failed), self, callbacks)
+        except SerializationError as error:
+            # The standard library finds out in a thread of the pool: the original error comes out of get().
+            original = original_error(error)
+        failed: Future[R] = Future()
+        failed.set_exception(original)
+        if callbacks is not None:
+            # Called at once; what it raises goes into the log, as with a call that has run.
+            failed.add_done_callback(lambda _: callbacks.failed(original))
+        return AsyncResult(failed, None, callbacks)
 
     # -- the end
     # -------------------------------------------------------------------------------------------------------
@@ -251,6 +366,10 @@ class Pool:
     def __exit__(self, *_exc_info: object) -> None:
         self.terminate()
 
+    @override
+    def __reduce__(self) -> NoReturn:
+        raise NotImplementedError("pool objects cannot be passed between processes or pickled")
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} over {self._pool!r}>"
 
@@ -283,35 +402,27 @@ def _stdlib_errors() -> Generator[None]:
     try:
         yield
     except SerializationError as error:
-        raise _stdlib_error(error) from error
+        raised = _stdlib_error(error)
+        # The original error is a cause of this one, which so cannot be a cause of it.
+        raise raised from (error if comes_from_worker(error) else None)
 
 
 def _stdlib_error(error: BaseException) -> BaseException:
     """What `multiprocessing.Pool` raises where mpkit has raised `error`."""
-    if isinstance(error, SerializationError):
-        # typeshed does not know it.
-        kind = cast("type[Exception]", vars(stdlib)["MaybeEncodingError"])
-        return kind(error.__cause__ or error, "<what could not be pickled>")
-    return error
+    if not isinstance(error, SerializationError):
+        return error
+    if not comes_from_worker(error):
+        return original_error(error)
+    # typeshed does not know it.
+    kind = cast("type[Exception]", vars(stdlib)["MaybeEncodingError"])
+    return kind(original_error(error), _Described(what_failed(error)))
 
 
-def _with_stdlib_error(
-    callback: Callable[[BaseException], object] | None,
-) -> Callable[[BaseException], object] | None:
-    return None if callback is None else lambda error: callback(_stdlib_error(error))
+class _Described:
+    """Stands for an object that has remained in its worker."""
 
+    def __init__(self, text: str) -> None:
+        self._text = text
 
-def _submitted(
-    submit: Callable[[], Future[R]], error_callback: Callable[[BaseException], object] | None
-) -> AsyncResult[R]:
-    """The result of a call that has been submitted, or that could not be: its arguments cannot be pickled."""
-    try:
-        return AsyncResult(submit())
-    except SerializationError as error:
-        # The standard library finds out in a thread of the pool: the original error comes out of get().
-        original = error.__cause__ or error
-        failed: Future[R] = Future()
-        failed.set_exception(original)
-        if error_callback is not None:
-            error_callback(original)
-        return AsyncResult(failed)
+    def __repr__(self) -> str:
+        return f"<{self._text}>"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Generic, TypeVar
 
+from mpkit.compat._numbers import not_negative
 from mpkit.queue import BoundedQueue
 
 T = TypeVar("T")
@@ -130,8 +131,3 @@ class SimpleQueue(Generic[T]):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} over {self._queue!r}>"
-
-
-def not_negative(timeout: float | None) -> float | None:
-    """`multiprocessing` takes a negative time-out for 0; mpkit refuses it."""
-    return None if timeout is None else max(timeout, 0)

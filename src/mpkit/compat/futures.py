@@ -38,16 +38,20 @@ from concurrent.futures import (
     as_completed,
     wait,
 )
+from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from mpkit._platform.hints import override
+from mpkit.compat._errors import original_error
+from mpkit.compat._numbers import not_bool, not_negative
 from mpkit.compat._processes import default_start_method
 from mpkit.errors import SerializationError
-from mpkit.pool import TaskPool
+from mpkit.pool import TaskHandle, TaskPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from multiprocessing.context import BaseContext
+    from multiprocessing.process import BaseProcess
 
 __all__ = [
     "ALL_COMPLETED",
@@ -77,6 +81,23 @@ if sys.version_info >= (3, 14):
         __all__ += ["InterpreterPoolExecutor"]
 
 
+class _ExecutorFuture(TaskHandle[R]):
+    """The handle of a task, with the time-outs and the errors that a future of an executor has."""
+
+    @override
+    def result(self, timeout: float | None = None) -> R:
+        return super().result(not_negative(timeout))
+
+    @override
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        return super().exception(not_negative(timeout))
+
+    @override
+    def _outcome(self) -> tuple[R | None, BaseException | None]:
+        value, error = super()._outcome()
+        return value, original_error(error) if isinstance(error, SerializationError) else error
+
+
 class ProcessPoolExecutor(Executor):
     """`concurrent.futures.ProcessPoolExecutor`: workers that call functions, as futures.
 
@@ -88,6 +109,10 @@ class ProcessPoolExecutor(Executor):
         initializer: called in each worker when it starts.
         initargs: its arguments.
         max_tasks_per_child: after how many tasks a worker is replaced. None: never.
+
+    Raises:
+        ValueError: a number is too small, or workers that are forked are to be replaced.
+        TypeError, AttributeError: an argument has the wrong type.
     """
 
     def __init__(
@@ -99,11 +124,22 @@ class ProcessPoolExecutor(Executor):
         *,
         max_tasks_per_child: int | None = None,
     ) -> None:
-        context: BaseContext | str | None = mp_context
-        if context is None:
+        context: BaseContext | str
+        if mp_context is None:
             context = default_start_method() if max_tasks_per_child is None else "spawn"
-        self._pool = TaskPool(max_workers, initializer, initargs, max_tasks_per_child, context)
+        else:
+            context = mp_context
+            # Asked of whatever was given, as there: a name instead of a context is an AttributeError.
+            if mp_context.get_start_method() == "fork" and max_tasks_per_child is not None:
+                raise ValueError(
+                    "max_tasks_per_child is incompatible with the 'fork' multiprocessing start method; "
+                    "supply a different mp_context."
+                )
+        self._pool = TaskPool(
+            not_bool(max_workers), initializer, initargs, not_bool(max_tasks_per_child), context
+        )
         self._futures = self._pool.executor
+        self._ended_by_force = False
         #: The process that has to shut it down; None once that is done.
         self._open_in: int | None = os.getpid()
         _open_executors.add(self)
@@ -114,14 +150,23 @@ class ProcessPoolExecutor(Executor):
 
         Raises:
             RuntimeError: after `shutdown`.
-            BrokenProcessPool: the initializer has failed, or workers cannot be started.
+            BrokenProcessPool: the initializer has failed, or workers cannot be started, or they were ended
+                with `terminate_workers` or `kill_workers`.
         """
+        if self._ended_by_force:
+            raise BrokenProcessPool(
+                "the workers were terminated or killed; create a new executor for more tasks"
+            )
         try:
-            return self._futures.submit(fn, *args, **kwargs)
+            handle = self._futures.submit(fn, *args, **kwargs)
         except SerializationError as error:
             failed: Future[R] = Future()
-            failed.set_exception(error.__cause__ or error)
+            failed.set_exception(original_error(error))
             return failed
+        # The pool makes its handles itself. A future around each one would cost more than a short task does,
+        # and take from `result` that the thread that waits fetches outcomes itself.
+        handle.__class__ = _ExecutorFuture
+        return handle
 
     @override
     def map(
@@ -143,7 +188,9 @@ class ProcessPoolExecutor(Executor):
 
         Raises:
             TimeoutError: from the iterator, when the time is over.
-            Exception: from the iterator: what a call raised; what comes after it is cancelled.
+            Exception: from the iterator: what a call raised.
+
+        What has not begun when the iteration ends early is cancelled; what runs goes on.
         """
         if chunksize < 1:
             raise ValueError(f"chunksize must be >= 1, not {chunksize!r}")
@@ -167,25 +214,36 @@ class ProcessPoolExecutor(Executor):
             wait: return only when they have ended and the workers are gone.
             cancel_futures: cancel those that have not begun.
         """
+        _forget_finished()
+        if self._open_in == os.getpid():
+            # Whatever happens from now on, the end of the program waits for the tasks.
+            _finishing.add(self._pool)
         self._mark_shut_down()
         self._futures.shutdown(wait=False, cancel_futures=cancel_futures)
         self._pool.close()
         if wait:
             self._pool.join()
+            _finishing.discard(self._pool)
 
     def terminate_workers(self) -> None:
-        """End the workers at once, with SIGTERM to begin with; pending futures are cancelled."""
-        self._mark_shut_down()
-        self._pool.terminate()
+        """End the workers with SIGTERM: what runs fails with a `BrokenProcessPool`, the rest is cancelled."""
+        self._end_workers(lambda process: process.terminate())
 
     def kill_workers(self) -> None:
-        """End the workers with SIGKILL; pending futures are cancelled."""
+        """End the workers with SIGKILL: what runs fails with a `BrokenProcessPool`, the rest is cancelled."""
+        self._end_workers(lambda process: process.kill())
+
+    def _end_workers(self, end: Callable[[BaseProcess], None]) -> None:
+        self._ended_by_force = True
+        # First, so that nobody begins anything, and none is replaced.
+        self.shutdown(wait=False, cancel_futures=True)
+        # A worker that ignores the signal does not keep the program from ending: the pool's own exit hook
+        # kills it.
+        _finishing.discard(self._pool)
         pids = {worker.pid for worker in self._pool.workers()}
-        # First, so that none is replaced.
-        self.terminate_workers()
         for process in multiprocessing.active_children():
             if process.pid in pids:
-                process.kill()
+                end(process)
 
     def _mark_shut_down(self) -> None:
         self._open_in = None
@@ -207,16 +265,33 @@ class ProcessPoolExecutor(Executor):
 
 
 _open_executors: weakref.WeakSet[ProcessPoolExecutor] = weakref.WeakSet()
+#: Pools of executors that were shut down and may still have tasks. Nobody else need keep them.
+_finishing: set[TaskPool] = set()
+
+
+def _forget_finished() -> None:
+    for pool in list(_finishing):
+        # It is not over if this is one of its callbacks (RuntimeError), or if the thread that has added it
+        # has yet to close it (ValueError).
+        with contextlib.suppress(RuntimeError, ValueError):
+            if pool.join(0):
+                _finishing.discard(pool)
 
 
 def _shut_down_all() -> None:
-    """A program that ends without `shutdown` waits for its tasks, as with the standard library."""
+    """A program that ends waits for its tasks, with or without `shutdown`, as with the standard library."""
     for executor in list(_open_executors):
         if executor._open_in == os.getpid():
             executor.shutdown()
+    for pool in list(_finishing):
+        pool.close()
+        pool.join()
 
 
 atexit.register(_shut_down_all)
+if hasattr(os, "register_at_fork"):
+    # A fork cannot wait for the pools of its parent.
+    os.register_at_fork(after_in_child=_finishing.clear)
 
 
 def _call_each(fn: Callable[..., R], calls: list[tuple[Any, ...]]) -> list[R]:
@@ -234,9 +309,15 @@ def _results(
                 remaining = None if deadline is None else max(deadline - time.monotonic(), 0.0)
                 chunk = pending[0].result(remaining)
             finally:
-                # One that is not done in time is cancelled; for the others this changes nothing.
-                pending.popleft().cancel()
+                # One that is not done in time; for the others this changes nothing.
+                _cancel_unless_running(pending.popleft())
             yield from chunk
     finally:
         for task in pending:
-            task.cancel()
+            _cancel_unless_running(task)
+
+
+def _cancel_unless_running(task: Future[Any]) -> None:
+    # `cancel` of a handle would stop it.
+    if not task.running():
+        task.cancel()

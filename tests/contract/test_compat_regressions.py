@@ -1,0 +1,422 @@
+"""Where `mpkit.compat` once did otherwise than the standard library."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import pickle
+import subprocess
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+
+from mpkit import compat
+from mpkit.compat import futures
+from tests.contract import compat_tasks as tasks
+from tests.helpers.processes import python, run_python
+from tests.helpers.waiting import PATIENCE, wait_until
+
+# -- the end of a program
+# ---------------------------------------------------------------------------------------------------------
+
+PROGRAM = """
+import sys
+import time
+
+from mpkit.compat import futures
+
+
+def work():
+    # It ends long after the program has come to its end.
+    time.sleep(0.2)
+    print("done", flush=True)
+
+
+def shut_down(keep):
+    executor = futures.ProcessPoolExecutor(1)
+    for _ in range(2):
+        executor.submit(work)
+    executor.shutdown(wait=False)
+    if keep:
+        globals()["executor"] = executor
+
+
+if __name__ == "__main__":
+    shut_down(sys.argv[1] == "keep")
+"""
+
+
+@pytest.mark.parametrize("keep", ["keep", "drop"])
+def test_a_program_that_has_not_waited_in_shutdown_waits_at_its_end(tmp_path: Any, keep: str) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    ended = run_python("-W", "error", program, keep)
+    assert ended.stdout.split() == ["done", "done"]
+    assert ended.stderr == ""
+
+
+STUBBORN = """
+import signal
+import sys
+import time
+
+from mpkit.compat import futures
+
+
+def work():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    print("deaf", flush=True)
+    time.sleep(3600)
+
+
+if __name__ == "__main__":
+    executor = futures.ProcessPoolExecutor(1)
+    executor.submit(work)
+    # The worker writes to the same pipe: the test goes on when it is deaf.
+    sys.stdin.readline()
+    executor.terminate_workers()
+"""
+
+
+def test_a_worker_that_ignores_being_terminated_does_not_keep_the_program_from_ending(tmp_path: Any) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(STUBBORN)
+    with python(program, stdin=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "deaf\n"
+        _, errors = process.communicate("go on\n", timeout=PATIENCE)
+    assert (process.returncode, errors) == (0, "")
+
+
+# -- executors
+# ---------------------------------------------------------------------------------------------------------
+
+
+_kept: list[Any] = []
+
+
+def _keep(*objects: Any) -> None:
+    _kept[:] = objects
+
+
+def _wait_for_kept(x: int) -> int:
+    return tasks.wait_for(_kept[-1], x)
+
+
+def _tell_and_wait(x: int) -> int:
+    """Say that it has begun, wait to be let through, and say that it has ended."""
+    told, gate = _kept
+    told.put(f"begun {x}")
+    gate.acquire()
+    told.put(f"ended {x}")
+    return x
+
+
+def _all_of(queue: compat.SimpleQueue[str]) -> list[str]:
+    found = []
+    while not queue.empty():
+        found.append(queue.get())
+    queue.close()
+    return found
+
+
+def test_a_map_whose_time_is_over_lets_a_running_task_finish_and_cancels_the_rest() -> None:
+    spawn = compat.get_context("spawn")
+    told, gate = spawn.SimpleQueue(), spawn.Semaphore(0)
+    with futures.ProcessPoolExecutor(1, spawn, _keep, (told, gate)) as executor:
+        results = executor.map(_tell_and_wait, range(100), timeout=0.05, chunksize=2)
+        assert told.get() == "begun 0"
+        with pytest.raises(futures.TimeoutError):
+            next(results)
+        gate.release()
+        gate.release()
+    # A chunk is one task.
+    assert _all_of(told) == ["ended 0", "begun 1", "ended 1"]
+
+
+def test_a_map_that_is_abandoned_lets_a_running_task_finish_and_cancels_the_rest() -> None:
+    spawn = compat.get_context("spawn")
+    told, gate = spawn.SimpleQueue(), spawn.Semaphore(1)
+    with futures.ProcessPoolExecutor(1, spawn, _keep, (told, gate)) as executor:
+        results = cast("Any", executor.map(_tell_and_wait, range(100)))
+        assert next(results) == 0
+        assert [told.get() for _ in range(3)] == ["begun 0", "ended 0", "begun 1"]
+        results.close()
+        gate.release()
+    assert _all_of(told) == ["ended 1"]
+
+
+def test_a_negative_timeout_of_a_future_is_no_time() -> None:
+    spawn = compat.get_context("spawn")
+    event = spawn.Event()
+    with futures.ProcessPoolExecutor(1, spawn, _keep, (event,)) as executor:
+        future = executor.submit(_wait_for_kept, 1)
+        with pytest.raises(futures.TimeoutError):
+            future.result(timeout=-1)
+        with pytest.raises(futures.TimeoutError):
+            future.exception(timeout=-0.5)
+        event.set()
+        assert future.result(PATIENCE) == 1
+        assert future.result(-1) == 1
+        assert future.exception(-1) is None
+
+
+def test_an_executor_raises_what_pickle_has_raised() -> None:
+    class Local:
+        pass
+
+    with pytest.raises(Exception) as caught:
+        pickle.dumps(Local())
+
+    async def result() -> object:
+        return await asyncio.wrap_future(executor.submit(tasks.unpicklable))
+
+    with futures.ProcessPoolExecutor(1) as executor:
+        # A lock: TypeError on every version of Python.
+        future = executor.submit(tasks.unpicklable)
+        with pytest.raises(TypeError, match="lock"):
+            future.result()
+        assert type(future.exception()) is TypeError
+        with pytest.raises(TypeError, match="lock"):
+            list(executor.map(tasks.unpicklable, [1]))
+        with pytest.raises(TypeError, match="lock"):
+            asyncio.run(result())
+        # What it is for a local class differs between versions of Python, but it is pickle's own.
+        sent = executor.submit(tasks.square, cast("Any", Local()))
+        assert type(sent.exception()) is caught.type
+
+
+def test_a_context_given_by_its_name_is_refused() -> None:
+    with pytest.raises(AttributeError):
+        futures.ProcessPoolExecutor(1, cast("Any", "spawn"))
+
+
+def test_workers_that_are_forked_cannot_be_replaced() -> None:
+    if "fork" not in compat.get_all_start_methods():
+        pytest.skip("there is no fork here")
+    with pytest.raises(ValueError, match="incompatible with the 'fork'"):
+        futures.ProcessPoolExecutor(1, compat.get_context("fork"), max_tasks_per_child=1)
+
+
+def test_true_is_one_worker() -> None:
+    with futures.ProcessPoolExecutor(True, max_tasks_per_child=True) as executor:
+        assert executor.submit(tasks.square, 2).result() == 4
+    with pytest.raises(ValueError, match="0"):
+        futures.ProcessPoolExecutor(False)
+
+
+# -- callbacks of a pool
+# ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ask", ["get", "wait", "ready", "successful"])
+def test_a_callback_has_returned_when_a_result_is_ready(ask: str) -> None:
+    called: list[object] = []
+
+    def slow(result: object) -> None:
+        time.sleep(0.01)
+        called.append(result)
+
+    with compat.Pool(1) as pool:
+        for submit in (
+            lambda: pool.apply_async(tasks.square, (3,), callback=slow),
+            lambda: pool.map_async(tasks.square, [3], callback=slow),
+            lambda: pool.starmap_async(tasks.square, [(3,)], callback=slow, error_callback=slow),
+            lambda: pool.apply_async(tasks.fail, (3,), error_callback=slow),
+            lambda: pool.apply_async(tasks.square, (cast("Any", lambda: 3),), error_callback=slow),
+        ):
+            called.clear()
+            result: Any = submit()
+            if ask == "get":
+                with contextlib.suppress(Exception):
+                    result.get(PATIENCE)
+            elif ask == "wait":
+                result.wait()
+            elif ask == "ready":
+                wait_until(result.ready, "the result is ready")
+            else:
+                wait_until(lambda r=result: _is_told(r), "the result can be told")  # type: ignore[misc]
+            assert len(called) == 1
+
+
+def _is_told(result: Any) -> bool:
+    try:
+        result.successful()
+    except ValueError:
+        return False
+    return True
+
+
+def test_a_result_is_not_ready_while_its_callback_runs() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(_result: object) -> None:
+        begun.set()
+        go_on.wait()
+
+    with compat.Pool(1) as pool:
+        result = pool.apply_async(tasks.square, (3,), callback=slow)
+        assert begun.wait(PATIENCE)
+        assert not result.ready()
+        with pytest.raises(compat.TimeoutError):
+            result.get(0.01)
+        with pytest.raises(compat.TimeoutError):
+            result.get(-1)
+        with pytest.raises(ValueError, match="not ready"):
+            result.successful()
+        go_on.set()
+        assert result.get(PATIENCE) == 9
+
+
+def test_a_result_is_ready_when_only_the_other_callback_was_given() -> None:
+    with compat.Pool(1) as pool:
+        assert pool.apply_async(tasks.square, (3,), error_callback=print).get(PATIENCE) == 9
+        with pytest.raises(KeyError):
+            pool.apply_async(tasks.fail, (3,), callback=print).get(PATIENCE)
+
+
+def test_a_callback_that_asks_for_results_does_not_wait_for_callbacks() -> None:
+    # One thread calls all callbacks: it would wait for itself.
+    seen: list[object] = []
+    results: list[Any] = []
+    submitted = threading.Event()
+
+    def ask(result: object) -> None:
+        submitted.wait()
+        seen.append(result)
+        seen.extend(each.get(PATIENCE) for each in results)
+
+    with compat.Pool(1) as pool:
+        results += [
+            pool.apply_async(tasks.square, (3,), callback=ask),
+            pool.apply_async(tasks.square, (4,), callback=lambda _result: None),
+        ]
+        submitted.set()
+        assert [each.get(PATIENCE) for each in results] == [9, 16]
+    assert seen == [9, 9, 16]
+
+
+def test_a_callback_that_raises_does_not_hold_up_its_result() -> None:
+    def broken(_result: object) -> None:
+        raise LookupError
+
+    with compat.Pool(1) as pool:
+        assert pool.apply_async(tasks.square, (3,), callback=broken).get(PATIENCE) == 9
+        sent = pool.apply_async(tasks.square, (cast("Any", lambda: 3),), error_callback=broken)
+        assert sent.ready()
+
+
+@pytest.mark.parametrize("verb", ["map_async", "starmap_async"])
+def test_no_callback_is_called_for_an_empty_map(verb: str) -> None:
+    called: list[object] = []
+    with compat.Pool(1) as pool:
+        for empty in (list[Any](), iter(list[Any]())):
+            result = getattr(pool, verb)(tasks.square, empty, None, called.append, called.append)
+            assert result.get(PATIENCE) == []
+        # Callbacks come in order.
+        pool.apply_async(tasks.square, (2,), callback=called.append).wait()
+    assert called == [4]
+
+
+@pytest.mark.parametrize("which", ["callback", "error_callback"])
+def test_a_callback_that_cannot_be_called_is_refused(which: str) -> None:
+    with compat.Pool(1) as pool, pytest.raises(TypeError, match="callback must be callable"):
+        pool.apply_async(tasks.square, (1,), **cast("Any", {which: 3}))
+
+
+# -- pools that nobody keeps
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _dropped(start: Any) -> Any:
+    """What `start` returns, of a pool that nobody else has."""
+    result = start(compat.Pool(1))
+    gc.collect()
+    return result
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_a_result_keeps_its_pool_until_it_is_ready() -> None:
+    assert _dropped(lambda pool: pool.apply_async(tasks.nap, (3,))).get(PATIENCE) == 3
+    assert _dropped(lambda pool: pool.map_async(tasks.nap, [3, 4])).get(PATIENCE) == [3, 4]
+    assert list(_dropped(lambda pool: pool.imap(tasks.nap, iter([3, 4, 5])))) == [3, 4, 5]
+    assert sorted(_dropped(lambda pool: pool.imap_unordered(tasks.nap, [3, 4]))) == [3, 4]
+    # And no longer.
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = _dropped(lambda pool: pool.apply_async(tasks.nap, (3,)))
+        assert not caught
+        assert result.get(PATIENCE) == 3
+        gc.collect()
+        assert [each.category for each in caught] == [ResourceWarning]
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_a_callback_keeps_its_pool_until_it_is_called() -> None:
+    called: compat.SimpleQueue[int] = compat.SimpleQueue()
+    compat.Pool(1).apply_async(tasks.nap, (3,), callback=called.put)
+    gc.collect()
+    assert called.get() == 3
+    called.close()
+
+
+# -- errors of a pool
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_error_about_a_result_tells_what_it_was() -> None:
+    with compat.Pool(1) as pool:
+        asks: list[Callable[[], object]] = [
+            lambda: pool.apply(tasks.unpicklable),
+            lambda: pool.map(tasks.unpicklable, [1, 2]),
+            lambda: next(pool.imap(tasks.unpicklable, [1])),
+        ]
+        for ask in asks:
+            with pytest.raises(compat.pool.MaybeEncodingError) as caught:
+                ask()
+            error = cast("Any", caught.value)
+            assert error.value == "<an object of type _thread.lock>"
+            assert error.exc.startswith("TypeError(")
+
+
+def test_imap_raises_what_pickle_has_raised() -> None:
+    local = cast("Any", lambda x: x)
+    with pytest.raises(Exception) as of_local:
+        pickle.dumps(local)
+    with compat.Pool(1) as pool:
+        for start in (lambda: pool.imap(local, [1]), lambda: pool.imap_unordered(tasks.square, [local])):
+            with pytest.raises(of_local.type) as caught:
+                next(start())
+            assert caught.type is of_local.type
+
+
+@pytest.mark.parametrize("verb", ["imap", "imap_unordered"])
+@pytest.mark.parametrize("end", ["close", "terminate"])
+def test_a_pool_that_has_ended_takes_no_empty_input_either(verb: str, end: str) -> None:
+    pool = compat.Pool(1)
+    getattr(pool, end)()
+    with pytest.raises(ValueError):
+        getattr(pool, verb)(tasks.square, [])
+    pool.join()
+
+
+def test_a_pool_cannot_be_pickled() -> None:
+    with compat.Pool(1) as pool, pytest.raises(NotImplementedError, match="cannot be passed"):
+        pickle.dumps(pool)
+
+
+def test_true_is_one_process() -> None:
+    with compat.Pool(True, maxtasksperchild=True) as pool:
+        assert pool.map(tasks.square, [1, 2]) == [1, 4]
+    with pytest.raises(ValueError):
+        compat.Pool(False)
+
+
+def test_a_wrong_number_of_tasks_is_a_wrong_value() -> None:
+    with pytest.raises(ValueError, match="maxtasksperchild"):
+        compat.Pool(1, maxtasksperchild=cast("Any", 1.5))
