@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -21,8 +22,7 @@ from tests.contract import compat_tasks as tasks
 from tests.helpers.processes import python, run_python
 from tests.helpers.waiting import PATIENCE, wait_until
 
-# -- the end of a program
-# ---------------------------------------------------------------------------------------------------------
+# -- the end of a program ------------------------------------------------------------------------------------
 
 PROGRAM = """
 import sys
@@ -420,3 +420,36 @@ def test_true_is_one_process() -> None:
 def test_a_wrong_number_of_tasks_is_a_wrong_value() -> None:
     with pytest.raises(ValueError, match="maxtasksperchild"):
         compat.Pool(1, maxtasksperchild=cast("Any", 1.5))
+
+
+def test_a_process_is_joined_for_no_time_at_all() -> None:
+    process = compat.Process(target=time.sleep, args=(60,))
+    process.start()
+    process.join(-1)
+    assert process.is_alive()
+    process.kill()
+    process.join()
+
+
+def test_the_submodules_of_futures_are_there() -> None:
+    assert issubclass(futures.process.BrokenProcessPool, futures.BrokenExecutor)
+    with pytest.raises(AttributeError):
+        futures.nothing  # noqa: B018  asking is what is tested
+
+
+class _Result:
+    """Something that can be referred to weakly."""
+
+
+def make_result(_number: int) -> _Result:
+    return _Result()
+
+
+@pytest.mark.parametrize("chunksize", [1, 3])
+def test_a_result_that_the_caller_drops_is_gone(chunksize: int) -> None:
+    with futures.ProcessPoolExecutor(1) as executor:
+        for result in executor.map(make_result, range(6), chunksize=chunksize):
+            seen = weakref.ref(result)
+            del result
+            gc.collect()
+            assert seen() is None

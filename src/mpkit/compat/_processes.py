@@ -5,9 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import sys
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, SupportsFloat
 
 from mpkit._platform import seam
+from mpkit._platform.hints import override
+from mpkit.compat._numbers import not_negative
 from mpkit.process import WorkerProcess
 
 if TYPE_CHECKING:
@@ -48,6 +50,11 @@ class Process(WorkerProcess[Any]):
             daemon=daemon,
             start_method=self._always or default_start_method(),
         )
+
+    @override
+    def join(self, timeout: SupportsFloat | None = None) -> None:
+        """Wait until the process has ended, for at most `timeout` seconds; a negative number is 0."""
+        super().join(None if timeout is None else not_negative(float(timeout)))
 
 
 class ForkProcess(Process):

@@ -15,7 +15,9 @@ Example:
 from __future__ import annotations
 
 import atexit
+import concurrent.futures
 import contextlib
+import importlib.util
 import itertools
 import multiprocessing
 import os
@@ -39,6 +41,7 @@ from concurrent.futures import (
     wait,
 )
 from concurrent.futures.process import BrokenProcessPool
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from mpkit._platform.hints import override
@@ -278,6 +281,14 @@ def _forget_finished() -> None:
                 _finishing.discard(pool)
 
 
+def __getattr__(name: str) -> ModuleType:
+    """The submodules of `concurrent.futures` (``process``, ``thread``) are the standard library's own."""
+    full_name = f"{concurrent.futures.__name__}.{name}"
+    if name.startswith("_") or importlib.util.find_spec(full_name) is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module(full_name)
+
+
 def _shut_down_all() -> None:
     """A program that ends waits for its tasks, with or without `shutdown`, as with the standard library."""
     for executor in list(_open_executors):
@@ -311,7 +322,10 @@ def _results(
             finally:
                 # One that is not done in time; for the others this changes nothing.
                 _cancel_unless_running(pending.popleft())
-            yield from chunk
+            # Whoever drops a result is the last who has it, as with the standard library.
+            chunk.reverse()
+            while chunk:
+                yield chunk.pop()
     finally:
         for task in pending:
             _cancel_unless_running(task)
