@@ -20,7 +20,7 @@ from mpkit import TaskPool
 from mpkit.errors import ClosedError, SerializationError
 from mpkit.pool import ImapIterator, TaskHandle, _maps
 from tests.contract import pool_tasks as tasks
-from tests.helpers.stepping import interrupt_at
+from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
 from tests.helpers.waiting import PATIENCE, wait_until
 
 
@@ -204,6 +204,7 @@ def test_results_of_what_was_sent_come_before_the_error_of_the_closed_pool(order
         pool.imap(tasks.square, [])
 
 
+@needs_a_trace_that_raises
 @pytest.mark.parametrize("ordered", [True, False])
 def test_after_ctrl_c_at_any_step_the_iteration_comes_to_an_end(
     pool: TaskPool, ordered: bool, monkeypatch: pytest.MonkeyPatch

@@ -14,13 +14,15 @@ import pytest
 from mpkit.errors import TaskCancelled
 from mpkit.pool import TaskHandle, TaskPool
 from tests.contract import pool_tasks as tasks
-from tests.helpers.stepping import interrupt_at
+from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
 from tests.helpers.waiting import PATIENCE, wait_until
 
 # See tests/unit/shm/test_interrupts.py.
 OPCODES = bool(os.environ.get("MPKIT_EVERY_OPCODE")) and sys.version_info < (3, 11)
 #: A wait looks around for as long as it likes, so that there is no last one.
 STEPS = range(6000) if OPCODES else range(1200)
+
+pytestmark = needs_a_trace_that_raises
 
 Handles = list[TaskHandle[Any]]
 

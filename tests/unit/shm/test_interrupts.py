@@ -15,7 +15,7 @@ import pytest
 
 from mpkit import BoundedQueue, Lock, LockedCounter
 from mpkit.errors import ClosedError
-from tests.helpers.stepping import interrupt_at
+from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
 from tests.unit.shm.others import Call
 
 Shared: TypeAlias = "Lock | LockedCounter | BoundedQueue[Any]"
@@ -25,6 +25,7 @@ Shared: TypeAlias = "Lock | LockedCounter | BoundedQueue[Any]"
 OPCODES = bool(os.environ.get("MPKIT_EVERY_OPCODE")) and sys.version_info < (3, 11)
 
 pytestmark = [
+    needs_a_trace_that_raises,
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # files that close themselves
     pytest.mark.filterwarnings(
         "ignore::pytest.PytestUnraisableExceptionWarning"
