@@ -97,6 +97,8 @@ def test_a_worker_that_ignores_being_terminated_does_not_keep_the_program_from_e
 # ---------------------------------------------------------------------------------------------------------
 
 
+# Workers wait at mpkit's queues: when the garbage collector finds a semaphore of multiprocessing while another
+# one is being registered, there is a warning.
 _kept: list[Any] = []
 
 
@@ -104,15 +106,16 @@ def _keep(*objects: Any) -> None:
     _kept[:] = objects
 
 
-def _wait_for_kept(x: int) -> int:
-    return tasks.wait_for(_kept[-1], x)
+def _wait_at_gate(x: int) -> int:
+    _kept[-1].get()
+    return x
 
 
 def _tell_and_wait(x: int) -> int:
     """Say that it has begun, wait to be let through, and say that it has ended."""
     told, gate = _kept
     told.put(f"begun {x}")
-    gate.acquire()
+    gate.get()
     told.put(f"ended {x}")
     return x
 
@@ -127,43 +130,47 @@ def _all_of(queue: compat.SimpleQueue[str]) -> list[str]:
 
 def test_a_map_whose_time_is_over_lets_a_running_task_finish_and_cancels_the_rest() -> None:
     spawn = compat.get_context("spawn")
-    told, gate = spawn.SimpleQueue(), spawn.Semaphore(0)
+    told, gate = spawn.SimpleQueue(), spawn.SimpleQueue()
     with futures.ProcessPoolExecutor(1, spawn, _keep, (told, gate)) as executor:
         results = executor.map(_tell_and_wait, range(100), timeout=0.05, chunksize=2)
         assert told.get() == "begun 0"
         with pytest.raises(futures.TimeoutError):
             next(results)
-        gate.release()
-        gate.release()
+        gate.put(None)
+        gate.put(None)
+    gate.close()
     # A chunk is one task.
     assert _all_of(told) == ["ended 0", "begun 1", "ended 1"]
 
 
 def test_a_map_that_is_abandoned_lets_a_running_task_finish_and_cancels_the_rest() -> None:
     spawn = compat.get_context("spawn")
-    told, gate = spawn.SimpleQueue(), spawn.Semaphore(1)
+    told, gate = spawn.SimpleQueue(), spawn.SimpleQueue()
+    gate.put(None)
     with futures.ProcessPoolExecutor(1, spawn, _keep, (told, gate)) as executor:
         results = cast("Any", executor.map(_tell_and_wait, range(100)))
         assert next(results) == 0
         assert [told.get() for _ in range(3)] == ["begun 0", "ended 0", "begun 1"]
         results.close()
-        gate.release()
+        gate.put(None)
+    gate.close()
     assert _all_of(told) == ["ended 1"]
 
 
 def test_a_negative_timeout_of_a_future_is_no_time() -> None:
     spawn = compat.get_context("spawn")
-    event = spawn.Event()
-    with futures.ProcessPoolExecutor(1, spawn, _keep, (event,)) as executor:
-        future = executor.submit(_wait_for_kept, 1)
+    gate = spawn.SimpleQueue()
+    with futures.ProcessPoolExecutor(1, spawn, _keep, (gate,)) as executor:
+        future = executor.submit(_wait_at_gate, 1)
         with pytest.raises(futures.TimeoutError):
             future.result(timeout=-1)
         with pytest.raises(futures.TimeoutError):
             future.exception(timeout=-0.5)
-        event.set()
+        gate.put(None)
         assert future.result(PATIENCE) == 1
         assert future.result(-1) == 1
         assert future.exception(-1) is None
+    gate.close()
 
 
 def test_an_executor_raises_what_pickle_has_raised() -> None:
