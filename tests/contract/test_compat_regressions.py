@@ -97,8 +97,8 @@ def test_a_worker_that_ignores_being_terminated_does_not_keep_the_program_from_e
 # ---------------------------------------------------------------------------------------------------------
 
 
-# Workers wait at mpkit's queues: when the garbage collector finds a semaphore of multiprocessing while another
-# one is being registered, there is a warning.
+# Workers wait at mpkit's queues: when the garbage collector finds a semaphore of multiprocessing while
+# another one is being registered, there is a warning.
 _kept: list[Any] = []
 
 
