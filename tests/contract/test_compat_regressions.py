@@ -266,8 +266,11 @@ def test_a_result_is_not_ready_while_its_callback_runs() -> None:
         begun.set()
         go_on.wait()
 
-    with compat.Pool(1) as pool:
-        result = pool.apply_async(tasks.square, (3,), callback=slow)
+    gate: compat.SimpleQueue[None] = compat.SimpleQueue()
+    with compat.Pool(1, _keep, (gate,)) as pool:
+        result = pool.apply_async(_wait_at_gate, (9,), callback=slow)
+        # Not before: a result that is there at once has its callback called by who submits.
+        gate.put(None)
         assert begun.wait(PATIENCE)
         assert not result.ready()
         with pytest.raises(compat.TimeoutError):
@@ -278,6 +281,7 @@ def test_a_result_is_not_ready_while_its_callback_runs() -> None:
             result.successful()
         go_on.set()
         assert result.get(PATIENCE) == 9
+    gate.close()
 
 
 def test_a_result_is_ready_when_only_the_other_callback_was_given() -> None:
@@ -291,21 +295,22 @@ def test_a_callback_that_asks_for_results_does_not_wait_for_callbacks() -> None:
     # One thread calls all callbacks: it would wait for itself.
     seen: list[object] = []
     results: list[Any] = []
-    submitted = threading.Event()
+    gate: compat.SimpleQueue[None] = compat.SimpleQueue()
 
     def ask(result: object) -> None:
-        submitted.wait()
         seen.append(result)
         seen.extend(each.get(PATIENCE) for each in results)
 
-    with compat.Pool(1) as pool:
+    with compat.Pool(1, _keep, (gate,)) as pool:
         results += [
-            pool.apply_async(tasks.square, (3,), callback=ask),
-            pool.apply_async(tasks.square, (4,), callback=lambda _result: None),
+            pool.apply_async(_wait_at_gate, (3,), callback=ask),
+            pool.apply_async(_wait_at_gate, (4,), callback=lambda _result: None),
         ]
-        submitted.set()
-        assert [each.get(PATIENCE) for each in results] == [9, 16]
-    assert seen == [9, 9, 16]
+        gate.put(None)
+        gate.put(None)
+        assert [each.get(PATIENCE) for each in results] == [3, 4]
+    assert seen == [3, 3, 4]
+    gate.close()
 
 
 def test_a_callback_that_raises_does_not_hold_up_its_result() -> None:

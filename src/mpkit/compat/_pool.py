@@ -232,7 +232,10 @@ class Pool:
         callback: Callable[[R], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
     ) -> AsyncResult[R]:
-        """Have a worker call ``func(*args, **kwds)``; the callbacks are called in a thread of the pool."""
+        """Have a worker call ``func(*args, **kwds)``.
+
+        The callbacks are called in a thread of the pool, or here if the outcome is there at once.
+        """
         return self._submitted(
             lambda *hooks: self._pool.apply_async(func, args, dict(kwds), *hooks), callback, error_callback
         )
