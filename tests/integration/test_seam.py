@@ -50,6 +50,13 @@ def show():
     loaded = [name for name in ("wave", "mpkit.pool._worker") if name in sys.modules]
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     print(loaded, sorted(blocked), flush=True)
+def interrupt_myself():
+    import os, signal, time
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        sys.exit(7)
 """
 
 
@@ -100,6 +107,25 @@ with TaskPool(1, context="forkserver") as pool:
 {CHILD}
 """
     assert in_a_fork_server(tmp_path, body) == ["['mpkit.pool._worker'] []"]
+
+
+def test_ctrl_c_while_the_fork_server_starts_ends_neither_it_nor_its_children(tmp_path: Path) -> None:
+    # What the application has the server import stands for the moments before it ignores the signal.
+    (tmp_path / "interrupting.py").write_text(
+        "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(0.01)"
+    )
+    body = f"""
+context.set_forkserver_preload(["interrupting"])
+seam.start_fork_server(["mpkit.pool._worker"])
+server = forkserver._forkserver._forkserver_pid
+{CHILD}
+print(child.exitcode, server == forkserver._forkserver._forkserver_pid)
+child = context.Process(target=interrupt_myself); child.start(); child.join()
+print(child.exitcode)
+import signal; print(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+"""
+    lines = in_a_fork_server(tmp_path, body, PYTHONPATH=f"{ROOT / 'src'}{os.pathsep}{tmp_path}")
+    assert lines == ["['mpkit.pool._worker'] []", "0 True", "7", "set()"]
 
 
 def test_where_another_interpreter_would_find_another_mpkit_nothing_is_imported_beforehand(

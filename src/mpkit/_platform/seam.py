@@ -730,8 +730,7 @@ def start_fork_server(modules: Sequence[str]) -> None:
     server that is started later, as ever. Its own children merely find modules loaded that its main process
     has loaded too. A server that runs already stays as it is.
 
-    To be called with no signal blocked that was not blocked before: all children of the server, those of
-    the application too, have the mask that it was started with.
+    A Ctrl-C while it starts does not end it: see `mpkit._platform.server_mask`.
 
     Args:
         modules: What its children need; a child then starts without importing anything.
@@ -739,20 +738,28 @@ def start_fork_server(modules: Sequence[str]) -> None:
     Raises:
         OSError: The system refuses a process or descriptors.
     """
-    from multiprocessing import forkserver  # noqa: PLC0415  POSIX only
+    from multiprocessing import forkserver, resource_tracker  # noqa: PLC0415  POSIX only
 
     server: Any = vars(forkserver)["_forkserver"]
     with _starting_server:
         before: list[str] = server._preload_modules
         with_ours = [*before, *modules]
+        is_blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
         # On 3.15 the application may have asked that a module which cannot be imported ends the server.
         polite = getattr(server, "_preload_on_error", "ignore") == "ignore"
         if server._forkserver_pid is None and polite and _is_found_by_every_interpreter():
             server._preload_modules = with_ours
+            if not is_blocked:
+                with_ours.append("mpkit._platform.server_mask")
+                # The server does it otherwise, and before 3.12 that leaves SIGINT unblocked.
+                resource_tracker.ensure_running()
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             with _starting_by("forkserver"):
                 server.ensure_running()
         finally:
+            if not is_blocked:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             # Unless another thread has just asked for others.
             if server._preload_modules is with_ours:
                 server._preload_modules = before

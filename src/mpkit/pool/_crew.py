@@ -117,7 +117,7 @@ class Crew:
             oom_kills = oom_kill_count()
             # Not the context's own class: there, two threads that ask for an exit code take it from each
             # other, and starting any process asks for those of all the others.
-            process = seam.ChildProcess(
+            process = worker.WorkerChild(
                 target=worker.main,
                 args=(plan,),
                 name=f"{options.name}-{key}",

@@ -21,6 +21,9 @@ from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any, NamedTuple, TypeAlias, cast
 
+from typing_extensions import override
+
+from mpkit._platform import seam
 from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._platform.parent_watch import ParentLink
 from mpkit._wire import codec, failure
@@ -120,10 +123,18 @@ class WorkerPlan(NamedTuple):
     link: ParentLink
 
 
+class WorkerChild(seam.ChildProcess):
+    """The process that a worker is."""
+
+    @override
+    def _arrived(self) -> None:
+        # Until there is a handler, an interrupt would be a traceback for nothing. (What comes from the fork
+        # server cannot be started with the signal blocked; before this, its start ends silently.)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def main(plan: WorkerPlan) -> None:
     """Serve until told to leave. The target of the child process."""
-    # Until there is a handler, an interrupt would be a traceback for nothing.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     plan.link.die_with_parent()
     worker = _Worker(plan)
     worker.prepare()
