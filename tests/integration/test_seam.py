@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -143,3 +144,45 @@ seam.start_fork_server(["mpkit.pool._worker"])
     # The program has found its mpkit; from here on the environment names another one.
     body = f"import os; os.environ['PYTHONPATH'] = {str(other.parent)!r}" + body
     assert in_a_fork_server(tmp_path, body) == ["False", "[] []"]
+
+
+KILLED_IN_THE_MAKING = """
+import os, signal, sys
+from mpkit import TaskPool, WorkerProcess
+from mpkit._platform import identity, seam
+from mpkit._shm.semaphore import Semaphore
+from mpkit.errors import WorkerCrashed
+made = seam.SemLock
+
+def die_where_it_is_made(stays):
+    def make(kind, value, maxvalue, name, unlink):
+        if stays:
+            made(kind, value, maxvalue, name, False)
+        os.kill(os.getpid(), signal.SIGKILL)
+    seam.SemLock = make
+    Semaphore.private()
+
+if __name__ == "__main__":
+    # Starts the resource tracker; a child that is forked before would have one of its own.
+    Semaphore.private()
+    for stays in (False, True):
+        with WorkerProcess(target=die_where_it_is_made, args=(stays,), start_method="fork") as child:
+            pass
+        with TaskPool(1, context="fork") as pool:
+            try:
+                pool.apply(die_where_it_is_made, (stays,))
+            except WorkerCrashed as crash:
+                print("crashed", crash.signal)
+    print([name for name in os.listdir("/dev/shm") if f"mpkit-t-{child.pid}-" in name])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /dev/shm")
+def test_what_is_killed_while_it_makes_a_private_semaphore_leaves_nothing_and_no_warning(
+    tmp_path: Path,
+) -> None:
+    script = tmp_path / "program.py"
+    script.write_text(KILLED_IN_THE_MAKING)
+    done = run_python(script)
+    assert done.stdout.splitlines() == ["crashed SIGKILL", "crashed SIGKILL", "[]"]
+    assert done.stderr == ""

@@ -7,9 +7,11 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import threading
 from collections.abc import Callable
 
 from mpkit._platform import identity, seam, tracker
+from mpkit._platform.identity import ProcessIdentity
 from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._shm import names
 from mpkit._shm.segment import PREFIX, exhausted
@@ -22,6 +24,44 @@ Acquire = Callable[..., bool]
 
 # Bound early: a module's globals may be gone when the last objects are.
 _is_finalizing = sys.is_finalizing
+
+# Held by the thread that makes a private semaphore. Nobody waits for it.
+_making = threading.Lock()
+
+
+def _forget_after_fork() -> None:
+    global _making
+    _making = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)
+
+
+def _private_name(process: ProcessIdentity, ending: str = "") -> str:
+    # With all that macOS allows, 31 characters, for the one without an ending.
+    return f"/{PREFIX}t-{process.pid}-{process.started}{ending}"
+
+
+def forget_private_of(process: ProcessIdentity) -> None:
+    """Remove what is left of the private semaphore that a killed process was just making.
+
+    The resource tracker would do so at the end of the program, with a warning. To be called by whoever has
+    seen the process end.
+    """
+    if sys.platform == "win32":
+        return
+    name = _private_name(process)
+    with deferred_interrupts():
+        # It may know the name, or not: told once more it knows it once.
+        tracker.track(name, "semaphore")
+        try:
+            seam.sem_unlink(name)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EROFS):
+                raise
+        finally:
+            tracker.untrack(name, "semaphore")
 
 
 class Semaphore:
@@ -96,18 +136,23 @@ class Semaphore:
         """A semaphore without a name, for the threads of this process; cheaper to take and give than a
         `threading.Lock`.
         """
-        me = identity.current()
-        name = f"/{PREFIX}t-{me.pid}-{os.urandom(6).hex()}"
-        # The C code removes the name as soon as it has made it, so the tracker has to do it only for a
-        # process that is killed just there.
-        with deferred_interrupts():
-            tracker.track(name, "semaphore")
-            try:
-                raw = seam.SemLock(seam.SEMAPHORE_KIND, value, max(value, 1), name, True)
-            except OSError as error:
-                raise exhausted(error, 32) from error
-            finally:
-                tracker.untrack(name, "semaphore")
+        # One thread at a time may have the name that `forget_private_of` knows.
+        knows = _making.acquire(False)
+        try:
+            name = _private_name(identity.current(), "" if knows else os.urandom(4).hex())
+            # The C code removes the name as soon as it has made it, so the tracker has to do it only for a
+            # process that is killed just there.
+            with deferred_interrupts():
+                tracker.track(name, "semaphore")
+                try:
+                    raw = seam.SemLock(seam.SEMAPHORE_KIND, value, max(value, 1), name, True)
+                except OSError as error:
+                    raise exhausted(error, 32) from error
+                finally:
+                    tracker.untrack(name, "semaphore")
+        finally:
+            if knows:
+                _making.release()
         return cls("", raw, owner_pid=0)
 
     def close(self, segment_name: str = "", in_use: Callable[[str], bool] | None = None) -> None:

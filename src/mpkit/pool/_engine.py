@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 from mpkit._platform import seam
 from mpkit._platform.interrupts import deferred_interrupts, without_interrupts
 from mpkit._platform.signals import signal_name
+from mpkit._shm.semaphore import forget_private_of
 from mpkit._wire import codec, failure
 from mpkit.errors import (
     ClosedError,
@@ -360,6 +361,8 @@ class Engine:
         if exitcode != 0 or lane.words[STATE] != LEAVING or lane.words[PARCELS]:
             # Else it has left in order, and has never made any.
             payload.sweep(lane.identity)
+            if lane.identity is not None:
+                forget_private_of(lane.identity)
         broken: MpkitError | None = self.crew.note_death_of(lane, exitcode, words)
         if lane.bad_initializer is not None:
             cause = failure.unpack_exception(lane.bad_initializer[HEAD_SIZE:])

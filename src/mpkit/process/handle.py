@@ -114,6 +114,8 @@ class Handle:
         self.outcome: tuple[Stage, object] | None = None
         self.memory_exceeded: int | None = None
         self.killed: bool = False
+        #: What it may have left when it was killed has been removed.
+        self.tidied: bool = False
         self.payload_under_way = False
         self._oom_kills: int | None = None
 

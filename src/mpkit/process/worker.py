@@ -17,6 +17,7 @@ from mpkit._platform.deadlines import check_timeout
 from mpkit._platform.hints import Self, TypeVar, override
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._platform.signals import signal_name
+from mpkit._shm.semaphore import forget_private_of
 from mpkit._wire import codec
 from mpkit.errors import ProcessGone, SerializationError, WaitTimeout, WorkerCrashed, WorkerMemoryExceeded
 from mpkit.process import memory_watch
@@ -200,7 +201,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         """
         seconds = check_timeout(timeout)
         self._require_started()
-        super().join(seconds)
+        self._join(seconds)
 
     def interrupt(self) -> None:
         """Send SIGINT, as Ctrl-C does: the target sees `KeyboardInterrupt`. On Windows it terminates.
@@ -434,8 +435,17 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         root = seam.identity_of(self)
         if self.exitcode is None and root is not None:
             _end_family(root, grace, handle, interrupted=interrupted)
-        super().join()
+        self._join(None)
         return cast("int", self.exitcode)
+
+    def _join(self, seconds: float | None) -> None:
+        super().join(seconds)
+        code = self.exitcode
+        process = seam.identity_of(self)
+        handle = self._mpkit
+        if code is not None and code < 0 and process is not None and not handle.tidied:
+            handle.tidied = True
+            forget_private_of(process)
 
     def _living_pid(self) -> int:
         self._check_closed()
@@ -451,7 +461,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
     def _outcome_within(self, timeout: SupportsFloat | None) -> tuple[Stage, object]:
         seconds = check_timeout(timeout)
         handle = self._require_started()
-        super().join(seconds)
+        self._join(seconds)
         if self.exitcode is None:
             raise WaitTimeout(f"{self!r} has not ended within {seconds:g} s; it goes on")
         with handle.lock:
