@@ -967,9 +967,9 @@ def test_a_big_item_that_is_dropped_unopened_gives_its_memory_back() -> None:
         for _ in range(3):
             queue.put(bytearray(100_000))
         assert isinstance(queue._gets.get(False, None), get_side.HeldItem)
-        assert regions.held_or_pinned() == 0
+        assert regions.with_getters() == 0
         queue.shutdown(immediate=True)
-        assert regions.held_or_pinned() == 0
+        assert regions.with_getters() == 0
         assert queue.statistics().bytes == 0
 
 
@@ -982,7 +982,7 @@ def test_a_big_item_that_cannot_be_opened_gives_its_memory_back(monkeypatch: pyt
         queue.put(bytearray(100_000))
         with pytest.raises(MemoryError):
             queue.get()
-        assert queue._opened().regions.held_or_pinned() == 0
+        assert queue._opened().regions.with_getters() == 0
 
 
 class _Leaves:

@@ -9,6 +9,7 @@ slow each other down::
     line 3      written under the getters' lock by task_done and join; and what is fixed
     GENERATIONS for each generation of the ring (modulo) the region that it lies in
     REGIONS     the table of regions (see regions)
+    BORROWERS   which forked children have views of which regions (see borrowers)
     FIRST_RING  region 0: the ring that every queue begins with
     ROWS        the table of processes (see rows), reserved as it fills
 
@@ -18,6 +19,7 @@ says WRAP, so that a getter at the end of the records need not compare its index
 
 from __future__ import annotations
 
+from mpkit._shm.borrowers import SLOT_WORDS
 from mpkit._shm.regions import ENTRY_WORDS
 from mpkit._shm.rows import ROW_WORDS
 from mpkit._shm.shared_object import MAGIC_BASE
@@ -33,6 +35,7 @@ ROOM_SLEPT = 10
 GET_GENERATION = 16
 ROOM_POSTED = 17
 ITEMS_SLEPT = 18
+LOANS = 19
 
 DONE = 24
 DONE_SLEPT = 25
@@ -55,7 +58,10 @@ GENERATION_SLOTS = 64
 REGIONS = GENERATIONS + GENERATION_SLOTS
 REGION_SLOTS = 256
 
-FIRST_RING = REGIONS + REGION_SLOTS * ENTRY_WORDS
+BORROWERS = REGIONS + REGION_SLOTS * ENTRY_WORDS
+BORROWER_SLOTS = 128
+
+FIRST_RING = BORROWERS + BORROWER_SLOTS * SLOT_WORDS
 #: What is reserved for a new queue.
 RESERVED_BYTES = 56 * 1024
 FIRST_RING_WORDS = RESERVED_BYTES // 8 - FIRST_RING

@@ -27,7 +27,7 @@ from mpkit._shm.layout import (
     SHUT_DOWN,
 )
 from mpkit._shm.queue_file import QueueFile
-from mpkit._shm.regions import HELD, QUEUED, RING, WRITING
+from mpkit._shm.regions import HELD, LEFT, LENT, QUEUED, RING, WRITING
 from mpkit._shm.ring import COUNT_LIMIT, COUNT_MASK, INDEX_BITS, INDEX_MASK, ONE, WRAP
 from mpkit._shm.robust_lock import COMPLETED, PATIENCE_SECONDS
 from mpkit._shm.sleepers import EVERYBODY
@@ -698,6 +698,10 @@ class _UseIsOver:
             return not published
         if state == HELD:
             return not published and not identity.is_alive(process)
+        if state == LEFT:
+            return True
+        if state == LENT:
+            return not identity.is_alive(process)
         return state == WRITING and not identity.is_alive(process)
 
 

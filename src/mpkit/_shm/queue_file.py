@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from mpkit._shm import layout
+from mpkit._shm.borrowers import Borrowers
 from mpkit._shm.generations import Generations
 from mpkit._shm.regions import Regions
 from mpkit._shm.ring import WRAP
@@ -60,8 +61,19 @@ class QueueFile(SharedObject):
         self.maxsize = words[layout.MAXSIZE]
         self.max_bytes = words[layout.MAX_BYTES]
         self.put_lock, self.get_lock = self.locks
+        borrowers = Borrowers(
+            words,
+            start=layout.BORROWERS,
+            capacity=layout.BORROWER_SLOTS,
+            loans_at=layout.LOANS,
+            lock=self.get_lock,
+        )
         self.regions = Regions(
-            segment, start=layout.REGIONS, capacity=layout.REGION_SLOTS, end_at=layout.FILE_END
+            segment,
+            start=layout.REGIONS,
+            capacity=layout.REGION_SLOTS,
+            end_at=layout.FILE_END,
+            borrowers=borrowers,
         )
         self.generations = Generations(words, segment.mm, self.regions)
         self.items = Sleepers(

@@ -25,7 +25,10 @@ States, and who may leave them (the table is changed under the putters' lock, ex
     HELD      a getter has views of it; stored under the getters' lock just before the item is taken. Free
               when the last view goes (one store by the holder, no lock), or when the holder is dead *and*
               the item has been taken
-    PINNED    its holder was forked while it had views: the child has them too, so it is never used again
+    LENT      its holder was forked while it had views: the child has them too, see `borrowers`. LEFT when
+              the holder's last view goes (one store, no lock)
+    LEFT      free when no child has it any more, as is LENT when its holder is dead
+    PINNED    forked, and not to be told who has views: never used again
 """
 
 from __future__ import annotations
@@ -36,12 +39,13 @@ from collections.abc import Callable
 
 from mpkit._platform import identity
 from mpkit._platform.identity import ProcessIdentity
+from mpkit._shm.borrowers import Borrowers
 from mpkit._shm.segment import PAGE, Segment, exhausted, map_file, reserve, round_up
 
 ENTRY_WORDS = 8
 #: Big items leave so many entries to the rings, without which nothing could be put.
 KEPT_FOR_RINGS = 32
-NONE, FREE, DROPPED, RING, WRITING, QUEUED, HELD, PINNED = range(8)
+NONE, FREE, DROPPED, RING, WRITING, QUEUED, HELD, PINNED, LENT, LEFT = range(10)
 
 _STATE, _SERIAL, _OFFSET, _SIZE, _PID, _STARTED, _USED = range(7)
 
@@ -54,12 +58,22 @@ class Regions:
         start: index of the table's first word.
         capacity: how many entries there are.
         end_at: index of the word that holds where the file ends, in bytes.
+        borrowers: the table of those that were forked with views; None for who only looks.
     """
 
-    __slots__ = ("_capacity", "_end_at", "_maps", "_segment", "_start", "words")
+    __slots__ = ("_borrowers", "_capacity", "_end_at", "_maps", "_segment", "_start", "words")
 
-    def __init__(self, segment: Segment, *, start: int, capacity: int, end_at: int) -> None:
+    def __init__(
+        self,
+        segment: Segment,
+        *,
+        start: int,
+        capacity: int,
+        end_at: int,
+        borrowers: Borrowers | None = None,
+    ) -> None:
         self._segment = segment
+        self._borrowers = borrowers
         self.words = segment.words
         self._start = start
         self._capacity = capacity
@@ -176,20 +190,53 @@ class Regions:
             if words[at] == QUEUED and (words[at + _SERIAL] - puts) & mask < mask >> 1:
                 words[at] = FREE
 
-    def pin(self, number: int) -> None:
-        """Take the region out of use for ever (one store by its holder)."""
+    def lend(self, number: int) -> int:
+        """Who has views of the region is about to fork: the slot for the child, as of `Borrowers.lend`.
+
+        Where that is 0 the region is pinned.
+        """
+        slot = self._borrowers.lend(number) if self._borrowers is not None else 0
+        if not slot:
+            self.pin(number)
+            return 0
         at = self._start + number * ENTRY_WORDS
         if self.words[at] == HELD:
+            self.words[at] = LENT
+        return slot
+
+    def arrive(self, slot: int) -> None:
+        """In the child: it has what was lent to it."""
+        if self._borrowers is not None:
+            self._borrowers.arrive(slot)
+
+    def give_back(self, slot: int) -> None:
+        """By a child of a fork: its last view has gone, or it never had one (one store)."""
+        if self._borrowers is not None:
+            self._borrowers.give_back(slot)
+
+    def let_go(self, number: int) -> None:
+        """By the holder: its last view has gone (one store)."""
+        at = self._start + number * ENTRY_WORDS
+        state = self.words[at]
+        if state == HELD:
+            self.words[at] = FREE
+        elif state == LENT:
+            self.words[at] = LEFT
+
+    def pin(self, number: int) -> None:
+        """Take the region out of use for ever (one store by who has views of it)."""
+        at = self._start + number * ENTRY_WORDS
+        if self.words[at] in (HELD, LENT, LEFT):
             self.words[at] = PINNED
 
     def size(self, number: int) -> int:
         return self.words[self._start + number * ENTRY_WORDS + _SIZE]
 
-    def held_or_pinned(self) -> int:
+    def with_getters(self) -> int:
         """How many regions are with getters now (a count for a decision of economy, not for correctness)."""
         words = self.words
         states = [words[self._start + number * ENTRY_WORDS] for number in range(1, self._capacity)]
-        return states.count(HELD) + states.count(PINNED)
+        return sum(map(states.count, (HELD, PINNED, LENT, LEFT)))
 
     def capacity(self) -> int:
         return self._capacity
@@ -258,13 +305,17 @@ class Regions:
             state = words[at]
             if state == NONE:
                 break
-            if state in (RING, WRITING, QUEUED, HELD):
+            if state in (RING, WRITING, QUEUED, HELD, LENT, LEFT):
                 process = ProcessIdentity(words[at + _PID], words[at + _STARTED])
                 # HELD may turn FREE under our eyes, which changes nothing.
-                if is_over(state, words[at + _SERIAL], process):
+                if is_over(state, words[at + _SERIAL], process) and not self._is_borrowed(state, number):
                     words[at] = FREE
                     freed += 1
         return freed
+
+    def _is_borrowed(self, state: int, number: int) -> bool:
+        # The state first: what has been lent by then is in the table.
+        return state in (LENT, LEFT) and (self._borrowers is None or self._borrowers.has(number))
 
     def _grow(self, number: int, size: int, is_over: Callable[[int, int, ProcessIdentity], bool]) -> int:
         words = self.words

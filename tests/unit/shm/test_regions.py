@@ -172,7 +172,7 @@ def test_bytes_are_counted_as_long_as_the_item_is_queued(regions: Regions) -> No
     regions.mark_held(first)
     assert regions.queued_bytes(7, 9, COUNT_MASK) == 1100
     assert regions.queued_bytes(8, 9, COUNT_MASK) == 1000
-    assert regions.held_or_pinned() == 1
+    assert regions.with_getters() == 1
 
 
 def test_a_pinned_region_is_never_used_again(regions: Regions) -> None:

@@ -65,9 +65,12 @@ def test_a_view_inside_a_cycle(regions: Regions, number: int) -> None:
     assert state(regions, number) == FREE
 
 
-def test_what_a_fork_has_copied_is_never_freed(regions: Regions, number: int) -> None:
+def test_where_nobody_keeps_account_what_a_fork_has_copied_is_never_freed(
+    regions: Regions, number: int
+) -> None:
     (view,) = open_views(regions, number, ((0, 8),))
-    views._pin_before_fork()
+    views._before_fork()
+    views._after_fork_in_parent()
     assert state(regions, number) == PINNED
     del view
     gc.collect()

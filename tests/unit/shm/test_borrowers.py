@@ -1,0 +1,397 @@
+"""The table of those that were forked with views, step by step; then with real forks, at a real queue."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from mpkit import BoundedQueue
+from mpkit._platform import identity
+from mpkit._shm import layout, views
+from mpkit._shm.borrowers import SLOT_WORDS, Borrowers
+from mpkit._shm.queue_file import QueueFile
+from mpkit._shm.regions import FREE, HELD, LEFT, LENT, PINNED
+from tests.helpers.waiting import wait_until
+from tests.unit.shm.others import dead_process, living_stranger
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
+
+REGION = 7
+
+
+@pytest.fixture
+def queue() -> Iterator[BoundedQueue[bytearray]]:
+    with BoundedQueue[bytearray]() as queue:
+        queue.qsize()
+        yield queue
+
+
+@pytest.fixture
+def file(queue: BoundedQueue[bytearray]) -> QueueFile:
+    return queue._opened()
+
+
+@pytest.fixture
+def table(file: QueueFile) -> Borrowers:
+    assert file.regions._borrowers is not None
+    return file.regions._borrowers
+
+
+def belongs_to(table: Borrowers, slot: int, process: identity.ProcessIdentity) -> None:
+    table._words[slot + 1], table._words[slot + 2] = process.pid, process.started
+
+
+# -- the table -----------------------------------------------------------------------------------------------
+
+
+def test_a_loan_lasts_until_it_is_given_back(table: Borrowers) -> None:
+    assert not table.has(REGION)
+    slot = table.lend(REGION)
+    assert table.has(REGION), "from before the fork on"
+    assert not table.has(REGION + 1)
+    table.arrive(slot)
+    assert table.has(REGION)
+    other = table.lend(REGION)
+    table.give_back(slot)
+    assert table.has(REGION)
+    table.give_back(other)
+    assert not table.has(REGION)
+
+
+def test_the_dead_have_nothing(table: Borrowers) -> None:
+    slot = table.lend(REGION)
+    belongs_to(table, slot, living_stranger())
+    assert table.has(REGION)
+    belongs_to(table, slot, dead_process())
+    assert not table.has(REGION)
+
+
+def test_the_slots_of_the_dead_are_used_again_and_no_others(table: Borrowers) -> None:
+    slots = [table.lend(REGION) for _ in range(layout.BORROWER_SLOTS)]
+    assert len(set(slots)) == layout.BORROWER_SLOTS
+    assert all(slot >= layout.BORROWERS for slot in slots)
+    assert max(slots) + SLOT_WORDS <= layout.FIRST_RING
+    assert table.lend(REGION) == 0, "each of them may be a child that is just coming up"
+    belongs_to(table, slots[3], living_stranger())
+    belongs_to(table, slots[5], dead_process())
+    assert table.lend(REGION + 1) == slots[5]
+    assert table.has(REGION + 1)
+    assert table.lend(REGION) == 0
+
+
+def test_whoever_lends_on_behind_the_back_of_a_look_is_not_overlooked(
+    table: Borrowers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The look passes the first slot, which is free; then the borrower in the second one lends on, into the
+    # first, and gives its own back.
+    free, own = table.lend(1), table.lend(REGION)
+    table.give_back(free)
+    table.arrive(own)
+    asked = []
+
+    def is_alive(_process: object) -> bool:
+        asked.append(1)
+        if len(asked) == 1:
+            assert table.lend(REGION) == free
+            table.give_back(own)
+            return False
+        return True
+
+    monkeypatch.setattr(identity, "is_alive", is_alive)
+    assert table.has(REGION)
+
+
+def test_a_table_that_does_not_stand_still_counts_as_a_loan(
+    table: Borrowers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slot = table.lend(REGION)
+    table.arrive(slot)
+
+    def is_alive(_process: object) -> bool:
+        table.give_back(table.lend(1))
+        return False
+
+    monkeypatch.setattr(identity, "is_alive", is_alive)
+    assert table.has(REGION)
+
+
+def test_without_the_lock_there_is_no_loan(table: Borrowers, file: QueueFile) -> None:
+    assert file.get_lock.acquire()
+    assert table.lend(REGION) == 0, "by the thread that has it"
+    found: list[int] = []
+    thread = threading.Thread(target=lambda: found.append(table.lend(REGION)))
+    thread.start()
+    thread.join()
+    file.get_lock.release()
+    assert found == [0]
+    assert not table.has(REGION)
+
+
+# -- forks ---------------------------------------------------------------------------------------------------
+
+
+def states(queue: BoundedQueue[Any]) -> set[int]:
+    file = queue._opened()
+    words = file.words
+    return {words[layout.REGIONS + number * 8] for number in range(1, layout.REGION_SLOTS)} - {0}
+
+
+def reclaim(queue: BoundedQueue[Any]) -> None:
+    """What a putter does when no free region fits."""
+    file = queue._opened()
+    assert file.put_lock.acquire()
+    file.regions._reclaim(queue._puts._use_is_over())
+    file.put_lock.release()
+
+
+def _nothing() -> None:
+    """What a child has left to do when it has done everything: it waits for its end."""
+
+
+class Child:
+    """A fork that waits for a byte, does something, and says when it has."""
+
+    def __init__(self, *actions: Callable[[], object]) -> None:
+        orders, self._order = os.pipe()
+        self._done, done = os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            code = 1
+            try:
+                os.close(self._order)
+                for action in (*actions, _nothing):
+                    if not os.read(orders, 1):
+                        break
+                    action()
+                    os.write(done, b".")
+                code = 0
+            finally:
+                os._exit(code)
+        os.close(orders)
+        os.close(done)
+
+    def act(self) -> None:
+        os.write(self._order, b".")
+        assert os.read(self._done, 1) == b".", "the child has failed"
+
+    def end(self, how: int = 0) -> None:
+        if how:
+            os.kill(self.pid, how)
+        os.close(self._order)
+        os.close(self._done)
+        _, status = os.waitpid(self.pid, 0)
+        assert status == how
+
+
+def big_item(queue: BoundedQueue[bytearray], fill: bytes = b"x") -> bytearray:
+    queue.put(bytearray(fill * 100_000))
+    return queue.get()
+
+
+class Held:
+    """A big item, and a way to let it go in the child."""
+
+    def __init__(self, queue: BoundedQueue[Any]) -> None:
+        import pickle
+
+        queue.put(pickle.PickleBuffer(b"x" * 100_000))
+        self.item: Any = queue.get()
+
+    def check(self) -> None:
+        assert bytes(self.item) == b"x" * 100_000
+
+    def drop(self) -> None:
+        self.item = None
+        gc.collect()
+
+
+def overwrite(queue: BoundedQueue[Any]) -> None:
+    """Use every region that may be used."""
+    for _ in range(6):
+        queue.put(bytearray(b"y" * 100_000))
+    while not queue.empty():
+        queue.get()
+    gc.collect()
+
+
+@pytest.mark.parametrize("how", [0, signal.SIGKILL], ids=["in order", "killed"])
+def test_a_region_is_used_again_when_parent_and_child_are_done_with_it(
+    queue: BoundedQueue[Any], how: int
+) -> None:
+    held = Held(queue)
+    child = Child(held.check)
+    assert states(queue) == {LENT}
+    held.drop()
+    assert states(queue) == {LEFT}
+    overwrite(queue)
+    child.act()
+    assert LEFT in states(queue)
+    child.end(how)
+    reclaim(queue)
+    assert states(queue) == {FREE}
+
+
+def test_the_child_gives_back_what_it_drops_and_the_parent_may_be_last(queue: BoundedQueue[Any]) -> None:
+    held = Held(queue)
+    child = Child(held.check, held.drop, lambda: None)
+    child.act()
+    child.act()
+    reclaim(queue)
+    assert states(queue) == {LENT}
+    held.check()
+    held.drop()
+    reclaim(queue)
+    assert states(queue) == {FREE}
+    child.act()
+    child.end()
+
+
+def test_a_dead_parent_has_let_go(queue: BoundedQueue[Any]) -> None:
+    orders, order = os.pipe()
+    hears, told = os.pipe()
+    kept = []
+
+    def receive_and_fork() -> None:
+        kept.append(Held(queue))
+        pid = os.fork()
+        if pid:
+            os.write(told, pid.to_bytes(4, "little"))
+            return
+        os.close(order)
+        os.read(orders, 1)
+        os._exit(0)
+
+    child = Child(receive_and_fork)
+    child.act()
+    pid = int.from_bytes(os.read(hears, 4), "little")
+    child.end(signal.SIGKILL)
+    reclaim(queue)
+    assert states(queue) == {LENT}
+    for end in (order, orders, hears, told):
+        os.close(end)
+    wait_until(lambda: identity.of(pid) is None, "the grandchild has ended")
+    reclaim(queue)
+    assert states(queue) == {FREE}
+
+
+def test_a_child_lends_on(queue: BoundedQueue[Any]) -> None:
+    grandchildren: list[Child] = []
+
+    def fork() -> None:
+        grandchildren.append(Child(held.check, held.drop))
+
+    def let_it_act() -> None:
+        grandchildren[0].act()
+
+    held = Held(queue)
+    child = Child(fork, held.drop, let_it_act, let_it_act, lambda: grandchildren.pop().end())
+    child.act()
+    child.act()
+    held.drop()
+    overwrite(queue)
+    reclaim(queue)
+    assert LEFT in states(queue), "the grandchild has it"
+    child.act()
+    child.act()
+    reclaim(queue)
+    assert states(queue) == {FREE}
+    child.act()
+    child.end()
+
+
+def test_a_loop_that_receives_and_forks_needs_no_more_memory_than_one_turn(queue: BoundedQueue[Any]) -> None:
+    sizes = set()
+    for turn in range(300):
+        held = Held(queue)
+        child = Child(held.check)
+        held.drop()
+        child.act()
+        child.end()
+        if turn >= 10:
+            sizes.add(os.stat(queue._opened().segment.name).st_size)
+    assert len(sizes) == 1
+    assert PINNED not in states(queue)
+
+
+def test_views_opened_while_another_thread_forks_are_pinned(queue: BoundedQueue[Any]) -> None:
+    views._before_fork()
+    held = Held(queue)
+    views._after_fork_in_parent()
+    assert states(queue) == {PINNED}
+    held.drop()
+
+
+def test_views_that_go_before_the_fork_itself_are_given_back_by_the_child(
+    queue: BoundedQueue[Any], table: Borrowers
+) -> None:
+    held = Held(queue)
+    views._before_fork()
+    held.drop()
+    assert states(queue) == {LEFT}
+    assert any(table.has(number) for number in range(1, 10))
+    # Both sides of a fork in one process.
+    lent = dict(views._lent)
+    views._after_fork_in_child()
+    views._lent.update(lent)
+    views._after_fork_in_parent()
+    reclaim(queue)
+    assert states(queue) == {FREE}
+    assert not views._lent
+
+
+def test_where_there_is_no_slot_the_region_is_pinned(queue: BoundedQueue[Any], table: Borrowers) -> None:
+    for _ in range(layout.BORROWER_SLOTS):
+        table.lend(200)
+    held = Held(queue)
+    child = Child(held.check)
+    assert states(queue) == {PINNED}
+    held.drop()
+    overwrite(queue)
+    child.act()
+    child.end()
+    assert PINNED in states(queue)
+
+
+def test_a_closed_queue_can_still_fork_with_what_came_from_it() -> None:
+    queue: BoundedQueue[Any] = BoundedQueue()
+    held = Held(queue)
+    queue.close()
+    child = Child(held.check)
+    held.check()
+    held.drop()
+    child.act()
+    child.end()
+
+
+def test_a_process_without_descriptors_keeps_what_it_was_lent(
+    queue: BoundedQueue[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Held(queue)
+    monkeypatch.setattr(identity, "_examine", _refuse)
+    child = Child(held.check, held.drop)
+    monkeypatch.undo()
+    held.drop()
+    reclaim(queue)
+    assert states(queue) == {LEFT}
+    child.act()
+    child.act()
+    reclaim(queue)
+    assert states(queue) == {FREE}
+    child.end()
+
+
+def _refuse(_pid: int) -> None:
+    raise OSError(24, "Too many open files")
+
+
+def test_held_is_what_nobody_has_forked_with(queue: BoundedQueue[Any]) -> None:
+    held = Held(queue)
+    assert states(queue) == {HELD}
+    held.drop()
+    assert states(queue) == {FREE}
