@@ -20,7 +20,7 @@ import pytest
 
 from mpkit import BoundedQueue
 from mpkit._platform.contexts import resolve_context
-from mpkit._shm import regions, robust_lock
+from mpkit._shm import layout, regions, robust_lock
 from mpkit.errors import QueueEmpty, QueueFull
 from tests.contract import queue_targets as targets
 from tests.helpers.processes import reap, run_python
@@ -60,7 +60,7 @@ def states(queue: BoundedQueue[Any]) -> list[int]:
     assert queue._shared is not None
     table = queue._shared.regions
     entries = [
-        table.words[table._start + number * regions.ENTRY_WORDS] for number in range(1, table.capacity())
+        table.words[table._start + number * regions.ENTRY_WORDS] for number in range(1, layout.REGION_SLOTS)
     ]
     return [state for state in entries if state != regions.NONE]
 

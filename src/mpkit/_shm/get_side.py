@@ -73,7 +73,7 @@ class HeldItem:
         regions = self._regions
         # First: given back twice, it might be another's the second time.
         number, self._number = self._number, 0
-        if regions.with_getters() * 2 < regions.capacity():
+        if not regions.are_short():
             try:
                 views = open_views(regions, number, self._places)
             except Exception:

@@ -339,7 +339,7 @@ class PutSide:
             if not self._acquire(block, deadline):
                 return None
             self._check_shut_down()
-            region = self._file.regions.claim(offset, WRITING, serial, self._use_is_over())
+            region = self._file.regions.claim(offset, WRITING, serial, self._look_at_uses)
         finally:
             try:
                 self._lock.unwind()
@@ -430,7 +430,7 @@ class PutSide:
                     words[GET_GENERATION] = self._generation
             with contextlib.suppress(SharedMemoryExhausted):
                 # A map that the system refuses can wait; the caller only wanted an item.
-                file.regions.drop_free(self._use_is_over())
+                file.regions.drop_free(self._look_at_uses)
         finally:
             try:
                 self._lock.unwind()
@@ -616,7 +616,7 @@ class PutSide:
         size = max(min(grown, LARGEST_RING), (length << 3) * 2, now)
         size = min(size, (INDEX_MASK - RING_RECORDS) << 3)
         region = self._file.regions.claim(
-            size + ((RING_RECORDS + 1) << 3), RING, generation, self._use_is_over()
+            size + ((RING_RECORDS + 1) << 3), RING, generation, self._look_at_uses
         )
         if region < 0:
             raise SharedMemoryExhausted(
@@ -632,7 +632,7 @@ class PutSide:
         self._words[PUT_GENERATION] = generation | (self._words[PUT_GENERATION] & SHUT_DOWN)
         self._load(generation)
 
-    def _use_is_over(self) -> _UseIsOver:
+    def _look_at_uses(self) -> _UseIsOver:
         file = self._file
         # Read before the table: an item that had been taken then, by whoever is dead now, is nobody's.
         gets, puts, _ = file.generations.snapshot()

@@ -36,6 +36,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Callable
+from typing import TypeAlias
 
 from mpkit._platform import identity
 from mpkit._platform.identity import ProcessIdentity
@@ -46,6 +47,11 @@ ENTRY_WORDS = 8
 #: Big items leave so many entries to the rings, without which nothing could be put.
 KEPT_FOR_RINGS = 32
 NONE, FREE, DROPPED, RING, WRITING, QUEUED, HELD, PINNED, LENT, LEFT = range(10)
+
+#: Tells of (state, serial, process) whether that use of a region has ended.
+IsOver: TypeAlias = "Callable[[int, int, ProcessIdentity], bool]"
+#: Looks at what is in use now.
+Look: TypeAlias = "Callable[[], IsOver]"
 
 _STATE, _SERIAL, _OFFSET, _SIZE, _PID, _STARTED, _USED = range(7)
 
@@ -82,9 +88,7 @@ class Regions:
 
     # -- under the putters' lock -----------------------------------------------------------------------------
 
-    def claim(
-        self, size: int, state: int, serial: int, is_over: Callable[[int, int, ProcessIdentity], bool]
-    ) -> int:
+    def claim(self, size: int, state: int, serial: int, look: Look) -> int:
         """Take a region of at least `size` bytes into `state` and return its number, or -1 when the table is
         full.
 
@@ -92,21 +96,20 @@ class Regions:
             size: bytes.
             state: RING or WRITING.
             serial: what `word 1` of the entry holds for that state.
-            is_over: tells for (state, serial, process) whether that use has ended, for what the dead have
-                left behind.
+            look: called before the table is searched for what the dead have left behind.
 
         Raises:
             SharedMemoryExhausted: the file cannot grow; nothing has changed.
         """
         best = self._best_free(size, 2 * size + 16 * PAGE)
-        if best < 0 and self._reclaim(is_over):
+        if best < 0 and self._reclaim(look()):
             best = self._best_free(size, 2 * size + 16 * PAGE)
         if best < 0:
             unused = self._unused()
             if state == WRITING and unused > self._capacity - KEPT_FOR_RINGS:
                 return -1
             if unused >= 0:
-                best = self._grow(unused, _size_class(size), is_over)
+                best = self._grow(unused, _size_class(size), look)
             else:
                 best = self._best_free(size, 1 << 62) if state == RING else -1
                 if best < 0:
@@ -137,9 +140,9 @@ class Regions:
                 total += words[at + _USED]
         return total
 
-    def drop_free(self, is_over: Callable[[int, int, ProcessIdentity], bool]) -> int:
+    def drop_free(self, look: Look) -> int:
         """Give the pages of every free region back to the system; returns how many bytes that were."""
-        self._reclaim(is_over)
+        self._reclaim(look())
         given = 0
         words = self.words
         for number in range(1, self._capacity):
@@ -236,10 +239,13 @@ class Regions:
         """How many regions are with getters now (a count for a decision of economy, not for correctness)."""
         words = self.words
         states = [words[self._start + number * ENTRY_WORDS] for number in range(1, self._capacity)]
-        return sum(map(states.count, (HELD, PINNED, LENT, LEFT)))
+        return sum(map(states.count, (HELD, LENT, LEFT, PINNED)))
 
-    def capacity(self) -> int:
-        return self._capacity
+    def are_short(self) -> bool:
+        """Whether getters have half of all regions, or more."""
+        # One look tells as long as there have never been so many.
+        half = self._capacity >> 1
+        return self.words[self._start + half * ENTRY_WORDS] != NONE and self.with_getters() >= half
 
     def map(self, number: int) -> mmap.mmap:
         """This process's mapping of a region; made once."""
@@ -297,7 +303,7 @@ class Regions:
                 return number
         return -1
 
-    def _reclaim(self, is_over: Callable[[int, int, ProcessIdentity], bool]) -> int:
+    def _reclaim(self, is_over: IsOver) -> int:
         words = self.words
         freed = 0
         for number in range(1, self._capacity):
@@ -317,7 +323,7 @@ class Regions:
         # The state first: what has been lent by then is in the table.
         return state in (LENT, LEFT) and (self._borrowers is None or self._borrowers.has(number))
 
-    def _grow(self, number: int, size: int, is_over: Callable[[int, int, ProcessIdentity], bool]) -> int:
+    def _grow(self, number: int, size: int, look: Look) -> int:
         words = self.words
         at = self._start + number * ENTRY_WORDS
         offset = words[self._end_at]
@@ -328,7 +334,7 @@ class Regions:
             reserve(self._segment.fd, offset, size)
         except OSError as error:
             os.ftruncate(self._segment.fd, offset)
-            if self.drop_free(is_over):
+            if self.drop_free(look):
                 try:
                     reserve(self._segment.fd, offset, size)
                 except OSError as again:

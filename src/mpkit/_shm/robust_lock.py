@@ -228,6 +228,9 @@ class RobustLock:
         Raises:
             RuntimeError: this very thread is inside already; it would wait for itself.
         """
+        # Most often it is free.
+        if self.try_acquire():
+            return True
         if not self._acquire_local(deadline):
             return False
         try:

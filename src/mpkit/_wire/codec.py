@@ -281,13 +281,13 @@ class Encoder:
             parts.clear()
         # The memory of what it has met would keep `obj` alive.
         clear_memo()
+        left_out = _NO_BUFFERS
         if buffers:
             left_out = buffers[:]
             buffers.clear()
-            return data, left_out
         if len(data) <= _RECYCLE_UP_TO_BYTES:
             spare.append(writer)
-        return data, _NO_BUFFERS
+        return data, left_out
 
     def _renew(self) -> None:
         """Reducers have been registered: merge the tables anew, and drop the picklers with the old one."""

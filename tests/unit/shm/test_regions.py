@@ -23,6 +23,7 @@ from mpkit._shm.regions import (
     QUEUED,
     RING,
     WRITING,
+    IsOver,
     Regions,
 )
 from mpkit._shm.ring import COUNT_MASK
@@ -47,8 +48,9 @@ def regions(segment: Segment) -> Regions:
     return Regions(segment, start=START, capacity=CAPACITY, end_at=END)
 
 
-def never(_state: int, _serial: int, _process: ProcessIdentity) -> bool:
-    return False
+def never() -> IsOver:
+    """Nothing is over."""
+    return lambda _state, _serial, _process: False
 
 
 def state(regions: Regions, number: int) -> int:
@@ -139,7 +141,7 @@ def test_what_is_over_is_reclaimed_before_the_file_grows(segment: Segment, regio
     number = regions.claim(3 * PAGE, WRITING, 1, never)
     end = segment.words[END]
     belongs_to(regions, number, dead_process())
-    assert regions.claim(3 * PAGE, WRITING, 2, _UseIsOver(0, 0, 0, 0)) == number
+    assert regions.claim(3 * PAGE, WRITING, 2, lambda: _UseIsOver(0, 0, 0, 0)) == number
     assert segment.words[END] == end
 
 
@@ -182,7 +184,7 @@ def test_a_pinned_region_is_never_used_again(regions: Regions) -> None:
     regions.mark_held(number)
     regions.pin(number)
     assert state(regions, number) == PINNED
-    assert regions.claim(PAGE, WRITING, 2, _UseIsOver(5, 5, 9, 9)) != number
+    assert regions.claim(PAGE, WRITING, 2, lambda: _UseIsOver(5, 5, 9, 9)) != number
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="counts the blocks of a file")

@@ -25,7 +25,7 @@ def regions() -> Iterator[Regions]:
 
 @pytest.fixture
 def number(regions: Regions) -> int:
-    number = regions.claim(PAGE, WRITING, 1, lambda *_: False)
+    number = regions.claim(PAGE, WRITING, 1, lambda: lambda *_: False)
     regions.map(number)[:8] = b"abcdefgh"
     regions.mark_held(number)
     return number

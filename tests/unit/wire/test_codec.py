@@ -242,6 +242,20 @@ def test_in_band_copies_are_made_at_once() -> None:
     assert loads(data) == b"x" * 100_000
 
 
+def test_what_has_been_encoded_with_buffers_is_not_kept_and_does_not_come_back() -> None:
+    encoder = codec.Encoder(codec.DEFAULT_THRESHOLD)
+    for turn in range(3):
+        array = np.full(200_000, turn)
+        seen = weakref.ref(array)
+        head, buffers = encoder.encode({"array": array, "name": str(turn)})
+        assert len(buffers) == 1
+        again = decode(head, [bytes(buffers[0].raw())])
+        assert again["name"] == str(turn)
+        assert (again["array"] == turn).all()
+        del array, head, buffers
+        assert seen() is None
+
+
 def test_missing_buffers_are_an_error() -> None:
     head, _ = encode(np.zeros(100_000))
     with pytest.raises(SerializationError, match="cannot unpickle"):
