@@ -187,6 +187,21 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
         assert top.stderr.read() == ""
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a file that is always full")
+def test_output_that_nothing_has_room_for_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "mpkit", "ps"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=PATIENCE,
+        )
+    assert ended.returncode == 1
+    assert ended.stderr == "mpkit ps: cannot write the output: No space left on device\n"
+
+
 def test_doctor_finds_this_machine_fit() -> None:
     ended = run_python("-m", "mpkit", "doctor", check=False)
     lines = ended.stdout.splitlines()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 #: What a shell reports for a program whose reader went away (128 + SIGPIPE).
 READER_GONE = 141
+#: What a write ends in when the disk is full, has failed, or the user has no more of it.
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,14 +41,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # As in `mpkit ps | head`. The interpreter flushes stdout once more at exit: give it something that
-        # takes it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # As in `mpkit ps | head`.
+        _drop_output()
         return READER_GONE
     except MpkitError as error:
         print(f"mpkit {options.command}: {_message(error)}", file=sys.stderr)
         return 1
+    except OSError as error:
+        if error.errno not in _NO_ROOM or error.filename is not None:
+            raise
+        _drop_output()
+        print(f"mpkit {options.command}: cannot write the output: {error.strerror}", file=sys.stderr)
+        return 1
     return int(code)
+
+
+def _drop_output() -> None:
+    # The interpreter flushes stdout once more at exit: give it something that takes it.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _message(error: MpkitError) -> str:
