@@ -42,6 +42,11 @@ class RemoteTraceback(Exception):  # noqa: N818  named as the one of multiproces
         self.text = text
         self.pid = pid
 
+    @property
+    def tb(self) -> str:
+        """The same as `text`; the name that it has in the standard library."""
+        return self.text
+
     @override
     def __str__(self) -> str:
         return f'in process {self.pid}\n"""\n{self.text}"""'

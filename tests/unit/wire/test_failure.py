@@ -333,4 +333,5 @@ def test_without_a_traceback() -> None:
 
 def test_a_remote_traceback_travels() -> None:
     remote = pickle.loads(pickle.dumps(RemoteTraceback("text", 5)))
+    assert remote.tb == remote.text == "text"
     assert (remote.text, remote.pid) == ("text", 5)
