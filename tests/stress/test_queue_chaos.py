@@ -93,7 +93,7 @@ class Arena:
     #: Seconds that one operation took, at most, others overtaking it or not. Nothing is promised about it.
     longest_wait: dict[str, float] = field(default_factory=lambda: dict.fromkeys(OBJECT_OF.values(), 0.0))
     #: Neither is measured in what began before this: somebody stood still then.
-    undisturbed_since: int = 0
+    undisturbed_since: int = field(default_factory=time.monotonic_ns)
     progress: dict[str, tuple[int, int]] = field(
         default_factory=lambda: dict.fromkeys(OBJECT_OF.values(), (0, 0))
     )
