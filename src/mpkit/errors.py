@@ -152,7 +152,7 @@ class SharedMemoryExhausted(_SystemError):
 
     Attributes:
         requested_bytes: As given, or None.
-        available_bytes: As given, or None.
+        available_bytes: As given, or None where that is not what was lacking (descriptors, address space).
     """
 
     def __init__(

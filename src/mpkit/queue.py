@@ -59,8 +59,8 @@ class QueueStatistics:
             that `put_many` has packed together occupy less, and that until the last of them is taken).
         maxsize: the bound on items, 0 for none.
         max_bytes: the bound on bytes, None for none.
-        puts: items ever put.
-        gets: items ever taken (or thrown away by ``shutdown(immediate=True)``).
+        puts: items ever put, modulo 2**36.
+        gets: items ever taken (or thrown away by ``shutdown(immediate=True)``), likewise.
         waiting_putters: calls that wait for room now. A process that is killed while it waits may stay
             counted until the next wake-up.
         waiting_getters: calls that wait for an item now; likewise.

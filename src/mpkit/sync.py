@@ -264,9 +264,18 @@ class LockedCounter(SharedHandle[CounterFile]):
     def __exit__(
         self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        compound, self._compound = self._compound, None
-        if compound is not None:
-            compound.end()
+        # An interrupt at the very call of this method comes too early; from here on it leaves nothing locked.
+        try:
+            compound, self._compound = self._compound, None
+            if compound is not None:
+                compound.end()
+        finally:
+            shared = self._shared
+            if shared is not None:
+                try:
+                    shared.lock.unwind()
+                finally:
+                    shared.lock.unwind()
 
     def __repr__(self) -> str:
         name = f"<{type(self).__name__}"

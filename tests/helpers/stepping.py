@@ -25,7 +25,8 @@ needs_a_trace_that_raises = pytest.mark.skipif(
 )
 
 _TRACED = tuple(
-    os.sep + os.path.join("mpkit", *part) for part in (("_shm", ""), ("pool", ""), ("_platform", "seam.py"))
+    os.sep + os.path.join("mpkit", *part)
+    for part in (("_shm", ""), ("pool", ""), ("_platform", "seam.py"), ("sync.py",))
 )
 
 

@@ -61,12 +61,14 @@ class _Watch:
         loop = asyncio.get_running_loop()
         waiter = _Waiter(loop, loop.create_future(), seen)
         with self._condition:
-            self._waiters.append(waiter)
             if self._thread is None and not self._stopped:
                 # A daemon: a program that ends while a coroutine waits must not be held up. It holds nothing
                 # that could be lost.
-                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                # Should the system have no thread left, nothing has begun.
+                thread.start()
+                self._thread = thread
+            self._waiters.append(waiter)
             self._condition.notify()
             stopped = self._stopped
         try:
@@ -115,18 +117,26 @@ class _Watch:
                 # Closed meanwhile: each coroutine meets the reason when it tries again.
                 with self._condition:
                     self._tell(list(self._waiters))
+            except BaseException as error:  # noqa: BLE001  each of them has to know
+                with self._condition:
+                    self._thread = None
+                    self._tell(list(self._waiters), error)
+                return
 
-    def _tell(self, waiters: list[_Waiter]) -> None:
+    def _tell(self, waiters: list[_Waiter], error: BaseException | None = None) -> None:
         for waiter in waiters:
             self._waiters.remove(waiter)
             # A loop that is closed has nobody left to tell.
             with contextlib.suppress(RuntimeError):
-                waiter.loop.call_soon_threadsafe(_finish, waiter.future)
+                waiter.loop.call_soon_threadsafe(_finish, waiter.future, error)
 
 
-def _finish(future: asyncio.Future[None]) -> None:
+def _finish(future: asyncio.Future[None], error: BaseException | None) -> None:
     if not future.done():
-        future.set_result(None)
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
 
 
 class Arrivals:

@@ -105,6 +105,8 @@ class Borrowers:
 
     def give_back(self, at: int) -> None:
         """The slot is free again: this process's last view has gone (one store)."""
+        if not TOTAL_STORE_ORDER:
+            full_fence()
         self._words[at] = 0
 
     def has(self, region: int) -> bool:

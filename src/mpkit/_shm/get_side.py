@@ -60,10 +60,14 @@ class HeldItem:
     long as that takes. One that is not opened gives its region back when it is dropped.
     """
 
-    __slots__ = ("_number", "_pid", "_places", "_regions")
+    __slots__ = ("_mapped", "_number", "_pid", "_places", "_regions")
 
-    def __init__(self, regions: Regions, number: int, places: tuple[tuple[int, int], ...]) -> None:
+    def __init__(
+        self, regions: Regions, mapped: mmap.mmap, number: int, places: tuple[tuple[int, int], ...]
+    ) -> None:
         self._regions = regions
+        # Another thread may close the queue before it is opened.
+        self._mapped = mapped
         self._places = places
         self._pid = os.getpid()
         self._number = number
@@ -75,15 +79,14 @@ class HeldItem:
         number, self._number = self._number, 0
         if not regions.are_short():
             try:
-                views = open_views(regions, number, self._places)
-            except Exception:
+                views = open_views(regions, self._mapped, number, self._places)
+            except BaseException:
                 regions.free(number)
                 raise
             return BigRecord(views[0], views[1:])
         # Getters keep so many items that regions run short: from here on they get copies of their own.
         try:
-            mapped = regions.map(number)
-            copies = [memoryview(bytearray(mapped[at : at + size])) for at, size in self._places]
+            copies = [memoryview(bytearray(self._mapped[at : at + size])) for at, size in self._places]
         finally:
             regions.free(number)
         return BigRecord(copies[0], copies[1:])
@@ -402,6 +405,7 @@ class GetSide:
         found: list[Record] = []
         taken = 0
         big = b""
+        mapped = mm
         if not TOTAL_STORE_ORDER:
             full_fence()
         while head != tail and taken < limit and not big:
@@ -436,7 +440,7 @@ class GetSide:
                 size -= BIG
                 big = mm[at : at + size]
                 # Before the item is taken: a map that the system refuses leaves it where it is.
-                self._file.regions.map(big_region(big))
+                mapped = self._file.regions.map(big_region(big))
                 self._file.regions.mark_held(big_region(big))
             head = passed + number * ONE + index + ((size + 15) >> 3)
             if head >= COUNT_LIMIT:
@@ -447,7 +451,7 @@ class GetSide:
         ring[RING_HEAD] = head
         # Only now may the region be given back: until the head has moved on, the item is the first of the
         # queue.
-        return [HeldItem(self._file.regions, big_region(big), big_places(big))] if big else found
+        return [HeldItem(self._file.regions, mapped, big_region(big), big_places(big))] if big else found
 
     def _open_pack(self, count: int, index: int, size: int, limit: int) -> tuple[PackSlice, int]:
         """Up to `limit` items of the pack that lies at `index`, the next of which is number `count` of the

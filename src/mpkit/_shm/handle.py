@@ -68,15 +68,14 @@ class SharedHandle(Generic[S]):
         return "closed" if self._shared.closed else ""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        self._opened().mark_exported()
-        return _arrive, (type(self), self._name)
+        return _arrive, (type(self), self._name, self._opened().mark_exported())
 
 
-def _arrive(cls: type[SharedHandle[Any]], name: str) -> SharedHandle[Any]:
+def _arrive(cls: type[SharedHandle[Any]], name: str, export: int) -> SharedHandle[Any]:
     """Unpickle a handle."""
     handle = cls.__new__(cls)
     try:
-        shared = cls._shared_type.attach(name)
+        shared = cls._shared_type.attach(name, export)
     except (HandleLost, SharedMemoryExhausted) as error:
         handle._bind_nothing(name, error)
     else:

@@ -39,9 +39,11 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from mpkit._platform import identity
+from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._shm.borrowers import Borrowers
 from mpkit._shm.segment import PAGE, Segment, exhausted, map_file, reserve, round_up
+from mpkit.errors import ClosedError
 
 ENTRY_WORDS = 8
 #: Big items leave so many entries to the rings, without which nothing could be put.
@@ -170,6 +172,9 @@ class Regions:
 
     def free(self, number: int) -> None:
         """One store by whoever has the region in his hands."""
+        if not TOTAL_STORE_ORDER:
+            # What was read there has been read before somebody else may write.
+            full_fence()
         self.words[self._start + number * ENTRY_WORDS] = FREE
 
     def free_unpublished(self, number: int, serial: int) -> None:
@@ -219,6 +224,8 @@ class Regions:
 
     def let_go(self, number: int) -> None:
         """By the holder: its last view has gone (one store)."""
+        if not TOTAL_STORE_ORDER:
+            full_fence()
         at = self._start + number * ENTRY_WORDS
         state = self.words[at]
         if state == HELD:
@@ -231,9 +238,6 @@ class Regions:
         at = self._start + number * ENTRY_WORDS
         if self.words[at] in (HELD, LENT, LEFT):
             self.words[at] = PINNED
-
-    def size(self, number: int) -> int:
-        return self.words[self._start + number * ENTRY_WORDS + _SIZE]
 
     def with_getters(self) -> int:
         """How many regions are with getters now (a count for a decision of economy, not for correctness)."""
@@ -251,6 +255,9 @@ class Regions:
         """This process's mapping of a region; made once."""
         mapped = self._maps.get(number)
         if mapped is None:
+            if self._segment.fd < 0:
+                # Without a file it would be memory of this process's own.
+                raise ClosedError("this queue has been closed in this process")
             at = self._start + number * ENTRY_WORDS
             try:
                 mapped = map_file(self._segment.fd, self.words[at + _SIZE], self.words[at + _OFFSET])

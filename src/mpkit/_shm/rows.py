@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 
 from mpkit._platform import identity
+from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._platform.filelock import FileLock
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._shm.segment import Segment, exhausted, reserve
@@ -133,6 +134,9 @@ class Rows:
             for word in range(1, ROW_WORDS):
                 words[at + word] = 0
             words[at + 1] = me.started
+            if not TOTAL_STORE_ORDER:
+                # Others read without a lock: whoever sees the pid sees when that process started.
+                full_fence()
             words[at] = me.pid
             return at
 
@@ -154,11 +158,6 @@ class Rows:
             if pid:
                 found.append((at, ProcessIdentity(pid, words[at + 1])))
         return found
-
-    def holder(self, at: int) -> ProcessIdentity | None:
-        """The process that the row at word `at` belongs to."""
-        pid = self.words[at]
-        return ProcessIdentity(pid, self.words[at + 1]) if pid else None
 
     def _free_row(self) -> int:
         words = self.words

@@ -8,6 +8,7 @@ SIGBUS later, and can be extended at the end.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
@@ -295,6 +296,7 @@ def check_private(name: str, status: os.stat_result) -> None:
 
 def exhausted(error: OSError, size: int) -> SharedMemoryExhausted:
     """The public error for a file, map or semaphore that the system refused."""
+    available: int | None = None
     if error.errno in (errno.EMFILE, errno.ENFILE):
         remedy = "too many open files: raise RLIMIT_NOFILE (ulimit -n) or close what is not needed"
     elif error.errno == errno.ENOMEM:
@@ -304,8 +306,24 @@ def exhausted(error: OSError, size: int) -> SharedMemoryExhausted:
             f"no room in {SHM_DIRECTORY} nor in {_temporary_directory()}: free some, or give the "
             "container more (docker run --shm-size)"
         )
+        available = _available_bytes()
     wanted = f"cannot reserve {size} bytes of shared memory" if size else "cannot open shared memory"
-    return SharedMemoryExhausted(f"{wanted} ({error.strerror or error}); {remedy}")
+    return SharedMemoryExhausted(
+        f"{wanted} ({error.strerror or error}); {remedy}",
+        requested_bytes=size or None,
+        available_bytes=available,
+    )
+
+
+def _available_bytes() -> int | None:
+    """What the roomier of the two directories has left for this user, if the system tells."""
+    left: list[int] = []
+    for directory in _directories():
+        if hasattr(os, "statvfs"):
+            with contextlib.suppress(OSError):
+                status = os.statvfs(directory)
+                left.append(status.f_bavail * status.f_frsize)
+    return max(left, default=None)
 
 
 def round_up(value: int, unit: int) -> int:

@@ -9,8 +9,11 @@ it::
     word 2   capacity of that table
     word 3   rows of it that have ever been used
     word 4   how many locks were taken over from the dead
-    word 5   how many handles have been pickled   } under the file lock; the difference tells whether
-    word 6   how many have been unpickled         } any may still be under way
+    word 5   how many handles have been pickled    } under the file lock
+    word 6   which of the last 64 are under way    }
+
+A handle is under way until it is unpickled for the first time: it may be unpickled any number of times (the
+arguments of an initializer, in each worker), so counting would not do.
 
 One process has one `SharedObject` for one file, however many handles it has: it has one row.
 """
@@ -31,9 +34,11 @@ from mpkit._shm.segment import Segment
 from mpkit._shm.semaphore import Semaphore
 from mpkit.errors import ClosedError, HandleLost
 
-MAGIC, ROWS_AT, ROWS_CAPACITY, ROWS_USED, RECOVERIES, EXPORTS, ARRIVALS = range(7)
+MAGIC, ROWS_AT, ROWS_CAPACITY, ROWS_USED, RECOVERIES, EXPORTS, UNDER_WAY = range(7)
 #: How long opening a handle may wait for a process that was stopped while it had the file lock.
 _OPENING_SECONDS = 5.0
+#: As many handles are known by their number while they are under way.
+_NUMBERS = 64
 #: "mpkit" in ASCII, the version of all layouts, and room for the kind.
 MAGIC_BASE = 0x6D706B6974 << 16 | 1 << 8
 
@@ -148,21 +153,25 @@ class SharedObject:
         raise TypeError(f"{cls.__name__} cannot be created")
 
     @classmethod
-    def attach(cls, name: str) -> Self:
+    def attach(cls, name: str, export: int = -1) -> Self:
         """Open an object that exists, or share what this process has open.
+
+        Args:
+            name: of its file.
+            export: what `mark_exported` returned for the handle that has arrived.
 
         Raises:
             HandleLost: the name is gone.
             SharedMemoryExhausted: this process may not open or map more.
         """
-        return _opening.run(cls._attach, name)
+        return _opening.run(cls._attach, name, export)
 
     @classmethod
-    def _attach(cls, name: str) -> Self:
+    def _attach(cls, name: str, export: int) -> Self:
         form = cls.form
         known = _open_objects.get(name)
         if isinstance(known, cls) and not known.closed:
-            known._count_handle(ARRIVALS)
+            known._mark_arrived(export)
             return known
         segment = Segment.attach(name, form.file_bytes)
         if segment.words[MAGIC] != form.magic:
@@ -176,21 +185,35 @@ class SharedObject:
         found = cls(segment, semaphores)
         # At once, not at the first use: the rows tell the creator that its names are still needed.
         found._join(time.monotonic() + _OPENING_SECONDS)
-        found._count_handle(ARRIVALS)
+        found._mark_arrived(export)
         _open_objects[name] = found
         return found
 
-    def mark_exported(self) -> None:
-        """A handle is being pickled: until it is unpickled the names must outlive this process's handles."""
-        self.check_open()
-        self._count_handle(EXPORTS)
+    def mark_exported(self) -> int:
+        """A handle is being pickled: until it is unpickled the names must outlive this process's handles.
 
-    def _count_handle(self, at: int) -> None:
-        # A count that a stopped process keeps us from raising only makes names stay longer or shorter than
-        # needed.
+        Returns:
+            Its number, for `attach`; -1 if a stopped process keeps this one from giving it one, which only
+            makes the names go sooner.
+        """
+        self.check_open()
+        words = self.words
+        with self.rows.exclusive(time.monotonic() + _OPENING_SECONDS) as alone:
+            if not alone:
+                return -1
+            number = words[EXPORTS]
+            words[UNDER_WAY] |= 1 << number % _NUMBERS
+            words[EXPORTS] = number + 1
+        return number
+
+    def _mark_arrived(self, number: int) -> None:
+        bit = 1 << number % _NUMBERS
+        # Looked at first: most often it has arrived before, or everybody is a child of a fork.
+        if number < 0 or not self.words[UNDER_WAY] & bit:
+            return
         with self.rows.exclusive(time.monotonic() + _OPENING_SECONDS) as alone:
             if alone:
-                self.words[at] += 1
+                self.words[UNDER_WAY] &= ~bit
 
     def check_open(self) -> None:
         """Raise ClosedError if this process has closed the object."""
@@ -246,7 +269,7 @@ class SharedObject:
         """Whether another process has the object open, or a handle of it may be under way to one."""
         if self.segment.closed:
             return True
-        return self.words[EXPORTS] > self.words[ARRIVALS] or _others(self.rows)
+        return bool(self.words[UNDER_WAY]) or _others(self.rows)
 
     def _leave(self, *, outside: bool) -> None:
         """Give the row back."""

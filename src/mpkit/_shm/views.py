@@ -11,6 +11,7 @@ go of its own, so before a fork each region is lent to the child (see `borrowers
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import threading
 import weakref
@@ -77,13 +78,14 @@ _holds: set[_Hold] = set()
 _lent: dict[int, dict[_Hold, int]] = {}
 
 
-def open_views(regions: Regions, number: int, parts: tuple[tuple[int, int], ...]) -> list[memoryview]:
-    """Views of the parts (offset, length) of a region held by this process; it is free again when all of them
-    are gone.
+def open_views(
+    regions: Regions, mapped: mmap.mmap, number: int, parts: tuple[tuple[int, int], ...]
+) -> list[memoryview]:
+    """Views of the parts (offset, length) of a region held by this process, which `mapped` shows; it is free
+    again when all of them are gone.
     """
     import ctypes  # noqa: PLC0415  only who receives big items needs it
 
-    mapped = regions.map(number)
     end = max(offset + length for offset, length in parts)
     exporter = (ctypes.c_char * end).from_buffer(mapped)
     hold = _Hold(regions, number)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import itertools
 import pickle
 import sys
 import threading
@@ -16,7 +18,7 @@ import pytest
 
 from mpkit import BoundedQueue, LockedCounter
 from mpkit._platform.filelock import FileLock
-from mpkit._shm import get_side, robust_lock, shared_object, sleepers
+from mpkit._shm import get_side, names, robust_lock, shared_object, sleepers
 from mpkit._shm.counter_file import VALUE, CounterFile
 from mpkit._shm.layout import REGIONS, RING_HEAD, RING_RECORDS, RING_TAIL
 from mpkit._shm.open_queue import OpenQueue
@@ -26,6 +28,7 @@ from mpkit._shm.ring import COUNT_LIMIT, ONE
 from mpkit._shm.robust_lock import RobustLock
 from mpkit._shm.rows import Rows
 from mpkit.errors import ClosedError, SharedMemoryExhausted
+from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
 from tests.helpers.waiting import PATIENCE, wait_until
 from tests.unit.shm.others import Call, Holder, living_stranger, permits
 
@@ -310,3 +313,92 @@ def test_what_a_woken_getter_has_taken_is_not_lost(
     queue.put("the only item")
     waiting.join()
     assert (waiting.value, waiting.error) == ("the only item", None)
+
+
+def test_a_handle_under_way_counts_though_another_was_unpickled_many_times() -> None:
+    counter = LockedCounter(5)
+    name = counter._name
+    everybody = pickle.dumps(counter)
+    for _ in range(3):
+        pickle.loads(everybody)
+    under_way = pickle.dumps(counter)
+    counter.close()
+    assert name in names.owned_names(), "somebody is still to get it"
+    arrived = pickle.loads(under_way)
+    assert arrived.value == 5
+    arrived.close()
+
+
+def test_a_handle_that_has_arrived_is_under_way_no_more() -> None:
+    counter = arrived = LockedCounter()
+    for _ in range(shared_object._NUMBERS + 2):
+        arrived = pickle.loads(pickle.dumps(counter))
+    assert not counter._opened()._may_be_in_use()
+    kept = [pickle.dumps(counter) for _ in range(2)]
+    assert counter._opened()._may_be_in_use()
+    for handle in kept:
+        pickle.loads(handle)
+    assert not counter._opened()._may_be_in_use()
+    arrived.close()
+
+
+@needs_a_trace_that_raises
+def test_ctrl_c_at_the_end_of_a_compound_update_leaves_nothing_locked() -> None:
+    # Step 0 is the call of `__exit__` itself, where no `try` has begun.
+    for step in itertools.count(1):
+        with closing(LockedCounter(1)) as counter:
+            counter.__enter__().value = 2
+            interrupted = interrupt_at(step, lambda: counter.__exit__(None, None, None))
+            Call(lambda: counter.add(1)).join()
+            assert counter.add(1) == 4
+        if not interrupted:
+            break
+    assert step > 3
+
+
+def test_an_item_that_has_been_taken_is_not_lost_when_another_thread_closes_the_queue() -> None:
+    with BoundedQueue[bytes]() as queue:
+        queue.put(b"x" * 100_000)
+        queue.qsize()
+        record = queue._gets.get(True, None)
+        assert isinstance(record, get_side.HeldItem)
+        queue.close()
+        assert bytes(record.open().head)[-200:-100] == b"x" * 100
+        with pytest.raises(ClosedError):
+            queue._shared.regions.map(9)  # type: ignore[union-attr]
+
+
+def test_a_system_without_threads_is_an_error_once_and_hangs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def main() -> int:
+        with closing(BoundedQueue[int]()) as queue:
+            with monkeypatch.context() as patch:
+                patch.setattr(threading.Thread, "start", refuse)
+                with pytest.raises(RuntimeError, match="start new thread"):
+                    await queue.aget()
+            later = asyncio.create_task(queue.aget())
+            await asyncio.sleep(0)
+            queue.put(7)
+            return await asyncio.wait_for(later, PATIENCE)
+
+    assert asyncio.run(main()) == 7
+
+
+def test_whoever_waits_in_an_event_loop_is_told_what_ended_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_args: object) -> None:
+        raise OSError("broken")
+
+    async def main() -> int:
+        with closing(BoundedQueue[int]()) as queue:
+            with monkeypatch.context() as patch:
+                patch.setattr(get_side.GetSide, "wait_for_item", fail)
+                with pytest.raises(OSError, match="broken"):
+                    await asyncio.wait_for(queue.aget(), PATIENCE)
+            queue.put(7)
+            return await asyncio.wait_for(queue.aget(), PATIENCE)
+
+    assert asyncio.run(main()) == 7
