@@ -17,17 +17,19 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar, cast
 
 from mpkit._platform.deadlines import check_timeout, deadline_of
 from mpkit._platform.hints import Self
-from mpkit._shm.get_side import BigRecord, GetSide, HeldItem, Record
+from mpkit._shm.get_side import GetSide, Record
 from mpkit._shm.handle import SharedHandle
+from mpkit._shm.held_items import BigRecord, HeldItem
 from mpkit._shm.open_queue import OpenQueue
 from mpkit._shm.packs import MOST_ITEMS, PackSlice, pack
-from mpkit._shm.put_side import BIG, PutSide, WrittenItem
+from mpkit._shm.put_side import PutSide, WrittenItem
+from mpkit._shm.records import BIG
 from mpkit._shm.ring import COUNT_MASK
 from mpkit._wire.codec import Encoder, decode, loads
 from mpkit.errors import ClosedError, HandleLost, QueueEmpty, QueueFull, QueueShutDown, SharedMemoryExhausted
 
 if TYPE_CHECKING:
-    from mpkit._shm.arrivals import Arrivals
+    from mpkit._shm.async_waiters import AsyncWaiters
 
 __all__ = ["BoundedQueue", "QueueStatistics"]
 
@@ -119,7 +121,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         'spam'
     """
 
-    __slots__ = ("_arrivals", "_gets", "_puts", "_try_get", "_try_put")
+    __slots__ = ("_async_waiters", "_gets", "_puts", "_try_get", "_try_put")
 
     _shared_type = OpenQueue
 
@@ -143,13 +145,13 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         # With a bound on bytes every put asks first whether its item can ever fit.
         self._try_put: Callable[[bytes], bool] = _never_put if shared.max_bytes else shared.puts.try_put
         self._try_get: Callable[[], Record | None] = shared.gets.try_get
-        self._arrivals: Arrivals | None = None
+        self._async_waiters: AsyncWaiters | None = None
 
     def _bind_nothing(self, name: str, reason: HandleLost | SharedMemoryExhausted) -> None:
         super()._bind_nothing(name, reason)
         self._try_put = _never_put
         self._try_get = _never_get
-        self._arrivals = None
+        self._async_waiters = None
 
     # -- one item --------------------------------------------------------------------------------------------
 
@@ -404,9 +406,9 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         holds up.
         """
         super().close()
-        arrivals, self._arrivals = self._arrivals, None
-        if arrivals is not None and arrivals.pid == os.getpid():
-            arrivals.stop()
+        waiters, self._async_waiters = self._async_waiters, None
+        if waiters is not None and waiters.pid == os.getpid():
+            waiters.stop()
 
     def __enter__(self) -> Self:
         return self
@@ -479,7 +481,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
                 seen = side.progress()
                 done = side.put(written.record, written.flag, False, None)
                 if not done:
-                    await self._arrivals_here().room(seen)
+                    await self._async_waiters_here().room(seen)
         finally:
             if not done and written.flag == BIG:
                 side.drop_big(written)
@@ -495,7 +497,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
             try:
                 return self.get(False)
             except QueueEmpty:
-                await self._arrivals_here().item()
+                await self._async_waiters_here().item()
 
     async def __aiter__(self) -> AsyncIterator[T]:
         """Take items until the queue is shut down and empty."""
@@ -571,12 +573,12 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         self._opened()
         return self._gets
 
-    def _arrivals_here(self) -> Arrivals:
-        if self._arrivals is None or self._arrivals.pid != os.getpid():
-            from mpkit._shm.arrivals import Arrivals  # noqa: PLC0415  asyncio is for those who use it
+    def _async_waiters_here(self) -> AsyncWaiters:
+        if self._async_waiters is None or self._async_waiters.pid != os.getpid():
+            from mpkit._shm.async_waiters import AsyncWaiters  # noqa: PLC0415  asyncio is for those who use it
 
-            self._arrivals = Arrivals(self._opened())
-        return self._arrivals
+            self._async_waiters = AsyncWaiters(self._opened())
+        return self._async_waiters
 
 
 #: What `full` takes for a small item.

@@ -20,7 +20,7 @@ import pytest
 
 from mpkit._shm import lock_file, robust_lock
 from mpkit._shm.counter_file import VALUE, CounterFile
-from mpkit._shm.get_side import BigRecord, HeldItem
+from mpkit._shm.held_items import BigRecord, HeldItem
 from mpkit._shm.lock_file import LockFile
 from mpkit._shm.open_queue import OpenQueue
 from mpkit._shm.packs import PackSlice, pack

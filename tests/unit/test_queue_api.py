@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from mpkit import BoundedQueue, QueueStatistics
-from mpkit._shm import get_side, put_side, semaphore, sleepers, views
+from mpkit._shm import get_side, held_items, put_side, semaphore, sleepers, views
 from mpkit._shm.names import owned_names
 from mpkit._shm.shared_object import ROWS_USED
 from mpkit.errors import (
@@ -947,7 +947,7 @@ def test_a_big_item_is_opened_when_the_lock_is_free(take: str, monkeypatch: pyte
         held.append(queue._gets._lock.held_here())
         return views.open_views(*args)
 
-    monkeypatch.setattr(get_side, "open_views", open_views)
+    monkeypatch.setattr(held_items, "open_views", open_views)
     with BoundedQueue[bytearray]() as queue:
         if take == "get, after waiting":
             thread = threading.Timer(0.05, queue.put, (bytearray(100_000),))
@@ -966,7 +966,7 @@ def test_a_big_item_that_is_dropped_unopened_gives_its_memory_back() -> None:
         regions = queue._opened().regions
         for _ in range(3):
             queue.put(bytearray(100_000))
-        assert isinstance(queue._gets.get(False, None), get_side.HeldItem)
+        assert isinstance(queue._gets.get(False, None), held_items.HeldItem)
         assert regions.with_getters() == 0
         queue.shutdown(immediate=True)
         assert regions.with_getters() == 0
@@ -977,7 +977,7 @@ def test_a_big_item_that_cannot_be_opened_gives_its_memory_back(monkeypatch: pyt
     def fail(*_args: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(get_side, "open_views", fail)
+    monkeypatch.setattr(held_items, "open_views", fail)
     with BoundedQueue[bytearray]() as queue:
         queue.put(bytearray(100_000))
         with pytest.raises(MemoryError):

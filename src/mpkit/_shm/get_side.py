@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-import os
 import time
 
 from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
+from mpkit._shm.held_items import BigRecord, HeldItem
 from mpkit._shm.layout import (
     DISCARD_DONE,
     DISCARD_FROM,
@@ -22,80 +22,14 @@ from mpkit._shm.layout import (
     SHUT_DOWN,
 )
 from mpkit._shm.packs import Pack, PackSlice
-from mpkit._shm.put_side import (
-    BIG,
-    PACK,
-    PACK_BITS,
-    PACKED,
-    PutSide,
-    big_places,
-    big_region,
-    patient,
-    unpack,
-)
+from mpkit._shm.put_side import PutSide, patient
 from mpkit._shm.queue_file import QueueFile
-from mpkit._shm.regions import Regions
+from mpkit._shm.records import BIG, PACK, PACK_BITS, PACKED, big_places, big_region, unpack
 from mpkit._shm.ring import COUNT_LIMIT, COUNT_MASK, INDEX_BITS, INDEX_MASK, ONE, WRAP
 from mpkit._shm.robust_lock import COMPLETED, PATIENCE_SECONDS
 from mpkit._shm.sleepers import EVERYBODY
 from mpkit._shm.spin import SpinBudget
-from mpkit._shm.views import open_views
 from mpkit.errors import QueueShutDown, SharedMemoryExhausted
-
-
-class BigRecord:
-    """A big item that has been taken from the queue: its pickle and its buffers."""
-
-    __slots__ = ("buffers", "head")
-
-    def __init__(self, head: memoryview | bytes, buffers: list[memoryview]) -> None:
-        self.head = head
-        self.buffers = buffers
-
-
-class HeldItem:
-    """A big item that has been taken, in a region that is this process's until the item is dropped.
-
-    It is opened by whoever has taken it, holding no lock: that may import a module, or copy the item, for as
-    long as that takes. One that is not opened gives its region back when it is dropped.
-    """
-
-    __slots__ = ("_mapped", "_number", "_pid", "_places", "_regions")
-
-    def __init__(
-        self, regions: Regions, mapped: mmap.mmap, number: int, places: tuple[tuple[int, int], ...]
-    ) -> None:
-        self._regions = regions
-        # Another thread may close the queue before it is opened.
-        self._mapped = mapped
-        self._places = places
-        self._pid = os.getpid()
-        self._number = number
-
-    def open(self) -> BigRecord:
-        """Views of its parts, or copies where regions run short. To be called once."""
-        regions = self._regions
-        # First: given back twice, it might be another's the second time.
-        number, self._number = self._number, 0
-        if not regions.are_short():
-            try:
-                views = open_views(regions, self._mapped, number, self._places)
-            except BaseException:
-                regions.free(number)
-                raise
-            return BigRecord(views[0], views[1:])
-        # Getters keep so many items that regions run short: from here on they get copies of their own.
-        try:
-            copies = [memoryview(bytearray(self._mapped[at : at + size])) for at, size in self._places]
-        finally:
-            regions.free(number)
-        return BigRecord(copies[0], copies[1:])
-
-    def __del__(self) -> None:
-        # No item lies in region 0; it stands for none, or one that has been opened.
-        if getattr(self, "_number", 0) and self._pid == os.getpid():
-            self._regions.free(self._number)
-
 
 Record = bytes | BigRecord | HeldItem | PackSlice
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import mmap
-import struct
 import sys
 import time
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from mpkit._platform import identity
 from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
-from mpkit._platform.identity import ProcessIdentity
+from mpkit._shm import records
 from mpkit._shm.layout import (
     GENERATION_MASK,
     GENERATION_SLOTS,
@@ -27,21 +25,15 @@ from mpkit._shm.layout import (
     SHUT_DOWN,
 )
 from mpkit._shm.queue_file import QueueFile
-from mpkit._shm.regions import HELD, LEFT, LENT, QUEUED, RING, WRITING
+from mpkit._shm.records import BIG, PACK, PACK_BITS, PACKED
+from mpkit._shm.region_uses import UseIsOver, look_at_uses
+from mpkit._shm.regions import RING, WRITING
 from mpkit._shm.ring import COUNT_LIMIT, COUNT_MASK, INDEX_BITS, INDEX_MASK, ONE, WRAP
 from mpkit._shm.robust_lock import COMPLETED, PATIENCE_SECONDS
 from mpkit._shm.sleepers import EVERYBODY
 from mpkit._shm.spin import SpinBudget
 from mpkit.errors import ClosedError, QueueShutDown, SharedMemoryExhausted
 
-#: Flag in a record's length word: the record describes a big item (see `put_big`).
-BIG: Final = 1 << 48
-#: Flag in a record's length word: the record holds a pickle and its buffers, after their number and lengths.
-PACKED: Final = 1 << 49
-#: Flag in a record's length word: the record is a pack of items (see packs). Its bytes begin with a word
-#: ``count of the first item << PACK_BITS | number of items``, then follows the pickle.
-PACK: Final = 1 << 50
-PACK_BITS: Final = 16
 #: A new ring is this many times as large as the one before, and twice from `SLOWER_GROWTH` on, up to
 #: `LARGEST_RING`.
 GROWTH: Final = 4
@@ -54,8 +46,6 @@ _GROW: Final = -2
 _MANY: Final = 1 << 20
 #: A tail near the end of the counts.
 _LATE: Final = COUNT_LIMIT - (_MANY << (INDEX_BITS + 2))
-#: Where the parts of a big item begin: numpy and others like whole cache lines.
-_PART_ALIGNMENT: Final = 64
 _BYTE_ORDER: Final = sys.byteorder
 _PADDING: Final = tuple(bytes(number) for number in range(8))
 
@@ -322,24 +312,17 @@ class PutSide:
     ) -> WrittenItem | None:
         """Copy a big item into a region; None when the lock could not be had in time.
 
-        The record that describes it is ``region, bytes, then offset and length of the pickle and of each
-        buffer`` as 8-byte words.
-
         Raises:
             SharedMemoryExhausted: there is no room for it.
         """
-        offset = 0
-        places: list[tuple[int, int]] = []
-        for size in (*(view.nbytes for view in buffers), len(head)):
-            places.append((offset, size))
-            offset += -(-max(size, 1) // _PART_ALIGNMENT) * _PART_ALIGNMENT
+        places, size = records.lay_out(head, buffers)
         serial = next(_serials)
         self._lock.refuse_reentry()
         try:
             if not self._acquire(block, deadline):
                 return None
             self._check_shut_down()
-            region = self._file.regions.claim(offset, WRITING, serial, self._look_at_uses)
+            region = self._file.regions.claim(size, WRITING, serial, self._look_at_uses)
         finally:
             try:
                 self._lock.unwind()
@@ -348,21 +331,15 @@ class PutSide:
         if region < 0:
             # Getters and the queue itself keep so many items that regions run short: this one goes into the
             # ring.
-            lengths = [len(head), *(view.nbytes for view in buffers)]
-            prefix = struct.pack(f"={len(lengths) + 1}Q", len(lengths), *lengths)
-            payload = b"".join((prefix, head, *buffers))
-            return WrittenItem(payload, PACKED, 0, 0)
+            return WrittenItem(records.packed(head, buffers), PACKED, 0, 0)
         try:
             mapped = self._file.regions.map(region)
-            for (at, size), part in zip(places, (*buffers, memoryview(head)), strict=True):
-                mapped[at : at + size] = part
+            for (at, length), part in zip(places, (memoryview(head), *buffers), strict=True):
+                mapped[at : at + length] = part
         except BaseException:
             self._file.regions.free_unpublished(region, serial)
             raise
-        numbers = [region, sum(size for _, size in places), *places[-1]]
-        for place in places[:-1]:
-            numbers.extend(place)
-        return WrittenItem(struct.pack(f"={len(numbers)}Q", *numbers), BIG, region, serial)
+        return WrittenItem(records.big(region, places), BIG, region, serial)
 
     def drop_big(self, item: WrittenItem) -> None:
         """The item was not put after all, unless an exception came just after it was published."""
@@ -449,7 +426,7 @@ class PutSide:
             size = len(data)
             length = (size + 15) >> 3
             tail = self._tail_for(
-                self._ring[RING_TAIL], length, _weight(data) if flag == BIG else length << 3
+                self._ring[RING_TAIL], length, records.weight(data) if flag == BIG else length << 3
             )
             if tail == _FULL:
                 return False
@@ -464,7 +441,7 @@ class PutSide:
         if flag == BIG:
             # The record itself counts, too, as long as it is in the ring.
             self._file.regions.mark_queued(
-                big_region(data), tail >> INDEX_BITS, _weight(data) - (length << 3)
+                records.big_region(data), tail >> INDEX_BITS, records.weight(data) - (length << 3)
             )
         self._publish(tail, 1, length)
         return True
@@ -632,15 +609,8 @@ class PutSide:
         self._words[PUT_GENERATION] = generation | (self._words[PUT_GENERATION] & SHUT_DOWN)
         self._load(generation)
 
-    def _look_at_uses(self) -> _UseIsOver:
-        file = self._file
-        # Read before the table: an item that had been taken then, by whoever is dead now, is nobody's.
-        gets, puts, _ = file.generations.snapshot()
-        if not TOTAL_STORE_ORDER:
-            full_fence()
-        return _UseIsOver(
-            gets, puts, self._words[GET_GENERATION], self._words[PUT_GENERATION] & GENERATION_MASK
-        )
+    def _look_at_uses(self) -> UseIsOver:
+        return look_at_uses(self._words, self._file.generations)
 
     def _check_shut_down(self) -> None:
         if self._words[PUT_GENERATION] >= SHUT_DOWN:
@@ -675,60 +645,3 @@ def patient(deadline: float | None) -> float | None:
     the queue were empty or full.
     """
     return None if deadline is None else max(deadline, time.monotonic() + PATIENCE_SECONDS)
-
-
-class _UseIsOver:
-    """Tells of a region's use whether it has ended, from what was read before the table."""
-
-    __slots__ = ("_first", "_gets", "_last", "_puts")
-
-    def __init__(self, gets: int, puts: int, first: int, last: int) -> None:
-        self._gets = gets
-        self._puts = puts
-        self._first = first
-        self._last = last
-
-    def __call__(self, state: int, serial: int, process: ProcessIdentity) -> bool:
-        if state == RING:
-            return not self._first <= serial <= self._last
-        published = (serial - self._gets) & COUNT_MASK < (self._puts - self._gets) & COUNT_MASK
-        if state == QUEUED:
-            # Taken items are HELD before they are counted as taken, so a QUEUED one that is not in the queue
-            # now was never published: its putter is dead, since we have his lock.
-            return not published
-        if state == HELD:
-            return not published and not identity.is_alive(process)
-        if state == LEFT:
-            return True
-        if state == LENT:
-            return not identity.is_alive(process)
-        return state == WRITING and not identity.is_alive(process)
-
-
-def big_region(record: bytes) -> int:
-    """The region that a big item's record names."""
-    return int.from_bytes(record[:8], _BYTE_ORDER)
-
-
-def _weight(record: bytes) -> int:
-    """What the big item that a record describes counts for `max_bytes`."""
-    return ((int.from_bytes(record[8:16], _BYTE_ORDER) + 15) >> 3) << 3
-
-
-def unpack(payload: bytes) -> tuple[memoryview, list[memoryview]]:
-    """The pickle and the buffers of a packed record; the buffers may be written to."""
-    (number,) = struct.unpack_from("=Q", payload)
-    lengths = struct.unpack_from(f"={number}Q", payload, 8)
-    rest = memoryview(bytearray(payload))
-    parts: list[memoryview] = []
-    at = 8 * (number + 1)
-    for length in lengths:
-        parts.append(rest[at : at + length])
-        at += length
-    return parts[0], parts[1:]
-
-
-def big_places(record: bytes) -> tuple[tuple[int, int], ...]:
-    """Offset and length of that item's pickle, then of its buffers."""
-    numbers = struct.unpack(f"={len(record) // 8}Q", record)
-    return tuple(zip(numbers[2::2], numbers[3::2], strict=True))

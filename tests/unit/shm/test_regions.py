@@ -11,7 +11,7 @@ import pytest
 from mpkit._platform import identity
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._shm import regions as regions_module
-from mpkit._shm.put_side import _UseIsOver
+from mpkit._shm.region_uses import UseIsOver
 from mpkit._shm.regions import (
     DROPPED,
     ENTRY_WORDS,
@@ -124,12 +124,12 @@ ALIVE, DEAD = "alive", "dead"
 def test_when_a_use_is_over(regions: Regions, use: int, serial: int, process: str, over: bool) -> None:
     number = regions.claim(PAGE, use, serial, never)
     belongs_to(regions, number, living_stranger() if process is ALIVE else dead_process())
-    regions._reclaim(_UseIsOver(gets=10, puts=15, first=3, last=4))
+    regions._reclaim(UseIsOver(gets=10, puts=15, first=3, last=4))
     assert state(regions, number) == (FREE if over else use)
 
 
 def test_item_numbers_that_have_begun_again_at_zero(regions: Regions) -> None:
-    is_over = _UseIsOver(gets=COUNT_MASK - 1, puts=2, first=0, last=0)
+    is_over = UseIsOver(gets=COUNT_MASK - 1, puts=2, first=0, last=0)
     dead = dead_process()
     queued = [COUNT_MASK - 1, COUNT_MASK, 0, 1]
     assert not any(is_over(QUEUED, serial, dead) for serial in queued)
@@ -141,7 +141,7 @@ def test_what_is_over_is_reclaimed_before_the_file_grows(segment: Segment, regio
     number = regions.claim(3 * PAGE, WRITING, 1, never)
     end = segment.words[END]
     belongs_to(regions, number, dead_process())
-    assert regions.claim(3 * PAGE, WRITING, 2, lambda: _UseIsOver(0, 0, 0, 0)) == number
+    assert regions.claim(3 * PAGE, WRITING, 2, lambda: UseIsOver(0, 0, 0, 0)) == number
     assert segment.words[END] == end
 
 
@@ -184,7 +184,7 @@ def test_a_pinned_region_is_never_used_again(regions: Regions) -> None:
     regions.mark_held(number)
     regions.pin(number)
     assert state(regions, number) == PINNED
-    assert regions.claim(PAGE, WRITING, 2, lambda: _UseIsOver(5, 5, 9, 9)) != number
+    assert regions.claim(PAGE, WRITING, 2, lambda: UseIsOver(5, 5, 9, 9)) != number
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="counts the blocks of a file")

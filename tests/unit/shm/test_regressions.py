@@ -18,11 +18,11 @@ import pytest
 
 from mpkit import BoundedQueue, LockedCounter
 from mpkit._platform.filelock import FileLock
-from mpkit._shm import get_side, names, robust_lock, shared_object, sleepers
+from mpkit._shm import get_side, held_items, names, robust_lock, shared_object, sleepers
 from mpkit._shm.counter_file import VALUE, CounterFile
 from mpkit._shm.layout import REGIONS, RING_HEAD, RING_RECORDS, RING_TAIL
 from mpkit._shm.open_queue import OpenQueue
-from mpkit._shm.put_side import BIG
+from mpkit._shm.records import BIG
 from mpkit._shm.regions import ENTRY_WORDS, FREE, WRITING, Regions
 from mpkit._shm.ring import COUNT_LIMIT, ONE
 from mpkit._shm.robust_lock import RobustLock
@@ -361,7 +361,7 @@ def test_an_item_that_has_been_taken_is_not_lost_when_another_thread_closes_the_
         queue.put(b"x" * 100_000)
         queue.qsize()
         record = queue._gets.get(True, None)
-        assert isinstance(record, get_side.HeldItem)
+        assert isinstance(record, held_items.HeldItem)
         queue.close()
         assert bytes(record.open().head)[-200:-100] == b"x" * 100
         with pytest.raises(ClosedError):

@@ -139,7 +139,7 @@ def _finish(future: asyncio.Future[None], error: BaseException | None) -> None:
             future.set_exception(error)
 
 
-class Arrivals:
+class AsyncWaiters:
     """Both sides of one handle."""
 
     def __init__(self, file: OpenQueue) -> None:

@@ -1,0 +1,50 @@
+"""When the use of a region has ended: what the counts of a queue tell about an entry of its table."""
+
+from __future__ import annotations
+
+from mpkit._platform import identity
+from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
+from mpkit._platform.identity import ProcessIdentity
+from mpkit._shm.generations import Generations
+from mpkit._shm.layout import GENERATION_MASK, GET_GENERATION, PUT_GENERATION
+from mpkit._shm.regions import HELD, LEFT, LENT, QUEUED, RING, WRITING
+from mpkit._shm.ring import COUNT_MASK
+
+
+def look_at_uses(words: memoryview[int], generations: Generations) -> UseIsOver:
+    """What is in use now; to be called under the putters' lock, before the table is read.
+
+    An item that had been taken then, by whoever is dead now, is nobody's.
+    """
+    gets, puts, _ = generations.snapshot()
+    if not TOTAL_STORE_ORDER:
+        full_fence()
+    return UseIsOver(gets, puts, words[GET_GENERATION], words[PUT_GENERATION] & GENERATION_MASK)
+
+
+class UseIsOver:
+    """Tells of a region's use whether it has ended, from what was read before the table."""
+
+    __slots__ = ("_first", "_gets", "_last", "_puts")
+
+    def __init__(self, gets: int, puts: int, first: int, last: int) -> None:
+        self._gets = gets
+        self._puts = puts
+        self._first = first
+        self._last = last
+
+    def __call__(self, state: int, serial: int, process: ProcessIdentity) -> bool:
+        if state == RING:
+            return not self._first <= serial <= self._last
+        published = (serial - self._gets) & COUNT_MASK < (self._puts - self._gets) & COUNT_MASK
+        if state == QUEUED:
+            # Taken items are HELD before they are counted as taken, so a QUEUED one that is not in the queue
+            # now was never published: its putter is dead, since we have his lock.
+            return not published
+        if state == HELD:
+            return not published and not identity.is_alive(process)
+        if state == LEFT:
+            return True
+        if state == LENT:
+            return not identity.is_alive(process)
+        return state == WRITING and not identity.is_alive(process)
