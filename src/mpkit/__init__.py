@@ -18,7 +18,7 @@ Below them, for the inside alone: ``_shm`` (shared memory), ``_wire`` (objects t
 Each name is loaded on first use, so that a child process, which imports this package to find the one function
 it runs, loads that alone.
 
-Example:
+Examples:
     >>> import math
     >>> from mpkit import TaskPool
     >>> with TaskPool(2) as pool:

@@ -113,7 +113,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
     Safe from: any process, any thread. Not from a signal handler or a ``__del__`` that interrupts an
     operation on the same queue, which gets a RuntimeError instead of waiting for itself.
 
-    Example:
+    Examples:
         >>> from mpkit import BoundedQueue
         >>> with BoundedQueue(maxsize=2) as queue:
         ...     queue.put("spam")

@@ -34,7 +34,7 @@ class Lock(SharedHandle[LockFile]):
     interrupts holds, or is about to take or to release, waits in vain, as for any lock that is not recursive;
     give it a time limit.
 
-    Example:
+    Examples:
         >>> from mpkit import Lock
         >>> lock = Lock()
         >>> with lock:
@@ -156,7 +156,7 @@ class LockedCounter(SharedHandle[CounterFile]):
     Safe from: any process, any thread. Not from a signal handler or a ``__del__`` that interrupts an
     operation on the same counter, which gets a RuntimeError instead of waiting for itself.
 
-    Example:
+    Examples:
         >>> from mpkit import LockedCounter
         >>> counter = LockedCounter(40)
         >>> counter.add(2)

@@ -11,7 +11,7 @@ child dies with its parent.
 
 `mpkit.compat.futures` is the same for `concurrent.futures`.
 
-Example:
+Examples:
     >>> from mpkit import compat as multiprocessing
     >>> with multiprocessing.Pool(2) as pool:  # doctest: +SKIP
     ...     pool.map(abs, [-1, -2])

@@ -5,7 +5,7 @@ other names are the standard library's own. A worker that dies fails the task th
 `mpkit.errors.WorkerCrashed` (a `BrokenProcessPool`), and nothing else; `map` takes `buffersize`, and the
 workers can be terminated or killed, on every Python.
 
-Example:
+Examples:
     >>> from mpkit.compat import futures
     >>> with futures.ProcessPoolExecutor(2) as executor:  # doctest: +SKIP
     ...     list(executor.map(abs, [-1, -2]))

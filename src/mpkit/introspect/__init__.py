@@ -9,7 +9,7 @@ Every answer is a frozen value: it does not change later, it can be pickled, com
 signals, stops or reaps a process. This is the only room of mpkit that imports psutil when it is loaded;
 `import mpkit` alone does not load it.
 
-Example:
+Examples:
     >>> from mpkit import introspect
     >>> me = introspect.snapshot()
     >>> me.rss_bytes > 0

@@ -57,7 +57,7 @@ def pools(pid: int | None = None) -> list[PoolSnapshot]:
     Blocking: no.
     Safe from: any thread, any process.
 
-    Example:
+    Examples:
         >>> from mpkit import TaskPool
         >>> with TaskPool(2) as pool:
         ...     pool.map(abs, [-1, -2])

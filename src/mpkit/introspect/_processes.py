@@ -112,7 +112,7 @@ def snapshot(pid: int | None = None) -> ProcessSnapshot:
     Blocking: no.
     Safe from: any thread, any process.
 
-    Example:
+    Examples:
         >>> snapshot().num_threads >= 1
         True
     """

@@ -46,7 +46,7 @@ def queues(pid: int | None = None) -> list[QueueSnapshot]:
     Blocking: no.
     Safe from: any thread, any process.
 
-    Example:
+    Examples:
         >>> from mpkit import BoundedQueue
         >>> queue = BoundedQueue(maxsize=10)
         >>> queue.put("spam")

@@ -55,7 +55,7 @@ def tree(pid: int | None = None) -> ProcessTree:
     Blocking: no.
     Safe from: any thread, any process.
 
-    Example:
+    Examples:
         >>> [process.pid for process in tree().walk()][0] == snapshot().pid
         True
     """

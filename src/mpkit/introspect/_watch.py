@@ -40,7 +40,7 @@ def watch(pid: int | None = None, interval: float = 1.0) -> Iterator[ProcessSnap
     Blocking: each step but the first waits for its moment; Ctrl-C ends the wait.
     Safe from: any thread; one iterator belongs to one thread.
 
-    Example:
+    Examples:
         >>> for picture in watch(interval=0.01):
         ...     print(picture.state)
         ...     break

@@ -74,7 +74,7 @@ class PoolView:
 
         Blocking: only if the pool has `max_pending`, while so many tasks wait.
 
-        Example:
+        Examples:
             >>> with TaskPool() as pool:
             ...     pool.submit(pow, 2, 10).result()
             1024
@@ -283,7 +283,7 @@ class TaskPool(PoolView):
 
     Safe from: any thread of the process that created it. A fork of that process cannot use it.
 
-    Example:
+    Examples:
         >>> with TaskPool(processes=2) as pool:
         ...     pool.map(abs, [-1, 2, -3])
         [1, 2, 3]
@@ -350,7 +350,7 @@ class TaskPool(PoolView):
                 retried.
             pickler: None: that of the pool.
 
-        Example:
+        Examples:
             >>> pool.with_options(timeout=5, retries=2).submit(work, 1)
         """
         return PoolView(

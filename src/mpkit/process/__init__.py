@@ -1,6 +1,6 @@
 """`WorkerProcess`: a process that returns a result, ends with its parent, and can be stopped for good.
 
-Example:
+Examples:
     >>> import math
     >>> from mpkit import WorkerProcess
     >>> with WorkerProcess.call(math.factorial, 20) as process:

@@ -77,7 +77,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
 
     Safe from: several threads of the process that created it. Other processes cannot use it.
 
-    Example:
+    Examples:
         >>> import math
         >>> process = WorkerProcess(target=math.gcd, args=(12, 18))
         >>> process.start()
@@ -127,7 +127,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         Raises:
             TypeError: If `fn` is not callable.
 
-        Example:
+        Examples:
             >>> with WorkerProcess.call(divmod, 17, 5) as process:
             ...     process.result()
             (3, 2)
