@@ -6,7 +6,7 @@ A map of the house, each floor resting on those below it:
 |----------------------|------------------------------------------------------------------------------|
 | `mpkit.compat`       | the names and signatures of `multiprocessing` over the rest; no logic        |
 | `mpkit.introspect`   | `snapshot`, `tree`, `watch`: what processes are doing, read from outside     |
-| `mpkit.pool`         | `TaskPool`, `TaskHandle`, `Shared`, and what they tell about themselves      |
+| `mpkit.pool`         | `TaskPool`, `PoolView`, `TaskHandle`, `Shared`, and what they tell           |
 | `mpkit.process`      | `WorkerProcess`, `ProcessState`                                              |
 | `mpkit.queue`        | `BoundedQueue`                                                               |
 | `mpkit.sync`         | `Lock`, `LockedCounter`                                                      |
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from mpkit import errors as errors
     from mpkit import introspect as introspect
     from mpkit.pool import PoolStatistics as PoolStatistics
+    from mpkit.pool import PoolView as PoolView
     from mpkit.pool import Shared as Shared
     from mpkit.pool import TaskHandle as TaskHandle
     from mpkit.pool import TaskPool as TaskPool
@@ -54,6 +55,7 @@ __all__ = [
     "Lock",
     "LockedCounter",
     "PoolStatistics",
+    "PoolView",
     "ProcessState",
     "QueueStatistics",
     "Shared",
@@ -67,7 +69,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "mpkit.pool": ("PoolStatistics", "Shared", "TaskHandle", "TaskPool", "WorkerSnapshot"),
+    "mpkit.pool": ("PoolStatistics", "PoolView", "Shared", "TaskHandle", "TaskPool", "WorkerSnapshot"),
     "mpkit.process": ("ProcessState", "WorkerProcess"),
     "mpkit.queue": ("BoundedQueue", "QueueStatistics"),
     "mpkit.sync": ("Lock", "LockedCounter"),

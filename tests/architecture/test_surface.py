@@ -29,8 +29,8 @@ ROOMS = [
 
 NAMES = {
     "mpkit": (
-        "BoundedQueue Lock LockedCounter PoolStatistics ProcessState QueueStatistics Shared TaskHandle "
-        "TaskPool WorkerProcess WorkerSnapshot compat errors introspect"
+        "BoundedQueue Lock LockedCounter PoolStatistics PoolView ProcessState QueueStatistics Shared "
+        "TaskHandle TaskPool WorkerProcess WorkerSnapshot compat errors introspect"
     ),
     "mpkit.errors": (
         "AccessDenied ClosedError HandleLost InitializerFailed MpkitError PoolBroken ProcessGone QueueEmpty "

@@ -148,7 +148,7 @@ class UnpicklableError(Exception):
 
 
 class NeedsTwo(Exception):
-    """Cannot be unpickled: `args` has one item, the constructor wants two."""
+    """Its constructor cannot be called again: `args` has one item, it wants two."""
 
     def __init__(self, one: int, two: int) -> None:
         super().__init__(one + two)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import importlib
 import inspect
 import multiprocessing
 import multiprocessing.pool
@@ -17,6 +18,7 @@ import pytest
 
 from mpkit import BoundedQueue, Lock, TaskPool, WorkerProcess, compat
 from mpkit.compat import futures
+from tests.helpers.processes import run_python
 
 OURS = ["Process", "Queue", "JoinableQueue", "SimpleQueue", "Lock", "Pool", "get_context"]
 
@@ -101,9 +103,70 @@ def test_they_are_the_classes_of_mpkit_inside() -> None:
     assert issubclass(futures.ProcessPoolExecutor, concurrent.futures.Executor)
 
 
-@pytest.mark.parametrize("name", ["connection", "managers", "shared_memory", "pool", "queues", "util"])
+@pytest.mark.parametrize("name", ["connection", "managers", "shared_memory", "dummy", "process", "util"])
 def test_submodules_are_the_standard_library_s_own(name: str) -> None:
     assert getattr(compat, name) is sys.modules[f"multiprocessing.{name}"]
+
+
+SUBMODULES = [
+    "compat.connection",
+    "compat.context",
+    "compat.dummy",
+    "compat.managers",
+    "compat.pool",
+    "compat.process",
+    "compat.queues",
+    "compat.reduction",
+    "compat.shared_memory",
+    "compat.sharedctypes",
+    "compat.synchronize",
+    "compat.futures.process",
+    "compat.futures.thread",
+]
+
+
+@pytest.mark.parametrize("path", SUBMODULES)
+def test_submodules_can_be_imported_and_have_every_public_name(path: str) -> None:
+    package, _, name = path.rpartition(".")
+    module = importlib.import_module(f"mpkit.{path}")
+    assert getattr(importlib.import_module(f"mpkit.{package}"), name) is module
+    theirs = importlib.import_module(
+        path.replace("compat.futures", "concurrent.futures").replace("compat", "multiprocessing")
+    )
+    for public in (one for one in vars(theirs) if not one.startswith("_")):
+        assert hasattr(module, public), public
+    for public in getattr(module, "__all__", ()):
+        assert hasattr(theirs, public), public
+
+
+def test_submodules_have_the_classes_of_mpkit() -> None:
+    assert compat.pool.Pool is compat.Pool
+    assert compat.pool.ThreadPool is multiprocessing.pool.ThreadPool
+    assert getattr(compat.pool, "MaybeEncodingError") is getattr(multiprocessing.pool, "MaybeEncodingError")  # noqa: B009
+    assert compat.queues.Queue is compat.Queue
+    assert compat.synchronize.Lock is compat.Lock
+    assert compat.context.Process is compat.Process
+    assert isinstance(compat.get_context("spawn"), compat.context.SpawnContext)
+    assert futures.process.ProcessPoolExecutor is futures.ProcessPoolExecutor
+
+
+def test_submodules_are_loaded_on_first_use() -> None:
+    program = (
+        "import sys, mpkit.compat; print(*(name for name in sys.modules if name.startswith('mpkit.compat.')))"
+    )
+    loaded = run_python("-c", program).stdout.split()
+    assert loaded
+    assert all(name.removeprefix("mpkit.compat.").startswith("_") for name in loaded), loaded
+
+
+def test_an_executor_tells_how_many_workers_it_has() -> None:
+    # A private name of the standard library, which other libraries read nonetheless.
+    with futures.ProcessPoolExecutor(1) as executor:
+        assert getattr(executor, "_max_workers") == 1  # noqa: B009
+        with pytest.raises(AttributeError):
+            setattr(executor, "_max_workers", 2)  # noqa: B010
+    with TaskPool(2) as pool:
+        assert getattr(pool.executor, "_max_workers") == 2  # noqa: B009
 
 
 @pytest.mark.parametrize("name", ["nonsense", "_private"])

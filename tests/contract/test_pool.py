@@ -63,7 +63,7 @@ def test_an_error_comes_back_as_itself(pool: TaskPool) -> None:
         (tasks.return_unpicklable, (), SerializationError),
         (tasks.return_what_breaks, (), SerializationError),
         (tasks.raise_unpicklable, (), SerializationError),
-        (tasks.raise_needs_two, (), SerializationError),
+        (tasks.raise_needs_two, (), tasks.NeedsTwo),
         (tasks.echo, (tasks.Breaks(),), SerializationError),
     ],
 )

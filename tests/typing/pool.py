@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, as_completed
 
 from typing_extensions import assert_type
 
-from mpkit import PoolStatistics, Shared, TaskHandle, TaskPool, WorkerSnapshot
+from mpkit import PoolStatistics, PoolView, Shared, TaskHandle, TaskPool, WorkerSnapshot
+from mpkit.pool import PoolVerbs
 
 
 def repeat(text: str, times: int = 1, *, sep: str = "") -> list[str]:
@@ -51,6 +52,26 @@ def options(pool: TaskPool) -> None:
     patient = pool.with_options(timeout=2.5, retries=1, pickler="cloudpickle")
     assert_type(patient.submit(one, 1), TaskHandle[str])
     assert_type(patient.map(one, [1]), list[str])
+
+
+def with_or_without_options(view: PoolView) -> None:
+    assert_type(view.submit(one, 1), TaskHandle[str])
+
+
+def any_pool(pool: PoolVerbs) -> None:
+    assert_type(pool.submit(one, 1), Future[str])
+
+
+def pools(pool: TaskPool) -> None:
+    for each in (pool, pool.with_options(timeout=1)):
+        with_or_without_options(each)
+        any_pool(each)
+
+
+def as_they_end(pool: TaskPool) -> None:
+    numbers: dict[Future[str], int] = {pool.submit(one, n): n for n in range(3)}
+    for future in as_completed(numbers):
+        assert_type(numbers[future], int)
 
 
 def around(pool: TaskPool) -> None:

@@ -2,20 +2,31 @@
 
 Unlike results, they must arrive in any case. So what is sent is an outer tuple of plain strings and bytes,
 which always unpickles, around the pickled exception, which the sender has tried out.
+
+An exception is pickled as its class and its arguments, and made again by calling the class. Many a class
+cannot be called with these, or has an attribute that cannot be pickled (an open file, say). `_Bare` sends
+it without calling its constructor, and without those attributes, so that ``except`` clauses find it.
 """
 
 from __future__ import annotations
 
+import builtins
 import os
 import traceback
-from types import TracebackType
-from typing import Final, cast
+from collections.abc import Callable, Iterable, Iterator
+from types import MemberDescriptorType, MethodDescriptorType, TracebackType
+from typing import Any, Final, cast
 
 from mpkit._platform.hints import override
 from mpkit._wire.codec import Pickler, dumps, loads
 from mpkit.errors import SerializationError
 
 __all__ = ["RemoteTraceback", "pack_exception", "unpack_exception"]
+
+_State = dict[str, Any]
+
+# What a class may say about how its instances are pickled.
+_HOOKS: Final = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
 
 _NOTE_HEADER: Final = "Traceback in process "
 
@@ -56,8 +67,10 @@ def pack_exception(error: BaseException, pickler: Pickler = "pickle") -> bytes:
     """Pickle an exception together with its traceback as text. Never fails.
 
     Whether it can be unpickled is tried out here: many an exception with a constructor of its own can be
-    pickled but not unpickled. One that cannot travel arrives as a `SerializationError` with the text of its
-    traceback.
+    pickled but not unpickled. One of these travels without its constructor being called, and without the
+    attributes that cannot be pickled, of which a note tells. What cannot travel even so arrives as a
+    `SerializationError` with the text of its traceback: one of a class that cannot be found by its name, or
+    with hooks for pickling that fail, or with arguments that cannot be pickled.
     """
     text = _formatted(error)
     payload: bytes | None = None
@@ -70,7 +83,7 @@ def pack_exception(error: BaseException, pickler: Pickler = "pickle") -> bytes:
     except KeyboardInterrupt:
         raise
     except BaseException as trouble:  # noqa: BLE001  foreign code, and whatever it raises must not get out of here
-        payload, reason = None, _one_line(trouble)
+        payload, reason = _packed_bare(error, pickler), _one_line(trouble)
     return dumps((payload, _name(error), reason, text, os.getpid()))
 
 
@@ -111,11 +124,134 @@ def unpack_exception(data: bytes) -> BaseException:
     return error
 
 
+# --- without the constructor ------------------------------------------------------------------------------
+
+
+class _Bare:
+    """An exception that is about to travel as class, arguments and attributes; it unpickles to the exception.
+
+    Its class is pickled as any other: by name, or as cloudpickle does where that is asked for.
+    """
+
+    def __init__(
+        self, kind: type[BaseException], args: tuple[Any, ...], state: _State, slots: _State
+    ) -> None:
+        self._parts = (kind, args, state, slots)
+
+    @override
+    def __reduce__(self) -> tuple[Callable[..., BaseException], tuple[Any, ...]]:
+        return _rebuilt, self._parts
+
+
+def _rebuilt(kind: type[BaseException], args: tuple[Any, ...], state: _State, slots: _State) -> BaseException:
+    """What a `_Bare` unpickles to. Past whatever the class does when attributes are set."""
+    error = kind.__new__(kind, *args)
+    for name, value in slots.items():
+        try:
+            object.__setattr__(error, name, value)
+        except AttributeError:
+            # Those that are read-only have been set by `__new__`, from the arguments.
+            continue
+    # Some classes leave this to their constructor (OSError with one in Python).
+    vars(BaseException)["args"].__set__(error, args)
+    object.__getattribute__(error, "__dict__").update(state)
+    return error
+
+
+def _packed_bare(error: BaseException, pickler: Pickler) -> bytes | None:
+    """`error`, pickled without its constructor; None if that cannot be, or if its class forbids it."""
+    try:
+        payload = dumps(_bare(error, pickler), pickler)
+        return payload if type(loads(payload)) is type(error) else None
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001  as in `pack_exception`; why it could not travel is known from there
+        return None
+
+
+def _bare(error: BaseException, pickler: Pickler) -> _Bare:
+    """The parts of `error` that can travel.
+
+    Raises:
+        SerializationError: If its class has a word of its own about how it is pickled: that one failed.
+    """
+    kind = type(error)
+    for hook in _HOOKS:
+        if not isinstance(getattr(kind, hook, None), MethodDescriptorType | None):
+            raise SerializationError(f"{_name(error)} has a {hook} of its own")
+    args: tuple[Any, ...] = vars(BaseException)["args"].__get__(error)
+    group: type[BaseException] | None = vars(builtins).get("BaseExceptionGroup")  # from Python 3.11 on
+    if group is not None and isinstance(error, group):
+        message, members = vars(group)["message"], vars(group)["exceptions"]
+        args = (message.__get__(error), [_member(one, pickler) for one in members.__get__(error)])
+    lost: list[str] = []
+    state = _travelling(object.__getattribute__(error, "__dict__").items(), pickler, lost)
+    slots = _travelling(_slots(error), pickler, lost)
+    if lost:
+        notes = state.get("__notes__")
+        kept = cast("list[object]", notes) if isinstance(notes, list) else []
+        state["__notes__"] = [*kept, f"some attributes could not travel: {', '.join(lost)}"]
+    return _Bare(kind, args, state, slots)
+
+
+def _member(error: BaseException, pickler: Pickler) -> BaseException | _Bare:
+    """One exception of a group, in a form that can be pickled."""
+    return error if _can_travel(error, pickler) else _bare(error, pickler)
+
+
+def _slots(error: BaseException) -> Iterator[tuple[str, Any]]:
+    """The attributes of `error` that are not in its dictionary: slots, and the `filename` of an OSError."""
+    seen = set[str]()
+    for kind in type(error).__mro__:
+        for name, member in vars(kind).items():
+            if name in seen or name.startswith("__"):
+                continue
+            seen.add(name)
+            if not isinstance(member, MemberDescriptorType):
+                continue
+            # Those of a group are in its arguments. The `obj` of an AttributeError may be anything, and a
+            # plain pickle leaves it out, too.
+            if kind.__module__ == "builtins" and name in {"exceptions", "obj"}:
+                continue
+            try:
+                value = member.__get__(error)
+            except AttributeError:
+                continue  # never set
+            # An OSError tells those never set, which read as None, from those set to None.
+            if value is not None:
+                yield name, value
+
+
+def _travelling(attributes: Iterable[tuple[str, Any]], pickler: Pickler, lost: list[str]) -> _State:
+    """Those attributes that can be pickled and unpickled; the names of the others are added to `lost`."""
+    able: _State = {}
+    for name, value in attributes:
+        if _can_travel(value, pickler):
+            able[name] = value
+        else:
+            lost.append(name)
+    return able
+
+
+def _can_travel(value: object, pickler: Pickler) -> bool:
+    try:
+        loads(dumps(value, pickler))
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001  foreign code; what cannot travel is told in a note
+        return False
+    return True
+
+
+# --- the traceback ----------------------------------------------------------------------------------------
+
+
 def _attach(error: BaseException, remote: RemoteTraceback) -> None:
-    cause = error.__cause__
+    # Not by plain look-up: a `__getattr__` of the class may fail where an attribute did not travel.
+    cause = object.__getattribute__(error, "__cause__")
     if cause is not None and not isinstance(cause, RemoteTraceback):
         remote.__cause__ = cause
-    notes: object = getattr(error, "__notes__", None)
+    notes = object.__getattribute__(error, "__dict__").get("__notes__")
     kept = _without_ours(cast("list[object]", notes)) if isinstance(notes, list) else []
     # Not by plain assignment: the class may have a __setattr__ of its own (a frozen dataclass has).
     BaseException.__setattr__(error, "__cause__", remote)

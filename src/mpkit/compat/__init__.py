@@ -66,6 +66,19 @@ from mpkit.compat._queues import JoinableQueue, Queue, SimpleQueue
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from mpkit.compat import connection as connection
+    from mpkit.compat import context as context
+    from mpkit.compat import dummy as dummy
+    from mpkit.compat import futures as futures
+    from mpkit.compat import managers as managers
+    from mpkit.compat import pool as pool
+    from mpkit.compat import process as process
+    from mpkit.compat import queues as queues
+    from mpkit.compat import reduction as reduction
+    from mpkit.compat import shared_memory as shared_memory
+    from mpkit.compat import sharedctypes as sharedctypes
+    from mpkit.compat import synchronize as synchronize
+
 __all__ = [
     "Array",
     "AuthenticationError",
@@ -108,8 +121,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> ModuleType:
-    """The submodules of `multiprocessing` (``connection``, ...) are the standard library's own."""
-    full_name = f"{multiprocessing.__name__}.{name}"
-    if name.startswith("_") or importlib.util.find_spec(full_name) is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return importlib.import_module(full_name)
+    """The submodules, loaded on first use: those here, else (``util``, ...) the standard library's own."""
+    if not name.startswith("_"):
+        for package in (__name__, multiprocessing.__name__):
+            if importlib.util.find_spec(f"{package}.{name}") is not None:
+                return importlib.import_module(f"{package}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

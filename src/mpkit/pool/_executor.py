@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, wait
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from weakref import WeakSet
 
 from mpkit._platform import seam
 from mpkit._platform.hints import override
 from mpkit.pool._handle import TaskHandle
 
+if TYPE_CHECKING:
+    from mpkit.pool._facade import TaskPool
+
 __all__ = ["PoolExecutor"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-class _Submits(Protocol):
-    """The pool, as far as its executor knows it."""
-
-    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]: ...
 
 
 class PoolExecutor(Executor):
@@ -29,11 +26,16 @@ class PoolExecutor(Executor):
     Safe from: any thread.
     """
 
-    def __init__(self, pool: _Submits) -> None:
+    def __init__(self, pool: TaskPool) -> None:
         self._pool = pool
         self._lock = seam.InterruptibleLock()
         self._handles: WeakSet[TaskHandle[Any]] = WeakSet()
         self.is_shut_down = False
+
+    @property
+    def _max_workers(self) -> int:
+        # Private in the standard library, but other libraries (dask, for one) read it from any executor.
+        return self._pool._engine.options.processes
 
     @override
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:

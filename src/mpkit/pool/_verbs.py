@@ -1,5 +1,5 @@
 """The verbs of a pool as a protocol: what `TaskPool` offers here, and what a pool over a cluster would have
-to.
+to. Hence a plain `Future`: a `TaskHandle` belongs to the workers of this machine.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class PoolVerbs(Protocol):
-    """Calls of functions somewhere else."""
+    """Calls of functions somewhere else. For `TaskPool` and its views alone, annotate `PoolView`."""
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Call it; the future of what it returns."""

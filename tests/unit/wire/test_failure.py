@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import builtins
+import email.message
+import io
 import itertools
 import os
 import pickle
 import sys
 import traceback
+import urllib.error
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -175,11 +178,23 @@ def test_groups() -> None:
 # --- those that do not travel -------------------------------------------------------------------------------
 
 
-class TwoArguments(Exception):
-    """Pickles, but does not unpickle: what `args` holds is not what the constructor wants."""
+class OwnReduceThatDoesNotFit(Exception):
+    """The class says itself how it travels, so nothing else is tried."""
 
     def __init__(self, first: int, second: int) -> None:
         super().__init__(f"{first} and {second}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.args[0],)
+
+
+class NewRaises(Exception):
+    def __new__(cls, *args: object) -> NewRaises:  # noqa: PYI034
+        raise LookupError("in new")
+
+    @classmethod
+    def made(cls) -> NewRaises:
+        return Exception.__new__(cls)
 
 
 class HoldsAnything(Exception):
@@ -226,7 +241,8 @@ def make_local() -> BaseException:
 @pytest.mark.parametrize(
     "error, reason",
     [
-        (TwoArguments(1, 2), "missing 1 required positional argument"),
+        (OwnReduceThatDoesNotFit(1, 2), "missing 1 required positional argument"),
+        (NewRaises.made(), "LookupError: in new"),
         (HoldsAnything(), "generator"),
         (ReduceRaises("x"), "LookupError: in reduce"),
         (BecomesNoException("x"), "it unpickles to an object of type str"),
@@ -251,6 +267,121 @@ def test_a_serialization_error_with_the_traceback(error: BaseException, reason: 
 def test_cloudpickle_takes_local_classes() -> None:
     back = there_and_back(make_local(), "cloudpickle")
     assert type(back).__name__ == "Local"
+
+
+# --- those that travel without their constructor ------------------------------------------------------------
+
+
+class TwoArguments(OSError):
+    """Pickles, but does not unpickle: what `args` holds is not what the constructor wants."""
+
+    def __init__(self, first: object, second: object) -> None:
+        super().__init__(f"{first} and {second}")
+        self.first, self.second = first, second
+
+
+class KeywordOnly(Exception):
+    __slots__ = ("response",)
+
+    def __init__(self, message: str, *, response: object) -> None:
+        super().__init__(message)
+        self.response = response
+
+
+class SetsNothing(TwoArguments):
+    """Its own ways to reach attributes are not used; they would fail."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if OnlyWhereItWasRaised.broken:
+            raise LookupError(name)
+        super().__setattr__(name, value)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise KeyError(name) if OnlyWhereItWasRaised.broken else AttributeError(name)
+
+
+def test_arguments_that_are_not_those_of_the_constructor() -> None:
+    back = there_and_back(TwoArguments(1, [2]))
+    assert type(back) is TwoArguments
+    assert (back.first, back.second, back.args) == (1, [2], ("1 and [2]",))
+    assert str(back) == "1 and [2]"
+    assert "in raised" in str(back.__cause__)
+    assert len(back.__notes__) == 1  # type: ignore[attr-defined]
+
+
+def test_keyword_only_arguments_and_slots() -> None:
+    back = there_and_back(KeywordOnly("404", response={"status": 404}))
+    assert type(back) is KeywordOnly
+    assert (back.args, back.response) == (("404",), {"status": 404})
+
+
+def test_attributes_that_cannot_travel_are_named_in_a_note() -> None:
+    error = TwoArguments(1, (number for number in range(3)))
+    error.__notes__ = ["mine"]  # type: ignore[attr-defined]
+    back = there_and_back(error)
+    assert type(back) is TwoArguments
+    assert back.first == 1
+    assert not hasattr(back, "second")
+    assert back.__notes__[:-1] == ["mine", "some attributes could not travel: second"]  # type: ignore[attr-defined]
+    again = there_and_back(back)
+    assert again.__notes__[:-1] == back.__notes__[:-1]  # type: ignore[attr-defined]
+
+
+def test_attributes_that_cannot_be_unpickled_are_left_out() -> None:
+    back = there_and_back(TwoArguments(StateRaises(), 2))
+    assert type(back) is TwoArguments
+    assert (back.second, hasattr(back, "first")) == (2, False)
+
+
+def test_an_http_error_keeps_what_it_says() -> None:
+    body = io.BufferedReader(io.BytesIO(b"x"))
+    error = urllib.error.HTTPError("http://host/", 404, "Not Found", email.message.Message(), body)
+    back = there_and_back(error)
+    error.close()
+    assert type(back) is urllib.error.HTTPError
+    assert (back.code, back.filename, str(back)) == (404, "http://host/", "HTTP Error 404: Not Found")
+    note: str = back.__notes__[0]
+    assert note.startswith("some attributes could not travel: ")
+    assert "fp" in note
+
+
+def test_a_class_that_guards_its_attributes(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = pack_exception(raised(SetsNothing(1, 2)))
+    monkeypatch.setattr(OnlyWhereItWasRaised, "broken", True)
+    back = unpack_exception(data)
+    assert type(back) is SetsNothing
+    assert (back.first, back.second) == (1, 2)
+    assert "in raised" in str(back.__cause__)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exception groups")
+def test_groups_of_those_that_travel_without_their_constructor() -> None:
+    kind: Any = vars(builtins)["ExceptionGroup"]
+    inner = kind("inner", [TwoArguments(1, (number for number in range(3))), ValueError("x")])
+    back: Any = there_and_back(kind("outer", [KeyError("k"), inner]))
+    assert type(back) is kind
+    assert (back.message, repr(back.exceptions[0])) == ("outer", "KeyError('k')")
+    two, other = back.exceptions[1].exceptions
+    assert (type(two), two.first, type(other)) == (TwoArguments, 1, ValueError)
+    assert two.__notes__ == ["some attributes could not travel: second"]
+
+
+def test_a_local_class_needs_cloudpickle_here_too() -> None:
+    class Local(TwoArguments):
+        pass
+
+    assert type(there_and_back(Local(1, 2))) is SerializationError
+    back: Any = there_and_back(Local(1, 2), "cloudpickle")
+    assert (type(back).__name__, back.first, back.second) == ("Local", 1, 2)
+
+
+def test_ctrl_c_in_the_second_attempt_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(failure, "_slots", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        pack_exception(TwoArguments(1, 2))
 
 
 class OnlyWhereItWasRaised(Exception):

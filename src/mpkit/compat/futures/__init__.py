@@ -147,6 +147,11 @@ class ProcessPoolExecutor(Executor):
         self._open_in: int | None = os.getpid()
         _open_executors.add(self)
 
+    @property
+    def _max_workers(self) -> int:
+        # Not public in the standard library either, but other libraries (dask, for one) read it.
+        return self._pool._engine.options.processes
+
     @override
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Have a worker call ``fn(*args, **kwargs)``; what cannot be pickled comes out of the future.
@@ -282,11 +287,12 @@ def _forget_finished() -> None:
 
 
 def __getattr__(name: str) -> ModuleType:
-    """The submodules of `concurrent.futures` (``process``, ``thread``) are the standard library's own."""
-    full_name = f"{concurrent.futures.__name__}.{name}"
-    if name.startswith("_") or importlib.util.find_spec(full_name) is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return importlib.import_module(full_name)
+    """The submodules, loaded on first use: those here, else the standard library's own."""
+    if not name.startswith("_"):
+        for package in (__name__, concurrent.futures.__name__):
+            if importlib.util.find_spec(f"{package}.{name}") is not None:
+                return importlib.import_module(f"{package}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _shut_down_all() -> None:

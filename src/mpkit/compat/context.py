@@ -1,0 +1,38 @@
+"""`multiprocessing.context` with mpkit's contexts and processes; all else is the standard library's own."""
+
+from __future__ import annotations
+
+import multiprocessing.context
+import sys
+from multiprocessing.context import (
+    AuthenticationError,
+    BaseContext,
+    BufferTooShort,
+    ProcessError,
+    TimeoutError,  # noqa: A004  multiprocessing calls it so
+)
+from typing import Any
+
+from mpkit.compat._contexts import SpawnContext
+from mpkit.compat._processes import Process, SpawnProcess
+
+__all__ = [
+    "AuthenticationError",
+    "BaseContext",
+    "BufferTooShort",
+    "Process",
+    "ProcessError",
+    "SpawnContext",
+    "SpawnProcess",
+    "TimeoutError",
+]
+
+if sys.platform != "win32":
+    from mpkit.compat._contexts import ForkContext, ForkServerContext
+    from mpkit.compat._processes import ForkProcess, ForkServerProcess
+
+    __all__ += ["ForkContext", "ForkProcess", "ForkServerContext", "ForkServerProcess"]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401  whatever is there
+    return getattr(multiprocessing.context, name)

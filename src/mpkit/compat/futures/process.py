@@ -1,0 +1,15 @@
+"""`concurrent.futures.process` with mpkit's `ProcessPoolExecutor`; all else is the standard library's own."""
+
+from __future__ import annotations
+
+import concurrent.futures.process
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from mpkit.compat.futures import ProcessPoolExecutor
+
+__all__ = ["BrokenProcessPool", "ProcessPoolExecutor"]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401  whatever is there
+    return getattr(concurrent.futures.process, name)

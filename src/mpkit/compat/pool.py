@@ -1,0 +1,17 @@
+"""`multiprocessing.pool` with mpkit's `Pool`; all else (`ThreadPool`, ...) is the standard library's own."""
+
+from __future__ import annotations
+
+import multiprocessing.pool
+from multiprocessing.pool import ThreadPool
+from typing import Any
+
+from mpkit.compat._pool import AsyncResult, IMapIterator, Pool
+
+__all__ = ["ApplyResult", "AsyncResult", "IMapIterator", "Pool", "ThreadPool"]
+
+ApplyResult = AsyncResult
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401  whatever is there
+    return getattr(multiprocessing.pool, name)

@@ -1,0 +1,28 @@
+"""`multiprocessing.reduction`: the standard library's own module."""
+
+from __future__ import annotations
+
+import multiprocessing.reduction
+import sys
+from multiprocessing.reduction import (
+    AbstractReducer,
+    DupFd,
+    ForkingPickler,
+    dump,
+    recv_handle,
+    register,
+    send_handle,
+)
+
+__all__ = [
+    "AbstractReducer",
+    "DupFd",
+    "ForkingPickler",
+    "dump",
+    "recv_handle",
+    "register",
+    "send_handle",
+]
+
+# The very module, so that all that is in it is here as well.
+sys.modules[__name__] = multiprocessing.reduction

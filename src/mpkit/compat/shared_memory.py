@@ -1,0 +1,18 @@
+"""`multiprocessing.shared_memory`: the standard library's own module."""
+
+from __future__ import annotations
+
+import multiprocessing.shared_memory
+import sys
+from multiprocessing.shared_memory import (
+    ShareableList,
+    SharedMemory,
+)
+
+__all__ = [
+    "ShareableList",
+    "SharedMemory",
+]
+
+# The very module, so that all that is in it is here as well.
+sys.modules[__name__] = multiprocessing.shared_memory

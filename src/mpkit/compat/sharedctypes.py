@@ -1,0 +1,34 @@
+"""`multiprocessing.sharedctypes`: the standard library's own module."""
+
+from __future__ import annotations
+
+import multiprocessing.sharedctypes
+import sys
+from multiprocessing.sharedctypes import (
+    Array,
+    RawArray,
+    RawValue,
+    Synchronized,
+    SynchronizedArray,
+    SynchronizedBase,
+    SynchronizedString,
+    Value,
+    copy,
+    synchronized,
+)
+
+__all__ = [
+    "Array",
+    "RawArray",
+    "RawValue",
+    "Synchronized",
+    "SynchronizedArray",
+    "SynchronizedBase",
+    "SynchronizedString",
+    "Value",
+    "copy",
+    "synchronized",
+]
+
+# The very module, so that all that is in it is here as well.
+sys.modules[__name__] = multiprocessing.sharedctypes
