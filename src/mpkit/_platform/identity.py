@@ -11,11 +11,16 @@ import os
 import sys
 from typing import NamedTuple
 
-__all__ = ["ProcessIdentity", "current", "is_alive", "of"]
+__all__ = ["ProcessIdentity", "current", "is_alive", "is_lack_of_means", "of"]
 
 
 # No descriptor, in this process or the system, or no memory.
 _NO_MEANS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+
+
+def is_lack_of_means(error: OSError) -> bool:
+    """Whether it is for want of a descriptor or of memory: it tells nothing, and may pass."""
+    return error.errno in _NO_MEANS
 
 
 class ProcessIdentity(NamedTuple):
@@ -114,7 +119,7 @@ def is_alive(identity: ProcessIdentity) -> bool:
     except PermissionError:
         return True
     except OSError as error:
-        if error.errno in _NO_MEANS:
+        if is_lack_of_means(error):
             return True
         raise
     return seen is not None and seen[1] and seen[0] == identity.started

@@ -242,7 +242,8 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         """End the process and all its descendants: interrupt them, then terminate, then kill what is left.
 
         Processes are told apart by pid and start time, so no stranger that has got the pid of one is hit. The
-        resource tracker of multiprocessing is spared: it cleans up and ends by itself.
+        resource tracker of multiprocessing is spared: it cleans up and ends by itself. While this process has
+        no descriptor left its descendants cannot be found; then it is ended without them.
 
         Args:
             grace_period: Seconds to wait after the interrupt, and again after the terminate. 0 kills right
@@ -621,7 +622,7 @@ def _end_family(root: ProcessIdentity, grace: float | None, handle: Handle, *, i
     family = [root]
     for signum in steps if grace != 0 else ():
         # Those that live now; the children of one that has ended are found as long as they are remembered.
-        family += [process for process in families.descendants(family) if process not in family]
+        family = families.with_descendants(family)
         if signum is not None:
             for process in family:
                 families.send_signal_if_allowed(process, signum)
@@ -629,6 +630,6 @@ def _end_family(root: ProcessIdentity, grace: float | None, handle: Handle, *, i
         if not family:
             return
     handle.killed = True
-    family += [process for process in families.descendants(family) if process not in family]
+    family = families.with_descendants(family)
     families.kill_families(family)
     families.wait_gone(family, _KILL_PATIENCE_S)
