@@ -32,10 +32,13 @@ import importlib
 import itertools
 import multiprocessing
 import multiprocessing.context as mp_context
+import operator
 import os
 import signal
+import struct
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from multiprocessing import connection, process, reduction, spawn, util
 from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Protocol, TypeVar, cast
@@ -548,7 +551,13 @@ def inheriting() -> Generator[None]:
 
 
 class _ExactWaiting:
-    """Mixed into the Popen classes of multiprocessing (POSIX)."""
+    """Mixed into the Popen classes of multiprocessing (POSIX).
+
+    All of this may be asked from a signal handler, which Python calls between any two steps of what the main
+    thread is just doing, be it here. So a lock is never waited for by the thread that has it already, and
+    what the system tells only once is taken and kept in one step: in a single call of C (`deque.extend` with
+    a chain of C functions) no handler comes between.
+    """
 
     method: str
     pid: int
@@ -556,7 +565,7 @@ class _ExactWaiting:
     returncode: int | None
 
     def __init__(self, child: ChildProcess) -> None:
-        self._guard = threading.Lock()
+        self._guard = InterruptibleLock()
         self._owner = os.getpid()
         self.identity: ProcessIdentity | None = None
         self.peak_rss_bytes: int | None = None
@@ -568,9 +577,7 @@ class _ExactWaiting:
         if flag == 0:
             return self.wait(None)
         if self.returncode is None and self._owner == os.getpid():
-            with self._guard:
-                if self.returncode is None:
-                    self._reap()
+            self._guard.run(self._reap_once)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int | None:
@@ -581,13 +588,21 @@ class _ExactWaiting:
         return self.returncode
 
     def _send_signal(self, signum: int) -> None:
-        # Not while another thread reaps it: from then on the pid can be anybody's.
-        with self._guard:
-            if self.returncode is None and self._owner == os.getpid():
-                self._signal(signum)
+        # The owner first: after a fork the lock may be held by a thread that is not here.
+        if self._owner == os.getpid():
+            # Not while another thread reaps it: from then on the pid can be anybody's.
+            self._guard.run(self._signal_once, signum)
 
     def interrupt(self) -> None:
         self._send_signal(signal.SIGINT)
+
+    def _reap_once(self) -> None:
+        if self.returncode is None:
+            self._reap()
+
+    def _signal_once(self, signum: int) -> None:
+        if self.returncode is None:
+            self._signal(signum)
 
     def _reap(self) -> None:
         raise NotImplementedError
@@ -604,6 +619,10 @@ class _OwnChild(_ExactWaiting):
     """For fork and spawn: the process is a child of ours."""
 
     def __init__(self, child: ChildProcess) -> None:
+        # `os.wait4` looks for its result's class there, and the first time imports the module: the only step
+        # of Python in it, and one at which a handler could come between.
+        importlib.import_module("resource")
+        self._ended: deque[tuple[int, int, Any]] = deque()
         super().__init__(child)
         self._close_descriptor: util.Finalize | None = None
         if hasattr(os, "pidfd_open"):
@@ -616,14 +635,19 @@ class _OwnChild(_ExactWaiting):
 
     def _reap(self) -> None:
         try:
-            pid, status, usage = os.wait4(self.pid, os.WNOHANG)
+            # A result that begins with pid 0 tells that it still runs.
+            self._ended.extend(filter(_FIRST, map(os.wait4, (self.pid,), (os.WNOHANG,))))
         except ChildProcessError:
-            # Somebody else has waited for it (or nobody can: SIGCHLD is ignored). It has ended; how, is lost.
-            self.returncode = _CODE_LOST
-            return
-        if pid == self.pid:
-            self.returncode = os.waitstatus_to_exitcode(status)
+            if not self._ended:
+                # Somebody else has waited for it (or nobody can: SIGCHLD is ignored). It has ended; how, is
+                # lost.
+                self.returncode = _CODE_LOST
+                return
+        if self._ended:
+            _, status, usage = self._ended[0]
             self.peak_rss_bytes = self._peak(usage.ru_maxrss)
+            # Last: whoever sees it looks no further.
+            self.returncode = os.waitstatus_to_exitcode(status)
 
     def _peak(self, maxrss: int) -> int | None:
         if self.method == "spawn":
@@ -643,7 +667,8 @@ class _OwnChild(_ExactWaiting):
         return self.identity not in families.wait_gone([self.identity], timeout)
 
     def _signal(self, signum: int) -> None:
-        # Not reaped yet, and nobody else is reaping it now: the pid is still its own.
+        # Not reaped yet, and no other thread is reaping it now: the pid is still its own. A signal handler of
+        # this thread may do so, between here and there; systems hand out a pid again late.
         try:
             os.kill(self.pid, signum)
         except ProcessLookupError:
@@ -660,19 +685,22 @@ class _ChildOfServer(_ExactWaiting):
 
     _server_died = False
 
+    def __init__(self, child: ChildProcess) -> None:
+        self._told: deque[bytes] = deque()
+        super().__init__(child)
+
     def _reap(self) -> None:
-        if not self._server_died:
+        if not self._told and not self._server_died:
             if not connection.wait([self.sentinel], 0):
                 return
-            from multiprocessing import forkserver  # noqa: PLC0415  POSIX only
-
-            try:
-                self.returncode = forkserver.read_signed(self.sentinel)
-            except (OSError, EOFError):
-                self._server_died = True
-            else:
-                return
-        if self.identity is None or not identity.is_alive(self.identity):
+            with contextlib.suppress(OSError):
+                # Eight bytes that were written at once come at once. If nothing comes, the server has died;
+                # or a signal handler has read them just before.
+                self._told.extend(filter(None, map(os.read, (self.sentinel,), (_EXIT_CODE.size,))))
+            self._server_died = not self._told
+        if self._told:
+            self.returncode = _EXIT_CODE.unpack(self._told[0])[0]
+        elif self._server_died and (self.identity is None or not identity.is_alive(self.identity)):
             self.returncode = _CODE_LOST
 
     def _wait_for_end(self, timeout: float | None) -> bool:
@@ -684,6 +712,12 @@ class _ChildOfServer(_ExactWaiting):
         if self.identity is not None:
             families.send_signal(self.identity, signum)
 
+
+_FIRST: Final = operator.itemgetter(0)
+
+# As `multiprocessing.forkserver.write_signed` writes it. Its `read_signed` is Python code, between whose
+# steps a signal handler may come.
+_EXIT_CODE: Final = struct.Struct("q")
 
 _CODE_LOST: Final = 255
 """The exit code of a process that has ended nobody knows how; multiprocessing uses the same."""

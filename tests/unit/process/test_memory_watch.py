@@ -79,7 +79,7 @@ def test_one_that_has_ended_is_forgotten(size: int | None, scene: Scene) -> None
     scene.sizes[ME.pid] = iter([size])
     memory_watch.watch(gone, 100, scene.exceeded)
     assert ended()
-    assert scene.told == scene.killed == []
+    assert (scene.told, scene.killed) == ([], [])
 
 
 def test_what_fails_ends_neither_the_thread_nor_another_limit(
