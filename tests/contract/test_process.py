@@ -145,6 +145,54 @@ def test_a_result_that_cannot_be_unpickled(start_method: str) -> None:
         process.result()
 
 
+def test_nobody_waits_for_what_another_thread_unpickles(
+    start_method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = run(start_method, targets.telling)
+    first, go_on = threading.Event(), threading.Event()
+    results: list[object] = []
+
+    def told() -> None:
+        if not first.is_set():
+            first.set()
+            assert go_on.wait(PATIENCE)
+
+    monkeypatch.setattr(targets.Telling, "told", staticmethod(told))
+    slow = threading.Thread(target=lambda: results.append(process.result()))
+    slow.start()
+    assert first.wait(PATIENCE)
+    # In a thread, so that one that waits after all makes the test fail and not hang.
+    quick = threading.Thread(target=lambda: results.append(process.result(0)))
+    quick.start()
+    quick.join(PATIENCE / 2)
+    waited = quick.is_alive()
+    go_on.set()
+    quick.join(PATIENCE)
+    slow.join(PATIENCE)
+    assert not waited
+    # Both unpickled it, and both have got the same.
+    assert len(results) == 2
+    assert results[0] is results[1] is process.result()
+
+
+def test_unpickling_may_ask_the_process(start_method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = run(start_method, targets.telling)
+    inner: list[object] = []
+
+    def told() -> None:
+        if not inner:
+            inner.append(None)
+            inner.append(process.result(0))
+
+    monkeypatch.setattr(targets.Telling, "told", staticmethod(told))
+    outer: list[object] = []
+    asking = threading.Thread(target=lambda: outer.append(process.result()), daemon=True)
+    asking.start()
+    asking.join(PATIENCE / 2)
+    assert not asking.is_alive()
+    assert inner[1] is outer[0] is process.result()
+
+
 def test_a_subclass(start_method: str) -> None:
     process = targets.Adder(2, 3, start_method=start_method, name="adder")
     with process:

@@ -274,7 +274,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         handle = self._mpkit
         if handle.ties is not None:
             handle.ties.close()
-        handle.outcome = None
+        handle.forget_outcome()
 
     def __enter__(self) -> Self:
         """Start the process, unless it has been."""
@@ -307,8 +307,12 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         Big buffers in the result (of numpy arrays, say) are mapped, not copied, and are private to this
         process. The result survives the process, and may be asked for any number of times until `close`.
 
+        It is unpickled here, by the first who asks, in the thread that asks: that is code of its classes, and
+        no time limit can stop it. If it hangs, this call hangs, nobody else's. All get the same object, or
+        the same exception.
+
         Args:
-            timeout: Seconds at the longest, None for ever.
+            timeout: Seconds to wait for the process at the longest, None for ever. Unpickling comes on top.
 
         Returns:
             What the target, or an overridden `run`, returned.
@@ -324,7 +328,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             ClosedError: After `close`.
             RuntimeError: If another process created it.
 
-        Blocking: for at most `timeout`.
+        Blocking: for at most `timeout`, then for as long as unpickling takes.
         """
         stage, value = self._outcome_within(timeout)
         if stage is not Stage.RETURNED:
@@ -335,8 +339,10 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
     def exception(self, timeout: SupportsFloat | None = None) -> BaseException | None:
         """Wait until the process has ended, and return what `result` would raise; None if it would return.
 
+        A result is unpickled to see that it can be: see `result`.
+
         Args:
-            timeout: Seconds at the longest, None for ever.
+            timeout: Seconds to wait for the process at the longest, None for ever. Unpickling comes on top.
 
         Raises:
             WaitTimeout: If it has not ended in time. It goes on.
@@ -344,7 +350,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             ClosedError: After `close`.
             RuntimeError: If another process created it.
 
-        Blocking: for at most `timeout`.
+        Blocking: for at most `timeout`, then for as long as unpickling takes.
         """
         stage, value = self._outcome_within(timeout)
         return None if stage is Stage.RETURNED else cast("BaseException", value)
@@ -465,10 +471,9 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         self._join(seconds)
         if self.exitcode is None:
             raise WaitTimeout(f"{self!r} has not ended within {seconds:g} s; it goes on")
-        with handle.lock:
-            if handle.outcome is None:
-                handle.outcome = self._read_outcome(handle)
-            return handle.outcome
+        # Unpickling runs foreign code: under a lock it would make others wait for it, or for themselves. So
+        # two threads may both do it; all get what the first one has kept.
+        return handle.outcome or handle.keep_outcome(self._read_outcome(handle))
 
     def _read_outcome(self, handle: Handle) -> tuple[Stage, object]:
         ties = self._own_ties()
