@@ -396,6 +396,15 @@ def identity_of(child: ChildProcess) -> ProcessIdentity | None:
     return getattr(vars(child).get("_popen"), "identity", None)
 
 
+def look_at(child: ChildProcess) -> ProcessIdentity | None:
+    """Which process it is, right after the start; None if it has ended already.
+
+    Raises:
+        OSError: If that cannot be told, for want of a descriptor, say.
+    """
+    return identity_of(child) or identity.look(cast("int", child.pid))
+
+
 def peak_rss_bytes_of(child: ChildProcess) -> int | None:
     """The largest resident memory it had, once it has ended, as far as the system tells; else None."""
     return getattr(vars(child).get("_popen"), "peak_rss_bytes", None)
@@ -405,6 +414,28 @@ def target_of(child: ChildProcess) -> tuple[object, tuple[object, ...], dict[str
     """What it is to call, with which arguments; only before the start."""
     its = vars(child)
     return its["_target"], its["_args"], its["_kwargs"]
+
+
+def take_back_start(
+    child: ChildProcess, target: tuple[object, tuple[object, ...], dict[str, object]]
+) -> None:
+    """Kill a child that has just been started, and forget that it was.
+
+    Args:
+        child: The process.
+        target: What `target_of` told before the start, which has dropped it.
+
+    Blocking: until it has ended.
+    """
+    its = vars(child)
+    popen = its["_popen"]
+    popen.kill()
+    popen.wait()
+    popen.close()
+    cast("set[object]", vars(process)["_children"]).discard(child)
+    its["_target"], its["_args"], its["_kwargs"] = target
+    del its["_sentinel"]
+    its["_popen"] = None
 
 
 def call_target(child: ChildProcess) -> object:
@@ -567,10 +598,28 @@ class _ExactWaiting:
     def __init__(self, child: ChildProcess) -> None:
         self._guard = InterruptibleLock()
         self._owner = os.getpid()
-        self.identity: ProcessIdentity | None = None
+        self._identity: ProcessIdentity | None = None
         self.peak_rss_bytes: int | None = None
         super().__init__(child)  # type: ignore[call-arg]  # the other base class: starts it
-        self.identity = identity.of(self.pid)
+        self._identity = identity.of(self.pid)
+
+    @property
+    def identity(self) -> ProcessIdentity | None:
+        """Which process it is; None if it had ended before it could be looked at."""
+        if self._identity is None and self.returncode is None and self._owner == os.getpid():
+            # There was no descriptor to look with right after the start; perhaps there is one now.
+            self._guard.run(self._identify)
+        return self._identity
+
+    def _identify(self) -> None:
+        if self._identity is None and self.returncode is None:
+            found = identity.of(self.pid)
+            if self._pid_is_its_own():
+                self._identity = found
+
+    def _pid_is_its_own(self) -> bool:
+        """Whether no other process can have its pid: nobody has waited for it yet."""
+        return True
 
     def poll(self, flag: int = 1) -> int | None:
         # The flag is WNOHANG or 0, as of waitpid.
@@ -700,17 +749,26 @@ class _ChildOfServer(_ExactWaiting):
             self._server_died = not self._told
         if self._told:
             self.returncode = _EXIT_CODE.unpack(self._told[0])[0]
-        elif self._server_died and (self.identity is None or not identity.is_alive(self.identity)):
+        elif self._server_died and (self._identity is None or not identity.is_alive(self._identity)):
             self.returncode = _CODE_LOST
 
     def _wait_for_end(self, timeout: float | None) -> bool:
-        if self._server_died and self.identity is not None:
-            return self.identity not in families.wait_gone([self.identity], timeout)
+        if self._server_died and self._identity is not None:
+            return self._identity not in families.wait_gone([self._identity], timeout)
         return bool(connection.wait([self.sentinel], timeout))
+
+    @override
+    def _pid_is_its_own(self) -> bool:
+        # Once it has waited for it the server tells, at once.
+        return not connection.wait([self.sentinel], 0)
 
     def _signal(self, signum: int) -> None:
         if self.identity is not None:
             families.send_signal(self.identity, signum)
+        elif self._pid_is_its_own():
+            # It could not be looked at so far: better so than not at all.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signum)
 
 
 _FIRST: Final = operator.itemgetter(0)

@@ -35,12 +35,13 @@ class _Watcher:
 
     def add(self, process: ProcessIdentity, limit: int, exceeded: Callable[[int], None]) -> None:
         with self._lock:
-            self._limits[process] = (limit, exceeded)
             if not self._running:
                 # A daemon: at the end of the interpreter it must not be waited for, since multiprocessing
                 # ends the daemonic children only after the threads.
                 threading.Thread(target=self._run, name="mpkit-memory-watch", daemon=True).start()
                 self._running = True
+            # Last: should there be no thread left, nothing is to be watched.
+            self._limits[process] = (limit, exceeded)
 
     def _run(self) -> None:
         pause = threading.Event()
@@ -107,5 +108,8 @@ def watch(process: ProcessIdentity, limit: int, exceeded: Callable[[int], None])
         process: A child of this process; when it has ended it is forgotten.
         limit: In bytes.
         exceeded: Called with the memory it had, just before it is killed.
+
+    Raises:
+        RuntimeError: If no thread can be started. Nothing is watched then.
     """
     _watcher.add(process, limit, exceeded)

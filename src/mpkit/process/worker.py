@@ -156,6 +156,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             AssertionError: If it has been started before, or this process did not create it or is daemonic.
             ClosedError: After `close`.
             OSError: If the system has no process, descriptor or memory left.
+            RuntimeError: If the system has no thread left to watch the memory limit with.
             WorkerCrashed: If the fork server of multiprocessing has died while it was asked.
 
         Blocking: until the child exists, not until it does something.
@@ -166,6 +167,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         handle = self._mpkit
         self._start_method = handle.method or resolve_context(None).get_start_method()
         ties = handle.prepare()
+        target = seam.target_of(self)
         try:
             super().start()
         except (EOFError, ConnectionError) as error:
@@ -179,11 +181,25 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         except BaseException:
             handle.abandon()
             raise
+        try:
+            self._look_after(handle, ties)
+        except BaseException:
+            # A process that nobody looks after must not go on.
+            process = seam.identity_of(self)
+            seam.take_back_start(self, target)
+            handle.abandon()
+            if process is not None:
+                forget_private_of(process)
+            raise
+
+    def _look_after(self, handle: Handle, ties: Ties) -> None:
+        """What is to be done right after the start."""
         if self._start_method != "fork":
             ties.link.started(self.pid or 0)
-        process = seam.identity_of(self)
-        if handle.limit is not None and process is not None:
-            memory_watch.watch(process, handle.limit, handle.exceeded_memory)
+        if handle.limit is not None:
+            process = seam.look_at(self)
+            if process is not None:
+                memory_watch.watch(process, handle.limit, handle.exceeded_memory)
 
     @override
     def join(self, timeout: SupportsFloat | None = None) -> None:

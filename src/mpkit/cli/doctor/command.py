@@ -32,8 +32,8 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "--force",
         action="store_true",
         help=(
-            "with --clean: remove it in a container, too, where the living of another one would look dead; only"
-            " where nobody else has this /dev/shm and this temporary directory"
+            "with --clean: remove it in a container, too, where the living of another one would look dead;"
+            " only where nobody else has this /dev/shm and this temporary directory"
         ),
     )
     parser.set_defaults(run=run)
