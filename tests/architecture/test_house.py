@@ -97,6 +97,12 @@ def test_importing_the_doorway_loads_nothing_of_the_house() -> None:
     assert run_python("-c", code).stdout.split() == []
 
 
+def test_what_a_process_asks_about_itself_does_not_lead_back() -> None:
+    # `process` imports `introspect` where it needs it, against the order of the floors.
+    modules = [path for path in MODULES if named(path).startswith("introspect")]
+    assert [named(path) for path in modules if "mpkit.process" in set(imports(path))] == []
+
+
 def test_every_directory_of_tests_is_a_package() -> None:
     # Otherwise two modules of one name would shadow each other, and a spawned child could not import them.
     directories = {path.parent for path in (ROOT / "tests").rglob("test_*.py")}

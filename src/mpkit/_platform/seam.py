@@ -1,4 +1,10 @@
-"""Every private name of the standard library that mpkit needs stands in this file, and in no other.
+"""Where mpkit meets what the standard library does not promise: the private parts of `multiprocessing`.
+
+No other file imports a module of those (`tests/architecture/test_house.py` sees to it). Elsewhere stand only:
+
+- methods of the objects that come from here: `SemLock._count` and `_is_zero`; `_is_owned` of the lock that
+  `tracker_lock` returns (`mpkit._platform.tracker`);
+- ``concurrent.futures._base``, on whose `Future` the handle of a task is built (`mpkit.pool._handle`).
 
 `tests/unit/platform/test_seam.py` is its canary: it says which name is gone, or behaves otherwise, in a new
 Python. What is used, and why there is no public way:
@@ -289,8 +295,7 @@ class ChildProcess(process.BaseProcess):
     What multiprocessing's own classes get wrong, and this one does not:
 
     - two threads that ask for the exit code at the same time (starting a process asks every other one) take
-      it away from each
-      other: one of them sees None, or under forkserver 255;
+      it away from each other: one of them sees None, or under forkserver 255;
     - with fork, the sentinel does not become ready while a grandchild lives (here it does, on Linux 5.3 and
       later);
     - under forkserver, a child whose server has been killed counts as dead while it lives;

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import operator
 import signal
 import sys
@@ -16,6 +15,7 @@ from mpkit._platform.contexts import resolve_context
 from mpkit._platform.deadlines import check_timeout
 from mpkit._platform.hints import Self, TypeVar, override
 from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.process_state import ProcessState
 from mpkit._platform.signals import signal_name
 from mpkit._shm.semaphore import forget_private_of
 from mpkit._wire import codec
@@ -23,7 +23,6 @@ from mpkit.errors import ProcessGone, SerializationError, WaitTimeout, WorkerCra
 from mpkit.process import memory_watch
 from mpkit.process.handle import Arrival, Handle, Ties
 from mpkit.process.report import Stage
-from mpkit.process.states import ProcessState
 
 if TYPE_CHECKING:
     from mpkit.introspect import ProcessSnapshot
@@ -402,7 +401,9 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             ClosedError: After `close`.
             RuntimeError: If another process created it.
         """
-        return cast("ProcessSnapshot", _introspect().snapshot(self._living_pid()))
+        from mpkit.introspect import snapshot  # noqa: PLC0415  it imports psutil
+
+        return snapshot(self._living_pid())
 
     def children(self) -> list[ProcessSnapshot]:
         """The children of the process, whoever started them, as the operating system tells; the oldest first.
@@ -417,7 +418,9 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             ClosedError: After `close`.
             RuntimeError: If another process created it.
         """
-        return [child.process for child in _introspect().tree(self._living_pid()).children]
+        from mpkit.introspect import tree  # noqa: PLC0415  it imports psutil
+
+        return [child.process for child in tree(self._living_pid()).children]
 
     @override
     def __repr__(self) -> str:
@@ -586,11 +589,6 @@ _GUARD: Final = "a program that starts processes needs the line: if __name__ == 
 _REMEDY: Final = (
     "define functions at the top level of a module and send plain values, or use start_method='fork'"
 )
-
-
-def _introspect() -> types.ModuleType:
-    # Not an import statement: that room is above this one, and imports psutil.
-    return importlib.import_module("mpkit.introspect")
 
 
 def _checked_limit(limit: int | None) -> int | None:
