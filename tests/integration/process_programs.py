@@ -121,6 +121,7 @@ def reached_when_asked(start_method: str, question: str, step: int) -> bool:
     Python runs a handler between two steps of the main thread. So does it run a trace function, and that at a
     step of our choice.
     """
+    traced = {f"mpkit._platform.{name}" for name in ("child_popen", "child_process", "interruptible_lock")}
     process = WorkerProcess(target=os._exit, args=(7,), start_method=start_method)
     process.start()
     connection.wait([process.sentinel])
@@ -133,7 +134,7 @@ def reached_when_asked(start_method: str, question: str, step: int) -> bool:
 
     def trace(frame: FrameType, event: str, _argument: object) -> Any:
         nonlocal step
-        if frame.f_globals.get("__name__") != "mpkit._platform.seam":
+        if frame.f_globals.get("__name__") not in traced:
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":

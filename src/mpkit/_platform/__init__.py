@@ -15,7 +15,8 @@
 - `tracker`: the resource tracker of multiprocessing
 - `families`: the descendants of a process, and how to end them
 - `parent_watch`, `guardian`: how a child dies with its parent
-- `seam`: the one file with private names of the standard library
+- `seam`: all private parts of the standard library, with `child_process`, `child_popen` and `fork_server`
+- `interruptible_lock`: a lock that an interrupt cannot leave locked
 """
 
 from __future__ import annotations
