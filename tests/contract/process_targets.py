@@ -75,6 +75,25 @@ def exit_in_unpickling() -> NoReturn:
     raise ZeroDivisionError("while unpickling")
 
 
+class Telling:
+    """Tells when it is unpickled."""
+
+    def __init__(self) -> None:
+        self.content = 1
+
+    @staticmethod
+    def told() -> None:
+        """For a test to replace."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.told()
+        vars(self).update(state)
+
+
+def telling() -> Telling:
+    return Telling()
+
+
 def not_back() -> NotBack:
     return NotBack()
 

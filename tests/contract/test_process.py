@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import multiprocessing
 import os
@@ -9,6 +10,7 @@ import pickle
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
@@ -19,7 +21,8 @@ import psutil
 import pytest
 
 from mpkit import ProcessState, WorkerProcess
-from mpkit._platform import seam
+from mpkit._platform import identity, seam
+from mpkit._platform.identity import ProcessIdentity
 from mpkit.errors import (
     ClosedError,
     ProcessGone,
@@ -28,6 +31,7 @@ from mpkit.errors import (
     WorkerCrashed,
     WorkerMemoryExceeded,
 )
+from mpkit.process import memory_watch
 from tests.contract import process_targets as targets
 from tests.helpers.processes import gone, wait_gone
 from tests.helpers.waiting import PATIENCE, wait_until
@@ -143,6 +147,54 @@ def test_a_result_that_cannot_be_unpickled(start_method: str) -> None:
     assert process.exitcode == 0
     with pytest.raises(SerializationError, match="cannot unpickle"):
         process.result()
+
+
+def test_nobody_waits_for_what_another_thread_unpickles(
+    start_method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = run(start_method, targets.telling)
+    first, go_on = threading.Event(), threading.Event()
+    results: list[object] = []
+
+    def told() -> None:
+        if not first.is_set():
+            first.set()
+            assert go_on.wait(PATIENCE)
+
+    monkeypatch.setattr(targets.Telling, "told", staticmethod(told))
+    slow = threading.Thread(target=lambda: results.append(process.result()))
+    slow.start()
+    assert first.wait(PATIENCE)
+    # In a thread, so that one that waits after all makes the test fail and not hang.
+    quick = threading.Thread(target=lambda: results.append(process.result(0)))
+    quick.start()
+    quick.join(PATIENCE / 2)
+    waited = quick.is_alive()
+    go_on.set()
+    quick.join(PATIENCE)
+    slow.join(PATIENCE)
+    assert not waited
+    # Both unpickled it, and both have got the same.
+    assert len(results) == 2
+    assert results[0] is results[1] is process.result()
+
+
+def test_unpickling_may_ask_the_process(start_method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = run(start_method, targets.telling)
+    inner: list[object] = []
+
+    def told() -> None:
+        if not inner:
+            inner.append(None)
+            inner.append(process.result(0))
+
+    monkeypatch.setattr(targets.Telling, "told", staticmethod(told))
+    outer: list[object] = []
+    asking = threading.Thread(target=lambda: outer.append(process.result()), daemon=True)
+    asking.start()
+    asking.join(PATIENCE / 2)
+    assert not asking.is_alive()
+    assert inner[1] is outer[0] is process.result()
 
 
 def test_a_subclass(start_method: str) -> None:
@@ -616,6 +668,77 @@ def test_an_argument_that_does_not_unpickle_in_the_child(
         process.result()
     if method != "forkserver":  # whose error output is that of the server
         assert "while unpickling" in capfd.readouterr().err
+
+
+@posix
+def test_a_memory_limit_that_cannot_be_watched_takes_the_start_back(
+    start_method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[ProcessIdentity] = []
+
+    def no_thread(process: ProcessIdentity, _limit: int, _exceeded: object) -> None:
+        started.append(process)
+        raise RuntimeError("can't start new thread")
+
+    process = WorkerProcess(
+        target=targets.multiply, args=(3, 4), start_method=start_method, max_memory_bytes=1 << 40
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(memory_watch, "watch", no_thread)
+        with pytest.raises(RuntimeError, match="new thread"):
+            process.start()
+    assert gone(started[0].pid)
+    assert process not in multiprocessing.active_children()
+    assert process.state is ProcessState.NEW
+    # And it may be tried again.
+    process.start()
+    assert process.result(PATIENCE) == 12
+
+
+def blind(patch: pytest.MonkeyPatch, seen: list[int]) -> None:
+    """Let this process be without a descriptor to look at others with; `seen`: at whom it would have."""
+    real, me = identity._examine, os.getpid()
+
+    def no_descriptor(pid: int) -> tuple[int, bool] | None:
+        if pid == me or os.getpid() != me:
+            return real(pid)
+        seen.append(pid)
+        raise OSError(errno.EMFILE, "no descriptor left")
+
+    patch.setattr(identity, "_examine", no_descriptor)
+
+
+@posix
+def test_without_a_descriptor_to_look_with_no_limit_is_promised(
+    start_method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = WorkerProcess(
+        target=targets.multiply, args=(3, 4), start_method=start_method, max_memory_bytes=1 << 40
+    )
+    seen: list[int] = []
+    with monkeypatch.context() as patch:
+        blind(patch, seen)
+        with pytest.raises(OSError, match="no descriptor left"):
+            process.start()
+    assert all(gone(pid) for pid in seen)
+    process.start()
+    assert process.result(PATIENCE) == 12
+
+
+@posix
+def test_one_that_could_not_be_looked_at_right_after_its_start_has_an_owner_all_the_same(
+    start_method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = WorkerProcess(target=time.sleep, args=(600,), start_method=start_method)
+    with monkeypatch.context() as patch:
+        blind(patch, [])
+        process.start()
+        assert seam.identity_of(process) is None
+    assert process in multiprocessing.active_children()
+    who = seam.identity_of(process)
+    assert who is not None
+    assert who.pid == process.pid
+    assert process.stop(0) == -signal.SIGKILL
 
 
 def test_nothing_is_held_by_a_dropped_handle(start_method: str) -> None:

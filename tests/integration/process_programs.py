@@ -10,9 +10,13 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing import connection
 from multiprocessing.connection import Connection
+from types import FrameType
+from typing import Any
 
 from mpkit import WorkerProcess
+from mpkit._platform import seam
 
 
 def say(*pids: int | None) -> None:
@@ -99,6 +103,55 @@ def wait_for_ctrl_c() -> None:
         # Not disturbed by a second interrupt.
         time.sleep(0.2)
         say(0)
+
+
+def asked_at_every_step(start_method: str, question: str) -> None:
+    """Ask ended processes, each at a later step with a signal handler that asks it too."""
+    if start_method == "forkserver":
+        seam.start_fork_server(["mpkit.process"])  # each child is there at once
+    step = 1
+    while reached_when_asked(start_method, question, step):
+        step += 1
+    say(step)
+
+
+def reached_when_asked(start_method: str, question: str, step: int) -> bool:
+    """Whether there is such a step.
+
+    Python runs a handler between two steps of the main thread. So does it run a trace function, and that at a
+    step of our choice.
+    """
+    traced = {f"mpkit._platform.{name}" for name in ("child_popen", "child_process", "interruptible_lock")}
+    process = WorkerProcess(target=os._exit, args=(7,), start_method=start_method)
+    process.start()
+    connection.wait([process.sentinel])
+    answers: list[object] = []
+
+    def handle() -> None:
+        process.terminate()
+        process.join()
+        answers.append((process.is_alive(), process.exitcode))
+
+    def trace(frame: FrameType, event: str, _argument: object) -> Any:
+        nonlocal step
+        if frame.f_globals.get("__name__") not in traced:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            step -= 1
+            if step == 0:
+                # While it runs nothing is traced.
+                handle()
+        return trace
+
+    sys.settrace(trace)
+    getattr(process, question)()
+    sys.settrace(None)
+    process.join()
+    answers.append((process.is_alive(), process.exitcode))
+    assert set(answers) == {(False, 7)}, (step, answers)
+    process.close()
+    return step <= 0
 
 
 if __name__ == "__main__":

@@ -86,6 +86,16 @@ def test_ctrl_c(start_method: str) -> None:
         wait_gone(child, timeout=AT_MOST)
 
 
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+@pytest.mark.parametrize("question", ["is_alive", "terminate"])
+def test_a_signal_handler_may_ask_and_end_what_the_main_thread_asks_and_ends(
+    method: str, question: str
+) -> None:
+    done = run_python("-m", MODULE, "asked_at_every_step", method, question)
+    # It was a handler at more than a few places.
+    assert int(done.stdout) > 50
+
+
 UNGUARDED = """
 from mpkit import WorkerProcess
 from mpkit.errors import WorkerCrashed

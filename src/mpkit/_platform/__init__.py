@@ -2,15 +2,21 @@
 
 - `deadlines`: checked time-outs and the time left of them
 - `identity`: which process a pid means, pids being reused
-- `cpus`: how many CPUs this process may really use
+- `process_state`: what a process is doing
+- `exits`: waiting for the end of any process
+- `cpus`, `cgroups`: how many CPUs this process may really use
 - `contexts`: the start method
 - `fences`: memory order between processes
 - `filelock`: a lock that the kernel frees
 - `memory`: resident memory, and whether the out-of-memory killer was at work
 - `signals`: the names of signals
+- `interrupts`: keeping Ctrl-C away for a moment
+- `anonymous`: files without a name
+- `tracker`: the resource tracker of multiprocessing
 - `families`: the descendants of a process, and how to end them
 - `parent_watch`, `guardian`: how a child dies with its parent
-- `seam`: the one file with private names of the standard library
+- `seam`: all private parts of the standard library, with `child_process`, `child_popen` and `fork_server`
+- `interruptible_lock`: a lock that an interrupt cannot leave locked
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Collection, Iterable
-from typing import Protocol
+from typing import Final, Protocol
 
 from mpkit._platform import deadlines, identity
 from mpkit._platform.exits import ExitWatcher
@@ -20,15 +21,25 @@ __all__ = [
     "send_signal",
     "send_signal_if_allowed",
     "wait_gone",
+    "with_descendants",
 ]
 
 HOUSEKEEPERS = ("multiprocessing.resource_tracker", os.path.join("_platform", "guardian.py"))
 """Marks in the command line of a process that must outlive its family, to clean up after it."""
 
+# How often, and after which pause, the table of processes is asked for again while there is no descriptor
+# left to read it with: others give theirs back all the time, and nothing tells when.
+_LOOKS: Final = 20
+_PAUSE_S: Final = 0.01
+
 if sys.platform == "linux":
 
     def _parents() -> dict[int, tuple[int, ProcessIdentity]]:
-        """Every living process: pid -> (pid of its parent, identity)."""
+        """Every living process: pid -> (pid of its parent, identity).
+
+        Raises:
+            OSError: If there is no descriptor or memory left: a table with holes would hide descendants.
+        """
         table: dict[int, tuple[int, ProcessIdentity]] = {}
         for entry in os.listdir("/proc"):
             if not entry.isdigit():
@@ -36,7 +47,9 @@ if sys.platform == "linux":
             try:
                 with open(f"/proc/{entry}/stat", "rb", buffering=0) as file:
                     text = file.read(4096)
-            except OSError:
+            except OSError as error:
+                if identity.is_lack_of_means(error):
+                    raise
                 continue  # ended meanwhile, or hidden from us
             fields = text[text.rindex(b")") + 2 :].split()
             if fields[0] not in (b"Z", b"X", b"x"):
@@ -48,7 +61,10 @@ if sys.platform == "linux":
         try:
             with open(f"/proc/{pid}/cmdline", "rb", buffering=0) as file:
                 return os.fsdecode(file.read(65536).replace(b"\0", b" "))
-        except OSError:
+        except OSError as error:
+            # A housekeeper must not be taken for something else.
+            if identity.is_lack_of_means(error):
+                raise
             return ""
 
 else:
@@ -84,6 +100,9 @@ def descendants(
     Args:
         roots: The processes to begin with. They are not among the result.
         spared: Processes that are passed over together with their own descendants.
+
+    Raises:
+        OSError: If there is no descriptor or memory left to look with.
     """
     table = _parents()
     children: dict[int, list[ProcessIdentity]] = {}
@@ -101,6 +120,30 @@ def descendants(
             found.append(child)
             queue.append(child)
     return found
+
+
+def with_descendants(processes: Iterable[ProcessIdentity]) -> list[ProcessIdentity]:
+    """These processes, then their living descendants that are not among them.
+
+    For those who are ending a family and have to go on in any case: if there is no descriptor or memory left
+    to look with, and it stays so for a fifth of a second, only `processes`.
+    """
+    known = list(processes)
+    return known + [process for process in _descendants_if_seen(known, ()) if process not in known]
+
+
+def _descendants_if_seen(
+    roots: Iterable[ProcessIdentity], spared: Collection[ProcessIdentity]
+) -> list[ProcessIdentity]:
+    roots = tuple(roots)
+    for _ in range(_LOOKS):
+        try:
+            return descendants(roots, spared=spared)
+        except OSError as error:
+            if not identity.is_lack_of_means(error):
+                raise
+            time.sleep(_PAUSE_S)
+    return []
 
 
 def _is_housekeeper(pid: int) -> bool:
@@ -154,27 +197,55 @@ def kill_families(roots: Iterable[ProcessIdentity], *, spared: Collection[Proces
 
     No child that is being started meanwhile slips away: everything is stopped first, parents before their
     children, until nothing new turns up. A process with a signal pending cannot fork any more, so this comes
-    to an end.
+    to an end. Whatever happens in between, what has been stopped is killed.
+
+    Descendants can be missed only where there is no descriptor or memory left to look for them, and it stays
+    so for a fifth of a second.
 
     Args:
         roots: The processes to begin with.
         spared: Processes that are passed over together with their own descendants.
     """
     targets = [root for root in roots if root not in spared]
+    try:
+        _stop_all(targets, spared)
+        _kill_all(targets)
+    except BaseException:
+        # What is stopped and not killed stays so for ever. Twice, should an interrupt come in the first one.
+        try:
+            _kill_all(targets)
+        finally:
+            _kill_all(targets)
+        raise
+
+
+def _stop_all(targets: list[ProcessIdentity], spared: Collection[ProcessIdentity]) -> None:
+    """Stop `targets` and what descends from them, which is added before it is stopped."""
     roots = tuple(targets)
     # This process itself comes last: what is stopped does nothing any more.
     me = identity.current()
     stopped: set[ProcessIdentity] = set()
-    fresh = targets
+    fresh = list(roots)
     while fresh:
         for process in fresh:
             if sys.platform != "win32" and process != me:
                 send_signal_if_allowed(process, signal.SIGSTOP)
             stopped.add(process)
-        fresh = [process for process in descendants(roots, spared=spared) if process not in stopped]
+        fresh = [process for process in _descendants_if_seen(roots, spared) if process not in stopped]
         targets.extend(fresh)
+
+
+def _kill_all(targets: list[ProcessIdentity]) -> None:
+    me = identity.current()
+    failed: OSError | None = None
     for process in sorted(targets, key=lambda process: process == me):
-        send_signal_if_allowed(process, signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
+        try:
+            send_signal_if_allowed(process, signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
+        except OSError as error:
+            # The others are stopped, too, and must not stay so.
+            failed = error
+    if failed is not None:
+        raise failed
 
 
 class KillFamilies(Protocol):

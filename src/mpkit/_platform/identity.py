@@ -11,11 +11,16 @@ import os
 import sys
 from typing import NamedTuple
 
-__all__ = ["ProcessIdentity", "current", "is_alive", "of"]
+__all__ = ["ProcessIdentity", "current", "is_alive", "is_lack_of_means", "look", "of"]
 
 
 # No descriptor, in this process or the system, or no memory.
 _NO_MEANS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+
+
+def is_lack_of_means(error: OSError) -> bool:
+    """Whether it is for want of a descriptor or of memory: it tells nothing, and may pass."""
+    return error.errno in _NO_MEANS
 
 
 class ProcessIdentity(NamedTuple):
@@ -77,10 +82,14 @@ if hasattr(os, "register_at_fork"):
 
 
 def current() -> ProcessIdentity:
-    """The identity of this process (worked out once, and once again after a fork)."""
+    """The identity of this process (worked out once, and once again after a fork).
+
+    Raises:
+        OSError: If it has to be worked out, and there is no descriptor left for it.
+    """
     global _current
     if _current is None:
-        identity = of(os.getpid())
+        identity = look(os.getpid())
         if identity is None:  # pragma: no cover  only without /proc
             raise RuntimeError("cannot examine this very process; is /proc mounted?")
         _current = identity
@@ -91,12 +100,26 @@ def of(pid: int) -> ProcessIdentity | None:
     """The identity of the process that has this pid now.
 
     Returns:
-        None if there is none, if it is dead already (a zombie), or if it may not be examined.
+        None if there is none, if it is dead already (a zombie), or if it may not or cannot be examined (no
+        descriptor left). Never an error of the system: whoever asks has often just started the process, and
+        would leave it without an owner. See `look` for one who has to know.
     """
     try:
-        seen = _examine(pid)
-    except PermissionError:
+        return look(pid)
+    except OSError:
         return None
+
+
+def look(pid: int) -> ProcessIdentity | None:
+    """The identity of the process that has this pid now.
+
+    Returns:
+        None if there is none, or if it is dead already (a zombie).
+
+    Raises:
+        OSError: If it may not or cannot be examined.
+    """
+    seen = _examine(pid)
     if seen is None or not seen[1]:
         return None
     return ProcessIdentity(pid, seen[0])
@@ -114,7 +137,7 @@ def is_alive(identity: ProcessIdentity) -> bool:
     except PermissionError:
         return True
     except OSError as error:
-        if error.errno in _NO_MEANS:
+        if is_lack_of_means(error):
             return True
         raise
     return seen is not None and seen[1] and seen[0] == identity.started

@@ -14,7 +14,7 @@ if sys.platform == "linux":
     _PAGE = os.sysconf("SC_PAGE_SIZE")
 
     def rss_bytes(pid: int) -> int | None:
-        """The resident memory of a process, shared pages included; None when it is gone or hidden."""
+        """The resident memory of a process, shared pages included; None when it cannot be read (any more)."""
         try:
             with open(f"/proc/{pid}/statm", "rb", buffering=0) as file:
                 return int(file.read(256).split()[1]) * _PAGE
@@ -25,7 +25,7 @@ if sys.platform == "linux":
 else:
 
     def rss_bytes(pid: int) -> int | None:
-        """The resident memory of a process, shared pages included; None when it is gone or hidden."""
+        """The resident memory of a process, shared pages included; None when it cannot be read (any more)."""
         import psutil  # noqa: PLC0415  importing mpkit must not load it
 
         try:

@@ -1,4 +1,12 @@
-"""Every private name of the standard library that mpkit needs stands in this file, and in no other.
+"""Where mpkit meets what the standard library does not promise: the private parts of `multiprocessing`.
+
+Other rooms use all of it from here. What has to do with child processes is written in `child_process`,
+`child_popen` and `fork_server`, and passed on. No other file imports a private module of `multiprocessing`
+(`tests/architecture/test_house.py` sees to it). Elsewhere stand only:
+
+- methods of the objects that come from here: `SemLock._count` and `_is_zero`; `_is_owned` of the lock that
+  `tracker_lock` returns (`mpkit._platform.tracker`);
+- ``concurrent.futures._base``, on whose `Future` the handle of a task is built (`mpkit.pool._handle`).
 
 `tests/unit/platform/test_seam.py` is its canary: it says which name is gone, or behaves otherwise, in a new
 Python. What is used, and why there is no public way:
@@ -27,24 +35,31 @@ Python. What is used, and why there is no public way:
 from __future__ import annotations
 
 import contextlib
-import functools
-import importlib
 import itertools
-import multiprocessing
 import multiprocessing.context as mp_context
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from multiprocessing import connection, process, reduction, spawn, util
-from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, Protocol, TypeVar, cast
+from collections.abc import Callable, Generator, Mapping, Sequence
+from multiprocessing import process, reduction, spawn, util
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, cast
 
-from mpkit._platform import families, identity
-from mpkit._platform.deadlines import deadline_of, remaining
-from mpkit._platform.hints import override
-from mpkit._platform.identity import ProcessIdentity
-from mpkit.errors import ClosedError
+from mpkit._platform.child_process import (
+    ChildProcess,
+    call_target,
+    chosen_start_method,
+    identity_of,
+    interrupt,
+    is_closed,
+    is_created_here,
+    is_current,
+    is_started,
+    look_at,
+    peak_rss_bytes_of,
+    take_back_start,
+    target_of,
+)
+from mpkit._platform.fork_server import start_fork_server
+from mpkit._platform.interruptible_lock import InterruptibleLock
 
 if TYPE_CHECKING:
 
@@ -73,15 +88,26 @@ else:
 __all__ = [
     "SEMAPHORE_KIND",
     "ChildProcess",
+    "InterruptibleLock",
     "PassedDescriptor",
     "SemLock",
     "TrackedType",
     "at_exit_after_children_joined",
     "at_exit_before_children_joined",
+    "call_target",
+    "chosen_start_method",
     "extra_reducers",
     "get_signal_handler",
+    "identity_of",
     "inheriting",
+    "interrupt",
+    "is_closed",
+    "is_created_here",
+    "is_current",
+    "is_started",
+    "look_at",
     "pass_descriptor",
+    "peak_rss_bytes_of",
     "python_executable",
     "rebuild_semaphore",
     "sem_unlink",
@@ -89,6 +115,8 @@ __all__ = [
     "spawn_passing",
     "spawning",
     "start_fork_server",
+    "take_back_start",
+    "target_of",
     "tracker_lock",
     "tracker_register",
     "tracker_unregister",
@@ -277,255 +305,7 @@ def python_executable() -> str | None:
     return None if executable is None else os.fsdecode(executable)
 
 
-# --- child processes ---------------------------------------------------------------------------------------
-
-
-class ChildProcess(process.BaseProcess):
-    """A process of multiprocessing with a start method of its own, that is waited for exactly.
-
-    What multiprocessing's own classes get wrong, and this one does not:
-
-    - two threads that ask for the exit code at the same time (starting a process asks every other one) take
-      it away from each
-      other: one of them sees None, or under forkserver 255;
-    - with fork, the sentinel does not become ready while a grandchild lives (here it does, on Linux 5.3 and
-      later);
-    - under forkserver, a child whose server has been killed counts as dead while it lives;
-    - a signal may be sent to a pid that is another process's by now.
-
-    Args:
-        start_method: The name of a start method that this system has; at the latest it is set before the
-            start.
-    """
-
-    def __init__(
-        self,
-        target: Callable[..., object] | None = None,
-        name: str | None = None,
-        args: Iterable[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-        *,
-        daemon: bool | None = None,
-        start_method: str = "",
-    ) -> None:
-        super().__init__(None, target, name, args, kwargs or {}, daemon=daemon)
-        self._start_method = start_method
-
-    def _check_closed(self) -> None:
-        # Called by nearly every method of the base class.
-        if is_closed(self):
-            raise ClosedError(
-                "this process handle is closed; keep it open for as long as you ask it for anything"
-            )
-
-    @override
-    def close(self) -> None:
-        """Let go of what this handle holds in the system. Twice does no harm.
-
-        Raises:
-            ValueError: If the process is still running.
-        """
-        its = vars(self)
-        popen = its["_popen"]
-        if popen is not None and not is_closed(self):
-            if popen.poll() is None:
-                raise ValueError(f"cannot close {self!r} while it is still running; join or stop it first")
-            cast("set[object]", vars(process)["_children"]).discard(self)
-            popen.close()
-            del its["_sentinel"]
-        # `_popen` stays, unlike in the base class: another thread that is inside `active_children` (whoever
-        # starts a process goes through it) may have seen this process before it was discarded, and older
-        # Pythons (3.10) ask it for its exit code without looking. An ended one answers from memory.
-        its["_closed"] = True
-
-    @staticmethod
-    def _Popen(child: ChildProcess) -> object:  # noqa: N802  multiprocessing calls it so
-        popen = _popen_class(child._start_method)
-        if child._start_method == "fork":
-            return popen(child)
-        with _starting_by(child._start_method):
-            return popen(child)
-
-    def _after_fork(self) -> None:
-        # A spawned child has not forked: what is registered there has been registered by itself.
-        if self._start_method != "spawn":
-            super()._after_fork()  # type: ignore[misc]
-
-    def _bootstrap(self, parent_sentinel: object = None) -> int:
-        self._arrived()
-        # `run` is called by what follows, its return value dropped; an attribute of this object comes before
-        # its class.
-        vars(self)["run"] = functools.partial(self._perform, self.run)
-        return cast("int", super()._bootstrap(parent_sentinel))  # type: ignore[misc]
-
-    # For subclasses; with an underscore, because users derive from those and choose names of their own.
-
-    def _arrived(self) -> None:
-        """In the child: called first."""
-
-    def _perform(self, run: Callable[[], object]) -> None:
-        """In the child: called in place of `run`, which it has to call."""
-        run()
-
-
-def is_started(child: ChildProcess) -> bool:
-    """Whether it has been started, and neither closed nor brought here from the process that did."""
-    return vars(child).get("_popen") is not None and not is_closed(child)
-
-
-def is_closed(child: ChildProcess) -> bool:
-    """Whether `close` was called."""
-    return bool(vars(child)["_closed"])
-
-
-def is_current(child: ChildProcess) -> bool:
-    """Whether this very process is it."""
-    return child is process.current_process()
-
-
-def is_created_here(child: ChildProcess) -> bool:
-    """Whether this process created it: only its creator may start it and wait for it."""
-    return bool(vars(child)["_parent_pid"] == os.getpid())
-
-
-def identity_of(child: ChildProcess) -> ProcessIdentity | None:
-    """Which process it is; None before the start, and if it had ended before it could be looked at."""
-    return getattr(vars(child).get("_popen"), "identity", None)
-
-
-def peak_rss_bytes_of(child: ChildProcess) -> int | None:
-    """The largest resident memory it had, once it has ended, as far as the system tells; else None."""
-    return getattr(vars(child).get("_popen"), "peak_rss_bytes", None)
-
-
-def target_of(child: ChildProcess) -> tuple[object, tuple[object, ...], dict[str, object]]:
-    """What it is to call, with which arguments; only before the start."""
-    its = vars(child)
-    return its["_target"], its["_args"], its["_kwargs"]
-
-
-def call_target(child: ChildProcess) -> object:
-    """In the child: call the target, if there is one, and return what it returns."""
-    target, args, kwargs = vars(child)["_target"], vars(child)["_args"], vars(child)["_kwargs"]
-    return target(*args, **kwargs) if target else None
-
-
-def interrupt(child: ChildProcess) -> None:
-    """Send SIGINT to a child that has been started (before Python 3.14 there is no method for it)."""
-    popen = vars(child)["_popen"]
-    # On Windows there is no way to interrupt one process alone.
-    (popen.terminate if sys.platform == "win32" else popen.interrupt)()
-
-
-def chosen_start_method() -> str | None:
-    """What the application has set as its start method, or settled by using it; None while it has not."""
-    # What typeshed does not know: None as long as nobody has set or used a start method.
-    return cast("str | None", multiprocessing.get_start_method(allow_none=True))
-
-
-class _BeingStarted(threading.local):
-    """The start method of the child that this thread is just starting."""
-
-    method: str | None = None
-
-
-_being_started = _BeingStarted()
-
-
-@contextlib.contextmanager
-def _starting_by(method: str) -> Generator[None]:
-    """What is started in this block, in this thread, settles nothing for the application.
-
-    Starting a process by spawn or forkserver tells it the application's start method, and asking for that
-    settles it (before 3.14) on the default of the running Python. So where the application has none, the
-    child is told its own: with that, importing a main module that starts processes without
-    `if __name__ == "__main__"` is an error in the child, as it should be, and does not do everything twice.
-    """
-    spawn: Any = importlib.import_module("multiprocessing.spawn")
-    if spawn.get_start_method is not _told_start_method:
-        spawn.get_start_method = _told_start_method
-    before, _being_started.method = _being_started.method, method
-    try:
-        yield
-    finally:
-        _being_started.method = before
-
-
-def _told_start_method(allow_none: bool = False) -> str | None:
-    """In the place of `multiprocessing.get_start_method`, where it is made up what a child is told."""
-    method = _being_started.method
-    if method is None:
-        return multiprocessing.get_start_method(allow_none=allow_none)
-    return chosen_start_method() or method
-
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-class InterruptibleLock:
-    """A lock between threads that an interrupt cannot leave locked.
-
-    ``with lock:`` can, in the main thread: from Python 3.14 on a signal handler may run between the taking
-    and the block that would give it back (python/cpython#148874). So where Ctrl-C may come there is `run`;
-    and where each call counts, its body in line::
-
-        try:
-            lock.acquire()
-            ...
-            lock.release()
-        except BaseException:
-            try:
-                lock.unwind()
-            finally:
-                lock.unwind()  # should the interrupt have come in the middle of the first one
-            raise
-
-    Args:
-        of: the condition whose lock it shall be; None: a lock of its own.
-
-    Attributes:
-        acquire: ``acquire(blocking=True, timeout=-1) -> bool``, the C method itself.
-        release: gives it back.
-        is_owned: whether this thread has it.
-        raw: the lock itself, for a `threading.Condition`.
-    """
-
-    __slots__ = ("acquire", "is_owned", "raw", "release")
-
-    def __init__(self, of: threading.Condition | None = None) -> None:
-        # The one lock of the standard library that knows its owner; `threading.Condition` asks it by the same
-        # name, and has that name itself.
-        lock: Any = of or threading.RLock()
-        self.raw: threading.RLock = lock
-        self.is_owned: Callable[[], bool] = lock._is_owned
-        self.acquire: Callable[..., bool] = lock.acquire
-        self.release: Callable[[], None] = lock.release
-
-    def run(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call ``function(*args, **kwargs)`` while holding the lock."""
-        try:
-            self.acquire()
-            result = function(*args, **kwargs)
-            self.release()
-        except BaseException:
-            try:
-                self.unwind()
-            finally:
-                self.unwind()
-            raise
-        return result
-
-    def unwind(self) -> None:
-        """Give it back if this thread has it."""
-        if self.is_owned():
-            self.release()
-
-    def __enter__(self) -> bool:
-        return self.acquire()
-
-    def __exit__(self, *_exc_info: object) -> None:
-        self.release()
+# --- what is being started ---------------------------------------------------------------------------------
 
 
 def spawning() -> bool:
@@ -545,257 +325,6 @@ def inheriting() -> Generator[None]:
         yield
     finally:
         del me._inheriting
-
-
-class _ExactWaiting:
-    """Mixed into the Popen classes of multiprocessing (POSIX)."""
-
-    method: str
-    pid: int
-    sentinel: int
-    returncode: int | None
-
-    def __init__(self, child: ChildProcess) -> None:
-        self._guard = threading.Lock()
-        self._owner = os.getpid()
-        self.identity: ProcessIdentity | None = None
-        self.peak_rss_bytes: int | None = None
-        super().__init__(child)  # type: ignore[call-arg]  # the other base class: starts it
-        self.identity = identity.of(self.pid)
-
-    def poll(self, flag: int = 1) -> int | None:
-        # The flag is WNOHANG or 0, as of waitpid.
-        if flag == 0:
-            return self.wait(None)
-        if self.returncode is None and self._owner == os.getpid():
-            with self._guard:
-                if self.returncode is None:
-                    self._reap()
-        return self.returncode
-
-    def wait(self, timeout: float | None = None) -> int | None:
-        deadline = deadline_of(None if timeout is None else max(timeout, 0.0))
-        while self.poll() is None:
-            if self._owner != os.getpid() or not self._wait_for_end(remaining(deadline)):
-                return self.poll()
-        return self.returncode
-
-    def _send_signal(self, signum: int) -> None:
-        # Not while another thread reaps it: from then on the pid can be anybody's.
-        with self._guard:
-            if self.returncode is None and self._owner == os.getpid():
-                self._signal(signum)
-
-    def interrupt(self) -> None:
-        self._send_signal(signal.SIGINT)
-
-    def _reap(self) -> None:
-        raise NotImplementedError
-
-    def _wait_for_end(self, timeout: float | None) -> bool:
-        """Wait until `_reap` has something to do; False when the time is out."""
-        raise NotImplementedError
-
-    def _signal(self, signum: int) -> None:
-        raise NotImplementedError
-
-
-class _OwnChild(_ExactWaiting):
-    """For fork and spawn: the process is a child of ours."""
-
-    def __init__(self, child: ChildProcess) -> None:
-        super().__init__(child)
-        self._close_descriptor: util.Finalize | None = None
-        if hasattr(os, "pidfd_open"):
-            try:
-                descriptor = os.pidfd_open(self.pid)
-            except OSError:
-                return  # an old kernel, a sandbox, out of descriptors: the sentinel of multiprocessing stays
-            self._close_descriptor = util.Finalize(self, os.close, (descriptor,))
-            self.sentinel = descriptor
-
-    def _reap(self) -> None:
-        try:
-            pid, status, usage = os.wait4(self.pid, os.WNOHANG)
-        except ChildProcessError:
-            # Somebody else has waited for it (or nobody can: SIGCHLD is ignored). It has ended; how, is lost.
-            self.returncode = _CODE_LOST
-            return
-        if pid == self.pid:
-            self.returncode = os.waitstatus_to_exitcode(status)
-            self.peak_rss_bytes = self._peak(usage.ru_maxrss)
-
-    def _peak(self, maxrss: int) -> int | None:
-        if self.method == "spawn":
-            import resource  # noqa: PLC0415  POSIX only
-
-            # Between fork and exec a spawned child shares our memory, and Linux counts that as its own.
-            # So what is not above our own peak tells nothing.
-            if maxrss <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss:
-                return None
-        return maxrss * (1 if sys.platform == "darwin" else 1024)
-
-    def _wait_for_end(self, timeout: float | None) -> bool:
-        if self._close_descriptor is not None:
-            return bool(connection.wait([self.sentinel], timeout))
-        if self.identity is None:
-            return True
-        return self.identity not in families.wait_gone([self.identity], timeout)
-
-    def _signal(self, signum: int) -> None:
-        # Not reaped yet, and nobody else is reaping it now: the pid is still its own.
-        try:
-            os.kill(self.pid, signum)
-        except ProcessLookupError:
-            return  # reaped by somebody else: see `_reap`
-
-    def close(self) -> None:
-        if self._close_descriptor is not None:
-            self._close_descriptor()
-        super().close()  # type: ignore[misc]  # the other base class has it
-
-
-class _ChildOfServer(_ExactWaiting):
-    """For forkserver: the process is a child of the server, which tells us the pid and then the exit code."""
-
-    _server_died = False
-
-    def _reap(self) -> None:
-        if not self._server_died:
-            if not connection.wait([self.sentinel], 0):
-                return
-            from multiprocessing import forkserver  # noqa: PLC0415  POSIX only
-
-            try:
-                self.returncode = forkserver.read_signed(self.sentinel)
-            except (OSError, EOFError):
-                self._server_died = True
-            else:
-                return
-        if self.identity is None or not identity.is_alive(self.identity):
-            self.returncode = _CODE_LOST
-
-    def _wait_for_end(self, timeout: float | None) -> bool:
-        if self._server_died and self.identity is not None:
-            return self.identity not in families.wait_gone([self.identity], timeout)
-        return bool(connection.wait([self.sentinel], timeout))
-
-    def _signal(self, signum: int) -> None:
-        if self.identity is not None:
-            families.send_signal(self.identity, signum)
-
-
-_CODE_LOST: Final = 255
-"""The exit code of a process that has ended nobody knows how; multiprocessing uses the same."""
-
-
-@functools.cache
-def _popen_class(start_method: str) -> type[Any]:
-    if sys.platform == "win32":
-        from multiprocessing import popen_spawn_win32  # noqa: PLC0415
-
-        return popen_spawn_win32.Popen
-    if start_method == "fork":
-        from multiprocessing import popen_fork  # noqa: PLC0415
-
-        return type("Popen", (_OwnChild, popen_fork.Popen), {})
-    if start_method == "spawn":
-        from multiprocessing import popen_spawn_posix  # noqa: PLC0415
-
-        return type("Popen", (_OwnChild, popen_spawn_posix.Popen), {})
-    from multiprocessing import popen_forkserver  # noqa: PLC0415
-
-    return type("Popen", (_ChildOfServer, popen_forkserver.Popen), {})
-
-
-# --- the fork server ---------------------------------------------------------------------------------------
-
-_starting_server = threading.Lock()
-
-
-def _forget_after_fork() -> None:
-    global _starting_server
-    _starting_server = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_after_fork)
-
-
-def start_fork_server(modules: Sequence[str]) -> None:
-    """Start the fork server of multiprocessing, unless it runs, and have it import modules of ours first.
-
-    Returns at once: the server comes up while the caller goes on. It takes nothing from the application: what
-    that has asked the server to import is imported as well, and before; what it asks for later holds for a
-    server that is started later, as ever. Its own children merely find modules loaded that its main process
-    has loaded too. A server that runs already stays as it is.
-
-    A Ctrl-C while it starts does not end it: see `mpkit._platform.server_mask`.
-
-    Args:
-        modules: What its children need; a child then starts without importing anything.
-
-    Raises:
-        OSError: The system refuses a process or descriptors.
-    """
-    from multiprocessing import forkserver, resource_tracker  # noqa: PLC0415  POSIX only
-
-    server: Any = vars(forkserver)["_forkserver"]
-    with _starting_server:
-        before: list[str] = server._preload_modules
-        with_ours = [*before, *modules]
-        is_blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        # On 3.15 the application may have asked that a module which cannot be imported ends the server.
-        polite = getattr(server, "_preload_on_error", "ignore") == "ignore"
-        if server._forkserver_pid is None and polite and _is_found_by_every_interpreter():
-            server._preload_modules = with_ours
-            if not is_blocked:
-                with_ours.append("mpkit._platform.server_mask")
-                # The server does it otherwise, and before 3.12 that leaves SIGINT unblocked.
-                resource_tracker.ensure_running()
-                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            with _starting_by("forkserver"):
-                server.ensure_running()
-        finally:
-            if not is_blocked:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-            # Unless another thread has just asked for others.
-            if server._preload_modules is with_ours:
-                server._preload_modules = before
-
-
-def _is_found_by_every_interpreter() -> bool:
-    """Whether ``import mpkit`` means this very package in a new interpreter, too.
-
-    Before 3.14 the fork server does not get our `sys.path`. Should it find another mpkit first (in the
-    current directory, say), all its children would have that one.
-    """
-    if sys.flags.no_site or sys.flags.isolated or sys.flags.ignore_environment:
-        return False
-    import site  # noqa: PLC0415  loaded at the start of nearly every interpreter, but not of all
-
-    home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    sites = [*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else [])]
-    places = [os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep), *sites]
-    for place in places:
-        if place and os.path.exists(os.path.join(place, "mpkit")):
-            return os.path.realpath(place) == os.path.realpath(home)
-    # Not there: then one of the files by which `site` adds directories has to name it.
-    return any(home in _directories_added_in(place) for place in sites)
-
-
-def _directories_added_in(place: str) -> list[str]:
-    from mpkit._platform.cgroups import lines_of  # noqa: PLC0415  asked once in a program, by the parent
-
-    with contextlib.suppress(OSError):
-        return [
-            line.strip()
-            for name in os.listdir(place)
-            if name.endswith(".pth")
-            for line in lines_of(os.path.join(place, name))
-        ]
-    return []
 
 
 # --- pickling ---------------------------------------------------------------------------------------------

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import psutil
 
+from mpkit._platform.process_state import ProcessState
 from mpkit.errors import ProcessGone
 from mpkit.introspect._translate import checked_pid, find, translated
-from mpkit.process import ProcessState
 
 if TYPE_CHECKING:
     from collections.abc import Callable

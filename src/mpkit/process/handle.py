@@ -6,7 +6,6 @@ import contextlib
 import faulthandler
 import signal
 import sys
-import threading
 import traceback
 import weakref
 from collections.abc import Callable
@@ -110,8 +109,7 @@ class Handle:
         self.limit = limit
         self.orphan = orphan
         self.ties = ties
-        self.lock: threading.Lock = threading.Lock()
-        self.outcome: tuple[Stage, object] | None = None
+        self._outcomes: dict[None, tuple[Stage, object]] = {}
         self.memory_exceeded: int | None = None
         self.killed: bool = False
         #: What it may have left when it was killed has been removed.
@@ -130,6 +128,20 @@ class Handle:
         if self.ties is not None:
             self.ties.close()
         self.ties = None
+
+    @property
+    def outcome(self) -> tuple[Stage, object] | None:
+        """What came of the process, once somebody has asked for it."""
+        return self._outcomes.get(None)
+
+    def keep_outcome(self, outcome: tuple[Stage, object]) -> tuple[Stage, object]:
+        """Keep this, unless another thread was first; what is kept."""
+        # One step, without a lock that a signal handler could find taken.
+        return self._outcomes.setdefault(None, outcome)
+
+    def forget_outcome(self) -> None:
+        """Let go of it."""
+        self._outcomes.clear()
 
     def likely_oom(self, exitcode: int | None) -> bool:
         """Whether the system's out-of-memory killer is the likely cause of this exit code."""

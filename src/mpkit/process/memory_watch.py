@@ -9,6 +9,7 @@ than the kernel can clear, some 100 MB at the worst.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -21,6 +22,8 @@ __all__ = ["watch"]
 
 INTERVAL_S: Final = 0.05
 
+_logger = logging.getLogger("mpkit.process")
+
 
 class _Watcher:
     """The processes with a limit, and the thread that looks at them; it ends when there are none left."""
@@ -32,39 +35,58 @@ class _Watcher:
 
     def add(self, process: ProcessIdentity, limit: int, exceeded: Callable[[int], None]) -> None:
         with self._lock:
-            self._limits[process] = (limit, exceeded)
             if not self._running:
                 # A daemon: at the end of the interpreter it must not be waited for, since multiprocessing
                 # ends the daemonic children only after the threads.
                 threading.Thread(target=self._run, name="mpkit-memory-watch", daemon=True).start()
                 self._running = True
+            # Last: should there be no thread left, nothing is to be watched.
+            self._limits[process] = (limit, exceeded)
 
     def _run(self) -> None:
         pause = threading.Event()
-        while not pause.wait(INTERVAL_S):
-            with self._lock:
-                limits = dict(self._limits)
-            ended = [
-                process for process, (limit, tell) in limits.items() if self._is_over(process, limit, tell)
-            ]
-            with self._lock:
-                for process in ended:
-                    del self._limits[process]
-                if not self._limits:
-                    self._running = False
+        while True:
+            pause.wait(INTERVAL_S)
+            # The limits hold for as long as this thread runs: nothing may end it but the end of its work.
+            try:
+                if not self._look():
                     return
+            except Exception:
+                _logger.exception("the memory watch failed; it looks again")
 
-    @staticmethod
-    def _is_over(process: ProcessIdentity, limit: int, exceeded: Callable[[int], None]) -> bool:
-        size = memory.rss_bytes(process.pid)
-        if not size or not identity.is_alive(process):
-            # A zombie has no memory.
-            return True
-        if size <= limit:
-            return False
-        exceeded(size)
-        families.kill_families([process])
+    def _look(self) -> bool:
+        """Look at each process once; False when there is nothing left to do, and the thread has to end."""
+        with self._lock:
+            limits = dict(self._limits)
+        for process, (limit, exceeded) in limits.items():
+            try:
+                done = _is_done_with(process, limit, exceeded)
+            except Exception:  # one that cannot be dealt with leaves the others their limits
+                _logger.exception(
+                    "the memory of process %d could not be limited; it is tried again",
+                    process.pid,
+                )
+                continue
+            if done:
+                with self._lock:
+                    del self._limits[process]
+        with self._lock:
+            self._running = bool(self._limits)
+            return self._running
+
+
+def _is_done_with(process: ProcessIdentity, limit: int, exceeded: Callable[[int], None]) -> bool:
+    """Whether the process need not be looked at again: it has ended, or was over its limit and is killed."""
+    size = memory.rss_bytes(process.pid)
+    # Asked afterwards: so it was the memory of this process, not of another that has got its pid. It also
+    # tells why there may be none to see: one that lives cannot be read just now (no descriptor left, say).
+    if not identity.is_alive(process):
         return True
+    if size is None or size <= limit:
+        return False
+    exceeded(size)
+    families.kill_families([process])
+    return True
 
 
 _watcher = _Watcher()
@@ -86,5 +108,8 @@ def watch(process: ProcessIdentity, limit: int, exceeded: Callable[[int], None])
         process: A child of this process; when it has ended it is forgotten.
         limit: In bytes.
         exceeded: Called with the memory it had, just before it is killed.
+
+    Raises:
+        RuntimeError: If no thread can be started. Nothing is watched then.
     """
     _watcher.add(process, limit, exceeded)

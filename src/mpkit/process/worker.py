@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import operator
 import signal
 import sys
@@ -16,6 +15,7 @@ from mpkit._platform.contexts import resolve_context
 from mpkit._platform.deadlines import check_timeout
 from mpkit._platform.hints import Self, TypeVar, override
 from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.process_state import ProcessState
 from mpkit._platform.signals import signal_name
 from mpkit._shm.semaphore import forget_private_of
 from mpkit._wire import codec
@@ -23,7 +23,6 @@ from mpkit.errors import ProcessGone, SerializationError, WaitTimeout, WorkerCra
 from mpkit.process import memory_watch
 from mpkit.process.handle import Arrival, Handle, Ties
 from mpkit.process.report import Stage
-from mpkit.process.states import ProcessState
 
 if TYPE_CHECKING:
     from mpkit.introspect import ProcessSnapshot
@@ -156,6 +155,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             AssertionError: If it has been started before, or this process did not create it or is daemonic.
             ClosedError: After `close`.
             OSError: If the system has no process, descriptor or memory left.
+            RuntimeError: If the system has no thread left to watch the memory limit with.
             WorkerCrashed: If the fork server of multiprocessing has died while it was asked.
 
         Blocking: until the child exists, not until it does something.
@@ -166,6 +166,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         handle = self._mpkit
         self._start_method = handle.method or resolve_context(None).get_start_method()
         ties = handle.prepare()
+        target = seam.target_of(self)
         try:
             super().start()
         except (EOFError, ConnectionError) as error:
@@ -179,11 +180,25 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         except BaseException:
             handle.abandon()
             raise
+        try:
+            self._look_after(handle, ties)
+        except BaseException:
+            # A process that nobody looks after must not go on.
+            process = seam.identity_of(self)
+            seam.take_back_start(self, target)
+            handle.abandon()
+            if process is not None:
+                forget_private_of(process)
+            raise
+
+    def _look_after(self, handle: Handle, ties: Ties) -> None:
+        """What is to be done right after the start."""
         if self._start_method != "fork":
             ties.link.started(self.pid or 0)
-        process = seam.identity_of(self)
-        if handle.limit is not None and process is not None:
-            memory_watch.watch(process, handle.limit, handle.exceeded_memory)
+        if handle.limit is not None:
+            process = seam.look_at(self)
+            if process is not None:
+                memory_watch.watch(process, handle.limit, handle.exceeded_memory)
 
     @override
     def join(self, timeout: SupportsFloat | None = None) -> None:
@@ -242,7 +257,8 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         """End the process and all its descendants: interrupt them, then terminate, then kill what is left.
 
         Processes are told apart by pid and start time, so no stranger that has got the pid of one is hit. The
-        resource tracker of multiprocessing is spared: it cleans up and ends by itself.
+        resource tracker of multiprocessing is spared: it cleans up and ends by itself. While this process has
+        no descriptor left its descendants cannot be found; then it is ended without them.
 
         Args:
             grace_period: Seconds to wait after the interrupt, and again after the terminate. 0 kills right
@@ -273,7 +289,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         handle = self._mpkit
         if handle.ties is not None:
             handle.ties.close()
-        handle.outcome = None
+        handle.forget_outcome()
 
     def __enter__(self) -> Self:
         """Start the process, unless it has been."""
@@ -306,8 +322,12 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         Big buffers in the result (of numpy arrays, say) are mapped, not copied, and are private to this
         process. The result survives the process, and may be asked for any number of times until `close`.
 
+        It is unpickled here, by the first who asks, in the thread that asks: that is code of its classes, and
+        no time limit can stop it. If it hangs, this call hangs, nobody else's. All get the same object, or
+        the same exception.
+
         Args:
-            timeout: Seconds at the longest, None for ever.
+            timeout: Seconds to wait for the process at the longest, None for ever. Unpickling comes on top.
 
         Returns:
             What the target, or an overridden `run`, returned.
@@ -323,7 +343,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             ClosedError: After `close`.
             RuntimeError: If another process created it.
 
-        Blocking: for at most `timeout`.
+        Blocking: for at most `timeout`, then for as long as unpickling takes.
         """
         stage, value = self._outcome_within(timeout)
         if stage is not Stage.RETURNED:
@@ -334,8 +354,10 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
     def exception(self, timeout: SupportsFloat | None = None) -> BaseException | None:
         """Wait until the process has ended, and return what `result` would raise; None if it would return.
 
+        A result is unpickled to see that it can be: see `result`.
+
         Args:
-            timeout: Seconds at the longest, None for ever.
+            timeout: Seconds to wait for the process at the longest, None for ever. Unpickling comes on top.
 
         Raises:
             WaitTimeout: If it has not ended in time. It goes on.
@@ -343,7 +365,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             ClosedError: After `close`.
             RuntimeError: If another process created it.
 
-        Blocking: for at most `timeout`.
+        Blocking: for at most `timeout`, then for as long as unpickling takes.
         """
         stage, value = self._outcome_within(timeout)
         return None if stage is Stage.RETURNED else cast("BaseException", value)
@@ -379,7 +401,9 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             ClosedError: After `close`.
             RuntimeError: If another process created it.
         """
-        return cast("ProcessSnapshot", _introspect().snapshot(self._living_pid()))
+        from mpkit.introspect import snapshot  # noqa: PLC0415  it imports psutil
+
+        return snapshot(self._living_pid())
 
     def children(self) -> list[ProcessSnapshot]:
         """The children of the process, whoever started them, as the operating system tells; the oldest first.
@@ -394,7 +418,9 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             ClosedError: After `close`.
             RuntimeError: If another process created it.
         """
-        return [child.process for child in _introspect().tree(self._living_pid()).children]
+        from mpkit.introspect import tree  # noqa: PLC0415  it imports psutil
+
+        return [child.process for child in tree(self._living_pid()).children]
 
     @override
     def __repr__(self) -> str:
@@ -464,10 +490,9 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         self._join(seconds)
         if self.exitcode is None:
             raise WaitTimeout(f"{self!r} has not ended within {seconds:g} s; it goes on")
-        with handle.lock:
-            if handle.outcome is None:
-                handle.outcome = self._read_outcome(handle)
-            return handle.outcome
+        # Unpickling runs foreign code: under a lock it would make others wait for it, or for themselves. So
+        # two threads may both do it; all get what the first one has kept.
+        return handle.outcome or handle.keep_outcome(self._read_outcome(handle))
 
     def _read_outcome(self, handle: Handle) -> tuple[Stage, object]:
         ties = self._own_ties()
@@ -566,11 +591,6 @@ _REMEDY: Final = (
 )
 
 
-def _introspect() -> types.ModuleType:
-    # Not an import statement: that room is above this one, and imports psutil.
-    return importlib.import_module("mpkit.introspect")
-
-
 def _checked_limit(limit: int | None) -> int | None:
     if limit is None:
         return None
@@ -621,7 +641,7 @@ def _end_family(root: ProcessIdentity, grace: float | None, handle: Handle, *, i
     family = [root]
     for signum in steps if grace != 0 else ():
         # Those that live now; the children of one that has ended are found as long as they are remembered.
-        family += [process for process in families.descendants(family) if process not in family]
+        family = families.with_descendants(family)
         if signum is not None:
             for process in family:
                 families.send_signal_if_allowed(process, signum)
@@ -629,6 +649,6 @@ def _end_family(root: ProcessIdentity, grace: float | None, handle: Handle, *, i
         if not family:
             return
     handle.killed = True
-    family += [process for process in families.descendants(family) if process not in family]
+    family = families.with_descendants(family)
     families.kill_families(family)
     families.wait_gone(family, _KILL_PATIENCE_S)

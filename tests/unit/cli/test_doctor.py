@@ -77,6 +77,13 @@ def test_a_quota_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "2 usable of 64" in finding.detail
 
 
+@pytest.fixture
+def on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the tests run."""
+    monkeypatch.setattr(leftovers, "sees_every_process", lambda: True)
+
+
+@pytest.mark.usefixtures("on_the_host")
 def test_what_was_left_behind_is_a_problem_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leftovers, "find", lambda: [leftovers.Leftover("/dev/shm/x", 2048, 5)])
     monkeypatch.setattr(_segments, "other_trackers", list)
@@ -85,6 +92,7 @@ def test_what_was_left_behind_is_a_problem_with_a_remedy(monkeypatch: pytest.Mon
     assert "--clean" in finding.remedy
 
 
+@pytest.mark.usefixtures("on_the_host")
 def test_what_a_running_program_may_remove_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leftovers, "find", lambda: [leftovers.Leftover("/dev/shm/x", 2048, 5)])
     monkeypatch.setattr(_segments, "other_trackers", lambda: [7])
@@ -109,6 +117,35 @@ def test_this_python_is_known() -> None:
     assert "CPython" in finding.detail
 
 
+def test_in_a_container_what_looks_left_behind_may_be_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leftovers, "find", lambda: [leftovers.Leftover("/dev/shm/x", 2048, 5)])
+    monkeypatch.setattr(leftovers, "sees_every_process", lambda: False)
+    (finding,) = checks.left_behind()
+    assert finding.level is Level.NOTE
+    assert "--force" in finding.remedy
+
+
+def test_clean_removes_nothing_in_a_container_unless_forced(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = leftovers.Leftover("/dev/shm/mpkit-x", 2048, 5)
+    removed: list[leftovers.Leftover] = []
+
+    def remove(found: list[leftovers.Leftover]) -> list[leftovers.Leftover]:
+        removed.extend(found)
+        return found
+
+    monkeypatch.setattr(leftovers, "find", lambda: [left])
+    monkeypatch.setattr(leftovers, "remove", remove)
+    monkeypatch.setattr(leftovers, "sees_every_process", lambda: False)
+    command.clean()
+    assert removed == []
+    assert capsys.readouterr().out.startswith("removed none of 1 file: seen from this container")
+    command.clean(force=True)
+    assert removed == [left]
+
+
+@pytest.mark.usefixtures("on_the_host")
 def test_clean_says_what_it_removed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

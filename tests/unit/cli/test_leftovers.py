@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,17 @@ def test_one_that_has_gone_meanwhile_does_no_harm(folder: Path) -> None:
     found = leftovers.find()
     os.unlink(path)
     assert leftovers.remove(found) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pid namespaces")
+@pytest.mark.parametrize(
+    "name, all_of_them", [("pid:[4026531836]", True), ("pid:[4026532201]", False), (None, False)]
+)
+def test_only_the_first_pid_namespace_sees_every_process(
+    name: str | None, all_of_them: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = tmp_path / "pid"
+    if name is not None:
+        link.symlink_to(name)
+    monkeypatch.setattr(leftovers, "_OUR_PIDS", str(link))
+    assert leftovers.sees_every_process() is all_of_them

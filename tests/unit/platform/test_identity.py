@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import sys
@@ -58,6 +59,18 @@ def test_one_that_may_not_be_examined_counts_as_alive(monkeypatch: pytest.Monkey
     monkeypatch.setattr(identity, "open", refuse, raising=False)
     assert identity.is_alive(ProcessIdentity(77, 4242))
     assert identity.of(77) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_without_a_descriptor_nothing_is_told_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_descriptor(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.EMFILE, "no descriptor left")
+
+    monkeypatch.setattr(identity, "open", no_descriptor, raising=False)
+    assert identity.of(os.getpid()) is None
+    with pytest.raises(OSError, match="no descriptor left"):
+        identity.look(os.getpid())
+    assert identity.is_alive(ProcessIdentity(77, 4242))
 
 
 def _redirect_open(monkeypatch: pytest.MonkeyPatch, asked: str, answer: str) -> None:

@@ -32,6 +32,11 @@ _FEW_FILES = 256
 _SMALL_SHM = 64 * 2**20
 _FULL_SHM = 2 * 2**20
 _START_SECONDS = 60.0
+#: What to do where nobody can tell the dead from those next door.
+NEXT_DOOR = (
+    "seen from this container, the processes of another one that shares the directory look dead; run doctor"
+    " --clean on the host, or add --force where nobody shares it"
+)
 _EXTRAS = (("cloudpickle", "cloudpickle"), ("progress", "tqdm"), ("top", "rich"))
 
 
@@ -164,7 +169,9 @@ def left_behind() -> Iterator[Finding]:
     what = f"{_text.counted(len(found), 'file')} of dead processes, {size}"
     # A program whose child has died, for instance: its tracker removes what that one has created when the
     # whole program ends.
-    if _segments.other_trackers():
+    if not leftovers.sees_every_process():
+        yield note("left behind", what, NEXT_DOOR)
+    elif _segments.other_trackers():
         yield note("left behind", what, "a program that still runs may remove them at its end")
     else:
         yield problem("left behind", what, "remove them: python -m mpkit doctor --clean")

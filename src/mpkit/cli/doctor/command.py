@@ -28,20 +28,32 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument(
         "--clean", action="store_true", help="remove what dead processes of this user left behind"
     )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help=(
+            "with --clean: remove it in a container, too, where the living of another one would look dead;"
+            " only where nobody else has this /dev/shm and this temporary directory"
+        ),
+    )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the findings as they come; 1 if one of them is a problem."""
     if options.clean:
-        clean()
+        clean(force=options.force)
     worst = report(finding for check in checks.ALL for finding in check())
     return 1 if worst is Level.PROBLEM else 0
 
 
-def clean() -> None:
-    """Remove the leftovers, and say which."""
-    for left in leftovers.remove(leftovers.find()):
+def clean(*, force: bool = False) -> None:
+    """Remove the leftovers, and say which; in a container with pids of its own only with `force`."""
+    found = leftovers.find()
+    if found and not force and not leftovers.sees_every_process():
+        print(f"removed none of {_text.counted(len(found), 'file')}: {checks.NEXT_DOOR}")
+        return
+    for left in leftovers.remove(found):
         print(f"removed {left.path} ({_text.size(left.size_bytes)}, of process {left.pid}, which is dead)")
 
 

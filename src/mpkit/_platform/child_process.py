@@ -1,0 +1,251 @@
+"""A process of multiprocessing with a start method of its own, and what the handle of one tells.
+
+Part of the seam (`mpkit._platform.seam`, through which other rooms use it). Of it are private to
+multiprocessing: ``BaseProcess._bootstrap``, ``_Popen``, ``_after_fork`` and the attributes of a process, and
+``spawn.get_start_method``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import multiprocessing
+import os
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterable, Mapping
+from multiprocessing import process
+from typing import Any, cast
+
+from mpkit._platform import identity
+from mpkit._platform.child_popen import popen_class
+from mpkit._platform.hints import override
+from mpkit._platform.identity import ProcessIdentity
+from mpkit.errors import ClosedError
+
+__all__ = [
+    "ChildProcess",
+    "call_target",
+    "chosen_start_method",
+    "identity_of",
+    "interrupt",
+    "is_closed",
+    "is_created_here",
+    "is_current",
+    "is_started",
+    "look_at",
+    "peak_rss_bytes_of",
+    "starting_by",
+    "take_back_start",
+    "target_of",
+]
+
+
+class ChildProcess(process.BaseProcess):
+    """A process of multiprocessing with a start method of its own, that is waited for exactly.
+
+    What multiprocessing's own classes get wrong, and this one does not:
+
+    - two threads that ask for the exit code at the same time (starting a process asks every other one) take
+      it away from each other: one of them sees None, or under forkserver 255;
+    - with fork, the sentinel does not become ready while a grandchild lives (here it does, on Linux 5.3 and
+      later);
+    - under forkserver, a child whose server has been killed counts as dead while it lives;
+    - a signal may be sent to a pid that is another process's by now.
+
+    Args:
+        start_method: The name of a start method that this system has; at the latest it is set before the
+            start.
+    """
+
+    def __init__(
+        self,
+        target: Callable[..., object] | None = None,
+        name: str | None = None,
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        daemon: bool | None = None,
+        start_method: str = "",
+    ) -> None:
+        super().__init__(None, target, name, args, kwargs or {}, daemon=daemon)
+        self._start_method = start_method
+
+    def _check_closed(self) -> None:
+        # Called by nearly every method of the base class.
+        if is_closed(self):
+            raise ClosedError(
+                "this process handle is closed; keep it open for as long as you ask it for anything"
+            )
+
+    @override
+    def close(self) -> None:
+        """Let go of what this handle holds in the system. Twice does no harm.
+
+        Raises:
+            ValueError: If the process is still running.
+        """
+        its = vars(self)
+        popen = its["_popen"]
+        if popen is not None and not is_closed(self):
+            if popen.poll() is None:
+                raise ValueError(f"cannot close {self!r} while it is still running; join or stop it first")
+            cast("set[object]", vars(process)["_children"]).discard(self)
+            popen.close()
+            del its["_sentinel"]
+        # `_popen` stays, unlike in the base class: another thread that is inside `active_children` (whoever
+        # starts a process goes through it) may have seen this process before it was discarded, and older
+        # Pythons (3.10) ask it for its exit code without looking. An ended one answers from memory.
+        its["_closed"] = True
+
+    @staticmethod
+    def _Popen(child: ChildProcess) -> object:  # noqa: N802  multiprocessing calls it so
+        popen = popen_class(child._start_method)
+        if child._start_method == "fork":
+            return popen(child)
+        with starting_by(child._start_method):
+            return popen(child)
+
+    def _after_fork(self) -> None:
+        # A spawned child has not forked: what is registered there has been registered by itself.
+        if self._start_method != "spawn":
+            super()._after_fork()  # type: ignore[misc]
+
+    def _bootstrap(self, parent_sentinel: object = None) -> int:
+        self._arrived()
+        # `run` is called by what follows, its return value dropped; an attribute of this object comes before
+        # its class.
+        vars(self)["run"] = functools.partial(self._perform, self.run)
+        return cast("int", super()._bootstrap(parent_sentinel))  # type: ignore[misc]
+
+    # For subclasses; with an underscore, because users derive from those and choose names of their own.
+
+    def _arrived(self) -> None:
+        """In the child: called first."""
+
+    def _perform(self, run: Callable[[], object]) -> None:
+        """In the child: called in place of `run`, which it has to call."""
+        run()
+
+
+def is_started(child: ChildProcess) -> bool:
+    """Whether it has been started, and neither closed nor brought here from the process that did."""
+    return vars(child).get("_popen") is not None and not is_closed(child)
+
+
+def is_closed(child: ChildProcess) -> bool:
+    """Whether `close` was called."""
+    return bool(vars(child)["_closed"])
+
+
+def is_current(child: ChildProcess) -> bool:
+    """Whether this very process is it."""
+    return child is process.current_process()
+
+
+def is_created_here(child: ChildProcess) -> bool:
+    """Whether this process created it: only its creator may start it and wait for it."""
+    return bool(vars(child)["_parent_pid"] == os.getpid())
+
+
+def identity_of(child: ChildProcess) -> ProcessIdentity | None:
+    """Which process it is; None before the start, and if it had ended before it could be looked at."""
+    return getattr(vars(child).get("_popen"), "identity", None)
+
+
+def look_at(child: ChildProcess) -> ProcessIdentity | None:
+    """Which process it is, right after the start; None if it has ended already.
+
+    Raises:
+        OSError: If that cannot be told, for want of a descriptor, say.
+    """
+    return identity_of(child) or identity.look(cast("int", child.pid))
+
+
+def peak_rss_bytes_of(child: ChildProcess) -> int | None:
+    """The largest resident memory it had, once it has ended, as far as the system tells; else None."""
+    return getattr(vars(child).get("_popen"), "peak_rss_bytes", None)
+
+
+def target_of(child: ChildProcess) -> tuple[object, tuple[object, ...], dict[str, object]]:
+    """What it is to call, with which arguments; only before the start."""
+    its = vars(child)
+    return its["_target"], its["_args"], its["_kwargs"]
+
+
+def take_back_start(
+    child: ChildProcess, target: tuple[object, tuple[object, ...], dict[str, object]]
+) -> None:
+    """Kill a child that has just been started, and forget that it was.
+
+    Args:
+        child: The process.
+        target: What `target_of` told before the start, which has dropped it.
+
+    Blocking: until it has ended.
+    """
+    its = vars(child)
+    popen = its["_popen"]
+    popen.kill()
+    popen.wait()
+    popen.close()
+    cast("set[object]", vars(process)["_children"]).discard(child)
+    its["_target"], its["_args"], its["_kwargs"] = target
+    del its["_sentinel"]
+    its["_popen"] = None
+
+
+def call_target(child: ChildProcess) -> object:
+    """In the child: call the target, if there is one, and return what it returns."""
+    target, args, kwargs = vars(child)["_target"], vars(child)["_args"], vars(child)["_kwargs"]
+    return target(*args, **kwargs) if target else None
+
+
+def interrupt(child: ChildProcess) -> None:
+    """Send SIGINT to a child that has been started (before Python 3.14 there is no method for it)."""
+    popen = vars(child)["_popen"]
+    # On Windows there is no way to interrupt one process alone.
+    (popen.terminate if sys.platform == "win32" else popen.interrupt)()
+
+
+def chosen_start_method() -> str | None:
+    """What the application has set as its start method, or settled by using it; None while it has not."""
+    # What typeshed does not know: None as long as nobody has set or used a start method.
+    return cast("str | None", multiprocessing.get_start_method(allow_none=True))
+
+
+class _BeingStarted(threading.local):
+    """The start method of the child that this thread is just starting."""
+
+    method: str | None = None
+
+
+_being_started = _BeingStarted()
+
+
+@contextlib.contextmanager
+def starting_by(method: str) -> Generator[None]:
+    """What is started in this block, in this thread, settles nothing for the application.
+
+    Starting a process by spawn or forkserver tells it the application's start method, and asking for that
+    settles it (before 3.14) on the default of the running Python. So where the application has none, the
+    child is told its own: with that, importing a main module that starts processes without
+    `if __name__ == "__main__"` is an error in the child, as it should be, and does not do everything twice.
+    """
+    spawn: Any = importlib.import_module("multiprocessing.spawn")
+    if spawn.get_start_method is not _told_start_method:
+        spawn.get_start_method = _told_start_method
+    before, _being_started.method = _being_started.method, method
+    try:
+        yield
+    finally:
+        _being_started.method = before
+
+
+def _told_start_method(allow_none: bool = False) -> str | None:
+    """In the place of `multiprocessing.get_start_method`, where it is made up what a child is told."""
+    method = _being_started.method
+    if method is None:
+        return multiprocessing.get_start_method(allow_none=allow_none)
+    return chosen_start_method() or method

@@ -1,0 +1,105 @@
+"""Starting the fork server of multiprocessing with modules of ours, and taking nothing from the application.
+
+Part of the seam (`mpkit._platform.seam`): the server's object and its list of modules are private.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from mpkit._platform.child_process import starting_by
+
+__all__ = ["start_fork_server"]
+
+_starting_server = threading.Lock()
+
+
+def _forget_after_fork() -> None:
+    global _starting_server
+    _starting_server = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)
+
+
+def start_fork_server(modules: Sequence[str]) -> None:
+    """Start the fork server of multiprocessing, unless it runs, and have it import modules of ours first.
+
+    Returns at once: the server comes up while the caller goes on. It takes nothing from the application: what
+    that has asked the server to import is imported as well, and before; what it asks for later holds for a
+    server that is started later, as ever. Its own children merely find modules loaded that its main process
+    has loaded too. A server that runs already stays as it is.
+
+    A Ctrl-C while it starts does not end it: see `mpkit._platform.server_mask`.
+
+    Args:
+        modules: What its children need; a child then starts without importing anything.
+
+    Raises:
+        OSError: The system refuses a process or descriptors.
+    """
+    from multiprocessing import forkserver, resource_tracker  # noqa: PLC0415  POSIX only
+
+    server: Any = vars(forkserver)["_forkserver"]
+    with _starting_server:
+        before: list[str] = server._preload_modules
+        with_ours = [*before, *modules]
+        is_blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        # On 3.15 the application may have asked that a module which cannot be imported ends the server.
+        polite = getattr(server, "_preload_on_error", "ignore") == "ignore"
+        if server._forkserver_pid is None and polite and _is_found_by_every_interpreter():
+            server._preload_modules = with_ours
+            if not is_blocked:
+                with_ours.append("mpkit._platform.server_mask")
+                # The server does it otherwise, and before 3.12 that leaves SIGINT unblocked.
+                resource_tracker.ensure_running()
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            with starting_by("forkserver"):
+                server.ensure_running()
+        finally:
+            if not is_blocked:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            # Unless another thread has just asked for others.
+            if server._preload_modules is with_ours:
+                server._preload_modules = before
+
+
+def _is_found_by_every_interpreter() -> bool:
+    """Whether ``import mpkit`` means this very package in a new interpreter, too.
+
+    Before 3.14 the fork server does not get our `sys.path`. Should it find another mpkit first (in the
+    current directory, say), all its children would have that one.
+    """
+    if sys.flags.no_site or sys.flags.isolated or sys.flags.ignore_environment:
+        return False
+    import site  # noqa: PLC0415  loaded at the start of nearly every interpreter, but not of all
+
+    home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    sites = [*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else [])]
+    places = [os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep), *sites]
+    for place in places:
+        if place and os.path.exists(os.path.join(place, "mpkit")):
+            return os.path.realpath(place) == os.path.realpath(home)
+    # Not there: then one of the files by which `site` adds directories has to name it.
+    return any(home in _directories_added_in(place) for place in sites)
+
+
+def _directories_added_in(place: str) -> list[str]:
+    from mpkit._platform.cgroups import lines_of  # noqa: PLC0415  asked once in a program, by the parent
+
+    with contextlib.suppress(OSError):
+        return [
+            line.strip()
+            for name in os.listdir(place)
+            if name.endswith(".pth")
+            for line in lines_of(os.path.join(place, name))
+        ]
+    return []

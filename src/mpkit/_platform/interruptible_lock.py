@@ -1,0 +1,77 @@
+"""A lock between threads that an interrupt cannot leave locked."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+__all__ = ["InterruptibleLock"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class InterruptibleLock:
+    """A lock between threads that an interrupt cannot leave locked.
+
+    ``with lock:`` can, in the main thread: from Python 3.14 on a signal handler may run between the taking
+    and the block that would give it back (python/cpython#148874). So where Ctrl-C may come there is `run`;
+    and where each call counts, its body in line::
+
+        try:
+            lock.acquire()
+            ...
+            lock.release()
+        except BaseException:
+            try:
+                lock.unwind()
+            finally:
+                lock.unwind()  # should the interrupt have come in the middle of the first one
+            raise
+
+    Args:
+        of: the condition whose lock it shall be; None: a lock of its own.
+
+    Attributes:
+        acquire: ``acquire(blocking=True, timeout=-1) -> bool``, the C method itself.
+        release: gives it back.
+        is_owned: whether this thread has it.
+        raw: the lock itself, for a `threading.Condition`.
+    """
+
+    __slots__ = ("acquire", "is_owned", "raw", "release")
+
+    def __init__(self, of: threading.Condition | None = None) -> None:
+        # The one lock of the standard library that knows its owner; `threading.Condition` asks it by the same
+        # name, and has that name itself.
+        lock: Any = of or threading.RLock()
+        self.raw: threading.RLock = lock
+        self.is_owned: Callable[[], bool] = lock._is_owned
+        self.acquire: Callable[..., bool] = lock.acquire
+        self.release: Callable[[], None] = lock.release
+
+    def run(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call ``function(*args, **kwargs)`` while holding the lock."""
+        try:
+            self.acquire()
+            result = function(*args, **kwargs)
+            self.release()
+        except BaseException:
+            try:
+                self.unwind()
+            finally:
+                self.unwind()
+            raise
+        return result
+
+    def unwind(self) -> None:
+        """Give it back if this thread has it."""
+        if self.is_owned():
+            self.release()
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(self, *_exc_info: object) -> None:
+        self.release()

@@ -1,0 +1,126 @@
+"""`mpkit.process.memory_watch`: a limit holds until the process has ended, whatever fails meanwhile."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from mpkit._platform import families, identity, memory
+from mpkit._platform.identity import ProcessIdentity
+from mpkit.process import memory_watch
+from tests.helpers.waiting import PATIENCE
+
+ME, ANOTHER = identity.current(), ProcessIdentity(2, 1)
+
+
+class Scene:
+    """Processes whose life and memory the test makes up, and who was killed."""
+
+    def __init__(self) -> None:
+        self.sizes: dict[int, Iterator[int | BaseException | None]] = {}
+        self.killed: list[ProcessIdentity] = []
+        self.told: list[int] = []
+        self.over = threading.Event()
+        self.kill: Callable[[ProcessIdentity], None] = self.killed.append
+
+    def rss_bytes(self, pid: int) -> int | None:
+        size = next(self.sizes[pid])
+        if isinstance(size, BaseException):
+            raise size
+        return size
+
+    def kill_families(self, roots: list[ProcessIdentity]) -> None:
+        self.kill(*roots)
+
+    def exceeded(self, size: int) -> None:
+        self.told.append(size)
+        self.over.set()
+
+
+@pytest.fixture
+def scene(monkeypatch: pytest.MonkeyPatch) -> Scene:
+    scene = Scene()
+    monkeypatch.setattr(memory, "rss_bytes", scene.rss_bytes)
+    monkeypatch.setattr(families, "kill_families", scene.kill_families)
+    monkeypatch.setattr(identity, "is_alive", lambda process: process in (ME, ANOTHER))
+    monkeypatch.setattr(memory_watch, "_watcher", memory_watch._Watcher())
+    monkeypatch.setattr(memory_watch, "INTERVAL_S", 0.001)
+    return scene
+
+
+def ended() -> bool:
+    """Wait for the end of the thread."""
+    for thread in threading.enumerate():
+        if thread.name == "mpkit-memory-watch":
+            thread.join(PATIENCE)
+            return not thread.is_alive()
+    return True
+
+
+def test_one_that_cannot_be_read_just_now_keeps_its_limit(scene: Scene) -> None:
+    scene.sizes[ME.pid] = iter([10, None, 0, None, 101])
+    memory_watch.watch(ME, 100, scene.exceeded)
+    assert scene.over.wait(PATIENCE)
+    assert ended()
+    assert scene.told == [101]
+    assert scene.killed == [ME]
+
+
+@pytest.mark.parametrize("size", [None, 0, 101])
+def test_one_that_has_ended_is_forgotten(size: int | None, scene: Scene) -> None:
+    # Its pid may be another's by now: then what was read is not its memory.
+    gone = ME._replace(started=ME.started + 1)
+    scene.sizes[ME.pid] = iter([size])
+    memory_watch.watch(gone, 100, scene.exceeded)
+    assert ended()
+    assert (scene.told, scene.killed) == ([], [])
+
+
+def test_what_fails_ends_neither_the_thread_nor_another_limit(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures = iter([OSError(errno.EIO, "broken")])
+
+    def kill(process: ProcessIdentity) -> None:
+        for failure in failures:
+            raise failure
+        scene.killed.append(process)
+
+    scene.kill = kill
+    scene.sizes = {ME.pid: iter([101, 102]), ANOTHER.pid: iter([MemoryError("none left"), 103])}
+    with caplog.at_level(logging.ERROR, "mpkit.process"):
+        with memory_watch._watcher._lock:
+            # Both before the first look.
+            memory_watch._watcher._limits[ANOTHER] = (100, scene.exceeded)
+        memory_watch.watch(ME, 100, scene.exceeded)
+        assert ended()
+    assert sorted(scene.killed) == sorted([ME, ANOTHER])
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the memory of process {pid} could not be limited; it is tried again"
+        for pid in (ANOTHER.pid, ME.pid)
+    ]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="emulates a lack of descriptors in /proc")
+def test_without_a_descriptor_a_limit_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = iter(range(3))
+
+    def no_descriptor(path: str, mode: str, buffering: int) -> object:
+        if next(failures, None) is not None:
+            raise OSError(errno.EMFILE, "no descriptor left")
+        return open(path, mode, buffering)
+
+    monkeypatch.setattr(memory, "open", no_descriptor, raising=False)
+    told: list[int] = []
+    assert memory.rss_bytes(os.getpid()) is None
+    assert not memory_watch._is_done_with(ME, 1 << 60, told.append)
+    monkeypatch.setattr(families, "kill_families", lambda _roots: None)
+    assert not memory_watch._is_done_with(ME, 1, told.append)
+    assert memory_watch._is_done_with(ME, 1, told.append)
+    assert len(told) == 1
