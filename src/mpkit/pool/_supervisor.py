@@ -272,7 +272,7 @@ class Supervisor:
                 lane.ready = False
                 # The others need not wait for it.
                 records = dispatcher.take_records(lane)
-                for ended in dispatcher.ledger.take_back(lane.key, [number for number, _ in records]):
+                for ended in dispatcher.requeue(lane, [number for number, _ in records]):
                     settlements.append((ended, RAISED, ending_error(ended, lane)))
                 dispatcher.fill()
         engine.collector.settle(settlements)
