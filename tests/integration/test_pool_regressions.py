@@ -19,6 +19,8 @@ import pytest
 
 from mpkit.errors import ClosedError, SerializationError, TaskCancelled, TaskTimeout
 from mpkit.pool import TaskPool
+from mpkit.pool._ledger import Task
+from mpkit.pool._payload import INLINE_BYTES
 from tests.contract import pool_tasks as tasks
 from tests.helpers.waiting import PATIENCE, wait_until
 
@@ -349,3 +351,39 @@ def test_a_shared_object_in_a_function_lives_for_all_items(pool: TaskPool, way: 
 
 def add_length(data: Any, number: int) -> int:
     return len(data) + number
+
+
+# -- big records ---------------------------------------------------------------------------------------------
+
+
+def total_length(first: bytes, second: bytes) -> int:
+    return len(first) + len(second)
+
+
+@pytest.mark.parametrize("way", ["submit", "map"])
+def test_function_and_arguments_together_fit_into_any_empty_inbox(
+    pool: TaskPool, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each was let in up to 16 KiB; both together did not fit where the index stood in the middle."""
+    longest = 0
+    submit = pool._engine.dispatcher.submit
+
+    def look(task: Task) -> object:
+        nonlocal longest
+        longest = max(longest, len(task.record))
+        return submit(task)
+
+    monkeypatch.setattr(pool._engine.dispatcher, "submit", look)
+    with pool._engine.dispatcher.lock:
+        largest = min(lane.channel.inbox.largest() for lane in pool._engine.dispatcher.lanes.values())
+    # Around the lengths at which either becomes a parcel.
+    extra = len(pickle.dumps(functools.partial(total_length, bytes(1000)), 5)) - 1000
+    for blob in range(INLINE_BYTES - extra - 40, INLINE_BYTES - extra + 3, 6):
+        function = functools.partial(total_length, bytes(blob))
+        for size in range(INLINE_BYTES - 60, INLINE_BYTES + 1, 4):
+            if way == "submit":
+                assert pool.submit(function, bytes(size)).result(PATIENCE) == blob + size
+            else:
+                assert pool.map(function, [bytes(size)]) == [blob + size]
+    # And not because nothing travels in a record any more.
+    assert largest - 200 < longest <= largest

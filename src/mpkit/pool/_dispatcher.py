@@ -507,7 +507,7 @@ class Dispatcher:
         if found or left:
             self.requeue(lane, [task.number, *left] if found else left)
             self._note_if_idle(lane)
-        # If not, the worker may have finished it in this very moment; then its outcome is dropped when it comes.
+        # If not, the worker may have finished it in this very moment; then its outcome is dropped.
         return found
 
     def bury(self, lane: Lane, settlements: Settlements) -> list[int]:

@@ -43,6 +43,7 @@ from mpkit.pool._channel import (
     HEAD_SIZE,
     LEAVE,
     LEAVING,
+    LONGEST_TASK,
     LOW,
     PARCELS,
     RAISED,
@@ -153,7 +154,9 @@ class Engine:
             arguments, flags = (blob, arguments), flags & ~BY_REFERENCE | FUNCTION_INSIDE
             blob = b""
         if arguments:
-            more, data, kept = payload.dump_arguments(arguments, options.pickler)
+            # Function and arguments together: of a longer record nobody would ever be rid.
+            room = LONGEST_TASK - HEAD_SIZE - RANGE.size - len(blob)
+            more, data, kept = payload.dump_arguments(arguments, options.pickler, room)
             flags |= more
         else:
             data = b""

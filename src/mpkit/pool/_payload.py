@@ -68,15 +68,22 @@ def _encode_by_value(obj: object) -> tuple[bytes, list[pickle.PickleBuffer]]:
 # -- arguments -----------------------------------------------------------------------------------------------
 
 
-def dump_arguments(arguments: Any, pickler: Pickler) -> tuple[int, bytes, Blob | None]:
+def dump_arguments(
+    arguments: Any, pickler: Pickler, room: int = INLINE_BYTES
+) -> tuple[int, bytes, Blob | None]:
     """Pickle the arguments of a task: flags, bytes for the record, a parcel (the caller's) if they are big.
+
+    Args:
+        arguments: as `load_arguments` gives them back.
+        pickler: which one.
+        room: so many bytes the record has left for them.
 
     Raises:
         SerializationError: they cannot be pickled.
         SharedMemoryExhausted: there is no room for the parcel.
     """
     head, buffers = _encode(arguments) if pickler == "pickle" else _encode_by_value(arguments)
-    if not buffers and len(head) <= INLINE_BYTES:
+    if not buffers and len(head) <= min(room, INLINE_BYTES):
         return 0, head, None
     parcel = _pack(head, buffers)
     return BIG, parcel.name.encode(), parcel
