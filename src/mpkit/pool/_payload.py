@@ -217,7 +217,11 @@ def sweep(worker: ProcessIdentity | None) -> None:
     start = f"{PREFIX}{_KIND}-{worker.pid}-{worker.started}-"
     import tempfile  # noqa: PLC0415  it loads a dozen modules, and workers never come here
 
-    for directory in (SHM_DIRECTORY, tempfile.gettempdir()):
+    directories = [SHM_DIRECTORY]
+    # There may be none, or no descriptor left to look for it with.
+    with contextlib.suppress(OSError):
+        directories.append(tempfile.gettempdir())
+    for directory in directories:
         with contextlib.suppress(OSError):
             for entry in os.listdir(directory):
                 if entry.startswith(start):
@@ -336,7 +340,7 @@ def _slices(mm: mmap.mmap) -> list[memoryview]:
     """The pickle and its buffers. The mapping lives as long as the last of them."""
     view = memoryview(mm)
     number, length = _TWO_WORDS.unpack_from(view)
-    lengths = [int.from_bytes(view[16 + 8 * k : 24 + 8 * k], sys.byteorder) for k in range(number)]
+    lengths = [int.from_bytes(view[16 + 8 * k : 24 + 8 * k], "little") for k in range(number)]
     at = _start_of_head(number)
     found = [view[at : at + length]]
     at += length

@@ -21,10 +21,9 @@ from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any, NamedTuple, TypeAlias, cast
 
-from typing_extensions import override
-
 from mpkit._platform import seam
 from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
+from mpkit._platform.hints import override
 from mpkit._platform.parent_watch import ParentLink
 from mpkit._wire import codec, failure
 from mpkit._wire.codec import Pickler
@@ -119,7 +118,6 @@ class WorkerPlan(NamedTuple):
     max_memory_bytes: int | None
     forward_logs: bool
     log_level: int
-    pool_name: str
     link: ParentLink
 
 
@@ -289,7 +287,7 @@ class _Worker:
             if record is not None:
                 # When it began, then which: whoever sees the number sees the right time.
                 channel.words[STARTED] = time.monotonic_ns()
-                channel.words[TASK] = int.from_bytes(record[:8], sys.byteorder)
+                channel.words[TASK] = int.from_bytes(record[:8], "little")
                 if not TOTAL_STORE_ORDER:
                     full_fence()
                 inbox.drop()
@@ -682,7 +680,7 @@ def _except_of_broken(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def own_rss_bytes() -> int | None:
     """Resident memory of this process, or None if it cannot be read."""
-    from mpkit.pool import _memory as memory  # noqa: PLC0415  only with a limit
+    from mpkit._platform import memory  # noqa: PLC0415  only with a limit
 
     return memory.rss_bytes(os.getpid())
 
