@@ -333,6 +333,51 @@ def test_a_shared_object_goes_with_its_last_reference(pool: TaskPool, way: str) 
     assert files_of_parcels() == before
 
 
+def mapped_parcels(pid: int | str = "self") -> int:
+    """How many parcels a process has mapped, those without a name included."""
+    with open(f"/proc/{pid}/maps") as file:
+        return sum("mpkit-parcel-" in line for line in file)
+
+
+def big_buffer() -> pickle.PickleBuffer:
+    """Something that is mapped where it is opened, and not copied."""
+    return pickle.PickleBuffer(bytearray(200_000))
+
+
+def count_mapped(_data: Any) -> int:
+    return mapped_parcels()
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="Linux")
+def test_a_worker_has_one_closed_object_after_the_other_open_not_all_of_them() -> None:
+    """Each worker kept the last 16 mapped, and with them their memory in use."""
+    with TaskPool(1, context="fork") as pool:
+        for _ in range(5):
+            with pool.share(big_buffer()) as shared:
+                assert pool.apply(count_mapped, (shared,)) == 1
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="Linux")
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_worker_lets_go_of_an_object_that_has_been_closed(busy: bool) -> None:
+    with TaskPool(1, context="fork") as pool:
+        with pool.share(big_buffer()) as shared, pool.share(big_buffer()) as other:
+            assert pool.apply(count_mapped, (shared,)) == 1
+            assert pool.apply(count_mapped, (other,)) == 2
+            (worker,) = (snapshot.pid for snapshot in pool.workers())
+            shared.close()
+
+            def look() -> bool:
+                if busy:
+                    pool.apply(tasks.square, (1,))
+                return mapped_parcels(worker) == 1
+
+            wait_until(look, "only the other one is mapped")
+            # And that one not anew.
+            assert pool.apply(count_mapped, (other,)) == 1
+        wait_until(lambda: mapped_parcels(worker) == 0, "none is mapped")
+
+
 @pytest.mark.parametrize("way", ["map", "imap"])
 def test_a_shared_object_in_a_function_lives_for_all_items(pool: TaskPool, way: str) -> None:
     function = functools.partial(add_length, pool.share(b"x" * 200_000))

@@ -78,6 +78,7 @@ from mpkit.pool._channel import (
     ChannelNames,
     ring_bell,
 )
+from mpkit.pool._opened import forget_closed, opened
 from mpkit.pool._patience import Patience
 
 #: A chunk of short items is worked on in blocks of about this length ...
@@ -89,6 +90,8 @@ _PART_NS = 2_000_000
 _SLICE_SECONDS = 2.0
 #: Outcomes that somebody waits for in general are announced this often while the worker has more to do.
 _ANNOUNCE_NS = 1_000_000
+#: It looks this often whether shared objects that it has open have been closed.
+_LOOK_AFTER_SHARED_NS = 500_000_000
 #: Functions that a worker keeps unpickled.
 _MOST_FUNCTIONS = 1024
 _LONGEST_RUN = (1 << 32) - 1
@@ -154,6 +157,8 @@ class _Worker:
         #: The parent has interrupted the task: what it raises from now on is no error of its own.
         self.stopping = False
         self.last_ring = 0
+        #: Not before this moment it looks after shared objects again.
+        self.shared_looked_after = 0
 
     # -- the start -------------------------------------------------------------------------------------------
 
@@ -240,6 +245,8 @@ class _Worker:
                     self._ring(number, finished, idle=True)
                     number = 0
                 self._sleep(patience, barrier, parent_awake=awake)
+                if opened:
+                    self._look_after_shared(clock())
                 continue
             if number:
                 # Taking the record went through the inbox's lock: between the outcome and this look lies a
@@ -259,6 +266,8 @@ class _Worker:
                 words[ITEM] = 0
             words[TASK] = 0
             words[DONE] += 1
+            if opened:
+                self._look_after_shared(finished)
             if left is not None:
                 left -= 1
                 if left <= 0:
@@ -269,6 +278,12 @@ class _Worker:
         words[PARCELS] = payload.parcels_made() - self.parcels_before
         words[STATE] = LEAVING
         self.outbox.ring_all()
+
+    def _look_after_shared(self, now: int) -> None:
+        """Let go of shared objects that have been closed, if it is time to look for them."""
+        if now >= self.shared_looked_after:
+            self.shared_looked_after = now + _LOOK_AFTER_SHARED_NS
+            forget_closed()
 
     def _take(self) -> bytes | None:
         """The next record, or None.
