@@ -5,7 +5,7 @@ one.
 
 The words of the status row, and who writes them:
 
-- ``STATE`` (worker): how far it has come: `STARTING` ... `LEAVING`.
+- ``STATE`` (worker): how far it has come: 0 (it is starting), `INITIALIZING` ... `LEAVING`.
 - ``TASK`` (worker): the task in its hands (0: none): stored before the inbox lets go of the record, cleared
   after the outcome is in the outbox.
 - ``STARTED`` (worker): when that task began (`time.monotonic_ns`, the same clock in all processes).
@@ -67,7 +67,7 @@ _RINGS = 48
 
 # -- STATE ---------------------------------------------------------------------------------------------------
 
-STARTING = 0
+#: 0, which is what is there before the worker writes anything: it is starting.
 INITIALIZING = 1
 READY = 2
 LEAVING = 3

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-import warnings
 from multiprocessing.connection import Connection
 
 from mpkit._platform import memory, seam
@@ -21,6 +20,7 @@ from mpkit.errors import PoolBroken
 from mpkit.pool import _worker as worker
 from mpkit.pool._channel import Board, Channel, ChannelNames
 from mpkit.pool._dispatcher import Dispatcher
+from mpkit.pool._fork_warning import without_fork_warning
 from mpkit.pool._lane import Lane
 from mpkit.pool._options import PoolOptions
 from mpkit.pool._server import start_server
@@ -124,9 +124,7 @@ class Crew:
                 daemon=False,
                 start_method=method,
             )
-            with _starting, without_interrupts(), warnings.catch_warnings():
-                # Fork from a process with threads is what the caller asked for with the fork context.
-                warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork.*")
+            with _starting, without_interrupts(), without_fork_warning(method):
                 _start(process, method)
             if method != "fork":
                 plan.link.started(process.pid or 0)
