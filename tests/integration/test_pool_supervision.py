@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mpkit._platform import families, readiness
+from mpkit._platform import families, memory, readiness
 from mpkit._platform.exits import ExitWatcher
 from mpkit.errors import PoolBroken, TaskTimeout, WorkerCrashed
 from mpkit.pool import TaskPool, _payload, _reports, _supervisor
@@ -193,6 +194,28 @@ def test_a_long_wait_for_a_process() -> None:
         watcher.close()
         os.close(reader)
         os.close(writer)
+
+
+@pytest.mark.parametrize("struck", [True, False])
+def test_kills_of_the_system_are_counted_in_the_control_group(
+    monkeypatch: pytest.MonkeyPatch, struck: bool
+) -> None:
+    """They were counted for the whole machine: another container's made any killed worker one of them."""
+    kills = 0
+    monkeypatch.setattr(memory, "oom_kills", lambda: kills)
+    with TaskPool(1, context="fork") as pool:
+        pool.apply(tasks.square, (1,))
+        kills += struck
+        with pytest.raises(WorkerCrashed) as caught:
+            pool.submit(tasks.kill_myself).result(PATIENCE)
+    assert caught.value.likely_oom is struck
+
+
+def test_a_worker_does_without_typing_extensions() -> None:
+    """They take ten milliseconds of each start."""
+    code = "import sys, mpkit.pool._worker; print('typing_extensions' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 # -- descriptors with big numbers ----------------------------------------------------------------------------
