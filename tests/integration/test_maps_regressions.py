@@ -18,7 +18,7 @@ import pytest
 
 from mpkit import TaskPool
 from mpkit.errors import ClosedError, SerializationError
-from mpkit.pool import ImapIterator, TaskHandle, _maps
+from mpkit.pool import ImapIterator, TaskHandle, _maps, _progress
 from tests.contract import pool_tasks as tasks
 from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
 from tests.helpers.waiting import PATIENCE, wait_until
@@ -150,7 +150,7 @@ def test_an_iterator_that_is_dropped_cancels_what_it_has_not_delivered(
 
 def test_a_dropped_iterator_takes_its_bar_along(pool: TaskPool, monkeypatch: pytest.MonkeyPatch) -> None:
     closed = threading.Event()
-    monkeypatch.setattr(_maps.Progress, "close", lambda _self: closed.set())
+    monkeypatch.setattr(_progress.Progress, "close", lambda _self: closed.set())
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     results = pool.imap(tasks.square, range(8), progress=True)
     assert next(results) == 0

@@ -19,6 +19,8 @@ import pytest
 
 from mpkit.errors import ClosedError, SerializationError, TaskCancelled, TaskTimeout
 from mpkit.pool import TaskPool
+from mpkit.pool._ledger import Task
+from mpkit.pool._payload import INLINE_BYTES
 from tests.contract import pool_tasks as tasks
 from tests.helpers.waiting import PATIENCE, wait_until
 
@@ -331,6 +333,51 @@ def test_a_shared_object_goes_with_its_last_reference(pool: TaskPool, way: str) 
     assert files_of_parcels() == before
 
 
+def mapped_parcels(pid: int | str = "self") -> int:
+    """How many parcels a process has mapped, those without a name included."""
+    with open(f"/proc/{pid}/maps") as file:
+        return sum("mpkit-parcel-" in line for line in file)
+
+
+def big_buffer() -> pickle.PickleBuffer:
+    """Something that is mapped where it is opened, and not copied."""
+    return pickle.PickleBuffer(bytearray(200_000))
+
+
+def count_mapped(_data: Any) -> int:
+    return mapped_parcels()
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="Linux")
+def test_a_worker_has_one_closed_object_after_the_other_open_not_all_of_them() -> None:
+    """Each worker kept the last 16 mapped, and with them their memory in use."""
+    with TaskPool(1, context="fork") as pool:
+        for _ in range(5):
+            with pool.share(big_buffer()) as shared:
+                assert pool.apply(count_mapped, (shared,)) == 1
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="Linux")
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_worker_lets_go_of_an_object_that_has_been_closed(busy: bool) -> None:
+    with TaskPool(1, context="fork") as pool:
+        with pool.share(big_buffer()) as shared, pool.share(big_buffer()) as other:
+            assert pool.apply(count_mapped, (shared,)) == 1
+            assert pool.apply(count_mapped, (other,)) == 2
+            (worker,) = (snapshot.pid for snapshot in pool.workers())
+            shared.close()
+
+            def look() -> bool:
+                if busy:
+                    pool.apply(tasks.square, (1,))
+                return mapped_parcels(worker) == 1
+
+            wait_until(look, "only the other one is mapped")
+            # And that one not anew.
+            assert pool.apply(count_mapped, (other,)) == 1
+        wait_until(lambda: mapped_parcels(worker) == 0, "none is mapped")
+
+
 @pytest.mark.parametrize("way", ["map", "imap"])
 def test_a_shared_object_in_a_function_lives_for_all_items(pool: TaskPool, way: str) -> None:
     function = functools.partial(add_length, pool.share(b"x" * 200_000))
@@ -349,3 +396,39 @@ def test_a_shared_object_in_a_function_lives_for_all_items(pool: TaskPool, way: 
 
 def add_length(data: Any, number: int) -> int:
     return len(data) + number
+
+
+# -- big records ---------------------------------------------------------------------------------------------
+
+
+def total_length(first: bytes, second: bytes) -> int:
+    return len(first) + len(second)
+
+
+@pytest.mark.parametrize("way", ["submit", "map"])
+def test_function_and_arguments_together_fit_into_any_empty_inbox(
+    pool: TaskPool, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each was let in up to 16 KiB; both together did not fit where the index stood in the middle."""
+    longest = 0
+    submit = pool._engine.dispatcher.submit
+
+    def look(task: Task) -> object:
+        nonlocal longest
+        longest = max(longest, len(task.record))
+        return submit(task)
+
+    monkeypatch.setattr(pool._engine.dispatcher, "submit", look)
+    with pool._engine.dispatcher.lock:
+        largest = min(lane.channel.inbox.largest() for lane in pool._engine.dispatcher.lanes.values())
+    # Around the lengths at which either becomes a parcel.
+    extra = len(pickle.dumps(functools.partial(total_length, bytes(1000)), 5)) - 1000
+    for blob in range(INLINE_BYTES - extra - 40, INLINE_BYTES - extra + 3, 6):
+        function = functools.partial(total_length, bytes(blob))
+        for size in range(INLINE_BYTES - 60, INLINE_BYTES + 1, 4):
+            if way == "submit":
+                assert pool.submit(function, bytes(size)).result(PATIENCE) == blob + size
+            else:
+                assert pool.map(function, [bytes(size)]) == [blob + size]
+    # And not because nothing travels in a record any more.
+    assert largest - 200 < longest <= largest

@@ -14,6 +14,7 @@ import time
 
 from mpkit._platform import identity
 from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.readiness import LONGEST_WAIT_S, wait_readable
 
 __all__ = ["ExitWatcher"]
 
@@ -64,9 +65,9 @@ class ExitWatcher:
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            pause = (
-                left if not self._blind else _EXAMINE_EVERY_S if left is None else min(left, _EXAMINE_EVERY_S)
-            )
+            pause = None if left is None else min(left, LONGEST_WAIT_S)
+            if self._blind:
+                pause = _EXAMINE_EVERY_S if pause is None else min(pause, _EXAMINE_EVERY_S)
             if self._source is not None:
                 ended, readable = self._source.wait(pause, also)
             else:
@@ -89,7 +90,7 @@ def _sleep(pause: float | None, also: int | None) -> tuple[set[ProcessIdentity],
         # Without anything to watch there is nothing to wait for, and waiting for ever would be a trap.
         time.sleep(_EXAMINE_EVERY_S if pause is None else pause)
         return set(), False
-    return set(), bool(select.select([also], [], [], pause)[0])
+    return set(), wait_readable(also, pause)
 
 
 if sys.platform == "linux":

@@ -22,7 +22,7 @@ from mpkit.pool import TaskPool
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping
 
-    from mpkit.pool._maps import ImapIterator
+    from mpkit.pool._imap import ImapIterator
 
 R = TypeVar("R")
 T = TypeVar("T")

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import stat
 import sys
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from mpkit._platform import families, identity
+from mpkit._platform.readiness import wait_readable
 from mpkit.errors import AccessDenied, MpkitError, ProcessGone
 from mpkit.introspect._pools import worker_row
 from mpkit.introspect._translate import find, translated
@@ -109,7 +109,7 @@ def _answer(pipe: int) -> str:
     text = b""
     while True:
         patience = _QUIET_SECONDS if text else max(deadline - time.monotonic(), 0.0)
-        if not select.select([pipe], [], [], patience)[0]:
+        if not wait_readable(pipe, patience):
             break
         more = _read(pipe)
         if not more:

@@ -5,7 +5,7 @@ one.
 
 The words of the status row, and who writes them:
 
-- ``STATE`` (worker): how far it has come: `STARTING` ... `LEAVING`.
+- ``STATE`` (worker): how far it has come: 0 (it is starting), `INITIALIZING` ... `LEAVING`.
 - ``TASK`` (worker): the task in its hands (0: none): stored before the inbox lets go of the record, cleared
   after the outcome is in the outbox.
 - ``STARTED`` (worker): when that task began (`time.monotonic_ns`, the same clock in all processes).
@@ -67,7 +67,7 @@ _RINGS = 48
 
 # -- STATE ---------------------------------------------------------------------------------------------------
 
-STARTING = 0
+#: 0, which is what is there before the worker writes anything: it is starting.
 INITIALIZING = 1
 READY = 2
 LEAVING = 3
@@ -149,6 +149,9 @@ BAD_INITIALIZER = 18
 
 _INBOX_BYTES = 64 << 10
 _OUTBOX_BYTES = 128 << 10
+
+#: The longest record of a task: it must fit into an empty inbox wherever the index stands (`Ring.largest`).
+LONGEST_TASK = ((_INBOX_BYTES >> 4) - 1) << 3
 
 
 class ChannelNames(NamedTuple):

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import sys
 import threading
 import time
 from collections import deque
@@ -48,16 +47,7 @@ from mpkit.pool._channel import (
 )
 from mpkit.pool._dispatcher import Dispatcher, Settlements
 from mpkit.pool._patience import Patience
-
-
-def _report() -> None:
-    """Tell of an exception in this thread that must not end it, as of one that would.
-
-    Not by logging, which may be what has failed. (The hook keeps silent about SystemExit, as it always does.)
-    """
-    kind, error, traceback = sys.exc_info()
-    assert kind is not None
-    threading.excepthook(threading.ExceptHookArgs((kind, error, traceback, threading.current_thread())))
+from mpkit.pool._reports import report
 
 
 class Waiter(Protocol):
@@ -211,7 +201,7 @@ class Collector:
             try:
                 over = self._take_turn(back, barrier)
             except BaseException:  # noqa: BLE001  whatever it is, everybody depends on this thread
-                _report()
+                report()
                 # Should it be lasting (no memory), once in a while is often enough.
                 back.acquire(True, _SLICE_SECONDS)
 
@@ -260,13 +250,13 @@ class Collector:
             try:
                 self._handle_log(record)
             except BaseException:  # noqa: BLE001  of the application's handlers and filters, which are called here
-                _report()
+                report()
         while self._calls:
             call = self._calls.popleft()
             try:
                 call()
             except BaseException:  # noqa: BLE001  SystemExit too: it would end this thread, not the program
-                _report()
+                report()
 
     # -- fetching --------------------------------------------------------------------------------------------
 
@@ -297,7 +287,7 @@ class Collector:
             self.on_empty()
 
     def _settle_later(self, settlements: Settlements) -> None:
-        """Have the thread settle what an interrupt has kept from it, all of it."""
+        """Have the thread settle what an interrupt or an error has kept from it, all of it."""
         again = functools.partial(self.settle, settlements)
         try:
             self.call_back(again)
@@ -318,6 +308,14 @@ class Collector:
             # The leader sleeps, and this was not him: his task may be among them.
             self._words[FRONT] = 0
             ring_bell(self._board.front)
+
+    def settle_surely(self, settlements: Settlements) -> None:
+        """`settle`; should it fail, once more in the collector's thread."""
+        try:
+            self.settle(settlements)
+        except BaseException:
+            self._settle_later(settlements)
+            raise
 
     def _tell(self, settlements: Settlements) -> None:
         for task, kind, data in settlements:

@@ -10,10 +10,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-import warnings
 from multiprocessing.connection import Connection
 
-from mpkit._platform import seam
+from mpkit._platform import memory, seam
 from mpkit._platform.interrupts import without_interrupts
 from mpkit._platform.parent_watch import ParentLink
 from mpkit._platform.signals import signal_name
@@ -21,6 +20,7 @@ from mpkit.errors import PoolBroken
 from mpkit.pool import _worker as worker
 from mpkit.pool._channel import Board, Channel, ChannelNames
 from mpkit.pool._dispatcher import Dispatcher
+from mpkit.pool._fork_warning import without_fork_warning
 from mpkit.pool._lane import Lane
 from mpkit.pool._options import PoolOptions
 from mpkit.pool._server import start_server
@@ -35,8 +35,9 @@ _GUARD = (
     '`if __name__ == "__main__":`'
 )
 
-# Two threads that start processes at the same moment can take each other's exit codes; the standard library
-# has no lock for it.
+# Starting a process asks all children of multiprocessing for their exit codes. Two threads that do so at the
+# same moment take those of the application's own processes from each other (not those of `WorkerChild`); the
+# standard library has no lock for it.
 _starting = threading.Lock()
 
 
@@ -110,11 +111,10 @@ class Crew:
                 max_memory_bytes=options.max_memory_bytes,
                 forward_logs=options.forward_logs,
                 log_level=_root_level() if options.forward_logs else 0,
-                pool_name=options.name,
                 link=ParentLink.create(),
             )
             # Counts from before the start: what the system kills meanwhile belongs to it.
-            oom_kills = oom_kill_count()
+            oom_kills = memory.oom_kills()
             # Not the context's own class: there, two threads that ask for an exit code take it from each
             # other, and starting any process asks for those of all the others.
             process = worker.WorkerChild(
@@ -124,9 +124,7 @@ class Crew:
                 daemon=False,
                 start_method=method,
             )
-            with _starting, without_interrupts(), warnings.catch_warnings():
-                # Fork from a process with threads is what the caller asked for with the fork context.
-                warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork.*")
+            with _starting, without_interrupts(), without_fork_warning(method):
                 _start(process, method)
             if method != "fork":
                 plan.link.started(process.pid or 0)
@@ -197,8 +195,11 @@ class Crew:
             with lane.stack_lock:
                 lane.stack_pipe.close()
                 lane.stack_pipe = None
-        if lane.process is not None:
-            lane.process.close()
+        process = lane.process
+        if process is not None and process.exitcode is not None:
+            # One whose end was not told in time (by a fork server that is stopped, say) passes for running,
+            # and cannot be closed: it goes with its last reference.
+            process.close()
 
 
 def _start(process: seam.ChildProcess, method: str) -> None:
@@ -215,7 +216,7 @@ def _start(process: seam.ChildProcess, method: str) -> None:
 
 
 def exit_code(lane: Lane) -> int | None:
-    """Reap a worker that has ended; its exit code, or None when another has taken it.
+    """Reap a worker that has ended; its exit code, or None when it is not told in time.
 
     Blocking: for a moment, until the system (or the fork server) tells.
     """
@@ -226,18 +227,6 @@ def exit_code(lane: Lane) -> int | None:
         if process.exitcode is not None:
             return process.exitcode
     return None
-
-
-def oom_kill_count() -> int:
-    """How many processes the out-of-memory killer has ended so far (Linux; elsewhere 0)."""
-    try:
-        with open("/proc/vmstat", "rb") as file:
-            for line in file:
-                if line.startswith(b"oom_kill "):
-                    return int(line.split()[1])
-    except OSError:
-        return 0
-    return 0
 
 
 def _root_level() -> int:

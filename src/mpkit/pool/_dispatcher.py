@@ -226,17 +226,49 @@ class Dispatcher:
             self.idle.pop().is_idle = False
             # The oldest go to the one that is free now.
             cut = min((len(records) + 1) // 2, thief.room())
-            for target, part in ((thief, records[:cut]), (victim, records[cut:])):
-                for number, record in part:
-                    task = victim.sent.pop(number, None)
-                    if task is None:
-                        continue
-                    # It fits: the inbox has just been emptied, or is that of an idle worker.
-                    target.channel.inbox.try_put(record)
-                    target.sent[number] = task
-                    task.worker = target.key
-                if part:
-                    self.wake(target)
+            left = self._hand_on(victim, thief, records[:cut])
+            left += self._hand_on(victim, victim, records[cut:])
+            if left:
+                # A task among them that has ended was cancelled, and whoever waited for it has been told.
+                self.requeue(victim, left)
+                return
+
+    def _hand_on(self, victim: Lane, target: Lane, records: list[tuple[int, bytes]]) -> list[int]:
+        """Put records that were taken out of the inbox of `victim` into that of `target`, which is empty.
+
+        Returns:
+            The tasks that are with neither of them now. A ring takes again what came out of it; another one,
+            though empty, may not: no record goes round its end, and its index may stand anywhere.
+        """
+        left: list[int] = []
+        try_put = target.channel.inbox.try_put
+        for number, record in records:
+            task = victim.sent.get(number)
+            if task is None:
+                continue
+            # Behind one that did not fit no other goes: they stay in order.
+            if left or task.ending or not try_put(record):
+                left.append(number)
+                continue
+            if target is not victim:
+                del victim.sent[number]
+                target.sent[number] = task
+                task.worker = target.key
+        if len(left) < len(records):
+            self.wake(target)
+        return left
+
+    def requeue(self, lane: Lane, numbers: list[int]) -> list[Task]:
+        """Tasks were taken out of a worker's inbox, and wait again before all others.
+
+        Returns:
+            Those that were to be stopped: they have ended instead.
+        """
+        ended = self.ledger.take_back(lane.key, numbers)
+        if len(ended) < len(numbers):
+            # Whoever would send them later may sleep, and a worker that is not told does not ring for more.
+            self._queue_low()
+        return ended
 
     def take_records(self, lane: Lane) -> list[tuple[int, bytes]]:
         """Everything that a worker has not begun, out of its inbox: (number, record). Empty if the worker is
@@ -468,21 +500,15 @@ class Dispatcher:
         if task.number not in lane.sent:
             return True
         records = self.take_records(lane)
-        found = False
-        for number, record in records:
-            if number == task.number:
-                found = True
-            else:
-                lane.channel.inbox.try_put(record)
-        if records:
-            self.wake(lane)
+        others = [(number, record) for number, record in records if number != task.number]
+        left = self._hand_on(lane, lane, others)
         task.ending = CANCELLED
-        if found:
-            ledger.take_back(lane.key, [task.number])
+        found = len(others) < len(records)
+        if found or left:
+            self.requeue(lane, [task.number, *left] if found else left)
             self._note_if_idle(lane)
-            return True
-        # The worker may have finished it in this very moment; then its outcome is dropped when it comes.
-        return False
+        # If not, the worker may have finished it in this very moment; then its outcome is dropped.
+        return found
 
     def bury(self, lane: Lane, settlements: Settlements) -> list[int]:
         """A worker is dead: take what it left behind (holding the lock).

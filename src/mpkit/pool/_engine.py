@@ -17,7 +17,7 @@ from collections import deque
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
-from mpkit._platform import seam
+from mpkit._platform import families, memory, seam
 from mpkit._platform.interrupts import deferred_interrupts, without_interrupts
 from mpkit._platform.signals import signal_name
 from mpkit._shm.semaphore import forget_private_of
@@ -32,7 +32,6 @@ from mpkit.errors import (
 )
 from mpkit.pool import _crew as crew_module
 from mpkit.pool import _logs as logs
-from mpkit.pool import _memory as memory
 from mpkit.pool import _payload as payload
 from mpkit.pool._channel import (
     BY_REFERENCE,
@@ -43,6 +42,7 @@ from mpkit.pool._channel import (
     HEAD_SIZE,
     LEAVE,
     LEAVING,
+    LONGEST_TASK,
     LOW,
     PARCELS,
     RAISED,
@@ -52,6 +52,7 @@ from mpkit.pool._channel import (
     Board,
 )
 from mpkit.pool._collector import REENTERED, Collector
+from mpkit.pool._cpu import cpu_percent
 from mpkit.pool._crew import Crew
 from mpkit.pool._dispatcher import Dispatcher, Settlements
 from mpkit.pool._functions import Function
@@ -59,6 +60,7 @@ from mpkit.pool._lane import Lane
 from mpkit.pool._ledger import CANCELLED, Chunk, ChunkSink, Death, Sink, Task
 from mpkit.pool._losses import settle_loss
 from mpkit.pool._options import PoolOptions, TaskOptions
+from mpkit.pool._reports import attempt
 from mpkit.pool._stacks import last_words, live_stack
 from mpkit.pool._states import BROKEN, CLOSED, RUNNING, TERMINATED
 from mpkit.pool._supervisor import Supervisor
@@ -153,7 +155,9 @@ class Engine:
             arguments, flags = (blob, arguments), flags & ~BY_REFERENCE | FUNCTION_INSIDE
             blob = b""
         if arguments:
-            more, data, kept = payload.dump_arguments(arguments, options.pickler)
+            # Function and arguments together: of a longer record nobody would ever be rid.
+            room = LONGEST_TASK - HEAD_SIZE - RANGE.size - len(blob)
+            more, data, kept = payload.dump_arguments(arguments, options.pickler, room)
             flags |= more
         else:
             data = b""
@@ -351,13 +355,21 @@ class Engine:
         exitcode = crew_module.exit_code(lane)
         words = last_words(lane)
         died = signal_name(exitcode)
-        likely_oom = died == "SIGKILL" and not lane.doomed and crew_module.oom_kill_count() > lane.oom_kills
+        likely_oom = (
+            died == "SIGKILL"
+            and not lane.doomed
+            and lane.oom_kills is not None
+            and (memory.oom_kills() or 0) > lane.oom_kills
+        )
         death = Death(lane.pid, exitcode, died, words, lane.rss_bytes, likely_oom)
         dispatcher = self.dispatcher
+        settlements: Settlements = []
         with dispatcher.lock:
-            settlements = settle_loss(dispatcher, lane, death, self._numbers)
+            # Not a second time, should something after this have failed.
+            if lane.key in dispatcher.ledger.sent:
+                settlements = settle_loss(dispatcher, lane, death, self._numbers)
             dispatcher.fill()
-        self.collector.settle(settlements)
+        self.collector.settle_surely(settlements)
         if exitcode != 0 or lane.words[STATE] != LEAVING or lane.words[PARCELS]:
             # Else it has left in order, and has never made any.
             payload.sweep(lane.identity)
@@ -410,8 +422,8 @@ class Engine:
                     # It is still starting, for nothing.
                     lane.process.kill()
             elif now >= lane.leave_by:
-                lane.leave_by = _NEVER
                 self.supervisor.kill(lane)
+                lane.leave_by = _NEVER
         for lane in list(self.dispatcher.lanes.values()):
             if lane.greeted:
                 # While they end, which takes longer: they have open what they need.
@@ -426,8 +438,8 @@ class Engine:
                 lane.leave_by = now + self.options.grace_period
                 self.supervisor.terminate(lane)
             elif now >= lane.leave_by:
-                lane.leave_by = _NEVER
                 self.supervisor.kill(lane)
+                lane.leave_by = _NEVER
         return min((lane.leave_by for lane in self.dispatcher.lanes.values()), default=_NEVER)
 
     # -- insight ---------------------------------------------------------------------------------------------
@@ -446,7 +458,7 @@ class Engine:
                 running_s=max(now - started, 0) / 1e9 if number else None,
                 tasks_done=lane.words[DONE],
                 rss_bytes=memory.rss_bytes(lane.pid),
-                cpu_percent=memory.cpu_percent(lane.pid, time.monotonic() - lane.started_at),
+                cpu_percent=cpu_percent(lane.pid, time.monotonic() - lane.started_at),
             )
             for lane, number, started, function in self.dispatcher.lock.run(self._look_at_lanes)
         ]
@@ -514,6 +526,30 @@ class Engine:
         self._why_broken = why
         self._end(BROKEN, why)
 
+    def give_up(self, why: MpkitError) -> None:
+        """Nobody looks after the workers any more: end what is left as well as it goes.
+
+        In the supervisor's thread, which has failed too often.
+        """
+        attempt(lambda: self.break_down(why))
+        dispatcher = self.dispatcher
+        lanes = list(dispatcher.lanes.values())
+        attempt(lambda: families.kill_families([lane.identity for lane in lanes if lane.identity]))
+        with dispatcher.lock:
+            if self.state in (RUNNING, CLOSED):
+                self._why_broken = why
+                self.state = BROKEN
+                self._room.notify_all()
+            dispatcher.lanes.clear()
+            dispatcher.idle.clear()
+            tasks = dispatcher.ledger.fail_everything()
+        attempt(lambda: self.collector.settle_surely([(task, RAISED, _copy_of(why)) for task in tasks]))
+        for lane in lanes:
+            if lane.process is not None:
+                attempt(lane.process.kill)
+            attempt(functools.partial(crew_module.exit_code, lane))
+            attempt(functools.partial(self.crew.dispose, lane))
+
     def _end(self, state: str, why: MpkitError) -> None:
         if self.dispatcher.lock.is_owned():
             # A signal handler that ends the pool, in the middle of this thread's work with it.
@@ -531,8 +567,8 @@ class Engine:
                 tasks = self.dispatcher.ledger.fail_everything()
                 self._room.notify_all()
             self.collector.draining = True
-            self.collector.settle(settlements)
-            self.collector.settle([(task, RAISED, _copy_of(why)) for task in tasks])
+            settlements += [(task, RAISED, _copy_of(why)) for task in tasks]
+            self.collector.settle_surely(settlements)
             self.supervisor.poke()
 
     def is_over(self) -> bool:
@@ -656,7 +692,7 @@ def _end_at_exit(reference: weakref.ref[Engine]) -> None:
     engine = reference()
     if engine is not None and engine.pid == os.getpid():
         engine.terminate()
-        engine.join(2 * engine.options.grace_period + 5.0)
+        engine.join(min(2 * engine.options.grace_period + 5.0, threading.TIMEOUT_MAX))
 
 
 def _forget_after_fork() -> None:

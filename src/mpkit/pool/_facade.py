@@ -21,8 +21,10 @@ from mpkit._platform.interrupts import deferred_interrupts
 from mpkit.errors import ClosedError
 from mpkit.pool._channel import KEYWORDS
 from mpkit.pool._handle import TaskHandle
-from mpkit.pool._maps import ImapIterator, MapHandle, Progress
+from mpkit.pool._imap import ImapIterator
+from mpkit.pool._maps import MapHandle
 from mpkit.pool._options import DEFAULT_TASK_OPTIONS, Pickler, PoolOptions, TaskOptions, check_count
+from mpkit.pool._progress import Progress
 from mpkit.pool._server import start_server
 from mpkit.pool._shared import Shared
 from mpkit.pool._states import RUNNING

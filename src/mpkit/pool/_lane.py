@@ -84,7 +84,8 @@ class Lane:
         self.is_idle: bool = False
         self.low: int = 0
         self.rss_bytes: int | None = None
-        self.oom_kills: int = 0
+        #: What `oom_kills` counted before it was started; None: nothing is counted here.
+        self.oom_kills: int | None = None
         #: Records of its outbox that are just being gone through, and the place behind them.
         self.pending: tuple[list[bytes], int] | None = None
         self.started_at: float = time.monotonic()

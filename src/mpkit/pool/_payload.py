@@ -68,15 +68,22 @@ def _encode_by_value(obj: object) -> tuple[bytes, list[pickle.PickleBuffer]]:
 # -- arguments -----------------------------------------------------------------------------------------------
 
 
-def dump_arguments(arguments: Any, pickler: Pickler) -> tuple[int, bytes, Blob | None]:
+def dump_arguments(
+    arguments: Any, pickler: Pickler, room: int = INLINE_BYTES
+) -> tuple[int, bytes, Blob | None]:
     """Pickle the arguments of a task: flags, bytes for the record, a parcel (the caller's) if they are big.
+
+    Args:
+        arguments: as `load_arguments` gives them back.
+        pickler: which one.
+        room: so many bytes the record has left for them.
 
     Raises:
         SerializationError: they cannot be pickled.
         SharedMemoryExhausted: there is no room for the parcel.
     """
     head, buffers = _encode(arguments) if pickler == "pickle" else _encode_by_value(arguments)
-    if not buffers and len(head) <= INLINE_BYTES:
+    if not buffers and len(head) <= min(room, INLINE_BYTES):
         return 0, head, None
     parcel = _pack(head, buffers)
     return BIG, parcel.name.encode(), parcel
@@ -210,7 +217,11 @@ def sweep(worker: ProcessIdentity | None) -> None:
     start = f"{PREFIX}{_KIND}-{worker.pid}-{worker.started}-"
     import tempfile  # noqa: PLC0415  it loads a dozen modules, and workers never come here
 
-    for directory in (SHM_DIRECTORY, tempfile.gettempdir()):
+    directories = [SHM_DIRECTORY]
+    # There may be none, or no descriptor left to look for it with.
+    with contextlib.suppress(OSError):
+        directories.append(tempfile.gettempdir())
+    for directory in directories:
         with contextlib.suppress(OSError):
             for entry in os.listdir(directory):
                 if entry.startswith(start):
@@ -329,7 +340,7 @@ def _slices(mm: mmap.mmap) -> list[memoryview]:
     """The pickle and its buffers. The mapping lives as long as the last of them."""
     view = memoryview(mm)
     number, length = _TWO_WORDS.unpack_from(view)
-    lengths = [int.from_bytes(view[16 + 8 * k : 24 + 8 * k], sys.byteorder) for k in range(number)]
+    lengths = [int.from_bytes(view[16 + 8 * k : 24 + 8 * k], "little") for k in range(number)]
     at = _start_of_head(number)
     found = [view[at : at + length]]
     at += length

@@ -6,28 +6,20 @@ itself. So it works at any depth of any container, and the function never sees a
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from mpkit._platform import seam
 from mpkit._platform.hints import Self
 from mpkit._shm.blob import Blob
 from mpkit.errors import ClosedError
 from mpkit.pool import _payload as payload
+from mpkit.pool._opened import open_shared
 from mpkit.pool._options import Pickler
 
 __all__ = ["Shared"]
 
 T = TypeVar("T")
-
-#: Shared objects that a worker keeps open.
-_MOST_OPEN = 16
-
-_opened: OrderedDict[str, Any] = OrderedDict()
-_opened_lock = seam.InterruptibleLock()
-_NOT_OPEN = object()
 
 
 class Shared(Generic[T]):
@@ -35,8 +27,10 @@ class Shared(Generic[T]):
 
     Buffers of 64 KiB and more that pickle can leave out (of numpy arrays, say) are mapped read-only by all
     workers instead of copied. A worker unpickles the rest once for all its tasks, which must not change it.
-    The memory is freed by `close`, at the end of a ``with`` block, or with the last reference; a task under
-    way keeps it until it has ended.
+    The file goes with `close`, at the end of a ``with`` block, or with the last reference, and the memory as
+    soon as no worker has it open any more. A worker looks after that when it opens another one, between two
+    tasks (twice in a second at most), and every two seconds while it idles; so a task under way keeps the
+    memory until it has ended.
 
     Attributes:
         nbytes: How much shared memory it takes.
@@ -61,7 +55,9 @@ class Shared(Generic[T]):
         return self._value  # type: ignore[return-value]  # a T until it is closed
 
     def close(self) -> None:
-        """Free the memory. Tasks sent earlier that have not opened it yet fail with `HandleLost`."""
+        """Give back the memory, as soon as no task uses it (see above). Tasks sent earlier that begin after
+        this may fail with `HandleLost`.
+        """
         blob, self._blob, self._value = self._blob, None, None
         if blob is not None:
             blob.close()
@@ -85,25 +81,3 @@ class Shared(Generic[T]):
     def __repr__(self) -> str:
         state = "closed" if self._blob is None else f"{type(self._value).__name__}, {self.nbytes} bytes"
         return f"<Shared {state}>"
-
-
-def open_shared(name: str) -> Any:
-    """In a worker: the object behind a name."""
-    value = _opened_lock.run(_find, name)
-    if value is _NOT_OPEN:
-        value = payload.open_shared(name)
-        _opened_lock.run(_keep, name, value)
-    return value
-
-
-def _find(name: str) -> Any:
-    if name not in _opened:
-        return _NOT_OPEN
-    _opened.move_to_end(name)
-    return _opened[name]
-
-
-def _keep(name: str, value: Any) -> None:
-    _opened[name] = value
-    while len(_opened) > _MOST_OPEN:
-        _opened.popitem(last=False)

@@ -9,12 +9,10 @@ and nothing is left on a disk when anybody dies. It does not block the worker: w
 from __future__ import annotations
 
 import os
-import select
 import time
-from multiprocessing.connection import Connection
 
 from mpkit._platform import families
-from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.readiness import wait_readable
 from mpkit.pool._channel import INITIALIZING, STATE
 from mpkit.pool._lane import Lane
 from mpkit.pool._worker import STACK_SIGNAL
@@ -29,22 +27,26 @@ def live_stack(lane: Lane, timeout: float) -> str:
 
     Blocking: for `timeout` seconds at most, usually a few milliseconds.
     """
-    pipe = lane.stack_pipe
-    if pipe is None or STACK_SIGNAL is None or lane.identity is None or lane.words[STATE] < INITIALIZING:
+    return lane.stack_lock.run(_ask, lane, time.monotonic() + timeout)
+
+
+def _ask(lane: Lane, deadline: float) -> str:
+    # Under the lock: the supervisor closes the pipe of a worker that has ended.
+    pipe, worker = lane.stack_pipe, lane.identity
+    if pipe is None or STACK_SIGNAL is None or worker is None or lane.words[STATE] < INITIALIZING:
         return ""
-    return lane.stack_lock.run(_ask, pipe, lane.identity, STACK_SIGNAL, time.monotonic() + timeout)
-
-
-def _ask(pipe: Connection, worker: ProcessIdentity, number: int, deadline: float) -> str:
-    _read(pipe.fileno())
-    if not families.send_signal(worker, number):
+    descriptor = pipe.fileno()
+    _read(descriptor)
+    try:
+        if not families.send_signal(worker, STACK_SIGNAL):
+            return ""
+    except PermissionError:
+        # It has become another user's: so it cannot be asked.
         return ""
     text = b""
     while True:
         wait = _QUIET_SECONDS if text else max(deadline - time.monotonic(), 0.0)
-        if not select.select([pipe], [], [], wait)[0]:
-            return text.decode(errors="replace")
-        more = _read(pipe.fileno())
+        more = _read(descriptor) if wait_readable(descriptor, wait) else b""
         if not more:
             return text.decode(errors="replace")
         text += more
@@ -52,10 +54,9 @@ def _ask(pipe: Connection, worker: ProcessIdentity, number: int, deadline: float
 
 def last_words(lane: Lane) -> str:
     """What the fault handler of a dead worker wrote; "" if nothing."""
-    if lane.stack_pipe is None:
-        return ""
     with lane.stack_lock:
-        return _read(lane.stack_pipe.fileno()).decode(errors="replace")
+        pipe = lane.stack_pipe
+        return "" if pipe is None else _read(pipe.fileno()).decode(errors="replace")
 
 
 def _read(descriptor: int) -> bytes:

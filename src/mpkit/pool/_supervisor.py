@@ -18,15 +18,16 @@ from typing import Protocol
 from mpkit._platform import families
 from mpkit._platform.exits import ExitWatcher
 from mpkit._platform.identity import ProcessIdentity
-from mpkit.errors import PoolBroken
+from mpkit._platform.memory import rss_bytes
+from mpkit.errors import MpkitError, PoolBroken
 from mpkit.pool._channel import RAISED, STOP
 from mpkit.pool._collector import Collector
 from mpkit.pool._crew import Crew
 from mpkit.pool._dispatcher import Dispatcher, Settlements, ending_error
 from mpkit.pool._lane import Lane, Stop
 from mpkit.pool._ledger import CANCELLED, TIMED_OUT, TOO_BIG, Task
-from mpkit.pool._memory import rss_bytes
 from mpkit.pool._options import PoolOptions
+from mpkit.pool._reports import attempt, report
 from mpkit.pool._stacks import live_stack
 
 #: How often the memory of running workers is read: with a limit, and without one (for the error should one of
@@ -35,6 +36,13 @@ _SAMPLE_WITH_LIMIT = 0.05
 _SAMPLE_WITHOUT = 1.0
 #: How long a worker may take to write its stack before it is stopped all the same.
 _STACK_SECONDS = 0.1
+
+#: After so many turns in a row that raised an exception the pool is broken, and after as many more given up.
+_MOST_FAILURES = 8
+#: Seconds between a turn that failed and the next one: at first, and at most. Some 4 seconds until the pool
+#: is broken, because what is lacking (descriptors, memory) may be there again in a moment.
+_FIRST_PAUSE = 0.05
+_LONGEST_PAUSE = 1.0
 
 _INTERRUPTED = 1
 _TERMINATED = 2
@@ -61,6 +69,12 @@ class Supervised(Protocol):
     def is_over(self) -> bool:
         """Whether no worker is left, and none will come."""
         ...
+
+    def break_down(self, why: MpkitError) -> None:
+        """The pool cannot go on: every pending task gets the reason."""
+
+    def give_up(self, why: MpkitError) -> None:
+        """Nobody looks after the workers any more: end what is left as well as it goes."""
 
     def begun(self) -> None:
         """The first act of the supervisor's thread."""
@@ -147,37 +161,69 @@ class Supervisor:
     # -- the thread ------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        engine = self._engine
-        engine.begun()
-        while True:
-            gone, self._gone = self._gone, []
-            for lane in gone:
-                engine.bury(lane)
-            while self._requests:
-                self._requests.popleft()()
-            if self._gone:
-                continue
-            now = time.monotonic()
-            looks = [engine.look_after_crew(now), self._look_at_limits(now), self._look_at_stops(now)]
-            if engine.is_over():
-                break
-            if self._gone or self._requests:
-                continue
-            self.looks_at = min(looks)
-            # Whoever gave a task a nearer limit before the line above took effect has been overlooked: look
-            # once more, cheaply.
-            wait = self._next_wait(now)
-            ended, poked = self._watcher.wait(wait, also=self._poke_reader)
-            if poked:
-                self._drain_pokes()
-            for process in ended:
-                lane_or_none = self._by_identity.pop(process, None)
-                if lane_or_none is not None:
-                    self._gone.append(lane_or_none)
-        self._watcher.close()
-        engine.over()
+        attempt(self._engine.begun)
+        failures = 0
+        over = False
+        while not over:
+            try:
+                over = self._take_turn()
+                failures = 0
+            except BaseException as error:  # noqa: BLE001  whatever it is, everybody depends on this thread
+                failures += 1
+                if failures == 1:
+                    report()
+                over = self._bear(error, failures)
+        attempt(self._watcher.close)
+        attempt(self._engine.over)
         self._pokable = False
         self._close_pipe_unless_poked()
+
+    def _take_turn(self) -> bool:
+        """Do what there is to do, then sleep; True when all is over."""
+        engine = self._engine
+        while self._gone:
+            # It stays there until all is done: after an exception that is tried again.
+            engine.bury(self._gone[0])
+            del self._gone[0]
+        while self._requests:
+            self._requests.popleft()()
+        if self._gone:
+            return False
+        now = time.monotonic()
+        looks = [engine.look_after_crew(now), self._look_at_limits(now), self._look_at_stops(now)]
+        if engine.is_over():
+            return True
+        if self._gone or self._requests:
+            return False
+        self.looks_at = min(looks)
+        # Whoever gave a task a nearer limit before the line above took effect has been overlooked: look once
+        # more, cheaply.
+        wait = self._next_wait(now)
+        ended, poked = self._watcher.wait(wait, also=self._poke_reader)
+        if poked:
+            self._drain_pokes()
+        for process in ended:
+            lane_or_none = self._by_identity.pop(process, None)
+            if lane_or_none is not None:
+                self._gone.append(lane_or_none)
+        return False
+
+    def _bear(self, error: BaseException, failures: int) -> bool:
+        """A turn has failed, the last one of so many in a row; True when there is no use in another one."""
+        engine = self._engine
+        if failures >= _MOST_FAILURES:
+            broken = PoolBroken(
+                f"the thread that looks after the workers of {engine.options.name} failed {failures} times "
+                f"in a row, lastly with {type(error).__name__}: {error}"
+            )
+            broken.__cause__ = error
+            if failures >= 2 * _MOST_FAILURES:
+                attempt(lambda: engine.give_up(broken))
+                return True
+            # Again each time, should that be what fails.
+            attempt(lambda: engine.break_down(broken))
+        time.sleep(min(_FIRST_PAUSE * 2 ** (failures - 1), _LONGEST_PAUSE))
+        return False
 
     def _next_wait(self, now: float) -> float | None:
         looks_at = min(self.looks_at, self._look_at_limits(now))
@@ -272,14 +318,15 @@ class Supervisor:
                 lane.ready = False
                 # The others need not wait for it.
                 records = dispatcher.take_records(lane)
-                for ended in dispatcher.ledger.take_back(lane.key, [number for number, _ in records]):
+                for ended in dispatcher.requeue(lane, [number for number, _ in records]):
                     settlements.append((ended, RAISED, ending_error(ended, lane)))
                 dispatcher.fill()
-        engine.collector.settle(settlements)
+        engine.collector.settle_surely(settlements)
         if stop is None:
             return
         if reason == TIMED_OUT:
-            stop.stack = live_stack(lane, _STACK_SECONDS)
+            # Good to have, and no more than that: whatever happens, the task must be stopped.
+            attempt(lambda: self._ask_for_stack(lane, stop))
         settlements = []
         with dispatcher.lock:
             if stop.ended is not None:
@@ -289,7 +336,7 @@ class Supervisor:
             else:
                 stop.stage = _INTERRUPTED
                 stop.due = time.monotonic() + engine.options.grace_period
-        engine.collector.settle(settlements)
+        engine.collector.settle_surely(settlements)
         if lane.stop is not stop:
             return
         if reason == TOO_BIG:
@@ -298,7 +345,10 @@ class Supervisor:
         else:
             lane.words[STOP] = task.number
             if lane.identity is not None:
-                families.send_signal(lane.identity, signal.SIGINT)
+                families.send_signal_if_allowed(lane.identity, signal.SIGINT)
+
+    def _ask_for_stack(self, lane: Lane, stop: Stop) -> None:
+        stop.stack = live_stack(lane, _STACK_SECONDS)
 
     def _look_at_stops(self, now: float) -> float:
         """Take the next step where a grace period is over; when to look again."""
@@ -335,22 +385,26 @@ class Supervisor:
                     dispatcher.stop_is_over(lane)
                     if locked:
                         lane.channel.lock.release()
-        engine.collector.settle(settlements)
+        engine.collector.settle_surely(settlements)
         if not alive:
             return
-        stop.stage = stage
-        stop.due = time.monotonic() + engine.options.grace_period
+        # Should an exception come from here on (no descriptor to look for its descendants with), this step is
+        # taken again.
+        stop.stage = stage - 1
+        stop.due = 0.0
         if lane.identity is not None:
             if stage == _TERMINATED:
-                families.send_signal(lane.identity, signal.SIGTERM)
+                families.send_signal_if_allowed(lane.identity, signal.SIGTERM)
             else:
                 families.kill_families([lane.identity])
+        stop.stage = stage
+        stop.due = time.monotonic() + engine.options.grace_period
 
     def terminate(self, lane: Lane) -> None:
         """Send SIGTERM (in this thread)."""
         lane.doomed = True
         if lane.identity is not None:
-            families.send_signal(lane.identity, signal.SIGTERM)
+            families.send_signal_if_allowed(lane.identity, signal.SIGTERM)
 
     def kill(self, lane: Lane) -> None:
         """Kill a worker and its descendants (in this thread)."""

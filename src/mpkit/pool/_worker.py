@@ -21,10 +21,9 @@ from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any, NamedTuple, TypeAlias, cast
 
-from typing_extensions import override
-
 from mpkit._platform import seam
 from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
+from mpkit._platform.hints import override
 from mpkit._platform.parent_watch import ParentLink
 from mpkit._wire import codec, failure
 from mpkit._wire.codec import Pickler
@@ -79,6 +78,7 @@ from mpkit.pool._channel import (
     ChannelNames,
     ring_bell,
 )
+from mpkit.pool._opened import forget_closed, opened
 from mpkit.pool._patience import Patience
 
 #: A chunk of short items is worked on in blocks of about this length ...
@@ -90,6 +90,8 @@ _PART_NS = 2_000_000
 _SLICE_SECONDS = 2.0
 #: Outcomes that somebody waits for in general are announced this often while the worker has more to do.
 _ANNOUNCE_NS = 1_000_000
+#: It looks this often whether shared objects that it has open have been closed.
+_LOOK_AFTER_SHARED_NS = 500_000_000
 #: Functions that a worker keeps unpickled.
 _MOST_FUNCTIONS = 1024
 _LONGEST_RUN = (1 << 32) - 1
@@ -119,7 +121,6 @@ class WorkerPlan(NamedTuple):
     max_memory_bytes: int | None
     forward_logs: bool
     log_level: int
-    pool_name: str
     link: ParentLink
 
 
@@ -156,6 +157,8 @@ class _Worker:
         #: The parent has interrupted the task: what it raises from now on is no error of its own.
         self.stopping = False
         self.last_ring = 0
+        #: Not before this moment it looks after shared objects again.
+        self.shared_looked_after = 0
 
     # -- the start -------------------------------------------------------------------------------------------
 
@@ -242,6 +245,8 @@ class _Worker:
                     self._ring(number, finished, idle=True)
                     number = 0
                 self._sleep(patience, barrier, parent_awake=awake)
+                if opened:
+                    self._look_after_shared(clock())
                 continue
             if number:
                 # Taking the record went through the inbox's lock: between the outcome and this look lies a
@@ -261,6 +266,8 @@ class _Worker:
                 words[ITEM] = 0
             words[TASK] = 0
             words[DONE] += 1
+            if opened:
+                self._look_after_shared(finished)
             if left is not None:
                 left -= 1
                 if left <= 0:
@@ -271,6 +278,12 @@ class _Worker:
         words[PARCELS] = payload.parcels_made() - self.parcels_before
         words[STATE] = LEAVING
         self.outbox.ring_all()
+
+    def _look_after_shared(self, now: int) -> None:
+        """Let go of shared objects that have been closed, if it is time to look for them."""
+        if now >= self.shared_looked_after:
+            self.shared_looked_after = now + _LOOK_AFTER_SHARED_NS
+            forget_closed()
 
     def _take(self) -> bytes | None:
         """The next record, or None.
@@ -289,7 +302,7 @@ class _Worker:
             if record is not None:
                 # When it began, then which: whoever sees the number sees the right time.
                 channel.words[STARTED] = time.monotonic_ns()
-                channel.words[TASK] = int.from_bytes(record[:8], sys.byteorder)
+                channel.words[TASK] = int.from_bytes(record[:8], "little")
                 if not TOTAL_STORE_ORDER:
                     full_fence()
                 inbox.drop()
@@ -682,7 +695,7 @@ def _except_of_broken(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def own_rss_bytes() -> int | None:
     """Resident memory of this process, or None if it cannot be read."""
-    from mpkit.pool import _memory as memory  # noqa: PLC0415  only with a limit
+    from mpkit._platform import memory  # noqa: PLC0415  only with a limit
 
     return memory.rss_bytes(os.getpid())
 

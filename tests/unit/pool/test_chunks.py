@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpkit.pool._maps import automatic_chunks
+from mpkit.pool._chunking import automatic_chunks
 
 
 @given(

@@ -1,0 +1,36 @@
+"""Waiting until a file descriptor is readable, whatever its number."""
+
+from __future__ import annotations
+
+import select
+
+__all__ = ["LONGEST_WAIT_S", "wait_readable"]
+
+LONGEST_WAIT_S = 86_400.0
+"""A wait is cut off here. The system counts milliseconds in 32 bits, so no wait may last a month."""
+
+if hasattr(select, "poll"):
+
+    def wait_readable(descriptor: int, timeout: float | None) -> bool:
+        """Wait until `descriptor` is readable (or its other end is closed), and say whether it is.
+
+        Args:
+            descriptor: Any; `select.select` takes none from 1024 on.
+            timeout: Seconds, None for ever; a day at the longest.
+        """
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(None if timeout is None else min(timeout, LONGEST_WAIT_S) * 1000.0))
+
+else:
+
+    def wait_readable(descriptor: int, timeout: float | None) -> bool:
+        """Wait until `descriptor` is readable (or its other end is closed), and say whether it is.
+
+        Args:
+            descriptor: A socket, the only thing that Windows can wait for.
+            timeout: Seconds, None for ever; a day at the longest.
+        """
+        return bool(
+            select.select([descriptor], [], [], None if timeout is None else min(timeout, LONGEST_WAIT_S))[0]
+        )

@@ -1,0 +1,450 @@
+"""Lazy maps: many calls of one function, whose results are taken one by one (for chunks see `_maps`).
+
+A lazy map whose items turn out to be short sends them in groups (`GroupedFunction`): chunks whose items the
+worker treats as tasks of their own, so each is handed in before the next one begins. Only where nobody can
+tell: the input is a collection, so that an item that has been read need not wait for the next one (an
+iterator may wait for what the item before it does); the items are plain, so that one pickle for all of them
+is as good as one for each; there is no time limit; and workers are not replaced after a number of tasks.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from mpkit._platform.deadlines import check_timeout
+from mpkit._platform.hints import Self
+from mpkit._platform.interrupts import deferred_interrupts
+from mpkit._shm.packs import are_plain
+from mpkit.errors import SerializationError, SharedMemoryExhausted, WaitTimeout
+from mpkit.pool import _payload as payload
+from mpkit.pool._channel import CHUNK, EACH, PART, RAISED, SOON
+from mpkit.pool._chunking import open_chunk, piece_of
+from mpkit.pool._functions import GroupedFunction
+from mpkit.pool._ledger import SENT, UNSENT, Chunk, Task
+from mpkit.pool._options import TaskOptions, check_count
+from mpkit.pool._progress import Progress
+
+if TYPE_CHECKING:
+    from mpkit.pool._engine import Engine
+
+__all__ = ["ImapIterator"]
+
+R = TypeVar("R")
+
+#: Items that an imap holds for each worker unless told otherwise.
+_DEFAULT_BUFFER = 256
+#: While results are waiting for the consumer, input is read for this long at most.
+_READ_SECONDS = 0.001
+#: What hinders one item from being sent, and not the next one.
+_UNSENDABLE = (SerializationError, SharedMemoryExhausted)
+#: Inputs that are just there: reading them calls nobody's code and waits for nothing.
+_COLLECTIONS = frozenset({list, tuple, range, set, frozenset, dict, deque, str, bytes, bytearray})
+
+
+class _ImapSink:
+    """Where the outcomes of a lazy map arrive.
+
+    The tasks hold it, and not the iterator, which so ends when its user drops it. It is what the collector
+    waits for as well.
+    """
+
+    can_be_told_again = False
+
+    def __init__(self, engine: Engine, progress: Progress, function: object, *, ordered: bool) -> None:
+        self._engine = engine
+        # Shared objects in it live as long as there are tasks of it.
+        self._function: object = function
+        self._progress = progress
+        self.ordered = ordered
+        #: Items that have been sent, and those of them that `take` has given out.
+        self.sent_items = 0
+        self.next = 0
+        #: Tasks that have not ended, by number.
+        self.tasks: dict[int, Task] = {}
+        # In the order of the input; for the ordered iterator alone.
+        self._order: deque[Task] = deque()
+        # Outcomes of neighbouring items (how many, kind, data, whether of a chunk): in the order of arrival,
+        # or by the first one.
+        self._arrived: deque[tuple[int, int, object, bool]] = deque()
+        self._by_first: dict[int, tuple[int, int, object, bool]] = {}
+        #: As many as there are threads that are just bringing an outcome.
+        self._arriving: deque[None] = deque()
+        self._latest: Task | None = None
+        self._is_closed = False
+        self._made_condition: threading.Condition | None = None
+
+    # -- of tasks --------------------------------------------------------------------------------------------
+
+    def sent(self, task: Task) -> None:
+        """Remember a task that is about to be sent."""
+        self._latest = task
+        self.tasks[task.number] = task
+        task.offset = self.sent_items
+        self.sent_items += task.items
+        if self.ordered:
+            self._order.append(task)
+
+    def forget_unsent(self) -> None:
+        """Sending the latest task has failed: if it never got to the pool, nothing will come of it."""
+        with deferred_interrupts():
+            task, self._latest = self._latest, None
+            # Ctrl-C may also come when the pool has it already.
+            if task is None or not self._engine.dispatcher.lock.run(self._is_nowhere, task):
+                return
+            self.tasks.pop(task.number, None)
+            self.sent_items = task.offset
+            if self._order and self._order[-1] is task:
+                self._order.pop()
+
+    def _is_nowhere(self, task: Task) -> bool:
+        """Whether the pool does not know the task (holding the dispatcher's lock)."""
+        if task.state == SENT:
+            return task.number not in self._engine.dispatcher.ledger.sent.get(task.worker, ())
+        return task.state == UNSENT
+
+    def fail_next(self, error: BaseException) -> None:
+        """The next item cannot be sent, so this is its outcome."""
+        first = self.sent_items
+        self.sent_items += 1
+        self._arrive(first, 1, RAISED, error, of_chunk=False)
+
+    def settle(self, task: Task, kind: int, data: object) -> None:
+        """Take the outcome of a task, or a part of it."""
+        first, length, inner, data = piece_of(task, kind, data)
+        # See `is_idle`.
+        self._arriving.append(None)
+        try:
+            if kind != PART:
+                if self.tasks.pop(task.number, None) is None:
+                    return
+            elif isinstance(task, Chunk):
+                if first in task.told:
+                    return
+                task.told.add(first)
+            if self._is_closed:
+                return
+            self._arrive(first, length, inner, data, of_chunk=isinstance(task, Chunk))
+        finally:
+            self._arriving.pop()
+        condition = self._made_condition
+        if condition is not None:
+            with condition:
+                condition.notify_all()
+
+    def split(self, task: Chunk, pieces: list[Chunk]) -> None:
+        """Pieces stand for a task from now on."""
+        for piece in pieces:
+            self.tasks[piece.number] = piece
+        self.tasks.pop(task.number, None)
+        if self._is_closed:
+            self._engine.cancel_later(list(pieces))
+
+    def _arrive(self, first: int, length: int, kind: int, data: object, *, of_chunk: bool) -> None:
+        outcome = (length, kind, data, of_chunk)
+        if self.ordered:
+            self._by_first[first] = outcome
+        else:
+            self._arrived.append(outcome)
+        self._progress.step(length)
+
+    # -- what the collector waits for ------------------------------------------------------------------------
+
+    @property
+    def task_id(self) -> int:
+        """What the workers should ring for."""
+        order = self._order
+        if self.ordered and order and order[0].number in self.tasks:
+            return order[0].number
+        return SOON
+
+    def is_settled(self) -> bool:
+        """Whether the next outcome is there."""
+        return self.next in self._by_first if self.ordered else bool(self._arrived)
+
+    def is_idle(self) -> bool:
+        """Whether nothing is there, and nothing will come of what has been sent."""
+        # In this order, the reverse of that in `settle`: what another thread is bringing is seen somewhere.
+        return not self.tasks and not self._arriving and not self.is_settled()
+
+    def make_condition(self) -> threading.Condition:
+        """What to sleep on while another thread leads."""
+        if self._made_condition is None:
+            self._made_condition = threading.Condition()
+        return self._made_condition
+
+    # -- of the iterator -------------------------------------------------------------------------------------
+
+    def take(self) -> tuple[int, int, object, bool]:
+        """The next outcome, which is there: of how many items, its kind and data, whether of a chunk."""
+        if not self.ordered:
+            return self._arrived.popleft()
+        first = self.next
+        outcome = self._by_first[first]
+        # First: after Ctrl-C in between, an item is lost, but nobody waits for it.
+        self.next += outcome[0]
+        del self._by_first[first]
+        order = self._order
+        while order and order[0].offset + order[0].items <= self.next:
+            order.popleft()
+        return outcome
+
+    def close(self) -> None:
+        """Cancel what has not ended, and forget what has. Takes no lock, and may be called again."""
+        self._is_closed = True
+        engine = self._engine
+        if engine.pid == os.getpid():
+            if self.tasks:
+                engine.cancel_later(list(self.tasks.values()))
+            if self._progress.is_shown:
+                engine.supervisor.request(self._progress.close)
+        self.tasks.clear()
+        self._order.clear()
+        self._arrived.clear()
+        self._by_first.clear()
+
+
+class ImapIterator(Generic[R]):
+    """What `imap` and `imap_unordered` return: an iterator over the results that reads its input as it goes.
+
+    It holds at most `buffersize` items between input and consumer. Input is read in the thread that asks for
+    results, so the iterable may be infinite, slow, or bound to a thread; one that blocks delays the results
+    that are ready by one item at most.
+
+    An item that failed raises its error from `next`; the iteration can go on after it. So does an item that
+    cannot be pickled. When the pool takes no more, because it has been closed or is broken, the results of
+    what had been sent come first, and then that error. Dropping or closing the iterator cancels what it has
+    not delivered.
+
+    Safe from: one thread at a time.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        function: Callable[[Any], R],
+        iterable: Iterable[Any],
+        chunksize: int,
+        buffersize: int | None,
+        options: TaskOptions,
+        *,
+        ordered: bool,
+        progress: bool,
+    ) -> None:
+        self._engine = engine
+        self._chunksize = check_count(chunksize, "chunksize")
+        processes = engine.options.processes
+        if buffersize is None:
+            self._most = max(_DEFAULT_BUFFER, 4 * self._chunksize) * processes
+        else:
+            self._most = check_count(buffersize, "buffersize")
+            self._chunksize = min(self._chunksize, self._most)
+        engine.check_usable()
+        self._input: Iterator[Any] | None = iter(iterable)
+        self._options = options
+        self._function, self._blob, self._flags = engine.function(function, options)
+        self._groups: GroupedFunction | None = None
+        if (
+            self._chunksize == 1
+            and type(iterable) in _COLLECTIONS
+            and options.timeout is None
+            and engine.options.maxtasksperchild is None
+        ):
+            # Two groups for each worker, and as many results on their way, leave nobody without work.
+            self._function = self._groups = GroupedFunction(
+                self._function, self._most // (4 * processes) or 1
+            )
+        #: Items whose results the consumer has.
+        self._delivered = 0
+        self._current: deque[tuple[Any, BaseException | None]] = deque()
+        #: What comes after all results: the error of the input, or why the pool takes no more.
+        self._last_error: BaseException | None = None
+        try:
+            total = len(iterable)  # type: ignore[arg-type]  # where it has a length
+        except TypeError:
+            total = None
+        self._progress = Progress(progress, total, self._function.name)
+        self._sink = _ImapSink(engine, self._progress, function, ordered=ordered)
+        self._read()
+
+    @property
+    def _held(self) -> int:
+        """Items between input and consumer."""
+        return self._sink.sent_items - self._delivered
+
+    # -- reading the input -----------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        """Send more, as long as there is room and nothing better to do."""
+        source = self._input
+        if source is None:
+            return
+        engine, sink, size, groups = self._engine, self._sink, self._chunksize, self._groups
+        most = self._delivered + self._most
+        deadline = 0.0
+        number = 0
+        while sink.sent_items + size <= most:
+            if groups is not None:
+                size = min(groups.size, most - sink.sent_items)
+            chunk: list[Any] = []
+            try:
+                for item in source:
+                    chunk.append(item)
+                    if len(chunk) >= size:
+                        break
+            except Exception as error:  # noqa: BLE001  it comes out of the iteration, at its place
+                self._last_error = error
+                self._input = None
+            except BaseException:
+                # Ctrl-C is not put off until the tasks have ended.
+                self._input = None
+                raise
+            if len(chunk) < size:
+                self._input = None
+            if chunk:
+                try:
+                    self._submit(chunk)
+                except Exception as error:  # noqa: BLE001  it comes out of the iteration, after all results
+                    # The pool is closed, say. What has been sent has results all the same.
+                    self._last_error = error
+                    self._input = None
+                except BaseException:
+                    self._input = None
+                    raise
+            if self._input is None:
+                return
+            number += 1
+            if number & 7 == 0 or size > 1:
+                now = time.monotonic()
+                if not deadline:
+                    deadline = now + _READ_SECONDS
+                elif now > deadline and (
+                    self._current or sink.is_settled() or engine.dispatcher.has_outcomes()
+                ):
+                    return
+
+    def _submit(self, chunk: list[Any]) -> None:
+        """Send what has just been read: as a chunk, as a group, or one by one."""
+        if self._chunksize > 1:
+            self._submit_chunk(self._flags | CHUNK, chunk)
+        elif len(chunk) > 1 and are_plain(chunk):
+            self._submit_chunk(self._flags | CHUNK | EACH, chunk)
+        else:
+            for item in chunk:
+                try:
+                    self._submit_task(self._flags, (item,))
+                except _UNSENDABLE as error:
+                    self._sink.fail_next(error)
+
+    def _submit_chunk(self, flags: int, chunk: list[Any]) -> None:
+        try:
+            self._submit_task(flags, chunk)
+        except _UNSENDABLE:
+            # One by one: so it is seen which of them cannot be pickled.
+            for item in chunk:
+                try:
+                    self._submit_task(flags, [item])
+                except _UNSENDABLE as error:
+                    self._sink.fail_next(error)
+
+    def _submit_task(self, flags: int, arguments: Any) -> None:
+        try:
+            self._engine.submit(self._function, self._blob, flags, arguments, self._sink, self._options)
+        except BaseException:
+            self._sink.forget_unsent()
+            raise
+
+    # -- the iterator ----------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> R:
+        return self.next()
+
+    def next(self, timeout: float | None = None) -> R:
+        """The next result.
+
+        Args:
+            timeout: Seconds to wait; None: until there is one.
+
+        Raises:
+            StopIteration: There are no more.
+            WaitTimeout: The time was over; it can be asked for again.
+            SerializationError: This item, or its result, cannot be pickled.
+            Exception: What this item's call raised; or, after all results, what the input raised, or why the
+                pool took no more.
+
+        Blocking: until the next result is there.
+        """
+        current = self._current
+        if not current:
+            timeout = check_timeout(timeout)
+            self._fetch(timeout)
+        value, error = current.popleft()
+        self._delivered += 1
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error
+        return value  # type: ignore[no-any-return]  # the value of a call that succeeded is an R
+
+    def _fetch(self, timeout: float | None) -> None:
+        """Have at least one outcome in `_current`."""
+        sink = self._sink
+        if self._input is not None and (self._held < self._most // 2 or not sink.is_settled()):
+            self._read()
+        while not sink.is_settled():
+            if sink.is_idle():
+                # Ctrl-C may have taken an item that was about to be delivered.
+                self._delivered = sink.sent_items
+                if self._input is None:
+                    self._progress.close()
+                    error, self._last_error = self._last_error, None
+                    if error is not None:
+                        raise error
+                    raise StopIteration
+                self._read()
+            elif not self._engine.collector.wait_for(sink, timeout):
+                raise WaitTimeout(f"no result within {timeout:g} s; the iteration can go on")
+        length, kind, data, of_chunk = sink.take()
+        if of_chunk:
+            self._current.extend(open_chunk(kind, data, length))
+        else:
+            self._current.append(payload.open_outcome(kind, data))
+
+    def read_all(self) -> None:
+        """Read and send the rest of the input now, whatever `buffersize` says; an infinite input never ends.
+
+        For those who close the pool before they have taken the results.
+        """
+        self._most = sys.maxsize
+        while self._input is not None:
+            self._read()
+
+    def close(self) -> None:
+        """Cancel what has not been delivered; the iteration is over."""
+        self._input = None
+        self._last_error = None
+        self._progress.close()
+        self._sink.close()
+        self._current.clear()
+        self._delivered = self._sink.sent_items
+
+    def __repr__(self) -> str:
+        order = "ordered" if self._sink.ordered else "unordered"
+        state = "reading" if self._input is not None else "all read"
+        return f"<ImapIterator of {self._function.name}, {order}, {state}, {self._held} items under way>"
+
+    def __del__(self) -> None:
+        # In whatever thread the garbage collector runs, perhaps within a step of the progress bar or of the
+        # pool: so this takes no lock.
+        sink: _ImapSink | None = getattr(self, "_sink", None)
+        if sink is not None:
+            sink.close()

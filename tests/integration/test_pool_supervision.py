@@ -1,0 +1,349 @@
+"""The thread that looks after the workers outlives what goes wrong in it, or says so and ends the pool."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mpkit._platform import families, memory, readiness
+from mpkit._platform.exits import ExitWatcher
+from mpkit.errors import PoolBroken, TaskTimeout, WorkerCrashed
+from mpkit.pool import TaskPool, _payload, _reports, _supervisor
+from tests.contract import pool_tasks as tasks
+from tests.helpers.waiting import PATIENCE, wait_until
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="fork")
+
+
+@pytest.fixture
+def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[TaskPool]:
+    monkeypatch.setattr(_supervisor, "_FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(_supervisor, "_LONGEST_PAUSE", 0.001)
+    with TaskPool(1, context="fork", grace_period=0.2) as pool:
+        pool.apply(tasks.square, (1,))
+        yield pool
+        pool.terminate()
+
+
+@pytest.fixture
+def reported(monkeypatch: pytest.MonkeyPatch) -> list[BaseException | None]:
+    """The exceptions that threads told of."""
+    errors: list[BaseException | None] = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: errors.append(args.exc_value))
+    return errors
+
+
+def failing(times: float, original: Callable[..., Any]) -> Callable[..., Any]:
+    """Like `original`, but the first calls raise."""
+    left = times
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal left
+        if left:
+            left -= 1
+            raise OSError("out of means")
+        return original(*args, **kwargs)
+
+    return call
+
+
+@pytest.mark.parametrize("step", ["look_after_crew", "bury"])
+def test_an_error_that_passes_ends_nothing(
+    pool: TaskPool, step: str, monkeypatch: pytest.MonkeyPatch, reported: list[BaseException | None]
+) -> None:
+    """Any one ended the thread, and the pool with it, without a word."""
+    engine = pool._engine
+    monkeypatch.setattr(engine, step, failing(3, getattr(engine, step)))
+    with pytest.raises(WorkerCrashed):
+        pool.submit(tasks.kill_myself).result(PATIENCE)
+    assert pool.submit(tasks.square, 3).result(PATIENCE) == 9
+    assert [str(error) for error in reported] == ["out of means"]
+
+
+def test_a_worker_whose_burial_fails_half_way_is_buried_once(
+    pool: TaskPool, monkeypatch: pytest.MonkeyPatch, reported: list[BaseException | None]
+) -> None:
+    crew = pool._engine.crew
+    monkeypatch.setattr(crew, "note_death_of", failing(2, crew.note_death_of))
+    with pytest.raises(WorkerCrashed):
+        pool.submit(tasks.kill_myself).result(PATIENCE)
+    assert pool.submit(tasks.square, 3).result(PATIENCE) == 9
+    assert len(reported) == 1
+    assert pool.statistics().crashed == 1
+
+
+@pytest.mark.parametrize("step", ["look_after_crew", "bury", "is_over", "break_down"])
+def test_an_error_that_stays_breaks_the_pool_and_everything_ends(
+    pool: TaskPool,
+    step: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    reported: list[BaseException | None],
+) -> None:
+    engine = pool._engine
+    gate = tmp_path / "never"
+    handles = [pool.submit(tasks.wait_for_file, str(gate)) for _ in range(3)]
+    wait_until(lambda: handles[0].worker_pid, "the first one runs")
+    worker = handles[0].worker_pid
+    assert worker is not None
+    if step == "break_down":
+        monkeypatch.setattr(engine, "look_after_crew", failing(float("inf"), engine.look_after_crew))
+    monkeypatch.setattr(engine, step, failing(float("inf"), getattr(engine, step)))
+    if step == "bury":
+        os.kill(worker, signal.SIGKILL)
+    else:
+        engine.supervisor.poke()
+    for handle in handles:
+        error = handle.exception(PATIENCE)
+        assert isinstance(error, PoolBroken)
+        assert "out of means" in str(error) or step == "break_down"
+    with pytest.raises(PoolBroken):
+        pool.submit(tasks.square, 1)
+    assert pool.join(PATIENCE)
+    # Its exit code has been taken: nothing of it is left, not even a zombie.
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)
+    assert reported
+
+
+def test_a_worker_that_could_not_be_killed_is_killed_later(
+    pool: TaskPool, monkeypatch: pytest.MonkeyPatch, reported: list[BaseException | None]
+) -> None:
+    """The kill looks for descendants, which needs a descriptor. It was not tried again."""
+    monkeypatch.setattr(families, "kill_families", failing(3, families.kill_families))
+    handle = pool.with_options(timeout=0.1).submit(tasks.hold_out)
+    with pytest.raises(TaskTimeout):
+        handle.result(PATIENCE)
+    assert pool.submit(tasks.square, 3).result(PATIENCE) == 9
+    assert len(reported) == 1
+
+
+def test_a_signal_that_is_not_allowed_is_no_reason_to_stop_looking(
+    pool: TaskPool, monkeypatch: pytest.MonkeyPatch, reported: list[BaseException | None]
+) -> None:
+    """A task may have changed its user."""
+    send = families.send_signal
+
+    def refuse(process: Any, signum: int) -> bool:
+        if signum != signal.SIGKILL:
+            raise PermissionError(signum)
+        return send(process, signum)
+
+    monkeypatch.setattr(families, "send_signal", refuse)
+    assert set(pool.stacks().values()) == {""}
+    with pytest.raises(TaskTimeout):
+        pool.with_options(timeout=0.1).submit(time.sleep, 1000).result(PATIENCE)
+    assert not reported
+
+
+def test_a_worker_whose_end_is_not_told_is_buried_all_the_same(
+    pool: TaskPool, monkeypatch: pytest.MonkeyPatch, reported: list[BaseException | None]
+) -> None:
+    """Its process cannot be closed: that raises for one that passes for running."""
+    lane = next(iter(pool._engine.dispatcher.lanes.values()))
+    process = lane.process
+    assert process is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(type(process), "exitcode", None)
+        patch.setattr(type(process), "join", lambda *_args: None)
+        patch.setattr(type(process), "close", failing(float("inf"), process.close))
+        with pytest.raises(WorkerCrashed):
+            pool.submit(tasks.kill_myself).result(PATIENCE)
+        assert pool.submit(tasks.square, 3).result(PATIENCE) == 9
+        assert not reported
+    process.join()
+
+
+def test_a_machine_without_temporary_directory(
+    pool: TaskPool, monkeypatch: pytest.MonkeyPatch, reported: list[BaseException | None]
+) -> None:
+    monkeypatch.setattr("tempfile.gettempdir", failing(float("inf"), str))
+    lane = next(iter(pool._engine.dispatcher.lanes.values()))
+    _payload.sweep(lane.identity)
+    with pytest.raises(WorkerCrashed):
+        pool.submit(tasks.kill_myself).result(PATIENCE)
+    assert not reported
+
+
+@pytest.mark.parametrize("grace", [1e6, 1e12])
+def test_a_long_grace_period(grace: float) -> None:
+    """The system counts the milliseconds of a wait in 32 bits."""
+    pool = TaskPool(1, context="fork", grace_period=grace)
+    assert pool.apply(tasks.square, (2,)) == 4
+    pool.close()
+    assert pool.join(PATIENCE)
+
+
+def test_a_long_wait_for_a_process() -> None:
+    watcher = ExitWatcher()
+    reader, writer = os.pipe()
+    try:
+        os.write(writer, b"!")
+        assert watcher.wait(1e12, also=reader) == (set(), True)
+        assert readiness.wait_readable(reader, 1e12)
+    finally:
+        watcher.close()
+        os.close(reader)
+        os.close(writer)
+
+
+@pytest.mark.parametrize("struck", [True, False])
+def test_kills_of_the_system_are_counted_in_the_control_group(
+    monkeypatch: pytest.MonkeyPatch, struck: bool
+) -> None:
+    """They were counted for the whole machine: another container's made any killed worker one of them."""
+    kills = 0
+    monkeypatch.setattr(memory, "oom_kills", lambda: kills)
+    with TaskPool(1, context="fork") as pool:
+        pool.apply(tasks.square, (1,))
+        kills += struck
+        with pytest.raises(WorkerCrashed) as caught:
+            pool.submit(tasks.kill_myself).result(PATIENCE)
+    assert caught.value.likely_oom is struck
+
+
+def test_a_worker_does_without_typing_extensions() -> None:
+    """They take ten milliseconds of each start."""
+    code = "import sys, mpkit.pool._worker; print('typing_extensions' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+# -- descriptors with big numbers ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """All descriptors below 1024 are taken: `select.select` takes none of the others."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2048:
+        pytest.skip("no descriptor may have such a number here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    taken = [os.open(os.devnull, os.O_RDONLY)]
+    try:
+        while taken[-1] < 1024:
+            taken.append(os.open(os.devnull, os.O_RDONLY))
+        yield
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("many_files")
+def test_stacks_and_time_limits_with_many_open_files(reported: list[BaseException | None]) -> None:
+    with TaskPool(1, context="fork", grace_period=0.2) as pool:
+        pool.apply(tasks.square, (1,))
+        (stack,) = pool.stacks().values()
+        assert "_worker.py" in stack
+        with pytest.raises(TaskTimeout) as caught:
+            pool.with_options(timeout=0.5).submit(time.sleep, 1000).result(PATIENCE)
+        assert caught.value.stack
+        assert not reported
+
+
+@pytest.mark.usefixtures("many_files")
+@pytest.mark.skipif(sys.platform != "linux", reason="from outside on Linux only")
+def test_stacks_from_outside_with_many_open_files() -> None:
+    from mpkit.introspect import _stacks
+
+    with TaskPool(1, context="fork") as pool:
+        pool.apply(tasks.square, (1,))
+        (found,) = _stacks.workers_under(os.getpid())
+        assert "_worker.py" in _stacks.stack_of(found)
+
+
+# -- stacks --------------------------------------------------------------------------------------------------
+
+
+def test_the_stack_of_a_worker_that_has_just_been_disposed_of(
+    pool: TaskPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pipe was looked up before the lock under which it is closed was taken."""
+    engine = pool._engine
+    lane = next(iter(engine.dispatcher.lanes.values()))
+    waiting = threading.Event()
+    run = lane.stack_lock.run
+
+    def wait_first(*args: Any) -> Any:
+        waiting.set()
+        return run(*args)
+
+    monkeypatch.setattr(lane, "stack_lock", _Lock(lane.stack_lock, wait_first))
+    found: list[object] = []
+    asking = threading.Thread(target=lambda: found.append(_stack_or_error(pool)))
+    with lane.stack_lock:
+        asking.start()
+        assert waiting.wait(PATIENCE)
+        pipe = lane.stack_pipe
+        assert pipe is not None
+        pipe.close()
+        lane.stack_pipe = None
+    asking.join(PATIENCE)
+    assert found == [{lane.pid: ""}]
+
+
+class _Lock:
+    """A lock that tells before it is waited for."""
+
+    def __init__(self, lock: Any, run: Callable[..., Any]) -> None:
+        self._lock = lock
+        self.run = run
+
+    def __enter__(self) -> None:
+        self._lock.__enter__()
+
+    def __exit__(self, *args: object) -> None:
+        self._lock.__exit__(*args)
+
+
+def _stack_or_error(pool: TaskPool) -> object:
+    try:
+        return pool.stacks()
+    except Exception as error:
+        return error
+
+
+# -- reports -------------------------------------------------------------------------------------------------
+
+
+def _raise(_args: object) -> None:
+    raise RuntimeError("bad hook")
+
+
+def test_a_hook_that_raises_ends_no_thread(
+    pool: TaskPool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What a call in the collector's thread raised is told to the application's own hook."""
+    monkeypatch.setattr(threading, "excepthook", _raise)
+    called = threading.Event()
+    pool._engine.collector.call_back(lambda: 1 / 0)
+    pool.submit(tasks.square, 1).add_done_callback(lambda _handle: called.set())
+    assert called.wait(PATIENCE)
+    told = capfd.readouterr().err
+    assert "ZeroDivisionError" in told
+    assert "bad hook" in told
+
+
+def test_a_report_without_any_means_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "excepthook", _raise)
+    monkeypatch.setattr(threading, "__excepthook__", _raise)
+    done: list[int] = []
+
+    def fail() -> None:
+        raise ValueError
+
+    _reports.attempt(fail)
+    done.append(1)
+    assert done == [1]

@@ -1,0 +1,80 @@
+"""Starting workers changes nothing of the warning filters, which all threads share."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+
+import pytest
+
+from mpkit.pool import TaskPool, _crew
+from tests.contract import pool_tasks as tasks
+
+_own = getattr(sys.flags, "context_aware_warnings", False)
+
+
+def during_the_start(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Have `act` called while a worker is just being started."""
+    start = _crew._start
+
+    def act_and_start(*args: object) -> None:
+        act()
+        start(*args)  # type: ignore[arg-type]  # as it was called
+
+    monkeypatch.setattr(_crew, "_start", act_and_start)
+
+
+def test_no_other_start_method_than_fork_touches_them(
+    start_method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = list(warnings.filters)
+    seen: list[list[object]] = []
+    during_the_start(monkeypatch, lambda: seen.append(list(warnings.filters)))
+    with TaskPool(1, context=start_method) as pool:
+        assert pool.apply(tasks.square, (2,)) == 4
+    assert warnings.filters == before
+    if start_method != "fork":
+        assert seen == [before]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="fork")
+@pytest.mark.skipif(_own, reason="each thread has its own filters")
+@pytest.mark.parametrize("leaves", ["before", "after"])
+def test_what_another_thread_changes_meanwhile_stays(leaves: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the end of the start all filters were put back as they had been before it."""
+    before = list(warnings.filters)
+    others = warnings.catch_warnings()
+    if leaves == "before":
+        others.__enter__()
+        during_the_start(monkeypatch, lambda: others.__exit__(None, None, None))
+    else:
+
+        def enter() -> None:
+            others.__enter__()
+            warnings.simplefilter("error", UserWarning)
+
+        during_the_start(monkeypatch, enter)
+    with TaskPool(1, context="fork") as pool:
+        assert pool.apply(tasks.square, (2,)) == 4
+    if leaves == "after":
+        assert warnings.filters[0][:3] == ("error", None, UserWarning)
+        assert warnings.filters[1:] == before
+        others.__exit__(None, None, None)
+    assert warnings.filters == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="fork")
+def test_a_fork_where_warnings_are_errors() -> None:
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait)
+    thread.start()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with TaskPool(1, context="fork") as pool:
+                assert pool.apply(tasks.square, (2,)) == 4
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,159 @@
+"""The dispatcher with channels that no worker reads: where a task is, whatever fits into an inbox."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from mpkit.pool._channel import TASK, TASK_HEAD, Channel
+from mpkit.pool._dispatcher import Dispatcher, Settlements
+from mpkit.pool._functions import Function
+from mpkit.pool._lane import Lane
+from mpkit.pool._ledger import Task
+
+
+class _Sink:
+    can_be_told_again = True
+
+    def sent(self, task: Task) -> None:
+        """Nothing to remember."""
+
+    def settle(self, task: Task, kind: int, data: object) -> None:
+        """Not called under the dispatcher's lock."""
+
+
+class _Bench:
+    """A dispatcher and its workers, which are nothing but their channels."""
+
+    def __init__(self, workers: int) -> None:
+        #: How often somebody was asked to send later.
+        self.asked = 0
+        self.dispatcher = Dispatcher(self._ask)
+        self.function = Function("f", b"")
+        self.function.ahead = 256
+        self.lanes = [self._add(key) for key in range(workers)]
+        self._next = 1
+
+    def _ask(self) -> None:
+        self.asked += 1
+
+    def _add(self, key: int) -> Lane:
+        ledger = self.dispatcher.ledger
+        ledger.add_worker(key)
+        lane = Lane(key, Channel.create(), ledger.sent[key], None, None)
+        lane.ready = True
+        self.dispatcher.lanes[key] = lane
+        return lane
+
+    def send(self, lane: Lane, size: int) -> Task:
+        """Put a task with a record of `size` bytes into an inbox."""
+        number, self._next = self._next, self._next + 1
+        task = Task(number, _Sink(), TASK_HEAD.pack(number, 0, 0).ljust(size, b"x"), self.function)
+        assert lane.channel.inbox.try_put(task.record)
+        self.dispatcher.ledger.send_new(lane.key, task)
+        return task
+
+    def begin(self, lane: Lane) -> None:
+        """The worker takes its first record."""
+        record = lane.channel.inbox.try_get()
+        assert record is not None
+        lane.words[TASK] = int.from_bytes(record[:8], "little")
+
+    def waiting(self, lane: Lane) -> list[int]:
+        """The tasks in an inbox."""
+        return [int.from_bytes(record[:8], "little") for record in lane.channel.inbox.peek_many(1000)[0]]
+
+    def close(self) -> None:
+        for lane in self.lanes:
+            lane.channel.discard()
+
+
+@pytest.fixture
+def bench() -> Iterator[_Bench]:
+    bench = _Bench(2)
+    yield bench
+    bench.close()
+
+
+def _stand_at(lane: Lane, eighths: int) -> None:
+    """Bring the index of an empty inbox to so many eighths of it."""
+    ring = lane.channel.inbox
+    for _ in range(eighths):
+        assert ring.try_put(bytes((ring.capacity // 8 - 1) << 3))
+    ring.try_get_many(eighths)
+    assert ring.is_empty()
+
+
+def _assert_each_is_somewhere(bench: _Bench, tasks: list[Task]) -> None:
+    """Each task is in the inbox of the worker that it is said to be with (or in its hands), or queued."""
+    ledger = bench.dispatcher.ledger
+    found: list[int] = [task.number for task in ledger.queue]
+    for lane in bench.lanes:
+        here = bench.waiting(lane) + ([lane.running()] if lane.running() else [])
+        assert sorted(here) == sorted(lane.sent)
+        found += here
+    assert sorted(found) == [task.number for task in tasks]
+    assert ledger.queued == len(ledger.queue)
+    assert ledger.under_way == sum(len(lane.sent) for lane in bench.lanes)
+
+
+def test_stolen_records_that_do_not_fit_are_queued_again(bench: _Bench) -> None:
+    """What filled the inbox of one worker does not all fit into that of another, which is empty, but whose
+    index stands elsewhere. It was entered there all the same, and was with nobody.
+    """
+    busy, thief = bench.lanes
+    dispatcher = bench.dispatcher
+    _stand_at(thief, 3)
+    tasks = [bench.send(busy, 16)]
+    bench.begin(busy)
+    # Behind the index there are 40 KiB, for two big ones; before it 24 KiB, for one, and then too few.
+    tasks += [bench.send(busy, size) for size in (16_200, 16_200, 16_200, 12_000, 16, 16, 16, 16)]
+    thief.is_idle = True
+    dispatcher.idle.append(thief)
+    with dispatcher.lock:
+        dispatcher.fill()
+    _assert_each_is_somewhere(bench, tasks)
+    assert sorted(thief.sent) == [2, 3, 4]
+    assert [task.number for task in dispatcher.ledger.queue] == [5]
+    assert bench.asked
+
+
+def test_a_cancel_puts_back_what_was_not_meant(bench: _Bench) -> None:
+    """It takes everything out of an inbox; what goes round the end of the ring, too."""
+    busy = bench.lanes[0]
+    dispatcher = bench.dispatcher
+    tasks = [bench.send(busy, 16_000)]
+    bench.begin(busy)
+    tasks += [bench.send(busy, size) for size in (16, 16_000, 16_000, 12_000, 6_000, 9_900)]
+    cancelled = tasks.pop(1)
+    settlements: Settlements = []
+    with dispatcher.lock:
+        assert dispatcher.cancel(cancelled, settlements)
+    _assert_each_is_somewhere(bench, tasks)
+    assert dispatcher.ledger.cancelled == 1
+    assert not dispatcher.ledger.queued
+
+
+def test_a_cancelled_task_is_not_stolen(bench: _Bench) -> None:
+    """Its worker could not be kept from beginning it (it was stopped by a signal, say) when it was
+    cancelled.
+    """
+    busy, thief = bench.lanes
+    dispatcher = bench.dispatcher
+    tasks = [bench.send(busy, 16)]
+    bench.begin(busy)
+    tasks += [bench.send(busy, 16) for _ in range(4)]
+    busy.doomed = True
+    assert busy.channel.lock.acquire(False)
+    with dispatcher.lock:
+        assert not dispatcher.cancel(tasks[1], [])
+    busy.channel.lock.release()
+    busy.doomed = False
+    thief.is_idle = True
+    dispatcher.idle.append(thief)
+    with dispatcher.lock:
+        dispatcher.fill()
+    cancelled = tasks.pop(1)
+    _assert_each_is_somewhere(bench, tasks)
+    assert cancelled.number not in thief.sent
