@@ -77,17 +77,25 @@ def remove(name: str) -> None:
     """Remove `name` from the system now, if this process owns it. Those who have it open keep it."""
     # The resource tracker is told of each name once, and once that it is gone.
     with deferred_interrupts():
-        _guard.run(_remove, name)
+        _untrack(name, _guard.run(_remove, name))
 
 
-def _remove(name: str) -> None:
+def _remove(name: str) -> NameType | None:
+    """What kind of name has been removed here; None: it was not owned."""
     kind = _owned.get(name)
     if kind is not None:
         # Only then is it forgotten: what cannot be removed is left to the next call, or to the exit.
         _unlink(name, kind)
         _owned.pop(name, None)
-        if _tracked(name, kind):
-            tracker.untrack(_tracker_name(name), _tracker_type(kind))
+    return kind
+
+
+def _untrack(name: str, kind: NameType | None) -> None:
+    """Tell the tracker, without the guard: whoever is just talking to it may be interrupted by a garbage
+    collection whose ``__del__`` waits for the guard.
+    """
+    if kind is not None and _tracked(name, kind):
+        tracker.untrack(_tracker_name(name), _tracker_type(kind))
 
 
 def belongs_to(owner: object, name: str) -> None:
@@ -137,12 +145,16 @@ def _sweep() -> None:
         let_go(name, about, in_use if in_use(about) else None)
     if _gone:
         with deferred_interrupts():
-            _guard.run(_remove_gone)
+            for name, kind in _guard.run(_remove_gone):
+                _untrack(name, kind)
 
 
-def _remove_gone() -> None:
+def _remove_gone() -> list[tuple[str, NameType | None]]:
+    found: list[tuple[str, NameType | None]] = []
     while _gone:
-        _remove(_owners.pop(_gone.popleft(), ""))
+        name = _owners.pop(_gone.popleft(), "")
+        found.append((name, _remove(name)))
+    return found
 
 
 def _due(now: float) -> _Lingering | None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from mpkit._platform import tracker
+from mpkit._platform import seam, tracker
 from mpkit._shm import names
+from tests.helpers.waiting import PATIENCE, wait_until
 
 
 @pytest.fixture
@@ -95,6 +97,21 @@ def test_only_what_the_resource_tracker_can_remove_is_tracked(
     names.own("/mpkit-t-0-none", "semaphore")
     names.remove("/mpkit-t-0-none")
     assert tracked == [("+", "/mpkit-t-0-none", "semaphore"), ("-", "/mpkit-t-0-none", "semaphore")]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the resource tracker")
+def test_whoever_talks_to_the_tracker_may_be_interrupted_by_a_destructor() -> None:
+    name = f"{names.SHM_DIRECTORY}/mpkit-test-0-0-talk"
+    names.own(name, "segment")
+    with seam.tracker_lock():
+        thread = threading.Thread(target=names.remove, args=(name,))
+        thread.start()
+        wait_until(lambda: name not in names._owned, "the other thread has come to the tracker")
+        # What a `__del__` needs that is run here.
+        free = names._guard.acquire(timeout=PATIENCE)
+    assert free
+    names._guard.release()
+    thread.join()
 
 
 def test_at_the_exit_everything_goes(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
