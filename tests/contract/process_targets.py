@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
@@ -211,3 +212,10 @@ class Holder(WorkerProcess[None]):
         self.thing = threading.Lock()
 
     def run(self) -> None: ...
+
+
+class TakesForEverToArrive:
+    """Unpickling it lasts until it is interrupted."""
+
+    def __reduce__(self) -> tuple[Callable[[float], None], tuple[float]]:
+        return time.sleep, (600.0,)

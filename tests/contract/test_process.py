@@ -417,6 +417,17 @@ def test_stop_kills_last(start: Start) -> None:
 
 
 @posix
+def test_one_that_was_stopped_on_its_way_to_the_target_is_not_said_to_have_failed() -> None:
+    process = WorkerProcess(target=print, args=(targets.TakesForEverToArrive(),), start_method="spawn")
+    process.start()
+    process.stop(PATIENCE)
+    error = process.exception()
+    assert isinstance(error, WorkerCrashed)
+    assert "main module" not in str(error)
+    assert "was stopped" in str(error) or error.signal == "SIGINT"
+
+
+@posix
 def test_stop_ends_one_that_is_stopped(start: Start) -> None:
     process, pid = start(targets.report_and_wait)
     os.kill(pid, signal.SIGSTOP)

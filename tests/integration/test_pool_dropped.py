@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from mpkit import BoundedQueue, TaskPool
-from mpkit.errors import ClosedError
+from mpkit.errors import ClosedError, TaskCancelled
+from tests.helpers.waiting import PATIENCE
 
 
 def wait_for(queue: BoundedQueue[int]) -> int:
@@ -54,3 +56,9 @@ def test_a_pool_and_its_iterator_dropped_in_one_collection_do_no_harm() -> None:
         cycle.append(cycle)
         del pool, results, cycle
         gc.collect()
+
+
+def test_tasks_of_a_dropped_pool_say_why_they_were_cancelled() -> None:
+    handle = TaskPool(1).submit(time.sleep, PATIENCE)
+    with pytest.raises(TaskCancelled, match="dropped without close"):
+        handle.result(PATIENCE)

@@ -129,6 +129,27 @@ import signal; print(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
     assert lines == ["['mpkit.pool._worker'] []", "0 True", "7", "set()"]
 
 
+def test_a_bare_fork_starts_a_server_of_its_own(tmp_path: Path) -> None:
+    script = tmp_path / "program.py"
+    script.write_text(
+        """
+import os
+from mpkit import TaskPool, WorkerProcess
+if __name__ == "__main__":
+    with TaskPool(1, context="forkserver") as pool:
+        assert pool.apply(abs, (-1,)) == 1
+        pid = os.fork()
+        if not pid:
+            with TaskPool(1, context="forkserver") as mine, WorkerProcess.call(abs, -3) as process:
+                print(mine.apply(abs, (-2,)), process.result(), flush=True)
+            os._exit(0)
+        os.waitpid(pid, 0)
+        print(pool.apply(abs, (-4,)))
+"""
+    )
+    assert run_python(script).stdout.splitlines() == ["2 3", "4"]
+
+
 def test_where_another_interpreter_would_find_another_mpkit_nothing_is_imported_beforehand(
     tmp_path: Path,
 ) -> None:

@@ -23,6 +23,20 @@ _starting_server = threading.Lock()
 def _forget_after_fork() -> None:
     global _starting_server
     _starting_server = threading.Lock()
+    forkserver = sys.modules.get("multiprocessing.forkserver")
+    server: Any = vars(forkserver).get("_forkserver") if forkserver is not None else None
+    # In a bare fork (os.fork) the parent's server counts as a child of this process, and asking for another
+    # one fails for ever. It is forgotten, with the descriptor that keeps it alive: this process starts its
+    # own.
+    if server is not None and getattr(server, "_forkserver_pid", None) is not None:
+        alive = server._forkserver_alive_fd
+        server._forkserver_pid = server._forkserver_alive_fd = server._forkserver_address = None
+        server._inherited_fds = None
+        # Another thread may have been at it; its lock is that thread's.
+        server._lock = threading.Lock()
+        if alive is not None:
+            with contextlib.suppress(OSError):
+                os.close(alive)
 
 
 if hasattr(os, "register_at_fork"):

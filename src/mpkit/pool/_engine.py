@@ -519,7 +519,10 @@ class Engine:
 
     def terminate(self) -> None:
         """End everything now: pending tasks are cancelled, workers terminated."""
-        self._end(TERMINATED, TaskCancelled(f"{self.options.name} was terminated"))
+        how = "was terminated"
+        if self.dropped:
+            how = "was dropped without close(): keep a reference to it, or use it in a with statement"
+        self._end(TERMINATED, TaskCancelled(f"{self.options.name} {how}"))
 
     def break_down(self, why: MpkitError) -> None:
         """The pool cannot go on: every pending task gets the reason."""

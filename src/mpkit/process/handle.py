@@ -112,6 +112,8 @@ class Handle:
         self._outcomes: dict[None, tuple[Stage, object]] = {}
         self.memory_exceeded: int | None = None
         self.killed: bool = False
+        #: It has been told to end.
+        self.stopped: bool = False
         #: What it may have left when it was killed has been removed.
         self.tidied: bool = False
         self.payload_under_way = False

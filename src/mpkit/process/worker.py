@@ -226,7 +226,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             ClosedError: After `close`.
             RuntimeError: If another process created it.
         """
-        self._require_started()
+        self._note_stop()
         seam.interrupt(self)
 
     @override
@@ -238,7 +238,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             ClosedError: After `close`.
             RuntimeError: If another process created it.
         """
-        self._require_started()
+        self._note_stop()
         super().terminate()
 
     @override
@@ -457,12 +457,18 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         return self._mpkit
 
     def _stop(self, grace: float | None, *, interrupted: bool) -> int:
-        handle = self._require_started()
+        handle = self._note_stop()
         root = seam.identity_of(self)
         if self.exitcode is None and root is not None:
             _end_family(root, grace, handle, interrupted=interrupted)
         self._join(None)
         return cast("int", self.exitcode)
+
+    def _note_stop(self) -> Handle:
+        handle = self._require_started()
+        if self.exitcode is None:
+            handle.stopped = True
+        return handle
 
     def _join(self, seconds: float | None) -> None:
         super().join(seconds)
@@ -511,7 +517,9 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         message = None
         if code is not None and code >= 0:
             message = f"process {pid} ended with exit code {code} before its target had returned"
-            if stage is Stage.ARRIVED:
+            if handle.stopped:
+                message += ": it was stopped (stop, interrupt or terminate)"
+            elif stage is Stage.ARRIVED:
                 message += " (os._exit, or C code that exits)"
             else:
                 message += (
