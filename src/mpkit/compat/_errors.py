@@ -24,7 +24,7 @@ def original_error(error: SerializationError) -> BaseException:
 def what_failed(error: SerializationError) -> str:
     """What could not be pickled, as far as the text tells: its type; the object itself has gone."""
     text = str(error)
-    start = "cannot pickle "
-    if text.startswith(start):
-        return text[len(start) :].partition(": ")[0]
+    _, found, rest = text.partition("cannot pickle ")
+    if found:
+        return rest.partition(": ")[0]
     return text.partition(" was raised in process ")[0]

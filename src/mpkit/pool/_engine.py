@@ -150,6 +150,7 @@ class Engine:
         """
         kept: Any = None
         items = len(arguments)
+        given, given_flags = arguments, flags
         if len(blob) > payload.INLINE_BYTES:
             # A big closure travels like a big argument.
             arguments, flags = (blob, arguments), flags & ~BY_REFERENCE | FUNCTION_INSIDE
@@ -157,7 +158,12 @@ class Engine:
         if arguments:
             # Function and arguments together: of a longer record nobody would ever be rid.
             room = LONGEST_TASK - HEAD_SIZE - RANGE.size - len(blob)
-            more, data, kept = payload.dump_arguments(arguments, options.pickler, room)
+            try:
+                more, data, kept = payload.dump_arguments(arguments, options.pickler, room)
+            except SerializationError as error:
+                from mpkit.pool._blame import blame  # noqa: PLC0415  rarely needed
+
+                raise blame(error, function.name, given, given_flags, options.pickler) from error.__cause__
             flags |= more
         else:
             data = b""

@@ -28,7 +28,7 @@ from mpkit._shm.blob import Blob
 from mpkit._shm.segment import PREFIX, SHM_DIRECTORY, check_private
 from mpkit._wire import codec, failure
 from mpkit._wire.codec import Pickler
-from mpkit.errors import HandleLost, MpkitError
+from mpkit.errors import HandleLost, MpkitError, SerializationError
 from mpkit.pool._channel import (
     BIG,
     BIG_ERROR,
@@ -126,7 +126,11 @@ def dump_value(value: object, pickler: Pickler) -> tuple[int, bytes]:
     """
     if value is None:
         return NONE, b""
-    head, buffers = _encode(value) if pickler == "pickle" else _encode_by_value(value)
+    try:
+        head, buffers = _encode(value) if pickler == "pickle" else _encode_by_value(value)
+    except SerializationError as error:
+        # Else it might be taken for an argument.
+        raise SerializationError(f"the result: {error}") from error.__cause__
     return _value_of(head, buffers)
 
 
