@@ -15,6 +15,9 @@ dead.
 
 - Killed between the fork and its entry, a child leaves a slot that stays taken, and the region with it, until
   the queue ends. So does a fork that the system refuses.
+- A child that wants to lend on and cannot marks its own slot as that of one being forked, for ever: what it
+  has may be with a child that stands nowhere. (It does not touch the state of the region, which is the
+  parent's to change.)
 - A slot whose owner is dead is taken for the next loan, under the same lock.
 - Whoever looks (a putter) does not have the getters' lock. It reads how many loans there have been, the
   table, and the number again: had a child lent on to a child of its own meanwhile, and given its own back
@@ -26,7 +29,7 @@ When no slot is free, or the lock is not to be had soon, the region is pinned in
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from mpkit._platform import identity
 from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
@@ -62,20 +65,20 @@ class Borrowers:
         self._loans_at = loans_at
         self._lock = lock
 
-    def lend(self, region: int) -> int:
-        """Before a fork, by who has views of a region: the slot for the child, or 0 where there is none.
+    def lend(self, regions: Sequence[int]) -> list[int]:
+        """Before a fork, by who has views of these regions: the child's slot for each; 0 where there is none.
 
         Blocking: for 50 ms at most.
         """
         lock = self._lock
         try:
             if not lock.acquire_if_open(time.monotonic() + _LOCK_SECONDS):
-                return 0
+                return [0] * len(regions)
         except (RuntimeError, OSError, MpkitError):
             # This thread has it already (a fork in a signal handler), or no means to take part in it.
-            return 0
+            return [0] * len(regions)
         try:
-            return self._lend(region)
+            return [self._lend(region) for region in regions]
         finally:
             lock.release()
 
@@ -102,6 +105,10 @@ class Borrowers:
         self._words[at + _STARTED] = me.started
         full_fence()
         self._words[at + _PID] = me.pid
+
+    def keep_for_ever(self, at: int) -> None:
+        """By who has the slot: the region is never used again."""
+        self._words[at + _PID] = 0
 
     def give_back(self, at: int) -> None:
         """The slot is free again: this process's last view has gone (one store)."""

@@ -41,6 +41,11 @@ class HeldItem:
     def open(self) -> BigRecord:
         """Views of its parts, or copies where regions run short. To be called once."""
         regions = self._regions
+        if self._pid != os.getpid():
+            raise RuntimeError(
+                "this process was forked in the middle of taking an item from a queue (in a signal "
+                "handler?); the item belongs to the parent"
+            )
         # First: given back twice, it might be another's the second time.
         number, self._number = self._number, 0
         if not regions.are_short():

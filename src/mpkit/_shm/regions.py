@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from mpkit._platform import identity
@@ -198,19 +198,17 @@ class Regions:
             if words[at] == QUEUED and (words[at + _SERIAL] - puts) & mask < mask >> 1:
                 words[at] = FREE
 
-    def lend(self, number: int) -> int:
-        """Who has views of the region is about to fork: the slot for the child, as of `Borrowers.lend`.
+    def lend(self, numbers: Sequence[int]) -> list[int]:
+        """Who has views of these regions is about to fork: the child's slots, as of `Borrowers.lend`."""
+        if self._borrowers is None:
+            return [0] * len(numbers)
+        return self._borrowers.lend(numbers)
 
-        Where that is 0 the region is pinned.
-        """
-        slot = self._borrowers.lend(number) if self._borrowers is not None else 0
-        if not slot:
-            self.pin(number)
-            return 0
+    def mark_lent(self, number: int) -> None:
+        """By the holder: a child has, or is about to have, views as well (one store)."""
         at = self._start + number * ENTRY_WORDS
         if self.words[at] == HELD:
             self.words[at] = LENT
-        return slot
 
     def arrive(self, slot: int) -> None:
         """In the child: it has what was lent to it."""
@@ -234,10 +232,15 @@ class Regions:
             self.words[at] = LEFT
 
     def pin(self, number: int) -> None:
-        """Take the region out of use for ever (one store by who has views of it)."""
+        """Take the region out of use for ever (one store by its holder, and nobody else)."""
         at = self._start + number * ENTRY_WORDS
-        if self.words[at] in (HELD, LENT, LEFT):
+        if self.words[at] in (HELD, LENT):
             self.words[at] = PINNED
+
+    def keep_for_ever(self, slot: int) -> None:
+        """The same for what a child of a fork was lent, by that child (one store)."""
+        if self._borrowers is not None:
+            self._borrowers.keep_for_ever(slot)
 
     def with_getters(self) -> int:
         """How many regions are with getters now (a count for a decision of economy, not for correctness)."""

@@ -146,6 +146,10 @@ class Semaphore:
                 tracker.track(name, "semaphore")
                 try:
                     raw = seam.SemLock(seam.SEMAPHORE_KIND, value, max(value, 1), name, True)
+                except FileExistsError:
+                    # Another interpreter of this process is just making one.
+                    other = _private_name(identity.current(), os.urandom(4).hex())
+                    raw = seam.SemLock(seam.SEMAPHORE_KIND, value, max(value, 1), other, True)
                 except OSError as error:
                     raise exhausted(error, 32) from error
                 finally:

@@ -209,11 +209,13 @@ class SharedObject:
     def _mark_arrived(self, number: int) -> None:
         bit = 1 << number % _NUMBERS
         # Looked at first: most often it has arrived before, or everybody is a child of a fork.
-        if number < 0 or not self.words[UNDER_WAY] & bit:
+        words = self.words
+        if number < 0 or not words[UNDER_WAY] & bit:
             return
         with self.rows.exclusive(time.monotonic() + _OPENING_SECONDS) as alone:
-            if alone:
-                self.words[UNDER_WAY] &= ~bit
+            # Else its place is another's by now: it arrives for the second time, or very late.
+            if alone and words[EXPORTS] - number <= _NUMBERS:
+                words[UNDER_WAY] &= ~bit
 
     def check_open(self) -> None:
         """Raise ClosedError if this process has closed the object."""

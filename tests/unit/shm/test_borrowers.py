@@ -6,14 +6,14 @@ import gc
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 
 from mpkit import BoundedQueue
 from mpkit._platform import identity
-from mpkit._shm import layout, views
+from mpkit._shm import held_items, layout, views
 from mpkit._shm.borrowers import SLOT_WORDS, Borrowers
 from mpkit._shm.queue_file import QueueFile
 from mpkit._shm.regions import FREE, HELD, LEFT, LENT, PINNED
@@ -47,17 +47,22 @@ def belongs_to(table: Borrowers, slot: int, process: identity.ProcessIdentity) -
     table._words[slot + 1], table._words[slot + 2] = process.pid, process.started
 
 
+def lend(table: Borrowers, region: int) -> int:
+    (slot,) = table.lend([region])
+    return slot
+
+
 # -- the table -----------------------------------------------------------------------------------------------
 
 
 def test_a_loan_lasts_until_it_is_given_back(table: Borrowers) -> None:
     assert not table.has(REGION)
-    slot = table.lend(REGION)
+    slot = lend(table, REGION)
     assert table.has(REGION), "from before the fork on"
     assert not table.has(REGION + 1)
     table.arrive(slot)
     assert table.has(REGION)
-    other = table.lend(REGION)
+    other = lend(table, REGION)
     table.give_back(slot)
     assert table.has(REGION)
     table.give_back(other)
@@ -65,7 +70,7 @@ def test_a_loan_lasts_until_it_is_given_back(table: Borrowers) -> None:
 
 
 def test_the_dead_have_nothing(table: Borrowers) -> None:
-    slot = table.lend(REGION)
+    slot = lend(table, REGION)
     belongs_to(table, slot, living_stranger())
     assert table.has(REGION)
     belongs_to(table, slot, dead_process())
@@ -73,16 +78,16 @@ def test_the_dead_have_nothing(table: Borrowers) -> None:
 
 
 def test_the_slots_of_the_dead_are_used_again_and_no_others(table: Borrowers) -> None:
-    slots = [table.lend(REGION) for _ in range(layout.BORROWER_SLOTS)]
+    slots = [lend(table, REGION) for _ in range(layout.BORROWER_SLOTS)]
     assert len(set(slots)) == layout.BORROWER_SLOTS
     assert all(slot >= layout.BORROWERS for slot in slots)
     assert max(slots) + SLOT_WORDS <= layout.FIRST_RING
-    assert table.lend(REGION) == 0, "each of them may be a child that is just coming up"
+    assert lend(table, REGION) == 0, "each of them may be a child that is just coming up"
     belongs_to(table, slots[3], living_stranger())
     belongs_to(table, slots[5], dead_process())
-    assert table.lend(REGION + 1) == slots[5]
+    assert lend(table, REGION + 1) == slots[5]
     assert table.has(REGION + 1)
-    assert table.lend(REGION) == 0
+    assert lend(table, REGION) == 0
 
 
 def test_whoever_lends_on_behind_the_back_of_a_look_is_not_overlooked(
@@ -90,7 +95,7 @@ def test_whoever_lends_on_behind_the_back_of_a_look_is_not_overlooked(
 ) -> None:
     # The look passes the first slot, which is free; then the borrower in the second one lends on, into the
     # first, and gives its own back.
-    free, own = table.lend(1), table.lend(REGION)
+    free, own = lend(table, 1), lend(table, REGION)
     table.give_back(free)
     table.arrive(own)
     asked = []
@@ -98,7 +103,7 @@ def test_whoever_lends_on_behind_the_back_of_a_look_is_not_overlooked(
     def is_alive(_process: object) -> bool:
         asked.append(1)
         if len(asked) == 1:
-            assert table.lend(REGION) == free
+            assert lend(table, REGION) == free
             table.give_back(own)
             return False
         return True
@@ -110,11 +115,11 @@ def test_whoever_lends_on_behind_the_back_of_a_look_is_not_overlooked(
 def test_a_table_that_does_not_stand_still_counts_as_a_loan(
     table: Borrowers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slot = table.lend(REGION)
+    slot = lend(table, REGION)
     table.arrive(slot)
 
     def is_alive(_process: object) -> bool:
-        table.give_back(table.lend(1))
+        table.give_back(lend(table, 1))
         return False
 
     monkeypatch.setattr(identity, "is_alive", is_alive)
@@ -123,9 +128,9 @@ def test_a_table_that_does_not_stand_still_counts_as_a_loan(
 
 def test_without_the_lock_there_is_no_loan(table: Borrowers, file: QueueFile) -> None:
     assert file.get_lock.acquire()
-    assert table.lend(REGION) == 0, "by the thread that has it"
+    assert lend(table, REGION) == 0, "by the thread that has it"
     found: list[int] = []
-    thread = threading.Thread(target=lambda: found.append(table.lend(REGION)))
+    thread = threading.Thread(target=lambda: found.append(lend(table, REGION)))
     thread.start()
     thread.join()
     file.get_lock.release()
@@ -319,16 +324,155 @@ def test_a_loop_that_receives_and_forks_needs_no_more_memory_than_one_turn(queue
     assert PINNED not in states(queue)
 
 
-def test_views_opened_while_another_thread_forks_are_pinned(queue: BoundedQueue[Any]) -> None:
+def test_views_that_a_fork_could_not_wait_for_are_kept(
+    queue: BoundedQueue[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(views, "_OPENING_SECONDS", 0.01)
+    opening, go_on = threading.Event(), threading.Event()
+
+    def hold_up() -> None:
+        with views._opening:
+            opening.set()
+            go_on.wait()
+
+    thread = threading.Thread(target=hold_up)
+    thread.start()
+    opening.wait()
     views._before_fork()
+    go_on.set()
+    thread.join()
     held = Held(queue)
     views._after_fork_in_parent()
     assert states(queue) == {PINNED}
     held.drop()
+    assert states(queue) == {PINNED}
+
+
+def test_nobody_opens_views_while_another_thread_forks(queue: BoundedQueue[Any]) -> None:
+    views._before_fork()
+    opened: list[Held] = []
+    thread = threading.Thread(target=lambda: opened.append(Held(queue)))
+    thread.start()
+    wait_until(lambda: HELD in states(queue), "the item has been taken")
+    assert not views._holds
+    views._after_fork_in_parent()
+    thread.join()
+    assert states(queue) == {HELD}
+    opened.pop().drop()
+    assert states(queue) == {FREE}
+
+
+def test_a_fork_in_the_middle_of_a_fork(queue: BoundedQueue[Any]) -> None:
+    held = Held(queue)
+    views._before_fork()
+    child = Child(held.check)
+    views._after_fork_in_parent()
+    assert not views._lent
+    thread = threading.Thread(target=lambda: held.drop())  # noqa: PLW0108  later
+    thread.start()
+    thread.join()
+    assert views._opening.acquire(False)
+    views._opening.release()
+    child.act()
+    child.end()
+
+
+def test_a_child_that_cannot_lend_on_keeps_the_region_from_everybody(
+    queue: BoundedQueue[Any], table: Borrowers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grandchildren: list[Child] = []
+
+    def fork() -> None:
+        monkeypatch.setattr(Borrowers, "lend", lambda _self, regions: [0] * len(regions))
+        grandchildren.append(Child(held.check))
+
+    def let_it_act() -> None:
+        grandchildren[0].act()
+
+    held = Held(queue)
+    child = Child(fork, held.drop, let_it_act, lambda: grandchildren.pop().end())
+    child.act()
+    child.act()
+    # The parent changes the state of the region meanwhile, and a putter looks at it.
+    held.drop()
+    assert states(queue) == {LEFT}
+    overwrite(queue)
+    reclaim(queue)
+    assert LEFT in states(queue)
+    child.act()
+    child.act()
+    child.end()
+
+
+def test_a_view_that_goes_while_the_child_says_who_it_is(
+    queue: BoundedQueue[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slot is given back after that, and not before: by then it might be another's."""
+    held = Held(queue)
+    real = Borrowers.arrive
+    order: list[str] = []
+
+    def arrive(self: Borrowers, at: int) -> None:
+        held.drop()
+        real(self, at)
+        order.append("arrived")
+
+    def give_back(self: Borrowers, at: int) -> None:
+        order.append("given back")
+        self._words[at] = 0
+
+    monkeypatch.setattr(Borrowers, "arrive", arrive)
+    monkeypatch.setattr(Borrowers, "give_back", give_back)
+    hears, tells = os.pipe()
+    child = Child(lambda: os.write(tells, ",".join(order).encode()))
+    child.act()
+    assert os.read(hears, 100) == b"arrived,given back"
+    child.end()
+    os.close(hears)
+    os.close(tells)
+
+
+def test_a_fork_in_a_signal_handler_in_the_middle_of_a_get_leaves_the_item_to_the_parent(
+    queue: BoundedQueue[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue.put(bytearray(b"x" * 100_000))
+    real = held_items.HeldItem.open
+    pids: list[int] = []
+
+    def fork_and_open(self: held_items.HeldItem) -> held_items.BigRecord:
+        pids.append(os.fork())
+        return real(self)
+
+    monkeypatch.setattr(held_items.HeldItem, "open", fork_and_open)
+    try:
+        item = queue.get()
+    except RuntimeError:
+        os._exit(0 if not pids[0] else 1)
+    if not pids[0]:
+        os._exit(2)
+    assert os.waitpid(pids[0], 0)[1] == 0
+    assert item == b"x" * 100_000
+
+
+def test_a_fork_takes_the_lock_once_for_all_items(
+    queue: BoundedQueue[Any], table: Borrowers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def refuse(_table: Borrowers, regions: Sequence[int]) -> list[int]:
+        asked.append(len(regions))
+        return [0] * len(regions)
+
+    monkeypatch.setattr(Borrowers, "lend", refuse)
+    held = [Held(queue) for _ in range(3)]
+    Child().end()
+    assert asked == [3]
+    for one in held:
+        one.drop()
 
 
 def test_views_that_go_before_the_fork_itself_are_given_back_by_the_child(
-    queue: BoundedQueue[Any], table: Borrowers
+    queue: BoundedQueue[Any], table: Borrowers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = Held(queue)
     views._before_fork()
@@ -336,9 +480,10 @@ def test_views_that_go_before_the_fork_itself_are_given_back_by_the_child(
     assert states(queue) == {LEFT}
     assert any(table.has(number) for number in range(1, 10))
     # Both sides of a fork in one process.
-    lent = dict(views._lent)
+    lent, opening = dict(views._lent), views._opening
     views._after_fork_in_child()
     views._lent.update(lent)
+    monkeypatch.setattr(views, "_opening", opening)
     views._after_fork_in_parent()
     reclaim(queue)
     assert states(queue) == {FREE}
@@ -347,7 +492,7 @@ def test_views_that_go_before_the_fork_itself_are_given_back_by_the_child(
 
 def test_where_there_is_no_slot_the_region_is_pinned(queue: BoundedQueue[Any], table: Borrowers) -> None:
     for _ in range(layout.BORROWER_SLOTS):
-        table.lend(200)
+        lend(table, 200)
     held = Held(queue)
     child = Child(held.check)
     assert states(queue) == {PINNED}

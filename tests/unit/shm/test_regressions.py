@@ -342,6 +342,20 @@ def test_a_handle_that_has_arrived_is_under_way_no_more() -> None:
     arrived.close()
 
 
+def test_a_handle_that_arrives_for_the_second_time_does_not_stand_for_a_later_one() -> None:
+    counter = LockedCounter()
+    first = pickle.dumps(counter)
+    pickle.loads(first)
+    for _ in range(shared_object._NUMBERS - 1):
+        pickle.loads(pickle.dumps(counter))
+    under_way = pickle.dumps(counter)
+    pickle.loads(first)
+    assert counter._opened()._may_be_in_use()
+    pickle.loads(under_way)
+    assert not counter._opened()._may_be_in_use()
+    counter.close()
+
+
 @needs_a_trace_that_raises
 def test_ctrl_c_at_the_end_of_a_compound_update_leaves_nothing_locked() -> None:
     # Step 0 is the call of `__exit__` itself, where no `try` has begun.
