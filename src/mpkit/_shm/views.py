@@ -142,11 +142,18 @@ def _before_fork() -> None:
             for hold in list(_holds)
             if not hold.kept and (exporter := hold.exporter()) is not None
         }
-        for regions in {hold.regions for hold in exporters}:
-            holds = [hold for hold in exporters if hold.regions is regions]
-            for hold, slot in zip(holds, regions.lend([hold.number for hold in holds]), strict=True):
-                lent[hold] = slot
-                hold.lent(slot)
+        try:
+            for regions in {hold.regions for hold in exporters}:
+                holds = [hold for hold in exporters if hold.regions is regions]
+                for hold, slot in zip(holds, regions.lend([hold.number for hold in holds]), strict=True):
+                    lent[hold] = slot
+                    hold.lent(slot)
+        finally:
+            # Whatever went wrong (no memory): the fork will come all the same.
+            for hold in exporters:
+                if hold not in lent:
+                    lent[hold] = 0
+                    hold.keep_for_ever()
 
 
 def _after_fork_in_parent() -> None:

@@ -540,3 +540,20 @@ def test_held_is_what_nobody_has_forked_with(queue: BoundedQueue[Any]) -> None:
     assert states(queue) == {HELD}
     held.drop()
     assert states(queue) == {FREE}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_whatever_goes_wrong_before_a_fork_the_region_stays_as_it_is(
+    queue: BoundedQueue[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: object) -> list[int]:
+        raise MemoryError
+
+    monkeypatch.setattr(Borrowers, "lend", fail)
+    held = Held(queue)
+    child = Child(held.check)
+    assert states(queue) == {PINNED}
+    held.drop()
+    overwrite(queue)
+    child.act()
+    child.end()
