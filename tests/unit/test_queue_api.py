@@ -943,7 +943,7 @@ def test_a_big_item_is_opened_when_the_lock_is_free(take: str, monkeypatch: pyte
     """Opening imports a module, and may copy: nobody else should have to wait for that."""
     held: list[bool] = []
 
-    def open_views(*args: Any) -> list[memoryview]:
+    def open_views(*args: Any) -> list[memoryview] | None:
         held.append(queue._gets._lock.held_here())
         return views.open_views(*args)
 

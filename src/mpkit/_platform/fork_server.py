@@ -68,22 +68,23 @@ def start_fork_server(modules: Sequence[str]) -> None:
         is_blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
         # On 3.15 the application may have asked that a module which cannot be imported ends the server.
         polite = getattr(server, "_preload_on_error", "ignore") == "ignore"
-        if server._forkserver_pid is None and polite and _is_found_by_every_interpreter():
-            server._preload_modules = with_ours
-            if not is_blocked:
-                with_ours.append("mpkit._platform.server_mask")
-                # The server does it otherwise, and before 3.12 that leaves SIGINT unblocked.
-                resource_tracker.ensure_running()
-                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
+            if server._forkserver_pid is None and polite and _is_found_by_every_interpreter():
+                server._preload_modules = with_ours
+                if not is_blocked:
+                    with_ours.append("mpkit._platform.server_mask")
+                    # The server does it otherwise, and before 3.12 that leaves SIGINT unblocked.
+                    resource_tracker.ensure_running()
+                    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             with starting_by("forkserver"):
                 server.ensure_running()
         finally:
-            if not is_blocked:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             # Unless another thread has just asked for others.
             if server._preload_modules is with_ours:
                 server._preload_modules = before
+            # Last: a Ctrl-C that has waited comes here.
+            if not is_blocked:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _is_found_by_every_interpreter() -> bool:

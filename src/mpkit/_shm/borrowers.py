@@ -15,9 +15,8 @@ dead.
 
 - Killed between the fork and its entry, a child leaves a slot that stays taken, and the region with it, until
   the queue ends. So does a fork that the system refuses.
-- A child that wants to lend on and cannot marks its own slot as that of one being forked, for ever: what it
-  has may be with a child that stands nowhere. (It does not touch the state of the region, which is the
-  parent's to change.)
+- A child that wants to lend on and cannot marks the region as never to be used again (word 7 of its entry;
+  the state is the parent's to change).
 - A slot whose owner is dead is taken for the next loan, under the same lock.
 - Whoever looks (a putter) does not have the getters' lock. It reads how many loans there have been, the
   table, and the number again: had a child lent on to a child of its own meanwhile, and given its own back
@@ -71,16 +70,23 @@ class Borrowers:
         Blocking: for 50 ms at most.
         """
         lock = self._lock
+        none = [0] * len(regions)
+        if lock.held_here():
+            # A fork in a signal handler, in the middle of a get.
+            return none
         try:
             if not lock.acquire_if_open(time.monotonic() + _LOCK_SECONDS):
-                return [0] * len(regions)
-        except (RuntimeError, OSError, MpkitError):
-            # This thread has it already (a fork in a signal handler), or no means to take part in it.
-            return [0] * len(regions)
-        try:
+                return none
             return [self._lend(region) for region in regions]
+        except (RuntimeError, OSError, MpkitError):
+            # No means to take part in it.
+            return none
         finally:
-            lock.release()
+            # Nobody hears of an interrupt in a hook: it must leave nothing taken.
+            try:
+                lock.unwind()
+            finally:
+                lock.unwind()
 
     def _lend(self, region: int) -> int:
         words = self._words
@@ -105,10 +111,6 @@ class Borrowers:
         self._words[at + _STARTED] = me.started
         full_fence()
         self._words[at + _PID] = me.pid
-
-    def keep_for_ever(self, at: int) -> None:
-        """By who has the slot: the region is never used again."""
-        self._words[at + _PID] = 0
 
     def give_back(self, at: int) -> None:
         """The slot is free again: this process's last view has gone (one store)."""

@@ -340,6 +340,7 @@ class GetSide:
         taken = 0
         big = b""
         mapped = mm
+        serial = 0
         if not TOTAL_STORE_ORDER:
             full_fence()
         while head != tail and taken < limit and not big:
@@ -375,7 +376,7 @@ class GetSide:
                 big = mm[at : at + size]
                 # Before the item is taken: a map that the system refuses leaves it where it is.
                 mapped = self._file.regions.map(big_region(big))
-                self._file.regions.mark_held(big_region(big))
+                serial = self._file.regions.mark_held(big_region(big))
             head = passed + number * ONE + index + ((size + 15) >> 3)
             if head >= COUNT_LIMIT:
                 head -= COUNT_LIMIT
@@ -385,7 +386,9 @@ class GetSide:
         ring[RING_HEAD] = head
         # Only now may the region be given back: until the head has moved on, the item is the first of the
         # queue.
-        return [HeldItem(self._file.regions, mapped, big_region(big), big_places(big))] if big else found
+        if big:
+            return [HeldItem(self._file.regions, mapped, big_region(big), serial, big_places(big))]
+        return found
 
     def _open_pack(self, count: int, index: int, size: int, limit: int) -> tuple[PackSlice, int]:
         """Up to `limit` items of the pack that lies at `index`, the next of which is number `count` of the

@@ -26,15 +26,21 @@ class HeldItem:
     long as that takes. One that is not opened gives its region back when it is dropped.
     """
 
-    __slots__ = ("_mapped", "_number", "_pid", "_places", "_regions")
+    __slots__ = ("_mapped", "_number", "_pid", "_places", "_regions", "_serial")
 
     def __init__(
-        self, regions: Regions, mapped: mmap.mmap, number: int, places: tuple[tuple[int, int], ...]
+        self,
+        regions: Regions,
+        mapped: mmap.mmap,
+        number: int,
+        serial: int,
+        places: tuple[tuple[int, int], ...],
     ) -> None:
         self._regions = regions
         # Another thread may close the queue before it is opened.
         self._mapped = mapped
         self._places = places
+        self._serial = serial
         self._pid = os.getpid()
         self._number = number
 
@@ -46,23 +52,30 @@ class HeldItem:
                 "this process was forked in the middle of taking an item from a queue (in a signal "
                 "handler?); the item belongs to the parent"
             )
-        # First: given back twice, it might be another's the second time.
-        number, self._number = self._number, 0
-        if not regions.are_short():
-            try:
-                views = open_views(regions, self._mapped, number, self._places)
-            except BaseException:
-                regions.free(number)
-                raise
-            return BigRecord(views[0], views[1:])
-        # Getters keep so many items that regions run short: from here on they get copies of their own.
         try:
-            copies = [memoryview(bytearray(self._mapped[at : at + size])) for at, size in self._places]
-        finally:
-            regions.free(number)
-        return BigRecord(copies[0], copies[1:])
+            parts = None
+            if not regions.are_short():
+                parts = open_views(regions, self._mapped, self._number, self._places)
+            if parts is not None:
+                # Theirs from here on.
+                self._number = 0
+            else:
+                # Getters keep so many items that regions run short, say: here they get copies.
+                parts = [memoryview(bytearray(self._mapped[at : at + size])) for at, size in self._places]
+                self._give_back()
+            return BigRecord(parts[0], parts[1:])
+        except BaseException:
+            # An interrupt may have come when there were views already, which have freed it as they went.
+            self._give_back()
+            raise
+
+    def _give_back(self) -> None:
+        # Once only, whatever comes in between: see `free_held`.
+        if self._number:
+            self._regions.free_held(self._number, self._serial)
+            self._number = 0
 
     def __del__(self) -> None:
         # No item lies in region 0; it stands for none, or one that has been opened.
         if getattr(self, "_number", 0) and self._pid == os.getpid():
-            self._regions.free(self._number)
+            self._give_back()

@@ -12,6 +12,7 @@ when no free region fits. Each entry is one cache line::
     word 4   pid of the process that writes it or holds it
     word 5   start time of that process
     word 6   bytes of it that are in use
+    word 7   not 0: never to be used again; stored by anybody who has views, and looked at last
 
 States, and who may leave them (the table is changed under the putters' lock, except where said)::
 
@@ -28,7 +29,7 @@ States, and who may leave them (the table is changed under the putters' lock, ex
     LENT      its holder was forked while it had views: the child has them too, see `borrowers`. LEFT when
               the holder's last view goes (one store, no lock)
     LEFT      free when no child has it any more, as is LENT when its holder is dead
-    PINNED    forked, and not to be told who has views: never used again
+    PINNED    forked, and not to be told who has views: never used again (word 7 says so as well)
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ IsOver: TypeAlias = "Callable[[int, int, ProcessIdentity], bool]"
 #: Looks at what is in use now.
 Look: TypeAlias = "Callable[[], IsOver]"
 
-_STATE, _SERIAL, _OFFSET, _SIZE, _PID, _STARTED, _USED = range(7)
+_STATE, _SERIAL, _OFFSET, _SIZE, _PID, _STARTED, _USED, _KEPT = range(8)
 
 
 class Regions:
@@ -164,9 +165,11 @@ class Regions:
 
     # -- under the lock of the side that the state belongs to ------------------------------------------------
 
-    def mark_held(self, number: int) -> None:
-        """This process is about to take the item in this region (under the getters' lock)."""
-        self._mark(number, HELD, self.words[self._start + number * ENTRY_WORDS + _SERIAL])
+    def mark_held(self, number: int) -> int:
+        """This process is about to take the item in this region (under the getters' lock): its number."""
+        serial = self.words[self._start + number * ENTRY_WORDS + _SERIAL]
+        self._mark(number, HELD, serial)
+        return serial
 
     # -- without a lock --------------------------------------------------------------------------------------
 
@@ -176,6 +179,24 @@ class Regions:
             # What was read there has been read before somebody else may write.
             full_fence()
         self.words[self._start + number * ENTRY_WORDS] = FREE
+
+    def free_held(self, number: int, serial: int) -> None:
+        """Free a region whose item this process has taken, unless that has been done already."""
+        if self.words[self._start + number * ENTRY_WORDS] == HELD and self._is_mine(number, serial):
+            self.free(number)
+
+    def _is_mine(self, number: int, serial: int) -> bool:
+        at = self._start + number * ENTRY_WORDS
+        return self.words[at + _SERIAL] == serial and self.words[at + _PID] == os.getpid()
+
+    def is_held(self, number: int, serial: int) -> bool:
+        """Whether this process holds that item in the region."""
+        state = self.words[self._start + number * ENTRY_WORDS]
+        return state in (HELD, LENT, PINNED) and self._is_mine(number, serial)
+
+    def serial(self, number: int) -> int:
+        """The number of the item that this process holds in the region."""
+        return self.words[self._start + number * ENTRY_WORDS + _SERIAL]
 
     def free_unpublished(self, number: int, serial: int) -> None:
         """Free a region that was claimed as WRITING with this serial, unless it has been published since."""
@@ -220,11 +241,13 @@ class Regions:
         if self._borrowers is not None:
             self._borrowers.give_back(slot)
 
-    def let_go(self, number: int) -> None:
-        """By the holder: its last view has gone (one store)."""
+    def let_go(self, number: int, serial: int) -> None:
+        """By the holder: its last view of that item has gone (one store). A second time it does nothing."""
+        if not self._is_mine(number, serial):
+            return
+        at = self._start + number * ENTRY_WORDS
         if not TOTAL_STORE_ORDER:
             full_fence()
-        at = self._start + number * ENTRY_WORDS
         state = self.words[at]
         if state == HELD:
             self.words[at] = FREE
@@ -232,15 +255,15 @@ class Regions:
             self.words[at] = LEFT
 
     def pin(self, number: int) -> None:
-        """Take the region out of use for ever (one store by its holder, and nobody else)."""
+        """By the holder: take the region out of use for ever."""
+        self.keep_for_ever(number)
         at = self._start + number * ENTRY_WORDS
         if self.words[at] in (HELD, LENT):
             self.words[at] = PINNED
 
-    def keep_for_ever(self, slot: int) -> None:
-        """The same for what a child of a fork was lent, by that child (one store)."""
-        if self._borrowers is not None:
-            self._borrowers.keep_for_ever(slot)
+    def keep_for_ever(self, number: int) -> None:
+        """The same by a child of a fork, which does not touch the state (one store; nobody takes it back)."""
+        self.words[self._start + number * ENTRY_WORDS + _KEPT] = 1
 
     def with_getters(self) -> int:
         """How many regions are with getters now (a count for a decision of economy, not for correctness)."""
@@ -323,15 +346,23 @@ class Regions:
                 break
             if state in (RING, WRITING, QUEUED, HELD, LENT, LEFT):
                 process = ProcessIdentity(words[at + _PID], words[at + _STARTED])
-                # HELD may turn FREE under our eyes, which changes nothing.
-                if is_over(state, words[at + _SERIAL], process) and not self._is_borrowed(state, number):
+                if (
+                    is_over(state, words[at + _SERIAL], process)
+                    and not self._is_borrowed(state, number)
+                    # HELD may turn FREE under our eyes, which changes nothing; or LENT, by one who dies then.
+                    and words[at] == state
+                    # Last: who keeps a region does it while the table or the state still tells of him.
+                    and not words[at + _KEPT]
+                ):
                     words[at] = FREE
                     freed += 1
         return freed
 
     def _is_borrowed(self, state: int, number: int) -> bool:
-        # The state first: what has been lent by then is in the table.
-        return state in (LENT, LEFT) and (self._borrowers is None or self._borrowers.has(number))
+        # After the state: what has been lent by then is in the table, and a dead holder lends nothing more.
+        if state not in (HELD, LENT, LEFT):
+            return False
+        return self._borrowers.has(number) if self._borrowers is not None else state != HELD
 
     def _grow(self, number: int, size: int, look: Look) -> int:
         words = self.words

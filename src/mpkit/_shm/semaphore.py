@@ -39,8 +39,8 @@ if hasattr(os, "register_at_fork"):
 
 
 def _private_name(process: ProcessIdentity, ending: str = "") -> str:
-    # With all that macOS allows, 31 characters, for the one without an ending.
-    return f"/{PREFIX}t-{process.pid}-{process.started}{ending}"
+    # macOS allows 31 characters.
+    return f"/{PREFIX}t-{process.pid}-{ending or process.started}"
 
 
 def forget_private_of(process: ProcessIdentity) -> None:
@@ -139,7 +139,7 @@ class Semaphore:
         # One thread at a time may have the name that `forget_private_of` knows.
         knows = _making.acquire(False)
         try:
-            name = _private_name(identity.current(), "" if knows else os.urandom(4).hex())
+            name = _private_name(identity.current(), "" if knows else os.urandom(6).hex())
             # The C code removes the name as soon as it has made it, so the tracker has to do it only for a
             # process that is killed just there.
             with deferred_interrupts():
@@ -148,7 +148,7 @@ class Semaphore:
                     raw = seam.SemLock(seam.SEMAPHORE_KIND, value, max(value, 1), name, True)
                 except FileExistsError:
                     # Another interpreter of this process is just making one.
-                    other = _private_name(identity.current(), os.urandom(4).hex())
+                    other = _private_name(identity.current(), os.urandom(6).hex())
                     raw = seam.SemLock(seam.SEMAPHORE_KIND, value, max(value, 1), other, True)
                 except OSError as error:
                     raise exhausted(error, 32) from error

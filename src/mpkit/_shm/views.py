@@ -21,18 +21,21 @@ from mpkit._platform import seam
 from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._shm.regions import Regions
 
-#: How long a fork waits for another thread that is just opening views.
+#: In the place of a slot: it has been given back.
+_GIVEN_BACK = -1
+#: How long a fork waits for another thread that is just opening views, and such a thread for a fork.
 _OPENING_SECONDS = 1.0
 
 
 class _Hold:
     """One region that this process has views of, or is about to have."""
 
-    __slots__ = ("_pid", "_slot", "kept", "number", "reference", "regions")
+    __slots__ = ("_pid", "_serial", "_slot", "kept", "number", "reference", "regions")
 
     def __init__(self, regions: Regions, number: int) -> None:
         self.regions: Regions = regions
         self.number: int = number
+        self._serial = regions.serial(number)
         self._pid = os.getpid()
         # Where this process stands among the borrowers, if it was forked with the views; 0: it has received
         # them itself.
@@ -46,17 +49,30 @@ class _Hold:
         # Without a reference they are just coming.
         return self if self.reference is None else self.reference()
 
+    def is_over(self) -> bool:
+        """Whether there are no views, and never will be."""
+        if self.reference is not None:
+            return self.reference() is None
+        # They were to come, and somebody else has freed the region.
+        return not self._slot and not self.regions.is_held(self.number, self._serial)
+
     def end(self, _reference: object) -> None:
         """The last view has gone (in any thread, possibly in the middle of a garbage collection: one store,
         no lock).
+
+        May be called again: an interrupt may have come in the middle of it.
         """
+        if os.getpid() == self._pid:
+            slot = self._slot
+            if not slot:
+                self.regions.let_go(self.number, self._serial)
+            elif slot > 0:
+                # First: given back twice it might be another's. Should an interrupt come now, the slot is
+                # this process's until it ends.
+                self._slot = _GIVEN_BACK
+                self.regions.give_back(slot)
+        # Last: as long as it is there, `_sweep` sees to it.
         _holds.discard(self)
-        if os.getpid() != self._pid or self.kept:
-            return
-        if self._slot:
-            self.regions.give_back(self._slot)
-        else:
-            self.regions.let_go(self.number)
 
     def lent(self, slot: int) -> None:
         """Before a fork, the views being there: the child has that slot; 0: it has none."""
@@ -68,11 +84,11 @@ class _Hold:
     def keep_for_ever(self) -> None:
         """Somebody has views who stands nowhere."""
         if not self.kept:
-            self.kept = True
             if self._slot:
-                self.regions.keep_for_ever(self._slot)
+                self.regions.keep_for_ever(self.number)
             else:
                 self.regions.pin(self.number)
+            self.kept = True
 
     def inherit(self, slot: int) -> None:
         """In the child: it has the views, too."""
@@ -93,9 +109,9 @@ class _Hold:
 
 
 _holds: set[_Hold] = set()
-#: What each thread that is about to fork has lent to the child, and whether it has `_opening`. A list,
-#: because a signal handler may fork in the middle of that.
-_lent: dict[int, list[tuple[dict[_Hold, int], bool]]] = {}
+#: What each thread that is about to fork has lent to the child. A list, because a signal handler may fork in
+#: the middle of that.
+_lent: dict[int, list[dict[_Hold, int]]] = {}
 # Taken by whoever opens views, and by whoever forks, from before the fork until after it: so that no views
 # come that have not been lent. The same thread may take it twice (a fork in a signal handler).
 _opening = seam.InterruptibleLock()
@@ -103,39 +119,61 @@ _opening = seam.InterruptibleLock()
 
 def open_views(
     regions: Regions, mapped: mmap.mmap, number: int, parts: tuple[tuple[int, int], ...]
-) -> list[memoryview]:
+) -> list[memoryview] | None:
     """Views of the parts (offset, length) of a region held by this process, which `mapped` shows; it is free
     again when all of them are gone.
+
+    None: not now, another thread has been forking for so long. (A hook of the application that runs at forks
+    may be waiting for this very thread.)
     """
     import ctypes  # noqa: PLC0415  only who receives big items needs it
 
-    return _opening.run(_open_views, ctypes, regions, mapped, number, parts)
+    opening = _opening
+    try:
+        if not opening.acquire(timeout=_OPENING_SECONDS):
+            return None
+        return _open_views(ctypes, regions, mapped, number, parts)
+    finally:
+        try:
+            opening.unwind()
+        finally:
+            opening.unwind()
 
 
 def _open_views(
     ctypes: ModuleType, regions: Regions, mapped: mmap.mmap, number: int, parts: tuple[tuple[int, int], ...]
 ) -> list[memoryview]:
+    _sweep()
     end = max(offset + length for offset, length in parts)
     hold = _Hold(regions, number)
-    # First: should this very thread fork meanwhile (in a signal handler), the child has views of it as well.
-    _holds.add(hold)
     try:
+        # First: should this very thread fork meanwhile (in a signal handler), the child has views as well.
+        _holds.add(hold)
         exporter = (ctypes.c_char * end).from_buffer(mapped)
         whole = memoryview(exporter).cast("B")
         views = [whole[offset : offset + length] for offset, length in parts]
         hold.reference = weakref.ref(exporter, hold.end)
     except BaseException:
+        # Whoever called frees the region.
+        hold.reference = None
         _holds.discard(hold)
         raise
     return views
 
 
+def _sweep() -> None:
+    """End what an interrupt has kept from ending: nobody hears of one that comes in a callback."""
+    for hold in list(_holds):
+        if hold.is_over():
+            hold.end(None)
+
+
 def _before_fork() -> None:
+    # Nobody hears of what a hook raises (an interrupt, say), and the fork comes all the same.
     lent: dict[_Hold, int] = {}
-    # An interrupt would leave locks taken: nobody hears of what a hook raises.
+    _lent.setdefault(threading.get_ident(), []).append(lent)
     with deferred_interrupts():
-        taken = _opening.acquire(timeout=_OPENING_SECONDS)
-        _lent.setdefault(threading.get_ident(), []).append((lent, taken))
+        _opening.acquire(timeout=_OPENING_SECONDS)
         # With its exporter in hand no hold ends meanwhile.
         exporters = {
             hold: exporter
@@ -149,7 +187,6 @@ def _before_fork() -> None:
                     lent[hold] = slot
                     hold.lent(slot)
         finally:
-            # Whatever went wrong (no memory): the fork will come all the same.
             for hold in exporters:
                 if hold not in lent:
                     lent[hold] = 0
@@ -160,25 +197,22 @@ def _after_fork_in_parent() -> None:
     me = threading.get_ident()
     with deferred_interrupts():
         under_way = _lent.get(me)
+        # None: this module was loaded in the middle of the fork, by another thread; or this is the child of a
+        # fork that a signal handler made in the middle of another one.
+        lent = under_way.pop() if under_way else {}
         if not under_way:
-            # This module was loaded in the middle of the fork, by another thread.
-            return
-        lent, taken = under_way.pop()
-        if not under_way:
-            del _lent[me]
-        if taken:
-            _opening.release()
-        else:
-            for hold in list(_holds):
-                if hold not in lent:
-                    # Another thread has opened it between the first look and the fork itself.
-                    hold.keep_for_ever()
+            _lent.pop(me, None)
+        for hold in list(_holds):
+            if hold not in lent:
+                # Opened between the first look and the fork itself.
+                hold.keep_for_ever()
+        _opening.unwind()
 
 
 def _after_fork_in_child() -> None:
     global _opening
     # Other threads were about to fork children of their own, or were opening views.
-    lent, _ = _lent.get(threading.get_ident(), [({}, False)])[-1]
+    lent = _lent.get(threading.get_ident(), [{}])[-1]
     _lent.clear()
     _opening = seam.InterruptibleLock()
     # Those that are kept for ever are nobody's business any more.

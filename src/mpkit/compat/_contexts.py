@@ -59,7 +59,7 @@ class SpawnContext(Context):
     """Processes start in a fresh interpreter."""
 
     _name = "spawn"
-    Process = _processes.SpawnProcess
+    Process: ClassVar[type[_processes.Process]] = _processes.SpawnProcess
     _pool_type = _pool.SpawnPool
 
 
@@ -71,14 +71,14 @@ if sys.platform != "win32":
         """Processes are forked."""
 
         _name = "fork"
-        Process = _processes.ForkProcess
+        Process: ClassVar[type[_processes.Process]] = _processes.ForkProcess
         _pool_type = _pool.ForkPool
 
     class ForkServerContext(Context):
         """Processes are forked by the fork server."""
 
         _name = "forkserver"
-        Process = _processes.ForkServerProcess
+        Process: ClassVar[type[_processes.Process]] = _processes.ForkServerProcess
         _pool_type = _pool.ForkServerPool
 
     _contexts |= {"fork": ForkContext(), "forkserver": ForkServerContext()}

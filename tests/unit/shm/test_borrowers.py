@@ -557,3 +557,44 @@ def test_whatever_goes_wrong_before_a_fork_the_region_stays_as_it_is(
     overwrite(queue)
     child.act()
     child.end()
+
+
+def test_a_thread_that_has_waited_for_a_fork_for_long_gets_a_copy(
+    queue: BoundedQueue[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(views, "_OPENING_SECONDS", 0.01)
+    views._before_fork()
+    found: list[Held] = []
+    thread = threading.Thread(target=lambda: found.append(Held(queue)))
+    thread.start()
+    # As an application's own hook may do.
+    thread.join()
+    views._after_fork_in_parent()
+    found[0].check()
+    assert states(queue) == {FREE}
+    assert not views._holds
+
+
+def test_a_putter_that_finds_the_holder_dead_looks_for_loans_first(
+    queue: BoundedQueue[Any], table: Borrowers
+) -> None:
+    held = Held(queue)
+    regions = queue._opened().regions
+    at = layout.REGIONS + 8
+    words = queue._opened().words
+    assert words[at] == HELD
+    # Its holder has lent it and died since the state was read.
+    slot = lend(table, 1)
+    dead = dead_process()
+    mine = words[at + 4], words[at + 5]
+    words[at + 4], words[at + 5] = dead.pid, dead.started
+    reclaim(queue)
+    assert words[at] == HELD
+    table.give_back(slot)
+    words[at + 7] = 1
+    reclaim(queue)
+    assert words[at] == HELD, "somebody has said that it is never to be used again"
+    words[at + 7] = 0
+    words[at + 4], words[at + 5] = mine
+    held.drop()
+    assert regions.with_getters() == 0

@@ -382,6 +382,48 @@ def test_an_item_that_has_been_taken_is_not_lost_when_another_thread_closes_the_
             queue._shared.regions.map(9)  # type: ignore[union-attr]
 
 
+@needs_a_trace_that_raises
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_while_a_big_item_is_opened_frees_its_memory_once() -> None:
+    with BoundedQueue[bytearray]() as queue:
+        regions = queue._opened().regions
+        for step in itertools.count():
+            queue.put(bytearray(100_000))
+            item = queue._gets.get(True, None)
+            assert isinstance(item, held_items.HeldItem)
+            interrupted = interrupt_at(step, item.open)
+            del item
+            gc.collect()
+            # An interrupt in a destructor is made good by the next one.
+            queue.put(bytearray(100_000))
+            assert queue.get() == bytearray(100_000)
+            assert regions.with_getters() == 0
+            if not interrupted:
+                break
+        assert step > 10
+
+
+def test_an_item_is_given_back_once() -> None:
+    with BoundedQueue[bytearray]() as queue:
+        regions = queue._opened().regions
+        for _ in range(2):
+            queue.put(bytearray(100_000))
+        first = queue._gets.get(True, None)
+        assert isinstance(first, held_items.HeldItem)
+        number = first._number
+        words = queue._opened().words
+        at = REGIONS + number * ENTRY_WORDS
+        first._give_back()
+        assert words[at] == FREE
+        # By now it may be another's.
+        words[at] = WRITING
+        first._number = number
+        first._give_back()
+        assert words[at] == WRITING
+        words[at] = FREE
+        assert regions.with_getters() == 0
+
+
 def test_a_system_without_threads_is_an_error_once_and_hangs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

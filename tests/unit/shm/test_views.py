@@ -31,12 +31,18 @@ def number(regions: Regions) -> int:
     return number
 
 
+def opened(regions: Regions, number: int, parts: tuple[tuple[int, int], ...]) -> list[memoryview]:
+    found = open_views(regions, regions.map(number), number, parts)
+    assert found is not None
+    return found
+
+
 def state(regions: Regions, number: int) -> int:
     return regions.words[START + number * 8]
 
 
 def test_the_parts_are_the_regions_own_bytes(regions: Regions, number: int) -> None:
-    head, tail = open_views(regions, regions.map(number), number, ((0, 3), (4, 2)))
+    head, tail = opened(regions, number, ((0, 3), (4, 2)))
     assert (bytes(head), bytes(tail)) == (b"abc", b"ef")
     tail[0] = ord("E")
     assert regions.map(number)[:8] == b"abcdEfgh"
@@ -44,7 +50,7 @@ def test_the_parts_are_the_regions_own_bytes(regions: Regions, number: int) -> N
 
 
 def test_the_last_view_frees(regions: Regions, number: int) -> None:
-    first, second = open_views(regions, regions.map(number), number, ((0, 3), (4, 2)))
+    first, second = opened(regions, number, ((0, 3), (4, 2)))
     part = second[1:]
     del first, second
     gc.collect()
@@ -58,7 +64,7 @@ def test_the_last_view_frees(regions: Regions, number: int) -> None:
 
 
 def test_a_view_inside_a_cycle(regions: Regions, number: int) -> None:
-    cycle: list[object] = [*open_views(regions, regions.map(number), number, ((0, 8),))]
+    cycle: list[object] = [*opened(regions, number, ((0, 8),))]
     cycle.append(cycle)
     del cycle
     gc.collect()
@@ -68,7 +74,7 @@ def test_a_view_inside_a_cycle(regions: Regions, number: int) -> None:
 def test_where_nobody_keeps_account_what_a_fork_has_copied_is_never_freed(
     regions: Regions, number: int
 ) -> None:
-    (view,) = open_views(regions, regions.map(number), number, ((0, 8),))
+    (view,) = opened(regions, number, ((0, 8),))
     views._before_fork()
     views._after_fork_in_parent()
     assert state(regions, number) == PINNED
@@ -78,7 +84,7 @@ def test_where_nobody_keeps_account_what_a_fork_has_copied_is_never_freed(
 
 
 def test_a_view_outlives_the_object_that_was_closed(regions: Regions, number: int) -> None:
-    (view,) = open_views(regions, regions.map(number), number, ((0, 8),))
+    (view,) = opened(regions, number, ((0, 8),))
     regions.close()
     assert bytes(view) == b"abcdefgh"
     del view
