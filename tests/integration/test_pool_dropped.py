@@ -58,6 +58,8 @@ def test_a_pool_and_its_iterator_dropped_in_one_collection_do_no_harm() -> None:
         gc.collect()
 
 
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_tasks_of_a_dropped_pool_say_why_they_were_cancelled() -> None:
     handle = TaskPool(1).submit(time.sleep, PATIENCE)
     with pytest.raises(TaskCancelled, match="dropped without close"):
