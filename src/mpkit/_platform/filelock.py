@@ -11,6 +11,8 @@ import weakref
 from io import FileIO
 from typing import Final
 
+from mpkit._platform.forks import around_forks
+
 if sys.platform == "win32":
     import msvcrt
 
@@ -173,6 +175,5 @@ def _go_on() -> None:
     _opening.release()
 
 
-if hasattr(os, "register_at_fork"):
-    # Held across the fork, so that no descriptor is copied that is not in the set yet.
-    os.register_at_fork(before=_hold_still, after_in_parent=_go_on, after_in_child=_let_go_in_child)
+# Held across the fork, so that no descriptor is copied that is not in the set yet.
+around_forks(_hold_still, _go_on, _let_go_in_child)

@@ -14,12 +14,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from mpkit._platform.child_process import starting_by
+from mpkit._platform.forks import in_forked_children
 
 __all__ = ["start_fork_server"]
 
 _starting_server = threading.Lock()
 
 
+@in_forked_children
 def _forget_after_fork() -> None:
     global _starting_server
     _starting_server = threading.Lock()
@@ -37,10 +39,6 @@ def _forget_after_fork() -> None:
         if alive is not None:
             with contextlib.suppress(OSError):
                 os.close(alive)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_after_fork)
 
 
 def start_fork_server(modules: Sequence[str]) -> None:

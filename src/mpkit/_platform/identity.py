@@ -11,6 +11,8 @@ import os
 import sys
 from typing import NamedTuple
 
+from mpkit._platform.forks import in_forked_children
+
 __all__ = ["ProcessIdentity", "current", "is_alive", "is_lack_of_means", "look", "of"]
 
 
@@ -72,13 +74,10 @@ else:
 _current: ProcessIdentity | None = None
 
 
+@in_forked_children
 def _forget() -> None:
     global _current
     _current = None
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
 
 
 def current() -> ProcessIdentity:

@@ -32,6 +32,7 @@ from typing import Any
 
 from mpkit._platform import families, guardian, identity, seam
 from mpkit._platform.exits import ExitWatcher
+from mpkit._platform.forks import in_forked_children
 from mpkit._platform.hints import override
 from mpkit._platform.identity import ProcessIdentity
 
@@ -223,8 +224,7 @@ _AT_ONCE = getattr(socket, "MSG_DONTWAIT", 0) | getattr(socket, "MSG_NOSIGNAL", 
 _GUARDIAN_POSSIBLE = os.name == "posix" and not getattr(sys, "frozen", False) and os.path.isfile(_GUARDIAN)
 
 _line = _Line()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_line.after_fork)
+in_forked_children(_line.after_fork)
 
 
 def _watch_from_a_thread(parent: ProcessIdentity) -> None:

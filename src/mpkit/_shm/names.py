@@ -24,6 +24,7 @@ from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 from mpkit._platform import seam, tracker
+from mpkit._platform.forks import in_forked_children
 from mpkit._platform.interrupts import deferred_interrupts
 
 #: Where Linux keeps shared memory; what lies there the resource tracker can remove.
@@ -192,6 +193,7 @@ def _tracker_type(kind: NameType) -> seam.TrackedType:
     return "semaphore" if kind == "semaphore" else "shared_memory"
 
 
+@in_forked_children
 def _forget_after_fork() -> None:
     global _guard, _exit_hook_pid
     # The names belong to the parent; its lock may have been held by a thread that does not exist here.
@@ -201,7 +203,3 @@ def _forget_after_fork() -> None:
     _lingering.clear()
     _owners.clear()
     _gone.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_after_fork)

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 
 from mpkit._platform import identity, seam, tracker
+from mpkit._platform.forks import in_forked_children
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._shm import names
@@ -29,13 +30,10 @@ _is_finalizing = sys.is_finalizing
 _making = threading.Lock()
 
 
+@in_forked_children
 def _forget_after_fork() -> None:
     global _making
     _making = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_after_fork)
 
 
 def _private_name(process: ProcessIdentity, ending: str = "") -> str:

@@ -27,6 +27,7 @@ import weakref
 from typing import ClassVar, NamedTuple
 
 from mpkit._platform import identity, seam
+from mpkit._platform.forks import in_forked_children
 from mpkit._platform.hints import Self
 from mpkit._shm.robust_lock import REENTERED, RobustLock
 from mpkit._shm.rows import Rows
@@ -375,12 +376,9 @@ def _semaphore_name(segment_name: str, number: int) -> str:
     return f"/mpkit-{kind[0]}-{pid}-{random[:10]}-{number}"
 
 
+@in_forked_children
 def _forget_after_fork() -> None:
     global _opening
     _opening = seam.InterruptibleLock()
     for shared in list(_open_objects.values()):
         shared.forget_after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_after_fork)

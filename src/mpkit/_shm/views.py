@@ -18,6 +18,7 @@ import weakref
 from types import ModuleType
 
 from mpkit._platform import seam
+from mpkit._platform.forks import around_forks
 from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._shm.regions import Regions
 
@@ -225,7 +226,4 @@ def _after_fork_in_child() -> None:
             hold.regions.give_back(slot)
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
-    )
+around_forks(_before_fork, _after_fork_in_parent, _after_fork_in_child)

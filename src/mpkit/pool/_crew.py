@@ -13,6 +13,7 @@ import time
 from multiprocessing.connection import Connection
 
 from mpkit._platform import memory, seam
+from mpkit._platform.forks import in_forked_children
 from mpkit._platform.interrupts import without_interrupts
 from mpkit._platform.parent_watch import ParentLink
 from mpkit._platform.signals import signal_name
@@ -41,13 +42,10 @@ _GUARD = (
 _starting = threading.Lock()
 
 
+@in_forked_children
 def _forget_after_fork() -> None:
     global _starting
     _starting = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_after_fork)
 
 
 class Crew:

@@ -18,6 +18,7 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 from mpkit._platform import families, memory, seam
+from mpkit._platform.forks import in_forked_children
 from mpkit._platform.interrupts import deferred_interrupts, without_interrupts
 from mpkit._platform.signals import signal_name
 from mpkit._shm.semaphore import forget_private_of
@@ -704,13 +705,10 @@ def _end_at_exit(reference: weakref.ref[Engine]) -> None:
         engine.join(min(2 * engine.options.grace_period + 5.0, threading.TIMEOUT_MAX))
 
 
+@in_forked_children
 def _forget_after_fork() -> None:
     # The child has copies of the parent's pools. They answer with an error, and never touch the parent's
     # workers.
     for engine in list(_engines):
         engine.forget_after_fork()
     _engines.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_after_fork)

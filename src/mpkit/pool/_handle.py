@@ -17,7 +17,6 @@ nobody else.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpkit._platform import seam
 from mpkit._platform.deadlines import check_timeout
+from mpkit._platform.forks import in_forked_children
 from mpkit._platform.hints import override
 from mpkit._platform.interrupts import deferred_interrupts
 from mpkit.errors import TaskCancelled, WaitTimeout
@@ -52,13 +52,10 @@ _CONDITION_SECONDS = 1.0
 _creation = seam.InterruptibleLock()
 
 
+@in_forked_children
 def _forget_after_fork() -> None:
     global _creation
     _creation = seam.InterruptibleLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_after_fork)
 
 
 class _ConditionOnDemand:

@@ -10,12 +10,12 @@ than the kernel can clear, some 100 MB at the worst.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Callable
 from typing import Final
 
 from mpkit._platform import families, identity, memory
+from mpkit._platform.forks import in_forked_children
 from mpkit._platform.identity import ProcessIdentity
 
 __all__ = ["watch"]
@@ -92,13 +92,10 @@ def _is_done_with(process: ProcessIdentity, limit: int, exceeded: Callable[[int]
 _watcher = _Watcher()
 
 
+@in_forked_children
 def _forget() -> None:
     global _watcher
     _watcher = _Watcher()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
 
 
 def watch(process: ProcessIdentity, limit: int, exceeded: Callable[[int], None]) -> None:

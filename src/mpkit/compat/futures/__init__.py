@@ -44,6 +44,7 @@ from concurrent.futures.process import BrokenProcessPool
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from mpkit._platform.forks import in_forked_children
 from mpkit._platform.hints import override
 from mpkit.compat._errors import original_error
 from mpkit.compat._numbers import not_bool, not_negative
@@ -306,9 +307,8 @@ def _shut_down_all() -> None:
 
 
 atexit.register(_shut_down_all)
-if hasattr(os, "register_at_fork"):
-    # A fork cannot wait for the pools of its parent.
-    os.register_at_fork(after_in_child=_finishing.clear)
+# A fork cannot wait for the pools of its parent.
+in_forked_children(_finishing.clear)
 
 
 def _call_each(fn: Callable[..., R], calls: list[tuple[Any, ...]]) -> list[R]:
