@@ -55,7 +55,7 @@ class HeldItem:
         try:
             parts = None
             if not regions.are_short():
-                parts = open_views(regions, self._mapped, self._number, self._places)
+                parts = open_views(regions, self._mapped, self._number, self._serial, self._places)
             if parts is not None:
                 # Theirs from here on.
                 self._number = 0

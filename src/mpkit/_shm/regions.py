@@ -185,28 +185,14 @@ class Regions:
         if self.words[self._start + number * ENTRY_WORDS] == HELD and self._is_mine(number, serial):
             self.free(number)
 
-    def _is_mine(self, number: int, serial: int) -> bool:
-        at = self._start + number * ENTRY_WORDS
-        return self.words[at + _SERIAL] == serial and self.words[at + _PID] == os.getpid()
-
     def is_held(self, number: int, serial: int) -> bool:
         """Whether this process holds that item in the region."""
         state = self.words[self._start + number * ENTRY_WORDS]
         return state in (HELD, LENT, PINNED) and self._is_mine(number, serial)
 
-    def serial(self, number: int) -> int:
-        """The number of the item that this process holds in the region."""
-        return self.words[self._start + number * ENTRY_WORDS + _SERIAL]
-
     def free_unpublished(self, number: int, serial: int) -> None:
         """Free a region that was claimed as WRITING with this serial, unless it has been published since."""
-        at = self._start + number * ENTRY_WORDS
-        words = self.words
-        if (
-            words[at] == WRITING
-            and words[at + _SERIAL] == serial
-            and words[at + _PID] == identity.current().pid
-        ):
+        if self.words[self._start + number * ENTRY_WORDS] == WRITING and self._is_mine(number, serial):
             self.free(number)
 
     def free_unpublished_items(self, puts: int, mask: int) -> None:
@@ -298,6 +284,10 @@ class Regions:
         self._maps = {}
 
     # -- inside ----------------------------------------------------------------------------------------------
+
+    def _is_mine(self, number: int, serial: int) -> bool:
+        at = self._start + number * ENTRY_WORDS
+        return self.words[at + _SERIAL] == serial and self.words[at + _PID] == os.getpid()
 
     def _mark(self, number: int, state: int, serial: int) -> None:
         at = self._start + number * ENTRY_WORDS

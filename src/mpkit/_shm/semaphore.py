@@ -47,19 +47,10 @@ def forget_private_of(process: ProcessIdentity) -> None:
     The resource tracker would do so at the end of the program, with a warning. To be called by whoever has
     seen the process end.
     """
-    if sys.platform == "win32":
-        return
     name = _private_name(process)
-    with deferred_interrupts():
-        # It may know the name, or not: told once more it knows it once.
-        tracker.track(name, "semaphore")
-        try:
-            seam.sem_unlink(name)
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.EROFS):
-                raise
-        finally:
-            tracker.untrack(name, "semaphore")
+    # As of a name of this process's own: the tracker may know it or not, and told once more knows it once.
+    names.own(name, "semaphore")
+    names.remove(name)
 
 
 class Semaphore:
@@ -134,27 +125,31 @@ class Semaphore:
         """A semaphore without a name, for the threads of this process; cheaper to take and give than a
         `threading.Lock`.
         """
+        me = identity.current()
         # One thread at a time may have the name that `forget_private_of` knows.
-        knows = _making.acquire(False)
-        try:
-            name = _private_name(identity.current(), "" if knows else os.urandom(6).hex())
-            # The C code removes the name as soon as it has made it, so the tracker has to do it only for a
-            # process that is killed just there.
-            with deferred_interrupts():
-                tracker.track(name, "semaphore")
-                try:
-                    raw = seam.SemLock(seam.SEMAPHORE_KIND, value, max(value, 1), name, True)
-                except FileExistsError:
-                    # Another interpreter of this process is just making one.
-                    other = _private_name(identity.current(), os.urandom(6).hex())
-                    raw = seam.SemLock(seam.SEMAPHORE_KIND, value, max(value, 1), other, True)
-                except OSError as error:
-                    raise exhausted(error, 32) from error
-                finally:
-                    tracker.untrack(name, "semaphore")
-        finally:
-            if knows:
+        if _making.acquire(False):
+            try:
+                return cls._make_private(value, _private_name(me))
+            except FileExistsError:
+                pass  # another interpreter of this process is just making one
+            finally:
                 _making.release()
+        return cls._make_private(value, _private_name(me, os.urandom(6).hex()))
+
+    @classmethod
+    def _make_private(cls, value: int, name: str) -> Semaphore:
+        # The C code removes the name as soon as it has made it, so the tracker has to do it only for a
+        # process that is killed just there.
+        with deferred_interrupts():
+            tracker.track(name, "semaphore")
+            try:
+                raw = seam.SemLock(seam.SEMAPHORE_KIND, value, max(value, 1), name, True)
+            except FileExistsError:
+                raise
+            except OSError as error:
+                raise exhausted(error, 32) from error
+            finally:
+                tracker.untrack(name, "semaphore")
         return cls("", raw, owner_pid=0)
 
     def close(self, segment_name: str = "", in_use: Callable[[str], bool] | None = None) -> None:

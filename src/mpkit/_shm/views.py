@@ -33,10 +33,10 @@ class _Hold:
 
     __slots__ = ("_pid", "_serial", "_slot", "kept", "number", "reference", "regions")
 
-    def __init__(self, regions: Regions, number: int) -> None:
+    def __init__(self, regions: Regions, number: int, serial: int) -> None:
         self.regions: Regions = regions
         self.number: int = number
-        self._serial = regions.serial(number)
+        self._serial = serial
         self._pid = os.getpid()
         # Where this process stands among the borrowers, if it was forked with the views; 0: it has received
         # them itself.
@@ -119,10 +119,10 @@ _opening = seam.InterruptibleLock()
 
 
 def open_views(
-    regions: Regions, mapped: mmap.mmap, number: int, parts: tuple[tuple[int, int], ...]
+    regions: Regions, mapped: mmap.mmap, number: int, serial: int, parts: tuple[tuple[int, int], ...]
 ) -> list[memoryview] | None:
-    """Views of the parts (offset, length) of a region held by this process, which `mapped` shows; it is free
-    again when all of them are gone.
+    """Views of the parts (offset, length) of the item `serial` in a region held by this process, which
+    `mapped` shows; it is free again when all of them are gone.
 
     None: not now, another thread has been forking for so long. (A hook of the application that runs at forks
     may be waiting for this very thread.)
@@ -133,7 +133,7 @@ def open_views(
     try:
         if not opening.acquire(timeout=_OPENING_SECONDS):
             return None
-        return _open_views(ctypes, regions, mapped, number, parts)
+        return _open_views(ctypes, mapped, _Hold(regions, number, serial), parts)
     finally:
         try:
             opening.unwind()
@@ -142,11 +142,10 @@ def open_views(
 
 
 def _open_views(
-    ctypes: ModuleType, regions: Regions, mapped: mmap.mmap, number: int, parts: tuple[tuple[int, int], ...]
+    ctypes: ModuleType, mapped: mmap.mmap, hold: _Hold, parts: tuple[tuple[int, int], ...]
 ) -> list[memoryview]:
     _sweep()
     end = max(offset + length for offset, length in parts)
-    hold = _Hold(regions, number)
     try:
         # First: should this very thread fork meanwhile (in a signal handler), the child has views as well.
         _holds.add(hold)

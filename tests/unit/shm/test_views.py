@@ -8,31 +8,34 @@ from collections.abc import Iterator
 import pytest
 
 from mpkit._shm import views
-from mpkit._shm.regions import FREE, HELD, PINNED, WRITING, Regions
+from mpkit._shm.regions import FREE, HELD, KEPT_FOR_RINGS, PINNED, WRITING, Regions
 from mpkit._shm.segment import PAGE, Segment
 from mpkit._shm.views import open_views
 
 START, END = 64, 60
+SERIAL = 1
 
 
 @pytest.fixture
 def regions() -> Iterator[Regions]:
     segment = Segment.create(PAGE, kind="views")
     segment.words[END] = PAGE
-    yield Regions(segment, start=START, capacity=8, end_at=END)
+    # More than are kept for rings: else a big item gets none.
+    yield Regions(segment, start=START, capacity=KEPT_FOR_RINGS + 8, end_at=END)
     segment.close()
 
 
 @pytest.fixture
 def number(regions: Regions) -> int:
-    number = regions.claim(PAGE, WRITING, 1, lambda: lambda *_: False)
+    number = regions.claim(PAGE, WRITING, SERIAL, lambda: lambda *_: False)
+    assert number > 0
     regions.map(number)[:8] = b"abcdefgh"
     regions.mark_held(number)
     return number
 
 
 def opened(regions: Regions, number: int, parts: tuple[tuple[int, int], ...]) -> list[memoryview]:
-    found = open_views(regions, regions.map(number), number, parts)
+    found = open_views(regions, regions.map(number), number, SERIAL, parts)
     assert found is not None
     return found
 
