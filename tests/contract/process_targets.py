@@ -219,3 +219,35 @@ class TakesForEverToArrive:
 
     def __reduce__(self) -> tuple[Callable[[float], None], tuple[float]]:
         return time.sleep, (600.0,)
+
+
+def close_what_is_not_mine(path: str) -> str:
+    """As a daemon does; then the numbers are those of other files."""
+    for number in range(3, 256):
+        # The error output may lie elsewhere, in a file of pytest's: it is not what this is about.
+        if number != sys.stderr.fileno():
+            with contextlib.suppress(OSError):
+                os.close(number)
+    _kept_open.extend(open(path, "r+") for _ in range(20))  # noqa: SIM115  they stay open
+    return "hello"
+
+
+_kept_open: list[Any] = []
+
+
+def fork_a_helper(how: str) -> int:
+    """Ends long after its helper, which leaves as `how` says."""
+    pid = os.fork()
+    if not pid:
+        if how == "returns":
+            return 1
+        if how == "raises":
+            raise ValueError("of the helper")
+        sys.exit(0)
+    os.waitpid(pid, 0)
+    return 42
+
+
+def fork_a_helper_and_die(how: str) -> None:
+    fork_a_helper(how)
+    os.kill(os.getpid(), signal.SIGKILL)

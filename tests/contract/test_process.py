@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -425,6 +426,31 @@ def test_one_that_was_stopped_on_its_way_to_the_target_is_not_said_to_have_faile
     assert isinstance(error, WorkerCrashed)
     assert "main module" not in str(error)
     assert "was stopped" in str(error) or error.signal == "SIGINT"
+
+
+@posix
+@pytest.mark.parametrize("how", ["returns", "raises", "exits"])
+def test_what_a_fork_of_the_target_comes_to_is_not_the_result(start_method: str, how: str) -> None:
+    with WorkerProcess(target=targets.fork_a_helper, args=(how,), start_method=start_method) as process:
+        assert process.result(PATIENCE) == 42
+    with WorkerProcess(
+        target=targets.fork_a_helper_and_die, args=(how,), start_method=start_method
+    ) as process:
+        error = process.exception(PATIENCE)
+        assert isinstance(error, WorkerCrashed)
+        assert error.signal == "SIGKILL"
+
+
+@posix
+def test_nothing_is_written_into_a_file_that_has_got_the_number(start_method: str, tmp_path: Path) -> None:
+    path = tmp_path / "precious"
+    path.write_text("data")
+    with WorkerProcess(
+        target=targets.close_what_is_not_mine, args=(str(path),), start_method=start_method
+    ) as process:
+        assert isinstance(process.exception(PATIENCE), WorkerCrashed)
+    assert process.exitcode == 1
+    assert path.read_text() == "data"
 
 
 @posix

@@ -129,6 +129,23 @@ import signal; print(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
     assert lines == ["['mpkit.pool._worker'] []", "0 True", "7", "set()"]
 
 
+def test_ctrl_c_while_a_process_starts_the_fork_server(tmp_path: Path) -> None:
+    (tmp_path / "interrupting.py").write_text(
+        "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(0.01)"
+    )
+    body = """
+context.set_forkserver_preload(["interrupting"])
+from mpkit import WorkerProcess
+with WorkerProcess.call(abs, -2) as process:
+    print(process.result())
+child = context.Process(target=interrupt_myself); child.start(); child.join()
+print(child.exitcode)
+import signal; print(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+"""
+    lines = in_a_fork_server(tmp_path, body, PYTHONPATH=f"{ROOT / 'src'}{os.pathsep}{tmp_path}")
+    assert lines == ["2", "7", "set()"]
+
+
 def test_a_bare_fork_starts_a_server_of_its_own(tmp_path: Path) -> None:
     script = tmp_path / "program.py"
     script.write_text(

@@ -13,6 +13,7 @@
 - `signals`: the names of signals
 - `interrupts`: keeping Ctrl-C away for a moment
 - `anonymous`: files without a name
+- `descriptors`: whether one still is what it was
 - `tracker`: the resource tracker of multiprocessing
 - `families`: the descendants of a process, and how to end them
 - `parent_watch`, `guardian`: how a child dies with its parent

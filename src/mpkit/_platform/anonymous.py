@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from mpkit._platform import seam
+from mpkit._platform.descriptors import file_behind, is_still
 from mpkit._platform.hints import override
 
 __all__ = ["AnonymousFile"]
@@ -28,7 +30,8 @@ class AnonymousFile:
     def __init__(self, descriptor: int, path: str | None = None) -> None:
         self._descriptor = descriptor
         self._path = path
-        self._closer = weakref.finalize(self, _close, descriptor, path, os.getpid())
+        self._file = file_behind(descriptor)
+        self._closer = weakref.finalize(self, _close, descriptor, self._file, path, os.getpid())
         # At the end of the interpreter there is nothing to do but on Windows, where a name has to be removed.
         self._closer.atexit = path is not None
 
@@ -48,9 +51,17 @@ class AnonymousFile:
 
         Raises:
             ValueError: If it is closed.
+            OSError: If it has been closed by somebody else (``os.closerange`` in a daemon), though the number
+                may be another file's by now.
         """
         if not self._closer.alive:
             raise ValueError("this file is closed")
+        if not is_still(self._descriptor, self._file):
+            raise OSError(
+                errno.EBADF,
+                f"descriptor {self._descriptor}, which mpkit needs to hand over what the process leaves, has "
+                "been closed; leave descriptors open that are not your own",
+            )
         return self._descriptor
 
     def write(self, parts: Iterable[bytes | memoryview], *, at: int) -> None:
@@ -102,7 +113,8 @@ def _open(path: str) -> AnonymousFile:
     return AnonymousFile(os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0)))
 
 
-def _close(descriptor: int, path: str | None, creator: int) -> None:
-    os.close(descriptor)
+def _close(descriptor: int, file: tuple[int, int], path: str | None, creator: int) -> None:
+    if is_still(descriptor, file):
+        os.close(descriptor)
     if path is not None and os.getpid() == creator:
         os.unlink(path)

@@ -24,13 +24,13 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import stat
 import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
 from mpkit._platform import families, guardian, identity, seam
+from mpkit._platform.descriptors import file_behind, is_still
 from mpkit._platform.exits import ExitWatcher
 from mpkit._platform.forks import in_forked_children
 from mpkit._platform.hints import override
@@ -102,7 +102,8 @@ class _Line:
 
     def __init__(self) -> None:
         self._descriptor: int | None = None
-        self._inode = 0
+        #: What the descriptor was, as of `file_behind`.
+        self._socket = (0, 0)
         self.guardian_pid: int | None = None
         self._lock = threading.Lock()
 
@@ -171,16 +172,10 @@ class _Line:
         ):
             os.close(self._descriptor)
         os.set_inheritable(descriptor, False)
-        self._descriptor, self._inode = descriptor, os.fstat(descriptor).st_ino
+        self._descriptor, self._socket = descriptor, file_behind(descriptor)
 
     def _is_ours(self, descriptor: int) -> bool:
-        # A program that turns itself into a daemon closes every descriptor, and the number is soon another
-        # file's.
-        try:
-            seen = os.fstat(descriptor)
-        except OSError:
-            return False
-        return stat.S_ISSOCK(seen.st_mode) and seen.st_ino == self._inode
+        return is_still(descriptor, self._socket)
 
     def _start(self, executable: str) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import os
 import signal
 import sys
 import traceback
@@ -63,13 +64,20 @@ class Ties:
         self.report.arrived()
 
     def perform(self, run: Callable[[], object]) -> None:
-        """In the child: run, and report how it ended."""
+        """In the child: run, and report how it ended.
+
+        A fork that the target makes comes out of `run` as well, in its own process: what it returns or raises
+        is not the target's.
+        """
+        pid = os.getpid()
         try:
             value = run()
         except BaseException as error:
-            self.report_failure(error)
+            if os.getpid() == pid:
+                self.report_failure(error)
             raise
-        self.report.returned(value)
+        if os.getpid() == pid:
+            self.report.returned(value)
 
     def report_failure(self, error: BaseException) -> None:
         """In the child: report an error."""

@@ -168,6 +168,9 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         ties = handle.prepare()
         target = seam.target_of(self)
         try:
+            if self._start_method == "forkserver":
+                # Started by multiprocessing, it would die of a Ctrl-C that comes early.
+                seam.start_fork_server(())
             super().start()
         except (EOFError, ConnectionError) as error:
             # What talking to the fork server ends in. From 3.14 on (and 3.13.8) the server imports the main

@@ -1,0 +1,28 @@
+"""Whether a descriptor still is what it was.
+
+A program that turns itself into a daemon closes every descriptor, and the number is soon another file's.
+"""
+
+from __future__ import annotations
+
+import os
+
+__all__ = ["file_behind", "is_still"]
+
+
+def file_behind(descriptor: int) -> tuple[int, int]:
+    """What file, socket or pipe it is: device and inode.
+
+    Raises:
+        OSError: If it is closed.
+    """
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino
+
+
+def is_still(descriptor: int, file: tuple[int, int]) -> bool:
+    """Whether the descriptor is open, and for that file."""
+    try:
+        return file_behind(descriptor) == file
+    except OSError:
+        return False

@@ -1,0 +1,41 @@
+"""A file without a name trusts its descriptor only as long as that is its own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mpkit._platform.anonymous import AnonymousFile
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="descriptors")
+
+
+def test_a_number_that_is_another_files_by_now_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "other"
+    path.write_text("theirs")
+    file = AnonymousFile.create("test")
+    number = file.fileno()
+    other = os.open(path, os.O_RDWR)
+    # As `os.closerange` in a daemon, and the next file that is opened.
+    os.dup2(other, number)
+    with pytest.raises(OSError, match="leave descriptors open that are not your own"):
+        file.write([b"ours"], at=0)
+    with pytest.raises(OSError, match="has been closed"):
+        file.size()
+    file.close()
+    assert os.fstat(number).st_size == len("theirs"), "it is still open"
+    os.close(number)
+    os.close(other)
+    assert path.read_text() == "theirs"
+
+
+def test_a_number_that_is_nobodys_is_no_harm() -> None:
+    file = AnonymousFile.create("test")
+    os.close(file.fileno())
+    with pytest.raises(OSError, match="has been closed"):
+        file.read()
+    file.close()
+    with pytest.raises(ValueError, match="closed"):
+        file.fileno()
