@@ -33,7 +33,7 @@ PRIVATE = {
 }
 SEAM = {
     SOURCE / "_platform" / name
-    for name in ("seam.py", "child_popen.py", "child_process.py", "fork_server.py")
+    for name in ("seam.py", "child_popen.py", "child_process.py", "fork_server.py", "signal_handlers.py")
 }
 
 

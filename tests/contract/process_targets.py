@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, NoReturn
 
 from mpkit import WorkerProcess
@@ -251,3 +252,38 @@ def fork_a_helper(how: str) -> int:
 def fork_a_helper_and_die(how: str) -> None:
     fork_a_helper(how)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+class InterruptedWhilePickled:
+    """Ctrl-C comes while the child hands in its result."""
+
+    def __reduce__(self) -> tuple[type[InterruptedWhilePickled], tuple[()]]:
+        signal.raise_signal(signal.SIGINT)
+        return InterruptedWhilePickled, ()
+
+
+class ErrorInterruptedWhilePickled(Exception):
+    """Ctrl-C comes while the child hands in its error."""
+
+    def __reduce__(self) -> tuple[type[ErrorInterruptedWhilePickled], tuple[()]]:
+        signal.raise_signal(signal.SIGINT)
+        return ErrorInterruptedWhilePickled, ()
+
+
+class ExitsWhilePickled:
+    """Somebody's way to say that it cannot be pickled."""
+
+    def __reduce__(self) -> tuple[type[ExitsWhilePickled], tuple[()]]:
+        raise SystemExit(5)
+
+
+def raise_one_that_is_interrupted_while_pickled() -> None:
+    raise ErrorInterruptedWhilePickled
+
+
+def start_programs_without_end(connection: Connection, started: Path) -> None:
+    connection.send(None)
+    while True:
+        with started.open("a") as file:
+            file.write(f"{subprocess.Popen(['sleep', '600'], stdin=subprocess.DEVNULL).pid}\n")
+        time.sleep(0.002)

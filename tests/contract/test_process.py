@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -22,7 +22,7 @@ import psutil
 import pytest
 
 from mpkit import ProcessState, WorkerProcess
-from mpkit._platform import identity, seam
+from mpkit._platform import families, identity, seam
 from mpkit._platform.identity import ProcessIdentity
 from mpkit.errors import (
     ClosedError,
@@ -35,6 +35,7 @@ from mpkit.errors import (
 from mpkit.process import memory_watch
 from tests.contract import process_targets as targets
 from tests.helpers.processes import gone, wait_gone
+from tests.helpers.stepping import STARTING, interrupt_at, needs_a_trace_that_raises
 from tests.helpers.waiting import PATIENCE, wait_until
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals")
@@ -372,7 +373,21 @@ def test_somebody_else_reaps_it(start: Start, start_method: str) -> None:
     process.join(PATIENCE)
     assert process.exitcode == 255
     assert not process.is_alive()
-    assert isinstance(process.exception(), WorkerCrashed)
+    error = process.exception()
+    assert isinstance(error, WorkerCrashed)
+    assert "SIGCHLD" in str(error)
+
+
+def test_the_longest_of_time_outs(start: Start) -> None:
+    process, _ = start(targets.report_and_wait)
+    for seconds in (1e8, 1e300):
+        timer = threading.Timer(0.05, process.kill)
+        timer.start()
+        process.join(seconds)
+        timer.join()
+        assert process.exitcode == -9
+        process, _ = start(targets.report_and_wait)
+    process.stop(0)
 
 
 # --- ending -------------------------------------------------------------------------------------------------
@@ -454,10 +469,25 @@ def test_nothing_is_written_into_a_file_that_has_got_the_number(start_method: st
 
 
 @posix
-def test_stop_ends_one_that_is_stopped(start: Start) -> None:
+def test_stop_lets_one_that_is_stopped_clear_up(start: Start) -> None:
     process, pid = start(targets.report_and_wait)
     os.kill(pid, signal.SIGSTOP)
-    assert process.stop(0.1) == -signal.SIGKILL
+    assert process.stop(PATIENCE) == 1
+    assert isinstance(process.exception(), KeyboardInterrupt)
+
+
+@posix
+def test_stop_misses_no_program_that_is_just_being_started(start: Start, tmp_path: Path) -> None:
+    for number in range(3):
+        started = tmp_path / str(number)
+        started.touch()
+        process, _ = start(targets.start_programs_without_end, started)
+        while len(started.read_text().split()) < 5:
+            assert process.is_alive()
+            time.sleep(0.01)
+        process.stop(PATIENCE)
+        # (The last one of them, perhaps, was not written down. The leftovers of each test are looked for.)
+        assert all(gone(int(pid)) for pid in started.read_text().split())
 
 
 @posix
@@ -485,6 +515,95 @@ def test_leaving_a_with_block(start_method: str) -> None:
     assert other.result() == "interrupted"
     ours.close()
     theirs.close()
+
+
+@posix
+def test_a_second_interrupt_while_leaving_a_with_block_kills_at_once(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process, _ = start(targets.resist, signal.SIGINT, signal.SIGTERM)
+    wait = families.wait_families_gone
+    interrupts = iter([KeyboardInterrupt("second")])
+
+    def interrupted(roots: Iterable[ProcessIdentity], timeout: float | None) -> list[ProcessIdentity]:
+        if interrupt := next(interrupts, None):
+            raise interrupt
+        return wait(roots, timeout)
+
+    monkeypatch.setattr(families, "wait_families_gone", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="second"):
+        with process:
+            raise KeyboardInterrupt("first")
+    assert process.exitcode == -signal.SIGKILL
+
+
+@posix
+def test_an_interrupt_while_a_with_block_waits_stops_the_process(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process, _ = start(targets.leave_quietly_when_interrupted)
+
+    def interrupted() -> None:
+        process.interrupt()  # as the terminal does, to both
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(process, "join", interrupted)
+    with pytest.raises(KeyboardInterrupt), process:
+        pass
+    monkeypatch.undo()
+    assert process.result() == "interrupted"
+
+
+@posix
+@needs_a_trace_that_raises
+def test_a_start_that_is_interrupted_at_any_step_leaves_nothing(start_method: str) -> None:
+    # Starts what is started once: guardian, fork server, resource tracker.
+    first = WorkerProcess(target=time.sleep, args=(600,), start_method=start_method)
+    first.start()
+    first.stop(0)
+    first.close()
+    gc.collect()
+    before = len(os.listdir("/dev/fd"))
+    taken_back = 0
+    # A new interpreter takes its time: of its steps, every seventh.
+    for step in range(0, 10_000, 7 if start_method == "spawn" else 1):
+        process = WorkerProcess(target=time.sleep, args=(600,), start_method=start_method)
+        reached = interrupt_at(step, process.start, traced=STARTING)
+        if seam.is_started(process):
+            process.stop(0)
+            process.close()
+        else:
+            assert process.state is ProcessState.NEW
+            taken_back += 1
+        if not reached:
+            break
+    else:
+        pytest.fail("there is no end of steps")
+    assert taken_back > 10
+    assert len(os.listdir("/dev/fd")) == before
+
+
+@posix
+@pytest.mark.parametrize(
+    "target", [targets.InterruptedWhilePickled, targets.raise_one_that_is_interrupted_while_pickled]
+)
+def test_an_interrupt_does_not_undo_what_the_target_came_to(
+    start_method: str, target: Callable[[], object]
+) -> None:
+    process = run(start_method, target)
+    error = process.exception()
+    if error is None:
+        assert isinstance(process.result(), targets.InterruptedWhilePickled)
+        assert process.exitcode == 0
+    else:
+        assert isinstance(error, targets.ErrorInterruptedWhilePickled)
+        assert process.exitcode == 1
+
+
+def test_pickling_a_result_exits(start_method: str) -> None:
+    error = run(start_method, targets.ExitsWhilePickled).exception()
+    assert isinstance(error, SystemExit)
+    assert error.code == 5
 
 
 def test_with_a_process_that_was_started(start: Start) -> None:

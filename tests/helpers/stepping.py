@@ -29,6 +29,19 @@ _TRACED = tuple(
     for part in (("_shm", ""), ("pool", ""), ("_platform", "seam.py"), ("sync.py",))
 )
 
+#: The code that starts processes.
+STARTING = tuple(
+    os.sep + os.path.join(*part)
+    for part in (
+        ("mpkit", "process", ""),
+        ("mpkit", "_platform", "child_"),
+        ("mpkit", "_platform", "parent_watch.py"),
+        ("multiprocessing", "popen_"),
+        ("multiprocessing", "process.py"),
+        ("multiprocessing", "forkserver.py"),
+    )
+)
+
 
 def die_at(step: int, operation: Callable[[], object], *, opcodes: bool = False) -> bool:
     """Run `operation` in a forked child that is killed (SIGKILL) at step number `step`, from 0.
@@ -55,23 +68,38 @@ def die_at(step: int, operation: Callable[[], object], *, opcodes: bool = False)
     return False
 
 
-def interrupt_at(step: int, operation: Callable[[], object], *, opcodes: bool = False) -> bool:
+def interrupt_at(
+    step: int,
+    operation: Callable[[], object],
+    *,
+    opcodes: bool = False,
+    traced: tuple[str, ...] = _TRACED,
+) -> bool:
     """Run `operation` and send Ctrl-C to this process, in the main thread, at step number `step`, from 0.
+
+    Args:
+        step: A line is one.
+        operation: What to run. A fork that it makes gets none.
+        opcodes: An opcode is a step, not a line.
+        traced: Only code in files whose paths have one of these in them is counted.
 
     Returns:
         Whether that step was reached.
     """
     reached = False
+    me = os.getpid()
 
     def interrupt() -> None:
         nonlocal reached
+        if os.getpid() != me:
+            return
         reached = True
         # The handler raises here, in the middle of the line, unless it is being deferred.
         signal.raise_signal(signal.SIGINT)
 
     before = sys.gettrace()
     try:
-        _trace(step, opcodes, interrupt)
+        _trace(step, opcodes, interrupt, traced)
         operation()
     except KeyboardInterrupt:
         assert reached
@@ -81,7 +109,7 @@ def interrupt_at(step: int, operation: Callable[[], object], *, opcodes: bool = 
     return reached
 
 
-def _trace(step: int, opcodes: bool, act: Callable[[], object]) -> None:
+def _trace(step: int, opcodes: bool, act: Callable[[], object], traced: tuple[str, ...] = _TRACED) -> None:
     kind = "opcode" if opcodes else "line"
     left = step
 
@@ -94,7 +122,7 @@ def _trace(step: int, opcodes: bool, act: Callable[[], object]) -> None:
         return local
 
     def enter(frame: FrameType, event: str, arg: Any) -> Any:
-        if not any(part in frame.f_code.co_filename for part in _TRACED):
+        if not any(part in frame.f_code.co_filename for part in traced):
             return None
         if opcodes:
             frame.f_trace_opcodes = True

@@ -17,7 +17,8 @@
 - `tracker`: the resource tracker of multiprocessing
 - `families`: the descendants of a process, and how to end them
 - `parent_watch`, `guardian`: how a child dies with its parent
-- `seam`: all private parts of the standard library, with `child_process`, `child_popen` and `fork_server`
+- `seam`: all private parts of the standard library, with `child_process`, `child_popen`, `fork_server` and
+  `signal_handlers`
 - `interruptible_lock`: a lock that an interrupt cannot leave locked
 """
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import multiprocessing.context as mp_context
 import operator
 import os
 import signal
 import struct
 import sys
 from collections import deque
-from multiprocessing import connection, util
+from multiprocessing import util
 from multiprocessing.process import BaseProcess
 from typing import Any, Final
 
@@ -23,8 +24,10 @@ from mpkit._platform.deadlines import deadline_of, remaining
 from mpkit._platform.hints import override
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._platform.interruptible_lock import InterruptibleLock
+from mpkit._platform.interrupts import deferred_interrupts
+from mpkit._platform.readiness import wait_readable
 
-__all__ = ["popen_class"]
+__all__ = ["popen_class", "spawning"]
 
 
 class _ExactWaiting:
@@ -40,14 +43,48 @@ class _ExactWaiting:
     pid: int
     sentinel: int
     returncode: int | None
+    finalizer: util.Finalize | None
 
     def __init__(self, child: BaseProcess) -> None:
         self._guard = InterruptibleLock()
         self._owner = os.getpid()
         self._identity: ProcessIdentity | None = None
         self.peak_rss_bytes: int | None = None
+        #: Why its exit code is not known, in place of which there is 255.
+        self.code_lost_because: str | None = None
         super().__init__(child)  # type: ignore[call-arg]  # the other base class: starts it
         self._identity = identity.of(self.pid)
+
+    def _launch(self, child: BaseProcess) -> None:
+        # A child whose pid did not arrive here, or that waits for what is not sent any more, would stay for
+        # ever. A fork leaves the block by `end_deferral` (`ChildProcess._bootstrap`).
+        # Not kept away: one that comes while arguments are pickled, which is foreign code; and a second one,
+        # should a server or a child that is stopped make us wait.
+        interrupts = deferred_interrupts(unless=lambda: spawning() or interrupts.has_arrived())
+        with interrupts:
+            super()._launch(child)  # type: ignore[misc]  # the other base class has it
+            self._launched()
+
+    def _launched(self) -> None:
+        """What is to be done at once, in the parent."""
+
+    def give_up(self) -> None:
+        """After an error (or an interrupt) half way through the start: let nothing go on that has begun."""
+        its = vars(self)
+        if its.get("_owner", os.getpid()) != os.getpid():
+            # The fork itself, interrupted before it got to what it is for: it must not go on as a second one
+            # of the program.
+            os._exit(1)
+        if "pid" in its:
+            self._kill_at_once()
+        if "finalizer" in its:
+            self.close()
+
+    def _kill_at_once(self) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        super().close()  # type: ignore[misc]  # the other base class has it
 
     @property
     def identity(self) -> ProcessIdentity | None:
@@ -77,8 +114,9 @@ class _ExactWaiting:
 
     def wait(self, timeout: float | None = None) -> int | None:
         deadline = deadline_of(None if timeout is None else max(timeout, 0.0))
-        while self.poll() is None:
-            if self._owner != os.getpid() or not self._wait_for_end(remaining(deadline)):
+        while self.poll() is None and self._owner == os.getpid():
+            left = remaining(deadline)
+            if not self._wait_for_end(left) and left == 0.0:
                 return self.poll()
         return self.returncode
 
@@ -103,7 +141,7 @@ class _ExactWaiting:
         raise NotImplementedError
 
     def _wait_for_end(self, timeout: float | None) -> bool:
-        """Wait until `_reap` has something to do; False when the time is out."""
+        """Wait until `_reap` has something to do; False when it has not, after this time or a day."""
         raise NotImplementedError
 
     def _signal(self, signum: int) -> None:
@@ -118,8 +156,11 @@ class _OwnChild(_ExactWaiting):
         # of Python in it, and one at which a handler could come between.
         importlib.import_module("resource")
         self._ended: deque[tuple[int, int, Any]] = deque()
-        super().__init__(child)
         self._close_descriptor: util.Finalize | None = None
+        super().__init__(child)
+
+    @override
+    def _launched(self) -> None:
         if hasattr(os, "pidfd_open"):
             try:
                 descriptor = os.pidfd_open(self.pid)
@@ -134,8 +175,11 @@ class _OwnChild(_ExactWaiting):
             self._ended.extend(filter(_FIRST, map(os.wait4, (self.pid,), (os.WNOHANG,))))
         except ChildProcessError:
             if not self._ended:
-                # Somebody else has waited for it (or nobody can: SIGCHLD is ignored). It has ended; how, is
-                # lost.
+                # It has ended; how, is lost.
+                self.code_lost_because = (
+                    "the program ignores SIGCHLD, or something else in it has waited for the process "
+                    "(os.wait, os.waitpid)"
+                )
                 self.returncode = _CODE_LOST
                 return
         if self._ended:
@@ -154,9 +198,16 @@ class _OwnChild(_ExactWaiting):
                 return None
         return maxrss * (1 if sys.platform == "darwin" else 1024)
 
+    @override
+    def _kill_at_once(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+
     def _wait_for_end(self, timeout: float | None) -> bool:
         if self._close_descriptor is not None:
-            return bool(connection.wait([self.sentinel], timeout))
+            return wait_readable(self.sentinel, timeout)
         if self.identity is None:
             return True
         return self.identity not in families.wait_gone([self.identity], timeout)
@@ -169,10 +220,11 @@ class _OwnChild(_ExactWaiting):
         except ProcessLookupError:
             return  # reaped by somebody else: see `_reap`
 
+    @override
     def close(self) -> None:
         if self._close_descriptor is not None:
             self._close_descriptor()
-        super().close()  # type: ignore[misc]  # the other base class has it
+        super().close()
 
 
 class _ChildOfServer(_ExactWaiting):
@@ -186,7 +238,7 @@ class _ChildOfServer(_ExactWaiting):
 
     def _reap(self) -> None:
         if not self._told and not self._server_died:
-            if not connection.wait([self.sentinel], 0):
+            if not wait_readable(self.sentinel, 0):
                 return
             with contextlib.suppress(OSError):
                 # Eight bytes that were written at once come at once. If nothing comes, the server has died;
@@ -196,17 +248,23 @@ class _ChildOfServer(_ExactWaiting):
         if self._told:
             self.returncode = _EXIT_CODE.unpack(self._told[0])[0]
         elif self._server_died and (self._identity is None or not identity.is_alive(self._identity)):
+            self.code_lost_because = "the fork server of multiprocessing, which waits for it, has died"
             self.returncode = _CODE_LOST
+
+    @override
+    def _kill_at_once(self) -> None:
+        # The server waits for it.
+        self._signal(signal.SIGKILL)
 
     def _wait_for_end(self, timeout: float | None) -> bool:
         if self._server_died and self._identity is not None:
             return self._identity not in families.wait_gone([self._identity], timeout)
-        return bool(connection.wait([self.sentinel], timeout))
+        return wait_readable(self.sentinel, timeout)
 
     @override
     def _pid_is_its_own(self) -> bool:
         # Once it has waited for it the server tells, at once.
-        return not connection.wait([self.sentinel], 0)
+        return not wait_readable(self.sentinel, 0)
 
     def _signal(self, signum: int) -> None:
         if self.identity is not None:
@@ -215,6 +273,11 @@ class _ChildOfServer(_ExactWaiting):
             # It could not be looked at so far: better so than not at all.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signum)
+
+
+def spawning() -> bool:
+    """Whether this thread is just starting a child by spawn or forkserver, and pickling what it gets."""
+    return mp_context.get_spawning_popen() is not None
 
 
 _FIRST: Final = operator.itemgetter(0)

@@ -22,12 +22,14 @@ from mpkit._platform import identity
 from mpkit._platform.child_popen import popen_class
 from mpkit._platform.hints import override
 from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.interrupts import end_deferral
 from mpkit.errors import ClosedError
 
 __all__ = [
     "ChildProcess",
     "call_target",
     "chosen_start_method",
+    "code_lost_because",
     "identity_of",
     "interrupt",
     "is_closed",
@@ -101,11 +103,21 @@ class ChildProcess(process.BaseProcess):
 
     @staticmethod
     def _Popen(child: ChildProcess) -> object:  # noqa: N802  multiprocessing calls it so
-        popen = popen_class(child._start_method)
-        if child._start_method == "fork":
-            return popen(child)
-        with starting_by(child._start_method):
-            return popen(child)
+        method = child._start_method
+        cls: Any = popen_class(method)
+        popen = cls.__new__(cls)
+        try:
+            # A fork is told nothing, and would not come back from the block.
+            with contextlib.nullcontext() if method == "fork" else starting_by(method):
+                cls.__init__(popen, child)
+            # The caller does it as well. But between a return and an assignment an interrupt may come, and
+            # nobody would have the process any more.
+            vars(child)["_popen"] = popen
+        except BaseException:
+            if sys.platform != "win32":
+                popen.give_up()
+            raise
+        return cast("object", popen)
 
     def _after_fork(self) -> None:
         # A spawned child has not forked: what is registered there has been registered by itself.
@@ -113,6 +125,8 @@ class ChildProcess(process.BaseProcess):
             super()._after_fork()  # type: ignore[misc]
 
     def _bootstrap(self, parent_sentinel: object = None) -> int:
+        # A fork comes here from inside a block that keeps interrupts away (`child_popen`).
+        end_deferral()
         self._arrived()
         # `run` is called by what follows, its return value dropped; an attribute of this object comes before
         # its class.
@@ -168,6 +182,11 @@ def peak_rss_bytes_of(child: ChildProcess) -> int | None:
     return getattr(vars(child).get("_popen"), "peak_rss_bytes", None)
 
 
+def code_lost_because(child: ChildProcess) -> str | None:
+    """Why its exit code is not known and stands as 255, once it has ended; None if it is known."""
+    return getattr(vars(child).get("_popen"), "code_lost_because", None)
+
+
 def target_of(child: ChildProcess) -> tuple[object, tuple[object, ...], dict[str, object]]:
     """What it is to call, with which arguments; only before the start."""
     its = vars(child)
@@ -192,7 +211,7 @@ def take_back_start(
     popen.close()
     cast("set[object]", vars(process)["_children"]).discard(child)
     its["_target"], its["_args"], its["_kwargs"] = target
-    del its["_sentinel"]
+    its.pop("_sentinel", None)
     its["_popen"] = None
 
 

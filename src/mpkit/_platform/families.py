@@ -20,6 +20,8 @@ __all__ = [
     "kill_families",
     "send_signal",
     "send_signal_if_allowed",
+    "signal_families",
+    "wait_families_gone",
     "wait_gone",
     "with_descendants",
 ]
@@ -31,6 +33,11 @@ HOUSEKEEPERS = ("multiprocessing.resource_tracker", os.path.join("_platform", "g
 # left to read it with: others give theirs back all the time, and nothing tells when.
 _LOOKS: Final = 20
 _PAUSE_S: Final = 0.01
+
+# How often it is looked for what those who are ending start meanwhile: after this time, then at ever longer
+# intervals up to the second one. A look costs a millisecond or two.
+_FIRST_LOOK_S: Final = 0.005
+_LATER_LOOKS_S: Final = 0.25
 
 if sys.platform == "linux":
 
@@ -219,6 +226,33 @@ def kill_families(roots: Iterable[ProcessIdentity], *, spared: Collection[Proces
         raise
 
 
+def signal_families(roots: Iterable[ProcessIdentity], signum: int) -> None:
+    """Send a signal to `roots` and all their descendants; what may not be signalled is passed over.
+
+    No child that is being started meanwhile slips away, as with `kill_families`: everything is stopped, sent
+    the signal, and let go on. So it also reaches those that somebody else had stopped before. On Windows,
+    where nothing can be stopped, it is sent to those that are there.
+    """
+    targets = list(roots)
+    try:
+        _stop_all(targets, ())
+        for process in targets:
+            send_signal_if_allowed(process, signum)
+    finally:
+        # Twice, should an interrupt come in the first one.
+        try:
+            _continue_all(targets)
+        finally:
+            _continue_all(targets)
+
+
+def _continue_all(targets: list[ProcessIdentity]) -> None:
+    if sys.platform != "win32":
+        # Children first: a shell that waits for its own then sees none that is stopped.
+        for process in reversed(targets):
+            send_signal_if_allowed(process, signal.SIGCONT)
+
+
 def _stop_all(targets: list[ProcessIdentity], spared: Collection[ProcessIdentity]) -> None:
     """Stop `targets` and what descends from them, which is added before it is stopped."""
     roots = tuple(targets)
@@ -289,3 +323,30 @@ def wait_gone(processes: Iterable[ProcessIdentity], timeout: float | None) -> li
         return list(living)
     finally:
         watcher.close()
+
+
+def wait_families_gone(roots: Iterable[ProcessIdentity], timeout: float | None) -> list[ProcessIdentity]:
+    """Wait until `roots` and all their descendants have ended, those included that are started meanwhile.
+
+    A descendant is known from the first look that finds it; then it counts, whoever its parent is. One that
+    is started in the last moments of its parent, between two looks, cannot be told from a stranger.
+
+    Args:
+        roots: They need not be children of this process.
+        timeout: Seconds at the longest for all together, None for ever.
+
+    Returns:
+        Those that still live when the time is out.
+
+    Blocking: for at most `timeout`.
+    """
+    deadline = deadlines.deadline_of(timeout)
+    pause = _FIRST_LOOK_S
+    living = with_descendants(roots)
+    while True:
+        left = deadlines.remaining(deadline)
+        living = wait_gone(living, pause if left is None else min(pause, left))
+        if not living or left == 0.0:
+            return living
+        living = with_descendants(living)
+        pause = min(2.0 * pause, _LATER_LOOKS_S)

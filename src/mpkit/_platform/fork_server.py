@@ -15,6 +15,7 @@ from typing import Any
 
 from mpkit._platform.child_process import starting_by
 from mpkit._platform.forks import in_forked_children
+from mpkit._platform.interrupts import deferred_interrupts
 
 __all__ = ["start_fork_server"]
 
@@ -60,7 +61,8 @@ def start_fork_server(modules: Sequence[str]) -> None:
     from multiprocessing import forkserver, resource_tracker  # noqa: PLC0415  POSIX only
 
     server: Any = vars(forkserver)["_forkserver"]
-    with _starting_server:
+    # Among the locks is one of multiprocessing, in a `with` block, which an interrupt may leave locked.
+    with deferred_interrupts(), _starting_server:
         before: list[str] = server._preload_modules
         with_ours = [*before, *modules]
         is_blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())

@@ -9,10 +9,13 @@ from collections.abc import Callable, Generator
 from types import FrameType
 from typing import cast
 
-from mpkit._platform import seam
+from mpkit._platform.forks import in_forked_children
+from mpkit._platform.signal_handlers import get_signal_handler, set_signal_handler
 
-__all__ = ["deferred_interrupts", "without_interrupts"]
+__all__ = ["deferred_interrupts", "end_deferral", "without_interrupts"]
 
+
+_Handler = Callable[[int, FrameType | None], object]
 
 _SIGINT = int(signal.SIGINT)
 
@@ -23,38 +26,80 @@ class deferred_interrupts:  # noqa: N801  a context manager, named as a function
     A mask would not do: the kernel gives the signal to any thread, and Python then calls the handler in the
     main thread all the same.
 
-    The block gets a function that tells whether one has arrived.
+    The block gets a function that tells whether one has arrived. A process forked inside it, which never
+    comes to its end, calls `end_deferral`.
+
+    Args:
+        unless: An interrupt does not wait while this says so: for foreign code within the block.
     """
 
-    __slots__ = ("_arrived", "_previous")
+    __slots__ = ("_arrived", "_previous", "_thread", "_unless")
 
-    def __init__(self) -> None:
+    def __init__(self, unless: Callable[[], bool] | None = None) -> None:
         self._arrived: list[tuple[int, FrameType | None]] = []
         self._previous: object = None
+        self._thread = threading.get_ident()
+        self._unless = unless
 
     def __enter__(self) -> Callable[[], bool]:
-        previous = seam.get_signal_handler(_SIGINT)
-        if callable(previous) and threading.current_thread() is threading.main_thread():
+        previous = get_signal_handler(_SIGINT)
+        if callable(previous) and self._thread == threading.main_thread().ident:
             self._previous = previous
             try:
-                seam.set_signal_handler(_SIGINT, self._note)
+                set_signal_handler(_SIGINT, self._note)
             except ValueError:
                 # The main thread of a subinterpreter gets no signals.
                 self._previous = None
-        return self._has_arrived
+        return self.has_arrived
 
     def __exit__(self, *_exc_info: object) -> None:
         previous = self._previous
         if previous is not None:
-            seam.set_signal_handler(_SIGINT, previous)
+            set_signal_handler(_SIGINT, previous)
             if self._arrived:
-                cast("Callable[[int, FrameType | None], object]", previous)(*self._arrived[-1])
+                cast("_Handler", previous)(*self._arrived[-1])
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        self._arrived.append((signum, frame))
+        if self._unless is not None and self._unless():
+            cast("_Handler", self._previous)(signum, frame)
+        else:
+            self._arrived.append((signum, frame))
 
-    def _has_arrived(self) -> bool:
+    def has_arrived(self) -> bool:
+        """Whether one is waiting."""
         return bool(self._arrived)
+
+
+def end_deferral() -> None:
+    """In the main thread: interrupts come again, at once those that have waited.
+
+    For a process that was forked inside a block of `deferred_interrupts`. Elsewhere it does nothing.
+    """
+    deferrals = _in_force()
+    if deferrals:
+        handler = cast("_Handler", deferrals[-1]._previous)
+        set_signal_handler(_SIGINT, handler)
+        arrived = [interrupt for deferral in deferrals for interrupt in deferral._arrived]
+        if arrived:
+            handler(*arrived[-1])
+
+
+@in_forked_children
+def _end_deferral_of_another_thread() -> None:
+    # The main thread, which was inside a block, is not here: the thread that has forked is the main one now.
+    deferrals = _in_force()
+    if deferrals and deferrals[-1]._thread != threading.get_ident():
+        set_signal_handler(_SIGINT, deferrals[-1]._previous)
+
+
+def _in_force() -> list[deferred_interrupts]:
+    """The blocks that keep interrupts away now, the innermost first."""
+    found: list[deferred_interrupts] = []
+    handler = get_signal_handler(_SIGINT)
+    while isinstance(deferral := getattr(handler, "__self__", None), deferred_interrupts):
+        found.append(deferral)
+        handler = deferral._previous
+    return found
 
 
 @contextlib.contextmanager

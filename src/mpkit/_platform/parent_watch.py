@@ -35,6 +35,7 @@ from mpkit._platform.exits import ExitWatcher
 from mpkit._platform.forks import in_forked_children
 from mpkit._platform.hints import override
 from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.interrupts import deferred_interrupts
 
 __all__ = ["ParentLink", "guardian_pid"]
 
@@ -117,44 +118,45 @@ class _Line:
         executable = seam.python_executable()
         if executable is None or not _GUARDIAN_POSSIBLE:
             return
-        with self._lock:
+        # A guardian whose pid did not arrive here would never be reaped.
+        with deferred_interrupts(), self._lock:
             if not self._is_heard():
                 self._start(executable)
 
     def send(self, line: bytes) -> bool:
         """Write one line; False when nobody is listening. Never waits."""
-        descriptor = self._descriptor
-        if descriptor is None or not self._is_ours(descriptor):
-            return False
-        line_socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, descriptor)
+        # A line is a single write, far below what the kernel would split. No SIGPIPE: the application may
+        # have restored its default.
         try:
-            # A line is a single write, far below what the kernel would split. No SIGPIPE: the application may
-            # have restored its default.
-            line_socket.send(line + b"\n", _AT_ONCE)
+            return self._on_the_line(lambda line_socket: line_socket.send(line + b"\n", _AT_ONCE)) is not None
         except OSError:
             # The guardian is gone, or has been stopped for so long that the buffer is full: it cannot be
             # relied upon.
             return False
-        finally:
-            line_socket.detach()
-        return True
 
     def _is_heard(self) -> bool:
         """Whether the guardian lives; without waking it up."""
-        descriptor = self._descriptor
-        if descriptor is None or not self._is_ours(descriptor):
-            return False
-        line_socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, descriptor)
         try:
             # It never writes: there is something to read once it has closed its end.
-            line_socket.recv(1, _AT_ONCE)
+            self._on_the_line(lambda line_socket: line_socket.recv(1, _AT_ONCE))
         except BlockingIOError:
             return True
         except OSError:
             return False
-        finally:
-            line_socket.detach()
         return False
+
+    def _on_the_line(self, use: Callable[[socket.socket], object]) -> object | None:
+        """Do this with the line, and return what it returns; None if there is no line."""
+        descriptor = self._descriptor
+        if descriptor is None or not self._is_ours(descriptor):
+            return None
+        # Interrupted before it has let go of the line, the socket would close it.
+        with deferred_interrupts():
+            line_socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, descriptor)
+            try:
+                return use(line_socket)
+            finally:
+                line_socket.detach()
 
     def for_child(self) -> seam.PassedDescriptor | None:
         """What to send to a child that is being started by spawn or forkserver."""

@@ -1,8 +1,9 @@
 """Where mpkit meets what the standard library does not promise: the private parts of `multiprocessing`.
 
 Other rooms use all of it from here. What has to do with child processes is written in `child_process`,
-`child_popen` and `fork_server`, and passed on. No other file imports a private module of `multiprocessing`
-(`tests/architecture/test_house.py` sees to it). Elsewhere stand only:
+`child_popen` and `fork_server`, and passed on; what has to do with signals, in `signal_handlers`. No other
+file imports a private module of `multiprocessing` (`tests/architecture/test_house.py` sees to it). Elsewhere
+stand only:
 
 - methods of the objects that come from here: `SemLock._count` and `_is_zero`; `_is_owned` of the lock that
   `tracker_lock` returns (`mpkit._platform.tracker`);
@@ -23,8 +24,6 @@ Python. What is used, and why there is no public way:
   inherit from, and they race (see `ChildProcess`).
 - ``spawn.get_start_method``: the name by which `multiprocessing.spawn` asks what to tell a child; asking
   settles the application's start method.
-- ``_signal``: the functions of `signal` turn its numbers into enumerations, which costs ten times as much as
-  the system call (11 us to keep interrupts from one block on Python 3.10).
 - ``RLock._is_owned``: whether this thread has it; nothing public tells.
 - ``forkserver._forkserver``: its public `set_forkserver_preload` replaces what the application has asked for,
   and does not tell what that was.
@@ -36,17 +35,18 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import multiprocessing.context as mp_context
 import os
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from multiprocessing import process, reduction, spawn, util
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
+from mpkit._platform.child_popen import spawning
 from mpkit._platform.child_process import (
     ChildProcess,
     call_target,
     chosen_start_method,
+    code_lost_because,
     identity_of,
     interrupt,
     is_closed,
@@ -77,9 +77,7 @@ if TYPE_CHECKING:
 
     def _sem_unlink(name: str, /) -> None: ...
 
-    import signal as _signal
 else:
-    import _signal
     from _multiprocessing import SemLock
 
     if sys.platform != "win32":
@@ -96,8 +94,8 @@ __all__ = [
     "at_exit_before_children_joined",
     "call_target",
     "chosen_start_method",
+    "code_lost_because",
     "extra_reducers",
-    "get_signal_handler",
     "identity_of",
     "inheriting",
     "interrupt",
@@ -111,7 +109,6 @@ __all__ = [
     "python_executable",
     "rebuild_semaphore",
     "sem_unlink",
-    "set_signal_handler",
     "spawn_passing",
     "spawning",
     "start_fork_server",
@@ -178,12 +175,6 @@ def tracker_lock() -> Any:  # noqa: ANN401  of a class that the versions do not 
     from multiprocessing import resource_tracker  # noqa: PLC0415  POSIX only
 
     return vars(resource_tracker)["_resource_tracker"]._lock
-
-
-# --- signals ----------------------------------------------------------------------------------------------
-
-get_signal_handler: Callable[[int], object] = _signal.getsignal
-set_signal_handler: Callable[[int, object], object] = cast("Any", _signal.signal)
 
 
 # --- the end of a process ---------------------------------------------------------------------------------
@@ -306,11 +297,6 @@ def python_executable() -> str | None:
 
 
 # --- what is being started ---------------------------------------------------------------------------------
-
-
-def spawning() -> bool:
-    """Whether this thread is just starting a child by spawn or forkserver (and pickling what it gets)."""
-    return mp_context.get_spawning_popen() is not None
 
 
 @contextlib.contextmanager

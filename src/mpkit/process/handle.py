@@ -15,6 +15,8 @@ from typing import Any
 from mpkit._platform import memory, seam
 from mpkit._platform.anonymous import AnonymousFile
 from mpkit._platform.hints import override
+from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._platform.parent_watch import ParentLink
 from mpkit._wire import codec
 from mpkit.errors import SerializationError
@@ -31,6 +33,7 @@ class Ties:
         self.report = report
         self.stack = stack
         self._entered = False
+        self._handed_in = False
         _open.add(self)
 
     @classmethod
@@ -61,29 +64,41 @@ class Ties:
                 other.close()
         # All threads: what the others did may be what matters. It writes from inside the signal handler.
         faulthandler.enable(self.stack.fileno(), all_threads=True)
-        self.report.arrived()
+        if not self.report.arrived():
+            # The parent was interrupted while it started this process, and has let go of it.
+            os._exit(1)
 
     def perform(self, run: Callable[[], object]) -> None:
         """In the child: run, and report how it ended.
 
         A fork that the target makes comes out of `run` as well, in its own process: what it returns or raises
-        is not the target's.
+        is not the target's. What has come of the target stands once it has ended: an interrupt that arrives
+        later does not undo it.
         """
         pid = os.getpid()
         try:
             value = run()
-        except BaseException as error:
             if os.getpid() == pid:
-                self.report_failure(error)
+                with deferred_interrupts():
+                    self.report.returned(value)
+                    self._handed_in = True
+        except BaseException as error:
+            if self._handed_in:
+                return
+            try:
+                if os.getpid() == pid:
+                    self.report_failure(error)
+            except KeyboardInterrupt:
+                if not self._handed_in:  # it came just before interrupts were kept away
+                    self.report_failure(error)
             raise
-        if os.getpid() == pid:
-            self.report.returned(value)
 
     def report_failure(self, error: BaseException) -> None:
         """In the child: report an error."""
         # Is there no room even for this, the exit code and the traceback on the error output have to do.
-        with contextlib.suppress(OSError):
+        with deferred_interrupts(), contextlib.suppress(OSError):
             self.report.raised(error)
+            self._handed_in = True
 
     def last_words(self) -> str | None:
         """In the parent: what the child's fault handler wrote, if anything."""
@@ -133,11 +148,15 @@ class Handle:
         self.ties = Ties.create(orphan=self.orphan)
         return self.ties
 
-    def abandon(self) -> None:
-        """In the parent: the start has failed."""
-        if self.ties is not None:
-            self.ties.close()
-        self.ties = None
+    def abandon(self) -> ProcessIdentity | None:
+        """In the parent: the start has failed. The process that has arrived all the same, if one has."""
+        ties, self.ties = self.ties, None
+        if ties is None:
+            return None
+        try:
+            return ties.report.unwanted()
+        finally:
+            ties.close()
 
     @property
     def outcome(self) -> tuple[Stage, object] | None:

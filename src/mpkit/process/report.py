@@ -11,15 +11,25 @@ import struct
 from enum import IntEnum
 from typing import Final
 
+from mpkit._platform import identity
 from mpkit._platform.anonymous import AnonymousFile
+from mpkit._platform.identity import ProcessIdentity
 from mpkit._wire import codec, failure
 
 __all__ = ["Report", "Stage"]
 
-# Stage, length of the pickled head, number of buffers; then the length of each buffer, the head, and the
-# buffers, each at a multiple of 64 bytes, which is what numpy likes best.
+# Stage, length of the pickled head, number of buffers; then the words below; then the length of each buffer,
+# the head, and the buffers, each at a multiple of 64 bytes, which is what numpy likes best.
 _HEADER: Final = struct.Struct("<QQQ")
 _ALIGNMENT: Final = 64
+
+# Written by the child: its pid and start time.
+_WHO: Final = struct.Struct("<QQ")
+_WHO_AT: Final = _HEADER.size
+# Written by the parent: 1 when the start has failed on its side.
+_UNWANTED: Final = struct.Struct("<Q")
+_UNWANTED_AT: Final = _WHO_AT + _WHO.size
+_BODY_AT: Final = _UNWANTED_AT + _UNWANTED.size
 
 
 class Stage(IntEnum):
@@ -52,15 +62,22 @@ class Report:
 
     # --- in the child -------------------------------------------------------------------------------------
 
-    def arrived(self) -> None:
-        """The child is up."""
-        self._file.write([_HEADER.pack(Stage.ARRIVED, 0, 0)], at=0)
+    def arrived(self) -> bool:
+        """The child is up; whether it is wanted.
+
+        Parent and child each write, then read what the other one writes. So however a start that fails
+        meets an arrival, either the child sees that nobody wants it, or the parent sees which process it is
+        (`unwanted`); or both.
+        """
+        me = identity.current()
+        self._file.write([_HEADER.pack(Stage.ARRIVED, 0, 0), _WHO.pack(me.pid, me.started)], at=0)
+        return _UNWANTED.unpack_from(self._words(), _UNWANTED_AT) == (0,)
 
     def returned(self, value: object) -> None:
         """The target has returned `value`. If it cannot be pickled, the report is that error."""
         try:
             head, buffers = codec.encode(value)
-        except Exception as error:  # noqa: BLE001  whatever it is, its place is in the parent's `result()`
+        except BaseException as error:  # noqa: BLE001  whatever it is, its place is in the parent's `result()`
             self.raised(error)
             return
         views = [buffer.raw() for buffer in buffers]
@@ -68,6 +85,9 @@ class Report:
             self._write(Stage.RETURNED, head, views)
         except OSError as error:
             self.raised(error)
+
+    def _words(self) -> bytes:
+        return bytes(self._file.map_privately()[:_BODY_AT]).ljust(_BODY_AT, b"\0")
 
     def raised(self, error: BaseException) -> None:
         """The target has raised `error`."""
@@ -78,16 +98,22 @@ class Report:
             struct.pack(f"<{len(views)}Q", *(view.nbytes for view in views)),
             head,
         ]
-        at = sum(len(part) for part in parts) + _HEADER.size
+        at = sum(len(part) for part in parts) + _BODY_AT
         for view in views:
             padding = -at % _ALIGNMENT
             parts += [bytes(padding), view]
             at += padding + view.nbytes
-        self._file.write(parts, at=_HEADER.size)
+        self._file.write(parts, at=_BODY_AT)
         # The header comes last: killed half way, the child has reported nothing.
         self._file.write([_HEADER.pack(stage, len(head), len(views))], at=0)
 
     # --- in the parent ------------------------------------------------------------------------------------
+
+    def unwanted(self) -> ProcessIdentity | None:
+        """The start has failed: a child that arrives from now on ends at once; the one that has arrived."""
+        self._file.write([_UNWANTED.pack(1)], at=_UNWANTED_AT)
+        pid, started = _WHO.unpack_from(self._words(), _WHO_AT)
+        return ProcessIdentity(pid, started) if pid else None
 
     def read(self) -> tuple[Stage, object]:
         """How far the child came, and what it returned or raised.
@@ -100,8 +126,10 @@ class Report:
             return Stage.NOTHING, None
         number, head_length, count = _HEADER.unpack_from(contents)
         stage = Stage(number)
-        lengths = struct.unpack_from(f"<{count}Q", contents, _HEADER.size)
-        at = _HEADER.size + 8 * count
+        if stage < Stage.RETURNED:
+            return stage, None
+        lengths = struct.unpack_from(f"<{count}Q", contents, _BODY_AT)
+        at = _BODY_AT + 8 * count
         head = contents[at : at + head_length]
         at += head_length
         views: list[memoryview] = []
@@ -111,9 +139,7 @@ class Report:
             at += length
         if stage is Stage.RETURNED:
             return stage, codec.decode(head, views)
-        if stage is Stage.RAISED:
-            return stage, failure.unpack_exception(bytes(head))
-        return stage, None
+        return stage, failure.unpack_exception(bytes(head))
 
     def close(self) -> None:
         """Let go of the file; what was read from it stays."""

@@ -147,7 +147,9 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
     def start(self) -> None:
         """Start the process. Once only.
 
-        If it fails, nothing is left behind, and it may be tried again.
+        If it fails, or is interrupted (Ctrl-C) at any step, nothing is left behind, and it may be tried
+        again. An interrupt waits until the child exists; a second one does not, should a stopped fork server
+        make that long.
 
         Raises:
             SerializationError: If under spawn or forkserver the target, an argument or an attribute of a
@@ -172,27 +174,33 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
                 # Started by multiprocessing, it would die of a Ctrl-C that comes early.
                 seam.start_fork_server(())
             super().start()
+            self._look_after(handle, ties)
         except (EOFError, ConnectionError) as error:
             # What talking to the fork server ends in. From 3.14 on (and 3.13.8) the server imports the main
             # module.
-            handle.abandon()
+            self._take_back_start(target)
             raise WorkerCrashed(
                 f"the fork server of multiprocessing has died ({type(error).__name__}: {error}); if its "
                 f"error output says that the main module of the program could not be imported: {_GUARD}"
             ) from error
         except BaseException:
-            handle.abandon()
+            self._take_back_start(target)
             raise
+
+    def _take_back_start(self, target: tuple[object, tuple[object, ...], dict[str, object]]) -> None:
+        """After an error or an interrupt at any step of it: a process that nobody has must not go on."""
+        process = seam.identity_of(self)
         try:
-            self._look_after(handle, ties)
-        except BaseException:
-            # A process that nobody looks after must not go on.
-            process = seam.identity_of(self)
-            seam.take_back_start(self, target)
-            handle.abandon()
+            # First: from here on one that arrives ends by itself, whatever interrupts us.
+            arrived = self._mpkit.abandon()
+            process = process or arrived
+        finally:
             if process is not None:
-                forget_private_of(process)
-            raise
+                families.kill_families([process])
+            if seam.is_started(self):
+                seam.take_back_start(self, target)
+        if process is not None:
+            forget_private_of(process)
 
     def _look_after(self, handle: Handle, ties: Ties) -> None:
         """What is to be done right after the start."""
@@ -259,6 +267,10 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
     def stop(self, grace_period: SupportsFloat | None = 3.0) -> int:
         """End the process and all its descendants: interrupt them, then terminate, then kill what is left.
 
+        None that is just being started slips away, and one that somebody has stopped (SIGSTOP) goes on, so
+        that it can clear up: before each step the family is stopped until nothing new turns up (not on
+        Windows).
+
         Processes are told apart by pid and start time, so no stranger that has got the pid of one is hit. The
         resource tracker of multiprocessing is spared: it cleans up and ends by itself. While this process has
         no descriptor left its descendants cannot be found; then it is ended without them.
@@ -307,15 +319,20 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         exc: BaseException | None,
         tb: types.TracebackType | None,
     ) -> None:
-        """Join the process; after an exception in the block, stop it."""
+        """Join the process; after an exception, in the block or while it is joined, stop it.
+
+        A second Ctrl-C while it is being stopped kills it at once.
+        """
         if seam.is_closed(self):
             return
-        if exc_type is None:
-            self.join()
-        else:
-            # Ctrl-C reaches all processes at the terminal: a second interrupt would hit the child while it
-            # clears up.
-            self._stop(3.0, interrupted=issubclass(exc_type, KeyboardInterrupt))
+        try:
+            if exc_type is None:
+                self.join()
+                return
+        except BaseException as error:
+            self._stop_for_good(type(error))
+            raise
+        self._stop_for_good(exc_type)
 
     # --- what came of it ----------------------------------------------------------------------------------
 
@@ -467,6 +484,16 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         self._join(None)
         return cast("int", self.exitcode)
 
+    def _stop_for_good(self, reason: type[BaseException]) -> None:
+        """Stop it because of an exception; after another one (a second Ctrl-C), at once."""
+        try:
+            # Ctrl-C reaches all processes at the terminal: a second interrupt would hit the child while it
+            # clears up.
+            self._stop(3.0, interrupted=issubclass(reason, KeyboardInterrupt))
+        except BaseException:
+            self._stop(0.0, interrupted=True)
+            raise
+
     def _note_stop(self) -> Handle:
         handle = self._require_started()
         if self.exitcode is None:
@@ -520,7 +547,9 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         message = None
         if code is not None and code >= 0:
             message = f"process {pid} ended with exit code {code} before its target had returned"
-            if handle.stopped:
+            if lost := seam.code_lost_because(self):
+                message = f"process {pid} ended before its target had returned; how is not known: {lost}"
+            elif handle.stopped:
                 message += ": it was stopped (stop, interrupt or terminate)"
             elif stage is Stage.ARRIVED:
                 message += " (os._exit, or C code that exits)"
@@ -651,12 +680,9 @@ def _end_family(root: ProcessIdentity, grace: float | None, handle: Handle, *, i
         steps = (signal.SIGTERM,)
     family = [root]
     for signum in steps if grace != 0 else ():
-        # Those that live now; the children of one that has ended are found as long as they are remembered.
-        family = families.with_descendants(family)
         if signum is not None:
-            for process in family:
-                families.send_signal_if_allowed(process, signum)
-        family = families.wait_gone(family, grace)
+            families.signal_families(family, signum)
+        family = families.wait_families_gone(family, grace)
         if not family:
             return
     handle.killed = True

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
+import warnings
+from collections.abc import Callable
 
 import pytest
 
-from mpkit._platform.interrupts import deferred_interrupts
+from mpkit._platform.interrupts import deferred_interrupts, end_deferral
+
+forks = pytest.mark.skipif(sys.platform == "win32", reason="forks")
 
 
 def test_an_interrupt_waits_for_the_end_of_the_block() -> None:
@@ -69,3 +75,67 @@ def test_in_another_thread_nothing_changes() -> None:
     thread.start()
     thread.join()
     assert seen == [signal.getsignal(signal.SIGINT), False]
+
+
+def test_what_is_let_through() -> None:
+    through = False
+    reached = False
+    with pytest.raises(KeyboardInterrupt):
+        with deferred_interrupts(unless=lambda: through) as arrived:
+            through = True
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            assert not arrived()
+            through = False
+            signal.raise_signal(signal.SIGINT)
+            assert arrived()
+            reached = True
+    assert reached
+
+
+@forks
+def test_a_fork_inside_a_block_ends_it() -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    def child() -> bool:
+        signal.raise_signal(signal.SIGINT)
+        try:
+            end_deferral()
+        except KeyboardInterrupt:
+            return signal.getsignal(signal.SIGINT) is before
+        return False
+
+    with deferred_interrupts(), deferred_interrupts():
+        assert in_a_fork(child)
+    assert in_a_fork(lambda: signal.getsignal(signal.SIGINT) is before)
+    end_deferral()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@forks
+def test_a_fork_of_another_thread_hears_ctrl_c() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    heard: list[bool] = []
+
+    def fork() -> None:
+        heard.append(in_a_fork(lambda: signal.getsignal(signal.SIGINT) is before))
+
+    with deferred_interrupts():
+        thread = threading.Thread(target=fork)
+        thread.start()
+        thread.join()
+    assert heard == [True]
+
+
+def in_a_fork(check: Callable[[], bool]) -> bool:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            code = 0 if check() else 2
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status) == 0

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from mpkit._platform import seam
+from mpkit._platform import seam, signal_handlers
 
 mp_util: Any = multiprocessing.util
 
@@ -58,12 +58,12 @@ def test_the_tracker_takes_names_and_shows_its_lock(name: str, monkeypatch: pyte
 
 def test_handlers_of_signals_are_those_of_the_public_functions() -> None:
     before = signal.getsignal(signal.SIGINT)
-    assert seam.get_signal_handler(signal.SIGINT) is before
+    assert signal_handlers.get_signal_handler(signal.SIGINT) is before
 
     def handler(_signum: int, _frame: object) -> None:
         """Another one."""
 
-    assert seam.set_signal_handler(signal.SIGINT, handler) is before
+    assert signal_handlers.set_signal_handler(signal.SIGINT, handler) is before
     assert signal.getsignal(signal.SIGINT) is handler
     signal.signal(signal.SIGINT, before)
 

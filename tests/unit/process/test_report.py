@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import gc
+import os
 import pickle
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
+from mpkit._platform import identity
 from mpkit._platform.anonymous import AnonymousFile
 from mpkit.errors import SerializationError
+from mpkit.process.handle import Handle
 from mpkit.process.report import Report, Stage
 
 
@@ -26,6 +30,36 @@ def test_nothing_then_arrived(report: Report) -> None:
     assert report.read() == (Stage.NOTHING, None)
     report.arrived()
     assert report.read() == (Stage.ARRIVED, None)
+
+
+def test_whoever_arrives_first_one_knows_of_the_other(report: Report) -> None:
+    assert report.arrived()
+    assert report.unwanted() == identity.current()
+    report.returned(1)
+    assert report.unwanted() == identity.current()
+    assert report.read() == (Stage.RETURNED, 1)
+
+
+def test_one_that_nobody_wants(report: Report) -> None:
+    assert report.unwanted() is None
+    assert report.read() == (Stage.NOTHING, None)
+    assert not report.arrived()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="forks")
+def test_a_process_that_nobody_wants_any_more_ends_when_it_arrives() -> None:
+    handle = Handle()
+    ties = handle.prepare()
+    assert ties.report.unwanted() is None
+    pid = os.fork()
+    if pid == 0:
+        try:
+            ties.enter()
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 1
+    handle.abandon()
 
 
 @pytest.mark.parametrize("value", [None, 0, "text", [1, {2: 3}], b"x" * 1_000_000])

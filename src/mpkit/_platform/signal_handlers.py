@@ -1,0 +1,21 @@
+"""The handlers of signals, as C functions.
+
+Part of the seam (`mpkit._platform.seam`): ``_signal`` is private. The functions of `signal` turn its numbers
+into enumerations, which costs ten times as much as the system call (11 us to keep interrupts from one block
+on Python 3.10).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    import signal as _signal
+else:
+    import _signal
+
+__all__ = ["get_signal_handler", "set_signal_handler"]
+
+get_signal_handler: Callable[[int], object] = _signal.getsignal
+set_signal_handler: Callable[[int, object], object] = cast("Any", _signal.signal)
