@@ -176,8 +176,8 @@ def _unlink(name: str, kind: NameType) -> None:
         else:
             os.unlink(name)
     except OSError as error:
-        # Gone already, or never made because nothing can be made there.
-        if error.errno not in (errno.ENOENT, errno.EROFS):
+        # Gone already, or never made because nothing can be made there (read-only, or not for this user).
+        if error.errno not in (errno.ENOENT, errno.EROFS, errno.EACCES):
             raise
 
 

@@ -41,6 +41,7 @@ __all__ = [
 T = TypeVar("T")
 
 _NO_ROOM = {errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EFBIG}
+_NOT_FOR_US = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT}
 _TRY_ELSEWHERE = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -301,6 +302,11 @@ def exhausted(error: OSError, size: int) -> SharedMemoryExhausted:
         remedy = "too many open files: raise RLIMIT_NOFILE (ulimit -n) or close what is not needed"
     elif error.errno == errno.ENOMEM:
         remedy = "this process may not map more memory: raise RLIMIT_AS (ulimit -v) or free some"
+    elif error.errno in _NOT_FOR_US:
+        remedy = (
+            f"this user can create nothing in {SHM_DIRECTORY}, where all semaphores have to be: mount a tmpfs "
+            "there that everybody may write to (mode 1777)"
+        )
     else:
         remedy = (
             f"no room in {SHM_DIRECTORY} nor in {_temporary_directory()}: free some, or give the "

@@ -138,6 +138,19 @@ def test_no_room_anywhere_is_a_clear_error_and_leaves_nothing(monkeypatch: pytes
     assert len(os.listdir("/proc/self/fd")) == files
 
 
+def test_directories_that_this_user_may_not_even_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str, *_args: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    owned = names.owned_names()
+    with monkeypatch.context() as forbidden:
+        forbidden.setattr(os, "open", refuse)
+        forbidden.setattr(os, "unlink", refuse)
+        with pytest.raises(SharedMemoryExhausted, match="mode 1777"):
+            Segment.create(PAGE, kind="test")
+    assert not set(names.owned_names()).difference(owned)
+
+
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="reserves by it")
 def test_where_shared_memory_is_full_the_temporary_directory_serves(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -201,7 +214,14 @@ def test_a_dropped_segment_goes_and_a_view_outlives_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "code, remedy", [(errno.EMFILE, "ulimit -n"), (errno.ENOMEM, "ulimit -v"), (errno.ENOSPC, "no room in")]
+    "code, remedy",
+    [
+        (errno.EMFILE, "ulimit -n"),
+        (errno.ENOMEM, "ulimit -v"),
+        (errno.ENOSPC, "no room in"),
+        (errno.EACCES, "mode 1777"),
+        (errno.EROFS, "mode 1777"),
+    ],
 )
 def test_the_remedy_stands_in_the_error(code: int, remedy: str) -> None:
     assert remedy in str(exhausted(OSError(code, "x"), 4096))
