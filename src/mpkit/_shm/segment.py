@@ -304,8 +304,8 @@ def exhausted(error: OSError, size: int) -> SharedMemoryExhausted:
         remedy = "this process may not map more memory: raise RLIMIT_AS (ulimit -v) or free some"
     elif error.errno in _NOT_FOR_US:
         remedy = (
-            f"this user can create nothing in {SHM_DIRECTORY}, where all semaphores have to be: mount a tmpfs "
-            "there that everybody may write to (mode 1777)"
+            f"this user can create nothing in {SHM_DIRECTORY}, where all semaphores have to be: mount a "
+            "tmpfs there that everybody may write to (mode 1777)"
         )
     else:
         remedy = (
