@@ -40,6 +40,11 @@ def pid_of_worker(*_: object) -> int:
     return os.getpid()
 
 
+def pid_of_worker_after(seconds: float) -> int:
+    time.sleep(seconds)
+    return os.getpid()
+
+
 def fail(value: object) -> None:
     raise ValueError(value)
 

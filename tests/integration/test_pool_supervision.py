@@ -16,7 +16,7 @@ import pytest
 
 from mpkit._platform import families, memory, readiness
 from mpkit._platform.exits import ExitWatcher
-from mpkit.errors import PoolBroken, TaskTimeout, WorkerCrashed
+from mpkit.errors import PoolBroken, TaskTimeout, WaitTimeout, WorkerCrashed
 from mpkit.pool import TaskPool, _payload, _reports, _supervisor
 from tests.contract import pool_tasks as tasks
 from tests.helpers.waiting import PATIENCE, wait_until
@@ -172,6 +172,44 @@ def test_a_machine_without_temporary_directory(
     with pytest.raises(WorkerCrashed):
         pool.submit(tasks.kill_myself).result(PATIENCE)
     assert not reported
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is not known who is stopped")
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
+def test_what_a_stopped_worker_has_not_begun_goes_to_others(busy: bool) -> None:
+    with TaskPool(2, context="fork") as pool:
+
+        def workers() -> list[int]:
+            return pool.map(tasks.pid_of_worker_after, [0.1, 0.1], chunksize=1)
+
+        pids = workers()
+        while len(set(pids)) < 2:  # the second one is still coming up
+            pids = workers()
+        stopped, other = pids
+        last = pool.submit(time.sleep, 0.5) if busy else None
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            handles = [pool.submit(os.getpid) for _ in range(20)]
+            assert {handle.result(PATIENCE) for handle in handles} == {other}
+            # It is left alone as long as it is stopped.
+            assert pool.submit(os.getpid).result(PATIENCE) == other
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+        if last is not None:
+            assert last.result(PATIENCE) is None
+        wait_until(lambda: stopped in workers(), "at work again")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is not known who is stopped")
+def test_a_stopped_worker_that_is_alone_goes_on_at_once() -> None:
+    with TaskPool(1, context="fork") as pool:
+        pid = pool.apply(os.getpid)
+        os.kill(pid, signal.SIGSTOP)
+        handle = pool.submit(os.getpid)
+        with pytest.raises(WaitTimeout):
+            handle.result(0.3)
+        os.kill(pid, signal.SIGCONT)
+        assert handle.result(PATIENCE) == pid
 
 
 @pytest.mark.parametrize("grace", [1e6, 1e12])

@@ -301,6 +301,35 @@ class Dispatcher:
                 return False
         return True
 
+    def look_whether_stopped(self, lane: Lane, settlements: Settlements) -> None:
+        """What a worker has not begun goes to others while it is stopped by a signal (holding the lock).
+
+        Only while there is somebody else; one that is alone goes on with it as soon as it is continued.
+        """
+        if lane.set_aside:
+            if not _is_stopped(lane.pid):
+                lane.set_aside = False
+                if lane.stop is None:
+                    lane.ready = True
+                self._note_if_idle(lane)
+                self.fill()
+        elif (
+            lane.ready
+            and any(other.ready for other in self.lanes.values() if other is not lane)
+            and _is_stopped(lane.pid)
+        ):
+            lane.set_aside = True
+            lane.ready = False
+            # It goes again to the idle ones when it is continued.
+            if lane.is_idle:
+                lane.is_idle = False
+                self.idle.remove(lane)
+            with deferred_interrupts():
+                records = self.take_records(lane)
+                for ended in self.requeue(lane, [number for number, _ in records]):
+                    settlements.append((ended, RAISED, ending_error(ended, lane)))
+            self.fill()
+
     def _set_lows(self) -> None:
         """Tell each worker when to ring for more."""
         self._lows_set = False
@@ -442,7 +471,7 @@ class Dispatcher:
     def stop_is_over(self, lane: Lane) -> None:
         """A task that was being stopped has ended, and its worker is fit for others (holding the lock)."""
         lane.stop = None
-        lane.ready = True
+        lane.ready = not lane.set_aside
         self._note_if_idle(lane)
 
     def _reconcile(self, settlements: Settlements) -> bool:

@@ -48,6 +48,7 @@ class Lane:
         "ready",
         "rss_bytes",
         "sent",
+        "set_aside",
         "stack_lock",
         "stack_pipe",
         "started_at",
@@ -78,6 +79,8 @@ class Lane:
         # stopped).
         self.greeted: bool = False
         self.ready: bool = False
+        #: Somebody has stopped the process (SIGSTOP): it gets nothing until it goes on.
+        self.set_aside: bool = False
         self.leaving: bool = False
         # Terminated or killed by the pool; its inbox is locked for good.
         self.doomed: bool = False

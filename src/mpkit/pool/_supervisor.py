@@ -274,7 +274,9 @@ class Supervisor:
             self._sample_at = now + (_SAMPLE_WITHOUT if limit is None else _SAMPLE_WITH_LIMIT)
         next_look = min(next_look, self._sample_at)
         with dispatcher.lock:
-            lanes = [lane for lane in dispatcher.lanes.values() if lane.sent]
+            lanes = [lane for lane in dispatcher.lanes.values() if lane.sent or lane.set_aside]
+        if sample:
+            self._look_whether_stopped(lanes)
         for lane in lanes:
             if sample:
                 lane.rss_bytes = rss_bytes(lane.pid) or lane.rss_bytes
@@ -300,6 +302,15 @@ class Supervisor:
             if reason and task is not None:
                 self.stop_task(lane, task, reason)
         return next_look
+
+    def _look_whether_stopped(self, lanes: list[Lane]) -> None:
+        engine = self._engine
+        settlements: Settlements = []
+        for lane in lanes:
+            with engine.dispatcher.lock:
+                if lane.key in engine.dispatcher.lanes:
+                    engine.dispatcher.look_whether_stopped(lane, settlements)
+        engine.collector.settle_surely(settlements)
 
     def stop_task(self, lane: Lane, task: Task, reason: str) -> None:
         """Begin to stop a running task (in this thread)."""
