@@ -118,6 +118,18 @@ def test_a_program_without_the_guard_is_told_so(method: str, tmp_path: Path) -> 
     assert "needs the line: if __name__ == '__main__':" in done.stdout
 
 
+def test_a_killed_fork_starts_no_resource_tracker() -> None:
+    program = """
+import time
+from multiprocessing import resource_tracker
+from mpkit import WorkerProcess
+process = WorkerProcess(target=time.sleep, args=(600,), start_method="fork")
+process.start()
+print(process.stop(0), resource_tracker._resource_tracker._fd)
+"""
+    assert run_python("-c", program).stdout.split() == ["-9", "None"]
+
+
 def test_nothing_is_left_when_nobody_asks() -> None:
     code = (
         "import math\nfrom mpkit import WorkerProcess\n"

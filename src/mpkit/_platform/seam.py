@@ -114,6 +114,7 @@ __all__ = [
     "start_fork_server",
     "take_back_start",
     "target_of",
+    "tracker_is_running",
     "tracker_lock",
     "tracker_register",
     "tracker_unregister",
@@ -168,6 +169,12 @@ def tracker_unregister(name: str, rtype: TrackedType) -> None:
         from multiprocessing import resource_tracker  # noqa: PLC0415  POSIX only
 
         resource_tracker.unregister(name, rtype)
+
+
+def tracker_is_running() -> bool:
+    """Whether this process has a resource tracker, which its children that were spawned have, too."""
+    resource_tracker = sys.modules.get("multiprocessing.resource_tracker")
+    return resource_tracker is not None and vars(resource_tracker)["_resource_tracker"]._fd is not None
 
 
 def tracker_lock() -> Any:  # noqa: ANN401  of a class that the versions do not agree on

@@ -47,6 +47,9 @@ def forget_private_of(process: ProcessIdentity) -> None:
     The resource tracker would do so at the end of the program, with a warning. To be called by whoever has
     seen the process end.
     """
+    if not seam.tracker_is_running():
+        # Then the process had one of its own (a fork that was first to need one), if any.
+        return
     name = _private_name(process)
     # As of a name of this process's own: the tracker may know it or not, and told once more knows it once.
     names.own(name, "semaphore")
