@@ -58,11 +58,11 @@ class Waiter(Protocol):
         """The task that is waited for, or `SOON`."""
         ...
 
-    def is_settled(self) -> bool:
+    def _is_settled(self) -> bool:
         """Whether the waiting is over."""
         ...
 
-    def make_condition(self) -> threading.Condition:
+    def _ensure_condition(self) -> threading.Condition:
         """What to sleep on while another thread leads; notified when the waiting may be over."""
         ...
 
@@ -299,7 +299,7 @@ class Collector:
         """Tell the sinks, holding no lock. After an exception it may be done again from the first."""
         if not settlements:
             return
-        if len(settlements) == 1 and settlements[0][0].sink.can_be_told_again:
+        if len(settlements) == 1 and settlements[0][0].sink._can_be_told_again:
             self._tell(settlements)
         else:
             with deferred_interrupts():
@@ -320,9 +320,9 @@ class Collector:
     def _tell(self, settlements: Settlements) -> None:
         for task, kind, data in settlements:
             if kind == NONE:
-                task.sink.settle(task, PLAIN, None)
+                task.sink._settle(task, PLAIN, None)
             else:
-                task.sink.settle(task, kind, data)
+                task.sink._settle(task, kind, data)
             if kind != PART:
                 task.kept = None
 
@@ -342,13 +342,13 @@ class Collector:
                 handler or a `__del__`), and would wait for itself.
             ClosedError: This process is a fork of the pool's.
         """
-        if not handle.is_settled():
+        if not handle._is_settled():
             if self.forked:
                 raise ClosedError(self.forked)
             if self._dispatcher.lock.is_owned():
                 raise RuntimeError(REENTERED)
         deadline = None if timeout is None else time.monotonic() + timeout
-        is_done = handle.is_settled
+        is_done = handle._is_settled
         while not is_done():
             try:
                 if self._front.acquire(False):
@@ -426,7 +426,7 @@ class Collector:
 
     def _follow(self, handle: Waiter, deadline: float | None) -> None:
         """Sleep until the handle has ended, the leader has left, or the time is over."""
-        condition = handle.make_condition()
+        condition = handle._ensure_condition()
         lock = seam.InterruptibleLock(condition)
         try:
             if lock.acquire(timeout=self._slice(deadline)):
@@ -449,7 +449,7 @@ class Collector:
         try:
             self._followers[key] = handle
             # The leader leaves first and looks at the followers then: so look at the lead once more.
-            if handle.is_settled() or self._is_lead_free():
+            if handle._is_settled() or self._is_lead_free():
                 return
             condition.wait(self._slice(deadline))
         finally:
@@ -463,10 +463,10 @@ class Collector:
 
     def _hand_over(self) -> None:
         for handle in list(self._followers.values()):
-            condition = handle.make_condition()
+            condition = handle._ensure_condition()
             lock = seam.InterruptibleLock(condition)
             try:
-                # Not for ever: see `TaskHandle.settle`.
+                # Not for ever: see `TaskHandle._settle`.
                 if lock.acquire(timeout=_SLICE_SECONDS):
                     condition.notify_all()
                     lock.release()

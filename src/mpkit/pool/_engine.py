@@ -187,7 +187,7 @@ class Engine:
             )
         else:
             task = Task(number, sink, record + data, function, options.timeout, options.retries, kept)
-        sink.sent(task)
+        sink._sent(task)
         dispatcher = self.dispatcher
         lock = dispatcher.lock
         if lock.is_owned():

@@ -66,8 +66,8 @@ class _ConditionOnDemand:
     """
 
     def __get__(self, handle: TaskHandle[Any], owner: object) -> threading.Condition:
-        condition = handle.make_condition()
-        handle.watch()
+        condition = handle._ensure_condition()
+        handle._watch()
         handle.__dict__["_condition"] = condition
         return condition
 
@@ -92,7 +92,7 @@ class TaskHandle(Future[R]):
     _made_condition: threading.Condition | None = None
     _watched = False
     #: See `Sink`.
-    can_be_told_again: bool = True
+    _can_be_told_again: bool = True
     #: Kind and data of the outcome: one tuple, so that nobody sees the one without the other.
     _got: tuple[int, Any] = (PLAIN, None)
     task_id: int = 0
@@ -108,14 +108,14 @@ class TaskHandle(Future[R]):
         # For type checkers it stays the attribute that `Future` has: their `as_completed` asks for one.
         _condition = _ConditionOnDemand()
 
-    def watch(self) -> None:
+    def _watch(self) -> None:
         """Somebody waits for this handle who is no thread of ours."""
         if not self._watched and self._state is _PENDING:
             with deferred_interrupts():
                 self._watched = True
                 self._engine.collector.watch()
 
-    def make_condition(self) -> threading.Condition:
+    def _ensure_condition(self) -> threading.Condition:
         """The condition; from now on the handle is settled under it."""
         return self._made_condition or _creation.run(self._make_condition)
 
@@ -127,14 +127,14 @@ class TaskHandle(Future[R]):
             self._made_condition = threading.Condition()
         return self._made_condition
 
-    def sent(self, task: Task) -> None:
+    def _sent(self, task: Task) -> None:
         """The pool has made a task for this handle, and is about to send it."""
         self._task = task
         self.task_id = task.number
 
     # -- the outcome -----------------------------------------------------------------------------------------
 
-    def settle(self, task: Task | None, kind: int, data: object) -> bool:  # noqa: ARG002  a Sink
+    def _settle(self, task: Task | None, kind: int, data: object) -> bool:  # noqa: ARG002  a Sink
         """Take the outcome; False when there was one already. Called by the pool, holding no lock of it."""
         state = _CANCELLED if kind == RAISED and isinstance(data, TaskCancelled) else _FINISHED
         lock = _creation
@@ -291,7 +291,7 @@ class TaskHandle(Future[R]):
             self._engine.collector.look()
         return self._state is not _PENDING
 
-    def is_settled(self) -> bool:
+    def _is_settled(self) -> bool:
         """Whether the outcome has been handed over; unlike `done` it does not look for it."""
         return self._state is not _PENDING
 

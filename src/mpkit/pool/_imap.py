@@ -54,7 +54,7 @@ class _ImapSink:
     waits for as well.
     """
 
-    can_be_told_again = False
+    _can_be_told_again = False
 
     def __init__(self, engine: Engine, progress: Progress, function: object, *, ordered: bool) -> None:
         self._engine = engine
@@ -81,7 +81,7 @@ class _ImapSink:
 
     # -- of tasks --------------------------------------------------------------------------------------------
 
-    def sent(self, task: Task) -> None:
+    def _sent(self, task: Task) -> None:
         """Remember a task that is about to be sent."""
         self._latest = task
         self.tasks[task.number] = task
@@ -114,7 +114,7 @@ class _ImapSink:
         self.sent_items += 1
         self._arrive(first, 1, RAISED, error, of_chunk=False)
 
-    def settle(self, task: Task, kind: int, data: object) -> None:
+    def _settle(self, task: Task, kind: int, data: object) -> None:
         """Take the outcome of a task, or a part of it."""
         first, length, inner, data = piece_of(task, kind, data)
         # See `is_idle`.
@@ -163,16 +163,16 @@ class _ImapSink:
             return order[0].number
         return SOON
 
-    def is_settled(self) -> bool:
+    def _is_settled(self) -> bool:
         """Whether the next outcome is there."""
         return self.next in self._by_first if self.ordered else bool(self._arrived)
 
     def is_idle(self) -> bool:
         """Whether nothing is there, and nothing will come of what has been sent."""
-        # In this order, the reverse of that in `settle`: what another thread is bringing is seen somewhere.
-        return not self.tasks and not self._arriving and not self.is_settled()
+        # In this order, the reverse of that in `_settle`: what another thread is bringing is seen somewhere.
+        return not self.tasks and not self._arriving and not self._is_settled()
 
-    def make_condition(self) -> threading.Condition:
+    def _ensure_condition(self) -> threading.Condition:
         """What to sleep on while another thread leads."""
         if self._made_condition is None:
             self._made_condition = threading.Condition()
@@ -324,7 +324,7 @@ class ImapIterator(Generic[R]):
                 if not deadline:
                     deadline = now + _READ_SECONDS
                 elif now > deadline and (
-                    self._current or sink.is_settled() or engine.dispatcher.has_outcomes()
+                    self._current or sink._is_settled() or engine.dispatcher.has_outcomes()
                 ):
                     return
 
@@ -398,9 +398,9 @@ class ImapIterator(Generic[R]):
     def _fetch(self, timeout: float | None) -> None:
         """Have at least one outcome in `_current`."""
         sink = self._sink
-        if self._input is not None and (self._held < self._most // 2 or not sink.is_settled()):
+        if self._input is not None and (self._held < self._most // 2 or not sink._is_settled()):
             self._read()
-        while not sink.is_settled():
+        while not sink._is_settled():
             if sink.is_idle():
                 # Ctrl-C may have taken an item that was about to be delivered.
                 self._delivered = sink.sent_items

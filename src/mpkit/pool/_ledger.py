@@ -52,16 +52,16 @@ class Sink(Protocol):
     """Whoever waits for the outcome of a task.
 
     Attributes:
-        can_be_told_again: whether `settle` may be called again after an interrupt, wherever that came.
+        _can_be_told_again: whether `_settle` may be called again after an interrupt, wherever that came.
     """
 
     @property
-    def can_be_told_again(self) -> bool: ...
+    def _can_be_told_again(self) -> bool: ...
 
-    def sent(self, task: Task) -> object:
+    def _sent(self, task: Task) -> object:
         """This is the task that the outcome will come from. Called before it is sent."""
 
-    def settle(self, task: Task, kind: int, data: object) -> object:
+    def _settle(self, task: Task, kind: int, data: object) -> object:
         """Take the outcome: `kind` is one of `mpkit.pool._channel`'s result kinds, `data` what belongs to it.
 
         Called by a thread that holds no lock of the pool; only the first call counts.

@@ -33,7 +33,7 @@ R = TypeVar("R")
 class _MapSink:
     """Hands the outcomes of the chunks of one map to its handle."""
 
-    can_be_told_again = False
+    _can_be_told_again = False
 
     def __init__(self, owner: MapHandle[Any]) -> None:
         self._map: MapHandle[Any] | None = owner
@@ -43,12 +43,12 @@ class _MapSink:
         #: Chunks that have not ended, by number.
         self.tasks: dict[int, Task] = {}
 
-    def sent(self, task: Task) -> None:
+    def _sent(self, task: Task) -> None:
         self.tasks[task.number] = task
         task.offset = self._items
         self._items += task.items
 
-    def settle(self, task: Task, kind: int, data: object) -> None:
+    def _settle(self, task: Task, kind: int, data: object) -> None:
         if kind != PART:
             self.tasks.pop(task.number, None)
         owner = self._map
@@ -60,7 +60,7 @@ class _MapSink:
             self.tasks[piece.number] = piece
         self.tasks.pop(task.number, None)
         owner = self._map
-        if owner is not None and owner.is_settled():
+        if owner is not None and owner._is_settled():
             # It was cancelled meanwhile, and the pieces were not there yet.
             owner.cancel_tasks(list(pieces))
 
@@ -118,7 +118,7 @@ class MapHandle(TaskHandle[list[R]]):
         engine = self._engine
         if not items:
             self._progress.close()
-            self.settle(None, VALUE, None)
+            self._settle(None, VALUE, None)
             return
         self._sink.function = function
         known, blob, flags = engine.function(function, options)
@@ -144,7 +144,7 @@ class MapHandle(TaskHandle[list[R]]):
         """Neighbouring items have ended."""
         failed = payload.has_failures(kind, data)
         with self._count_lock:
-            if first in self._pieces or self.is_settled():
+            if first in self._pieces or self._is_settled():
                 return
             self._pieces[first] = (length, kind, data)
             self._missing -= length
@@ -154,7 +154,7 @@ class MapHandle(TaskHandle[list[R]]):
         if not missing:
             self._progress.close()
             # Whoever waits for the first exception among several handles is told by the kind.
-            self.settle(None, ERROR if self._has_failures else VALUE, None)
+            self._settle(None, ERROR if self._has_failures else VALUE, None)
             self._sink.forget()
 
     def cancel_tasks(self, tasks: list[Task]) -> None:
@@ -179,7 +179,7 @@ class MapHandle(TaskHandle[list[R]]):
     @override
     def cancel(self) -> bool:
         """Cancel every item that has not ended; those that run are stopped."""
-        if self.settle(None, RAISED, TaskCancelled("the map was cancelled")):
+        if self._settle(None, RAISED, TaskCancelled("the map was cancelled")):
             self._progress.close()
             for task in list(self._sink.tasks.values()):
                 self._engine.cancel(task)

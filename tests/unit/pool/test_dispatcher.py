@@ -14,12 +14,12 @@ from mpkit.pool._ledger import Task
 
 
 class _Sink:
-    can_be_told_again = True
+    _can_be_told_again = True
 
-    def sent(self, task: Task) -> None:
+    def _sent(self, task: Task) -> None:
         """Nothing to remember."""
 
-    def settle(self, task: Task, kind: int, data: object) -> None:
+    def _settle(self, task: Task, kind: int, data: object) -> None:
         """Not called under the dispatcher's lock."""
 
 

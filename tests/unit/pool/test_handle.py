@@ -115,8 +115,8 @@ def test_wait_and_as_completed() -> None:
 
     thread = threading.Thread(target=consume)
     thread.start()
-    assert handle.settle(None, PLAIN, 7)
-    assert not handle.settle(None, PLAIN, 8)
+    assert handle._settle(None, PLAIN, 7)
+    assert not handle._settle(None, PLAIN, 8)
     thread.join(30)
     assert seen == [7]
     assert collector.watched == 0
@@ -136,7 +136,7 @@ def test_waiting_for_an_exception(error: BaseException) -> None:
         )
     )
     thread.start()
-    handle.settle(None, RAISED, error)
+    handle._settle(None, RAISED, error)
     thread.join(30)
     assert waited == [{handle}]
     assert handle.cancelled() == isinstance(error, TaskCancelled)
@@ -149,7 +149,7 @@ def test_callbacks_run_once_before_or_after() -> None:
     seen: list[object] = []
     handle.add_done_callback(seen.append)
     assert seen == []
-    handle.settle(None, PLAIN, None)
+    handle._settle(None, PLAIN, None)
     assert seen == [handle]
     handle.add_done_callback(seen.append)
     assert seen == [handle, handle]
@@ -157,7 +157,7 @@ def test_callbacks_run_once_before_or_after() -> None:
 
 def test_a_handle_settled_before_anybody_asked_has_all_a_future_has() -> None:
     handle, _ = make_handle()
-    handle.settle(None, PLAIN, 3)
+    handle._settle(None, PLAIN, 3)
     assert list(concurrent.futures.as_completed([handle], timeout=30)) == [handle]
     assert (handle.done(), handle.running(), handle.cancelled()) == (True, False, False)
     assert handle.exception() is None
@@ -166,13 +166,13 @@ def test_a_handle_settled_before_anybody_asked_has_all_a_future_has() -> None:
 def test_asyncio_wraps_a_handle() -> None:
     async def main() -> list[object]:
         early, _ = make_handle()
-        early.settle(None, PLAIN, 1)
+        early._settle(None, PLAIN, 1)
         late, _ = make_handle()
         failing, _ = make_handle()
 
         def settle() -> None:
-            late.settle(None, PLAIN, 2)
-            failing.settle(None, RAISED, ValueError("no"))
+            late._settle(None, PLAIN, 2)
+            failing._settle(None, RAISED, ValueError("no"))
 
         futures = [asyncio.wrap_future(handle) for handle in (early, late, failing)]
         thread = threading.Thread(target=settle)

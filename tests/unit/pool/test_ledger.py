@@ -16,12 +16,12 @@ _FUNCTION = Function("f", b"")
 
 
 class _Sink:
-    def sent(self, task: Task) -> None:
+    def _sent(self, task: Task) -> None:
         """Nothing to remember."""
 
-    can_be_told_again = True
+    _can_be_told_again = True
 
-    def settle(self, task: Task, kind: int, data: object) -> None:
+    def _settle(self, task: Task, kind: int, data: object) -> None:
         """Never called by a ledger."""
 
     def split(self, task: Chunk, pieces: list[Chunk]) -> None:
