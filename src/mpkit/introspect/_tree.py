@@ -13,7 +13,7 @@ from mpkit.introspect._processes import ProcessSnapshot, read
 from mpkit.introspect._translate import checked_pid, find, translated
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,48 @@ class ProcessTree:
 
     def walk(self) -> Iterator[ProcessSnapshot]:
         """Yield the process, then its descendants: each parent before its children, older children first."""
-        yield self.process
-        for child in self.children:
-            yield from child.walk()
+        for tree, _ in self._outline():
+            yield tree.process
+
+    # What dataclasses generate calls itself for each generation, and so ends in a RecursionError for a
+    # thousand processes that each started the next one. The outline tells as much, in one row.
+
+    def __eq__(self, other: object) -> bool:
+        if other.__class__ is not self.__class__:
+            return NotImplemented
+        assert isinstance(other, ProcessTree)
+        return self._outline_of_values() == other._outline_of_values()
+
+    def __hash__(self) -> int:
+        return hash(self._outline_of_values())
+
+    def __reduce__(self) -> tuple[Callable[..., ProcessTree], tuple[object, ...]]:
+        return _folded, (self._outline_of_values(),)
+
+    def __repr__(self) -> str:
+        pieces: list[str] = []
+        pending: list[ProcessTree | str] = [self]
+        while pending:
+            item = pending.pop()
+            if isinstance(item, str):
+                pieces.append(item)
+                continue
+            pieces.append(f"{type(item).__qualname__}(process={item.process!r}, children=(")
+            pending.append(",))" if len(item.children) == 1 else "))")
+            for number, child in reversed(list(enumerate(item.children))):
+                pending += [child, ", "] if number else [child]
+        return "".join(pieces)
+
+    def _outline(self) -> Iterator[tuple[ProcessTree, int]]:
+        """Each tree in the order of `walk`, with the number of its children."""
+        pending: list[ProcessTree] = [self]
+        while pending:
+            tree = pending.pop()
+            yield tree, len(tree.children)
+            pending.extend(reversed(tree.children))
+
+    def _outline_of_values(self) -> tuple[tuple[ProcessSnapshot, int], ...]:
+        return tuple((tree.process, children) for tree, children in self._outline())
 
 
 def tree(pid: int | None = None) -> ProcessTree:
@@ -79,5 +118,25 @@ def _by_parent(processes: list[psutil.Process]) -> dict[int, list[ProcessSnapsho
 
 
 def _assemble(top: ProcessSnapshot, children: dict[int, list[ProcessSnapshot]]) -> ProcessTree:
-    mine = sorted(children.pop(top.pid, ()), key=lambda child: (child.create_time, child.pid))
-    return ProcessTree(top, tuple(_assemble(child, children) for child in mine))
+    outline: list[tuple[ProcessSnapshot, int]] = []
+    pending = [top]
+    while pending:
+        process = pending.pop()
+        # Taken out, so that a process that was seen under two parents cannot make a circle.
+        mine = sorted(children.pop(process.pid, ()), key=lambda child: (child.create_time, child.pid))
+        outline.append((process, len(mine)))
+        pending.extend(reversed(mine))
+    return _folded(outline)
+
+
+def _folded(outline: Iterable[tuple[ProcessSnapshot, int]]) -> ProcessTree:
+    """The tree that has this outline (see `ProcessTree._outline`)."""
+    # From its end, every process comes after its children, of which the oldest is the last one.
+    trees: list[ProcessTree] = []
+    for process, children in reversed(list(outline)):
+        first = len(trees) - children
+        mine = tuple(reversed(trees[first:]))
+        del trees[first:]
+        trees.append(ProcessTree(process, mine))
+    (tree,) = trees
+    return tree
