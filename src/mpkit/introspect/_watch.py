@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from mpkit._platform.readiness import LONGEST_WAIT_S
 from mpkit.errors import ProcessGone
 from mpkit.introspect._processes import ProcessSnapshot, read, share
 from mpkit.introspect._translate import checked_pid, find
@@ -57,8 +58,7 @@ def _looks(process: psutil.Process, first: ProcessSnapshot, interval: float) -> 
     yield before
     while True:
         due = next_moment(due, interval, time.monotonic())
-        # A sample is due at a moment, not at an event: here sleeping is the thing itself.
-        time.sleep(max(0.0, due - time.monotonic()))
+        sleep_until(due)
         try:
             now, now_at = read(process), time.monotonic()
         except ProcessGone:
@@ -69,7 +69,19 @@ def _looks(process: psutil.Process, first: ProcessSnapshot, interval: float) -> 
 
 def next_moment(due: float, interval: float, now: float) -> float:
     """The first moment of the grid `due + n * interval` (n >= 1) that has not passed yet."""
-    return due + interval * max(1, math.ceil((now - due) / interval))
+    steps = (now - due) / interval
+    # A grid that is finer than numbers can tell has a moment at any time.
+    return due + interval * max(1, math.ceil(steps)) if steps < math.inf else now
+
+
+def sleep_until(due: float) -> None:
+    """Wait for a moment on the monotonic clock, however far away it is.
+
+    A look is due at a moment, not at an event: here sleeping is the thing itself.
+    """
+    while (left := due - time.monotonic()) > 0.0:
+        # The system refuses to sleep for very long at once.
+        time.sleep(min(left, LONGEST_WAIT_S))
 
 
 def _checked_interval(interval: float) -> float:
@@ -77,6 +89,9 @@ def _checked_interval(interval: float) -> float:
         seconds = float(interval)
     except (TypeError, ValueError):
         raise TypeError(f"interval must be a number of seconds, not {interval!r}") from None
+    except OverflowError:
+        # An int too large for a float.
+        seconds = math.inf
     if not 0 < seconds < math.inf:
         raise ValueError(f"interval must be more than 0 seconds and finite, not {interval!r}")
     return seconds

@@ -174,3 +174,58 @@ def test_what_must_be_known_and_is_kept_secret_is_denied(monkeypatch: pytest.Mon
 
 def test_the_tree_of_this_process_begins_with_it() -> None:
     assert next(introspect.tree().walk()).pid == os.getpid()
+
+
+@pytest.mark.parametrize("interval", [10**400, -(10**400)], ids=["huge", "below zero"])
+def test_an_interval_that_no_clock_can_tell_is_refused(interval: int) -> None:
+    with pytest.raises(ValueError, match="interval"):
+        introspect.watch(interval=interval)
+
+
+class Clock:
+    """A clock that sleeping sets forward. It takes as little at once as the system does."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        assert 0 < seconds <= 2**31 / 1000
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(_watch, "time", clock)
+    return clock
+
+
+def test_watch_waits_for_months(clock: Clock) -> None:
+    pictures = introspect.watch(interval=1e7)
+    next(pictures)
+    next(pictures)
+    assert clock.now == 1e7
+
+
+def test_a_moment_that_never_comes_is_waited_for_in_pieces(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    naps = 0
+
+    def sleep(seconds: float) -> None:
+        nonlocal naps
+        Clock.sleep(clock, seconds)
+        naps += 1
+        if naps == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(clock, "sleep", sleep)
+    with pytest.raises(KeyboardInterrupt):
+        _watch.sleep_until(float("inf"))
+
+
+def test_an_interval_too_short_to_count_is_always_due() -> None:
+    assert _watch.next_moment(1.0, 5e-324, 2.0) == 2.0
