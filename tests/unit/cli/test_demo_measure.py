@@ -109,6 +109,41 @@ def test_a_file_that_cannot_be_read_is_recorded(tmp_path: Path) -> None:
     assert facts.error.startswith("FileNotFoundError")
 
 
+needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are POSIX's")
+
+
+@needs_pipes
+def test_a_named_pipe_is_recorded_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.py")
+    assert list(python_files(str(tmp_path))) == ["pipe.py"]
+    assert measure(str(tmp_path), "pipe.py") == FileFacts("pipe.py", error="not a regular file")
+
+
+@needs_pipes
+def test_a_file_that_becomes_a_named_pipe_after_the_look_does_not_hang(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file.py"
+    path.touch()
+    look = Path.stat
+
+    def look_and_replace(self: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        seen = look(self, follow_symlinks=follow_symlinks)
+        if self == path:
+            os.unlink(path)
+            os.mkfifo(path)
+        return seen
+
+    monkeypatch.setattr(Path, "stat", look_and_replace)
+    assert measure(str(tmp_path), "file.py").error == "not a regular file"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="devices are files on POSIX")
+def test_a_device_is_recorded_not_read(tmp_path: Path) -> None:
+    (tmp_path / "device.py").symlink_to(os.devnull)
+    assert measure(str(tmp_path), "device.py").error == "not a regular file"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems want file names to be text")
 def test_a_name_that_is_no_text_can_be_stored(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9.py")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from pathlib import Path
 
@@ -96,6 +97,15 @@ def test_a_database_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(store.ForeignFileError):
         store.create(str(path))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are POSIX's")
+def test_a_named_pipe_in_the_way_is_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(store.ForeignFileError):
+        store.create(str(path))
+    assert path.is_fifo()
 
 
 def test_a_folder_in_the_way_is_refused(tmp_path: Path) -> None:

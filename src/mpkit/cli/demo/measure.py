@@ -6,6 +6,7 @@ import ast
 import hashlib
 import io
 import os
+import stat
 import tokenize
 import warnings
 from pathlib import Path, PurePosixPath
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 # Not part of the library that is indexed: what pip installed into it, and what the interpreter derived
 # from it.
 _SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "__pycache__"})
+# A named pipe that nobody writes to is opened at once, and a terminal does not become this process's own.
+_AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
 
 
 class FileFacts(NamedTuple):
@@ -58,10 +61,12 @@ def measure(root: str, path: str) -> FileFacts:
     """Read, parse and measure the file at `path` below `root`; what goes wrong stands in `error`."""
     name = _storable(path)
     try:
-        source = Path(root, path).read_bytes()
+        source = _contents(Path(root, path))
     except OSError as error:
         # A dangling link, or a file of somebody else.
         return FileFacts(name, error=_in_one_line(error))
+    if source is None:
+        return FileFacts(name, error="not a regular file")
     tokens, token_error = _count_tokens(source)
     functions, classes, imports, syntax_error = _read_structure(source, name, _package_of(root, path))
     return FileFacts(
@@ -75,6 +80,20 @@ def measure(root: str, path: str) -> FileFacts:
         sha256=hashlib.sha256(source).hexdigest(),
         error=syntax_error or token_error,
     )
+
+
+def _contents(path: Path) -> bytes | None:
+    """The bytes of a regular file; None for a pipe, a device and the like, which need not have an end."""
+    # Opening some devices does something already, so the name is looked at first; but what counts is what has
+    # been opened, as the file may have been replaced meanwhile.
+    if not stat.S_ISREG(path.stat().st_mode):
+        return None
+    with open(path, "rb", opener=_open_at_once) as file:
+        return file.read() if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | _AT_ONCE)
 
 
 def _count_tokens(source: bytes) -> tuple[int, str | None]:

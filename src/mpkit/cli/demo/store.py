@@ -149,6 +149,9 @@ class Index:
 
 
 def _is_index(path: str) -> bool:
+    # SQLite would wait for somebody to write into a named pipe.
+    if not os.path.isfile(path):
+        return False
     try:
         with contextlib.closing(
             sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)
