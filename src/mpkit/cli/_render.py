@@ -23,6 +23,8 @@ _SERVANTS = {
     os.path.join("_platform", "guardian.py"): "mpkit's guardian",
 }
 _MOST_QUEUES = 20
+# Generations that are drawn; the width of the table would grow with each of those below.
+_MOST_INDENTED = 40
 
 
 def program(tree: ProcessTree, *, now: float, cpu_percent: Mapping[int, float] | None = None) -> list[str]:
@@ -69,7 +71,7 @@ def processes(
             _text.duration(max(now - process.create_time, 0.0)),
             branch + (roles.get(process.pid) or command(process)),
         )
-        for branch, process in _branches(tree, "", "")
+        for branch, process in _branches(tree)
     ]
     return _text.table(
         ("PID", "STATE", "CPU%", "CPU TIME", "MEMORY", "THREADS", "FILES", "AGE", "COMMAND"),
@@ -80,17 +82,25 @@ def processes(
 
 def command(process: ProcessSnapshot) -> str:
     """The command line on one line; a name in brackets where there is none (as `ps` does)."""
-    line = " ".join(" ".join(process.cmdline).split())
+    line = _text.visible(" ".join(" ".join(process.cmdline).split()))
     # The servants that multiprocessing and mpkit start have long command lines that say little.
     servant = next((role for mark, role in _SERVANTS.items() if mark in line), None)
-    return f"[{servant}]" if servant else line or f"[{process.name}]"
+    return f"[{servant}]" if servant else line or f"[{_text.visible(process.name)}]"
 
 
-def _branches(tree: ProcessTree, first: str, rest: str) -> Iterator[tuple[str, ProcessSnapshot]]:
-    yield first, tree.process
-    for number, child in enumerate(tree.children, start=1):
-        last = number == len(tree.children)
-        yield from _branches(child, rest + ("`- " if last else "|- "), rest + ("   " if last else "|  "))
+def _branches(top: ProcessTree) -> Iterator[tuple[str, ProcessSnapshot]]:
+    """Each process with the lines that lead to it: those from the left edge, then its own."""
+    pending = [(top, 0, "", "")]
+    while pending:
+        tree, generation, first, rest = pending.pop()
+        yield first, tree.process
+        deeper = generation + 1 - _MOST_INDENTED
+        branches: list[tuple[ProcessTree, int, str, str]] = []
+        for number, child in enumerate(tree.children, start=1):
+            own, below = ("`- ", "   ") if number == len(tree.children) else ("|- ", "|  ")
+            lead = (rest + own, rest + below) if deeper <= 0 else (f"{rest}[+{deeper}] {own}", rest)
+            branches.append((child, generation + 1, *lead))
+        pending.extend(reversed(branches))
 
 
 def pool_lines(pool: PoolSnapshot) -> list[str]:

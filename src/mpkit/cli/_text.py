@@ -64,6 +64,30 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: Seque
     ]
 
 
+def visible(text: str) -> str:
+    r"""Text of somebody else, fit for a terminal and for a cell of a table.
+
+    What a terminal would act on (control characters, escape sequences, changes of the direction of writing)
+    and bytes that are no text come out as escapes: ``\x1b``, ``\u202e``, ``\xff``.
+    """
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else _escape(character) for character in text)
+
+
+def visible_lines(text: str) -> str:
+    """The same for text of several lines, which remain lines."""
+    return "\n".join(map(visible, text.split("\n")))
+
+
+def _escape(character: str) -> str:
+    number = ord(character)
+    # How Python carries a byte that does not decode.
+    if 0xDC80 <= number <= 0xDCFF:
+        return f"\\x{number - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
+
+
 def shortened(text: str, width: int) -> str:
     """`text` in at most `width` characters, three dots in place of what does not fit."""
     return text if len(text) <= width else f"{text[: max(width - 3, 0)]}..."[:width]

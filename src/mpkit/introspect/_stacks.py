@@ -115,7 +115,7 @@ def _answer(pipe: int) -> str:
         if not more:
             break
         text += more
-    return text.decode(errors="replace")
+    return text.decode(errors="backslashreplace")
 
 
 def _read(pipe: int) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mpkit.cli import _render
 from mpkit.introspect import PoolSnapshot, ProcessSnapshot, ProcessTree, QueueSnapshot
 from mpkit.pool import WorkerSnapshot
@@ -51,6 +53,23 @@ def test_a_command_line_is_one_line() -> None:
     assert "resource tracker" in _render.command(
         process(1, "python", "-c", "from multiprocessing.resource_tracker import")
     )
+
+
+def test_a_command_line_does_nothing_to_the_terminal() -> None:
+    # A byte that is no UTF-8, as Python carries it, and an escape sequence.
+    assert _render.command(process(1, "caf\udce9", "\x1b[2J")) == r"caf\xe9 \x1b[2J"
+    assert _render.command(replace(process(1), name="\x1b]0;mine\x07")) == r"[\x1b]0;mine\x07]"
+
+
+def test_thousands_of_generations_are_drawn() -> None:
+    tree = ProcessTree(process(5000, "last"))
+    for pid in range(4999, 0, -1):
+        tree = ProcessTree(process(pid, "p"), (tree,))
+    lines = _render.processes(tree, now=1060.0, cpu_percent={}, roles={})
+    assert [int(line.split()[0]) for line in lines[1:]] == list(range(1, 5001))
+    assert lines[-1].endswith("[+4959] `- last")
+    # Not wider with each generation.
+    assert max(map(len, lines)) < 300
 
 
 def test_a_pool_shows_what_its_workers_do() -> None:

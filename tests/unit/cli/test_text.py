@@ -49,3 +49,22 @@ def test_table_without_rows_is_its_headings() -> None:
 @pytest.mark.parametrize("text, short", [("abcdef", "abcdef"), ("abcdefg", "abc..."), ("", "")])
 def test_shortened_keeps_to_the_width(text: str, short: str) -> None:
     assert _text.shortened(text, 6) == short
+
+
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("plain, caf\xe9", "plain, caf\xe9"),
+        ("\x1b[31mred\x07", r"\x1b[31mred\x07"),
+        ("\x9b31m\x7f", r"\x9b31m\x7f"),
+        ("a\nb\tc", r"a\nb\tc"),
+        ("\u202eback\u2028", r"\u202eback\u2028"),
+        ("caf\udce9 \ud800", r"caf\xe9 \ud800"),
+    ],
+)
+def test_what_a_terminal_would_act_on_is_shown_instead(text: str, shown: str) -> None:
+    assert _text.visible(text) == shown
+
+
+def test_lines_remain_lines() -> None:
+    assert _text.visible_lines("a\x1b\n\n b\r\n") == "a\\x1b\n\n b\\r\n"

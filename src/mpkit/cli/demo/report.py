@@ -23,8 +23,8 @@ def summary(root: str, database: str, index: Index, outcome: Outcome) -> list[st
     workers = _text.counted(outcome.workers, "worker")
     took = f"{_text.duration(outcome.seconds)} with {workers} ({rate:,.0f} files/s)"
     return [
-        f"Indexed {root}",
-        f"  in {took}; the index is {database}",
+        f"Indexed {_text.visible(root)}",
+        f"  in {took}; the index is {_text.visible(database)}",
         *_section("Totals", _totals(index, outcome)),
         *_section("Largest modules", _largest(index)),
         *_section("Most imported modules", _most_imported(index)),
@@ -64,14 +64,14 @@ def _totals(index: Index, outcome: Outcome) -> list[str]:
 
 def _largest(index: Index) -> list[str]:
     rows = [
-        (_text.shortened(path, _PATH_WIDTH), _text.size(size), *map(_text.count, numbers))
+        (_shown(path, _PATH_WIDTH), _text.size(size), *map(_text.count, numbers))
         for path, size, *numbers in index.largest(_TOP)
     ]
     return _text.table(("MODULE", "SIZE", "LINES", "TOKENS", "FUNCTIONS"), rows, left=(0,))
 
 
 def _most_imported(index: Index) -> list[str]:
-    rows = [(module, _text.count(files)) for module, files in index.most_imported(_TOP)]
+    rows = [(_text.visible(module), _text.count(files)) for module, files in index.most_imported(_TOP)]
     return _text.table(("MODULE", "BY FILES"), rows, left=(0,))
 
 
@@ -87,7 +87,7 @@ def _errors(index: Index, number: int) -> list[str]:
     if not number:
         return []
     shown = [
-        f"  {_text.shortened(path, _PATH_WIDTH)}: {_text.shortened(reason, _ERROR_WIDTH)}"
+        f"  {_shown(path, _PATH_WIDTH)}: {_shown(reason, _ERROR_WIDTH)}"
         for path, reason in index.errors(_SHOWN_ERRORS)
     ]
     return [
@@ -108,6 +108,10 @@ def _processes(outcome: Outcome) -> list[str]:
             + ((f"{used.cpu_s:.2f} s", _text.size(used.peak_rss_bytes)) if used else ("not seen", "not seen"))
         )
     return _text.table(("PROCESS", "PID", "DID", "CPU TIME", "PEAK MEMORY"), rows, left=(0,))
+
+
+def _shown(text: str, width: int) -> str:
+    return _text.shortened(_text.visible(text), width)
 
 
 def _section(heading: str, lines: list[str]) -> list[str]:
