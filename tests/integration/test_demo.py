@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -99,6 +100,57 @@ def test_a_file_of_somebody_else_is_not_overwritten(library: Path, tmp_path: Pat
     assert ended.returncode == 1
     assert "left alone" in ended.stderr
     assert precious.read_text() == "mine"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are POSIX's")
+def test_what_is_no_regular_file_is_recorded_and_does_not_hang(library: Path, tmp_path: Path) -> None:
+    os.mkfifo(library / "pipe.py")
+    (library / "device.py").symlink_to(os.devnull)
+    database = tmp_path / "index.sqlite3"
+    ended = run_python("-m", "mpkit", "demo", library, "--database", database, "--processes", "1")
+    assert "5 could not be measured in full" in ended.stdout
+    assert "pipe.py: not a regular file" in ended.stdout
+    assert "both results are identical" in ended.stdout
+    assert ended.stderr == ""
+
+
+def _reader_gone() -> int:
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a file that is always full")
+@pytest.mark.parametrize(
+    "open_output, code, message",
+    [
+        (_reader_gone, 141, ""),
+        (
+            lambda: os.open("/dev/full", os.O_WRONLY),
+            1,
+            "mpkit demo: cannot write to standard output: No space left on device\n",
+        ),
+    ],
+    ids=["reader-gone", "full"],
+)
+def test_output_that_is_not_taken_is_not_blamed_on_the_database(
+    open_output: Callable[[], int], code: int, message: str, library: Path, tmp_path: Path
+) -> None:
+    database, temporary = tmp_path / "index.sqlite3", tmp_path / "temporary"
+    temporary.mkdir()
+    output = open_output()
+    try:
+        arguments = ("-m", "mpkit", "demo", library, "--database", database, "--processes", "1")
+        with python(*arguments, stdout=output, env={"TMPDIR": str(temporary)}) as process:
+            _, err = process.communicate(timeout=PATIENCE)
+            assert (process.returncode, err) == (code, message)
+            wait_until(lambda: _group_is_gone(process.pid), "every process of the program has ended")
+    finally:
+        os.close(output)
+    # The work had been done.
+    assert rows(database) == sum(1 for path in library.rglob("*.py"))
+    check_readable(database)
+    assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent otherwise there")

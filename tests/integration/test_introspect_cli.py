@@ -129,6 +129,11 @@ def on_a_terminal(*arguments: str, **env: str) -> tuple[int, str, str]:
             os.close(theirs)
 
 
+def before(folder: Path) -> str:
+    """A search path that begins with `folder`, and goes on as it does for the tests themselves."""
+    return os.pathsep.join((str(folder), *filter(None, [os.environ.get("PYTHONPATH")])))
+
+
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="there are no such terminals")
 def test_top_on_a_terminal_shows_a_screen_of_its_own() -> None:
     pytest.importorskip("rich")
@@ -142,9 +147,57 @@ def test_top_on_a_terminal_shows_a_screen_of_its_own() -> None:
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="there are no such terminals")
 def test_top_without_rich_says_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "rich.py").write_text("raise ImportError")
-    code, screen, err = on_a_terminal("-m", "mpkit", "top", "--count", "1", PYTHONPATH=str(tmp_path))
+    code, screen, err = on_a_terminal("-m", "mpkit", "top", "--count", "1", PYTHONPATH=before(tmp_path))
     assert (code, screen) == (1, "")
     assert 'pip install "mpkit[top]"' in err
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="there are no such terminals")
+@pytest.mark.parametrize("term", ["dumb", "unknown"])
+def test_top_prints_pages_where_no_screen_can_be_written_over(term: str, tmp_path: Path) -> None:
+    # Nor does it need rich for that.
+    (tmp_path / "rich.py").write_text("raise ImportError")
+    arguments = ("-m", "mpkit", "top", str(os.getpid()), "--count", "2", "--interval", "0.01")
+    code, screen, err = on_a_terminal(*arguments, TERM=term, COLUMNS="80", PYTHONPATH=before(tmp_path))
+    assert (code, err) == (0, "")
+    assert len(re.findall(r"^\d\d:\d\d:\d\d\r$", screen, re.MULTILINE)) == 2
+    assert screen.count("COMMAND") == 2
+    assert "\x1b" not in screen
+    assert max(len(line.rstrip("\r")) for line in screen.split("\n")) <= 80
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="there are no such terminals")
+def test_top_prints_pages_where_rich_was_told_not_to_draw() -> None:
+    console = pytest.importorskip("rich.console")
+    told = {"TTY_INTERACTIVE": "0"}
+    if console.Console(force_terminal=True, _environ=told).is_interactive:
+        pytest.skip("this version of rich does not ask")
+    arguments = ("-m", "mpkit", "top", str(os.getpid()), "--count", "1")
+    code, screen, err = on_a_terminal(*arguments, **told)
+    assert (code, err) == (0, "")
+    assert screen.count("COMMAND") == 1
+    assert "\x1b" not in screen
+
+
+@linux
+@pytest.mark.parametrize("command", ["ps", "top"])
+def test_what_others_call_themselves_does_nothing_to_output_or_terminal(command: str) -> None:
+    hostile = os.fsdecode(b"caf\xe9 \x1b[2J\x07")
+    program = "print(flush=True); input()"
+    with python("-c", program, hostile, stdin=subprocess.PIPE) as watched:
+        assert watched.stdout is not None
+        watched.stdout.readline()
+        arguments = (
+            "-m",
+            "mpkit",
+            command,
+            str(watched.pid),
+            *(("--count", "1") if command == "top" else ()),
+        )
+        shown = run_python(*arguments, env={"PYTHONIOENCODING": "utf-8:strict"})
+        assert watched.communicate("\n", timeout=PATIENCE) == ("", "")
+    assert shown.stdout.endswith(f"{program} caf\\xe9 \\x1b[2J\\x07\n")
+    assert shown.stderr == ""
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="there are no such terminals")
@@ -199,7 +252,37 @@ def test_output_that_nothing_has_room_for_is_one_line() -> None:
             timeout=PATIENCE,
         )
     assert ended.returncode == 1
-    assert ended.stderr == "mpkit ps: cannot write the output: No space left on device\n"
+    assert ended.stderr == "mpkit ps: cannot write to standard output: No space left on device\n"
+
+
+WITHOUT_OUTPUT = """
+import os, sys
+os.close(1)
+os.execv(sys.executable, [sys.executable, "-m", "mpkit", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX closes by number")
+@pytest.mark.parametrize("command", [["ps"], ["top", "--count", "1"], ["doctor"], ["stacks", "1"], ["demo"]])
+def test_without_an_output_nothing_is_done_but_to_say_so(command: list[str], tmp_path: Path) -> None:
+    with python("-c", WITHOUT_OUTPUT, *command, cwd=tmp_path) as process:
+        out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out) == (1, "")
+    assert err == f"mpkit {command[0]}: cannot write to standard output: it is closed\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes end otherwise there")
+def test_help_that_nobody_reads_is_no_traceback() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        # Unbuffered, argparse itself drops what is not taken.
+        with python("-m", "mpkit", "--help", stdout=writer, env={"PYTHONUNBUFFERED": ""}) as process:
+            _, err = process.communicate(timeout=PATIENCE)
+    finally:
+        os.close(writer)
+    assert (process.returncode, err) == (141, "")
 
 
 def test_doctor_finds_this_machine_fit() -> None:

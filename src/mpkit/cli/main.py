@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import errno
-import os
-import sys
 from typing import TYPE_CHECKING
 
 import mpkit
-from mpkit.cli import ps, stacks, top
+from mpkit.cli import _output, _text, ps, stacks, top
 from mpkit.cli.demo import command as demo
 from mpkit.cli.doctor import command as doctor
 from mpkit.errors import MpkitError
@@ -21,12 +18,13 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 #: What a shell reports for a program whose reader went away (128 + SIGPIPE).
 READER_GONE = 141
-#: What a write ends in when the disk is full, has failed, or the user has no more of it.
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 failed, 2 wrong arguments, 130 interrupted.
+    """Run one command and return its exit code.
+
+    It is 0 when it is done, 1 when it failed, 2 for wrong arguments, 130 after Ctrl-C, and 141 when whoever
+    reads its output went away.
 
     Args:
         arguments: the words after ``python -m mpkit``. None, the default, takes them from `sys.argv`.
@@ -34,31 +32,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: from argparse, after it has printed help or what is wrong with the arguments.
     """
-    options = _parser().parse_args(arguments)
+    _output.prepare()
+    parser = _parser()
+    name = parser.prog
     try:
-        code = options.run(options)
-        sys.stdout.flush()
+        options = _parsed(parser, arguments)
+        name = f"{name} {options.command}"
+        code = _run(name, options)
+        _output.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        # As in `mpkit ps | head`.
-        _drop_output()
-        return READER_GONE
+    except _output.OutputError as lost:
+        _output.drop()
+        if isinstance(lost.reason, BrokenPipeError):
+            # As in `mpkit ps | head`.
+            return READER_GONE
+        _output.complain(f"{name}: {lost}")
+        return 1
+    return code
+
+
+def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    try:
+        return parser.parse_args(arguments)
+    except SystemExit:
+        # Help that does not arrive is an error as well.
+        _output.flush()
+        raise
+
+
+def _run(name: str, options: argparse.Namespace) -> int:
+    _output.check()
+    try:
+        return int(options.run(options))
     except MpkitError as error:
-        print(f"mpkit {options.command}: {_message(error)}", file=sys.stderr)
+        _output.complain(f"{name}: {_text.visible_lines(_message(error))}")
         return 1
-    except OSError as error:
-        if error.errno not in _NO_ROOM or error.filename is not None:
-            raise
-        _drop_output()
-        print(f"mpkit {options.command}: cannot write the output: {error.strerror}", file=sys.stderr)
-        return 1
-    return int(code)
-
-
-def _drop_output() -> None:
-    # The interpreter flushes stdout once more at exit: give it something that takes it.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _message(error: MpkitError) -> str:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
-import time
 from typing import TYPE_CHECKING
 
-from mpkit import introspect
-from mpkit.cli import _arguments, _render, _text
-from mpkit.introspect import _segments
+from mpkit.cli import _arguments, _output, _programs, _text
 
 if TYPE_CHECKING:
     import argparse
@@ -34,13 +29,14 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 def run(options: argparse.Namespace) -> int:
     """Print the tables; command lines are cut to the width of the terminal, if it is one."""
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
-    roots = _segments.programs() if options.pid is None else [options.pid]
-    if not roots:
-        print("No process of this user has an mpkit pool or queue open.")
-    for number, pid in enumerate(roots):
-        if number:
-            print()
-        for line in _render.program(introspect.tree(pid), now=time.time()):
-            print(_text.shortened(line, width))
+    width = _output.width()
+    shown = 0
+    for lines in _programs.look(options.pid):
+        if shown:
+            _output.show()
+        shown += 1
+        for line in lines:
+            _output.show(_text.shortened(line, width))
+    if not shown:
+        _output.show(_programs.NONE_FOUND)
     return 0

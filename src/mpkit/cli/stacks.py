@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
-from mpkit.cli import _arguments
-from mpkit.errors import ProcessGone
+from mpkit.cli import _arguments, _output, _text
+from mpkit.errors import AccessDenied, ProcessGone
 from mpkit.introspect import _stacks
 
 if TYPE_CHECKING:
@@ -31,20 +30,19 @@ def run(options: argparse.Namespace) -> int:
     """Print the stacks; 1 if there is none."""
     workers = _stacks.workers_under(options.pid)
     if not workers:
-        print(
+        _output.complain(
             f"mpkit stacks: process {options.pid} is no worker of an mpkit pool and has none below it; only"
-            " those write their stack on request",
-            file=sys.stderr,
+            " those write their stack on request"
         )
         return 1
     shown = 0
     for worker in workers:
         try:
             text = _stacks.stack_of(worker)
-        except ProcessGone as error:
-            # A worker may end meanwhile, and be replaced.
+        except (ProcessGone, AccessDenied) as error:
+            # A worker may end meanwhile, and be replaced, or have become another user.
             text = str(error.strerror)
         shown += bool(text)
-        print(f"--- worker {worker.process.pid}, {worker.row.state} ---")
-        print(text or "it does not answer: it is stopped, or just starting")
+        _output.show(f"--- worker {worker.process.pid}, {worker.row.state} ---")
+        _output.show(_text.visible_lines(text) or "it does not answer: it is stopped, or just starting")
     return 0 if shown else 1

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import TYPE_CHECKING
 
-from mpkit import introspect
-from mpkit.cli import _arguments, _render
+from mpkit.cli import _arguments, _output, _programs, _text
 from mpkit.errors import ProcessGone
-from mpkit.introspect import _segments
+from mpkit.introspect import _watch
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
     from mpkit.introspect import ProcessSnapshot
+
+# Terminals that cannot go back and write over what they show.
+_PAPER = frozenset({"dumb", "unknown"})
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -43,7 +46,9 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "--count", type=_arguments.positive, metavar="N", help="end after so many looks; by default at Ctrl-C"
     )
     parser.add_argument(
-        "--plain", action="store_true", help="print one page below the other, as without a terminal"
+        "--plain",
+        action="store_true",
+        help="print one page below the other, as without a terminal and with TERM=dumb",
     )
     parser.set_defaults(run=run)
 
@@ -51,7 +56,11 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 def run(options: argparse.Namespace) -> int:
     """Show pages until the program is gone, or as often as was asked for."""
     pages = _pages(options.pid, options.interval, options.count)
-    return _print_all(pages) if options.plain or not sys.stdout.isatty() else _show_live(pages)
+    return _show_live(pages) if _has_a_screen() and not options.plain else _print_all(pages)
+
+
+def _has_a_screen() -> bool:
+    return sys.stdout.isatty() and os.environ.get("TERM", "").lower() not in _PAPER
 
 
 def _pages(pid: int | None, interval: float, count: int | None) -> Iterator[str]:
@@ -62,24 +71,16 @@ def _pages(pid: int | None, interval: float, count: int | None) -> Iterator[str]
     while count is None or looks < count:
         if looks:
             due = max(due + interval, time.monotonic())
-            # A look is due at a moment, not at an event.
-            time.sleep(max(due - time.monotonic(), 0.0))
-        roots = [pid] if pid is not None else _segments.programs()
-        programs: list[str] = []
-        for root in roots:
-            try:
-                tree = introspect.tree(root)
-                percent = load.since_last_look(list(tree.walk()))
-                programs.append("\n".join(_render.program(tree, now=time.time(), cpu_percent=percent)))
-            except ProcessGone:
-                if pid is None:
-                    # One of several programs has just ended.
-                    continue
-                if not looks:
-                    raise
-                return
+            _watch.sleep_until(due)
+        try:
+            programs = ["\n".join(lines) for lines in _programs.look(pid, load.since_last_look)]
+        except ProcessGone:
+            if not looks:
+                raise
+            # The one that was asked for has ended.
+            return
         looks += 1
-        yield "\n\n".join(programs) or "No process of this user has an mpkit pool or queue open."
+        yield "\n\n".join(programs) or _programs.NONE_FOUND
 
 
 class _Load:
@@ -103,20 +104,35 @@ class _Load:
 
 def _print_all(pages: Iterator[str]) -> int:
     for number, page in enumerate(pages):
-        print(("\n" if number else "") + time.strftime("%H:%M:%S"))
-        print(page, flush=True)
+        if number:
+            _output.show()
+        width = _output.width()
+        lines = [time.strftime("%H:%M:%S"), *(_text.shortened(line, width) for line in page.split("\n"))]
+        _output.show("\n".join(lines), flush=True)
     return 0
 
 
 def _show_live(pages: Iterator[str]) -> int:
     try:
-        from rich.live import Live  # noqa: PLC0415  an extra
+        from rich.console import Console  # noqa: PLC0415  an extra
+        from rich.live import Live  # noqa: PLC0415
         from rich.text import Text  # noqa: PLC0415
     except ImportError:
-        print('mpkit top: needs the package rich: pip install "mpkit[top]", or use --plain', file=sys.stderr)
+        _output.complain('mpkit top: needs the package rich: pip install "mpkit[top]", or use --plain')
         return 1
+    console = Console()
+    if not console.is_interactive:
+        # Its user has told rich so by a variable of the environment; rich would show nothing.
+        return _print_all(pages)
     # The alternative screen: what was in the terminal before comes back at the end.
-    with Live(screen=True, auto_refresh=False) as screen:
+    screen = Live(console=console, screen=True, auto_refresh=False)
+    try:
+        with _output.writing():
+            screen.start()
         for page in pages:
-            screen.update(Text(page, no_wrap=True, overflow="ellipsis"), refresh=True)
+            with _output.writing():
+                screen.update(Text(page, no_wrap=True, overflow="ellipsis"), refresh=True)
+    finally:
+        with _output.writing():
+            screen.stop()
     return 0

@@ -148,9 +148,17 @@ def programs() -> list[int]:
     tops: list[int] = []
     for pid, process in using.items():
         with contextlib.suppress(psutil.NoSuchProcess):
-            if not any(parent.pid in using for parent in process.parents()):
+            if not any(parent.pid in using for parent in _parents(process)):
                 tops.append(pid)
     return sorted(tops)
+
+
+def _parents(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.parents()
+    except psutil.AccessDenied:
+        # Somebody else's, so none of those that were found.
+        return []
 
 
 def exists(pid: int) -> bool:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,3 +117,33 @@ def test_without_a_terminal_there_is_no_progress_line(capsys: pytest.CaptureFixt
     line.show("indexing", Amount(1, 1))
     line.clear()
     assert capsys.readouterr() == ("", "")
+
+
+def test_names_of_files_do_nothing_to_the_terminal(tmp_path: Path) -> None:
+    path = str(tmp_path / "index.sqlite3")
+    store.create(path)
+    with store.writing(path) as database:
+        store.add(database, [FileFacts("\x1b[31m.py", 1, imports=("\x9b",), error="in \x07")])
+    with store.Index(path) as index:
+        text = "\n".join(report.summary("/\x1b", "/\x1b", index, OUTCOME))
+    assert all(character.isprintable() or character == "\n" for character in text)
+    assert r"  \x1b[31m.py: in \x07" in text
+
+
+class Unplugged(io.StringIO):
+    """A terminal that has gone."""
+
+    def write(self, _text: str, /) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_the_work_goes_on_when_the_terminal_of_the_progress_line_has_gone() -> None:
+    line = ProgressLine(Unplugged())
+    line.show("indexing", Amount(1, 1))
+    line.show("indexing", Amount(2, 2))
+    line.clear()
+
+
+def test_there_need_not_be_a_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    ProgressLine().show("indexing", Amount(1, 1))

@@ -154,3 +154,10 @@ def test_clean_says_what_it_removed(
     monkeypatch.setattr(leftovers, "remove", lambda found: found)
     command.clean()
     assert capsys.readouterr().out == "removed /dev/shm/mpkit-x (2.0 KiB, of process 5, which is dead)\n"
+
+
+def test_an_error_does_nothing_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    command.report([problem("shared memory", "no room in /tmp/\x1b[31m", "remove \x07")])
+    assert "\x1b" not in (out := capsys.readouterr().out)
+    assert r"no room in /tmp/\x1b[31m" in out
+    assert r"remove \x07" in out

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import sys
 import sysconfig
 import tempfile
 from typing import TYPE_CHECKING
 
-from mpkit.cli import _arguments
+from mpkit.cli import _arguments, _output, _text
 from mpkit.cli.demo import alone, index, report, store
 from mpkit.cli.demo.progress import ProgressLine
+from mpkit.errors import MpkitError
 
 if TYPE_CHECKING:
     import argparse
@@ -73,11 +73,14 @@ def run(options: argparse.Namespace) -> int:
             outcome = index.index(root, database, processes=options.processes, line=line)
         except KeyboardInterrupt:
             line.clear()
-            print(f"Interrupted: {_rows(database)} files are in {database}", file=sys.stderr)
+            _output.complain(_text.visible(f"Interrupted: {_rows(database)} files are in {database}"))
             raise
         with store.Index(database) as result:
-            print("\n".join(report.summary(root, database, result, outcome)), flush=True)
+            _output.show("\n".join(report.summary(root, database, result, outcome)), flush=True)
             return _compare(root, result, outcome, line) if options.compare else 0
+    except MpkitError:
+        # Some are an OSError, too, but none is about the database.
+        raise
     except (store.ForeignFileError, sqlite3.Error, OSError) as error:
         return _failed(f"{database}: {error}")
 
@@ -89,7 +92,7 @@ def _compare(root: str, result: store.Index, outcome: index.Outcome, line: Progr
         spent = alone.index_alone(root, other, line=line)
         with store.Index(other) as by_one:
             identical = by_one.fingerprint() == result.fingerprint()
-    print("\n".join(report.comparison(outcome, spent, identical=identical)))
+    _output.show("\n".join(report.comparison(outcome, spent, identical=identical)))
     return 0 if identical else 1
 
 
@@ -99,5 +102,5 @@ def _rows(database: str) -> int:
 
 
 def _failed(reason: str) -> int:
-    print(f"mpkit demo: {reason}", file=sys.stderr)
+    _output.complain(_text.visible(f"mpkit demo: {reason}"))
     return 1

@@ -28,9 +28,7 @@ class ProgressLine:
     """
 
     def __init__(self, out: TextIO | None = None, *, shown: bool = True) -> None:
-        self._out = out if out is not None else sys.stderr if sys.stderr.isatty() else None
-        if not shown:
-            self._out = None
+        self._out = (out or _terminal()) if shown else None
         self._width = 0
         self._started = time.perf_counter()
 
@@ -49,13 +47,23 @@ class ProgressLine:
         if self._width:
             self._write("")
             self._width = 0
-            if self._out is not None:
-                self._out.write("\r")
-                self._out.flush()
+            self._send("\r")
 
     def _write(self, text: str) -> None:
+        self._send("\r" + text.ljust(self._width))
+        self._width = len(text)
+
+    def _send(self, text: str) -> None:
         if self._out is None:
             return
-        self._out.write("\r" + text.ljust(self._width))
-        self._out.flush()
-        self._width = len(text)
+        try:
+            self._out.write(text)
+            self._out.flush()
+        except OSError:
+            # The terminal has gone. The work goes on without somebody who looks on.
+            self._out = None
+
+
+def _terminal() -> TextIO | None:
+    # None in a program that was started with it closed.
+    return sys.stderr if sys.stderr is not None and sys.stderr.isatty() else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mpkit.cli import _text
+from mpkit.cli import _output, _text
 from mpkit.cli.doctor import checks, leftovers
 from mpkit.cli.doctor.finding import Finding, Level
 
@@ -51,10 +51,11 @@ def clean(*, force: bool = False) -> None:
     """Remove the leftovers, and say which; in a container with pids of its own only with `force`."""
     found = leftovers.find()
     if found and not force and not leftovers.sees_every_process():
-        print(f"removed none of {_text.counted(len(found), 'file')}: {checks.NEXT_DOOR}")
+        _output.show(f"removed none of {_text.counted(len(found), 'file')}: {checks.NEXT_DOOR}")
         return
     for left in leftovers.remove(found):
-        print(f"removed {left.path} ({_text.size(left.size_bytes)}, of process {left.pid}, which is dead)")
+        size = _text.size(left.size_bytes)
+        _output.show(f"removed {_text.visible(left.path)} ({size}, of process {left.pid}, which is dead)")
 
 
 def report(findings: Iterable[Finding]) -> Level:
@@ -63,8 +64,14 @@ def report(findings: Iterable[Finding]) -> Level:
     order = list(Level)
     for finding in findings:
         worst = max(worst, finding.level, key=order.index)
-        print(f"{finding.level.value:<8} {finding.subject:<{_SUBJECT_WIDTH}} {finding.detail}", flush=True)
+        _show(finding.level.value, finding.subject, finding.detail)
         if finding.remedy:
-            print(f"{'':<8} {'':<{_SUBJECT_WIDTH}} -> {finding.remedy}", flush=True)
-    print({Level.FINE: "All is well.", Level.NOTE: "All works.", Level.PROBLEM: "There are problems."}[worst])
+            _show("", "", f"-> {finding.remedy}")
+    verdict = {Level.FINE: "All is well.", Level.NOTE: "All works.", Level.PROBLEM: "There are problems."}
+    _output.show(verdict[worst])
     return worst
+
+
+def _show(level: str, subject: str, text: str) -> None:
+    # The text of an error may have been made elsewhere.
+    _output.show(f"{level:<8} {subject:<{_SUBJECT_WIDTH}} {_text.visible_lines(text)}", flush=True)

@@ -1,0 +1,48 @@
+"""What `stacks` prints of workers that do not answer as they should."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mpkit.cli.main import main
+from mpkit.errors import AccessDenied, ProcessGone
+from mpkit.introspect import _stacks
+
+
+def test_each_worker_is_shown_whatever_becomes_of_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers: dict[int, str | Exception] = {
+        1: ProcessGone(pid=1),
+        2: AccessDenied(pid=2),
+        3: "File \x1b[31m.py\nline 2\n",
+    }
+
+    def stack_of(worker: Any) -> str:
+        answer = answers[worker.process.pid]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    workers = [
+        SimpleNamespace(process=SimpleNamespace(pid=pid), row=SimpleNamespace(state="running"))
+        for pid in answers
+    ]
+    monkeypatch.setattr(_stacks, "workers_under", lambda _pid: workers)
+    monkeypatch.setattr(_stacks, "stack_of", stack_of)
+    assert main(["stacks", "5"]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        "--- worker 1, running ---",
+        "process 1 does not exist (any more)",
+        "--- worker 2, running ---",
+        "process 2 may not be examined by this user; run as its owner or as root",
+        "--- worker 3, running ---",
+        r"File \x1b[31m.py",
+        "line 2",
+        "",
+    ]
+    assert err == ""
