@@ -36,6 +36,8 @@ STARTING = tuple(
         ("mpkit", "process", ""),
         ("mpkit", "_platform", "child_"),
         ("mpkit", "_platform", "parent_watch.py"),
+        ("mpkit", "_platform", "anonymous.py"),
+        ("mpkit", "_platform", "descriptors.py"),
         ("multiprocessing", "popen_"),
         ("multiprocessing", "process.py"),
         ("multiprocessing", "forkserver.py"),

@@ -130,6 +130,46 @@ print(process.stop(0), resource_tracker._resource_tracker._fd)
     assert run_python("-c", program).stdout.split() == ["-9", "None"]
 
 
+def test_ctrl_c_that_reaches_a_fork_at_once_ends_no_other_child() -> None:
+    program = """
+import multiprocessing, os, signal, time
+from mpkit import WorkerProcess
+other = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,), daemon=True)
+other.start()
+fork = os.fork
+def fork_and_interrupt():
+    pid = fork()
+    if pid == 0:
+        signal.raise_signal(signal.SIGINT)
+    return pid
+os.fork = fork_and_interrupt
+process = WorkerProcess(target=time.sleep, args=(600,), start_method="fork")
+process.start()
+print(type(process.exception()).__name__, process.exitcode, other.is_alive())
+other.kill()
+"""
+    assert run_python("-c", program).stdout.split() == ["KeyboardInterrupt", "1", "True"]
+
+
+def test_stop_without_any_descriptor_left() -> None:
+    program = """
+import os, resource, time
+from mpkit import WorkerProcess
+process = WorkerProcess(target=time.sleep, args=(600,), start_method="spawn")
+process.start()
+taken = []
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+try:
+    while True:
+        taken.append(os.dup(0))
+except OSError:
+    began = time.monotonic()
+    code = process.stop(0)
+    print(code, time.monotonic() - began < 5)
+"""
+    assert run_python("-c", program).stdout.split() == ["-9", "True"]
+
+
 def test_nothing_is_left_when_nobody_asks() -> None:
     code = (
         "import math\nfrom mpkit import WorkerProcess\n"

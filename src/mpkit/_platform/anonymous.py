@@ -78,11 +78,11 @@ class AnonymousFile:
         """How many bytes it has."""
         return os.fstat(self.fileno()).st_size
 
-    def read(self) -> bytes:
-        """All that is in it."""
+    def read(self, size: int = -1) -> bytes:
+        """What is in it, or the first `size` bytes of that."""
         with open(self.fileno(), "rb", closefd=False) as file:
             file.seek(0)
-            return file.read()
+            return file.read(size)
 
     def map_privately(self) -> memoryview:
         """Its contents as memory of our own: writing there changes neither the file nor what others see.

@@ -57,13 +57,17 @@ class _ExactWaiting:
 
     def _launch(self, child: BaseProcess) -> None:
         # A child whose pid did not arrive here, or that waits for what is not sent any more, would stay for
-        # ever. A fork leaves the block by `end_deferral` (`ChildProcess._bootstrap`).
-        # Not kept away: one that comes while arguments are pickled, which is foreign code; and a second one,
-        # should a server or a child that is stopped make us wait.
-        interrupts = deferred_interrupts(unless=lambda: spawning() or interrupts.has_arrived())
+        # ever. A fork leaves the block by `end_deferral`, just before it calls its target.
+        unless = None if self.method == "fork" else lambda: self._gives_way(interrupts)
+        interrupts: deferred_interrupts = deferred_interrupts(unless)
         with interrupts:
             super()._launch(child)  # type: ignore[misc]  # the other base class has it
             self._launched()
+
+    def _gives_way(self, interrupts: deferred_interrupts) -> bool:
+        # To an interrupt that comes while arguments are pickled, which is foreign code; and to a second one,
+        # should a server or a child that is stopped make us wait.
+        return spawning() or interrupts.has_arrived()
 
     def _launched(self) -> None:
         """What is to be done at once, in the parent."""
@@ -75,10 +79,11 @@ class _ExactWaiting:
             # The fork itself, interrupted before it got to what it is for: it must not go on as a second one
             # of the program.
             os._exit(1)
-        if "pid" in its:
-            self._kill_at_once()
-        if "finalizer" in its:
-            self.close()
+        with deferred_interrupts():
+            if "pid" in its:
+                self._kill_at_once()
+            if "finalizer" in its:
+                self.close()
 
     def _kill_at_once(self) -> None:
         raise NotImplementedError

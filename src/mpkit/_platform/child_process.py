@@ -44,6 +44,10 @@ __all__ = [
 ]
 
 
+# How long it may take to be told that a killed process has ended.
+_PATIENCE_S = 5.0
+
+
 class ChildProcess(process.BaseProcess):
     """A process of multiprocessing with a start method of its own, that is waited for exactly.
 
@@ -125,12 +129,16 @@ class ChildProcess(process.BaseProcess):
             super()._after_fork()  # type: ignore[misc]
 
     def _bootstrap(self, parent_sentinel: object = None) -> int:
-        # A fork comes here from inside a block that keeps interrupts away (`child_popen`).
-        end_deferral()
-        self._arrived()
+        try:
+            self._arrived()
+        except BaseException as error:  # noqa: BLE001  it goes no further
+            # On the way out a fork would do what its parent has to do at exit (`popen_fork`, from 3.13 on):
+            # end the parent's other children.
+            sys.excepthook(type(error), error, error.__traceback__)
+            os._exit(1)
         # `run` is called by what follows, its return value dropped; an attribute of this object comes before
         # its class.
-        vars(self)["run"] = functools.partial(self._perform, self.run)
+        vars(self)["run"] = functools.partial(self._perform, functools.partial(_run, self.run))
         return cast("int", super()._bootstrap(parent_sentinel))  # type: ignore[misc]
 
     # For subclasses; with an underscore, because users derive from those and choose names of their own.
@@ -141,6 +149,13 @@ class ChildProcess(process.BaseProcess):
     def _perform(self, run: Callable[[], object]) -> None:
         """In the child: called in place of `run`, which it has to call."""
         run()
+
+
+def _run(run: Callable[[], object]) -> object:
+    # A fork comes here from inside a block that keeps interrupts away (`child_popen`). Only now may one come:
+    # before, it would not be the target's, and would find the process half made.
+    end_deferral()
+    return run()
 
 
 def is_started(child: ChildProcess) -> bool:
@@ -202,12 +217,12 @@ def take_back_start(
         child: The process.
         target: What `target_of` told before the start, which has dropped it.
 
-    Blocking: until it has ended.
+    Blocking: until it has ended, for a few seconds at most (a fork server that is stopped does not tell).
     """
     its = vars(child)
     popen = its["_popen"]
     popen.kill()
-    popen.wait()
+    popen.wait(_PATIENCE_S)
     popen.close()
     cast("set[object]", vars(process)["_children"]).discard(child)
     its["_target"], its["_args"], its["_kwargs"] = target

@@ -14,6 +14,7 @@ import time
 
 from mpkit._platform import identity
 from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._platform.readiness import LONGEST_WAIT_S, wait_readable
 
 __all__ = ["ExitWatcher"]
@@ -34,7 +35,9 @@ class ExitWatcher:
 
     def add(self, process: ProcessIdentity) -> bool:
         """Watch `process`; False, and nothing is watched, when it has ended already."""
-        watched = self._source is not None and self._source.add(process)
+        # An interrupt between a descriptor and the note of it would leave it open.
+        with deferred_interrupts():
+            watched = self._source is not None and self._source.add(process)
         # Looked at only now, with the event in place: what ends after this look is reported by the event. The
         # look also tells whether the pid still means the same process.
         if not identity.is_alive(process):
@@ -49,7 +52,8 @@ class ExitWatcher:
         """Stop watching `process`, if it is watched."""
         self._blind.discard(process)
         if self._source is not None:
-            self._source.discard(process)
+            with deferred_interrupts():
+                self._source.discard(process)
 
     def wait(self, timeout: float | None, *, also: int | None = None) -> tuple[set[ProcessIdentity], bool]:
         """Wait until at least one of the processes has ended.
@@ -82,7 +86,8 @@ class ExitWatcher:
         """Give back what the system lent for it."""
         self._blind.clear()
         if self._source is not None:
-            self._source.close()
+            with deferred_interrupts():
+                self._source.close()
 
 
 def _sleep(pause: float | None, also: int | None) -> tuple[set[ProcessIdentity], bool]:

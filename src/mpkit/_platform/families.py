@@ -12,12 +12,14 @@ from typing import Final, Protocol
 from mpkit._platform import deadlines, identity
 from mpkit._platform.exits import ExitWatcher
 from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.interrupts import deferred_interrupts
 
 __all__ = [
     "HOUSEKEEPERS",
     "KillFamilies",
     "descendants",
     "kill_families",
+    "may_be_signalled",
     "send_signal",
     "send_signal_if_allowed",
     "signal_families",
@@ -33,6 +35,10 @@ HOUSEKEEPERS = ("multiprocessing.resource_tracker", os.path.join("_platform", "g
 # left to read it with: others give theirs back all the time, and nothing tells when.
 _LOOKS: Final = 20
 _PAUSE_S: Final = 0.01
+
+# A family that is stopped has no new members after a few rounds of looking. Not so one with a member of
+# another user, which cannot be stopped, and goes on starting processes.
+_MOST_ROUNDS: Final = 100
 
 # How often it is looked for what those who are ending start meanwhile: after this time, then at ever longer
 # intervals up to the second one. A look costs a millisecond or two.
@@ -167,25 +173,27 @@ def send_signal(process: ProcessIdentity, signum: int) -> bool:
     Raises:
         PermissionError: If it belongs to another user.
     """
-    if sys.platform == "linux" and hasattr(os, "pidfd_open"):
-        try:
-            descriptor = os.pidfd_open(process.pid)
-        except ProcessLookupError:
-            return False
-        except OSError:
-            return _send_by_pid(process, signum)  # an old kernel, a sandbox, out of descriptors
-        try:
-            # The descriptor holds on to one process; which one, is looked up now that it cannot change any
-            # more.
-            if not identity.is_alive(process):
+    # An interrupt between a descriptor and its use would leave it open.
+    with deferred_interrupts():
+        if sys.platform == "linux" and hasattr(os, "pidfd_open"):
+            try:
+                descriptor = os.pidfd_open(process.pid)
+            except ProcessLookupError:
                 return False
-            signal.pidfd_send_signal(descriptor, signum)
-        except ProcessLookupError:
-            return False
-        finally:
-            os.close(descriptor)
-        return True
-    return _send_by_pid(process, signum)
+            except OSError:
+                return _send_by_pid(process, signum)  # an old kernel, a sandbox, out of descriptors
+            try:
+                # The descriptor holds on to one process; which one, is looked up now that it cannot change
+                # any more.
+                if not identity.is_alive(process):
+                    return False
+                signal.pidfd_send_signal(descriptor, signum)
+            except ProcessLookupError:
+                return False
+            finally:
+                os.close(descriptor)
+            return True
+        return _send_by_pid(process, signum)
 
 
 def _send_by_pid(process: ProcessIdentity, signum: int) -> bool:
@@ -204,7 +212,8 @@ def kill_families(roots: Iterable[ProcessIdentity], *, spared: Collection[Proces
 
     No child that is being started meanwhile slips away: everything is stopped first, parents before their
     children, until nothing new turns up. A process with a signal pending cannot fork any more, so this comes
-    to an end. Whatever happens in between, what has been stopped is killed.
+    to an end (after a hundred looks at the latest: one of another user cannot be stopped). Whatever happens
+    in between, what has been stopped is killed.
 
     Descendants can be missed only where there is no descriptor or memory left to look for them, and it stays
     so for a fifth of a second.
@@ -218,7 +227,8 @@ def kill_families(roots: Iterable[ProcessIdentity], *, spared: Collection[Proces
         _stop_all(targets, spared)
         _kill_all(targets)
     except BaseException:
-        # What is stopped and not killed stays so for ever. Twice, should an interrupt come in the first one.
+        # What is stopped and not killed stays so for ever. Twice, should an interrupt come just before it is
+        # kept away.
         try:
             _kill_all(targets)
         finally:
@@ -239,7 +249,7 @@ def signal_families(roots: Iterable[ProcessIdentity], signum: int) -> None:
         for process in targets:
             send_signal_if_allowed(process, signum)
     finally:
-        # Twice, should an interrupt come in the first one.
+        # Twice, should an interrupt come just before it is kept away.
         try:
             _continue_all(targets)
         finally:
@@ -248,9 +258,10 @@ def signal_families(roots: Iterable[ProcessIdentity], signum: int) -> None:
 
 def _continue_all(targets: list[ProcessIdentity]) -> None:
     if sys.platform != "win32":
-        # Children first: a shell that waits for its own then sees none that is stopped.
-        for process in reversed(targets):
-            send_signal_if_allowed(process, signal.SIGCONT)
+        with deferred_interrupts():
+            # Children first: a shell that waits for its own then sees none that is stopped.
+            for process in reversed(targets):
+                send_signal_if_allowed(process, signal.SIGCONT)
 
 
 def _stop_all(targets: list[ProcessIdentity], spared: Collection[ProcessIdentity]) -> None:
@@ -260,24 +271,27 @@ def _stop_all(targets: list[ProcessIdentity], spared: Collection[ProcessIdentity
     me = identity.current()
     stopped: set[ProcessIdentity] = set()
     fresh = list(roots)
-    while fresh:
+    for _ in range(_MOST_ROUNDS):
         for process in fresh:
             if sys.platform != "win32" and process != me:
                 send_signal_if_allowed(process, signal.SIGSTOP)
             stopped.add(process)
         fresh = [process for process in _descendants_if_seen(roots, spared) if process not in stopped]
+        if not fresh:
+            break
         targets.extend(fresh)
 
 
 def _kill_all(targets: list[ProcessIdentity]) -> None:
     me = identity.current()
     failed: OSError | None = None
-    for process in sorted(targets, key=lambda process: process == me):
-        try:
-            send_signal_if_allowed(process, signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
-        except OSError as error:
-            # The others are stopped, too, and must not stay so.
-            failed = error
+    with deferred_interrupts():
+        for process in sorted(targets, key=lambda process: process == me):
+            try:
+                send_signal_if_allowed(process, signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
+            except OSError as error:
+                # The others are stopped, too, and must not stay so.
+                failed = error
     if failed is not None:
         raise failed
 
@@ -297,6 +311,15 @@ def send_signal_if_allowed(process: ProcessIdentity, signum: int) -> None:
     except PermissionError:
         # A set-uid program of another user: not ours to end.
         return
+
+
+def may_be_signalled(process: ProcessIdentity) -> bool:
+    """Whether it belongs to this user; one that has ended does."""
+    try:
+        send_signal(process, 0)
+    except PermissionError:
+        return False
+    return True
 
 
 def wait_gone(processes: Iterable[ProcessIdentity], timeout: float | None) -> list[ProcessIdentity]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Callable, Generator
 from types import FrameType
@@ -26,6 +27,10 @@ class deferred_interrupts:  # noqa: N801  a context manager, named as a function
     A mask would not do: the kernel gives the signal to any thread, and Python then calls the handler in the
     main thread all the same.
 
+    Where the handler of another signal raises an exception just when the block begins or ends, it may never
+    come to its end. Then the next interrupt finds that the function with the block is over, and goes where it
+    should.
+
     The block gets a function that tells whether one has arrived. A process forked inside it, which never
     comes to its end, calls `end_deferral`.
 
@@ -33,18 +38,20 @@ class deferred_interrupts:  # noqa: N801  a context manager, named as a function
         unless: An interrupt does not wait while this says so: for foreign code within the block.
     """
 
-    __slots__ = ("_arrived", "_previous", "_thread", "_unless")
+    __slots__ = ("_arrived", "_frame", "_previous", "_thread", "_unless")
 
     def __init__(self, unless: Callable[[], bool] | None = None) -> None:
         self._arrived: list[tuple[int, FrameType | None]] = []
         self._previous: object = None
         self._thread = threading.get_ident()
         self._unless = unless
+        self._frame: FrameType | None = None
 
     def __enter__(self) -> Callable[[], bool]:
         previous = get_signal_handler(_SIGINT)
         if callable(previous) and self._thread == threading.main_thread().ident:
             self._previous = previous
+            self._frame = sys._getframe(1)
             try:
                 set_signal_handler(_SIGINT, self._note)
             except ValueError:
@@ -56,14 +63,27 @@ class deferred_interrupts:  # noqa: N801  a context manager, named as a function
         previous = self._previous
         if previous is not None:
             set_signal_handler(_SIGINT, previous)
+            self._frame = None
             if self._arrived:
                 cast("_Handler", previous)(*self._arrived[-1])
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        if self._unless is not None and self._unless():
+        if self._is_over():
+            if get_signal_handler(_SIGINT) == self._note:
+                set_signal_handler(_SIGINT, self._previous)
+            cast("_Handler", self._previous)(signum, frame)
+        elif self._unless is not None and self._unless():
             cast("_Handler", self._previous)(signum, frame)
         else:
             self._arrived.append((signum, frame))
+
+    def _is_over(self) -> bool:
+        """Whether the function that has the block is no longer being executed."""
+        # Not from the frame that was interrupted: an inner block hands on what came a while ago.
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame is not self._frame:
+            frame = frame.f_back
+        return frame is None
 
     def has_arrived(self) -> bool:
         """Whether one is waiting."""

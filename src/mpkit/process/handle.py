@@ -145,7 +145,9 @@ class Handle:
     def prepare(self) -> Ties:
         """In the parent, before the start: make the ties."""
         self._oom_kills = memory.oom_kills()
-        self.ties = Ties.create(orphan=self.orphan)
+        # An interrupt between a file and its object would leave it open.
+        with deferred_interrupts():
+            self.ties = Ties.create(orphan=self.orphan)
         return self.ties
 
     def abandon(self) -> ProcessIdentity | None:

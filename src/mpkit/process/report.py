@@ -86,12 +86,13 @@ class Report:
         except OSError as error:
             self.raised(error)
 
-    def _words(self) -> bytes:
-        return bytes(self._file.map_privately()[:_BODY_AT]).ljust(_BODY_AT, b"\0")
-
     def raised(self, error: BaseException) -> None:
         """The target has raised `error`."""
-        self._write(Stage.RAISED, failure.pack_exception(error), [])
+        try:
+            packed = failure.pack_exception(error)
+        except KeyboardInterrupt as interrupt:  # of a hook for pickling itself: Ctrl-C is kept away here
+            packed = failure.pack_exception(interrupt)
+        self._write(Stage.RAISED, packed, [])
 
     def _write(self, stage: Stage, head: bytes, views: list[memoryview]) -> None:
         parts: list[bytes | memoryview] = [
@@ -144,3 +145,8 @@ class Report:
     def close(self) -> None:
         """Let go of the file; what was read from it stays."""
         self._file.close()
+
+    # --- in both ------------------------------------------------------------------------------------------
+
+    def _words(self) -> bytes:
+        return self._file.read(_BODY_AT).ljust(_BODY_AT, b"\0")

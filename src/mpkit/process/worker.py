@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable, Mapping
 from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, SupportsFloat, SupportsIndex, cast
 
-from mpkit._platform import families, seam
+from mpkit._platform import families, identity, seam
 from mpkit._platform.contexts import resolve_context
 from mpkit._platform.deadlines import check_timeout
 from mpkit._platform.hints import Self, TypeVar, override
 from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._platform.process_state import ProcessState
 from mpkit._platform.signals import signal_name
 from mpkit._shm.semaphore import forget_private_of
@@ -167,9 +168,9 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             raise AssertionError(f"cannot start a process twice: {self!r}")
         handle = self._mpkit
         self._start_method = handle.method or resolve_context(None).get_start_method()
-        ties = handle.prepare()
         target = seam.target_of(self)
         try:
+            ties = handle.prepare()
             if self._start_method == "forkserver":
                 # Started by multiprocessing, it would die of a Ctrl-C that comes early.
                 seam.start_fork_server(())
@@ -189,18 +190,18 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
 
     def _take_back_start(self, target: tuple[object, tuple[object, ...], dict[str, object]]) -> None:
         """After an error or an interrupt at any step of it: a process that nobody has must not go on."""
-        process = seam.identity_of(self)
-        try:
-            # First: from here on one that arrives ends by itself, whatever interrupts us.
-            arrived = self._mpkit.abandon()
-            process = process or arrived
-        finally:
+        with deferred_interrupts():
+            process = seam.identity_of(self)
+            try:
+                # First: from here on one that arrives ends by itself.
+                process = self._mpkit.abandon() or process
+            finally:
+                if process is not None:
+                    families.kill_families([process])
+                if seam.is_started(self):
+                    seam.take_back_start(self, target)
             if process is not None:
-                families.kill_families([process])
-            if seam.is_started(self):
-                seam.take_back_start(self, target)
-        if process is not None:
-            forget_private_of(process)
+                self._tidy_up_after(process)
 
     def _look_after(self, handle: Handle, ties: Ties) -> None:
         """What is to be done right after the start."""
@@ -506,8 +507,16 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         process = seam.identity_of(self)
         handle = self._mpkit
         if code is not None and code < 0 and process is not None and not handle.tidied:
+            self._tidy_up_after(process)
             handle.tidied = True
+
+    def _tidy_up_after(self, process: ProcessIdentity) -> None:
+        try:
             forget_private_of(process)
+        except OSError as error:
+            # The resource tracker does it at the end of the program.
+            if not identity.is_lack_of_means(error):
+                raise
 
     def _living_pid(self) -> int:
         self._check_closed()
@@ -688,4 +697,6 @@ def _end_family(root: ProcessIdentity, grace: float | None, handle: Handle, *, i
     handle.killed = True
     family = families.with_descendants(family)
     families.kill_families(family)
-    families.wait_gone(family, _KILL_PATIENCE_S)
+    # Our caller waits for the root. One of another user goes on, whatever we do.
+    others = [process for process in family if process != root]
+    families.wait_gone(filter(families.may_be_signalled, others), _KILL_PATIENCE_S)

@@ -93,6 +93,27 @@ def test_what_is_let_through() -> None:
     assert reached
 
 
+def test_a_block_that_never_came_to_its_end_keeps_nothing_away() -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    def begin() -> None:
+        # As when the handler of another signal raises just before the first line, or the last one, of it.
+        deferred_interrupts().__enter__()
+
+    begin()
+    begin()
+    assert signal.getsignal(signal.SIGINT) is not before
+    reached = False
+    with pytest.raises(KeyboardInterrupt):
+        with deferred_interrupts():
+            signal.raise_signal(signal.SIGINT)
+            reached = True
+    assert reached
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 @forks
 def test_a_fork_inside_a_block_ends_it() -> None:
     before = signal.getsignal(signal.SIGINT)
