@@ -42,15 +42,7 @@ T = TypeVar("T")
 
 _NO_ROOM = {errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EFBIG}
 _NOT_FOR_US = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT}
-_TRY_ELSEWHERE = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOENT,
-    errno.ENOTDIR,
-}
+_TRY_ELSEWHERE = _NOT_FOR_US | {errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}
 _OPEN_FLAGS = (
     os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 )

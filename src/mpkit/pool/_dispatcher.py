@@ -324,11 +324,14 @@ class Dispatcher:
             if lane.is_idle:
                 lane.is_idle = False
                 self.idle.remove(lane)
-            with deferred_interrupts():
-                records = self.take_records(lane)
-                for ended in self.requeue(lane, [number for number, _ in records]):
-                    settlements.append((ended, RAISED, ending_error(ended, lane)))
-            self.fill()
+            self.give_to_others(lane, settlements)
+
+    def give_to_others(self, lane: Lane, settlements: Settlements) -> None:
+        """What a worker has not begun goes to those who are ready (holding the lock; in the supervisor)."""
+        records = self.take_records(lane)
+        for ended in self.requeue(lane, [number for number, _ in records]):
+            settlements.append((ended, RAISED, ending_error(ended, lane)))
+        self.fill()
 
     def _set_lows(self) -> None:
         """Tell each worker when to ring for more."""

@@ -328,10 +328,7 @@ class Supervisor:
                 stop = lane.stop = Stop(task.number, engine.options.max_memory_bytes)
                 lane.ready = False
                 # The others need not wait for it.
-                records = dispatcher.take_records(lane)
-                for ended in dispatcher.requeue(lane, [number for number, _ in records]):
-                    settlements.append((ended, RAISED, ending_error(ended, lane)))
-                dispatcher.fill()
+                dispatcher.give_to_others(lane, settlements)
         engine.collector.settle_surely(settlements)
         if stop is None:
             return

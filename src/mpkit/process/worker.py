@@ -326,14 +326,14 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         """
         if seam.is_closed(self):
             return
+        if exc_type is not None:
+            self._stop_for_good(exc_type)
+            return
         try:
-            if exc_type is None:
-                self.join()
-                return
+            self.join()
         except BaseException as error:
             self._stop_for_good(type(error))
             raise
-        self._stop_for_good(exc_type)
 
     # --- what came of it ----------------------------------------------------------------------------------
 
