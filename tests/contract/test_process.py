@@ -554,9 +554,8 @@ def test_an_interrupt_while_a_with_block_waits_stops_the_process(
     assert process.result() == "interrupted"
 
 
-@posix
-@needs_a_trace_that_raises
-def test_a_start_that_is_interrupted_at_any_step_leaves_nothing(start_method: str) -> None:
+def interrupt_starts(start_method: str, *, every: int = 1, times: int = 1) -> int:
+    """Start processes, each interrupted at a later step; how many starts have failed. Nothing may be left."""
     # Starts what is started once: guardian, fork server, resource tracker.
     first = WorkerProcess(target=time.sleep, args=(600,), start_method=start_method)
     first.start()
@@ -564,11 +563,11 @@ def test_a_start_that_is_interrupted_at_any_step_leaves_nothing(start_method: st
     first.close()
     gc.collect()
     before = len(os.listdir("/dev/fd"))
+    children = psutil.Process().children()
     taken_back = 0
-    # A new interpreter takes its time: of its steps, every seventh.
-    for step in range(0, 10_000, 7 if start_method == "spawn" else 1):
+    for step in range(0, 10_000, every):
         process = WorkerProcess(target=time.sleep, args=(600,), start_method=start_method)
-        reached = interrupt_at(step, process.start, traced=STARTING)
+        reached = interrupt_at(step, process.start, traced=STARTING, times=times)
         if seam.is_started(process):
             process.stop(0)
             process.close()
@@ -579,8 +578,42 @@ def test_a_start_that_is_interrupted_at_any_step_leaves_nothing(start_method: st
             break
     else:
         pytest.fail("there is no end of steps")
-    assert taken_back > 10
     assert len(os.listdir("/dev/fd")) == before
+    if start_method != "forkserver":  # whose children are the server's
+        assert psutil.Process().children() == children
+    return taken_back
+
+
+@posix
+@needs_a_trace_that_raises
+def test_a_start_that_is_interrupted_at_any_step_leaves_nothing(start_method: str) -> None:
+    # A new interpreter takes its time: of its steps, every seventh.
+    assert interrupt_starts(start_method, every=7 if start_method == "spawn" else 1) > 10
+
+
+@posix
+@needs_a_trace_that_raises
+def test_a_start_that_is_interrupted_again_and_again_leaves_nothing() -> None:
+    assert interrupt_starts("fork", times=1000) > 10
+
+
+@posix
+def test_an_interrupt_that_raises_nothing_lets_the_start_go_on(start_method: str) -> None:
+    interrupts = 0
+
+    def note(_signum: int, _frame: object) -> None:
+        nonlocal interrupts
+        interrupts += 1
+
+    process: WorkerProcess[None] = WorkerProcess(target=time.sleep, args=(600,), start_method=start_method)
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        assert interrupt_at(0, process.start, traced=STARTING, times=10_000)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert interrupts
+    assert process.is_alive()
+    process.stop(0)
 
 
 @posix

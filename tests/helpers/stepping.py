@@ -76,6 +76,7 @@ def interrupt_at(
     *,
     opcodes: bool = False,
     traced: tuple[str, ...] = _TRACED,
+    times: int = 1,
 ) -> bool:
     """Run `operation` and send Ctrl-C to this process, in the main thread, at step number `step`, from 0.
 
@@ -84,6 +85,7 @@ def interrupt_at(
         operation: What to run. A fork that it makes gets none.
         opcodes: An opcode is a step, not a line.
         traced: Only code in files whose paths have one of these in them is counted.
+        times: At so many steps, one after the other. (If one raises at its step it is the last.)
 
     Returns:
         Whether that step was reached.
@@ -101,7 +103,7 @@ def interrupt_at(
 
     before = sys.gettrace()
     try:
-        _trace(step, opcodes, interrupt, traced)
+        _trace(step, opcodes, interrupt, traced, times)
         operation()
     except KeyboardInterrupt:
         assert reached
@@ -111,14 +113,20 @@ def interrupt_at(
     return reached
 
 
-def _trace(step: int, opcodes: bool, act: Callable[[], object], traced: tuple[str, ...] = _TRACED) -> None:
+def _trace(
+    step: int,
+    opcodes: bool,
+    act: Callable[[], object],
+    traced: tuple[str, ...] = _TRACED,
+    times: int = 1,
+) -> None:
     kind = "opcode" if opcodes else "line"
     left = step
 
     def local(frame: FrameType, event: str, arg: Any) -> Any:
         nonlocal left
         if event == kind:
-            if left == 0:
+            if -times < left <= 0:
                 act()
             left -= 1
         return local

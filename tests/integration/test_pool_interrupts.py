@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import concurrent.futures
+import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,8 +23,6 @@ from tests.helpers.waiting import PATIENCE, wait_until
 OPCODES = bool(os.environ.get("MPKIT_EVERY_OPCODE")) and sys.version_info < (3, 11)
 #: A wait looks around for as long as it likes, so that there is no last one.
 STEPS = range(6000) if OPCODES else range(1200)
-
-pytestmark = needs_a_trace_that_raises
 
 Handles = list[TaskHandle[Any]]
 
@@ -89,6 +89,7 @@ def was_cancelled(handle: TaskHandle[Any]) -> bool:
     return False
 
 
+@needs_a_trace_that_raises
 @pytest.mark.parametrize(
     "work",
     [submit_and_wait, submit_many, wait_as_futures, exchange_big_things, map_chunks, cancel, iterate],
@@ -113,3 +114,31 @@ def test_the_pool_goes_on(
     # What a destructor was kept from, the next parcel does.
     pool.share(bytearray(100_000)).close()
     wait_until(lambda: pool.statistics().queued == pool.statistics().running == 0, "nothing is under way")
+
+
+class InterruptsWhenPickled:
+    """For an initializer, which is pickled while the pool is being made."""
+
+    def __reduce__(self) -> tuple[type[object], tuple[()]]:
+        signal.raise_signal(signal.SIGINT)
+        return object, ()
+
+
+def test_an_interrupt_while_a_pool_is_made_leaves_none() -> None:
+    children = multiprocessing.active_children()
+    with pytest.raises(KeyboardInterrupt):
+        TaskPool(2, initializer=isinstance, initargs=(InterruptsWhenPickled(), object), context="fork")
+    assert multiprocessing.active_children() == children
+
+
+def test_an_interrupt_that_raises_nothing_lets_the_pool_be_made() -> None:
+    interrupts: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda signum, _frame: interrupts.append(signum))
+    try:
+        with TaskPool(
+            2, initializer=isinstance, initargs=(InterruptsWhenPickled(), object), context="fork"
+        ) as pool:
+            assert pool.apply(tasks.square, (3,)) == 9
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert interrupts == [signal.SIGINT]

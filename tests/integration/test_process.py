@@ -151,6 +151,54 @@ other.kill()
     assert run_python("-c", program).stdout.split() == ["KeyboardInterrupt", "1", "True"]
 
 
+STOPPED_SERVER = """
+import os, signal, threading, time
+from multiprocessing import forkserver
+from mpkit import WorkerProcess
+
+inside = False
+
+def interrupt(over):
+    while not over.wait(0.1):
+        os.kill(os.getpid(), signal.SIGINT)
+
+def on_interrupt(signum, frame):
+    global inside
+    if inside:
+        inside = False
+        raise KeyboardInterrupt
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, on_interrupt)
+    def new():
+        return WorkerProcess(target=time.sleep, args=(600,), start_method="forkserver")
+    first = new()
+    first.start()
+    first.stop(0)
+    os.kill(forkserver._forkserver._forkserver_pid, signal.SIGSTOP)
+    process = new()
+    over = threading.Event()
+    thread = threading.Thread(target=interrupt, args=(over,))
+    thread.start()
+    try:
+        inside = True
+        process.start()
+    except KeyboardInterrupt:
+        print("interrupted", process.state.value)
+    over.set()
+    thread.join()
+    os.kill(forkserver._forkserver._forkserver_pid, signal.SIGCONT)
+    process.start()
+    print(process.stop(0))
+"""
+
+
+def test_ctrl_c_gets_through_a_start_by_a_stopped_fork_server(tmp_path: Path) -> None:
+    path = tmp_path / "program.py"
+    path.write_text(STOPPED_SERVER)
+    assert run_python(path).stdout.split() == ["interrupted", "new", "-9"]
+
+
 def test_stop_without_any_descriptor_left() -> None:
     program = """
 import os, resource, time

@@ -14,6 +14,7 @@ import os
 import signal
 import struct
 import sys
+import time
 from collections import deque
 from multiprocessing import util
 from multiprocessing.process import BaseProcess
@@ -21,13 +22,14 @@ from typing import Any, Final
 
 from mpkit._platform import families, identity
 from mpkit._platform.deadlines import deadline_of, remaining
+from mpkit._platform.forks import in_forked_children
 from mpkit._platform.hints import override
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._platform.interruptible_lock import InterruptibleLock
 from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._platform.readiness import wait_readable
 
-__all__ = ["popen_class", "spawning"]
+__all__ = ["gives_way", "popen_class", "spawning"]
 
 
 class _ExactWaiting:
@@ -58,16 +60,20 @@ class _ExactWaiting:
     def _launch(self, child: BaseProcess) -> None:
         # A child whose pid did not arrive here, or that waits for what is not sent any more, would stay for
         # ever. A fork leaves the block by `end_deferral`, just before it calls its target.
-        unless = None if self.method == "fork" else lambda: self._gives_way(interrupts)
-        interrupts: deferred_interrupts = deferred_interrupts(unless)
-        with interrupts:
-            super()._launch(child)  # type: ignore[misc]  # the other base class has it
-            self._launched()
+        self._interrupts = deferred_interrupts(gives_way)
+        self._launch_began = time.monotonic()
+        with self._interrupts:
+            try:
+                if self.method != "fork":
+                    _launches.append(self)
+                super()._launch(child)  # type: ignore[misc]  # the other base class has it
+                self._launched()
+            finally:
+                with contextlib.suppress(ValueError):
+                    _launches.remove(self)
 
-    def _gives_way(self, interrupts: deferred_interrupts) -> bool:
-        # To an interrupt that comes while arguments are pickled, which is foreign code; and to a second one,
-        # should a server or a child that is stopped make us wait.
-        return spawning() or interrupts.has_arrived()
+    def _is_stuck(self) -> bool:
+        return self._interrupts.has_arrived() and time.monotonic() - self._launch_began > _STUCK_S
 
     def _launched(self) -> None:
         """What is to be done at once, in the parent."""
@@ -280,10 +286,26 @@ class _ChildOfServer(_ExactWaiting):
                 os.kill(self.pid, signum)
 
 
+def gives_way() -> bool:
+    """Whether the start of a process, which keeps interrupts away, gives way to one.
+
+    To the first while arguments are pickled, which is foreign code; to a further one once a launch has taken
+    long: a server or a child that is stopped makes it wait.
+    """
+    return spawning() or any(launch._is_stuck() for launch in _launches)
+
+
 def spawning() -> bool:
     """Whether this thread is just starting a child by spawn or forkserver, and pickling what it gets."""
     return mp_context.get_spawning_popen() is not None
 
+
+#: Launches under way by spawn and forkserver, of all threads.
+_launches: Final[list[_ExactWaiting]] = []
+in_forked_children(_launches.clear)
+
+#: No launch takes as long as this, unless it waits for a process that is stopped.
+_STUCK_S: Final = 1.0
 
 _FIRST: Final = operator.itemgetter(0)
 

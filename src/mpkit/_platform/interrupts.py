@@ -11,6 +11,7 @@ from types import FrameType
 from typing import cast
 
 from mpkit._platform.forks import in_forked_children
+from mpkit._platform.hints import Self
 from mpkit._platform.signal_handlers import get_signal_handler, set_signal_handler
 
 __all__ = ["deferred_interrupts", "end_deferral", "without_interrupts"]
@@ -31,7 +32,7 @@ class deferred_interrupts:  # noqa: N801  a context manager, named as a function
     come to its end. Then the next interrupt finds that the function with the block is over, and goes where it
     should.
 
-    The block gets a function that tells whether one has arrived. A process forked inside it, which never
+    The block may ask whether one has arrived, and hand it on early. A process forked inside it, which never
     comes to its end, calls `end_deferral`.
 
     Args:
@@ -47,7 +48,7 @@ class deferred_interrupts:  # noqa: N801  a context manager, named as a function
         self._unless = unless
         self._frame: FrameType | None = None
 
-    def __enter__(self) -> Callable[[], bool]:
+    def __enter__(self) -> Self:
         previous = get_signal_handler(_SIGINT)
         if callable(previous) and self._thread == threading.main_thread().ident:
             self._previous = previous
@@ -57,7 +58,7 @@ class deferred_interrupts:  # noqa: N801  a context manager, named as a function
             except ValueError:
                 # The main thread of a subinterpreter gets no signals.
                 self._previous = None
-        return self.has_arrived
+        return self
 
     def __exit__(self, *_exc_info: object) -> None:
         previous = self._previous
@@ -88,6 +89,13 @@ class deferred_interrupts:  # noqa: N801  a context manager, named as a function
     def has_arrived(self) -> bool:
         """Whether one is waiting."""
         return bool(self._arrived)
+
+    def hand_on(self) -> None:
+        """Inside the block: call the handler now, if one is waiting; what it raises comes from here."""
+        if self._arrived:
+            latest = self._arrived[-1]
+            self._arrived.clear()
+            cast("_Handler", self._previous)(*latest)
 
 
 def end_deferral() -> None:

@@ -41,7 +41,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from multiprocessing import process, reduction, spawn, util
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
-from mpkit._platform.child_popen import spawning
+from mpkit._platform.child_popen import gives_way, spawning
 from mpkit._platform.child_process import (
     ChildProcess,
     call_target,
@@ -96,6 +96,7 @@ __all__ = [
     "chosen_start_method",
     "code_lost_because",
     "extra_reducers",
+    "gives_way",
     "identity_of",
     "inheriting",
     "interrupt",

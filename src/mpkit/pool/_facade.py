@@ -326,16 +326,19 @@ class TaskPool(PoolView):
         task_options = (
             DEFAULT_TASK_OPTIONS if options.pickler == "pickle" else TaskOptions(pickler=options.pickler)
         )
-        with deferred_interrupts() as interrupted:
+        with deferred_interrupts() as interrupts:
             super().__init__(Engine(options), task_options, None)
             self._executor: PoolExecutor | None = None
             self._finalizer = weakref.finalize(self, _dropped, self._engine, repr(self))
             # The pool's own exit hook comes first.
             self._finalizer.atexit = False
-            if interrupted():
+            try:
+                interrupts.hand_on()
+            except BaseException:
                 # Nobody will ever have this pool.
                 self.terminate()
                 self.join()
+                raise
 
     # -- options ---------------------------------------------------------------------------------------------
 

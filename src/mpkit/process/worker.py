@@ -149,8 +149,8 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         """Start the process. Once only.
 
         If it fails, or is interrupted (Ctrl-C) at any step, nothing is left behind, and it may be tried
-        again. An interrupt waits until the child exists; a second one does not, should a stopped fork server
-        make that long.
+        again. An interrupt waits until the child exists; should a stopped fork server make that take more
+        than a second, another interrupt does not.
 
         Raises:
             SerializationError: If under spawn or forkserver the target, an argument or an attribute of a
@@ -170,23 +170,34 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         self._start_method = handle.method or resolve_context(None).get_start_method()
         target = seam.target_of(self)
         try:
-            ties = handle.prepare()
-            if self._start_method == "forkserver":
-                # Started by multiprocessing, it would die of a Ctrl-C that comes early.
-                seam.start_fork_server(())
-            super().start()
-            self._look_after(handle, ties)
+            with deferred_interrupts(seam.gives_way) as interrupts:
+                try:
+                    self._start_or_fail(handle, interrupts)
+                except BaseException:
+                    self._take_back_start(target)
+                    raise
         except (EOFError, ConnectionError) as error:
             # What talking to the fork server ends in. From 3.14 on (and 3.13.8) the server imports the main
             # module.
-            self._take_back_start(target)
             raise WorkerCrashed(
                 f"the fork server of multiprocessing has died ({type(error).__name__}: {error}); if its "
                 f"error output says that the main module of the program could not be imported: {_GUARD}"
             ) from error
         except BaseException:
+            # At the very edge of the block.
             self._take_back_start(target)
             raise
+
+    def _start_or_fail(self, handle: Handle, interrupts: deferred_interrupts) -> None:
+        ties = handle.prepare()
+        if self._start_method == "forkserver":
+            # Started by multiprocessing, it would die of a Ctrl-C that comes early.
+            seam.start_fork_server(())
+        interrupts.hand_on()
+        super().start()
+        self._look_after(handle, ties)
+        # What has come meanwhile ends the start here, where it can be taken back in peace.
+        interrupts.hand_on()
 
     def _take_back_start(self, target: tuple[object, tuple[object, ...], dict[str, object]]) -> None:
         """After an error or an interrupt at any step of it: a process that nobody has must not go on."""

@@ -19,10 +19,10 @@ forks = pytest.mark.skipif(sys.platform == "win32", reason="forks")
 def test_an_interrupt_waits_for_the_end_of_the_block() -> None:
     reached = False
     with pytest.raises(KeyboardInterrupt):
-        with deferred_interrupts() as arrived:
-            assert not arrived()
+        with deferred_interrupts() as interrupts:
+            assert not interrupts.has_arrived()
             signal.raise_signal(signal.SIGINT)
-            assert arrived()
+            assert interrupts.has_arrived()
             reached = True
     assert reached
 
@@ -33,8 +33,8 @@ def test_blocks_inside_blocks_hand_it_on() -> None:
         with deferred_interrupts() as outer:
             with deferred_interrupts():
                 signal.raise_signal(signal.SIGINT)
-                assert not outer()
-            assert outer()
+                assert not outer.has_arrived()
+            assert outer.has_arrived()
             reached = True
     assert reached
 
@@ -47,6 +47,19 @@ def test_an_exception_of_the_block_is_the_context_of_the_interrupt() -> None:
     assert isinstance(caught.value.__context__, ValueError)
 
 
+def test_what_is_handed_on_early_comes_inside_the_block() -> None:
+    reached = False
+    with deferred_interrupts() as interrupts:
+        interrupts.hand_on()
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.hand_on()
+        assert not interrupts.has_arrived()
+        reached = True
+    assert reached
+
+
 def test_without_an_interrupt_the_handler_is_as_it_was() -> None:
     before = signal.getsignal(signal.SIGINT)
     with deferred_interrupts():
@@ -57,9 +70,9 @@ def test_without_an_interrupt_the_handler_is_as_it_was() -> None:
 def test_an_application_that_ignores_it_goes_on_doing_so() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with deferred_interrupts() as arrived:
+        with deferred_interrupts() as interrupts:
             signal.raise_signal(signal.SIGINT)
-            assert not arrived()
+            assert not interrupts.has_arrived()
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -68,8 +81,8 @@ def test_in_another_thread_nothing_changes() -> None:
     seen: list[object] = []
 
     def look() -> None:
-        with deferred_interrupts() as arrived:
-            seen.extend((signal.getsignal(signal.SIGINT), arrived()))
+        with deferred_interrupts() as interrupts:
+            seen.extend((signal.getsignal(signal.SIGINT), interrupts.has_arrived()))
 
     thread = threading.Thread(target=look)
     thread.start()
@@ -81,14 +94,14 @@ def test_what_is_let_through() -> None:
     through = False
     reached = False
     with pytest.raises(KeyboardInterrupt):
-        with deferred_interrupts(unless=lambda: through) as arrived:
+        with deferred_interrupts(unless=lambda: through) as interrupts:
             through = True
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)
-            assert not arrived()
+            assert not interrupts.has_arrived()
             through = False
             signal.raise_signal(signal.SIGINT)
-            assert arrived()
+            assert interrupts.has_arrived()
             reached = True
     assert reached
 
