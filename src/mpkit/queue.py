@@ -470,17 +470,23 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         head, buffers = _encode(item)
         parts = [buffer.raw() for buffer in buffers]
         self._check_size(len(head) + sum(part.nbytes for part in parts))
-        written: WrittenItem | None = WrittenItem(head, 0, 0, 0)
         if parts or len(head) > _INLINE_BYTES:
-            written = side.write_big(head, parts, True, None)
-        assert written is not None
+            # The lock is held for microseconds, unless somebody was stopped there: others go on meanwhile.
+            while (written := side.write_big(head, parts, False, None)) is None:
+                await self._async_waiters_here().moment()
+        else:
+            written = WrittenItem(head, 0, 0, 0)
         done = False
         try:
             while not done:
                 # Before the try: room that is made after it must not be missed.
                 seen = side.progress()
-                done = side.put(written.record, written.flag, False, None)
-                if not done:
+                went = side.put_now(written.record, written.flag)
+                if went is None:
+                    await self._async_waiters_here().moment()
+                elif went:
+                    done = True
+                else:
                     await self._async_waiters_here().room(seen)
         finally:
             if not done and written.flag == BIG:

@@ -20,7 +20,7 @@ import pytest
 
 from mpkit import BoundedQueue
 from mpkit._platform.contexts import resolve_context
-from mpkit._shm import layout, regions, robust_lock
+from mpkit._shm import layout, put_side, regions, robust_lock
 from mpkit.errors import QueueEmpty, QueueFull
 from tests.contract import queue_targets as targets
 from tests.helpers.processes import reap, run_python
@@ -109,6 +109,30 @@ def test_a_stopped_process_is_never_robbed(side: str, monkeypatch: pytest.Monkey
             assert queue.get_many(timeout=PATIENCE)[-1] in ("last", "there", "more")
         assert child.exitcode == 0
         assert queue.statistics().recoveries == 0
+
+
+@pytest.mark.parametrize("item", ["x", b"x" * BIG], ids=["small", "big"])
+def test_a_coroutine_waits_for_a_stopped_process_and_lets_others_run(
+    item: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(put_side, "PATIENCE_SECONDS", 0.05)
+    with BoundedQueue[int]() as reached, BoundedQueue[Any]() as queue:
+        child = process(targets.stop_inside_queue, queue, "put_lock", reached)
+
+        async def put() -> None:
+            putting = asyncio.create_task(queue.aput(item))
+            for _ in range(5):
+                await asyncio.sleep(0.01)
+            assert not putting.done()
+            os.kill(pid, signal.SIGCONT)
+            # There is room, and nobody who takes anything: that the lock is free has to be enough.
+            await asyncio.wait_for(putting, PATIENCE)
+
+        with reap(child):
+            pid = reached.get(timeout=PATIENCE)
+            wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, "the child is stopped")
+            asyncio.run(put())
+        assert queue.get() == item
 
 
 def test_waiting_processes_may_be_killed() -> None:

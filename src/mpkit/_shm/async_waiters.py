@@ -22,6 +22,8 @@ from mpkit.errors import MpkitError
 _LINGER_SECONDS = 0.2
 #: How long the thread waits for the queue before it looks whether anybody still waits for it.
 _LOOK_SECONDS = 1.0
+#: How long a coroutine lets others run when the lock of its side cannot be had.
+_MOMENT_SECONDS = 0.05
 
 
 class _Waiter(NamedTuple):
@@ -169,6 +171,10 @@ class AsyncWaiters:
         `seen`.
         """
         await self._room.wait(seen)
+
+    async def moment(self) -> None:
+        """Let others run for a moment: a process was stopped (SIGSTOP) while it held the lock."""
+        await asyncio.sleep(_MOMENT_SECONDS)
 
     def stop(self) -> None:
         """End the threads; coroutines that wait try again (and find the queue closed)."""

@@ -216,6 +216,24 @@ class PutSide:
                 # The token stood for all the room there was: what is left of it is for the next one.
                 self._file.putters.pass_on()
 
+    def put_now(self, data: bytes, flag: int) -> bool | None:
+        """`put` that waits neither for room nor for a process that was stopped in the middle of an operation:
+        False when there is no room, None when the lock could not be had.
+        """
+        self._lock.refuse_reentry()
+        try:
+            if not self._acquire(False, None):
+                return None
+            done = self._put_locked(data, flag)
+        finally:
+            try:
+                self._lock.unwind()
+            finally:
+                self._lock.unwind()
+        if done and self._words[ITEMS_SLEPT] != self._quiet:
+            self.wake_getters(1)
+        return done
+
     def put_many(self, items: Sequence[bytes], block: bool, deadline: float | None) -> int:
         """Put records in order as room allows; returns how many went in.
 
