@@ -117,6 +117,7 @@ def main(arguments: Sequence[str]) -> int:
     missing = _missing(workloads)
     for name in missing:
         print(f"{name} is not installed and is left out", file=sys.stderr)
+    runner.compile_sources()
     results = []
     for workload in workloads:
         contenders = [name for name in chosen_contenders(workload, wanted) if name not in missing]

@@ -4,6 +4,8 @@ all.
 
 from __future__ import annotations
 
+import compileall
+import importlib.util
 import json
 import os
 import subprocess
@@ -53,6 +55,18 @@ def run(
 
 #: What a measurement says if the contender cannot do the work at all.
 UNSUPPORTED = "has no such call"
+
+
+def compile_sources() -> None:
+    """Compile mpkit and the benchmarks, as an installation does; a checkout may have stale bytecode.
+
+    Peers have been installed. Where Python may write no bytecode (``PYTHONDONTWRITEBYTECODE``), each start of
+    an interpreter or a worker would compile mpkit anew.
+    """
+    for package in ("mpkit", "benchmarks"):
+        spec = importlib.util.find_spec(package)
+        for directory in (spec and spec.submodule_search_locations) or ():
+            compileall.compile_dir(directory, quiet=1)
 
 
 def measure(workload: Workload, contender: str, scale: Scale) -> tuple[Sample | None, str]:

@@ -146,10 +146,7 @@ class Crew:
 
     def note_death_of(self, lane: Lane, exitcode: int | None, last_words: str) -> PoolBroken | None:
         """A worker is dead: count it if it never became ready. The error, once there is no more hope."""
-        if self._hellos_seen != self._dispatcher.hellos:
-            self._hellos_seen = self._dispatcher.hellos
-            self._failures.clear()
-            self._failed = self._killed = 0
+        self._forget_failures_before_a_greeting()
         if lane.greeted:
             return None
         name = signal_name(exitcode)
@@ -160,6 +157,7 @@ class Crew:
 
     def note_failure(self, how: str, *, killed: bool) -> PoolBroken | None:
         """A start-up has failed. The error, once there is no more hope."""
+        self._forget_failures_before_a_greeting()
         self._failures.append(how)
         if killed:
             self._killed += 1
@@ -185,6 +183,13 @@ class Crew:
                 " Something kills them: the out-of-memory killer, a limit of the system, or another program."
             )
         return PoolBroken(text)
+
+    def _forget_failures_before_a_greeting(self) -> None:
+        # In a row are those without a start between them that went well.
+        if self._hellos_seen != self._dispatcher.hellos:
+            self._hellos_seen = self._dispatcher.hellos
+            self._failures.clear()
+            self._failed = self._killed = 0
 
     def dispose(self, lane: Lane) -> None:
         """Give back everything of a dead worker."""

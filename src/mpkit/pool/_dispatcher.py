@@ -407,12 +407,14 @@ class Dispatcher:
                         continue
                     if kind == BIG_VALUE or kind == BIG_ERROR:
                         # Under the lock: as soon as it is free, the supervisor may find the worker dead and
-                        # remove what it has not handed over.
+                        # remove what it has not handed over. And once only: it is gone then, and whoever
+                        # drains again after an interrupt must find the task ended.
                         with deferred_interrupts():
                             settlements.append((task, *payload.adopt(kind, record)))
+                            ledger.finish(key, number, kind == BIG_VALUE)
                     else:
                         settlements.append((task, kind, record))
-                    ledger.finish(key, number, kind == NONE or kind == VALUE or kind == BIG_VALUE)
+                        ledger.finish(key, number, kind == NONE or kind == VALUE)
                     if type(task) is Task:
                         task.function.took(run_ns)
                     elif isinstance(task, Chunk):
@@ -460,11 +462,13 @@ class Dispatcher:
             return
         length = reached - chunk.done
         if inner == BIG_VALUE:
+            # As in `drain_lane`.
             with deferred_interrupts():
                 settlements.append((chunk, PART, (chunk.done, *payload.adopt(inner, record), length)))
+                chunk.done = reached
         else:
             settlements.append((chunk, PART, (chunk.done, inner, record, length)))
-        chunk.done = reached
+            chunk.done = reached
 
     def _note_if_idle(self, lane: Lane) -> None:
         if not lane.sent and lane.ready and not lane.leaving and not lane.is_idle:

@@ -404,16 +404,21 @@ class Engine:
             return self._end_all(now)
         if self.state is CLOSED and not dispatcher.ledger.live:
             return self._send_home(now)
-        missing = self.options.processes - len(dispatcher.lanes)
-        while missing > 0:
+        while self._is_worker_missing():
             if now < self.crew.not_before:
                 return self.crew.not_before
             broken = self.supervisor.start_worker()
             if broken is not None:
                 self.break_down(broken)
                 return now
-            missing = self.options.processes - len(dispatcher.lanes)
         return _NEVER
+
+    def _is_worker_missing(self) -> bool:
+        wanted = self.options.processes
+        if self.state is CLOSED:
+            # What is left may be fewer tasks than that.
+            wanted = min(wanted, self.dispatcher.ledger.live)
+        return len(self.dispatcher.lanes) < wanted
 
     def _send_home(self, now: float) -> float:
         for lane in list(self.dispatcher.lanes.values()):

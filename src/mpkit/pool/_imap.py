@@ -120,16 +120,20 @@ class _ImapSink:
         # See `is_idle`.
         self._arriving.append(None)
         try:
-            if kind != PART:
-                if self.tasks.pop(task.number, None) is None:
-                    return
-            elif isinstance(task, Chunk):
+            if isinstance(task, Chunk):
                 if first in task.told:
                     return
-                task.told.add(first)
+                task.told[first] = length
+            elif self.tasks.pop(task.number, None) is None:
+                return
             if self._is_closed:
                 return
             self._arrive(first, length, inner, data, of_chunk=isinstance(task, Chunk))
+            if isinstance(task, Chunk):
+                if kind != PART:
+                    task.drained = True
+                if task.drained:
+                    self._forget_if_told(task)
         finally:
             self._arriving.pop()
         condition = self._made_condition
@@ -138,12 +142,20 @@ class _ImapSink:
                 condition.notify_all()
 
     def split(self, task: Chunk, pieces: list[Chunk]) -> None:
-        """Pieces stand for a task from now on."""
+        """Pieces stand from now on for what of a task had not been done."""
         for piece in pieces:
             self.tasks[piece.number] = piece
-        self.tasks.pop(task.number, None)
+        task.stop = task.done
+        task.drained = True
+        self._forget_if_told(task)
         if self._is_closed:
             self._engine.cancel_later(list(pieces))
+
+    def _forget_if_told(self, task: Chunk) -> None:
+        # Its end may be told while another thread still has an earlier part of it in its hands. Each notes
+        # what it brings, then looks whether that was the end: so the last one finds nothing missing.
+        if sum(list(task.told.values())) >= task.items:
+            self.tasks.pop(task.number, None)
 
     def _arrive(self, first: int, length: int, kind: int, data: object, *, of_chunk: bool) -> None:
         outcome = (length, kind, data, of_chunk)
@@ -377,6 +389,7 @@ class ImapIterator(Generic[R]):
             StopIteration: There are no more.
             WaitTimeout: The time was over; it can be asked for again.
             SerializationError: This item, or its result, cannot be pickled.
+            RuntimeError: This item's call raised StopIteration (which is the cause).
             Exception: What this item's call raised; or, after all results, what the input raised, or why the
                 pool took no more.
 
@@ -390,6 +403,9 @@ class ImapIterator(Generic[R]):
         self._delivered += 1
         if error is not None:
             try:
+                if isinstance(error, StopIteration):
+                    # As it is, it would end the loop that asks, and all later results would be lost.
+                    raise RuntimeError(f"{self._function.name} raised StopIteration") from error  # noqa: TRY004
                 raise error
             finally:
                 del error

@@ -135,10 +135,11 @@ class Chunk(Task):
         start: the first of its items, counted in the list that its record holds.
         stop: behind the last one.
         done: the first one whose outcome has not come yet (the others came in parts).
-        told: the parts that its sink has been told of, by their first item.
+        told: what its sink has been told of, by the first item: how many.
+        drained: nothing more of it will come from a worker, but parts may still be under way to its sink.
     """
 
-    __slots__ = ("done", "start", "stop", "told")
+    __slots__ = ("done", "drained", "start", "stop", "told")
 
     def __init__(
         self,
@@ -156,7 +157,8 @@ class Chunk(Task):
         self.start: int = start
         self.stop: int = stop
         self.done: int = start
-        self.told: set[int] = set()
+        self.told: dict[int, int] = {}
+        self.drained: bool = False
 
     @property
     @override

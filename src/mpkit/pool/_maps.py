@@ -8,10 +8,11 @@ send items one by one unless told otherwise.
 
 from __future__ import annotations
 
-import threading
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mpkit._platform import seam
 from mpkit._platform.hints import override
 from mpkit.errors import TaskCancelled
 from mpkit.pool import _payload as payload
@@ -81,6 +82,8 @@ def _decode(pieces: dict[int, tuple[int, int, Any]]) -> tuple[list[Any] | None, 
         outcomes = open_chunk(kind, data, length) if error is not None else open_chunk(PLAIN, value, length)
         if first is None:
             first = next((e for _, e in outcomes if e is not None), None)
+        # One that could not be unpickled may be without error the second time.
+        results += [result for result, _ in outcomes]
     return (results, None) if first is None else (None, first)
 
 
@@ -98,7 +101,9 @@ class MapHandle(TaskHandle[list[R]]):
         self._sink: _MapSink = _MapSink(self)
         self._missing = 0
         self._has_failures = False
-        self._count_lock = threading.Lock()
+        #: Pieces that have come and are not among them yet.
+        self._brought: deque[tuple[int, int, int, Any]] = deque()
+        self._count_lock = seam.InterruptibleLock()
         self._progress = progress
 
     #: What the pieces were unpickled to, by whoever was first.
@@ -142,20 +147,28 @@ class MapHandle(TaskHandle[list[R]]):
 
     def piece_done(self, first: int, length: int, kind: int, data: object) -> None:
         """Neighbouring items have ended."""
-        failed = payload.has_failures(kind, data)
-        with self._count_lock:
-            if first in self._pieces or self._is_settled():
-                return
-            self._pieces[first] = (length, kind, data)
-            self._missing -= length
-            missing = self._missing
-            self._has_failures = self._has_failures or failed
-        self._progress.step(length)
-        if not missing:
-            self._progress.close()
-            # Whoever waits for the first exception among several handles is told by the kind.
-            self._settle(None, ERROR if self._has_failures else VALUE, None)
-            self._sink.forget()
+        self._brought.append((first, length, kind, data))
+        # A signal handler may bring another piece in the middle of `_note_pieces`, which goes on with it.
+        while self._brought and not self._count_lock.is_owned():
+            new, is_last = self._count_lock.run(self._note_pieces)
+            self._progress.step(new)
+            if is_last:
+                self._progress.close()
+                # Whoever waits for the first exception among several handles is told by the kind.
+                self._settle(None, ERROR if self._has_failures else VALUE, None)
+                self._sink.forget()
+
+    def _note_pieces(self) -> tuple[int, bool]:
+        """Take note of what has been brought: how many items are new, and whether they are the last ones."""
+        new = 0
+        while self._brought:
+            first, length, kind, data = self._brought.popleft()
+            if first not in self._pieces and not self._is_settled():
+                self._pieces[first] = (length, kind, data)
+                self._has_failures = self._has_failures or payload.has_failures(kind, data)
+                self._missing -= length
+                new += length
+        return new, bool(new) and not self._missing
 
     def cancel_tasks(self, tasks: list[Task]) -> None:
         """Cancel chunks, in the supervisor's thread."""

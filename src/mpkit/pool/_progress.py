@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import logging
-import threading
+from collections import deque
 from typing import Any
 
+from mpkit._platform import seam
+from mpkit._platform.contexts import resolve_context
 from mpkit._platform.interrupts import deferred_interrupts
 
 __all__ = ["Progress"]
@@ -24,7 +27,10 @@ class Progress:
 
     def __init__(self, wanted: bool, total: int | None, what: str) -> None:
         self._bar: Any = None
-        self._lock = threading.Lock()
+        #: Items that are done and not shown yet.
+        self._steps: deque[int] = deque()
+        self._is_over = False
+        self._lock = seam.InterruptibleLock()
         if wanted:
             try:
                 bar_class = _bar_class()
@@ -45,24 +51,36 @@ class Progress:
     def step(self, items: int) -> None:
         """So many more are done."""
         if self._bar is not None:
-            with deferred_interrupts(), self._lock:
-                if self._bar is not None:
-                    try:
-                        self._bar.update(items)
-                    except Exception as error:  # noqa: BLE001  see above
-                        self._bar = None
-                        _bar_failed(error)
+            self._steps.append(items)
+            self._catch_up()
 
     def close(self) -> None:
         """No more will come."""
-        if self._bar is not None:
-            with deferred_interrupts(), self._lock:
-                bar, self._bar = self._bar, None
-                if bar is not None:
-                    try:
-                        bar.close()
-                    except Exception as error:  # noqa: BLE001  see above
-                        _bar_failed(error)
+        self._is_over = True
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        # A signal handler may come here in the middle of `_show`, which then goes on with what it brings.
+        while self._bar is not None and (self._steps or self._is_over) and not self._lock.is_owned():
+            with deferred_interrupts():
+                self._lock.run(self._show)
+
+    def _show(self) -> None:
+        bar = self._bar
+        if bar is None:
+            return
+        items = 0
+        while self._steps:
+            items += self._steps.popleft()
+        try:
+            if items:
+                bar.update(items)
+            if self._is_over:
+                self._bar = None
+                bar.close()
+        except Exception as error:  # noqa: BLE001  see above
+            self._bar = None
+            _bar_failed(error)
 
 
 @functools.cache
@@ -73,6 +91,13 @@ def _bar_class() -> type[Any]:
         ImportError: tqdm is not installed.
     """
     from tqdm.auto import tqdm  # noqa: PLC0415  an extra
+
+    lock_class: Any = importlib.import_module("tqdm.std").TqdmDefaultWriteLock
+    if not hasattr(lock_class, "mp_lock"):
+        # By itself it makes one by way of `multiprocessing.RLock`, which settles the application's start
+        # method on the platform's default. It does without where there can be none.
+        with contextlib.suppress(OSError):
+            lock_class.mp_lock = resolve_context(None).RLock()
 
     bar: Any = tqdm
 

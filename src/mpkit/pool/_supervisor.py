@@ -278,19 +278,18 @@ class Supervisor:
         if sample:
             self._look_whether_stopped(lanes)
         for lane in lanes:
+            measured = 0
             if sample:
+                measured, _ = dispatcher.running_since(lane)
                 lane.rss_bytes = rss_bytes(lane.pid) or lane.rss_bytes
             if lane.stop is not None:
                 continue
             with dispatcher.lock:
                 number, started = dispatcher.running_since(lane)
                 task = lane.sent.get(number)
-                if (
-                    limit is not None
-                    and lane.rss_bytes is not None
-                    and lane.rss_bytes > limit
-                    and task is not None
-                ):
+                # Only of the task that ran while it was measured: the next one may be innocent.
+                is_big = limit is not None and lane.rss_bytes is not None and lane.rss_bytes > limit
+                if is_big and task is not None and number == measured:
                     reason = TOO_BIG
                 elif task is not None and task.timeout is not None:
                     due = started / 1e9 + task.timeout
