@@ -66,6 +66,11 @@ def kill_myself(signum: int = signal.SIGKILL) -> None:
     time.sleep(60)
 
 
+def wait_and_die(gate: LockedCounter) -> None:
+    gate.wait_for(1)
+    kill_myself()
+
+
 def exit_now(code: int) -> None:
     os._exit(code)
 
@@ -457,6 +462,31 @@ class Counted:
     def __setstate__(self, state: dict[str, Any]) -> None:
         Counted.times += 1
         self.__dict__.update(state)
+
+
+class FailsToUnpickleOnce:
+    """Lacks memory the first time that one is unpickled in this process."""
+
+    times = 0
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        FailsToUnpickleOnce.times += 1
+        if FailsToUnpickleOnce.times == 1:
+            raise MemoryError
+        self.__dict__.update(state)
+
+
+def fails_to_unpickle_once(number: int) -> FailsToUnpickleOnce:
+    return FailsToUnpickleOnce(number)
+
+
+def big_after_a_while(number: int) -> bytes:
+    """Long enough to be handed in as a part of its chunk."""
+    time.sleep(0.003)
+    return bytes([number]) * 100_000
 
 
 def counted_or_fail_if_odd(number: int) -> Counted:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import io
+import signal
 import sys
 import threading
 from collections import Counter
@@ -19,7 +20,9 @@ import pytest
 from mpkit import TaskPool
 from mpkit.errors import ClosedError, SerializationError
 from mpkit.pool import ImapIterator, TaskHandle, _maps, _progress
+from mpkit.pool import _payload as payload
 from tests.contract import pool_tasks as tasks
+from tests.helpers.processes import run_python
 from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
 from tests.helpers.waiting import PATIENCE, wait_until
 
@@ -325,3 +328,76 @@ def test_arguments_that_do_not_unpickle_are_the_only_ones_that_fail(pool: TaskPo
     handle = pool.starmap_async(tasks.second, [(1, 2), (3, tasks.Breaks()), (5, 6)], chunksize=3)
     with pytest.raises(SerializationError, match="cannot come back"):
         handle.result(PATIENCE)
+
+
+@pytest.mark.parametrize("chunksize", [1, 3])
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("source", [list, iter])
+def test_a_function_that_raises_stop_iteration_ends_no_iteration(
+    pool: TaskPool, source: Callable[[Any], Any], ordered: bool, chunksize: int
+) -> None:
+    call = pool.imap if ordered else pool.imap_unordered
+    # Short items of a list are sent in groups once they are known to be short.
+    list(call(tasks.stop_iteration, [0] * 50))
+    found = outcomes_of(call(tasks.stop_iteration, source([0, 1, 2, 1, 4]), chunksize=chunksize))
+    expected = [0, RuntimeError, 2, RuntimeError, 4]
+    assert found == expected if ordered else Counter(found) == Counter(expected)
+
+
+def test_results_that_unpickle_the_second_time_are_all_there(
+    pool: TaskPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks.FailsToUnpickleOnce, "times", 0)
+    found = pool.map(tasks.fails_to_unpickle_once, range(8), chunksize=4)
+    assert [result.number for result in found] == list(range(8))
+
+
+@pytest.mark.parametrize("inside", ["count", "bar"])
+def test_a_signal_handler_may_look_while_a_piece_of_the_same_map_is_noted(
+    pool: TaskPool, tmp_path: Path, inside: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handled: list[object] = []
+    gate = tmp_path / "gate"
+
+    def interrupt(_count: object = None) -> None:
+        if not handled and threading.current_thread() is threading.main_thread():
+            gate.touch()
+            wait_until(pool._engine.dispatcher.has_outcomes, "the other piece is there")
+            signal.raise_signal(signal.SIGUSR1)
+
+    bar = Mock()
+    monkeypatch.setattr(_progress, "_bar_class", lambda: bar)
+    if inside == "bar":
+        bar.return_value.update.side_effect = interrupt
+    else:
+        real = payload.has_failures
+
+        def has_failures(kind: int, data: object) -> bool:
+            interrupt()
+            return real(kind, data)
+
+        monkeypatch.setattr(payload, "has_failures", has_failures)
+    # The other piece is brought in the middle of the first one.
+    before = signal.signal(signal.SIGUSR1, lambda *_: handled.append(pool.statistics()))
+    at_once = tmp_path / "at once"
+    at_once.touch()
+    try:
+        found = pool.map(tasks.wait_for_file, [str(at_once), str(gate)], chunksize=1, progress=True)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert handled
+    assert found == [str(at_once), str(gate)]
+    assert sum(call.args[0] for call in bar.return_value.update.call_args_list) == 2
+    bar.return_value.close.assert_called_once()
+
+
+def test_a_progress_bar_settles_no_start_method() -> None:
+    program = """
+import multiprocessing
+from mpkit import TaskPool
+if __name__ == "__main__":
+    with TaskPool(1) as pool:
+        print(pool.map(abs, range(-2, 1), progress=True))
+        print(multiprocessing.get_start_method(allow_none=True))
+"""
+    assert run_python("-c", program).stdout.splitlines() == ["[2, 1, 0]", "None"]

@@ -9,6 +9,7 @@ import gc
 import logging
 import os
 import pickle
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ import pytest
 
 from mpkit.errors import ClosedError, SerializationError, TaskCancelled, TaskTimeout
 from mpkit.pool import TaskPool
+from mpkit.pool import _payload as payload
 from mpkit.pool._ledger import Task
 from mpkit.pool._payload import INLINE_BYTES
 from tests.contract import pool_tasks as tasks
@@ -432,3 +434,31 @@ def test_function_and_arguments_together_fit_into_any_empty_inbox(
                 assert pool.map(function, [bytes(size)]) == [blob + size]
     # And not because nothing travels in a record any more.
     assert largest - 200 < longest <= largest
+
+
+# -- Ctrl-C --------------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_while_a_big_result_arrives_loses_none(
+    pool: TaskPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adopt = payload.adopt
+    interrupts: list[int] = []
+
+    def adopt_and_interrupt(kind: int, record: bytes) -> tuple[int, object]:
+        adopted = adopt(kind, record)
+        if threading.current_thread() is threading.main_thread() and len(interrupts) < 3:
+            interrupts.append(kind)
+            signal.raise_signal(signal.SIGINT)
+        return adopted
+
+    monkeypatch.setattr(payload, "adopt", adopt_and_interrupt)
+    handle = pool.submit(bytes, 100_000)
+    results = pool.map_async(tasks.big_after_a_while, range(6), chunksize=6)
+    for waited_for in (handle, results):
+        while not waited_for._is_settled():
+            with contextlib.suppress(KeyboardInterrupt):
+                waited_for.wait(PATIENCE)
+    assert interrupts
+    assert handle.result() == bytes(100_000)
+    assert results.result() == [bytes([n]) * 100_000 for n in range(6)]

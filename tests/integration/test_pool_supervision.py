@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from mpkit import LockedCounter
 from mpkit._platform import families, memory, readiness
 from mpkit._platform.exits import ExitWatcher
 from mpkit.errors import PoolBroken, TaskTimeout, WaitTimeout, WorkerCrashed
@@ -385,3 +386,49 @@ def test_a_report_without_any_means_raises_nothing(monkeypatch: pytest.MonkeyPat
     _reports.attempt(fail)
     done.append(1)
     assert done == [1]
+
+
+def test_what_a_task_left_behind_is_not_held_against_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = 1 << 40
+    first_goes, second_goes = LockedCounter(), LockedCounter()
+    with TaskPool(1, context="fork", max_memory_bytes=limit) as pool:
+        first = pool.submit(first_goes.wait_for, 1)
+        wait_until(first.running, "the first one runs")
+        second = pool.submit(second_goes.wait_for, 1)
+        measured = 0
+
+        def measure(_pid: int) -> int:
+            """Much, while the first one ran; when the answer comes it is the second one that runs."""
+            nonlocal measured
+            measured += 1
+            if measured > 1:
+                if measured == 3:
+                    second_goes.add()
+                return 1
+            first_goes.add()
+            wait_until(second.running, "the second one runs")
+            return 2 * limit
+
+        monkeypatch.setattr(_supervisor, "rss_bytes", measure)
+        assert first.result(PATIENCE)
+        assert second.result(PATIENCE)
+        assert pool.statistics().workers_started == 1
+
+
+def test_a_closed_pool_replaces_only_workers_that_it_needs() -> None:
+    gate = LockedCounter()
+    with TaskPool(2, context="fork") as pool:
+        dies = pool.submit(tasks.wait_and_die, gate)
+        stays = pool.submit(gate.wait_for, 2)
+        wait_until(lambda: dies.running() and stays.running(), "both run")
+        pool.close()
+        gate.add()
+        assert isinstance(dies.exception(PATIENCE), WorkerCrashed)
+        for _ in range(2):  # the thread has seen to the crew meanwhile
+            seen = threading.Event()
+            pool._engine.supervisor.request(seen.set)
+            assert seen.wait(PATIENCE)
+        gate.add()
+        assert stays.result(PATIENCE)
+        assert pool.join(PATIENCE)
+        assert pool.statistics().workers_started == 2

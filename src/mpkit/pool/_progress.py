@@ -69,12 +69,9 @@ class Progress:
         bar = self._bar
         if bar is None:
             return
-        items = 0
-        while self._steps:
-            items += self._steps.popleft()
         try:
-            if items:
-                bar.update(items)
+            while self._steps:
+                bar.update(self._steps.popleft())
             if self._is_over:
                 self._bar = None
                 bar.close()

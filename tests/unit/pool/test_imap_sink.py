@@ -1,0 +1,84 @@
+"""What a lazy map knows of the outcomes that are still under way to it."""
+
+from __future__ import annotations
+
+from unittest.mock import Mock
+
+import pytest
+
+from mpkit.pool._channel import PART, VALUE
+from mpkit.pool._functions import Function
+from mpkit.pool._imap import _ImapSink
+from mpkit.pool._ledger import Chunk
+from mpkit.pool._progress import Progress
+
+
+def chunk_of(sink: _ImapSink, start: int, stop: int) -> Chunk:
+    return Chunk(10 * start + stop, sink, b"", Function("f", b""), None, 0, None, start, stop)
+
+
+def a_part(first: int, length: int) -> tuple[int, int, bytes, int]:
+    return first, VALUE, b"", length
+
+
+@pytest.fixture(params=[True, False], ids=["ordered", "unordered"])
+def sink(request: pytest.FixtureRequest) -> _ImapSink:
+    return _ImapSink(Mock(), Progress(False, None, ""), None, ordered=request.param)
+
+
+def test_a_part_that_another_thread_has_in_its_hands_is_waited_for(sink: _ImapSink) -> None:
+    chunk = chunk_of(sink, 0, 4)
+    sink._sent(chunk)
+    # Two threads have taken the first items, and one of them is slow: another one brings the end before it.
+    chunk.done = 3
+    sink._settle(chunk, VALUE, b"")
+    sink._settle(chunk, PART, a_part(0, 2))
+    while sink._is_settled():
+        sink.take()
+    assert not sink.is_idle()
+    sink._settle(chunk, PART, a_part(2, 1))
+    while sink._is_settled():
+        sink.take()
+    assert sink.is_idle()
+
+
+def test_so_it_is_when_the_worker_has_died_meanwhile(sink: _ImapSink) -> None:
+    chunk = chunk_of(sink, 0, 4)
+    sink._sent(chunk)
+    chunk.done = 2
+    piece = chunk_of(sink, 2, 4)
+    sink.split(chunk, [piece])
+    sink._settle(piece, VALUE, b"")
+    assert not sink.is_idle()
+    sink._settle(chunk, PART, a_part(0, 2))
+    while sink._is_settled():
+        sink.take()
+    assert sink.is_idle()
+
+
+def test_all_parts_may_be_there_when_the_worker_dies(sink: _ImapSink) -> None:
+    chunk = chunk_of(sink, 0, 4)
+    sink._sent(chunk)
+    chunk.done = 2
+    sink._settle(chunk, PART, a_part(0, 2))
+    piece = chunk_of(sink, 2, 4)
+    sink.split(chunk, [piece])
+    sink._settle(piece, VALUE, b"")
+    while sink._is_settled():
+        sink.take()
+    assert sink.is_idle()
+
+
+def test_nothing_is_taken_twice(sink: _ImapSink) -> None:
+    chunk = chunk_of(sink, 0, 2)
+    sink._sent(chunk)
+    for _ in range(2):
+        sink._settle(chunk, PART, a_part(0, 1))
+    chunk.done = 1
+    for _ in range(2):
+        sink._settle(chunk, VALUE, b"")
+    taken = 0
+    while sink._is_settled():
+        taken += sink.take()[0]
+    assert taken == 2
+    assert sink.is_idle()
