@@ -86,7 +86,7 @@ class Engine:
         self.options = options
         self.pid: int = os.getpid()
         self.state: str = RUNNING
-        #: The shortest time limit of the tasks there are (or were, lately).
+        #: The shortest time limit of the tasks there are (or were, lately). Changed under the pool's lock.
         self.shortest_timeout: float = _NEVER
         self._numbers = itertools.count(1)
         self._functions: dict[Any, Function] = {}
@@ -205,6 +205,8 @@ class Engine:
                 and not self.collector.is_current_thread()
             ):
                 self._wait_for_room(self.options.max_pending)
+            if options.timeout is not None and options.timeout < self.shortest_timeout:
+                self.shortest_timeout = options.timeout
             lane = dispatcher.submit(task)
             lock.release()
             if lane is not None:
@@ -237,6 +239,8 @@ class Engine:
     def _submit_if_running(self, task: Task) -> bool:
         if self.state is not RUNNING:
             return False
+        if task.timeout is not None:
+            self.shortest_timeout = min(self.shortest_timeout, task.timeout)
         lane = self.dispatcher.submit(task)
         if lane is not None:
             self.dispatcher.wake(lane)
@@ -245,7 +249,6 @@ class Engine:
     def _look_after_limit(self, timeout: float | None) -> None:
         """Have the supervisor know of a new task and its time limit."""
         if timeout is not None:
-            self.shortest_timeout = min(self.shortest_timeout, timeout)
             if self.supervisor.looks_at > time.monotonic() + timeout:
                 self.supervisor.poke()
         elif self.supervisor.looks_at == _NEVER:

@@ -264,8 +264,11 @@ class Supervisor:
         engine = self._engine
         dispatcher = engine.dispatcher
         if not dispatcher.ledger.live:
-            engine.shortest_timeout = float("inf")
-            return float("inf")
+            with dispatcher.lock:
+                # A task may just have come.
+                if not dispatcher.ledger.live:
+                    engine.shortest_timeout = float("inf")
+                    return float("inf")
         # Something with a limit may begin at any moment; it can be over its limit no sooner than this.
         next_look = now + engine.shortest_timeout
         sample = now >= self._sample_at
