@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import suppress
 
-from mpkit import WorkerProcess
+from mpkit import LockedCounter, WorkerProcess
 
 
 def average(numbers: list[float]) -> float:
     return sum(numbers) / len(numbers)
 
 
-def work_for_ever() -> None:
-    while True:
-        time.sleep(1)
+def work_for_ever(begun: LockedCounter) -> None:
+    with suppress(KeyboardInterrupt):  # what stop() begins with
+        begun.add()
+        time.sleep(3600)
 
 
 def main() -> None:
@@ -27,11 +29,10 @@ def main() -> None:
         except ZeroDivisionError as error:  # the child's own exception, with its traceback
             print("it failed:", error)
 
-    restless = WorkerProcess(target=work_for_ever, name="restless")
-    restless.start()
-    print(restless.name, "is running:", restless.is_alive())
-    restless.terminate()
-    print("it ended with exit code", restless.stop())  # interrupt, terminate, kill: with all its children
+    begun = LockedCounter()
+    with WorkerProcess(target=work_for_ever, args=(begun,), name="restless") as restless:
+        print(restless.name, "is running:", begun.wait_for(1))
+        print("it ended with exit code", restless.stop())  # interrupt, terminate, kill: with all its children
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Processes, queues, locks, counters and a task pool that stay right when a process dies.
 
-A map of the house, each floor resting on those below it:
+The packages, each resting on those below it:
 
-| room                 | what is in it                                                                |
+| package              | what is in it                                                                |
 |----------------------|------------------------------------------------------------------------------|
 | `mpkit.compat`       | the names and signatures of `multiprocessing` over the rest; no logic        |
 | `mpkit.introspect`   | `snapshot`, `tree`, `watch`: what processes are doing, read from outside     |

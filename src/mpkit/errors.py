@@ -108,14 +108,16 @@ class QueueShutDown(MpkitError, _ShutDown):
 
 
 class ClosedError(MpkitError, ValueError, RuntimeError):
-    """A queue, a pool or a process handle was used after its `close()`.
+    """A queue, lock, counter, pool, process handle or shared object was used after its `close()`.
 
     Both a `ValueError`, which `multiprocessing` raises, and a `RuntimeError`, as `concurrent.futures` does.
     """
 
 
 class HandleLost(_SystemError, FileNotFoundError):
-    """What a handle stands for is gone: its creator removed the name before this handle was first used.
+    """What a handle stands for no longer existed when the handle was first used in this process.
+
+    Its creator, and everyone who had opened it, had closed it or ended.
 
     Args:
         message: What was lost, and the remedy. There is a general default.
@@ -187,14 +189,14 @@ class SerializationError(MpkitError, pickle.PicklingError):
 if sys.version_info >= (3, 11):
 
     class _TimeoutError(MpkitError, TimeoutError, _MultiprocessingTimeoutError):
-        """Both time-outs that callers catch: the built-in one and that of multiprocessing."""
+        """Both timeouts that callers catch: the built-in one and that of multiprocessing."""
 
 else:
-    # Until 3.10 the time-out of concurrent.futures was a class of its own.
+    # Until 3.10 the timeout of concurrent.futures was a class of its own.
     from concurrent.futures import TimeoutError as _FuturesTimeoutError
 
     class _TimeoutError(MpkitError, TimeoutError, _MultiprocessingTimeoutError, _FuturesTimeoutError):
-        """All three time-outs that callers catch: built-in, multiprocessing's and concurrent.futures'."""
+        """All three timeouts that callers catch: built-in, multiprocessing's and concurrent.futures'."""
 
 
 class TaskTimeout(_TimeoutError):
@@ -373,7 +375,7 @@ class ProcessGone(_SystemError, ProcessLookupError):
 
 
 class AccessDenied(_SystemError, PermissionError):
-    """The system forbids to examine this process (what `psutil.AccessDenied` means).
+    """The system does not allow examining this process (what `psutil.AccessDenied` means).
 
     Args:
         message: What was asked. The default is composed from `pid`.

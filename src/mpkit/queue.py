@@ -83,21 +83,25 @@ class QueueStatistics:
 class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
     """A first-in first-out queue for any number of putting and getting processes and threads.
 
-    It keeps the documented semantics of `queue.Queue` between processes, on every platform:
+    It keeps the documented semantics of `queue.Queue` between processes, on Linux and macOS:
 
     - one order for everyone; `qsize`, `empty` and `full` are exact; `get_nowait` right after a `put` anywhere
       finds the item;
     - `put` pickles in the caller: an error is raised there and leaves the queue unchanged, and later changes
       of the object do not travel;
     - once `put` has returned, the item survives the death of the process that put it. There is no feeder
-      thread: nothing to flush, no dead-lock when a process is joined;
+      thread: nothing to flush, no deadlock when a process is joined;
     - any process that uses the queue may be killed at any instruction: the others go on within half a second.
       What is lost is at most what a killed getter had in its hands; nothing is duplicated, torn or reordered;
     - a handle can be pickled anywhere: as an argument of a process under every start method, of a task in a
       running pool, inside an item of another queue.
 
-    Large buffers (numpy arrays, bytes) are written once into shared memory; the receiver works on them in
-    place, and they are its own.
+    Large buffers that pickle protocol 5 can leave out (numpy arrays, pandas columns, `pickle.PickleBuffer`)
+    are written once into shared memory; the receiver works on them in place, and they are its own. ``bytes``
+    and ``bytearray`` travel with one copy more.
+
+    It lives as long as its creator, or any process that has opened it. Further processes can open it as long
+    as its creator lives: so create it in the program and hand it on, and not in a task that returns it.
 
     Args:
         maxsize: the most items that the queue holds; 0 or less: bounded by memory only.
@@ -108,7 +112,8 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
     Raises:
         TypeError: `maxsize` or `max_bytes` is not an integer.
         ValueError: `max_bytes` is less than 1.
-        SharedMemoryExhausted: there is no room for the queue (some 70 KiB); nothing is left behind.
+        SharedMemoryExhausted: there is no room for the queue (some 80 KiB); nothing is left behind.
+        OSError: this system has no named semaphores (Windows).
 
     Safe from: any process, any thread. Not from a signal handler or a ``__del__`` that interrupts an
     operation on the same queue, which gets a RuntimeError instead of waiting for itself.
@@ -173,10 +178,13 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
             SerializationError: the item cannot be pickled; the queue is unchanged.
             ValueError: `timeout` is negative or not a number, or the item alone is larger than `max_bytes`.
             SharedMemoryExhausted: there is no memory for the item; the queue is unchanged.
-            HandleLost: this handle was still under way when the last one who could open the queue went.
+            HandleLost: the queue no longer existed when this handle was first used in this process: its
+                creator, and everyone who had opened it, had closed it or ended.
 
-        Blocking: until there is room, if `block`. Otherwise microseconds; up to a second if a process was
-        stopped or killed in the middle of an operation.
+        Blocking: until there is room, if `block`. Otherwise microseconds; up to half a second after a process
+        was killed in the middle of an operation on the queue; for as long as one stays stopped (SIGSTOP) in
+        the middle of one. Then calls with ``block=False`` or a `timeout` give up after about a second, or at
+        the timeout if that is later.
         """
         deadline = None if timeout is None else deadline_of(check_timeout(timeout))
         head, buffers = _encode(item)
@@ -208,7 +216,8 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
             ClosedError: this process has closed the queue.
             SerializationError: the item cannot be unpickled here; it is gone.
             ValueError: `timeout` is negative or not a number.
-            HandleLost: this handle was still under way when the last one who could open the queue went.
+            HandleLost: the queue no longer existed when this handle was first used in this process: its
+                creator, and everyone who had opened it, had closed it or ended.
 
         Blocking: until there is an item, if `block`; see `put`.
         """
@@ -325,7 +334,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
     # -- looking ---------------------------------------------------------------------------------------------
 
     def qsize(self) -> int:
-        """How many items are in the queue: exact at one moment during the call, on every platform. Never
+        """How many items are in the queue: exact at one moment during the call, on Linux and macOS. Never
         blocks.
         """
         return self._opened().generations.size()
@@ -382,8 +391,8 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         Raises:
             ClosedError, HandleLost: as `put`.
 
-        Blocking: microseconds; up to a second if a process was stopped or killed in the middle of an
-        operation.
+        Blocking: microseconds; up to half a second after a process was killed in the middle of an operation
+        on the queue; for as long as one stays stopped (SIGSTOP) in the middle of one.
         """
         puts, gets = self._side_to_put(), self._side_to_get()
         puts.shut_down(None)
@@ -433,6 +442,8 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         Raises:
             ValueError: called more often than items were put.
             ClosedError, HandleLost: as `put`.
+
+        Blocking: as `shutdown`.
         """
         if not self._side_to_get().task_done(1):
             raise ValueError("task_done() called more often than items were put")
@@ -450,8 +461,9 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
             ValueError: `timeout` is negative or not a number.
             ClosedError, HandleLost: as `put`.
 
-        Blocking: until then. An item lost with a killed getter is never done: give a timeout where that may
-        happen.
+        Blocking: until then, or for `timeout`; about a second more if a process is stopped (SIGSTOP) in the
+        middle of an operation on the queue. An item lost with a killed getter is never done: give a timeout
+        where that may happen.
         """
         return self._side_to_get().wait_until_done(deadline_of(check_timeout(timeout)))
 
@@ -464,6 +476,9 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         Raises:
             QueueShutDown, ClosedError, SerializationError, ValueError, SharedMemoryExhausted, HandleLost: as
                 `put`.
+
+        Blocking: the event loop, while the item is pickled and copied; a second with each try while a process
+        stays stopped (SIGSTOP) in the middle of an operation on the queue.
         """
         side = self._side_to_put()
         # Once, now: later changes of the object do not travel, however long there is no room.
@@ -498,6 +513,8 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
 
         Raises:
             QueueShutDown, ClosedError, SerializationError, HandleLost: as `get`.
+
+        Blocking: the event loop, while the item is unpickled; otherwise as `aput`.
         """
         while True:
             try:

@@ -25,14 +25,16 @@ class Lock(SharedHandle[LockFile]):
 
     It is not recursive. It may be released by another thread or process than acquired it. A handle can be
     pickled anywhere: as an argument of a process under every start method, of a task in a running pool,
-    inside an item of a queue.
+    inside an item of a queue. It lives as long as its creator, or any process that has opened it; further
+    processes can open it as long as its creator lives.
 
     Raises:
         SharedMemoryExhausted: there is no room for the lock (some 12 KiB); nothing is left behind.
+        OSError: this system has no named semaphores (Windows).
 
     Safe from: any process, any thread, and signal handlers. One that asks for the lock that the thread it
-    interrupts holds, or is about to take or to release, waits in vain, as for any lock that is not recursive;
-    give it a time limit.
+    interrupts holds, or is about to take or to release, would wait for ever, as for any lock that is not
+    recursive; give it a time limit.
 
     Examples:
         >>> from mpkit import Lock
@@ -79,7 +81,8 @@ class Lock(SharedHandle[LockFile]):
         Raises:
             ValueError: `timeout` is negative or not a number.
             ClosedError: this process has closed the lock.
-            HandleLost: this handle was still under way when the last one who could open the lock went.
+            HandleLost: the lock no longer existed when this handle was first used in this process: its
+                creator, and everyone who had opened it, had closed it or ended.
 
         Blocking: until it is free, if `block`; the lock of an owner that died is free within a fraction of a
         second.
@@ -143,7 +146,8 @@ class LockedCounter(SharedHandle[CounterFile]):
     an update has made it or has not; it holds nobody up.
 
     A handle can be pickled anywhere: as an argument of a process under every start method, of a task in a
-    running pool, inside an item of a queue.
+    running pool, inside an item of a queue. The counter lives as long as its creator, or any process that has
+    opened it; further processes can open it as long as its creator lives.
 
     Args:
         initial: the value to begin with, from -2**63 to 2**63 - 1.
@@ -152,6 +156,7 @@ class LockedCounter(SharedHandle[CounterFile]):
         TypeError: `initial` is not an integer.
         OverflowError: `initial` does not fit.
         SharedMemoryExhausted: there is no room for the counter (some 12 KiB); nothing is left behind.
+        OSError: this system has no named semaphores (Windows).
 
     Safe from: any process, any thread. Not from a signal handler or a ``__del__`` that interrupts an
     operation on the same counter, which gets a RuntimeError instead of waiting for itself.
@@ -200,10 +205,12 @@ class LockedCounter(SharedHandle[CounterFile]):
             TypeError: `n` is not an integer.
             OverflowError: the result does not fit into 64 bits; the value is unchanged.
             ClosedError: this process has closed the counter.
-            HandleLost: this handle was still under way when the last one who could open the counter went.
+            HandleLost: the counter no longer existed when this handle was first used in this process: its
+                creator, and everyone who had opened it, had closed it or ended.
 
-        Blocking: microseconds, or as long as somebody is inside ``with counter``; up to a second if a process
-        was killed in the middle of an operation.
+        Blocking: microseconds; as long as somebody is inside ``with counter``; up to half a second after a
+        process was killed in the middle of an operation on the counter; for as long as one stays stopped
+        (SIGSTOP) in the middle of one.
         """
         return self._add(n if type(n) is int else _integer("n", n))
 

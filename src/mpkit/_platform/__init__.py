@@ -1,6 +1,6 @@
 """What differs between systems and Python versions: everything above this floor is written once.
 
-- `deadlines`: checked time-outs and the time left of them
+- `deadlines`: checked timeouts and the time left of them
 - `identity`: which process a pid means, pids being reused
 - `process_state`: what a process is doing
 - `exits`: waiting for the end of any process

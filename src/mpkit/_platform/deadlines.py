@@ -1,4 +1,4 @@
-"""Time-outs: checked where they are given, then carried as a deadline so that they cover a whole call."""
+"""Timeouts: checked where they are given, then carried as a deadline so that they cover a whole call."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _not_a_number(timeout: object, name: str) -> TypeError:
 
 
 def deadline_of(timeout: float | None) -> float | None:
-    """The moment (on the monotonic clock) at which a checked time-out is over; None for never."""
+    """The moment (on the monotonic clock) at which a checked timeout is over; None for never."""
     return None if timeout is None else monotonic() + timeout
 
 

@@ -347,7 +347,7 @@ class RobustLock:
         return False
 
     def _stuck_for(self, now: float) -> float:
-        """How long this process has failed to get the permit, counted over calls (one short time-out after
+        """How long this process has failed to get the permit, counted over calls (one short timeout after
         the other finds the dead, too).
         """
         completed = self.value
@@ -365,7 +365,7 @@ class RobustLock:
         now = time.monotonic()
         give_up = now + INVESTIGATION_SECONDS
         if deadline is not None:
-            # Even the shortest time-outs together must find the dead: what is left of the time, but at least
+            # Even the shortest timeouts together must find the dead: what is left of the time, but at least
             # a short look.
             give_up = min(give_up, max(deadline, now + SHORTEST_LOOK_SECONDS))
         # Whoever has the file lock already is about to find out for everybody.

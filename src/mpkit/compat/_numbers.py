@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def not_negative(timeout: float | None) -> float | None:
-    """A negative time-out is taken for 0."""
+    """A negative timeout is taken for 0."""
     return None if timeout is None else max(timeout, 0)
 
 

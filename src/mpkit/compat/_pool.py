@@ -194,7 +194,7 @@ class Pool:
         maxtasksperchild: after how many tasks a worker is replaced. None: never.
 
     Raises:
-        ValueError: a number is too small, or `maxtasksperchild` is none.
+        ValueError: a number is too small, or `maxtasksperchild` is not an integer.
         TypeError: another argument has the wrong type.
     """
 

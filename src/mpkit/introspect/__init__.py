@@ -5,8 +5,9 @@
 * `watch`: one process again and again, with the CPU share of each interval.
 * `pools` and `PoolSnapshot`, `queues` and `QueueSnapshot`: what of mpkit lives in a process.
 
-Every answer is a frozen value: it does not change later, it can be pickled, compared and kept. Nothing here
-signals, stops or reaps a process. This is the only room of mpkit that imports psutil when it is loaded;
+Every answer is a frozen value: it does not change later, it can be pickled, compared and kept. None of these
+signals, stops or reaps a process (``python -m mpkit stacks`` does: it sends the workers of a pool a signal,
+at which they write their stacks). This is the only package of mpkit that imports psutil when it is loaded;
 `import mpkit` alone does not load it.
 
 Examples:

@@ -139,6 +139,10 @@ class PoolView:
                 time limit.
             progress: Show a progress bar (needs ``mpkit[progress]``).
 
+        If a worker dies, items of its chunk that ended within the last two milliseconds, or were in hand
+        together with the fatal one, may be called again, whatever `retries` is. Pass ``chunksize=1`` if no
+        item may ever run twice.
+
         Raises:
             Exception: The first error in the order of the input, after all items have been tried.
 
@@ -170,7 +174,10 @@ class PoolView:
         *,
         progress: bool = False,
     ) -> list[R]:
-        """The same as `map`, each item being the arguments of one call."""
+        """The same as `map`, each item being the arguments of one call.
+
+        As there, items may be called again after the death of a worker, unless `chunksize` is 1.
+        """
         return self._map(func, [tuple(item) for item in iterable], chunksize, progress, star=True).result()
 
     def starmap_async(
@@ -202,7 +209,10 @@ class PoolView:
         Args:
             func: What to call.
             iterable: May be infinite: it is read only as far as results are taken, plus `buffersize`.
-            chunksize: Items in one task.
+            chunksize: Items in one task. With 1, short items of a list or another built-in collection are
+                sent together all the same, each still a task of its own; more is of use only for short calls
+                over a generator. With more than 1, items may be called again after the death of a worker, as
+                with `map`.
             buffersize: The most items between input and consumer; None: 256 for each worker (or four chunks).
             progress: Show a progress bar (needs ``mpkit[progress]``).
         """
@@ -256,7 +266,9 @@ class TaskPool(PoolView):
 
     A worker that dies fails only the task that it ran, with `WorkerCrashed`; everything else goes on, and the
     worker is replaced. Leaving a ``with`` block closes the pool and waits for its tasks; on an exception it
-    terminates them.
+    terminates them. A pool that is dropped, or still has tasks when the program ends, is terminated: what is
+    pending is cancelled (a `concurrent.futures.ProcessPoolExecutor` would finish it). So use ``with``, or
+    `close` and `join`.
 
     Args:
         processes: How many workers; None: as many as this process may use CPUs (affinity and control-group
@@ -265,8 +277,8 @@ class TaskPool(PoolView):
             `InitializerFailed`.
         initargs: Its arguments.
         maxtasksperchild: Tasks after which a worker is replaced; None: never.
-        context: A start method or a context; None: what the application has set, else forkserver where there
-            is one, else spawn.
+        context: A start method or a context; None: what the application has set, or has settled by using
+            multiprocessing itself, else forkserver where there is one, else spawn.
         max_memory_bytes: A task whose worker uses more is stopped with `WorkerMemoryExceeded`; None: no
             limit.
         grace_period: Seconds that a task being stopped has after the interrupt, and again after SIGTERM.
@@ -280,10 +292,12 @@ class TaskPool(PoolView):
         TypeError: An argument has the wrong type.
         ValueError: An argument is out of range.
         SerializationError: The initializer or its arguments cannot be pickled.
-        OSError: The system refuses processes or shared memory; nothing is left behind.
+        OSError: The system refuses processes or shared memory, or has no named semaphores (Windows); nothing
+            is left behind.
         PoolBroken: multiprocessing's fork server has died while it was asked for a worker.
 
-    Safe from: any thread of the process that created it. A fork of that process cannot use it.
+    Safe from: any thread of the process that created it. A fork of that process cannot use it: calls raise
+    `ClosedError` there.
 
     Examples:
         >>> with TaskPool(processes=2) as pool:

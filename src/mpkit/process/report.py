@@ -1,7 +1,7 @@
 """What a child leaves for its parent: that it has arrived, then its result or exception.
 
 It goes into a file without a name that both have open, not into a pipe: the child never waits for its parent
-to read, however large the result, so `join` cannot dead-lock; the result survives the child's exit; and
+to read, however large the result, so `join` cannot deadlock; the result survives the child's exit; and
 nobody has to remove anything.
 """
 

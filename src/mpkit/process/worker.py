@@ -62,7 +62,8 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         daemon: Whether it is terminated when its parent exits, instead of waited for; it cannot have children
             then. The default is that of the creating process.
         start_method: ``"fork"``, ``"spawn"`` or ``"forkserver"``. The default, settled at `start`, is the one
-            the application has set, else forkserver where there is one, else spawn.
+            the application has set, or has settled by using multiprocessing itself, else forkserver where
+            there is one, else spawn.
         max_memory_bytes: If its resident memory is seen to be above this (it is looked at every 50 ms), the
             process and its descendants are killed, and `result` raises `WorkerMemoryExceeded`. The default is
             no limit.
@@ -71,7 +72,8 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
 
     Raises:
         TypeError: If an argument is of the wrong type.
-        ValueError: If there is no such start method, or the memory limit is not positive.
+        ValueError: If `group` is not None, there is no such start method, or the memory limit is not
+            positive.
         SerializationError: If the target is a lambda or a local function and `start_method` is given and
             would have to pickle it; without a given method `start` raises it.
 
@@ -225,7 +227,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
 
     @override
     def join(self, timeout: SupportsFloat | None = None) -> None:
-        """Wait until the process has ended. It can never dead-lock on the size of a result.
+        """Wait until the process has ended. It can never deadlock on the size of a result.
 
         Args:
             timeout: Seconds at the longest, None for ever. Whether it has ended, `exitcode` tells afterwards.
@@ -279,9 +281,9 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
     def stop(self, grace_period: SupportsFloat | None = 3.0) -> int:
         """End the process and all its descendants: interrupt them, then terminate, then kill what is left.
 
-        None that is just being started slips away, and one that somebody has stopped (SIGSTOP) goes on, so
-        that it can clear up: before each step the family is stopped until nothing new turns up (not on
-        Windows).
+        A descendant that is just being started cannot escape, and one that somebody has stopped (SIGSTOP)
+        goes on, so that it can clear up: before each step the family is stopped until nothing new turns up
+        (not on Windows).
 
         Processes are told apart by pid and start time, so no stranger that has got the pid of one is hit. The
         resource tracker of multiprocessing is spared: it cleans up and ends by itself. While this process has
@@ -305,7 +307,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
 
     @override
     def close(self) -> None:
-        """Let go of what this handle holds: descriptors, and the result. Then only `ClosedError` comes.
+        """Release the descriptors and the result; every later use raises `ClosedError`.
 
         A handle that is dropped does the same by itself. Twice does no harm.
 

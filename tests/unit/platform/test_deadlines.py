@@ -1,4 +1,4 @@
-"""`mpkit._platform.deadlines`: what counts as a time-out, and how much of it is left."""
+"""`mpkit._platform.deadlines`: what counts as a timeout, and how much of it is left."""
 
 from __future__ import annotations
 

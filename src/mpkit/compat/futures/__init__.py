@@ -86,7 +86,7 @@ if sys.version_info >= (3, 14):
 
 
 class _ExecutorFuture(TaskHandle[R]):
-    """The handle of a task, with the time-outs and the errors that a future of an executor has."""
+    """The handle of a task, with the timeouts and the errors that a future of an executor has."""
 
     @override
     def result(self, timeout: float | None = None) -> R:
