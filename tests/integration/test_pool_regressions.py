@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import contextlib
 import functools
@@ -462,3 +463,15 @@ def test_ctrl_c_while_a_big_result_arrives_loses_none(
     assert interrupts
     assert handle.result() == bytes(100_000)
     assert results.result() == [bytes([n]) * 100_000 for n in range(6)]
+
+
+# -- StopIteration -------------------------------------------------------------------------------------------
+
+
+def test_a_task_that_raises_stop_iteration_ends_for_those_who_await_it(pool: TaskPool) -> None:
+    async def wait() -> int:
+        return await asyncio.wait_for(asyncio.wrap_future(pool.submit(tasks.stop_iteration, 1)), PATIENCE)
+
+    with pytest.raises(RuntimeError, match="StopIteration") as caught:
+        asyncio.run(wait())
+    assert isinstance(caught.value.__cause__, StopIteration)

@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any, cast
 
-from mpkit._wire import failure
 from mpkit.pool import _payload as payload
 from mpkit.pool._channel import BIG_VALUE, PART, VALUE
 from mpkit.pool._ledger import Chunk, Task
@@ -61,7 +60,7 @@ def open_chunk(kind: int, data: object, length: int) -> list[tuple[Any, BaseExce
     results, errors = value
     outcomes: list[tuple[Any, BaseException | None]] = [(result, None) for result in results]
     for index, packed in errors:
-        outcomes[index] = (None, failure.unpack_exception(packed))
+        outcomes[index] = (None, payload.unpack_error(packed))
     return outcomes
 
 

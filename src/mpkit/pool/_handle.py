@@ -238,7 +238,8 @@ class TaskHandle(Future[R]):
             TaskCancelled: The task was cancelled, or its pool was terminated.
             TaskTimeout: It ran past its own limit.
             WorkerCrashed: The worker died while it ran this task.
-            Exception: Whatever the task raised, with its remote traceback as the cause.
+            RuntimeError: The task raised StopIteration, which is the cause.
+            Exception: Whatever else the task raised, with its remote traceback as the cause.
 
         Blocking: until the task has ended, `timeout` seconds at most, then for as long as unpickling takes.
         """

@@ -389,7 +389,7 @@ class ImapIterator(Generic[R]):
             StopIteration: There are no more.
             WaitTimeout: The time was over; it can be asked for again.
             SerializationError: This item, or its result, cannot be pickled.
-            RuntimeError: This item's call raised StopIteration (which is the cause).
+            RuntimeError: This item's call raised StopIteration, which is the cause.
             Exception: What this item's call raised; or, after all results, what the input raised, or why the
                 pool took no more.
 
@@ -403,9 +403,6 @@ class ImapIterator(Generic[R]):
         self._delivered += 1
         if error is not None:
             try:
-                if isinstance(error, StopIteration):
-                    # As it is, it would end the loop that asks, and all later results would be lost.
-                    raise RuntimeError(f"{self._function.name} raised StopIteration") from error  # noqa: TRY004
                 raise error
             finally:
                 del error

@@ -176,12 +176,30 @@ def open_outcome(kind: int, data: Any) -> tuple[Any, BaseException | None]:
         if kind == BIG_VALUE:
             return _decode(data), None
     except Exception as error:  # noqa: BLE001  whatever unpickling raises concerns this caller alone
-        return None, error
+        return None, _fit_to_raise(error)
     if kind == ERROR:
-        return None, failure.unpack_exception(data[HEAD_SIZE:])
+        return None, unpack_error(data[HEAD_SIZE:])
     if kind == BIG_ERROR:
-        return None, failure.unpack_exception(bytes(_slices(data)[0]))
+        return None, unpack_error(bytes(_slices(data)[0]))
     return (data, None) if kind == PLAIN else (None, data)
+
+
+def unpack_error(packed: bytes) -> BaseException:
+    """What a task, or an item of a chunk, has raised."""
+    return _fit_to_raise(failure.unpack_exception(packed))
+
+
+def _fit_to_raise(error: BaseException) -> BaseException:
+    """A StopIteration becomes the cause of a RuntimeError, as in a generator (PEP 479).
+
+    As it is, it would end the loop over the results that it comes from, and asyncio's futures refuse it: up
+    to Python 3.12 whoever awaits one waits for ever.
+    """
+    if not isinstance(error, StopIteration):
+        return error
+    fit = RuntimeError("the function raised StopIteration")
+    fit.__cause__ = error
+    return fit
 
 
 def open_items(kind: int, data: Any) -> list[tuple[Any, BaseException | None]]:
@@ -194,7 +212,7 @@ def open_items(kind: int, data: Any) -> list[tuple[Any, BaseException | None]]:
         head, *buffers = _slices(data)
     results: list[tuple[Any, BaseException | None]] = list(salvage.load_items(head, buffers, 0))
     for (index, packed), _ in salvage.load_items(head, (), 1):
-        results[index] = (None, failure.unpack_exception(packed))
+        results[index] = (None, unpack_error(packed))
     return results
 
 
