@@ -26,7 +26,7 @@ _ALIGNMENT: Final = 64
 # Written by the child: its pid and start time.
 _WHO: Final = struct.Struct("<QQ")
 _WHO_AT: Final = _HEADER.size
-# Written by the parent: 1 when the start has failed on its side.
+# Written by the parent: 1 when the start has failed on its side, or it has been stopped before it arrived.
 _UNWANTED: Final = struct.Struct("<Q")
 _UNWANTED_AT: Final = _WHO_AT + _WHO.size
 _BODY_AT: Final = _UNWANTED_AT + _UNWANTED.size
@@ -111,7 +111,7 @@ class Report:
     # --- in the parent ------------------------------------------------------------------------------------
 
     def unwanted(self) -> ProcessIdentity | None:
-        """The start has failed: a child that arrives from now on ends at once; the one that has arrived."""
+        """The child is not wanted: arriving from now on it ends at once. Who it is, if it has arrived."""
         self._file.write([_UNWANTED.pack(1)], at=_UNWANTED_AT)
         pid, started = _WHO.unpack_from(self._words(), _WHO_AT)
         return ProcessIdentity(pid, started) if pid else None

@@ -285,6 +285,8 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         goes on, so that it can clear up: before each step the family is stopped until nothing new turns up
         (not on Windows).
 
+        One whose target has not begun is killed at once: there is nothing to clear up.
+
         Processes are told apart by pid and start time, so no stranger that has got the pid of one is hit. The
         resource tracker of multiprocessing is spared: it cleans up and ends by itself. While this process has
         no descriptor left its descendants cannot be found; then it is ended without them.
@@ -494,6 +496,10 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         handle = self._note_stop()
         root = seam.identity_of(self)
         if self.exitcode is None and root is not None:
+            if grace != 0 and self._own_ties().report.unwanted() is None:
+                # Its target has not begun, and will not now: there is nothing to interrupt, and under
+                # forkserver the signal would be lost.
+                grace = 0.0
             _end_family(root, grace, handle, interrupted=interrupted)
         self._join(None)
         return cast("int", self.exitcode)
