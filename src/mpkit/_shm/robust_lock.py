@@ -43,6 +43,7 @@ from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._platform.scheduling import yield_cpu
 from mpkit._shm.rows import FIRST_LOCK, LOCK_WORDS, Rows
 from mpkit._shm.semaphore import Semaphore
+from mpkit._shm.thread_lock import ThreadLock
 from mpkit.errors import ClosedError
 
 INSIDE = 1
@@ -146,7 +147,7 @@ class RobustLock:
         # Permits that this process has given back for the dead: the semaphore counts them as ours.
         self._given_for_dead = 0
         self._join = join
-        self._local: Semaphore | None = None
+        self._local: ThreadLock | None = None
         self.local_acquire: Callable[..., bool] = never
         self.local_release: Callable[[], None] = _nothing_to_release
         self.at: int = 0
@@ -161,7 +162,7 @@ class RobustLock:
 
     def open(self, row: int) -> None:
         """Start to use the row at word `row`."""
-        local = Semaphore.private()
+        local = ThreadLock()
         self.at = row + self._column
         self.value = 0
         self._stuck_at = -1
@@ -258,7 +259,7 @@ class RobustLock:
     def held_here(self) -> bool:
         """Whether this thread is inside."""
         local = self._local
-        return local is not None and local.raw._is_mine()
+        return local is not None and local.is_mine()
 
     def refuse_reentry(self) -> None:
         """Raise RuntimeError if this thread is inside. To be called before the `try` whose `finally` calls
@@ -297,7 +298,7 @@ class RobustLock:
                 if not self._join(deadline):
                     return False
                 continue
-            if local.raw._is_mine():
+            if local.is_mine():
                 raise RuntimeError(REENTERED)
             wait = (
                 SHUT_SLICE_SECONDS

@@ -176,13 +176,21 @@ class _ImapSink:
         return SOON
 
     def _is_settled(self) -> bool:
+        """Whether there is nothing to wait for: the next outcome is there, or none will come.
+
+        The last one may be taken while the thread that has brought it is not done with it: whoever asks for
+        another one then finds this not idle yet, and has to be told when it is.
+        """
+        return self.has_next() or self.is_idle()
+
+    def has_next(self) -> bool:
         """Whether the next outcome is there."""
         return self.next in self._by_first if self.ordered else bool(self._arrived)
 
     def is_idle(self) -> bool:
         """Whether nothing is there, and nothing will come of what has been sent."""
         # In this order, the reverse of that in `_settle`: what another thread is bringing is seen somewhere.
-        return not self.tasks and not self._arriving and not self._is_settled()
+        return not self.tasks and not self._arriving and not self.has_next()
 
     def _ensure_condition(self) -> threading.Condition:
         """What to sleep on while another thread leads."""
@@ -336,7 +344,7 @@ class ImapIterator(Generic[R]):
                 if not deadline:
                     deadline = now + _READ_SECONDS
                 elif now > deadline and (
-                    self._current or sink._is_settled() or engine.dispatcher.has_outcomes()
+                    self._current or sink.has_next() or engine.dispatcher.has_outcomes()
                 ):
                     return
 
@@ -411,9 +419,9 @@ class ImapIterator(Generic[R]):
     def _fetch(self, timeout: float | None) -> None:
         """Have at least one outcome in `_current`."""
         sink = self._sink
-        if self._input is not None and (self._held < self._most // 2 or not sink._is_settled()):
+        if self._input is not None and (self._held < self._most // 2 or not sink.has_next()):
             self._read()
-        while not sink._is_settled():
+        while not sink.has_next():
             if sink.is_idle():
                 # Ctrl-C may have taken an item that was about to be delivered.
                 self._delivered = sink.sent_items

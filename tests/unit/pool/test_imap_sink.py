@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -33,11 +34,11 @@ def test_a_part_that_another_thread_has_in_its_hands_is_waited_for(sink: _ImapSi
     chunk.done = 3
     sink._settle(chunk, VALUE, b"")
     sink._settle(chunk, PART, a_part(0, 2))
-    while sink._is_settled():
+    while sink.has_next():
         sink.take()
     assert not sink.is_idle()
     sink._settle(chunk, PART, a_part(2, 1))
-    while sink._is_settled():
+    while sink.has_next():
         sink.take()
     assert sink.is_idle()
 
@@ -51,7 +52,7 @@ def test_so_it_is_when_the_worker_has_died_meanwhile(sink: _ImapSink) -> None:
     sink._settle(piece, VALUE, b"")
     assert not sink.is_idle()
     sink._settle(chunk, PART, a_part(0, 2))
-    while sink._is_settled():
+    while sink.has_next():
         sink.take()
     assert sink.is_idle()
 
@@ -64,7 +65,7 @@ def test_all_parts_may_be_there_when_the_worker_dies(sink: _ImapSink) -> None:
     piece = chunk_of(sink, 2, 4)
     sink.split(chunk, [piece])
     sink._settle(piece, VALUE, b"")
-    while sink._is_settled():
+    while sink.has_next():
         sink.take()
     assert sink.is_idle()
 
@@ -78,7 +79,27 @@ def test_nothing_is_taken_twice(sink: _ImapSink) -> None:
     for _ in range(2):
         sink._settle(chunk, VALUE, b"")
     taken = 0
-    while sink._is_settled():
+    while sink.has_next():
         taken += sink.take()[0]
     assert taken == 2
     assert sink.is_idle()
+
+
+def test_whoever_has_taken_the_last_outcome_waits_no_longer_than_it_takes_to_be_brought(
+    sink: _ImapSink,
+) -> None:
+    chunk = chunk_of(sink, 0, 2)
+    sink._sent(chunk)
+    seen: list[tuple[bool, bool]] = []
+    arrive = sink._arrive
+
+    def arrive_and_be_taken(*outcome: Any, **of_chunk: bool) -> None:
+        arrive(*outcome, **of_chunk)
+        # Another thread: it takes the outcome at once, and asks for the next one.
+        sink.take()
+        seen.append((sink.is_idle(), sink._is_settled()))
+
+    sink._arrive = arrive_and_be_taken  # type: ignore[method-assign, assignment]
+    sink._settle(chunk, VALUE, b"")
+    assert seen == [(False, False)]
+    assert sink._is_settled()
