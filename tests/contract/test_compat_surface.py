@@ -58,8 +58,8 @@ def test_what_is_ours_has_the_same_signature(name: str) -> None:
         (compat.SimpleQueue, multiprocessing.queues.SimpleQueue),
         (compat.Lock, multiprocessing.synchronize.Lock),
         (compat.Pool, multiprocessing.pool.Pool),
-        (compat._pool.AsyncResult, multiprocessing.pool.AsyncResult),
-        (compat._pool.IMapIterator, multiprocessing.pool.IMapIterator),
+        (compat.pool.AsyncResult, multiprocessing.pool.AsyncResult),
+        (compat.pool.IMapIterator, multiprocessing.pool.IMapIterator),
         (futures.ProcessPoolExecutor, concurrent.futures.ProcessPoolExecutor),
     ],
 )

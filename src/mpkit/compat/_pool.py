@@ -8,19 +8,19 @@ import threading
 import time
 from collections.abc import Sized
 from concurrent.futures import Future
-from multiprocessing import pool as stdlib
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, TypeVar
 
 from mpkit._platform.hints import Self, override
-from mpkit.compat._errors import comes_from_worker, original_error, what_failed
+from mpkit.compat._errors import original_error, pool_error, pool_errors
+from mpkit.compat._iterators import IMapIterator, SharedResults
 from mpkit.compat._numbers import not_bool, not_negative
 from mpkit.compat._processes import default_start_method
 from mpkit.errors import SerializationError, WaitTimeout
 from mpkit.pool import TaskPool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from mpkit.pool._imap import ImapIterator
 
@@ -28,6 +28,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 _NO_KEYWORDS: Mapping[str, Any] = MappingProxyType({})
+_FEW_ITERATORS = 16
 
 
 class AsyncResult(Generic[R]):
@@ -57,7 +58,7 @@ class AsyncResult(Generic[R]):
         self.wait(timeout)
         if not self.ready():
             raise WaitTimeout(f"{self!r} was not ready in time; get() can be called again")
-        with _stdlib_errors():
+        with pool_errors():
             return self._handle.result()
 
     def wait(self, timeout: float | None = None) -> None:
@@ -116,7 +117,7 @@ class _Callbacks(Generic[R]):
 
     def failed(self, error: BaseException) -> None:
         """The call has raised."""
-        self._call(self._error_callback, _stdlib_error(error))
+        self._call(self._error_callback, pool_error(error))
 
     def wait(self, timeout: float | None) -> bool:
         """Wait until it has been called; whether it has.
@@ -143,41 +144,6 @@ class _ThisThread(threading.local):
 
 
 _this_thread = _ThisThread()
-
-
-class IMapIterator(Generic[R]):
-    """What `imap` and `imap_unordered` return: `multiprocessing.pool.IMapIterator`."""
-
-    def __init__(self, results: ImapIterator[R], pool: Pool) -> None:
-        self._results = results
-        #: An iterator that has more results keeps its pool alive.
-        self._pool: Pool | None = pool
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> R:
-        return self.next()
-
-    def next(self, timeout: float | None = None) -> R:
-        """The next result.
-
-        Raises:
-            StopIteration: there are no more.
-            multiprocessing.TimeoutError: the time is over; it can be asked for again.
-            multiprocessing.pool.MaybeEncodingError: the result could not be pickled.
-            Exception: what the call raised, or why the item could not be pickled.
-
-        Blocking: until it is there, for at most `timeout` seconds.
-        """
-        try:
-            with _stdlib_errors():
-                return self._results.next(not_negative(timeout))
-        except StopIteration:
-            if self._pool is not None:
-                self._pool._iterators.discard(self._results)
-                self._pool = None
-            raise
 
 
 class Pool:
@@ -213,7 +179,9 @@ class Pool:
         method = self._start_method or default_start_method()
         self._pool = TaskPool(not_bool(processes), initializer, initargs, not_bool(maxtasksperchild), method)
         # The standard library runs what was given to imap to its end even if nobody takes the results.
-        self._iterators: set[ImapIterator[Any]] = set()
+        self._iterators: set[SharedResults[Any]] = set()
+        #: With so many, those of them that nobody needs any more are looked for.
+        self._most_iterators = _FEW_ITERATORS
 
     # -- one call
     # ------------------------------------------------------------------------------------------------------
@@ -300,10 +268,20 @@ class Pool:
     def _iterator(self, start: Callable[[], ImapIterator[R]]) -> IMapIterator[R]:
         # Refuses what a pool that takes no more tasks refuses; an empty input would send none.
         self._pool.__enter__()
-        with _stdlib_errors():
-            results = start()
+        with pool_errors():
+            results = SharedResults(start())
+        if len(self._iterators) >= self._most_iterators:
+            self._forget_finished()
         self._iterators.add(results)
         return IMapIterator(results, self)
+
+    def _forget_finished(self) -> None:
+        """Let go of the iterators that have read everything, and whose calls have ended."""
+        self._pool._engine.collector.look()
+        finished = [results for results in list(self._iterators) if not results.is_under_way()]
+        self._iterators.difference_update(finished)
+        # Not with each new one: many may really be under way.
+        self._most_iterators = _FEW_ITERATORS + 2 * len(self._iterators)
 
     def _submitted(
         self,
@@ -394,38 +372,3 @@ if sys.platform != "win32":
         """A `Pool` whose workers are forked by the fork server."""
 
         _start_method: ClassVar[str | None] = "forkserver"
-
-
-# -- errors as the standard library raises them
-# ------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _stdlib_errors() -> Generator[None]:
-    try:
-        yield
-    except SerializationError as error:
-        raised = _stdlib_error(error)
-        # The original error is a cause of this one, which so cannot be a cause of it.
-        raise raised from (error if comes_from_worker(error) else None)
-
-
-def _stdlib_error(error: BaseException) -> BaseException:
-    """What `multiprocessing.Pool` raises where mpkit has raised `error`."""
-    if not isinstance(error, SerializationError):
-        return error
-    if not comes_from_worker(error):
-        return original_error(error)
-    # typeshed does not know it.
-    kind = cast("type[Exception]", vars(stdlib)["MaybeEncodingError"])
-    return kind(original_error(error), _Described(what_failed(error)))
-
-
-class _Described:
-    """Stands for an object that has remained in its worker."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def __repr__(self) -> str:
-        return f"<{self._text}>"
