@@ -130,7 +130,8 @@ def _all_of(queue: compat.SimpleQueue[str]) -> list[str]:
 
 def test_a_map_whose_time_is_over_lets_a_running_task_finish_and_cancels_the_rest() -> None:
     spawn = compat.get_context("spawn")
-    told, gate = spawn.SimpleQueue(), spawn.SimpleQueue()
+    told: compat.SimpleQueue[str] = compat.SimpleQueue()
+    gate: compat.SimpleQueue[None] = compat.SimpleQueue()
     with futures.ProcessPoolExecutor(1, spawn, _keep, (told, gate)) as executor:
         results = executor.map(_tell_and_wait, range(100), timeout=0.05, chunksize=2)
         assert told.get() == "begun 0"
@@ -145,7 +146,8 @@ def test_a_map_whose_time_is_over_lets_a_running_task_finish_and_cancels_the_res
 
 def test_a_map_that_is_abandoned_lets_a_running_task_finish_and_cancels_the_rest() -> None:
     spawn = compat.get_context("spawn")
-    told, gate = spawn.SimpleQueue(), spawn.SimpleQueue()
+    told: compat.SimpleQueue[str] = compat.SimpleQueue()
+    gate: compat.SimpleQueue[None] = compat.SimpleQueue()
     gate.put(None)
     with futures.ProcessPoolExecutor(1, spawn, _keep, (told, gate)) as executor:
         results = cast("Any", executor.map(_tell_and_wait, range(100)))
@@ -159,7 +161,7 @@ def test_a_map_that_is_abandoned_lets_a_running_task_finish_and_cancels_the_rest
 
 def test_a_negative_timeout_of_a_future_is_no_time() -> None:
     spawn = compat.get_context("spawn")
-    gate = spawn.SimpleQueue()
+    gate: compat.SimpleQueue[None] = compat.SimpleQueue()
     with futures.ProcessPoolExecutor(1, spawn, _keep, (gate,)) as executor:
         future = executor.submit(_wait_at_gate, 1)
         with pytest.raises(futures.TimeoutError):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
 import time
 from collections.abc import Sized
 from concurrent.futures import Future
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from mpkit._platform.hints import Self, override
 from mpkit.compat._errors import original_error, pool_error, pool_errors
@@ -21,6 +20,7 @@ from mpkit.pool import TaskPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from multiprocessing.context import BaseContext
 
     from mpkit.pool._imap import ImapIterator
 
@@ -158,14 +158,13 @@ class Pool:
         initializer: called in each worker when it starts.
         initargs: its arguments.
         maxtasksperchild: after how many tasks a worker is replaced. None: never.
+        context: how workers are started, from `multiprocessing.get_context` or `mpkit.compat.get_context`.
+            None: what the program has set, else the default of the running Python.
 
     Raises:
         ValueError: a number is too small, or `maxtasksperchild` is not an integer.
-        TypeError: another argument has the wrong type.
+        TypeError, AttributeError: another argument has the wrong type.
     """
-
-    #: None: what the program has set, else the default of the running Python.
-    _start_method: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -173,10 +172,12 @@ class Pool:
         initializer: Callable[..., object] | None = None,
         initargs: Iterable[Any] = (),
         maxtasksperchild: int | None = None,
+        context: BaseContext | None = None,
     ) -> None:
         if maxtasksperchild is not None and not isinstance(maxtasksperchild, int):
             raise ValueError(f"maxtasksperchild must be a positive int or None; got {maxtasksperchild!r}")
-        method = self._start_method or default_start_method()
+        # Asked of whatever was given, as there: a name instead of a context is an AttributeError.
+        method = default_start_method() if context is None else context.get_start_method()
         self._pool = TaskPool(not_bool(processes), initializer, initargs, not_bool(maxtasksperchild), method)
         # The standard library runs what was given to imap to its end even if nobody takes the results.
         self._iterators: set[SharedResults[Any]] = set()
@@ -353,22 +354,3 @@ class Pool:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} over {self._pool!r}>"
-
-
-class SpawnPool(Pool):
-    """A `Pool` whose workers start in fresh interpreters."""
-
-    _start_method: ClassVar[str | None] = "spawn"
-
-
-if sys.platform != "win32":
-
-    class ForkPool(Pool):
-        """A `Pool` whose workers are forked."""
-
-        _start_method: ClassVar[str | None] = "fork"
-
-    class ForkServerPool(Pool):
-        """A `Pool` whose workers are forked by the fork server."""
-
-        _start_method: ClassVar[str | None] = "forkserver"
