@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import pickle
 import subprocess
 import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import pytest
 
 from mpkit import compat
 from mpkit.compat import futures
+from mpkit.errors import ClosedError
 from tests.contract import compat_tasks as tasks
 from tests.helpers.processes import python, run_python
 from tests.helpers.waiting import PATIENCE, wait_until
@@ -29,6 +31,7 @@ import sys
 import time
 
 from mpkit.compat import futures
+from mpkit.errors import ClosedError
 
 
 def work():
@@ -66,6 +69,7 @@ import sys
 import time
 
 from mpkit.compat import futures
+from mpkit.errors import ClosedError
 
 
 def work():
@@ -341,6 +345,78 @@ def test_no_callback_is_called_for_an_empty_map(verb: str) -> None:
 def test_a_callback_that_cannot_be_called_is_refused(which: str) -> None:
     with compat.Pool(1) as pool, pytest.raises(TypeError, match="callback must be callable"):
         pool.apply_async(tasks.square, (1,), **cast("Any", {which: 3}))
+
+
+# -- waiting for a result of a pool
+# ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def waiting() -> Iterator[tuple[compat.Pool, Any]]:
+    """A pool, and a result that is not there while the test runs."""
+    gate: compat.SimpleQueue[None] = compat.SimpleQueue()
+    with compat.Pool(1, _keep, (gate,)) as pool:
+        result = pool.apply_async(_wait_at_gate, (3,))
+        yield pool, result
+        gate.put(None)
+        assert result.get(PATIENCE) == 3
+    gate.close()
+
+
+@pytest.mark.parametrize("ask", ["get", "wait"])
+def test_waiting_in_a_signal_handler_is_refused(waiting: tuple[compat.Pool, Any], ask: str) -> None:
+    pool, result = waiting
+    with pytest.raises(RuntimeError, match="would wait for itself"):
+        # As a signal handler may find it, in the middle of the pool's own work.
+        pool._pool._engine.dispatcher.lock.run(getattr(result, ask))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.parametrize("ask", ["get", "wait", "next"])
+def test_waiting_in_a_fork_is_refused(waiting: tuple[compat.Pool, Any], ask: str) -> None:
+    pool, result = waiting
+    results = pool.imap(tasks.square, [2])
+    # Another thread may have it at the time of the fork, and is not there.
+    results._results._turn.acquire()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            with pytest.raises(ClosedError, match="fork"):
+                (results.next if ask == "next" else getattr(result, ask))()
+            code = 0
+        finally:
+            os._exit(code)
+    results._results._turn.release()
+    _, status = os.waitpid(pid, 0)
+    assert status == 0
+
+
+class _Telling:
+    """Notes when it is unpickled."""
+
+    unpickled = 0
+
+    def __setstate__(self, _state: object) -> None:
+        type(self).unpickled += 1
+
+
+def make_telling() -> _Telling:
+    made = _Telling()
+    # Else there is no state.
+    made.__dict__["one"] = 1
+    return made
+
+
+def test_waiting_unpickles_nothing() -> None:
+    before = _Telling.unpickled
+    with compat.Pool(1) as pool:
+        result = pool.apply_async(make_telling)
+        result.wait(PATIENCE)
+        assert result.ready()
+        assert _Telling.unpickled == before
+        result.get()
+        assert _Telling.unpickled == before + 1
 
 
 # -- pools that nobody keeps

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections.abc import Sized
 from concurrent.futures import Future
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
+from mpkit._platform.deadlines import check_timeout, deadline_of, remaining
 from mpkit._platform.hints import Self, override
 from mpkit.compat._errors import original_error, pool_error, pool_errors
 from mpkit.compat._iterators import IMapIterator, SharedResults
 from mpkit.compat._numbers import not_bool, not_negative
 from mpkit.compat._processes import default_start_method
 from mpkit.errors import SerializationError, WaitTimeout
-from mpkit.pool import TaskPool
+from mpkit.pool import TaskHandle, TaskPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -38,7 +38,10 @@ class AsyncResult(Generic[R]):
     """
 
     def __init__(
-        self, handle: Future[R], pool: Pool | None = None, callbacks: _Callbacks[R] | None = None
+        self,
+        handle: TaskHandle[R] | Future[R],
+        pool: Pool | None = None,
+        callbacks: _Callbacks[R] | None = None,
     ) -> None:
         self._handle = handle
         #: A result that is not ready keeps its pool alive.
@@ -51,6 +54,7 @@ class AsyncResult(Generic[R]):
         Raises:
             multiprocessing.TimeoutError: the time is over; it can be asked for again.
             multiprocessing.pool.MaybeEncodingError: the result could not be pickled.
+            ValueError, RuntimeError: as `wait`.
             Exception: what the call raised.
 
         Blocking: until it is there, for at most `timeout` seconds.
@@ -62,13 +66,18 @@ class AsyncResult(Generic[R]):
             return self._handle.result()
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait until the call has ended, for at most `timeout` seconds."""
-        timeout = not_negative(timeout)
-        deadline = None if timeout is None else time.monotonic() + timeout
-        with contextlib.suppress(Exception):
-            self._handle.exception(timeout)
+        """Wait until the call has ended, for at most `timeout` seconds. Unpickles nothing.
+
+        Raises:
+            ValueError: this process is a fork of the pool's (`mpkit.errors.ClosedError`).
+            RuntimeError: called by a signal handler in the middle of this thread's work with the pool.
+        """
+        deadline = deadline_of(check_timeout(not_negative(timeout)))
+        # Another future has ended: it tells that the arguments could not be pickled.
+        if isinstance(self._handle, TaskHandle):
+            self._handle.wait(remaining(deadline))
         if self._callbacks is not None and self._handle.done():
-            self._callbacks.wait(None if deadline is None else max(deadline - time.monotonic(), 0.0))
+            self._callbacks.wait(remaining(deadline))
 
     def ready(self) -> bool:
         """Whether the call has ended."""
