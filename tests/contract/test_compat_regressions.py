@@ -521,6 +521,42 @@ def test_a_process_is_joined_for_no_time_at_all() -> None:
     process.join()
 
 
+@pytest.mark.parametrize("kind", [AssertionError, ValueError])
+def test_misuse_of_a_process_is_an_assertion_error_too(kind: type[Exception]) -> None:
+    with pytest.raises(kind, match="group must be None"):
+        compat.Process(cast("Any", 1))
+    process = compat.Process(target=time.sleep, args=(0,))
+    for ask in (process.join, process.result):
+        with pytest.raises(kind, match="has not been started"):
+            ask()
+    process.start()
+    process.join()
+    process.close()
+    # It is a ValueError there as well.
+    with pytest.raises(ClosedError):
+        process.join()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.parametrize("kind", [AssertionError, RuntimeError])
+def test_a_process_of_another_process_cannot_be_joined(kind: type[Exception]) -> None:
+    process = compat.Process(target=time.sleep, args=(0,))
+    process.start()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            for ask in (process.join, process.result):
+                with pytest.raises(kind, match="only the process that created it"):
+                    ask()
+            code = 0
+        finally:
+            os._exit(code)
+    process.join()
+    _, status = os.waitpid(pid, 0)
+    assert status == 0
+
+
 def test_the_submodules_of_futures_are_there() -> None:
     assert issubclass(futures.process.BrokenProcessPool, futures.BrokenExecutor)
     with pytest.raises(AttributeError):
