@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import gc
+import multiprocessing
+import multiprocessing.pool
 import os
 import pickle
 import queue
 import signal
 import time
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, cast
 
 import pytest
@@ -400,6 +404,35 @@ def test_workers_are_started_as_the_context_says() -> None:
     for name, context in _contexts._contexts.items():
         with context.Pool(1) as pool:
             assert pool._pool._engine.options.context.get_start_method() == name
+
+
+@pytest.mark.parametrize("module", [compat, multiprocessing])
+def test_a_pool_takes_a_context(module: Any, start_method: str) -> None:
+    with compat.pool.Pool(1, context=module.get_context(start_method)) as pool:
+        assert pool._pool._engine.options.context.get_start_method() == start_method
+
+
+def test_a_pool_takes_no_name_for_a_context() -> None:
+    with pytest.raises(AttributeError):
+        compat.pool.Pool(1, context=cast("Any", "spawn"))
+
+
+def test_the_standard_library_s_own_executor_takes_a_context(context: Any) -> None:
+    with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as executor:
+        assert executor.submit(tasks.add, 1, y=2).result(PATIENCE) == 3
+        assert list(executor.map(tasks.square, range(20), timeout=PATIENCE)) == [x * x for x in range(20)]
+        with pytest.raises(BrokenProcessPool):
+            executor.submit(tasks.crash).result(PATIENCE)
+
+
+def test_the_standard_library_s_own_pool_takes_a_context(context: Any) -> None:
+    pool = multiprocessing.pool.Pool(2, tasks.initialize, ("ready",), 1, context)
+    assert pool.apply_async(tasks.initialized).get(PATIENCE) == ["ready"]
+    assert pool.map_async(tasks.square, range(4), 1).get(PATIENCE) == [0, 1, 4, 9]
+    pool.close()
+    pool.join()
+    with multiprocessing.pool.Pool(1, context=context) as pool:
+        assert list(pool.imap(tasks.square, [3])) == [9]
 
 
 def test_a_pool_reports_errors_as_the_standard_library_does() -> None:

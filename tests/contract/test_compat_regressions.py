@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import pickle
 import subprocess
 import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import pytest
 
 from mpkit import compat
 from mpkit.compat import futures
+from mpkit.errors import ClosedError
 from tests.contract import compat_tasks as tasks
 from tests.helpers.processes import python, run_python
 from tests.helpers.waiting import PATIENCE, wait_until
@@ -29,6 +31,7 @@ import sys
 import time
 
 from mpkit.compat import futures
+from mpkit.errors import ClosedError
 
 
 def work():
@@ -66,6 +69,7 @@ import sys
 import time
 
 from mpkit.compat import futures
+from mpkit.errors import ClosedError
 
 
 def work():
@@ -130,7 +134,8 @@ def _all_of(queue: compat.SimpleQueue[str]) -> list[str]:
 
 def test_a_map_whose_time_is_over_lets_a_running_task_finish_and_cancels_the_rest() -> None:
     spawn = compat.get_context("spawn")
-    told, gate = spawn.SimpleQueue(), spawn.SimpleQueue()
+    told: compat.SimpleQueue[str] = compat.SimpleQueue()
+    gate: compat.SimpleQueue[None] = compat.SimpleQueue()
     with futures.ProcessPoolExecutor(1, spawn, _keep, (told, gate)) as executor:
         results = executor.map(_tell_and_wait, range(100), timeout=0.05, chunksize=2)
         assert told.get() == "begun 0"
@@ -145,7 +150,8 @@ def test_a_map_whose_time_is_over_lets_a_running_task_finish_and_cancels_the_res
 
 def test_a_map_that_is_abandoned_lets_a_running_task_finish_and_cancels_the_rest() -> None:
     spawn = compat.get_context("spawn")
-    told, gate = spawn.SimpleQueue(), spawn.SimpleQueue()
+    told: compat.SimpleQueue[str] = compat.SimpleQueue()
+    gate: compat.SimpleQueue[None] = compat.SimpleQueue()
     gate.put(None)
     with futures.ProcessPoolExecutor(1, spawn, _keep, (told, gate)) as executor:
         results = cast("Any", executor.map(_tell_and_wait, range(100)))
@@ -159,7 +165,7 @@ def test_a_map_that_is_abandoned_lets_a_running_task_finish_and_cancels_the_rest
 
 def test_a_negative_timeout_of_a_future_is_no_time() -> None:
     spawn = compat.get_context("spawn")
-    gate = spawn.SimpleQueue()
+    gate: compat.SimpleQueue[None] = compat.SimpleQueue()
     with futures.ProcessPoolExecutor(1, spawn, _keep, (gate,)) as executor:
         future = executor.submit(_wait_at_gate, 1)
         with pytest.raises(futures.TimeoutError):
@@ -341,6 +347,78 @@ def test_a_callback_that_cannot_be_called_is_refused(which: str) -> None:
         pool.apply_async(tasks.square, (1,), **cast("Any", {which: 3}))
 
 
+# -- waiting for a result of a pool
+# ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def waiting() -> Iterator[tuple[compat.Pool, Any]]:
+    """A pool, and a result that is not there while the test runs."""
+    gate: compat.SimpleQueue[None] = compat.SimpleQueue()
+    with compat.Pool(1, _keep, (gate,)) as pool:
+        result = pool.apply_async(_wait_at_gate, (3,))
+        yield pool, result
+        gate.put(None)
+        assert result.get(PATIENCE) == 3
+    gate.close()
+
+
+@pytest.mark.parametrize("ask", ["get", "wait"])
+def test_waiting_in_a_signal_handler_is_refused(waiting: tuple[compat.Pool, Any], ask: str) -> None:
+    pool, result = waiting
+    with pytest.raises(RuntimeError, match="would wait for itself"):
+        # As a signal handler may find it, in the middle of the pool's own work.
+        pool._pool._engine.dispatcher.lock.run(getattr(result, ask))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.parametrize("ask", ["get", "wait", "next"])
+def test_waiting_in_a_fork_is_refused(waiting: tuple[compat.Pool, Any], ask: str) -> None:
+    pool, result = waiting
+    results = pool.imap(tasks.square, [2])
+    # Another thread may have it at the time of the fork, and is not there.
+    results._results._turn.acquire()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            with pytest.raises(ClosedError, match="fork"):
+                (results.next if ask == "next" else getattr(result, ask))()
+            code = 0
+        finally:
+            os._exit(code)
+    results._results._turn.release()
+    _, status = os.waitpid(pid, 0)
+    assert status == 0
+
+
+class _Telling:
+    """Notes when it is unpickled."""
+
+    unpickled = 0
+
+    def __setstate__(self, _state: object) -> None:
+        type(self).unpickled += 1
+
+
+def make_telling() -> _Telling:
+    made = _Telling()
+    # Else there is no state.
+    made.__dict__["one"] = 1
+    return made
+
+
+def test_waiting_unpickles_nothing() -> None:
+    before = _Telling.unpickled
+    with compat.Pool(1) as pool:
+        result = pool.apply_async(make_telling)
+        result.wait(PATIENCE)
+        assert result.ready()
+        assert _Telling.unpickled == before
+        result.get()
+        assert _Telling.unpickled == before + 1
+
+
 # -- pools that nobody keeps
 # ---------------------------------------------------------------------------------------------------------
 
@@ -441,6 +519,42 @@ def test_a_process_is_joined_for_no_time_at_all() -> None:
     assert process.is_alive()
     process.kill()
     process.join()
+
+
+@pytest.mark.parametrize("kind", [AssertionError, ValueError])
+def test_misuse_of_a_process_is_an_assertion_error_too(kind: type[Exception]) -> None:
+    with pytest.raises(kind, match="group must be None"):
+        compat.Process(cast("Any", 1))
+    process = compat.Process(target=time.sleep, args=(0,))
+    for ask in (process.join, process.result):
+        with pytest.raises(kind, match="has not been started"):
+            ask()
+    process.start()
+    process.join()
+    process.close()
+    # It is a ValueError there as well.
+    with pytest.raises(ClosedError):
+        process.join()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.parametrize("kind", [AssertionError, RuntimeError])
+def test_a_process_of_another_process_cannot_be_joined(kind: type[Exception]) -> None:
+    process = compat.Process(target=time.sleep, args=(0,))
+    process.start()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            for ask in (process.join, process.result):
+                with pytest.raises(kind, match="only the process that created it"):
+                    ask()
+            code = 0
+        finally:
+            os._exit(code)
+    process.join()
+    _, status = os.waitpid(pid, 0)
+    assert status == 0
 
 
 def test_the_submodules_of_futures_are_there() -> None:

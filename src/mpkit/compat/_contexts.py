@@ -16,11 +16,15 @@ if TYPE_CHECKING:
 
 
 class Context(mp_context.BaseContext):
-    """A context of `multiprocessing` with mpkit's classes in it; all else is inherited."""
+    """A context of `multiprocessing` with mpkit's classes in it; all else is inherited.
+
+    `SimpleQueue` is inherited as well, with mpkit's `Lock` inside: where the standard library is given a
+    context (`concurrent.futures.ProcessPoolExecutor`, `multiprocessing.pool.Pool`), it waits at the pipe of
+    that queue, which mpkit's own does not have.
+    """
 
     # The classes of mpkit are none of typeshed's, although they do what those do: hence the ignored errors.
     Process: ClassVar[type[_processes.Process]]
-    _pool_type: ClassVar[type[_pool.Pool]]
     # What `get_start_method` of the base class returns.
     _name: ClassVar[str]
 
@@ -31,10 +35,6 @@ class Context(mp_context.BaseContext):
     def JoinableQueue(self, maxsize: int = 0) -> _queues.JoinableQueue[Any]:  # type: ignore[override]
         """A `JoinableQueue`."""
         return _queues.JoinableQueue(maxsize)
-
-    def SimpleQueue(self) -> _queues.SimpleQueue[Any]:  # type: ignore[override]
-        """A `SimpleQueue`."""
-        return _queues.SimpleQueue()
 
     def Lock(self) -> _locks.Lock:  # type: ignore[override]
         """A `Lock`."""
@@ -48,7 +48,7 @@ class Context(mp_context.BaseContext):
         maxtasksperchild: int | None = None,
     ) -> _pool.Pool:
         """A `Pool` whose workers are started in this context's way."""
-        return self._pool_type(processes, initializer, initargs, maxtasksperchild)
+        return _pool.Pool(processes, initializer, initargs, maxtasksperchild, self)
 
     def get_context(self, method: str | None = None) -> Context:  # type: ignore[override]
         """This context, or the one for another start method."""
@@ -60,7 +60,6 @@ class SpawnContext(Context):
 
     _name = "spawn"
     Process: ClassVar[type[_processes.Process]] = _processes.SpawnProcess
-    _pool_type = _pool.SpawnPool
 
 
 _contexts: dict[str, Context] = {"spawn": SpawnContext()}
@@ -72,14 +71,12 @@ if sys.platform != "win32":
 
         _name = "fork"
         Process: ClassVar[type[_processes.Process]] = _processes.ForkProcess
-        _pool_type = _pool.ForkPool
 
     class ForkServerContext(Context):
         """Processes are forked by the fork server."""
 
         _name = "forkserver"
         Process: ClassVar[type[_processes.Process]] = _processes.ForkServerProcess
-        _pool_type = _pool.ForkServerPool
 
     _contexts |= {"fork": ForkContext(), "forkserver": ForkServerContext()}
 

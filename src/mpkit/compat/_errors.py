@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+from multiprocessing import pool as stdlib
+from typing import TYPE_CHECKING, cast
+
 from mpkit._wire.failure import RemoteTraceback
 from mpkit.errors import SerializationError
 
-__all__ = ["comes_from_worker", "original_error", "what_failed"]
+if TYPE_CHECKING:
+    from collections.abc import Generator
 
-
-def comes_from_worker(error: SerializationError) -> bool:
-    """Whether it was a worker that could not pickle (a result), and not this process (arguments)."""
-    return isinstance(error.__cause__, RemoteTraceback)
+__all__ = ["original_error", "pool_error", "pool_errors"]
 
 
 def original_error(error: SerializationError) -> BaseException:
@@ -21,10 +23,47 @@ def original_error(error: SerializationError) -> BaseException:
     return cause or error
 
 
-def what_failed(error: SerializationError) -> str:
+@contextlib.contextmanager
+def pool_errors() -> Generator[None]:
+    """In this block, what mpkit raises becomes what `multiprocessing.Pool` raises."""
+    try:
+        yield
+    except SerializationError as error:
+        raised = pool_error(error)
+        # The original error is a cause of this one, which so cannot be a cause of it.
+        raise raised from (error if _comes_from_worker(error) else None)
+
+
+def pool_error(error: BaseException) -> BaseException:
+    """What `multiprocessing.Pool` raises where mpkit has raised `error`."""
+    if not isinstance(error, SerializationError):
+        return error
+    if not _comes_from_worker(error):
+        return original_error(error)
+    # typeshed does not know it.
+    kind = cast("type[Exception]", vars(stdlib)["MaybeEncodingError"])
+    return kind(original_error(error), _Described(_what_failed(error)))
+
+
+def _comes_from_worker(error: SerializationError) -> bool:
+    """Whether it was a worker that could not pickle (a result), and not this process (arguments)."""
+    return isinstance(error.__cause__, RemoteTraceback)
+
+
+def _what_failed(error: SerializationError) -> str:
     """What could not be pickled, as far as the text tells: its type; the object itself has gone."""
     text = str(error)
     _, found, rest = text.partition("cannot pickle ")
     if found:
         return rest.partition(": ")[0]
     return text.partition(" was raised in process ")[0]
+
+
+class _Described:
+    """Stands for an object that has remained in its worker."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return f"<{self._text}>"

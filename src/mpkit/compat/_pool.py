@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
-import time
 from collections.abc import Sized
 from concurrent.futures import Future
-from multiprocessing import pool as stdlib
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
+from mpkit._platform.deadlines import check_timeout, deadline_of, remaining
 from mpkit._platform.hints import Self, override
-from mpkit.compat._errors import comes_from_worker, original_error, what_failed
+from mpkit.compat._errors import original_error, pool_error, pool_errors
+from mpkit.compat._iterators import IMapIterator, SharedResults
 from mpkit.compat._numbers import not_bool, not_negative
 from mpkit.compat._processes import default_start_method
 from mpkit.errors import SerializationError, WaitTimeout
-from mpkit.pool import TaskPool
+from mpkit.pool import TaskHandle, TaskPool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
+    from multiprocessing.context import BaseContext
 
     from mpkit.pool._imap import ImapIterator
 
@@ -28,6 +28,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 _NO_KEYWORDS: Mapping[str, Any] = MappingProxyType({})
+_FEW_ITERATORS = 16
 
 
 class AsyncResult(Generic[R]):
@@ -37,7 +38,10 @@ class AsyncResult(Generic[R]):
     """
 
     def __init__(
-        self, handle: Future[R], pool: Pool | None = None, callbacks: _Callbacks[R] | None = None
+        self,
+        handle: TaskHandle[R] | Future[R],
+        pool: Pool | None = None,
+        callbacks: _Callbacks[R] | None = None,
     ) -> None:
         self._handle = handle
         #: A result that is not ready keeps its pool alive.
@@ -50,6 +54,7 @@ class AsyncResult(Generic[R]):
         Raises:
             multiprocessing.TimeoutError: the time is over; it can be asked for again.
             multiprocessing.pool.MaybeEncodingError: the result could not be pickled.
+            ValueError, RuntimeError: as `wait`.
             Exception: what the call raised.
 
         Blocking: until it is there, for at most `timeout` seconds.
@@ -57,17 +62,22 @@ class AsyncResult(Generic[R]):
         self.wait(timeout)
         if not self.ready():
             raise WaitTimeout(f"{self!r} was not ready in time; get() can be called again")
-        with _stdlib_errors():
+        with pool_errors():
             return self._handle.result()
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait until the call has ended, for at most `timeout` seconds."""
-        timeout = not_negative(timeout)
-        deadline = None if timeout is None else time.monotonic() + timeout
-        with contextlib.suppress(Exception):
-            self._handle.exception(timeout)
+        """Wait until the call has ended, for at most `timeout` seconds. Unpickles nothing.
+
+        Raises:
+            ValueError: this process is a fork of the pool's (`mpkit.errors.ClosedError`).
+            RuntimeError: called by a signal handler in the middle of this thread's work with the pool.
+        """
+        deadline = deadline_of(check_timeout(not_negative(timeout)))
+        # Another future has ended: it tells that the arguments could not be pickled.
+        if isinstance(self._handle, TaskHandle):
+            self._handle.wait(remaining(deadline))
         if self._callbacks is not None and self._handle.done():
-            self._callbacks.wait(None if deadline is None else max(deadline - time.monotonic(), 0.0))
+            self._callbacks.wait(remaining(deadline))
 
     def ready(self) -> bool:
         """Whether the call has ended."""
@@ -116,7 +126,7 @@ class _Callbacks(Generic[R]):
 
     def failed(self, error: BaseException) -> None:
         """The call has raised."""
-        self._call(self._error_callback, _stdlib_error(error))
+        self._call(self._error_callback, pool_error(error))
 
     def wait(self, timeout: float | None) -> bool:
         """Wait until it has been called; whether it has.
@@ -145,41 +155,6 @@ class _ThisThread(threading.local):
 _this_thread = _ThisThread()
 
 
-class IMapIterator(Generic[R]):
-    """What `imap` and `imap_unordered` return: `multiprocessing.pool.IMapIterator`."""
-
-    def __init__(self, results: ImapIterator[R], pool: Pool) -> None:
-        self._results = results
-        #: An iterator that has more results keeps its pool alive.
-        self._pool: Pool | None = pool
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> R:
-        return self.next()
-
-    def next(self, timeout: float | None = None) -> R:
-        """The next result.
-
-        Raises:
-            StopIteration: there are no more.
-            multiprocessing.TimeoutError: the time is over; it can be asked for again.
-            multiprocessing.pool.MaybeEncodingError: the result could not be pickled.
-            Exception: what the call raised, or why the item could not be pickled.
-
-        Blocking: until it is there, for at most `timeout` seconds.
-        """
-        try:
-            with _stdlib_errors():
-                return self._results.next(not_negative(timeout))
-        except StopIteration:
-            if self._pool is not None:
-                self._pool._iterators.discard(self._results)
-                self._pool = None
-            raise
-
-
 class Pool:
     """`multiprocessing.Pool`: workers that call functions. Leaving a ``with`` block terminates it.
 
@@ -192,14 +167,13 @@ class Pool:
         initializer: called in each worker when it starts.
         initargs: its arguments.
         maxtasksperchild: after how many tasks a worker is replaced. None: never.
+        context: how workers are started, from `multiprocessing.get_context` or `mpkit.compat.get_context`.
+            None: what the program has set, else the default of the running Python.
 
     Raises:
         ValueError: a number is too small, or `maxtasksperchild` is not an integer.
-        TypeError: another argument has the wrong type.
+        TypeError, AttributeError: another argument has the wrong type.
     """
-
-    #: None: what the program has set, else the default of the running Python.
-    _start_method: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -207,13 +181,17 @@ class Pool:
         initializer: Callable[..., object] | None = None,
         initargs: Iterable[Any] = (),
         maxtasksperchild: int | None = None,
+        context: BaseContext | None = None,
     ) -> None:
         if maxtasksperchild is not None and not isinstance(maxtasksperchild, int):
             raise ValueError(f"maxtasksperchild must be a positive int or None; got {maxtasksperchild!r}")
-        method = self._start_method or default_start_method()
+        # Asked of whatever was given, as there: a name instead of a context is an AttributeError.
+        method = default_start_method() if context is None else context.get_start_method()
         self._pool = TaskPool(not_bool(processes), initializer, initargs, not_bool(maxtasksperchild), method)
         # The standard library runs what was given to imap to its end even if nobody takes the results.
-        self._iterators: set[ImapIterator[Any]] = set()
+        self._iterators: set[SharedResults[Any]] = set()
+        #: With so many, those of them that nobody needs any more are looked for.
+        self._most_iterators = _FEW_ITERATORS
 
     # -- one call
     # ------------------------------------------------------------------------------------------------------
@@ -300,10 +278,20 @@ class Pool:
     def _iterator(self, start: Callable[[], ImapIterator[R]]) -> IMapIterator[R]:
         # Refuses what a pool that takes no more tasks refuses; an empty input would send none.
         self._pool.__enter__()
-        with _stdlib_errors():
-            results = start()
+        with pool_errors():
+            results = SharedResults(start())
+        if len(self._iterators) >= self._most_iterators:
+            self._forget_finished()
         self._iterators.add(results)
         return IMapIterator(results, self)
+
+    def _forget_finished(self) -> None:
+        """Let go of the iterators that have read everything, and whose calls have ended."""
+        self._pool._engine.collector.look()
+        finished = [results for results in list(self._iterators) if not results.is_under_way()]
+        self._iterators.difference_update(finished)
+        # Not with each new one: many may really be under way.
+        self._most_iterators = _FEW_ITERATORS + 2 * len(self._iterators)
 
     def _submitted(
         self,
@@ -375,57 +363,3 @@ class Pool:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} over {self._pool!r}>"
-
-
-class SpawnPool(Pool):
-    """A `Pool` whose workers start in fresh interpreters."""
-
-    _start_method: ClassVar[str | None] = "spawn"
-
-
-if sys.platform != "win32":
-
-    class ForkPool(Pool):
-        """A `Pool` whose workers are forked."""
-
-        _start_method: ClassVar[str | None] = "fork"
-
-    class ForkServerPool(Pool):
-        """A `Pool` whose workers are forked by the fork server."""
-
-        _start_method: ClassVar[str | None] = "forkserver"
-
-
-# -- errors as the standard library raises them
-# ------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _stdlib_errors() -> Generator[None]:
-    try:
-        yield
-    except SerializationError as error:
-        raised = _stdlib_error(error)
-        # The original error is a cause of this one, which so cannot be a cause of it.
-        raise raised from (error if comes_from_worker(error) else None)
-
-
-def _stdlib_error(error: BaseException) -> BaseException:
-    """What `multiprocessing.Pool` raises where mpkit has raised `error`."""
-    if not isinstance(error, SerializationError):
-        return error
-    if not comes_from_worker(error):
-        return original_error(error)
-    # typeshed does not know it.
-    kind = cast("type[Exception]", vars(stdlib)["MaybeEncodingError"])
-    return kind(original_error(error), _Described(what_failed(error)))
-
-
-class _Described:
-    """Stands for an object that has remained in its worker."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def __repr__(self) -> str:
-        return f"<{self._text}>"

@@ -10,14 +10,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, SupportsFloat
 from mpkit._platform import seam
 from mpkit._platform.hints import override
 from mpkit.compat._numbers import not_negative
+from mpkit.errors import ClosedError
 from mpkit.process import WorkerProcess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from mpkit.process.handle import Handle
+
 
 # As written in the standard library, where it changed with 3.14.
 _NO_KEYWORDS: Mapping[str, Any] | None = None if sys.version_info >= (3, 14) else MappingProxyType({})
+
+
+class _MisuseError(AssertionError, ValueError, RuntimeError):
+    """What no process does: an AssertionError in the standard library, one of the others in mpkit."""
 
 
 class Process(WorkerProcess[Any]):
@@ -26,6 +33,10 @@ class Process(WorkerProcess[Any]):
 
     Besides all that the standard library's class has, there is what `mpkit.WorkerProcess` adds: the
     result, orderly stopping, and an end together with the parent.
+
+    Raises:
+        AssertionError: `group` is not None; later, something is asked of it before `start` or by a process
+            that did not create it. What `mpkit.WorkerProcess` raises there holds as well.
     """
 
     #: None: what the program has set, else the default of the running Python.
@@ -41,6 +52,8 @@ class Process(WorkerProcess[Any]):
         *,
         daemon: bool | None = None,
     ) -> None:
+        if group is not None:
+            raise _MisuseError(f"group must be None; got {group!r}")
         super().__init__(
             group,
             target,
@@ -55,6 +68,22 @@ class Process(WorkerProcess[Any]):
     def join(self, timeout: SupportsFloat | None = None) -> None:
         """Wait until the process has ended, for at most `timeout` seconds; a negative number is 0."""
         super().join(None if timeout is None else not_negative(float(timeout)))
+
+    @override
+    def _require_created_here(self) -> None:
+        try:
+            super()._require_created_here()
+        except RuntimeError as error:
+            raise _MisuseError(str(error)) from None
+
+    @override
+    def _require_started(self) -> Handle:
+        try:
+            return super()._require_started()
+        except (ClosedError, _MisuseError):
+            raise
+        except ValueError as error:
+            raise _MisuseError(str(error)) from None
 
 
 class ForkProcess(Process):

@@ -6,7 +6,8 @@ import multiprocessing.pool
 from multiprocessing.pool import ThreadPool
 from typing import Any
 
-from mpkit.compat._pool import AsyncResult, IMapIterator, Pool
+from mpkit.compat._iterators import IMapIterator
+from mpkit.compat._pool import AsyncResult, Pool
 
 __all__ = ["ApplyResult", "AsyncResult", "IMapIterator", "Pool", "ThreadPool"]
 

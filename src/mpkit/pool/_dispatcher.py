@@ -519,10 +519,11 @@ class Dispatcher:
 
     # -- taking away -----------------------------------------------------------------------------------------
 
-    def cancel(self, task: Task, settlements: Settlements) -> bool:
+    def cancel(self, task: Task, settlements: Settlements, *, even_begun: bool = True) -> bool:
         """Keep a task from beginning (holding the lock, and with interrupts deferred).
 
-        False when it has begun, and runs: it must be stopped.
+        False when it has begun, and runs: it must be stopped. With `even_begun` false nothing has changed
+        then, and it goes on.
         """
         ledger = self.ledger
         if ledger.end(task):
@@ -538,8 +539,9 @@ class Dispatcher:
         records = self.take_records(lane)
         others = [(number, record) for number, record in records if number != task.number]
         left = self._hand_on(lane, lane, others)
-        task.ending = CANCELLED
         found = len(others) < len(records)
+        if found or even_begun:
+            task.ending = CANCELLED
         if found or left:
             self.requeue(lane, [task.number, *left] if found else left)
             self._note_if_idle(lane)

@@ -319,8 +319,8 @@ class Engine:
 
     # -- cancelling ------------------------------------------------------------------------------------------
 
-    def cancel(self, task: Task) -> None:
-        """Cancel a task at whatever moment of its life.
+    def cancel(self, task: Task, *, even_begun: bool = True) -> None:
+        """Cancel a task at whatever moment of its life; with `even_begun` false, unless it has begun.
 
         In the middle of this thread's work with the pool (a signal handler, a `__del__`) it happens a little
         later.
@@ -329,25 +329,25 @@ class Engine:
             raise ClosedError(self.forked_message())
         dispatcher = self.dispatcher
         if dispatcher.lock.is_owned():
-            self.cancel_later([task])
+            self.cancel_later([task], even_begun=even_begun)
             return
         settlements: Settlements = []
         with deferred_interrupts():
-            never_began = dispatcher.lock.run(dispatcher.cancel, task, settlements)
+            never_began = dispatcher.lock.run(dispatcher.cancel, task, settlements, even_begun=even_begun)
             # Of other tasks, perhaps: an interrupt comes after them.
             self.collector.settle(settlements)
             if task.ending == CANCELLED:
                 self.collector.settle([(task, RAISED, TaskCancelled(f"task {task.number} was cancelled"))])
-            if not never_began:
+            if not never_began and even_begun:
                 self.supervisor.request(lambda: self.supervisor.cancel_running(task))
         self._on_change()
 
-    def cancel_later(self, tasks: list[Task]) -> None:
+    def cancel_later(self, tasks: list[Task], *, even_begun: bool = True) -> None:
         """Cancel tasks in the supervisor's thread; takes no lock, so a `__del__` may call it."""
 
         def cancel() -> None:
             for task in tasks:
-                self.cancel(task)
+                self.cancel(task, even_begun=even_begun)
 
         self.supervisor.request(cancel)
 

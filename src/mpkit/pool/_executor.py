@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, wait
+import contextlib
+import itertools
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Executor, Future, wait
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from weakref import WeakSet
 
 from mpkit._platform import seam
+from mpkit._platform.deadlines import deadline_of, remaining
 from mpkit._platform.hints import override
 from mpkit.pool._handle import TaskHandle
 
 if TYPE_CHECKING:
     from mpkit.pool._facade import TaskPool
 
-__all__ = ["PoolExecutor"]
+__all__ = ["PoolExecutor", "map_in_order"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -65,15 +69,26 @@ class PoolExecutor(Executor):
         *iterables: Iterable[Any],
         timeout: float | None = None,
         chunksize: int = 1,
-        **options: Any,
+        buffersize: int | None = None,
     ) -> Iterator[R]:
-        """As `concurrent.futures.Executor.map`: the results in order; `chunksize` items make one task."""
-        if chunksize == 1:
-            return super().map(fn, *iterables, timeout=timeout, **options)
-        if options.get("buffersize") is not None:
-            options["buffersize"] = max(1, options["buffersize"] // chunksize)
-        pieces = super().map(_Chunk(fn), _in_chunks(zip(*iterables), chunksize), timeout=timeout, **options)  # noqa: B905
-        return (result for piece in pieces for result in piece)
+        """As `concurrent.futures.ProcessPoolExecutor.map`: the results in order.
+
+        Args:
+            fn: What to call, with one argument from each iterable.
+            iterables: Read at once, or with `buffersize` as results are taken.
+            timeout: Seconds from now within which every result must be there.
+            chunksize: Items in one task.
+            buffersize: The most tasks whose results have not been taken; None: no limit.
+
+        Raises:
+            ValueError: `chunksize` or `buffersize` is less than 1.
+            TypeError: `buffersize` is no integer.
+            WaitTimeout: From the iterator, when the time is over.
+            Exception: From the iterator: what a call raised.
+
+        What has not begun when the iteration ends early is cancelled; what runs goes on.
+        """
+        return map_in_order(self.submit, fn, iterables, timeout, chunksize, buffersize)
 
     @override
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -81,13 +96,12 @@ class PoolExecutor(Executor):
 
         Args:
             wait: Return only when the tasks of this executor have ended.
-            cancel_futures: Cancel those that have not begun.
+            cancel_futures: Cancel those that have not begun; those that run go on.
         """
         handles = self._lock.run(self._shut_down)
         if cancel_futures:
             for handle in handles:
-                if not handle.running():
-                    handle.cancel()
+                handle._cancel_unless_begun()
         if wait:
             _wait_for(handles)
 
@@ -99,23 +113,82 @@ class PoolExecutor(Executor):
         return f"<PoolExecutor {'shut down' if self.is_shut_down else 'open'} over {self._pool!r}>"
 
 
+def map_in_order(
+    submit: Callable[..., Future[Any]],
+    fn: Callable[..., R],
+    iterables: tuple[Iterable[Any], ...],
+    timeout: float | None,
+    chunksize: int,
+    buffersize: int | None,
+) -> Iterator[R]:
+    """What `Executor.map` returns, of tasks that `submit` sends: see `PoolExecutor.map`."""
+    if chunksize < 1:
+        raise ValueError(f"chunksize must be >= 1, not {chunksize!r}")
+    if buffersize is not None and not isinstance(buffersize, int):
+        raise TypeError(f"buffersize must be an integer or None, not {buffersize!r}")
+    if buffersize is not None and buffersize < 1:
+        raise ValueError(f"buffersize must be None or > 0, not {buffersize!r}")
+    deadline = deadline_of(timeout)
+    calls = zip(*iterables)  # noqa: B905  the shortest one ends it, as with the built-in map
+    tasks: Iterator[Future[Any]]
+    if chunksize == 1:
+        tasks = (submit(fn, *arguments) for arguments in calls)
+    else:
+        chunks = iter(lambda: list(itertools.islice(calls, chunksize)), [])
+        chunk = _Chunk(fn)
+        tasks = (submit(chunk, arguments) for arguments in chunks)
+    # Submitted before the first result is asked for.
+    pending = deque(itertools.islice(tasks, buffersize))
+    if chunksize == 1:
+        return _results(pending, tasks, deadline)
+    return _each(_results(pending, tasks, deadline))
+
+
 class _Chunk:
     def __init__(self, fn: Callable[..., Any]) -> None:
-        self._fn = fn
+        #: As of `functools.partial`: statistics and snapshots have the name of this function.
+        self.func = fn
 
     def __call__(self, items: list[tuple[Any, ...]]) -> list[Any]:
-        return [self._fn(*item) for item in items]
+        return [self.func(*item) for item in items]
 
 
-def _in_chunks(items: Iterator[tuple[Any, ...]], size: int) -> Iterator[list[tuple[Any, ...]]]:
-    chunk: list[tuple[Any, ...]] = []
-    for item in items:
-        chunk.append(item)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+# Whoever drops a result is the last who has it, as with the standard library: neither of these two keeps it
+# in a variable while it is away.
+
+
+def _results(
+    pending: deque[Future[Any]], tasks: Iterator[Future[Any]], deadline: float | None
+) -> Generator[Any]:
+    try:
+        while pending:
+            pending.extend(itertools.islice(tasks, 1))
+            yield _result_of(pending, remaining(deadline))
+    finally:
+        for task in pending:
+            _cancel_unless_begun(task)
+
+
+def _result_of(pending: deque[Future[Any]], timeout: float | None) -> Any:
+    try:
+        return pending[0].result(timeout)
+    finally:
+        # One that is not done in time; for the others this changes nothing.
+        _cancel_unless_begun(pending.popleft())
+
+
+def _each(chunks: Generator[list[Any]]) -> Iterator[Any]:
+    with contextlib.closing(chunks):
+        for chunk in chunks:
+            chunk.reverse()
+            while chunk:
+                yield chunk.pop()
+
+
+def _cancel_unless_begun(task: Future[Any]) -> None:
+    # Another one has ended: it tells that the arguments could not be pickled.
+    if isinstance(task, TaskHandle):
+        task._cancel_unless_begun()
 
 
 def _wait_for(handles: list[TaskHandle[Any]]) -> None:

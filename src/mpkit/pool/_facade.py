@@ -380,7 +380,8 @@ class TaskPool(PoolView):
     def executor(self) -> Executor:
         """A real `concurrent.futures.Executor` over this pool, for `run_in_executor` and other libraries.
 
-        Shutting it down leaves the pool as it is.
+        Shutting it down leaves the pool as it is. Its `map` and ``shutdown(cancel_futures=True)`` cancel what
+        has not begun; they never stop what runs, as the `cancel` of a handle does.
         """
         from mpkit.pool._executor import PoolExecutor  # noqa: PLC0415  see the top of this file
 

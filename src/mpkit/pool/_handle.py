@@ -344,6 +344,16 @@ class TaskHandle(Future[R]):
                 self._engine.cancel(task)
         return self._state is _CANCELLED
 
+    def _cancel_unless_begun(self) -> None:
+        """Cancel the task if it has not begun; one that runs goes on, as with the standard library's futures.
+
+        Not to be had from `running` and `cancel`: the task may begin in between.
+        """
+        if self._state is _PENDING:
+            task = self._task
+            if task is not None:
+                self._engine.cancel(task, even_begun=False)
+
     def __await__(self) -> Generator[Any, None, R]:
         """Wait for the task in a coroutine; cancelling the waiting cancels the task, a running one too."""
         import asyncio  # noqa: PLC0415  importing mpkit must not load asyncio

@@ -135,6 +135,21 @@ def test_a_cancel_puts_back_what_was_not_meant(bench: _Bench) -> None:
     assert not dispatcher.ledger.queued
 
 
+def test_a_task_that_has_begun_may_be_left_alone(bench: _Bench) -> None:
+    busy = bench.lanes[0]
+    dispatcher = bench.dispatcher
+    tasks = [bench.send(busy, 16) for _ in range(3)]
+    bench.begin(busy)
+    with dispatcher.lock:
+        assert not dispatcher.cancel(tasks[0], [], even_begun=False)
+        assert dispatcher.cancel(tasks[1], [], even_begun=False)
+    # It goes on, and what comes of it counts.
+    assert not tasks[0].ending
+    assert dispatcher.ledger.finish(busy.key, tasks[0].number, True) is tasks[0]
+    assert (dispatcher.ledger.succeeded, dispatcher.ledger.cancelled) == (1, 1)
+    assert bench.waiting(busy) == [tasks[2].number]
+
+
 def test_a_cancelled_task_is_not_stolen(bench: _Bench) -> None:
     """Its worker could not be kept from beginning it (it was stopped by a signal, say) when it was
     cancelled.

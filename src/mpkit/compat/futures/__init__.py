@@ -18,14 +18,11 @@ import atexit
 import concurrent.futures
 import contextlib
 import importlib.util
-import itertools
 import multiprocessing
 import os
 import sys
 import threading
-import time
 import weakref
-from collections import deque
 from concurrent.futures import (
     ALL_COMPLETED,
     FIRST_COMPLETED,
@@ -51,6 +48,7 @@ from mpkit.compat._numbers import not_bool, not_negative
 from mpkit.compat._processes import default_start_method
 from mpkit.errors import SerializationError
 from mpkit.pool import TaskHandle, TaskPool
+from mpkit.pool._executor import map_in_order
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -201,19 +199,7 @@ class ProcessPoolExecutor(Executor):
 
         What has not begun when the iteration ends early is cancelled; what runs goes on.
         """
-        if chunksize < 1:
-            raise ValueError(f"chunksize must be >= 1, not {chunksize!r}")
-        if buffersize is not None and not isinstance(buffersize, int):
-            raise TypeError(f"buffersize must be an integer or None, not {buffersize!r}")
-        if buffersize is not None and buffersize < 1:
-            raise ValueError(f"buffersize must be None or > 0, not {buffersize!r}")
-        deadline = None if timeout is None else time.monotonic() + timeout
-        calls = zip(*iterables)  # noqa: B905  the shortest one ends it, as with the built-in map
-        chunks = iter(lambda: list(itertools.islice(calls, chunksize)), [])
-        tasks = (self.submit(_call_each, fn, chunk) for chunk in chunks)
-        # Submitted before the first result is asked for.
-        pending = deque(itertools.islice(tasks, buffersize))
-        return _results(pending, tasks, deadline)
+        return map_in_order(self.submit, fn, iterables, timeout, chunksize, buffersize)
 
     @override
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -309,35 +295,3 @@ def _shut_down_all() -> None:
 atexit.register(_shut_down_all)
 # A fork cannot wait for the pools of its parent.
 in_forked_children(_finishing.clear)
-
-
-def _call_each(fn: Callable[..., R], calls: list[tuple[Any, ...]]) -> list[R]:
-    """Runs in a worker."""
-    return [fn(*arguments) for arguments in calls]
-
-
-def _results(
-    pending: deque[Future[list[R]]], tasks: Iterator[Future[list[R]]], deadline: float | None
-) -> Iterator[R]:
-    try:
-        while pending:
-            pending.extend(itertools.islice(tasks, 1))
-            try:
-                remaining = None if deadline is None else max(deadline - time.monotonic(), 0.0)
-                chunk = pending[0].result(remaining)
-            finally:
-                # One that is not done in time; for the others this changes nothing.
-                _cancel_unless_running(pending.popleft())
-            # Whoever drops a result is the last who has it, as with the standard library.
-            chunk.reverse()
-            while chunk:
-                yield chunk.pop()
-    finally:
-        for task in pending:
-            _cancel_unless_running(task)
-
-
-def _cancel_unless_running(task: Future[Any]) -> None:
-    # `cancel` of a handle would stop it.
-    if not task.running():
-        task.cancel()

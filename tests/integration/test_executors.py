@@ -1,0 +1,158 @@
+"""`pool.executor` and the executor of `mpkit.compat` never stop what runs, and map in the same way."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import itertools
+import os
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future
+from typing import Any, cast
+
+import pytest
+
+from mpkit import BoundedQueue, TaskPool, compat
+from mpkit.compat import futures
+from mpkit.pool._engine import Engine
+from tests.contract import pool_tasks as tasks
+from tests.helpers.waiting import PATIENCE
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="fork")
+
+#: How long something that must not happen is waited for.
+A_MOMENT = 0.1
+#: Workers have them from the fork.
+_told: BoundedQueue[str]
+_gate: BoundedQueue[None]
+
+
+def tell_and_wait(x: int) -> int:
+    """Say that it has begun, wait to be let through, and say that it has ended."""
+    _told.put(f"begun {x}")
+    _gate.get()
+    _told.put(f"ended {x}")
+    return x
+
+
+def told() -> str:
+    return _told.get(timeout=PATIENCE)
+
+
+def assert_not_done(future: Future[Any]) -> None:
+    """The only worker has not been made free for it."""
+    with pytest.raises(concurrent.futures.TimeoutError):
+        future.result(A_MOMENT)
+
+
+@contextlib.contextmanager
+def _of_pool() -> Iterator[Executor]:
+    with TaskPool(1, context="fork") as pool:
+        yield pool.executor
+
+
+@pytest.fixture(params=["pool.executor", "compat"])
+def executor(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """An executor with one worker."""
+    global _told, _gate
+    with BoundedQueue[str]() as _told, BoundedQueue[None]() as _gate:
+        with (
+            _of_pool()
+            if request.param == "pool.executor"
+            else futures.ProcessPoolExecutor(1, compat.get_context("fork"))
+        ) as executor:
+            yield executor
+
+
+def test_a_task_that_begins_while_the_executor_is_shut_down_is_not_stopped(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = executor.submit(tell_and_wait, 1)
+    assert told() == "begun 1"
+    second = executor.submit(tell_and_wait, 2)
+    cancel = Engine.cancel
+
+    def cancel_late(engine: Engine, task: Any, **options: Any) -> None:
+        if not first.done():
+            _gate.put(None)
+            assert [told(), told()] == ["ended 1", "begun 2"]
+            first.result(PATIENCE)
+        cancel(engine, task, **options)
+
+    monkeypatch.setattr(Engine, "cancel", cancel_late)
+    executor.shutdown(wait=False, cancel_futures=True)
+    _gate.put(None)
+    assert second.result(PATIENCE) == 2
+    assert told() == "ended 2"
+
+
+@pytest.mark.parametrize("timeout", [0.01, 0, -1])
+@pytest.mark.parametrize("chunksize", [1, 2])
+def test_a_map_whose_time_is_over_lets_a_running_task_finish(
+    executor: Executor, timeout: float, chunksize: int
+) -> None:
+    results = executor.map(tell_and_wait, range(20), timeout=timeout, chunksize=chunksize)
+    assert told() == "begun 0"
+    with pytest.raises(concurrent.futures.TimeoutError):
+        next(results)
+    # All others have been cancelled: after them comes this one.
+    last = executor.submit(tasks.square, 3)
+    assert_not_done(last)
+    for _ in range(chunksize):
+        _gate.put(None)
+    assert last.result(PATIENCE) == 9
+    assert _told.get_many(99) == ["ended 0"] + ["begun 1", "ended 1"] * (chunksize - 1)
+
+
+@pytest.mark.parametrize("chunksize", [1, 2])
+def test_a_map_that_is_closed_lets_a_running_task_finish(executor: Executor, chunksize: int) -> None:
+    results = cast("Any", executor.map(tell_and_wait, range(20), chunksize=chunksize))
+    for _ in range(chunksize):
+        _gate.put(None)
+    assert next(results) == 0
+    assert [told() for _ in range(2 * chunksize + 1)][-1] == f"begun {chunksize}"
+    results.close()
+    last = executor.submit(tasks.square, 3)
+    assert_not_done(last)
+    for _ in range(chunksize):
+        _gate.put(None)
+    assert last.result(PATIENCE) == 9
+    assert _told.get_many(99)[0] == f"ended {chunksize}"
+    assert _told.empty()
+
+
+@pytest.mark.parametrize(
+    "options, error, match",
+    [
+        ({"chunksize": 0}, ValueError, "chunksize must be >= 1"),
+        ({"chunksize": -1}, ValueError, "chunksize must be >= 1"),
+        ({"buffersize": 0}, ValueError, "buffersize must be"),
+        ({"buffersize": 1.5}, TypeError, "buffersize must be an integer"),
+        ({"nonsense": 1}, TypeError, "nonsense"),
+    ],
+)
+def test_a_map_checks_its_options(
+    executor: Any, options: dict[str, Any], error: type[Exception], match: str
+) -> None:
+    with pytest.raises(error, match=match):
+        executor.map(tasks.square, [1], **options)
+
+
+def test_a_map_reads_as_many_chunks_as_it_may_hold(executor: Any) -> None:
+    read = itertools.count()
+    results = executor.map(tasks.square, read, buffersize=2, chunksize=3)
+    assert next(read) == 6
+    assert [next(results) for _ in range(3)] == [0, 1, 4]
+    assert next(read) == 10
+    results.close()
+
+
+@pytest.mark.parametrize("chunksize", [1, 2])
+def test_a_map_is_seen_by_the_name_of_its_function(chunksize: int) -> None:
+    global _told, _gate
+    with BoundedQueue[str]() as _told, BoundedQueue[None]() as _gate, TaskPool(1, context="fork") as pool:
+        results = pool.executor.map(tell_and_wait, [5], chunksize=chunksize)
+        assert told() == "begun 5"
+        assert [worker.function for worker in pool.workers()] == ["tell_and_wait"]
+        _gate.put(None)
+        assert list(results) == [5]
