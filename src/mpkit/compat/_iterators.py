@@ -142,10 +142,10 @@ class SharedResults(Generic[R]):
         results = self._results
         sink = results._sink
         try:
-            if not results._current and not sink._is_settled():
+            if not results._current and not sink.has_next():
                 results._read()
             # An idle one has come to its end, or an interrupt has taken something away: it knows what to do.
-            if results._current or sink._is_settled() or sink.is_idle():
+            if results._current or sink._is_settled():
                 return (results.next(remaining(deadline)),)
             return None
         finally:
