@@ -17,8 +17,8 @@ from typing import Any, cast
 import pytest
 
 from mpkit import compat
-from mpkit.compat import _contexts
-from mpkit.errors import WorkerCrashed
+from mpkit.compat import _contexts, _processes
+from mpkit.errors import SerializationError, WorkerCrashed
 from tests.contract import compat_tasks as tasks
 from tests.helpers.processes import reap
 from tests.helpers.waiting import PATIENCE
@@ -408,3 +408,20 @@ def test_next_of_an_imap_takes_a_timeout() -> None:
         assert next(iterator) == 2
         with pytest.raises(StopIteration):
             next(iterator)
+
+
+# -- start methods -------------------------------------------------------------------------------------------
+
+
+def test_a_start_method_that_is_set_late_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = compat.Process(target=time.sleep, args=(0,))
+    monkeypatch.setattr(_processes, "default_start_method", lambda: "spawn")
+    process.start()
+    process.join()
+    assert process._start_method == "spawn"
+
+
+def test_what_cannot_be_sent_is_refused_at_the_start() -> None:
+    process = compat.get_context("spawn").Process(target=lambda: None)
+    with pytest.raises(SerializationError):
+        process.start()

@@ -418,6 +418,19 @@ def test_stop_interrupts_first(start: Start) -> None:
 
 
 @posix
+def test_stop_needs_not_know_how_far_it_has_come(start: Start) -> None:
+    process, _ = start(targets.leave_quietly_when_interrupted)
+    # As a program does that turns itself into a daemon.
+    os.close(process._own_ties().report._file.fileno())
+    assert process.stop() == 0
+
+
+def test_stop_needs_not_know_which_process_it_is(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    process, _ = start(targets.leave_quietly_when_interrupted)
+    monkeypatch.setattr(seam, "identity_of", lambda _process: None)
+    assert process.stop() == -signal.SIGKILL
+
+
 def test_stop_does_not_wait_for_what_has_not_begun(start_method: str) -> None:
     process = WorkerProcess(target=time.sleep, args=(600,), start_method=start_method)
     process.start()
@@ -591,6 +604,76 @@ def interrupt_starts(start_method: str, *, every: int = 1, times: int = 1) -> in
     if start_method != "forkserver":  # whose children are the server's
         assert psutil.Process().children() == children
     return taken_back
+
+
+def test_of_two_threads_that_start_it_one_does(start_method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    process: WorkerProcess[int] = WorkerProcess(target=os.getpid, start_method=start_method)
+    begun, refused = threading.Event(), threading.Event()
+    prepare = process._mpkit.prepare
+
+    def prepare_late() -> Any:
+        begun.set()
+        assert refused.wait(PATIENCE)
+        return prepare()
+
+    monkeypatch.setattr(process._mpkit, "prepare", prepare_late)
+    thread = threading.Thread(target=process.start)
+    thread.start()
+    assert begun.wait(PATIENCE)
+    with pytest.raises(AssertionError, match="twice"):
+        process.start()
+    refused.set()
+    thread.join(PATIENCE)
+    with pytest.raises(AssertionError, match="twice"):
+        process.start()
+    assert process.result(PATIENCE) == process.pid
+
+
+def test_another_thread_may_close_it_as_soon_as_it_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    join = seam.ChildProcess.join
+
+    def join_and_be_closed(process: BaseProcess, timeout: float | None = None) -> None:
+        join(process, timeout)
+        process.close()
+
+    monkeypatch.setattr(seam.ChildProcess, "join", join_and_be_closed)
+    for ask, expected in (("join", None), ("stop", 0)):
+        process: WorkerProcess[int] = WorkerProcess(target=os.getpid)
+        process.start()
+        connection.wait([process.sentinel])
+        assert getattr(process, ask)() == expected
+    process = WorkerProcess(target=os.getpid)
+    process.start()
+    with pytest.raises(ClosedError):
+        process.result()
+
+
+def test_a_time_limit_holds_though_what_it_waits_at_is_another_file_now(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process, _ = start(targets.leave_quietly_when_interrupted)
+    popen = vars(process)["_popen"]
+    looks: list[object] = []
+
+    def is_ready(timeout: float | None) -> bool:
+        looks.append(timeout)
+        return True  # as a file always is
+
+    monkeypatch.setattr(popen, "_wait_for_end", is_ready)
+    began = time.monotonic()
+    process.join(0.3)
+    assert process.is_alive()
+    assert 0.3 <= time.monotonic() - began < 20
+    assert len(looks) < 30
+
+
+def test_a_subclass_that_does_not_call_its_base_is_told_so() -> None:
+    class Careless(WorkerProcess[None]):
+        def __init__(self) -> None:
+            self.number = 1
+
+    with pytest.raises(AssertionError, match=r"super\(\).__init__\(\) in Careless.__init__"):
+        Careless().start()
 
 
 @posix

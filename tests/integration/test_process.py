@@ -234,5 +234,5 @@ def test_the_example() -> None:
         "20! is 2432902008176640000",
         "it failed: division by zero",
         "restless is running: True",
-        "it ended with exit code -15",
+        "it ended with exit code 0",
     ]

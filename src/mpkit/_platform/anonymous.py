@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
 import sys
 import tempfile
+import threading
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -24,7 +26,9 @@ class AnonymousFile:
     In memory on Linux (memfd_create(2), not limited by the size of ``/dev/shm``), else in the directory for
     temporary files, with its name removed at once. On Windows it has a name until its creator closes it.
 
-    Can be pickled while a child is being started; the child then has the same file.
+    Can be pickled while a child is being started; the child then has the same file. What one of them reads
+    and writes is independent of where the other one, or another thread, is just reading or writing: they have
+    one position in common, which nobody uses.
     """
 
     def __init__(self, descriptor: int, path: str | None = None) -> None:
@@ -70,9 +74,13 @@ class AnonymousFile:
         Raises:
             OSError: If there is no room for it.
         """
-        with open(self.fileno(), "r+b", closefd=False) as file:
-            file.seek(at)
-            file.writelines(parts)
+        descriptor = self.fileno()
+        for part in parts:
+            rest = memoryview(part).cast("B")
+            while rest:
+                written = _write_at(descriptor, rest, at)
+                at += written
+                rest = rest[written:]
 
     def size(self) -> int:
         """How many bytes it has."""
@@ -80,9 +88,14 @@ class AnonymousFile:
 
     def read(self, size: int = -1) -> bytes:
         """What is in it, or the first `size` bytes of that."""
-        with open(self.fileno(), "rb", closefd=False) as file:
-            file.seek(0)
-            return file.read(size)
+        descriptor = self.fileno()
+        parts: list[bytes] = []
+        at, left = 0, self.size() if size < 0 else size
+        while left and (part := _read_at(descriptor, left, at)):
+            parts.append(part)
+            at += len(part)
+            left -= len(part)
+        return b"".join(parts)
 
     def map_privately(self) -> memoryview:
         """Its contents as memory of our own: writing there changes neither the file nor what others see.
@@ -103,6 +116,24 @@ class AnonymousFile:
         return _arrive, (seam.pass_descriptor(self.fileno()),)
 
 
+if sys.platform == "win32":
+    # There parent and child have opened the file each for itself, and only threads share a position.
+    _position = threading.Lock()
+
+    def _write_at(descriptor: int, data: memoryview, at: int) -> int:
+        with _position:
+            os.lseek(descriptor, at, os.SEEK_SET)
+            return os.write(descriptor, data)
+
+    def _read_at(descriptor: int, size: int, at: int) -> bytes:
+        with _position:
+            os.lseek(descriptor, at, os.SEEK_SET)
+            return os.read(descriptor, size)
+else:
+    _write_at = os.pwrite
+    _read_at = os.pread
+
+
 def _arrive(passed: seam.PassedDescriptor) -> AnonymousFile:
     descriptor = passed.detach()
     os.set_inheritable(descriptor, False)
@@ -117,4 +148,6 @@ def _close(descriptor: int, file: tuple[int, int], path: str | None, creator: in
     if is_still(descriptor, file):
         os.close(descriptor)
     if path is not None and os.getpid() == creator:
-        os.unlink(path)
+        # A result may still be mapped, and such a file stays on Windows.
+        with contextlib.suppress(PermissionError):
+            os.unlink(path)

@@ -125,10 +125,17 @@ class _ExactWaiting:
 
     def wait(self, timeout: float | None = None) -> int | None:
         deadline = deadline_of(None if timeout is None else max(timeout, 0.0))
+        pause = _FIRST_PAUSE_S
         while self.poll() is None and self._owner == os.getpid():
             left = remaining(deadline)
-            if not self._wait_for_end(left) and left == 0.0:
+            ended = self._wait_for_end(left)
+            if left == 0.0:
                 return self.poll()
+            if ended and self.poll() is None:
+                # What it waits at is not there, or another file by now (the program has closed descriptors
+                # that are not its own, or has none left): so it looks now and then.
+                time.sleep(pause if left is None else min(pause, left))
+                pause = min(2 * pause, _LONGEST_PAUSE_S)
         return self.returncode
 
     def _send_signal(self, signum: int) -> None:
@@ -303,6 +310,9 @@ def spawning() -> bool:
 #: Launches under way by spawn and forkserver, of all threads.
 _launches: Final[list[_ExactWaiting]] = []
 in_forked_children(_launches.clear)
+
+_FIRST_PAUSE_S: Final = 0.005
+_LONGEST_PAUSE_S: Final = 0.2
 
 #: No launch takes as long as this, unless it waits for a process that is stopped.
 _STUCK_S: Final = 1.0

@@ -30,6 +30,7 @@ __all__ = [
     "call_target",
     "chosen_start_method",
     "code_lost_because",
+    "exit_code_of",
     "identity_of",
     "interrupt",
     "is_closed",
@@ -165,7 +166,10 @@ def is_started(child: ChildProcess) -> bool:
 
 def is_closed(child: ChildProcess) -> bool:
     """Whether `close` was called."""
-    return bool(vars(child)["_closed"])
+    its = vars(child)
+    if "_closed" not in its:
+        raise AssertionError(f"call super().__init__() in {type(child).__name__}.__init__")
+    return bool(its["_closed"])
 
 
 def is_current(child: ChildProcess) -> bool:
@@ -181,6 +185,12 @@ def is_created_here(child: ChildProcess) -> bool:
 def identity_of(child: ChildProcess) -> ProcessIdentity | None:
     """Which process it is; None before the start, and if it had ended before it could be looked at."""
     return getattr(vars(child).get("_popen"), "identity", None)
+
+
+def exit_code_of(child: ChildProcess) -> int | None:
+    """The exit code of a process that was started here; None while it runs. Also after `close`."""
+    popen = vars(child).get("_popen")
+    return None if popen is None else popen.poll()
 
 
 def look_at(child: ChildProcess) -> ProcessIdentity | None:

@@ -19,15 +19,19 @@ on to nothing of the application: no terminal, no standard stream, no working di
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-from typing import Protocol
+from typing import Final, Protocol
 
 from mpkit._platform import families
 from mpkit._platform.exits import ExitWatcher
 from mpkit._platform.identity import ProcessIdentity
 
 __all__ = ["Guardian", "main"]
+
+#: The most descriptors of a process that macOS lets anybody ask for (sys/syslimits.h).
+_OPEN_MAX: Final = 10_240
 
 
 class Watcher(Protocol):
@@ -125,9 +129,13 @@ def main(descriptor: int) -> None:
     os.setsid()
     os.chdir("/")
     _let_go_of_standard_streams()
-    # One descriptor per process that is watched.
+    # One descriptor per process that is watched. macOS says that there is no limit, and takes none above
+    # OPEN_MAX.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    for limit in (most, _OPEN_MAX):
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
+            break
     watcher = ExitWatcher()
     guardian = Guardian(watcher)
     rest, connected = b"", True

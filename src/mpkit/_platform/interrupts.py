@@ -63,7 +63,10 @@ class deferred_interrupts:  # noqa: N801  a context manager, named as a function
     def __exit__(self, *_exc_info: object) -> None:
         previous = self._previous
         if previous is not None:
-            set_signal_handler(_SIGINT, previous)
+            in_force = getattr(get_signal_handler(_SIGINT), "__self__", None)
+            # Else the program has set another one meanwhile, in its handler, say, which stays.
+            if in_force is self or self in _in_force():
+                set_signal_handler(_SIGINT, previous)
             self._frame = None
             if self._arrived:
                 cast("_Handler", previous)(*self._arrived[-1])

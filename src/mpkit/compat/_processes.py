@@ -54,15 +54,13 @@ class Process(WorkerProcess[Any]):
     ) -> None:
         if group is not None:
             raise _MisuseError(f"group must be None; got {group!r}")
-        super().__init__(
-            group,
-            target,
-            name,
-            args,
-            kwargs,
-            daemon=daemon,
-            start_method=self._always or default_start_method(),
-        )
+        # The start method is settled at the start, as in the standard library, and what it cannot pickle is
+        # refused there.
+        super().__init__(group, target, name, args, kwargs, daemon=daemon)
+
+    @override
+    def _default_method(self) -> str:
+        return self._always or default_start_method()
 
     @override
     def join(self, timeout: SupportsFloat | None = None) -> None:

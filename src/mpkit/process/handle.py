@@ -133,6 +133,8 @@ class Handle:
         self.orphan = orphan
         self.ties = ties
         self._outcomes: dict[None, tuple[Stage, object]] = {}
+        # The start that is under way, or has succeeded.
+        self._claims: dict[None, object] = {}
         self.memory_exceeded: int | None = None
         self.killed: bool = False
         #: It has been told to end.
@@ -141,6 +143,19 @@ class Handle:
         self.tidied: bool = False
         self.payload_under_way = False
         self._oom_kills: int | None = None
+
+    def claim(self, start: object) -> bool:
+        """Whether this start is the one that may go on: there may be one at a time, and one that succeeds."""
+        # One step: of two threads that try at the same time one must leave the other's child alone.
+        return self._claims.setdefault(None, start) is start
+
+    def is_claimed_by(self, start: object) -> bool:
+        """Whether this start is that one."""
+        return self._claims.get(None) is start
+
+    def unclaim(self) -> None:
+        """Another start may be tried."""
+        self._claims.clear()
 
     def prepare(self) -> Ties:
         """In the parent, before the start: make the ties."""
@@ -173,6 +188,14 @@ class Handle:
     def forget_outcome(self) -> None:
         """Let go of it."""
         self._outcomes.clear()
+
+    def has_begun(self) -> bool:
+        """In the parent, which wants it to end: whether the target may have begun. If not, it never will."""
+        ties = self.ties
+        # Whoever has closed all descriptors (a daemon), or lacks room for eight bytes, does not get to know.
+        with contextlib.suppress(OSError, ValueError):
+            return ties is None or ties.report.unwanted() is not None
+        return True
 
     def likely_oom(self, exitcode: int | None) -> bool:
         """Whether the system's out-of-memory killer is the likely cause of this exit code."""

@@ -8,7 +8,17 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Mapping
 from multiprocessing.context import BaseContext
-from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, SupportsFloat, SupportsIndex, cast
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    Generic,
+    ParamSpec,
+    SupportsFloat,
+    SupportsIndex,
+    TypeAlias,
+    cast,
+)
 
 from mpkit._platform import families, identity, seam
 from mpkit._platform.contexts import resolve_context
@@ -33,6 +43,8 @@ __all__ = ["WorkerProcess"]
 P = ParamSpec("P")
 T = TypeVar("T")
 R_co = TypeVar("R_co", covariant=True, default=None)
+
+_Target: TypeAlias = "tuple[object, tuple[object, ...], dict[str, object]]"
 
 # How long `stop` waits for what it has killed; only a process inside the kernel can take that long.
 _KILL_PATIENCE_S: Final = 10.0
@@ -166,13 +178,15 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         Blocking: until the child exists, not until it does something.
         """
         self._check_closed()
-        if seam.is_started(self):
-            raise AssertionError(f"cannot start a process twice: {self!r}")
         handle = self._mpkit
-        self._start_method = handle.method or resolve_context(None).get_start_method()
-        target = seam.target_of(self)
+        interrupts = deferred_interrupts(seam.gives_way)
+        target: _Target | None = None
         try:
-            with deferred_interrupts(seam.gives_way) as interrupts:
+            if seam.is_started(self) or not handle.claim(interrupts):
+                raise AssertionError(f"cannot start a process twice: {self!r}")
+            self._start_method = handle.method or self._default_method()
+            target = seam.target_of(self)
+            with interrupts:
                 try:
                     self._start_or_fail(handle, interrupts)
                 except BaseException:
@@ -187,8 +201,13 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             ) from error
         except BaseException:
             # At the very edge of the block.
-            self._take_back_start(target)
+            if handle.is_claimed_by(interrupts):
+                self._take_back_start(target)
             raise
+
+    def _default_method(self) -> str:
+        """Where none was given; settled at the start."""
+        return resolve_context(None).get_start_method()
 
     def _start_or_fail(self, handle: Handle, interrupts: deferred_interrupts) -> None:
         ties = handle.prepare()
@@ -201,7 +220,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         # What has come meanwhile ends the start here, where it can be taken back in peace.
         interrupts.hand_on()
 
-    def _take_back_start(self, target: tuple[object, tuple[object, ...], dict[str, object]]) -> None:
+    def _take_back_start(self, target: _Target | None) -> None:
         """After an error or an interrupt at any step of it: a process that nobody has must not go on."""
         with deferred_interrupts():
             process = seam.identity_of(self)
@@ -211,8 +230,9 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             finally:
                 if process is not None:
                     families.kill_families([process])
-                if seam.is_started(self):
+                if target is not None and seam.is_started(self):
                     seam.take_back_start(self, target)
+                self._mpkit.unclaim()
             if process is not None:
                 self._tidy_up_after(process)
 
@@ -495,14 +515,17 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
     def _stop(self, grace: float | None, *, interrupted: bool) -> int:
         handle = self._note_stop()
         root = seam.identity_of(self)
-        if self.exitcode is None and root is not None:
-            if grace != 0 and self._own_ties().report.unwanted() is None:
-                # Its target has not begun, and will not now: there is nothing to interrupt, and under
-                # forkserver the signal would be lost.
-                grace = 0.0
-            _end_family(root, grace, handle, interrupted=interrupted)
+        if self.exitcode is None:
+            if root is None:
+                # It cannot be looked at, so there is no family to be found.
+                self.kill()
+            else:
+                # What has not begun never will now: there is nothing to interrupt, and under forkserver the
+                # signal would be lost.
+                grace = grace if grace == 0 or handle.has_begun() else 0.0
+                _end_family(root, grace, handle, interrupted=interrupted)
         self._join(None)
-        return cast("int", self.exitcode)
+        return cast("int", seam.exit_code_of(self))
 
     def _stop_for_good(self, reason: type[BaseException]) -> None:
         """Stop it because of an exception; after another one (a second Ctrl-C), at once."""
@@ -522,7 +545,8 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
 
     def _join(self, seconds: float | None) -> None:
         super().join(seconds)
-        code = self.exitcode
+        # Not by way of the property: another thread may have closed it by now.
+        code = seam.exit_code_of(self)
         process = seam.identity_of(self)
         handle = self._mpkit
         if code is not None and code < 0 and process is not None and not handle.tidied:
@@ -552,11 +576,15 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         seconds = check_timeout(timeout)
         handle = self._require_started()
         self._join(seconds)
-        if self.exitcode is None:
+        if seam.exit_code_of(self) is None:
             raise WaitTimeout(f"{self!r} has not ended within {seconds:g} s; it goes on")
         # Unpickling runs foreign code: under a lock it would make others wait for it, or for themselves. So
         # two threads may both do it; all get what the first one has kept.
-        return handle.outcome or handle.keep_outcome(self._read_outcome(handle))
+        try:
+            return handle.outcome or handle.keep_outcome(self._read_outcome(handle))
+        except ValueError:
+            self._check_closed()  # another thread may have closed it by now
+            raise
 
     def _read_outcome(self, handle: Handle) -> tuple[Stage, object]:
         ties = self._own_ties()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,21 @@ def test_a_number_that_is_nobodys_is_no_harm() -> None:
     file.close()
     with pytest.raises(ValueError, match="closed"):
         file.fileno()
+
+
+def test_reading_and_writing_elsewhere_disturbs_nobody() -> None:
+    file = AnonymousFile.create("test")
+    # Parent and child have one position in common, as these two.
+    other = AnonymousFile(os.dup(file.fileno()))
+
+    def parts() -> Iterator[bytes]:
+        for letter in (b"a", b"b", b"c"):
+            yield letter * 100_000
+            other.write([b"x"], at=400_000)
+            assert other.read(10) == b"a" * 10
+
+    file.write(parts(), at=0)
+    assert file.read(300_000) == b"a" * 100_000 + b"b" * 100_000 + b"c" * 100_000
+    assert len(other.read()) == 400_001
+    other.close()
+    file.close()

@@ -60,6 +60,24 @@ def test_what_is_handed_on_early_comes_inside_the_block() -> None:
     assert reached
 
 
+@pytest.mark.parametrize("inner", [True, False])
+def test_a_handler_that_is_set_inside_a_block_stays(inner: bool) -> None:
+    def once(_signum: int, _frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    before = signal.signal(signal.SIGINT, once)
+    try:
+        with deferred_interrupts() as outer:
+            with deferred_interrupts() as interrupts:
+                signal.raise_signal(signal.SIGINT)
+                if inner:
+                    interrupts.hand_on()
+            outer.hand_on()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_without_an_interrupt_the_handler_is_as_it_was() -> None:
     before = signal.getsignal(signal.SIGINT)
     with deferred_interrupts():
