@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
 import io
 import signal
@@ -362,7 +363,9 @@ def test_a_signal_handler_may_look_while_a_piece_of_the_same_map_is_noted(
     def interrupt(_count: object = None) -> None:
         if not handled and threading.current_thread() is threading.main_thread():
             gate.touch()
-            wait_until(pool._engine.dispatcher.has_outcomes, "the other piece is there")
+            # Unless one of the pool's own threads has been quicker: then it waits to note it.
+            with contextlib.suppress(AssertionError):
+                wait_until(pool._engine.dispatcher.has_outcomes, "the other piece is there", timeout=5)
             signal.raise_signal(signal.SIGUSR1)
 
     bar = Mock()

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from mpkit import BoundedQueue, QueueStatistics
-from mpkit._shm import get_side, held_items, put_side, semaphore, sleepers, views
+from mpkit._shm import get_side, held_items, put_side, robust_lock, sleepers, views
 from mpkit._shm.names import owned_names
 from mpkit._shm.shared_object import ROWS_USED
 from mpkit.errors import (
@@ -842,10 +842,10 @@ def test_an_item_is_not_lost_when_another_thread_closes(monkeypatch: pytest.Monk
 
 
 def test_a_failed_start_keeps_no_row(queue: BoundedQueue[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_value: int = 1) -> semaphore.Semaphore:
+    def refuse() -> robust_lock.ThreadLock:
         raise SharedMemoryExhausted("no room")
 
-    monkeypatch.setattr(semaphore.Semaphore, "private", refuse)
+    monkeypatch.setattr(robust_lock, "ThreadLock", refuse)
     for _ in range(5):
         with pytest.raises(SharedMemoryExhausted):
             queue.put(1)
