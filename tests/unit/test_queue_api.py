@@ -842,7 +842,7 @@ def test_an_item_is_not_lost_when_another_thread_closes(monkeypatch: pytest.Monk
 
 
 def test_a_failed_start_keeps_no_row(queue: BoundedQueue[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> robust_lock.ThreadLock:
+    def refuse() -> object:
         raise SharedMemoryExhausted("no room")
 
     monkeypatch.setattr(robust_lock, "ThreadLock", refuse)
