@@ -19,8 +19,9 @@ from typing import Any
 
 import pytest
 
+from mpkit import LockedCounter
 from mpkit.errors import ClosedError, SerializationError, TaskCancelled, TaskTimeout
-from mpkit.pool import TaskPool
+from mpkit.pool import TaskPool, _collector
 from mpkit.pool import _payload as payload
 from mpkit.pool._ledger import Task
 from mpkit.pool._payload import INLINE_BYTES
@@ -475,3 +476,32 @@ def test_a_task_that_raises_stop_iteration_ends_for_those_who_await_it(pool: Tas
     with pytest.raises(RuntimeError, match="StopIteration") as caught:
         asyncio.run(wait())
     assert isinstance(caught.value.__cause__, StopIteration)
+
+
+# -- waiting -------------------------------------------------------------------------------------------------
+
+
+def test_of_many_threads_that_wait_one_always_looks(pool: TaskPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What is not told by the protocol would be found by the net below it only, which is out of reach here.
+    monkeypatch.setattr(_collector, "_SLICE_SECONDS", 1000.0)
+    gate = LockedCounter()
+
+    def all_but_one_sleep() -> bool:
+        return len(pool._engine.collector._followers) == 5
+
+    for round_ in range(10):
+        first, second = (pool.submit(gate.wait_for, 2 * round_ + n) for n in (1, 2))
+        # Some wait for what ends together with the leader's, some for the same, and some longer.
+        threads = [
+            threading.Thread(target=handle.result, daemon=True)
+            for handle in (first, first, second, first, second, second)
+        ]
+        for thread in threads:
+            thread.start()
+        wait_until(all_but_one_sleep, "all but the leader sleep")
+        gate.add()
+        first.wait(PATIENCE)
+        gate.add()
+        for thread in threads:
+            thread.join(PATIENCE)
+            assert not thread.is_alive(), "nobody looks"

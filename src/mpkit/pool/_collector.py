@@ -111,7 +111,8 @@ class Collector:
         self._patience = Patience()
         #: The last wait of the leader was so short that the next one may be a nap.
         self._streaming = False
-        self._followers: dict[int, Waiter] = {}
+        #: Who sleeps until a leader brings the outcome, or leaves; several may wait for the same.
+        self._followers: dict[object, Waiter] = {}
         self._watched = 0
         self._watch_lock = seam.InterruptibleLock()
         self._calls: deque[Callable[[], object]] = deque()
@@ -349,22 +350,29 @@ class Collector:
                 raise RuntimeError(REENTERED)
         deadline = None if timeout is None else time.monotonic() + timeout
         is_done = handle._is_settled
-        while not is_done():
-            try:
-                if self._front.acquire(False):
-                    self._lead(is_done, handle.task_id, deadline)
-                    self._stop_leading()
-                else:
-                    self._follow(handle, deadline)
-            except BaseException:
+        followed = False
+        try:
+            while not is_done():
                 try:
-                    self._stop_leading()
-                finally:
-                    self._stop_leading()
-                raise
-            if deadline is not None and not is_done() and time.monotonic() >= deadline:
-                self.work()
-                return is_done()
+                    if self._front.acquire(False):
+                        self._lead(is_done, handle.task_id, deadline)
+                        self._stop_leading()
+                    else:
+                        followed = True
+                        self._follow(handle, deadline)
+                except BaseException:
+                    try:
+                        self._stop_leading()
+                    finally:
+                        self._stop_leading()
+                    raise
+                if deadline is not None and not is_done() and time.monotonic() >= deadline:
+                    self.work()
+                    return is_done()
+        finally:
+            # The lead may just have been offered to this thread, which has no use for it any more.
+            if followed and self._followers and self._is_lead_free():
+                self._hand_over()
         return True
 
     def _stop_leading(self) -> None:
@@ -445,7 +453,7 @@ class Collector:
         return min(_SLICE_SECONDS, max(deadline - time.monotonic(), 0.0))
 
     def _sleep_on(self, condition: threading.Condition, handle: Waiter, deadline: float | None) -> None:
-        key = id(handle)
+        key = object()
         try:
             self._followers[key] = handle
             # The leader leaves first and looks at the followers then: so look at the lead once more.
@@ -463,6 +471,8 @@ class Collector:
 
     def _hand_over(self) -> None:
         for handle in list(self._followers.values()):
+            if handle._is_settled():
+                continue  # it is on its way out
             condition = handle._ensure_condition()
             lock = seam.InterruptibleLock(condition)
             try:
