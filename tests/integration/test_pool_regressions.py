@@ -446,10 +446,11 @@ def test_ctrl_c_while_a_big_result_arrives_loses_none(
 ) -> None:
     adopt = payload.adopt
     interrupts: list[int] = []
+    waiting: list[bool] = []
 
     def adopt_and_interrupt(kind: int, record: bytes) -> tuple[int, object]:
         adopted = adopt(kind, record)
-        if threading.current_thread() is threading.main_thread() and len(interrupts) < 3:
+        if threading.current_thread() is threading.main_thread() and waiting and len(interrupts) < 3:
             interrupts.append(kind)
             signal.raise_signal(signal.SIGINT)
         return adopted
@@ -460,7 +461,10 @@ def test_ctrl_c_while_a_big_result_arrives_loses_none(
     for waited_for in (handle, results):
         while not waited_for._is_settled():
             with contextlib.suppress(KeyboardInterrupt):
+                waiting.append(True)
                 waited_for.wait(PATIENCE)
+                waiting.clear()
+    waiting.clear()
     assert interrupts
     assert handle.result() == bytes(100_000)
     assert results.result() == [bytes([n]) * 100_000 for n in range(6)]
