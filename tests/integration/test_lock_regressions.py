@@ -199,3 +199,38 @@ def test_of_many_waiting_threads_one_looks(
         assert not thread.is_alive()
     # 40 a second are due; were all to look by themselves, it would be 500.
     assert found <= 150 * lasted
+
+
+def test_a_row_that_is_just_used_again_is_left_to_its_lock(lock: Lock) -> None:
+    assert lock.acquire()
+    file = lock._opened()
+    (place,) = file._held
+    words = file.words
+    looked = threading.Event()
+
+    class Words:
+        """Between the look of another thread and what it makes of it, the lock changes hands in that row."""
+
+        def __getitem__(self, index: int) -> int:
+            value = words[index]
+            if index == place and threading.current_thread() is other and not looked.is_set():
+                lock.release()
+                value = words[index]
+                assert lock.acquire(False)
+                looked.set()
+            return value
+
+        def __setitem__(self, index: int, value: int) -> None:
+            words[index] = value
+
+    file.words = Words()  # type: ignore[assignment]
+    taken: list[bool] = []
+    other = threading.Thread(target=lambda: taken.append(lock.acquire(timeout=0.5)))
+    other.start()
+    other.join(PATIENCE)
+    assert looked.is_set()
+    assert taken == [False]
+    assert lock.owner() == os.getpid()
+    lock.release()
+    file.words = words
+    assert not lock.locked()

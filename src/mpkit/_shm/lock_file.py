@@ -335,11 +335,17 @@ class LockFile(SharedObject):
     def _move_released(self) -> bool:
         found = False
         for place in self._held[:]:
-            if self.words[place] == OUT:
-                with contextlib.suppress(ValueError):  # a release has just come upon it
-                    self._held.remove(place)
+            if self.words[place] != OUT:
+                continue
+            with contextlib.suppress(ValueError):  # a release has just come upon it
+                self._held.remove(place)
+                # Only who has taken it out may say what it is: another thread may just have released the lock
+                # and taken it again in this very row.
+                if self.words[place] == OUT:
                     self._spare.append(place)
                     found = True
+                else:
+                    self._held.append(place)
         return found
 
     def _put_back(self, place: int) -> None:
