@@ -21,7 +21,7 @@ from mpkit import compat
 from mpkit.compat import futures
 from mpkit.errors import ClosedError
 from tests.contract import compat_tasks as tasks
-from tests.helpers.processes import python, run_python
+from tests.helpers.processes import forked, python, run_python
 from tests.helpers.waiting import PATIENCE, wait_until
 
 # -- the end of a program ------------------------------------------------------------------------------------
@@ -542,19 +542,14 @@ def test_misuse_of_a_process_is_an_assertion_error_too(kind: type[Exception]) ->
 def test_a_process_of_another_process_cannot_be_joined(kind: type[Exception]) -> None:
     process = compat.Process(target=time.sleep, args=(0,))
     process.start()
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            for ask in (process.join, process.result):
-                with pytest.raises(kind, match="only the process that created it"):
-                    ask()
-            code = 0
-        finally:
-            os._exit(code)
+
+    def ask_in_vain() -> None:
+        for ask in (process.join, process.result):
+            with pytest.raises(kind, match="only the process that created it"):
+                ask()
+
+    assert forked(ask_in_vain) == 0
     process.join()
-    _, status = os.waitpid(pid, 0)
-    assert status == 0
 
 
 def test_the_submodules_of_futures_are_there() -> None:

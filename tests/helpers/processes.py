@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -16,7 +16,7 @@ import psutil
 
 from tests.helpers.waiting import PATIENCE, wait_until
 
-__all__ = ["ROOT", "gone", "python", "reap", "run_python", "wait_gone"]
+__all__ = ["ROOT", "forked", "gone", "python", "reap", "run_python", "wait_gone"]
 
 #: The root of the checkout: child interpreters start here, so `tests.…` can be imported.
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,3 +107,16 @@ def run_python(
 
 def _shown(arguments: Sequence[object]) -> str:
     return " ".join(map(str, arguments))
+
+
+def forked(work: Callable[[], object]) -> int:
+    """Run `work` in a forked child; the exit code, negative for a signal."""
+    pid = os.fork()
+    if pid == 0:
+        code = 99
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -26,6 +26,7 @@ from mpkit.pool import _payload as payload
 from mpkit.pool._ledger import Task
 from mpkit.pool._payload import INLINE_BYTES
 from tests.contract import pool_tasks as tasks
+from tests.helpers.processes import forked
 from tests.helpers.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="fork")
@@ -289,28 +290,23 @@ def test_a_fork_leaves_the_tasks_to_the_parent(pool: TaskPool, tmp_path: Path, a
     gate = tmp_path / "gate"
     handles = [pool.submit(tasks.wait_for_file, str(gate)) for _ in range(4)]
     wait_until(handles[0].running, "it runs")
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            if act == "done":
-                assert not any(handle.done() for handle in handles)
+
+    def ask() -> None:
+        if act == "done":
+            assert not any(handle.done() for handle in handles)
+            return
+        with pytest.raises(ClosedError, match="fork"):
+            if act == "cancel":
+                handles[-1].cancel()
+            elif act == "wait":
+                concurrent.futures.wait(handles)
+            elif act == "statistics":
+                pool.statistics()
             else:
-                with pytest.raises(ClosedError, match="fork"):
-                    if act == "cancel":
-                        handles[-1].cancel()
-                    elif act == "wait":
-                        concurrent.futures.wait(handles)
-                    elif act == "statistics":
-                        pool.statistics()
-                    else:
-                        handles[0].result(PATIENCE)
-            code = 0
-        finally:
-            os._exit(code)
+                handles[0].result(PATIENCE)
+
+    assert forked(ask) == 0
     gate.touch()
-    _, status = os.waitpid(pid, 0)
-    assert status == 0
     assert [handle.result(PATIENCE) for handle in handles] == [str(gate)] * 4
 
 

@@ -23,7 +23,7 @@ from mpkit._platform.contexts import resolve_context
 from mpkit._shm import layout, put_side, regions, robust_lock
 from mpkit.errors import QueueEmpty, QueueFull
 from tests.contract import queue_targets as targets
-from tests.helpers.processes import reap, run_python
+from tests.helpers.processes import forked, reap, run_python
 from tests.helpers.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and fork")
@@ -36,19 +36,6 @@ METHODS = [m for m in ("fork", "spawn", "forkserver") if m in multiprocessing.ge
 def queue() -> Iterator[BoundedQueue[Any]]:
     with BoundedQueue[Any]() as queue:
         yield queue
-
-
-def forked(work: Any) -> int:
-    """Run `work` in a forked child; the exit code, negative for a signal."""
-    pid = os.fork()
-    if pid == 0:
-        code = 99
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def process(target: Any, *args: Any) -> Any:

@@ -7,6 +7,7 @@
 - `cpus`, `cgroups`: how many CPUs this process may really use
 - `contexts`: the start method
 - `forks`: what is to be done at forks
+- `build`: how the interpreter was built
 - `fences`: memory order between processes
 - `filelock`: a lock that the kernel frees
 - `memory`: resident memory, and whether the out-of-memory killer was at work

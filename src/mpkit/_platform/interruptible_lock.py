@@ -65,6 +65,26 @@ class InterruptibleLock:
             raise
         return result
 
+    def run_within(
+        self, seconds: float | None, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
+    ) -> tuple[R] | None:
+        """`run`, unless the lock cannot be had within `seconds` (None: as long as it takes): then None.
+
+        What the function returns comes in a tuple, which tells it from that.
+        """
+        try:
+            if not self.acquire(timeout=-1 if seconds is None else min(seconds, threading.TIMEOUT_MAX)):
+                return None
+            result = function(*args, **kwargs)
+            self.release()
+        except BaseException:
+            try:
+                self.unwind()
+            finally:
+                self.unwind()
+            raise
+        return (result,)
+
     def unwind(self) -> None:
         """Give it back if this thread has it."""
         if self.is_owned():

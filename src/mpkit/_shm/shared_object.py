@@ -27,6 +27,7 @@ import weakref
 from typing import ClassVar, NamedTuple
 
 from mpkit._platform import identity, seam
+from mpkit._platform.deadlines import remaining
 from mpkit._platform.forks import in_forked_children
 from mpkit._platform.hints import Self
 from mpkit._shm.robust_lock import REENTERED, RobustLock
@@ -294,21 +295,12 @@ class SharedObject:
                 in between).
         """
         self._refuse_reentry()
-        timeout = -1 if deadline is None else max(deadline - time.monotonic(), 0)
-        lock = self._joining_or_closing
-        try:
-            if not lock.acquire(timeout=timeout):
-                return False
-            self.check_open()
-            joined = bool(self._row) or self._take_row(deadline)
-            lock.release()
-        except BaseException:
-            try:
-                lock.unwind()
-            finally:
-                lock.unwind()
-            raise
-        return joined
+        joined = self._joining_or_closing.run_within(remaining(deadline), self._join_if_open, deadline)
+        return joined is not None and joined[0]
+
+    def _join_if_open(self, deadline: float | None) -> bool:
+        self.check_open()
+        return bool(self._row) or self._take_row(deadline)
 
     def _refuse_reentry(self) -> None:
         if self._joining_or_closing.is_owned():

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
+from mpkit._platform.build import FREE_THREADED
 from mpkit._shm.semaphore import Semaphore
 
 __all__ = ["ThreadLock"]
-
-#: A build without a global interpreter lock.
-_FREE_THREADED = "t" in getattr(sys, "abiflags", "")
 
 
 class ThreadLock:
@@ -35,7 +32,7 @@ class ThreadLock:
         self.acquire: Callable[..., bool]
         self.release: Callable[[], None]
         self.is_mine: Callable[[], bool]
-        if _FREE_THREADED:
+        if FREE_THREADED:
             # There a semaphore's own answer is wrong now and then: taking it notes that it is taken first and
             # by whom then, and `_is_mine` looks without waiting for that.
             lock: Any = threading.RLock()

@@ -5,8 +5,7 @@ the pool.
 from __future__ import annotations
 
 import os
-import threading
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from mpkit._platform import seam
 from mpkit._platform.deadlines import check_timeout, deadline_of, remaining
@@ -103,7 +102,7 @@ class SharedResults(Generic[R]):
                 "called by the input, a signal handler or a __del__): take it in another thread, or later"
             )
         deadline = deadline_of(timeout)
-        return _holding(self._turn, deadline, self._take, deadline)
+        return _holding(self._turn, deadline, self._take)
 
     def read_all(self) -> None:
         """Read and send the rest of the input now; an infinite input never ends.
@@ -130,7 +129,7 @@ class SharedResults(Generic[R]):
         """The next result (while it is this thread's turn)."""
         results = self._results
         while not self._is_all_read:
-            taken = _holding(self._reading, deadline, self._read_and_take, deadline)
+            taken = _holding(self._reading, deadline, self._read_and_take)
             if taken is not None:
                 return taken[0]
             if not results._engine.collector.wait_for(results._sink, remaining(deadline)):
@@ -153,22 +152,12 @@ class SharedResults(Generic[R]):
 
 
 def _holding(
-    lock: seam.InterruptibleLock, deadline: float | None, function: Callable[[Any], T], argument: object
+    lock: seam.InterruptibleLock, deadline: float | None, function: Callable[[float | None], T]
 ) -> T:
-    """`InterruptibleLock.run` with a time limit."""
-    seconds = remaining(deadline)
-    try:
-        if not lock.acquire(timeout=-1 if seconds is None else min(seconds, threading.TIMEOUT_MAX)):
-            raise _late()
-        result = function(argument)
-        lock.release()
-    except BaseException:
-        try:
-            lock.unwind()
-        finally:
-            lock.unwind()
-        raise
-    return result
+    held = lock.run_within(remaining(deadline), function, deadline)
+    if held is None:
+        raise _late()
+    return held[0]
 
 
 def _late() -> WaitTimeout:

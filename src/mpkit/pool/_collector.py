@@ -436,16 +436,7 @@ class Collector:
         """Sleep until the handle has ended, the leader has left, or the time is over."""
         condition = handle._ensure_condition()
         lock = seam.InterruptibleLock(condition)
-        try:
-            if lock.acquire(timeout=self._slice(deadline)):
-                self._sleep_on(condition, handle, deadline)
-                lock.release()
-        except BaseException:
-            try:
-                lock.unwind()
-            finally:
-                lock.unwind()
-            raise
+        lock.run_within(self._slice(deadline), self._sleep_on, condition, handle, deadline)
 
     def _slice(self, deadline: float | None) -> float:
         if deadline is None:
@@ -475,15 +466,6 @@ class Collector:
                 continue  # it is on its way out
             condition = handle._ensure_condition()
             lock = seam.InterruptibleLock(condition)
-            try:
-                # Not for ever: see `TaskHandle._settle`.
-                if lock.acquire(timeout=_SLICE_SECONDS):
-                    condition.notify_all()
-                    lock.release()
-                    return
-            except BaseException:
-                try:
-                    lock.unwind()
-                finally:
-                    lock.unwind()
-                raise
+            # Not for ever: see `TaskHandle._settle`.
+            if lock.run_within(_SLICE_SECONDS, condition.notify_all) is not None:
+                return

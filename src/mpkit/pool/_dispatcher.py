@@ -73,6 +73,8 @@ class Dispatcher:
         #: True while something is being done that an interrupt may leave half done.
         self.suspect: bool = False
         self.hellos: int = 0
+        #: The shortest time limit of the tasks there are (or were, lately). Changed under the lock.
+        self.shortest_timeout: float = float("inf")
         #: Called when something has been sent, by threads that wait in `submit` (`max_pending`).
         self.on_room: Callable[[], None] | None = None
 
@@ -92,6 +94,9 @@ class Dispatcher:
             `is_look_due`.
         """
         ledger = self.ledger
+        timeout = task.timeout
+        if timeout is not None and timeout < self.shortest_timeout:
+            self.shortest_timeout = timeout
         if not ledger.queued:
             lane = self._lane_for(task)
             if lane is not None and lane.channel.inbox.try_put(task.record):

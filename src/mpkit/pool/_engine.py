@@ -86,8 +86,6 @@ class Engine:
         self.options = options
         self.pid: int = os.getpid()
         self.state: str = RUNNING
-        #: The shortest time limit of the tasks there are (or were, lately). Changed under the pool's lock.
-        self.shortest_timeout: float = _NEVER
         self._numbers = itertools.count(1)
         self._functions: dict[Any, Function] = {}
         self._why_broken: MpkitError | None = None
@@ -205,8 +203,6 @@ class Engine:
                 and not self.collector.is_current_thread()
             ):
                 self._wait_for_room(self.options.max_pending)
-            if options.timeout is not None and options.timeout < self.shortest_timeout:
-                self.shortest_timeout = options.timeout
             lane = dispatcher.submit(task)
             lock.release()
             if lane is not None:
@@ -239,8 +235,6 @@ class Engine:
     def _submit_if_running(self, task: Task) -> bool:
         if self.state is not RUNNING:
             return False
-        if task.timeout is not None:
-            self.shortest_timeout = min(self.shortest_timeout, task.timeout)
         lane = self.dispatcher.submit(task)
         if lane is not None:
             self.dispatcher.wake(lane)

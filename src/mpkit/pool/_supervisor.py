@@ -56,8 +56,6 @@ class Supervised(Protocol):
     dispatcher: Dispatcher
     collector: Collector
     crew: Crew
-    #: The shortest time limit of the tasks there are (or were, lately).
-    shortest_timeout: float
 
     def bury(self, lane: Lane) -> None:
         """A worker is dead."""
@@ -267,10 +265,10 @@ class Supervisor:
             with dispatcher.lock:
                 # A task may just have come.
                 if not dispatcher.ledger.live:
-                    engine.shortest_timeout = float("inf")
+                    dispatcher.shortest_timeout = float("inf")
                     return float("inf")
         # Something with a limit may begin at any moment; it can be over its limit no sooner than this.
-        next_look = now + engine.shortest_timeout
+        next_look = now + dispatcher.shortest_timeout
         sample = now >= self._sample_at
         limit = engine.options.max_memory_bytes
         if sample:

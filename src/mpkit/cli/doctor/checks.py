@@ -7,10 +7,10 @@ import multiprocessing
 import os
 import platform
 import sys
-import sysconfig
 from typing import TYPE_CHECKING
 
 from mpkit import introspect
+from mpkit._platform.build import FREE_THREADED
 from mpkit._platform.contexts import resolve_context
 from mpkit._platform.cpus import usable_cpus
 from mpkit._shm.segment import SHM_DIRECTORY, Segment
@@ -42,16 +42,15 @@ _EXTRAS = (("cloudpickle", "cloudpickle"), ("progress", "tqdm"), ("top", "rich")
 
 def python() -> Iterator[Finding]:
     """Version and build of the interpreter."""
-    free_threaded = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
     build = f"{platform.python_implementation()} {platform.python_version()}"
-    build += " free-threading" if free_threaded else ""
+    build += " free-threading" if FREE_THREADED else ""
     build += " (debug build)" if hasattr(sys, "gettotalrefcount") else ""
     build += f", {platform.system()} {platform.machine()}"
     if platform.python_implementation() != "CPython":
         yield problem("Python", build, "mpkit relies on CPython's semaphores and fault handler: use CPython")
     elif sys.version_info < _OLDEST_PYTHON:
         yield problem("Python", build, "use Python 3.10 or later")
-    elif free_threaded:
+    elif FREE_THREADED:
         yield note("Python", build, "mpkit is tested with the standard build only")
     else:
         yield fine("Python", build)
