@@ -193,14 +193,16 @@ def test_an_executor_that_is_dropped_finishes_its_work() -> None:
 
 
 PROGRAM = """
+import os
 from mpkit.compat import futures
 from tests.contract import compat_tasks as tasks
 
 if __name__ == "__main__":
     executor = futures.ProcessPoolExecutor(1)
     future = executor.submit(tasks.square, 7)
-    future.add_done_callback(lambda done: print(done.result(), flush=True))
-    futures.ProcessPoolExecutor(1).submit(print, "dropped", flush=True)
+    # Each in one piece: two processes write to the same pipe.
+    future.add_done_callback(lambda done: os.write(1, b"%d\\n" % done.result()))
+    futures.ProcessPoolExecutor(1).submit(os.write, 1, b"dropped\\n")
 """
 
 
