@@ -77,6 +77,8 @@ def interrupt_at(
     opcodes: bool = False,
     traced: tuple[str, ...] = _TRACED,
     times: int = 1,
+    signum: signal.Signals = signal.SIGINT,
+    raises: type[BaseException] = KeyboardInterrupt,
 ) -> bool:
     """Run `operation` and send Ctrl-C to this process, in the main thread, at step number `step`, from 0.
 
@@ -86,6 +88,8 @@ def interrupt_at(
         opcodes: An opcode is a step, not a line.
         traced: Only code in files whose paths have one of these in them is counted.
         times: At so many steps, one after the other. (If one raises at its step it is the last.)
+        signum: Another signal than that of Ctrl-C.
+        raises: What its handler raises.
 
     Returns:
         Whether that step was reached.
@@ -99,13 +103,13 @@ def interrupt_at(
             return
         reached = True
         # The handler raises here, in the middle of the line, unless it is being deferred.
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signum)
 
     before = sys.gettrace()
     try:
         _trace(step, opcodes, interrupt, traced, times)
         operation()
-    except KeyboardInterrupt:
+    except raises:
         assert reached
     finally:
         sys.settrace(before)

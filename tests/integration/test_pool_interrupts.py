@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -114,6 +115,88 @@ def test_the_pool_goes_on(
     # What a destructor was kept from, the next parcel does.
     pool.share(bytearray(100_000)).close()
     wait_until(lambda: pool.statistics().queued == pool.statistics().running == 0, "nothing is under way")
+
+
+class Alarm(BaseException):
+    """What the handler of another signal raises; while something is being pickled, an `Exception` would be
+    taken for one of the pickling.
+    """
+
+
+@pytest.fixture
+def alarms() -> Iterator[None]:
+    def raise_alarm(_signum: int, _frame: object) -> None:
+        raise Alarm
+
+    before = signal.signal(signal.SIGUSR1, raise_alarm)
+    yield
+    signal.signal(signal.SIGUSR1, before)
+
+
+def alarm_at(step: int, operation: Callable[[], object]) -> bool:
+    return interrupt_at(step, operation, signum=signal.SIGUSR1, raises=Alarm)
+
+
+@needs_a_trace_that_raises
+@pytest.mark.parametrize(
+    "work",
+    [submit_and_wait, map_chunks, cancel],
+    ids=lambda f: f.__name__,
+)
+def test_the_pool_goes_on_after_other_signals(
+    pool: TaskPool,
+    work: Callable[[TaskPool, Handles], None],
+    monkeypatch: pytest.MonkeyPatch,
+    alarms: None,
+) -> None:
+    """Nothing keeps these away: so a task may be lost, which its handle says. None waits for ever."""
+    monkeypatch.setattr(sys, "unraisablehook", lambda _report: None)
+    for step in STEPS:
+        handles: Handles = []
+        reached = alarm_at(step, partial(work, pool, handles))
+        assert pool.submit(tasks.square, 5).result(PATIENCE) == 25
+        for handle in handles:
+            handle.wait(PATIENCE)
+            assert handle.done(), f"step {step}: {handle!r}"
+        if not reached:
+            break
+    assert step > 20
+    pool.share(bytearray(100_000)).close()
+    wait_until(lambda: pool.statistics().queued == pool.statistics().running == 0, "nothing is under way")
+
+
+def is_there(pool: TaskPool, handle: TaskHandle[Any]) -> bool:
+    return pool._engine.dispatcher.has_outcomes() or handle._is_settled()
+
+
+@needs_a_trace_that_raises
+def test_cancelling_what_runs_with_another_outcome_there(pool: TaskPool, alarms: None) -> None:
+    """The outcome was in the hands of the thread that was interrupted, and nowhere else."""
+    for step in STEPS:
+        other, running = pool.submit(tasks.square, 3), pool.submit(time.sleep, PATIENCE)
+        # It lies there, or somebody has just fetched it.
+        wait_until(partial(is_there, pool, other), "an outcome is there")
+        reached = alarm_at(step, running.cancel)
+        running.cancel()
+        for handle in (other, running):
+            handle.wait(PATIENCE)
+            assert handle.done(), f"step {step}: {handle!r}"
+        if not reached:
+            break
+    assert step > 20
+
+
+@needs_a_trace_that_raises
+@pytest.mark.parametrize("step", range(0, 200, 7))
+def test_a_pool_whose_end_another_signal_interrupts_ends(step: int, alarms: None) -> None:
+    pool = TaskPool(1, context="fork")
+    handles: Handles = [pool.submit(time.sleep, PATIENCE) for _ in range(3)]
+    wait_until(handles[0].running, "it runs")
+    handles.append(pool.submit(tasks.square, 3))
+    alarm_at(step, pool.terminate)
+    pool.terminate()
+    assert pool.join(PATIENCE)
+    assert all(was_cancelled(handle) for handle in handles)
 
 
 class InterruptsWhenPickled:

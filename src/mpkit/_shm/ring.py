@@ -33,6 +33,10 @@ WRAP = (1 << 64) - 1
 MAX_CAPACITY = INDEX_MASK
 
 
+class TornRingError(Exception):
+    """What the ring holds was not written by its putter: another process did, or a wild store."""
+
+
 class Ring:
     """One putter, one getter (each may be a process or whoever holds a lock).
 
@@ -232,7 +236,11 @@ class Ring:
         return found
 
     def peek_many(self, limit: int) -> tuple[list[bytes], int]:
-        """Copies of up to `limit` of the oldest records, which stay, and the place behind them."""
+        """Copies of up to `limit` of the oldest records, which stay, and the place behind them.
+
+        Raises:
+            TornRingError: the records do not end where the ring says.
+        """
         words, mm, base, start, capacity = self.words, self.mm, self._base, self.start, self.capacity
         head = words[self.head_at]
         tail = words[self.tail_at]
@@ -241,18 +249,24 @@ class Ring:
             return found, head
         if not TOTAL_STORE_ORDER:
             full_fence()
-        while head != tail and len(found) < limit:
+        # By the count, not until the ends meet: what a wild store has torn must not keep us here for ever.
+        most = capacity << 3
+        for _ in range(min(((tail >> INDEX_BITS) - (head >> INDEX_BITS)) & COUNT_MASK, limit)):
             index = head & INDEX_MASK
             passed = head - index
             size = words[start + index] if index < capacity else WRAP
             if size == WRAP:
                 index = 0
                 size = words[start]
+            if not 0 <= size <= most:
+                raise TornRingError
             at = base + (index << 3) + 8
             found.append(mm[at : at + size])
             head = passed + ONE + index + ((size + 15) >> 3)
             if head >= COUNT_LIMIT:
                 head -= COUNT_LIMIT
+        if head != tail and len(found) < limit:
+            raise TornRingError
         return found, head
 
     def drop_to(self, place: int) -> None:

@@ -20,7 +20,7 @@ from mpkit._platform.readiness import wait_readable
 from mpkit.errors import AccessDenied, MpkitError, ProcessGone
 from mpkit.introspect._pools import worker_row
 from mpkit.introspect._translate import find, translated
-from mpkit.pool._worker import STACK_SIGNAL
+from mpkit.pool._stack_signal import STACK_SIGNAL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,13 +16,14 @@ board. All sleeps are sliced nevertheless while tasks are under way.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Generator, Iterator
+from typing import Protocol, TypeVar
 
 from mpkit._platform import seam
 from mpkit._platform.interrupts import deferred_interrupts
@@ -48,6 +49,8 @@ from mpkit.pool._channel import (
 from mpkit.pool._dispatcher import Dispatcher, Settlements
 from mpkit.pool._patience import Patience
 from mpkit.pool._reports import report
+
+T = TypeVar("T")
 
 
 class Waiter(Protocol):
@@ -113,13 +116,17 @@ class Collector:
         self._streaming = False
         #: Who sleeps until a leader brings the outcome, or leaves; several may wait for the same.
         self._followers: dict[object, Waiter] = {}
-        self._watched = 0
-        self._watch_lock = seam.InterruptibleLock()
+        #: Who is waited for by somebody who is no thread of ours.
+        self._watched: set[Waiter] = set()
         self._calls: deque[Callable[[], object]] = deque()
+        # Outcomes that a thread has taken, or is about to take, and not told yet; by the list's identity.
+        self._telling: dict[int, Settlements] = {}
         self._thread: threading.Thread | None = None
         # Callbacks are called in this thread: its own, or where that could not be started another's.
         self._calls_from = 0
         self._stopping = False
+        # The thread is over: who wants something called calls it.
+        self._ended = False
         #: In a fork of the pool's process: what to tell those who would wait in vain.
         self.forked: str = ""
 
@@ -150,7 +157,7 @@ class Collector:
         thread = self._thread
         if thread is None:
             # It could not be started.
-            self._run_calls()
+            self._end()
             return True
         if thread is threading.current_thread():
             return True
@@ -172,10 +179,13 @@ class Collector:
     def call_back(self, call: Callable[[], object]) -> None:
         """Have the thread call something: users' callbacks, all in one thread and in order."""
         self._calls.append(call)
-        if self._words[BACK] or threading.current_thread() is not self._thread:
+        if self._ended:
+            # It may have looked for the last time before this was there.
+            self._run_calls()
+        elif self._words[BACK] or threading.current_thread() is not self._thread:
             self.wake()
 
-    def watch(self) -> None:
+    def watch(self, handle: Waiter) -> None:
         """Somebody waits for a handle in a way that has no thread of ours.
 
         Raises:
@@ -183,16 +193,17 @@ class Collector:
         """
         if self.forked:
             raise ClosedError(self.forked)
-        if self._watch_lock.run(self._count_watched, 1) == 1:
+        self._watched.add(handle)
+        # In this order: it is settled first, and then taken out if it is there.
+        if handle._is_settled():
+            self._watched.discard(handle)
+        elif self._words[BACK] != ALWAYS:
+            # Else it sleeps as it should.
             self.wake()
 
-    def unwatch(self) -> None:
-        """A watched handle has ended."""
-        self._watch_lock.run(self._count_watched, -1)
-
-    def _count_watched(self, change: int) -> int:
-        self._watched += change
-        return self._watched
+    def unwatch(self, handle: Waiter) -> None:
+        """A handle has ended, which may have been watched."""
+        self._watched.discard(handle)
 
     def _run(self) -> None:
         back = self._board.back
@@ -205,13 +216,19 @@ class Collector:
                 report()
                 # Should it be lasting (no memory), once in a while is often enough.
                 back.acquire(True, _SLICE_SECONDS)
+        self._end()
+
+    def _end(self) -> None:
+        # In this order: whoever adds a call either sees this, or is seen here.
+        self._ended = True
+        self._run_calls()
 
     def _take_turn(self, back: Semaphore, barrier: Barrier) -> bool:
         """Fetch and call what there is, then sleep; True when all is over."""
         dispatcher, words = self._dispatcher, self._words
         self.work()
         self._run_calls()
-        if self._stopping and not self._calls:
+        if self._stopping and not self._calls and not dispatcher.logs:
             return True
         level = (
             ALWAYS
@@ -245,19 +262,18 @@ class Collector:
 
     def _run_calls(self) -> None:
         self._calls_from = threading.get_ident()
-        logs = self._dispatcher.logs
-        while logs:
-            record = logs.popleft()
+        for record in _taken_from(self._dispatcher.logs):
             try:
                 self._handle_log(record)
             except BaseException:  # noqa: BLE001  of the application's handlers and filters, which are called here
                 report()
-        while self._calls:
-            call = self._calls.popleft()
+        for call in _taken_from(self._calls):
             try:
                 call()
             except BaseException:  # noqa: BLE001  SystemExit too: it would end this thread, not the program
                 report()
+        # Its number may soon be another thread's.
+        self._calls_from = 0
 
     # -- fetching --------------------------------------------------------------------------------------------
 
@@ -276,8 +292,10 @@ class Collector:
             return
         settlements: Settlements = []
         try:
+            self._telling[id(settlements)] = settlements
             dispatcher.lock.run(dispatcher.drain, settlements)
             self.settle(settlements, leading=leading)
+            del self._telling[id(settlements)]
         except BaseException:
             # Ctrl-C: what has been fetched must not be forgotten, and what is half done must be looked at.
             self._settle_later(settlements)
@@ -287,6 +305,23 @@ class Collector:
         if self.draining and not dispatcher.ledger.live:
             self.on_empty()
 
+    @contextlib.contextmanager
+    def telling(self) -> Generator[Settlements]:
+        """A list for outcomes that the block takes and tells; after an exception the thread tells them."""
+        settlements: Settlements = []
+        try:
+            # First: the end of the pool looks whether all tasks have ended, then here.
+            self._telling[id(settlements)] = settlements
+            yield settlements
+            del self._telling[id(settlements)]
+        except BaseException:
+            self._settle_later(settlements)
+            raise
+
+    def has_to_tell(self) -> bool:
+        """Whether a thread may have outcomes of ended tasks that it has not told yet."""
+        return bool(self._telling)
+
     def _settle_later(self, settlements: Settlements) -> None:
         """Have the thread settle what an interrupt or an error has kept from it, all of it."""
         again = functools.partial(self.settle, settlements)
@@ -295,6 +330,11 @@ class Collector:
         except BaseException:
             self.call_back(again)
             raise
+        finally:
+            # The thread ends when it has made all calls.
+            self._telling.pop(id(settlements), None)
+            if self.draining:
+                self.on_empty()
 
     def settle(self, settlements: Settlements, *, leading: bool = False) -> None:
         """Tell the sinks, holding no lock. After an exception it may be done again from the first."""
@@ -348,6 +388,8 @@ class Collector:
                 raise ClosedError(self.forked)
             if self._dispatcher.lock.is_owned():
                 raise RuntimeError(REENTERED)
+        # A signal handler, in the middle of this very thread's waiting for the pool.
+        inner = self._front.is_owned()
         deadline = None if timeout is None else time.monotonic() + timeout
         is_done = handle._is_settled
         followed = False
@@ -373,6 +415,9 @@ class Collector:
             # The lead may just have been offered to this thread, which has no use for it any more.
             if followed and self._followers and self._is_lead_free():
                 self._hand_over()
+            if inner:
+                # What was fetched here may be what the outer waiting sleeps for.
+                ring_bell(self._board.front)
         return True
 
     def _stop_leading(self) -> None:
@@ -469,3 +514,12 @@ class Collector:
             # Not for ever: see `TaskHandle._settle`.
             if lock.run_within(_SLICE_SECONDS, condition.notify_all) is not None:
                 return
+
+
+def _taken_from(queue: deque[T]) -> Iterator[T]:
+    """What is in a queue, taken out one by one; several threads may do that."""
+    while queue:
+        try:
+            yield queue.popleft()
+        except IndexError:
+            return

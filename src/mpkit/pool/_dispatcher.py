@@ -10,13 +10,17 @@ released.
 
 from __future__ import annotations
 
+import signal
+import struct
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from mpkit._platform import identity, seam
+from mpkit._platform import families, identity, seam
 from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._platform.interrupts import deferred_interrupts
+from mpkit._shm.ring import TornRingError
 from mpkit.errors import TaskCancelled, TaskTimeout, WorkerMemoryExceeded
 from mpkit.pool import _payload as payload
 from mpkit.pool._channel import (
@@ -44,6 +48,8 @@ from mpkit.pool._ledger import CANCELLED, SENT, TIMED_OUT, TOO_BIG, Chunk, Ledge
 
 #: Records taken out of one outbox in one go.
 _BATCH = 512
+#: How long the lock of an inbox is waited for. A worker that is ready to run needs it for a microsecond.
+_INBOX_SECONDS = 1.0
 #: How often a submitting thread looks after the workers itself while tasks are queued.
 _LOOK_EVERY = 64
 
@@ -83,6 +89,14 @@ class Dispatcher:
         self.lock = seam.InterruptibleLock()
         self.lanes = {}
         self.idle = []
+
+    def note_interruption(self) -> None:
+        """An exception came in the middle of something: the next `drain` looks for what it left undone."""
+        # Under the lock: a drain that another thread is in the middle of ends with clearing this.
+        self.lock.run(self._suspect)
+
+    def _suspect(self) -> None:
+        self.suspect = True
 
     # -- sending ---------------------------------------------------------------------------------------------
 
@@ -256,9 +270,10 @@ class Dispatcher:
                 left.append(number)
                 continue
             if target is not victim:
-                del victim.sent[number]
+                # In this order: after an exception in between it belongs to the one that `worker` says.
                 target.sent[number] = task
                 task.worker = target.key
+                del victim.sent[number]
         if len(left) < len(records):
             self.wake(target)
         return left
@@ -279,29 +294,31 @@ class Dispatcher:
         """Everything that a worker has not begun, out of its inbox: (number, record). Empty if the worker is
         dead.
         """
-        if not self.lock_inbox(lane):
-            return []
         try:
+            if not self.lock_inbox(lane):
+                return []
             records = lane.channel.inbox.try_get_many(1 << 20)
         finally:
-            lane.channel.lock.release()
+            lane.unlock_inbox()
         return [(int.from_bytes(record[:8], "little"), record) for record in records]
 
     def lock_inbox(self, lane: Lane) -> bool:
         """Keep a worker from taking a record; False when it is dead, stopped by a signal, or kept from it for
         good.
         """
-        acquire = lane.channel.lock.acquire
-        if acquire(False):
-            return True
         if lane.doomed:
             return False
-        # The worker holds it for a microsecond, unless it died or was stopped just there.
-        while not acquire(True, 0.01):
+        if lane.lock_inbox():
+            return True
+        # The worker holds it for a microsecond, unless it died or was stopped just there. (That it is stopped
+        # cannot be seen everywhere.)
+        deadline = time.monotonic() + _INBOX_SECONDS
+        while not lane.lock_inbox(0.01):
             if (
                 lane.identity is None
                 or not identity.is_alive(lane.identity)
                 or _is_stopped(lane.identity.pid)
+                or time.monotonic() > deadline
             ):
                 return False
         return True
@@ -387,6 +404,20 @@ class Dispatcher:
 
     def drain_lane(self, lane: Lane, settlements: Settlements) -> None:
         """Take the outcomes of one worker (holding the lock)."""
+        if not lane.is_torn:
+            try:
+                self._drain_outbox(lane, settlements)
+            except (TornRingError, struct.error):
+                # Not by a worker of ours: some code in it has written where it should not. What it had is
+                # settled when it is dead, like any other death.
+                lane.is_torn = True
+                lane.pending = None
+                lane.ready = False
+                if lane.identity is not None:
+                    families.send_signal_if_allowed(lane.identity, signal.SIGKILL)
+        self._note_if_idle(lane)
+
+    def _drain_outbox(self, lane: Lane, settlements: Settlements) -> None:
         outbox = lane.channel.outbox
         ledger = self.ledger
         key = lane.key
@@ -440,7 +471,6 @@ class Dispatcher:
                 ring_bell(lane.channel.wake)
             if len(records) < _BATCH:
                 break
-        self._note_if_idle(lane)
 
     def _drain_stopped(
         self, lane: Lane, task: Task, kind: int, record: bytes, settlements: Settlements
@@ -493,19 +523,25 @@ class Dispatcher:
             Whether that is so of all workers; False when one could not be kept from beginning a task.
         """
         with deferred_interrupts():
+            for lane in self.lanes.values():
+                lane.is_idle = lane in self.idle
+                for number in [number for number, task in lane.sent.items() if task.worker != lane.key]:
+                    del lane.sent[number]
             self.ledger.recount()
             done = [lane.doomed or self._reconcile_lane(lane, settlements) for lane in self.lanes.values()]
         return all(done)
 
     def _reconcile_lane(self, lane: Lane, settlements: Settlements) -> bool:
-        if not self.lock_inbox(lane):
-            return False
+        # The exception may have come just when this was locked.
+        lane.unlock_inbox()
         inbox = lane.channel.inbox
         try:
+            if not self.lock_inbox(lane):
+                return False
             waiting = {int.from_bytes(record[:8], "little") for record in inbox.peek_many(1 << 20)[0]}
             running = lane.running()
         finally:
-            lane.channel.lock.release()
+            lane.unlock_inbox()
         # Under the lock of its inbox a worker begins nothing, and it hands in an outcome before it says that
         # it runs nothing. So what was not there, and has no outcome now, no worker has. Ctrl-C is kept from
         # where that could happen; the handlers of other signals, which may raise as well, are not.
@@ -532,6 +568,8 @@ class Dispatcher:
         """
         ledger = self.ledger
         if ledger.end(task):
+            if self.on_room is not None:
+                self.on_room()
             return True
         if task.state != SENT:
             return True
@@ -540,6 +578,7 @@ class Dispatcher:
             return True
         self.drain_lane(lane, settlements)
         if task.number not in lane.sent:
+            self.fill()
             return True
         records = self.take_records(lane)
         others = [(number, record) for number, record in records if number != task.number]
@@ -550,6 +589,8 @@ class Dispatcher:
         if found or left:
             self.requeue(lane, [task.number, *left] if found else left)
             self._note_if_idle(lane)
+        # The worker may idle now, and take what waits behind a task of another one.
+        self.fill()
         # If not, the worker may have finished it in this very moment; then its outcome is dropped.
         return found
 
@@ -563,7 +604,7 @@ class Dispatcher:
         # Nobody but us touches its inbox any more, whoever holds the lock.
         if not TOTAL_STORE_ORDER:
             full_fence()
-        unread = {int.from_bytes(record[:8], "little") for record in lane.channel.inbox.try_get_many(1 << 20)}
+        unread = {int.from_bytes(record[:8], "little") for record in lane.channel.inbox.peek_many(1 << 20)[0]}
         begun = [number for number in lane.sent if number not in unread]
         self.lanes.pop(lane.key, None)
         self._favourite = None

@@ -58,7 +58,7 @@ from mpkit.pool._crew import Crew
 from mpkit.pool._dispatcher import Dispatcher, Settlements
 from mpkit.pool._functions import Function
 from mpkit.pool._lane import Lane
-from mpkit.pool._ledger import CANCELLED, Chunk, ChunkSink, Death, Sink, Task
+from mpkit.pool._ledger import CANCELLED, POOL_BROKEN, UNSENT, Chunk, ChunkSink, Death, Sink, Task
 from mpkit.pool._losses import settle_loss
 from mpkit.pool._options import PoolOptions, TaskOptions
 from mpkit.pool._reports import attempt
@@ -92,6 +92,8 @@ class Engine:
         self._over = threading.Event()
         self._waiting: deque[object] = deque()
         self.dropped = False
+        # Until when the end waits for threads that have outcomes to tell; 0: it does not wait yet.
+        self._told_by = 0.0
         # Pickled before anything is created: what cannot be pickled leaves nothing behind.
         initializer = _packed_initializer(options)
         self.board: Board = Board.create()
@@ -214,7 +216,7 @@ class Engine:
                 lock.unwind()
             if not isinstance(error, MpkitError):
                 # Ctrl-C, perhaps between a task and its count, or before its worker knew.
-                dispatcher.suspect = True
+                dispatcher.note_interruption()
                 self.collector.wake()
             raise
         if options.timeout is not None or self.supervisor.looks_at == _NEVER:
@@ -225,6 +227,9 @@ class Engine:
 
     def _submit_later(self, task: Task) -> None:
         """Submit a task of a signal handler or a `__del__`, in the collector's thread."""
+        if task.ending:
+            # Cancelled before it was sent.
+            return
         if self.dispatcher.lock.run(self._submit_if_running, task):
             self._look_after_limit(task.timeout)
             self.collector.work()
@@ -235,6 +240,8 @@ class Engine:
     def _submit_if_running(self, task: Task) -> bool:
         if self.state is not RUNNING:
             return False
+        if task.ending:
+            return True
         lane = self.dispatcher.submit(task)
         if lane is not None:
             self.dispatcher.wake(lane)
@@ -252,7 +259,7 @@ class Engine:
         # Whoever came first goes first.
         ticket = object()
         self._waiting.append(ticket)
-        self.dispatcher.on_room = self._room.notify_all
+        self.dispatcher.on_room = self._notify_of_room
         try:
             while self._waiting[0] is not ticket or self.dispatcher.ledger.queued >= most:
                 self._room.wait(1.0)
@@ -260,6 +267,11 @@ class Engine:
                     self._refuse()
         finally:
             self._waiting.remove(ticket)
+            self._notify_of_room()
+
+    def _notify_of_room(self) -> None:
+        """Whoever waits in `submit` looks again (holding the lock)."""
+        if self._waiting:
             self._room.notify_all()
 
     def function(self, fn: Any, options: TaskOptions) -> tuple[Function, bytes, int]:
@@ -325,19 +337,28 @@ class Engine:
         if dispatcher.lock.is_owned():
             self.cancel_later([task], even_begun=even_begun)
             return
-        settlements: Settlements = []
-        with deferred_interrupts():
-            never_began = dispatcher.lock.run(dispatcher.cancel, task, settlements, even_begun=even_begun)
-            # Of other tasks, perhaps: an interrupt comes after them.
-            self.collector.settle(settlements)
-            if task.ending == CANCELLED:
-                self.collector.settle([(task, RAISED, TaskCancelled(f"task {task.number} was cancelled"))])
-            if not never_began and even_begun:
-                self.supervisor.request(lambda: self.supervisor.cancel_running(task))
+        with self.collector.telling() as settlements, deferred_interrupts():
+            try:
+                never_began = dispatcher.lock.run(dispatcher.cancel, task, settlements, even_begun=even_begun)
+                # Of other tasks, perhaps: an interrupt comes after them.
+                self.collector.settle(settlements)
+                if task.ending == CANCELLED:
+                    self.collector.settle([(task, RAISED, _cancelled(task))])
+                if not never_began and even_begun:
+                    self.supervisor.request(lambda: self.supervisor.cancel_running(task))
+            except BaseException:
+                # The handler of another signal than SIGINT.
+                dispatcher.note_interruption()
+                self.cancel_later([task], even_begun=even_begun)
+                raise
         self._on_change()
 
     def cancel_later(self, tasks: list[Task], *, even_begun: bool = True) -> None:
         """Cancel tasks in the supervisor's thread; takes no lock, so a `__del__` may call it."""
+        for task in tasks:
+            if task.state == UNSENT:
+                # Submitted by this very handler, a moment ago: see `_submit_later`.
+                task.ending = CANCELLED
 
         def cancel() -> None:
             for task in tasks:
@@ -368,12 +389,22 @@ class Engine:
         death = Death(lane.pid, exitcode, died, words, lane.rss_bytes, likely_oom)
         dispatcher = self.dispatcher
         settlements: Settlements = []
-        with dispatcher.lock:
-            # Not a second time, should something after this have failed.
-            if lane.key in dispatcher.ledger.sent:
-                settlements = settle_loss(dispatcher, lane, death, self._numbers)
-            dispatcher.fill()
-        self.collector.settle_surely(settlements)
+        try:
+            with dispatcher.lock:
+                # Not a second time, should something after this have failed.
+                if lane.key in dispatcher.ledger.sent:
+                    settle_loss(dispatcher, lane, death, self._numbers, settlements)
+                dispatcher.fill()
+        finally:
+            # Also what was found before it failed (no memory); the rest when it is tried again.
+            self.collector.settle_surely(settlements)
+        if lane.is_torn:
+            _logger.error(
+                "%s: worker %d was killed: something in it has written into the memory that it shares with "
+                "the pool",
+                self.options.name,
+                lane.pid,
+            )
         if exitcode != 0 or lane.words[STATE] != LEAVING or lane.words[PARCELS]:
             # Else it has left in order, and has never made any.
             payload.sweep(lane.identity)
@@ -437,7 +468,7 @@ class Engine:
             if lane.greeted:
                 # While they end, which takes longer: they have open what they need.
                 lane.channel.discard()
-        return min((lane.leave_by for lane in self.dispatcher.lanes.values()), default=_NEVER)
+        return self._next_leave(now)
 
     def _end_all(self, now: float) -> float:
         for lane in list(self.dispatcher.lanes.values()):
@@ -449,7 +480,14 @@ class Engine:
             elif now >= lane.leave_by:
                 self.supervisor.kill(lane)
                 lane.leave_by = _NEVER
-        return min((lane.leave_by for lane in self.dispatcher.lanes.values()), default=_NEVER)
+        return self._next_leave(now)
+
+    def _next_leave(self, now: float) -> float:
+        """When to look again after workers that leave, or after those who have outcomes to tell."""
+        return min(
+            (lane.leave_by for lane in self.dispatcher.lanes.values()),
+            default=now + _TELLING_SECONDS if self.collector.has_to_tell() else _NEVER,
+        )
 
     # -- insight ---------------------------------------------------------------------------------------------
 
@@ -554,7 +592,8 @@ class Engine:
                 self._room.notify_all()
             dispatcher.lanes.clear()
             dispatcher.idle.clear()
-            tasks = dispatcher.ledger.fail_everything()
+            tasks: list[Task] = []
+            dispatcher.ledger.fail_everything(tasks, POOL_BROKEN)
         attempt(lambda: self.collector.settle_surely([(task, RAISED, _copy_of(why)) for task in tasks]))
         for lane in lanes:
             if lane.process is not None:
@@ -568,24 +607,43 @@ class Engine:
             self.state = CLOSED if self.state is RUNNING else self.state
             self.supervisor.request(functools.partial(self._end, state, why))
             return
-        settlements: Settlements = []
-        with deferred_interrupts():
-            with self.dispatcher.lock:
-                if self.state in (TERMINATED, BROKEN):
-                    return
-                self.state = state
-                for lane in list(self.dispatcher.lanes.values()):
-                    self.dispatcher.drain_lane(lane, settlements)
-                tasks = self.dispatcher.ledger.fail_everything()
-                self._room.notify_all()
-            self.collector.draining = True
-            settlements += [(task, RAISED, _copy_of(why)) for task in tasks]
-            self.collector.settle_surely(settlements)
-            self.supervisor.poke()
+        ended: list[Task] = []
+        with self.collector.telling() as settlements, deferred_interrupts():
+            if self.state in (TERMINATED, BROKEN):
+                return
+            finish = functools.partial(self._finish, state, why, settlements, ended)
+            try:
+                finish()
+            except BaseException:
+                # The handler of another signal than SIGINT: once more from the first, where none comes.
+                self.supervisor.request(finish)
+                raise
+
+    def _finish(self, state: str, why: MpkitError, settlements: Settlements, ended: list[Task]) -> None:
+        """End the pool; may be done again after an exception, with the same lists."""
+        self.dispatcher.lock.run(self._end_tasks, state, settlements, ended)
+        self.collector.draining = True
+        self.collector.settle_surely([*settlements, *((task, RAISED, _copy_of(why)) for task in ended)])
+        self.supervisor.poke()
+
+    def _end_tasks(self, state: str, settlements: Settlements, ended: list[Task]) -> None:
+        if self.state not in (TERMINATED, BROKEN):
+            self.state = state
+        for lane in list(self.dispatcher.lanes.values()):
+            self.dispatcher.drain_lane(lane, settlements)
+        self.dispatcher.ledger.fail_everything(ended, CANCELLED if state is TERMINATED else POOL_BROKEN)
+        self._room.notify_all()
 
     def is_over(self) -> bool:
-        """Whether no worker is left, and none will come."""
-        return self.state is not RUNNING and not self.dispatcher.lanes and not self.dispatcher.ledger.live
+        """Whether no worker is left, none will come, and all that has ended has been told."""
+        if self.state is RUNNING or self.dispatcher.lanes or self.dispatcher.ledger.live:
+            return False
+        if not self.collector.has_to_tell():
+            return True
+        # Another thread has outcomes in hand, and will poke. Not for ever: it may be gone.
+        now = time.monotonic()
+        self._told_by = self._told_by or now + _TELLING_SECONDS
+        return now >= self._told_by
 
     def begun(self) -> None:
         """The first act of the supervisor's thread: the caller need not wait for a second thread to start."""
@@ -646,6 +704,9 @@ class Engine:
 
 
 _NEVER = float("inf")
+#: How long the end of a pool waits for a thread that has taken outcomes and not told them: it takes some
+#: microseconds, unless exceptions of signal handlers have kept it from it twice.
+_TELLING_SECONDS = 5.0
 #: How long the end of a terminated pool waits for a callback that is running.
 _CALLBACK_SECONDS = 2.0
 #: How long a worker that has been told to leave may take to run its exit handlers.
@@ -654,6 +715,10 @@ _FORKED = (
     "{} belongs to the process that created it; this process is a fork of that one and cannot use it. "
     "Create a pool here, or send the work to the parent through a queue"
 )
+
+
+def _cancelled(task: Task) -> TaskCancelled:
+    return TaskCancelled(f"task {task.number} was cancelled")
 
 
 def _state_of(lane: Lane, running: int) -> str:

@@ -90,7 +90,6 @@ class TaskHandle(Future[R]):
     _result: R | None = None
     _exception: BaseException | None = None
     _made_condition: threading.Condition | None = None
-    _watched = False
     #: See `Sink`.
     _can_be_told_again: bool = True
     #: Kind and data of the outcome: one tuple, so that nobody sees the one without the other.
@@ -110,10 +109,8 @@ class TaskHandle(Future[R]):
 
     def _watch(self) -> None:
         """Somebody waits for this handle who is no thread of ours."""
-        if not self._watched and self._state is _PENDING:
-            with deferred_interrupts():
-                self._watched = True
-                self._engine.collector.watch()
+        if self._state is _PENDING:
+            self._engine.collector.watch(self)
 
     def _ensure_condition(self) -> threading.Condition:
         """The condition; from now on the handle is settled under it."""
@@ -178,8 +175,7 @@ class TaskHandle(Future[R]):
             finally:
                 if owned:
                     condition.release()
-            if self._watched:
-                self._engine.collector.unwatch()
+            self._engine.collector.unwatch(self)
             if self._done_callbacks:
                 self._engine.collector.call_back(self._run_callbacks)
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import starmap
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
@@ -37,7 +38,9 @@ class Lane:
         "doomed",
         "greeted",
         "identity",
+        "inbox_locks",
         "is_idle",
+        "is_torn",
         "key",
         "leave_by",
         "leaving",
@@ -85,6 +88,10 @@ class Lane:
         # Terminated or killed by the pool; its inbox is locked for good.
         self.doomed: bool = False
         self.is_idle: bool = False
+        #: What its outbox holds cannot be its own records; it is being killed.
+        self.is_torn: bool = False
+        #: One element while this process holds the lock of its inbox.
+        self.inbox_locks: list[bool] = []
         self.low: int = 0
         self.rss_bytes: int | None = None
         #: What `oom_kills` counted before it was started; None: nothing is counted here.
@@ -109,6 +116,19 @@ class Lane:
         if self._tasks is None:
             return 1 << 30
         return self._tasks - self.words[DONE] - len(self.sent)
+
+    def lock_inbox(self, seconds: float | None = None) -> bool:
+        """Take the lock of its inbox, waiting so long at most (None: not at all); whether it was got."""
+        # Taken and noted in one call of C code: no handler of a signal can raise in between.
+        arguments = (False,) if seconds is None else (True, seconds)
+        self.inbox_locks.extend(filter(None, starmap(self.channel.lock.acquire, (arguments,))))
+        return bool(self.inbox_locks)
+
+    def unlock_inbox(self) -> None:
+        """Give the lock of its inbox back, if this process holds it."""
+        # As above: `release` returns None, so nothing is left of what has been given back.
+        held = self.inbox_locks
+        held[:] = filter(None, starmap(self.channel.lock.release, [()] * len(held)))
 
     @property
     def pid(self) -> int:

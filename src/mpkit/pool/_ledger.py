@@ -35,6 +35,12 @@ NOT_ENDING = ""
 TIMED_OUT = "timeout"
 CANCELLED = "cancel"
 TOO_BIG = "memory"
+#: Its pool is broken.
+POOL_BROKEN = "broken"
+
+
+#: So many cancelled tasks may stay in the queue, and as many more as there are others.
+_MOST_ENDED = 64
 
 
 class Death(NamedTuple):
@@ -126,6 +132,10 @@ class Task:
     def items(self) -> int:
         """How many items of a map it stands for."""
         return 1
+
+    def has_tries_left(self) -> bool:
+        """Whether it is tried again should the worker that runs it die now."""
+        return not self.ending and len(self.deaths or ()) < self.retries
 
 
 class Chunk(Task):
@@ -237,12 +247,14 @@ class Ledger:
 
     def send_first(self, worker: int) -> None:
         """The task that `first` has shown is with `worker` now."""
-        task = self.queue.popleft()
-        self.queued -= 1
-        self.under_way += 1
-        task.state = SENT
+        # In this order: after an exception in between it is with the worker, and `first` leaves it out.
+        task = self.queue[0]
         task.worker = worker
         self.sent[worker][task.number] = task
+        task.state = SENT
+        self.queue.popleft()
+        self.queued -= 1
+        self.under_way += 1
 
     def send_new(self, worker: int, task: Task) -> None:
         """A new task goes straight to `worker`."""
@@ -279,13 +291,16 @@ class Ledger:
         ended: list[Task] = []
         back: list[Task] = []
         for number in numbers:
-            task = sent.pop(number, None)
+            task = sent.get(number)
             if task is not None:
                 (ended if task.ending else back).append(task)
+        # In this order: after an exception in between they are in the queue, and their `worker` says so.
         self._to_the_front(back)
         self.under_way -= len(ended)
         for task in ended:
             self._count_ended(task)
+        for task in (*back, *ended):
+            del sent[task.number]
         return ended
 
     def end(self, task: Task) -> bool:
@@ -295,22 +310,33 @@ class Ledger:
         self.queued -= 1
         task.ending = task.ending or CANCELLED
         self._count_ended(task)
+        if len(self.queue) > 2 * self.queued + _MOST_ENDED:
+            # Behind one that waits for long, those that have ended would never come up.
+            self.queue = deque(task for task in self.queue if task.state == QUEUED)
         return True
 
-    def fail_everything(self) -> list[Task]:
-        """End all that has not ended, with the pool; the tasks, oldest first."""
+    def fail_everything(self, ended: list[Task], why: str) -> None:
+        """End all that has not ended, with the pool.
+
+        Args:
+            ended: gets the tasks, oldest first, before they are ended. After an exception (the handler of a
+                signal raised it) this may be called again with it; then some are in it twice.
+            why: `CANCELLED` or `POOL_BROKEN`.
+        """
         tasks = [task for task in self.queue if task.state == QUEUED]
         for sent in self.sent.values():
             tasks.extend(sent.values())
+        tasks.sort(key=_number)
+        ended.extend(tasks)
+        for task in tasks:
+            if task.state != ENDED:
+                task.ending = task.ending or why
+                self._count_ended(task)
+        for sent in self.sent.values():
             sent.clear()
         self.queue.clear()
         self.queued = 0
         self.under_way = 0
-        for task in tasks:
-            task.ending = task.ending or CANCELLED
-            self._count_ended(task)
-        tasks.sort(key=_number)
-        return tasks
 
     # -- workers ---------------------------------------------------------------------------------------------
 
@@ -333,11 +359,11 @@ class Ledger:
         requeued = [task for task in tasks.values() if not task.ending]
         retried: Task | None = None
         if running is not None:
+            retried = running if running.has_tries_left() else None
             running.deaths = [*(running.deaths or ()), death]
-            if running.ending or len(running.deaths) > running.retries:
+            if retried is None:
                 ended.append(running)
             else:
-                retried = running
                 self.retried += 1
         self.under_way -= len(ended)
         for task in ended:
@@ -375,9 +401,9 @@ class Ledger:
 
     def _to_the_front(self, tasks: Sequence[Task]) -> None:
         for task in reversed(tasks):
-            task.state = QUEUED
-            task.worker = -1
             self.queue.appendleft(task)
+            task.worker = -1
+            task.state = QUEUED
         self.queued += len(tasks)
         self.under_way -= len(tasks)
 

@@ -25,11 +25,19 @@ class _Forward(logging.Handler):
         self._put = put
         self._current_task = current_task
 
+    def drop_all(self) -> None:
+        """Send nothing from now on."""
+        self._put = _drop
+
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self._put(_dump(record, self._current_task() or None))
         except Exception:  # noqa: BLE001  as every logging handler does
             self.handleError(record)
+
+
+def _drop(_record: bytes) -> None:
+    """Where there is nobody to send it to."""
 
 
 def forward_to(put: Callable[[bytes], None], current_task: Callable[[], int], level: int) -> None:
@@ -47,6 +55,19 @@ def forward_to(put: Callable[[bytes], None], current_task: Callable[[], int], le
         root.removeHandler(handler)
     root.addHandler(_Forward(put, current_task))
     root.setLevel(level)
+
+
+def stop_forwarding() -> None:
+    """In a fork of a worker: what is logged here is no business of the parent's any more.
+
+    With no handler of its own, warnings and worse go to standard error, as in any program.
+    """
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if isinstance(handler, _Forward):
+            root.removeHandler(handler)
+            # It may hang at other loggers, too.
+            handler.drop_all()
 
 
 def _dump(record: logging.LogRecord, task: int | None) -> bytes:

@@ -16,7 +16,9 @@ from mpkit.pool._lane import Lane
 from mpkit.pool._ledger import Chunk, ChunkSink, Death, Ledger, Task
 
 
-def settle_loss(dispatcher: Dispatcher, lane: Lane, death: Death, numbers: Iterator[int]) -> Settlements:
+def settle_loss(
+    dispatcher: Dispatcher, lane: Lane, death: Death, numbers: Iterator[int], settlements: Settlements
+) -> None:
     """Take what a dead worker left behind out of its channel and the ledger (holding the dispatcher's lock).
 
     Args:
@@ -24,25 +26,25 @@ def settle_loss(dispatcher: Dispatcher, lane: Lane, death: Death, numbers: Itera
         lane: the worker.
         death: how it died.
         numbers: of new tasks, for the pieces of a chunk.
-
-    Returns:
-        What its tasks' sinks are to be told.
+        settlements: gets what its tasks' sinks are to be told; after an exception, too.
     """
-    settlements: Settlements = []
     ledger = dispatcher.ledger
     begun = dispatcher.bury(lane, settlements)
+    # Each is told before the ledger forgets it: after an exception (no memory) all of this is done again, and
+    # who is told twice takes the first.
     for number in begun[:-1]:
-        lost = ledger.finish(lane.key, number, False)
-        if lost is not None:
-            settlements.append((lost, RAISED, _crash_error(lost, [death])))
+        settlements.append((lane.sent[number], RAISED, _crash_error(lane.sent[number], [death])))
+        ledger.finish(lane.key, number, False)
     running = begun[-1] if begun else None
     chunk = None if running is None else lane.sent.get(running)
     if isinstance(chunk, Chunk) and _divide(ledger, chunk, lane, death, numbers, settlements):
         running = None
-    for task in ledger.lose_worker(lane.key, running, death).ended:
-        error = ending_error(task, lane) if task.ending else _crash_error(task, task.deaths or [death])
-        settlements.append((task, RAISED, error))
-    return settlements
+    for number, task in lane.sent.items():
+        if task.ending:
+            settlements.append((task, RAISED, ending_error(task, lane)))
+        elif number == running and not task.has_tries_left():
+            settlements.append((task, RAISED, _crash_error(task, [*(task.deaths or ()), death])))
+    ledger.lose_worker(lane.key, running, death)
 
 
 def _divide(
@@ -73,10 +75,11 @@ def _divide(
             crashed = guilty
         else:
             ledger.retried += 1
+    error = None if crashed is None else _crash_error(crashed, [death])
     cast("ChunkSink", chunk.sink).split(chunk, pieces)
-    ledger.divide(chunk, [piece for piece in pieces if piece is not crashed], crashed)
     if crashed is not None:
-        settlements.append((crashed, RAISED, _crash_error(crashed, [death])))
+        settlements.append((crashed, RAISED, error))
+    ledger.divide(chunk, [piece for piece in pieces if piece is not crashed], crashed)
     return True
 
 

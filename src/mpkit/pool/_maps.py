@@ -99,7 +99,7 @@ class MapHandle(TaskHandle[list[R]]):
         #: Outcomes of neighbouring items, by the first of them: how many, kind, data.
         self._pieces: dict[int, tuple[int, int, Any]] = {}
         self._sink: _MapSink = _MapSink(self)
-        self._missing = 0
+        self._total = self._missing = 0
         self._has_failures = False
         #: Pieces that have come and are not among them yet.
         self._brought: deque[tuple[int, int, int, Any]] = deque()
@@ -119,7 +119,7 @@ class MapHandle(TaskHandle[list[R]]):
         star: bool,
     ) -> None:
         """Send everything."""
-        self._missing = len(items)
+        self._total = self._missing = len(items)
         engine = self._engine
         if not items:
             self._progress.close()
@@ -163,12 +163,18 @@ class MapHandle(TaskHandle[list[R]]):
         new = 0
         while self._brought:
             first, length, kind, data = self._brought.popleft()
-            if first not in self._pieces and not self._is_settled():
-                self._pieces[first] = (length, kind, data)
-                self._has_failures = self._has_failures or payload.has_failures(kind, data)
-                self._missing -= length
-                new += length
-        return new, bool(new) and not self._missing
+            if self._is_settled():
+                continue
+            if first in self._pieces:
+                # Told again, after the handler of a signal had raised an exception, perhaps just before the
+                # piece was counted.
+                self._missing = self._total - sum(piece[0] for piece in self._pieces.values())
+                continue
+            self._has_failures = self._has_failures or payload.has_failures(kind, data)
+            self._pieces[first] = (length, kind, data)
+            self._missing -= length
+            new += length
+        return new, not self._missing and not self._is_settled()
 
     def cancel_tasks(self, tasks: list[Task]) -> None:
         """Cancel chunks, in the supervisor's thread."""

@@ -1,7 +1,7 @@
 """The Python stack of a worker: on request while it lives, and what its fault handler wrote when it crashed.
 
 Each worker has a pipe of its own for this, into which `faulthandler` writes: on a signal
-(`mpkit.pool._worker.STACK_SIGNAL`), from inside the signal handler, so C code that holds the interpreter lock
+(`mpkit.pool._stack_signal`), from inside the signal handler, so C code that holds the interpreter lock
 does not stand in its way; and on a fatal signal. A pipe rather than a file, because its arrival is an event,
 and nothing is left on a disk when anybody dies. It does not block the worker: what does not fit is cut off.
 """
@@ -15,7 +15,7 @@ from mpkit._platform import families
 from mpkit._platform.readiness import wait_readable
 from mpkit.pool._channel import INITIALIZING, STATE
 from mpkit.pool._lane import Lane
-from mpkit.pool._worker import STACK_SIGNAL
+from mpkit.pool._stack_signal import STACK_SIGNAL
 
 #: A stack is over when nothing more has come for this long.
 _QUIET_SECONDS = 0.004

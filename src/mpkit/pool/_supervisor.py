@@ -341,6 +341,7 @@ class Supervisor:
                 # It ended while its stack was being written.
                 settlements.append((stop.ended, RAISED, ending_error(stop.ended, lane)))
                 dispatcher.stop_is_over(lane)
+                dispatcher.fill()
             else:
                 stop.stage = _INTERRUPTED
                 stop.due = time.monotonic() + engine.options.grace_period
@@ -392,7 +393,9 @@ class Supervisor:
                     alive = False
                     dispatcher.stop_is_over(lane)
                     if locked:
-                        lane.channel.lock.release()
+                        lane.unlock_inbox()
+            # Whoever has become idle may take what waits behind a task of another one.
+            dispatcher.fill()
         engine.collector.settle_surely(settlements)
         if not alive:
             return

@@ -12,7 +12,6 @@ import contextlib
 import faulthandler
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 
 from mpkit._platform import seam
 from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
+from mpkit._platform.forks import in_forked_children
 from mpkit._platform.hints import override
 from mpkit._platform.parent_watch import ParentLink
 from mpkit._wire import codec, failure
@@ -80,6 +80,8 @@ from mpkit.pool._channel import (
 )
 from mpkit.pool._opened import forget_closed, opened
 from mpkit.pool._patience import Patience
+from mpkit.pool._stack_signal import STACK_SIGNAL
+from mpkit.pool._worker_fork import end_fork, give_up_stack_pipe
 
 #: A chunk of short items is worked on in blocks of about this length ...
 _BLOCK_NS = 500_000
@@ -95,15 +97,6 @@ _LOOK_AFTER_SHARED_NS = 500_000_000
 #: Functions that a worker keeps unpickled.
 _MOST_FUNCTIONS = 1024
 _LONGEST_RUN = (1 << 32) - 1
-
-if sys.platform == "linux":
-    #: Makes a worker write its Python stack into its pipe. A real-time signal, because SIGUSR1 and SIGUSR2
-    #: belong to the application.
-    STACK_SIGNAL: int | None = signal.SIGRTMAX - 5
-elif hasattr(signal, "SIGUSR2"):
-    STACK_SIGNAL = signal.SIGUSR2
-else:
-    STACK_SIGNAL = None
 
 
 Initializer: TypeAlias = tuple[Callable[..., object], tuple[Any, ...]]
@@ -156,6 +149,9 @@ class _Worker:
         self.inside = 0
         #: The parent has interrupted the task: what it raises from now on is no error of its own.
         self.stopping = False
+        #: This process is a fork of the worker.
+        self.forked = False
+        self._reports_to_stderr = False
         self.last_ring = 0
         #: Not before this moment it looks after shared objects again.
         self.shared_looked_after = 0
@@ -177,6 +173,7 @@ class _Worker:
         if pipe is not None:
             # Not blocking: a stack that does not fit into the pipe is cut off, and never stops the worker.
             os.set_blocking(pipe.fileno(), False)
+            self._reports_to_stderr = faulthandler.is_enabled()
             faulthandler.enable(pipe.fileno(), all_threads=True)
             if STACK_SIGNAL is not None and hasattr(faulthandler, "register"):
                 faulthandler.register(STACK_SIGNAL, pipe.fileno(), all_threads=True, chain=False)
@@ -184,11 +181,23 @@ class _Worker:
             from mpkit.pool._logs import forward_to  # noqa: PLC0415  loads logging, for those that want it
 
             forward_to(self.outbox.put_log, lambda: self.inside, self.plan.log_level)
+        in_forked_children(self._become_fork)
         words = self.channel.words
         words[PID] = os.getpid()
         words[POOL] = int(self.plan.names.board.rpartition("-")[2], 16)
         words[STACK_PIPE] = 0 if pipe is None or not hasattr(faulthandler, "register") else pipe.fileno() + 1
         words[STATE] = INITIALIZING
+
+    def _become_fork(self) -> None:
+        """This process has been forked by a task: it is no worker, and uses nothing of the worker's."""
+        self.forked = True
+        self.outbox = _OutboxOfFork(self.channel, self.board)
+        if self.plan.forward_logs:
+            from mpkit.pool._logs import stop_forwarding  # noqa: PLC0415  as in `prepare`
+
+            stop_forwarding()
+        if self.plan.stack_pipe is not None:
+            give_up_stack_pipe(reports_to_stderr=self._reports_to_stderr)
 
     def initialize(self) -> bool:
         """Run the pool's initializer; False when it raised, which the parent is told."""
@@ -198,6 +207,8 @@ class _Worker:
                 function, args = cast("Initializer", codec.loads(call)) if isinstance(call, bytes) else call
                 function(*args)
             except BaseException as error:  # noqa: BLE001  SystemExit too: it would end the worker without a word
+                if self.forked:
+                    end_fork(error)
                 data = failure.pack_exception(error, self.plan.pickler)
                 if len(data) > payload.INLINE_BYTES:
                     text = f"{type(error).__name__}: {str(error)[:2000]} (cut off: too long to be sent whole)"
@@ -205,6 +216,8 @@ class _Worker:
                 self.outbox.put(RESULT_HEAD.pack(0, 0, BAD_INITIALIZER) + data)
                 self.outbox.ring_all()
                 return False
+            if self.forked:
+                end_fork(None)
         self.channel.words[STATE] = READY
         self.outbox.put(RESULT_HEAD.pack(0, 0, HELLO))
         self.outbox.ring_all()
@@ -213,6 +226,8 @@ class _Worker:
     def _on_interrupt(self, _signum: int, _frame: FrameType | None) -> None:
         # Ctrl-C in a terminal goes to all processes of the group: what happens then is the parent's business.
         # Only an interrupt meant for the very task that is running counts.
+        if self.forked:
+            raise KeyboardInterrupt
         words = self.channel.words
         if self.inside and words[STOP] == self.inside:
             self.stopping = True
@@ -323,6 +338,8 @@ class _Worker:
                 # is only one for each task.
                 self.inside = 0
         except BaseException as error:  # noqa: BLE001  SystemExit and KeyboardInterrupt of a task go to its caller too
+            if self.forked:
+                end_fork(error)
             self.inside = 0
             try:
                 return payload.dump_error(error, pickler)
@@ -412,6 +429,8 @@ class _Worker:
             end = min(at + block, stop)
             words[ITEM] = at << 32 | end
             self._run_block(function, items[at:end], flags, pickler, results, errors)
+            if self.forked:
+                end_fork(None)
             at = end
             if at == stop:
                 break
@@ -451,7 +470,7 @@ class _Worker:
             try:
                 results[0] = function(items[at])
             except BaseException as error:
-                if self.stopping:
+                if self.stopping or self.forked:
                     # All of it.
                     raise
                 errors.append((0, failure.pack_exception(error, pickler)))
@@ -488,7 +507,7 @@ class _Worker:
                     # Only a StopIteration that the function itself raised ends `calls` early.
                     raise RuntimeError("the function raised StopIteration")
             except BaseException as error:
-                if self.stopping:
+                if self.stopping or self.forked:
                     # The whole chunk. A KeyboardInterrupt of the item's own is an error like any other.
                     raise
                 errors.append((len(results), failure.pack_exception(error, pickler)))
@@ -676,6 +695,18 @@ class _Outbox:
         ring_bell(self._channel.wake)
 
 
+class _OutboxOfFork(_Outbox):
+    """What a fork of the worker has: it has come back from the task, where its life is over."""
+
+    @override
+    def put(self, record: bytes) -> None:  # noqa: ARG002
+        end_fork(None)
+
+    @override
+    def put_part(self, record: bytes) -> None:  # noqa: ARG002
+        end_fork(None)
+
+
 class _Broken(NamedTuple):
     """Stands for an item that could not be unpickled."""
 
@@ -700,4 +731,4 @@ def own_rss_bytes() -> int | None:
     return memory.rss_bytes(os.getpid())
 
 
-__all__ = ["STACK_SIGNAL", "Initializer", "WorkerPlan", "main"]
+__all__ = ["Initializer", "WorkerPlan", "main"]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mpkit.pool._channel import TASK, TASK_HEAD, Channel
+from mpkit.pool._channel import NONE, RESULT_HEAD, TASK, TASK_HEAD, Channel
 from mpkit.pool._dispatcher import Dispatcher, Settlements
 from mpkit.pool._functions import Function
 from mpkit.pool._lane import Lane
@@ -74,6 +74,41 @@ def bench() -> Iterator[_Bench]:
     bench = _Bench(2)
     yield bench
     bench.close()
+
+
+@pytest.mark.parametrize("how", ["a record without a head", "a length", "an end"])
+def test_a_torn_outbox_is_left_alone(bench: _Bench, how: str) -> None:
+    lane, other = bench.lanes
+    task = bench.send(lane, 16)
+    outbox = lane.channel.outbox
+    outbox.try_put(RESULT_HEAD.pack(task.number, 0, NONE) if how == "an end" else b"short")
+    if how == "a length":
+        lane.words[outbox.start] = 1 << 40
+    elif how == "an end":
+        lane.words[outbox.tail_at] += 7
+    settlements: Settlements = []
+    with bench.dispatcher.lock:
+        bench.dispatcher.drain(settlements)
+        bench.dispatcher.drain(settlements)
+    assert lane.is_torn
+    assert not lane.ready
+    assert not other.is_torn
+    assert (settlements, list(lane.sent)) == ([], [task.number])
+
+
+def test_an_inbox_that_an_exception_has_left_locked_is_unlocked(bench: _Bench) -> None:
+    lane = bench.lanes[0]
+    assert lane.lock_inbox()
+    bench.dispatcher.note_interruption()
+    with bench.dispatcher.lock:
+        bench.dispatcher.drain([])
+    assert not lane.inbox_locks
+    assert lane.channel.lock.acquire(False)
+    assert not lane.lock_inbox()
+    lane.channel.lock.release()
+    lane.unlock_inbox()
+    assert lane.lock_inbox(0.01)
+    lane.unlock_inbox()
 
 
 def _stand_at(lane: Lane, eighths: int) -> None:

@@ -28,14 +28,18 @@ class QuietCollector:
     """Stands in for the collector: nothing ever comes by itself."""
 
     def __init__(self) -> None:
-        self.watched = 0
+        self.handles: set[object] = set()
         self.called: list[Callable[[], object]] = []
 
-    def watch(self) -> None:
-        self.watched += 1
+    @property
+    def watched(self) -> int:
+        return len(self.handles)
 
-    def unwatch(self) -> None:
-        self.watched -= 1
+    def watch(self, handle: object) -> None:
+        self.handles.add(handle)
+
+    def unwatch(self, handle: object) -> None:
+        self.handles.discard(handle)
 
     def look(self) -> None:
         """There is nothing to fetch."""

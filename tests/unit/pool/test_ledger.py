@@ -215,7 +215,9 @@ class LedgerModel(RuleBasedStateMachine):
             [*self.queue, *(task for tasks in self.workers.values() for task in tasks)],
             key=lambda task: task.number,
         )
-        assert self.ledger.fail_everything() == pending
+        ended: list[Task] = []
+        self.ledger.fail_everything(ended, CANCELLED)
+        assert ended == pending
         for task in pending:
             self.end(task)
         self.queue.clear()
@@ -289,3 +291,23 @@ def test_the_pieces_of_a_chunk_take_its_place() -> None:
     ledger.send_first(2)
     ledger.divide(before, [make_chunk(6, 2, 3), make_chunk(7, 3, 4), make_chunk(8, 4, 5)], None)
     assert (ledger.submitted, ledger.live, ledger.queued, ledger.crashed) == (6, 5, 5, 1)
+
+
+def test_cancelled_tasks_do_not_pile_up_behind_one_that_waits() -> None:
+    """They stayed, with their records, until all before them had been sent."""
+    ledger = Ledger()
+    first = make(0)
+    ledger.submit(first)
+    for number in range(1, 1000):
+        task = make(number)
+        ledger.submit(task)
+        assert ledger.end(task)
+        assert len(ledger.queue) < 100
+    last = make(1000)
+    ledger.submit(last)
+    ledger.add_worker(0)
+    for task in (first, last):
+        assert ledger.first() is task
+        ledger.send_first(0)
+    assert ledger.first() is None
+    assert (ledger.queued, ledger.cancelled) == (0, 999)

@@ -9,14 +9,13 @@ from typing import Any, cast
 
 import pytest
 
-from mpkit.pool import _payload, _worker
+from mpkit.pool import _payload
 from mpkit.pool._channel import LONGEST_TASK, Channel
 
 
 def test_a_parcel_is_little_endian_whatever_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lengths were packed as little-endian and read in the order of the machine."""
-    for module in (_payload, _worker):
-        monkeypatch.setattr(module, "sys", SimpleNamespace(platform=sys.platform, byteorder="big"))
+    monkeypatch.setattr(_payload, "sys", SimpleNamespace(platform=sys.platform, byteorder="big"))
     data = struct.pack("<QQ", 2, 3) + struct.pack("<QQ", 5, 5) + b"abc"
     data = data.ljust(64, b"\0") + b"hello".ljust(64, b"\0") + b"world"
     assert [bytes(piece) for piece in _payload._slices(cast("Any", data))] == [b"abc", b"hello", b"world"]

@@ -1,0 +1,16 @@
+"""The signal that makes a worker write its Python stack into its pipe."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+if sys.platform == "linux":
+    #: A real-time signal, because SIGUSR1 and SIGUSR2 belong to the application.
+    STACK_SIGNAL: int | None = signal.SIGRTMAX - 5
+elif hasattr(signal, "SIGUSR2"):
+    STACK_SIGNAL = signal.SIGUSR2
+else:
+    STACK_SIGNAL = None
+
+__all__ = ["STACK_SIGNAL"]

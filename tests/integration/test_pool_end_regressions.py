@@ -1,0 +1,252 @@
+"""The end of a pool, and what it has to tell: each with the least that has once shown a fault."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mpkit.errors import InitializerFailed, TaskCancelled, WorkerCrashed
+from mpkit.pool import TaskPool, _collector, _losses
+from mpkit.pool._collector import Collector
+from mpkit.pool._dispatcher import Settlements
+from tests.contract import pool_tasks as tasks
+from tests.helpers.waiting import PATIENCE, wait_until
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="fork")
+
+
+@pytest.fixture
+def pool() -> Iterator[TaskPool]:
+    with TaskPool(1, context="fork") as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("end", [TaskPool.close, TaskPool.terminate])
+def test_join_waits_for_a_thread_that_has_outcomes_to_tell(
+    pool: TaskPool, monkeypatch: pytest.MonkeyPatch, end: Callable[[TaskPool], None]
+) -> None:
+    """The pool was over, the handle pending, and its callbacks were never called."""
+    has_it, go_on = threading.Event(), threading.Event()
+    settle = Collector.settle
+
+    def settle_later(collector: Collector, settlements: Settlements, *, leading: bool = False) -> None:
+        if settlements and not has_it.is_set():
+            has_it.set()
+            assert go_on.wait(PATIENCE)
+        settle(collector, settlements, leading=leading)
+
+    called: list[int] = []
+    monkeypatch.setattr(Collector, "settle", settle_later)
+    handle = pool.submit(tasks.square, 3)
+    handle.add_done_callback(lambda handle: called.append(handle.result()))
+    waiting = threading.Thread(target=handle.wait)
+    waiting.start()
+    try:
+        assert has_it.wait(PATIENCE)
+        ending = threading.Thread(target=end, args=(pool,))
+        ending.start()
+        # Longer than it takes the pool to end.
+        assert not pool.join(0.3)
+    finally:
+        go_on.set()
+        waiting.join()
+    ending.join()
+    assert pool.join(PATIENCE)
+    assert (handle.result(0), called) == (9, [9])
+
+
+def test_a_thread_that_never_tells_does_not_keep_the_pool_for_ever(
+    pool: TaskPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mpkit.pool._engine._TELLING_SECONDS", 0.2)
+    pool._engine.collector._telling[0] = []
+    pool.close()
+    assert pool.join(PATIENCE)
+
+
+def test_a_new_thread_may_have_the_number_of_the_one_that_called_back() -> None:
+    """`join` took it for a callback of the pool that is gone."""
+    errors: list[BaseException] = []
+
+    def join(pool: TaskPool) -> None:
+        try:
+            pool.join()
+        except BaseException as error:
+            errors.append(error)
+
+    for _ in range(5):
+        with TaskPool(1, context="fork") as pool:
+            assert pool.apply(tasks.square, (3,)) == 9
+        thread = threading.Thread(target=join, args=(pool,))
+        thread.start()
+        thread.join()
+    assert not errors
+
+
+def test_what_is_logged_during_the_last_callback_is_handed_on(
+    pool: TaskPool, caplog: pytest.LogCaptureFixture
+) -> None:
+    called, go_on = threading.Event(), threading.Event()
+
+    def hold(_result: object) -> None:
+        called.set()
+        assert go_on.wait(PATIENCE)
+
+    with caplog.at_level(logging.INFO):
+        pool.apply_async(tasks.square, (3,), callback=hold)
+        assert called.wait(PATIENCE)
+        assert pool.submit(tasks.log, "mpkit-test", "late").result(PATIENCE) is None
+        pool.close()
+        wait_until(lambda: pool._engine.collector._stopping, "only the callback is left")
+        go_on.set()
+        assert pool.join(PATIENCE)
+    assert "late" in [record.getMessage() for record in caplog.records]
+
+
+def test_what_is_to_be_called_after_the_end_is_called(pool: TaskPool) -> None:
+    """There is no thread any more that would call it."""
+    pool.close()
+    assert pool.join(PATIENCE)
+    called: list[str] = []
+    pool._engine.collector.call_back(lambda: called.append("it"))
+    assert called == ["it"]
+
+
+def test_a_handler_that_waits_in_the_middle_of_a_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fetched the outcome that the outer one waits for, which slept on."""
+    monkeypatch.setattr(_collector, "_SLICE_SECONDS", 2 * PATIENCE)
+    gate = str(tmp_path / "gate")
+    with TaskPool(2, context="fork") as pool:
+        waiting = pool.submit(tasks.wait_for_file, gate)
+        wait_until(waiting.running, "it runs")
+
+        def in_between(_signum: int, _frame: object) -> None:
+            assert pool.submit(tasks.touch, gate).result(PATIENCE) is None
+            assert waiting.result(PATIENCE) == gate
+
+        before = signal.signal(signal.SIGALRM, in_between)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            began = time.monotonic()
+            assert waiting.result(PATIENCE) == gate
+            assert time.monotonic() - began < PATIENCE
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+
+def test_a_death_that_cannot_be_settled_at_once_is_settled_at_the_second_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without memory, what had been found was forgotten."""
+    errors = iter([MemoryError()])
+    describe = _losses._crash_error
+
+    def describe_later(*args: Any) -> WorkerCrashed:
+        for error in errors:
+            raise error
+        return describe(*args)
+
+    monkeypatch.setattr(_losses, "_crash_error", describe_later)
+    monkeypatch.setattr(threading, "excepthook", lambda _report: None)
+    with TaskPool(1, context="fork") as pool:
+        handles = [pool.submit(tasks.square_or_die, number, 7) for number in range(5, 11)]
+        outcomes = [handle.exception(PATIENCE) for handle in handles]
+        statistics = pool.statistics()
+    assert [type(outcome) for outcome in outcomes] == [type(None)] * 2 + [WorkerCrashed] + [type(None)] * 3
+    assert (statistics.succeeded, statistics.crashed) == (5, 1)
+
+
+def test_tasks_of_a_broken_pool_have_failed() -> None:
+    """They counted as cancelled."""
+    with TaskPool(1, context="fork", initializer=tasks.raise_base) as pool:
+        handles = [pool.submit(tasks.nothing) for _ in range(3)]
+        for handle in handles:
+            assert isinstance(handle.exception(PATIENCE), InitializerFailed)
+        statistics = pool.statistics()
+    assert (statistics.failed, statistics.cancelled) == (3, 0)
+
+
+def test_a_cancelled_task_makes_room_at_once(tmp_path: Path) -> None:
+    """Whoever waits in `submit` noticed it a second later."""
+    gate = tmp_path / "gate"
+    with TaskPool(1, context="fork", max_pending=1) as pool:
+        running = pool.submit(tasks.wait_for_file, str(gate))
+        wait_until(running.running, "it runs")
+        queued = pool.submit(tasks.nothing)
+        room = pool._engine._room
+        woken: list[bool] = []
+        wait = room.wait
+
+        def wait_long(_timeout: float) -> bool:
+            woken.append(wait(PATIENCE))
+            return woken[-1]
+
+        room.wait = wait_long  # type: ignore[method-assign,assignment]
+        more: list[Any] = []
+        submitting = threading.Thread(target=lambda: more.append(pool.submit(tasks.square, 3)))
+        submitting.start()
+        wait_until(lambda: pool._engine._waiting, "it waits for room")
+        assert queued.cancel()
+        submitting.join()
+        gate.touch()
+        assert more[0].result(PATIENCE) == 9
+    assert woken
+    assert all(woken)
+
+
+def test_what_a_handler_submits_and_cancels_never_runs(pool: TaskPool, tmp_path: Path) -> None:
+    path = tmp_path / "ran"
+
+    def submit_and_cancel() -> Any:
+        handle = pool.submit(tasks.touch, str(path))
+        handle.cancel()
+        return handle
+
+    # As in a signal handler or a `__del__` that comes in the middle of this thread's work with the pool.
+    handle = pool._engine.dispatcher.lock.run(submit_and_cancel)
+    with pytest.raises(TaskCancelled):
+        handle.result(PATIENCE)
+    pool.close()
+    assert pool.join(PATIENCE)
+    assert not path.exists()
+
+
+def test_a_handle_that_ends_just_when_it_is_to_be_watched_is_not(
+    pool: TaskPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The collector would be woken for each outcome from then on."""
+    collector = pool._engine.collector
+    handle = pool.submit(tasks.square, 3)
+    watch = collector.watch
+
+    def settle_first(watched: Any) -> None:
+        handle.wait()
+        watch(watched)
+
+    monkeypatch.setattr(collector, "watch", settle_first)
+    assert handle._condition is not None
+    assert handle.result(0) == 9
+    assert not collector._watched
+
+
+def test_handles_are_watched_as_long_as_they_are_pending(pool: TaskPool, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    handles = [pool.submit(tasks.wait_for_file, str(gate)) for _ in range(3)]
+    conditions = [handle._condition for handle in handles]
+    assert len(conditions) == len(handles)
+    assert pool._engine.collector._watched == set(handles)
+    gate.touch()
+    for handle in handles:
+        handle.wait()
+    wait_until(lambda: not pool._engine.collector._watched, "none is watched")

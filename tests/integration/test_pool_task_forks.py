@@ -1,0 +1,131 @@
+"""A process that a task forks is no worker: whatever it does, the pool hears nothing of it."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from mpkit.errors import WorkerCrashed
+from mpkit.pool import TaskPool, _worker
+from tests.contract import pool_tasks as tasks
+from tests.helpers.waiting import PATIENCE
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="fork")
+
+
+@pytest.fixture
+def pool() -> Iterator[TaskPool]:
+    with TaskPool(1, context="fork") as pool:
+        yield pool
+
+
+def log(times: int) -> None:
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115  until the end of this process
+    for number in range(times):
+        logging.getLogger("mpkit-test").warning("child %d", number)
+
+
+def log_beside_children(times: int) -> list[int | None]:
+    context = multiprocessing.get_context("fork")
+    children = [context.Process(target=log, args=(times,)) for _ in range(2)]
+    for child in children:
+        child.start()
+    for number in range(times):
+        logging.getLogger("mpkit-test").warning("task %d", number)
+    for child in children:
+        child.join()
+    return [child.exitcode for child in children]
+
+
+def test_children_that_log_do_not_write_into_the_ring_of_the_worker(
+    pool: TaskPool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two that put tore it: the pool hung, and what had been forked outlived it."""
+    assert pool.submit(log_beside_children, 500).result(PATIENCE) == [0, 0]
+    pool.close()
+    assert pool.join(PATIENCE)
+    assert [record.getMessage() for record in caplog.records] == [f"task {number}" for number in range(500)]
+
+
+def status_of_fork(act: Callable[[], object]) -> int:
+    """Fork; the child does something and comes back from the task as any function does."""
+    child = os.fork()
+    if not child:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  as above
+        act()
+        return -1
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def raise_value_error() -> None:
+    raise ValueError("in the child")
+
+
+def leave() -> None:
+    sys.exit(3)
+
+
+def leave_with_a_word() -> None:
+    sys.exit("no")
+
+
+OUTCOMES = [(tasks.nothing, 0), (raise_value_error, 1), (leave, 3), (leave_with_a_word, 1)]
+
+
+@pytest.mark.parametrize("act, status", OUTCOMES)
+def test_a_fork_that_comes_back_from_the_task_ends_there(
+    pool: TaskPool, act: Callable[[], object], status: int
+) -> None:
+    """It went on as a second worker."""
+    assert pool.submit(status_of_fork, act).result(PATIENCE) == status
+    assert pool.submit(tasks.square, 3).result(PATIENCE) == 9
+    assert pool.statistics().crashed == 0
+
+
+@pytest.mark.parametrize("chunksize", [1, 4])
+def test_a_fork_that_comes_back_in_the_middle_of_a_map(pool: TaskPool, chunksize: int) -> None:
+    acts = [act for act, _ in OUTCOMES] * 2
+    expected = [status for _, status in OUTCOMES] * 2
+    assert pool.map(status_of_fork, acts, chunksize=chunksize) == expected
+    assert pool.submit(tasks.square, 3).result(PATIENCE) == 9
+
+
+def test_a_fork_in_the_initializer() -> None:
+    with TaskPool(1, context="fork", initializer=status_of_fork, initargs=(tasks.nothing,)) as pool:
+        assert pool.submit(tasks.square, 3).result(PATIENCE) == 9
+        assert pool.statistics().workers_started == 1
+
+
+def interrupted_child() -> str:
+    child = os.fork()
+    if not child:
+        try:
+            os.kill(os.getpid(), 2)
+        except KeyboardInterrupt:
+            os._exit(7)
+        os._exit(8)
+    return str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+
+def test_ctrl_c_in_a_fork_is_its_own_business(pool: TaskPool) -> None:
+    """The worker's handler does nothing but for the task that is being stopped; the fork had it, too."""
+    assert pool.submit(interrupted_child).result(PATIENCE) == "7"
+
+
+def test_a_torn_outbox_costs_its_worker_and_nobody_else(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a wild store has left there made each look at it fail, for ever."""
+    monkeypatch.setattr(_worker._Outbox, "put_log", lambda self, _record: self.put(b"torn"))
+    with TaskPool(2, context="fork") as pool:
+        with pytest.raises(WorkerCrashed, match="SIGKILL"):
+            pool.submit(tasks.log, "mpkit-test", "text").result(PATIENCE)
+        assert pool.map(tasks.square, range(20)) == [n * n for n in range(20)]
+        pool.close()
+        assert pool.join(PATIENCE)
+    assert "has written into the memory" in caplog.text
