@@ -267,11 +267,21 @@ def reserve(fd: int, offset: int, size: int) -> None:
     else:
         # No posix_fallocate (macOS, Windows): writing zeros reserves as well. What is reserved is never in
         # use yet.
-        os.lseek(fd, offset, os.SEEK_SET)
         block = bytes(1 << 20)
-        left = size
-        while left > 0:
-            left -= os.write(fd, block[:left])
+        end = offset + size
+        while offset < end:
+            offset += _write_at(fd, block[: end - offset], offset)
+
+
+if sys.platform == "win32":
+
+    def _write_at(fd: int, data: bytes, offset: int) -> int:
+        os.lseek(fd, offset, os.SEEK_SET)
+        return os.write(fd, data)
+
+else:
+    # The position in the file is shared with every fork, and with other threads: they reserve as well.
+    _write_at = os.pwrite
 
 
 def check_private(name: str, status: os.stat_result) -> None:
