@@ -32,7 +32,7 @@ from mpkit._shm.ring import COUNT_LIMIT, COUNT_MASK, INDEX_BITS, INDEX_MASK, ONE
 from mpkit._shm.robust_lock import COMPLETED, PATIENCE_SECONDS
 from mpkit._shm.sleepers import EVERYBODY
 from mpkit._shm.spin import SpinBudget
-from mpkit.errors import ClosedError, QueueShutDown, SharedMemoryExhausted
+from mpkit.errors import ClosedError, MpkitError, QueueShutDown, SharedMemoryExhausted
 
 #: A new ring is this many times as large as the one before, and twice from `SLOWER_GROWTH` on, up to
 #: `LARGEST_RING`.
@@ -212,9 +212,14 @@ class PutSide:
         finally:
             if ticket:
                 room.give_up(lock, expired=late)
-            if woken and self._has_room():
-                # The token stood for all the room there was: what is left of it is for the next one.
-                self._file.putters.pass_on()
+            if woken:
+                # What has been put must not be reported as a failure because the getters' ring cannot be
+                # mapped here, or another thread has closed the queue by now. Whoever is not told looks within
+                # a slice.
+                with contextlib.suppress(MpkitError):
+                    if self._has_room():
+                        # The token stood for all the room there was: what is left of it is for the next one.
+                        self._file.putters.pass_on()
 
     def put_now(self, data: bytes, flag: int) -> bool | None:
         """`put` that waits neither for room nor for a process that was stopped in the middle of an operation:

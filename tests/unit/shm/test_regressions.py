@@ -18,7 +18,7 @@ import pytest
 
 from mpkit import BoundedQueue, LockedCounter
 from mpkit._platform.filelock import FileLock
-from mpkit._shm import get_side, held_items, names, robust_lock, shared_object, sleepers
+from mpkit._shm import get_side, held_items, names, put_side, robust_lock, shared_object, sleepers
 from mpkit._shm.counter_file import VALUE, CounterFile
 from mpkit._shm.layout import REGIONS, RING_HEAD, RING_RECORDS, RING_TAIL
 from mpkit._shm.open_queue import OpenQueue
@@ -458,3 +458,49 @@ def test_whoever_waits_in_an_event_loop_is_told_what_ended_it(
             return await asyncio.wait_for(queue.aget(), PATIENCE)
 
     assert asyncio.run(main()) == 7
+
+
+@pytest.mark.parametrize("side", [get_side.GetSide, put_side.PutSide])
+def test_what_is_done_is_done_though_another_thread_closes_the_queue_just_then(
+    side: type[get_side.GetSide | put_side.PutSide], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the operation and the look for whom to wake: the ring there is not to be mapped any more."""
+    asleep = threading.Event()
+    sleep = sleepers.Sleepers.sleep
+
+    def seen(self: sleepers.Sleepers, deadline: float | None) -> bool:
+        asleep.set()
+        return sleep(self, deadline)
+
+    monkeypatch.setattr(sleepers.Sleepers, "sleep", seen)
+    monkeypatch.setattr(sleepers, "SLICE_SECONDS", PATIENCE)
+    putting = side is put_side.PutSide
+    number = 5000
+    with BoundedQueue[Any](number if putting else 0) as queue:
+        shared = opened(queue)
+        for item in range(number):
+            queue.put(str(item) * 10)
+        assert shared.generations.view(0).capacity < number
+        if not putting:
+            for _ in range(number):
+                queue.get()
+        call = Call((lambda: queue.put("one more")) if putting else queue.get)
+        assert asleep.wait(PATIENCE)
+        look = "_has_room" if putting else "has_item"
+        real = getattr(side, look)
+        closed: list[bool] = []
+
+        def has_more(self: Any) -> Any:
+            Call(queue.close).join()
+            closed.append(shared.closed)
+            return real(self)
+
+        monkeypatch.setattr(side, look, has_more)
+        if putting:
+            queue.get()
+        else:
+            queue.put("precious")
+        call.join()
+        assert closed == [True]
+        assert call.error is None
+        assert call.value == (None if putting else "precious")
