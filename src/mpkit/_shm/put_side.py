@@ -39,6 +39,8 @@ from mpkit.errors import ClosedError, MpkitError, QueueShutDown, SharedMemoryExh
 GROWTH: Final = 4
 SLOWER_GROWTH: Final = 16 * 1024 * 1024
 LARGEST_RING: Final = 256 * 1024 * 1024
+#: The most words for records that a ring can have, if an item needs them: half a gigabyte.
+_MOST_WORDS: Final = INDEX_MASK - RING_RECORDS - 1
 #: Results of `_tail_for` that are no tail.
 _FULL: Final = -1
 _GROW: Final = -2
@@ -605,6 +607,12 @@ class PutSide:
 
     def _grow(self, length: int) -> None:
         """Begin a new generation in a larger ring."""
+        if length > _MOST_WORDS:
+            # Else one ring after the other would be made, and none be large enough.
+            raise SharedMemoryExhausted(
+                f"getters keep too many big items: one of {length << 3} bytes gets no memory of its own, "
+                f"and among the small ones there is room for {_MOST_WORDS << 3} bytes at most"
+            )
         generation = self._generation + 1
         if generation - self._words[GET_GENERATION] >= GENERATION_SLOTS:
             raise SharedMemoryExhausted(
@@ -614,7 +622,7 @@ class PutSide:
         now = self._capacity << 3
         grown = now * (GROWTH if now < SLOWER_GROWTH else 2)
         size = max(min(grown, LARGEST_RING), (length << 3) * 2, now)
-        size = min(size, (INDEX_MASK - RING_RECORDS) << 3)
+        size = min(size, _MOST_WORDS << 3)
         region = self._file.regions.claim(
             size + ((RING_RECORDS + 1) << 3), RING, generation, self._look_at_uses
         )
