@@ -341,14 +341,18 @@ class SharedObject:
 
 
 def in_use_elsewhere(name: str) -> bool:
-    """Whether a living process has the object in the file `name` open."""
+    """Whether a living process has the object in the file `name` open. So it counts while this process has no
+    descriptor or memory left to look.
+    """
     known = _open_objects.get(name)
     if known is not None and not known.closed:
         return True
     try:
         segment = Segment.attach(name)
-    except (OSError, ValueError):
+    except (HandleLost, ValueError):
         return False
+    except OSError:
+        return True
     try:
         words = segment.words
         rows = Rows(segment, start=words[ROWS_AT], capacity=words[ROWS_CAPACITY], used_at=ROWS_USED)

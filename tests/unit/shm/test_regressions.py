@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import itertools
+import os
 import pickle
 import sys
 import threading
@@ -504,3 +506,20 @@ def test_what_is_done_is_done_though_another_thread_closes_the_queue_just_then(
         assert closed == [True]
         assert call.error is None
         assert call.value == (None if putting else "precious")
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES])
+def test_who_cannot_look_takes_no_name_away(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without descriptors it removed the names of a queue that others had open."""
+
+    def refuse(path: str, *_args: object) -> int:
+        raise OSError(code, os.strerror(code), path)
+
+    with closing(LockedCounter()) as counter:
+        name = counter._name
+        monkeypatch.setattr(shared_object, "_open_objects", {})
+        assert not shared_object.in_use_elsewhere(name)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", refuse)
+            assert shared_object.in_use_elsewhere(name)
+    assert not shared_object.in_use_elsewhere(name), "it is gone"
