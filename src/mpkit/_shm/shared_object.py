@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 import weakref
 from typing import ClassVar, NamedTuple
@@ -30,6 +31,7 @@ from mpkit._platform import identity, seam
 from mpkit._platform.deadlines import remaining
 from mpkit._platform.forks import in_forked_children
 from mpkit._platform.hints import Self
+from mpkit._shm import robust_lock
 from mpkit._shm.robust_lock import REENTERED, RobustLock
 from mpkit._shm.rows import Rows
 from mpkit._shm.segment import Segment
@@ -74,6 +76,7 @@ class SharedObject:
 
     __slots__ = (
         "__weakref__",
+        "_closing",
         "_joining_or_closing",
         "_left",
         "_row",
@@ -94,6 +97,8 @@ class SharedObject:
         self._row = 0
         self._left = False  # closed to the end
         self._joining_or_closing = seam.InterruptibleLock()
+        # The threads that are about to close it.
+        self._closing: set[int] = set()
         self.name: str = segment.name
         self.segment: Segment = segment
         self.semaphores: list[Semaphore] = semaphores
@@ -236,10 +241,13 @@ class SharedObject:
             RuntimeError: called from inside an operation of this very thread (a signal handler).
         """
         self._refuse_reentry()
-        for robust_lock in self.locks:
-            robust_lock.refuse_reentry()
+        for shared_lock in self.locks:
+            shared_lock.refuse_reentry()
         lock = self._joining_or_closing
+        me = threading.get_ident()
         try:
+            # First: a thread that has it may wait for as long as a stopped process stays stopped.
+            self._closing.add(me)
             lock.acquire()
             self._close()
             lock.release()
@@ -252,12 +260,15 @@ class SharedObject:
             finally:
                 lock.unwind()
             raise
+        finally:
+            self._closing.discard(me)
 
     def _close(self) -> None:
         """Each step does nothing the second time, so that after an interrupt the whole can be done again."""
         if self._left:
             return
-        outside = [lock.begin_to_shut() for lock in self.locks]
+        deadline = time.monotonic() + robust_lock.SHUT_SECONDS
+        outside = [lock.begin_to_shut(deadline) for lock in self.locks]
         self.closed = True
         for lock, is_outside in zip(self.locks, outside, strict=True):
             lock.shut(outside=is_outside)
@@ -299,8 +310,18 @@ class SharedObject:
         return joined is not None and joined[0]
 
     def _join_if_open(self, deadline: float | None) -> bool:
-        self.check_open()
-        return bool(self._row) or self._take_row(deadline)
+        while True:
+            self.check_open()
+            if self._row:
+                return True
+            # In slices: whoever wants to close waits for this thread.
+            slice_ends = time.monotonic() + robust_lock.SHUT_SLICE_SECONDS
+            if self._take_row(slice_ends if deadline is None else min(slice_ends, deadline)):
+                return True
+            if self._closing:
+                raise ClosedError(f"this {self.form.noun} is just being closed in this process")
+            if deadline is not None and time.monotonic() >= deadline:
+                return False
 
     def _refuse_reentry(self) -> None:
         if self._joining_or_closing.is_owned():
@@ -328,6 +349,7 @@ class SharedObject:
         anything.
         """
         self._joining_or_closing = seam.InterruptibleLock()
+        self._closing = set()
         self._row = 0
         if not self.closed:
             for lock in self.locks:

@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 
-from mpkit import BoundedQueue, LockedCounter
+from mpkit import BoundedQueue, Lock, LockedCounter
 from mpkit._platform.filelock import FileLock
+from mpkit._platform.seam import InterruptibleLock
 from mpkit._shm import get_side, held_items, names, put_side, robust_lock, shared_object, sleepers
 from mpkit._shm.counter_file import VALUE, CounterFile
 from mpkit._shm.layout import REGIONS, RING_HEAD, RING_RECORDS, RING_TAIL
@@ -523,3 +524,45 @@ def test_who_cannot_look_takes_no_name_away(code: int, monkeypatch: pytest.Monke
             patch.setattr(os, "open", refuse)
             assert shared_object.in_use_elsewhere(name)
     assert not shared_object.in_use_elsewhere(name), "it is gone"
+
+
+def is_taken(lock: InterruptibleLock) -> bool:
+    if lock.acquire(False):
+        lock.release()
+        return False
+    return True
+
+
+@pytest.mark.parametrize("make", [BoundedQueue[int], LockedCounter, Lock])
+def test_closing_does_not_wait_for_a_thread_that_a_stopped_process_keeps_from_joining(
+    make: Callable[[], BoundedQueue[int] | LockedCounter | Lock],
+) -> None:
+    with closing(make()) as handle:
+        shared = handle._opened()
+        use = handle.get if isinstance(handle, BoundedQueue) else getattr(handle, "add", None)
+        stopped = FileLock.try_acquire(shared.segment.fd)
+        assert stopped is not None
+        try:
+            joining = Call(use or handle.acquire)  # type: ignore[union-attr]
+            wait_until(lambda: is_taken(shared._joining_or_closing), "the thread joins")
+            shut = Call(handle.close)
+            shut.join()
+            assert shut.error is None
+            joining.join()
+            assert isinstance(joining.error, ClosedError)
+        finally:
+            stopped.release()
+
+
+def test_closing_has_one_time_limit_for_all_threads_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def begin_to_shut(_lock: RobustLock, deadline: float) -> bool:
+        asked.append(deadline)
+        return True
+
+    monkeypatch.setattr(RobustLock, "begin_to_shut", begin_to_shut)
+    queue = BoundedQueue[int]()
+    queue.close()
+    assert len(asked) == 2
+    assert len(set(asked)) == 1
