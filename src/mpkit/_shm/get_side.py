@@ -154,12 +154,16 @@ class GetSide:
                 return False
             self._words[DISCARD_DONE] = self._words[DONE]
             gets, _, _ = self._file.generations.snapshot()
-            self._words[DISCARD_FROM] = gets + 1
             try:
+                self._words[DISCARD_FROM] = gets + 1
                 while self._take(1 << 16):
                     pass
             finally:
-                self.repair()
+                # Left undone by an interrupt, what others take later would count as thrown away.
+                try:
+                    self.repair()
+                finally:
+                    self.repair()
             finished = self._file.done.due(EVERYBODY)
         finally:
             try:

@@ -23,7 +23,7 @@ from mpkit._platform.filelock import FileLock
 from mpkit._platform.seam import InterruptibleLock
 from mpkit._shm import get_side, held_items, names, put_side, robust_lock, shared_object, sleepers
 from mpkit._shm.counter_file import VALUE, CounterFile
-from mpkit._shm.layout import REGIONS, RING_HEAD, RING_RECORDS, RING_TAIL
+from mpkit._shm.layout import DISCARD_FROM, REGIONS, RING_HEAD, RING_RECORDS, RING_TAIL
 from mpkit._shm.open_queue import OpenQueue
 from mpkit._shm.records import BIG
 from mpkit._shm.regions import ENTRY_WORDS, FREE, WRITING, Regions
@@ -566,3 +566,31 @@ def test_closing_has_one_time_limit_for_all_threads_inside(monkeypatch: pytest.M
     queue.close()
     assert len(asked) == 2
     assert len(set(asked)) == 1
+
+
+def test_ctrl_c_as_what_was_thrown_away_is_counted_leaves_the_counts_right(
+    queue: BoundedQueue[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`join` waited for ever: what had been thrown away was never counted as done."""
+    real = get_side.GetSide.repair
+    rounds: list[int] = []
+
+    def repair(self: get_side.GetSide) -> None:
+        rounds.append(1)
+        if len(rounds) == 1:
+            raise KeyboardInterrupt
+        real(self)
+
+    for number in range(5):
+        queue.put(number)
+    queue.get()
+    with monkeypatch.context() as patch:
+        patch.setattr(get_side.GetSide, "repair", repair)
+        with pytest.raises(KeyboardInterrupt):
+            queue.shutdown(immediate=True)
+    assert rounds
+    assert not opened(queue).words[DISCARD_FROM]
+    assert queue.qsize() == 0
+    assert not queue.join(0)
+    queue.task_done()
+    assert queue.join(0)
