@@ -21,7 +21,16 @@ import pytest
 from mpkit import BoundedQueue, Lock, LockedCounter
 from mpkit._platform.filelock import FileLock
 from mpkit._platform.seam import InterruptibleLock
-from mpkit._shm import get_side, held_items, names, put_side, robust_lock, shared_object, sleepers
+from mpkit._shm import (
+    async_waiters,
+    get_side,
+    held_items,
+    names,
+    put_side,
+    robust_lock,
+    shared_object,
+    sleepers,
+)
 from mpkit._shm.counter_file import VALUE, CounterFile
 from mpkit._shm.layout import DISCARD_FROM, REGIONS, RING_HEAD, RING_RECORDS, RING_TAIL
 from mpkit._shm.open_queue import OpenQueue
@@ -594,3 +603,24 @@ def test_ctrl_c_as_what_was_thrown_away_is_counted_leaves_the_counts_right(
     assert not queue.join(0)
     queue.task_done()
     assert queue.join(0)
+
+
+def test_a_wake_up_for_a_loop_that_is_closed_is_passed_on() -> None:
+    """Whoever waits there is told nothing any more, and somebody else who sleeps might have been."""
+    woken, passed_on = threading.Event(), threading.Event()
+    watch = async_waiters._Watch(
+        "watch", lambda _seen, _deadline: woken.wait(PATIENCE), lambda _seen: True, passed_on.set
+    )
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda _loop, _context: None)  # the task is dropped while it waits
+    task = loop.create_task(watch.wait(0))
+    while not watch._waiters:
+        loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    try:
+        woken.set()
+        assert passed_on.wait(PATIENCE)
+        assert not watch._waiters
+    finally:
+        watch.stop(lambda: None)
+        del task
