@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from mpkit._platform import identity
 from mpkit._platform.interrupts import deferred_interrupts
-from mpkit._shm import names
+from mpkit._shm import names, use_marks
 from mpkit._shm.names import PREFIX, SHM_DIRECTORY
 from mpkit.errors import HandleLost, SharedMemoryExhausted
 
@@ -237,9 +237,9 @@ def create_file(kind: str, size: int, make: Callable[[str, int], T]) -> T:
 
 
 def _mark_fall_back(fd: int) -> None:
-    from mpkit._shm import sweep  # noqa: PLC0415  most processes never have one
-
-    sweep.mark_in_use(fd)
+    # A file system without locks: nobody can lock the file to remove it, either (see `sweep`).
+    with contextlib.suppress(OSError):
+        use_marks.mark(fd)
 
 
 def _sweep_once(directory: str) -> None:
