@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
 
 from tests.helpers.waiting import PATIENCE, wait_until
 
-__all__ = ["ROOT", "forked", "gone", "python", "reap", "run_python", "wait_gone"]
+__all__ = ["ROOT", "forked", "gone", "python", "reap", "run_python", "to_be_killed", "wait_gone"]
 
 #: The root of the checkout: child interpreters start here, so `tests.…` can be imported.
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,6 +55,17 @@ def wait_gone(*pids: int, timeout: float = PATIENCE) -> None:
     """Wait until none of `pids` runs any more."""
     for pid in pids:
         wait_until(lambda pid=pid: gone(pid), f"process {pid} has ended", timeout=timeout)  # type: ignore[misc]
+
+
+@contextmanager
+def to_be_killed() -> Iterator[dict[str, str]]:
+    """The environment for a program that is killed in this block: its temporary files are removed after it.
+
+    multiprocessing has a directory there (``pymp-…``) which a killed program leaves behind. The name is
+    short: the path of a socket in it may have some 100 characters.
+    """
+    with TemporaryDirectory(prefix="kill-", ignore_cleanup_errors=True) as temporary:
+        yield {"TMPDIR": temporary}
 
 
 @contextmanager

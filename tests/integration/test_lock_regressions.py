@@ -17,8 +17,10 @@ import pytest
 from mpkit import Lock
 from mpkit._platform import identity
 from mpkit._platform.filelock import FileLock
+from mpkit._shm import lock_file
 from mpkit._shm.lock_file import LockFile
 from mpkit._shm.lock_rows import ATTEMPTS, COMPLETED, OUT, TRYING, LockRows
+from mpkit._shm.semaphore import Semaphore
 from mpkit._shm.shared_object import ROWS_USED
 from mpkit.errors import ClosedError
 from tests.helpers.waiting import PATIENCE, wait_until
@@ -234,3 +236,47 @@ def test_a_row_that_is_just_used_again_is_left_to_its_lock(lock: Lock) -> None:
     lock.release()
     file.words = words
     assert not lock.locked()
+
+
+def test_who_looks_rarely_finds_a_lost_permit_too(lock: Lock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time between two looks counts: each of these calls has but one."""
+    monkeypatch.setattr(lock_file, "STUCK_SECONDS", 0.0)
+
+    def die_with_the_permit() -> None:
+        shared = lock._opened()
+        real = shared.permit_acquire
+
+        def acquire(*args: Any) -> bool:
+            assert real(*args)
+            os.kill(os.getpid(), signal.SIGKILL)
+            return True
+
+        shared.permit_acquire = acquire
+        lock.acquire()
+
+    os.waitpid(forked(die_with_the_permit), 0)
+    # One notices that nobody has it, the next one that this has not changed, and gives the permit back.
+    assert [lock.acquire(False) for _ in range(3)] == [False, False, True]
+    lock.release()
+
+
+def test_a_lock_that_changes_hands_is_not_investigated(
+    lock: Lock, shared: LockFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    investigations: list[int] = []
+    monkeypatch.setattr(lock_file, "STUCK_SECONDS", 0.0)
+    monkeypatch.setattr(LockRows, "restore", lambda *_args: investigations.append(1))
+    permit = Semaphore.attach(shared.semaphores[0].name, 1)
+    for _ in range(5):
+        # Somebody who has the permit and does not say so yet.
+        assert permit.acquire(False)
+        assert not lock.acquire(False)
+        permit.release()
+        with lock:
+            pass
+    assert permit.acquire(False)
+    assert not lock.acquire(False)
+    assert not investigations
+    assert not lock.acquire(False)
+    assert investigations
+    permit.release()

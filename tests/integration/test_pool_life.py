@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from mpkit.errors import (
 )
 from mpkit.pool import TaskHandle, TaskPool
 from tests.contract import pool_tasks as tasks
+from tests.helpers.processes import to_be_killed
 
 LONG = 30.0
 ROOT = Path(__file__).parents[2]
@@ -47,10 +48,12 @@ def eventually(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def run_script(tmp_path: Path, body: str, *, start_new_session: bool = False) -> subprocess.Popen[str]:
+def run_script(
+    tmp_path: Path, body: str, *, start_new_session: bool = False, env: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
     path = tmp_path / "script.py"
     path.write_text(body)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
     return subprocess.Popen(
         [sys.executable, str(path)],
         stdout=subprocess.PIPE,
@@ -173,7 +176,13 @@ if __name__ == "__main__":
     )
 
 
-def test_the_workers_die_with_a_killed_parent(tmp_path: Path) -> None:
+@pytest.fixture
+def env() -> Iterator[dict[str, str]]:
+    with to_be_killed() as env:
+        yield env
+
+
+def test_the_workers_die_with_a_killed_parent(tmp_path: Path, env: dict[str, str]) -> None:
     process = run_script(
         tmp_path,
         """
@@ -188,6 +197,7 @@ if __name__ == "__main__":
         print(*(worker.pid for worker in pool.workers()), flush=True)
         tasks.hang()
 """,
+        env=env,
     )
     assert process.stdout is not None
     workers = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]

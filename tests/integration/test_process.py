@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from subprocess import Popen
 
 import psutil
 import pytest
 
-from tests.helpers.processes import ROOT, gone, python, run_python, wait_gone
+from tests.helpers.processes import ROOT, gone, python, run_python, to_be_killed, wait_gone
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
 
@@ -28,16 +30,23 @@ def pids_of(program: Popen[str], count: int) -> list[int]:
     return pids
 
 
+@contextmanager
+def parent(*arguments: str) -> Iterator[Popen[str]]:
+    """A program that starts children and then ends, mostly by a signal."""
+    with to_be_killed() as env, python("-m", MODULE, "parent", *arguments, env=env) as program:
+        yield program
+
+
 @pytest.mark.parametrize("kind", ["sleep", "spin", "gil", "no gil", "stopped"])
 def test_a_killed_parent_takes_its_child_along_whatever_it_does(start_method: str, kind: str) -> None:
-    with python("-m", MODULE, "parent", start_method, kind, "kill") as program:
+    with parent(start_method, kind, "kill") as program:
         pids = pids_of(program, 2)
         assert program.wait() == -signal.SIGKILL
         wait_gone(*pids, timeout=AT_MOST)
 
 
 def test_grandchildren_go_too(start_method: str) -> None:
-    with python("-m", MODULE, "parent", start_method, "nested", "kill") as program:
+    with parent(start_method, "nested", "kill") as program:
         pids = pids_of(program, 3)
         program.wait()
         wait_gone(*pids, timeout=AT_MOST)
@@ -45,14 +54,14 @@ def test_grandchildren_go_too(start_method: str) -> None:
 
 @pytest.mark.parametrize("how", ["_exit", "abort", "thread"])
 def test_however_the_parent_dies(how: str) -> None:
-    with python("-m", MODULE, "parent", "fork", "spin", how) as program:
+    with parent("fork", "spin", how) as program:
         pids = pids_of(program, 2)
         program.wait()
         wait_gone(*pids, timeout=AT_MOST)
 
 
 def test_a_daemon_goes_at_a_normal_exit(start_method: str) -> None:
-    with python("-m", MODULE, "parent", start_method, "sleep", "exit") as program:
+    with parent(start_method, "sleep", "exit") as program:
         pids = pids_of(program, 2)
         assert program.wait() == 0
         # multiprocessing terminates the daemon, and knows nothing of what that has started.
@@ -61,7 +70,7 @@ def test_a_daemon_goes_at_a_normal_exit(start_method: str) -> None:
 
 
 def test_an_orphan_lives_on(start_method: str) -> None:
-    with python("-m", MODULE, "parent", start_method, "sleep", "orphan") as program:
+    with parent(start_method, "sleep", "orphan") as program:
         child, grandchild = pids_of(program, 2)
         program.wait()
         # Nothing tells that something will not happen; were it to happen, it would soon.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import pickle
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from io import FileIO
@@ -19,7 +22,7 @@ import pytest
 from mpkit import BoundedQueue, LockedCounter
 from mpkit._platform import filelock
 from mpkit._platform.filelock import FileLock
-from mpkit._shm import sleepers
+from mpkit._shm import names, shared_object, sleepers, use_marks
 from mpkit._shm.layout import REGION_SLOTS, REGIONS
 from mpkit._shm.regions import ENTRY_WORDS, QUEUED, Regions
 from mpkit._shm.sleepers import Sleepers
@@ -250,3 +253,101 @@ def test_a_fork_in_the_middle_of_taking_it_does_not_keep_the_file_lock(
         for pid in forks:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
+
+
+# -- who has it open without having used it ------------------------------------------------------------------
+
+
+@contextmanager
+def forked_users(*works: Callable[[], object]) -> Iterator[Callable[[], None]]:
+    """Forked children that do nothing before what is yielded is called, and then their work, to the end."""
+    children = []
+    for work in works:
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                os.close(writer)
+                os.read(reader, 1)
+                work()
+                code = 0
+            finally:
+                os._exit(code)
+        os.close(reader)
+        children.append((pid, writer))
+
+    def go_on() -> None:
+        while children:
+            pid, writer = children.pop()
+            os.close(writer)
+            assert os.waitpid(pid, 0)[1] == 0
+
+    try:
+        yield go_on
+    finally:
+        for pid, writer in children:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            os.close(writer)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there are no marks")
+def test_a_fork_has_the_queue_open_though_it_has_not_used_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It could not hand it on any more: the creator, which had closed its end, had removed the names."""
+    monkeypatch.setattr(names, "LINGER_SECONDS", 0.0)
+    monkeypatch.setattr(names, "_lingering", deque())  # those of earlier tests come first, in a minute
+    with closing(BoundedQueue[str]()) as queue:
+        name = queue._name
+
+        def hand_on() -> None:
+            handle = pickle.dumps(queue)
+            shared_object._open_objects.clear()  # as in the process that gets it
+            pickle.loads(handle).put("from there")
+            assert queue.get() == "from there"
+
+        with forked_users(hand_on) as go_on:
+            queue.close()
+            names._sweep()
+            assert os.path.exists(name)
+            go_on()
+        names._sweep()
+        assert not os.path.exists(name)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there are no marks")
+def test_forks_that_have_ended_or_closed_it_keep_no_names() -> None:
+    with closing(BoundedQueue[int]()) as queue:
+        name = queue._name
+        reader, writer = os.pipe()
+        with forked_users(lambda: None) as go_on:
+            go_on()
+
+        def close_and_stay() -> None:
+            queue.close()
+            os.write(writer, b"1")
+
+        with forked(close_and_stay):
+            assert os.read(reader, 1) == b"1"
+            descriptors = len(os.listdir("/proc/self/fd"))
+            queue.close()
+            assert not os.path.exists(name)
+            assert len(os.listdir("/proc/self/fd")) < descriptors
+        os.close(reader)
+        os.close(writer)
+
+
+@pytest.mark.parametrize("forks", [False, True])
+def test_where_no_mark_can_be_made_a_fork_has_a_minute(forks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(fd: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files", fd)
+
+    monkeypatch.setattr(use_marks, "mark_of_its_own", refuse)
+    with closing(BoundedQueue[int]()) as queue:
+        name = queue._name
+        if forks:
+            with forked_users(lambda: None) as go_on:
+                go_on()
+        queue.close()
+        assert os.path.exists(name) is forks
+    names.remove(name)

@@ -14,7 +14,8 @@ Python. What is used, and why there is no public way:
 
 - ``_multiprocessing.SemLock``: `multiprocessing.Semaphore` cannot be opened by name, and its `acquire` is a
   Python method, several times slower than the one of the C class.
-- ``multiprocessing.resource_tracker``: it has no public registration.
+- ``multiprocessing.resource_tracker``: it has no public registration, and before Python 3.14 a fork may leave
+  its lock locked for ever (`_at_fork_reinit`).
 - ``multiprocessing.util.Finalize`` with a negative priority: `atexit` runs before multiprocessing has joined
   its children, or after, as the modules happened to be imported.
 - ``reduction.DupFd``, ``util.spawnv_passfds``, ``spawn.get_executable``: undocumented, and what a descriptor
@@ -60,6 +61,7 @@ from mpkit._platform.child_process import (
     target_of,
 )
 from mpkit._platform.fork_server import start_fork_server
+from mpkit._platform.forks import in_forked_children
 from mpkit._platform.interruptible_lock import InterruptibleLock
 
 if TYPE_CHECKING:
@@ -185,6 +187,21 @@ def tracker_lock() -> Any:  # noqa: ANN401  of a class that the versions do not 
     from multiprocessing import resource_tracker  # noqa: PLC0415  POSIX only
 
     return vars(resource_tracker)["_resource_tracker"]._lock
+
+
+@in_forked_children
+def _free_tracker_lock() -> None:
+    # Another thread of the parent may have been talking to it, which does not exist here and never gives the
+    # lock back. Python does this itself from 3.14 on.
+    module = sys.modules.get("multiprocessing.resource_tracker")
+    tracker: Any = None if module is None else vars(module).get("_resource_tracker")
+    if tracker is None:
+        return
+    lock = tracker._lock
+    # Where a signal handler has forked in the middle of such a call, this very thread gives it back. (Before
+    # 3.11.6 the lock does not know who has it; then the child has a RuntimeError there, and not a hang.)
+    if not (hasattr(lock, "_is_owned") and lock._is_owned()):
+        lock._at_fork_reinit()
 
 
 # --- the end of a process ---------------------------------------------------------------------------------

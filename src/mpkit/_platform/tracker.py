@@ -13,6 +13,7 @@ import sys
 from collections import deque
 
 from mpkit._platform import seam
+from mpkit._platform.forks import in_forked_children
 from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._platform.seam import TrackedType
 
@@ -42,6 +43,13 @@ def tell() -> None:
         # Several threads may be at it.
         while True:
             seam.tracker_unregister(*_untold.popleft())
+
+
+@in_forked_children
+def _forget_after_fork() -> None:
+    # The parent tells it, and it is the same one: told a second time it complains of a name that it does not
+    # know.
+    _untold.clear()
 
 
 def _is_talking() -> bool:

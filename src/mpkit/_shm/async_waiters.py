@@ -111,8 +111,7 @@ class _Watch:
             try:
                 ready = self._wait(seen, time.monotonic() + _LOOK_SECONDS)
                 with self._condition:
-                    told = [waiter for waiter in self._waiters if self._changed(waiter.seen)]
-                    self._tell(told)
+                    told = self._tell([waiter for waiter in self._waiters if self._changed(waiter.seen)])
                 if ready and not told:
                     self._pass_on()
             except MpkitError:
@@ -125,12 +124,16 @@ class _Watch:
                     self._tell(list(self._waiters), error)
                 return
 
-    def _tell(self, waiters: list[_Waiter], error: BaseException | None = None) -> None:
+    def _tell(self, waiters: list[_Waiter], error: BaseException | None = None) -> int:
+        """Let them try again, or know of the error; how many of them hear of it."""
+        told = 0
         for waiter in waiters:
             self._waiters.remove(waiter)
             # A loop that is closed has nobody left to tell.
             with contextlib.suppress(RuntimeError):
                 waiter.loop.call_soon_threadsafe(_finish, waiter.future, error)
+                told += 1
+        return told
 
 
 def _finish(future: asyncio.Future[None], error: BaseException | None) -> None:

@@ -29,7 +29,7 @@ from mpkit._shm.ring import COUNT_LIMIT, COUNT_MASK, INDEX_BITS, INDEX_MASK, ONE
 from mpkit._shm.robust_lock import COMPLETED, PATIENCE_SECONDS
 from mpkit._shm.sleepers import EVERYBODY
 from mpkit._shm.spin import SpinBudget
-from mpkit.errors import QueueShutDown, SharedMemoryExhausted
+from mpkit.errors import MpkitError, QueueShutDown
 
 Record = bytes | BigRecord | HeldItem | PackSlice
 
@@ -154,12 +154,16 @@ class GetSide:
                 return False
             self._words[DISCARD_DONE] = self._words[DONE]
             gets, _, _ = self._file.generations.snapshot()
-            self._words[DISCARD_FROM] = gets + 1
             try:
+                self._words[DISCARD_FROM] = gets + 1
                 while self._take(1 << 16):
                     pass
             finally:
-                self.repair()
+                # Left undone by an interrupt, what others take later would count as thrown away.
+                try:
+                    self.repair()
+                finally:
+                    self.repair()
             finished = self._file.done.due(EVERYBODY)
         finally:
             try:
@@ -292,8 +296,9 @@ class GetSide:
             if ticket:
                 items.give_up(lock, expired=idle > 0)
             if woken:
-                # What has been taken must not be lost because the next ring cannot be mapped here.
-                with contextlib.suppress(SharedMemoryExhausted):
+                # What has been taken must not be lost because the next ring cannot be mapped here, or another
+                # thread has closed the queue by now. Whoever is not told looks within a slice.
+                with contextlib.suppress(MpkitError):
                     if self.has_item():
                         # The token stood for all the items there were: those that are left are for the next
                         # one.

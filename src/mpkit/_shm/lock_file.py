@@ -29,7 +29,8 @@ _ROW_SLOTS = 4096
 #: longest (which an investigation must be able to wait for).
 SLICE_SECONDS = 0.05
 LONGEST_SLICE_SECONDS = 0.2
-#: So long nobody may be seen to hold the lock, though it is taken, before a waiter investigates.
+#: So long nobody may be seen to hold the lock, or to have held it, though it is taken, before a waiter
+#: investigates.
 STUCK_SECONDS = 0.08
 #: A call that may not block does not wait longer than this for the file lock; its holders are done in
 #: microseconds unless they are stopped.
@@ -42,11 +43,11 @@ class LockFile(SharedObject):
     __slots__ = (
         "_heir_of",
         "_held",
-        "_last_look",
         "_lock_rows",
         "_looking",
         "_next_look",
         "_ownerless_since",
+        "_seen_completed",
         "_spare",
         "_taking_back",
         "permit_acquire",
@@ -80,7 +81,8 @@ class LockFile(SharedObject):
         self._held: list[int] = []
         #: Whom this process has taken the lock over from last, and what its row had completed before.
         self._heir_of: tuple[int, int, int] | None = None
-        self._ownerless_since = self._last_look = self._next_look = 0.0
+        self._ownerless_since = self._next_look = 0.0
+        self._seen_completed = -1
         #: Threads that may have the file lock now.
         self._looking: set[int] = set()
         self._taking_back = seam.InterruptibleLock()
@@ -208,19 +210,21 @@ class LockFile(SharedObject):
         return self._with_file_lock(lambda: self._take_place_of_dead(rows, place, now))
 
     def _take_place_of_dead(self, rows: LockRows, place: int, now: float) -> bool:
-        holders = rows.holders()
+        holders, completed = rows.holders(), rows.completed()
         if rows.dead_ones(holders):
             dead = rows.inherit(place, now + _PATIENCE_SECONDS)
             if dead is not None:
                 self._held.append(place)
                 self._heir_of = (dead.pid, place, self.words[place + COMPLETED])
                 return True
-        elif holders or now - self._last_look > 10 * STUCK_SECONDS:
+        elif holders or completed != self._seen_completed:
+            # However long ago the last look was: a permit that is lost keeps everybody from completing
+            # anything.
             self._ownerless_since = now
         elif now - self._ownerless_since > STUCK_SECONDS:
             rows.restore(place, self.permit_acquire, self.permit_release)
             self._ownerless_since = now
-        self._last_look = now
+        self._seen_completed = completed
         return False
 
     def _release_for_another(self, place: int) -> bool:

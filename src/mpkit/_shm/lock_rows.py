@@ -91,6 +91,11 @@ class LockRows:
         words = self._words
         return [(place, process) for place, process in self.places() if words[place] == HELD]
 
+    def completed(self) -> int:
+        """A number that changes whenever somebody has held the lock and given it back."""
+        words = self._words
+        return sum(words[place + COMPLETED] for place, _ in self.places())
+
     def dead_ones(self, holders: list[tuple[int, ProcessIdentity]]) -> list[tuple[int, ProcessIdentity]]:
         """Those of the holders who have died with the lock."""
         # Dead first, then what it said: one that lives may let go in between.

@@ -32,13 +32,15 @@ from mpkit._shm.ring import COUNT_LIMIT, COUNT_MASK, INDEX_BITS, INDEX_MASK, ONE
 from mpkit._shm.robust_lock import COMPLETED, PATIENCE_SECONDS
 from mpkit._shm.sleepers import EVERYBODY
 from mpkit._shm.spin import SpinBudget
-from mpkit.errors import ClosedError, QueueShutDown, SharedMemoryExhausted
+from mpkit.errors import ClosedError, MpkitError, QueueShutDown, SharedMemoryExhausted
 
 #: A new ring is this many times as large as the one before, and twice from `SLOWER_GROWTH` on, up to
 #: `LARGEST_RING`.
 GROWTH: Final = 4
 SLOWER_GROWTH: Final = 16 * 1024 * 1024
 LARGEST_RING: Final = 256 * 1024 * 1024
+#: The most words for records that a ring can have, if an item needs them: half a gigabyte.
+_MOST_WORDS: Final = INDEX_MASK - RING_RECORDS - 1
 #: Results of `_tail_for` that are no tail.
 _FULL: Final = -1
 _GROW: Final = -2
@@ -212,9 +214,14 @@ class PutSide:
         finally:
             if ticket:
                 room.give_up(lock, expired=late)
-            if woken and self._has_room():
-                # The token stood for all the room there was: what is left of it is for the next one.
-                self._file.putters.pass_on()
+            if woken:
+                # What has been put must not be reported as a failure because the getters' ring cannot be
+                # mapped here, or another thread has closed the queue by now. Whoever is not told looks within
+                # a slice.
+                with contextlib.suppress(MpkitError):
+                    if self._has_room():
+                        # The token stood for all the room there was: what is left of it is for the next one.
+                        self._file.putters.pass_on()
 
     def put_now(self, data: bytes, flag: int) -> bool | None:
         """`put` that waits neither for room nor for a process that was stopped in the middle of an operation:
@@ -600,6 +607,12 @@ class PutSide:
 
     def _grow(self, length: int) -> None:
         """Begin a new generation in a larger ring."""
+        if length > _MOST_WORDS:
+            # Else one ring after the other would be made, and none be large enough.
+            raise SharedMemoryExhausted(
+                f"getters keep too many big items: one of {length << 3} bytes gets no memory of its own, "
+                f"and among the small ones there is room for {_MOST_WORDS << 3} bytes at most"
+            )
         generation = self._generation + 1
         if generation - self._words[GET_GENERATION] >= GENERATION_SLOTS:
             raise SharedMemoryExhausted(
@@ -609,7 +622,7 @@ class PutSide:
         now = self._capacity << 3
         grown = now * (GROWTH if now < SLOWER_GROWTH else 2)
         size = max(min(grown, LARGEST_RING), (length << 3) * 2, now)
-        size = min(size, (INDEX_MASK - RING_RECORDS) << 3)
+        size = min(size, _MOST_WORDS << 3)
         region = self._file.regions.claim(
             size + ((RING_RECORDS + 1) << 3), RING, generation, self._look_at_uses
         )

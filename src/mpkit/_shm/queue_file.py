@@ -9,7 +9,7 @@ from mpkit._shm.borrowers import Borrowers
 from mpkit._shm.generations import Generations
 from mpkit._shm.regions import Regions
 from mpkit._shm.ring import WRAP
-from mpkit._shm.segment import Segment
+from mpkit._shm.segment import PAGE, Segment, round_up
 from mpkit._shm.semaphore import MAX_VALUE, Semaphore
 from mpkit._shm.shared_object import Form, SharedObject
 from mpkit._shm.sleepers import FIRST_TICKET, Sleepers, Waker
@@ -93,7 +93,8 @@ class QueueFile(SharedObject):
     def _format(cls, words: memoryview[int], **options: int) -> None:
         words[layout.MAXSIZE] = options["maxsize"]
         words[layout.MAX_BYTES] = options["max_bytes"]
-        words[layout.FILE_END] = layout.FILE_BYTES
+        # Regions come behind it, and only whole pages can be mapped: of 16 or 64 KiB on some machines.
+        words[layout.FILE_END] = round_up(layout.FILE_BYTES, PAGE)
         for at in _TICKETS:
             words[at] = FIRST_TICKET
         # Generation 0 lies in region 0; its head and tail are zero as the file is.

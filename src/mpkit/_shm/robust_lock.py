@@ -172,7 +172,7 @@ class RobustLock:
         self._local = local
         self.local_acquire = local.acquire
 
-    def begin_to_shut(self) -> bool:
+    def begin_to_shut(self, deadline: float) -> bool:
         """Wait until no thread of this process is inside, and keep all out; False when one stays inside.
 
         This thread may have begun before, and been interrupted; that it was not inside then is for
@@ -181,7 +181,7 @@ class RobustLock:
         if self._local is None or self.held_here():
             return True
         # Whoever waits for the permit meanwhile looks at `_local` in every slice.
-        return self.local_acquire(True, SHUT_SECONDS)
+        return self.local_acquire(True, max(deadline - time.monotonic(), 0.0))
 
     def shut(self, *, outside: bool = True) -> None:
         """Stop: every further attempt ends in the slow path, where `join` decides what to say.

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from mpkit._platform import identity
 from mpkit._platform.interrupts import deferred_interrupts
-from mpkit._shm import names
+from mpkit._shm import names, use_marks
 from mpkit._shm.names import PREFIX, SHM_DIRECTORY
 from mpkit.errors import HandleLost, SharedMemoryExhausted
 
@@ -237,9 +237,9 @@ def create_file(kind: str, size: int, make: Callable[[str, int], T]) -> T:
 
 
 def _mark_fall_back(fd: int) -> None:
-    from mpkit._shm import sweep  # noqa: PLC0415  most processes never have one
-
-    sweep.mark_in_use(fd)
+    # A file system without locks: nobody can lock the file to remove it, either (see `sweep`).
+    with contextlib.suppress(OSError):
+        use_marks.mark(fd)
 
 
 def _sweep_once(directory: str) -> None:
@@ -267,11 +267,21 @@ def reserve(fd: int, offset: int, size: int) -> None:
     else:
         # No posix_fallocate (macOS, Windows): writing zeros reserves as well. What is reserved is never in
         # use yet.
-        os.lseek(fd, offset, os.SEEK_SET)
         block = bytes(1 << 20)
-        left = size
-        while left > 0:
-            left -= os.write(fd, block[:left])
+        end = offset + size
+        while offset < end:
+            offset += _write_at(fd, block[: end - offset], offset)
+
+
+if sys.platform == "win32":
+
+    def _write_at(fd: int, data: bytes, offset: int) -> int:
+        os.lseek(fd, offset, os.SEEK_SET)
+        return os.write(fd, data)
+
+else:
+    # The position in the file is shared with every fork, and with other threads: they reserve as well.
+    _write_at = os.pwrite
 
 
 def check_private(name: str, status: os.stat_result) -> None:

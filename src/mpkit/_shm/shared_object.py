@@ -20,16 +20,20 @@ One process has one `SharedObject` for one file, however many handles it has: it
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import threading
 import time
 import weakref
 from typing import ClassVar, NamedTuple
 
 from mpkit._platform import identity, seam
 from mpkit._platform.deadlines import remaining
-from mpkit._platform.forks import in_forked_children
+from mpkit._platform.forks import around_forks
 from mpkit._platform.hints import Self
+from mpkit._platform.interrupts import deferred_interrupts
+from mpkit._shm import robust_lock, use_marks
 from mpkit._shm.robust_lock import REENTERED, RobustLock
 from mpkit._shm.rows import Rows
 from mpkit._shm.segment import Segment
@@ -74,8 +78,11 @@ class SharedObject:
 
     __slots__ = (
         "__weakref__",
+        "_closing",
+        "_forked",
         "_joining_or_closing",
         "_left",
+        "_marks",
         "_row",
         "closed",
         "locks",
@@ -94,6 +101,12 @@ class SharedObject:
         self._row = 0
         self._left = False  # closed to the end
         self._joining_or_closing = seam.InterruptibleLock()
+        # Whether a child has been forked from the process that created it; and marks on the file that tell
+        # whether any of those children still has it open.
+        self._forked = False
+        self._marks: list[int] = []
+        # The threads that are about to close it.
+        self._closing: set[int] = set()
         self.name: str = segment.name
         self.segment: Segment = segment
         self.semaphores: list[Semaphore] = semaphores
@@ -236,10 +249,13 @@ class SharedObject:
             RuntimeError: called from inside an operation of this very thread (a signal handler).
         """
         self._refuse_reentry()
-        for robust_lock in self.locks:
-            robust_lock.refuse_reentry()
+        for shared_lock in self.locks:
+            shared_lock.refuse_reentry()
         lock = self._joining_or_closing
+        me = threading.get_ident()
         try:
+            # First: a thread that has it may wait for as long as a stopped process stays stopped.
+            self._closing.add(me)
             lock.acquire()
             self._close()
             lock.release()
@@ -252,12 +268,15 @@ class SharedObject:
             finally:
                 lock.unwind()
             raise
+        finally:
+            self._closing.discard(me)
 
     def _close(self) -> None:
         """Each step does nothing the second time, so that after an interrupt the whole can be done again."""
         if self._left:
             return
-        outside = [lock.begin_to_shut() for lock in self.locks]
+        deadline = time.monotonic() + robust_lock.SHUT_SECONDS
+        outside = [lock.begin_to_shut(deadline) for lock in self.locks]
         self.closed = True
         for lock, is_outside in zip(self.locks, outside, strict=True):
             lock.shut(outside=is_outside)
@@ -271,9 +290,24 @@ class SharedObject:
 
     def _may_be_in_use(self) -> bool:
         """Whether another process has the object open, or a handle of it may be under way to one."""
+        marked = self._drop_marks()
         if self.segment.closed:
             return True
-        return bool(self.words[UNDER_WAY]) or _others(self.rows)
+        if self.words[UNDER_WAY] or _others(self.rows):
+            return True
+        # A child that was forked has no row before its first use. Where no mark tells of it, it may be there.
+        return self._forked and (not marked or use_marks.is_marked(self.segment.fd))
+
+    def _drop_marks(self) -> bool:
+        """Give back this process's copies of the marks; whether there were any."""
+        dropped = False
+        # IndexError: several threads may be at it. OSError: somebody has closed what is not his.
+        with deferred_interrupts(), contextlib.suppress(IndexError, OSError):
+            while True:
+                mark = self._marks.pop()
+                dropped = True
+                os.close(mark)
+        return dropped
 
     def _leave(self, *, outside: bool) -> None:
         """Give the row back."""
@@ -299,8 +333,18 @@ class SharedObject:
         return joined is not None and joined[0]
 
     def _join_if_open(self, deadline: float | None) -> bool:
-        self.check_open()
-        return bool(self._row) or self._take_row(deadline)
+        while True:
+            self.check_open()
+            if self._row:
+                return True
+            # In slices: whoever wants to close waits for this thread.
+            slice_ends = time.monotonic() + robust_lock.SHUT_SLICE_SECONDS
+            if self._take_row(slice_ends if deadline is None else min(slice_ends, deadline)):
+                return True
+            if self._closing:
+                raise ClosedError(f"this {self.form.noun} is just being closed in this process")
+            if deadline is not None and time.monotonic() >= deadline:
+                return False
 
     def _refuse_reentry(self) -> None:
         if self._joining_or_closing.is_owned():
@@ -323,11 +367,25 @@ class SharedObject:
         self._row = row
         return True
 
+    def prepare_fork(self) -> None:
+        """Before a fork: the child is going to have the object open as well, and the creator shall know."""
+        if self.segment._owner_pid != os.getpid():
+            return
+        self._forked = True
+        if not self._marks:
+            with contextlib.suppress(OSError):
+                # Two threads that fork at the same time make one each, which does no harm.
+                self._marks.append(use_marks.mark_of_its_own(self.segment.fd))
+        if self.closed:
+            # By another thread, perhaps meanwhile.
+            self._drop_marks()
+
     def forget_after_fork(self) -> None:
         """In the child: the row is the parent's, and threads that do not exist here may have held
         anything.
         """
         self._joining_or_closing = seam.InterruptibleLock()
+        self._closing = set()
         self._row = 0
         if not self.closed:
             for lock in self.locks:
@@ -341,18 +399,22 @@ class SharedObject:
 
 
 def in_use_elsewhere(name: str) -> bool:
-    """Whether a living process has the object in the file `name` open."""
+    """Whether a living process has the object in the file `name` open. So it counts while this process has no
+    descriptor or memory left to look.
+    """
     known = _open_objects.get(name)
     if known is not None and not known.closed:
         return True
     try:
         segment = Segment.attach(name)
-    except (OSError, ValueError):
+    except (HandleLost, ValueError):
         return False
+    except OSError:
+        return True
     try:
         words = segment.words
         rows = Rows(segment, start=words[ROWS_AT], capacity=words[ROWS_CAPACITY], used_at=ROWS_USED)
-        return _others(rows)
+        return _others(rows) or use_marks.is_marked(segment.fd)
     finally:
         segment.close()
 
@@ -368,9 +430,22 @@ def _semaphore_name(segment_name: str, number: int) -> str:
     return f"/mpkit-{kind[0]}-{pid}-{random[:10]}-{number}"
 
 
-@in_forked_children
+def _prepare_fork() -> None:
+    # Nobody hears of what a hook raises, and an interrupt would leave a mark that nobody gives back.
+    with deferred_interrupts():
+        for shared in list(_open_objects.values()):
+            shared.prepare_fork()
+
+
+def _go_on() -> None:
+    """In the parent there is nothing to be done."""
+
+
 def _forget_after_fork() -> None:
     global _opening
     _opening = seam.InterruptibleLock()
     for shared in list(_open_objects.values()):
         shared.forget_after_fork()
+
+
+around_forks(_prepare_fork, _go_on, _forget_after_fork)

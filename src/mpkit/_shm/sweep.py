@@ -8,16 +8,14 @@ Nothing is taken from the living. A file goes only if all of this holds:
 
 - it has a name that `Segment.create` gives, is a regular file, and belongs to this user;
 - its creator, which its name tells, is dead;
-- no process has it open as a `Segment`. Each one that has holds a lock on a byte far behind the end of the
-  file, shared with the others, which the kernel frees when the last of them is gone, however it ends;
-- it is older than a minute: a creator locks its file just after it has made it, and one that is on its way
+- no process has it open as a `Segment`: each one that has marks it (`mpkit._shm.use_marks`);
+- it is older than a minute: a creator marks its file just after it has made it, and one that is on its way
   in a pickle is opened in that time. A parcel that was handed over (`names.hand_over`) has a day.
 
-The lock is what counts between containers that share the directory: each has pids of its own, so the creator
-of a file from next door looks dead from here. The lock belongs to the file, and the kernel that all of them
-share knows who holds it.
+The mark is what counts between containers that share the directory: each has pids of its own, so the creator
+of a file from next door looks dead from here.
 
-Where there is no such lock (outside Linux) there are no such containers either, and the creator's life
+Where there are no marks (outside Linux) there are no such containers either, and the creator's life
 decides: it removes its names at its exit as well, and whoever has the files open keeps them.
 """
 
@@ -27,7 +25,6 @@ import contextlib
 import os
 import re
 import stat
-import struct
 import sys
 import time
 from typing import Final
@@ -35,49 +32,15 @@ from typing import Final
 from mpkit._platform import identity
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._shm.names import PREFIX
+from mpkit._shm.use_marks import nobody_uses
 
-__all__ = ["SEGMENT_NAME", "mark_in_use", "remove_abandoned", "sweep_once"]
+__all__ = ["SEGMENT_NAME", "remove_abandoned", "sweep_once"]
 
 #: Strict, because what matches may be removed. The groups are the pid and the start time of the creator.
 SEGMENT_NAME: Final = re.compile(rf"{PREFIX}[a-z]+-(?P<pid>\d+)-(?P<started>\d+)-[0-9a-f]{{16}}")
 
 #: A younger file may be one that is just being made, or that somebody is about to open.
 YOUNGEST_SECONDS: Final = 60.0
-
-if sys.platform == "linux":
-    import fcntl
-
-    # Far from the first byte, which is the lock of `filelock`, and from all that is ever mapped.
-    _LOCKED_BYTE: Final = 1 << 62
-    # struct flock on a 64-bit Linux: type, whence, start, length, pid (which must be 0 for these commands).
-    _FLOCK: Final = "hhqqi"
-
-    def _lock(fd: int, kind: int) -> None:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, kind, os.SEEK_SET, _LOCKED_BYTE, 1, 0))
-
-    def mark_in_use(fd: int) -> None:
-        """Let everybody know that the file behind `fd` is in use, until `fd` and all its copies in children
-        are closed.
-        """
-        # A file system without locks: nobody can lock the file to remove it, either.
-        with contextlib.suppress(OSError):
-            _lock(fd, fcntl.F_RDLCK)
-
-    def _nobody_uses(fd: int) -> bool:
-        try:
-            _lock(fd, fcntl.F_WRLCK)
-        except OSError:
-            return False
-        return True
-
-else:
-
-    def mark_in_use(fd: int) -> None:
-        """There is nothing to be done here: see the top of this file."""
-
-    def _nobody_uses(fd: int) -> bool:  # noqa: ARG001  see the top of this file
-        return True
-
 
 _swept_by = 0
 
@@ -137,7 +100,7 @@ def _remove_if_unused(path: str) -> bool:
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         # Once more, of what is open now: a name can be given to another file at any time.
-        if not _is_our_old_file(os.fstat(fd)) or not _nobody_uses(fd):
+        if not _is_our_old_file(os.fstat(fd)) or not nobody_uses(fd):
             return False
         # Whoever has opened it since, and could not mark it any more, keeps it: only the name goes.
         os.unlink(path)

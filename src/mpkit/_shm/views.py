@@ -110,8 +110,8 @@ class _Hold:
 
 
 _holds: set[_Hold] = set()
-#: What each thread that is about to fork has lent to the child. A list, because a signal handler may fork in
-#: the middle of that.
+#: What each thread that is about to fork has lent to the child (0: nothing). A list, because a signal handler
+#: may fork in the middle of that.
 _lent: dict[int, list[dict[_Hold, int]]] = {}
 # Taken by whoever opens views, and by whoever forks, from before the fork until after it: so that no views
 # come that have not been lent. The same thread may take it twice (a fork in a signal handler).
@@ -175,11 +175,13 @@ def _before_fork() -> None:
     with deferred_interrupts():
         _opening.acquire(timeout=_OPENING_SECONDS)
         # With its exporter in hand no hold ends meanwhile.
-        exporters = {
-            hold: exporter
-            for hold in list(_holds)
-            if not hold.kept and (exporter := hold.exporter()) is not None
-        }
+        exporters: dict[_Hold, object] = {}
+        for hold in list(_holds):
+            if (exporter := hold.exporter()) is None:
+                # Another thread is just ending it: there are no views that the child could have.
+                lent[hold] = 0
+            elif not hold.kept:
+                exporters[hold] = exporter
         try:
             for regions in {hold.regions for hold in exporters}:
                 holds = [hold for hold in exporters if hold.regions is regions]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 
 import pytest
 
 from mpkit._platform import seam, tracker
+from tests.helpers.processes import forked
+from tests.helpers.waiting import PATIENCE
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is none on Windows")
 
@@ -36,3 +40,44 @@ def test_what_is_taken_back_in_the_middle_of_a_call_is_told_by_the_next(
     assert told == []
     tracker.track(NAME, "shared_memory")
     assert told == [("+", NAME, "shared_memory"), ("-", NAME, "semaphore")]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_what_the_parent_has_still_to_tell_no_child_tells(told: list[tuple[str, str, str]]) -> None:
+    """The tracker is the same one, and complained of names that it did not know any more."""
+
+    def child() -> None:
+        tracker.track(NAME, "shared_memory")
+        assert told == [("+", NAME, "shared_memory")]
+
+    with seam.tracker_lock():
+        tracker.untrack(NAME, "semaphore")
+    assert forked(child) == 0
+    assert told == []
+    tracker.tell()
+    assert told == [("-", NAME, "semaphore")]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_fork_while_another_thread_talks_to_it_leaves_no_lock_behind() -> None:
+    talking, go_on = threading.Event(), threading.Event()
+
+    def talk() -> None:
+        with seam.tracker_lock():
+            talking.set()
+            go_on.wait(PATIENCE)
+
+    def child() -> None:
+        lock = seam.tracker_lock()
+        assert lock.acquire(False), "the child would wait for a thread that it does not have"
+        lock.release()
+
+    thread = threading.Thread(target=talk)
+    thread.start()
+    try:
+        assert talking.wait(PATIENCE)
+        assert forked(child) == 0
+        assert not seam.tracker_lock().acquire(False), "the parent's lock is that thread's"
+    finally:
+        go_on.set()
+        thread.join(PATIENCE)

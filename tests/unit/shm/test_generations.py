@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mpkit._shm import layout
+from mpkit._shm import generations, layout, put_side
 from mpkit._shm.layout import GENERATION_MASK, GET_GENERATION, PUT_GENERATION
 from mpkit._shm.open_queue import OpenQueue
 from mpkit._shm.ring import COUNT_LIMIT, COUNT_MASK, INDEX_BITS, ONE
@@ -145,3 +145,21 @@ def test_shut_down_is_known_in_every_generation(queue: OpenQueue) -> None:
         get(queue)
     queue.puts.trim(time.monotonic() + PATIENCE)
     assert queue.puts.is_shut_down
+
+
+def test_an_item_that_fits_into_no_ring_makes_none(queue: OpenQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rings of the largest size were made for it until there were 63 of them."""
+    largest = (1 << 14) - 1
+    most = largest - layout.RING_RECORDS - 1
+    for module in (generations, put_side):
+        monkeypatch.setattr(module, "INDEX_MASK", largest)
+    monkeypatch.setattr(put_side, "_MOST_WORDS", most, raising=False)
+    end = queue.words[layout.FILE_END]
+    with pytest.raises(SharedMemoryExhausted, match="too many big items"):
+        put(queue, bytes(8 * most - 7))
+    assert generation(queue) == 0
+    assert queue.words[layout.FILE_END] == end
+    put(queue, item(1))
+    put(queue, bytes(8 * most - 8))
+    assert generation(queue) == 1
+    assert [get(queue), get(queue)] == [item(1), bytes(8 * most - 8)]

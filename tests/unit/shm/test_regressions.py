@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import itertools
+import os
 import pickle
 import sys
 import threading
@@ -16,11 +18,21 @@ from typing import Any
 
 import pytest
 
-from mpkit import BoundedQueue, LockedCounter
+from mpkit import BoundedQueue, Lock, LockedCounter
 from mpkit._platform.filelock import FileLock
-from mpkit._shm import get_side, held_items, names, robust_lock, shared_object, sleepers
+from mpkit._platform.seam import InterruptibleLock
+from mpkit._shm import (
+    async_waiters,
+    get_side,
+    held_items,
+    names,
+    put_side,
+    robust_lock,
+    shared_object,
+    sleepers,
+)
 from mpkit._shm.counter_file import VALUE, CounterFile
-from mpkit._shm.layout import REGIONS, RING_HEAD, RING_RECORDS, RING_TAIL
+from mpkit._shm.layout import DISCARD_FROM, REGIONS, RING_HEAD, RING_RECORDS, RING_TAIL
 from mpkit._shm.open_queue import OpenQueue
 from mpkit._shm.records import BIG
 from mpkit._shm.regions import ENTRY_WORDS, FREE, WRITING, Regions
@@ -458,3 +470,157 @@ def test_whoever_waits_in_an_event_loop_is_told_what_ended_it(
             return await asyncio.wait_for(queue.aget(), PATIENCE)
 
     assert asyncio.run(main()) == 7
+
+
+@pytest.mark.parametrize("side", [get_side.GetSide, put_side.PutSide])
+def test_what_is_done_is_done_though_another_thread_closes_the_queue_just_then(
+    side: type[get_side.GetSide | put_side.PutSide], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the operation and the look for whom to wake: the ring there is not to be mapped any more."""
+    asleep = threading.Event()
+    sleep = sleepers.Sleepers.sleep
+
+    def seen(self: sleepers.Sleepers, deadline: float | None) -> bool:
+        asleep.set()
+        return sleep(self, deadline)
+
+    monkeypatch.setattr(sleepers.Sleepers, "sleep", seen)
+    monkeypatch.setattr(sleepers, "SLICE_SECONDS", PATIENCE)
+    putting = side is put_side.PutSide
+    number = 5000
+    with BoundedQueue[Any](number if putting else 0) as queue:
+        shared = opened(queue)
+        for item in range(number):
+            queue.put(str(item) * 10)
+        assert shared.generations.view(0).capacity < number
+        if not putting:
+            for _ in range(number):
+                queue.get()
+        call = Call((lambda: queue.put("one more")) if putting else queue.get)
+        assert asleep.wait(PATIENCE)
+        look = "_has_room" if putting else "has_item"
+        real = getattr(side, look)
+        closed: list[bool] = []
+
+        def has_more(self: Any) -> Any:
+            Call(queue.close).join()
+            closed.append(shared.closed)
+            return real(self)
+
+        monkeypatch.setattr(side, look, has_more)
+        if putting:
+            queue.get()
+        else:
+            queue.put("precious")
+        call.join()
+        assert closed == [True]
+        assert call.error is None
+        assert call.value == (None if putting else "precious")
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES])
+def test_who_cannot_look_takes_no_name_away(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without descriptors it removed the names of a queue that others had open."""
+
+    def refuse(path: str, *_args: object) -> int:
+        raise OSError(code, os.strerror(code), path)
+
+    with closing(LockedCounter()) as counter:
+        name = counter._name
+        monkeypatch.setattr(shared_object, "_open_objects", {})
+        assert not shared_object.in_use_elsewhere(name)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", refuse)
+            assert shared_object.in_use_elsewhere(name)
+    assert not shared_object.in_use_elsewhere(name), "it is gone"
+
+
+def is_taken(lock: InterruptibleLock) -> bool:
+    if lock.acquire(False):
+        lock.release()
+        return False
+    return True
+
+
+@pytest.mark.parametrize("make", [BoundedQueue[int], LockedCounter, Lock])
+def test_closing_does_not_wait_for_a_thread_that_a_stopped_process_keeps_from_joining(
+    make: Callable[[], BoundedQueue[int] | LockedCounter | Lock],
+) -> None:
+    with closing(make()) as handle:
+        shared = handle._opened()
+        use = handle.get if isinstance(handle, BoundedQueue) else getattr(handle, "add", None)
+        stopped = FileLock.try_acquire(shared.segment.fd)
+        assert stopped is not None
+        try:
+            joining = Call(use or handle.acquire)  # type: ignore[union-attr]
+            wait_until(lambda: is_taken(shared._joining_or_closing), "the thread joins")
+            shut = Call(handle.close)
+            shut.join()
+            assert shut.error is None
+            joining.join()
+            assert isinstance(joining.error, ClosedError)
+        finally:
+            stopped.release()
+
+
+def test_closing_has_one_time_limit_for_all_threads_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def begin_to_shut(_lock: RobustLock, deadline: float) -> bool:
+        asked.append(deadline)
+        return True
+
+    monkeypatch.setattr(RobustLock, "begin_to_shut", begin_to_shut)
+    queue = BoundedQueue[int]()
+    queue.close()
+    assert len(asked) == 2
+    assert len(set(asked)) == 1
+
+
+def test_ctrl_c_as_what_was_thrown_away_is_counted_leaves_the_counts_right(
+    queue: BoundedQueue[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`join` waited for ever: what had been thrown away was never counted as done."""
+    real = get_side.GetSide.repair
+    rounds: list[int] = []
+
+    def repair(self: get_side.GetSide) -> None:
+        rounds.append(1)
+        if len(rounds) == 1:
+            raise KeyboardInterrupt
+        real(self)
+
+    for number in range(5):
+        queue.put(number)
+    queue.get()
+    with monkeypatch.context() as patch:
+        patch.setattr(get_side.GetSide, "repair", repair)
+        with pytest.raises(KeyboardInterrupt):
+            queue.shutdown(immediate=True)
+    assert rounds
+    assert not opened(queue).words[DISCARD_FROM]
+    assert queue.qsize() == 0
+    assert not queue.join(0)
+    queue.task_done()
+    assert queue.join(0)
+
+
+def test_a_wake_up_for_a_loop_that_is_closed_is_passed_on() -> None:
+    """Whoever waits there is told nothing any more, and somebody else who sleeps might have been."""
+    woken, passed_on = threading.Event(), threading.Event()
+    watch = async_waiters._Watch(
+        "watch", lambda _seen, _deadline: woken.wait(PATIENCE), lambda _seen: True, passed_on.set
+    )
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda _loop, _context: None)  # the task is dropped while it waits
+    task = loop.create_task(watch.wait(0))
+    while not watch._waiters:
+        loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    try:
+        woken.set()
+        assert passed_on.wait(PATIENCE)
+        assert not watch._waiters
+    finally:
+        watch.stop(lambda: None)
+        del task

@@ -93,3 +93,29 @@ def test_a_view_outlives_the_object_that_was_closed(regions: Regions, number: in
     del view
     gc.collect()
     assert state(regions, number) == FREE
+
+
+@pytest.mark.parametrize("freed", [False, True])
+def test_a_fork_while_another_thread_ends_the_last_view_keeps_nothing(
+    regions: Regions, number: int, freed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It took the region for one with views that had come just before the fork, and kept it for ever."""
+    real = Regions.let_go
+    forks: list[int] = []
+
+    def let_go(self: Regions, region: int, serial: int) -> None:
+        if freed:
+            real(self, region, serial)
+        forks.append(region)
+        views._before_fork()
+        views._after_fork_in_parent()
+        if not freed:
+            real(self, region, serial)
+
+    monkeypatch.setattr(Regions, "let_go", let_go)
+    (view,) = opened(regions, number, ((0, 8),))
+    del view
+    gc.collect()
+    assert forks == [number]
+    assert state(regions, number) == FREE
+    assert not regions.words[START + number * 8 + 7], "kept for ever"
