@@ -17,6 +17,7 @@ from mpkit.errors import InitializerFailed, TaskCancelled, WorkerCrashed
 from mpkit.pool import TaskPool, _collector, _losses
 from mpkit.pool._collector import Collector
 from mpkit.pool._dispatcher import Settlements
+from mpkit.pool._ledger import Ledger
 from tests.contract import pool_tasks as tasks
 from tests.helpers.waiting import PATIENCE, wait_until
 
@@ -31,7 +32,7 @@ def pool() -> Iterator[TaskPool]:
 
 @pytest.mark.parametrize("end", [TaskPool.close, TaskPool.terminate])
 def test_join_waits_for_a_thread_that_has_outcomes_to_tell(
-    pool: TaskPool, monkeypatch: pytest.MonkeyPatch, end: Callable[[TaskPool], None]
+    pool: TaskPool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, end: Callable[[TaskPool], None]
 ) -> None:
     """The pool was over, the handle pending, and its callbacks were never called."""
     has_it, go_on = threading.Event(), threading.Event()
@@ -43,16 +44,21 @@ def test_join_waits_for_a_thread_that_has_outcomes_to_tell(
             assert go_on.wait(PATIENCE)
         settle(collector, settlements, leading=leading)
 
-    called: list[int] = []
+    called: list[str] = []
+    gate = tmp_path / "gate"
+    handle = pool.submit(tasks.wait_for_file, str(gate))
+    # From here on this thread fetches nothing.
+    wait_until(handle.running, "it runs")
     monkeypatch.setattr(Collector, "settle", settle_later)
-    handle = pool.submit(tasks.square, 3)
     handle.add_done_callback(lambda handle: called.append(handle.result()))
     waiting = threading.Thread(target=handle.wait)
     waiting.start()
+    gate.touch()
     try:
         assert has_it.wait(PATIENCE)
         ending = threading.Thread(target=end, args=(pool,))
         ending.start()
+        wait_until(lambda: "running" not in repr(pool), "the pool is about to end")
         # Longer than it takes the pool to end.
         assert not pool.join(0.3)
     finally:
@@ -60,7 +66,7 @@ def test_join_waits_for_a_thread_that_has_outcomes_to_tell(
         waiting.join()
     ending.join()
     assert pool.join(PATIENCE)
-    assert (handle.result(0), called) == (9, [9])
+    assert (handle.result(0), called) == (str(gate), [str(gate)])
 
 
 def test_a_thread_that_never_tells_does_not_keep_the_pool_for_ever(
@@ -145,19 +151,20 @@ def test_a_handler_that_waits_in_the_middle_of_a_wait(
             signal.signal(signal.SIGALRM, before)
 
 
+@pytest.mark.parametrize("step", [(_losses, "_crash_error"), (Ledger, "_to_the_front")])
 def test_a_death_that_cannot_be_settled_at_once_is_settled_at_the_second_try(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch, step: tuple[Any, str]
 ) -> None:
     """Without memory, what had been found was forgotten."""
     errors = iter([MemoryError()])
-    describe = _losses._crash_error
+    act = getattr(*step)
 
-    def describe_later(*args: Any) -> WorkerCrashed:
+    def act_later(*args: Any) -> Any:
         for error in errors:
             raise error
-        return describe(*args)
+        return act(*args)
 
-    monkeypatch.setattr(_losses, "_crash_error", describe_later)
+    monkeypatch.setattr(*step, act_later)
     monkeypatch.setattr(threading, "excepthook", lambda _report: None)
     with TaskPool(1, context="fork") as pool:
         handles = [pool.submit(tasks.square_or_die, number, 7) for number in range(5, 11)]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import logging.handlers
 import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -42,13 +44,21 @@ def log_beside_children(times: int) -> list[int | None]:
     return [child.exitcode for child in children]
 
 
+def hide_the_handler() -> None:
+    root = logging.getLogger()
+    handler = root.handlers.pop()
+    root.addHandler(logging.handlers.MemoryHandler(1, target=handler))
+
+
+@pytest.mark.parametrize("initializer", [tasks.nothing, hide_the_handler])
 def test_children_that_log_do_not_write_into_the_ring_of_the_worker(
-    pool: TaskPool, caplog: pytest.LogCaptureFixture
+    initializer: Callable[[], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Two that put tore it: the pool hung, and what had been forked outlived it."""
-    assert pool.submit(log_beside_children, 500).result(PATIENCE) == [0, 0]
-    pool.close()
-    assert pool.join(PATIENCE)
+    with TaskPool(1, context="fork", initializer=initializer) as pool:
+        assert pool.submit(log_beside_children, 500).result(PATIENCE) == [0, 0]
+        pool.close()
+        assert pool.join(PATIENCE)
     assert [record.getMessage() for record in caplog.records] == [f"task {number}" for number in range(500)]
 
 
@@ -93,6 +103,22 @@ def test_a_fork_that_comes_back_in_the_middle_of_a_map(pool: TaskPool, chunksize
     expected = [status for _, status in OUTCOMES] * 2
     assert pool.map(status_of_fork, acts, chunksize=chunksize) == expected
     assert pool.submit(tasks.square, 3).result(PATIENCE) == 9
+
+
+def fork_or_note(item: tuple[int, str]) -> int:
+    number, path = item
+    if not number:
+        return status_of_fork(tasks.nothing)
+    return tasks.note(number, path)
+
+
+def test_a_fork_that_comes_back_does_not_go_on_with_the_map(pool: TaskPool, tmp_path: Path) -> None:
+    """Many short items are worked on in one call of C code, which the child was in the middle of."""
+    path = tmp_path / "notes"
+    assert pool.map(tasks.square, range(2000), chunksize=1000)
+    items = [(number, str(path)) for number in range(40)]
+    assert pool.map(fork_or_note, [*items[1:20], items[0], *items[20:]], chunksize=40)[19] == 0
+    assert sorted(map(int, path.read_text().split())) == list(range(1, 40))
 
 
 def test_a_fork_in_the_initializer() -> None:

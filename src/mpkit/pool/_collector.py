@@ -122,8 +122,8 @@ class Collector:
         # Outcomes that a thread has taken, or is about to take, and not told yet; by the list's identity.
         self._telling: dict[int, Settlements] = {}
         self._thread: threading.Thread | None = None
-        # Callbacks are called in this thread: its own, or where that could not be started another's.
-        self._calls_from = 0
+        # The threads that are just calling callbacks: its own, or once that is over another one.
+        self._callers: set[int] = set()
         self._stopping = False
         # The thread is over: who wants something called calls it.
         self._ended = False
@@ -170,7 +170,7 @@ class Collector:
 
     def is_current_thread(self) -> bool:
         """Whether the caller is a callback."""
-        return threading.get_ident() == self._calls_from
+        return threading.get_ident() in self._callers
 
     def wake(self) -> None:
         """Have the thread look."""
@@ -261,7 +261,9 @@ class Collector:
     draining = False
 
     def _run_calls(self) -> None:
-        self._calls_from = threading.get_ident()
+        me = threading.get_ident()
+        is_inner = me in self._callers
+        self._callers.add(me)
         for record in _taken_from(self._dispatcher.logs):
             try:
                 self._handle_log(record)
@@ -272,8 +274,9 @@ class Collector:
                 call()
             except BaseException:  # noqa: BLE001  SystemExit too: it would end this thread, not the program
                 report()
-        # Its number may soon be another thread's.
-        self._calls_from = 0
+        if not is_inner:
+            # Its number may soon be another thread's.
+            self._callers.discard(me)
 
     # -- fetching --------------------------------------------------------------------------------------------
 
@@ -317,6 +320,9 @@ class Collector:
         except BaseException:
             self._settle_later(settlements)
             raise
+        if self.draining:
+            # The end of the pool may have been waiting for just this.
+            self.on_empty()
 
     def has_to_tell(self) -> bool:
         """Whether a thread may have outcomes of ended tasks that it has not told yet."""

@@ -10,7 +10,6 @@ released.
 
 from __future__ import annotations
 
-import signal
 import struct
 import time
 from collections import deque
@@ -49,7 +48,7 @@ from mpkit.pool._ledger import CANCELLED, SENT, TIMED_OUT, TOO_BIG, Chunk, Ledge
 #: Records taken out of one outbox in one go.
 _BATCH = 512
 #: How long the lock of an inbox is waited for. A worker that is ready to run needs it for a microsecond.
-_INBOX_SECONDS = 1.0
+_INBOX_SECONDS = 5.0
 #: How often a submitting thread looks after the workers itself while tasks are queued.
 _LOOK_EVERY = 64
 
@@ -294,10 +293,16 @@ class Dispatcher:
         """Everything that a worker has not begun, out of its inbox: (number, record). Empty if the worker is
         dead.
         """
+        if lane.doomed:
+            # Perhaps locked for good.
+            return []
         try:
             if not self.lock_inbox(lane):
                 return []
             records = lane.channel.inbox.try_get_many(1 << 20)
+        except TornRingError:
+            self._condemn(lane)
+            return []
         finally:
             lane.unlock_inbox()
         return [(int.from_bytes(record[:8], "little"), record) for record in records]
@@ -408,14 +413,19 @@ class Dispatcher:
             try:
                 self._drain_outbox(lane, settlements)
             except (TornRingError, struct.error):
-                # Not by a worker of ours: some code in it has written where it should not. What it had is
-                # settled when it is dead, like any other death.
-                lane.is_torn = True
-                lane.pending = None
-                lane.ready = False
-                if lane.identity is not None:
-                    families.send_signal_if_allowed(lane.identity, signal.SIGKILL)
+                self._condemn(lane)
         self._note_if_idle(lane)
+
+    def _condemn(self, lane: Lane) -> None:
+        """What a ring of a worker holds is not what belongs there: some code in it has written where it
+        should not. It is killed, and what it had is settled when it is dead, as with any death.
+        """
+        lane.is_torn = True
+        lane.pending = None
+        lane.ready = False
+        if lane.identity is not None:
+            # With its descendants, which may be what has done it.
+            families.kill_families([lane.identity])
 
     def _drain_outbox(self, lane: Lane, settlements: Settlements) -> None:
         outbox = lane.channel.outbox
@@ -540,6 +550,9 @@ class Dispatcher:
                 return False
             waiting = {int.from_bytes(record[:8], "little") for record in inbox.peek_many(1 << 20)[0]}
             running = lane.running()
+        except TornRingError:
+            self._condemn(lane)
+            return False
         finally:
             lane.unlock_inbox()
         # Under the lock of its inbox a worker begins nothing, and it hands in an outcome before it says that
@@ -604,7 +617,12 @@ class Dispatcher:
         # Nobody but us touches its inbox any more, whoever holds the lock.
         if not TOTAL_STORE_ORDER:
             full_fence()
-        unread = {int.from_bytes(record[:8], "little") for record in lane.channel.inbox.peek_many(1 << 20)[0]}
+        try:
+            records, _ = lane.channel.inbox.peek_many(1 << 20)
+        except TornRingError:
+            # Nobody knows what it had begun.
+            records = []
+        unread = {int.from_bytes(record[:8], "little") for record in records}
         begun = [number for number in lane.sent if number not in unread]
         self.lanes.pop(lane.key, None)
         self._favourite = None

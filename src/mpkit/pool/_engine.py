@@ -90,10 +90,11 @@ class Engine:
         self._functions: dict[Any, Function] = {}
         self._why_broken: MpkitError | None = None
         self._over = threading.Event()
-        self._waiting: deque[object] = deque()
+        # The threads that wait for room, who came first first.
+        self._waiting: deque[int] = deque()
         self.dropped = False
-        # Until when the end waits for threads that have outcomes to tell; 0: it does not wait yet.
-        self._told_by = 0.0
+        #: Until when the end waits for threads that have outcomes to tell; it does not wait yet.
+        self.told_by: float = _NEVER
         # Pickled before anything is created: what cannot be pickled leaves nothing behind.
         initializer = _packed_initializer(options)
         self.board: Board = Board.create()
@@ -211,9 +212,12 @@ class Engine:
                 dispatcher.nudge(lane)
         except BaseException as error:
             try:
-                lock.unwind()
+                self._leave_queue()
             finally:
-                lock.unwind()
+                try:
+                    lock.unwind()
+                finally:
+                    lock.unwind()
             if not isinstance(error, MpkitError):
                 # Ctrl-C, perhaps between a task and its count, or before its worker knew.
                 dispatcher.note_interruption()
@@ -257,17 +261,21 @@ class Engine:
 
     def _wait_for_room(self, most: int) -> None:
         # Whoever came first goes first.
-        ticket = object()
-        self._waiting.append(ticket)
+        ticket = threading.get_ident()
         self.dispatcher.on_room = self._notify_of_room
-        try:
-            while self._waiting[0] is not ticket or self.dispatcher.ledger.queued >= most:
-                self._room.wait(1.0)
-                if self.state is not RUNNING:
-                    self._refuse()
-        finally:
-            self._waiting.remove(ticket)
-            self._notify_of_room()
+        self._waiting.append(ticket)
+        while self._waiting[0] != ticket or self.dispatcher.ledger.queued >= most:
+            self._room.wait(1.0)
+            if self.state is not RUNNING:
+                self._refuse()
+        self._leave_queue()
+
+    def _leave_queue(self) -> None:
+        """This thread waits for room no more, if it did."""
+        if threading.get_ident() in self._waiting:
+            self._waiting.remove(threading.get_ident())
+            if self.dispatcher.lock.is_owned():
+                self._notify_of_room()
 
     def _notify_of_room(self) -> None:
         """Whoever waits in `submit` looks again (holding the lock)."""
@@ -468,7 +476,7 @@ class Engine:
             if lane.greeted:
                 # While they end, which takes longer: they have open what they need.
                 lane.channel.discard()
-        return self._next_leave(now)
+        return self._next_leave()
 
     def _end_all(self, now: float) -> float:
         for lane in list(self.dispatcher.lanes.values()):
@@ -480,14 +488,11 @@ class Engine:
             elif now >= lane.leave_by:
                 self.supervisor.kill(lane)
                 lane.leave_by = _NEVER
-        return self._next_leave(now)
+        return self._next_leave()
 
-    def _next_leave(self, now: float) -> float:
-        """When to look again after workers that leave, or after those who have outcomes to tell."""
-        return min(
-            (lane.leave_by for lane in self.dispatcher.lanes.values()),
-            default=now + _TELLING_SECONDS if self.collector.has_to_tell() else _NEVER,
-        )
+    def _next_leave(self) -> float:
+        """When to look again after workers that leave."""
+        return min((lane.leave_by for lane in self.dispatcher.lanes.values()), default=_NEVER)
 
     # -- insight ---------------------------------------------------------------------------------------------
 
@@ -607,10 +612,10 @@ class Engine:
             self.state = CLOSED if self.state is RUNNING else self.state
             self.supervisor.request(functools.partial(self._end, state, why))
             return
+        if self.state in (TERMINATED, BROKEN):
+            return
         ended: list[Task] = []
         with self.collector.telling() as settlements, deferred_interrupts():
-            if self.state in (TERMINATED, BROKEN):
-                return
             finish = functools.partial(self._finish, state, why, settlements, ended)
             try:
                 finish()
@@ -642,8 +647,8 @@ class Engine:
             return True
         # Another thread has outcomes in hand, and will poke. Not for ever: it may be gone.
         now = time.monotonic()
-        self._told_by = self._told_by or now + _TELLING_SECONDS
-        return now >= self._told_by
+        self.told_by = min(self.told_by, now + _TELLING_SECONDS)
+        return now >= self.told_by
 
     def begun(self) -> None:
         """The first act of the supervisor's thread: the caller need not wait for a second thread to start."""

@@ -21,6 +21,7 @@ import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from concurrent.futures import _base as futures_base
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpkit._platform import seam
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["TaskHandle"]
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 _PENDING = futures_base.PENDING
 _FINISHED = futures_base.FINISHED
@@ -56,6 +58,16 @@ _creation = seam.InterruptibleLock()
 def _forget_after_fork() -> None:
     global _creation
     _creation = seam.InterruptibleLock()
+
+
+def _holding(condition: threading.Condition, function: Callable[..., T], *args: object) -> T:
+    """Call ``function(*args, True)`` holding the condition, or with False if it cannot be had.
+
+    Ctrl-C in `concurrent.futures.wait` can leave it taken for ever. Without it nobody who sleeps at it is
+    woken; but those sleep in slices.
+    """
+    result = seam.InterruptibleLock(condition).run_within(_CONDITION_SECONDS, function, *args, True)
+    return function(*args, False) if result is None else result[0]
 
 
 class _ConditionOnDemand:
@@ -90,6 +102,8 @@ class TaskHandle(Future[R]):
     _result: R | None = None
     _exception: BaseException | None = None
     _made_condition: threading.Condition | None = None
+    #: Who waits in `concurrent.futures` and has not been told that it has ended; None: nobody is to be told.
+    _untold: list[Any] | None = None
     #: See `Sink`.
     _can_be_told_again: bool = True
     #: Kind and data of the outcome: one tuple, so that nobody sees the one without the other.
@@ -154,34 +168,50 @@ class TaskHandle(Future[R]):
             return first
         # An interrupt must not keep anybody from being told.
         with deferred_interrupts():
-            # Not for ever: Ctrl-C in `concurrent.futures.wait` can leave it taken. Without it nobody who
-            # sleeps at it is woken; but those sleep in slices.
-            owned = condition.acquire(timeout=_CONDITION_SECONDS)
             try:
-                if self._state is not _PENDING:
+                if not _holding(condition, self._end, state, kind, data):
                     return False
-                self._got = (kind, data)
-                self._task = None
-                self._state = state
-                for waiter in self._waiters:
-                    if state is _CANCELLED:
-                        waiter.add_cancelled(self)
-                    elif kind in (ERROR, BIG_ERROR, RAISED):
-                        waiter.add_exception(self)
-                    else:
-                        waiter.add_result(self)
-                if owned:
-                    condition.notify_all()
-            finally:
-                if owned:
-                    condition.release()
+                self._tell()
+            except BaseException:
+                # The handler of another signal. Once more, in a thread where none comes.
+                self._engine.collector.call_back(partial(self._tell, again=True))
+                raise
+        return True
+
+    def _end(self, state: str, kind: int, data: object, owned: bool) -> bool:
+        """Take the outcome, unless there was one already."""
+        if self._state is not _PENDING:
+            return False
+        self._got = (kind, data)
+        self._task = None
+        # Whoever comes later sees that it has ended, and must not be told as well.
+        self._untold = list(self._waiters)
+        self._state = state
+        if owned:
+            self._ensure_condition().notify_all()
+        return True
+
+    def _tell(self, *, again: bool = False) -> None:
+        """Tell those who wait in `concurrent.futures`, and have the callbacks called."""
+        for waiter in self._untold or ():
+            if again and self in waiter.finished_futures:
+                continue
+            if self._state is _CANCELLED:
+                waiter.add_cancelled(self)
+            elif self._got[0] in (ERROR, BIG_ERROR, RAISED):
+                waiter.add_exception(self)
+            else:
+                waiter.add_result(self)
+        if self._state is not _PENDING:
+            self._untold = None
             self._engine.collector.unwatch(self)
             if self._done_callbacks:
                 self._engine.collector.call_back(self._run_callbacks)
-        return True
 
     def _run_callbacks(self) -> None:
-        for callback in self._done_callbacks:
+        # Taken away first: after an exception in `_tell` this may be called twice.
+        callbacks, self._done_callbacks = self._done_callbacks, []
+        for callback in callbacks:
             try:
                 callback(self)
             except BaseException:  # noqa: BLE001  as concurrent.futures does: it is logged, and stops nobody

@@ -352,7 +352,8 @@ class Ledger:
             begun: the task that it had begun and not finished, or None.
             death: how it died.
         """
-        tasks = self.sent.pop(worker)
+        # After an exception (no memory) this is called again: what is in the queue by then is not touched.
+        tasks = {number: task for number, task in self.sent[worker].items() if task.worker == worker}
         running = None if begun is None else tasks.pop(begun, None)
         # What was to be stopped is not sent again, whether it had begun or not.
         ended = [task for task in tasks.values() if task.ending]
@@ -360,15 +361,17 @@ class Ledger:
         retried: Task | None = None
         if running is not None:
             retried = running if running.has_tries_left() else None
-            running.deaths = [*(running.deaths or ()), death]
             if retried is None:
                 ended.append(running)
-            else:
-                self.retried += 1
+        self._to_the_front(requeued if retried is None else [retried, *requeued])
+        if running is not None:
+            running.deaths = [*(running.deaths or ()), death]
+        if retried is not None:
+            self.retried += 1
+        del self.sent[worker]
         self.under_way -= len(ended)
         for task in ended:
             self._count_ended(task)
-        self._to_the_front(requeued if retried is None else [retried, *requeued])
         return Loss(ended, retried, requeued)
 
     def divide(self, chunk: Chunk, queued: Sequence[Chunk], crashed: Chunk | None) -> None:
@@ -401,11 +404,13 @@ class Ledger:
 
     def _to_the_front(self, tasks: Sequence[Task]) -> None:
         for task in reversed(tasks):
+            # In this order, and counted one by one: an exception (no memory, the handler of a signal) may
+            # come in between.
             self.queue.appendleft(task)
-            task.worker = -1
+            self.queued += 1
+            self.under_way -= 1
             task.state = QUEUED
-        self.queued += len(tasks)
-        self.under_way -= len(tasks)
+            task.worker = -1
 
     def _count_ended(self, task: Task) -> None:
         task.state = ENDED

@@ -40,7 +40,9 @@ def _drop(_record: bytes) -> None:
     """Where there is nobody to send it to."""
 
 
-def forward_to(put: Callable[[bytes], None], current_task: Callable[[], int], level: int) -> None:
+def forward_to(
+    put: Callable[[bytes], None], current_task: Callable[[], int], level: int
+) -> Callable[[], None]:
     """In a worker: send every log record to the parent.
 
     Args:
@@ -48,26 +50,25 @@ def forward_to(put: Callable[[bytes], None], current_task: Callable[[], int], le
         current_task: the number of the task that runs, or 0.
         level: the level of the parent's root logger, below which nothing needs to travel unless a logger says
             otherwise.
+
+    Returns:
+        What ends it, in a fork of the worker: what is logged there is no business of the parent's. With no
+        handler of its own, warnings and worse go to standard error, as in any program.
     """
     root = logging.getLogger()
     # A forked worker has the parent's handlers, which would write everything a second time.
     for handler in list(root.handlers):
         root.removeHandler(handler)
-    root.addHandler(_Forward(put, current_task))
+    forward = _Forward(put, current_task)
+    root.addHandler(forward)
     root.setLevel(level)
 
+    def stop() -> None:
+        # It may hang elsewhere, or behind another handler.
+        forward.drop_all()
+        root.removeHandler(forward)
 
-def stop_forwarding() -> None:
-    """In a fork of a worker: what is logged here is no business of the parent's any more.
-
-    With no handler of its own, warnings and worse go to standard error, as in any program.
-    """
-    root = logging.getLogger()
-    for handler in list(root.handlers):
-        if isinstance(handler, _Forward):
-            root.removeHandler(handler)
-            # It may hang at other loggers, too.
-            handler.drop_all()
+    return stop
 
 
 def _dump(record: logging.LogRecord, task: int | None) -> bytes:

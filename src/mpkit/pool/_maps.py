@@ -198,10 +198,16 @@ class MapHandle(TaskHandle[list[R]]):
     @override
     def cancel(self) -> bool:
         """Cancel every item that has not ended; those that run are stopped."""
-        if self._settle(None, RAISED, TaskCancelled("the map was cancelled")):
-            self._progress.close()
-            for task in list(self._sink.tasks.values()):
-                self._engine.cancel(task)
+        try:
+            if self._settle(None, RAISED, TaskCancelled("the map was cancelled")):
+                self._progress.close()
+                for task in list(self._sink.tasks.values()):
+                    self._engine.cancel(task)
+        except BaseException:
+            # Ctrl-C: nobody would cancel the others.
+            if self.cancelled():
+                self.cancel_tasks(list(self._sink.tasks.values()))
+            raise
         return self.cancelled()
 
     @override

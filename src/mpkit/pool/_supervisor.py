@@ -56,6 +56,8 @@ class Supervised(Protocol):
     dispatcher: Dispatcher
     collector: Collector
     crew: Crew
+    #: When to look at the end again though nobody pokes.
+    told_by: float
 
     def bury(self, lane: Lane) -> None:
         """A worker is dead."""
@@ -193,7 +195,7 @@ class Supervisor:
             return True
         if self._gone or self._requests:
             return False
-        self.looks_at = min(looks)
+        self.looks_at = min(*looks, engine.told_by)
         # Whoever gave a task a nearer limit before the line above took effect has been overlooked: look once
         # more, cheaply.
         wait = self._next_wait(now)

@@ -152,6 +152,9 @@ class _Worker:
         #: This process is a fork of the worker.
         self.forked = False
         self._reports_to_stderr = False
+        #: Items of a chunk that are being worked on, all in one call of C code.
+        self.block: list[Any] = []
+        self.stop_forwarding: Callable[[], None] | None = None
         self.last_ring = 0
         #: Not before this moment it looks after shared objects again.
         self.shared_looked_after = 0
@@ -180,7 +183,7 @@ class _Worker:
         if self.plan.forward_logs:
             from mpkit.pool._logs import forward_to  # noqa: PLC0415  loads logging, for those that want it
 
-            forward_to(self.outbox.put_log, lambda: self.inside, self.plan.log_level)
+            self.stop_forwarding = forward_to(self.outbox.put_log, lambda: self.inside, self.plan.log_level)
         in_forked_children(self._become_fork)
         words = self.channel.words
         words[PID] = os.getpid()
@@ -192,10 +195,10 @@ class _Worker:
         """This process has been forked by a task: it is no worker, and uses nothing of the worker's."""
         self.forked = True
         self.outbox = _OutboxOfFork(self.channel, self.board)
-        if self.plan.forward_logs:
-            from mpkit.pool._logs import stop_forwarding  # noqa: PLC0415  as in `prepare`
-
-            stop_forwarding()
+        # It is not to go on with what the worker has in hand, should it come back from the task.
+        self.block.clear()
+        if self.stop_forwarding is not None:
+            self.stop_forwarding()
         if self.plan.stack_pipe is not None:
             give_up_stack_pipe(reports_to_stderr=self._reports_to_stderr)
 
@@ -360,9 +363,12 @@ class _Worker:
             function = self._load_function(blob, flags)
         if len(record) == start:
             value = function()
-            return (NONE, b"") if value is None else payload.dump_value(value, pickler)
-        args, kwargs = payload.load_arguments(flags, memoryview(record)[start:])
-        return payload.dump_value(function(*args) if kwargs is None else function(*args, **kwargs), pickler)
+        else:
+            args, kwargs = payload.load_arguments(flags, memoryview(record)[start:])
+            value = function(*args) if kwargs is None else function(*args, **kwargs)
+        if self.forked:
+            end_fork(None)
+        return (NONE, b"") if value is None else payload.dump_value(value, pickler)
 
     def _call_specially(
         self, number: int, blob: bytes, flags: int, rest: memoryview, pickler: Pickler
@@ -428,9 +434,8 @@ class _Worker:
         while True:
             end = min(at + block, stop)
             words[ITEM] = at << 32 | end
-            self._run_block(function, items[at:end], flags, pickler, results, errors)
-            if self.forked:
-                end_fork(None)
+            self.block = items[at:end]
+            self._run_block(function, self.block, flags, pickler, results, errors)
             at = end
             if at == stop:
                 break
@@ -474,6 +479,8 @@ class _Worker:
                     # All of it.
                     raise
                 errors.append((0, failure.pack_exception(error, pickler)))
+            if self.forked:
+                end_fork(None)
             # What has been worked on must not live on here while the next one is worked on.
             items[at] = None
             kind, data = self._dump_results(results, errors, pickler)
@@ -503,6 +510,8 @@ class _Worker:
         while len(results) < total:
             try:
                 results.extend(calls)
+                if self.forked:
+                    end_fork(None)
                 if len(results) < total:
                     # Only a StopIteration that the function itself raised ends `calls` early.
                     raise RuntimeError("the function raised StopIteration")

@@ -16,8 +16,9 @@ from mpkit.pool._stack_signal import STACK_SIGNAL
 
 
 def end_fork(error: BaseException | None) -> NoReturn:
-    """End this process as the interpreter would if the task were its program, except for the exit handlers,
-    which are the worker's.
+    """End this process with the exit code that the interpreter would give it if the task were its program.
+
+    Exit handlers are not called, being the worker's; its threads are not waited for.
 
     Args:
         error: what the task raised here; None: it has returned.
@@ -25,26 +26,19 @@ def end_fork(error: BaseException | None) -> NoReturn:
     code = 0
     try:
         if isinstance(error, SystemExit):
-            code = _exit_code(error.code)
+            code = error.code & 0xFF if isinstance(error.code, int) else int(error.code is not None)
+            if code and not isinstance(error.code, int) and sys.stderr is not None:
+                sys.stderr.write(f"{error.code}\n")
         elif error is not None:
             code = 1
             sys.excepthook(type(error), error, error.__traceback__)
         for stream in (sys.stdout, sys.stderr):
-            # None, closed, or a pipe that nobody reads.
-            with contextlib.suppress(AttributeError, ValueError, OSError):
-                stream.flush()
+            # Closed, or a pipe that nobody reads.
+            with contextlib.suppress(ValueError, OSError):
+                if stream is not None:
+                    stream.flush()
     finally:
         os._exit(code)
-
-
-def _exit_code(code: object) -> int:
-    if code is None:
-        return 0
-    if isinstance(code, int):
-        return code & 0xFF
-    if sys.stderr is not None:
-        sys.stderr.write(f"{code}\n")
-    return 1
 
 
 def give_up_stack_pipe(*, reports_to_stderr: bool) -> None:

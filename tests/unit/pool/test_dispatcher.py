@@ -111,6 +111,18 @@ def test_an_inbox_that_an_exception_has_left_locked_is_unlocked(bench: _Bench) -
     lane.unlock_inbox()
 
 
+def test_the_inbox_of_a_doomed_worker_stays_locked(bench: _Bench) -> None:
+    """A cancel gave the lock back, and the worker could begin an innocent task just before it is killed."""
+    lane = bench.lanes[0]
+    task = bench.send(lane, 16)
+    with bench.dispatcher.lock:
+        assert bench.dispatcher.lock_inbox(lane)
+        lane.doomed = True
+        assert not bench.dispatcher.cancel(task, [])
+    assert lane.inbox_locks
+    assert not lane.channel.lock.acquire(False)
+
+
 def _stand_at(lane: Lane, eighths: int) -> None:
     """Bring the index of an empty inbox to so many eighths of it."""
     ring = lane.channel.inbox
