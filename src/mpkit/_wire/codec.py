@@ -321,10 +321,13 @@ _spare: list[_Writer] = []
 def _reset() -> list[_Writer]:
     """Reducers have been registered: merge the tables anew, and drop the writers with the old one."""
     global _reducers_known, _spare
-    _reducers_known = len(_extra_reducers) + len(_copyreg_reducers)
+    # The number first, and said last: who finds it as it is, in another thread, finds the new table, which
+    # may hold more already.
+    known = len(_extra_reducers) + len(_copyreg_reducers)
     _StandardPickler.dispatch_table = {**_copyreg_reducers, **_extra_reducers}
-    _spare = []
-    return _spare
+    spare = _spare = []
+    _reducers_known = known
+    return spare
 
 
 _cloud_pickler_class: type[pickle.Pickler] | None = None
