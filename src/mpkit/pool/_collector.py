@@ -294,6 +294,7 @@ class Collector:
             # goes on when it returns.
             return
         settlements: Settlements = []
+        # In line what `telling` does: this is on the path of each call.
         try:
             self._telling[id(settlements)] = settlements
             dispatcher.lock.run(dispatcher.drain, settlements)
@@ -517,7 +518,7 @@ class Collector:
                 continue  # it is on its way out
             condition = handle._ensure_condition()
             lock = seam.InterruptibleLock(condition)
-            # Not for ever: see `TaskHandle._settle`.
+            # Not for ever: see `mpkit.pool._handle._holding`.
             if lock.run_within(_SLICE_SECONDS, condition.notify_all) is not None:
                 return
 

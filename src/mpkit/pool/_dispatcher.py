@@ -648,6 +648,11 @@ def ending_error(task: Task, lane: Lane) -> BaseException:
     if task.ending == TOO_BIG:
         limit = None if stop is None else stop.limit
         return WorkerMemoryExceeded(task_id=task.number, pid=lane.pid, rss_bytes=lane.rss_bytes, limit=limit)
+    return cancelled_error(task)
+
+
+def cancelled_error(task: Task) -> TaskCancelled:
+    """The error of a task that was cancelled."""
     return TaskCancelled(f"task {task.number} was cancelled")
 
 

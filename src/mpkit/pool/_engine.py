@@ -55,7 +55,7 @@ from mpkit.pool._channel import (
 from mpkit.pool._collector import REENTERED, Collector
 from mpkit.pool._cpu import cpu_percent
 from mpkit.pool._crew import Crew
-from mpkit.pool._dispatcher import Dispatcher, Settlements
+from mpkit.pool._dispatcher import Dispatcher, Settlements, cancelled_error
 from mpkit.pool._functions import Function
 from mpkit.pool._lane import Lane
 from mpkit.pool._ledger import CANCELLED, POOL_BROKEN, UNSENT, Chunk, ChunkSink, Death, Sink, Task
@@ -231,9 +231,6 @@ class Engine:
 
     def _submit_later(self, task: Task) -> None:
         """Submit a task of a signal handler or a `__del__`, in the collector's thread."""
-        if task.ending:
-            # Cancelled before it was sent.
-            return
         if self.dispatcher.lock.run(self._submit_if_running, task):
             self._look_after_limit(task.timeout)
             self.collector.work()
@@ -242,10 +239,11 @@ class Engine:
             self.collector.settle([(task, RAISED, TaskCancelled(text))])
 
     def _submit_if_running(self, task: Task) -> bool:
+        if task.ending:
+            # Cancelled before it was sent.
+            return True
         if self.state is not RUNNING:
             return False
-        if task.ending:
-            return True
         lane = self.dispatcher.submit(task)
         if lane is not None:
             self.dispatcher.wake(lane)
@@ -351,7 +349,7 @@ class Engine:
                 # Of other tasks, perhaps: an interrupt comes after them.
                 self.collector.settle(settlements)
                 if task.ending == CANCELLED:
-                    self.collector.settle([(task, RAISED, _cancelled(task))])
+                    self.collector.settle([(task, RAISED, cancelled_error(task))])
                 if not never_began and even_begun:
                     self.supervisor.request(lambda: self.supervisor.cancel_running(task))
             except BaseException:
@@ -720,10 +718,6 @@ _FORKED = (
     "{} belongs to the process that created it; this process is a fork of that one and cannot use it. "
     "Create a pool here, or send the work to the parent through a queue"
 )
-
-
-def _cancelled(task: Task) -> TaskCancelled:
-    return TaskCancelled(f"task {task.number} was cancelled")
 
 
 def _state_of(lane: Lane, running: int) -> str:
