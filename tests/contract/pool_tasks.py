@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import itertools
 import logging
 import os
@@ -96,6 +97,10 @@ def wait_for_file(path: str) -> str:
 def touch_and_wait(path: str, seconds: float = 60.0) -> None:
     Path(path).touch()
     time.sleep(seconds)
+
+
+def value_of_module(name: str) -> object:
+    return importlib.import_module(name).VALUE
 
 
 def touch(path: str) -> None:

@@ -249,6 +249,34 @@ def test_a_task_can_be_cancelled_at_each_moment(tmp_path: Path) -> None:
         assert statistics.submitted == statistics.succeeded + statistics.cancelled + statistics.queued
 
 
+def test_an_import_that_was_interrupted_harms_no_later_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The module was gone, one that it had imported was not, and nobody could import the first one again."""
+    package = tmp_path / "slow_package"
+    package.mkdir()
+    (package / "inner.py").write_text("NAME = 'inner'\n")
+    (package / "__init__.py").write_text(
+        "import pathlib, time\n"
+        "from slow_package.inner import NAME\n"
+        f"begun = pathlib.Path({str(tmp_path / 'begun')!r})\n"
+        "if not begun.exists():\n"
+        "    begun.touch()\n"
+        "    time.sleep(60)\n"
+        "VALUE = inner.NAME\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with TaskPool(processes=1, context="fork", grace_period=LONG) as pool:
+        first = pool.submit(tasks.value_of_module, "slow_package")
+        # One that waits behind it, perhaps in the hands of the same worker, and one that comes later.
+        behind = pool.submit(tasks.value_of_module, "slow_package")
+        eventually((tmp_path / "begun").exists)
+        assert first.cancel()
+        assert behind.result(LONG) == "inner"
+        assert pool.apply(tasks.value_of_module, ("slow_package",)) == "inner"
+        assert pool.statistics().crashed == 0
+
+
 def test_cancelling_a_map_stops_all_of_it(tmp_path: Path) -> None:
     with TaskPool(processes=2, context="fork", grace_period=0.2) as pool:
         begun = tmp_path / "begun"

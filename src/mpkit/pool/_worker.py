@@ -8,6 +8,7 @@ the inbox, and is cleared after the outcome is in the outbox.
 
 from __future__ import annotations
 
+import _frozen_importlib
 import contextlib
 import faulthandler
 import os
@@ -97,6 +98,8 @@ _LOOK_AFTER_SHARED_NS = 500_000_000
 #: Functions that a worker keeps unpickled.
 _MOST_FUNCTIONS = 1024
 _LONGEST_RUN = (1 << 32) - 1
+#: The namespace of the module whose frames are on the stack while a module is imported.
+_IMPORT_SYSTEM = vars(_frozen_importlib)
 
 
 Initializer: TypeAlias = tuple[Callable[..., object], tuple[Any, ...]]
@@ -149,6 +152,8 @@ class _Worker:
         self.inside = 0
         #: The parent has interrupted the task: what it raises from now on is no error of its own.
         self.stopping = False
+        #: The task was interrupted in the middle of an import: a module may be half there.
+        self.half_imported = False
         #: This process is a fork of the worker.
         self.forked = False
         self._reports_to_stderr = False
@@ -226,7 +231,7 @@ class _Worker:
         self.outbox.ring_all()
         return True
 
-    def _on_interrupt(self, _signum: int, _frame: FrameType | None) -> None:
+    def _on_interrupt(self, _signum: int, frame: FrameType | None) -> None:
         # Ctrl-C in a terminal goes to all processes of the group: what happens then is the parent's business.
         # Only an interrupt meant for the very task that is running counts.
         if self.forked:
@@ -234,6 +239,7 @@ class _Worker:
         words = self.channel.words
         if self.inside and words[STOP] == self.inside:
             self.stopping = True
+            self.half_imported = self.half_imported or _is_importing(frame)
             if self.outbox.busy_here():
                 # In the middle of a log record: let it be finished first.
                 self.outbox.interrupted = True
@@ -292,6 +298,10 @@ class _Worker:
                     break
             if most_memory is not None and (own_rss_bytes() or 0) > most_memory:
                 # What it has kept must not be held against the next task.
+                break
+            if self.half_imported:
+                # Nor what an interrupt has left of a module: an import removes the module that it could not
+                # finish, and keeps the modules within it, which do not go with what is imported next.
                 break
         words[PARCELS] = payload.parcels_made() - self.parcels_before
         words[STATE] = LEAVING
@@ -731,6 +741,15 @@ def _except_of_broken(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(*args)
 
     return call
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether this frame, or one that called it, is the import system's."""
+    while frame is not None:
+        if frame.f_globals is _IMPORT_SYSTEM:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def own_rss_bytes() -> int | None:
