@@ -333,6 +333,36 @@ def test_a_shared_object_goes_with_its_last_reference(pool: TaskPool, way: str) 
     assert files_of_parcels() == before
 
 
+class SendsWhenPickled:
+    """Its pickling has a pool call something, also with a shared object of its own."""
+
+    def __init__(self, pool: TaskPool, value: object) -> None:
+        self.pool = pool
+        self.value = value
+
+    def __reduce__(self) -> tuple[type[int], tuple[()]]:
+        self.pool.submit(tasks.nothing, self.pool.share(self.value))
+        with pytest.raises(SerializationError):
+            self.pool.submit(tasks.nothing, self.pool.share(self.value), lambda: None)
+        return int, ()
+
+
+def test_pickling_that_sends_a_task_keeps_what_the_outer_task_needs(pool: TaskPool, tmp_path: Path) -> None:
+    """The inner task kept the memory of the outer one's shared object, and gave it back too early."""
+    gate = tmp_path / "gate"
+    waiting = [pool.submit(tasks.wait_for_file, str(gate)) for _ in range(2)]
+    other = SendsWhenPickled(pool, b"y" * 200_000)
+    args = (pool.share(b"x" * 200_000), other, pool.share(b"z" * 200_000))
+    handle = pool.submit(tasks.echo, args)
+    assert not payload.seen_shared
+    del args
+    gc.collect()
+    gate.touch()
+    assert handle.result(PATIENCE) == (b"x" * 200_000, 0, b"z" * 200_000)
+    for one in waiting:
+        one.result(PATIENCE)
+
+
 def mapped_parcels(pid: int | str = "self") -> int:
     """How many parcels a process has mapped, those without a name included."""
     with open(f"/proc/{pid}/maps") as file:

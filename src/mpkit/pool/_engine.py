@@ -134,6 +134,7 @@ class Engine:
 
     # -- submitting ------------------------------------------------------------------------------------------
 
+    @payload.pickles_for_tasks
     def submit(
         self,
         function: Function,
@@ -280,6 +281,7 @@ class Engine:
         if self._waiting:
             self._room.notify_all()
 
+    @payload.pickles_for_tasks
     def function(self, fn: Any, options: TaskOptions) -> tuple[Function, bytes, int]:
         """How a worker gets a function: its statistics, its pickle and flags.
 
