@@ -293,7 +293,7 @@ def note_shared(blob: Blob) -> None:
 
 
 def take_seen_shared() -> list[Blob]:
-    """The files of the shared objects that this thread has pickled for the task at hand; they are forgotten."""
+    """The files of the shared objects that this thread has pickled for the task at hand; forgets them."""
     depth = _depth(sys._getframe(1))
     mine = seen_shared.pop(threading.get_ident(), [])
     outer = [seen for seen in mine if seen[0] < depth]
