@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from mpkit._platform.deadlines import check_timeout
@@ -141,7 +141,7 @@ class _ImapSink:
             with condition:
                 condition.notify_all()
 
-    def split(self, task: Chunk, pieces: list[Chunk]) -> None:
+    def split(self, task: Chunk, pieces: Sequence[Chunk]) -> None:
         """Pieces stand from now on for what of a task had not been done."""
         for piece in pieces:
             self.tasks[piece.number] = piece

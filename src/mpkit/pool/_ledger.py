@@ -145,11 +145,12 @@ class Chunk(Task):
         start: the first of its items, counted in the list that its record holds.
         stop: behind the last one.
         done: the first one whose outcome has not come yet (the others came in parts).
+        pieces: what stands for it since its worker has died; none: it has not been divided.
         told: what its sink has been told of, by the first item: how many.
         drained: nothing more of it will come from a worker, but parts may still be under way to its sink.
     """
 
-    __slots__ = ("done", "drained", "start", "stop", "told")
+    __slots__ = ("done", "drained", "pieces", "start", "stop", "told")
 
     def __init__(
         self,
@@ -167,6 +168,7 @@ class Chunk(Task):
         self.start: int = start
         self.stop: int = stop
         self.done: int = start
+        self.pieces: Sequence[Chunk] = ()
         self.told: dict[int, int] = {}
         self.drained: bool = False
 
@@ -179,22 +181,8 @@ class Chunk(Task):
 class ChunkSink(Sink, Protocol):
     """Whoever waits for the outcomes of chunks. Parts are `PART`: ``(first item, kind, data, length)``."""
 
-    def split(self, task: Chunk, pieces: list[Chunk]) -> object:
+    def split(self, task: Chunk, pieces: Sequence[Chunk]) -> object:
         """The worker of `task` is dead: from now on `pieces` stand for what of it had not been told."""
-
-
-class Loss(NamedTuple):
-    """What the death of a worker meant.
-
-    Attributes:
-        ended: tasks that ended by it: the one that ran there, if it has no retries left or was being stopped.
-        retried: the task that ran there and is queued again, or None.
-        requeued: tasks that had not begun and are queued again.
-    """
-
-    ended: list[Task]
-    retried: Task | None
-    requeued: list[Task]
 
 
 class Ledger:
@@ -344,35 +332,46 @@ class Ledger:
         """A worker exists, with nothing sent to it."""
         self.sent[worker] = {}
 
-    def lose_worker(self, worker: int, begun: int | None, death: Death) -> Loss:
-        """A worker is dead.
+    def ending_with(self, worker: int, begun: int | None) -> list[Task]:
+        """The tasks that `lose_worker` would end: whoever waits for them is told before they are forgotten.
+
+        Args:
+            worker: its key.
+            begun: the task that it had begun and not finished, or None.
+        """
+        # What was to be stopped is not sent again, whether it had begun or not. After an exception (no
+        # memory) some may be in the queue already, and stay there.
+        return [
+            task
+            for number, task in self.sent[worker].items()
+            if task.worker == worker and (task.ending or (number == begun and not task.has_tries_left()))
+        ]
+
+    def lose_worker(self, worker: int, begun: int | None, death: Death) -> None:
+        """A worker is dead: what it had not begun is first in the queue again, and what it ran if that has
+        tries left.
 
         Args:
             worker: its key.
             begun: the task that it had begun and not finished, or None.
             death: how it died.
         """
-        # After an exception (no memory) this is called again: what is in the queue by then is not touched.
         tasks = {number: task for number, task in self.sent[worker].items() if task.worker == worker}
-        running = None if begun is None else tasks.pop(begun, None)
-        # What was to be stopped is not sent again, whether it had begun or not.
-        ended = [task for task in tasks.values() if task.ending]
-        requeued = [task for task in tasks.values() if not task.ending]
-        retried: Task | None = None
-        if running is not None:
-            retried = running if running.has_tries_left() else None
-            if retried is None:
-                ended.append(running)
-        self._to_the_front(requeued if retried is None else [retried, *requeued])
+        ended = self.ending_with(worker, begun)
+        for task in ended:
+            del tasks[task.number]
+        # What it ran comes first.
+        back = sorted(tasks.values(), key=lambda task: task.number != begun)
+        running = None if begun is None else self.sent[worker].get(begun)
+        self._to_the_front(back)
         if running is not None:
             running.deaths = [*(running.deaths or ()), death]
-        if retried is not None:
-            self.retried += 1
+            if running.state == QUEUED:
+                self.retried += 1
         del self.sent[worker]
         self.under_way -= len(ended)
         for task in ended:
             self._count_ended(task)
-        return Loss(ended, retried, requeued)
 
     def divide(self, chunk: Chunk, queued: Sequence[Chunk], crashed: Chunk | None) -> None:
         """The worker of a chunk is dead: its pieces take its place, in front of the queue.
@@ -381,14 +380,23 @@ class Ledger:
             chunk: was sent to the worker, and has begun.
             queued: what is sent again.
             crashed: the item that it died of and that is not tried again, or None.
+
+        After an exception (no memory) it may be called again with the same ones.
         """
-        del self.sent[chunk.worker][chunk.number]
-        chunk.state = ENDED
-        self.submitted += len(queued) - (crashed is None)
-        self.under_way += len(queued) - 1
-        self._to_the_front(queued)
-        if crashed is not None:
+        for piece in reversed(queued):
+            if piece.state == UNSENT:
+                self._to_the_front((piece,))
+                self.under_way += 1
+                self.submitted += 1
+                self.retried += piece.deaths is not None
+        if crashed is not None and crashed.state == UNSENT:
             self._count_ended(crashed)
+            self.submitted += 1
+        # Last: while it is there, the worker has a task that nothing stands for.
+        del self.sent[chunk.worker][chunk.number]
+        self.submitted -= 1
+        self.under_way -= 1
+        chunk.state = ENDED
 
     # -- all -------------------------------------------------------------------------------------------------
 

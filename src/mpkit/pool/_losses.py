@@ -13,7 +13,7 @@ from mpkit.errors import WorkerCrashed
 from mpkit.pool._channel import HEAD_SIZE, ITEM, RAISED, RANGE, TASK_HEAD
 from mpkit.pool._dispatcher import Dispatcher, Settlements, ending_error
 from mpkit.pool._lane import Lane
-from mpkit.pool._ledger import Chunk, ChunkSink, Death, Ledger, Task
+from mpkit.pool._ledger import UNSENT, Chunk, ChunkSink, Death, Ledger, Task
 
 
 def settle_loss(
@@ -39,11 +39,9 @@ def settle_loss(
     chunk = None if running is None else lane.sent.get(running)
     if isinstance(chunk, Chunk) and _divide(ledger, chunk, lane, death, numbers, settlements):
         running = None
-    for number, task in lane.sent.items():
-        if task.ending:
-            settlements.append((task, RAISED, ending_error(task, lane)))
-        elif number == running and not task.has_tries_left():
-            settlements.append((task, RAISED, _crash_error(task, [*(task.deaths or ()), death])))
+    for task in ledger.ending_with(lane.key, running):
+        error = ending_error(task, lane) if task.ending else _crash_error(task, [*(task.deaths or ()), death])
+        settlements.append((task, RAISED, error))
     ledger.lose_worker(lane.key, running, death)
 
 
@@ -60,27 +58,35 @@ def _divide(
         False when the death is that of the whole chunk: it has one item only, is being stopped, or the
         worker died before the first item (its function or its items cannot be unpickled, it seems).
     """
-    item = lane.words[ITEM]
-    if chunk.ending or not item or chunk.stop - chunk.start == 1:
+    # After an exception (no memory) it is divided into the same pieces, some of which may be under way.
+    pieces = chunk.pieces or _pieces(chunk, lane.words[ITEM], death, numbers)
+    if not pieces:
         return False
-    first = min(max(item >> 32, chunk.done), chunk.stop)
-    end = min(max(item & 0xFFFF_FFFF, first), chunk.stop)
-    parts = [(chunk.done, first), *((k, k + 1) for k in range(first, end)), (end, chunk.stop)]
-    pieces = [_piece(chunk, next(numbers), start, stop) for start, stop in parts if start < stop]
-    crashed: Chunk | None = None
-    if end - first == 1:
-        guilty = next(piece for piece in pieces if piece.start == first)
-        guilty.deaths = [death]
-        if not chunk.retries:
-            crashed = guilty
-        else:
-            ledger.retried += 1
+    chunk.pieces = pieces
+    crashed = next((piece for piece in pieces if piece.deaths and not piece.retries), None)
     error = None if crashed is None else _crash_error(crashed, [death])
-    cast("ChunkSink", chunk.sink).split(chunk, pieces)
+    if all(piece.state == UNSENT for piece in pieces):
+        cast("ChunkSink", chunk.sink).split(chunk, pieces)
     if crashed is not None:
         settlements.append((crashed, RAISED, error))
     ledger.divide(chunk, [piece for piece in pieces if piece is not crashed], crashed)
     return True
+
+
+def _pieces(chunk: Chunk, item: int, death: Death, numbers: Iterator[int]) -> list[Chunk]:
+    """What stands for a chunk whose worker had the items `item` in hand (see `ITEM`); none: it cannot be
+    divided.
+    """
+    if chunk.ending or not item or chunk.stop - chunk.start == 1:
+        return []
+    first = min(max(item >> 32, chunk.done), chunk.stop)
+    end = min(max(item & 0xFFFF_FFFF, first), chunk.stop)
+    parts = [(chunk.done, first), *((k, k + 1) for k in range(first, end)), (end, chunk.stop)]
+    pieces = [_piece(chunk, next(numbers), start, stop) for start, stop in parts if start < stop]
+    if end - first == 1:
+        guilty = next(piece for piece in pieces if piece.start == first)
+        guilty.deaths = [death]
+    return pieces
 
 
 def _piece(chunk: Chunk, number: int, start: int, stop: int) -> Chunk:

@@ -9,7 +9,7 @@ send items one by one unless told otherwise.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpkit._platform import seam
@@ -56,7 +56,7 @@ class _MapSink:
         if owner is not None:
             owner.piece_done(*piece_of(task, kind, data))
 
-    def split(self, task: Chunk, pieces: list[Chunk]) -> None:
+    def split(self, task: Chunk, pieces: Sequence[Chunk]) -> None:
         for piece in pieces:
             self.tasks[piece.number] = piece
         self.tasks.pop(task.number, None)

@@ -4,12 +4,16 @@ forgotten.
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
+
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from mpkit.pool._functions import Function
-from mpkit.pool._ledger import CANCELLED, ENDED, QUEUED, SENT, TIMED_OUT, Chunk, Death, Ledger, Loss, Task
+from mpkit.pool._ledger import CANCELLED, ENDED, QUEUED, SENT, TIMED_OUT, Chunk, Death, Ledger, Task
 
 _DEATH = Death(1, -9, "SIGKILL", "", None, False)
 _FUNCTION = Function("f", b"")
@@ -24,7 +28,7 @@ class _Sink:
     def _settle(self, task: Task, kind: int, data: object) -> None:
         """Never called by a ledger."""
 
-    def split(self, task: Chunk, pieces: list[Chunk]) -> None:
+    def split(self, task: Chunk, pieces: Sequence[Chunk]) -> None:
         """Never called by a ledger."""
 
 
@@ -129,17 +133,19 @@ class LedgerModel(RuleBasedStateMachine):
         worker = data.draw(st.sampled_from(sorted(self.workers)))
         tasks = self.workers.pop(worker)
         running = tasks[0] if tasks and begun else None
-        loss = self.ledger.lose_worker(worker, None if running is None else running.number, _DEATH)
+        number = None if running is None else running.number
         expected_ended = []
         back = []
         for task in tasks:
-            if task.ending or (task is running and len(task.deaths or ()) > task.retries):
+            if task.ending or (task is running and len(task.deaths or ()) >= task.retries):
                 expected_ended.append(task)
             else:
                 back.append(task)
-        assert sorted(task.number for task in loss.ended) == sorted(task.number for task in expected_ended)
-        assert (loss.retried is not None) == (running is not None and running in back)
-        for task in loss.ended:
+        assert self.ledger.ending_with(worker, number) == expected_ended
+        retried = self.ledger.retried
+        self.ledger.lose_worker(worker, number, _DEATH)
+        assert self.ledger.retried == retried + (running is not None and running in back)
+        for task in expected_ended:
             self.end(task)
         self.queue[:0] = back
 
@@ -180,18 +186,19 @@ class LedgerModel(RuleBasedStateMachine):
             in_hand.deaths = [_DEATH]
             guilty = None if chunk.retries else in_hand
         again = [piece for piece in pieces if piece is not guilty]
-        crashed = self.ledger.crashed
+        crashed, retried = self.ledger.crashed, self.ledger.retried
         self.ledger.divide(chunk, again, guilty)
         assert self.ledger.crashed == crashed + (guilty is not None)
-        loss = self.ledger.lose_worker(worker, None, _DEATH)
+        assert self.ledger.retried == retried + sum(piece.deaths is not None for piece in again)
+        ended = self.ledger.ending_with(worker, None)
+        assert ended == [task for task in behind if task.ending]
+        self.ledger.lose_worker(worker, None, _DEATH)
         # What had not begun was queued before the chunk's pieces were known: it comes in front of them.
-        assert loss.ended == [task for task in behind if task.ending]
-        assert (loss.retried, loss.requeued) == (None, [task for task in behind if not task.ending])
-        self.queue[:0] = [*loss.requeued, *again]
+        self.queue[:0] = [*(task for task in behind if task not in ended), *again]
         assert chunk.state == ENDED
         self.tasks.remove(chunk)
         self.tasks.extend(pieces)
-        for task in [*loss.ended, *([] if guilty is None else [guilty])]:
+        for task in [*ended, *([] if guilty is None else [guilty])]:
             self.end(task)
 
     @precondition(lambda self: self.queue)
@@ -265,7 +272,8 @@ def test_the_deaths_of_a_task_that_is_tried_again_are_all_remembered() -> None:
         ledger.add_worker(worker)
         assert ledger.first() is task
         ledger.send_first(worker)
-        ended.append(ledger.lose_worker(worker, 1, _DEATH._replace(pid=worker)).ended)
+        ended.append(ledger.ending_with(worker, 1))
+        ledger.lose_worker(worker, 1, _DEATH._replace(pid=worker))
     assert ended == [[], [], [task]]
     assert task.deaths is not None
     assert [death.pid for death in task.deaths] == [1, 2, 3]
@@ -281,7 +289,8 @@ def test_the_pieces_of_a_chunk_take_its_place() -> None:
     ledger.submit(behind)
     before, guilty, after = make_chunk(3, 2, 5), make_chunk(4, 5, 6), make_chunk(5, 6, 10)
     ledger.divide(whole, [before, after], guilty)
-    assert ledger.lose_worker(1, None, _DEATH) == Loss([], None, [])
+    assert ledger.ending_with(1, None) == []
+    ledger.lose_worker(1, None, _DEATH)
     assert list(ledger.queue) == [before, after, behind]
     assert (whole.state, guilty.state) == (ENDED, ENDED)
     assert (ledger.submitted, ledger.live, ledger.crashed) == (4, 3, 1)
@@ -291,6 +300,44 @@ def test_the_pieces_of_a_chunk_take_its_place() -> None:
     ledger.send_first(2)
     ledger.divide(before, [make_chunk(6, 2, 3), make_chunk(7, 3, 4), make_chunk(8, 4, 5)], None)
     assert (ledger.submitted, ledger.live, ledger.queued, ledger.crashed) == (6, 5, 5, 1)
+
+
+class _FullOnce(deque[Task]):
+    """A queue that has no memory for one task, once."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def appendleft(self, task: Task) -> None:
+        if task.number == self.number:
+            self.number = -1
+            raise MemoryError
+        super().appendleft(task)
+
+
+def test_a_division_that_failed_half_way_is_done_at_the_second_try() -> None:
+    """What was queued before the failure was queued again, or the rest was lost."""
+    ledger = Ledger()
+    ledger.queue = _FullOnce(4)
+    ledger.add_worker(1)
+    whole = make_chunk(1, 0, 4, retries=1)
+    ledger.send_new(1, whole)
+    first, second, guilty, last = (make_chunk(3 + k, k, k + 1, retries=1) for k in range(4))
+    guilty.deaths = [_DEATH]
+    pieces = [first, second, guilty, last]
+    with pytest.raises(MemoryError):
+        ledger.divide(whole, pieces, None)
+    # Meanwhile one of them is sent, and ends.
+    ledger.add_worker(2)
+    assert ledger.first() is guilty
+    ledger.send_first(2)
+    ledger.finish(2, guilty.number, True)
+    ledger.divide(whole, pieces, None)
+    ledger.lose_worker(1, None, _DEATH)
+    assert list(ledger.queue) == [first, second, last]
+    assert (ledger.submitted, ledger.live, ledger.queued, ledger.succeeded) == (4, 3, 3, 1)
+    assert ledger.retried == 1
 
 
 def test_cancelled_tasks_do_not_pile_up_behind_one_that_waits() -> None:
