@@ -269,6 +269,7 @@ def test_an_argument_that_cannot_be_pickled_comes_out_of_get() -> None:
     errors: list[BaseException] = []
     with compat.Pool(1) as pool:
         result = pool.apply_async(tasks.square, (lambda: 1,), error_callback=errors.append)
+        result.wait(PATIENCE)
         assert result.ready()
         assert not result.successful()
         # The type that the standard library raises, which differs between versions of Python.

@@ -20,6 +20,7 @@ import pytest
 from mpkit import compat
 from mpkit.compat import futures
 from mpkit.errors import ClosedError
+from mpkit.pool import TaskHandle, TaskPool
 from tests.contract import compat_tasks as tasks
 from tests.helpers.processes import forked, python, run_python
 from tests.helpers.waiting import PATIENCE, wait_until
@@ -326,7 +327,31 @@ def test_a_callback_that_raises_does_not_hold_up_its_result() -> None:
     with compat.Pool(1) as pool:
         assert pool.apply_async(tasks.square, (3,), callback=broken).get(PATIENCE) == 9
         sent = pool.apply_async(tasks.square, (cast("Any", lambda: 3),), error_callback=broken)
+        sent.wait(PATIENCE)
         assert sent.ready()
+
+
+@pytest.mark.parametrize("sent", [True, False])
+def test_callbacks_are_called_in_a_thread_of_the_pool(monkeypatch: pytest.MonkeyPatch, sent: bool) -> None:
+    """Whoever holds a lock that the callback takes, while submitting, waited for himself."""
+    threads: list[int] = []
+    submit = TaskPool.submit
+
+    def submit_and_wait(pool: TaskPool, *args: Any, **kwargs: Any) -> TaskHandle[Any]:
+        handle = submit(pool, *args, **kwargs)
+        handle.wait(PATIENCE)
+        return handle
+
+    def note(_outcome: object) -> None:
+        threads.append(threading.get_ident())
+
+    monkeypatch.setattr(TaskPool, "submit", submit_and_wait)
+    with compat.Pool(1) as pool:
+        argument: Any = 3 if sent else lambda: 3
+        result = pool.apply_async(tasks.square, (argument,), callback=note, error_callback=note)
+        result.wait(PATIENCE)
+    assert threads
+    assert threading.get_ident() not in threads
 
 
 @pytest.mark.parametrize("verb", ["map_async", "starmap_async"])

@@ -10,6 +10,7 @@ import gc
 import logging
 import os
 import pickle
+import queue
 import signal
 import sys
 import threading
@@ -21,7 +22,7 @@ import pytest
 
 from mpkit import LockedCounter
 from mpkit.errors import ClosedError, SerializationError, TaskCancelled, TaskTimeout
-from mpkit.pool import TaskPool, _collector
+from mpkit.pool import TaskHandle, TaskPool, _collector
 from mpkit.pool import _payload as payload
 from mpkit.pool._ledger import Task
 from mpkit.pool._payload import INLINE_BYTES
@@ -240,6 +241,43 @@ def test_a_task_from_a_handler_of_a_pool_that_is_ended_then(pool: TaskPool) -> N
     assert isinstance(handle, concurrent.futures.Future)
     with contextlib.suppress(TaskCancelled):
         assert handle.result(PATIENCE) == 16
+
+
+# -- callbacks -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["apply_async", "map_async", "starmap_async"])
+def test_the_callback_of_a_task_that_has_ended_already_is_called_in_the_pools_thread(
+    pool: TaskPool, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """It was called by the thread that submits, and waited for ever for the lock that this one holds."""
+
+    def submit_and_wait(submit: Callable[..., TaskHandle[Any]]) -> Callable[..., TaskHandle[Any]]:
+        def call(*args: Any, **kwargs: Any) -> TaskHandle[Any]:
+            handle = submit(*args, **kwargs)
+            handle.wait(PATIENCE)
+            return handle
+
+        return call
+
+    monkeypatch.setattr(pool, "submit", submit_and_wait(pool.submit))
+    monkeypatch.setattr(pool, "_map", submit_and_wait(pool._map))
+    lock = threading.Lock()
+    called: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def take_the_lock(_outcome: object) -> None:
+        assert lock.acquire(timeout=PATIENCE)
+        lock.release()
+        called.put(threading.get_ident())
+
+    calls: dict[str, Callable[..., object]] = {
+        "apply_async": lambda: pool.apply_async(tasks.square, (3,), None, take_the_lock),
+        "map_async": lambda: pool.map_async(tasks.square, [3], None, take_the_lock),
+        "starmap_async": lambda: pool.starmap_async(tasks.square, [(3,)], None, take_the_lock),
+    }
+    with lock:
+        calls[verb]()
+    assert called.get(timeout=PATIENCE) != threading.get_ident()
 
 
 # -- max_pending ---------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Sized
 from concurrent.futures import Future
@@ -319,8 +320,9 @@ class Pool:
         failed: Future[R] = Future()
         failed.set_exception(original)
         if callbacks is not None:
-            # Called at once; what it raises goes into the log, as with a call that has run.
-            failed.add_done_callback(lambda _: callbacks.failed(original))
+            # There; what it raises goes into the log, as with a call that has run.
+            tell = functools.partial(failed.add_done_callback, lambda _: callbacks.failed(original))
+            self._pool._engine.collector.call_back(tell)
         return AsyncResult(failed, None, callbacks)
 
     # -- the end

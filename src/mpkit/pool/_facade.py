@@ -114,7 +114,8 @@ class PoolView:
             func: What to call.
             args: Its positional arguments.
             kwds: Its keyword arguments.
-            callback: Called with the result, in the pool's own thread; must not block.
+            callback: Called with the result, always in the pool's own thread, one after the other; while it
+                runs, those of other tasks wait.
             error_callback: Called with the exception, likewise.
         """
         _check_callbacks(callback, error_callback)
@@ -531,7 +532,7 @@ def _with_callbacks(
     error_callback: Callable[[BaseException], object] | None,
 ) -> TaskHandle[R]:
     if callback is not None or error_callback is not None:
-        handle.add_done_callback(_Callbacks(callback, error_callback))
+        handle._call_back(_Callbacks(callback, error_callback))
     return handle
 
 

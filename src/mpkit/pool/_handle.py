@@ -212,10 +212,24 @@ class TaskHandle(Future[R]):
         # Taken away first: after an exception in `_tell` this may be called twice.
         callbacks, self._done_callbacks = self._done_callbacks, []
         for callback in callbacks:
-            try:
-                callback(self)
-            except BaseException:  # noqa: BLE001  as concurrent.futures does: it is logged, and stops nobody
-                futures_base.LOGGER.exception("exception calling callback for %r", self)
+            self._call(callback)
+
+    def _call(self, callback: Callable[[Future[R]], object]) -> None:
+        try:
+            callback(self)
+        except BaseException:  # noqa: BLE001  as concurrent.futures does: it is logged, and stops nobody
+            futures_base.LOGGER.exception("exception calling callback for %r", self)
+
+    def _call_back(self, callback: Callable[[Future[R]], object]) -> None:
+        """`add_done_callback`, except that the pool's thread calls it, also if the task has ended already.
+
+        The thread that submits may hold a lock that the callback takes.
+        """
+        with deferred_interrupts(), self._condition:
+            if self._state is _PENDING:
+                self._done_callbacks.append(callback)
+                return
+        self._engine.collector.call_back(partial(self._call, callback))
 
     def _outcome(self) -> tuple[R | None, BaseException | None]:
         """The outcome, unpickled. Only when it is there."""
