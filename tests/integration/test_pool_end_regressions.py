@@ -191,19 +191,20 @@ def test_a_cancelled_task_makes_room_at_once(tmp_path: Path) -> None:
         running = pool.submit(tasks.wait_for_file, str(gate))
         wait_until(running.running, "it runs")
         queued = pool.submit(tasks.nothing)
-        room = pool._engine._room
+        room = pool._engine.room
+        assert room is not None
         woken: list[bool] = []
-        wait = room.wait
+        wait = room.condition.wait
 
         def wait_long(_timeout: float) -> bool:
             woken.append(wait(PATIENCE))
             return woken[-1]
 
-        room.wait = wait_long  # type: ignore[method-assign,assignment]
+        room.condition.wait = wait_long  # type: ignore[method-assign,assignment]
         more: list[Any] = []
         submitting = threading.Thread(target=lambda: more.append(pool.submit(tasks.square, 3)))
         submitting.start()
-        wait_until(lambda: pool._engine._waiting, "it waits for room")
+        wait_until(lambda: room.waiting, "it waits for room")
         assert queued.cancel()
         submitting.join()
         gate.touch()

@@ -211,7 +211,8 @@ def test_a_wait_for_room_that_is_interrupted_keeps_nobody_waiting(
 
         for step in STEPS:
             reached = interrupt_at(step, submit_some, signum=signum, raises=raises)
-            assert not pool._engine._waiting, f"step {step}"
+            assert pool._engine.room is not None
+            assert not pool._engine.room.waiting, f"step {step}"
             assert pool.submit(tasks.square, 5).result(PATIENCE) == 25
             if not reached:
                 break

@@ -13,9 +13,7 @@ import os
 import threading
 import time
 import weakref
-from collections import deque
-from types import BuiltinFunctionType, FunctionType, ModuleType
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from mpkit._platform import families, memory, seam
 from mpkit._platform.forks import in_forked_children
@@ -38,7 +36,6 @@ from mpkit.pool._channel import (
     BY_REFERENCE,
     BY_VALUE,
     CHUNK,
-    DONE,
     FUNCTION_INSIDE,
     HEAD_SIZE,
     LEAVE,
@@ -53,26 +50,24 @@ from mpkit.pool._channel import (
     Board,
 )
 from mpkit.pool._collector import REENTERED, Collector
-from mpkit.pool._cpu import cpu_percent
 from mpkit.pool._crew import Crew
 from mpkit.pool._dispatcher import Dispatcher, Settlements, cancelled_error
+from mpkit.pool._function_table import FunctionTable
 from mpkit.pool._functions import Function
+from mpkit.pool._insight import Insight
 from mpkit.pool._lane import Lane
 from mpkit.pool._ledger import CANCELLED, POOL_BROKEN, UNSENT, Chunk, ChunkSink, Death, Sink, Task
 from mpkit.pool._losses import settle_loss
 from mpkit.pool._options import PoolOptions, TaskOptions
 from mpkit.pool._reports import attempt
-from mpkit.pool._stacks import last_words, live_stack
+from mpkit.pool._room import Room
+from mpkit.pool._stacks import last_words
 from mpkit.pool._states import BROKEN, CLOSED, RUNNING, TERMINATED
 from mpkit.pool._supervisor import Supervisor
 from mpkit.pool._worker import Initializer
 
-if TYPE_CHECKING:
-    from mpkit.pool._statistics import PoolStatistics, WorkerSnapshot
-
 _logger = logging.getLogger("mpkit.pool")
 
-_MOST_FUNCTIONS = 1024
 _LEAVE_RECORD = TASK_HEAD.pack(0, 0, LEAVE)
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
@@ -87,11 +82,9 @@ class Engine:
         self.pid: int = os.getpid()
         self.state: str = RUNNING
         self._numbers = itertools.count(1)
-        self._functions: dict[Any, Function] = {}
+        self.functions: FunctionTable = FunctionTable()
         self._why_broken: MpkitError | None = None
         self._over = threading.Event()
-        # The threads that wait for room, who came first first.
-        self._waiting: deque[int] = deque()
         self.dropped = False
         #: Until when the end waits for threads that have outcomes to tell; it does not wait yet.
         self.told_by: float = _NEVER
@@ -104,11 +97,13 @@ class Engine:
         )
         try:
             self.dispatcher: Dispatcher = Dispatcher(self._on_queue)
-            self._room = threading.Condition(self.dispatcher.lock.raw)
+            most = options.max_pending
+            self.room: Room | None = None if most is None else Room(self.dispatcher, most)
             self.collector: Collector = Collector(
                 self.dispatcher, self.board, f"mpkit-{options.name}", logs.handle, self._on_empty
             )
             self.crew: Crew = Crew(options, self.dispatcher, self.board, initializer)
+            self.insight: Insight = Insight(self.dispatcher, self.collector, self.crew)
             self.supervisor: Supervisor = Supervisor(self, f"mpkit-{options.name}")
             try:
                 for _ in range(options.processes):
@@ -160,9 +155,9 @@ class Engine:
             blob = b""
         if arguments:
             # Function and arguments together: of a longer record nobody would ever be rid.
-            room = LONGEST_TASK - HEAD_SIZE - RANGE.size - len(blob)
+            most = LONGEST_TASK - HEAD_SIZE - RANGE.size - len(blob)
             try:
-                more, data, kept = payload.dump_arguments(arguments, options.pickler, room)
+                more, data, kept = payload.dump_arguments(arguments, options.pickler, most)
             except SerializationError as error:
                 from mpkit.pool._blame import blame  # noqa: PLC0415  rarely needed
 
@@ -201,19 +196,18 @@ class Engine:
             lock.acquire()
             if self.state is not RUNNING:
                 self._refuse()
-            if (
-                self.options.max_pending is not None
-                and (self._waiting or dispatcher.ledger.queued >= self.options.max_pending)
-                and not self.collector.is_current_thread()
-            ):
-                self._wait_for_room(self.options.max_pending)
+            room = self.room
+            # Callbacks do not wait: they run in the thread that makes room.
+            if room is not None and room.is_short() and not self.collector.is_current_thread():
+                room.wait(self.check_usable)
             lane = dispatcher.submit(task)
             lock.release()
             if lane is not None:
                 dispatcher.nudge(lane)
         except BaseException as error:
             try:
-                self._leave_queue()
+                if self.room is not None:
+                    self.room.leave()
             finally:
                 try:
                     lock.unwind()
@@ -257,58 +251,6 @@ class Engine:
                 self.supervisor.poke()
         elif self.supervisor.looks_at == _NEVER:
             self.supervisor.poke()
-
-    def _wait_for_room(self, most: int) -> None:
-        # Whoever came first goes first.
-        ticket = threading.get_ident()
-        self.dispatcher.on_room = self._notify_of_room
-        self._waiting.append(ticket)
-        while self._waiting[0] != ticket or self.dispatcher.ledger.queued >= most:
-            self._room.wait(1.0)
-            if self.state is not RUNNING:
-                self._refuse()
-        self._leave_queue()
-
-    def _leave_queue(self) -> None:
-        """This thread waits for room no more, if it did."""
-        if threading.get_ident() in self._waiting:
-            self._waiting.remove(threading.get_ident())
-            if self.dispatcher.lock.is_owned():
-                self._notify_of_room()
-
-    def _notify_of_room(self) -> None:
-        """Whoever waits in `submit` looks again (holding the lock)."""
-        if self._waiting:
-            self._room.notify_all()
-
-    @payload.pickles_for_tasks
-    def function(self, fn: Any, options: TaskOptions) -> tuple[Function, bytes, int]:
-        """How a worker gets a function: its statistics, its pickle and flags.
-
-        Raises:
-            SerializationError: it cannot be pickled.
-        """
-        if payload.seen_shared:
-            # Of what was pickled for no task, or for one that could not be sent.
-            payload.take_seen_shared()
-        by_name = _is_pickled_by_name(fn) and options.pickler == "pickle"
-        key: Any = (
-            fn
-            if by_name
-            else getattr(fn, "__code__", None)
-            or (type(fn), getattr(getattr(fn, "func", None), "__name__", ""))
-        )
-        known = self._functions.get(key)
-        if known is not None and by_name:
-            return known, known.blob, BY_REFERENCE
-        if known is None:
-            if len(self._functions) >= _MOST_FUNCTIONS:
-                self._functions.clear()
-            known = Function(_name_of(fn), codec.dumps(fn, options.pickler) if by_name else b"")
-            self._functions[key] = known
-            if by_name:
-                return known, known.blob, BY_REFERENCE
-        return known, codec.dumps(fn, options.pickler), 0
 
     def _refuse(self) -> None:
         if self.pid != os.getpid():
@@ -494,67 +436,6 @@ class Engine:
         """When to look again after workers that leave."""
         return min((lane.leave_by for lane in self.dispatcher.lanes.values()), default=_NEVER)
 
-    # -- insight ---------------------------------------------------------------------------------------------
-
-    def worker_snapshots(self) -> list[WorkerSnapshot]:
-        """What each worker is doing now."""
-        from mpkit.pool._statistics import WorkerSnapshot  # noqa: PLC0415  dataclasses load a dozen modules
-
-        now = time.monotonic_ns()
-        return [
-            WorkerSnapshot(
-                pid=lane.pid,
-                state=_state_of(lane, number),
-                task_id=number or None,
-                function=function,
-                running_s=max(now - started, 0) / 1e9 if number else None,
-                tasks_done=lane.words[DONE],
-                rss_bytes=memory.rss_bytes(lane.pid),
-                cpu_percent=cpu_percent(lane.pid, time.monotonic() - lane.started_at),
-            )
-            for lane, number, started, function in self.dispatcher.lock.run(self._look_at_lanes)
-        ]
-
-    def _look_at_lanes(self) -> list[tuple[Lane, int, int, str | None]]:
-        """Each worker, its task, when that began and what it calls (holding the lock)."""
-        seen: list[tuple[Lane, int, int, str | None]] = []
-        for lane in self.dispatcher.lanes.values():
-            number, started = self.dispatcher.running_since(lane)
-            task = lane.sent.get(number)
-            seen.append((lane, number, started, task.function.name if task is not None else None))
-        return seen
-
-    def statistics(self) -> PoolStatistics:
-        """How many tasks there are, and what became of those that ended."""
-        from mpkit.pool._statistics import PoolStatistics  # noqa: PLC0415  dataclasses load a dozen modules
-
-        self.collector.look()
-        return self.dispatcher.lock.run(self._count, PoolStatistics)
-
-    def _count(self, statistics: type[PoolStatistics]) -> PoolStatistics:
-        ledger = self.dispatcher.ledger
-        lanes = self.dispatcher.lanes.values()
-        running = sum(1 for lane in lanes if lane.running())
-        return statistics(
-            workers=len(lanes),
-            idle=sum(1 for lane in lanes if lane.ready and not lane.running()),
-            running=running,
-            queued=max(ledger.live - running, 0),
-            submitted=ledger.submitted,
-            succeeded=ledger.succeeded,
-            failed=ledger.failed,
-            cancelled=ledger.cancelled,
-            crashed=ledger.crashed,
-            retried=ledger.retried,
-            workers_started=self.crew.workers_started,
-        )
-
-    def stacks(self) -> dict[int, str]:
-        """The Python stack of each worker now."""
-        lanes = self.dispatcher.lock.run(list, self.dispatcher.lanes.values())
-        deadline = time.monotonic() + 1.0
-        return {lane.pid: live_stack(lane, max(deadline - time.monotonic(), 0.01)) for lane in lanes}
-
     # -- the end ---------------------------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -567,7 +448,12 @@ class Engine:
     def _close(self) -> None:
         if self.state is RUNNING:
             self.state = CLOSED
-        self._room.notify_all()
+        self._refuse_who_waits()
+
+    def _refuse_who_waits(self) -> None:
+        """Have those who wait for room look at the state (holding the lock)."""
+        if self.room is not None:
+            self.room.notify()
 
     def terminate(self) -> None:
         """End everything now: pending tasks are cancelled, workers terminated."""
@@ -594,7 +480,7 @@ class Engine:
             if self.state in (RUNNING, CLOSED):
                 self._why_broken = why
                 self.state = BROKEN
-                self._room.notify_all()
+                self._refuse_who_waits()
             dispatcher.lanes.clear()
             dispatcher.idle.clear()
             tasks: list[Task] = []
@@ -637,7 +523,7 @@ class Engine:
         for lane in list(self.dispatcher.lanes.values()):
             self.dispatcher.drain_lane(lane, settlements)
         self.dispatcher.ledger.fail_everything(ended, CANCELLED if state is TERMINATED else POOL_BROKEN)
-        self._room.notify_all()
+        self._refuse_who_waits()
 
     def is_over(self) -> bool:
         """Whether no worker is left, none will come, and all that has ended has been told."""
@@ -722,29 +608,11 @@ _FORKED = (
 )
 
 
-def _state_of(lane: Lane, running: int) -> str:
-    if lane.leaving:
-        return "leaving"
-    return ("starting", "initializing", "running" if running else "idle", "leaving")[lane.words[STATE]]
-
-
 def _copy_of(error: MpkitError) -> MpkitError:
     # One exception object raised in several threads would collect all their tracebacks.
     copy = type(error)(*error.args)
     copy.__cause__ = error.__cause__
     return copy
-
-
-def _is_pickled_by_name(fn: object) -> bool:
-    kind = type(fn)
-    if kind is FunctionType or kind is type:
-        return True
-    return kind is BuiltinFunctionType and isinstance(fn.__self__, ModuleType | None)  # type: ignore[attr-defined]
-
-
-def _name_of(fn: object) -> str:
-    name = getattr(fn, "__qualname__", None) or getattr(getattr(fn, "func", None), "__qualname__", None)
-    return str(name or type(fn).__qualname__)
 
 
 def _packed_initializer(options: PoolOptions) -> bytes | Initializer | None:

@@ -83,7 +83,7 @@ class PoolView:
         """
         engine = self._engine
         options = self._options
-        known, blob, flags = engine.function(fn, options)
+        known, blob, flags = engine.functions.look_up(fn, options.pickler)
         handle: TaskHandle[R] = TaskHandle(engine)
         if kwargs:
             engine.submit(known, blob, flags | KEYWORDS, (args, kwargs), handle, options)
@@ -472,12 +472,12 @@ class TaskPool(PoolView):
     def workers(self) -> list[WorkerSnapshot]:
         """What each worker is doing now."""
         self._check_process()
-        return self._engine.worker_snapshots()
+        return self._engine.insight.worker_snapshots()
 
     def statistics(self) -> PoolStatistics:
         """How many tasks there are, and what became of those that ended."""
         self._check_process()
-        return self._engine.statistics()
+        return self._engine.insight.statistics()
 
     def stacks(self) -> dict[int, str]:
         """The Python stack of each worker now, by pid; works while C code holds the interpreter lock.
@@ -487,7 +487,7 @@ class TaskPool(PoolView):
         Blocking: a few milliseconds for each worker, a second at most.
         """
         self._check_process()
-        return self._engine.stacks()
+        return self._engine.insight.stacks()
 
     def __repr__(self) -> str:
         engine = self._engine

@@ -267,7 +267,7 @@ class ImapIterator(Generic[R]):
         engine.check_usable()
         self._input: Iterator[Any] | None = iter(iterable)
         self._options = options
-        self._function, self._blob, self._flags = engine.function(function, options)
+        self._function, self._blob, self._flags = engine.functions.look_up(function, options.pickler)
         self._groups: GroupedFunction | None = None
         if (
             self._chunksize == 1

@@ -126,7 +126,7 @@ class MapHandle(TaskHandle[list[R]]):
             self._settle(None, VALUE, None)
             return
         self._sink.function = function
-        known, blob, flags = engine.function(function, options)
+        known, blob, flags = engine.functions.look_up(function, options.pickler)
         flags |= CHUNK | (STAR if star else 0)
         if chunksize is not None:
             chunks = chunks_of(items, chunksize)

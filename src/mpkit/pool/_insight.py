@@ -1,0 +1,94 @@
+"""What a pool and its workers are doing, for people who ask."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from mpkit._platform import memory
+from mpkit.pool._channel import DONE, STATE
+from mpkit.pool._collector import Collector
+from mpkit.pool._cpu import cpu_percent
+from mpkit.pool._crew import Crew
+from mpkit.pool._dispatcher import Dispatcher
+from mpkit.pool._lane import Lane
+from mpkit.pool._stacks import live_stack
+
+if TYPE_CHECKING:
+    from mpkit.pool._statistics import PoolStatistics, WorkerSnapshot
+
+_STACKS_SECONDS = 1.0
+
+
+class Insight:
+    """Looks at a pool's workers and counts, from any thread."""
+
+    def __init__(self, dispatcher: Dispatcher, collector: Collector, crew: Crew) -> None:
+        self._dispatcher = dispatcher
+        self._collector = collector
+        self._crew = crew
+
+    def worker_snapshots(self) -> list[WorkerSnapshot]:
+        """What each worker is doing now."""
+        from mpkit.pool._statistics import WorkerSnapshot  # noqa: PLC0415  dataclasses load a dozen modules
+
+        now = time.monotonic_ns()
+        return [
+            WorkerSnapshot(
+                pid=lane.pid,
+                state=_state_of(lane, number),
+                task_id=number or None,
+                function=function,
+                running_s=max(now - started, 0) / 1e9 if number else None,
+                tasks_done=lane.words[DONE],
+                rss_bytes=memory.rss_bytes(lane.pid),
+                cpu_percent=cpu_percent(lane.pid, time.monotonic() - lane.started_at),
+            )
+            for lane, number, started, function in self._dispatcher.lock.run(self._look_at_lanes)
+        ]
+
+    def _look_at_lanes(self) -> list[tuple[Lane, int, int, str | None]]:
+        """Each worker, its task, when that began and what it calls (holding the lock)."""
+        seen: list[tuple[Lane, int, int, str | None]] = []
+        for lane in self._dispatcher.lanes.values():
+            number, started = self._dispatcher.running_since(lane)
+            task = lane.sent.get(number)
+            seen.append((lane, number, started, task.function.name if task is not None else None))
+        return seen
+
+    def statistics(self) -> PoolStatistics:
+        """How many tasks there are, and what became of those that ended."""
+        from mpkit.pool._statistics import PoolStatistics  # noqa: PLC0415  dataclasses load a dozen modules
+
+        self._collector.look()
+        return self._dispatcher.lock.run(self._count, PoolStatistics)
+
+    def _count(self, statistics: type[PoolStatistics]) -> PoolStatistics:
+        ledger = self._dispatcher.ledger
+        lanes = self._dispatcher.lanes.values()
+        running = sum(1 for lane in lanes if lane.running())
+        return statistics(
+            workers=len(lanes),
+            idle=sum(1 for lane in lanes if lane.ready and not lane.running()),
+            running=running,
+            queued=max(ledger.live - running, 0),
+            submitted=ledger.submitted,
+            succeeded=ledger.succeeded,
+            failed=ledger.failed,
+            cancelled=ledger.cancelled,
+            crashed=ledger.crashed,
+            retried=ledger.retried,
+            workers_started=self._crew.workers_started,
+        )
+
+    def stacks(self) -> dict[int, str]:
+        """The Python stack of each worker now."""
+        lanes = self._dispatcher.lock.run(list, self._dispatcher.lanes.values())
+        deadline = time.monotonic() + _STACKS_SECONDS
+        return {lane.pid: live_stack(lane, max(deadline - time.monotonic(), 0.01)) for lane in lanes}
+
+
+def _state_of(lane: Lane, running: int) -> str:
+    if lane.leaving:
+        return "leaving"
+    return ("starting", "initializing", "running" if running else "idle", "leaving")[lane.words[STATE]]
