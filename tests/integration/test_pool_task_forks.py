@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mpkit.errors import WorkerCrashed
-from mpkit.pool import TaskPool, _worker
+from mpkit.pool import TaskPool, _worker_outbox
 from tests.contract import pool_tasks as tasks
 from tests.helpers.waiting import PATIENCE
 
@@ -147,7 +147,7 @@ def test_a_torn_outbox_costs_its_worker_and_nobody_else(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What a wild store has left there made each look at it fail, for ever."""
-    monkeypatch.setattr(_worker._Outbox, "put_log", lambda self, _record: self.put(b"torn"))
+    monkeypatch.setattr(_worker_outbox.Outbox, "put_log", lambda self, _record: self.put(b"torn"))
     with TaskPool(2, context="fork") as pool:
         with pytest.raises(WorkerCrashed, match="SIGKILL"):
             pool.submit(tasks.log, "mpkit-test", "text").result(PATIENCE)

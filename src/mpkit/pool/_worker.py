@@ -13,10 +13,8 @@ import contextlib
 import faulthandler
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable
-from itertools import starmap
 from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any, NamedTuple, TypeAlias, cast
@@ -31,16 +29,11 @@ from mpkit._wire.codec import Pickler
 from mpkit.errors import SerializationError
 from mpkit.pool import _payload as payload
 from mpkit.pool._channel import (
-    ALWAYS,
-    ANY,
-    BACK,
     BAD_INITIALIZER,
-    BIG_PART,
     BY_REFERENCE,
     BY_VALUE,
     CHUNK,
     DONE,
-    EACH,
     ERROR,
     FRONT,
     FUNCTION_INSIDE,
@@ -51,18 +44,14 @@ from mpkit.pool._channel import (
     KEYWORDS,
     LEAVE,
     LEAVING,
-    LOG,
-    LOW,
     NONE,
     PARCELS,
-    PART,
     PID,
     POOL,
     RANGE,
     READY,
     RESULT_HEAD,
     SLEEPING,
-    SOON,
     STACK_PIPE,
     STAR,
     STARTED,
@@ -70,29 +59,22 @@ from mpkit.pool._channel import (
     STOP,
     TASK,
     TASK_HEAD,
-    VALUE,
-    WANTED,
-    WHEN_LOW,
     Barrier,
     Board,
     Channel,
     ChannelNames,
-    ring_bell,
 )
 from mpkit.pool._opened import forget_closed, opened
 from mpkit.pool._patience import Patience
 from mpkit.pool._stack_signal import STACK_SIGNAL
+from mpkit.pool._worker_bells import Bells
+from mpkit.pool._worker_chunks import Broken, ChunkRunner, except_of_broken
 from mpkit.pool._worker_fork import end_fork, give_up_stack_pipe
+from mpkit.pool._worker_outbox import Outbox, OutboxOfFork
 
-#: A chunk of short items is worked on in blocks of about this length ...
-_BLOCK_NS = 500_000
-#: ... and hands in what it has this often.
-_PART_NS = 2_000_000
 #: How long a worker sleeps before it looks again although nobody has woken it: a net below the protocol, and
 #: no part of it.
 _SLICE_SECONDS = 2.0
-#: Outcomes that somebody waits for in general are announced this often while the worker has more to do.
-_ANNOUNCE_NS = 1_000_000
 #: It looks this often whether shared objects that it has open have been closed.
 _LOOK_AFTER_SHARED_NS = 500_000_000
 #: Functions that a worker keeps unpickled.
@@ -144,7 +126,9 @@ class _Worker:
         self.plan = plan
         self.channel = Channel.attach(plan.names)
         self.board = Board.attach(plan.names)
-        self.outbox = _Outbox(self.channel, self.board)
+        self.bells = Bells(self.channel, self.board)
+        self.outbox = Outbox(self.channel, self.bells)
+        self.chunks = ChunkRunner(self, self.channel, self.bells)
         self.functions: dict[bytes, Callable[..., Any]] = {}
         # A fork has its parent's count.
         self.parcels_before = payload.parcels_made()
@@ -157,10 +141,7 @@ class _Worker:
         #: This process is a fork of the worker.
         self.forked = False
         self._reports_to_stderr = False
-        #: Items of a chunk that are being worked on, all in one call of C code.
-        self.block: list[Any] = []
         self.stop_forwarding: Callable[[], None] | None = None
-        self.last_ring = 0
         #: Not before this moment it looks after shared objects again.
         self.shared_looked_after = 0
 
@@ -199,9 +180,8 @@ class _Worker:
     def _become_fork(self) -> None:
         """This process has been forked by a task: it is no worker, and uses nothing of the worker's."""
         self.forked = True
-        self.outbox = _OutboxOfFork(self.channel, self.board)
-        # It is not to go on with what the worker has in hand, should it come back from the task.
-        self.block.clear()
+        self.outbox = OutboxOfFork(self.channel, self.bells)
+        self.chunks.drop_block()
         if self.stop_forwarding is not None:
             self.stop_forwarding()
         if self.plan.stack_pipe is not None:
@@ -222,13 +202,13 @@ class _Worker:
                     text = f"{type(error).__name__}: {str(error)[:2000]} (cut off: too long to be sent whole)"
                     data = failure.pack_exception(SerializationError(text))
                 self.outbox.put(RESULT_HEAD.pack(0, 0, BAD_INITIALIZER) + data)
-                self.outbox.ring_all()
+                self.bells.ring_all()
                 return False
             if self.forked:
                 end_fork(None)
         self.channel.words[STATE] = READY
         self.outbox.put(RESULT_HEAD.pack(0, 0, HELLO))
-        self.outbox.ring_all()
+        self.bells.ring_all()
         return True
 
     def _on_interrupt(self, _signum: int, frame: FrameType | None) -> None:
@@ -266,7 +246,7 @@ class _Worker:
                 if number:
                     barrier()
                     awake = not self.board.words[FRONT]
-                    self._ring(number, finished, idle=True)
+                    self.bells.ring(number, finished, idle=True)
                     number = 0
                 self._sleep(patience, barrier, parent_awake=awake)
                 if opened:
@@ -275,7 +255,7 @@ class _Worker:
             if number:
                 # Taking the record went through the inbox's lock: between the outcome and this look lies a
                 # full barrier.
-                self._ring(number, finished, idle=False)
+                self.bells.ring(number, finished, idle=False)
             number, length, flags = TASK_HEAD.unpack_from(record)
             if flags & LEAVE:
                 break
@@ -305,7 +285,7 @@ class _Worker:
                 break
         words[PARCELS] = payload.parcels_made() - self.parcels_before
         words[STATE] = LEAVING
-        self.outbox.ring_all()
+        self.bells.ring_all()
 
     def _look_after_shared(self, now: int) -> None:
         """Let go of shared objects that have been closed, if it is time to look for them."""
@@ -403,170 +383,17 @@ class _Worker:
                 inside, items = payload.load_items(flags, rest)
             except Exception:  # noqa: BLE001  they cannot be told apart
                 raise error from error.__cause__
-            function = _except_of_broken(self._function(inside or blob, flags))
-            args = [item if reason is None else _Broken(reason) for item, reason in items]
+            function = except_of_broken(self._function(inside or blob, flags))
+            args = [item if reason is None else Broken(reason) for item, reason in items]
             if flags & STAR:
-                args = [(item,) if type(item) is _Broken else item for item in args]
+                args = [(item,) if type(item) is Broken else item for item in args]
         else:
             function = self._function(blob, flags)
             if flags & FUNCTION_INSIDE and flags & KEYWORDS:
                 args, kwargs = args
-        if flags & EACH:
-            return self._run_each(function, args, number, first, stop, pickler)
         if flags & CHUNK:
-            return self._run_chunk(function, args, number, flags, first, stop, pickler)
+            return self.chunks.run(function, args, number, flags, first, stop, pickler)
         return payload.dump_value(function(*args) if kwargs is None else function(*args, **kwargs), pickler)
-
-    def _run_chunk(
-        self,
-        function: Callable[..., Any],
-        items: list[Any],
-        number: int,
-        flags: int,
-        first: int,
-        stop: int,
-        pickler: Pickler,
-    ) -> tuple[int, bytes]:
-        """Call the function for the items from `first` to `stop`.
-
-        The outcome: the list of results, and what went wrong at which index of it. While it works it says in
-        the status row which items it has in hand, and hands in what it has every `_PART_NS`, so that its
-        death costs as little as possible. Short items are worked on in blocks of about `_BLOCK_NS`: a store
-        for each of them would cost more than they do.
-        """
-        words = self.channel.words
-        clock = time.monotonic_ns
-        results: list[Any] = []
-        errors: list[tuple[int, bytes]] = []
-        base = at = first
-        block = 1
-        began = handed_in = clock()
-        while True:
-            end = min(at + block, stop)
-            words[ITEM] = at << 32 | end
-            self.block = items[at:end]
-            self._run_block(function, self.block, flags, pickler, results, errors)
-            at = end
-            if at == stop:
-                break
-            now = clock()
-            took, began = now - began, now
-            # Each item may take longer than the last one: the block grows fourfold at most.
-            block = max(1, min(block << 2, block * _BLOCK_NS // (took or 1)))
-            if now - handed_in > _PART_NS:
-                # Now pickling may be the end of the worker.
-                words[ITEM] = base << 32 | at
-                self._hand_in(number, at, *self._dump_results(results, errors, pickler))
-                results, errors, base = [], [], at
-                began = handed_in = clock()
-        words[ITEM] = base << 32 | stop
-        return self._dump_results(results, errors, pickler)
-
-    def _run_each(
-        self,
-        function: Callable[..., Any],
-        items: list[Any],
-        number: int,
-        first: int,
-        stop: int,
-        pickler: Pickler,
-    ) -> tuple[int, bytes]:
-        """Call the function for the items from `first` to `stop`, each as if it were a task of its own.
-
-        Its result is in the outbox before the next one begins. So the death of this worker is the death of
-        the item in hand alone, and nothing is done twice. The outcome is that of the last one.
-        """
-        words = self.channel.words
-        at = first
-        while True:
-            words[ITEM] = at << 32 | at + 1
-            results: list[Any] = [None]
-            errors: list[tuple[int, bytes]] = []
-            try:
-                results[0] = function(items[at])
-            except BaseException as error:
-                if self.stopping or self.forked:
-                    # All of it.
-                    raise
-                errors.append((0, failure.pack_exception(error, pickler)))
-            if self.forked:
-                end_fork(None)
-            # What has been worked on must not live on here while the next one is worked on.
-            items[at] = None
-            kind, data = self._dump_results(results, errors, pickler)
-            at += 1
-            if at == stop:
-                return kind, data
-            self._hand_in(number, at, kind, data)
-            self._announce(number)
-
-    def _run_block(
-        self,
-        function: Callable[..., Any],
-        items: list[Any],
-        flags: int,
-        pickler: Pickler,
-        results: list[Any],
-        errors: list[tuple[int, bytes]],
-    ) -> None:
-        """Call the function for each item, adding to `results`, and to `errors` what went wrong at which
-        index.
-
-        An error fails its own item only. `list.extend` keeps what an iterator gave before it raised, and
-        `map` goes on with the next item after an error, so the calls run at the speed of C all the same.
-        """
-        calls = starmap(function, items) if flags & STAR else map(function, items)
-        total = len(results) + len(items)
-        while len(results) < total:
-            try:
-                results.extend(calls)
-                if self.forked:
-                    end_fork(None)
-                if len(results) < total:
-                    # Only a StopIteration that the function itself raised ends `calls` early.
-                    raise RuntimeError("the function raised StopIteration")
-            except BaseException as error:
-                if self.stopping or self.forked:
-                    # The whole chunk. A KeyboardInterrupt of the item's own is an error like any other.
-                    raise
-                errors.append((len(results), failure.pack_exception(error, pickler)))
-                results.append(None)
-
-    def _dump_results(
-        self, results: list[Any], errors: list[tuple[int, bytes]], pickler: Pickler
-    ) -> tuple[int, bytes]:
-        try:
-            return payload.dump_chunk(results, errors, pickler)
-        except BaseException:
-            if self.stopping:
-                raise
-            # Rare, so slow is good enough: find the results that cannot be pickled.
-            failed = {index for index, _ in errors}
-            for index, value in enumerate(results):
-                if index not in failed:
-                    try:
-                        codec.dumps(value, pickler)
-                    except BaseException as error:
-                        if self.stopping:
-                            raise
-                        errors.append((index, failure.pack_exception(error, pickler)))
-                        results[index] = None
-            return payload.dump_chunk(results, errors, pickler)
-
-    def _hand_in(self, number: int, reached: int, kind: int, data: bytes) -> None:
-        """Send the results of the items before `reached` that have not been sent yet."""
-        head = RESULT_HEAD.pack(number, reached, PART if kind == VALUE else BIG_PART)
-        self.outbox.put_part(head + data)
-
-    def _announce(self, number: int) -> None:
-        """Wake whoever waits for a part of task `number`, or for anything, now and then."""
-        board = self.board.words
-        if board[FRONT] and board[WANTED] in (ANY, SOON, number):
-            now = time.monotonic_ns()
-            if now - self.last_ring > _ANNOUNCE_NS:
-                self.last_ring = now
-                board[FRONT] = 0
-                ring_bell(self.board.front)
 
     def _function(self, blob: bytes, flags: int) -> Callable[..., Any]:
         if flags & FUNCTION_INSIDE:
@@ -580,37 +407,6 @@ class _Worker:
                 self.functions.clear()
             self.functions[blob] = function
         return function
-
-    def _ring(self, number: int, now: int, *, idle: bool) -> None:
-        """Wake whoever wants to know that task `number` is done."""
-        words = self.channel.words
-        low = words[LOW]
-        empty = low > 0 and (idle or self.channel.inbox.left() < low)
-        filling = not words[DONE] & 15 and self.outbox.is_filling()
-        board = self.board.words
-        if board[FRONT]:
-            wanted = board[WANTED]
-            if (
-                empty
-                or filling
-                or wanted == number
-                or wanted == ANY
-                or (wanted == SOON and (idle or now - self.last_ring > _ANNOUNCE_NS))
-            ):
-                self.last_ring = now
-                # In this order: whoever sleeps there sets it again after it has woken.
-                board[FRONT] = 0
-                ring_bell(self.board.front)
-                return
-        level = board[BACK]
-        if level and (
-            filling
-            or (level >= WHEN_LOW and empty)
-            or (level == ALWAYS and (idle or now - self.last_ring > _ANNOUNCE_NS))
-        ):
-            self.last_ring = now
-            board[BACK] = 0
-            ring_bell(self.board.back)
 
     def _sleep(self, patience: Patience, barrier: Barrier, *, parent_awake: bool) -> None:
         """Wait for a record: look for a moment, then sleep."""
@@ -629,118 +425,6 @@ class _Worker:
         if is_empty():
             channel.wake.acquire(True, _SLICE_SECONDS)
         words[SLEEPING] = 0
-
-
-class _Outbox:
-    """Puts records into the outbox: outcomes from the main thread, log records from any."""
-
-    def __init__(self, channel: Channel, board: Board) -> None:
-        self._channel = channel
-        self._ring = channel.outbox
-        self._board = board
-        self._lock = threading.Lock()
-        self._holder = 0
-        self._late: list[bytes] = []
-        self.interrupted = False
-
-    def put(self, record: bytes) -> None:
-        """Add a record; waits for room."""
-        me = threading.get_ident()
-        if self._holder == me:
-            # A `__del__` that logs, in the middle of a put of this very thread.
-            self._late.append(record)
-            return
-        with self._lock:
-            self._holder = me
-            try:
-                if not self._ring.try_put(record):
-                    self._put_when_room(record)
-                while self._late:
-                    self._put_when_room(self._late.pop(0))
-            finally:
-                self._holder = 0
-
-    def put_log(self, record: bytes) -> None:
-        """Add a log record, from inside a task."""
-        self.put(RESULT_HEAD.pack(0, 0, LOG) + record)
-        board = self._board.words
-        if board[BACK]:
-            board[BACK] = 0
-            ring_bell(self._board.back)
-        self._catch_up()
-
-    def put_part(self, record: bytes) -> None:
-        """Add some results of a chunk, from inside the task."""
-        self.put(record)
-        self._catch_up()
-
-    def _catch_up(self) -> None:
-        # The interrupt that came while a record was being put.
-        if self.interrupted and self._holder == 0 and threading.current_thread() is threading.main_thread():
-            self.interrupted = False
-            self._channel.words[STOP] = 0
-            raise KeyboardInterrupt
-
-    def busy_here(self) -> bool:
-        """Whether this thread is in the middle of a put."""
-        return self._holder == threading.get_ident()
-
-    def is_filling(self) -> bool:
-        """Whether less than half of the ring is free."""
-        return self._ring.room() < self._ring.capacity << 2
-
-    def ring_all(self) -> None:
-        """Wake everybody in the parent."""
-        board = self._board
-        board.words[FRONT] = 0
-        ring_bell(board.front)
-        board.words[BACK] = 0
-        ring_bell(board.back)
-
-    def _put_when_room(self, record: bytes) -> None:
-        if self._ring.try_put(record):
-            return
-        words = self._channel.words
-        barrier = Barrier()
-        while True:
-            self.ring_all()
-            words[SLEEPING] = 2
-            barrier()
-            if self._ring.try_put(record):
-                break
-            self._channel.wake.acquire(True, 0.05)
-        words[SLEEPING] = 0
-        # The token may have been meant for the main thread, which waits for records.
-        ring_bell(self._channel.wake)
-
-
-class _OutboxOfFork(_Outbox):
-    """What a fork of the worker has: it has come back from the task, where its life is over."""
-
-    @override
-    def put(self, record: bytes) -> None:  # noqa: ARG002
-        end_fork(None)
-
-    @override
-    def put_part(self, record: bytes) -> None:  # noqa: ARG002
-        end_fork(None)
-
-
-class _Broken(NamedTuple):
-    """Stands for an item that could not be unpickled."""
-
-    error: Exception
-
-
-def _except_of_broken(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, which raises what is wrong with an item that could not be unpickled."""
-
-    def call(*args: Any) -> Any:
-        if args and type(args[0]) is _Broken:
-            raise args[0].error
-        return function(*args)
-
-    return call
 
 
 def _is_importing(frame: FrameType | None) -> bool:

@@ -1,0 +1,91 @@
+"""How a worker puts records into its outbox: outcomes from the main thread, log records from any."""
+
+from __future__ import annotations
+
+import threading
+
+from mpkit._platform.hints import override
+from mpkit.pool._channel import LOG, RESULT_HEAD, SLEEPING, STOP, Barrier, Channel, ring_bell
+from mpkit.pool._worker_bells import Bells
+from mpkit.pool._worker_fork import end_fork
+
+
+class Outbox:
+    """A worker's end of its outbox."""
+
+    def __init__(self, channel: Channel, bells: Bells) -> None:
+        self._channel = channel
+        self._ring = channel.outbox
+        self._bells = bells
+        self._lock = threading.Lock()
+        self._holder = 0
+        self._late: list[bytes] = []
+        #: An interrupt came in the middle of a put; it is raised when the record is there.
+        self.interrupted = False
+
+    def put(self, record: bytes) -> None:
+        """Add a record; waits for room."""
+        me = threading.get_ident()
+        if self._holder == me:
+            # A `__del__` that logs, in the middle of a put of this very thread.
+            self._late.append(record)
+            return
+        with self._lock:
+            self._holder = me
+            try:
+                if not self._ring.try_put(record):
+                    self._put_when_room(record)
+                while self._late:
+                    self._put_when_room(self._late.pop(0))
+            finally:
+                self._holder = 0
+
+    def put_log(self, record: bytes) -> None:
+        """Add a log record, from inside a task."""
+        self.put(RESULT_HEAD.pack(0, 0, LOG) + record)
+        self._bells.ring_for_logs()
+        self._catch_up()
+
+    def put_part(self, record: bytes) -> None:
+        """Add some results of a chunk, from inside the task."""
+        self.put(record)
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        # The interrupt that came while a record was being put.
+        if self.interrupted and self._holder == 0 and threading.current_thread() is threading.main_thread():
+            self.interrupted = False
+            self._channel.words[STOP] = 0
+            raise KeyboardInterrupt
+
+    def busy_here(self) -> bool:
+        """Whether this thread is in the middle of a put."""
+        return self._holder == threading.get_ident()
+
+    def _put_when_room(self, record: bytes) -> None:
+        if self._ring.try_put(record):
+            return
+        words = self._channel.words
+        barrier = Barrier()
+        while True:
+            self._bells.ring_all()
+            words[SLEEPING] = 2
+            barrier()
+            if self._ring.try_put(record):
+                break
+            self._channel.wake.acquire(True, 0.05)
+        words[SLEEPING] = 0
+        # The token may have been meant for the main thread, which waits for records.
+        ring_bell(self._channel.wake)
+
+
+class OutboxOfFork(Outbox):
+    """What a fork of the worker has: it has come back from the task, where its life is over."""
+
+    @override
+    def put(self, record: bytes) -> None:  # noqa: ARG002
+        end_fork(None)
+
+    @override
+    def put_part(self, record: bytes) -> None:  # noqa: ARG002
+        end_fork(None)
