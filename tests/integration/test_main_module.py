@@ -67,3 +67,93 @@ def test_threads_that_start_processes_settle_nothing(tmp_path: Path) -> None:
     program.write_text(THREADS)
     default = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     assert run_python(program).stdout == f"{default} None\n"
+
+
+AFTER_THE_END = """
+import sys, threading
+from mpkit import TaskPool, WorkerProcess
+
+def work(number):
+    return number * number
+
+def serve(pool):
+    threading.main_thread().join()
+    print("old pool:", [pool.apply(work, (number,)) for number in range(4)], flush=True)
+    pool.close()
+    pool.join()
+    with TaskPool(1, context=sys.argv[1]) as new:
+        print("new pool:", new.apply(work, (5,)), flush=True)
+    with WorkerProcess(target=work, args=(6,), start_method=sys.argv[1]) as process:
+        print("process:", process.result(), flush=True)
+
+if __name__ == "__main__":
+    pool = TaskPool(1, maxtasksperchild=1, context=sys.argv[1])
+    pool.apply(work, (0,))
+    threading.Thread(target=serve, args=(pool,)).start()
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_threads_go_on_after_the_end_of_the_main_module(method: str, tmp_path: Path) -> None:
+    """Workers that were started then found no function of the main module."""
+    program = tmp_path / "program.py"
+    program.write_text(AFTER_THE_END)
+    with python(program, method) as process:
+        printed, errors = process.communicate()
+    assert printed.splitlines() == ["old pool: [0, 1, 4, 9]", "new pool: 25", "process: 36"], errors
+    assert process.returncode == 0
+
+
+POOL_AT_THE_TOP = """
+import os
+from mpkit import TaskPool
+
+with open("imports", "a") as file:
+    file.write("x")
+assert os.path.getsize("imports") < 20, "without end"
+
+def work(number):
+    return number + 1
+
+with TaskPool(1, context=os.environ["METHOD"]) as pool:
+    table = pool.map(work, [1, 2])
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_module_that_uses_a_pool_when_it_is_imported_makes_no_pools_without_end(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each worker imported it for its first task, made a pool, whose worker imported it ..."""
+    (tmp_path / "table.py").write_text(POOL_AT_THE_TOP)
+    (tmp_path / "program.py").write_text("if __name__ == '__main__':\n    import table\n")
+    monkeypatch.setenv("METHOD", method)
+    with python(tmp_path / "program.py", cwd=tmp_path) as process:
+        _, errors = process.communicate()
+    assert process.returncode == 1
+    assert "module 'table' makes a pool when it is imported" in errors
+    assert "without end" in errors
+    # By the program, and by its worker for the one chunk or the two items.
+    assert len((tmp_path / "imports").read_text()) <= 3
+
+
+def test_a_task_may_import_a_module_that_makes_a_pool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "table.py").write_text(POOL_AT_THE_TOP.replace("map(work", "map(abs"))
+    program = """
+import importlib
+from mpkit import TaskPool
+
+def table():
+    return importlib.import_module("table").table
+
+if __name__ == "__main__":
+    with TaskPool(1) as pool:
+        print(pool.apply(table))
+"""
+    (tmp_path / "program.py").write_text(program)
+    monkeypatch.setenv("METHOD", "spawn")
+    with python(tmp_path / "program.py", cwd=tmp_path) as process:
+        printed, errors = process.communicate()
+    assert printed.strip() == "[1, 2]", errors

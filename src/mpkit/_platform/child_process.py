@@ -45,6 +45,11 @@ __all__ = [
 ]
 
 
+# The interpreter takes the name of its file away from the main module when that has run to its end. Threads
+# and exit handlers go on, and a child that is started by them has to find the functions of the main module.
+_main = sys.modules.get("__main__")
+_main_file: str | None = getattr(_main, "__file__", None)
+
 # How long it may take to be told that a killed process has ended.
 _PATIENCE_S = 5.0
 
@@ -280,6 +285,8 @@ def starting_by(method: str) -> Generator[None]:
     spawn: Any = importlib.import_module("multiprocessing.spawn")
     if spawn.get_start_method is not _told_start_method:
         spawn.get_start_method = _told_start_method
+    if _main_file is not None and getattr(_main, "__file__", None) is None:
+        vars(_main)["__file__"] = _main_file
     before, _being_started.method = _being_started.method, method
     try:
         yield

@@ -22,6 +22,7 @@ from mpkit.errors import ClosedError
 from mpkit.pool._channel import KEYWORDS
 from mpkit.pool._handle import TaskHandle
 from mpkit.pool._imap import ImapIterator
+from mpkit.pool._importing import refuse_pool_without_end
 from mpkit.pool._maps import MapHandle
 from mpkit.pool._options import DEFAULT_TASK_OPTIONS, Pickler, PoolOptions, TaskOptions, check_count
 from mpkit.pool._progress import Progress
@@ -334,6 +335,7 @@ class TaskPool(PoolView):
             name,
             forward_logs,
         )
+        refuse_pool_without_end()
         # First: it comes up while the rest is made.
         start_server(options.context)
         from mpkit.pool._engine import Engine  # noqa: PLC0415  see the top of this file

@@ -8,7 +8,6 @@ the inbox, and is cleared after the outcome is in the outbox.
 
 from __future__ import annotations
 
-import _frozen_importlib
 import contextlib
 import faulthandler
 import os
@@ -64,6 +63,7 @@ from mpkit.pool._channel import (
     Channel,
     ChannelNames,
 )
+from mpkit.pool._importing import become_worker, is_importing
 from mpkit.pool._opened import forget_closed, opened
 from mpkit.pool._patience import Patience
 from mpkit.pool._stack_signal import STACK_SIGNAL
@@ -80,8 +80,6 @@ _LOOK_AFTER_SHARED_NS = 500_000_000
 #: Functions that a worker keeps unpickled.
 _MOST_FUNCTIONS = 1024
 _LONGEST_RUN = (1 << 32) - 1
-#: The namespace of the module whose frames are on the stack while a module is imported.
-_IMPORT_SYSTEM = vars(_frozen_importlib)
 
 
 Initializer: TypeAlias = tuple[Callable[..., object], tuple[Any, ...]]
@@ -149,6 +147,7 @@ class _Worker:
 
     def prepare(self) -> None:
         """Signals, stacks, logging."""
+        become_worker()
         # A forked worker has the parent's handlers; a SIGTERM must end it, and must not write to the parent's
         # event loop.
         with contextlib.suppress(ValueError):
@@ -219,7 +218,7 @@ class _Worker:
         words = self.channel.words
         if self.inside and words[STOP] == self.inside:
             self.stopping = True
-            self.half_imported = self.half_imported or _is_importing(frame)
+            self.half_imported = self.half_imported or is_importing(frame)
             if self.outbox.busy_here():
                 # In the middle of a log record: let it be finished first.
                 self.outbox.interrupted = True
@@ -425,15 +424,6 @@ class _Worker:
         if is_empty():
             channel.wake.acquire(True, _SLICE_SECONDS)
         words[SLEEPING] = 0
-
-
-def _is_importing(frame: FrameType | None) -> bool:
-    """Whether this frame, or one that called it, is the import system's."""
-    while frame is not None:
-        if frame.f_globals is _IMPORT_SYSTEM:
-            return True
-        frame = frame.f_back
-    return False
 
 
 def own_rss_bytes() -> int | None:
