@@ -7,6 +7,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, wait
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from weakref import WeakSet
 
@@ -95,7 +96,8 @@ class PoolExecutor(Executor):
         """Take no more tasks.
 
         Args:
-            wait: Return only when the tasks of this executor have ended.
+            wait: Return only when the tasks of this executor have ended. Ctrl-C (`KeyboardInterrupt`) cancels
+                them, those that run as well.
             cancel_futures: Cancel those that have not begun; those that run go on.
         """
         handles = self._lock.run(self._shut_down)
@@ -103,7 +105,28 @@ class PoolExecutor(Executor):
             for handle in handles:
                 handle._cancel_unless_begun()
         if wait:
-            _wait_for(handles)
+            try:
+                _wait_for(handles)
+            except KeyboardInterrupt:
+                self.cancel_all()
+                raise
+
+    def cancel_all(self) -> None:
+        """Take no more tasks, and cancel those there are, those that run as well.
+
+        Ctrl-C in a terminal reaches the workers, too, who leave it to the parent what becomes of their tasks.
+        """
+        for handle in self._lock.run(self._shut_down):
+            handle.cancel()
+
+    @override
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Shut down, and wait for the tasks; after Ctrl-C they are cancelled."""
+        if isinstance(error, KeyboardInterrupt):
+            self.cancel_all()
+        self.shutdown(wait=True)
 
     def _shut_down(self) -> list[TaskHandle[Any]]:
         self.is_shut_down = True
