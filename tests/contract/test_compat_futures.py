@@ -164,6 +164,7 @@ def test_workers_can_be_ended_by_force(context: Any, verb: str) -> None:
     with pytest.raises(BrokenProcessPool):
         executor.submit(tasks.square, 1)
     executor.shutdown()
+    assert executor._pool is not None
     assert executor._pool.statistics().workers_started == 2
     # Again: there is nobody left.
     getattr(executor, verb)()

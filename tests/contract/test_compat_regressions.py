@@ -204,6 +204,57 @@ def test_an_executor_raises_what_pickle_has_raised() -> None:
         assert type(sent.exception()) is caught.type
 
 
+MADE_FIRST = """
+import sys
+
+from mpkit import compat
+from mpkit.compat import futures
+
+compat.set_start_method(sys.argv[1], force=True)
+executor = futures.ProcessPoolExecutor(1)
+
+
+def double(x):
+    return 2 * x
+
+
+if __name__ == "__main__":
+    with executor:
+        print(executor.submit(double, 21).result())
+"""
+
+
+def test_an_executor_can_be_made_before_the_functions_that_it_calls(tmp_path: Any, start_method: str) -> None:
+    # Its workers are not to start when it is made: a fork would know no function that comes below, and others
+    # import the program, and with it make an executor of their own, before they may have children.
+    program = tmp_path / "program.py"
+    program.write_text(MADE_FIRST)
+    ended = run_python(program, start_method)
+    assert (ended.stdout, ended.stderr) == ("42\n", "")
+
+
+def test_an_executor_belongs_to_the_process_that_submits_its_first_task() -> None:
+    # A server makes it when it loads the application, before it forks.
+    executor = futures.ProcessPoolExecutor(1, compat.get_context("spawn"))
+
+    def submit() -> None:
+        with executor:
+            assert executor.submit(tasks.square, 3).result(PATIENCE) == 9
+
+    assert forked(submit) == 0
+    assert executor.submit(tasks.square, 4).result(PATIENCE) == 16
+    executor.shutdown()
+
+
+@pytest.mark.parametrize("end", ["shutdown", "terminate_workers", "kill_workers"])
+def test_an_executor_that_never_had_a_task_ends_without_workers(end: str) -> None:
+    executor = futures.ProcessPoolExecutor(1)
+    getattr(executor, end)()
+    with pytest.raises(RuntimeError):
+        executor.submit(tasks.square, 1)
+    assert executor._pool is None
+
+
 def test_a_context_given_by_its_name_is_refused() -> None:
     with pytest.raises(AttributeError):
         futures.ProcessPoolExecutor(1, cast("Any", "spawn"))
