@@ -274,6 +274,50 @@ def test_true_is_one_worker() -> None:
         futures.ProcessPoolExecutor(False)
 
 
+# -- queues
+# ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_queue_can_be_extended_as_the_standard_library_s_can(start_method: str) -> None:
+    # It must be given a context there, and its subclasses extend the hooks of pickling.
+    queue = tasks.CountingQueue(start_method)
+    process = compat.get_context(start_method).Process(target=tasks.put_two, args=(queue,))
+    process.start()
+    assert [queue.get(timeout=PATIENCE) for _ in range(2)] == [1, 2]
+    process.join()
+    assert queue.puts.value == 2
+    queue.close()
+
+
+def test_a_lock_and_the_other_queues_take_a_context_too() -> None:
+    context = compat.get_context()
+    for made in (
+        compat.synchronize.Lock(ctx=context),
+        compat.queues.SimpleQueue[int](ctx=context),
+        compat.queues.JoinableQueue[int](ctx=context),
+    ):
+        made.close()
+
+
+def test_a_closed_queue_raises_what_programs_catch() -> None:
+    # There it is the pipe that is closed: an OSError.
+    simple: compat.SimpleQueue[int] = compat.SimpleQueue()
+    simple.close()
+    for use in (simple.get, simple.empty, lambda: simple.put(1)):
+        with pytest.raises(OSError, match="is closed"):
+            use()
+    queues: list[compat.Queue[int]] = [compat.Queue(), compat.JoinableQueue()]
+    for queue in queues:
+        queue.put(1)
+        queue.close()
+        with pytest.raises(OSError, match="is closed"):
+            queue.empty()
+        with pytest.raises(ValueError, match="is closed"):
+            queue.put(1)
+        with pytest.raises(ValueError, match="is closed"):
+            queue.get()
+
+
 # -- callbacks of a pool
 # ---------------------------------------------------------------------------------------------------------
 

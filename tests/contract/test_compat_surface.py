@@ -60,22 +60,24 @@ CLASSES: list[tuple[type, type]] = [
 MADE_BY_POOLS = {compat.pool.AsyncResult, compat.pool.IMapIterator}
 #: The parameters in which constructors differ on purpose.
 DIFFERENCES: dict[type, set[str]] = {
-    # Made without one, as documented.
-    compat.Queue: {"ctx"},
-    compat.JoinableQueue: {"ctx"},
-    compat.SimpleQueue: {"ctx"},
-    compat.Lock: {"ctx"},
     # Taken everywhere.
     futures.ProcessPoolExecutor: {"max_tasks_per_child"} if sys.version_info < (3, 11) else set(),
+}
+#: One class stands for a function there and the class behind it, which takes a context, the last.
+CONTEXTS = {
+    "Pool": "context",
+    "Queue": "ctx",
+    "JoinableQueue": "ctx",
+    "SimpleQueue": "ctx",
+    "Lock": "ctx",
 }
 
 
 @pytest.mark.parametrize("name", OURS)
 def test_what_is_ours_has_the_same_signature(name: str) -> None:
     ours = parameters(getattr(compat, name))
-    if name == "Pool":
-        # One class stands for a function there and the class behind it, which takes a context, the last.
-        assert ours.pop()[0] == "context"
+    if name in CONTEXTS:
+        assert ours.pop()[0] == CONTEXTS[name]
     assert ours == parameters(getattr(multiprocessing, name))
 
 
@@ -84,6 +86,8 @@ def test_every_class_is_made_in_the_same_way(ours: type, theirs: type) -> None:
     different = DIFFERENCES.get(ours, set())
     mine, its = parameters(ours), parameters(theirs)
     assert {name for name, *_ in mine} ^ {name for name, *_ in its} == different
+    # Which must be given there, and need not be here.
+    different = different | {"ctx"}
     assert [each for each in mine if each[0] not in different] == [
         each for each in its if each[0] not in different
     ]
