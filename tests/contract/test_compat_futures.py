@@ -226,7 +226,8 @@ def test_a_program_that_ends_waits_for_its_work(tmp_path: Any) -> None:
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, Any], error: type[Exception]) -> None:
-    with pytest.raises(error):
+    (name,) = options
+    with pytest.raises(error, match=name):
         futures.ProcessPoolExecutor(**options)
 
 

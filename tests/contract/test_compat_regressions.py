@@ -463,7 +463,7 @@ def test_waiting_in_a_signal_handler_is_refused(waiting: tuple[compat.Pool, Any]
     pool, result = waiting
     with pytest.raises(RuntimeError, match="would wait for itself"):
         # As a signal handler may find it, in the middle of the pool's own work.
-        pool._pool._engine.dispatcher.lock.run(getattr(result, ask))
+        pool._task_pool._engine.dispatcher.lock.run(getattr(result, ask))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")

@@ -18,7 +18,6 @@ import atexit
 import concurrent.futures
 import contextlib
 import importlib.util
-import multiprocessing
 import os
 import sys
 import threading
@@ -46,11 +45,11 @@ from mpkit._platform.forks import in_forked_children
 from mpkit._platform.hints import override
 from mpkit.compat._errors import original_error
 from mpkit.compat._numbers import not_bool, not_negative
-from mpkit.compat._processes import default_start_method
+from mpkit.compat._processes import default_start_method, processes_of
 from mpkit.errors import SerializationError
 from mpkit.pool import TaskHandle, TaskPool
 from mpkit.pool._executor import map_in_order
-from mpkit.pool._options import PoolOptions
+from mpkit.pool._options import PoolOptions, check_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -132,6 +131,9 @@ class ProcessPoolExecutor(Executor):
         *,
         max_tasks_per_child: int | None = None,
     ) -> None:
+        # The pool, which checks them as well, has other names for them.
+        max_workers = _checked(max_workers, "max_workers")
+        max_tasks_per_child = _checked(max_tasks_per_child, "max_tasks_per_child")
         context: BaseContext | str
         if mp_context is None:
             context = default_start_method() if max_tasks_per_child is None else "spawn"
@@ -143,9 +145,7 @@ class ProcessPoolExecutor(Executor):
                     "max_tasks_per_child is incompatible with the 'fork' multiprocessing start method; "
                     "supply a different mp_context."
                 )
-        self._options = PoolOptions.checked(
-            not_bool(max_workers), initializer, initargs, not_bool(max_tasks_per_child), context
-        )
+        self._options = PoolOptions.checked(max_workers, initializer, initargs, max_tasks_per_child, context)
         #: There are none before the first task.
         self._pool: TaskPool | None = None
         self._futures: Executor | None = None
@@ -159,6 +159,11 @@ class ProcessPoolExecutor(Executor):
     def _max_workers(self) -> int:
         # Not public in the standard library either, but other libraries (dask, for one) read it.
         return self._options.processes
+
+    @property
+    def _processes(self) -> dict[int | None, BaseProcess]:
+        # Likewise: before Python 3.14 it was the way to end workers that hang.
+        return {} if self._pool is None else {each.pid: each for each in processes_of(self._pool)}
 
     @override
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
@@ -273,10 +278,8 @@ class ProcessPoolExecutor(Executor):
         if pool is None:
             return
         _finishing.discard(pool)
-        pids = {worker.pid for worker in pool.workers()}
-        for process in multiprocessing.active_children():
-            if process.pid in pids:
-                end(process)
+        for process in processes_of(pool):
+            end(process)
 
     def _mark_shut_down(self) -> TaskPool | None:
         """Take no more tasks; the pool, if there ever was one."""
@@ -301,6 +304,10 @@ class ProcessPoolExecutor(Executor):
     def _close_and_join(pool: TaskPool) -> None:
         pool.close()
         pool.join()
+
+
+def _checked(count: int | None, name: str) -> int | None:
+    return None if count is None else check_count(not_bool(count), name)
 
 
 _open_executors: weakref.WeakSet[ProcessPoolExecutor] = weakref.WeakSet()
