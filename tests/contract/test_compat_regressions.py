@@ -255,6 +255,21 @@ def test_an_executor_that_never_had_a_task_ends_without_workers(end: str) -> Non
     assert executor._pool is None
 
 
+def test_a_worker_that_has_ended_can_be_asked_and_ended(start_method: str) -> None:
+    # Programs end all that `active_children` returns, one after the other; a worker ends when it likes.
+    executor = futures.ProcessPoolExecutor(1, compat.get_context(start_method))
+    assert executor.submit(tasks.square, 3).result(PATIENCE) == 9
+    (worker,) = executor._processes.values()
+    assert worker in compat.active_children()
+    executor.shutdown()
+    worker.terminate()
+    worker.kill()
+    worker.join()
+    assert not worker.is_alive()
+    assert worker.exitcode == 0
+    worker.close()
+
+
 def test_a_context_given_by_its_name_is_refused() -> None:
     with pytest.raises(AttributeError):
         futures.ProcessPoolExecutor(1, cast("Any", "spawn"))
