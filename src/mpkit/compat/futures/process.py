@@ -8,10 +8,13 @@ import concurrent.futures.process
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from mpkit._wire.failure import RemoteTraceback as _RemoteTraceback  # noqa: F401  private there as well
+from mpkit._wire.failure import RemoteTraceback
 from mpkit.compat.futures import ProcessPoolExecutor
 
 __all__ = ["BrokenProcessPool", "ProcessPoolExecutor"]
+
+# Private there as well; programs ask for it nonetheless.
+_RemoteTraceback = RemoteTraceback
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401  whatever is there
