@@ -53,6 +53,31 @@ def echo(inbox: compat.Queue[object], outbox: compat.JoinableQueue[object]) -> N
         outbox.put(item)
 
 
+class CountingQueue(compat.queues.Queue[int]):
+    """A subclass as they are written for the standard library's class."""
+
+    def __init__(self, start_method: str) -> None:
+        context = compat.get_context(start_method)
+        super().__init__(ctx=context)
+        self.puts = context.Value("i", 0)
+
+    def __getstate__(self) -> Any:
+        return {"parent": super().__getstate__(), "puts": self.puts}
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state["parent"])
+        self.puts = state["puts"]
+
+    def put(self, obj: int, block: bool = True, timeout: float | None = None) -> None:
+        super().put(obj, block, timeout)
+        self.puts.value += 1
+
+
+def put_two(queue: CountingQueue) -> None:
+    queue.put(1)
+    queue.put(2)
+
+
 def exit_with(code: int) -> NoReturn:
     sys.exit(code)
 

@@ -200,19 +200,19 @@ def test_a_pool_has_all_its_verbs(context: Any) -> None:
         assert list(pool.imap(tasks.square, range(5))) == [0, 1, 4, 9, 16]
         assert sorted(pool.imap_unordered(tasks.square, range(5), chunksize=2)) == [0, 1, 4, 9, 16]
         assert pool.apply(tasks.initialized) == ["ready"]
-        assert len({worker.pid for worker in pool._pool.workers()}) == 2
+        assert len({worker.pid for worker in pool._task_pool.workers()}) == 2
 
 
 def test_workers_are_started_as_the_context_says() -> None:
     for name, context in _contexts._contexts.items():
         with context.Pool(1) as pool:
-            assert pool._pool._engine.options.context.get_start_method() == name
+            assert pool._task_pool._engine.options.context.get_start_method() == name
 
 
 @pytest.mark.parametrize("module", [compat, multiprocessing])
 def test_a_pool_takes_a_context(module: Any, start_method: str) -> None:
     with compat.pool.Pool(1, context=module.get_context(start_method)) as pool:
-        assert pool._pool._engine.options.context.get_start_method() == start_method
+        assert pool._task_pool._engine.options.context.get_start_method() == start_method
 
 
 def test_a_pool_takes_no_name_for_a_context() -> None:
@@ -325,7 +325,7 @@ def test_leaving_the_block_terminates() -> None:
     started = time.monotonic()
     with compat.Pool(2) as pool:
         results = [pool.apply_async(tasks.sleep_for_ever) for _ in range(4)]
-        pids = [worker.pid for worker in pool._pool.workers()]
+        pids = [worker.pid for worker in pool._task_pool.workers()]
     assert time.monotonic() - started < PATIENCE
     for pid in pids:
         with pytest.raises(ProcessLookupError):

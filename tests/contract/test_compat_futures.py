@@ -164,6 +164,7 @@ def test_workers_can_be_ended_by_force(context: Any, verb: str) -> None:
     with pytest.raises(BrokenProcessPool):
         executor.submit(tasks.square, 1)
     executor.shutdown()
+    assert executor._pool is not None
     assert executor._pool.statistics().workers_started == 2
     # Again: there is nobody left.
     getattr(executor, verb)()
@@ -225,7 +226,8 @@ def test_a_program_that_ends_waits_for_its_work(tmp_path: Any) -> None:
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, Any], error: type[Exception]) -> None:
-    with pytest.raises(error):
+    (name,) = options
+    with pytest.raises(error, match=name):
         futures.ProcessPoolExecutor(**options)
 
 

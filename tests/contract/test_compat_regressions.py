@@ -205,6 +205,72 @@ def test_an_executor_raises_what_pickle_has_raised() -> None:
         assert type(sent.exception()) is caught.type
 
 
+MADE_FIRST = """
+import sys
+
+from mpkit import compat
+from mpkit.compat import futures
+
+compat.set_start_method(sys.argv[1], force=True)
+executor = futures.ProcessPoolExecutor(1)
+
+
+def double(x):
+    return 2 * x
+
+
+if __name__ == "__main__":
+    with executor:
+        print(executor.submit(double, 21).result())
+"""
+
+
+def test_an_executor_can_be_made_before_the_functions_that_it_calls(tmp_path: Any, start_method: str) -> None:
+    # Its workers are not to start when it is made: a fork would know no function that comes below, and others
+    # import the program, and with it make an executor of their own, before they may have children.
+    program = tmp_path / "program.py"
+    program.write_text(MADE_FIRST)
+    ended = run_python(program, start_method)
+    assert (ended.stdout, ended.stderr) == ("42\n", "")
+
+
+def test_an_executor_belongs_to_the_process_that_submits_its_first_task() -> None:
+    # A server makes it when it loads the application, before it forks.
+    executor = futures.ProcessPoolExecutor(1, compat.get_context("spawn"))
+
+    def submit() -> None:
+        with executor:
+            assert executor.submit(tasks.square, 3).result(PATIENCE) == 9
+
+    assert forked(submit) == 0
+    assert executor.submit(tasks.square, 4).result(PATIENCE) == 16
+    executor.shutdown()
+
+
+@pytest.mark.parametrize("end", ["shutdown", "terminate_workers", "kill_workers"])
+def test_an_executor_that_never_had_a_task_ends_without_workers(end: str) -> None:
+    executor = futures.ProcessPoolExecutor(1)
+    getattr(executor, end)()
+    with pytest.raises(RuntimeError):
+        executor.submit(tasks.square, 1)
+    assert executor._pool is None
+
+
+def test_a_worker_that_has_ended_can_be_asked_and_ended(start_method: str) -> None:
+    # Programs end all that `active_children` returns, one after the other; a worker ends when it likes.
+    executor = futures.ProcessPoolExecutor(1, compat.get_context(start_method))
+    assert executor.submit(tasks.square, 3).result(PATIENCE) == 9
+    (worker,) = executor._processes.values()
+    assert worker in compat.active_children()
+    executor.shutdown()
+    worker.terminate()
+    worker.kill()
+    worker.join()
+    assert not worker.is_alive()
+    assert worker.exitcode == 0
+    worker.close()
+
+
 def test_a_context_given_by_its_name_is_refused() -> None:
     with pytest.raises(AttributeError):
         futures.ProcessPoolExecutor(1, cast("Any", "spawn"))
@@ -222,6 +288,50 @@ def test_true_is_one_worker() -> None:
         assert executor.submit(tasks.square, 2).result() == 4
     with pytest.raises(ValueError, match="0"):
         futures.ProcessPoolExecutor(False)
+
+
+# -- queues
+# ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_queue_can_be_extended_as_the_standard_library_s_can(start_method: str) -> None:
+    # It must be given a context there, and its subclasses extend the hooks of pickling.
+    queue = tasks.CountingQueue(start_method)
+    process = compat.get_context(start_method).Process(target=tasks.put_two, args=(queue,))
+    process.start()
+    assert [queue.get(timeout=PATIENCE) for _ in range(2)] == [1, 2]
+    process.join()
+    assert queue.puts.value == 2
+    queue.close()
+
+
+def test_a_lock_and_the_other_queues_take_a_context_too() -> None:
+    context = compat.get_context()
+    for made in (
+        compat.synchronize.Lock(ctx=context),
+        compat.queues.SimpleQueue[int](ctx=context),
+        compat.queues.JoinableQueue[int](ctx=context),
+    ):
+        made.close()
+
+
+def test_a_closed_queue_raises_what_programs_catch() -> None:
+    # There it is the pipe that is closed: an OSError.
+    simple: compat.SimpleQueue[int] = compat.SimpleQueue()
+    simple.close()
+    for use in (simple.get, simple.empty, lambda: simple.put(1)):
+        with pytest.raises(OSError, match="is closed"):
+            use()
+    queues: list[compat.Queue[int]] = [compat.Queue(), compat.JoinableQueue()]
+    for queue in queues:
+        queue.put(1)
+        queue.close()
+        with pytest.raises(OSError, match="is closed"):
+            queue.empty()
+        with pytest.raises(ValueError, match="is closed"):
+            queue.put(1)
+        with pytest.raises(ValueError, match="is closed"):
+            queue.get()
 
 
 # -- callbacks of a pool
@@ -393,7 +503,7 @@ def test_waiting_in_a_signal_handler_is_refused(waiting: tuple[compat.Pool, Any]
     pool, result = waiting
     with pytest.raises(RuntimeError, match="would wait for itself"):
         # As a signal handler may find it, in the middle of the pool's own work.
-        pool._pool._engine.dispatcher.lock.run(getattr(result, ask))
+        pool._task_pool._engine.dispatcher.lock.run(getattr(result, ask))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")

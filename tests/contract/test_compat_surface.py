@@ -11,6 +11,7 @@ import multiprocessing.queues
 import multiprocessing.synchronize
 import sys
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import BaseContext
 from typing import Any
 
@@ -18,7 +19,9 @@ import pytest
 
 from mpkit import BoundedQueue, Lock, TaskPool, WorkerProcess, compat
 from mpkit.compat import futures
+from tests.contract import compat_tasks as tasks
 from tests.helpers.processes import run_python
+from tests.helpers.waiting import PATIENCE, wait_until
 
 OURS = ["Process", "Queue", "JoinableQueue", "SimpleQueue", "Lock", "Pool", "get_context"]
 
@@ -60,22 +63,24 @@ CLASSES: list[tuple[type, type]] = [
 MADE_BY_POOLS = {compat.pool.AsyncResult, compat.pool.IMapIterator}
 #: The parameters in which constructors differ on purpose.
 DIFFERENCES: dict[type, set[str]] = {
-    # Made without one, as documented.
-    compat.Queue: {"ctx"},
-    compat.JoinableQueue: {"ctx"},
-    compat.SimpleQueue: {"ctx"},
-    compat.Lock: {"ctx"},
     # Taken everywhere.
     futures.ProcessPoolExecutor: {"max_tasks_per_child"} if sys.version_info < (3, 11) else set(),
+}
+#: One class stands for a function there and the class behind it, which takes a context, the last.
+CONTEXTS = {
+    "Pool": "context",
+    "Queue": "ctx",
+    "JoinableQueue": "ctx",
+    "SimpleQueue": "ctx",
+    "Lock": "ctx",
 }
 
 
 @pytest.mark.parametrize("name", OURS)
 def test_what_is_ours_has_the_same_signature(name: str) -> None:
     ours = parameters(getattr(compat, name))
-    if name == "Pool":
-        # One class stands for a function there and the class behind it, which takes a context, the last.
-        assert ours.pop()[0] == "context"
+    if name in CONTEXTS:
+        assert ours.pop()[0] == CONTEXTS[name]
     assert ours == parameters(getattr(multiprocessing, name))
 
 
@@ -84,6 +89,8 @@ def test_every_class_is_made_in_the_same_way(ours: type, theirs: type) -> None:
     different = DIFFERENCES.get(ours, set())
     mine, its = parameters(ours), parameters(theirs)
     assert {name for name, *_ in mine} ^ {name for name, *_ in its} == different
+    # Which must be given there, and need not be here.
+    different = different | {"ctx"}
     assert [each for each in mine if each[0] not in different] == [
         each for each in its if each[0] not in different
     ]
@@ -126,7 +133,7 @@ def test_they_are_the_classes_of_mpkit_inside() -> None:
     assert isinstance(queue._queue, BoundedQueue)
     queue.close()
     with compat.Pool(1) as pool:
-        assert isinstance(pool._pool, TaskPool)
+        assert isinstance(pool._task_pool, TaskPool)
     assert issubclass(futures.ProcessPoolExecutor, concurrent.futures.Executor)
 
 
@@ -184,6 +191,46 @@ def test_submodules_are_loaded_on_first_use() -> None:
     loaded = run_python("-c", program).stdout.split()
     assert loaded
     assert all(name.removeprefix("mpkit.compat.").startswith("_") for name in loaded), loaded
+
+
+def test_the_cause_of_what_a_task_raises_is_of_the_class_that_programs_import() -> None:
+    with compat.Pool(1) as pool, pytest.raises(KeyError) as from_pool:
+        pool.apply(tasks.fail, (1,))
+    assert isinstance(from_pool.value.__cause__, compat.pool.RemoteTraceback)
+    with futures.ProcessPoolExecutor(1) as executor:
+        error = executor.submit(tasks.fail, 1).exception()
+    assert error is not None
+    # Private in the standard library, where it is another class.
+    assert isinstance(error.__cause__, getattr(futures.process, "_RemoteTraceback"))  # noqa: B009
+    assert "KeyError" in getattr(error.__cause__, "tb")  # noqa: B009
+
+
+def test_a_pool_has_the_processes_that_are_its_workers() -> None:
+    # Private names, by which programs look after workers.
+    with compat.Pool(2) as pool:
+        assert pool._processes == 2
+        workers = pool._pool
+        assert len(workers) == 2
+        assert set(workers) <= set(compat.active_children())
+        result = pool.apply_async(tasks.sleep_for_ever)
+        wait_until(result._handle.running, "the task has begun")
+        for worker in workers:
+            worker.terminate()
+        with pytest.raises(BrokenProcessPool):
+            result.get(PATIENCE)
+
+
+def test_an_executor_has_the_processes_that_are_its_workers() -> None:
+    # A private name; before Python 3.14 the way to end those that hang.
+    with futures.ProcessPoolExecutor(2) as executor:
+        assert not executor._processes
+        running = executor.submit(tasks.sleep_for_ever)
+        wait_until(running.running, "the task has begun")
+        for pid, process in executor._processes.items():
+            assert process.pid == pid
+            process.terminate()
+        with pytest.raises(BrokenProcessPool):
+            running.result(PATIENCE)
 
 
 def test_an_executor_tells_how_many_workers_it_has() -> None:

@@ -269,7 +269,7 @@ class Regions:
         if mapped is None:
             if self._segment.fd < 0:
                 # Without a file it would be memory of this process's own.
-                raise ClosedError("this queue has been closed in this process")
+                raise ClosedError("this queue is closed in this process")
             at = self._start + number * ENTRY_WORDS
             try:
                 mapped = map_file(self._segment.fd, self.words[at + _SIZE], self.words[at + _OFFSET])

@@ -61,7 +61,7 @@ class Exclusive:
                         raise
                 if self._segment.fd < 0:
                     # Before, or meanwhile by another thread.
-                    raise ClosedError("this object has been closed in this process")
+                    raise ClosedError("this object is closed in this process")
                 if self._lock is not None or not (deadline is None or time.monotonic() < deadline):
                     break
                 time.sleep(_RETRY_SECONDS)

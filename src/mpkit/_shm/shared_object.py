@@ -235,7 +235,7 @@ class SharedObject:
     def check_open(self) -> None:
         """Raise ClosedError if this process has closed the object."""
         if self.closed:
-            raise ClosedError(f"this {self.form.noun} has been closed in this process")
+            raise ClosedError(f"this {self.form.noun} is closed in this process")
 
     def recoveries(self) -> int:
         """How many locks were taken over from dead processes."""

@@ -7,12 +7,19 @@ from multiprocessing import pool as stdlib
 from typing import TYPE_CHECKING, cast
 
 from mpkit._wire.failure import RemoteTraceback
-from mpkit.errors import SerializationError
+from mpkit.errors import ClosedError, SerializationError
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-__all__ = ["original_error", "pool_error", "pool_errors"]
+__all__ = ["ClosedQueueError", "original_error", "pool_error", "pool_errors"]
+
+
+class ClosedQueueError(ClosedError, OSError):
+    """A queue was used after its `close()`, where the standard library tells of the pipe that it has closed.
+
+    Programs end their loops at this `OSError`.
+    """
 
 
 def original_error(error: SerializationError) -> BaseException:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from mpkit import sync
 from mpkit._platform.hints import override
 from mpkit.compat._numbers import not_negative
+
+if TYPE_CHECKING:
+    from multiprocessing.context import BaseContext
 
 
 class Lock(sync.Lock):
@@ -14,9 +18,15 @@ class Lock(sync.Lock):
 
     The lock of a process that has died goes to the next one who asks for it, instead of blocking all
     others for ever.
+
+    Args:
+        ctx: taken, because the class of the standard library has to be given it; not needed.
     """
 
     __slots__ = ()
+
+    def __init__(self, *, ctx: BaseContext | None = None) -> None:  # noqa: ARG002
+        super().__init__()
 
     @override
     def acquire(self, block: bool = True, timeout: float | None = None) -> bool:

@@ -15,13 +15,14 @@ from mpkit._platform.hints import Self, override
 from mpkit.compat._errors import original_error, pool_error, pool_errors
 from mpkit.compat._iterators import IMapIterator, SharedResults
 from mpkit.compat._numbers import not_bool, not_negative
-from mpkit.compat._processes import default_start_method
+from mpkit.compat._processes import default_start_method, processes_of
 from mpkit.errors import SerializationError, WaitTimeout
 from mpkit.pool import TaskHandle, TaskPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from multiprocessing.context import BaseContext
+    from multiprocessing.process import BaseProcess
 
     from mpkit.pool._imap import ImapIterator
 
@@ -188,11 +189,23 @@ class Pool:
             raise ValueError(f"maxtasksperchild must be a positive int or None; got {maxtasksperchild!r}")
         # Asked of whatever was given, as there: a name instead of a context is an AttributeError.
         method = default_start_method() if context is None else context.get_start_method()
-        self._pool = TaskPool(not_bool(processes), initializer, initargs, not_bool(maxtasksperchild), method)
+        self._task_pool = TaskPool(
+            not_bool(processes), initializer, initargs, not_bool(maxtasksperchild), method
+        )
         # The standard library runs what was given to imap to its end even if nobody takes the results.
         self._iterators: set[SharedResults[Any]] = set()
         #: With so many, those of them that nobody needs any more are looked for.
         self._most_iterators = _FEW_ITERATORS
+
+    # Private names of the standard library that programs use nonetheless, to look after the workers.
+
+    @property
+    def _pool(self) -> list[BaseProcess]:
+        return processes_of(self._task_pool)
+
+    @property
+    def _processes(self) -> int:
+        return self._task_pool._engine.options.processes
 
     # -- one call
     # ------------------------------------------------------------------------------------------------------
@@ -216,7 +229,9 @@ class Pool:
         The callbacks are called in a thread of the pool, or here if the outcome is there at once.
         """
         return self._submitted(
-            lambda *hooks: self._pool.apply_async(func, args, dict(kwds), *hooks), callback, error_callback
+            lambda *hooks: self._task_pool.apply_async(func, args, dict(kwds), *hooks),
+            callback,
+            error_callback,
         )
 
     # -- many calls
@@ -240,7 +255,7 @@ class Pool:
             # As there: nothing has been called, so there is nothing to tell.
             callback = error_callback = None
         return self._submitted(
-            lambda *hooks: self._pool.map_async(func, items, chunksize, *hooks), callback, error_callback
+            lambda *hooks: self._task_pool.map_async(func, items, chunksize, *hooks), callback, error_callback
         )
 
     def starmap(
@@ -263,22 +278,24 @@ class Pool:
             # As there: nothing has been called, so there is nothing to tell.
             callback = error_callback = None
         return self._submitted(
-            lambda *hooks: self._pool.starmap_async(func, items, chunksize, *hooks), callback, error_callback
+            lambda *hooks: self._task_pool.starmap_async(func, items, chunksize, *hooks),
+            callback,
+            error_callback,
         )
 
     def imap(self, func: Callable[[T], R], iterable: Iterable[T], chunksize: int = 1) -> IMapIterator[R]:
         """Have workers call `func` for each item; an iterator over the results, in the order of the input."""
-        return self._iterator(lambda: self._pool.imap(func, iterable, chunksize))
+        return self._iterator(lambda: self._task_pool.imap(func, iterable, chunksize))
 
     def imap_unordered(
         self, func: Callable[[T], R], iterable: Iterable[T], chunksize: int = 1
     ) -> IMapIterator[R]:
         """The same as `imap`, with the results in the order in which they arrive."""
-        return self._iterator(lambda: self._pool.imap_unordered(func, iterable, chunksize))
+        return self._iterator(lambda: self._task_pool.imap_unordered(func, iterable, chunksize))
 
     def _iterator(self, start: Callable[[], ImapIterator[R]]) -> IMapIterator[R]:
         # Refuses what a pool that takes no more tasks refuses; an empty input would send none.
-        self._pool.__enter__()
+        self._task_pool.__enter__()
         with pool_errors():
             results = SharedResults(start())
         if len(self._iterators) >= self._most_iterators:
@@ -288,7 +305,7 @@ class Pool:
 
     def _forget_finished(self) -> None:
         """Let go of the iterators that have read everything, and whose calls have ended."""
-        self._pool._engine.collector.look()
+        self._task_pool._engine.collector.look()
         finished = [results for results in list(self._iterators) if not results.is_under_way()]
         self._iterators.difference_update(finished)
         # Not with each new one: many may really be under way.
@@ -332,15 +349,15 @@ class Pool:
         """Take no more tasks; those there are go on. The rest of what was given to `imap` is read now."""
         for results in list(self._iterators):
             results.read_all()
-        self._pool.close()
+        self._task_pool.close()
 
     def terminate(self) -> None:
         """End at once, without finishing what there is to do."""
         self._iterators.clear()
-        self._pool.terminate()
+        self._task_pool.terminate()
         # RuntimeError: called from a callback, in the pool's own thread, which cannot wait for itself.
         with contextlib.suppress(RuntimeError):
-            self._pool.join()
+            self._task_pool.join()
 
     def join(self) -> None:
         """Wait for the workers of a closed or terminated pool.
@@ -350,10 +367,10 @@ class Pool:
 
         Blocking: until they are gone.
         """
-        self._pool.join()
+        self._task_pool.join()
 
     def __enter__(self) -> Self:
-        self._pool.__enter__()
+        self._task_pool.__enter__()
         return self
 
     def __exit__(self, *_exc_info: object) -> None:
@@ -364,4 +381,4 @@ class Pool:
         raise NotImplementedError("pool objects cannot be passed between processes or pickled")
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} over {self._pool!r}>"
+        return f"<{type(self).__name__} over {self._task_pool!r}>"

@@ -15,7 +15,9 @@ from mpkit.process import WorkerProcess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from multiprocessing.process import BaseProcess
 
+    from mpkit.pool import TaskPool
     from mpkit.process.handle import Handle
 
 
@@ -106,3 +108,9 @@ def default_start_method() -> str:
     """What the program has set, else the default of the running Python. Asking does not settle it."""
     # The first one of the list is documented to be the default.
     return seam.chosen_start_method() or multiprocessing.get_all_start_methods()[0]
+
+
+def processes_of(pool: TaskPool) -> list[BaseProcess]:
+    """The workers of a pool, as processes of `multiprocessing`."""
+    children = {process.pid: process for process in multiprocessing.active_children()}
+    return [children[worker.pid] for worker in pool.workers() if worker.pid in children]

@@ -2,15 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from mpkit.compat._errors import ClosedQueueError
 from mpkit.compat._numbers import not_negative
+from mpkit.errors import ClosedError
 from mpkit.queue import BoundedQueue
+
+if TYPE_CHECKING:
+    from multiprocessing.context import BaseContext
 
 T = TypeVar("T")
 
 
-class Queue(Generic[T]):
+class _Shell(Generic[T]):
+    """What the queues have in common."""
+
+    _queue: BoundedQueue[T]
+
+    # As there, so that a subclass with more attributes can extend them.
+
+    def __getstate__(self) -> Any:  # noqa: ANN401  opaque: it is handed to `__setstate__`
+        return dict(vars(self))
+
+    def __setstate__(self, state: Any) -> None:  # noqa: ANN401
+        vars(self).update(state)
+
+    def empty(self) -> bool:
+        """Whether the queue is empty: exact.
+
+        Raises:
+            OSError: this process has closed the queue.
+        """
+        try:
+            return self._queue.empty()
+        except ClosedError as error:
+            raise ClosedQueueError(*error.args) from None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} over {self._queue!r}>"
+
+
+class Queue(_Shell[T]):
     """`multiprocessing.Queue`: a first-in first-out queue between processes.
 
     Objects are pickled in `put` itself, so an error is raised there, and there is no feeder thread: what
@@ -19,10 +52,11 @@ class Queue(Generic[T]):
 
     Args:
         maxsize: the most items in the queue; 0 or less: bounded by memory only.
+        ctx: taken, because subclasses of the standard library's class have to give it; not needed.
     """
 
-    def __init__(self, maxsize: int = 0) -> None:
-        self._queue: BoundedQueue[T] = BoundedQueue(maxsize)
+    def __init__(self, maxsize: int = 0, *, ctx: BaseContext | None = None) -> None:  # noqa: ARG002
+        self._queue = BoundedQueue(maxsize)
 
     def put(self, obj: T, block: bool = True, timeout: float | None = None) -> None:
         """Add an item at the end.
@@ -59,10 +93,6 @@ class Queue(Generic[T]):
         """How many items are in the queue: exact, and on macOS too."""
         return self._queue.qsize()
 
-    def empty(self) -> bool:
-        """Whether the queue is empty: exact."""
-        return self._queue.empty()
-
     def full(self) -> bool:
         """Whether the queue is full: exact."""
         return self._queue.full()
@@ -76,9 +106,6 @@ class Queue(Generic[T]):
 
     def cancel_join_thread(self) -> None:
         """Nothing to do: what was put is in the queue already, and stays."""
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} over {self._queue!r}>"
 
 
 class JoinableQueue(Queue[T]):
@@ -100,34 +127,41 @@ class JoinableQueue(Queue[T]):
         self._queue.join()
 
 
-class SimpleQueue(Generic[T]):
-    """`multiprocessing.SimpleQueue`: an unbounded queue with `get` and `put` alone."""
+class SimpleQueue(_Shell[T]):
+    """`multiprocessing.SimpleQueue`: an unbounded queue with `get` and `put` alone.
 
-    def __init__(self) -> None:
-        self._queue: BoundedQueue[T] = BoundedQueue()
+    Args:
+        ctx: as of `Queue`.
+    """
+
+    def __init__(self, *, ctx: BaseContext | None = None) -> None:  # noqa: ARG002
+        self._queue = BoundedQueue()
 
     def get(self) -> T:
         """Take the oldest item.
 
+        Raises:
+            OSError: this process has closed the queue.
+
         Blocking: until there is one.
         """
-        return self._queue.get()
+        try:
+            return self._queue.get()
+        except ClosedError as error:
+            raise ClosedQueueError(*error.args) from None
 
     def put(self, obj: T) -> None:
         """Add an item at the end.
 
         Raises:
+            OSError: this process has closed the queue.
             pickle.PicklingError: the item cannot be pickled; the queue is unchanged.
         """
-        self._queue.put(obj)
-
-    def empty(self) -> bool:
-        """Whether the queue is empty: exact."""
-        return self._queue.empty()
+        try:
+            self._queue.put(obj)
+        except ClosedError as error:
+            raise ClosedQueueError(*error.args) from None
 
     def close(self) -> None:
         """Declare that this process will not use the queue any more."""
         self._queue.close()
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} over {self._queue!r}>"

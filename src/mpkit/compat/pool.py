@@ -1,4 +1,6 @@
-"""`multiprocessing.pool` with mpkit's `Pool`; all else (`ThreadPool`, ...) is the standard library's own."""
+"""`multiprocessing.pool` with mpkit's `Pool` and the cause of what its tasks raise; all else (`ThreadPool`,
+...) is the standard library's own.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +8,11 @@ import multiprocessing.pool
 from multiprocessing.pool import ThreadPool
 from typing import Any
 
+from mpkit._wire.failure import RemoteTraceback
 from mpkit.compat._iterators import IMapIterator
 from mpkit.compat._pool import AsyncResult, Pool
 
-__all__ = ["ApplyResult", "AsyncResult", "IMapIterator", "Pool", "ThreadPool"]
+__all__ = ["ApplyResult", "AsyncResult", "IMapIterator", "Pool", "RemoteTraceback", "ThreadPool"]
 
 ApplyResult = AsyncResult
 

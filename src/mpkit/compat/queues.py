@@ -1,4 +1,4 @@
-"""`multiprocessing.queues` with mpkit's queues, which are made without a ``ctx``."""
+"""`multiprocessing.queues` with mpkit's queues, which may be made without a ``ctx``."""
 
 from __future__ import annotations
 

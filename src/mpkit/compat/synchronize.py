@@ -1,4 +1,4 @@
-"""`multiprocessing.synchronize` with mpkit's `Lock` in it, made without a ``ctx``; all else is the standard
+"""`multiprocessing.synchronize` with mpkit's `Lock` in it, which needs no ``ctx``; all else is the standard
 library's own.
 """
 

@@ -68,12 +68,12 @@ class PoolOptions(NamedTuple):
         initargs: Iterable[Any],
         maxtasksperchild: int | None,
         context: str | BaseContext | None,
-        max_memory_bytes: int | None,
-        grace_period: float,
-        max_pending: int | None,
-        pickler: Pickler,
-        name: str | None,
-        forward_logs: bool,
+        max_memory_bytes: int | None = None,
+        grace_period: float = 1.0,
+        max_pending: int | None = None,
+        pickler: Pickler = "pickle",
+        name: str | None = None,
+        forward_logs: bool = True,
     ) -> PoolOptions:
         """Options from what a caller gave.
 

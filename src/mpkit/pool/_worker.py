@@ -101,7 +101,15 @@ class WorkerPlan(NamedTuple):
 
 
 class WorkerChild(seam.ChildProcess):
-    """The process that a worker is."""
+    """The process that a worker is.
+
+    The pool closes it when the worker has ended, and programs may have it in hand then: `active_children`
+    returns it. Like one that nobody closes, it goes on to say how it has ended, and cannot be ended again.
+    """
+
+    @override
+    def _check_closed(self) -> None:
+        pass
 
     @override
     def _arrived(self) -> None:

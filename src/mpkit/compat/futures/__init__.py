@@ -18,7 +18,6 @@ import atexit
 import concurrent.futures
 import contextlib
 import importlib.util
-import multiprocessing
 import os
 import sys
 import threading
@@ -41,14 +40,16 @@ from concurrent.futures.process import BrokenProcessPool
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from mpkit._platform import seam
 from mpkit._platform.forks import in_forked_children
 from mpkit._platform.hints import override
 from mpkit.compat._errors import original_error
 from mpkit.compat._numbers import not_bool, not_negative
-from mpkit.compat._processes import default_start_method
+from mpkit.compat._processes import default_start_method, processes_of
 from mpkit.errors import SerializationError
 from mpkit.pool import TaskHandle, TaskPool
 from mpkit.pool._executor import map_in_order
+from mpkit.pool._options import PoolOptions, check_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -103,6 +104,10 @@ class _ExecutorFuture(TaskHandle[R]):
 class ProcessPoolExecutor(Executor):
     """`concurrent.futures.ProcessPoolExecutor`: workers that call functions, as futures.
 
+    The workers start with the first task, and belong to the process that submits it. So an executor can be
+    made where none may start yet: at the top of a module, before the functions that it is to call; in the
+    main module, which each worker imports again; in a server that has yet to fork.
+
     Args:
         max_workers: how many workers. None: as many as this process may use CPUs.
         mp_context: how they are started, from `multiprocessing.get_context` or `mpkit.compat.get_context`.
@@ -126,6 +131,9 @@ class ProcessPoolExecutor(Executor):
         *,
         max_tasks_per_child: int | None = None,
     ) -> None:
+        # The pool, which checks them as well, has other names for them.
+        max_workers = _checked(max_workers, "max_workers")
+        max_tasks_per_child = _checked(max_tasks_per_child, "max_tasks_per_child")
         context: BaseContext | str
         if mp_context is None:
             context = default_start_method() if max_tasks_per_child is None else "spawn"
@@ -137,19 +145,25 @@ class ProcessPoolExecutor(Executor):
                     "max_tasks_per_child is incompatible with the 'fork' multiprocessing start method; "
                     "supply a different mp_context."
                 )
-        self._pool = TaskPool(
-            not_bool(max_workers), initializer, initargs, not_bool(max_tasks_per_child), context
-        )
-        self._futures = self._pool.executor
+        self._options = PoolOptions.checked(max_workers, initializer, initargs, max_tasks_per_child, context)
+        #: There are none before the first task.
+        self._pool: TaskPool | None = None
+        self._futures: Executor | None = None
+        self._is_shut_down = False
         self._ended_by_force = False
-        #: The process that has to shut it down; None once that is done.
-        self._open_in: int | None = os.getpid()
+        #: The process that has to shut down the pool; None as long as there is none, and once that is done.
+        self._open_in: int | None = None
         _open_executors.add(self)
 
     @property
     def _max_workers(self) -> int:
         # Not public in the standard library either, but other libraries (dask, for one) read it.
-        return self._pool._engine.options.processes
+        return self._options.processes
+
+    @property
+    def _processes(self) -> dict[int | None, BaseProcess]:
+        # Likewise: before Python 3.14 it was the way to end workers that hang.
+        return {} if self._pool is None else {each.pid: each for each in processes_of(self._pool)}
 
     @override
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
@@ -164,8 +178,9 @@ class ProcessPoolExecutor(Executor):
             raise BrokenProcessPool(
                 "the workers were terminated or killed; create a new executor for more tasks"
             )
+        futures = self._futures or self._start()
         try:
-            handle = self._futures.submit(fn, *args, **kwargs)
+            handle = futures.submit(fn, *args, **kwargs)
         except SerializationError as error:
             failed: Future[R] = Future()
             failed.set_exception(original_error(error))
@@ -174,6 +189,31 @@ class ProcessPoolExecutor(Executor):
         # and take from `result` that the thread that waits fetches outcomes itself.
         handle.__class__ = _ExecutorFuture
         return handle
+
+    def _start(self) -> Executor:
+        """What takes the tasks, with its workers, made now unless another thread has done so."""
+        if _starting.is_owned():
+            raise RuntimeError(
+                "this thread is just starting an executor (a signal handler or a __del__ has called this): "
+                "submit in another thread, or later"
+            )
+        return _starting.run(self._start_once)
+
+    def _start_once(self) -> Executor:
+        if self._is_shut_down:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        if self._futures is None:
+            options = self._options
+            self._pool = TaskPool(
+                options.processes,
+                options.initializer,
+                options.initargs,
+                options.maxtasksperchild,
+                options.context,
+            )
+            self._open_in = os.getpid()
+            self._futures = self._pool.executor
+        return self._futures
 
     @override
     def map(
@@ -210,15 +250,15 @@ class ProcessPoolExecutor(Executor):
             cancel_futures: cancel those that have not begun.
         """
         _forget_finished()
-        if self._open_in == os.getpid():
-            # Whatever happens from now on, the end of the program waits for the tasks.
-            _finishing.add(self._pool)
-        self._mark_shut_down()
+        # Not while another thread starts it.
+        pool = _starting.run(self._mark_shut_down)
+        if pool is None or self._futures is None:
+            return
         self._futures.shutdown(wait=False, cancel_futures=cancel_futures)
-        self._pool.close()
+        pool.close()
         if wait:
-            self._pool.join()
-            _finishing.discard(self._pool)
+            pool.join()
+            _finishing.discard(pool)
 
     def terminate_workers(self) -> None:
         """End the workers with SIGTERM: what runs fails with a `BrokenProcessPool`, the rest is cancelled."""
@@ -234,24 +274,31 @@ class ProcessPoolExecutor(Executor):
         self.shutdown(wait=False, cancel_futures=True)
         # A worker that ignores the signal does not keep the program from ending: the pool's own exit hook
         # kills it.
-        _finishing.discard(self._pool)
-        pids = {worker.pid for worker in self._pool.workers()}
-        for process in multiprocessing.active_children():
-            if process.pid in pids:
-                end(process)
+        pool = self._pool
+        if pool is None:
+            return
+        _finishing.discard(pool)
+        for process in processes_of(pool):
+            end(process)
 
-    def _mark_shut_down(self) -> None:
+    def _mark_shut_down(self) -> TaskPool | None:
+        """Take no more tasks; the pool, if there ever was one."""
+        self._is_shut_down = True
+        pool = self._pool
+        if pool is not None and self._open_in == os.getpid():
+            # Whatever happens from now on, the end of the program waits for the tasks.
+            _finishing.add(pool)
         self._open_in = None
         _open_executors.discard(self)
+        return pool
 
     def __del__(self) -> None:
         # An executor that is just dropped finishes what it has. In a thread, because a garbage collection
         # may have come in the middle of one of the pool's own operations; not a daemon, because a program
         # waits for its tasks.
-        if getattr(self, "_open_in", None) == os.getpid():
-            threading.Thread(
-                target=self._close_and_join, args=(self._pool,), name="mpkit-executor-dropped"
-            ).start()
+        pool = getattr(self, "_pool", None)
+        if pool is not None and self._open_in == os.getpid():
+            threading.Thread(target=self._close_and_join, args=(pool,), name="mpkit-executor-dropped").start()
 
     @staticmethod
     def _close_and_join(pool: TaskPool) -> None:
@@ -259,7 +306,13 @@ class ProcessPoolExecutor(Executor):
         pool.join()
 
 
+def _checked(count: int | None, name: str) -> int | None:
+    return None if count is None else check_count(not_bool(count), name)
+
+
 _open_executors: weakref.WeakSet[ProcessPoolExecutor] = weakref.WeakSet()
+#: Held while one of them starts its workers, or is shut down.
+_starting = seam.InterruptibleLock()
 #: Pools of executors that were shut down and may still have tasks. Nobody else need keep them.
 _finishing: set[TaskPool] = set()
 
@@ -285,7 +338,8 @@ def __getattr__(name: str) -> ModuleType:
 def _shut_down_all() -> None:
     """A program that ends waits for its tasks, with or without `shutdown`, as with the standard library."""
     for executor in list(_open_executors):
-        if executor._open_in == os.getpid():
+        # Those that have never begun as well: it is too late for them.
+        if executor._open_in in (None, os.getpid()):
             executor.shutdown()
     for pool in list(_finishing):
         pool.close()
@@ -293,5 +347,11 @@ def _shut_down_all() -> None:
 
 
 atexit.register(_shut_down_all)
-# A fork cannot wait for the pools of its parent.
-in_forked_children(_finishing.clear)
+
+
+@in_forked_children
+def _forget_after_fork() -> None:
+    global _starting  # a thread that is not here may have it
+    _starting = seam.InterruptibleLock()
+    # A fork cannot wait for the pools of its parent.
+    _finishing.clear()

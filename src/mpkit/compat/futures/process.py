@@ -1,4 +1,6 @@
-"""`concurrent.futures.process` with mpkit's `ProcessPoolExecutor`; all else is the standard library's own."""
+"""`concurrent.futures.process` with mpkit's `ProcessPoolExecutor` and the cause of what its tasks raise; all
+else is the standard library's own.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,13 @@ import concurrent.futures.process
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+from mpkit._wire.failure import RemoteTraceback
 from mpkit.compat.futures import ProcessPoolExecutor
 
 __all__ = ["BrokenProcessPool", "ProcessPoolExecutor"]
+
+# Private there as well; programs ask for it nonetheless.
+_RemoteTraceback = RemoteTraceback
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401  whatever is there
