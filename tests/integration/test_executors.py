@@ -1,4 +1,6 @@
-"""`pool.executor` and the executor of `mpkit.compat` never stop what runs, and map in the same way."""
+"""`pool.executor` and the executor of `mpkit.compat`: only Ctrl-C makes them stop what runs, and they map in
+the same way.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,10 @@ import concurrent.futures
 import contextlib
 import itertools
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -16,6 +20,7 @@ from mpkit import BoundedQueue, TaskPool, compat
 from mpkit.compat import futures
 from mpkit.pool._engine import Engine
 from tests.contract import pool_tasks as tasks
+from tests.helpers.processes import python
 from tests.helpers.waiting import PATIENCE
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="fork")
@@ -84,6 +89,79 @@ def test_a_task_that_begins_while_the_executor_is_shut_down_is_not_stopped(
     _gate.put(None)
     assert second.result(PATIENCE) == 2
     assert told() == "ended 2"
+
+
+def test_ctrl_c_in_the_block_of_an_executor_stops_its_tasks(executor: Any) -> None:
+    """It waited for them to end by themselves."""
+    begun = threading.Event()
+    running = executor.submit(tell_and_wait, 1)
+    waiting = executor.submit(tell_and_wait, 2)
+
+    def use() -> None:
+        with executor:
+            assert told() == "begun 1"
+            begun.set()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        use()
+    assert begun.is_set()
+    assert running.cancelled()
+    assert waiting.cancelled()
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        executor.submit(tasks.nothing)
+
+
+def test_ctrl_c_while_an_executor_is_shut_down_stops_its_tasks(
+    executor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = executor.submit(tell_and_wait, 1)
+    waiting = executor.submit(tell_and_wait, 2)
+    assert told() == "begun 1"
+
+    def interrupt(*_args: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    # What each of the two waits in.
+    monkeypatch.setattr("mpkit.pool._executor.wait", interrupt)
+    monkeypatch.setattr(TaskPool, "join", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        executor.shutdown()
+    assert running.cancelled()
+    assert waiting.cancelled()
+
+
+ENDED_BY_CTRL_C = """
+import os, signal, sys, time
+from mpkit.compat.futures import ProcessPoolExecutor
+
+def wait_long(path):
+    open(path, "x").close()
+    time.sleep(600)
+
+if __name__ == "__main__":
+    executor = ProcessPoolExecutor(1)
+    future = executor.submit(wait_long, sys.argv[1])
+    later = executor.submit(time.sleep, 600)
+    while not os.path.exists(sys.argv[1]):
+        time.sleep(0.01)
+    if sys.argv[2] == "shut down":
+        executor.shutdown(wait=False)
+    signal.raise_signal(signal.SIGINT)
+"""
+
+
+@pytest.mark.parametrize("how", ["open", "shut down"])
+def test_a_program_that_ctrl_c_has_ended_does_not_wait_for_the_tasks_of_its_executor(
+    tmp_path: Path, how: str
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(ENDED_BY_CTRL_C)
+    with python(program, tmp_path / "begun", how) as process:
+        _, errors = process.communicate(timeout=PATIENCE)
+    assert errors.count("Traceback") == 1, errors
+    assert "KeyboardInterrupt" in errors
 
 
 @pytest.mark.parametrize("timeout", [0.01, 0, -1])

@@ -339,7 +339,7 @@ class Pool:
         if callbacks is not None:
             # There; what it raises goes into the log, as with a call that has run.
             tell = functools.partial(failed.add_done_callback, lambda _: callbacks.failed(original))
-            self._pool._engine.collector.call_back(tell)
+            self._task_pool._engine.collector.call_back(tell)
         return AsyncResult(failed, None, callbacks)
 
     # -- the end

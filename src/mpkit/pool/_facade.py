@@ -384,7 +384,8 @@ class TaskPool(PoolView):
         """A real `concurrent.futures.Executor` over this pool, for `run_in_executor` and other libraries.
 
         Shutting it down leaves the pool as it is. Its `map` and ``shutdown(cancel_futures=True)`` cancel what
-        has not begun; they never stop what runs, as the `cancel` of a handle does.
+        has not begun; they never stop what runs, as the `cancel` of a handle does. Ctrl-C in its ``with``
+        block or in its `shutdown` stops all of its tasks.
         """
         from mpkit.pool._executor import PoolExecutor  # noqa: PLC0415  see the top of this file
 

@@ -48,13 +48,14 @@ from mpkit.compat._numbers import not_bool, not_negative
 from mpkit.compat._processes import default_start_method, processes_of
 from mpkit.errors import SerializationError
 from mpkit.pool import TaskHandle, TaskPool
-from mpkit.pool._executor import map_in_order
+from mpkit.pool._executor import PoolExecutor, map_in_order
 from mpkit.pool._options import PoolOptions, check_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from multiprocessing.context import BaseContext
     from multiprocessing.process import BaseProcess
+    from types import TracebackType
 
 __all__ = [
     "ALL_COMPLETED",
@@ -148,7 +149,7 @@ class ProcessPoolExecutor(Executor):
         self._options = PoolOptions.checked(max_workers, initializer, initargs, max_tasks_per_child, context)
         #: There are none before the first task.
         self._pool: TaskPool | None = None
-        self._futures: Executor | None = None
+        self._futures: PoolExecutor | None = None
         self._is_shut_down = False
         self._ended_by_force = False
         #: The process that has to shut down the pool; None as long as there is none, and once that is done.
@@ -190,7 +191,7 @@ class ProcessPoolExecutor(Executor):
         handle.__class__ = _ExecutorFuture
         return handle
 
-    def _start(self) -> Executor:
+    def _start(self) -> PoolExecutor:
         """What takes the tasks, with its workers, made now unless another thread has done so."""
         if _starting.is_owned():
             raise RuntimeError(
@@ -199,7 +200,7 @@ class ProcessPoolExecutor(Executor):
             )
         return _starting.run(self._start_once)
 
-    def _start_once(self) -> Executor:
+    def _start_once(self) -> PoolExecutor:
         if self._is_shut_down:
             raise RuntimeError("cannot schedule new futures after shutdown")
         if self._futures is None:
@@ -212,7 +213,7 @@ class ProcessPoolExecutor(Executor):
                 options.context,
             )
             self._open_in = os.getpid()
-            self._futures = self._pool.executor
+            self._futures = PoolExecutor(self._pool)
         return self._futures
 
     @override
@@ -246,7 +247,8 @@ class ProcessPoolExecutor(Executor):
         """Take no more tasks; those there are go on.
 
         Args:
-            wait: return only when they have ended and the workers are gone.
+            wait: return only when they have ended and the workers are gone. Ctrl-C (`KeyboardInterrupt`)
+                cancels them, those that run as well.
             cancel_futures: cancel those that have not begun.
         """
         _forget_finished()
@@ -257,8 +259,30 @@ class ProcessPoolExecutor(Executor):
         self._futures.shutdown(wait=False, cancel_futures=cancel_futures)
         pool.close()
         if wait:
-            pool.join()
+            try:
+                pool.join()
+            except KeyboardInterrupt:
+                self._cancel_all()
+                raise
             _finishing.discard(pool)
+
+    def _cancel_all(self) -> None:
+        """What Ctrl-C does to tasks.
+
+        In a terminal it reaches the workers. The standard library's end what they are running by it; ours
+        leave that to the parent.
+        """
+        if self._futures is not None:
+            self._futures.cancel_all()
+
+    @override
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Shut down, and wait for the tasks; after Ctrl-C they are cancelled."""
+        if isinstance(error, KeyboardInterrupt):
+            self._cancel_all()
+        self.shutdown(wait=True)
 
     def terminate_workers(self) -> None:
         """End the workers with SIGTERM: what runs fails with a `BrokenProcessPool`, the rest is cancelled."""
@@ -297,7 +321,8 @@ class ProcessPoolExecutor(Executor):
         # may have come in the middle of one of the pool's own operations; not a daemon, because a program
         # waits for its tasks.
         pool = getattr(self, "_pool", None)
-        if pool is not None and self._open_in == os.getpid():
+        # In this order: where it was shut down, the modules may be gone.
+        if pool is not None and self._open_in is not None and self._open_in == os.getpid():
             threading.Thread(target=self._close_and_join, args=(pool,), name="mpkit-executor-dropped").start()
 
     @staticmethod
@@ -336,7 +361,16 @@ def __getattr__(name: str) -> ModuleType:
 
 
 def _shut_down_all() -> None:
-    """A program that ends waits for its tasks, with or without `shutdown`, as with the standard library."""
+    """A program that ends waits for its tasks, with or without `shutdown`, as with the standard library.
+
+    One that Ctrl-C has ended does not.
+    """
+    # Set where the interpreter has printed what ended the program (or, in an interactive session, a command).
+    if isinstance(getattr(sys, "last_value", None), KeyboardInterrupt) and not hasattr(sys, "ps1"):
+        for executor in list(_open_executors):
+            executor._cancel_all()
+        for pool in list(_finishing):
+            pool.terminate()
     for executor in list(_open_executors):
         # Those that have never begun as well: it is too late for them.
         if executor._open_in in (None, os.getpid()):
