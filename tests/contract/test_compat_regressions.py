@@ -64,6 +64,26 @@ def test_a_program_that_has_not_waited_in_shutdown_waits_at_its_end(tmp_path: An
     assert ended.stderr == ""
 
 
+KEPT_TO_THE_LAST = """
+import sys
+import types
+
+from mpkit.compat import futures
+
+if __name__ == "__main__":
+    # Modules that are still there in the end are emptied, the last one that was loaded first.
+    sys.kept = [types, futures]
+    types.kept = futures.ProcessPoolExecutor(1)
+    types.kept.submit(abs, -1).result()
+"""
+
+
+def test_an_executor_may_outlive_its_module(tmp_path: Any) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(KEPT_TO_THE_LAST)
+    assert run_python(program).stderr == ""
+
+
 STUBBORN = """
 import signal
 import sys

@@ -321,7 +321,7 @@ class ProcessPoolExecutor(Executor):
         # may have come in the middle of one of the pool's own operations; not a daemon, because a program
         # waits for its tasks.
         pool = getattr(self, "_pool", None)
-        # In this order: where it was shut down, the modules may be gone.
+        # Nothing else is asked of one that was shut down: at the end of the program modules are empty.
         if pool is not None and self._open_in is not None and self._open_in == os.getpid():
             threading.Thread(target=self._close_and_join, args=(pool,), name="mpkit-executor-dropped").start()
 
