@@ -379,8 +379,9 @@ def cannot_unpickle(error: BaseException) -> Exception:
         remedy = "what is sent must be importable by the same name on the other side"
         if "__main__" in str(error):
             remedy += (
-                ", which functions of an interactive session are not: put them into a module or, for a pool, "
-                "use pickler='cloudpickle'"
+                ", which functions of an interactive session, of `python -c` or of a __main__.py (`python -m "
+                "package`, a directory, a zip file) are not: multiprocessing does not import those again. "
+                "Put them into a module or, for a pool, use pickler='cloudpickle'"
             )
     else:
         remedy = "check the __reduce__, __setstate__ or constructor of its class"
