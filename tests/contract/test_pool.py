@@ -341,8 +341,10 @@ def test_an_initializer_that_exits_breaks_the_pool(start_method: str) -> None:
     with TaskPool(
         processes=1, initializer=tasks.exit_in_initializer, initargs=(5,), context=start_method
     ) as pool:
-        with pytest.raises(PoolBroken, match="exit code 5"):
+        with pytest.raises(PoolBroken, match="exit code 5") as caught:
             pool.submit(tasks.square, 1).result(LONG)
+        assert "running the initializer exit_in_initializer, which may be what ended it" in str(caught.value)
+        assert "main module" not in str(caught.value), "it had been imported"
         with pytest.raises(PoolBroken):
             pool.submit(tasks.square, 1)
 

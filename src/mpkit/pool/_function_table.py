@@ -43,7 +43,7 @@ class FunctionTable:
         if known is None:
             if len(self._known) >= _MOST_FUNCTIONS:
                 self._known.clear()
-            known = Function(_name_of(fn), codec.dumps(fn, pickler) if by_name else b"")
+            known = Function(name_of(fn), codec.dumps(fn, pickler) if by_name else b"")
             self._known[key] = known
             if by_name:
                 return known, known.blob, BY_REFERENCE
@@ -57,6 +57,7 @@ def _is_pickled_by_name(fn: object) -> bool:
     return kind is BuiltinFunctionType and isinstance(fn.__self__, ModuleType | None)  # type: ignore[attr-defined]
 
 
-def _name_of(fn: object) -> str:
+def name_of(fn: object) -> str:
+    """What messages call a function."""
     name = getattr(fn, "__qualname__", None) or getattr(getattr(fn, "func", None), "__qualname__", None)
     return str(name or type(fn).__qualname__)

@@ -197,7 +197,8 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             # module.
             raise WorkerCrashed(
                 f"the fork server of multiprocessing has died ({type(error).__name__}: {error}); if its "
-                f"error output says that the main module of the program could not be imported: {_GUARD}"
+                f"error output says that the main module of the program could not be imported: {_GUARD}; one "
+                "that is read from standard input can never be imported again, so save it to a file"
             ) from error
         except BaseException:
             # At the very edge of the block.
