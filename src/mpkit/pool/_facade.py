@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from multiprocessing.context import BaseContext
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
 
 from mpkit._platform.deadlines import check_timeout
 from mpkit._platform.hints import Self
 from mpkit._platform.interrupts import deferred_interrupts
+from mpkit._wire.codec import UnsendableError
 from mpkit.errors import ClosedError
 from mpkit.pool._channel import KEYWORDS
 from mpkit.pool._handle import TaskHandle
@@ -56,6 +57,16 @@ class PoolView:
     def __repr__(self) -> str:
         options = self._options
         return f"<{self._pool!r} with timeout={options.timeout}, retries={options.retries}>"
+
+    def __copy__(self) -> Self:
+        # Else `copy` would ask `__reduce__`.
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise UnsendableError(
+            f"a {type(self).__name__} cannot be pickled: it belongs to the process that created it; let a "
+            "task create a pool of its own"
+        )
 
     # -- one call --------------------------------------------------------------------------------------------
 
@@ -494,12 +505,6 @@ class TaskPool(PoolView):
         options = engine.options
         pending = engine.dispatcher.ledger.live
         return f"<TaskPool {options.name!r} {engine.state} processes={options.processes} pending={pending}>"
-
-    def __reduce__(self) -> Any:
-        raise TypeError(
-            "a TaskPool cannot be pickled: it belongs to the process that created it; "
-            "let a task create a pool of its own"
-        )
 
 
 class _Callbacks(Generic[R]):

@@ -643,7 +643,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
     def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
         handle = self._mpkit
         if not seam.spawning() or handle.ties is None or seam.is_started(self):
-            raise TypeError(
+            raise codec.UnsendableError(
                 f"{self!r} belongs to the process that created it and cannot be sent to another; send "
                 "its pid, or what its result() returned"
             )
@@ -675,9 +675,10 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
                 culprit, error = f"its {label} ({value!r})", found
                 break
         cause = error.__cause__ or error
+        remedy = "" if codec.names_its_remedy(cause) else f"; {_REMEDY}"
         return SerializationError(
             f"cannot start {self.name!r} by {self._start_method}: {culprit} cannot be pickled: "
-            f"{type(cause).__name__}: {cause}; {_REMEDY}"
+            f"{codec.error_line(cause)}{remedy}"
         )
 
 
