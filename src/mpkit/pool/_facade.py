@@ -24,7 +24,7 @@ from mpkit.pool._channel import KEYWORDS
 from mpkit.pool._handle import TaskHandle
 from mpkit.pool._imap import ImapIterator
 from mpkit.pool._maps import MapHandle
-from mpkit.pool._options import DEFAULT_TASK_OPTIONS, Pickler, PoolOptions, TaskOptions, check_count
+from mpkit.pool._options import DEFAULT_TASK_OPTIONS, Pickler, PoolOptions, TaskOptions, check_chunksize
 from mpkit.pool._progress import Progress
 from mpkit.pool._server import start_server
 from mpkit.pool._shared import Shared
@@ -266,7 +266,7 @@ class PoolView:
         engine = self._engine
         engine.check_usable()
         if chunksize is not None:
-            chunksize = check_count(chunksize, "chunksize")
+            chunksize = check_chunksize(chunksize)
         name = getattr(func, "__name__", "map")
         handle: MapHandle[R] = MapHandle(engine, Progress(progress, len(items), name))
         handle.start(func, items, chunksize, self._options, star=star)

@@ -144,6 +144,9 @@ class TaskHandle(Future[R]):
         self._task = task
         self.task_id = task.number
 
+    def _next_item(self) -> int | None:
+        return None
+
     # -- the outcome -----------------------------------------------------------------------------------------
 
     def _settle(self, task: Task | None, kind: int, data: object) -> bool:  # noqa: ARG002  a Sink

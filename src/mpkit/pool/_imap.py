@@ -28,7 +28,7 @@ from mpkit.pool._channel import CHUNK, EACH, PART, RAISED, SOON
 from mpkit.pool._chunking import open_chunk, piece_of
 from mpkit.pool._functions import GroupedFunction
 from mpkit.pool._ledger import SENT, UNSENT, Chunk, Task
-from mpkit.pool._options import TaskOptions, check_count
+from mpkit.pool._options import TaskOptions, check_chunksize, check_count
 from mpkit.pool._progress import Progress
 
 if TYPE_CHECKING:
@@ -90,6 +90,9 @@ class _ImapSink:
         self.sent_items += task.items
         if self.ordered:
             self._order.append(task)
+
+    def _next_item(self) -> int:
+        return self.sent_items
 
     def forget_unsent(self) -> None:
         """Sending the latest task has failed: if it never got to the pool, nothing will come of it."""
@@ -258,7 +261,7 @@ class ImapIterator(Generic[R]):
         progress: bool,
     ) -> None:
         self._engine = engine
-        self._chunksize = check_count(chunksize, "chunksize")
+        self._chunksize = check_chunksize(chunksize)
         processes = engine.options.processes
         if buffersize is None:
             self._most = max(_DEFAULT_BUFFER, 4 * self._chunksize) * processes

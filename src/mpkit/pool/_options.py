@@ -129,3 +129,22 @@ def check_count(value: object, name: str, *, least: int = 1) -> int:
     if number < least:
         raise ValueError(f"{name} must be at least {least}; got {number}")
     return number
+
+
+def check_chunksize(value: object) -> int:
+    """A number of items in one task.
+
+    Raises:
+        TypeError: it is not an int.
+        ValueError: it is too small.
+    """
+    try:
+        return check_count(value, "chunksize")
+    except TypeError as error:
+        if not isinstance(value, Iterable):
+            raise
+        # An Executor and the built-in map take several.
+        raise TypeError(
+            f"{error}; a function of several arguments is called by starmap(func, zip(first, second)), or by "
+            "pool.executor.map(func, first, second)"
+        ) from None
