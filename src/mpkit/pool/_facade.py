@@ -80,6 +80,7 @@ class PoolView:
             The handle of the task.
 
         Raises:
+            TypeError: `fn` cannot be called, or is a coroutine function (``async def``).
             SerializationError: Function or arguments cannot be pickled.
             ClosedError: The pool is closed.
             InitializerFailed: The pool's initializer has failed.
