@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from mpkit import introspect
 from mpkit._platform import identity
 from mpkit.cli.doctor import leftovers
+from mpkit.introspect import _stacks
 from tests.helpers.processes import python, run_python
 from tests.helpers.waiting import PATIENCE, wait_until
 
@@ -98,6 +100,29 @@ def test_a_stopped_worker_does_not_answer(tmp_path: Path) -> None:
             os.kill(worker, signal.SIGCONT)
     assert shown.returncode == 1
     assert "it does not answer" in shown.stdout
+
+
+@linux
+def test_workers_that_do_not_answer_are_waited_for_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_stacks, "_ANSWER_SECONDS", 1.0)
+    with program(tmp_path) as process:
+        workers = _stacks.workers_under(process.pid)
+        pids = [worker.process.pid for worker in workers]
+        assert len(pids) == 2
+        try:
+            os.kill(pids[0], signal.SIGSTOP)
+            first, second = _stacks.stacks_of(workers)
+            os.kill(pids[1], signal.SIGSTOP)
+            asked = time.monotonic()
+            assert _stacks.stacks_of(workers) == ["", ""]
+            assert time.monotonic() - asked < 1.9
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+    assert first == ""
+    assert "in spin_for_ever" in str(second), "it does answer"
 
 
 def test_top_shows_as_many_pages_as_asked_for() -> None:
