@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import concurrent.futures
+import copy
 import functools
 import os
+import pickle
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +26,7 @@ from mpkit.errors import (
     WorkerCrashed,
 )
 from mpkit.pool import TaskHandle, TaskPool, _supervisor
+from mpkit.process import WorkerProcess
 from tests.contract import pool_tasks as tasks
 
 LONG = 30.0
@@ -85,6 +88,40 @@ def test_what_cannot_be_pickled_is_refused_in_submit(pool: TaskPool) -> None:
     with pytest.raises(SerializationError):
         pool.map(tasks.echo, [1, 2, tasks.Unpicklable()])
     assert pool.submit(tasks.square, 3).result(LONG) == 9
+
+
+def test_what_belongs_to_the_pool_says_what_to_send_instead(pool: TaskPool) -> None:
+    closed = pool.share([1])
+    closed.close()
+    process: WorkerProcess = WorkerProcess(target=tasks.hang)
+    for value, remedy in (
+        (pool.submit(tasks.square, 3), "send what its result() returns"),
+        (pool.map_async(tasks.square, [3]), "send what its result() returns"),
+        (pool.imap(tasks.square, [3]), "send the results that it yields"),
+        (pool, "let a task create a pool of its own"),
+        (pool.with_options(retries=1), "let a task create a pool of its own"),
+        (process, "send its pid, or what its result() returned"),
+        (closed, "ClosedError: this shared object has been closed"),
+    ):
+        with pytest.raises(SerializationError) as caught:
+            pool.submit(tasks.echo, value)
+        # The last word: another remedy would contradict it.
+        assert str(caught.value).endswith(remedy)
+        assert "argument 1 of echo" in str(caught.value)
+        with pytest.raises((TypeError, ClosedError)):
+            pickle.dumps(value)
+
+
+def test_a_copy_of_a_handle_is_the_handle(pool: TaskPool) -> None:
+    handle = pool.submit(tasks.square, 3)
+    copied = copy.copy(handle)
+    assert copied.result(LONG) == 9
+    view = copy.copy(pool.with_options(retries=1))
+    assert view.apply(tasks.square, (3,)) == 9
+    results = pool.imap(tasks.square, [1, 2])
+    del handle, copied
+    assert next(copy.copy(results)) == 1
+    assert next(results) == 4, "the end of the copy has cancelled it"
 
 
 @pytest.mark.parametrize(
@@ -341,8 +378,10 @@ def test_an_initializer_that_exits_breaks_the_pool(start_method: str) -> None:
     with TaskPool(
         processes=1, initializer=tasks.exit_in_initializer, initargs=(5,), context=start_method
     ) as pool:
-        with pytest.raises(PoolBroken, match="exit code 5"):
+        with pytest.raises(PoolBroken, match="exit code 5") as caught:
             pool.submit(tasks.square, 1).result(LONG)
+        assert "running the initializer exit_in_initializer, which may be what ended it" in str(caught.value)
+        assert "main module" not in str(caught.value), "it had been imported"
         with pytest.raises(PoolBroken):
             pool.submit(tasks.square, 1)
 

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from mpkit import introspect
 from mpkit._platform import identity
 from mpkit.cli.doctor import leftovers
+from mpkit.introspect import _stacks
 from tests.helpers.processes import python, run_python
 from tests.helpers.waiting import PATIENCE, wait_until
 
@@ -98,6 +100,29 @@ def test_a_stopped_worker_does_not_answer(tmp_path: Path) -> None:
             os.kill(worker, signal.SIGCONT)
     assert shown.returncode == 1
     assert "it does not answer" in shown.stdout
+
+
+@linux
+def test_workers_that_do_not_answer_are_waited_for_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_stacks, "_ANSWER_SECONDS", 1.0)
+    with program(tmp_path) as process:
+        workers = _stacks.workers_under(process.pid)
+        pids = [worker.process.pid for worker in workers]
+        assert len(pids) == 2
+        try:
+            os.kill(pids[0], signal.SIGSTOP)
+            first, second = _stacks.stacks_of(workers)
+            os.kill(pids[1], signal.SIGSTOP)
+            asked = time.monotonic()
+            assert _stacks.stacks_of(workers) == ["", ""]
+            assert time.monotonic() - asked < 1.9
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+    assert first == ""
+    assert "in spin_for_ever" in str(second), "it does answer"
 
 
 def test_top_shows_as_many_pages_as_asked_for() -> None:
@@ -241,19 +266,22 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
         assert top.stderr.read() == ""
 
 
+#: Buffered, output fails when it is flushed, unbuffered, as containers often have it, where it is written.
+BUFFERING = pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a file that is always full")
-def test_output_that_nothing_has_room_for_is_one_line() -> None:
-    with open("/dev/full", "w") as full:
-        ended = subprocess.run(
-            [sys.executable, "-m", "mpkit", "ps"],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-            timeout=PATIENCE,
-        )
-    assert ended.returncode == 1
-    assert ended.stderr == "mpkit ps: cannot write to standard output: No space left on device\n"
+@BUFFERING
+@pytest.mark.parametrize("arguments", [["ps"], ["--help"], ["--version"], ["ps", "--help"]])
+def test_output_that_nothing_has_room_for_is_one_line(arguments: list[str], unbuffered: str) -> None:
+    with (
+        open("/dev/full", "w") as full,
+        python("-m", "mpkit", *arguments, stdout=full, env={"PYTHONUNBUFFERED": unbuffered}) as process,
+    ):
+        _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    name = "mpkit ps" if arguments == ["ps"] else "mpkit"
+    assert err == f"{name}: cannot write to standard output: No space left on device\n"
 
 
 WITHOUT_OUTPUT = """
@@ -273,13 +301,22 @@ def test_without_an_output_nothing_is_done_but_to_say_so(command: list[str], tmp
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX closes by number")
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+def test_help_without_an_output_is_not_given_elsewhere(argument: str, tmp_path: Path) -> None:
+    with python("-c", WITHOUT_OUTPUT, argument, cwd=tmp_path) as process:
+        out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out) == (1, "")
+    assert err == "mpkit: cannot write to standard output: it is closed\n"
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes end otherwise there")
-def test_help_that_nobody_reads_is_no_traceback() -> None:
+@BUFFERING
+def test_help_that_nobody_reads_is_no_traceback(unbuffered: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     try:
-        # Unbuffered, argparse itself drops what is not taken.
-        with python("-m", "mpkit", "--help", stdout=writer, env={"PYTHONUNBUFFERED": ""}) as process:
+        with python("-m", "mpkit", "--help", stdout=writer, env={"PYTHONUNBUFFERED": unbuffered}) as process:
             _, err = process.communicate(timeout=PATIENCE)
     finally:
         os.close(writer)

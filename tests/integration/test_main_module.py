@@ -40,6 +40,50 @@ def test_a_program_that_would_start_itself_again_is_told_so(
     assert "if __name__ ==" in errors
 
 
+GUARDED = """
+import multiprocessing, os
+from mpkit import TaskPool, WorkerProcess
+
+def work():
+    return os.getpid()
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method({method!r}, force=True)
+    try:
+        with {start} as started:
+            {result}
+    except Exception as error:
+        print(type(error).__name__, error)
+"""
+PROCESS_OF_MAIN = {"start": "WorkerProcess.call(work)", "result": "started.result()"}
+POOL_OF_MAIN = {"start": "TaskPool(1)", "result": "started.apply(work)"}
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("what", [PROCESS_OF_MAIN, POOL_OF_MAIN], ids=["process", "pool"])
+def test_a_program_from_standard_input_is_told_that_it_cannot_be_imported(
+    method: str, what: dict[str, str], tmp_path: Path
+) -> None:
+    # It has the guard: to be told that alone would not help.
+    program = tmp_path / "program.py"
+    program.write_text(GUARDED.format(method=method, **what))
+    with program.open() as source, python("-", stdin=source) as process:
+        printed, errors = process.communicate()
+    assert "standard input" in printed, errors
+
+
+@pytest.mark.parametrize("what", [PROCESS_OF_MAIN, POOL_OF_MAIN], ids=["process", "pool"])
+def test_a_main_file_of_a_package_is_told_that_it_is_not_imported_again(
+    what: dict[str, str], tmp_path: Path
+) -> None:
+    # A directory is run as `python -m package` and a zip file are.
+    program = tmp_path / "__main__.py"
+    program.write_text(GUARDED.format(method="spawn", **what))
+    printed = run_python(tmp_path).stdout
+    assert "SerializationError" in printed
+    assert "of a __main__.py" in printed
+
+
 THREADS = """
 import multiprocessing, threading
 from mpkit import WorkerProcess

@@ -101,8 +101,10 @@ def test_start_ups_that_are_killed_again_and_again_break_the_pool(monkeypatch: p
     monkeypatch.setattr(_crew, "_LONGEST_PAUSE", 0.01)
     with TaskPool(processes=1, initializer=tasks.kill_myself, context="fork", grace_period=0.2) as pool:
         handle = pool.submit(tasks.square, 3)
-        with pytest.raises(PoolBroken, match=r"10 start-ups in a row failed.*SIGKILL"):
+        with pytest.raises(PoolBroken, match=r"10 start-ups in a row failed.*SIGKILL") as caught:
             handle.result(LONG)
+        text = str(caught.value)
+        assert 0 < text.find("initializer kill_myself") < text.find("out-of-memory killer"), text
         assert pool.statistics().workers_started == 10
 
 

@@ -299,8 +299,8 @@ def test_stacks_from_outside_with_many_open_files() -> None:
 
     with TaskPool(1, context="fork") as pool:
         pool.apply(tasks.square, (1,))
-        (found,) = _stacks.workers_under(os.getpid())
-        assert "_worker.py" in _stacks.stack_of(found)
+        (stack,) = _stacks.stacks_of(_stacks.workers_under(os.getpid()))
+        assert "_worker.py" in str(stack)
 
 
 # -- stacks --------------------------------------------------------------------------------------------------

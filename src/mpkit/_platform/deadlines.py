@@ -6,7 +6,7 @@ import math
 from time import monotonic
 from typing import SupportsFloat
 
-__all__ = ["check_timeout", "deadline_of", "remaining"]
+__all__ = ["check_seconds", "check_timeout", "deadline_of", "remaining"]
 
 
 def check_timeout(timeout: SupportsFloat | None, *, name: str = "timeout") -> float | None:
@@ -40,6 +40,30 @@ def check_timeout(timeout: SupportsFloat | None, *, name: str = "timeout") -> fl
     raise ValueError(
         f"{name} must be a number of seconds that is not negative, or None for no limit; got {timeout!r}"
     )
+
+
+def check_seconds(duration: SupportsFloat, *, name: str) -> float:
+    """Check a duration given by a caller that has to come to an end.
+
+    Args:
+        duration: Seconds.
+        name: What the caller calls it; it stands in the error.
+
+    Raises:
+        TypeError: If it is not a number.
+        ValueError: If it is negative, NaN, infinite or None.
+    """
+    # Not with the words of `check_timeout`, which recommend None.
+    wanted = f"{name} must be a finite number of seconds that is not negative; got {duration!r}"
+    try:
+        seconds = check_timeout(duration, name=name)
+    except TypeError:
+        raise TypeError(f"{wanted} ({type(duration).__name__})") from None
+    except ValueError:
+        seconds = None
+    if seconds is None:
+        raise ValueError(wanted)
+    return seconds
 
 
 def _not_a_number(timeout: object, name: str) -> TypeError:

@@ -20,6 +20,13 @@ _ROW_SLOTS = 4096
 LOWEST: Final = -(1 << 63)
 HIGHEST: Final = (1 << 63) - 1
 
+# Another thread is no remedy inside the block: it would wait for the end of it.
+_REENTERED = (
+    "this thread is already inside an operation on the same counter: inside `with counter as locked` use "
+    "`locked.value`; if this was called from a signal handler or a __del__ that ran in the middle of an "
+    "operation, do it later"
+)
+
 
 class CounterFile(SharedObject):
     """One counter as this process has it open."""
@@ -41,6 +48,7 @@ class CounterFile(SharedObject):
     def __init__(self, segment: Segment, semaphores: list[Semaphore]) -> None:
         super().__init__(segment, semaphores)
         self.lock: RobustLock = self.locks[0]
+        self.lock.reentered = _REENTERED
         self.signed: memoryview[int] = self.words.cast("B").cast("q")
         self._sleepers = Sleepers(self.words, slept_at=SLEPT, posted_at=POSTED, tokens=semaphores[1])
         self._waker = Waker(self._sleepers, self.lock)

@@ -120,6 +120,7 @@ class RobustLock:
         "local_release",
         "permit_acquire",
         "permit_release",
+        "reentered",
         "repair",
         "rows",
         "value",
@@ -154,6 +155,8 @@ class RobustLock:
         self.value: int = 0
         #: What to put in order before the lock of a dead process is given back; must bear being done again.
         self.repair: Callable[[], None] | None = None
+        #: What a thread is told that is inside already; for an owner that knows a likelier cause.
+        self.reentered: str = REENTERED
         self._shut = False
         self._stuck_at = -1
         self._stuck_since = 0.0
@@ -266,7 +269,7 @@ class RobustLock:
         `unwind`.
         """
         if self.held_here():
-            raise RuntimeError(REENTERED)
+            raise RuntimeError(self.reentered)
 
     def unwind(self) -> None:
         """Leave, however far this thread has come: give back what it has, do nothing where it has nothing.
@@ -299,7 +302,7 @@ class RobustLock:
                     return False
                 continue
             if local.is_mine():
-                raise RuntimeError(REENTERED)
+                raise RuntimeError(self.reentered)
             wait = (
                 SHUT_SLICE_SECONDS
                 if deadline is None

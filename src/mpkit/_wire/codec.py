@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from mpkit._platform import seam
-from mpkit.errors import SerializationError
+from mpkit.errors import MpkitError, SerializationError
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -30,12 +30,15 @@ __all__ = [
     "DEFAULT_THRESHOLD",
     "Encoder",
     "Pickler",
+    "UnsendableError",
     "cannot_unpickle",
     "check_pickler",
     "decode",
     "dumps",
     "encode",
+    "error_line",
     "loads",
+    "names_its_remedy",
 ]
 
 Pickler = Literal["pickle", "cloudpickle"]
@@ -49,6 +52,15 @@ DEFAULT_THRESHOLD = 64 * 1024
 # A pickler's table of what it has met keeps the size it once had and is cleared in full each time, so only
 # picklers that have dealt with little are used again. Each object met takes at least two bytes of output.
 _RECYCLE_UP_TO_BYTES = 1024
+
+
+class UnsendableError(TypeError):
+    """What is being pickled belongs to its process; the message tells what to send instead."""
+
+
+def names_its_remedy(error: BaseException) -> bool:
+    """Whether an error that ended pickling is mpkit's own, to which no advice need be added."""
+    return isinstance(error, MpkitError | UnsendableError)
 
 
 def check_pickler(pickler: str) -> Pickler:
@@ -360,15 +372,17 @@ def _cannot_pickle(obj: object, error: Exception) -> Exception:
         # best.
         return error
     text = str(error)
-    if "inheritance" in text:
-        remedy = "hand it to a process when starting it, or use mpkit's queue, lock or counter"
+    if names_its_remedy(error):
+        remedy = ""
+    elif "inheritance" in text:
+        remedy = "; hand it to a process when starting it, or use mpkit's queue, lock or counter"
     elif "<lambda>" in text or "<locals>" in text or "local object" in text:
-        remedy = "define it at the top level of a module, or, for a pool, use pickler='cloudpickle'"
+        remedy = "; define it at the top level of a module, or, for a pool, use pickler='cloudpickle'"
     elif isinstance(error, RecursionError):
-        remedy = "it is nested too deeply; flatten it, or raise sys.setrecursionlimit()"
+        remedy = "; it is nested too deeply; flatten it, or raise sys.setrecursionlimit()"
     else:
-        remedy = "send what it was made from and make it anew there, or give its class a __reduce__"
-    return SerializationError(f"cannot pickle {_described(obj)}: {_error_line(error)}; {remedy}")
+        remedy = "; send what it was made from and make it anew there, or give its class a __reduce__"
+    return SerializationError(f"cannot pickle {_described(obj)}: {error_line(error)}{remedy}")
 
 
 def cannot_unpickle(error: BaseException) -> Exception:
@@ -379,12 +393,13 @@ def cannot_unpickle(error: BaseException) -> Exception:
         remedy = "what is sent must be importable by the same name on the other side"
         if "__main__" in str(error):
             remedy += (
-                ", which functions of an interactive session are not: put them into a module or, for a pool, "
-                "use pickler='cloudpickle'"
+                ", which functions of an interactive session, of `python -c` or of a __main__.py (`python -m "
+                "package`, a directory, a zip file) are not: multiprocessing does not import those again. "
+                "Put them into a module or, for a pool, use pickler='cloudpickle'"
             )
     else:
         remedy = "check the __reduce__, __setstate__ or constructor of its class"
-    return SerializationError(f"cannot unpickle what was received: {_error_line(error)}; {remedy}")
+    return SerializationError(f"cannot unpickle what was received: {error_line(error)}; {remedy}")
 
 
 def _described(obj: object) -> str:
@@ -396,5 +411,6 @@ def _described(obj: object) -> str:
     return f"an object of type {name}"
 
 
-def _error_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+def error_line(error: BaseException) -> str:
+    """What kind of error it is, and its text; the text alone where that says it all."""
+    return str(error) if isinstance(error, UnsendableError) else f"{type(error).__name__}: {error}"

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 import mpkit
+from mpkit._platform.hints import override
 from mpkit.cli import _output, _text, ps, stacks, top
 from mpkit.cli.demo import command as demo
 from mpkit.cli.doctor import command as doctor
@@ -14,10 +15,35 @@ from mpkit.errors import MpkitError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from _typeshed import SupportsWrite
+
 #: What a shell reports for a program that Ctrl-C ended (128 + SIGINT).
 INTERRUPTED = 130
 #: What a shell reports for a program whose reader went away (128 + SIGPIPE).
 READER_GONE = 141
+
+
+class _Parser(argparse.ArgumentParser):
+    """Help that does not arrive is an error, as any other output; argparse itself passes over it."""
+
+    @override
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        if file is None:
+            _tell(self.format_help())
+        else:
+            super().print_help(file)
+
+
+class _Version(argparse.Action):
+    @override
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        _tell(f"mpkit {mpkit.__version__}")
+        parser.exit()
+
+
+def _tell(text: str) -> None:
+    _output.check()
+    _output.show(text.rstrip("\n"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,7 +82,7 @@ def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) ->
     try:
         return parser.parse_args(arguments)
     except SystemExit:
-        # Help that does not arrive is an error as well.
+        # What help there is has to arrive.
         _output.flush()
         raise
 
@@ -76,11 +102,11 @@ def _message(error: MpkitError) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="mpkit",
         description="Look at processes and what they work on; try mpkit out; check this machine.",
     )
-    parser.add_argument("--version", action="version", version=f"mpkit {mpkit.__version__}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show program's version number and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for module in (ps, top, stacks, demo, doctor):
         module.add_to(commands)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mpkit.cli import _arguments, _output, _text
-from mpkit.errors import AccessDenied, ProcessGone
 from mpkit.introspect import _stacks
 
 if TYPE_CHECKING:
@@ -36,12 +35,9 @@ def run(options: argparse.Namespace) -> int:
         )
         return 1
     shown = 0
-    for worker in workers:
-        try:
-            text = _stacks.stack_of(worker)
-        except (ProcessGone, AccessDenied) as error:
-            # A worker may end meanwhile, and be replaced, or have become another user.
-            text = str(error.strerror)
+    for worker, answer in zip(workers, _stacks.stacks_of(workers), strict=True):
+        # A worker may have ended meanwhile, and been replaced, or have become another user.
+        text = answer if isinstance(answer, str) else str(answer.strerror)
         shown += bool(text)
         _output.show(f"--- worker {worker.process.pid}, {worker.row.state} ---")
         _output.show(_text.visible_lines(text) or "it does not answer: it is stopped, or just starting")

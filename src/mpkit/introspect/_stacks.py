@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import selectors
 import stat
 import sys
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from mpkit._platform import families, identity
-from mpkit._platform.readiness import wait_readable
 from mpkit.errors import AccessDenied, MpkitError, ProcessGone
 from mpkit.introspect._pools import worker_row
 from mpkit.introspect._translate import find, translated
 from mpkit.pool._stack_signal import STACK_SIGNAL
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import psutil
 
@@ -65,57 +65,77 @@ def _workers(processes: list[psutil.Process]) -> Iterator[FoundWorker]:
                 yield FoundWorker(process, row)
 
 
-def stack_of(worker: FoundWorker) -> str:
-    """The stack of every thread of a worker now; "" when it does not answer in time (it is stopped, or
-    starting).
+def stacks_of(workers: Sequence[FoundWorker]) -> list[str | ProcessGone | AccessDenied]:
+    """The stack of every thread of each worker now, in their order; "" of one that does not answer in time
+    (it is stopped, or starting), and the error of one that has ended or belongs to someone else.
 
     Raises:
-        ProcessGone: it has ended.
-        AccessDenied: it belongs to someone else.
-        MpkitError: this system does not let its pipe be opened from outside.
+        MpkitError: this system does not let their pipes be opened from outside.
 
-    Blocking: a few milliseconds, 2 seconds at most.
+    Blocking: a few milliseconds, 2 seconds at most, however many do not answer.
     """
-    pid, number = worker.process.pid, worker.row.stack_pipe
     if sys.platform != "linux" or STACK_SIGNAL is None:
         raise MpkitError(
             "the stack of a worker can be asked for from outside on Linux only; elsewhere use"
             " TaskPool.stacks() inside the program"
         )
+    pipes: list[int] = []
+    try:
+        # All are asked before the first one is waited for.
+        asked = [_asked(worker, pipes) for worker in workers]
+        texts = _answers([answer for answer in asked if isinstance(answer, int)])
+    finally:
+        for pipe in pipes:
+            os.close(pipe)
+    return [texts[answer] if isinstance(answer, int) else answer or "" for answer in asked]
+
+
+def _asked(worker: FoundWorker, pipes: list[int]) -> int | ProcessGone | AccessDenied | None:
+    """The pipe in which the answer of a worker comes; or why none will come.
+
+    What has been opened is added to `pipes`, for the caller to close.
+    """
+    pid, number = worker.process.pid, worker.row.stack_pipe
     if number is None:
-        return ""
+        return None
     try:
         pipe = os.open(f"/proc/{pid}/fd/{number}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, ProcessLookupError):
-        raise ProcessGone(pid=pid) from None
+        return ProcessGone(pid=pid)
     except PermissionError:
-        raise AccessDenied(pid=pid) from None
-    try:
-        # Whoever has that number now: still the worker, and still a pipe?
-        who = identity.of(pid)
-        if who is None or not worker.process.is_running() or not stat.S_ISFIFO(os.fstat(pipe).st_mode):
-            raise ProcessGone(pid=pid)
-        # What lies in it is old.
-        _read(pipe)
-        if not families.send_signal(who, STACK_SIGNAL):
-            raise ProcessGone(pid=pid)
-        return _answer(pipe)
-    finally:
-        os.close(pipe)
+        return AccessDenied(pid=pid)
+    pipes.append(pipe)
+    # Whoever has that number now: still the worker, and still a pipe?
+    who = identity.of(pid)
+    if who is None or not worker.process.is_running() or not stat.S_ISFIFO(os.fstat(pipe).st_mode):
+        return ProcessGone(pid=pid)
+    # What lies in it is old.
+    _read(pipe)
+    assert STACK_SIGNAL is not None
+    return pipe if families.send_signal(who, STACK_SIGNAL) else ProcessGone(pid=pid)
 
 
-def _answer(pipe: int) -> str:
+def _answers(pipes: Sequence[int]) -> dict[int, str]:
+    """What comes in the pipes, by pipe. They are read together: one that is full would cut its text off."""
+    texts = dict.fromkeys(pipes, b"")
+    silent = set(pipes)
     deadline = time.monotonic() + _ANSWER_SECONDS
-    text = b""
-    while True:
-        patience = _QUIET_SECONDS if text else max(deadline - time.monotonic(), 0.0)
-        if not wait_readable(pipe, patience):
-            break
-        more = _read(pipe)
-        if not more:
-            break
-        text += more
-    return text.decode(errors="backslashreplace")
+    with selectors.DefaultSelector() as selector:
+        for pipe in pipes:
+            selector.register(pipe, selectors.EVENT_READ)
+        while selector.get_map():
+            wait = max(deadline - time.monotonic(), 0.0) if silent else _QUIET_SECONDS
+            ready = selector.select(wait)
+            if not ready:
+                break
+            for key, _ in ready:
+                more = _read(key.fd)
+                texts[key.fd] += more
+                silent.discard(key.fd)
+                if not more:
+                    # The worker has ended.
+                    selector.unregister(key.fd)
+    return {pipe: text.decode(errors="backslashreplace") for pipe, text in texts.items()}
 
 
 def _read(pipe: int) -> bytes:

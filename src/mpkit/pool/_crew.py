@@ -19,9 +19,10 @@ from mpkit._platform.parent_watch import ParentLink
 from mpkit._platform.signals import signal_name
 from mpkit.errors import PoolBroken
 from mpkit.pool import _worker as worker
-from mpkit.pool._channel import Board, Channel, ChannelNames
+from mpkit.pool._channel import INITIALIZING, STATE, Board, Channel, ChannelNames
 from mpkit.pool._dispatcher import Dispatcher
 from mpkit.pool._fork_warning import without_fork_warning
+from mpkit.pool._function_table import name_of
 from mpkit.pool._lane import Lane
 from mpkit.pool._options import PoolOptions
 from mpkit.pool._server import start_server
@@ -34,6 +35,10 @@ _LONGEST_PAUSE = 2.0
 _GUARD = (
     "the main module creates the pool when it is imported, which every worker does; put that under "
     '`if __name__ == "__main__":`'
+)
+_NOT_IMPORTABLE = (
+    "the main module cannot be imported again (an interactive session, code read from standard input); save "
+    "the program to a file, and put the functions into that or into a module of their own"
 )
 
 # Starting a process asks all children of multiprocessing for their exit codes. Two threads that do so at the
@@ -152,11 +157,19 @@ class Crew:
         name = signal_name(exitcode)
         how = f"was killed by {name}" if name else f"ended with exit code {exitcode}"
         return self.note_failure(
-            f"process {lane.pid} {how}" + (f"\n{last_words}" if last_words else ""), killed=name is not None
+            f"process {lane.pid} {how}" + (f"\n{last_words}" if last_words else ""),
+            killed=name is not None,
+            initializing=self._options.initializer is not None and lane.words[STATE] == INITIALIZING,
         )
 
-    def note_failure(self, how: str, *, killed: bool) -> PoolBroken | None:
-        """A start-up has failed. The error, once there is no more hope."""
+    def note_failure(self, how: str, *, killed: bool, initializing: bool = False) -> PoolBroken | None:
+        """A start-up has failed. The error, once there is no more hope.
+
+        Args:
+            how: What has happened.
+            killed: By a signal.
+            initializing: In the pool's initializer.
+        """
         self._forget_failures_before_a_greeting()
         self._failures.append(how)
         if killed:
@@ -172,15 +185,21 @@ class Crew:
             f"the workers of {self._options.name} cannot be started (start method {method!r}): "
             f"{tries} start-ups in a row failed. The last one: {self._failures[-1]}."
         )
-        if method != "fork" and self._failed >= MOST_FAILURES:
+        if initializing:
+            # Whoever has come so far has imported the main module.
+            text += (
+                f" It was running the initializer {name_of(self._options.initializer)}, which may be what "
+                "ended it (os._exit, os.abort, a crash in C code)."
+            )
+        elif method != "fork" and self._failed >= MOST_FAILURES:
             text += (
                 f" The error itself was printed by the worker (standard error). A frequent cause: {_GUARD}."
-                " Another: the main module cannot be imported again (an interactive session, code read from"
-                " standard input); put the functions into a module of their own."
+                f" Another: {_NOT_IMPORTABLE}."
             )
-        elif killed:
+        if killed:
             text += (
-                " Something kills them: the out-of-memory killer, a limit of the system, or another program."
+                f" {'Otherwise something' if initializing else 'Something'} kills them: the out-of-memory "
+                "killer, a limit of the system, or another program."
             )
         return PoolBroken(text)
 
@@ -214,7 +233,8 @@ def _start(process: seam.ChildProcess, method: str) -> None:
         # What talking to the fork server ends in. From 3.14 on (and 3.13.8) it imports the main module.
         raise PoolBroken(
             f"the fork server of multiprocessing has died ({type(error).__name__}: {error}); if its error "
-            f"output says that the main module could not be imported, a frequent cause is that {_GUARD}"
+            f"output says that the main module could not be imported, a frequent cause is that {_GUARD}."
+            f" Another is that {_NOT_IMPORTABLE}"
         ) from error
 
 

@@ -159,9 +159,10 @@ class Engine:
             try:
                 more, data, kept = payload.dump_arguments(arguments, options.pickler, most)
             except SerializationError as error:
-                from mpkit.pool._blame import blame  # noqa: PLC0415  rarely needed
+                from mpkit.pool._blame import blame, parts_of_task  # noqa: PLC0415  rarely needed
 
-                raise blame(error, function.name, given, given_flags, options.pickler) from error.__cause__
+                parts = parts_of_task(function.name, given, given_flags, sink._next_item())
+                raise blame(error, parts, options.pickler) from error.__cause__
             flags |= more
         else:
             data = b""
@@ -631,7 +632,10 @@ def _packed_initializer(options: PoolOptions) -> bytes | Initializer | None:
         # with a RuntimeError, can be pickled while a process is being started, and at no other time.
         if options.context.get_start_method() == "fork" or isinstance(error.__cause__, RuntimeError):
             return call
-        raise
+        from mpkit.pool._blame import blame, parts_of_initializer  # noqa: PLC0415  rarely needed
+
+        parts = parts_of_initializer(*call)
+        raise blame(error, parts, options.pickler) from error.__cause__
 
 
 def _end_at_exit(reference: weakref.ref[Engine]) -> None:

@@ -13,18 +13,19 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from multiprocessing.context import BaseContext
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
 
 from mpkit._platform.deadlines import check_timeout
 from mpkit._platform.hints import Self
 from mpkit._platform.interrupts import deferred_interrupts
+from mpkit._wire.codec import UnsendableError
 from mpkit.errors import ClosedError
 from mpkit.pool._channel import KEYWORDS
 from mpkit.pool._handle import TaskHandle
 from mpkit.pool._imap import ImapIterator
 from mpkit.pool._importing import refuse_pool_without_end
 from mpkit.pool._maps import MapHandle
-from mpkit.pool._options import DEFAULT_TASK_OPTIONS, Pickler, PoolOptions, TaskOptions, check_count
+from mpkit.pool._options import DEFAULT_TASK_OPTIONS, Pickler, PoolOptions, TaskOptions, check_chunksize
 from mpkit.pool._progress import Progress
 from mpkit.pool._server import start_server
 from mpkit.pool._shared import Shared
@@ -58,6 +59,16 @@ class PoolView:
         options = self._options
         return f"<{self._pool!r} with timeout={options.timeout}, retries={options.retries}>"
 
+    def __copy__(self) -> Self:
+        # Else `copy` would ask `__reduce__`.
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise UnsendableError(
+            f"a {type(self).__name__} cannot be pickled: it belongs to the process that created it; let a "
+            "task create a pool of its own"
+        )
+
     # -- one call --------------------------------------------------------------------------------------------
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:
@@ -70,6 +81,7 @@ class PoolView:
             The handle of the task.
 
         Raises:
+            TypeError: `fn` cannot be called, or is a coroutine function (``async def``).
             SerializationError: Function or arguments cannot be pickled.
             ClosedError: The pool is closed.
             InitializerFailed: The pool's initializer has failed.
@@ -256,7 +268,7 @@ class PoolView:
         engine = self._engine
         engine.check_usable()
         if chunksize is not None:
-            chunksize = check_count(chunksize, "chunksize")
+            chunksize = check_chunksize(chunksize)
         name = getattr(func, "__name__", "map")
         handle: MapHandle[R] = MapHandle(engine, Progress(progress, len(items), name))
         handle.start(func, items, chunksize, self._options, star=star)
@@ -497,12 +509,6 @@ class TaskPool(PoolView):
         options = engine.options
         pending = engine.dispatcher.ledger.live
         return f"<TaskPool {options.name!r} {engine.state} processes={options.processes} pending={pending}>"
-
-    def __reduce__(self) -> Any:
-        raise TypeError(
-            "a TaskPool cannot be pickled: it belongs to the process that created it; "
-            "let a task create a pool of its own"
-        )
 
 
 class _Callbacks(Generic[R]):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from types import BuiltinFunctionType, FunctionType, ModuleType
+import functools
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 from mpkit._wire import codec
@@ -12,6 +13,8 @@ from mpkit.pool._channel import BY_REFERENCE
 from mpkit.pool._functions import Function
 
 _MOST_FUNCTIONS = 1024
+#: `inspect.CO_COROUTINE`; that module takes longer to import than all of the pool's.
+_CO_COROUTINE = 0x80
 
 
 class FunctionTable:
@@ -25,6 +28,7 @@ class FunctionTable:
         """How a worker gets a function: its statistics, its pickle and flags.
 
         Raises:
+            TypeError: it cannot be called, or its call would only make a coroutine.
             SerializationError: it cannot be pickled.
         """
         if payload.seen_shared:
@@ -41,13 +45,31 @@ class FunctionTable:
         if known is not None and by_name:
             return known, known.blob, BY_REFERENCE
         if known is None:
+            _refuse_what_is_no_function(fn)
             if len(self._known) >= _MOST_FUNCTIONS:
                 self._known.clear()
-            known = Function(_name_of(fn), codec.dumps(fn, pickler) if by_name else b"")
+            known = Function(name_of(fn), codec.dumps(fn, pickler) if by_name else b"")
             self._known[key] = known
             if by_name:
                 return known, known.blob, BY_REFERENCE
         return known, codec.dumps(fn, pickler), 0
+
+
+def _refuse_what_is_no_function(fn: object) -> None:
+    if not callable(fn):
+        raise TypeError(
+            f"a task needs something to call; got {fn!r:.200} ({type(fn).__name__}). Pass the function "
+            "itself and then its arguments, as in submit(f, 1), not in submit(f(1))"
+        )
+    called: object = fn
+    while isinstance(called, functools.partial):
+        called = called.func
+    code = getattr(called, "__code__", None)
+    if isinstance(code, CodeType) and code.co_flags & _CO_COROUTINE:
+        raise TypeError(
+            f"{name_of(fn)} is a coroutine function: calling it makes a coroutine, which cannot leave the "
+            f"worker. Send a function that runs it, such as one that returns asyncio.run({name_of(fn)}(...))"
+        )
 
 
 def _is_pickled_by_name(fn: object) -> bool:
@@ -57,6 +79,7 @@ def _is_pickled_by_name(fn: object) -> bool:
     return kind is BuiltinFunctionType and isinstance(fn.__self__, ModuleType | None)  # type: ignore[attr-defined]
 
 
-def _name_of(fn: object) -> str:
+def name_of(fn: object) -> str:
+    """What messages call a function."""
     name = getattr(fn, "__qualname__", None) or getattr(getattr(fn, "func", None), "__qualname__", None)
     return str(name or type(fn).__qualname__)

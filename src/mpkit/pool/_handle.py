@@ -22,13 +22,14 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from concurrent.futures import _base as futures_base
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from mpkit._platform import seam
 from mpkit._platform.deadlines import check_timeout
 from mpkit._platform.forks import in_forked_children
-from mpkit._platform.hints import override
+from mpkit._platform.hints import Self, override
 from mpkit._platform.interrupts import deferred_interrupts
+from mpkit._wire.codec import UnsendableError
 from mpkit.errors import TaskCancelled, WaitTimeout
 from mpkit.pool import _payload as payload
 from mpkit.pool._channel import BIG_ERROR, ERROR, PLAIN, RAISED
@@ -142,6 +143,9 @@ class TaskHandle(Future[R]):
         """The pool has made a task for this handle, and is about to send it."""
         self._task = task
         self.task_id = task.number
+
+    def _next_item(self) -> int | None:
+        return None
 
     # -- the outcome -----------------------------------------------------------------------------------------
 
@@ -422,3 +426,13 @@ class TaskHandle(Future[R]):
             else:
                 what = "failed" if kind in (ERROR, BIG_ERROR) else "finished"
         return f"<{type(self).__name__} {self.task_id} {what}>"
+
+    def __copy__(self) -> Self:
+        # Else `copy` would ask `__reduce__`. A copy would never be told that the task has ended.
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise UnsendableError(
+            f"a {type(self).__name__} cannot be pickled: it belongs to the process that created it; send "
+            "what its result() returns"
+        )

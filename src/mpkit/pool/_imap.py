@@ -15,19 +15,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from mpkit._platform.deadlines import check_timeout
 from mpkit._platform.hints import Self
 from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._shm.packs import are_plain
+from mpkit._wire.codec import UnsendableError
 from mpkit.errors import SerializationError, SharedMemoryExhausted, WaitTimeout
 from mpkit.pool import _payload as payload
 from mpkit.pool._channel import CHUNK, EACH, PART, RAISED, SOON
 from mpkit.pool._chunking import open_chunk, piece_of
 from mpkit.pool._functions import GroupedFunction
 from mpkit.pool._ledger import SENT, UNSENT, Chunk, Task
-from mpkit.pool._options import TaskOptions, check_count
+from mpkit.pool._options import TaskOptions, check_chunksize, check_count
 from mpkit.pool._progress import Progress
 
 if TYPE_CHECKING:
@@ -89,6 +90,9 @@ class _ImapSink:
         self.sent_items += task.items
         if self.ordered:
             self._order.append(task)
+
+    def _next_item(self) -> int:
+        return self.sent_items
 
     def forget_unsent(self) -> None:
         """Sending the latest task has failed: if it never got to the pool, nothing will come of it."""
@@ -257,7 +261,7 @@ class ImapIterator(Generic[R]):
         progress: bool,
     ) -> None:
         self._engine = engine
-        self._chunksize = check_count(chunksize, "chunksize")
+        self._chunksize = check_chunksize(chunksize)
         processes = engine.options.processes
         if buffersize is None:
             self._most = max(_DEFAULT_BUFFER, 4 * self._chunksize) * processes
@@ -462,6 +466,16 @@ class ImapIterator(Generic[R]):
         order = "ordered" if self._sink.ordered else "unordered"
         state = "reading" if self._input is not None else "all read"
         return f"<ImapIterator of {self._function.name}, {order}, {state}, {self._held} items under way>"
+
+    def __copy__(self) -> Self:
+        # Else `copy` would ask `__reduce__`. The end of a copy would cancel what this one waits for.
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise UnsendableError(
+            "an ImapIterator cannot be pickled: it belongs to the process that created it; send the results "
+            "that it yields"
+        )
 
     def __del__(self) -> None:
         # In whatever thread the garbage collector runs, perhaps within a step of the progress bar or of the

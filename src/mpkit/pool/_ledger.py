@@ -67,6 +67,9 @@ class Sink(Protocol):
     def _sent(self, task: Task) -> object:
         """This is the task that the outcome will come from. Called before it is sent."""
 
+    def _next_item(self) -> int | None:
+        """The index of the item that is sent next, in the input of a map; None where there is no map."""
+
     def _settle(self, task: Task, kind: int, data: object) -> object:
         """Take the outcome: `kind` is one of `mpkit.pool._channel`'s result kinds, `data` what belongs to it.
 

@@ -49,6 +49,9 @@ class _MapSink:
         task.offset = self._items
         self._items += task.items
 
+    def _next_item(self) -> int:
+        return self._items
+
     def _settle(self, task: Task, kind: int, data: object) -> None:
         if kind != PART:
             self.tasks.pop(task.number, None)

@@ -7,7 +7,7 @@ from multiprocessing.context import BaseContext
 from typing import Any, NamedTuple
 
 from mpkit._platform.contexts import resolve_context
-from mpkit._platform.deadlines import check_timeout
+from mpkit._platform.deadlines import check_seconds, check_timeout
 from mpkit._wire import codec
 from mpkit._wire.codec import Pickler
 
@@ -88,9 +88,6 @@ class PoolOptions(NamedTuple):
                 f"initargs must be a tuple of arguments; got {initargs!r} "
                 f"(for a single one write ({initargs!r},))"
             )
-        grace = check_timeout(grace_period, name="grace_period")
-        if grace is None:
-            raise ValueError("grace_period must be a finite number of seconds; got None or infinity")
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name must be a string or None; got {name!r}")
         return PoolOptions(
@@ -104,7 +101,7 @@ class PoolOptions(NamedTuple):
             max_memory_bytes=None
             if max_memory_bytes is None
             else check_count(max_memory_bytes, "max_memory_bytes"),
-            grace_period=grace,
+            grace_period=check_seconds(grace_period, name="grace_period"),
             max_pending=None if max_pending is None else check_count(max_pending, "max_pending"),
             pickler=codec.check_pickler(pickler),
             name="TaskPool" if name is None else name,
@@ -132,3 +129,22 @@ def check_count(value: object, name: str, *, least: int = 1) -> int:
     if number < least:
         raise ValueError(f"{name} must be at least {least}; got {number}")
     return number
+
+
+def check_chunksize(value: object) -> int:
+    """A number of items in one task.
+
+    Raises:
+        TypeError: it is not an int.
+        ValueError: it is too small.
+    """
+    try:
+        return check_count(value, "chunksize")
+    except TypeError as error:
+        if not isinstance(value, Iterable):
+            raise
+        # An Executor and the built-in map take several.
+        raise TypeError(
+            f"{error}; a function of several arguments is called by starmap(func, zip(first, second)), or by "
+            "pool.executor.map(func, first, second)"
+        ) from None

@@ -197,7 +197,8 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             # module.
             raise WorkerCrashed(
                 f"the fork server of multiprocessing has died ({type(error).__name__}: {error}); if its "
-                f"error output says that the main module of the program could not be imported: {_GUARD}"
+                f"error output says that the main module of the program could not be imported: {_GUARD}; one "
+                "that is read from standard input can never be imported again, so save it to a file"
             ) from error
         except BaseException:
             # At the very edge of the block.
@@ -642,7 +643,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
     def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
         handle = self._mpkit
         if not seam.spawning() or handle.ties is None or seam.is_started(self):
-            raise TypeError(
+            raise codec.UnsendableError(
                 f"{self!r} belongs to the process that created it and cannot be sent to another; send "
                 "its pid, or what its result() returned"
             )
@@ -674,9 +675,10 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
                 culprit, error = f"its {label} ({value!r})", found
                 break
         cause = error.__cause__ or error
+        remedy = "" if codec.names_its_remedy(cause) else f"; {_REMEDY}"
         return SerializationError(
             f"cannot start {self.name!r} by {self._start_method}: {culprit} cannot be pickled: "
-            f"{type(cause).__name__}: {cause}; {_REMEDY}"
+            f"{codec.error_line(cause)}{remedy}"
         )
 
 

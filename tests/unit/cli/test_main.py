@@ -41,6 +41,7 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         ["top", "--count", "0"],
         ["demo", "--processes", "0"],
         ["doctor", "extra"],
+        ["doctor", "--force"],
     ],
 )
 def test_wrong_arguments_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -21,18 +20,12 @@ def test_each_worker_is_shown_whatever_becomes_of_the_others(
         3: "File \x1b[31m.py\nline 2\n",
     }
 
-    def stack_of(worker: Any) -> str:
-        answer = answers[worker.process.pid]
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
     workers = [
         SimpleNamespace(process=SimpleNamespace(pid=pid), row=SimpleNamespace(state="running"))
         for pid in answers
     ]
     monkeypatch.setattr(_stacks, "workers_under", lambda _pid: workers)
-    monkeypatch.setattr(_stacks, "stack_of", stack_of)
+    monkeypatch.setattr(_stacks, "stacks_of", lambda _workers: list(answers.values()))
     assert main(["stacks", "5"]) == 0
     out, err = capsys.readouterr()
     assert out.splitlines() == [

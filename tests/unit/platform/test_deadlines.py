@@ -9,7 +9,7 @@ from fractions import Fraction
 import pytest
 
 from mpkit._platform import deadlines
-from mpkit._platform.deadlines import check_timeout, deadline_of, remaining
+from mpkit._platform.deadlines import check_seconds, check_timeout, deadline_of, remaining
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,18 @@ def test_refuses_what_is_no_number(given: object) -> None:
     with pytest.raises(TypeError, match="timeout must be a number of seconds or None") as caught:
         check_timeout(given)  # type: ignore[arg-type]
     assert repr(given) in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [-1, math.nan, math.inf, None, "3"])
+def test_a_duration_that_must_end_recommends_no_endless_one(given: float | None) -> None:
+    with pytest.raises((ValueError, TypeError), match="pause must be a finite number of seconds") as caught:
+        check_seconds(given, name="pause")  # type: ignore[arg-type]
+    assert f"got {given!r}" in str(caught.value)
+    assert "None for no limit" not in str(caught.value)
+
+
+def test_a_duration_that_must_end() -> None:
+    assert [check_seconds(given, name="pause") for given in (0, 1.5, Fraction(1, 2))] == [0.0, 1.5, 0.5]
 
 
 def test_a_deadline_counts_down_and_never_below_zero(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,8 +19,25 @@ from tests.contract import pool_tasks as tasks
         (lambda pool: pool.submit(divmod, 1, threading.Lock()), "argument 2 of divmod: cannot pickle"),
         (lambda pool: pool.submit(dict, a=1, b=threading.Lock()), "argument 'b' of dict: cannot pickle"),
         (lambda pool: pool.submit(dict, [threading.Lock()]), "argument 1 of dict: cannot pickle"),
-        (lambda pool: pool.map(abs, [1, threading.Lock()]), "an item for abs: cannot pickle"),
-        (lambda pool: next(pool.imap(abs, [threading.Lock()])), "of abs: cannot pickle"),
+        (lambda pool: pool.map(abs, [1, threading.Lock()]), "the item at index 1 for abs: cannot pickle"),
+        (
+            lambda pool: pool.map(abs, [*range(10), threading.Lock()], 4),
+            "the item at index 10 for abs: cannot",
+        ),
+        (
+            lambda pool: pool.starmap(divmod, [(1, 2), (threading.Lock(), 1)]),
+            "the item at index 1 for divmod",
+        ),
+        (lambda pool: list(pool.imap(abs, [threading.Lock()])), "the item at index 0 for abs: cannot pickle"),
+        (lambda pool: list(pool.imap(abs, [1, threading.Lock()])), "the item at index 1 for abs: cannot"),
+        (
+            lambda pool: list(pool.imap(abs, (n or threading.Lock() for n in (1, 2, 0)))),
+            "the item at index 2",
+        ),
+        (
+            lambda pool: list(pool.imap(abs, [*range(10), threading.Lock()], 4)),
+            "the item at index 10 for abs",
+        ),
         (lambda pool: pool.apply(threading.Lock), "the result: cannot pickle"),
     ],
 )
@@ -32,6 +49,30 @@ def test_it_is_named(call: Callable[[TaskPool], object], text: str) -> None:
         assert pool.apply(tasks.square, (3,)) == 9
 
 
+@pytest.mark.parametrize(
+    "initializer, arguments, text",
+    [
+        (lambda: None, (), "the initializer: cannot pickle .*<lambda>"),
+        (tasks.initialize, (1, threading.Lock()), "argument 2 of the initializer initialize: cannot pickle"),
+    ],
+)
+def test_of_an_initializer_it_is_named(
+    initializer: Callable[..., object], arguments: tuple[object, ...], text: str
+) -> None:
+    with pytest.raises(SerializationError, match=text):
+        TaskPool(1, initializer, arguments, context="spawn")
+
+
+def test_several_iterables_are_sent_to_starmap() -> None:
+    with TaskPool(1) as pool:
+        calls: list[Callable[..., object]] = [pool.map, pool.map_async, pool.imap]
+        for call in calls:
+            with pytest.raises(TypeError, match=r"chunksize .* got \[3, 4\].* starmap\(func, zip"):
+                call(divmod, [1, 2], [3, 4])
+            with pytest.raises(TypeError, match=r"chunksize must be an int; got 1\.5 \(float\)$"):
+                call(divmod, [1, 2], 1.5)
+
+
 def test_where_no_single_one_is_to_blame_the_error_is_as_it_was() -> None:
     error = SerializationError("all of them together")
-    assert blame(error, "abs", (1, 2), 0, "pickle") is error
+    assert blame(error, [("argument 1", 1), ("argument 2", 2)], "pickle") is error

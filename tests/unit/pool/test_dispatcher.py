@@ -19,6 +19,9 @@ class _Sink:
     def _sent(self, task: Task) -> None:
         """Nothing to remember."""
 
+    def _next_item(self) -> None:
+        return None
+
     def _settle(self, task: Task, kind: int, data: object) -> None:
         """Not called under the dispatcher's lock."""
 

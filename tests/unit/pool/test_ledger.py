@@ -25,6 +25,9 @@ class _Sink:
 
     _can_be_told_again = True
 
+    def _next_item(self) -> None:
+        return None
+
     def _settle(self, task: Task, kind: int, data: object) -> None:
         """Never called by a ledger."""
 

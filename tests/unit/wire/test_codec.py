@@ -391,7 +391,9 @@ def test_a_name_that_is_not_there() -> None:
 
 def test_a_function_of_an_interactive_session_is_told_of_cloudpickle() -> None:
     data = b"\x80\x02c__main__\nnowhere_to_be_found\n."
-    with pytest.raises(SerializationError, match=r"interactive session .* pickler='cloudpickle'"):
+    with pytest.raises(
+        SerializationError, match=r"interactive session, .*__main__\.py.* pickler='cloudpickle'"
+    ):
         loads(data)
 
 

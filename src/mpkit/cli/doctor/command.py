@@ -36,11 +36,13 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
             " only where nobody else has this /dev/shm and this temporary directory"
         ),
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, refuse=parser.error)
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the findings as they come; 1 if one of them is a problem."""
+    if options.force and not options.clean:
+        options.refuse("--force does nothing without --clean")
     if options.clean:
         clean(force=options.force)
     worst = report(finding for check in checks.ALL for finding in check())
