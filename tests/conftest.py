@@ -9,6 +9,7 @@ from contextlib import closing
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from mpkit import BoundedQueue, Lock, LockedCounter
 from tests.helpers import leftovers
@@ -16,6 +17,14 @@ from tests.helpers import leftovers
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started in the background by a shell, the tests would ignore Ctrl-C, and so would what they start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The same examples in each run, and no clock: a run must not depend on luck, nor on what else the machine
+# does. New examples are looked for with --hypothesis-profile=explore.
+settings.register_profile(
+    "steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("explore", settings.get_profile("steady"), derandomize=False, max_examples=1000)
+settings.load_profile("steady")
 
 START_METHODS = [
     method for method in ("fork", "spawn", "forkserver") if method in multiprocessing.get_all_start_methods()

@@ -174,10 +174,12 @@ def test_a_death_that_cannot_be_settled_at_once_is_settled_at_the_second_try(
     assert (statistics.succeeded, statistics.crashed) == (5, 1)
 
 
-def test_tasks_of_a_broken_pool_have_failed() -> None:
+def test_tasks_of_a_broken_pool_have_failed(tmp_path: Path) -> None:
     """They counted as cancelled."""
-    with TaskPool(1, context="fork", initializer=tasks.raise_base) as pool:
+    gate = tmp_path / "gate"
+    with TaskPool(1, context="fork", initializer=tasks.initialize_badly, initargs=(str(gate),)) as pool:
         handles = [pool.submit(tasks.nothing) for _ in range(3)]
+        gate.touch()
         for handle in handles:
             assert isinstance(handle.exception(PATIENCE), InitializerFailed)
         statistics = pool.statistics()
