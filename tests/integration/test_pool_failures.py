@@ -24,7 +24,7 @@ from mpkit.errors import (
     TaskTimeout,
     WorkerCrashed,
 )
-from mpkit.pool import TaskPool, _crew
+from mpkit.pool import TaskPool, _crew, _engine
 from tests.contract import pool_tasks as tasks
 
 LONG = 30.0
@@ -64,10 +64,37 @@ def test_an_initializer_that_hangs_has_an_end(start_method: str, tmp_path: Path)
         handle.result(0)
 
 
-def test_a_pool_without_tasks_closes_although_its_initializer_hangs(tmp_path: Path) -> None:
+def test_a_pool_without_tasks_closes_although_its_initializer_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_engine, "_LEAVE_SECONDS", 0.2)
     begun = tmp_path / "begun"
-    with TaskPool(processes=1, initializer=tasks.hang_in_initializer, initargs=(str(begun),), context="fork"):
+    with TaskPool(
+        processes=1,
+        initializer=tasks.hang_in_initializer,
+        initargs=(str(begun),),
+        context="fork",
+        grace_period=0.02,
+    ):
         eventually(begun.exists)
+
+
+def test_a_pool_without_tasks_lets_its_initializer_finish(tmp_path: Path) -> None:
+    """It was killed in the middle, for nothing that was asked of it."""
+    begun, gate, ended = tmp_path / "begun", tmp_path / "gate", tmp_path / "ended"
+    pool = TaskPool(
+        processes=1,
+        initializer=tasks.initialize_slowly,
+        initargs=(str(begun), str(gate), str(ended)),
+        context="fork",
+    )
+    eventually(begun.exists)
+    pool.close()
+    # It is told to leave, and has not been killed.
+    eventually(lambda: all(lane.told_to_leave for lane in pool._engine.dispatcher.lanes.values()))
+    gate.touch()
+    assert pool.join(LONG)
+    assert ended.exists()
 
 
 def test_an_initializer_that_leaves_is_one_that_failed() -> None:
