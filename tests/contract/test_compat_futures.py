@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import copy
 import gc
 import itertools
 import multiprocessing
@@ -17,6 +18,7 @@ import pytest
 
 from mpkit import compat
 from mpkit.compat import futures
+from mpkit.pool import TaskPool
 from tests.contract import compat_tasks as tasks
 from tests.helpers.processes import run_python
 from tests.helpers.waiting import PATIENCE, wait_until
@@ -196,6 +198,7 @@ def test_an_executor_that_is_dropped_finishes_its_work() -> None:
 PROGRAM = """
 import os
 from mpkit.compat import futures
+from mpkit.pool import TaskPool
 from tests.contract import compat_tasks as tasks
 
 if __name__ == "__main__":
@@ -235,3 +238,31 @@ def test_a_worker_can_be_replaced_after_some_tasks() -> None:
     with futures.ProcessPoolExecutor(1, max_tasks_per_child=1) as executor:
         pids = {executor.submit(os.getpid).result() for _ in range(3)}
     assert len(pids) == 3
+
+
+def test_an_executor_shut_down_while_it_starts_its_workers_takes_no_task(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A signal handler may do that: the task was taken, and lost at the end of the program."""
+    executor = futures.ProcessPoolExecutor(1)
+    pools: list[TaskPool] = []
+
+    def start(*args: Any) -> TaskPool:
+        executor.shutdown(wait=False)
+        pools.append(TaskPool(*args))
+        return pools[0]
+
+    monkeypatch.setattr(futures, "TaskPool", start)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            executor.submit(tasks.square, 3)
+    (pool,) = pools
+    assert pool.join(0)
+
+
+def test_an_executor_can_be_neither_pickled_nor_copied() -> None:
+    """The copy of one without workers would be unknown where the program's end waits for all tasks."""
+    with futures.ProcessPoolExecutor(1) as executor:
+        for copy_it in (pickle.dumps, copy.copy, copy.deepcopy):
+            with pytest.raises(TypeError, match="ProcessPoolExecutor"):
+                copy_it(executor)

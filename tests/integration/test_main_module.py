@@ -177,8 +177,52 @@ def test_a_module_that_uses_a_pool_when_it_is_imported_makes_no_pools_without_en
     assert process.returncode == 1
     assert "module 'table' makes a pool when it is imported" in errors
     assert "without end" in errors
-    # By the program, and by its worker for the one chunk or the two items.
-    assert len((tmp_path / "imports").read_text()) <= 3
+    # By the program, by its worker for each of the two tasks, and by the worker of that for its two.
+    assert len((tmp_path / "imports").read_text()) <= 7
+
+
+def test_a_module_may_have_a_pool_that_its_workers_do_not_use(tmp_path: Path) -> None:
+    """They import it for their tasks, and make one as well."""
+    (tmp_path / "jobs.py").write_text(
+        "from mpkit import TaskPool\npool = TaskPool(1)\ndef work(number):\n    return number + 1\n"
+    )
+    (tmp_path / "program.py").write_text(
+        "if __name__ == '__main__':\n    import jobs\n    print(jobs.pool.apply(jobs.work, (1,)))\n"
+    )
+    with python(tmp_path / "program.py", cwd=tmp_path) as process:
+        printed, errors = process.communicate()
+    assert printed.strip() == "2", errors
+
+
+@pytest.mark.parametrize("way", ["standard input", "taken away"])
+def test_a_main_module_that_is_not_to_be_imported_again_is_not(tmp_path: Path, way: str) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys, threading\n"
+        "from mpkit import TaskPool\n"
+        "def serve():\n"
+        "    if sys.argv[1] == 'standard input':\n"
+        "        threading.main_thread().join()\n"
+        "    with TaskPool(1, context='spawn') as pool:\n"
+        "        print(pool.apply(abs, (-3,)), flush=True)\n"
+        "with open(sys.argv[2], 'a') as file:\n"
+        "    file.write('x')\n"
+        "if sys.argv[1] == 'taken away':\n"
+        "    del __file__\n"
+        "    serve()\n"
+        "    assert '__file__' not in globals()\n"
+        "else:\n"
+        "    threading.Thread(target=serve).start()\n"
+    )
+    imports = tmp_path / "imports"
+    if way == "standard input":
+        with program.open() as source, python("-", way, imports, stdin=source) as process:
+            printed, errors = process.communicate()
+    else:
+        with python(program, way, imports) as process:
+            printed, errors = process.communicate()
+    assert printed.strip() == "3", errors
+    assert imports.read_text() == "x"
 
 
 def test_a_task_may_import_a_module_that_makes_a_pool(

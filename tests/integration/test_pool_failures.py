@@ -26,6 +26,7 @@ from mpkit.errors import (
 )
 from mpkit.pool import TaskPool, _crew, _engine
 from tests.contract import pool_tasks as tasks
+from tests.helpers.processes import python
 
 LONG = 30.0
 ROOT = Path(__file__).parents[2]
@@ -309,6 +310,33 @@ def test_an_import_that_was_interrupted_harms_no_later_task(
         assert behind.result(LONG) == "inner"
         assert pool.apply(tasks.value_of_module, ("slow_package",)) == "inner"
         assert pool.statistics().crashed == 0
+
+
+PROGRAM_IN_AN_IMPORT = """
+import time
+from mpkit import TaskPool
+from mpkit.errors import TaskCancelled
+
+def worker():
+    import os
+    return os.getpid()
+
+with TaskPool(1, context="fork") as pool:
+    before = pool.apply(worker)
+    handle = pool.submit(time.sleep, 600)
+    while not handle.running():
+        time.sleep(0.001)
+    assert handle.cancel()
+    print(pool.submit(worker).result(30) == before)
+"""
+
+
+def test_a_program_that_runs_in_an_import_keeps_its_workers(tmp_path: Path) -> None:
+    """The frames of that import lie below a forked worker's: each cancel seemed to come in an import."""
+    (tmp_path / "program.py").write_text(PROGRAM_IN_AN_IMPORT)
+    with python("-c", "import program", cwd=tmp_path) as process:
+        printed, errors = process.communicate()
+    assert printed.strip() == "True", errors
 
 
 def test_cancelling_a_map_stops_all_of_it(tmp_path: Path) -> None:

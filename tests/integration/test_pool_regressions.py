@@ -22,7 +22,7 @@ import pytest
 
 from mpkit import LockedCounter
 from mpkit.errors import ClosedError, SerializationError, TaskCancelled, TaskTimeout
-from mpkit.pool import TaskHandle, TaskPool, _collector
+from mpkit.pool import TaskHandle, TaskPool, _collector, _seen_shared
 from mpkit.pool import _payload as payload
 from mpkit.pool._ledger import Task
 from mpkit.pool._payload import INLINE_BYTES
@@ -371,6 +371,24 @@ def test_a_shared_object_goes_with_its_last_reference(pool: TaskPool, way: str) 
     assert files_of_parcels() == before
 
 
+class Model:
+    """Something big that can be called."""
+
+    def __init__(self) -> None:
+        self.data = b"x" * 200_000
+
+    def __call__(self, number: int) -> int:
+        return number + len(self.data)
+
+
+def test_a_shared_object_may_be_what_tasks_call(pool: TaskPool) -> None:
+    with pool.share(Model()) as model:
+        function: Any = model
+        assert pool.submit(function, 3).result(PATIENCE) == 200_003
+        assert pool.map(function, [1, 2]) == [200_001, 200_002]
+        assert list(pool.imap(function, [1, 2])) == [200_001, 200_002]
+
+
 class SendsWhenPickled:
     """Its pickling has a pool call something, also with a shared object of its own."""
 
@@ -392,7 +410,7 @@ def test_pickling_that_sends_a_task_keeps_what_the_outer_task_needs(pool: TaskPo
     other = SendsWhenPickled(pool, b"y" * 200_000)
     args = (pool.share(b"x" * 200_000), other, pool.share(b"z" * 200_000))
     handle = pool.submit(tasks.echo, args)
-    assert not payload.seen_shared
+    assert not _seen_shared.seen_shared
     del args
     gc.collect()
     gate.touch()

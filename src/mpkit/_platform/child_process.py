@@ -49,6 +49,7 @@ __all__ = [
 # and exit handlers go on, and a child that is started by them has to find the functions of the main module.
 _main = sys.modules.get("__main__")
 _main_file: str | None = getattr(_main, "__file__", None)
+_main_is_file = _main_file is not None and os.path.isfile(_main_file)
 
 # How long it may take to be told that a killed process has ended.
 _PATIENCE_S = 5.0
@@ -285,13 +286,25 @@ def starting_by(method: str) -> Generator[None]:
     spawn: Any = importlib.import_module("multiprocessing.spawn")
     if spawn.get_start_method is not _told_start_method:
         spawn.get_start_method = _told_start_method
-    if _main_file is not None and getattr(_main, "__file__", None) is None:
-        vars(_main)["__file__"] = _main_file
+    _give_back_main_file()
     before, _being_started.method = _being_started.method, method
     try:
         yield
     finally:
         _being_started.method = before
+
+
+def _give_back_main_file() -> None:
+    """After the end of the main module, tell children again which file it is."""
+    # A program that has taken it away itself, while it ran, does not want it imported again; standard input
+    # cannot be.
+    if (
+        _main_is_file
+        and getattr(_main, "__file__", None) is None
+        and not threading.main_thread().is_alive()
+        and sys.modules.get("__main__") is _main
+    ):
+        vars(_main)["__file__"] = _main_file
 
 
 def _told_start_method(allow_none: bool = False) -> str | None:

@@ -59,7 +59,7 @@ class UnsendableError(TypeError):
 
 
 def names_its_remedy(error: BaseException) -> bool:
-    """Whether an error that ended pickling is mpkit's own, to which no advice need be added."""
+    """Whether an error that ended pickling or unpickling is mpkit's own, to which no advice need be added."""
     return isinstance(error, MpkitError | UnsendableError)
 
 
@@ -389,6 +389,8 @@ def cannot_unpickle(error: BaseException) -> Exception:
     """What to raise where unpickling has raised `error`."""
     if isinstance(error, SerializationError | MemoryError):
         return error
+    if names_its_remedy(error):
+        return SerializationError(f"cannot unpickle what was received: {error_line(error)}")
     if isinstance(error, AttributeError | ImportError):
         remedy = "what is sent must be importable by the same name on the other side"
         if "__main__" in str(error):

@@ -23,6 +23,7 @@ from mpkit.pool._channel import INITIALIZING, STATE, Board, Channel, ChannelName
 from mpkit.pool._dispatcher import Dispatcher
 from mpkit.pool._fork_warning import without_fork_warning
 from mpkit.pool._function_table import name_of
+from mpkit.pool._importing import generation
 from mpkit.pool._lane import Lane
 from mpkit.pool._options import PoolOptions
 from mpkit.pool._server import start_server
@@ -114,6 +115,7 @@ class Crew:
                 max_memory_bytes=options.max_memory_bytes,
                 forward_logs=options.forward_logs,
                 log_level=_root_level() if options.forward_logs else 0,
+                generation=generation() + 1,
                 link=ParentLink.create(),
             )
             # Counts from before the start: what the system kills meanwhile belongs to it.

@@ -62,6 +62,7 @@ from mpkit.pool._losses import settle_loss
 from mpkit.pool._options import PoolOptions, TaskOptions
 from mpkit.pool._reports import attempt
 from mpkit.pool._room import Room
+from mpkit.pool._seen_shared import pickles_for_tasks, seen_shared, take_seen_shared
 from mpkit.pool._stacks import last_words
 from mpkit.pool._states import BROKEN, CLOSED, RUNNING, TERMINATED
 from mpkit.pool._supervisor import Supervisor
@@ -130,7 +131,7 @@ class Engine:
 
     # -- submitting ------------------------------------------------------------------------------------------
 
-    @payload.pickles_for_tasks
+    @pickles_for_tasks
     def submit(
         self,
         function: Function,
@@ -167,8 +168,8 @@ class Engine:
             flags |= more
         else:
             data = b""
-        if payload.seen_shared:
-            kept = (kept, payload.take_seen_shared())
+        if seen_shared:
+            kept = (kept, take_seen_shared())
         if options.retries or flags & CHUNK:
             # What is sent may be sent again: queues, locks and counters among the arguments must live until
             # then, though the caller has let go of them and the worker that had them open is dead.

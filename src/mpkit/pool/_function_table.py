@@ -8,9 +8,9 @@ from typing import Any
 
 from mpkit._wire import codec
 from mpkit._wire.codec import Pickler
-from mpkit.pool import _payload as payload
 from mpkit.pool._channel import BY_REFERENCE
 from mpkit.pool._functions import Function
+from mpkit.pool._seen_shared import forget_seen_shared, pickles_for_tasks, seen_shared
 
 _MOST_FUNCTIONS = 1024
 #: `inspect.CO_COROUTINE`; that module takes longer to import than all of the pool's.
@@ -23,7 +23,7 @@ class FunctionTable:
     def __init__(self) -> None:
         self._known: dict[Any, Function] = {}
 
-    @payload.pickles_for_tasks
+    @pickles_for_tasks
     def look_up(self, fn: Any, pickler: Pickler) -> tuple[Function, bytes, int]:
         """How a worker gets a function: its statistics, its pickle and flags.
 
@@ -31,9 +31,8 @@ class FunctionTable:
             TypeError: it cannot be called, or its call would only make a coroutine.
             SerializationError: it cannot be pickled.
         """
-        if payload.seen_shared:
-            # Of what was pickled for no task, or for one that could not be sent.
-            payload.take_seen_shared()
+        if seen_shared:
+            forget_seen_shared()
         by_name = _is_pickled_by_name(fn) and pickler == "pickle"
         key: Any = (
             fn
@@ -56,7 +55,10 @@ class FunctionTable:
 
 
 def _refuse_what_is_no_function(fn: object) -> None:
-    if not callable(fn):
+    kind = type(fn)
+    has_reducer = kind.__reduce__ is not object.__reduce__ or kind.__reduce_ex__ is not object.__reduce_ex__
+    # With a reducer of its own it may be called where it arrives: what `TaskPool.share` returns, for one.
+    if not callable(fn) and not has_reducer:
         raise TypeError(
             f"a task needs something to call; got {fn!r:.200} ({type(fn).__name__}). Pass the function "
             "itself and then its arguments, as in submit(f, 1), not in submit(f(1))"

@@ -18,11 +18,7 @@ import os
 import pickle
 import struct
 import sys
-import threading
-import weakref
-from collections.abc import Callable
-from types import CodeType, FrameType, FunctionType
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, cast
 
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._shm import names
@@ -44,9 +40,6 @@ from mpkit.pool._channel import (
     RAISED,
     VALUE,
 )
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 #: Buffers of at least this size travel out of band.
 OUT_OF_BAND_BYTES = 64 << 10
@@ -258,48 +251,6 @@ def sweep(worker: ProcessIdentity | None) -> None:
 
 
 # -- shared objects ------------------------------------------------------------------------------------------
-
-#: Files of shared objects that a thread has pickled for a task a moment ago, by thread (each deals with its
-#: own only), and how deep in tasks that are being pickled: pickling may run code that sends other tasks.
-seen_shared: dict[int, list[tuple[int, weakref.ref[Blob]]]] = {}
-
-_pickles_for_tasks: set[CodeType] = set()
-
-
-def pickles_for_tasks(function: Callable[P, R]) -> Callable[P, R]:
-    """What is pickled in this function is for a task.
-
-    That is seen by its frame, when a shared object is pickled: noting it beforehand would cost each task.
-    """
-    _pickles_for_tasks.add(cast("FunctionType", function).__code__)
-    return function
-
-
-def _depth(frame: FrameType | None) -> int:
-    """In how many tasks that are being pickled one within the other this frame is."""
-    depth = 0
-    while frame is not None:
-        depth += frame.f_code in _pickles_for_tasks
-        frame = frame.f_back
-    return depth
-
-
-def note_shared(blob: Blob) -> None:
-    """A shared object is being pickled by this thread, for a task perhaps."""
-    depth = _depth(sys._getframe(1))
-    # Whoever pickles one by himself (`pickle.dumps`) keeps it himself.
-    if depth:
-        seen_shared.setdefault(threading.get_ident(), []).append((depth, weakref.ref(blob)))
-
-
-def take_seen_shared() -> list[Blob]:
-    """The files of the shared objects that this thread has pickled for the task at hand; forgets them."""
-    depth = _depth(sys._getframe(1))
-    mine = seen_shared.pop(threading.get_ident(), [])
-    outer = [seen for seen in mine if seen[0] < depth]
-    if outer:
-        seen_shared[threading.get_ident()] = outer
-    return [blob for noted, seen in mine if noted >= depth and (blob := seen()) is not None]
 
 
 def dump_shared(value: object, pickler: Pickler) -> Blob:

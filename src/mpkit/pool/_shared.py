@@ -16,6 +16,7 @@ from mpkit.errors import ClosedError
 from mpkit.pool import _payload as payload
 from mpkit.pool._opened import open_shared
 from mpkit.pool._options import Pickler
+from mpkit.pool._seen_shared import note_shared
 
 __all__ = ["Shared"]
 
@@ -67,7 +68,7 @@ class Shared(Generic[T]):
         if blob is None:
             raise ClosedError("this shared object has been closed")
         # The task must keep the memory until it has ended, also if the caller drops this object right away.
-        payload.note_shared(blob)
+        note_shared(blob)
         return open_shared, (blob.name,)
 
     def __enter__(self) -> Self:

@@ -97,6 +97,8 @@ class WorkerPlan(NamedTuple):
     max_memory_bytes: int | None
     forward_logs: bool
     log_level: int
+    #: 1; in a pool that a worker makes, one more than that worker's.
+    generation: int
     link: ParentLink
 
 
@@ -155,7 +157,7 @@ class _Worker:
 
     def prepare(self) -> None:
         """Signals, stacks, logging."""
-        become_worker()
+        become_worker(globals(), self.plan.generation)
         # A forked worker has the parent's handlers; a SIGTERM must end it, and must not write to the parent's
         # event loop.
         with contextlib.suppress(ValueError):

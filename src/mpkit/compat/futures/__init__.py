@@ -38,11 +38,12 @@ from concurrent.futures import (
 )
 from concurrent.futures.process import BrokenProcessPool
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 from mpkit._platform import seam
 from mpkit._platform.forks import in_forked_children
 from mpkit._platform.hints import override
+from mpkit._wire.codec import UnsendableError
 from mpkit.compat._errors import original_error
 from mpkit.compat._numbers import not_bool, not_negative
 from mpkit.compat._processes import default_start_method, processes_of
@@ -201,8 +202,7 @@ class ProcessPoolExecutor(Executor):
         return _starting.run(self._start_once)
 
     def _start_once(self) -> PoolExecutor:
-        if self._is_shut_down:
-            raise RuntimeError("cannot schedule new futures after shutdown")
+        self._refuse_after_shutdown()
         if self._futures is None:
             options = self._options
             self._pool = TaskPool(
@@ -212,9 +212,20 @@ class ProcessPoolExecutor(Executor):
                 options.maxtasksperchild,
                 options.context,
             )
+            try:
+                # It may have been shut down by a signal handler, in the middle of that.
+                self._refuse_after_shutdown()
+            except RuntimeError:
+                self._pool.terminate()
+                self._pool.join()
+                raise
             self._open_in = os.getpid()
             self._futures = PoolExecutor(self._pool)
         return self._futures
+
+    def _refuse_after_shutdown(self) -> None:
+        if self._is_shut_down:
+            raise RuntimeError("cannot schedule new futures after shutdown")
 
     @override
     def map(
@@ -305,6 +316,12 @@ class ProcessPoolExecutor(Executor):
         for process in processes_of(pool):
             end(process)
 
+    @override
+    def __reduce__(self) -> NoReturn:
+        raise UnsendableError(
+            f"a {type(self).__name__} cannot be pickled or copied: it belongs to its process"
+        )
+
     def _mark_shut_down(self) -> TaskPool | None:
         """Take no more tasks; the pool, if there ever was one."""
         self._is_shut_down = True
@@ -316,14 +333,21 @@ class ProcessPoolExecutor(Executor):
         _open_executors.discard(self)
         return pool
 
-    def __del__(self) -> None:
+    # Bound early: at the end of the program modules are empty.
+    def __del__(self, _getpid: Callable[[], int] = os.getpid) -> None:
         # An executor that is just dropped finishes what it has. In a thread, because a garbage collection
         # may have come in the middle of one of the pool's own operations; not a daemon, because a program
         # waits for its tasks.
         pool = getattr(self, "_pool", None)
-        # Nothing else is asked of one that was shut down: at the end of the program modules are empty.
-        if pool is not None and self._open_in is not None and self._open_in == os.getpid():
-            threading.Thread(target=self._close_and_join, args=(pool,), name="mpkit-executor-dropped").start()
+        if pool is not None and self._open_in is not None and self._open_in == _getpid():
+            ending = threading.Thread(
+                target=self._close_and_join, args=(pool,), name="mpkit-executor-dropped"
+            )
+            try:
+                ending.start()
+            except RuntimeError:
+                # There is no thread to be had any more.
+                pool.terminate()
 
     @staticmethod
     def _close_and_join(pool: TaskPool) -> None:
@@ -361,16 +385,7 @@ def __getattr__(name: str) -> ModuleType:
 
 
 def _shut_down_all() -> None:
-    """A program that ends waits for its tasks, with or without `shutdown`, as with the standard library.
-
-    One that Ctrl-C has ended does not.
-    """
-    # Set where the interpreter has printed what ended the program (or, in an interactive session, a command).
-    if isinstance(getattr(sys, "last_value", None), KeyboardInterrupt) and not hasattr(sys, "ps1"):
-        for executor in list(_open_executors):
-            executor._cancel_all()
-        for pool in list(_finishing):
-            pool.terminate()
+    """A program that ends waits for its tasks, with or without `shutdown`, as with the standard library."""
     for executor in list(_open_executors):
         # Those that have never begun as well: it is too late for them.
         if executor._open_in in (None, os.getpid()):
