@@ -450,6 +450,28 @@ def test_a_callback_that_asks_for_results_does_not_wait_for_callbacks() -> None:
     gate.close()
 
 
+@pytest.mark.skipif(os.name != "posix", reason="fork")
+def test_a_fork_does_not_wait_for_a_callback_that_its_parent_calls() -> None:
+    """Nobody would call it there: get() never returned."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hold(_result: object) -> None:
+        begun.set()
+        assert go_on.wait(PATIENCE)
+
+    with compat.Pool(1) as pool:
+        result = pool.apply_async(tasks.square, (3,), callback=hold)
+        assert begun.wait(PATIENCE)
+
+        def ask() -> None:
+            assert result.get(PATIENCE / 2) == 9
+
+        try:
+            assert forked(ask) == 0
+        finally:
+            go_on.set()
+
+
 def test_a_callback_that_raises_does_not_hold_up_its_result() -> None:
     def broken(_result: object) -> None:
         raise LookupError

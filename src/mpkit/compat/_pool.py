@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import threading
 from collections.abc import Sized
 from concurrent.futures import Future
@@ -121,6 +122,7 @@ class _Callbacks(Generic[R]):
         self._callback = callback
         self._error_callback = error_callback
         self._called = threading.Event()
+        self._pid = os.getpid()
 
     def succeeded(self, result: R) -> None:
         """The call has returned."""
@@ -134,9 +136,14 @@ class _Callbacks(Generic[R]):
         """Wait until it has been called; whether it has.
 
         A callback that asks for results does not wait for callbacks: one thread calls them all, so it would
-        wait for itself.
+        wait for itself. Nor is one waited for in a fork, where that thread is not.
         """
-        return self._called.is_set() or _this_thread.is_in_callback or self._called.wait(timeout)
+        return (
+            self._called.is_set()
+            or _this_thread.is_in_callback
+            or self._pid != os.getpid()
+            or self._called.wait(timeout)
+        )
 
     def _call(self, callback: Callable[[Any], object] | None, argument: object) -> None:
         outer = _this_thread.is_in_callback
