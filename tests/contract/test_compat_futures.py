@@ -266,3 +266,18 @@ def test_an_executor_can_be_neither_pickled_nor_copied() -> None:
         for copy_it in (pickle.dumps, copy.copy, copy.deepcopy):
             with pytest.raises(TypeError, match="ProcessPoolExecutor"):
                 copy_it(executor)
+
+
+def test_an_executor_shut_down_in_the_middle_of_a_submit_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error named a pool, of which the caller knew nothing."""
+    with futures.ProcessPoolExecutor(1) as executor:
+        assert executor.submit(tasks.square, 3).result(PATIENCE) == 9
+        submit = TaskPool.submit
+
+        def submit_late(pool: TaskPool, *args: Any, **kwargs: Any) -> Any:
+            executor.shutdown(wait=False)
+            return submit(pool, *args, **kwargs)
+
+        monkeypatch.setattr(TaskPool, "submit", submit_late)
+        with pytest.raises(RuntimeError, match="cannot schedule new futures after shutdown"):
+            executor.submit(tasks.square, 3)

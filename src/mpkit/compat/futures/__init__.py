@@ -47,7 +47,7 @@ from mpkit._wire.codec import UnsendableError
 from mpkit.compat._errors import original_error
 from mpkit.compat._numbers import not_bool, not_negative
 from mpkit.compat._processes import default_start_method, processes_of
-from mpkit.errors import SerializationError
+from mpkit.errors import ClosedError, SerializationError
 from mpkit.pool import TaskHandle, TaskPool
 from mpkit.pool._executor import PoolExecutor, map_in_order
 from mpkit.pool._options import PoolOptions, check_count
@@ -183,6 +183,10 @@ class ProcessPoolExecutor(Executor):
         futures = self._futures or self._start()
         try:
             handle = futures.submit(fn, *args, **kwargs)
+        except ClosedError:
+            # Another thread has shut it down meanwhile; whoever calls this knows nothing of a pool.
+            self._refuse_after_shutdown()
+            raise
         except SerializationError as error:
             failed: Future[R] = Future()
             failed.set_exception(original_error(error))
