@@ -176,7 +176,10 @@ def test_the_pools_of_this_process_are_seen_as_from_outside(start_method: str) -
 def test_two_pools_are_told_apart() -> None:
     # Under fork a worker of the second pool has everything of the first one open too.
     method = "fork" if hasattr(os, "fork") else "spawn"
-    with TaskPool(1, context=method) as first, TaskPool(2, context=method) as second:
+    with (
+        TaskPool(1, context=method, name="indexing") as first,
+        TaskPool(2, context=method, name="\u00fc" * 200) as second,
+    ):
         first.apply(abs, [1])
         second.map(abs, range(10))
         wait_until(
@@ -186,6 +189,7 @@ def test_two_pools_are_told_apart() -> None:
         one, two = sorted(introspect.pools(), key=lambda pool: len(pool.workers))
         assert {w.pid for w in one.workers} == {w.pid for w in first.workers()}
         assert {w.pid for w in two.workers} == {w.pid for w in second.workers()}
+        assert (one.label, two.label) == ("indexing", "\u00fc" * 127)
 
 
 def test_many_looks_leave_nothing_open() -> None:

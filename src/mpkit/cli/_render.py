@@ -117,7 +117,8 @@ def pool_lines(pool: PoolSnapshot) -> list[str]:
         for worker in pool.workers
     ]
     workers, sent = _text.counted(len(pool.workers), "worker"), _text.counted(pool.sent, "task")
-    heading = f"pool {identifier(pool.name)} of process {pool.pid}: {workers}, {sent} sent ahead"
+    label = f" ({_text.visible(pool.label)})" if pool.label else ""
+    heading = f"pool {identifier(pool.name)}{label} of process {pool.pid}: {workers}, {sent} sent ahead"
     return [heading, *_text.table(("WORKER", "STATE", "TASK", "FOR", "DONE", "MEMORY"), rows, left=(1,))]
 
 

@@ -15,7 +15,7 @@ from mpkit.introspect import _segments
 from mpkit.introspect._processes import read
 from mpkit.introspect._translate import checked_pid, find, translated
 from mpkit.pool import WorkerSnapshot
-from mpkit.pool._outside import WorkerRow, read_row
+from mpkit.pool._outside import WorkerRow, read_name, read_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,12 +32,14 @@ class PoolSnapshot:
             `function` is None.
         sent: tasks that have been sent to a worker which has not begun them. More may wait unsent in the
             pool's process.
+        label: what its program calls it: `TaskPool`'s argument `name`, cut off after 255 bytes.
     """
 
     name: str
     pid: int
     workers: tuple[WorkerSnapshot, ...]
     sent: int
+    label: str = ""
 
 
 def pools(pid: int | None = None) -> list[PoolSnapshot]:
@@ -67,7 +69,7 @@ def pools(pid: int | None = None) -> list[PoolSnapshot]:
     """
     owner = find(checked_pid(pid))
     boards = [
-        segment.name
+        (segment.name, segment.path)
         for segment in _segments.segments_of(owner)
         # Removing the name is the last act of a pool.
         if _segments.kind_of(segment.name) == "pool"
@@ -80,7 +82,7 @@ def pools(pid: int | None = None) -> list[PoolSnapshot]:
     with translated(owner.pid):
         descendants = owner.children(recursive=True)
     workers = list(_workers(sorted(descendants, key=_age)))
-    return [_picture(name, owner.pid, workers) for name in boards]
+    return [_picture(name, _label(path), owner.pid, workers) for name, path in boards]
 
 
 def worker_row(process: psutil.Process) -> WorkerRow | None:
@@ -128,13 +130,23 @@ def _worker(process: psutil.Process, row: WorkerRow) -> WorkerSnapshot:
     )
 
 
-def _picture(name: str, pid: int, workers: list[tuple[WorkerRow, WorkerSnapshot]]) -> PoolSnapshot:
+def _label(path: str) -> str:
+    # It may be just ending.
+    with contextlib.suppress(OSError):
+        return read_name(path)
+    return ""
+
+
+def _picture(
+    name: str, label: str, pid: int, workers: list[tuple[WorkerRow, WorkerSnapshot]]
+) -> PoolSnapshot:
     mine = [(row, worker) for row, worker in workers if row.pool == int(name.rpartition("-")[2], 16)]
     return PoolSnapshot(
         name=name,
         pid=pid,
         workers=tuple(worker for _, worker in mine),
         sent=sum(row.waiting for row, _ in mine),
+        label=label,
     )
 
 

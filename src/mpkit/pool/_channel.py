@@ -80,6 +80,9 @@ FRONT = 0
 WANTED = 1
 #: The collector sleeps at the back bell, and when to ring it: `AWAKE` ... `ALWAYS`.
 BACK = 8
+#: Where its name begins, in bytes: the length, then UTF-8. For those who look from outside.
+NAME_AT = 128
+_LONGEST_NAME = 255
 
 #: Every outcome counts, at once.
 ANY = 0
@@ -233,8 +236,12 @@ class Board:
         self.back: Semaphore = back
 
     @classmethod
-    def create(cls) -> Board:
-        """In the parent."""
+    def create(cls, name: str) -> Board:
+        """In the parent.
+
+        Args:
+            name: what people call the pool.
+        """
         # Now, and not when the board is closed: that must not need anything of the system.
         _silent_bell()
         segment = Segment.create(1, kind="pool")
@@ -249,6 +256,8 @@ class Board:
             segment.close()
             front.close()
             raise
+        told = name.encode(errors="replace")[:_LONGEST_NAME]
+        segment.mm[NAME_AT : NAME_AT + 1 + len(told)] = bytes((len(told),)) + told
         return cls(segment, front, back)
 
     @classmethod

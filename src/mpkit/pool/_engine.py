@@ -92,7 +92,7 @@ class Engine:
         self.told_by: float = _NEVER
         # Pickled before anything is created: what cannot be pickled leaves nothing behind.
         initializer = _packed_initializer(options)
-        self.board: Board = Board.create()
+        self.board: Board = Board.create(options.name)
         # Else multiprocessing would wait at exit for workers that wait for tasks.
         self._forget_exit_hook = seam.at_exit_before_children_joined(
             functools.partial(_end_at_exit, weakref.ref(self))

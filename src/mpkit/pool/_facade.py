@@ -299,7 +299,7 @@ class TaskPool(PoolView):
         max_pending: The most tasks that may wait unsent; `submit` then blocks. None: no limit.
         pickler: "cloudpickle" also takes lambdas and functions of an interactive session (needs
             ``mpkit[cloudpickle]``).
-        name: For threads, processes and messages.
+        name: For threads, processes, messages, and the commands `ps` and `top`.
         forward_logs: Log records of the workers reach the handlers of this process.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A worker seen from a process that has no part in its pool: its status row, read and never changed."""
+"""A pool and its workers seen from a process that has no part in it: read and never changed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from mpkit.pool._channel import (
     DONE,
     INITIALIZING,
     LEAVING,
+    NAME_AT,
     PID,
     POOL,
     READY,
@@ -23,7 +24,7 @@ from mpkit.pool._channel import (
     TASK,
 )
 
-__all__ = ["WorkerRow", "read_row"]
+__all__ = ["WorkerRow", "read_name", "read_row"]
 
 _STATES = {INITIALIZING: "initializing", READY: "idle", LEAVING: "leaving"}
 
@@ -50,6 +51,18 @@ class WorkerRow(NamedTuple):
     tasks_done: int
     waiting: int
     stack_pipe: int | None
+
+
+def read_name(path: str) -> str:
+    """The name of the pool whose board is at `path`, as its program calls it.
+
+    Raises:
+        OSError: the file is gone, or may not be read.
+    """
+    with open(path, "rb", buffering=0) as file:
+        file.seek(NAME_AT)
+        length = file.read(1)
+        return file.read(length[0]).decode(errors="ignore") if length else ""
 
 
 def read_row(path: str) -> WorkerRow | None:

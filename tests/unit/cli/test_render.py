@@ -79,6 +79,8 @@ def test_a_pool_shows_what_its_workers_do() -> None:
     )
     lines = _render.pool_lines(PoolSnapshot("/dev/shm/mpkit-pool-9-1-abcdef0123456789", 9, workers, 2))
     assert lines[0] == "pool abcdef01 of process 9: 2 workers, 2 tasks sent ahead"
+    named = PoolSnapshot("/dev/shm/mpkit-pool-9-1-abcdef0123456789", 9, (), 0, "caf\u00e9 \x1b")
+    assert _render.pool_lines(named)[0].startswith("pool abcdef01 (caf\u00e9 \\x1b) of process 9: ")
     assert [line.split() for line in lines[2:]] == [
         ["10", "running", "5", "1.25", "s", "4", "1.0", "MiB"],
         ["11", "idle", "-", "-", "3", "-"],
