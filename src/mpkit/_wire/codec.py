@@ -390,9 +390,9 @@ def cannot_unpickle(error: BaseException) -> Exception:
     if isinstance(error, SerializationError | MemoryError):
         return error
     if names_its_remedy(error):
-        return SerializationError(f"cannot unpickle what was received: {error_line(error)}")
-    if isinstance(error, AttributeError | ImportError):
-        remedy = "what is sent must be importable by the same name on the other side"
+        remedy = ""
+    elif isinstance(error, AttributeError | ImportError):
+        remedy = "; what is sent must be importable by the same name on the other side"
         if "__main__" in str(error):
             remedy += (
                 ", which functions of an interactive session, of `python -c` or of a __main__.py (`python -m "
@@ -400,8 +400,8 @@ def cannot_unpickle(error: BaseException) -> Exception:
                 "Put them into a module or, for a pool, use pickler='cloudpickle'"
             )
     else:
-        remedy = "check the __reduce__, __setstate__ or constructor of its class"
-    return SerializationError(f"cannot unpickle what was received: {error_line(error)}; {remedy}")
+        remedy = "; check the __reduce__, __setstate__ or constructor of its class"
+    return SerializationError(f"cannot unpickle what was received: {error_line(error)}{remedy}")
 
 
 def _described(obj: object) -> str:

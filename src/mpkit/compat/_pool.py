@@ -233,7 +233,7 @@ class Pool:
     ) -> AsyncResult[R]:
         """Have a worker call ``func(*args, **kwds)``.
 
-        The callbacks are called in a thread of the pool, or here if the outcome is there at once.
+        The callbacks are called in a thread of the pool.
         """
         return self._submitted(
             lambda *hooks: self._task_pool.apply_async(func, args, dict(kwds), *hooks),

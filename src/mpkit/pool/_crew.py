@@ -161,8 +161,12 @@ class Crew:
         return self.note_failure(
             f"process {lane.pid} {how}" + (f"\n{last_words}" if last_words else ""),
             killed=name is not None,
-            initializing=self._options.initializer is not None and lane.words[STATE] == INITIALIZING,
+            initializing=self.is_initializing(lane),
         )
+
+    def is_initializing(self, lane: Lane) -> bool:
+        """Whether a worker is in the pool's initializer, or has died there."""
+        return self._options.initializer is not None and lane.words[STATE] == INITIALIZING
 
     def note_failure(self, how: str, *, killed: bool, initializing: bool = False) -> PoolBroken | None:
         """A start-up has failed. The error, once there is no more hope.

@@ -38,7 +38,6 @@ from mpkit.pool._channel import (
     CHUNK,
     FUNCTION_INSIDE,
     HEAD_SIZE,
-    INITIALIZING,
     LEAVE,
     LEAVING,
     LONGEST_TASK,
@@ -411,8 +410,8 @@ class Engine:
                     lane.words[LOW] = 0
                     lane.channel.inbox.try_put(_LEAVE_RECORD)
                     self.dispatcher.wake(lane)
-                if not lane.greeted and lane.process is not None and not self._is_initializing(lane):
-                    # It is still starting, for nothing.
+                if not lane.greeted and lane.process is not None and not self.crew.is_initializing(lane):
+                    # It is still starting, for nothing. (The initializer finishes what it has begun.)
                     lane.process.kill()
             elif now >= lane.leave_by:
                 self.supervisor.kill(lane)
@@ -422,10 +421,6 @@ class Engine:
                 # While they end, which takes longer: they have open what they need.
                 lane.channel.discard()
         return self._next_leave()
-
-    def _is_initializing(self, lane: Lane) -> bool:
-        """Whether a worker is in the initializer, which finishes what it has begun (a file, perhaps)."""
-        return self.options.initializer is not None and lane.words[STATE] == INITIALIZING
 
     def _end_all(self, now: float) -> float:
         for lane in list(self.dispatcher.lanes.values()):

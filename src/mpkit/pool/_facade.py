@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from multiprocessing.context import BaseContext
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from mpkit._platform.deadlines import check_timeout
 from mpkit._platform.hints import Self
 from mpkit._platform.interrupts import deferred_interrupts
-from mpkit._wire.codec import UnsendableError
+from mpkit._wire.unsendable import Unsendable
 from mpkit.errors import ClosedError
 from mpkit.pool._channel import KEYWORDS
 from mpkit.pool._handle import TaskHandle
@@ -43,11 +43,13 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 
-class PoolView:
+class PoolView(Unsendable):
     """The verbs of a pool with certain options: what `TaskPool.with_options` returns and `TaskPool` inherits.
 
     Safe from: any thread of the process that created the pool.
     """
+
+    _instead = "let a task create a pool of its own"
 
     def __init__(self, engine: Engine, options: TaskOptions, pool: TaskPool | None) -> None:
         self._engine = engine
@@ -58,16 +60,6 @@ class PoolView:
     def __repr__(self) -> str:
         options = self._options
         return f"<{self._pool!r} with timeout={options.timeout}, retries={options.retries}>"
-
-    def __copy__(self) -> Self:
-        # Else `copy` would ask `__reduce__`.
-        return self
-
-    def __reduce__(self) -> NoReturn:
-        raise UnsendableError(
-            f"a {type(self).__name__} cannot be pickled: it belongs to the process that created it; let a "
-            "task create a pool of its own"
-        )
 
     # -- one call --------------------------------------------------------------------------------------------
 

@@ -22,14 +22,14 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from concurrent.futures import _base as futures_base
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpkit._platform import seam
 from mpkit._platform.deadlines import check_timeout
 from mpkit._platform.forks import in_forked_children
-from mpkit._platform.hints import Self, override
+from mpkit._platform.hints import override
 from mpkit._platform.interrupts import deferred_interrupts
-from mpkit._wire.codec import UnsendableError
+from mpkit._wire.unsendable import Unsendable
 from mpkit.errors import TaskCancelled, WaitTimeout
 from mpkit.pool import _payload as payload
 from mpkit.pool._channel import BIG_ERROR, ERROR, PLAIN, RAISED
@@ -85,7 +85,7 @@ class _ConditionOnDemand:
         return condition
 
 
-class TaskHandle(Future[R]):
+class TaskHandle(Unsendable, Future[R]):
     """What `TaskPool.submit` returns: the outcome of a task, now or later.
 
     A `concurrent.futures.Future`, so `concurrent.futures.wait`, `as_completed` and `asyncio.wrap_future`
@@ -98,6 +98,7 @@ class TaskHandle(Future[R]):
     Safe from: any thread of the process that made it.
     """
 
+    _instead = "send what its result() returns"
     # Class-level defaults of what Future.__init__ would set, which is not called.
     _state: str = _PENDING
     _result: R | None = None
@@ -426,13 +427,3 @@ class TaskHandle(Future[R]):
             else:
                 what = "failed" if kind in (ERROR, BIG_ERROR) else "finished"
         return f"<{type(self).__name__} {self.task_id} {what}>"
-
-    def __copy__(self) -> Self:
-        # Else `copy` would ask `__reduce__`. A copy would never be told that the task has ended.
-        return self
-
-    def __reduce__(self) -> NoReturn:
-        raise UnsendableError(
-            f"a {type(self).__name__} cannot be pickled: it belongs to the process that created it; send "
-            "what its result() returns"
-        )

@@ -15,13 +15,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from mpkit._platform.deadlines import check_timeout
 from mpkit._platform.hints import Self
 from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._shm.packs import are_plain
-from mpkit._wire.codec import UnsendableError
+from mpkit._wire.unsendable import Unsendable
 from mpkit.errors import SerializationError, SharedMemoryExhausted, WaitTimeout
 from mpkit.pool import _payload as payload
 from mpkit.pool._channel import CHUNK, EACH, PART, RAISED, SOON
@@ -233,7 +233,7 @@ class _ImapSink:
         self._by_first.clear()
 
 
-class ImapIterator(Generic[R]):
+class ImapIterator(Unsendable, Generic[R]):
     """What `imap` and `imap_unordered` return: an iterator over the results that reads its input as it goes.
 
     It holds at most `buffersize` items between input and consumer. Input is read in the thread that asks for
@@ -247,6 +247,8 @@ class ImapIterator(Generic[R]):
 
     Safe from: one thread at a time.
     """
+
+    _instead = "send the results that it yields"
 
     def __init__(
         self,
@@ -466,16 +468,6 @@ class ImapIterator(Generic[R]):
         order = "ordered" if self._sink.ordered else "unordered"
         state = "reading" if self._input is not None else "all read"
         return f"<ImapIterator of {self._function.name}, {order}, {state}, {self._held} items under way>"
-
-    def __copy__(self) -> Self:
-        # Else `copy` would ask `__reduce__`. The end of a copy would cancel what this one waits for.
-        return self
-
-    def __reduce__(self) -> NoReturn:
-        raise UnsendableError(
-            "an ImapIterator cannot be pickled: it belongs to the process that created it; send the results "
-            "that it yields"
-        )
 
     def __del__(self) -> None:
         # In whatever thread the garbage collector runs, perhaps within a step of the progress bar or of the

@@ -33,6 +33,7 @@ from mpkit.pool._channel import (
     BY_VALUE,
     CHUNK,
     DONE,
+    EACH,
     ERROR,
     FRONT,
     FUNCTION_INSIDE,
@@ -400,6 +401,8 @@ class _Worker:
             function = self._function(blob, flags)
             if flags & FUNCTION_INSIDE and flags & KEYWORDS:
                 args, kwargs = args
+        if flags & EACH:
+            return self.chunks.run_each(function, args, number, first, stop, pickler)
         if flags & CHUNK:
             return self.chunks.run(function, args, number, flags, first, stop, pickler)
         return payload.dump_value(function(*args) if kwargs is None else function(*args, **kwargs), pickler)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from mpkit._wire import codec, failure
 from mpkit._wire.codec import Pickler
 from mpkit.pool import _payload as payload
-from mpkit.pool._channel import BIG_PART, EACH, ITEM, PART, RESULT_HEAD, STAR, VALUE, Channel
+from mpkit.pool._channel import BIG_PART, ITEM, PART, RESULT_HEAD, STAR, VALUE, Channel
 from mpkit.pool._worker_bells import Bells
 from mpkit.pool._worker_fork import end_fork
 from mpkit.pool._worker_outbox import Outbox
@@ -55,26 +55,6 @@ class ChunkRunner:
         stop: int,
         pickler: Pickler,
     ) -> tuple[int, bytes]:
-        """Do the items from `first` to `stop` of task `number`.
-
-        Returns:
-            Kind and data of the outcome: the results that have not been handed in before, and what went wrong
-            at which index of them.
-        """
-        if flags & EACH:
-            return self._run_each(function, items, number, first, stop, pickler)
-        return self._run_chunk(function, items, number, flags, first, stop, pickler)
-
-    def _run_chunk(
-        self,
-        function: Callable[..., Any],
-        items: list[Any],
-        number: int,
-        flags: int,
-        first: int,
-        stop: int,
-        pickler: Pickler,
-    ) -> tuple[int, bytes]:
         """Call the function for the items from `first` to `stop`.
 
         The outcome: the list of results, and what went wrong at which index of it. While it works it says in
@@ -110,7 +90,7 @@ class ChunkRunner:
         words[ITEM] = base << 32 | stop
         return self._dump_results(results, errors, pickler)
 
-    def _run_each(
+    def run_each(
         self,
         function: Callable[..., Any],
         items: list[Any],

@@ -343,7 +343,7 @@ class ProcessPoolExecutor(Executor):
         # may have come in the middle of one of the pool's own operations; not a daemon, because a program
         # waits for its tasks.
         pool = getattr(self, "_pool", None)
-        if pool is not None and self._open_in is not None and self._open_in == _getpid():
+        if pool is not None and self._open_in == _getpid():
             ending = threading.Thread(
                 target=self._close_and_join, args=(pool,), name="mpkit-executor-dropped"
             )
