@@ -19,6 +19,7 @@ import pytest
 from mpkit import compat
 from mpkit.compat import futures
 from mpkit.pool import TaskPool
+from mpkit.pool._options import PoolOptions
 from tests.contract import compat_tasks as tasks
 from tests.helpers.processes import run_python
 from tests.helpers.waiting import PATIENCE, wait_until
@@ -247,12 +248,14 @@ def test_an_executor_shut_down_while_it_starts_its_workers_takes_no_task(
     executor = futures.ProcessPoolExecutor(1)
     pools: list[TaskPool] = []
 
-    def start(*args: Any) -> TaskPool:
+    make = TaskPool._of
+
+    def start(options: PoolOptions) -> TaskPool:
         executor.shutdown(wait=False)
-        pools.append(TaskPool(*args))
+        pools.append(make(options))
         return pools[0]
 
-    monkeypatch.setattr(futures, "TaskPool", start)
+    monkeypatch.setattr(TaskPool, "_of", start)
     for _ in range(2):
         with pytest.raises(RuntimeError, match="after shutdown"):
             executor.submit(tasks.square, 3)

@@ -347,8 +347,11 @@ class Collector:
         """Tell the sinks, holding no lock. After an exception it may be done again from the first."""
         if not settlements:
             return
-        if len(settlements) == 1 and settlements[0][0].sink._can_be_told_again:
-            self._tell(settlements)
+        task, kind, data = settlements[0]
+        if len(settlements) == 1 and kind != PART and task.sink._can_be_told_again:
+            # In line what `_tell` does: this is on the path of each call.
+            task.sink._settle(task, *((PLAIN, None) if kind == NONE else (kind, data)))
+            task.kept = None
         else:
             with deferred_interrupts():
                 self._tell(settlements)
@@ -390,11 +393,8 @@ class Collector:
                 handler or a `__del__`), and would wait for itself.
             ClosedError: This process is a fork of the pool's.
         """
-        if not handle._is_settled():
-            if self.forked:
-                raise ClosedError(self.forked)
-            if self._dispatcher.lock.is_owned():
-                raise RuntimeError(REENTERED)
+        if (self.forked or self._dispatcher.lock.is_owned()) and not handle._is_settled():
+            raise ClosedError(self.forked) if self.forked else RuntimeError(REENTERED)
         # A signal handler, in the middle of this very thread's waiting for the pool.
         inner = self._front.is_owned()
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -404,8 +404,10 @@ class Collector:
             while not is_done():
                 try:
                     if self._front.acquire(False):
-                        self._lead(is_done, handle.task_id, deadline)
+                        done = self._lead(is_done, handle.task_id, deadline)
                         self._stop_leading()
+                        if done:
+                            break
                     else:
                         followed = True
                         self._follow(handle, deadline)
@@ -435,7 +437,8 @@ class Collector:
             if self._followers:
                 self._hand_over()
 
-    def _lead(self, is_done: Callable[[], bool], wanted: int, deadline: float | None) -> None:
+    def _lead(self, is_done: Callable[[], bool], wanted: int, deadline: float | None) -> bool:
+        """Fetch outcomes until the wanted one is there (True), or the time is over."""
         dispatcher, words = self._dispatcher, self._words
         front = self._board.front
         patience = self._patience
@@ -460,20 +463,22 @@ class Collector:
             if has_outcomes():
                 self.work(leading=True)
             if is_done():
-                break
+                words[FRONT] = 0
+                return True
             wait = _NAP_SECONDS if napping else _SLICE_SECONDS
             began = time.monotonic()
             if deadline is not None:
                 wait = min(wait, deadline - began)
                 if wait <= 0:
-                    break
+                    words[FRONT] = 0
+                    return False
             front.acquire(True, wait)
             words[FRONT] = 0
             while front.acquire(False):
                 pass
             self.work()
             self._streaming = is_done() and (napping or time.monotonic() - began < _NAP_SECONDS / 2)
-        words[FRONT] = 0
+        return True
 
     def _look_for_a_while(self, looks: int) -> bool:
         """Look at the outboxes again and again; whether there was something."""

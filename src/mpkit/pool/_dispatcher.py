@@ -399,7 +399,9 @@ class Dispatcher:
         found = suspect = self.suspect
         self.suspect = True
         for lane in list(self.lanes.values()):
-            if suspect or not lane.channel.outbox.is_empty():
+            outbox = lane.channel.outbox
+            words = outbox.words
+            if suspect or words[outbox.tail_at] != words[outbox.head_at]:
                 found = True
                 self.drain_lane(lane, settlements)
         reconciled = not suspect or self._reconcile(settlements)

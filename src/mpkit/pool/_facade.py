@@ -326,19 +326,30 @@ class TaskPool(PoolView):
         name: str | None = None,
         forward_logs: bool = True,
     ) -> None:
-        options = PoolOptions.checked(
-            processes,
-            initializer,
-            initargs,
-            maxtasksperchild,
-            context,
-            max_memory_bytes,
-            grace_period,
-            max_pending,
-            pickler,
-            name,
-            forward_logs,
+        self._start(
+            PoolOptions.checked(
+                processes,
+                initializer,
+                initargs,
+                maxtasksperchild,
+                context,
+                max_memory_bytes,
+                grace_period,
+                max_pending,
+                pickler,
+                name,
+                forward_logs,
+            )
         )
+
+    @classmethod
+    def _of(cls, options: PoolOptions) -> Self:
+        """A pool of options that have been checked before."""
+        pool = cls.__new__(cls)
+        pool._start(options)
+        return pool
+
+    def _start(self, options: PoolOptions) -> None:
         refuse_pool_without_end()
         # First: it comes up while the rest is made.
         start_server(options.context)

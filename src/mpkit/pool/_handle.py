@@ -259,7 +259,8 @@ class TaskHandle(Unsendable, Future[R]):
         return (data, None) if kind == PLAIN else (None, data)  # pyright: ignore[reportReturnType]
 
     def _wait(self, timeout: float | None, what: str) -> None:
-        timeout = check_timeout(timeout)
+        if timeout is not None:
+            timeout = check_timeout(timeout)
         if not self._engine.collector.wait_for(self, timeout):
             raise WaitTimeout(
                 f"task {self.task_id} did not end within {timeout:g} s; "

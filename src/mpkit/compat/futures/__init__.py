@@ -208,14 +208,7 @@ class ProcessPoolExecutor(Executor):
     def _start_once(self) -> PoolExecutor:
         self._refuse_after_shutdown()
         if self._futures is None:
-            options = self._options
-            self._pool = TaskPool(
-                options.processes,
-                options.initializer,
-                options.initargs,
-                options.maxtasksperchild,
-                options.context,
-            )
+            self._pool = TaskPool._of(self._options)
             try:
                 # It may have been shut down by a signal handler, in the middle of that.
                 self._refuse_after_shutdown()
