@@ -10,7 +10,7 @@ import pytest
 
 from mpkit import BoundedQueue, TaskPool
 from mpkit.errors import ClosedError, TaskCancelled
-from tests.helpers.waiting import PATIENCE
+from tests.helpers.waiting import PATIENCE, wait_until
 
 
 def wait_for(queue: BoundedQueue[int]) -> int:
@@ -64,3 +64,27 @@ def test_tasks_of_a_dropped_pool_say_why_they_were_cancelled() -> None:
     handle = TaskPool(1).submit(time.sleep, PATIENCE)
     with pytest.raises(TaskCancelled, match="dropped without close"):
         handle.result(PATIENCE)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_pool_with_an_executor_is_noticed_when_it_is_dropped() -> None:
+    """It was in a cycle, which only the garbage collector ends, and that may be off."""
+    gc.disable()
+    try:
+        pool = TaskPool(1)
+        assert pool.executor.submit(abs, -3).result() == 3
+        engine = pool._engine
+        del pool
+        wait_until(engine.is_over, "the pool is over")
+    finally:
+        gc.enable()
+
+
+def test_an_executor_keeps_its_pool_and_knows_the_tasks_of_every_other_one() -> None:
+    with TaskPool(1) as pool:
+        handle = pool.executor.submit(time.sleep, 0.2)
+        pool.executor.shutdown()
+        assert handle.done()
+        # A new one.
+        assert pool.executor.submit(abs, -3).result() == 3

@@ -432,3 +432,28 @@ def test_a_result_that_hangs_while_it_is_unpickled_harms_nobody_else() -> None:
         waiting.join(LONG)
         with pytest.raises(SerializationError):
             pool.submit(tasks.return_what_breaks).result(LONG)
+
+
+class Alarm(Exception):
+    """What the handler of a signal raises."""
+
+
+def test_an_alarm_while_a_result_is_unpickled_does_not_become_the_result() -> None:
+    """No time limit bounds unpickling; whoever bounds it with an alarm may ask again."""
+
+    def on_alarm(_signum: int, _frame: object) -> None:
+        raise Alarm
+
+    before = signal.signal(signal.SIGALRM, on_alarm)
+    try:
+        with TaskPool(processes=1, context="fork") as pool:
+            handle = pool.submit(tasks.return_slow, 2.0)
+            handle.wait(LONG)
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            with pytest.raises(SerializationError) as failed:
+                handle.result()
+            assert isinstance(failed.value.__cause__, Alarm)
+            assert isinstance(handle.result(), tasks.Slow)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

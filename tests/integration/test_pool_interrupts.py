@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
+import gc
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -18,6 +21,7 @@ import pytest
 from mpkit._platform.build import FREE_THREADED
 from mpkit.errors import TaskCancelled
 from mpkit.pool import TaskHandle, TaskPool
+from mpkit.pool._engine import Engine
 from tests.contract import pool_tasks as tasks
 from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
 from tests.helpers.waiting import PATIENCE, wait_until
@@ -253,6 +257,40 @@ def test_a_pool_whose_end_another_signal_interrupts_ends(step: int, alarms: None
     pool.terminate()
     assert pool.join(PATIENCE)
     assert all(was_cancelled(handle) for handle in handles)
+
+
+def leave_in_order() -> None:
+    with TaskPool(1, context="fork") as pool:
+        ended.append(weakref.ref(pool._engine))
+        pool.submit(tasks.square, 3)
+
+
+def leave_by_an_error() -> None:
+    with contextlib.suppress(ZeroDivisionError), TaskPool(1, context="fork") as pool:
+        ended.append(weakref.ref(pool._engine))
+        raise ZeroDivisionError
+
+
+#: What was behind the facades of the pools that were made.
+ended: list[weakref.ref[Engine]] = []
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@needs_a_trace_that_raises
+@pytest.mark.parametrize("leave", [leave_in_order, leave_by_an_error], ids=lambda f: f.__name__)
+def test_ctrl_c_at_the_end_of_a_block_leaves_no_pool_behind(leave: Callable[[], None]) -> None:
+    """It went on without an owner, until the program ended: it passed for one that somebody would end."""
+    for step in range(90):
+        reached = interrupt_at(step, leave, traced=(os.path.join("pool", "_facade.py"),))
+        # The traceback that the interrupt has left holds frames.
+        gc.collect()
+        for engine in [found for found in (each() for each in ended) if found is not None]:
+            wait_until(engine.is_over, f"step {step}: the pool is over")
+        ended.clear()
+        if not reached:
+            break
+    assert 10 < step < 89
 
 
 class InterruptsWhenPickled:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import logging
 import os
@@ -24,7 +23,6 @@ import pytest
 from mpkit._shm.semaphore import Semaphore
 from mpkit.errors import (
     ClosedError,
-    HandleLost,
     PoolBroken,
     SerializationError,
     SharedMemoryExhausted,
@@ -34,6 +32,7 @@ from mpkit.errors import (
 from mpkit.pool import TaskHandle, TaskPool
 from tests.contract import pool_tasks as tasks
 from tests.helpers.processes import to_be_killed
+from tests.helpers.waiting import wait_until
 
 LONG = 30.0
 ROOT = Path(__file__).parents[2]
@@ -448,12 +447,14 @@ def test_a_shared_object_arrives_as_itself() -> None:
             pool.submit(tasks.total, shared)
         # The task keeps what its caller drops.
         assert pool.submit(tasks.total, pool.share(array)).result(LONG) == array.sum()
-        gate = pool.share(array)
-        handle = pool.submit(tasks.total, gate)
-        gate.close()
-        # Unless the worker had not opened it yet.
-        with contextlib.suppress(HandleLost, SerializationError):
-            assert handle.result(LONG) == array.sum()
+        # Also when he closes it, and none of them has begun.
+        with pool.share(array) as shared:
+            pool.submit(time.sleep, 0.3)
+            handles = [pool.submit(tasks.total, shared) for _ in range(300)]
+            name = shared._blob.name if shared._blob else ""
+            del shared
+        assert [handle.result(LONG) for handle in handles] == 300 * [array.sum()]
+        wait_until(lambda: not os.path.exists(name), "the file is gone")
 
 
 def test_arrays_come_and_go_and_belong_to_the_receiver() -> None:

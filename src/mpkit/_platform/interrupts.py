@@ -69,7 +69,8 @@ class deferred_interrupts:  # noqa: N801  a context manager, named as a function
                 set_signal_handler(_SIGINT, previous)
             self._frame = None
             if self._arrived:
-                cast("_Handler", previous)(*self._arrived[-1])
+                # Taken out: it holds frames with all that is in them, and somebody may keep this object.
+                self.hand_on()
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if self._is_over():

@@ -19,10 +19,44 @@ from mpkit.pool._handle import TaskHandle
 if TYPE_CHECKING:
     from mpkit.pool._facade import TaskPool
 
-__all__ = ["PoolExecutor", "map_in_order"]
+__all__ = ["ExecutorTasks", "PoolExecutor", "map_in_order"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class ExecutorTasks:
+    """The tasks of an executor that have not ended, until it is shut down.
+
+    The pool keeps these, and not the executor, which keeps the pool: of a cycle, only the garbage collector
+    would notice that it was dropped.
+    """
+
+    def __init__(self) -> None:
+        self._lock = seam.InterruptibleLock()
+        self._handles: WeakSet[TaskHandle[Any]] = WeakSet()
+        self.is_shut_down = False
+
+    def add(self, handle: TaskHandle[Any]) -> bool:
+        """Add a task; False when it is too late.
+
+        After it was sent: with `max_pending` that waits for room, which callbacks may have to make that want
+        to submit as well, so the lock cannot be held meanwhile.
+        """
+        return self._lock.run(self._add, handle)
+
+    def _add(self, handle: TaskHandle[Any]) -> bool:
+        if not self.is_shut_down:
+            self._handles.add(handle)
+        return not self.is_shut_down
+
+    def shut_down(self) -> list[TaskHandle[Any]]:
+        """Take no more; those there are."""
+        return self._lock.run(self._shut_down)
+
+    def _shut_down(self) -> list[TaskHandle[Any]]:
+        self.is_shut_down = True
+        return list(self._handles)
 
 
 class PoolExecutor(Executor):
@@ -31,11 +65,9 @@ class PoolExecutor(Executor):
     Safe from: any thread.
     """
 
-    def __init__(self, pool: TaskPool) -> None:
+    def __init__(self, pool: TaskPool, tasks: ExecutorTasks | None = None) -> None:
         self._pool = pool
-        self._lock = seam.InterruptibleLock()
-        self._handles: WeakSet[TaskHandle[Any]] = WeakSet()
-        self.is_shut_down = False
+        self._tasks = ExecutorTasks() if tasks is None else tasks
 
     @property
     def _max_workers(self) -> int:
@@ -49,19 +81,12 @@ class PoolExecutor(Executor):
         Raises:
             RuntimeError: After `shutdown`, or when the pool is closed.
         """
-        if not self.is_shut_down:
-            # Not under the lock: with `max_pending` it waits for room, which callbacks may have to make that
-            # want to submit as well.
+        if not self._tasks.is_shut_down:
             handle = self._pool.submit(fn, *args, **kwargs)
-            if self._lock.run(self._add, handle):
+            if self._tasks.add(handle):
                 return handle
             handle.cancel()
         raise RuntimeError("cannot schedule new futures after shutdown")
-
-    def _add(self, handle: TaskHandle[Any]) -> bool:
-        if not self.is_shut_down:
-            self._handles.add(handle)
-        return not self.is_shut_down
 
     @override
     def map(
@@ -100,7 +125,7 @@ class PoolExecutor(Executor):
                 them, those that run as well.
             cancel_futures: Cancel those that have not begun; those that run go on.
         """
-        handles = self._lock.run(self._shut_down)
+        handles = self._tasks.shut_down()
         if cancel_futures:
             for handle in handles:
                 handle._cancel_unless_begun()
@@ -116,7 +141,7 @@ class PoolExecutor(Executor):
 
         Ctrl-C in a terminal reaches the workers, too, who leave it to the parent what becomes of their tasks.
         """
-        for handle in self._lock.run(self._shut_down):
+        for handle in self._tasks.shut_down():
             handle.cancel()
 
     @override
@@ -128,12 +153,8 @@ class PoolExecutor(Executor):
             self.cancel_all()
         self.shutdown(wait=True)
 
-    def _shut_down(self) -> list[TaskHandle[Any]]:
-        self.is_shut_down = True
-        return list(self._handles)
-
     def __repr__(self) -> str:
-        return f"<PoolExecutor {'shut down' if self.is_shut_down else 'open'} over {self._pool!r}>"
+        return f"<PoolExecutor {'shut down' if self._tasks.is_shut_down else 'open'} over {self._pool!r}>"
 
 
 def map_in_order(

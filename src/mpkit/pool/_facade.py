@@ -33,7 +33,7 @@ from mpkit.pool._states import RUNNING
 
 if TYPE_CHECKING:
     from mpkit.pool._engine import Engine
-    from mpkit.pool._executor import PoolExecutor
+    from mpkit.pool._executor import ExecutorTasks
     from mpkit.pool._statistics import PoolStatistics, WorkerSnapshot
 
 __all__ = ["PoolView", "TaskPool"]
@@ -360,7 +360,7 @@ class TaskPool(PoolView):
         )
         with deferred_interrupts() as interrupts:
             super().__init__(Engine(options), task_options, None)
-            self._executor: PoolExecutor | None = None
+            self._executor_tasks: ExecutorTasks | None = None
             self._finalizer = weakref.finalize(self, _dropped, self._engine, repr(self))
             # The pool's own exit hook comes first.
             self._finalizer.atexit = False
@@ -402,11 +402,12 @@ class TaskPool(PoolView):
         has not begun; they never stop what runs, as the `cancel` of a handle does. Ctrl-C in its ``with``
         block or in its `shutdown` stops all of its tasks.
         """
-        from mpkit.pool._executor import PoolExecutor  # noqa: PLC0415  see the top of this file
+        from mpkit.pool._executor import ExecutorTasks, PoolExecutor  # noqa: PLC0415  see the top of this file
 
-        if self._executor is None or self._executor.is_shut_down:
-            self._executor = PoolExecutor(self)
-        return self._executor
+        tasks = self._executor_tasks
+        if tasks is None or tasks.is_shut_down:
+            tasks = self._executor_tasks = ExecutorTasks()
+        return PoolExecutor(self, tasks)
 
     def share(self, obj: T) -> Shared[T]:
         """Pickle an object once into shared memory, for many tasks.
@@ -415,8 +416,8 @@ class TaskPool(PoolView):
         itself; its big buffers (those of a numpy array, say) are mapped read-only instead of copied.
 
         Returns:
-            What to give to the tasks. It frees the memory with `close`, at the end of a ``with`` block, or
-            with its last reference.
+            What to give to the tasks. With `close`, at the end of a ``with`` block, or with its last
+            reference the memory is freed, as soon as the tasks that were sent before have ended.
 
         Raises:
             SerializationError: The object cannot be pickled.
@@ -430,16 +431,19 @@ class TaskPool(PoolView):
     def close(self) -> None:
         """Take no more tasks; those there are go on, then the workers leave. Never blocks."""
         self._check_process()
-        self._finalizer.detach()
-        self._engine.close()
+        with deferred_interrupts():
+            self._engine.close()
+            # Last: a pool whose end an exception has prevented is ended when it is dropped.
+            self._finalizer.detach()
 
     def terminate(self) -> None:
         """End at once: pending handles end with `TaskCancelled`, workers are terminated, then killed. Does
         not wait, see `join`.
         """
         self._check_process()
-        self._finalizer.detach()
-        self._engine.terminate()
+        with deferred_interrupts():
+            self._engine.terminate()
+            self._finalizer.detach()
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until all workers and threads of a closed or terminated pool are gone.
@@ -473,11 +477,11 @@ class TaskPool(PoolView):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if kind is None:
-            self.close()
             try:
+                self.close()
                 self.join()
             except BaseException:
-                # Ctrl-C while waiting for the last tasks.
+                # Ctrl-C, most likely while waiting for the last tasks.
                 self.terminate()
                 self.join()
                 raise

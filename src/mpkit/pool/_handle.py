@@ -32,7 +32,7 @@ from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._wire.unsendable import Unsendable
 from mpkit.errors import TaskCancelled, WaitTimeout
 from mpkit.pool import _payload as payload
-from mpkit.pool._channel import BIG_ERROR, ERROR, PLAIN, RAISED
+from mpkit.pool._channel import BIG_ERROR, BIG_VALUE, ERROR, PLAIN, RAISED, VALUE
 
 if TYPE_CHECKING:
     from mpkit.pool._engine import Engine
@@ -241,6 +241,10 @@ class TaskHandle(Unsendable, Future[R]):
         kind, data = self._got
         if kind != PLAIN and kind != RAISED:
             value, error = payload.open_outcome(kind, data)
+            if error is not None and (kind == VALUE or kind == BIG_VALUE):
+                # Not kept: the handler of a signal may have raised it, in the middle of a value that is
+                # right. Whoever asks again has it unpickled again.
+                return None, error
             lock = _creation
             try:
                 lock.acquire()
@@ -273,7 +277,9 @@ class TaskHandle(Unsendable, Future[R]):
 
         The value is unpickled here, by the first who asks, in the thread that asks: that is code of its
         classes, and no time limit can stop it. If it hangs, this call hangs, nobody else's; Ctrl-C
-        (`KeyboardInterrupt`) ends it. `done` and `wait` never unpickle anything.
+        (`KeyboardInterrupt`) ends it. `done` and `wait` never unpickle anything. If it fails, whoever asks
+        again has it tried again: the handler of another signal may have raised an exception in the middle of
+        it (which then is the cause of the `SerializationError`).
 
         Args:
             timeout: Seconds to wait for the task; None: until it has ended. The task goes on when the time is

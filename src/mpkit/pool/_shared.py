@@ -28,10 +28,10 @@ class Shared(Generic[T]):
 
     Buffers of 64 KiB and more that pickle can leave out (of numpy arrays, say) are mapped read-only by all
     workers instead of copied. A worker unpickles the rest once for all its tasks, which must not change it.
-    The file goes with `close`, at the end of a ``with`` block, or with the last reference, and the memory as
-    soon as no worker has it open any more. A worker looks after that when it opens another one, between two
-    tasks (twice in a second at most), and every two seconds while it idles; so a task under way keeps the
-    memory until it has ended.
+    `close`, the end of a ``with`` block, or dropping the last reference gives it back: the file goes as soon
+    as every task that was sent before has ended, and the memory as soon as no worker has it open any more. A
+    worker looks after that when it opens another one, between two tasks (twice in a second at most), and
+    every two seconds while it idles.
 
     Attributes:
         nbytes: How much shared memory it takes.
@@ -56,12 +56,11 @@ class Shared(Generic[T]):
         return self._value  # type: ignore[return-value]  # a T until it is closed
 
     def close(self) -> None:
-        """Give back the memory, as soon as no task uses it (see above). Tasks sent earlier that begin after
-        this may fail with `HandleLost`.
+        """Give it back: the file goes with the last of the tasks that were sent before, and the memory with
+        it (see above). Tasks that are pickled after this raise `ClosedError`.
         """
-        blob, self._blob, self._value = self._blob, None, None
-        if blob is not None:
-            blob.close()
+        # The tasks that need it keep it.
+        self._blob = self._value = None
 
     def __reduce__(self) -> tuple[Callable[[str], Any], tuple[str]]:
         blob = self._blob

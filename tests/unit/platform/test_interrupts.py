@@ -47,6 +47,14 @@ def test_an_exception_of_the_block_is_the_context_of_the_interrupt() -> None:
     assert isinstance(caught.value.__context__, ValueError)
 
 
+def test_an_interrupt_that_has_been_handed_on_is_forgotten() -> None:
+    """It held the frames that it came in, and with them a pool that was being made, which thus went on."""
+    with pytest.raises(KeyboardInterrupt):
+        with deferred_interrupts() as interrupts:
+            signal.raise_signal(signal.SIGINT)
+    assert not interrupts.has_arrived()
+
+
 def test_what_is_handed_on_early_comes_inside_the_block() -> None:
     reached = False
     with deferred_interrupts() as interrupts:
