@@ -150,9 +150,11 @@ def as_json(results: Sequence[Result], conditions: Mapping[str, Any]) -> dict[st
 def conditions_line(conditions: Mapping[str, Any]) -> str:
     """A sentence on where and how the figures came about."""
     versions = ", ".join(f"{name} {version}" for name, version in conditions["versions"].items())
+    # A full run goes without saying.
+    size = "" if conditions["size"] == 1 else f", size {conditions['size']:g}"
     return (
         f"{conditions['system']}, {conditions['cpus']} CPUs, {conditions['python']}; "
-        f"medians of {conditions['rounds']} interleaved rounds, size {conditions['size']:g}; {versions}.\n"
+        f"medians of {conditions['rounds']} interleaved rounds{size}; {versions}.\n"
     )
 
 

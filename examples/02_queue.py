@@ -12,14 +12,14 @@ def work(numbers: BoundedQueue[int], squares: BoundedQueue[tuple[int, int]]) -> 
 
 if __name__ == "__main__":
     with BoundedQueue[int](maxsize=8) as numbers, BoundedQueue[tuple[int, int]]() as squares:
-        workers = [WorkerProcess(target=work, args=(numbers, squares)) for _ in range(2)]
-        for worker in workers:
-            worker.start()
-
-        numbers.put_many(range(100))  # waits for room whenever eight are queued
-        numbers.shutdown()  # no more will come: the workers' loops end
-        for worker in workers:
-            worker.join()
+        with (
+            WorkerProcess.call(work, numbers, squares) as first,
+            WorkerProcess.call(work, numbers, squares) as second,
+        ):
+            numbers.put_many(range(100))  # waits for room whenever eight are queued
+            numbers.shutdown()  # no more will come: the workers' loops end
+            for worker in (first, second):
+                worker.result()  # raises what went wrong there
 
         print("results:", squares.qsize())
         found = dict(squares.get_many())

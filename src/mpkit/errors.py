@@ -6,12 +6,12 @@ pickle round trip with its message, its attributes, its notes and its ``__cause_
 
 Constructors take the message first (most compose one from the attributes when it is left out) and the
 attributes by keyword.
-
-This module imports nothing of mpkit. It does import ``concurrent.futures.process``, which a class that *is* a
-``BrokenProcessPool`` needs: after what mpkit loads in any case (``multiprocessing.connection``,
-``concurrent.futures``) it costs about 2 ms, once per process. Classes made on demand would save that and cost
-every reader more.
 """
+
+# This module imports nothing of mpkit. It does import `concurrent.futures.process`, which a class that *is* a
+# `BrokenProcessPool` needs: after what mpkit loads in any case (`multiprocessing.connection`,
+# `concurrent.futures`) it costs about 2 ms, once per process. Classes made on demand would save that and cost
+# every reader more.
 
 from __future__ import annotations
 

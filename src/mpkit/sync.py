@@ -145,12 +145,17 @@ class LockedCounter(SharedHandle[CounterFile]):
     Every method is one atomic step for all processes and threads. A process that is killed in the middle of
     an update has made it or has not; it holds nobody up.
 
+    For an update that needs the old value, have the counter to yourself: ``with counter as locked:
+    locked.value = f(locked.value)``. Everybody else waits meanwhile, so be quick. Other methods of the same
+    counter raise RuntimeError inside the block. If the process dies inside, the value is what was last
+    assigned.
+
     A handle can be pickled anywhere: as an argument of a process under every start method, of a task in a
     running pool, inside an item of a queue. The counter lives as long as its creator, or any process that has
     opened it; further processes can open it as long as its creator lives.
 
     Args:
-        initial: the value to begin with, from -2**63 to 2**63 - 1.
+        initial: the value to begin with, from ``-2**63`` to ``2**63 - 1``.
 
     Raises:
         TypeError: `initial` is not an integer.
@@ -249,12 +254,6 @@ class LockedCounter(SharedHandle[CounterFile]):
         return self._opened().wait_for(_integer("target", target), deadline_of(check_timeout(timeout)))
 
     def __enter__(self) -> CompoundUpdate:
-        """Have the counter to oneself, for an update that needs the old value: ``with counter as locked:
-        locked.value = f(locked.value)``.
-
-        Everybody else waits meanwhile, so be quick. Other methods of the same counter raise RuntimeError
-        inside the block. If the process dies inside, the value is what was last assigned.
-        """
         shared = self._opened()
         shared.lock.refuse_reentry()
         try:

@@ -152,9 +152,10 @@ POOL_AT_THE_TOP = """
 import os
 from mpkit import TaskPool
 
-with open("imports", "a") as file:
+imports = os.path.join(os.path.dirname(os.path.abspath(__file__)), "imports")
+with open(imports, "a") as file:
     file.write("x")
-assert os.path.getsize("imports") < 20, "without end"
+assert os.path.getsize(imports) < 20, "without end"
 
 def work(number):
     return number + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -298,3 +299,57 @@ def test_the_page_of_the_documentation_has_a_block_for_each_area() -> None:
     page = cli.PAGE.read_text(encoding="utf-8")
     for area in (*AREAS, "conditions"):
         report.replace_block(page, area, "")
+
+
+def test_the_size_is_told_when_it_is_not_a_full_run() -> None:
+    conditions = {"system": "Linux", "cpus": 2, "python": "CPython 3.13", "rounds": 3, "versions": {}}
+    assert "interleaved rounds;" in report.conditions_line({**conditions, "size": 1.0})
+    assert "interleaved rounds, size 0.1;" in report.conditions_line({**conditions, "size": 0.1})
+
+
+# -- what other pages say of the figures ---------------------------------------------------------------------
+
+ROUGHLY = 0.12
+#: How README and limits.md tell the speed of a lock beside that of the standard library.
+PARTS = {"a seventh": 7, "an eighth": 8, "a ninth": 9, "a tenth": 10}
+NUMBERS = {"seven": 7, "eight": 8, "nine": 9, "ten": 10}
+
+
+def words(page: str) -> str:
+    return " ".join((cli.DOCUMENTS.parent / page).read_text(encoding="utf-8").split())
+
+
+def measured(title: str) -> float:
+    """How many times as fast as the standard library mpkit is, in the table of the page."""
+    row = re.compile(rf"^\| {re.escape(title)} \([^|]*\) \| [^|]* \| [^|]*\(([\d.]+)x\) \|", re.MULTILINE)
+    found = row.search(cli.PAGE.read_text(encoding="utf-8"))
+    assert found, title
+    return float(found[1])
+
+
+def figures(pattern: str, page: str) -> tuple[str, ...]:
+    found = re.search(pattern, words(page))
+    assert found, f"{page} has no such sentence any more: {pattern}"
+    return found.groups()
+
+
+def test_the_readme_tells_what_was_measured() -> None:
+    lowest, highest = figures(r"queues are ([\d.]+) to ([\d.]+) times", "README.md")
+    for way in ("1 putter to 1 getter", "4 to 4", "1 to 4", "4 to 1"):
+        ratio = measured(f"small items, {way}")
+        assert float(lowest) * (1 - ROUGHLY) <= ratio <= float(highest) * (1 + ROUGHLY), way
+    (calls,) = figures(r"single pool calls about ([\d.]+) times as fast", "README.md")
+    assert float(calls) == pytest.approx(measured("one call at a time"), rel=ROUGHLY)
+    part, contended = figures(
+        r"locks have about (an? \w+) of the speed \(([\d.]+) where four processes", "README.md"
+    )
+    assert 1 / PARTS[part] == pytest.approx(measured("acquire and release, one process"), rel=ROUGHLY)
+    four = measured("acquire and release, four processes at once")
+    assert float(contended) == pytest.approx(four, rel=ROUGHLY)
+
+
+def test_the_page_of_limits_tells_what_was_measured() -> None:
+    (times,) = figures(
+        r"`multiprocessing\.Lock`, which has about (\w+) times the speed", "docs/explanation/limits.md"
+    )
+    assert 1 / NUMBERS[times] == pytest.approx(measured("acquire and release, one process"), rel=ROUGHLY)

@@ -75,6 +75,7 @@ class PoolView(Unsendable):
         Raises:
             TypeError: `fn` cannot be called, or is a coroutine function (``async def``).
             SerializationError: Function or arguments cannot be pickled.
+            SharedMemoryExhausted: There is no room for big arguments.
             ClosedError: The pool is closed.
             InitializerFailed: The pool's initializer has failed.
             PoolBroken: Workers cannot be started.
@@ -268,13 +269,13 @@ class PoolView(Unsendable):
 
 
 class TaskPool(PoolView):
-    """Workers that call functions: never hangs, blames exactly, and short tasks pay off.
+    """Worker processes that call functions: a worker that dies fails only the task that it ran, and nobody
+    waits for it in vain.
 
-    A worker that dies fails only the task that it ran, with `WorkerCrashed`; everything else goes on, and the
-    worker is replaced. Leaving a ``with`` block closes the pool and waits for its tasks; on an exception it
-    terminates them. A pool that is dropped, or still has tasks when the program ends, is terminated: what is
-    pending is cancelled (a `concurrent.futures.ProcessPoolExecutor` would finish it). So use ``with``, or
-    `close` and `join`.
+    That task fails with `WorkerCrashed`; everything else goes on, and the worker is replaced. Leaving a
+    ``with`` block closes the pool and waits for its tasks; on an exception it terminates them. A pool that is
+    dropped, or still has tasks when the program ends, is terminated: what is pending is cancelled (a
+    `concurrent.futures.ProcessPoolExecutor` would finish it). So use ``with``, or `close` and `join`.
 
     Args:
         processes: How many workers; None: as many as this process may use CPUs (affinity and control-group
@@ -286,7 +287,8 @@ class TaskPool(PoolView):
         context: A start method or a context; None: what the application has set, or has settled by using
             multiprocessing itself, else forkserver where there is one, else spawn.
         max_memory_bytes: A task whose worker uses more is stopped with `WorkerMemoryExceeded`; None: no
-            limit.
+            limit. What counts is the resident memory, and with it the pages of shared objects and mapped
+            arrays that the task has touched: add their size to the limit.
         grace_period: Seconds that a task being stopped has after the interrupt, and again after SIGTERM.
         max_pending: The most tasks that may wait unsent; `submit` then blocks. None: no limit.
         pickler: "cloudpickle" also takes lambdas and functions of an interactive session (needs

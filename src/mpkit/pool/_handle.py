@@ -92,6 +92,10 @@ class TaskHandle(Unsendable, Future[R]):
     work, that can also be awaited, and that has `get`, `wait`, `ready` and `successful` of
     `multiprocessing.pool.AsyncResult`. It ends exactly once.
 
+    ``handle.add_done_callback(fn)`` has ``fn(handle)`` called when the task has ended: in a thread of the
+    pool, or at once in the caller's thread if the task has ended already. ``await handle`` gives the result,
+    or raises what `result` would; cancelling it cancels the task, a running one too.
+
     Attributes:
         task_id: The number of the task, as in log records, errors and snapshots.
 
@@ -290,6 +294,12 @@ class TaskHandle(Unsendable, Future[R]):
             TaskCancelled: The task was cancelled, or its pool was terminated.
             TaskTimeout: It ran past its own limit.
             WorkerCrashed: The worker died while it ran this task.
+            WorkerMemoryExceeded: Its worker used more than the pool's `max_memory_bytes`.
+            SerializationError: The function, an argument or the result cannot be pickled or unpickled, or
+                what the task raised cannot travel.
+            SharedMemoryExhausted: There was no room for a big result.
+            InitializerFailed: The pool's initializer has failed.
+            PoolBroken: Workers could not be started.
             RuntimeError: The task raised StopIteration, which is the cause.
             Exception: Whatever else the task raised, with its remote traceback as the cause.
 

@@ -77,8 +77,9 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             the application has set, or has settled by using multiprocessing itself, else forkserver where
             there is one, else spawn.
         max_memory_bytes: If its resident memory is seen to be above this (it is looked at every 50 ms), the
-            process and its descendants are killed, and `result` raises `WorkerMemoryExceeded`. The default is
-            no limit.
+            process and its descendants are killed, and `result` raises `WorkerMemoryExceeded`. The pages of
+            shared objects and mapped arrays that it has touched count: add their size to the limit. The
+            default is no limit.
         orphan: Let it live on when its parent is killed. (At the parent's normal exit it is waited for all
             the same, as multiprocessing does.)
 
