@@ -20,7 +20,7 @@ import pytest
 
 from mpkit import TaskPool
 from mpkit.errors import ClosedError, SerializationError
-from mpkit.pool import ImapIterator, TaskHandle, _maps, _progress
+from mpkit.pool import ImapIterator, TaskHandle, _imap, _maps, _progress
 from mpkit.pool import _payload as payload
 from tests.contract import pool_tasks as tasks
 from tests.helpers.processes import run_python
@@ -187,6 +187,30 @@ def test_an_item_that_cannot_be_pickled_is_the_only_one_that_fails(
         results = iterator_of(pool, source, ordered=ordered, chunksize=chunksize, buffersize=buffersize)
         found = outcomes_of(results)
         assert found == expected if ordered else Counter(found) == Counter(expected)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("chunksize", [1, 3])
+def test_input_that_is_slow_delays_a_result_that_is_ready_by_one_item(
+    pool: TaskPool, monkeypatch: pytest.MonkeyPatch, ordered: bool, chunksize: int
+) -> None:
+    read: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(100):
+            read.append(number)
+            yield number
+
+    # Each item takes longer than there is time for.
+    monkeypatch.setattr(_imap, "_READ_SECONDS", -1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(pool._engine.dispatcher, "has_outcomes", lambda: True)
+        results = iterator_of(pool, numbers(), ordered=ordered, chunksize=chunksize)
+    assert len(read) == chunksize
+    assert pool._engine.collector.wait_for(results._sink, PATIENCE)
+    next(results)
+    assert len(read) == 2 * chunksize
+    results.close()
 
 
 def test_a_function_that_cannot_be_pickled_is_refused_in_the_call(pool: TaskPool) -> None:
