@@ -1,10 +1,10 @@
 """Log records of the workers reach the handlers of the parent.
 
-In the worker, one handler on the root logger sends each record through the outbox. In the parent the
-collector's thread hands it to the logger of the same name, so levels, filters and handlers configured there
-decide. The records of one worker stay in order, but a result may be there sooner than the records of its
-task; all have been handed on when the pool's `join` returns. Records carry ``process`` (the worker's pid) and
-``mpkit_task_id`` (None outside a task).
+In the worker, one handler sends each record through the outbox: it is on the root logger, and on those that
+do not propagate to it. In the parent the collector's thread hands it to the logger of the same name, so
+levels, filters and handlers configured there decide. The records of one worker stay in order, but a result
+may be there sooner than the records of its task; all have been handed on when the pool's `join` returns.
+Records carry ``process`` (the worker's pid) and ``mpkit_task_id`` (None outside a task).
 """
 
 from __future__ import annotations
@@ -56,19 +56,41 @@ def forward_to(
         handler of its own, warnings and worse go to standard error, as in any program.
     """
     root = logging.getLogger()
-    # A forked worker has the parent's handlers, which would write everything a second time.
-    for handler in list(root.handlers):
-        root.removeHandler(handler)
+    named = list(root.manager.loggerDict.values())
+    loggers = [root, *(logger for logger in named if isinstance(logger, logging.Logger))]
+    _take_handlers(loggers)
     forward = _Forward(put, current_task)
-    root.addHandler(forward)
+    carriers = [logger for logger in loggers if logger is root or not logger.propagate]
+    for logger in carriers:
+        logger.addHandler(forward)
     root.setLevel(level)
 
     def stop() -> None:
         # It may hang elsewhere, or behind another handler.
         forward.drop_all()
-        root.removeHandler(forward)
+        for logger in carriers:
+            logger.removeHandler(forward)
 
     return stop
+
+
+#: Handlers that this worker had when it began.
+_taken: list[logging.Handler] = []
+
+
+def _take_handlers(loggers: list[logging.Logger]) -> None:
+    """Take all handlers from loggers.
+
+    A forked worker has the parent's, which would write everything a second time. Even what they hold back is
+    the parent's to write. So nobody may flush or close them here: not the garbage collector (they are kept),
+    and not `logging.config`, which does it to all that are in the list of the logging module.
+    """
+    for logger in loggers:
+        for handler in list(logger.handlers):
+            logger.removeHandler(handler)
+            _taken.append(handler)
+    listed: list[Callable[[], logging.Handler | None]] = getattr(logging, "_handlerList", [])
+    listed[:] = [reference for reference in listed if reference() not in _taken]
 
 
 def _dump(record: logging.LogRecord, task: int | None) -> bytes:
