@@ -6,7 +6,7 @@ import logging
 import logging.config
 import logging.handlers
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -58,6 +58,40 @@ def test_a_logger_with_a_handler_of_its_own_handles_each_record_once_and_here(
         assert pool.join(PATIENCE)
     assert path.read_text().splitlines() == [f"{os.getpid()} own", f"{os.getpid()} below"]
     assert [record.getMessage() for record in caplog.records] == (["own", "below"] if propagate else [])
+
+
+class Unmakeable:
+    """Can be unpickled at home only."""
+
+    def __init__(self, error: type[BaseException]) -> None:
+        self.error = error
+
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[int, type[BaseException]]]:
+        return make, (os.getpid(), self.error)
+
+
+def make(pid: int, error: type[BaseException]) -> None:
+    if pid != os.getpid():
+        raise error("at home only")
+
+
+def log_the_unmakeable(name: str, error: type[BaseException]) -> None:
+    extra = {"what": Unmakeable(error), "colour": "blue", "path": Path("there")}
+    logging.getLogger(name).warning("hello", extra=extra)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, SystemExit])
+def test_a_record_keeps_all_but_the_extra_that_does_not_unpickle(
+    caplog: pytest.LogCaptureFixture, error: type[BaseException]
+) -> None:
+    with TaskPool(1) as pool:
+        pool.apply(log_the_unmakeable, (NAME, error))
+        pool.close()
+        assert pool.join(PATIENCE)
+    (record,) = caplog.records
+    assert (record.getMessage(), record.colour, record.path) == ("hello", "blue", Path("there"))  # type: ignore[attr-defined]
+    # A format with it in it can be filled.
+    assert f"{error.__name__}: at home only" in logging.Formatter("%(what)s").format(record)
 
 
 def log_in_a_fork(name: str) -> int:
