@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import functools
 import io
+import os
 import signal
 import sys
 import threading
@@ -19,8 +20,8 @@ from unittest.mock import Mock
 import pytest
 
 from mpkit import TaskPool
-from mpkit.errors import ClosedError, SerializationError
-from mpkit.pool import ImapIterator, TaskHandle, _maps, _progress
+from mpkit.errors import ClosedError, SerializationError, SharedMemoryExhausted
+from mpkit.pool import ImapIterator, TaskHandle, _imap, _maps, _progress
 from mpkit.pool import _payload as payload
 from tests.contract import pool_tasks as tasks
 from tests.helpers.processes import run_python
@@ -189,6 +190,30 @@ def test_an_item_that_cannot_be_pickled_is_the_only_one_that_fails(
         assert found == expected if ordered else Counter(found) == Counter(expected)
 
 
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("chunksize", [1, 3])
+def test_input_that_is_slow_delays_a_result_that_is_ready_by_one_item(
+    pool: TaskPool, monkeypatch: pytest.MonkeyPatch, ordered: bool, chunksize: int
+) -> None:
+    read: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(100):
+            read.append(number)
+            yield number
+
+    # Each item takes longer than there is time for.
+    monkeypatch.setattr(_imap, "_READ_SECONDS", -1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(pool._engine.dispatcher, "has_outcomes", lambda: True)
+        results = iterator_of(pool, numbers(), ordered=ordered, chunksize=chunksize)
+    assert len(read) == chunksize
+    assert pool._engine.collector.wait_for(results._sink, PATIENCE)
+    next(results)
+    assert len(read) == 2 * chunksize
+    results.close()
+
+
 def test_a_function_that_cannot_be_pickled_is_refused_in_the_call(pool: TaskPool) -> None:
     with pytest.raises(SerializationError):
         pool.imap(lambda item: item, [1])
@@ -306,6 +331,60 @@ def test_a_result_that_does_not_unpickle_is_the_only_one_that_fails(
         pool.map(function, range(10), chunksize=chunksize)
     with pytest.raises(ValueError, match="5"):
         pool.map(function, [0, 1, 5, 3], chunksize=chunksize)
+
+
+class _PicklesEveryOtherTime:
+    tries = 0
+
+    def __reduce__(self) -> tuple[type[int], tuple[int]]:
+        self.tries += 1
+        if self.tries % 2:
+            raise OSError("not now")
+        return int, (3,)
+
+
+def fickle_if_three(number: int) -> object:
+    return _PicklesEveryOtherTime() if number == 3 else number
+
+
+@pytest.mark.parametrize("chunksize", [1, 4, 20])
+def test_a_result_that_pickles_every_other_time_fails_alone_if_at_all(pool: TaskPool, chunksize: int) -> None:
+    # Short items of a list are sent in groups once they are known to be short.
+    list(pool.imap(fickle_if_three, [0] * 50))
+    found = outcomes_of(pool.imap(fickle_if_three, list(range(20)), chunksize=chunksize))
+    assert found.pop(3) in (3, SerializationError)
+    assert found == [0, 1, 2, *range(4, 20)]
+
+
+def zeros_or_fail(size: int) -> bytes:
+    if size < 0:
+        raise ValueError("x" * -size)
+    return bytes(size)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="fork")
+@pytest.mark.parametrize("chunksize", [1, 4, 20])
+def test_without_shared_memory_only_the_results_that_need_it_fail(
+    monkeypatch: pytest.MonkeyPatch, chunksize: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise SharedMemoryExhausted("no room", requested_bytes=1)
+
+    monkeypatch.setattr(payload, "_pack", refuse)
+    short, long = payload.INLINE_BYTES // 2, payload.INLINE_BYTES
+    sizes = [short] * 10
+    expected: list[Any] = [bytes(short)] * 10
+    sizes[2] = sizes[9] = long
+    expected[2] = expected[9] = SharedMemoryExhausted
+    # An error that is too long is told of in short.
+    sizes[5], expected[5] = -long, SerializationError
+    with TaskPool(1, context="fork") as pool:
+        list(pool.imap(zeros_or_fail, [0] * 50))
+        assert outcomes_of(pool.imap(zeros_or_fail, sizes, chunksize=chunksize)) == expected
+        with pytest.raises(SharedMemoryExhausted):
+            pool.map(zeros_or_fail, sizes, chunksize=chunksize)
+        with pytest.raises(SerializationError, match="a ValueError, cannot be sent: SharedMemoryExhausted"):
+            pool.map(zeros_or_fail, [short, -long], chunksize=chunksize)
 
 
 @pytest.mark.parametrize("chunksize", [1, 4, 20])

@@ -57,13 +57,13 @@ STACK_PIPE = 6
 POOL = 7
 STOP = 8
 LOW = 9
-_IN_HEAD = 16
+IN_HEAD = 16
 ITEM = 17
 PARCELS = 18
-_IN_TAIL = 24
-_OUT_HEAD = 32
-_OUT_TAIL = 40
-_RINGS = 48
+IN_TAIL = 24
+OUT_HEAD = 32
+OUT_TAIL = 40
+RINGS = 48
 
 # -- STATE ---------------------------------------------------------------------------------------------------
 
@@ -180,21 +180,21 @@ class Channel:
         self.wake: Semaphore = wake
         inbox_words = _INBOX_BYTES >> 3
         self.inbox: Ring = Ring(
-            segment.words, segment.mm, head_at=_IN_HEAD, tail_at=_IN_TAIL, start=_RINGS, capacity=inbox_words
+            segment.words, segment.mm, head_at=IN_HEAD, tail_at=IN_TAIL, start=RINGS, capacity=inbox_words
         )
         self.outbox: Ring = Ring(
             segment.words,
             segment.mm,
-            head_at=_OUT_HEAD,
-            tail_at=_OUT_TAIL,
-            start=_RINGS + inbox_words,
+            head_at=OUT_HEAD,
+            tail_at=OUT_TAIL,
+            start=RINGS + inbox_words,
             capacity=_OUTBOX_BYTES >> 3,
         )
 
     @classmethod
     def create(cls) -> Channel:
         """In the parent."""
-        segment = Segment.create((_RINGS << 3) + _INBOX_BYTES + _OUTBOX_BYTES, kind="worker")
+        segment = Segment.create((RINGS << 3) + _INBOX_BYTES + _OUTBOX_BYTES, kind="worker")
         try:
             lock = Semaphore.create(1, 1, kind="worker")
         except BaseException:

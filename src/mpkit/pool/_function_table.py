@@ -34,12 +34,8 @@ class FunctionTable:
         if seen_shared:
             forget_seen_shared()
         by_name = _is_pickled_by_name(fn) and pickler == "pickle"
-        key: Any = (
-            fn
-            if by_name
-            else getattr(fn, "__code__", None)
-            or (type(fn), getattr(getattr(fn, "func", None), "__name__", ""))
-        )
+        # Each lambda is another object, and has the code of the one before it; what has no code, a name.
+        key: Any = fn if by_name else getattr(fn, "__code__", None) or (type(fn), name_of(fn))
         known = self._known.get(key)
         if known is not None and by_name:
             return known, known.blob, BY_REFERENCE
@@ -83,5 +79,9 @@ def _is_pickled_by_name(fn: object) -> bool:
 
 def name_of(fn: object) -> str:
     """What messages call a function."""
-    name = getattr(fn, "__qualname__", None) or getattr(getattr(fn, "func", None), "__qualname__", None)
-    return str(name or type(fn).__qualname__)
+    for named in (fn, getattr(fn, "func", None)):
+        # The functions of older versions of numpy have only the latter.
+        name = getattr(named, "__qualname__", None) or getattr(named, "__name__", None)
+        if name:
+            return str(name)
+    return type(fn).__qualname__

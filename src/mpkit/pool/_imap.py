@@ -238,7 +238,7 @@ class ImapIterator(Unsendable, Generic[R]):
 
     It holds at most `buffersize` items between input and consumer. Input is read in the thread that asks for
     results, so the iterable may be infinite, slow, or bound to a thread; one that blocks delays the results
-    that are ready by one item at most.
+    that are ready by one item at most (by one chunk with a `chunksize`).
 
     An item that failed raises its error from `next`; the iteration can go on after it. So does an item that
     cannot be pickled. When the pool takes no more, because it has been closed or is broken, the results of
@@ -312,8 +312,8 @@ class ImapIterator(Unsendable, Generic[R]):
             return
         engine, sink, size, groups = self._engine, self._sink, self._chunksize, self._groups
         most = self._delivered + self._most
-        deadline = 0.0
-        number = 0
+        clock = time.monotonic
+        deadline = clock() + _READ_SECONDS
         while sink.sent_items + size <= most:
             if groups is not None:
                 size = min(groups.size, most - sink.sent_items)
@@ -344,15 +344,9 @@ class ImapIterator(Unsendable, Generic[R]):
                     raise
             if self._input is None:
                 return
-            number += 1
-            if number & 7 == 0 or size > 1:
-                now = time.monotonic()
-                if not deadline:
-                    deadline = now + _READ_SECONDS
-                elif now > deadline and (
-                    self._current or sink.has_next() or engine.dispatcher.has_outcomes()
-                ):
-                    return
+            # After each one, as the next one may block. A look at the clock costs little beside sending.
+            if clock() > deadline and (self._current or sink.has_next() or engine.dispatcher.has_outcomes()):
+                return
 
     def _submit(self, chunk: list[Any]) -> None:
         """Send what has just been read: as a chunk, as a group, or one by one."""

@@ -66,7 +66,7 @@ class _MapSink:
         owner = self._map
         if owner is not None and owner._is_settled():
             # It was cancelled meanwhile, and the pieces were not there yet.
-            owner.cancel_tasks(list(pieces))
+            owner._engine.cancel_later(list(pieces))
 
     def forget(self) -> None:
         """All items have ended: break the reference cycle, so that the results go with the handle."""
@@ -144,7 +144,7 @@ class MapHandle(TaskHandle[list[R]]):
                 engine.submit(known, blob, flags, chunk, self._sink, options)
         except BaseException:
             # Nobody will ever ask for what has been sent already.
-            self.cancel_tasks(list(self._sink.tasks.values()))
+            engine.cancel_later(list(self._sink.tasks.values()))
             self._progress.close()
             raise
 
@@ -179,10 +179,6 @@ class MapHandle(TaskHandle[list[R]]):
             new += length
         return new, not self._missing and not self._is_settled()
 
-    def cancel_tasks(self, tasks: list[Task]) -> None:
-        """Cancel chunks, in the supervisor's thread."""
-        self._engine.cancel_later(tasks)
-
     @override
     def _outcome(self) -> tuple[list[R] | None, BaseException | None]:
         # Of what the pool has settled it with, only the reason to give it up is told here.
@@ -209,7 +205,7 @@ class MapHandle(TaskHandle[list[R]]):
         except BaseException:
             # Ctrl-C: nobody would cancel the others.
             if self.cancelled():
-                self.cancel_tasks(list(self._sink.tasks.values()))
+                self._engine.cancel_later(list(self._sink.tasks.values()))
             raise
         return self.cancelled()
 

@@ -8,16 +8,16 @@ from typing import NamedTuple
 
 from mpkit._shm.ring import COUNT_MASK, INDEX_BITS
 from mpkit.pool._channel import (
-    _IN_HEAD,
-    _IN_TAIL,
-    _RINGS,
     DONE,
+    IN_HEAD,
+    IN_TAIL,
     INITIALIZING,
     LEAVING,
     NAME_AT,
     PID,
     POOL,
     READY,
+    RINGS,
     STACK_PIPE,
     STARTED,
     STATE,
@@ -73,9 +73,9 @@ def read_row(path: str) -> WorkerRow | None:
     """
     fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     try:
-        if os.fstat(fd).st_size < _RINGS << 3:
+        if os.fstat(fd).st_size < RINGS << 3:
             return None
-        mapped = mmap.mmap(fd, _RINGS << 3, access=mmap.ACCESS_READ)
+        mapped = mmap.mmap(fd, RINGS << 3, access=mmap.ACCESS_READ)
     finally:
         os.close(fd)
     with mapped, memoryview(mapped).cast("B").cast("Q") as words:
@@ -83,7 +83,7 @@ def read_row(path: str) -> WorkerRow | None:
         if words[TASK] != task:
             # It has just gone on to another one, so it has been at it for no time.
             task, started = words[TASK], words[STARTED]
-        head, tail = words[_IN_HEAD], words[_IN_TAIL]
+        head, tail = words[IN_HEAD], words[IN_TAIL]
         state = _STATES.get(words[STATE], "starting")
         return WorkerRow(
             pid=words[PID],

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import starmap
 from typing import Any, NamedTuple, Protocol
 
 from mpkit._wire import codec, failure
 from mpkit._wire.codec import Pickler
+from mpkit.errors import SerializationError
 from mpkit.pool import _payload as payload
 from mpkit.pool._channel import BIG_PART, ITEM, PART, RESULT_HEAD, STAR, VALUE, Channel
 from mpkit.pool._worker_bells import Bells
@@ -75,20 +76,19 @@ class ChunkRunner:
             self._block = items[at:end]
             self._run_block(function, self._block, flags, pickler, results, errors)
             at = end
-            if at == stop:
-                break
-            now = clock()
-            took, began = now - began, now
-            # Each item may take longer than the last one: the block grows fourfold at most.
-            block = max(1, min(block << 2, block * _BLOCK_NS // (took or 1)))
-            if now - handed_in > _PART_NS:
-                # Now pickling may be the end of the worker.
-                words[ITEM] = base << 32 | at
-                self._hand_in(number, at, *self._dump_results(results, errors, pickler))
-                results, errors, base = [], [], at
-                began = handed_in = clock()
-        words[ITEM] = base << 32 | stop
-        return self._dump_results(results, errors, pickler)
+            if at < stop:
+                now = clock()
+                took, began = now - began, now
+                # Each item may take longer than the last one: the block grows fourfold at most.
+                block = max(1, min(block << 2, block * _BLOCK_NS // (took or 1)))
+                if now - handed_in <= _PART_NS:
+                    continue
+            for reached, kind, data in self._outcomes(base, results, errors, pickler):
+                if reached == stop:
+                    return kind, data
+                self._hand_in(number, reached, kind, data)
+            results, errors, base = [], [], at
+            began = handed_in = clock()
 
     def run_each(
         self,
@@ -121,7 +121,12 @@ class ChunkRunner:
                 end_fork(None)
             # What has been worked on must not live on here while the next one is worked on.
             items[at] = None
-            kind, data = self._dump_results(results, errors, pickler)
+            try:
+                kind, data = payload.dump_chunk(results, errors, pickler)
+            except BaseException as error:
+                if self._host.stopping:
+                    raise
+                kind, data = self._dump_error(results[0], errors, error, pickler)
             at += 1
             if at == stop:
                 return kind, data
@@ -160,31 +165,66 @@ class ChunkRunner:
                 errors.append((len(results), failure.pack_exception(error, pickler)))
                 results.append(None)
 
-    def _dump_results(
-        self, results: list[Any], errors: list[tuple[int, bytes]], pickler: Pickler
+    def _outcomes(
+        self, base: int, results: list[Any], errors: list[tuple[int, bytes]], pickler: Pickler
+    ) -> Iterator[tuple[int, int, bytes]]:
+        """The results of the items from `base` on, to be handed in: up to which item, kind and data.
+
+        All in one; if that cannot be sent, in halves, and halves of these. What cannot be sent alone is the
+        error of its own item, whatever the reason: there may be shared memory for one result, and none for
+        all of them. Each outcome is sent as it was pickled, as the next time it might fail.
+        """
+        left = [(0, len(results))]
+        while left:
+            start, stop = left.pop()
+            # Now pickling may be the end of the worker.
+            self._words[ITEM] = base + start << 32 | base + stop
+            own_errors = [(index - start, packed) for index, packed in errors if start <= index < stop]
+            try:
+                kind, data = payload.dump_chunk(results[start:stop], own_errors, pickler)
+            except BaseException as error:
+                if self._host.stopping:
+                    raise
+                if stop - start > 1:
+                    middle = (start + stop) // 2
+                    left += [(middle, stop), (start, middle)]
+                    continue
+                kind, data = self._dump_error(results[start], own_errors, error, pickler)
+            yield base + stop, kind, data
+
+    def _dump_error(
+        self, result: object, errors: list[tuple[int, bytes]], trouble: BaseException, pickler: Pickler
     ) -> tuple[int, bytes]:
+        """The outcome of one item whose result, or error, cannot be sent because of `trouble`."""
+        if errors:
+            return _told_in_short(errors[0][1], trouble)
         try:
-            return payload.dump_chunk(results, errors, pickler)
-        except BaseException:
+            if isinstance(trouble, SerializationError):
+                # It tells of the list that the result is in; this tells of the result.
+                codec.dumps(result, pickler)
+            packed = failure.pack_exception(trouble, pickler)
+        except BaseException as again:
             if self._host.stopping:
                 raise
-            # Rare, so slow is good enough: find the results that cannot be pickled.
-            failed = {index for index, _ in errors}
-            for index, value in enumerate(results):
-                if index not in failed:
-                    try:
-                        codec.dumps(value, pickler)
-                    except BaseException as error:
-                        if self._host.stopping:
-                            raise
-                        errors.append((index, failure.pack_exception(error, pickler)))
-                        results[index] = None
-            return payload.dump_chunk(results, errors, pickler)
+            packed = failure.pack_exception(again, pickler)
+        try:
+            return payload.dump_chunk([None], [(0, packed)], pickler)
+        except BaseException as again:
+            if self._host.stopping:
+                raise
+            return _told_in_short(packed, again)
 
     def _hand_in(self, number: int, reached: int, kind: int, data: bytes) -> None:
         """Send the results of the items before `reached` that have not been sent yet."""
         head = RESULT_HEAD.pack(number, reached, PART if kind == VALUE else BIG_PART)
         self._host.outbox.put_part(head + data)
+
+
+def _told_in_short(packed: bytes, trouble: BaseException) -> tuple[int, bytes]:
+    """The outcome of one item whose error is too long to be sent: so short that it takes no shared memory."""
+    kind = type(failure.unpack_exception(packed)).__name__
+    error = SerializationError(f"the outcome of this item, a {kind}, cannot be sent: {trouble!r:.2000}")
+    return payload.dump_chunk([None], [(0, failure.pack_exception(error))], "pickle")
 
 
 class Broken(NamedTuple):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from mpkit import TaskPool
+from mpkit.errors import SerializationError
 from mpkit.pool._function_table import FunctionTable
 from tests.contract import pool_tasks as tasks
+from tests.helpers.waiting import PATIENCE
 
 
 async def fetch(_number: int = 0) -> int:
@@ -55,3 +58,41 @@ def test_a_coroutine_function_is_told_to_be_wrapped(function: Callable[..., obje
 @pytest.mark.parametrize("function", [abs, dict, tasks.square, functools.partial(tasks.square, 1), [].append])
 def test_what_can_be_called_is_taken(function: Callable[..., object]) -> None:
     FunctionTable().look_up(function, "pickle")
+
+
+class Named:
+    """As the functions of older versions of numpy: without a qualified name."""
+
+    def __init__(self, name: str) -> None:
+        self.__name__ = name
+
+    def __call__(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "functions",
+    [
+        {"abs": abs, "sleep": time.sleep, "dict": dict, "str": str},
+        {"str.join": "".join, "str.lower": "".lower, "dict.get": {}.get},
+        {"square": functools.partial(tasks.square, 1), "total": functools.partial(tasks.total)},
+        {"add": Named("add"), "sin": Named("sin"), "abs": functools.partial(abs)},
+    ],
+)
+@pytest.mark.parametrize("pickler", ["pickle", "cloudpickle"])
+def test_functions_without_code_are_told_apart_by_their_names(
+    functions: dict[str, Callable[..., object]], pickler: Any
+) -> None:
+    table = FunctionTable()
+    for name, function in functions.items():
+        known, *_ = table.look_up(function, pickler)
+        assert known.name == name
+        # What is known of it is kept, though it may be another object the next time.
+        assert table.look_up(function, pickler)[0] is known
+
+
+def test_what_an_error_calls_a_function_is_its_own_name() -> None:
+    get: Callable[..., object] = {}.get
+    with TaskPool(1) as pool:
+        assert pool.submit("a".join, ["b"]).result(PATIENCE) == "b"
+        with pytest.raises(SerializationError, match=r"argument 1 of dict\.get: "):
+            pool.submit(get, lambda: 1)
