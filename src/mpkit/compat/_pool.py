@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 from mpkit._platform.deadlines import check_timeout, deadline_of, remaining
 from mpkit._platform.hints import Self, override
 from mpkit.compat._errors import original_error, pool_error, pool_errors
-from mpkit.compat._iterators import IMapIterator, SharedResults
+from mpkit.compat._iterators import IMapIterator
 from mpkit.compat._numbers import not_bool, not_negative
 from mpkit.compat._processes import default_start_method, processes_of
 from mpkit.errors import SerializationError, WaitTimeout
 from mpkit.pool import TaskHandle, TaskPool
+from mpkit.pool._shared_results import SharedResults
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
