@@ -230,11 +230,16 @@ class TaskHandle(Unsendable, Future[R]):
 
         The thread that submits may hold a lock that the callback takes.
         """
-        with deferred_interrupts(), self._condition:
-            if self._state is _PENDING:
-                self._done_callbacks.append(callback)
-                return
-        self._engine.collector.call_back(partial(self._call, callback))
+        with deferred_interrupts():
+            if not seam.InterruptibleLock(self._condition).run(self._add_callback, callback):
+                self._engine.collector.call_back(partial(self._call, callback))
+
+    def _add_callback(self, callback: Callable[[Future[R]], object]) -> bool:
+        """Have it called when the task has ended; False if it has already."""
+        pending = self._state is _PENDING
+        if pending:
+            self._done_callbacks.append(callback)
+        return pending
 
     def _outcome(self) -> tuple[R | None, BaseException | None]:
         """The outcome, unpickled. Only when it is there."""

@@ -22,6 +22,7 @@ import pytest
 from mpkit.errors import TaskCancelled
 from mpkit.pool import TaskHandle
 from mpkit.pool._channel import PLAIN, RAISED
+from tests.helpers.conditions import Alarm, InterruptedCondition
 
 
 class QuietCollector:
@@ -146,6 +147,16 @@ def test_waiting_for_an_exception(error: BaseException) -> None:
     assert handle.cancelled() == isinstance(error, TaskCancelled)
     with pytest.raises(type(error)):
         handle.result()
+
+
+def test_an_interrupt_while_a_callback_is_added_leaves_the_condition_free() -> None:
+    """The outcome waited for it without end."""
+    handle, _ = make_handle()
+    handle._ensure_condition()
+    condition = handle.__dict__["_condition"] = handle._made_condition = InterruptedCondition()
+    with pytest.raises(Alarm):
+        handle._call_back(print)
+    assert condition.is_free()
 
 
 def test_callbacks_run_once_before_or_after() -> None:
