@@ -246,7 +246,7 @@ def test_a_callback_that_hangs_does_not_keep_a_terminated_pool() -> None:
     over.set()
     # The thread is the test's own fault, and must not be left behind.
     for thread in threading.enumerate():
-        if thread.name.endswith("-collector"):
+        if thread.name.endswith("-caller"):
             thread.join(LONG)
 
 

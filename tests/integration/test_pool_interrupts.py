@@ -36,7 +36,11 @@ Handles = list[TaskHandle[Any]]
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[TaskPool]:
+    called = threading.Event()
     with TaskPool(processes=2, context="fork") as pool:
+        # The thread for callbacks comes with the first one, and then stays: no test is to be blamed for it.
+        pool.apply_async(tasks.square, (3,), callback=lambda _: called.set())
+        assert called.wait(PATIENCE)
         yield pool
 
 
@@ -56,6 +60,12 @@ def wait_as_futures(pool: TaskPool, handles: Handles) -> None:
     handles.append(pool.submit(tasks.square, 3))
     handles[-1].add_done_callback(do_nothing)
     concurrent.futures.wait(handles[-1:], PATIENCE)
+
+
+def be_called_back(pool: TaskPool, handles: Handles) -> None:
+    called = threading.Event()
+    handles.append(pool.apply_async(tasks.square, (3,), callback=lambda _: called.set()))
+    assert called.wait(PATIENCE), "the callback was forgotten"
 
 
 def do_nothing(_handle: object) -> None:
@@ -99,7 +109,16 @@ def was_cancelled(handle: TaskHandle[Any]) -> bool:
 @needs_a_trace_that_raises
 @pytest.mark.parametrize(
     "work",
-    [submit_and_wait, submit_many, wait_as_futures, exchange_big_things, map_chunks, cancel, iterate],
+    [
+        submit_and_wait,
+        submit_many,
+        wait_as_futures,
+        be_called_back,
+        exchange_big_things,
+        map_chunks,
+        cancel,
+        iterate,
+    ],
     ids=lambda f: f.__name__,
 )
 def test_the_pool_goes_on(
@@ -152,7 +171,7 @@ def alarm_at(step: int, operation: Callable[[], object]) -> bool:
 @needs_a_trace_that_raises
 @pytest.mark.parametrize(
     "work",
-    [submit_and_wait, map_chunks, cancel],
+    [submit_and_wait, be_called_back, map_chunks, cancel],
     ids=lambda f: f.__name__,
 )
 def test_the_pool_goes_on_after_other_signals(

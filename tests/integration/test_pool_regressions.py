@@ -150,7 +150,7 @@ def test_a_lasting_failure_of_the_thread_itself_is_told_and_ends_with_it(
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(collector, "_run_calls", fail)
+        patch.setattr(collector, "_do_chores", fail)
         collector.wake()
         wait_until(lambda: reported, "it was told")
     called = threading.Event()
@@ -267,7 +267,7 @@ def test_the_callback_of_a_task_that_has_ended_already_is_called_in_the_pools_th
 
 
 def test_callbacks_submit_whatever_the_bound_on_waiting_tasks() -> None:
-    """The thread that calls them is the one that makes room."""
+    """Else all other callbacks would wait with them."""
     left = 20
     done = threading.Event()
     with TaskPool(1, max_pending=1, context="fork") as pool:

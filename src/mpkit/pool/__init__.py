@@ -4,9 +4,10 @@ Rooms: ``_facade`` (the verbs), ``_handle`` (the outcome of a task), ``_maps`` a
 once and lazily; ``_chunking`` and ``_progress`` serve both; ``_shared_results`` for several threads),
 ``_shared`` (one object for many tasks; in a worker ``_opened``), ``_engine`` (puts the rest together),
 ``_ledger`` (the pure state machine of tasks), ``_dispatcher`` (who gets which task), ``_collector`` (who
-fetches outcomes), ``_supervisor`` (deaths, limits, the end), ``_crew`` (starting and replacing workers),
-``_worker`` (what runs in them), ``_channel`` (the memory between worker and parent), ``_payload`` (arguments
-and outcomes as bytes), ``_reports`` (what goes wrong in a thread of the pool).
+fetches outcomes), ``_caller`` (who calls callbacks), ``_supervisor`` (deaths, limits, the end), ``_crew``
+(starting and replacing workers), ``_worker`` (what runs in them), ``_channel`` (the memory between worker and
+parent), ``_payload`` (arguments and outcomes as bytes), ``_reports`` (what goes wrong in a thread of the
+pool).
 
 A worker imports this package as well, and needs next to nothing of it: the names are loaded when they are
 first used.

@@ -7,7 +7,8 @@ leader leaves.
 
 The *collector* thread sleeps at the back bell. It serves whatever has no thread that waits: callbacks,
 `concurrent.futures.wait`, coroutines, tasks that queue for a free worker, log records, outboxes that fill.
-With nothing of that kind it is not rung, and costs nothing.
+With nothing of that kind it is not rung, and costs nothing. It never runs code of the program: callbacks and
+log records go to another thread (`mpkit.pool._caller`), because all tasks would wait with it for that code.
 
 No wake-up is lost: whoever goes to sleep stores its word on the board, passes a full barrier, and looks at
 the outboxes once more; a worker puts its outcome into the outbox, passes a full barrier, and looks at the
@@ -18,17 +19,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Generator
+from typing import Protocol
 
 from mpkit._platform import seam
+from mpkit._platform.deadlines import deadline_of, remaining
 from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._shm.semaphore import Semaphore
 from mpkit.errors import ClosedError
+from mpkit.pool._caller import Caller
 from mpkit.pool._channel import (
     ALWAYS,
     ANY,
@@ -48,9 +50,7 @@ from mpkit.pool._channel import (
 )
 from mpkit.pool._dispatcher import Dispatcher, Settlements
 from mpkit.pool._patience import Patience
-from mpkit.pool._reports import report
-
-T = TypeVar("T")
+from mpkit.pool._reports import attempt, report
 
 
 class Waiter(Protocol):
@@ -70,8 +70,6 @@ class Waiter(Protocol):
         ...
 
 
-_logger = logging.getLogger("mpkit.pool")
-
 REENTERED = (
     "this thread is already inside an operation of the same pool (called from a signal handler or a __del__ "
     "that came in the middle of it), and would wait for itself; wait in another thread or later"
@@ -90,9 +88,9 @@ class Collector:
     Args:
         dispatcher: whose outboxes are emptied.
         board: the bells.
-        name: of the thread.
+        name: what the names of the threads begin with.
         on_empty: called when the last task of a closed pool has ended.
-        handle_log: what is done with a worker's log record; called in the collector's thread.
+        handle_log: what is done with a worker's log record; called in the caller's thread.
     """
 
     def __init__(
@@ -107,8 +105,9 @@ class Collector:
         self._board = board
         self._words = board.words
         self._name = name
-        self._handle_log = handle_log
         self.on_empty = on_empty
+        self._caller = Caller(name, handle_log, self.wake)
+        dispatcher.on_log = self._caller.handle_log
         self._front = seam.InterruptibleLock()
         self._front_barrier = Barrier()
         self._patience = Patience()
@@ -118,14 +117,13 @@ class Collector:
         self._followers: dict[object, Waiter] = {}
         #: Who is waited for by somebody who is no thread of ours.
         self._watched: set[Waiter] = set()
-        self._calls: deque[Callable[[], object]] = deque()
+        # What the thread itself has to do besides: the pool's own work, which never waits.
+        self._chores: deque[Callable[[], object]] = deque()
         # Outcomes that a thread has taken, or is about to take, and not told yet; by the list's identity.
         self._telling: dict[int, Settlements] = {}
         self._thread: threading.Thread | None = None
-        # The threads that are just calling callbacks: its own, or once that is over another one.
-        self._callers: set[int] = set()
         self._stopping = False
-        # The thread is over: who wants something called calls it.
+        # The thread is over: who wants something done does it.
         self._ended = False
         #: In a fork of the pool's process: what to tell those who would wait in vain.
         self.forked: str = ""
@@ -148,40 +146,45 @@ class Collector:
             raise
 
     def stop(self) -> None:
-        """Tell the thread to end after it has called what is left to call."""
+        """Tell the threads to end when all is done, and all calls are made."""
         self._stopping = True
         self.wake()
 
     def join(self, timeout: float | None) -> bool:
-        """Wait for the thread; True when it has ended (or this is it)."""
+        """Wait for the threads; True when they have ended (or this is one of them)."""
         thread = self._thread
+        deadline = deadline_of(timeout)
         if thread is None:
             # It could not be started.
             self._end()
-            return True
-        if thread is threading.current_thread():
-            return True
-        thread.join(timeout)
-        return not thread.is_alive()
+        elif thread is not threading.current_thread():
+            thread.join(timeout)
+            if thread.is_alive():
+                return False
+        return self._caller.join(remaining(deadline))
 
     def let_go(self) -> None:
         """The board is closed: look at it no more."""
         self._words = self._board.words
 
     def is_current_thread(self) -> bool:
-        """Whether the caller is a callback."""
-        return threading.get_ident() in self._callers
+        """Whether this is a callback, or something else in a thread of the pool's: a `__del__`, say."""
+        return self._caller.is_current_thread() or threading.current_thread() is self._thread
 
     def wake(self) -> None:
         """Have the thread look."""
         ring_bell(self._board.back)
 
     def call_back(self, call: Callable[[], object]) -> None:
-        """Have the thread call something: users' callbacks, all in one thread and in order."""
-        self._calls.append(call)
+        """Have the caller's thread call something of the program's, after all that was asked for before."""
+        self._caller.call(call)
+
+    def do_later(self, chore: Callable[[], object]) -> None:
+        """Have the collector's thread do something of the pool's own, which must not wait for anything."""
+        self._chores.append(chore)
         if self._ended:
             # It may have looked for the last time before this was there.
-            self._run_calls()
+            self._do_chores()
         elif self._words[BACK] or threading.current_thread() is not self._thread:
             self.wake()
 
@@ -219,16 +222,19 @@ class Collector:
         self._end()
 
     def _end(self) -> None:
-        # In this order: whoever adds a call either sees this, or is seen here.
+        # In this order: whoever adds a chore either sees this, or is seen here.
         self._ended = True
-        self._run_calls()
+        self._do_chores()
+        # After them: they may have something called.
+        self._caller.stop()
 
     def _take_turn(self, back: Semaphore, barrier: Barrier) -> bool:
-        """Fetch and call what there is, then sleep; True when all is over."""
+        """Fetch what there is and see to it that it is told, then sleep; True when all is over."""
         dispatcher, words = self._dispatcher, self._words
         self.work()
-        self._run_calls()
-        if self._stopping and not self._calls and not dispatcher.logs:
+        self._do_chores()
+        self._caller.serve()
+        if self._stopping and not self._chores:
             return True
         level = (
             ALWAYS
@@ -237,12 +243,7 @@ class Collector:
         )
         words[BACK] = level
         barrier()
-        if (
-            self._calls
-            or dispatcher.logs
-            or (level > WHEN_FULL and dispatcher.has_outcomes())
-            or self._stopping
-        ):
+        if self._chores or (level > WHEN_FULL and dispatcher.has_outcomes()) or self._stopping:
             words[BACK] = AWAKE
             return False
         # Asleep for ever unless there is something that could go wrong.
@@ -260,23 +261,15 @@ class Collector:
     #: The pool is closing: nobody may wait for the last outcomes.
     draining = False
 
-    def _run_calls(self) -> None:
-        me = threading.get_ident()
-        is_inner = me in self._callers
-        self._callers.add(me)
-        for record in _taken_from(self._dispatcher.logs):
+    def _do_chores(self) -> None:
+        chores = self._chores
+        while chores:
             try:
-                self._handle_log(record)
-            except BaseException:  # noqa: BLE001  of the application's handlers and filters, which are called here
-                report()
-        for call in _taken_from(self._calls):
-            try:
-                call()
-            except BaseException:  # noqa: BLE001  SystemExit too: it would end this thread, not the program
-                report()
-        if not is_inner:
-            # Its number may soon be another thread's.
-            self._callers.discard(me)
+                chore = chores.popleft()
+            except IndexError:
+                # Once the thread is over, several others may do them.
+                return
+            attempt(chore)
 
     # -- fetching --------------------------------------------------------------------------------------------
 
@@ -304,8 +297,6 @@ class Collector:
             # Ctrl-C: what has been fetched must not be forgotten, and what is half done must be looked at.
             self._settle_later(settlements)
             raise
-        if dispatcher.logs:
-            self.wake()
         if self.draining and not dispatcher.ledger.live:
             self.on_empty()
 
@@ -333,12 +324,12 @@ class Collector:
         """Have the thread settle what an interrupt or an error has kept from it, all of it."""
         again = functools.partial(self.settle, settlements)
         try:
-            self.call_back(again)
+            self.do_later(again)
         except BaseException:
-            self.call_back(again)
+            self.do_later(again)
             raise
         finally:
-            # The thread ends when it has made all calls.
+            # The thread ends when it has done all chores.
             self._telling.pop(id(settlements), None)
             if self.draining:
                 self.on_empty()
@@ -526,12 +517,3 @@ class Collector:
             # Not for ever: see `mpkit.pool._handle._holding`.
             if lock.run_within(_SLICE_SECONDS, condition.notify_all) is not None:
                 return
-
-
-def _taken_from(queue: deque[T]) -> Iterator[T]:
-    """What is in a queue, taken out one by one; several threads may do that."""
-    while queue:
-        try:
-            yield queue.popleft()
-        except IndexError:
-            return

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import struct
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -66,7 +65,8 @@ class Dispatcher:
         self.lanes: dict[int, Lane] = {}
         #: Lanes with nothing to do, the one that became so last on top: its worker is still awake.
         self.idle: list[Lane] = []
-        self.logs: deque[bytes] = deque()
+        #: Called, under the lock, with each log record of a worker: those of one come in order.
+        self.on_log: Callable[[bytes], object] = _drop
         #: Called, under the lock, when tasks begin to queue: somebody has to send them later.
         self._queue_low = queue_low
         self._barrier = Barrier()
@@ -470,7 +470,7 @@ class Dispatcher:
                 elif kind == PART or kind == BIG_PART:
                     self._drain_part(lane, number, run_ns, kind, record, settlements)
                 elif kind == LOG:
-                    self.logs.append(record)
+                    self.on_log(record)
                 elif kind == HELLO:
                     lane.ready = lane.greeted = True
                     self.hellos += 1
@@ -656,6 +656,10 @@ def ending_error(task: Task, lane: Lane) -> BaseException:
 def cancelled_error(task: Task) -> TaskCancelled:
     """The error of a task that was cancelled."""
     return TaskCancelled(f"task {task.number} was cancelled")
+
+
+def _drop(_record: bytes) -> None:
+    """Where nobody wants the log records."""
 
 
 def _load(lane: Lane) -> int:

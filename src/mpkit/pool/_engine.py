@@ -192,14 +192,14 @@ class Engine:
         if lock.is_owned():
             # A signal handler or a `__del__`, in the middle of this very thread's work with the pool.
             self.check_usable()
-            self.collector.call_back(functools.partial(self._submit_later, task))
+            self.collector.do_later(functools.partial(self._submit_later, task))
             return task
         try:
             lock.acquire()
             if self.state is not RUNNING:
                 self._refuse()
             room = self.room
-            # Callbacks do not wait: they run in the thread that makes room.
+            # Callbacks do not wait: those of all other tasks would wait with them.
             if room is not None and room.is_short() and not self.collector.is_current_thread():
                 room.wait(self.check_usable)
             lane = dispatcher.submit(task)

@@ -120,8 +120,8 @@ class PoolView(Unsendable):
             func: What to call.
             args: Its positional arguments.
             kwds: Its keyword arguments.
-            callback: Called with the result, always in the pool's own thread, one after the other; while it
-                runs, those of other tasks wait.
+            callback: Called with the result, always in the thread that the pool has for callbacks, one after
+                the other. It may wait for other tasks: they go on, and only their callbacks wait meanwhile.
             error_callback: Called with the exception, likewise.
         """
         _check_callbacks(callback, error_callback)
@@ -167,7 +167,10 @@ class PoolView(Unsendable):
         *,
         progress: bool = False,
     ) -> TaskHandle[list[R]]:
-        """The same as `map` without waiting: the handle of the whole list."""
+        """The same as `map` without waiting: the handle of the whole list.
+
+        The callbacks are called with the list, or the error, as those of `apply_async`.
+        """
         _check_callbacks(callback, error_callback)
         return _with_callbacks(
             self._map(func, list(iterable), chunksize, progress, star=False), callback, error_callback
@@ -197,7 +200,10 @@ class PoolView(Unsendable):
         *,
         progress: bool = False,
     ) -> TaskHandle[list[R]]:
-        """The same as `starmap` without waiting: the handle of the whole list."""
+        """The same as `starmap` without waiting: the handle of the whole list.
+
+        The callbacks are called with the list, or the error, as those of `apply_async`.
+        """
         _check_callbacks(callback, error_callback)
         handle = self._map(func, [tuple(item) for item in iterable], chunksize, progress, star=True)
         return _with_callbacks(handle, callback, error_callback)
@@ -294,7 +300,8 @@ class TaskPool(PoolView):
         pickler: "cloudpickle" also takes lambdas and functions of an interactive session (needs
             ``mpkit[cloudpickle]``).
         name: For threads, processes, messages, and the commands `ps` and `top`.
-        forward_logs: Log records of the workers reach the handlers of this process.
+        forward_logs: Log records of the workers reach the handlers of this process, in the thread that the
+            pool has for callbacks.
 
     Raises:
         TypeError: An argument has the wrong type.

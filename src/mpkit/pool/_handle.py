@@ -22,6 +22,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from concurrent.futures import _base as futures_base
 from functools import partial
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpkit._platform import seam
@@ -42,6 +43,8 @@ __all__ = ["TaskHandle"]
 
 R = TypeVar("R")
 T = TypeVar("T")
+
+_Callback = Callable[[Future[Any]], object]
 
 _PENDING = futures_base.PENDING
 _FINISHED = futures_base.FINISHED
@@ -69,6 +72,14 @@ def _holding(condition: threading.Condition, function: Callable[..., T], *args: 
     """
     result = seam.InterruptibleLock(condition).run_within(_CONDITION_SECONDS, function, *args, True)
     return function(*args, False) if result is None else result[0]
+
+
+def _is_of_asyncio(callback: _Callback) -> bool:
+    """Whether a callback is the one of `asyncio.wrap_future`, which only tells an event loop.
+
+    Should a new Python have it elsewhere, it waits for its turn behind the callbacks of the program.
+    """
+    return isinstance(callback, FunctionType) and callback.__module__ == "asyncio.futures"
 
 
 class _ConditionOnDemand:
@@ -110,6 +121,8 @@ class TaskHandle(Unsendable, Future[R]):
     _made_condition: threading.Condition | None = None
     #: Who waits in `concurrent.futures` and has not been told that it has ended; None: nobody is to be told.
     _untold: list[Any] | None = None
+    #: The callbacks to be called, once it has ended: asyncio's, and all others.
+    _due: tuple[list[_Callback], list[_Callback]] | None = None
     #: See `Sink`.
     _can_be_told_again: bool = True
     #: Kind and data of the outcome: one tuple, so that nobody sees the one without the other.
@@ -140,7 +153,7 @@ class TaskHandle(Unsendable, Future[R]):
         if self._made_condition is None:
             # Lists first: whoever sees the condition may use them.
             self._waiters: list[Any] = []
-            self._done_callbacks: list[Callable[[Future[R]], Any]] = []
+            self._done_callbacks: list[_Callback] = []
             self._made_condition = threading.Condition()
         return self._made_condition
 
@@ -183,7 +196,7 @@ class TaskHandle(Unsendable, Future[R]):
                 self._tell()
             except BaseException:
                 # The handler of another signal. Once more, in a thread where none comes.
-                self._engine.collector.call_back(partial(self._tell, again=True))
+                self._engine.collector.do_later(partial(self._tell, again=True))
                 raise
         return True
 
@@ -195,6 +208,12 @@ class TaskHandle(Unsendable, Future[R]):
         self._task = None
         # Whoever comes later sees that it has ended, and must not be told as well.
         self._untold = list(self._waiters)
+        callbacks = self._done_callbacks
+        if callbacks:
+            self._due = (
+                [callback for callback in callbacks if _is_of_asyncio(callback)],
+                [callback for callback in callbacks if not _is_of_asyncio(callback)],
+            )
         self._state = state
         if owned:
             self._ensure_condition().notify_all()
@@ -213,32 +232,46 @@ class TaskHandle(Unsendable, Future[R]):
                 waiter.add_result(self)
         if self._state is not _PENDING:
             self._untold = None
-            self._engine.collector.unwatch(self)
-            if self._done_callbacks:
-                self._engine.collector.call_back(self._run_callbacks)
+            collector = self._engine.collector
+            collector.unwatch(self)
+            if self._due is not None:
+                self._done_callbacks = []
+                of_asyncio, others = self._due
+                if of_asyncio:
+                    # A coroutine need not wait until a slow callback of another task has returned.
+                    collector.do_later(partial(self._call_all, of_asyncio))
+                if others:
+                    collector.call_back(partial(self._call_all, others))
 
-    def _run_callbacks(self) -> None:
-        # Taken away first: after an exception in `_tell` this may be called twice.
-        callbacks, self._done_callbacks = self._done_callbacks, []
-        for callback in callbacks:
-            self._call(callback)
+    def _call_all(self, callbacks: list[_Callback]) -> None:
+        # Each taken away first: after an exception in `_tell` this may be called twice.
+        while callbacks:
+            self._call(callbacks.pop(0))
 
-    def _call(self, callback: Callable[[Future[R]], object]) -> None:
+    def _call(self, callback: _Callback) -> None:
         try:
             callback(self)
-        except BaseException:  # noqa: BLE001  as concurrent.futures does: it is logged, and stops nobody
-            futures_base.LOGGER.exception("exception calling callback for %r", self)
+        except BaseException as error:  # noqa: BLE001  as concurrent.futures does: it is logged, and stops nobody
+            # Not here, where this may be the collector's thread: the handlers of the program may be slow.
+            text = "exception calling callback for %r"
+            log = partial(futures_base.LOGGER.error, text, self, exc_info=error)
+            self._engine.collector.call_back(log)
 
-    def _call_back(self, callback: Callable[[Future[R]], object]) -> None:
-        """`add_done_callback`, except that the pool's thread calls it, also if the task has ended already.
+    def _call_back(self, callback: _Callback) -> None:
+        """`add_done_callback`, except that the caller's thread calls it, also if the task has ended already.
 
         The thread that submits may hold a lock that the callback takes.
         """
-        with deferred_interrupts(), self._condition:
-            if self._state is _PENDING:
-                self._done_callbacks.append(callback)
-                return
-        self._engine.collector.call_back(partial(self._call, callback))
+        with deferred_interrupts():
+            if not seam.InterruptibleLock(self._condition).run(self._add_callback, callback):
+                self._engine.collector.call_back(partial(self._call, callback))
+
+    def _add_callback(self, callback: _Callback) -> bool:
+        """Have it called when the task has ended; False if it has already."""
+        pending = self._state is _PENDING
+        if pending:
+            self._done_callbacks.append(callback)
+        return pending
 
     def _outcome(self) -> tuple[R | None, BaseException | None]:
         """The outcome, unpickled. Only when it is there."""

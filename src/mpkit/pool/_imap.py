@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from mpkit._platform import seam
 from mpkit._platform.deadlines import check_timeout
 from mpkit._platform.hints import Self
 from mpkit._platform.interrupts import deferred_interrupts
@@ -42,6 +43,8 @@ R = TypeVar("R")
 _DEFAULT_BUFFER = 256
 #: While results are waiting for the consumer, input is read for this long at most.
 _READ_SECONDS = 0.001
+#: How long an outcome waits for the condition of its sink.
+_CONDITION_SECONDS = 1.0
 #: What hinders one item from being sent, and not the next one.
 _UNSENDABLE = (SerializationError, SharedMemoryExhausted)
 #: Inputs that are just there: reading them calls nobody's code and waits for nothing.
@@ -142,8 +145,8 @@ class _ImapSink:
             self._arriving.pop()
         condition = self._made_condition
         if condition is not None:
-            with condition:
-                condition.notify_all()
+            # Not for ever: who sleeps at it sleeps in slices, and the collector's thread must go on.
+            seam.InterruptibleLock(condition).run_within(_CONDITION_SECONDS, condition.notify_all)
 
     def split(self, task: Chunk, pieces: Sequence[Chunk]) -> None:
         """Pieces stand from now on for what of a task had not been done."""

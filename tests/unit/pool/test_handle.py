@@ -22,6 +22,8 @@ import pytest
 from mpkit.errors import TaskCancelled
 from mpkit.pool import TaskHandle
 from mpkit.pool._channel import PLAIN, RAISED
+from mpkit.pool._handle import _is_of_asyncio
+from tests.helpers.conditions import Alarm, InterruptedCondition
 
 
 class QuietCollector:
@@ -46,6 +48,9 @@ class QuietCollector:
 
     def call_back(self, call: Callable[[], object]) -> None:
         call()
+
+    def do_later(self, chore: Callable[[], object]) -> None:
+        chore()
 
 
 class FakeEngine:
@@ -148,6 +153,16 @@ def test_waiting_for_an_exception(error: BaseException) -> None:
         handle.result()
 
 
+def test_an_interrupt_while_a_callback_is_added_leaves_the_condition_free() -> None:
+    """The outcome waited for it without end."""
+    handle, _ = make_handle()
+    handle._ensure_condition()
+    condition = handle.__dict__["_condition"] = handle._made_condition = InterruptedCondition()
+    with pytest.raises(Alarm):
+        handle._call_back(print)
+    assert condition.is_free()
+
+
 def test_callbacks_run_once_before_or_after() -> None:
     handle, _ = make_handle()
     seen: list[object] = []
@@ -188,3 +203,16 @@ def test_asyncio_wraps_a_handle() -> None:
     first, second, third = asyncio.run(main())
     assert (first, second) == (1, 2)
     assert isinstance(third, ValueError)
+
+
+def test_the_callback_of_asyncio_is_told_from_others() -> None:
+    """Else coroutines would wait behind the callbacks of the program."""
+    handle, _ = make_handle()
+
+    async def wrap() -> None:
+        asyncio.wrap_future(handle)
+        handle.add_done_callback(print)
+        assert [_is_of_asyncio(callback) for callback in handle._done_callbacks] == [True, False]
+        handle._settle(None, PLAIN, 1)
+
+    asyncio.run(wrap())

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 
+from mpkit.pool import _imap
 from mpkit.pool._channel import PART, VALUE
 from mpkit.pool._functions import Function
 from mpkit.pool._imap import _ImapSink
 from mpkit.pool._ledger import Chunk
 from mpkit.pool._progress import Progress
+from tests.helpers.conditions import Alarm, InterruptedCondition
+from tests.helpers.waiting import PATIENCE
 
 
 def chunk_of(sink: _ImapSink, start: int, stop: int) -> Chunk:
@@ -103,3 +107,27 @@ def test_whoever_has_taken_the_last_outcome_waits_no_longer_than_it_takes_to_be_
     sink._settle(chunk, VALUE, b"")
     assert seen == [(False, False)]
     assert sink._is_settled()
+
+
+def test_an_interrupt_while_those_who_wait_are_told_leaves_their_condition_free(sink: _ImapSink) -> None:
+    """The collector's thread waited for it without end."""
+    condition = sink._made_condition = InterruptedCondition()
+    chunk = chunk_of(sink, 0, 2)
+    sink._sent(chunk)
+    with pytest.raises(Alarm):
+        sink._settle(chunk, VALUE, b"")
+    assert condition.is_free()
+
+
+def test_an_outcome_does_not_wait_for_ever_for_those_who_wait(
+    sink: _ImapSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_imap, "_CONDITION_SECONDS", 0.05)
+    chunk = chunk_of(sink, 0, 2)
+    sink._sent(chunk)
+    with sink._ensure_condition():
+        thread = threading.Thread(target=sink._settle, args=(chunk, VALUE, b""), daemon=True)
+        thread.start()
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+    assert sink.has_next()

@@ -1,0 +1,283 @@
+"""Code of the program that a pool calls: it may take long, or wait for the pool; nobody waits with it."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mpkit.pool import TaskHandle, TaskPool
+from tests.contract import pool_tasks as tasks
+from tests.helpers.waiting import PATIENCE, wait_until
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="fork")
+
+
+@pytest.fixture
+def pool() -> Iterator[TaskPool]:
+    with TaskPool(2, context="fork") as pool:
+        yield pool
+
+
+class Slow:
+    """Something that is called, and returns when it is let go."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.go_on = threading.Event()
+
+    def __call__(self, *_args: object) -> None:
+        self.begun.set()
+        assert self.go_on.wait(PATIENCE)
+
+
+@pytest.fixture
+def slow() -> Iterator[Slow]:
+    slow = Slow()
+    yield slow
+    slow.go_on.set()
+
+
+class SlowHandler(logging.Handler):
+    def __init__(self, slow: Slow) -> None:
+        super().__init__()
+        self._slow = slow
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._slow(record)
+
+
+@pytest.fixture
+def slow_logger(slow: Slow) -> Iterator[str]:
+    """The name of a logger with a handler that is slow."""
+    logger = logging.getLogger("mpkit-test-callbacks")
+    handler = SlowHandler(slow)
+    logger.addHandler(handler)
+    yield logger.name
+    logger.removeHandler(handler)
+
+
+def begin_callback(pool: TaskPool, slow: Slow) -> None:
+    pool.apply_async(tasks.square, (3,), callback=slow)
+    assert slow.begun.wait(PATIENCE)
+
+
+def begin_handling(pool: TaskPool, slow: Slow, logger: str) -> None:
+    pool.apply(tasks.log, (logger, "slowly"))
+    assert slow.begun.wait(PATIENCE)
+
+
+# -- nobody waits with it ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["callback", "log record"])
+def test_tasks_are_sent_and_fetched_meanwhile(pool: TaskPool, slow: Slow, slow_logger: str, way: str) -> None:
+    if way == "callback":
+        begin_callback(pool, slow)
+    else:
+        begin_handling(pool, slow, slow_logger)
+    # More than are sent at once, and no thread of ours that fetches.
+    handles = [pool.submit(tasks.square, number) for number in range(1000)]
+    done, pending = concurrent.futures.wait(handles, PATIENCE)
+    assert (len(done), len(pending)) == (1000, 0)
+    assert not slow.go_on.is_set()
+
+
+def test_coroutines_go_on_meanwhile(pool: TaskPool, slow: Slow) -> None:
+    begin_callback(pool, slow)
+
+    async def ask() -> list[int]:
+        handles = [pool.submit(tasks.square, number) for number in range(20)]
+        loop = asyncio.get_running_loop()
+        other = loop.run_in_executor(pool.executor, tasks.square, 20)
+        return [await handle for handle in handles] + [await other]
+
+    assert asyncio.run(asyncio.wait_for(ask(), PATIENCE)) == [number * number for number in range(21)]
+    assert not slow.go_on.is_set()
+
+
+def test_those_who_wait_elsewhere_are_told_meanwhile(pool: TaskPool, slow: Slow) -> None:
+    begin_callback(pool, slow)
+    handles = [pool.submit(tasks.square, number) for number in range(20)]
+    seen = [handle.result() for handle in concurrent.futures.as_completed(handles, PATIENCE)]
+    assert sorted(seen) == sorted(number * number for number in range(20))
+
+
+# -- it may wait for the pool --------------------------------------------------------------------------------
+
+
+def wait_for_another(pool: TaskPool) -> Any:
+    done, _ = concurrent.futures.wait([pool.submit(tasks.square, 4)], PATIENCE)
+    return {handle.result(0) for handle in done}
+
+
+def shut_an_executor_down(pool: TaskPool) -> Any:
+    executor = pool.executor
+    handle = executor.submit(tasks.square, 4)
+    executor.shutdown(wait=True)
+    return {handle.result(0)}
+
+
+def wait_in_a_coroutine(pool: TaskPool) -> Any:
+    async def ask() -> int:
+        return await asyncio.wait_for(asyncio.wrap_future(pool.submit(tasks.square, 4)), PATIENCE)
+
+    return {asyncio.run(ask())}
+
+
+def wait_for_a_map(pool: TaskPool) -> Any:
+    return set(pool.map(tasks.square, [4] * 100, chunksize=1))
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [wait_for_another, shut_an_executor_down, wait_in_a_coroutine, wait_for_a_map],
+    ids=lambda f: f.__name__,
+)
+def test_a_callback_waits_for_other_tasks(pool: TaskPool, wait: Callable[[TaskPool], Any]) -> None:
+    """Unless it fetched the outcomes itself, it waited for its own thread, for ever."""
+    answers: list[Any] = []
+    called = threading.Event()
+
+    def ask(_handle: object) -> None:
+        try:
+            answers.append(wait(pool))
+        finally:
+            called.set()
+
+    pool.apply_async(tasks.square, (3,), callback=ask)
+    assert called.wait(PATIENCE)
+    assert answers == [{16}]
+
+
+def test_a_log_handler_does_not_wait_for_the_pools_end(pool: TaskPool) -> None:
+    errors: list[BaseException] = []
+
+    class Joining(logging.Handler):
+        def emit(self, _record: logging.LogRecord) -> None:
+            pool.close()
+            try:
+                pool.join()
+            except RuntimeError as error:
+                errors.append(error)
+
+    logger = logging.getLogger("mpkit-test-callbacks")
+    handler = Joining()
+    logger.addHandler(handler)
+    try:
+        pool.apply(tasks.log, (logger.name, "the end"))
+        wait_until(lambda: errors, "it was refused")
+    finally:
+        logger.removeHandler(handler)
+    assert "from a callback" in str(errors[0])
+    assert pool.join(PATIENCE)
+
+
+# -- its thread ----------------------------------------------------------------------------------------------
+
+
+def caller_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.endswith("-caller")]
+
+
+def test_its_thread_comes_with_the_first_call_and_goes_with_the_pool(pool: TaskPool) -> None:
+    assert pool.map(tasks.square, range(100)) == [number * number for number in range(100)]
+    assert not caller_threads()
+    seen: list[threading.Thread] = []
+    for number in range(20):
+        pool.apply_async(tasks.square, (number,), callback=lambda _: seen.append(threading.current_thread()))
+        pool.submit(tasks.square, number).wait(PATIENCE)
+    pool.close()
+    assert pool.join(PATIENCE)
+    assert len(seen) == 20
+    assert [thread.name[-7:] for thread in set(seen)] == ["-caller"]
+    assert not caller_threads()
+
+
+def test_callbacks_are_called_in_the_order_of_the_outcomes(tmp_path: Path) -> None:
+    """Also those of tasks that have ended before they are given."""
+    called: list[int] = []
+    with TaskPool(1, context="fork") as pool:
+        gate = tmp_path / "gate"
+        pool.submit(tasks.wait_for_file, str(gate))
+
+        def note(handle: TaskHandle[int]) -> None:
+            called.append(handle.result())
+
+        handles = [pool.submit(tasks.echo, number) for number in range(200)]
+        for handle in handles[:100]:
+            handle.add_done_callback(note)  # type: ignore[arg-type]  # it is one of ours
+        gate.touch()
+        # Not one by one: the outcomes would be fetched by two threads, each of which tells its own.
+        concurrent.futures.wait(handles, PATIENCE)
+        for handle in handles[100:]:
+            handle._call_back(note)  # type: ignore[arg-type]  # it is one of ours
+    assert called == list(range(200))
+
+
+def test_without_a_thread_of_their_own_callbacks_are_called_all_the_same(
+    pool: TaskPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.endswith("-caller"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    called: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        pool.apply_async(tasks.echo, (0,), callback=called.append)
+        wait_until(lambda: called, "the first is called")
+    for number in range(1, 20):
+        pool.apply_async(tasks.echo, (number,), callback=called.append)
+    pool.close()
+    assert pool.join(PATIENCE)
+    assert sorted(called) == list(range(20))
+    assert not caller_threads()
+
+
+def test_a_child_that_a_callback_forks_leaves_the_other_callbacks_to_its_parent(
+    pool: TaskPool, tmp_path: Path
+) -> None:
+    """It went on with them, and never ended."""
+    calls = tmp_path / "calls"
+    begun, ready = threading.Event(), threading.Event()
+    children: list[int] = []
+
+    def fork(_result: object) -> None:
+        begun.set()
+        assert ready.wait(PATIENCE)
+        pid = os.fork()
+        if pid:
+            children.append(pid)
+
+    def note(_result: object) -> None:
+        with calls.open("a") as file:
+            print(os.getpid(), file=file)
+
+    pool.apply_async(tasks.square, (3,), callback=fork)
+    assert begun.wait(PATIENCE)
+    handles = [pool.apply_async(tasks.square, (number,), callback=note) for number in range(3)]
+    for handle in handles:
+        handle.wait(PATIENCE)
+    ready.set()
+    wait_until(lambda: children, "it has forked")
+    try:
+        wait_until(lambda: os.waitpid(children[0], os.WNOHANG)[0], "the child has ended")
+    except AssertionError:
+        os.kill(children[0], signal.SIGKILL)
+        os.waitpid(children[0], 0)
+        raise
+    pool.close()
+    assert pool.join(PATIENCE)
+    assert calls.read_text().split() == [str(os.getpid())] * 3

@@ -1,0 +1,179 @@
+"""Calls of the program's code: in order, in one thread, and none forgotten."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from mpkit.pool._caller import Caller
+from tests.helpers.waiting import PATIENCE, wait_until
+
+
+class Collecting:
+    """What a caller needs of its pool; `serve` is called by hand."""
+
+    def __init__(self) -> None:
+        self.records: list[bytes] = []
+        self.rings = 0
+        self.caller = Caller("mpkit-test", self.records.append, self._wake)
+
+    def _wake(self) -> None:
+        self.rings += 1
+
+
+@pytest.fixture
+def pool() -> Iterator[Collecting]:
+    pool = Collecting()
+    yield pool
+    pool.caller.stop()
+    assert pool.caller.join(PATIENCE)
+
+
+@pytest.fixture
+def reported(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The exceptions that threads told of, by type."""
+    kinds: list[str] = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: kinds.append(args.exc_type.__name__))
+    return kinds
+
+
+def refuse_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+
+
+def noting(seen: list[tuple[object, int]], what: object) -> Callable[[], None]:
+    return lambda: seen.append((what, threading.get_ident()))
+
+
+def test_no_thread_is_started_before_there_is_something_to_call(pool: Collecting) -> None:
+    before = threading.active_count()
+    pool.caller.serve()
+    assert threading.active_count() == before
+    assert not pool.rings
+
+
+def test_calls_are_made_in_order_and_in_one_thread(pool: Collecting) -> None:
+    seen: list[tuple[object, int]] = []
+    pool.caller.call(noting(seen, 0))
+    # Nobody else would start the thread.
+    assert pool.rings == 1
+    pool.caller.serve()
+    wait_until(lambda: seen, "the first call is made")
+    for number in range(1, 50):
+        pool.caller.call(noting(seen, number))
+    pool.caller.stop()
+    assert pool.caller.join(PATIENCE)
+    assert [number for number, _ in seen] == list(range(50))
+    assert len({thread for _, thread in seen} - {threading.get_ident()}) == 1
+    assert pool.rings == 1
+
+
+def test_log_records_and_calls_take_turns(pool: Collecting) -> None:
+    records: list[list[bytes]] = []
+    pool.caller.handle_log(b"1")
+    pool.caller.call(lambda: records.append(list(pool.records)))
+    pool.caller.handle_log(b"2")
+    pool.caller.serve()
+    pool.caller.stop()
+    assert pool.caller.join(PATIENCE)
+    assert (records, pool.records) == ([[b"1"]], [b"1", b"2"])
+
+
+def test_what_a_call_raises_is_told_and_the_next_one_is_made(pool: Collecting, reported: list[str]) -> None:
+    def fail() -> None:
+        raise SystemExit(3)
+
+    called = threading.Event()
+    pool.caller.call(fail)
+    pool.caller.call(called.set)
+    pool.caller.serve()
+    assert called.wait(PATIENCE)
+    assert reported == ["SystemExit"]
+
+
+def test_a_call_that_has_been_made_is_let_go(pool: Collecting) -> None:
+    """Callbacks keep what they belong to, a pool perhaps, that should end when nobody else has it."""
+
+    def nothing() -> None:
+        """It has been called."""
+
+    left = weakref.ref(nothing)
+    pool.caller.call(nothing)
+    pool.caller.serve()
+    del nothing
+
+    def is_gone() -> bool:
+        gc.collect()
+        return left() is None
+
+    wait_until(is_gone, "it is let go")
+
+
+def test_what_is_called_in_the_end_may_have_more_called(pool: Collecting) -> None:
+    go_on = threading.Event()
+    called: list[int] = []
+
+    def call(number: int) -> None:
+        assert go_on.wait(PATIENCE)
+        called.append(number)
+        if number < 5:
+            pool.caller.call(lambda: call(number + 1))
+
+    pool.caller.call(lambda: call(0))
+    pool.caller.serve()
+    # Before all calls but the first.
+    pool.caller.stop()
+    go_on.set()
+    assert pool.caller.join(PATIENCE)
+    assert called == list(range(6))
+
+
+def test_after_the_end_whoever_asks_calls(pool: Collecting) -> None:
+    pool.caller.stop()
+    seen: list[tuple[object, int]] = []
+    pool.caller.call(noting(seen, "it"))
+    assert seen == [("it", threading.get_ident())]
+
+
+def test_whoever_ends_a_pool_without_threads_makes_its_calls(pool: Collecting) -> None:
+    seen: list[tuple[object, int]] = []
+    pool.caller.call(noting(seen, "it"))
+    pool.caller.stop()
+    assert seen == [("it", threading.get_ident())]
+
+
+def test_without_a_thread_the_collectors_thread_makes_all_calls(
+    pool: Collecting, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[tuple[object, int]] = []
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        refuse_threads(patch)
+        pool.caller.call(noting(seen, 1))
+        pool.caller.serve()
+    assert "refuses a thread" in caplog.text
+    # Though there are threads again: all calls are made in one.
+    rings = pool.rings
+    pool.caller.call(noting(seen, 2))
+    assert pool.rings == rings + 1
+    pool.caller.serve()
+    me = threading.get_ident()
+    assert seen == [(1, me), (2, me)]
+
+
+def test_who_is_calling_knows_it(pool: Collecting) -> None:
+    answers: list[bool] = []
+    pool.caller.call(lambda: answers.append(pool.caller.is_current_thread()))
+    pool.caller.serve()
+    pool.caller.stop()
+    assert pool.caller.join(PATIENCE)
+    pool.caller.call(lambda: answers.append(pool.caller.is_current_thread()))
+    assert answers == [True, True]
+    assert not pool.caller.is_current_thread()
