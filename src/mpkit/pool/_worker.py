@@ -335,6 +335,12 @@ class _Worker:
             try:
                 self.stopping = False
                 self.inside = number
+                if self.channel.words[STOP] == number:
+                    # The interrupt may have come when the task was taken and nobody was inside yet, and comes
+                    # only once. (If it comes now: whoever clears the word raises, this or the handler.)
+                    self.stopping = True
+                    self.channel.words[STOP] = 0
+                    raise KeyboardInterrupt
                 outcome = self._call(number, length, flags, record, pickler)
             finally:
                 # From here on an interrupt comes too late. One that comes just before is caught below: there
