@@ -153,7 +153,13 @@ class Supervisor:
 
     def add(self, lane: Lane) -> None:
         """Watch a worker that has been started (before the thread runs, or in it)."""
-        if lane.identity is None or not self._watcher.add(lane.identity):
+        if lane.identity is None:
+            self._gone.append(lane)
+            # It had ended before anybody could look at it, or could not be looked at (no descriptor left).
+            # Then it cannot be watched, and must not stay when it is buried.
+            if lane.process is not None:
+                lane.process.kill()
+        elif not self._watcher.add(lane.identity):
             self._gone.append(lane)
         else:
             self._by_identity[lane.identity] = lane
