@@ -155,3 +155,19 @@ def test_a_torn_outbox_costs_its_worker_and_nobody_else(
         pool.close()
         assert pool.join(PATIENCE)
     assert "has written into the memory" in caplog.text
+
+
+def test_a_fork_that_comes_back_from_a_big_function_pickles_nothing() -> None:
+    """It pickled its result, as if somebody waited for it: what that raised or left behind was its end."""
+    ballast = bytes(100_000)
+
+    def function() -> object:
+        child = os.fork()
+        if not child:
+            sys.stderr = open(os.devnull, "w")  # noqa: SIM115  as above
+            return tasks.Unpicklable()
+        assert ballast
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    with TaskPool(1, context="fork", pickler="cloudpickle") as pool:
+        assert pool.submit(function).result(PATIENCE) == 0

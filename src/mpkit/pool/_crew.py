@@ -154,7 +154,8 @@ class Crew:
     def note_death_of(self, lane: Lane, exitcode: int | None, last_words: str) -> PoolBroken | None:
         """A worker is dead: count it if it never became ready. The error, once there is no more hope."""
         self._forget_failures_before_a_greeting()
-        if lane.greeted:
+        if lane.greeted or lane.told_to_leave:
+            # Who is sent home while it starts is killed, which is no failure.
             return None
         name = signal_name(exitcode)
         how = f"was killed by {name}" if name else f"ended with exit code {exitcode}"

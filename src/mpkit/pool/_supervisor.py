@@ -153,7 +153,13 @@ class Supervisor:
 
     def add(self, lane: Lane) -> None:
         """Watch a worker that has been started (before the thread runs, or in it)."""
-        if lane.identity is None or not self._watcher.add(lane.identity):
+        if lane.identity is None:
+            self._gone.append(lane)
+            # It had ended before anybody could look at it, or could not be looked at (no descriptor left).
+            # Then it cannot be watched, and must not stay when it is buried.
+            if lane.process is not None:
+                lane.process.kill()
+        elif not self._watcher.add(lane.identity):
             self._gone.append(lane)
         else:
             self._by_identity[lane.identity] = lane
@@ -285,13 +291,17 @@ class Supervisor:
             if sample:
                 measured, _ = dispatcher.running_since(lane)
                 lane.rss_bytes = rss_bytes(lane.pid) or lane.rss_bytes
-            if lane.stop is not None:
+            is_big = limit is not None and lane.rss_bytes is not None and lane.rss_bytes > limit
+            stop = lane.stop
+            if stop is not None:
+                if is_big and stop.number == measured and stop.stage < _KILLED:
+                    # It must not use its grace period to take what is left of the memory.
+                    self._doom(lane, stop, _KILLED)
                 continue
             with dispatcher.lock:
                 number, started = dispatcher.running_since(lane)
                 task = lane.sent.get(number)
                 # Only of the task that ran while it was measured: the next one may be innocent.
-                is_big = limit is not None and lane.rss_bytes is not None and lane.rss_bytes > limit
                 if is_big and task is not None and number == measured:
                     reason = TOO_BIG
                 elif task is not None and task.timeout is not None:

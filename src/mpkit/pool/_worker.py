@@ -335,6 +335,12 @@ class _Worker:
             try:
                 self.stopping = False
                 self.inside = number
+                if self.channel.words[STOP] == number:
+                    # The interrupt may have come when the task was taken and nobody was inside yet, and comes
+                    # only once. (If it comes now: whoever clears the word raises, this or the handler.)
+                    self.stopping = True
+                    self.channel.words[STOP] = 0
+                    raise KeyboardInterrupt
                 outcome = self._call(number, length, flags, record, pickler)
             finally:
                 # From here on an interrupt comes too late. One that comes just before is caught below: there
@@ -366,6 +372,10 @@ class _Worker:
         else:
             args, kwargs = payload.load_arguments(flags, memoryview(record)[start:])
             value = function(*args) if kwargs is None else function(*args, **kwargs)
+        return self._outcome_of(value, pickler)
+
+    def _outcome_of(self, value: object, pickler: Pickler) -> tuple[int, bytes]:
+        """The outcome of a call that has returned; of one that has returned in a fork, too, there is none."""
         if self.forked:
             end_fork(None)
         return (NONE, b"") if value is None else payload.dump_value(value, pickler)
@@ -405,7 +415,8 @@ class _Worker:
             return self.chunks.run_each(function, args, number, first, stop, pickler)
         if flags & CHUNK:
             return self.chunks.run(function, args, number, flags, first, stop, pickler)
-        return payload.dump_value(function(*args) if kwargs is None else function(*args, **kwargs), pickler)
+        value = function(*args) if kwargs is None else function(*args, **kwargs)
+        return self._outcome_of(value, pickler)
 
     def _function(self, blob: bytes, flags: int) -> Callable[..., Any]:
         if flags & FUNCTION_INSIDE:

@@ -1,0 +1,78 @@
+"""Tasks that are being stopped: each with the least that has once let one run on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mpkit._platform import families
+from mpkit.errors import TaskTimeout
+from mpkit.pool import TaskPool, _supervisor
+from mpkit.pool._channel import STOP
+from mpkit.pool._worker import _Worker
+from tests.contract import pool_tasks as tasks
+from tests.helpers.waiting import PATIENCE, wait_until
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="fork")
+
+#: A grace period that is never over.
+_FOR_EVER = 1e6
+
+
+def test_a_task_that_is_being_stopped_is_held_to_the_memory_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had its grace period to take what it liked."""
+    begun = tmp_path / "begun"
+    limit = 1 << 40
+    with TaskPool(1, context="fork", max_memory_bytes=limit, grace_period=_FOR_EVER) as pool:
+        handle = pool.with_options(timeout=0.1).submit(tasks.ignore_interrupts, str(begun))
+        lane = next(iter(pool._engine.dispatcher.lanes.values()))
+        # On a machine that stands still for long the interrupt may come before the task ignores it.
+        wait_until(lambda: handle.done() or (begun.exists() and lane.stop), "it is being stopped")
+        monkeypatch.setattr(_supervisor, "rss_bytes", lambda _pid: 2 * limit)
+        with pytest.raises(TaskTimeout):
+            handle.result(PATIENCE)
+
+
+@pytest.mark.parametrize("when", ["before it looks", "after it has looked"])
+def test_an_interrupt_that_comes_when_the_worker_has_just_taken_the_task(
+    when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was lost: the task ran on for a grace period, and its worker was then terminated."""
+    interrupts: list[int] = []
+    run, on_interrupt = _Worker._run, _Worker._on_interrupt
+    send = families.send_signal_if_allowed
+
+    def note(worker: _Worker, signum: int, frame: Any) -> None:
+        interrupts.append(signum)
+        on_interrupt(worker, signum, frame)
+
+    def run_late(worker: _Worker, number: int, *rest: Any) -> Any:
+        # As if it lost its core here.
+        wait_until(lambda: interrupts or worker.channel.words[STOP] == number, "it is to be stopped")
+        if when == "before it looks":
+            wait_until(lambda: interrupts, "it has been interrupted")
+        return run(worker, number, *rest)
+
+    def send_late(process: Any, signum: int) -> None:
+        if when == "after it has looked" and signum == signal.SIGINT:
+            wait_until(lambda: not lane.words[STOP], "the worker has seen it by itself")
+        send(process, signum)
+
+    monkeypatch.setattr(_Worker, "_on_interrupt", note)
+    monkeypatch.setattr(_Worker, "_run", run_late)
+    monkeypatch.setattr(families, "send_signal_if_allowed", send_late)
+    with TaskPool(1, context="fork", grace_period=_FOR_EVER) as pool:
+        lane = next(iter(pool._engine.dispatcher.lanes.values()))
+        handle = pool.submit(time.sleep, 1000)
+        wait_until(handle.running, "the worker has taken it")
+        assert handle.cancel()
+        # It is interrupted once: what comes next is left alone, in the same worker.
+        interrupted = pool.submit(tasks.pid_of_worker_after, 0.1)
+        assert interrupted.result(PATIENCE) == lane.pid
