@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import threading
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mpkit._platform import identity
-from mpkit.errors import ClosedError, PoolBroken
-from mpkit.pool import TaskPool, _crew
+from mpkit.errors import ClosedError, InitializerFailed, PoolBroken
+from mpkit.pool import TaskPool, _crew, _engine, _leavers, _worker
+from mpkit.pool._channel import LEAVING, STATE
 from mpkit.pool._worker import _Worker
 from tests.contract import pool_tasks as tasks
-from tests.helpers.waiting import PATIENCE
+from tests.helpers.processes import wait_gone
+from tests.helpers.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="fork")
+
+_LIMIT = 1 << 40
 
 
 def test_workers_that_are_sent_home_while_they_start_are_no_failures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,3 +53,142 @@ def test_a_worker_that_nobody_can_look_at_does_not_stay(monkeypatch: pytest.Monk
         # Its exit code has been taken: nothing of it is left, not even a zombie.
         with pytest.raises(ProcessLookupError):
             os.kill(first[0], 0)
+
+
+# -- workers whose process does not end ----------------------------------------------------------------------
+
+
+def stay(gate: str, done: str) -> int:
+    """Leave a thread behind that goes on until the gate is there; a process does not end before it."""
+
+    def go_on() -> None:
+        tasks.wait_for_file(gate)
+        tasks.touch(done)
+
+    # In a fork that a thread of the pool has made, threads would be daemons otherwise, as that one is.
+    threading.Thread(target=go_on, daemon=False).start()
+    return os.getpid()
+
+
+def leave_child(_number: int) -> tuple[int, int]:
+    """Leave a process behind, which multiprocessing waits for at the end of this one."""
+    child = multiprocessing.get_context("fork").Process(target=signal.pause)
+    child.start()
+    assert child.pid is not None
+    return os.getpid(), child.pid
+
+
+def test_a_worker_that_has_left_and_does_not_end_is_replaced(tmp_path: Path) -> None:
+    """Nobody noticed that it had left: what came next waited for ever."""
+    gate, done = tmp_path / "gate", tmp_path / "done"
+    with TaskPool(1, maxtasksperchild=1, context="fork") as pool:
+        first = pool.submit(stay, str(gate), str(done)).result(PATIENCE)
+        pids = {pool.submit(os.getpid).result(PATIENCE) for _ in range(2)}
+        assert len(pids) == 2
+        assert first not in pids
+        # What it was left for goes on to its end.
+        assert {worker.pid: worker.state for worker in pool.workers()}[first] == "leaving"
+        gate.touch()
+        wait_until(done.exists, "the thread has ended by itself")
+        wait_gone(first)
+        assert pool.statistics().crashed == 0
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_what_was_sent_ahead_to_a_worker_that_leaves_goes_to_others(
+    dies: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stayed with it, though others were there."""
+    begun, gate, never = tmp_path / "begun", tmp_path / "gate", tmp_path / "never"
+    monkeypatch.setattr(_worker, "own_rss_bytes", lambda: 2 * _LIMIT if begun.exists() else 0)
+
+    def nothing_or_stay(number: int) -> int:
+        """One function for both, so that it is known to be short and is sent ahead."""
+        if not number:
+            begun.touch()
+            tasks.wait_for_file(str(gate))
+            stay(str(never), "")
+        return number
+
+    monkeypatch.setattr(_engine, "_LEAVE_SECONDS", 0.1)
+    options: dict[str, Any] = {"max_memory_bytes": _LIMIT, "pickler": "cloudpickle", "grace_period": 0.01}
+    with TaskPool(1, context="fork", **options) as pool:
+        for _ in range(20):
+            pool.apply(nothing_or_stay, (1,))
+        (lane,) = pool._engine.dispatcher.lanes.values()
+        first = pool.submit(nothing_or_stay, 0)
+        others = [pool.submit(nothing_or_stay, number) for number in range(1, 10)]
+        wait_until(begun.exists, "the first one runs")
+        gate.touch()
+        wait_until(lambda: lane.words[STATE] == LEAVING, "it leaves")
+        if dies:
+            os.kill(lane.pid, signal.SIGKILL)
+        # In the others there is no way to be over the limit.
+        begun.unlink()
+        assert [handle.result(PATIENCE) for handle in (first, *others)] == list(range(10))
+        assert (pool.statistics().succeeded, pool.statistics().crashed) == (30, 0)
+
+
+def test_the_end_of_a_pool_does_not_wait_for_what_tasks_have_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`join` never came back."""
+    monkeypatch.setattr(_engine, "_LEAVE_SECONDS", 0.2)
+    with TaskPool(2, maxtasksperchild=1, context="fork", grace_period=0.01) as pool:
+        handles = [pool.submit(leave_child, number) for number in range(4)]
+        pool.close()
+        assert pool.join(PATIENCE)
+        pids = [handle.result(0) for handle in handles]
+        assert len({worker for worker, _ in pids}) == 4
+        wait_gone(*(pid for pair in pids for pid in pair))
+
+
+def test_workers_that_have_left_do_not_become_more_and_more(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Beyond as many as the pool has workers, the oldest ones end."""
+    monkeypatch.setattr(_leavers, "_GOING_SECONDS", 0.0)
+    monkeypatch.setattr(_leavers, "_LEAST_SECONDS", 0.1)
+    never = str(tmp_path / "never")
+    with TaskPool(1, maxtasksperchild=1, context="fork", grace_period=0.01) as pool:
+        pids: list[int] = []
+        for _ in range(4):
+            pids.append(pool.submit(stay, never, "").result(PATIENCE))
+            assert len(pool.workers()) <= 2
+        assert len(set(pids)) == 4
+        wait_gone(*pids[:2])
+        assert f"worker {pids[0]} " in caplog.text
+        pool.terminate()
+
+
+def test_a_worker_that_has_left_does_not_stay_for_ever(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(_leavers, "_MOST_SECONDS", 0.1)
+    with TaskPool(1, maxtasksperchild=1, context="fork", grace_period=0.01) as pool:
+        wait_gone(pool.submit(stay, str(tmp_path / "never"), "").result(PATIENCE))
+        assert pool.submit(tasks.square, 3).result(PATIENCE) == 9
+
+
+def test_a_worker_that_leaves_is_not_idle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It was counted, against what the snapshots say."""
+    monkeypatch.setattr(_leavers, "_GOING_SECONDS", PATIENCE)
+    gate = tmp_path / "gate"
+    with TaskPool(1, maxtasksperchild=1, context="fork") as pool:
+        pool.submit(stay, str(gate), str(tmp_path / "done")).result(PATIENCE)
+        wait_until(lambda: [worker.state for worker in pool.workers()] == ["leaving"], "it has left")
+        statistics = pool.statistics()
+        assert (statistics.workers, statistics.idle, statistics.running) == (1, 0, 0)
+        gate.touch()
+
+
+def stay_and_fail(gate: str) -> None:
+    stay(gate, "")
+    raise ValueError(gate)
+
+
+def test_an_initializer_that_fails_and_leaves_a_thread(tmp_path: Path) -> None:
+    """Tasks waited for the end of the process."""
+    never = str(tmp_path / "never")
+    pool = TaskPool(1, initializer=stay_and_fail, initargs=(never,), context="fork", grace_period=0.01)
+    with pytest.raises(InitializerFailed, match="never"):
+        pool.submit(tasks.square, 3).result(PATIENCE)
+    assert pool.join(PATIENCE)

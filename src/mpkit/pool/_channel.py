@@ -149,6 +149,8 @@ BIG_PART = 9
 LOG = 16
 HELLO = 17
 BAD_INITIALIZER = 18
+#: It takes no more tasks, and ends as soon as nothing in it goes on.
+GOODBYE = 19
 
 _INBOX_BYTES = 64 << 10
 _OUTBOX_BYTES = 128 << 10

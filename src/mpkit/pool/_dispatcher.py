@@ -26,6 +26,7 @@ from mpkit.pool._channel import (
     BIG_ERROR,
     BIG_PART,
     BIG_VALUE,
+    GOODBYE,
     HELLO,
     LAST_RESULT,
     LOG,
@@ -82,6 +83,8 @@ class Dispatcher:
         self.shortest_timeout: float = float("inf")
         #: Called when something has been sent, by threads that wait in `submit` (`max_pending`).
         self.on_room: Callable[[], None] | None = None
+        #: Called, under the lock, when a worker takes no more tasks by its own choice.
+        self.on_leaving: Callable[[], None] | None = None
 
     def forget_after_fork(self) -> None:
         """In a fork of the pool's process: what comes through the rings is the parent's."""
@@ -337,7 +340,7 @@ class Dispatcher:
             if not _is_stopped(lane.pid):
                 lane.set_aside = False
                 if lane.stop is None:
-                    lane.ready = True
+                    lane.ready = not lane.leaving
                 self._note_if_idle(lane)
                 self.fill()
         elif (
@@ -474,8 +477,11 @@ class Dispatcher:
                 elif kind == HELLO:
                     lane.ready = lane.greeted = True
                     self.hellos += 1
+                elif kind == GOODBYE:
+                    self._note_leaving(lane)
                 elif kind == BAD_INITIALIZER:
                     lane.bad_initializer = record
+                    self._note_leaving(lane)
             lane.pending = None
             if lane.words[SLEEPING] == 2:
                 # It waits for the room that there is now.
@@ -522,10 +528,18 @@ class Dispatcher:
             lane.is_idle = True
             self.idle.append(lane)
 
+    def _note_leaving(self, lane: Lane) -> None:
+        lane.leaving = True
+        lane.ready = False
+        lane.left_at = lane.left_at or time.monotonic()
+        # What it has not begun is taken back there: whoever drains may be in the middle of something.
+        if self.on_leaving is not None:
+            self.on_leaving()
+
     def stop_is_over(self, lane: Lane) -> None:
         """A task that was being stopped has ended, and its worker is fit for others (holding the lock)."""
         lane.stop = None
-        lane.ready = not lane.set_aside
+        lane.ready = not lane.set_aside and not lane.leaving
         self._note_if_idle(lane)
 
     def _reconcile(self, settlements: Settlements) -> bool:

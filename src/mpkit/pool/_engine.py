@@ -56,6 +56,7 @@ from mpkit.pool._function_table import FunctionTable
 from mpkit.pool._functions import Function
 from mpkit.pool._insight import Insight
 from mpkit.pool._lane import Lane
+from mpkit.pool._leavers import Leavers
 from mpkit.pool._ledger import CANCELLED, POOL_BROKEN, UNSENT, Chunk, ChunkSink, Death, Sink, Task
 from mpkit.pool._losses import settle_loss
 from mpkit.pool._options import PoolOptions, TaskOptions
@@ -106,6 +107,8 @@ class Engine:
             self.crew: Crew = Crew(options, self.dispatcher, self.board, initializer)
             self.insight: Insight = Insight(self.dispatcher, self.collector, self.crew)
             self.supervisor: Supervisor = Supervisor(self, f"mpkit-{options.name}")
+            self.dispatcher.on_leaving = self.supervisor.poke
+            self.leavers: Leavers = Leavers(options, self.dispatcher, self.collector, self.supervisor.kill)
             try:
                 for _ in range(options.processes):
                     self.supervisor.add(self.crew.start())
@@ -363,12 +366,7 @@ class Engine:
             if lane.identity is not None:
                 forget_private_of(lane.identity)
         broken: MpkitError | None = self.crew.note_death_of(lane, exitcode, words)
-        if lane.bad_initializer is not None:
-            cause = failure.unpack_exception(lane.bad_initializer[HEAD_SIZE:])
-            broken = InitializerFailed(
-                f"the initializer of {self.options.name} raised {type(cause).__name__}: {cause}"
-            )
-            broken.__cause__ = cause
+        broken = self._initializer_error(lane) or broken
         self.crew.dispose(lane)
         if broken is not None and self.state in (RUNNING, CLOSED):
             self.break_down(broken)
@@ -377,28 +375,32 @@ class Engine:
         """Replace who is missing, send home who is not needed; when to look again. In the supervisor's
         thread.
         """
-        dispatcher = self.dispatcher
         if self.dropped and self.state is RUNNING:
             self.terminate()
         if self.state in (TERMINATED, BROKEN):
             return self._end_all(now)
-        if self.state is CLOSED and not dispatcher.ledger.live:
+        if self.state is CLOSED and not self.dispatcher.ledger.live:
             return self._send_home(now)
-        while self._is_worker_missing():
+        next_look = self.leavers.look_after(now)
+        # Its process may not end, so its death is not waited for.
+        failed = next((lane for lane in self.dispatcher.lanes.values() if lane.bad_initializer), None)
+        broken = None if failed is None else self._initializer_error(failed)
+        while broken is None and self._is_worker_missing(now):
             if now < self.crew.not_before:
-                return self.crew.not_before
+                return min(next_look, self.crew.not_before)
             broken = self.supervisor.start_worker()
-            if broken is not None:
-                self.break_down(broken)
-                return now
-        return _NEVER
+        if broken is not None:
+            self.break_down(broken)
+            return now
+        return next_look
 
-    def _is_worker_missing(self) -> bool:
+    def _is_worker_missing(self, now: float) -> bool:
         wanted = self.options.processes
         if self.state is CLOSED:
             # What is left may be fewer tasks than that.
             wanted = min(wanted, self.dispatcher.ledger.live)
-        return len(self.dispatcher.lanes) < wanted
+        present = len(self.dispatcher.lanes) - self.leavers.staying(now)
+        return present < wanted and not self.leavers.are_too_many(now)
 
     def _send_home(self, now: float) -> float:
         for lane in list(self.dispatcher.lanes.values()):
@@ -437,6 +439,17 @@ class Engine:
     def _next_leave(self) -> float:
         """When to look again after workers that leave."""
         return min((lane.leave_by for lane in self.dispatcher.lanes.values()), default=_NEVER)
+
+    def _initializer_error(self, lane: Lane) -> MpkitError | None:
+        """What the initializer of a worker has raised, for those who wait for the pool."""
+        if lane.bad_initializer is None:
+            return None
+        cause = failure.unpack_exception(lane.bad_initializer[HEAD_SIZE:])
+        broken = InitializerFailed(
+            f"the initializer of {self.options.name} raised {type(cause).__name__}: {cause}"
+        )
+        broken.__cause__ = cause
+        return broken
 
     # -- the end ---------------------------------------------------------------------------------------------
 

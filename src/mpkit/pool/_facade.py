@@ -289,7 +289,9 @@ class TaskPool(PoolView):
         initializer: Called in each worker when it starts. If it raises, every pending task gets
             `InitializerFailed`.
         initargs: Its arguments.
-        maxtasksperchild: Tasks after which a worker is replaced; None: never.
+        maxtasksperchild: Tasks after which a worker is replaced; None: never. What a task has left running in
+            it (a thread that is no daemon, a process of multiprocessing) may go on for a minute, or ten grace
+            periods; less where such workers become more than `processes`.
         context: A start method or a context; None: what the application has set, or has settled by using
             multiprocessing itself, else forkserver where there is one, else spawn.
         max_memory_bytes: A task whose worker uses more is stopped with `WorkerMemoryExceeded`; None: no

@@ -69,7 +69,7 @@ class Insight:
         running = sum(1 for lane in lanes if lane.running())
         return statistics(
             workers=len(lanes),
-            idle=sum(1 for lane in lanes if lane.ready and not lane.running()),
+            idle=sum(1 for lane in lanes if lane.ready and _state_of(lane, lane.running()) == "idle"),
             running=running,
             queued=max(ledger.live - running, 0),
             submitted=ledger.submitted,

@@ -44,6 +44,7 @@ class Lane:
         "key",
         "leave_by",
         "leaving",
+        "left_at",
         "low",
         "oom_kills",
         "pending",
@@ -85,6 +86,8 @@ class Lane:
         #: Somebody has stopped the process (SIGSTOP): it gets nothing until it goes on.
         self.set_aside: bool = False
         self.leaving: bool = False
+        #: When it said that it takes no more tasks (monotonic); 0: it has not.
+        self.left_at: float = 0.0
         # Terminated or killed by the pool; its inbox is locked for good.
         self.doomed: bool = False
         self.is_idle: bool = False
@@ -104,14 +107,15 @@ class Lane:
         self.stop: Stop | None = None
         # At the end of the pool.
         self.told_to_leave: bool = False
+        #: When it is killed, having left or been told to (monotonic); 0: not known yet.
         self.leave_by: float = 0.0
 
     def room(self) -> int:
         """How many more tasks it may be given.
 
         Counted anew each time, from what it says it has done, because tasks are taken back as well as sent.
-        An outcome may be here before it is counted there: one task too many goes, comes back with the death
-        of the worker, and is sent to the next one.
+        An outcome may be here before it is counted there: one task too many goes, comes back when the worker
+        says that it leaves, and is sent to the next one.
         """
         if self._tasks is None:
             return 1 << 30

@@ -37,6 +37,7 @@ from mpkit.pool._channel import (
     ERROR,
     FRONT,
     FUNCTION_INSIDE,
+    GOODBYE,
     HEAD_SIZE,
     HELLO,
     INITIALIZING,
@@ -295,6 +296,9 @@ class _Worker:
                 break
         words[PARCELS] = payload.parcels_made() - self.parcels_before
         words[STATE] = LEAVING
+        # The end of the process says it as well, but comes only when no thread and no process is left that a
+        # task has started here.
+        self.outbox.put(RESULT_HEAD.pack(0, 0, GOODBYE))
         self.bells.ring_all()
 
     def _look_after_shared(self, now: int) -> None:
