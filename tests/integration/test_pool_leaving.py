@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -192,3 +194,35 @@ def test_an_initializer_that_fails_and_leaves_a_thread(tmp_path: Path) -> None:
     with pytest.raises(InitializerFailed, match="never"):
         pool.submit(tasks.square, 3).result(PATIENCE)
     assert pool.join(PATIENCE)
+
+
+def test_terminate_does_not_wait_as_long_as_close_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that `close` had told to leave was not told to end."""
+    monkeypatch.setattr(_engine, "_LEAVE_SECONDS", 2 * PATIENCE)
+    with TaskPool(1, context="fork") as pool:
+        pid = pool.submit(stay, str(tmp_path / "never"), "").result(PATIENCE)
+        (lane,) = pool._engine.dispatcher.lanes.values()
+        pool.close()
+        wait_until(lambda: lane.told_to_leave, "it was told")
+        pool.terminate()
+        assert pool.join(PATIENCE)
+        wait_gone(pid)
+
+
+def start_a_program(pids: str) -> None:
+    program = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+    Path(pids).write_text(str(program.pid))
+    program.wait()
+
+
+def test_terminate_ends_what_a_task_has_started_as_well(tmp_path: Path) -> None:
+    """It went on without anybody who knew of it."""
+    started = tmp_path / "pid"
+    with TaskPool(1, context="fork") as pool:
+        pool.submit(start_a_program, str(started))
+        wait_until(lambda: started.exists() and started.read_text(), "it is started")
+        pool.terminate()
+        assert pool.join(PATIENCE)
+    wait_gone(int(started.read_text()))

@@ -426,8 +426,9 @@ class Engine:
 
     def _end_all(self, now: float) -> float:
         for lane in list(self.dispatcher.lanes.values()):
-            if not lane.told_to_leave:
-                lane.told_to_leave = True
+            if not lane.told_to_end:
+                # Also one that was told to leave, or leaves by itself, and has not ended.
+                lane.told_to_end = lane.told_to_leave = True
                 lane.leaving = True
                 lane.leave_by = now + self.options.grace_period
                 self.supervisor.terminate(lane)

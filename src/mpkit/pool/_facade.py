@@ -448,8 +448,8 @@ class TaskPool(PoolView):
             self._finalizer.detach()
 
     def terminate(self) -> None:
-        """End at once: pending handles end with `TaskCancelled`, workers are terminated, then killed. Does
-        not wait, see `join`.
+        """End at once: pending handles end with `TaskCancelled`, workers are terminated, then killed, and
+        with each what the task that it runs has started. Does not wait, see `join`.
         """
         self._check_process()
         with deferred_interrupts():

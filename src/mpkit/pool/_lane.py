@@ -57,6 +57,7 @@ class Lane:
         "stack_pipe",
         "started_at",
         "stop",
+        "told_to_end",
         "told_to_leave",
         "words",
     )
@@ -107,6 +108,7 @@ class Lane:
         self.stop: Stop | None = None
         # At the end of the pool.
         self.told_to_leave: bool = False
+        self.told_to_end: bool = False
         #: When it is killed, having left or been told to (monotonic); 0: not known yet.
         self.leave_by: float = 0.0
 

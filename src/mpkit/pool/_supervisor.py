@@ -424,9 +424,14 @@ class Supervisor:
         stop.due = time.monotonic() + engine.options.grace_period
 
     def terminate(self, lane: Lane) -> None:
-        """Send SIGTERM (in this thread)."""
+        """Send SIGTERM (in this thread), also to what its task has started."""
         lane.doomed = True
-        if lane.identity is not None:
+        if lane.identity is None:
+            return
+        if lane.running():
+            families.signal_families([lane.identity], signal.SIGTERM)
+        else:
+            # What earlier tasks have left there is nobody's business.
             families.send_signal_if_allowed(lane.identity, signal.SIGTERM)
 
     def kill(self, lane: Lane) -> None:
