@@ -610,8 +610,8 @@ class PutSide:
         if length > _MOST_WORDS:
             # Else one ring after the other would be made, and none be large enough.
             raise SharedMemoryExhausted(
-                f"getters keep too many big items: one of {length << 3} bytes gets no memory of its own, "
-                f"and among the small ones there is room for {_MOST_WORDS << 3} bytes at most"
+                f"this queue and its getters keep too many big items: one of {length << 3} bytes gets no "
+                f"memory of its own, and among the small ones there is room for {_MOST_WORDS << 3} at most"
             )
         generation = self._generation + 1
         if generation - self._words[GET_GENERATION] >= GENERATION_SLOTS:
@@ -628,7 +628,7 @@ class PutSide:
         )
         if region < 0:
             raise SharedMemoryExhausted(
-                "the table of regions of this queue is full: getters keep too many big items"
+                "the table of regions of this queue is full: it and its getters keep too many big items"
             )
         self._begin(region, self._ring[RING_TAIL])
 

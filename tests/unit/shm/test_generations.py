@@ -154,11 +154,11 @@ def test_an_item_that_fits_into_no_ring_makes_none(queue: OpenQueue, monkeypatch
     for module in (generations, put_side):
         monkeypatch.setattr(module, "INDEX_MASK", largest)
     monkeypatch.setattr(put_side, "_MOST_WORDS", most, raising=False)
-    end = queue.words[layout.FILE_END]
+    end = queue.regions._end()
     with pytest.raises(SharedMemoryExhausted, match="too many big items"):
         put(queue, bytes(8 * most - 7))
     assert generation(queue) == 0
-    assert queue.words[layout.FILE_END] == end
+    assert queue.regions._end() == end
     put(queue, item(1))
     put(queue, bytes(8 * most - 8))
     assert generation(queue) == 1
