@@ -413,15 +413,19 @@ class PutSide:
 
         return self._file.room.wait_until(self._lock, has_changed, deadline, woken)
 
-    def trim(self, deadline: float) -> None:
+    def trim(self) -> bool:
         """Give memory back to the system that an empty queue does not need (called under the getters'
         lock).
+
+        Returns:
+            Whether the lock could be had. It is not waited for: getters are kept out meanwhile, and a putter
+            that is at work shows that the queue is not idle.
         """
         file, words = self._file, self._words
         self._lock.refuse_reentry()
         try:
-            if not self._lock.acquire(deadline):
-                return
+            if not self._lock.try_acquire():
+                return False
             first, last = words[GET_GENERATION], words[PUT_GENERATION] & GENERATION_MASK
             if first == last and file.generations.size() == 0:
                 self._load(last)
@@ -433,6 +437,7 @@ class PutSide:
             with contextlib.suppress(SharedMemoryExhausted):
                 # A map that the system refuses can wait; the caller only wanted an item.
                 file.regions.drop_free(self._look_at_uses)
+            return True
         finally:
             try:
                 self._lock.unwind()

@@ -34,12 +34,13 @@ from mpkit._shm import (
 from mpkit._shm.counter_file import VALUE, CounterFile
 from mpkit._shm.layout import DISCARD_FROM, REGIONS, RING_HEAD, RING_RECORDS, RING_TAIL
 from mpkit._shm.open_queue import OpenQueue
+from mpkit._shm.put_side import PutSide
 from mpkit._shm.records import BIG
 from mpkit._shm.regions import ENTRY_WORDS, FREE, WRITING, Regions
 from mpkit._shm.ring import COUNT_LIMIT, ONE
 from mpkit._shm.robust_lock import RobustLock
 from mpkit._shm.rows import Rows
-from mpkit.errors import ClosedError, SharedMemoryExhausted
+from mpkit.errors import ClosedError, QueueEmpty, SharedMemoryExhausted
 from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
 from tests.helpers.waiting import PATIENCE, wait_until
 from tests.unit.shm.others import Call, Holder, living_stranger, permits
@@ -624,3 +625,69 @@ def test_a_wake_up_for_a_loop_that_is_closed_is_passed_on() -> None:
     finally:
         watch.stop(lambda: None)
         del task
+
+
+# -- what an idle getter gives back --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trims(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """What each try to trim a queue has come to."""
+    found: list[bool] = []
+    real = PutSide.trim
+
+    def trim(self: PutSide) -> bool:
+        found.append(real(self))
+        return found[-1]
+
+    monkeypatch.setattr(PutSide, "trim", trim)
+    return found
+
+
+def test_a_short_timeout_gives_no_memory_back(
+    queue: BoundedQueue[Any], trims: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each poll threw away the memory that the next item needed."""
+    monkeypatch.setattr(sleepers, "SLICE_SECONDS", PATIENCE)
+    for _ in range(3):
+        with pytest.raises(QueueEmpty):
+            queue.get(timeout=0.001)
+    assert not trims
+
+
+def test_short_timeouts_that_make_a_slice_together_give_it_back_once(
+    queue: BoundedQueue[Any], trims: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sleepers, "SLICE_SECONDS", 0.0)
+    for rounds in (1, 2):
+        for _ in range(3):
+            with pytest.raises(QueueEmpty):
+                queue.get(timeout=0.01)
+        assert trims == [True] * rounds
+        queue.put(None)
+        queue.get()
+
+
+def test_a_getter_does_not_wait_for_a_putter_to_give_memory_back(
+    queue: BoundedQueue[Any], trims: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It kept all getters out meanwhile: for a second, where a putter was stopped."""
+    monkeypatch.setattr(sleepers, "SLICE_SECONDS", 0.0)
+    shared = opened(queue)
+    real = RobustLock.acquire
+
+    def acquire(self: RobustLock, deadline: float | None = None) -> bool:
+        assert self is not shared.put_lock, "it waits for the putters"
+        return real(self, deadline)
+
+    holder = Holder(shared, 0, living_stranger())
+    with monkeypatch.context() as patch:
+        patch.setattr(RobustLock, "acquire", acquire)
+        with pytest.raises(QueueEmpty):
+            queue.get(timeout=0.01)
+    assert trims
+    assert not any(trims)
+    holder.release()
+    with pytest.raises(QueueEmpty):
+        queue.get(timeout=0.01)
+    assert trims[-1], "it has been given back as soon as it could be"
