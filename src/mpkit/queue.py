@@ -572,7 +572,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
     def _put_big(self, head: bytes, parts: list[memoryview], block: bool, deadline: float | None) -> bool:
         self._check_size(len(head) + sum(part.nbytes for part in parts))
         side = self._side_to_put()
-        item = side.write_big(head, parts, block, deadline)
+        item = side.write_big(head, parts, block, deadline, if_room=not block)
         if item is None:
             return False
         done = False

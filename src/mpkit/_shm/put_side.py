@@ -333,9 +333,23 @@ class PutSide:
     # -- big items -------------------------------------------------------------------------------------------
 
     def write_big(
-        self, head: bytes, buffers: Sequence[memoryview], block: bool, deadline: float | None
+        self,
+        head: bytes,
+        buffers: Sequence[memoryview],
+        block: bool,
+        deadline: float | None,
+        *,
+        if_room: bool = False,
     ) -> WrittenItem | None:
         """Copy a big item into a region; None when the lock could not be had in time.
+
+        Args:
+            head: the pickle.
+            buffers: what it has left out.
+            block: `block` and `deadline` are about the lock.
+            deadline: as that of `put`.
+            if_room: None, too, when the queue is full now: for who would not wait for room, so that nothing
+                is copied in vain. (There may be none any more when the item is put.)
 
         Raises:
             SharedMemoryExhausted: there is no room for it.
@@ -347,6 +361,8 @@ class PutSide:
             if not self._acquire(block, deadline):
                 return None
             self._check_shut_down()
+            if if_room and self._is_full(sum(length for _, length in places)):
+                return None
             region = self._file.regions.claim(size, WRITING, serial, self._look_at_uses)
         finally:
             try:
@@ -475,6 +491,15 @@ class PutSide:
             )
         self._publish(tail, 1, length)
         return True
+
+    def _is_full(self, size: int) -> bool:
+        """Whether the bounds let no big item of that size in."""
+        if not self._bounded:
+            return False
+        generation = self._words[PUT_GENERATION]
+        if generation != self._generation:
+            self._load(generation)
+        return self._allowance(self._ring[RING_TAIL], records.weight_of(size)) <= 0
 
     def _publish(self, tail: int, number: int, length: int) -> None:
         """Put what has been written at `tail`: `number` items in `length` words."""

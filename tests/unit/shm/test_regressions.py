@@ -40,7 +40,7 @@ from mpkit._shm.regions import ENTRY_WORDS, FREE, WRITING, Regions
 from mpkit._shm.ring import COUNT_LIMIT, ONE
 from mpkit._shm.robust_lock import RobustLock
 from mpkit._shm.rows import Rows
-from mpkit.errors import ClosedError, QueueEmpty, SharedMemoryExhausted
+from mpkit.errors import ClosedError, QueueEmpty, QueueFull, SharedMemoryExhausted
 from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
 from tests.helpers.waiting import PATIENCE, wait_until
 from tests.unit.shm.others import Call, Holder, living_stranger, permits
@@ -691,3 +691,22 @@ def test_a_getter_does_not_wait_for_a_putter_to_give_memory_back(
     with pytest.raises(QueueEmpty):
         queue.get(timeout=0.01)
     assert trims[-1], "it has been given back as soon as it could be"
+
+
+# -- a full queue says so at once ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bounds", [{"maxsize": 1}, {"max_bytes": 100_000}])
+def test_a_big_item_for_which_there_is_no_room_is_not_copied(
+    bounds: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with BoundedQueue[Any](**bounds) as queue:
+        queue.put(bytes(50_000))
+        with monkeypatch.context() as patch:
+            patch.delattr(Regions, "claim")
+            with pytest.raises(QueueFull):
+                queue.put_nowait(bytes(60_000))
+            assert queue.put_many([bytes(60_000)], block=False) == 0
+        assert queue.get() == bytes(50_000)
+        queue.put_nowait(bytes(60_000))
+        assert queue.get() == bytes(60_000)
