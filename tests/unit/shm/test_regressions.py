@@ -710,3 +710,30 @@ def test_a_big_item_for_which_there_is_no_room_is_not_copied(
         assert queue.get() == bytes(50_000)
         queue.put_nowait(bytes(60_000))
         assert queue.get() == bytes(60_000)
+
+
+# -- a big item that cannot be shown in place ----------------------------------------------------------------
+
+
+def test_without_ctypes_a_big_item_is_copied(
+    queue: BoundedQueue[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was lost: taken already, and then there were no views to be had."""
+    queue.put(bytes(range(250)) * 400)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "ctypes", None)
+        assert queue.get() == bytes(range(250)) * 400
+    assert opened(queue).regions.with_getters() == 0
+
+
+def test_without_a_descriptor_to_load_ctypes_a_big_item_is_copied(
+    queue: BoundedQueue[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    queue.put(bytes(range(250)) * 400)
+    with monkeypatch.context() as patch:
+        patch.setattr(held_items, "open_views", refuse)
+        assert queue.get() == bytes(range(250)) * 400
+    assert opened(queue).regions.with_getters() == 0
