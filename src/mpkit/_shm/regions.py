@@ -51,12 +51,14 @@ from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._shm.borrowers import Borrowers
 from mpkit._shm.places import offset_of, place_at, size_of
-from mpkit._shm.segment import PAGE, Segment, exhausted, map_file, reserve, round_up
+from mpkit._shm.segment import MAP_HAS_DESCRIPTOR, PAGE, Segment, exhausted, map_file, reserve, round_up
 from mpkit.errors import ClosedError
 
 ENTRY_WORDS = 8
 #: Big items leave so many entries to the rings, without which nothing could be put.
 KEPT_FOR_RINGS = 32
+#: So many mappings are kept for the next use: a process has some thousand descriptors, and other needs.
+MOST_MAPS = 64 if MAP_HAS_DESCRIPTOR else 256
 NONE, FREE, DROPPED, RING, WRITING, QUEUED, HELD, PINNED, LENT, LEFT = range(10)
 
 #: Tells of (state, serial, process) whether that use of a region has ended.
@@ -273,11 +275,13 @@ class Regions:
             # Without a file it would be memory of this process's own.
             raise ClosedError("this queue is closed in this process")
         try:
-            mapped = map_file(self._segment.fd, size_of(place), offset_of(place))
+            mapped = self._map(place)
         except OSError as error:
             raise exhausted(error, size_of(place)) from error
         # Two threads may come here at once: both mappings are good, one stays.
         self._maps[number] = place, mapped
+        for oldest in list(self._maps)[:-MOST_MAPS]:
+            self._maps.pop(oldest, None)
         return mapped
 
     def close(self) -> None:
@@ -285,6 +289,16 @@ class Regions:
         self._maps = {}
 
     # -- inside ----------------------------------------------------------------------------------------------
+
+    def _map(self, place: int) -> mmap.mmap:
+        try:
+            return map_file(self._segment.fd, size_of(place), offset_of(place))
+        except OSError as error:
+            if not identity.is_lack_of_means(error):
+                raise
+        # Those that nobody uses go at once, and give back what is missing.
+        self._maps.clear()
+        return map_file(self._segment.fd, size_of(place), offset_of(place))
 
     def _is_mine(self, number: int, serial: int) -> bool:
         at = self._start + number * ENTRY_WORDS

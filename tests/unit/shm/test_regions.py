@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import itertools
+import mmap
 import os
 import random
+import sys
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -30,7 +33,7 @@ from mpkit._shm.regions import (
     Regions,
 )
 from mpkit._shm.ring import COUNT_MASK
-from mpkit._shm.segment import PAGE, Segment, reserve
+from mpkit._shm.segment import PAGE, Segment, map_file, reserve
 from mpkit.errors import SharedMemoryExhausted
 from tests.unit.shm.others import dead_process, living_stranger
 
@@ -441,3 +444,49 @@ def test_a_map_that_the_system_refuses_is_the_public_error(
     monkeypatch.setattr(regions_module, "map_file", refuse)
     with pytest.raises(SharedMemoryExhausted, match="RLIMIT_AS"):
         regions.map(number)
+
+
+# -- mappings ------------------------------------------------------------------------------------------------
+
+
+def test_few_mappings_are_kept(regions: Regions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regions_module, "MOST_MAPS", 4)
+    numbers = [regions.claim(PAGE, WRITING, serial, never) for serial in range(10)]
+    for number in numbers:
+        regions.map(number)[:1] = bytes([number])
+        assert len(regions._maps) <= 4
+    assert [regions.map(number)[0] for number in numbers] == numbers
+    assert regions.map(numbers[-1]) is regions.map(numbers[-1])
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENOMEM])
+def test_mappings_that_nobody_uses_make_room_for_others(
+    code: int, regions: Regions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process with few descriptors, or little address space, could use no region any more."""
+    living: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
+
+    def three_at_most(fd: int, size: int, offset: int = 0) -> mmap.mmap:
+        if len(living) >= 3:
+            raise OSError(code, os.strerror(code))
+        mapped = map_file(fd, size, offset)
+        living.add(mapped)
+        return mapped
+
+    monkeypatch.setattr(regions_module, "map_file", three_at_most)
+    numbers = [regions.claim(PAGE, WRITING, serial, never) for serial in range(10)]
+    view = memoryview(regions.map(numbers[0]))
+    for number in numbers[1:]:
+        regions.map(number)[:1] = bytes([number])
+    view[:3] = b"abc"
+    assert regions.map(numbers[0])[:3] == b"abc", "what somebody uses stays"
+    assert [regions.map(number)[0] for number in numbers[1:]] == numbers[1:]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="each mapping has its own descriptor there")
+@pytest.mark.skipif(sys.platform == "win32", reason="so it has there")
+def test_a_mapping_needs_no_descriptor(segment: Segment) -> None:
+    mapped = map_file(segment.fd, PAGE)
+    with pytest.raises((OSError, ValueError)):
+        mapped.size()
+    assert len(mapped) == PAGE
