@@ -25,13 +25,16 @@ def look_at_uses(words: memoryview[int], generations: Generations) -> UseIsOver:
 class UseIsOver:
     """Tells of a region's use whether it has ended, from what was read before the table."""
 
-    __slots__ = ("_first", "_gets", "_last", "_puts")
+    __slots__ = ("_alive", "_first", "_gets", "_last", "_puts")
 
     def __init__(self, gets: int, puts: int, first: int, last: int) -> None:
         self._gets = gets
         self._puts = puts
         self._first = first
         self._last = last
+        # One getter may have a hundred views: the system is asked about it once. The dead stay dead, and who
+        # dies now is found by the next one that looks.
+        self._alive: dict[ProcessIdentity, bool] = {}
 
     def __call__(self, state: int, serial: int, process: ProcessIdentity) -> bool:
         if state == RING:
@@ -42,9 +45,13 @@ class UseIsOver:
             # now was never published: its putter is dead, since we have his lock.
             return not published
         if state == HELD:
-            return not published and not identity.is_alive(process)
+            return not published and not self._is_alive(process)
         if state == LEFT:
             return True
-        if state == LENT:
-            return not identity.is_alive(process)
-        return state == WRITING and not identity.is_alive(process)
+        return state in (LENT, WRITING) and not self._is_alive(process)
+
+    def _is_alive(self, process: ProcessIdentity) -> bool:
+        alive = self._alive.get(process)
+        if alive is None:
+            alive = self._alive[process] = identity.is_alive(process)
+        return alive

@@ -490,3 +490,25 @@ def test_a_mapping_needs_no_descriptor(segment: Segment) -> None:
     with pytest.raises((OSError, ValueError)):
         mapped.size()
     assert len(mapped) == PAGE
+
+
+# -- what is asked about processes ---------------------------------------------------------------------------
+
+
+def test_the_system_is_asked_once_about_who_has_many_regions(
+    regions: Regions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[ProcessIdentity] = []
+    real = identity.is_alive
+
+    def is_alive(process: ProcessIdentity) -> bool:
+        asked.append(process)
+        return real(process)
+
+    monkeypatch.setattr(identity, "is_alive", is_alive)
+    alive, dead = living_stranger(), dead_process()
+    for process in (alive, dead) * 4:
+        number = regions.claim(PAGE, HELD, 9, never)
+        belongs_to(regions, number, process)
+    assert regions._reclaim(UseIsOver(gets=10, puts=15, first=3, last=4)) == 4
+    assert sorted(asked) == sorted([alive, dead])
