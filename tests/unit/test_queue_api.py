@@ -105,7 +105,6 @@ def test_max_bytes_is_given_by_name() -> None:
     "call",
     [
         lambda queue, timeout: queue.put(1, timeout=timeout),
-        lambda queue, timeout: queue.put(1, False, timeout),
         lambda queue, timeout: queue.get(timeout=timeout),
         lambda queue, timeout: queue.get(True, timeout),
         lambda queue, timeout: queue.put_many([1], timeout=timeout),
@@ -120,6 +119,17 @@ def test_a_bad_timeout_is_refused_at_once(
     with pytest.raises(ValueError, match=r"timeout.*(nan|-)"):
         call(queue, timeout)
     assert queue.get_many() == ["there"]
+
+
+@pytest.mark.parametrize("timeout", [-1, math.nan, "1"])
+def test_a_timeout_is_ignored_by_who_does_not_wait(small: BoundedQueue[Any], timeout: Any) -> None:
+    """As `queue.Queue` does it."""
+    small.put(1, False, timeout)
+    assert small.put_many([2], False, timeout) == 1
+    assert small.get(False, timeout) == 1
+    assert small.get_many(None, False, timeout) == [2]
+    with pytest.raises(QueueEmpty):
+        small.get(False, timeout)
 
 
 @pytest.mark.parametrize("timeout", ["1", [], object()])
