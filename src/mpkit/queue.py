@@ -494,7 +494,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
             while (written := side.write_big(head, parts, False, None)) is None:
                 await self._async_waiters_here().moment()
         else:
-            written = WrittenItem(head, 0, 0, 0)
+            written = WrittenItem(head, 0, 0, None)
         done = False
         try:
             while not done:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import mmap
 import sys
 import time
@@ -26,7 +25,7 @@ from mpkit._shm.layout import (
 )
 from mpkit._shm.queue_file import QueueFile
 from mpkit._shm.records import BIG, PACK, PACK_BITS, PACKED
-from mpkit._shm.region_uses import UseIsOver, look_at_uses
+from mpkit._shm.region_uses import UseIsOver, Writing, look_at_uses
 from mpkit._shm.regions import RING, WRITING
 from mpkit._shm.ring import COUNT_LIMIT, COUNT_MASK, INDEX_BITS, INDEX_MASK, ONE, WRAP
 from mpkit._shm.robust_lock import COMPLETED, PATIENCE_SECONDS
@@ -52,10 +51,6 @@ _BYTE_ORDER: Final = sys.byteorder
 _PADDING: Final = tuple(bytes(number) for number in range(8))
 
 
-# Tells one writing of a region by this process from the next.
-_serials = itertools.count(1)
-
-
 class WrittenItem(NamedTuple):
     """A big item that lies in its region and has not been put yet."""
 
@@ -63,7 +58,8 @@ class WrittenItem(NamedTuple):
     flag: int
     """`BIG`: the record describes the region; `PACKED`: it holds everything, because there was no region."""
     region: int
-    serial: int
+    writing: Writing | None
+    """What keeps the region from being taken for one that was given up."""
 
 
 class PutSide:
@@ -355,7 +351,9 @@ class PutSide:
             SharedMemoryExhausted: there is no room for it.
         """
         places, size = records.lay_out(head, buffers)
-        serial = next(_serials)
+        # First: from now on it is known to be under way.
+        writing = Writing()
+        serial = writing.serial
         self._lock.refuse_reentry()
         try:
             if not self._acquire(block, deadline):
@@ -372,7 +370,7 @@ class PutSide:
         if region < 0:
             # Getters and the queue itself keep so many items that regions run short: this one goes into the
             # ring.
-            return WrittenItem(records.packed(head, buffers), PACKED, 0, 0)
+            return WrittenItem(records.packed(head, buffers), PACKED, 0, None)
         try:
             mapped = self._file.regions.map(region)
             for (at, length), part in zip(places, (memoryview(head), *buffers), strict=True):
@@ -380,12 +378,13 @@ class PutSide:
         except BaseException:
             self._file.regions.free_unpublished(region, serial)
             raise
-        return WrittenItem(records.big(region, places), BIG, region, serial)
+        return WrittenItem(records.big(region, places), BIG, region, writing)
 
     def drop_big(self, item: WrittenItem) -> None:
         """The item was not put after all, unless an exception came just after it was published."""
         # Ours as long as it is WRITING, so no lock is needed for it.
-        self._file.regions.free_unpublished(item.region, item.serial)
+        if item.writing is not None:
+            self._file.regions.free_unpublished(item.region, item.writing.serial)
         self._lock.refuse_reentry()
         try:
             if self._lock.acquire_if_open(time.monotonic() + PATIENCE_SECONDS):

@@ -20,7 +20,7 @@ States, and who may leave them (the table is changed under the putters' lock, ex
     FREE      to be used again; its pages are there
     DROPPED   free, and its pages given back to the system: to be reserved again before use
     RING      records of generation `serial`; free when that generation is over
-    WRITING   a putter copies a big item into it; free when that putter is dead
+    WRITING   a putter copies a big item into it; free when that putter is dead, or knows of it no more
     QUEUED    the queue's item number `serial` lies in it; stored just before that item is published, so
               one whose number is not in the queue was never published: free
     HELD      a getter has views of it; stored under the getters' lock just before the item is taken. Free

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import gc
 import itertools
+import mmap
 import os
 import pickle
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from types import FrameType
 from typing import Any
@@ -36,7 +39,7 @@ from mpkit._shm.layout import DISCARD_FROM, REGIONS, RING_HEAD, RING_RECORDS, RI
 from mpkit._shm.open_queue import OpenQueue
 from mpkit._shm.put_side import PutSide
 from mpkit._shm.records import BIG
-from mpkit._shm.regions import ENTRY_WORDS, FREE, WRITING, Regions
+from mpkit._shm.regions import ENTRY_WORDS, FREE, WRITING, Look, Regions
 from mpkit._shm.ring import COUNT_LIMIT, ONE
 from mpkit._shm.robust_lock import RobustLock
 from mpkit._shm.rows import Rows
@@ -737,3 +740,49 @@ def test_without_a_descriptor_to_load_ctypes_a_big_item_is_copied(
         patch.setattr(held_items, "open_views", refuse)
         assert queue.get() == bytes(range(250)) * 400
     assert opened(queue).regions.with_getters() == 0
+
+
+def test_an_exception_just_when_a_region_has_been_claimed_does_not_keep_it(
+    queue: BoundedQueue[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It came before anybody knew the region's number, and that was taken until the process ended."""
+    regions = opened(queue).regions
+    real = Regions.claim
+
+    def claim(self: Regions, size: int, state: int, serial: int, look: Look) -> int:
+        real(self, size, state, serial, look)
+        raise KeyboardInterrupt
+
+    def written() -> int:
+        table = [REGIONS + number * ENTRY_WORDS for number in range(1, 10)]
+        return sum(regions.words[at] == WRITING for at in table)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Regions, "claim", claim)
+        # Not pytest.raises, which keeps the traceback, and with it all that was under way.
+        with contextlib.suppress(KeyboardInterrupt):
+            queue.put(bytes(100_000))
+    assert written() == 1
+    with ThreadPoolExecutor(1) as threads:
+        # What is under way in another thread is let be.
+        patched = threading.Event()
+        going_on = threading.Event()
+        real_map = Regions.map
+
+        def map_slowly(self: Regions, number: int) -> mmap.mmap:
+            patched.set()
+            assert going_on.wait(PATIENCE)
+            return real_map(self, number)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Regions, "map", map_slowly)
+            slow = threads.submit(queue.put, bytes(100_000))
+            assert patched.wait(PATIENCE)
+        try:
+            assert written() == 1, "the one that was lost is used again"
+            queue.put(bytes(200_000))
+            assert written() == 1
+        finally:
+            going_on.set()
+        slow.result(PATIENCE)
+    assert [len(queue.get()), len(queue.get())] == [200_000, 100_000]
