@@ -85,8 +85,8 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
 
     It keeps the documented semantics of `queue.Queue` between processes, on Linux and macOS:
 
-    - one order for everyone; `qsize`, `empty` and `full` are exact; `get_nowait` right after a `put` anywhere
-      finds the item;
+    - one order for everyone; `qsize` and `empty` are exact, as is `full` without `max_bytes`; `get_nowait`
+      right after a `put` anywhere finds the item;
     - `put` pickles in the caller: an error is raised there and leaves the queue unchanged, and later changes
       of the object do not travel;
     - once `put` has returned, the item survives the death of the process that put it. There is no feeder
@@ -176,7 +176,8 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
             QueueShutDown: the queue has been shut down.
             ClosedError: this process has closed the queue.
             SerializationError: the item cannot be pickled; the queue is unchanged.
-            ValueError: `timeout` is negative or not a number, or the item alone is larger than `max_bytes`.
+            ValueError: `timeout` is negative or not a number, if `block`; or the item alone is larger than
+                `max_bytes`.
             SharedMemoryExhausted: there is no memory for the item; the queue is unchanged.
             HandleLost: the queue no longer existed when this handle was first used in this process: its
                 creator, and everyone who had opened it, had closed it or ended.
@@ -184,9 +185,11 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         Blocking: until there is room, if `block`. Otherwise microseconds; up to half a second after a process
         was killed in the middle of an operation on the queue; for as long as one stays stopped (SIGSTOP) in
         the middle of one. Then calls with ``block=False`` or a `timeout` give up after about a second, or at
-        the timeout if that is later.
+        the timeout if that is later. A big item takes as long as copying it does; and where the queue needs
+        more memory for it than it has, the system makes that ready first (some 0.2 s for a gigabyte), while
+        other calls of `put` wait.
         """
-        deadline = None if timeout is None else deadline_of(check_timeout(timeout))
+        deadline = None if timeout is None or not block else deadline_of(check_timeout(timeout))
         head, buffers = _encode(item)
         if not buffers and len(head) <= _INLINE_BYTES:
             if self._try_put(head):
@@ -215,13 +218,13 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
             QueueShutDown: the queue has been shut down and is empty.
             ClosedError: this process has closed the queue.
             SerializationError: the item cannot be unpickled here; it is gone.
-            ValueError: `timeout` is negative or not a number.
+            ValueError: `timeout` is negative or not a number, if `block`.
             HandleLost: the queue no longer existed when this handle was first used in this process: its
                 creator, and everyone who had opened it, had closed it or ended.
 
         Blocking: until there is an item, if `block`; see `put`.
         """
-        deadline = None if timeout is None else deadline_of(check_timeout(timeout))
+        deadline = None if timeout is None or not block else deadline_of(check_timeout(timeout))
         record = self._try_get()
         if record is not None:
             if type(record) is bytes:
@@ -263,7 +266,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
 
         Blocking: as `put`. Items of other putters may come in between.
         """
-        deadline = None if timeout is None else deadline_of(check_timeout(timeout))
+        deadline = None if timeout is None or not block else deadline_of(check_timeout(timeout))
         everything = list(items)
         file = self._opened()
         chunks: list[_Chunk] = []
@@ -305,7 +308,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
 
         Raises:
             QueueEmpty: there was nothing (in time).
-            ValueError: `max_items` is less than 1, or `timeout` is negative or not a number.
+            ValueError: `max_items` is less than 1; or `timeout` is negative or not a number, if `block`.
             QueueShutDown, ClosedError, HandleLost: as `get`.
             SerializationError: an item cannot be unpickled here. It is gone, and so are those taken with it.
 
@@ -319,7 +322,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
                 raise ValueError(
                     f"max_items must be at least 1, not {max_items}; None means all that are there"
                 )
-        deadline = None if timeout is None else deadline_of(check_timeout(timeout))
+        deadline = None if timeout is None or not block else deadline_of(check_timeout(timeout))
         found = self._side_to_get().get_many(limit, block, deadline)
         if not found:
             raise QueueEmpty(f"nothing in the queue{_waited(block, timeout)}")
@@ -344,8 +347,9 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         return self.qsize() == 0
 
     def full(self) -> bool:
-        """Whether the count or the bytes leave no room for a small item: exact at one moment during the call.
-        Never blocks.
+        """Whether the count or the bytes leave no room for a small item. Never blocks.
+
+        The count is exact at one moment during the call; the bytes are added up while others may be at work.
         """
         file = self._opened()
         if file.maxsize and self.qsize() >= file.maxsize:
@@ -490,7 +494,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
             while (written := side.write_big(head, parts, False, None)) is None:
                 await self._async_waiters_here().moment()
         else:
-            written = WrittenItem(head, 0, 0, 0)
+            written = WrittenItem(head, 0, 0, None)
         done = False
         try:
             while not done:
@@ -572,7 +576,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
     def _put_big(self, head: bytes, parts: list[memoryview], block: bool, deadline: float | None) -> bool:
         self._check_size(len(head) + sum(part.nbytes for part in parts))
         side = self._side_to_put()
-        item = side.write_big(head, parts, block, deadline)
+        item = side.write_big(head, parts, block, deadline, if_room=not block)
         if item is None:
             return False
         done = False

@@ -14,11 +14,12 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count
+from itertools import count, pairwise
 
 import pytest
 
-from mpkit._shm import lock_file, robust_lock
+from mpkit._shm import layout, lock_file, regions, robust_lock
+from mpkit._shm import places as places_module
 from mpkit._shm.counter_file import VALUE, CounterFile
 from mpkit._shm.held_items import BigRecord, HeldItem
 from mpkit._shm.lock_file import LockFile
@@ -249,6 +250,53 @@ def test_put_of_a_big_item() -> None:
         return queue, lambda: put_big(queue, big), check_big(queue, [ITEMS[:1], [ITEMS[0], big]])
 
     assert each_step(make, SAMPLED) > 80
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+def test_put_of_a_big_item_for_which_a_region_gets_another_place(
+    dropped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every free region is too small, and no entry of the table is left for a larger one."""
+    few = 3
+    monkeypatch.setattr(regions, "KEPT_FOR_RINGS", layout.REGION_SLOTS - few)
+    small, big = bytes(range(256)) * 200, bytes(range(256)) * 1600
+
+    def make() -> tuple[object, Callable[[], object], Callable[[], None]]:
+        queue = queue_with(ITEMS[0])
+        for _ in range(few):
+            put_big(queue, small)
+        assert [get(queue) for _ in range(few + 1)] == [ITEMS[0], *[small] * few]
+        put(queue, ITEMS[0])
+        if dropped:
+            queue.regions.drop_free(queue.puts._look_at_uses)
+        rest = check_rest(queue, [ITEMS[:1], [ITEMS[0], big]])
+
+        def check() -> None:
+            rest()
+            for number in range(3):
+                items = [bytes([number]) * size for size in (409_600, 51_200, 204_800)]
+                for item in items:
+                    put_big(queue, item)
+                assert drain(queue) == items
+            assert_apart(queue)
+            assert os.fstat(queue.segment.fd).st_blocks * 512 < 3_000_000
+
+        return queue, lambda: put_big(queue, big), check
+
+    assert each_step(make, SAMPLED) > 150
+
+
+def assert_apart(queue: OpenQueue) -> None:
+    """No two regions lie in one place of the file."""
+    table = [layout.REGIONS + number * regions.ENTRY_WORDS for number in range(1, layout.REGION_SLOTS)]
+    places = [
+        (places_module.offset_of(queue.words[at + 2]), queue.regions._own(number))
+        for number, at in enumerate(table, 1)
+        if queue.words[at] != regions.NONE
+    ]
+    places.sort()
+    for (offset, own), (following, _) in pairwise(places):
+        assert offset + own <= following
 
 
 def test_get_of_a_big_item() -> None:

@@ -23,6 +23,7 @@ import pytest
 
 from mpkit import BoundedQueue, QueueStatistics
 from mpkit._shm import get_side, held_items, put_side, robust_lock, sleepers, views
+from mpkit._shm.layout import PUT_GENERATION
 from mpkit._shm.names import owned_names
 from mpkit._shm.shared_object import ROWS_USED
 from mpkit.errors import (
@@ -104,7 +105,6 @@ def test_max_bytes_is_given_by_name() -> None:
     "call",
     [
         lambda queue, timeout: queue.put(1, timeout=timeout),
-        lambda queue, timeout: queue.put(1, False, timeout),
         lambda queue, timeout: queue.get(timeout=timeout),
         lambda queue, timeout: queue.get(True, timeout),
         lambda queue, timeout: queue.put_many([1], timeout=timeout),
@@ -119,6 +119,17 @@ def test_a_bad_timeout_is_refused_at_once(
     with pytest.raises(ValueError, match=r"timeout.*(nan|-)"):
         call(queue, timeout)
     assert queue.get_many() == ["there"]
+
+
+@pytest.mark.parametrize("timeout", [-1, math.nan, "1"])
+def test_a_timeout_is_ignored_by_who_does_not_wait(small: BoundedQueue[Any], timeout: Any) -> None:
+    """As `queue.Queue` does it."""
+    small.put(1, False, timeout)
+    assert small.put_many([2], False, timeout) == 1
+    assert small.get(False, timeout) == 1
+    assert small.get_many(None, False, timeout) == [2]
+    with pytest.raises(QueueEmpty):
+        small.get(False, timeout)
 
 
 @pytest.mark.parametrize("timeout", ["1", [], object()])
@@ -610,6 +621,23 @@ def test_more_big_items_than_regions(queue: BoundedQueue[Any]) -> None:
     assert queue.qsize() == 400
     for number in range(400):
         assert queue.get() == bytes([number & 255]) * 40_000
+
+
+def test_a_burst_of_big_items_leaves_memory_for_larger_ones(queue: BoundedQueue[Any]) -> None:
+    """All regions were free, and too small: from then on every larger item went through the ring."""
+    for _ in range(240):
+        queue.put(bytes(40_000))
+    for _ in range(240):
+        queue.get()
+    assert queue._shared is not None
+    rings_before = queue._shared.words[PUT_GENERATION]
+    for number in range(5):
+        item = bytes([number]) * 1_000_000
+        queue.put(item)
+        assert queue.qsize() == 1
+        assert queue._shared.generations.snapshot()[2] < 1000, "it lies in the ring"
+        assert queue.get() == item
+    assert queue._shared.words[PUT_GENERATION] == rings_before
 
 
 def test_memory_goes_back_when_the_queue_is_idle(queue: BoundedQueue[Any]) -> None:

@@ -13,6 +13,7 @@ frees the slot when its last view goes, without a lock. A child forks in the sam
 its own. What has been lent is free when the parent is done with it and no slot names it, but for those of the
 dead.
 
+- A loan is one region in one child: four children of a process that has thirty regions take 120 slots.
 - Killed between the fork and its entry, a child leaves a slot that stays taken, and the region with it, until
   the queue ends. So does a fork that the system refuses.
 - A child that wants to lend on and cannot marks the region as never to be used again (word 7 of its entry;

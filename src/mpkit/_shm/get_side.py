@@ -7,6 +7,7 @@ import mmap
 import time
 
 from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
+from mpkit._shm import sleepers
 from mpkit._shm.held_items import BigRecord, HeldItem
 from mpkit._shm.layout import (
     DISCARD_DONE,
@@ -41,6 +42,9 @@ class GetSide:
         "_base",
         "_file",
         "_generation",
+        "_is_trimmed",
+        "_last_count",
+        "_last_time",
         "_lock",
         "_mm",
         "_over",
@@ -66,6 +70,11 @@ class GetSide:
         self._over = False
         # The pack that this process has met last: whoever takes one item after the other unpickles it once.
         self._pack: Pack | None = None
+        # How many items had been put when this process found the queue empty last, when it did so first with
+        # that count, and whether the queue has been trimmed since.
+        self._last_count = -1
+        self._last_time = 0.0
+        self._is_trimmed = False
         # The value of ROOM_SLEPT at which nobody is known to sleep.
         self._quiet = -1
 
@@ -265,9 +274,10 @@ class GetSide:
                             ticket, looked = True, False
                         elif ticket and idle and items.renew():
                             looked = False
-                        if idle == 1:
-                            # Empty for a whole slice: nobody misses what is given back now.
-                            self._puts.trim(time.monotonic() + PATIENCE_SECONDS)
+                        # Not before it is about to sleep: with many getters that comes often enough.
+                        if ticket and self._is_idle() and idle:
+                            # Nobody misses what is given back now.
+                            self._is_trimmed = self._puts.trim()
                 finally:
                     try:
                         lock.unwind()
@@ -315,6 +325,16 @@ class GetSide:
         return False
 
     # -- under the lock --------------------------------------------------------------------------------------
+
+    def _is_idle(self) -> bool:
+        """Whether the queue, found empty now, has been so for a whole slice, and not been trimmed since.
+
+        Told by the count of puts, over calls: many short timeouts make a slice, a short one alone does not.
+        """
+        count, now = self._ring[RING_TAIL] >> INDEX_BITS, time.monotonic()
+        if count != self._last_count:
+            self._last_count, self._last_time, self._is_trimmed = count, now, False
+        return not self._is_trimmed and now - self._last_time >= sleepers.SLICE_SECONDS
 
     def _take(self, limit: int) -> list[Record]:
         """Take up to `limit` records from where the oldest are; an empty list when the queue is empty."""

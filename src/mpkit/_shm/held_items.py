@@ -45,7 +45,7 @@ class HeldItem:
         self._number = number
 
     def open(self) -> BigRecord:
-        """Views of its parts, or copies where regions run short. To be called once."""
+        """Views of its parts; copies where regions run short or there are no views. To be called once."""
         regions = self._regions
         if self._pid != os.getpid():
             raise RuntimeError(
@@ -55,7 +55,11 @@ class HeldItem:
         try:
             parts = None
             if not regions.are_short():
-                parts = open_views(regions, self._mapped, self._number, self._serial, self._places)
+                try:
+                    parts = open_views(regions, self._mapped, self._number, self._serial, self._places)
+                except (ImportError, OSError):
+                    # Without ctypes, or a descriptor to load it, there are none; the item has been taken.
+                    parts = None
             if parts is not None:
                 # Theirs from here on.
                 self._number = 0

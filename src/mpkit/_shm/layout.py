@@ -46,7 +46,7 @@ DISCARD_DONE = 31
 # Fixed, or rarely written.
 MAXSIZE = 28
 MAX_BYTES = 29
-FILE_END = 30
+FIRST_REGION = 30
 
 #: Set in PUT_GENERATION by `shutdown`, so that the putters' one look at that word sees it.
 SHUT_DOWN = 1 << 32

@@ -67,7 +67,9 @@ def read_queue(name: str, path: str) -> QueueFacts | None:
         except BaseException:
             os.close(fd)
             raise
-        regions = Regions(segment, start=layout.REGIONS, capacity=layout.REGION_SLOTS, end_at=layout.FILE_END)
+        regions = Regions(
+            segment, start=layout.REGIONS, capacity=layout.REGION_SLOTS, begin_at=layout.FIRST_REGION
+        )
         try:
             if segment.words[shared_object.MAGIC] != layout.MAGIC_VALUE:
                 return None

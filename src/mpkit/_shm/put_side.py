@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import mmap
 import sys
 import time
@@ -26,7 +25,7 @@ from mpkit._shm.layout import (
 )
 from mpkit._shm.queue_file import QueueFile
 from mpkit._shm.records import BIG, PACK, PACK_BITS, PACKED
-from mpkit._shm.region_uses import UseIsOver, look_at_uses
+from mpkit._shm.region_uses import UseIsOver, Writing, look_at_uses
 from mpkit._shm.regions import RING, WRITING
 from mpkit._shm.ring import COUNT_LIMIT, COUNT_MASK, INDEX_BITS, INDEX_MASK, ONE, WRAP
 from mpkit._shm.robust_lock import COMPLETED, PATIENCE_SECONDS
@@ -52,10 +51,6 @@ _BYTE_ORDER: Final = sys.byteorder
 _PADDING: Final = tuple(bytes(number) for number in range(8))
 
 
-# Tells one writing of a region by this process from the next.
-_serials = itertools.count(1)
-
-
 class WrittenItem(NamedTuple):
     """A big item that lies in its region and has not been put yet."""
 
@@ -63,7 +58,8 @@ class WrittenItem(NamedTuple):
     flag: int
     """`BIG`: the record describes the region; `PACKED`: it holds everything, because there was no region."""
     region: int
-    serial: int
+    writing: Writing | None
+    """What keeps the region from being taken for one that was given up."""
 
 
 class PutSide:
@@ -333,20 +329,38 @@ class PutSide:
     # -- big items -------------------------------------------------------------------------------------------
 
     def write_big(
-        self, head: bytes, buffers: Sequence[memoryview], block: bool, deadline: float | None
+        self,
+        head: bytes,
+        buffers: Sequence[memoryview],
+        block: bool,
+        deadline: float | None,
+        *,
+        if_room: bool = False,
     ) -> WrittenItem | None:
         """Copy a big item into a region; None when the lock could not be had in time.
+
+        Args:
+            head: the pickle.
+            buffers: what it has left out.
+            block: `block` and `deadline` are about the lock.
+            deadline: as that of `put`.
+            if_room: None, too, when the queue is full now: for who would not wait for room, so that nothing
+                is copied in vain. (There may be none any more when the item is put.)
 
         Raises:
             SharedMemoryExhausted: there is no room for it.
         """
         places, size = records.lay_out(head, buffers)
-        serial = next(_serials)
+        # First: from now on it is known to be under way.
+        writing = Writing()
+        serial = writing.serial
         self._lock.refuse_reentry()
         try:
             if not self._acquire(block, deadline):
                 return None
             self._check_shut_down()
+            if if_room and self._is_full(sum(length for _, length in places)):
+                return None
             region = self._file.regions.claim(size, WRITING, serial, self._look_at_uses)
         finally:
             try:
@@ -356,7 +370,7 @@ class PutSide:
         if region < 0:
             # Getters and the queue itself keep so many items that regions run short: this one goes into the
             # ring.
-            return WrittenItem(records.packed(head, buffers), PACKED, 0, 0)
+            return WrittenItem(records.packed(head, buffers), PACKED, 0, None)
         try:
             mapped = self._file.regions.map(region)
             for (at, length), part in zip(places, (memoryview(head), *buffers), strict=True):
@@ -364,12 +378,13 @@ class PutSide:
         except BaseException:
             self._file.regions.free_unpublished(region, serial)
             raise
-        return WrittenItem(records.big(region, places), BIG, region, serial)
+        return WrittenItem(records.big(region, places), BIG, region, writing)
 
     def drop_big(self, item: WrittenItem) -> None:
         """The item was not put after all, unless an exception came just after it was published."""
         # Ours as long as it is WRITING, so no lock is needed for it.
-        self._file.regions.free_unpublished(item.region, item.serial)
+        if item.writing is not None:
+            self._file.regions.free_unpublished(item.region, item.writing.serial)
         self._lock.refuse_reentry()
         try:
             if self._lock.acquire_if_open(time.monotonic() + PATIENCE_SECONDS):
@@ -413,15 +428,19 @@ class PutSide:
 
         return self._file.room.wait_until(self._lock, has_changed, deadline, woken)
 
-    def trim(self, deadline: float) -> None:
+    def trim(self) -> bool:
         """Give memory back to the system that an empty queue does not need (called under the getters'
         lock).
+
+        Returns:
+            Whether the lock could be had. It is not waited for: getters are kept out meanwhile, and a putter
+            that is at work shows that the queue is not idle.
         """
         file, words = self._file, self._words
         self._lock.refuse_reentry()
         try:
-            if not self._lock.acquire(deadline):
-                return
+            if not self._lock.try_acquire():
+                return False
             first, last = words[GET_GENERATION], words[PUT_GENERATION] & GENERATION_MASK
             if first == last and file.generations.size() == 0:
                 self._load(last)
@@ -433,6 +452,7 @@ class PutSide:
             with contextlib.suppress(SharedMemoryExhausted):
                 # A map that the system refuses can wait; the caller only wanted an item.
                 file.regions.drop_free(self._look_at_uses)
+            return True
         finally:
             try:
                 self._lock.unwind()
@@ -470,6 +490,15 @@ class PutSide:
             )
         self._publish(tail, 1, length)
         return True
+
+    def _is_full(self, size: int) -> bool:
+        """Whether the bounds let no big item of that size in."""
+        if not self._bounded:
+            return False
+        generation = self._words[PUT_GENERATION]
+        if generation != self._generation:
+            self._load(generation)
+        return self._allowance(self._ring[RING_TAIL], records.weight_of(size)) <= 0
 
     def _publish(self, tail: int, number: int, length: int) -> None:
         """Put what has been written at `tail`: `number` items in `length` words."""
@@ -610,8 +639,8 @@ class PutSide:
         if length > _MOST_WORDS:
             # Else one ring after the other would be made, and none be large enough.
             raise SharedMemoryExhausted(
-                f"getters keep too many big items: one of {length << 3} bytes gets no memory of its own, "
-                f"and among the small ones there is room for {_MOST_WORDS << 3} bytes at most"
+                f"this queue and its getters keep too many big items: one of {length << 3} bytes gets no "
+                f"memory of its own, and among the small ones there is room for {_MOST_WORDS << 3} at most"
             )
         generation = self._generation + 1
         if generation - self._words[GET_GENERATION] >= GENERATION_SLOTS:
@@ -628,7 +657,7 @@ class PutSide:
         )
         if region < 0:
             raise SharedMemoryExhausted(
-                "the table of regions of this queue is full: getters keep too many big items"
+                "the table of regions of this queue is full: it and its getters keep too many big items"
             )
         self._begin(region, self._ring[RING_TAIL])
 

@@ -72,7 +72,7 @@ class QueueFile(SharedObject):
             segment,
             start=layout.REGIONS,
             capacity=layout.REGION_SLOTS,
-            end_at=layout.FILE_END,
+            begin_at=layout.FIRST_REGION,
             borrowers=borrowers,
         )
         self.generations = Generations(words, segment.mm, self.regions)
@@ -94,7 +94,7 @@ class QueueFile(SharedObject):
         words[layout.MAXSIZE] = options["maxsize"]
         words[layout.MAX_BYTES] = options["max_bytes"]
         # Regions come behind it, and only whole pages can be mapped: of 16 or 64 KiB on some machines.
-        words[layout.FILE_END] = round_up(layout.FILE_BYTES, PAGE)
+        words[layout.FIRST_REGION] = round_up(layout.FILE_BYTES, PAGE)
         for at in _TICKETS:
             words[at] = FIRST_TICKET
         # Generation 0 lies in region 0; its head and tail are zero as the file is.

@@ -55,7 +55,12 @@ def big_region(record: bytes) -> int:
 
 def weight(record: bytes) -> int:
     """What the big item that a record describes counts for `max_bytes`."""
-    return ((int.from_bytes(record[8:16], _BYTE_ORDER) + 15) >> 3) << 3
+    return weight_of(int.from_bytes(record[8:16], _BYTE_ORDER))
+
+
+def weight_of(size: int) -> int:
+    """What an item of so many bytes counts for `max_bytes`."""
+    return ((size + 15) >> 3) << 3
 
 
 def packed(head: bytes, buffers: Sequence[memoryview]) -> bytes:

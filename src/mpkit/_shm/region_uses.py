@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import weakref
+from collections.abc import Callable
+
 from mpkit._platform import identity
 from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._platform.identity import ProcessIdentity
@@ -9,6 +13,36 @@ from mpkit._shm.generations import Generations
 from mpkit._shm.layout import GENERATION_MASK, GET_GENERATION, PUT_GENERATION
 from mpkit._shm.regions import HELD, LEFT, LENT, QUEUED, RING, WRITING
 from mpkit._shm.ring import COUNT_MASK
+
+# Tells one writing of a region by this process from the next.
+_serials = itertools.count(1)
+_under_way: dict[int, weakref.ref[Writing]] = {}
+
+
+class Writing:
+    """One writing of a region by this process, which is over when nobody has this object any more.
+
+    An exception may come between any two instructions (Ctrl-C), also when a region has been claimed and
+    nobody knows yet which: then the object goes, and the region is free.
+
+    Attributes:
+        serial: what the region's entry has as its serial.
+    """
+
+    __slots__ = ("__weakref__", "serial")
+
+    def __init__(self) -> None:
+        self.serial: int = next(_serials)
+        _under_way[self.serial] = weakref.ref(self)
+
+    def __del__(self, forget: Callable[[int, None], object] = _under_way.pop) -> None:
+        # Only to keep the table small, should an interrupt come just now: what counts is the reference.
+        forget(self.serial, None)
+
+
+def _is_under_way(serial: int) -> bool:
+    reference = _under_way.get(serial)
+    return reference is not None and reference() is not None
 
 
 def look_at_uses(words: memoryview[int], generations: Generations) -> UseIsOver:
@@ -25,13 +59,16 @@ def look_at_uses(words: memoryview[int], generations: Generations) -> UseIsOver:
 class UseIsOver:
     """Tells of a region's use whether it has ended, from what was read before the table."""
 
-    __slots__ = ("_first", "_gets", "_last", "_puts")
+    __slots__ = ("_alive", "_first", "_gets", "_last", "_puts")
 
     def __init__(self, gets: int, puts: int, first: int, last: int) -> None:
         self._gets = gets
         self._puts = puts
         self._first = first
         self._last = last
+        # One getter may have a hundred views: the system is asked about it once. The dead stay dead, and who
+        # dies now is found by the next one that looks.
+        self._alive: dict[ProcessIdentity, bool] = {}
 
     def __call__(self, state: int, serial: int, process: ProcessIdentity) -> bool:
         if state == RING:
@@ -42,9 +79,15 @@ class UseIsOver:
             # now was never published: its putter is dead, since we have his lock.
             return not published
         if state == HELD:
-            return not published and not identity.is_alive(process)
+            return not published and not self._is_alive(process)
         if state == LEFT:
             return True
-        if state == LENT:
-            return not identity.is_alive(process)
-        return state == WRITING and not identity.is_alive(process)
+        if state == WRITING and process == identity.current():
+            return not _is_under_way(serial)
+        return state in (LENT, WRITING) and not self._is_alive(process)
+
+    def _is_alive(self, process: ProcessIdentity) -> bool:
+        alive = self._alive.get(process)
+        if alive is None:
+            alive = self._alive[process] = identity.is_alive(process)
+        return alive

@@ -7,8 +7,8 @@ when no free region fits. Each entry is one cache line::
     word 0   state
     word 1   serial: of a ring its generation, of a big item its number in the queue; while it is
              written, a number that its writer has made up
-    word 2   offset in the file     } written once, when the region is made:
-    word 3   size in bytes          } so a mapping of it is good for ever
+    word 2   place: where it lies in the file and its size, in one word (see places)
+    word 3   so many bytes of the file, from its offset on, are its own: as many as its size, if that is more
     word 4   pid of the process that writes it or holds it
     word 5   start time of that process
     word 6   bytes of it that are in use
@@ -20,7 +20,7 @@ States, and who may leave them (the table is changed under the putters' lock, ex
     FREE      to be used again; its pages are there
     DROPPED   free, and its pages given back to the system: to be reserved again before use
     RING      records of generation `serial`; free when that generation is over
-    WRITING   a putter copies a big item into it; free when that putter is dead
+    WRITING   a putter copies a big item into it; free when that putter is dead, or knows of it no more
     QUEUED    the queue's item number `serial` lies in it; stored just before that item is published, so
               one whose number is not in the queue was never published: free
     HELD      a getter has views of it; stored under the getters' lock just before the item is taken. Free
@@ -30,6 +30,13 @@ States, and who may leave them (the table is changed under the putters' lock, ex
               the holder's last view goes (one store, no lock)
     LEFT      free when no child has it any more, as is LENT when its holder is dead
     PINNED    forked, and not to be told who has views: never used again (word 7 says so as well)
+
+When no entry is left for a new region, one that is free, but not of the size that is needed, is *remade*: its
+place is changed by one store, when the memory is there. So whoever dies in between leaves the old place or
+the new one, and memory behind the last region, which the next one to grow the file gets. Nobody uses a region
+that is free, except that who looks at an old ring without a lock reads its first page: in the old place or in
+the new one, never half of each. That page is there in either: the first page of a place is never given back,
+and the file never cut in front of it, because the region that lies last gets no other place: it grows there.
 """
 
 from __future__ import annotations
@@ -43,12 +50,15 @@ from mpkit._platform import identity
 from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._shm.borrowers import Borrowers
-from mpkit._shm.segment import PAGE, Segment, exhausted, map_file, reserve, round_up
+from mpkit._shm.places import offset_of, place_at, size_of
+from mpkit._shm.segment import MAP_HAS_DESCRIPTOR, PAGE, Segment, exhausted, map_file, reserve, round_up
 from mpkit.errors import ClosedError
 
 ENTRY_WORDS = 8
 #: Big items leave so many entries to the rings, without which nothing could be put.
 KEPT_FOR_RINGS = 32
+#: So many mappings are kept for the next use: a process has some thousand descriptors, and other needs.
+MOST_MAPS = 64 if MAP_HAS_DESCRIPTOR else 256
 NONE, FREE, DROPPED, RING, WRITING, QUEUED, HELD, PINNED, LENT, LEFT = range(10)
 
 #: Tells of (state, serial, process) whether that use of a region has ended.
@@ -56,7 +66,7 @@ IsOver: TypeAlias = "Callable[[int, int, ProcessIdentity], bool]"
 #: Looks at what is in use now.
 Look: TypeAlias = "Callable[[], IsOver]"
 
-_STATE, _SERIAL, _OFFSET, _SIZE, _PID, _STARTED, _USED, _KEPT = range(8)
+_STATE, _SERIAL, _PLACE, _OWN, _PID, _STARTED, _USED, _KEPT = range(8)
 
 
 class Regions:
@@ -66,11 +76,11 @@ class Regions:
         segment: the segment; its file grows.
         start: index of the table's first word.
         capacity: how many entries there are.
-        end_at: index of the word that holds where the file ends, in bytes.
+        begin_at: index of the word that says where the first region begins, in bytes.
         borrowers: the table of those that were forked with views; None for who only looks.
     """
 
-    __slots__ = ("_borrowers", "_capacity", "_end_at", "_maps", "_segment", "_start", "words")
+    __slots__ = ("_begin_at", "_borrowers", "_capacity", "_maps", "_segment", "_start", "words")
 
     def __init__(
         self,
@@ -78,7 +88,7 @@ class Regions:
         *,
         start: int,
         capacity: int,
-        end_at: int,
+        begin_at: int,
         borrowers: Borrowers | None = None,
     ) -> None:
         self._segment = segment
@@ -86,14 +96,15 @@ class Regions:
         self.words = segment.words
         self._start = start
         self._capacity = capacity
-        self._end_at = end_at
-        self._maps: dict[int, mmap.mmap] = {}
+        self._begin_at = begin_at
+        # With the place that each was made for.
+        self._maps: dict[int, tuple[int, mmap.mmap]] = {}
 
     # -- under the putters' lock -----------------------------------------------------------------------------
 
     def claim(self, size: int, state: int, serial: int, look: Look) -> int:
-        """Take a region of at least `size` bytes into `state` and return its number, or -1 when the table is
-        full.
+        """Take a region of at least `size` bytes into `state` and return its number, or -1 when there is no
+        entry for it.
 
         Args:
             size: bytes.
@@ -102,24 +113,24 @@ class Regions:
             look: called before the table is searched for what the dead have left behind.
 
         Raises:
-            SharedMemoryExhausted: the file cannot grow; nothing has changed.
+            SharedMemoryExhausted: the memory is not to be had; nothing has changed.
         """
-        best = self._best_free(size, 2 * size + 16 * PAGE)
-        if best < 0 and self._reclaim(look()):
-            best = self._best_free(size, 2 * size + 16 * PAGE)
-        if best < 0:
-            unused = self._unused()
-            if state == WRITING and unused > self._capacity - KEPT_FOR_RINGS:
-                return -1
-            if unused >= 0:
-                best = self._grow(unused, _size_class(size), look)
+        number = self._best_free(size, 2 * size + 16 * PAGE)
+        if number < 0 and self._reclaim(look()):
+            number = self._best_free(size, 2 * size + 16 * PAGE)
+        if number >= 0:
+            at = self._start + number * ENTRY_WORDS
+            if self.words[at] == DROPPED:
+                self._reserve(offset_of(self.words[at + _PLACE]), size_of(self.words[at + _PLACE]), look)
+        else:
+            number = self._unused()
+            if number >= 0 and (state == RING or number <= self._capacity - KEPT_FOR_RINGS):
+                self._make(number, _size_class(size), look)
             else:
-                best = self._best_free(size, 1 << 62) if state == RING else -1
-                if best < 0:
-                    return -1
-        self._reserve_again(best)
-        self._mark(best, state, serial)
-        return best
+                number = self._remake(_size_class(size), look)
+        if number >= 0:
+            self._mark(number, state, serial)
+        return number
 
     def mark_queued(self, number: int, serial: int, used: int) -> None:
         """The item number `serial` of the queue, `used` bytes long, is about to be published in this
@@ -150,17 +161,8 @@ class Regions:
         words = self.words
         for number in range(1, self._capacity):
             at = self._start + number * ENTRY_WORDS
-            if words[at] == FREE and words[at + _SIZE] > PAGE:
-                # The state first: a kill in between leaves pages that are reserved once more, which is
-                # harmless.
-                words[at] = DROPPED
-                remove = getattr(mmap, "MADV_REMOVE", None)
-                if remove is not None:
-                    # All but the first page: whoever looks at an old ring without a lock reads its head and
-                    # tail there.
-                    size = words[at + _SIZE]
-                    self.map(number).madvise(remove, PAGE, size - PAGE)
-                    given += size - PAGE
+            if words[at] == FREE and size_of(words[at + _PLACE]) > PAGE:
+                given += self._drop(number)
         return given
 
     # -- under the lock of the side that the state belongs to ------------------------------------------------
@@ -264,19 +266,22 @@ class Regions:
         return self.words[self._start + half * ENTRY_WORDS] != NONE and self.with_getters() >= half
 
     def map(self, number: int) -> mmap.mmap:
-        """This process's mapping of a region; made once."""
-        mapped = self._maps.get(number)
-        if mapped is None:
-            if self._segment.fd < 0:
-                # Without a file it would be memory of this process's own.
-                raise ClosedError("this queue is closed in this process")
-            at = self._start + number * ENTRY_WORDS
-            try:
-                mapped = map_file(self._segment.fd, self.words[at + _SIZE], self.words[at + _OFFSET])
-            except OSError as error:
-                raise exhausted(error, self.words[at + _SIZE]) from error
-            # Two threads may come here at once: both mappings are good, one stays.
-            mapped = self._maps.setdefault(number, mapped)
+        """This process's mapping of a region, as long as that stays in its place."""
+        place = self.words[self._start + number * ENTRY_WORDS + _PLACE]
+        known = self._maps.get(number)
+        if known is not None and known[0] == place:
+            return known[1]
+        if self._segment.fd < 0:
+            # Without a file it would be memory of this process's own.
+            raise ClosedError("this queue is closed in this process")
+        try:
+            mapped = self._map(place)
+        except OSError as error:
+            raise exhausted(error, size_of(place)) from error
+        # Two threads may come here at once: both mappings are good, one stays.
+        self._maps[number] = place, mapped
+        for oldest in list(self._maps)[:-MOST_MAPS]:
+            self._maps.pop(oldest, None)
         return mapped
 
     def close(self) -> None:
@@ -284,6 +289,16 @@ class Regions:
         self._maps = {}
 
     # -- inside ----------------------------------------------------------------------------------------------
+
+    def _map(self, place: int) -> mmap.mmap:
+        try:
+            return map_file(self._segment.fd, size_of(place), offset_of(place))
+        except OSError as error:
+            if not identity.is_lack_of_means(error):
+                raise
+        # Those that nobody uses go at once, and give back what is missing.
+        self._maps.clear()
+        return map_file(self._segment.fd, size_of(place), offset_of(place))
 
     def _is_mine(self, number: int, serial: int) -> bool:
         at = self._start + number * ENTRY_WORDS
@@ -308,10 +323,10 @@ class Regions:
             state = words[at]
             if state == NONE:
                 break
-            if state in (FREE, DROPPED) and size <= words[at + _SIZE] <= most:
-                has = words[at + _SIZE]
+            if state in (FREE, DROPPED):
+                has = size_of(words[at + _PLACE])
                 # Pages that are there come before a closer fit.
-                if (
+                if size <= has <= most and (
                     best < 0
                     or (best_state == DROPPED and state == FREE)
                     or (state == best_state and has < best_size)
@@ -354,41 +369,102 @@ class Regions:
             return False
         return self._borrowers.has(number) if self._borrowers is not None else state != HELD
 
-    def _grow(self, number: int, size: int, look: Look) -> int:
+    def _make(self, number: int, size: int, look: Look) -> None:
+        """Give the entry, the first that has never been used, its first place."""
+        offset = self._end()
+        self._reserve(offset, size, look)
+        # It counts for nothing before the entry has a state: whoever comes after a kill begins again.
+        self.words[self._start + number * ENTRY_WORDS + _PLACE] = place_at(offset, size)
+
+    def _remake(self, size: int, look: Look) -> int:
+        """Give a free region that is too small, or far too large, that size; its number, or -1 when none is
+        free.
+        """
+        number = self._best_to_remake(size)
+        if number < 0:
+            return -1
         words = self.words
         at = self._start + number * ENTRY_WORDS
-        offset = words[self._end_at]
-        if words[at + _SIZE] and words[at + _OFFSET] + words[at + _SIZE] == offset:
-            # Somebody died when the file had grown and before the entry was used: the same stretch once more.
-            offset = words[at + _OFFSET]
-        try:
-            reserve(self._segment.fd, offset, size)
-        except OSError as error:
-            os.ftruncate(self._segment.fd, offset)
-            if self.drop_free(look):
-                try:
-                    reserve(self._segment.fd, offset, size)
-                except OSError as again:
-                    os.ftruncate(self._segment.fd, offset)
-                    raise exhausted(again, size) from again
-            else:
-                raise exhausted(error, size) from error
-        words[at + _OFFSET] = offset
-        words[at + _SIZE] = size
-        # A kill before this store leaves the file longer than it says; the next growth reserves the same
-        # bytes again.
-        words[self._end_at] = offset + size
+        place = words[at + _PLACE]
+        if words[at] == FREE and size_of(place) >= size:
+            # Its pages are there: to use more of them than needed costs nothing.
+            return number
+        offset, own, end = offset_of(place), self._own(number), self._end()
+        if own < size and offset + own != end:
+            # What lies there is given back first: it may be what is missing at the end.
+            self._drop(number)
+            offset = end
+        self._reserve(offset, size, look)
+        if offset == offset_of(place):
+            words[at + _OWN] = own
+        words[at + _PLACE] = place_at(offset, size)
         return number
 
-    def _reserve_again(self, number: int) -> None:
-        at = self._start + number * ENTRY_WORDS
+    def _best_to_remake(self, size: int) -> int:
         words = self.words
-        if words[at] == DROPPED:
+        best: tuple[int, int, int] | None = None
+        for number in range(1, self._capacity):
+            at = self._start + number * ENTRY_WORDS
+            state = words[at]
+            if state == NONE:
+                break
+            if state not in (FREE, DROPPED):
+                continue
+            own = self._own(number)
+            if state == FREE and size_of(words[at + _PLACE]) >= size:
+                # Last: what is as large is best kept for what needs that.
+                rank = 2
+            else:
+                rank = 0 if own >= size else 1
+            if best is None or (rank, own) < best[:2]:
+                best = rank, own, number
+        return -1 if best is None else best[2]
+
+    def _own(self, number: int) -> int:
+        at = self._start + number * ENTRY_WORDS
+        return max(self.words[at + _OWN], size_of(self.words[at + _PLACE]))
+
+    def _end(self) -> int:
+        """Where the file ends as far as it is used: behind it lies only what the dead have reserved in vain.
+
+        Never less than it was: nothing that somebody may have mapped lies behind it, either.
+        """
+        words = self.words
+        end = words[self._begin_at]
+        for number in range(1, self._capacity):
+            at = self._start + number * ENTRY_WORDS
+            if words[at] == NONE:
+                break
+            end = max(end, offset_of(words[at + _PLACE]) + self._own(number))
+        return end
+
+    def _drop(self, number: int) -> int:
+        """Give the pages of a free region back to the system; returns how many bytes that were."""
+        at = self._start + number * ENTRY_WORDS
+        # The state first: a kill in between leaves pages that are reserved once more, which is harmless.
+        self.words[at] = DROPPED
+        size = size_of(self.words[at + _PLACE])
+        remove = getattr(mmap, "MADV_REMOVE", None)
+        if remove is None or size <= PAGE:
+            return 0
+        # All but the first page: whoever looks at an old ring without a lock reads its head and tail there.
+        self.map(number).madvise(remove, PAGE, size - PAGE)
+        return size - PAGE
+
+    def _reserve(self, offset: int, size: int, look: Look) -> None:
+        """Reserve memory of the file, if need be what free regions have."""
+        fd = self._segment.fd
+        try:
+            reserve(fd, offset, size)
+        except OSError as error:
+            os.ftruncate(fd, self._end())
+            if not self.drop_free(look):
+                raise exhausted(error, size) from error
             try:
-                reserve(self._segment.fd, words[at + _OFFSET], words[at + _SIZE])
-            except OSError as error:
-                raise exhausted(error, words[at + _SIZE]) from error
-            words[at] = FREE
+                reserve(fd, offset, size)
+            except OSError as again:
+                os.ftruncate(fd, self._end())
+                raise exhausted(again, size) from again
 
 
 def _size_class(size: int) -> int:

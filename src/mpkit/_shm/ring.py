@@ -183,10 +183,6 @@ class Ring:
         free = max(self.capacity - index, first) if tail == head or index > first else first - index
         return max((free - 1) << 3, 0) if free else -1
 
-    def largest(self) -> int:
-        """Bytes that fit into the ring whenever it is empty, wherever its index stands."""
-        return ((self.capacity // 2) - 1) << 3
-
     # -- the getter ------------------------------------------------------------------------------------------
 
     def try_get(self) -> bytes | None:

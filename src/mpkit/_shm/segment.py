@@ -24,8 +24,11 @@ from mpkit._shm.names import PREFIX, SHM_DIRECTORY
 from mpkit.errors import HandleLost, SharedMemoryExhausted
 
 PAGE = mmap.ALLOCATIONGRANULARITY
+#: Whether each mapping has a descriptor of its own, which nobody here needs.
+MAP_HAS_DESCRIPTOR = sys.version_info < (3, 13)
 
 __all__ = [
+    "MAP_HAS_DESCRIPTOR",
     "PAGE",
     "PREFIX",
     "SHM_DIRECTORY",
@@ -252,7 +255,10 @@ def map_file(fd: int, size: int, offset: int = 0) -> mmap.mmap:
     """Map `size` bytes of the file from `offset` on, shared and writable."""
     if sys.platform == "win32":
         return mmap.mmap(fd, size, access=mmap.ACCESS_WRITE, offset=offset)
-    return mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=offset)
+    flags, rights = mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE
+    if sys.version_info >= (3, 13):
+        return mmap.mmap(fd, size, flags, rights, offset=offset, trackfd=False)
+    return mmap.mmap(fd, size, flags, rights, offset=offset)
 
 
 def reserve(fd: int, offset: int, size: int) -> None:

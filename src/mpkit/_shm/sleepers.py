@@ -30,7 +30,7 @@ from collections.abc import Callable
 from mpkit._shm.robust_lock import PATIENCE_SECONDS, RobustLock
 from mpkit._shm.semaphore import MAX_VALUE, Semaphore
 
-#: The longest sleep without a look. Five looks a second cost less than a ten-thousandth of a core.
+#: The longest sleep without a look. Five looks a second cost less than a thousandth of a core.
 SLICE_SECONDS = 0.2
 
 #: As many sleepers as there may be.
@@ -119,14 +119,17 @@ class Sleepers:
             woken: called after each token: the caller is not going to use up what it stood for.
         """
         while not is_true():
-            if deadline is not None and time.monotonic() >= deadline:
+            now = time.monotonic()
+            if deadline is not None and now >= deadline:
                 return False
             ticket = expired = False
+            # What is waited for may come while somebody who is stopped has the lock.
+            until = now + SLICE_SECONDS
             try:
                 lock.refuse_reentry()
                 try:
-                    if not lock.acquire(deadline):
-                        return False
+                    if not lock.acquire(until if deadline is None else min(deadline, until)):
+                        continue
                     self.enter()
                     ticket = True
                 finally:

@@ -155,7 +155,7 @@ GOODBYE = 19
 _INBOX_BYTES = 64 << 10
 _OUTBOX_BYTES = 128 << 10
 
-#: The longest record of a task: it must fit into an empty inbox wherever the index stands (`Ring.largest`).
+#: The longest record of a task: it must fit into an empty inbox wherever the index stands, in the middle too.
 LONGEST_TASK = ((_INBOX_BYTES >> 4) - 1) << 3
 
 

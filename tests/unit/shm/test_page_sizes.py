@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mpkit import BoundedQueue
-from mpkit._shm import queue_file, regions, segment
+from mpkit._shm import places, queue_file, regions, segment
 
 
 @pytest.fixture(params=[16 * 1024, 64 * 1024])
@@ -26,7 +26,7 @@ def page(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int
             raise OSError(22, "Invalid argument")
         return real(fd, length, offset)
 
-    for module in (segment, regions, queue_file):
+    for module in (segment, places, regions, queue_file):
         monkeypatch.setattr(module, "PAGE", size, raising=False)
         monkeypatch.setattr(module, "map_file", map_file, raising=False)
     return size

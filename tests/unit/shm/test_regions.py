@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import errno
+import itertools
+import mmap
 import os
+import random
+import sys
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +16,7 @@ import pytest
 from mpkit._platform import identity
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._shm import regions as regions_module
+from mpkit._shm.places import offset_of, size_of
 from mpkit._shm.region_uses import UseIsOver
 from mpkit._shm.regions import (
     DROPPED,
@@ -27,7 +33,7 @@ from mpkit._shm.regions import (
     Regions,
 )
 from mpkit._shm.ring import COUNT_MASK
-from mpkit._shm.segment import PAGE, Segment, reserve
+from mpkit._shm.segment import PAGE, Segment, map_file, reserve
 from mpkit.errors import SharedMemoryExhausted
 from tests.unit.shm.others import dead_process, living_stranger
 
@@ -45,7 +51,7 @@ def segment() -> Iterator[Segment]:
 
 @pytest.fixture
 def regions(segment: Segment) -> Regions:
-    return Regions(segment, start=START, capacity=CAPACITY, end_at=END)
+    return Regions(segment, start=START, capacity=CAPACITY, begin_at=END)
 
 
 def never() -> IsOver:
@@ -137,12 +143,12 @@ def test_item_numbers_that_have_begun_again_at_zero(regions: Regions) -> None:
     assert is_over(HELD, COUNT_MASK - 2, dead)
 
 
-def test_what_is_over_is_reclaimed_before_the_file_grows(segment: Segment, regions: Regions) -> None:
+def test_what_is_over_is_reclaimed_before_the_file_grows(regions: Regions) -> None:
     number = regions.claim(3 * PAGE, WRITING, 1, never)
-    end = segment.words[END]
+    end = regions._end()
     belongs_to(regions, number, dead_process())
     assert regions.claim(3 * PAGE, WRITING, 2, lambda: UseIsOver(0, 0, 0, 0)) == number
-    assert segment.words[END] == end
+    assert regions._end() == end
 
 
 def test_a_put_that_failed_frees_its_region_only(regions: Regions) -> None:
@@ -259,11 +265,172 @@ def test_no_room_is_made_from_what_is_free(
 
 def test_a_stretch_that_the_dead_have_grown_is_used(segment: Segment, regions: Regions) -> None:
     number = regions.claim(4 * PAGE, WRITING, 1, never)
-    end = segment.words[END]
+    size = os.fstat(segment.fd).st_size
     # Killed after the growth and before the entry was used.
     regions.words[START + number * ENTRY_WORDS] = NONE
     assert regions.claim(4 * PAGE, WRITING, 2, never) == number
-    assert segment.words[END] == end
+    assert os.fstat(segment.fd).st_size == size
+
+
+# -- regions of other sizes than are needed ------------------------------------------------------------------
+
+#: So many big items fill the table.
+MOST = CAPACITY - KEPT_FOR_RINGS
+
+
+def full_of(regions: Regions, size: int) -> None:
+    """Have as many regions of that size as big items may have, all of them free."""
+    for serial in range(MOST):
+        assert regions.claim(size, WRITING, serial, never) > 0
+    for number in range(1, MOST + 1):
+        regions.free(number)
+
+
+def lies(regions: Regions, number: int) -> tuple[int, int]:
+    """From where to where in the file the region reaches."""
+    place = regions.words[START + number * ENTRY_WORDS + 2]
+    return offset_of(place), offset_of(place) + size_of(place)
+
+
+def assert_apart(segment: Segment, regions: Regions) -> None:
+    """No two regions lie in one place, and all of them in the file."""
+    made = [number for number in range(1, CAPACITY) if state(regions, number) != NONE]
+    owned = sorted((lies(regions, number)[0], regions._own(number)) for number in made)
+    assert owned[0][0] >= 2 * PAGE
+    for (offset, own), (following, _) in itertools.pairwise(owned):
+        assert offset + own <= following
+    assert owned[-1][0] + owned[-1][1] <= regions._end() <= os.fstat(segment.fd).st_size
+
+
+def test_a_free_region_that_is_too_small_is_given_another_place(segment: Segment, regions: Regions) -> None:
+    """After a burst of small ones no larger item ever got a region again."""
+    full_of(regions, 2 * PAGE)
+    regions.claim(3 * PAGE, RING, 1, never)
+    number = regions.claim(100 * PAGE, WRITING, 1, never)
+    assert number > 0
+    assert len(regions.map(number)) >= 100 * PAGE
+    regions.map(number)[:] = b"x" * len(regions.map(number))
+    assert_apart(segment, regions)
+    regions.free(number)
+    assert regions.claim(100 * PAGE, WRITING, 2, never) == number
+
+
+def test_a_mapping_of_the_old_place_is_not_used_for_the_new_one(segment: Segment, regions: Regions) -> None:
+    full_of(regions, 2 * PAGE)
+    other = Regions(segment, start=START, capacity=CAPACITY, begin_at=END)
+    before = [other.map(number) for number in range(1, MOST + 1)]
+    number = regions.claim(100 * PAGE, WRITING, 1, never)
+    regions.map(number)[:3] = b"new"
+    assert other.map(number)[:3] == b"new"
+    # Who looks at an old ring without a lock: its first page is there.
+    assert before[number - 1][:3] == bytes(3)
+
+
+def test_the_last_region_of_the_file_is_made_longer_where_it_lies(regions: Regions) -> None:
+    full_of(regions, 2 * PAGE)
+    for serial in range(MOST - 1):
+        regions.claim(2 * PAGE, WRITING, serial, never)
+    first, _ = lies(regions, MOST)
+    assert regions.claim(50 * PAGE, WRITING, 1, never) == MOST
+    assert lies(regions, MOST) == (first, regions._end())
+
+
+def test_a_region_that_is_made_smaller_can_grow_again(segment: Segment, regions: Regions) -> None:
+    """Of one whose pages are gone only as many as needed are taken again."""
+    full_of(regions, 100 * PAGE)
+    regions.drop_free(never)
+    end = regions._end()
+    number = regions.claim(PAGE, WRITING, 1, never)
+    assert len(regions.map(number)) == PAGE
+    assert_apart(segment, regions)
+    regions.free(number)
+    for serial in range(MOST):
+        assert regions.claim(100 * PAGE, WRITING, serial, never) > 0
+    assert_apart(segment, regions)
+    assert regions._end() == end
+
+
+def test_a_far_larger_region_is_better_than_none(regions: Regions) -> None:
+    full_of(regions, 100 * PAGE)
+    for serial in range(MOST):
+        number = regions.claim(PAGE, WRITING, serial, never)
+        assert len(regions.map(number)) >= 100 * PAGE
+    assert regions.claim(PAGE, WRITING, 1, never) == -1
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="counts the blocks of a file")
+def test_what_is_left_for_another_place_gives_its_memory_back(segment: Segment, regions: Regions) -> None:
+    full_of(regions, 64 * PAGE)
+    before = os.fstat(segment.fd).st_blocks * 512
+    regions.claim(128 * PAGE, WRITING, 1, never)
+    assert os.fstat(segment.fd).st_blocks * 512 == before + (128 - 64 + 1) * PAGE
+
+
+def test_no_memory_for_another_place_leaves_the_old_one(
+    segment: Segment, regions: Regions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full_of(regions, 2 * PAGE)
+    regions.claim(2 * PAGE, WRITING, 1, never)
+    before = [lies(regions, number) for number in range(1, MOST + 1)]
+    size = os.fstat(segment.fd).st_size
+
+    def refuse(fd: int, offset: int, size: int) -> None:
+        os.ftruncate(fd, offset + size)  # as far as it came
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(regions_module, "reserve", refuse)
+    with pytest.raises(SharedMemoryExhausted):
+        regions.claim(100 * PAGE, WRITING, 2, never)
+    monkeypatch.undo()
+    assert [lies(regions, number) for number in range(1, MOST + 1)] == before
+    assert os.fstat(segment.fd).st_size == size
+    assert regions.claim(2 * PAGE, WRITING, 2, never) > 0
+
+
+def test_any_order_of_sizes_keeps_them_apart(segment: Segment, regions: Regions) -> None:
+    chance = random.Random(7)
+    used: dict[int, bytes] = {}
+    for serial in range(1, 600):
+        if used and chance.random() < 0.5:
+            number = chance.choice(list(used))
+            mark = used.pop(number)
+            assert regions.map(number)[:8] == regions.map(number)[-8:] == mark
+            regions.free(number)
+            if chance.random() < 0.1:
+                regions.drop_free(never)
+        else:
+            size = int(PAGE * 2 ** (chance.random() * 8))
+            number = regions.claim(size, chance.choice((WRITING, RING)), serial, never)
+            if number > 0:
+                used[number] = serial.to_bytes(8, "little")
+                assert len(regions.map(number)) >= size
+                regions.map(number)[:8] = regions.map(number)[-8:] = used[number]
+            else:
+                assert len(used) >= MOST
+        assert_apart(segment, regions)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="gives pages back")
+def test_to_use_pages_again_those_of_other_free_regions_are_given_back(
+    segment: Segment, regions: Regions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A region whose pages had been given back was refused, while others that were free had theirs."""
+    dropped = regions.claim(64 * PAGE, WRITING, 1, never)
+    regions.free(dropped)
+    regions.drop_free(never)
+    other = regions.claim(4 * PAGE, WRITING, 2, never)
+    regions.free(other)
+    real, calls = reserve, []
+
+    def refuse_once(fd: int, offset: int, size: int) -> None:
+        calls.append(size)
+        if len(calls) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(fd, offset, size)
+
+    monkeypatch.setattr(regions_module, "reserve", refuse_once)
+    assert regions.claim(64 * PAGE, WRITING, 3, never) == dropped
+    assert state(regions, other) == DROPPED
 
 
 def test_a_map_that_the_system_refuses_is_the_public_error(
@@ -277,3 +444,71 @@ def test_a_map_that_the_system_refuses_is_the_public_error(
     monkeypatch.setattr(regions_module, "map_file", refuse)
     with pytest.raises(SharedMemoryExhausted, match="RLIMIT_AS"):
         regions.map(number)
+
+
+# -- mappings ------------------------------------------------------------------------------------------------
+
+
+def test_few_mappings_are_kept(regions: Regions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regions_module, "MOST_MAPS", 4)
+    numbers = [regions.claim(PAGE, WRITING, serial, never) for serial in range(10)]
+    for number in numbers:
+        regions.map(number)[:1] = bytes([number])
+        assert len(regions._maps) <= 4
+    assert [regions.map(number)[0] for number in numbers] == numbers
+    assert regions.map(numbers[-1]) is regions.map(numbers[-1])
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENOMEM])
+def test_mappings_that_nobody_uses_make_room_for_others(
+    code: int, regions: Regions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process with few descriptors, or little address space, could use no region any more."""
+    living: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
+
+    def three_at_most(fd: int, size: int, offset: int = 0) -> mmap.mmap:
+        if len(living) >= 3:
+            raise OSError(code, os.strerror(code))
+        mapped = map_file(fd, size, offset)
+        living.add(mapped)
+        return mapped
+
+    monkeypatch.setattr(regions_module, "map_file", three_at_most)
+    numbers = [regions.claim(PAGE, WRITING, serial, never) for serial in range(10)]
+    view = memoryview(regions.map(numbers[0]))
+    for number in numbers[1:]:
+        regions.map(number)[:1] = bytes([number])
+    view[:3] = b"abc"
+    assert regions.map(numbers[0])[:3] == b"abc", "what somebody uses stays"
+    assert [regions.map(number)[0] for number in numbers[1:]] == numbers[1:]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="each mapping has its own descriptor there")
+@pytest.mark.skipif(sys.platform == "win32", reason="so it has there")
+def test_a_mapping_needs_no_descriptor(segment: Segment) -> None:
+    mapped = map_file(segment.fd, PAGE)
+    with pytest.raises((OSError, ValueError)):
+        mapped.size()
+    assert len(mapped) == PAGE
+
+
+# -- what is asked about processes ---------------------------------------------------------------------------
+
+
+def test_the_system_is_asked_once_about_who_has_many_regions(
+    regions: Regions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[ProcessIdentity] = []
+    real = identity.is_alive
+
+    def is_alive(process: ProcessIdentity) -> bool:
+        asked.append(process)
+        return real(process)
+
+    monkeypatch.setattr(identity, "is_alive", is_alive)
+    alive, dead = living_stranger(), dead_process()
+    for process in (alive, dead) * 4:
+        number = regions.claim(PAGE, HELD, 9, never)
+        belongs_to(regions, number, process)
+    assert regions._reclaim(UseIsOver(gets=10, puts=15, first=3, last=4)) == 4
+    assert sorted(asked) == sorted([alive, dead])

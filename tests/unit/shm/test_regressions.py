@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import gc
 import itertools
+import mmap
 import os
 import pickle
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from types import FrameType
 from typing import Any
@@ -34,12 +37,13 @@ from mpkit._shm import (
 from mpkit._shm.counter_file import VALUE, CounterFile
 from mpkit._shm.layout import DISCARD_FROM, REGIONS, RING_HEAD, RING_RECORDS, RING_TAIL
 from mpkit._shm.open_queue import OpenQueue
+from mpkit._shm.put_side import PutSide
 from mpkit._shm.records import BIG
-from mpkit._shm.regions import ENTRY_WORDS, FREE, WRITING, Regions
+from mpkit._shm.regions import ENTRY_WORDS, FREE, WRITING, Look, Regions
 from mpkit._shm.ring import COUNT_LIMIT, ONE
 from mpkit._shm.robust_lock import RobustLock
 from mpkit._shm.rows import Rows
-from mpkit.errors import ClosedError, SharedMemoryExhausted
+from mpkit.errors import ClosedError, QueueEmpty, QueueFull, SharedMemoryExhausted
 from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
 from tests.helpers.waiting import PATIENCE, wait_until
 from tests.unit.shm.others import Call, Holder, living_stranger, permits
@@ -624,3 +628,161 @@ def test_a_wake_up_for_a_loop_that_is_closed_is_passed_on() -> None:
     finally:
         watch.stop(lambda: None)
         del task
+
+
+# -- what an idle getter gives back --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trims(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """What each try to trim a queue has come to."""
+    found: list[bool] = []
+    real = PutSide.trim
+
+    def trim(self: PutSide) -> bool:
+        found.append(real(self))
+        return found[-1]
+
+    monkeypatch.setattr(PutSide, "trim", trim)
+    return found
+
+
+def test_a_short_timeout_gives_no_memory_back(
+    queue: BoundedQueue[Any], trims: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each poll threw away the memory that the next item needed."""
+    monkeypatch.setattr(sleepers, "SLICE_SECONDS", PATIENCE)
+    for _ in range(3):
+        with pytest.raises(QueueEmpty):
+            queue.get(timeout=0.001)
+    assert not trims
+
+
+def test_short_timeouts_that_make_a_slice_together_give_it_back_once(
+    queue: BoundedQueue[Any], trims: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sleepers, "SLICE_SECONDS", 0.0)
+    for rounds in (1, 2):
+        for _ in range(3):
+            with pytest.raises(QueueEmpty):
+                queue.get(timeout=0.01)
+        assert trims == [True] * rounds
+        queue.put(None)
+        queue.get()
+
+
+def test_a_getter_does_not_wait_for_a_putter_to_give_memory_back(
+    queue: BoundedQueue[Any], trims: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It kept all getters out meanwhile: for a second, where a putter was stopped."""
+    monkeypatch.setattr(sleepers, "SLICE_SECONDS", 0.0)
+    shared = opened(queue)
+    real = RobustLock.acquire
+
+    def acquire(self: RobustLock, deadline: float | None = None) -> bool:
+        assert self is not shared.put_lock, "it waits for the putters"
+        return real(self, deadline)
+
+    holder = Holder(shared, 0, living_stranger())
+    with monkeypatch.context() as patch:
+        patch.setattr(RobustLock, "acquire", acquire)
+        with pytest.raises(QueueEmpty):
+            queue.get(timeout=0.01)
+    assert trims
+    assert not any(trims)
+    holder.release()
+    with pytest.raises(QueueEmpty):
+        queue.get(timeout=0.01)
+    assert trims[-1], "it has been given back as soon as it could be"
+
+
+# -- a full queue says so at once ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bounds", [{"maxsize": 1}, {"max_bytes": 100_000}])
+def test_a_big_item_for_which_there_is_no_room_is_not_copied(
+    bounds: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with BoundedQueue[Any](**bounds) as queue:
+        queue.put(bytes(50_000))
+        with monkeypatch.context() as patch:
+            patch.delattr(Regions, "claim")
+            with pytest.raises(QueueFull):
+                queue.put_nowait(bytes(60_000))
+            assert queue.put_many([bytes(60_000)], block=False) == 0
+        assert queue.get() == bytes(50_000)
+        queue.put_nowait(bytes(60_000))
+        assert queue.get() == bytes(60_000)
+
+
+# -- a big item that cannot be shown in place ----------------------------------------------------------------
+
+
+def test_without_ctypes_a_big_item_is_copied(
+    queue: BoundedQueue[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was lost: taken already, and then there were no views to be had."""
+    queue.put(bytes(range(250)) * 400)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "ctypes", None)
+        assert queue.get() == bytes(range(250)) * 400
+    assert opened(queue).regions.with_getters() == 0
+
+
+def test_without_a_descriptor_to_load_ctypes_a_big_item_is_copied(
+    queue: BoundedQueue[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    queue.put(bytes(range(250)) * 400)
+    with monkeypatch.context() as patch:
+        patch.setattr(held_items, "open_views", refuse)
+        assert queue.get() == bytes(range(250)) * 400
+    assert opened(queue).regions.with_getters() == 0
+
+
+def test_an_exception_just_when_a_region_has_been_claimed_does_not_keep_it(
+    queue: BoundedQueue[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It came before anybody knew the region's number, and that was taken until the process ended."""
+    regions = opened(queue).regions
+    real = Regions.claim
+
+    def claim(self: Regions, size: int, state: int, serial: int, look: Look) -> int:
+        real(self, size, state, serial, look)
+        raise KeyboardInterrupt
+
+    def written() -> int:
+        table = [REGIONS + number * ENTRY_WORDS for number in range(1, 10)]
+        return sum(regions.words[at] == WRITING for at in table)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Regions, "claim", claim)
+        # Not pytest.raises, which keeps the traceback, and with it all that was under way.
+        with contextlib.suppress(KeyboardInterrupt):
+            queue.put(bytes(100_000))
+    assert written() == 1
+    with ThreadPoolExecutor(1) as threads:
+        # What is under way in another thread is let be.
+        patched = threading.Event()
+        going_on = threading.Event()
+        real_map = Regions.map
+
+        def map_slowly(self: Regions, number: int) -> mmap.mmap:
+            patched.set()
+            assert going_on.wait(PATIENCE)
+            return real_map(self, number)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Regions, "map", map_slowly)
+            slow = threads.submit(queue.put, bytes(100_000))
+            assert patched.wait(PATIENCE)
+        try:
+            assert written() == 1, "the one that was lost is used again"
+            queue.put(bytes(200_000))
+            assert written() == 1
+        finally:
+            going_on.set()
+        slow.result(PATIENCE)
+    assert [len(queue.get()), len(queue.get())] == [200_000, 100_000]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import mmap
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from mpkit._shm import sleepers as sleepers_module
+from mpkit._shm.robust_lock import RobustLock
 from mpkit._shm.semaphore import MAX_VALUE, Semaphore
 from mpkit._shm.sleepers import FIRST_TICKET, Sleepers
 from tests.helpers.waiting import PATIENCE
@@ -119,3 +122,48 @@ def test_a_semaphore_full_of_tokens_is_no_error(group: Sleepers) -> None:
     group.enter()
     group.post(group.due(1))
     assert group.sleep(time.monotonic())
+
+
+class _TakenByAStoppedProcess:
+    """A lock that is not to be had until the deadline."""
+
+    def __init__(self) -> None:
+        self.tried = 0
+
+    def refuse_reentry(self) -> None:
+        pass
+
+    def acquire(self, deadline: float | None) -> bool:
+        assert deadline is not None, "it waits for ever"
+        assert deadline <= time.monotonic() + 1.0, "it does not look meanwhile"
+        self.tried += 1
+        return False
+
+    def unwind(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("timeout", [None, PATIENCE])
+def test_what_has_come_is_seen_though_the_lock_is_not_to_be_had(
+    group: Sleepers, timeout: float | None
+) -> None:
+    lock = _TakenByAStoppedProcess()
+    deadline = None if timeout is None else time.monotonic() + timeout
+    assert group.wait_until(cast("RobustLock", lock), lambda: lock.tried > 2, deadline)
+
+
+def test_what_has_come_by_the_deadline_is_seen(group: Sleepers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waited for the lock until then said that it had not come."""
+    now = [5.0]
+    monkeypatch.setattr(sleepers_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    lock = _TakenByAStoppedProcess()
+
+    def acquire(deadline: float | None) -> bool:
+        assert deadline is not None
+        now[0] = deadline
+        lock.tried += 1
+        return False
+
+    monkeypatch.setattr(lock, "acquire", acquire)
+    assert group.wait_until(cast("RobustLock", lock), lambda: lock.tried > 0, 5.01)
+    assert not group.wait_until(cast("RobustLock", lock), lambda: False, 7.0)

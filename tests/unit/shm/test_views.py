@@ -21,7 +21,7 @@ def regions() -> Iterator[Regions]:
     segment = Segment.create(PAGE, kind="views")
     segment.words[END] = PAGE
     # More than are kept for rings: else a big item gets none.
-    yield Regions(segment, start=START, capacity=KEPT_FOR_RINGS + 8, end_at=END)
+    yield Regions(segment, start=START, capacity=KEPT_FOR_RINGS + 8, begin_at=END)
     segment.close()
 
 
