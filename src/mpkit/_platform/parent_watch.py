@@ -154,6 +154,9 @@ class _Line:
         with deferred_interrupts():
             line_socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, descriptor)
             try:
+                # With the time limit that a program sets for its own sockets (`socket.setdefaulttimeout`)
+                # each call would wait that long, whatever its flags say, and the guardian count as gone.
+                line_socket.settimeout(None)
                 return use(line_socket)
             finally:
                 line_socket.detach()
@@ -182,6 +185,10 @@ class _Line:
     def _start(self, executable: str) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
+            for end in (ours, theirs):
+                # Where the program has set a time limit for its own sockets, these would not block; the
+                # guardian, which inherits one, is to read from a plain one.
+                end.settimeout(None)
             # Isolated, and without `site` where psutil is not needed (its start takes longer than all the
             # rest).
             options = ["-I", "-S"] if sys.platform == "linux" else ["-I"]
