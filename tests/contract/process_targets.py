@@ -205,6 +205,24 @@ class Adder(WorkerProcess[int]):
         return self.first + self.second
 
 
+class Worn(WorkerProcess[str]):
+    """A subclass whose attributes have names that ours have, too, or that one would think of."""
+
+    NAMES = (
+        "state",
+        *("info", "children", "result", "exception", "stop", "interrupt", "call"),
+        *("_stop", "_join", "_state", "_result", "_link", "_handle", "_arrived"),
+    )
+
+    def __init__(self, start_method: str) -> None:
+        super().__init__(start_method=start_method)
+        for name in self.NAMES:
+            setattr(self, name, f"my {name}")
+
+    def run(self) -> str:  # type: ignore[override]
+        return " ".join(vars(self)[name] for name in self.NAMES)
+
+
 class Holder(WorkerProcess[None]):
     """Has an attribute that cannot be pickled."""
 

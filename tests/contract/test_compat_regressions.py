@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import os
 import pickle
 import subprocess
@@ -751,3 +752,29 @@ def test_a_result_that_the_caller_drops_is_gone(chunksize: int) -> None:
             del result
             gc.collect()
             assert seen() is None
+
+
+# -- logging -------------------------------------------------------------------------------------------------
+
+
+def log_into(path: str) -> None:
+    logging.basicConfig(filename=path, level=logging.INFO, format="%(message)s")
+
+
+def log(item: int) -> None:
+    logging.getLogger("app").info("item %d", item)
+
+
+@pytest.mark.parametrize("kind", [compat.Pool, futures.ProcessPoolExecutor])
+def test_a_worker_logs_where_its_initializer_says(
+    tmp_path: Any, caplog: pytest.LogCaptureFixture, kind: Any
+) -> None:
+    caplog.set_level(logging.INFO)
+    path = str(tmp_path / "log")
+    # Under spawn the handlers that this process has for its tests do not get there.
+    context = compat.get_context("spawn")
+    how = {"context": context} if kind is compat.Pool else {"mp_context": context}
+    with kind(1, initializer=log_into, initargs=(path,), **how) as pool:
+        assert list(pool.map(log, range(2))) == [None, None]
+    assert (tmp_path / "log").read_text() == "item 0\nitem 1\n"
+    assert caplog.messages == []

@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 import pytest
 
-from mpkit import ProcessState, WorkerProcess
+from mpkit import ProcessState, WorkerProcess, compat
 from mpkit._platform import families, identity, seam
 from mpkit._platform.identity import ProcessIdentity
 from mpkit.errors import (
@@ -204,6 +204,30 @@ def test_a_subclass(start_method: str) -> None:
     with process:
         assert process.result(PATIENCE) == 5
     assert process.name == "adder"
+
+
+def test_a_subclass_may_have_attributes_of_any_name(start_method: str) -> None:
+    process = targets.Worn(start_method)
+    assert vars(process)["state"] == getattr(process, "state") == "my state"  # noqa: B009  not what checkers think
+    ask: Any = WorkerProcess
+    with process:
+        assert ask.result(process, PATIENCE) == " ".join(f"my {name}" for name in process.NAMES)
+    assert ask.exception(process) is None
+    assert ask.state.__get__(process) is ProcessState.EXITED
+    with targets.Worn(start_method) as process:
+        ask.stop(process, 0)
+    assert process.exitcode is not None
+    assert "my" not in repr(process)
+
+
+@pytest.mark.parametrize("kind", [WorkerProcess, compat.Process])
+def test_what_is_private_has_a_name_that_no_subclass_chooses(kind: type) -> None:
+    ours = {name for base in kind.__mro__ if base.__module__.startswith("mpkit") for name in vars(base)}
+    # `_start_method` is what the process classes of multiprocessing call it.
+    theirs = {*dir(BaseProcess), *vars(multiprocessing.Process()), "_start_method"}
+    private = {name for name in {*ours, *vars(kind())} - theirs if name.startswith("_")}
+    # Those of the class machinery (`Generic` ...) and of the language are two underscores long.
+    assert {name for name in private if not name.startswith(("_mpkit", "__"))} == set()
 
 
 def test_it_is_a_process_of_multiprocessing(start_method: str) -> None:
@@ -421,7 +445,7 @@ def test_stop_interrupts_first(start: Start) -> None:
 def test_stop_needs_not_know_how_far_it_has_come(start: Start) -> None:
     process, _ = start(targets.leave_quietly_when_interrupted)
     # As a program does that turns itself into a daemon.
-    os.close(process._own_ties().report._file.fileno())
+    os.close(process._mpkit_own_ties().report._file.fileno())
     assert process.stop() == 0
 
 

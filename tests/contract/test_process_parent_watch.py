@@ -9,13 +9,15 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
 
 import psutil
 import pytest
 
-from mpkit._platform import exits, families, guardian, identity, parent_watch
+from mpkit._platform import exits, families, guardian, identity, parent_watch, seam
 from mpkit._platform.exits import ExitWatcher
 from mpkit._platform.parent_watch import ParentLink
 from tests.helpers.processes import gone, reap, wait_gone
@@ -51,6 +53,19 @@ def start_one_and_report(link: ParentLink, connection: Connection, orphan: bool)
         connection.recv()
 
 
+@contextmanager
+def a_line() -> Iterator[parent_watch._Line]:
+    """A line besides the one of this process, with a guardian of its own once it is asked for one."""
+    line = parent_watch._Line()
+    try:
+        yield line
+    finally:
+        if line._descriptor is not None and line.guardian_pid is not None:
+            # It ends when nobody has the other end any more.
+            os.close(line._descriptor)
+            os.waitpid(line.guardian_pid, 0)
+
+
 def test_no_thread_in_the_child_and_one_guardian(start_method: str) -> None:
     context: Any = multiprocessing.get_context(start_method)
     ours, theirs = context.Pipe()
@@ -64,6 +79,40 @@ def test_no_thread_in_the_child_and_one_guardian(start_method: str) -> None:
             assert ours.recv()[1] == ["MainThread"]
         for _ in processes:
             ours.send(None)
+
+
+def test_the_time_limit_of_a_program_s_sockets_is_not_the_line_s() -> None:
+    before = socket.getdefaulttimeout()
+    # Were it in force, the test would end by its own time limit.
+    socket.setdefaulttimeout(10 * PATIENCE)
+    try:
+        # The one that there is was made without a limit.
+        with a_line() as line:
+            line.ensure_guardian()
+            assert line._descriptor is not None
+            assert os.get_blocking(line._descriptor)
+            pid = line.guardian_pid
+            line.ensure_guardian()
+            assert line.guardian_pid == pid
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def test_a_handler_that_starts_a_process_while_a_guardian_is_started_goes_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spawn = seam.spawn_passing
+
+    def interrupted(command: Sequence[str], descriptors: Sequence[int]) -> int:
+        # In another thread that would wait for its end.
+        line.ensure_guardian()
+        assert line.guardian_pid is None
+        return spawn(command, descriptors)
+
+    monkeypatch.setattr(seam, "spawn_passing", interrupted)
+    with a_line() as line:
+        line.ensure_guardian()
+        assert line.guardian_pid is not None
 
 
 @pytest.mark.parametrize("orphan", [False, True])

@@ -146,6 +146,40 @@ import signal; print(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
     assert lines == ["2", "7", "set()"]
 
 
+def test_a_handler_that_comes_while_the_fork_server_is_asked_is_told_so(tmp_path: Path) -> None:
+    program = """
+if __name__ == "__main__":
+    from multiprocessing import resource_tracker
+    from mpkit import WorkerProcess
+
+    def ask(what):
+        process = WorkerProcess(target=print, args=(what,), start_method="forkserver")
+        try:
+            process.start()
+        except RuntimeError as error:
+            print(str(error).partition(" (")[0], flush=True)
+        else:
+            process.join()
+            process.close()
+
+    def interrupted():
+        # multiprocessing holds a lock of its own when it calls this.
+        resource_tracker.ensure_running = real
+        ask("inner")
+        real()
+
+    real = resource_tracker.ensure_running
+    for _ in "starting", "running":
+        resource_tracker.ensure_running = interrupted
+        ask("outer")
+"""
+    (tmp_path / "program.py").write_text(program)
+    said = run_python(tmp_path / "program.py").stdout.splitlines()
+    assert (
+        said == ["this thread is just asking the fork server of multiprocessing for something", "outer"] * 2
+    )
+
+
 def test_a_bare_fork_starts_a_server_of_its_own(tmp_path: Path) -> None:
     script = tmp_path / "program.py"
     script.write_text(

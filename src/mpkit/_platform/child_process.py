@@ -137,7 +137,7 @@ class ChildProcess(process.BaseProcess):
 
     def _bootstrap(self, parent_sentinel: object = None) -> int:
         try:
-            self._arrived()
+            self._mpkit_arrived()
         except BaseException as error:  # noqa: BLE001  it goes no further
             # On the way out a fork would do what its parent has to do at exit (`popen_fork`, from 3.13 on):
             # end the parent's other children.
@@ -145,15 +145,16 @@ class ChildProcess(process.BaseProcess):
             os._exit(1)
         # `run` is called by what follows, its return value dropped; an attribute of this object comes before
         # its class.
-        vars(self)["run"] = functools.partial(self._perform, functools.partial(_run, self.run))
+        vars(self)["run"] = functools.partial(self._mpkit_perform, functools.partial(_run, self.run))
         return cast("int", super()._bootstrap(parent_sentinel))  # type: ignore[misc]
 
-    # For subclasses; with an underscore, because users derive from those and choose names of their own.
+    # For subclasses. Users derive from those, too, and choose names of their own (`_stop`, `_join`): so what
+    # is private to mpkit begins with its name.
 
-    def _arrived(self) -> None:
+    def _mpkit_arrived(self) -> None:
         """In the child: called first."""
 
-    def _perform(self, run: Callable[[], object]) -> None:
+    def _mpkit_perform(self, run: Callable[[], object]) -> None:
         """In the child: called in place of `run`, which it has to call."""
         run()
 

@@ -10,22 +10,24 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any
 
 from mpkit._platform.child_process import starting_by
 from mpkit._platform.forks import in_forked_children
+from mpkit._platform.interruptible_lock import InterruptibleLock
 from mpkit._platform.interrupts import deferred_interrupts
 
 __all__ = ["start_fork_server"]
 
-_starting_server = threading.Lock()
+_starting_server = InterruptibleLock()
 
 
 @in_forked_children
 def _forget_after_fork() -> None:
     global _starting_server
-    _starting_server = threading.Lock()
+    _starting_server = InterruptibleLock()
     forkserver = sys.modules.get("multiprocessing.forkserver")
     server: Any = vars(forkserver).get("_forkserver") if forkserver is not None else None
     # In a bare fork (os.fork) the parent's server counts as a child of this process, and asking for another
@@ -57,34 +59,54 @@ def start_fork_server(modules: Sequence[str]) -> None:
 
     Raises:
         OSError: The system refuses a process or descriptors.
+        RuntimeError: A signal handler or a `__del__` has called this while its thread was doing the same.
     """
     from multiprocessing import forkserver, resource_tracker  # noqa: PLC0415  POSIX only
 
     server: Any = vars(forkserver)["_forkserver"]
+    its_class: Any = vars(forkserver)["ForkServer"]
+    # Whoever has come in between cannot wait for the locks of its own thread.
+    if _starting_server.is_owned() or _is_being_executed(its_class.ensure_running):
+        raise RuntimeError(
+            "this thread is just asking the fork server of multiprocessing for something (a signal handler "
+            "or a __del__ has called this): start the process in another thread, later, or by another method"
+        )
     # Among the locks is one of multiprocessing, in a `with` block, which an interrupt may leave locked.
-    with deferred_interrupts(), _starting_server:
-        before: list[str] = server._preload_modules
-        with_ours = [*before, *modules]
-        is_blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        # On 3.15 the application may have asked that a module which cannot be imported ends the server.
-        polite = getattr(server, "_preload_on_error", "ignore") == "ignore"
-        try:
-            if server._forkserver_pid is None and polite and _is_found_by_every_interpreter():
-                server._preload_modules = with_ours
-                if not is_blocked:
-                    with_ours.append("mpkit._platform.server_mask")
-                    # The server does it otherwise, and before 3.12 that leaves SIGINT unblocked.
-                    resource_tracker.ensure_running()
-                    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            with starting_by("forkserver"):
-                server.ensure_running()
-        finally:
-            # Unless another thread has just asked for others.
-            if server._preload_modules is with_ours:
-                server._preload_modules = before
-            # Last: a Ctrl-C that has waited comes here.
+    with deferred_interrupts():
+        _starting_server.run(_ensure_running, server, modules, resource_tracker.ensure_running)
+
+
+def _ensure_running(server: Any, modules: Sequence[str], start_tracker: Callable[[], object]) -> None:  # noqa: ANN401
+    before: list[str] = server._preload_modules
+    with_ours = [*before, *modules]
+    is_blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    # On 3.15 the application may have asked that a module which cannot be imported ends the server.
+    polite = getattr(server, "_preload_on_error", "ignore") == "ignore"
+    try:
+        if server._forkserver_pid is None and polite and _is_found_by_every_interpreter():
+            server._preload_modules = with_ours
             if not is_blocked:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+                with_ours.append("mpkit._platform.server_mask")
+                # The server does it otherwise, and before 3.12 that leaves SIGINT unblocked.
+                start_tracker()
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        with starting_by("forkserver"):
+            server.ensure_running()
+    finally:
+        # Unless another thread has just asked for others.
+        if server._preload_modules is with_ours:
+            server._preload_modules = before
+        # Last: a Ctrl-C that has waited comes here.
+        if not is_blocked:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _is_being_executed(function: Any) -> bool:  # noqa: ANN401
+    """Whether this thread is inside this function: the lock that is held there does not tell whose it is."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code is not function.__code__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _is_found_by_every_interpreter() -> bool:

@@ -106,22 +106,29 @@ class _Line:
         #: What the descriptor was, as of `file_behind`.
         self._socket = (0, 0)
         self.guardian_pid: int | None = None
-        self._lock = threading.Lock()
+        self._lock = seam.InterruptibleLock()
 
     def after_fork(self) -> None:
         # The line is shared with the parent; the guardian is not our child, and the lock may have been held.
         self.guardian_pid = None
-        self._lock = threading.Lock()
+        self._lock = seam.InterruptibleLock()
 
     def ensure_guardian(self) -> None:
         """Start a guardian unless one is listening. Does nothing where there can be none."""
         executable = seam.python_executable()
         if executable is None or not _GUARDIAN_POSSIBLE:
             return
+        if self._lock.is_owned():
+            # This thread is just starting one, and a signal handler or a `__del__` has come in between, which
+            # starts a process. It cannot wait for itself: that process watches from a thread of its own.
+            return
         # A guardian whose pid did not arrive here would never be reaped.
-        with deferred_interrupts(), self._lock:
-            if not self._is_heard():
-                self._start(executable)
+        with deferred_interrupts():
+            self._lock.run(self._start_unless_heard, executable)
+
+    def _start_unless_heard(self, executable: str) -> None:
+        if not self._is_heard():
+            self._start(executable)
 
     def send(self, line: bytes) -> bool:
         """Write one line; False when nobody is listening. Never waits."""
@@ -154,6 +161,9 @@ class _Line:
         with deferred_interrupts():
             line_socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, descriptor)
             try:
+                # With the time limit that a program sets for its own sockets (`socket.setdefaulttimeout`)
+                # each call would wait that long, whatever its flags say, and the guardian count as gone.
+                line_socket.settimeout(None)
                 return use(line_socket)
             finally:
                 line_socket.detach()
@@ -182,6 +192,10 @@ class _Line:
     def _start(self, executable: str) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
+            for end in (ours, theirs):
+                # Where the program has set a time limit for its own sockets, these would not block; the
+                # guardian, which inherits one, is to read from a plain one.
+                end.settimeout(None)
             # Isolated, and without `site` where psutil is not needed (its start takes longer than all the
             # rest).
             options = ["-I", "-S"] if sys.platform == "linux" else ["-I"]

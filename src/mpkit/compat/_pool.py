@@ -170,7 +170,8 @@ class Pool:
 
     A worker that dies fails the task that it ran, with `mpkit.errors.WorkerCrashed`, instead of hanging
     the pool. Its workers may have children of their own. `imap` reads its input as results are taken, and
-    the rest of it in `close`.
+    the rest of it in `close`. What workers log stays with them, as in the standard library: that it arrives
+    in the program is an extra of `mpkit.TaskPool`.
 
     Args:
         processes: how many workers. None: as many as this process may use CPUs.
@@ -197,8 +198,9 @@ class Pool:
             raise ValueError(f"maxtasksperchild must be a positive int or None; got {maxtasksperchild!r}")
         # Asked of whatever was given, as there: a name instead of a context is an AttributeError.
         method = default_start_method() if context is None else context.get_start_method()
+        # Programs have set up the logging of their workers themselves, mostly in the initializer.
         self._task_pool = TaskPool(
-            not_bool(processes), initializer, initargs, not_bool(maxtasksperchild), method
+            not_bool(processes), initializer, initargs, not_bool(maxtasksperchild), method, forward_logs=False
         )
         # The standard library runs what was given to imap to its end even if nobody takes the results.
         self._iterators: set[SharedResults[Any]] = set()

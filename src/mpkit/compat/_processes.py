@@ -42,7 +42,7 @@ class Process(WorkerProcess[Any]):
     """
 
     #: None: what the program has set, else the default of the running Python.
-    _always: ClassVar[str | None] = None
+    _mpkit_always: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -61,8 +61,8 @@ class Process(WorkerProcess[Any]):
         super().__init__(group, target, name, args, kwargs, daemon=daemon)
 
     @override
-    def _default_method(self) -> str:
-        return self._always or default_start_method()
+    def _mpkit_default_method(self) -> str:
+        return self._mpkit_always or default_start_method()
 
     @override
     def join(self, timeout: SupportsFloat | None = None) -> None:
@@ -70,16 +70,16 @@ class Process(WorkerProcess[Any]):
         super().join(None if timeout is None else not_negative(float(timeout)))
 
     @override
-    def _require_created_here(self) -> None:
+    def _mpkit_require_created_here(self) -> None:
         try:
-            super()._require_created_here()
+            super()._mpkit_require_created_here()
         except RuntimeError as error:
             raise _MisuseError(str(error)) from None
 
     @override
-    def _require_started(self) -> Handle:
+    def _mpkit_require_started(self) -> Handle:
         try:
-            return super()._require_started()
+            return super()._mpkit_require_started()
         except (ClosedError, _MisuseError):
             raise
         except ValueError as error:
@@ -89,19 +89,19 @@ class Process(WorkerProcess[Any]):
 class ForkProcess(Process):
     """A `Process` that is always forked."""
 
-    _always: ClassVar[str | None] = "fork"
+    _mpkit_always: ClassVar[str | None] = "fork"
 
 
 class SpawnProcess(Process):
     """A `Process` that always starts in a fresh interpreter."""
 
-    _always: ClassVar[str | None] = "spawn"
+    _mpkit_always: ClassVar[str | None] = "spawn"
 
 
 class ForkServerProcess(Process):
     """A `Process` that is always forked by the fork server."""
 
-    _always: ClassVar[str | None] = "forkserver"
+    _mpkit_always: ClassVar[str | None] = "forkserver"
 
 
 def default_start_method() -> str:

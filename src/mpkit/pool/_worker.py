@@ -116,7 +116,7 @@ class WorkerChild(seam.ChildProcess):
         pass
 
     @override
-    def _arrived(self) -> None:
+    def _mpkit_arrived(self) -> None:
         # Until there is a handler, an interrupt would be a traceback for nothing. (What comes from the fork
         # server cannot be started with the signal blocked; before this, its start ends silently.)
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from mpkit._platform import families, identity, memory
+from mpkit._platform import families, identity, memory, seam
 from mpkit._platform.forks import in_forked_children
 from mpkit._platform.identity import ProcessIdentity
 
@@ -26,22 +26,45 @@ _logger = logging.getLogger("mpkit.process")
 
 
 class _Watcher:
-    """The processes with a limit, and the thread that looks at them; it ends when there are none left."""
+    """The processes with a limit, and the thread that looks at them; it ends when there are none left.
+
+    A signal handler may call this, too, in the middle of a call of its own thread, or end one with an
+    exception: so each step leaves things as the next one needs them.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = seam.InterruptibleLock()
         self._limits: dict[ProcessIdentity, tuple[int, Callable[[int], None]]] = {}
-        self._running = False
+        #: The thread that looks; any other one ends.
+        self._thread: threading.Thread | None = None
 
     def add(self, process: ProcessIdentity, limit: int, exceeded: Callable[[int], None]) -> None:
-        with self._lock:
-            if not self._running:
-                # A daemon: at the end of the interpreter it must not be waited for, since multiprocessing
-                # ends the daemonic children only after the threads.
-                threading.Thread(target=self._run, name="mpkit-memory-watch", daemon=True).start()
-                self._running = True
-            # Last: should there be no thread left, nothing is to be watched.
-            self._limits[process] = (limit, exceeded)
+        self._lock.run(self._add, process, limit, exceeded)
+
+    def _add(self, process: ProcessIdentity, limit: int, exceeded: Callable[[int], None]) -> None:
+        self._limits[process] = (limit, exceeded)
+        try:
+            if self._thread is None:
+                self._start()
+        except BaseException:
+            # Should there be no thread left, nothing is to be watched.
+            self._limits.pop(process, None)
+            raise
+
+    def _start(self) -> None:
+        # A daemon: at the end of the interpreter it must not be waited for, since multiprocessing ends the
+        # daemonic children only after the threads.
+        thread = threading.Thread(target=self._run, name="mpkit-memory-watch", daemon=True)
+        try:
+            self._thread = thread
+            thread.start()
+        except BaseException:
+            # It may run all the same: then it sees that it is not wanted.
+            self._thread = None
+            if len(self._limits) > 1:
+                # The handler that has raised this has added one before.
+                self._start()
+            raise
 
     def _run(self) -> None:
         pause = threading.Event()
@@ -56,8 +79,7 @@ class _Watcher:
 
     def _look(self) -> bool:
         """Look at each process once; False when there is nothing left to do, and the thread has to end."""
-        with self._lock:
-            limits = dict(self._limits)
+        limits = self._lock.run(self._wanted)
         for process, (limit, exceeded) in limits.items():
             try:
                 done = _is_done_with(process, limit, exceeded)
@@ -68,11 +90,21 @@ class _Watcher:
                 )
                 continue
             if done:
-                with self._lock:
-                    del self._limits[process]
-        with self._lock:
-            self._running = bool(self._limits)
-            return self._running
+                self._limits.pop(process, None)
+        return self._lock.run(self._goes_on)
+
+    def _wanted(self) -> dict[ProcessIdentity, tuple[int, Callable[[int], None]]]:
+        return dict(self._limits) if self._thread is threading.current_thread() else {}
+
+    def _goes_on(self) -> bool:
+        me = threading.current_thread()
+        if self._thread is not me:
+            return False
+        # In this order: a `__del__` that comes in between and adds one starts another thread.
+        self._thread = None
+        if self._limits:
+            self._thread = me
+        return self._thread is me
 
 
 def _is_done_with(process: ProcessIdentity, limit: int, exceeded: Callable[[int], None]) -> bool:

@@ -50,6 +50,21 @@ _Target: TypeAlias = "tuple[object, tuple[object, ...], dict[str, object]]"
 _KILL_PATIENCE_S: Final = 10.0
 
 
+class _Shadowable:
+    """A property which gives way to an attribute, as a method does.
+
+    Subclasses that were written for `multiprocessing.Process` assign attributes of their own, whatever ours
+    are called. (Type checkers and the documentation see a property.)
+    """
+
+    def __init__(self, ask: Callable[[Any], object]) -> None:
+        self._ask = ask
+        self.__doc__ = ask.__doc__
+
+    def __get__(self, instance: object, owner: type | None = None) -> object:
+        return self if instance is None else self._ask(instance)
+
+
 class WorkerProcess(seam.ChildProcess, Generic[R_co]):
     """A process of multiprocessing that hands back a result, dies with its parent and can be stopped.
 
@@ -185,13 +200,13 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         try:
             if seam.is_started(self) or not handle.claim(interrupts):
                 raise AssertionError(f"cannot start a process twice: {self!r}")
-            self._start_method = handle.method or self._default_method()
+            self._start_method = handle.method or self._mpkit_default_method()
             target = seam.target_of(self)
             with interrupts:
                 try:
-                    self._start_or_fail(handle, interrupts)
+                    self._mpkit_start_or_fail(handle, interrupts)
                 except BaseException:
-                    self._take_back_start(target)
+                    self._mpkit_take_back_start(target)
                     raise
         except (EOFError, ConnectionError) as error:
             # What talking to the fork server ends in. From 3.14 on (and 3.13.8) the server imports the main
@@ -204,25 +219,25 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         except BaseException:
             # At the very edge of the block.
             if handle.is_claimed_by(interrupts):
-                self._take_back_start(target)
+                self._mpkit_take_back_start(target)
             raise
 
-    def _default_method(self) -> str:
+    def _mpkit_default_method(self) -> str:
         """Where none was given; settled at the start."""
         return resolve_context(None).get_start_method()
 
-    def _start_or_fail(self, handle: Handle, interrupts: deferred_interrupts) -> None:
+    def _mpkit_start_or_fail(self, handle: Handle, interrupts: deferred_interrupts) -> None:
         ties = handle.prepare()
         if self._start_method == "forkserver":
             # Started by multiprocessing, it would die of a Ctrl-C that comes early.
             seam.start_fork_server(())
         interrupts.hand_on()
         super().start()
-        self._look_after(handle, ties)
+        self._mpkit_look_after(handle, ties)
         # What has come meanwhile ends the start here, where it can be taken back in peace.
         interrupts.hand_on()
 
-    def _take_back_start(self, target: _Target | None) -> None:
+    def _mpkit_take_back_start(self, target: _Target | None) -> None:
         """After an error or an interrupt at any step of it: a process that nobody has must not go on."""
         with deferred_interrupts():
             process = seam.identity_of(self)
@@ -236,9 +251,9 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
                     seam.take_back_start(self, target)
                 self._mpkit.unclaim()
             if process is not None:
-                self._tidy_up_after(process)
+                self._mpkit_tidy_up_after(process)
 
-    def _look_after(self, handle: Handle, ties: Ties) -> None:
+    def _mpkit_look_after(self, handle: Handle, ties: Ties) -> None:
         """What is to be done right after the start."""
         if self._start_method != "fork":
             ties.link.started(self.pid or 0)
@@ -262,8 +277,8 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         Blocking: for at most `timeout`.
         """
         seconds = check_timeout(timeout)
-        self._require_started()
-        self._join(seconds)
+        self._mpkit_require_started()
+        self._mpkit_join(seconds)
 
     def interrupt(self) -> None:
         """Send SIGINT, as Ctrl-C does: the target sees `KeyboardInterrupt`. On Windows it terminates.
@@ -273,7 +288,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             ClosedError: After `close`.
             RuntimeError: If another process created it.
         """
-        self._note_stop()
+        self._mpkit_note_stop()
         seam.interrupt(self)
 
     @override
@@ -285,7 +300,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             ClosedError: After `close`.
             RuntimeError: If another process created it.
         """
-        self._note_stop()
+        self._mpkit_note_stop()
         super().terminate()
 
     @override
@@ -297,7 +312,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             ClosedError: After `close`.
             RuntimeError: If another process created it.
         """
-        self._require_started().killed = True
+        self._mpkit_require_started().killed = True
         super().kill()
 
     def stop(self, grace_period: SupportsFloat | None = 3.0) -> int:
@@ -327,7 +342,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
 
         Blocking: twice the grace period, and what the kernel takes to end a killed process.
         """
-        return self._stop(check_timeout(grace_period, name="grace_period"), interrupted=False)
+        return self._mpkit_stop(check_timeout(grace_period, name="grace_period"), interrupted=False)
 
     @override
     def close(self) -> None:
@@ -364,12 +379,12 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         if seam.is_closed(self):
             return
         if exc_type is not None:
-            self._stop_for_good(exc_type)
+            self._mpkit_stop_for_good(exc_type)
             return
         try:
             self.join()
         except BaseException as error:
-            self._stop_for_good(type(error))
+            self._mpkit_stop_for_good(type(error))
             raise
 
     # --- what came of it ----------------------------------------------------------------------------------
@@ -403,7 +418,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
 
         Blocking: for at most `timeout`, then for as long as unpickling takes.
         """
-        stage, value = self._outcome_within(timeout)
+        stage, value = self._mpkit_outcome_within(timeout)
         if stage is not Stage.RETURNED:
             assert isinstance(value, BaseException)
             raise value
@@ -425,7 +440,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
 
         Blocking: for at most `timeout`, then for as long as unpickling takes.
         """
-        stage, value = self._outcome_within(timeout)
+        stage, value = self._mpkit_outcome_within(timeout)
         return None if stage is Stage.RETURNED else cast("BaseException", value)
 
     # --- what it is doing ---------------------------------------------------------------------------------
@@ -441,13 +456,17 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         self._check_closed()
         if seam.is_current(self):
             return ProcessState.RUNNING
-        self._require_created_here()
+        self._mpkit_require_created_here()
         if not seam.is_started(self):
             return ProcessState.NEW
         try:
-            return self.info().state
+            # Not by way of `info`: a subclass may mean something else by that.
+            return self._mpkit_look().state
         except ProcessGone:
             return ProcessState.EXITED
+
+    if not TYPE_CHECKING:
+        state = _Shadowable(state.fget)
 
     def info(self) -> ProcessSnapshot:
         """What the operating system tells about the process: memory, CPU time, threads, ...
@@ -459,9 +478,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             ClosedError: After `close`.
             RuntimeError: If another process created it.
         """
-        from mpkit.introspect import snapshot  # noqa: PLC0415  it imports psutil
-
-        return snapshot(self._living_pid())
+        return self._mpkit_look()
 
     def children(self) -> list[ProcessSnapshot]:
         """The children of the process, whoever started them, as the operating system tells; the oldest first.
@@ -478,15 +495,15 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         """
         from mpkit.introspect import tree  # noqa: PLC0415  it imports psutil
 
-        return [child.process for child in tree(self._living_pid()).children]
+        return [child.process for child in tree(self._mpkit_living_pid()).children]
 
     @override
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} name={self.name!r} {self._described_state()}>"
+        return f"<{type(self).__name__} name={self.name!r} {self._mpkit_described_state()}>"
 
     # --- inside -------------------------------------------------------------------------------------------
 
-    def _described_state(self) -> str:
+    def _mpkit_described_state(self) -> str:
         if seam.is_closed(self):
             return "closed"
         if seam.is_current(self):
@@ -501,21 +518,21 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         name = signal_name(code)
         return f"pid={self.pid} exited exitcode={code}{f' ({name})' if name else ''}"
 
-    def _require_created_here(self) -> None:
+    def _mpkit_require_created_here(self) -> None:
         if not seam.is_created_here(self):
             raise RuntimeError(f"only the process that created it can do this with {self!r}")
 
-    def _require_started(self) -> Handle:
+    def _mpkit_require_started(self) -> Handle:
         self._check_closed()
-        self._require_created_here()
+        self._mpkit_require_created_here()
         if not seam.is_started(self):
             raise ValueError(
                 f"{self!r} has not been started; call start() first, or use it in a with statement"
             )
         return self._mpkit
 
-    def _stop(self, grace: float | None, *, interrupted: bool) -> int:
-        handle = self._note_stop()
+    def _mpkit_stop(self, grace: float | None, *, interrupted: bool) -> int:
+        handle = self._mpkit_note_stop()
         root = seam.identity_of(self)
         if self.exitcode is None:
             if root is None:
@@ -526,36 +543,36 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
                 # signal would be lost.
                 grace = grace if grace == 0 or handle.has_begun() else 0.0
                 _end_family(root, grace, handle, interrupted=interrupted)
-        self._join(None)
+        self._mpkit_join(None)
         return cast("int", seam.exit_code_of(self))
 
-    def _stop_for_good(self, reason: type[BaseException]) -> None:
+    def _mpkit_stop_for_good(self, reason: type[BaseException]) -> None:
         """Stop it because of an exception; after another one (a second Ctrl-C), at once."""
         try:
             # Ctrl-C reaches all processes at the terminal: a second interrupt would hit the child while it
             # clears up.
-            self._stop(3.0, interrupted=issubclass(reason, KeyboardInterrupt))
+            self._mpkit_stop(3.0, interrupted=issubclass(reason, KeyboardInterrupt))
         except BaseException:
-            self._stop(0.0, interrupted=True)
+            self._mpkit_stop(0.0, interrupted=True)
             raise
 
-    def _note_stop(self) -> Handle:
-        handle = self._require_started()
+    def _mpkit_note_stop(self) -> Handle:
+        handle = self._mpkit_require_started()
         if self.exitcode is None:
             handle.stopped = True
         return handle
 
-    def _join(self, seconds: float | None) -> None:
+    def _mpkit_join(self, seconds: float | None) -> None:
         super().join(seconds)
         # Not by way of the property: another thread may have closed it by now.
         code = seam.exit_code_of(self)
         process = seam.identity_of(self)
         handle = self._mpkit
         if code is not None and code < 0 and process is not None and not handle.tidied:
-            self._tidy_up_after(process)
+            self._mpkit_tidy_up_after(process)
             handle.tidied = True
 
-    def _tidy_up_after(self, process: ProcessIdentity) -> None:
+    def _mpkit_tidy_up_after(self, process: ProcessIdentity) -> None:
         try:
             forget_private_of(process)
         except OSError as error:
@@ -563,42 +580,47 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             if not identity.is_lack_of_means(error):
                 raise
 
-    def _living_pid(self) -> int:
+    def _mpkit_look(self) -> ProcessSnapshot:
+        from mpkit.introspect import snapshot  # noqa: PLC0415  it imports psutil
+
+        return snapshot(self._mpkit_living_pid())
+
+    def _mpkit_living_pid(self) -> int:
         self._check_closed()
         pid = cast("int", self.pid)
         if seam.is_current(self):
             return pid
-        self._require_started()
+        self._mpkit_require_started()
         if self.exitcode is not None:
             # The pid may be another process's by now.
             raise ProcessGone(pid=pid)
         return pid
 
-    def _outcome_within(self, timeout: SupportsFloat | None) -> tuple[Stage, object]:
+    def _mpkit_outcome_within(self, timeout: SupportsFloat | None) -> tuple[Stage, object]:
         seconds = check_timeout(timeout)
-        handle = self._require_started()
-        self._join(seconds)
+        handle = self._mpkit_require_started()
+        self._mpkit_join(seconds)
         if seam.exit_code_of(self) is None:
             raise WaitTimeout(f"{self!r} has not ended within {seconds:g} s; it goes on")
         # Unpickling runs foreign code: under a lock it would make others wait for it, or for themselves. So
         # two threads may both do it; all get what the first one has kept.
         try:
-            return handle.outcome or handle.keep_outcome(self._read_outcome(handle))
+            return handle.outcome or handle.keep_outcome(self._mpkit_read_outcome(handle))
         except ValueError:
             self._check_closed()  # another thread may have closed it by now
             raise
 
-    def _read_outcome(self, handle: Handle) -> tuple[Stage, object]:
-        ties = self._own_ties()
+    def _mpkit_read_outcome(self, handle: Handle) -> tuple[Stage, object]:
+        ties = self._mpkit_own_ties()
         try:
             stage, value = ties.report.read()
         except SerializationError as error:
             return Stage.RAISED, error
         if stage in (Stage.NOTHING, Stage.ARRIVED):
-            value = self._cause_of_death(stage, handle, ties)
+            value = self._mpkit_cause_of_death(stage, handle, ties)
         return stage, value
 
-    def _cause_of_death(self, stage: Stage, handle: Handle, ties: Ties) -> BaseException:
+    def _mpkit_cause_of_death(self, stage: Stage, handle: Handle, ties: Ties) -> BaseException:
         pid, code = self.pid, self.exitcode
         if handle.memory_exceeded is not None:
             return WorkerMemoryExceeded(pid=pid, rss_bytes=handle.memory_exceeded, limit=handle.limit)
@@ -628,14 +650,14 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         )
 
     @override
-    def _arrived(self) -> None:
-        self._own_ties().enter()
+    def _mpkit_arrived(self) -> None:
+        self._mpkit_own_ties().enter()
 
     @override
-    def _perform(self, run: Callable[[], object]) -> None:
-        self._own_ties().perform(run)
+    def _mpkit_perform(self, run: Callable[[], object]) -> None:
+        self._mpkit_own_ties().perform(run)
 
-    def _own_ties(self) -> Ties:
+    def _mpkit_own_ties(self) -> Ties:
         ties = self._mpkit.ties
         assert ties is not None  # made before each start, and part of what arrives in the child
         return ties
@@ -654,13 +676,13 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         try:
             payload = codec.dumps(self)
         except SerializationError as error:
-            raise self._unpicklable(error) from (error.__cause__ or error)
+            raise self._mpkit_unpicklable(error) from (error.__cause__ or error)
         finally:
             handle.payload_under_way = False
         ties = handle.ties
         return Arrival, (self.name, ties.link, ties.report, ties.stack, payload)
 
-    def _unpicklable(self, error: SerializationError) -> SerializationError:
+    def _mpkit_unpicklable(self, error: SerializationError) -> SerializationError:
         """What to tell when this cannot be pickled: which part of it."""
         target, args, kwargs = seam.target_of(self)
         parts: list[tuple[str, object]] = [("target", target)]

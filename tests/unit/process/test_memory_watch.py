@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -14,7 +15,8 @@ import pytest
 from mpkit._platform import families, identity, memory
 from mpkit._platform.identity import ProcessIdentity
 from mpkit.process import memory_watch
-from tests.helpers.waiting import PATIENCE
+from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
+from tests.helpers.waiting import PATIENCE, wait_until
 
 ME, ANOTHER = identity.current(), ProcessIdentity(2, 1)
 
@@ -95,9 +97,8 @@ def test_what_fails_ends_neither_the_thread_nor_another_limit(
     scene.kill = kill
     scene.sizes = {ME.pid: iter([101, 102]), ANOTHER.pid: iter([MemoryError("none left"), 103])}
     with caplog.at_level(logging.ERROR, "mpkit.process"):
-        with memory_watch._watcher._lock:
-            # Both before the first look.
-            memory_watch._watcher._limits[ANOTHER] = (100, scene.exceeded)
+        # Both before the first look.
+        memory_watch._watcher._limits[ANOTHER] = (100, scene.exceeded)
         memory_watch.watch(ME, 100, scene.exceeded)
         assert ended()
     assert sorted(scene.killed) == sorted([ME, ANOTHER])
@@ -124,3 +125,49 @@ def test_without_a_descriptor_a_limit_is_not_forgotten(monkeypatch: pytest.Monke
     assert not memory_watch._is_done_with(ME, 1, told.append)
     assert memory_watch._is_done_with(ME, 1, told.append)
     assert len(told) == 1
+
+
+class Interrupted(Exception):
+    pass
+
+
+@needs_a_trace_that_raises
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_handler_that_comes_at_any_step_may_ask_for_a_limit_and_raise(
+    raises: bool, scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def handle(*_: object) -> None:
+        memory_watch.watch(ANOTHER, 100, scene.exceeded)
+        if raises:
+            raise Interrupted
+
+    def watchers() -> int:
+        return sum(thread.name == "mpkit-memory-watch" for thread in threading.enumerate())
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        reached, step = True, 0
+        while reached:
+            large = threading.Event()
+            for process in (ME, ANOTHER):
+                scene.sizes[process.pid] = iter(lambda large=large: 101 if large.is_set() else 10, None)  # type: ignore[misc]
+            monkeypatch.setattr(memory_watch, "_watcher", memory_watch._Watcher())
+            reached = interrupt_at(
+                step,
+                lambda: memory_watch.watch(ME, 100, scene.exceeded),
+                traced=("memory_watch.py", "interruptible_lock.py"),
+                signum=signal.SIGUSR1,
+                raises=Interrupted,
+            )
+            # One that is not wanted any more may be about to end.
+            wait_until(lambda: watchers() == 1, "one thread watches")
+            large.set()
+            assert ended(), step
+            assert (ANOTHER in scene.killed) == reached, step
+            assert ME in scene.killed or raises, step
+            scene.killed.clear()
+            step += 1
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert step > 10

@@ -108,7 +108,8 @@ class ProcessPoolExecutor(Executor):
 
     The workers start with the first task, and belong to the process that submits it. So an executor can be
     made where none may start yet: at the top of a module, before the functions that it is to call; in the
-    main module, which each worker imports again; in a server that has yet to fork.
+    main module, which each worker imports again; in a server that has yet to fork. What workers log stays
+    with them, as in the standard library: that it arrives in the program is an extra of `mpkit.TaskPool`.
 
     Args:
         max_workers: how many workers. None: as many as this process may use CPUs.
@@ -147,7 +148,10 @@ class ProcessPoolExecutor(Executor):
                     "max_tasks_per_child is incompatible with the 'fork' multiprocessing start method; "
                     "supply a different mp_context."
                 )
-        self._options = PoolOptions.checked(max_workers, initializer, initargs, max_tasks_per_child, context)
+        # Programs have set up the logging of their workers themselves, mostly in the initializer.
+        self._options = PoolOptions.checked(
+            max_workers, initializer, initargs, max_tasks_per_child, context, forward_logs=False
+        )
         #: There are none before the first task.
         self._pool: TaskPool | None = None
         self._futures: PoolExecutor | None = None
