@@ -366,3 +366,26 @@ queue.put(pickle.PickleBuffer(bytearray(100_000)))
 last = {take}
 """
     assert run_python("-c", program).stderr == ""
+
+
+def test_ctrl_c_as_a_big_item_has_just_been_unpickled_is_heard() -> None:
+    """From Python 3.14 on the first call of a C function in a place does not look for signals."""
+    program = """
+import _thread
+import mpkit
+
+class Interrupts:
+    def __reduce__(self):
+        # It does not call the handler itself.
+        return _thread.interrupt_main, ()
+
+queue = mpkit.BoundedQueue()
+queue.put([b"x" * 100_000, Interrupts()])
+try:
+    queue.get()
+except KeyboardInterrupt:
+    print("heard")
+"""
+    ended = run_python("-c", program)
+    assert ended.stdout == "heard\n"
+    assert ended.stderr == ""
