@@ -618,8 +618,16 @@ def _item(record: Record) -> Any:  # noqa: ANN401  what was put
     if isinstance(record, HeldItem):
         record = record.open()
     if isinstance(record, BigRecord):
-        return decode(record.head, record.buffers)
+        item = decode(record.head, record.buffers)
+        # A signal that came while C code unpickled: its handler's exception is to come here, while `record`
+        # keeps the views. It would be lost in the callback of the last view.
+        _let_signals_come()
+        return item
     return loads(record)
+
+
+def _let_signals_come() -> None:
+    """Any call of a Python function has the interpreter call the handlers of signals that have arrived."""
 
 
 def _never_put(_data: bytes) -> bool:

@@ -399,6 +399,24 @@ def _touch_and_wait_for(begun: str, gate: str) -> str:
     return wait_for_file(gate)
 
 
+class LeavesWhenUnpickled:
+    def __reduce__(self) -> Any:
+        return sys.exit, (7,)
+
+
+class ErrorThatLeavesInItsParent(Exception):
+    """Its worker unpickles it without trouble."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(pid)
+        if os.getpid() == pid:
+            sys.exit(7)
+
+
+def raise_what_leaves_in_its_parent(pid: int) -> None:
+    raise ErrorThatLeavesInItsParent(pid)
+
+
 class InterruptsWhenUnpickled:
     def __reduce__(self) -> Any:
         return signal.raise_signal, (signal.SIGINT,)

@@ -305,3 +305,28 @@ def start_programs_without_end(connection: Connection, started: Path) -> None:
         with started.open("a") as file:
             file.write(f"{subprocess.Popen(['sleep', '600'], stdin=subprocess.DEVNULL).pid}\n")
         time.sleep(0.002)
+
+
+def signals_when_unpickled_in(pid: int, raises: bool) -> object:
+    if raises:
+        raise ErrorThatSignals(pid)
+    return Signals(pid)
+
+
+class Signals:
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def __reduce__(self) -> Any:
+        return _signal_in, (self.pid,)
+
+
+class ErrorThatSignals(Exception):
+    def __init__(self, pid: int) -> None:
+        super().__init__(pid)
+        _signal_in(pid)
+
+
+def _signal_in(pid: int) -> None:
+    if os.getpid() == pid:
+        signal.raise_signal(signal.SIGUSR1)

@@ -755,6 +755,21 @@ def test_pickling_a_result_exits(start_method: str) -> None:
     assert error.code == 5
 
 
+@posix
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_signal_may_end_the_program_as_an_outcome_is_unpickled(start_method: str, raises: bool) -> None:
+    def leave(*_args: object) -> None:
+        sys.exit(7)
+
+    process = run(start_method, targets.signals_when_unpickled_in, os.getpid(), raises)
+    before = signal.signal(signal.SIGUSR1, leave)
+    try:
+        with pytest.raises(SystemExit):
+            process.result()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
 def test_with_a_process_that_was_started(start: Start) -> None:
     process, _ = start(targets.report_and_wait)
     with process as same:

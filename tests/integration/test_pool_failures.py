@@ -110,6 +110,42 @@ def test_an_initializer_that_leaves_is_one_that_failed() -> None:
     assert isinstance(caught.value.__cause__, SystemExit)
 
 
+def test_an_error_of_an_initializer_that_would_end_who_unpickles_it() -> None:
+    with (
+        pytest.raises(InitializerFailed, match="SystemExit: 7"),
+        TaskPool(
+            processes=1,
+            initializer=tasks.raise_what_leaves_in_its_parent,
+            initargs=(os.getpid(),),
+            context="fork",
+        ) as pool,
+    ):
+        pool.submit(tasks.square, 1).result(LONG)
+
+
+def test_arguments_that_would_end_the_worker_are_an_error() -> None:
+    with TaskPool(processes=1, context="fork") as pool:
+        pid = pool.submit(os.getpid).result(LONG)
+        with pytest.raises(SerializationError, match="SystemExit: 7"):
+            pool.submit(tasks.echo, tasks.LeavesWhenUnpickled()).result(LONG)
+        items = [1, tasks.LeavesWhenUnpickled(), 2]
+        handles = pool.imap(tasks.echo, items, chunksize=3)
+        assert next(handles) == 1
+        with pytest.raises(SerializationError, match="SystemExit: 7"):
+            next(handles)
+        assert next(handles) == 2
+        assert pool.submit(os.getpid).result(LONG) == pid
+
+
+def test_a_result_that_would_end_the_program_ends_no_thread_of_the_pool() -> None:
+    with TaskPool(processes=1, context="fork") as pool:
+        told: list[BaseException] = []
+        pool.apply_async(tasks.LeavesWhenUnpickled, error_callback=told.append)
+        eventually(lambda: bool(told))
+        assert isinstance(told[0], SystemExit)
+        assert pool.submit(tasks.square, 2).result(LONG) == 4
+
+
 def test_the_error_of_an_initializer_may_be_long() -> None:
     with (
         pytest.raises(InitializerFailed, match="LookupError: xxx"),

@@ -26,6 +26,7 @@ from mpkit._shm import names, shared_object, sleepers, use_marks
 from mpkit._shm.layout import REGION_SLOTS, REGIONS
 from mpkit._shm.regions import ENTRY_WORDS, QUEUED, Regions
 from mpkit._shm.sleepers import Sleepers
+from tests.helpers.processes import run_python
 from tests.helpers.waiting import PATIENCE, wait_until
 from tests.unit.shm.others import Call, permits
 
@@ -351,3 +352,40 @@ def test_where_no_mark_can_be_made_a_fork_has_a_minute(forks: bool, monkeypatch:
         queue.close()
         assert os.path.exists(name) is forks
     names.remove(name)
+
+
+@pytest.mark.parametrize("take", ["queue.get()", "queue._opened().gets.try_get()"], ids=["views", "unopened"])
+def test_a_program_that_ends_with_a_big_item_says_nothing(take: str) -> None:
+    """Its globals go after those of the modules."""
+    program = f"""
+import pickle
+import mpkit
+
+queue = mpkit.BoundedQueue()
+queue.put(pickle.PickleBuffer(bytearray(100_000)))
+last = {take}
+"""
+    assert run_python("-c", program).stderr == ""
+
+
+def test_ctrl_c_as_a_big_item_has_just_been_unpickled_is_heard() -> None:
+    """From Python 3.14 on the first call of a C function in a place does not look for signals."""
+    program = """
+import _thread
+import mpkit
+
+class Interrupts:
+    def __reduce__(self):
+        # It does not call the handler itself.
+        return _thread.interrupt_main, ()
+
+queue = mpkit.BoundedQueue()
+queue.put([b"x" * 100_000, Interrupts()])
+try:
+    queue.get()
+except KeyboardInterrupt:
+    print("heard")
+"""
+    ended = run_python("-c", program)
+    assert ended.stdout == "heard\n"
+    assert ended.stderr == ""

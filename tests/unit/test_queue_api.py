@@ -12,6 +12,7 @@ import os
 import pickle
 import queue as stdlib_queue
 import random
+import signal
 import sys
 import threading
 from collections import deque
@@ -1013,13 +1014,35 @@ def test_a_big_item_that_cannot_be_opened_gives_its_memory_back(monkeypatch: pyt
         assert queue._opened().regions.with_getters() == 0
 
 
-class _Leaves:
-    def __reduce__(self) -> tuple[Callable[[int], None], tuple[int]]:
-        return sys.exit, (9,)
+class _Signals:
+    """As it is unpickled, a signal arrives, the handler of which raises `error`."""
+
+    def __init__(self, error: BaseException, size: int) -> None:
+        self.arguments = error, size
+
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[object, ...]]:
+        error, size = self.arguments
+        return _receive_a_signal, (error, bytes(size))
 
 
-def test_an_item_whose_unpickling_wants_to_end_the_program_is_an_error() -> None:
-    with BoundedQueue[_Leaves]() as queue:
-        queue.put(_Leaves())
-        with pytest.raises(SerializationError, match="SystemExit"):
+def _receive_a_signal(error: BaseException, _bytes: bytes) -> None:
+    def handle(*_args: object) -> None:
+        raise error
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        signal.raise_signal(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("size", [1, 100_000], ids=["small", "big"])
+def test_a_signal_may_end_the_program_as_an_item_is_unpickled(size: int) -> None:
+    with BoundedQueue[_Signals]() as queue:
+        queue.put(_Signals(SystemExit(7), size))
+        with pytest.raises(SystemExit) as ended:
+            queue.get()
+        assert ended.value.code == 7
+        queue.put(_Signals(LookupError("a moment"), size))
+        with pytest.raises(SerializationError, match="LookupError: a moment"):
             queue.get()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import pickle
@@ -17,6 +18,7 @@ import pytest
 from mpkit import Lock, LockedCounter
 from mpkit._shm.names import owned_names
 from mpkit.errors import ClosedError
+from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
 from tests.helpers.waiting import PATIENCE
 
 LOWEST, HIGHEST = -(2**63), 2**63 - 1
@@ -336,6 +338,29 @@ def test_overflow_leaves_the_value(counter: LockedCounter) -> None:
     # A target beyond the range is never reached.
     assert counter.wait_for(1 << 80, 0) is False
     assert counter.wait_for(-(1 << 80), 0) is True
+
+
+class _BadMoment(ValueError):
+    """What a signal handler raises."""
+
+
+@needs_a_trace_that_raises
+def test_the_value_error_of_a_signal_handler_stays_itself(counter: LockedCounter) -> None:
+    def bad_moment(*_args: object) -> None:
+        raise _BadMoment
+
+    before = signal.signal(signal.SIGUSR1, bad_moment)
+    try:
+        for step in itertools.count():
+            # At the upper bound, so that a look at the value afterwards tells nothing.
+            counter.reset(HIGHEST - 1)
+            if not interrupt_at(step, counter.add, signum=signal.SIGUSR1, raises=_BadMoment):
+                break
+            assert counter.value in (HIGHEST - 1, HIGHEST)
+            assert in_thread(counter.add, -1) == counter.value
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert step > 10
 
 
 @pytest.mark.parametrize("wrong", ["1", 1.0, None])

@@ -82,20 +82,22 @@ class CounterFile(SharedObject):
                     return total
                 lock.step_out(value)
                 lock.local_release()
-        except ValueError:
+        except ValueError as error:
             try:
                 lock.unwind()
             finally:
                 lock.unwind()
-            raise OverflowError(
-                f"the counter would leave the range of 64 bits: {self.signed[VALUE]} + {number}"
-            ) from None
+            # One with a further frame is that of a signal handler. (Another `try` around the store would be
+            # more to pass through each time, and the stored value may be another's by now.)
+            if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+                raise
         except BaseException:
             try:
                 lock.unwind()
             finally:
                 lock.unwind()
             raise
+        # Which also says what is out of range.
         return self._update(lambda value: value + number)[1]
 
     def exchange(self, value: int) -> int:

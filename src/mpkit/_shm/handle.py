@@ -39,8 +39,12 @@ class SharedHandle(Generic[S]):
         """The open object, or the reason why there is none."""
         shared = self._shared
         if shared is None:
-            assert self._lost is not None
-            raise self._lost
+            lost = self._lost
+            assert lost is not None
+            import copy  # noqa: PLC0415  rarely needed
+
+            # A new one each time: an exception that is raised again gathers the frames of all its callers.
+            raise copy.copy(lost) from lost.__cause__
         shared.check_open()
         return shared
 
@@ -77,7 +81,8 @@ def _arrive(cls: type[SharedHandle[Any]], name: str, export: int) -> SharedHandl
     try:
         shared = cls._shared_type.attach(name, export)
     except (HandleLost, SharedMemoryExhausted) as error:
-        handle._bind_nothing(name, error)
+        # Without its traceback, which would keep alive what was being unpickled.
+        handle._bind_nothing(name, error.with_traceback(None))
     else:
         handle._bind(shared)
     return handle

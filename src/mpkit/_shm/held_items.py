@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
+from collections.abc import Callable
 
 from mpkit._shm.regions import Regions
 from mpkit._shm.views import open_views
@@ -79,7 +81,8 @@ class HeldItem:
             self._regions.free_held(self._number, self._serial)
             self._number = 0
 
-    def __del__(self) -> None:
-        # No item lies in region 0; it stands for none, or one that has been opened.
-        if getattr(self, "_number", 0) and self._pid == os.getpid():
+    def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # At the end of the interpreter globals are gone, and the process leaves the region anyway. No item
+        # lies in region 0; it stands for none, or one that has been opened.
+        if getattr(self, "_number", 0) and not _is_finalizing() and self._pid == os.getpid():
             self._give_back()

@@ -13,8 +13,10 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import sys
 import threading
 import weakref
+from collections.abc import Callable
 from types import ModuleType
 
 from mpkit._platform import seam
@@ -57,12 +59,16 @@ class _Hold:
         # They were to come, and somebody else has freed the region.
         return not self._slot and not self.regions.is_held(self.number, self._serial)
 
-    def end(self, _reference: object) -> None:
+    def end(self, _reference: object, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         """The last view has gone (in any thread, possibly in the middle of a garbage collection: one store,
         no lock).
 
         May be called again: an interrupt may have come in the middle of it.
         """
+        # At the end of the interpreter the modules are half gone, and all globals with them. What a process
+        # leaves behind when it ends, others find.
+        if _is_finalizing():
+            return
         if os.getpid() == self._pid:
             slot = self._slot
             if not slot:

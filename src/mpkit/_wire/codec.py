@@ -15,10 +15,11 @@ import copyreg
 import importlib
 import marshal
 import pickle
+import threading
 import types
 from collections import ChainMap
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast
 
 from mpkit._platform import seam
 from mpkit.errors import MpkitError, SerializationError
@@ -33,6 +34,7 @@ __all__ = [
     "UnsendableError",
     "cannot_unpickle",
     "check_pickler",
+    "contained",
     "decode",
     "dumps",
     "encode",
@@ -40,6 +42,9 @@ __all__ = [
     "loads",
     "names_its_remedy",
 ]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 Pickler = Literal["pickle", "cloudpickle"]
 """Who pickles: the standard library's pickle, or cloudpickle, which knows lambdas and local functions too."""
@@ -120,6 +125,9 @@ def dumps(obj: object, pickler: Pickler = "pickle") -> bytes:
 def loads(data: ReadableBuffer) -> Any:
     """Bring back what `dumps`, or `encode` without buffers, has made.
 
+    What is no `Exception` passes: the handler of a signal may come in between, and want to end the program
+    (SystemExit). For those whom it must not end there is `contained`.
+
     Raises:
         SerializationError: If it cannot be unpickled; the original error is the ``__cause__``.
     """
@@ -127,9 +135,7 @@ def loads(data: ReadableBuffer) -> Any:
         if data[0] != _PICKLED:  # type: ignore[index]  # bytes, or a view of bytes
             return marshal.loads(data)  # noqa: S302  from this user's own processes, as the pickles are
         return pickle.loads(data)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # SystemExit as well: what arrives must not end whoever receives it
+    except Exception as error:
         raise cannot_unpickle(error) from error
 
 
@@ -165,6 +171,8 @@ def encode(
 def decode(head: ReadableBuffer, buffers: Iterable[ReadableBuffer | pickle.PickleBuffer] = ()) -> Any:
     """Bring back what `encode` has made. It looks into `buffers`, and cannot write to read-only ones.
 
+    What is no `Exception` passes: see `loads`.
+
     Raises:
         SerializationError: If it cannot be unpickled; the original error is the ``__cause__``.
     """
@@ -172,9 +180,24 @@ def decode(head: ReadableBuffer, buffers: Iterable[ReadableBuffer | pickle.Pickl
         if head[0] != _PICKLED:  # type: ignore[index]  # bytes, or a view of bytes
             return marshal.loads(head)  # noqa: S302  from this user's own processes, as the pickles are
         return pickle.loads(head, buffers=buffers)
-    except KeyboardInterrupt:
+    except Exception as error:
+        raise cannot_unpickle(error) from error
+
+
+def contained(load: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call what unpickles for somebody whom what arrives must not end: a worker, a child that starts, a
+    thread of ours.
+
+    Raises:
+        SerializationError: Also where `load` raises SystemExit, or anything else but Ctrl-C.
+    """
+    try:
+        return load(*args, **kwargs)
+    except Exception:
         raise
-    except BaseException as error:  # as `loads`
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+            raise
         raise cannot_unpickle(error) from error
 
 

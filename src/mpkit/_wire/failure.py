@@ -18,7 +18,7 @@ from types import MemberDescriptorType, MethodDescriptorType, TracebackType
 from typing import Any, Final, cast
 
 from mpkit._platform.hints import override
-from mpkit._wire.codec import Pickler, dumps, loads
+from mpkit._wire.codec import Pickler, contained, dumps, loads
 from mpkit.errors import SerializationError
 
 __all__ = ["RemoteTraceback", "pack_exception", "unpack_exception"]
@@ -87,8 +87,12 @@ def pack_exception(error: BaseException, pickler: Pickler = "pickle") -> bytes:
     return dumps((payload, _name(error), reason, text, os.getpid()))
 
 
-def unpack_exception(data: bytes) -> BaseException:
+def unpack_exception(data: bytes, *, contain: bool = False) -> BaseException:
     """Bring back what `pack_exception` has made. Never fails.
+
+    Args:
+        data: What that was.
+        contain: Also where unpickling raises SystemExit; else that passes: see `codec.contained`.
 
     Returns:
         The exception, with its type and state. A `RemoteTraceback` is its ``__cause__``, and the same text is
@@ -105,10 +109,8 @@ def unpack_exception(data: bytes) -> BaseException:
     error: BaseException | None = None
     if payload is not None:
         try:
-            restored = loads(payload)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as trouble:  # noqa: BLE001  foreign code, and whatever it raises must not get out of here
+            restored = contained(loads, payload) if contain else loads(payload)
+        except Exception as trouble:  # noqa: BLE001  foreign code, and whatever it raises must not get out of here
             reason = _one_line(trouble)
         else:
             if isinstance(restored, BaseException):

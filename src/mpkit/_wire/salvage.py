@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mpkit._wire.codec import cannot_unpickle
+from mpkit._wire.codec import cannot_unpickle, contained
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -28,6 +28,8 @@ def load_items(
     data: ReadableBuffer,
     buffers: Iterable[ReadableBuffer | pickle.PickleBuffer] = (),
     part: int | None = None,
+    *,
+    contain: bool = False,
 ) -> list[tuple[Any, Exception | None]]:
     """The items of a pickled list, each with the error that it raised while it was unpickled, or None.
 
@@ -35,24 +37,31 @@ def load_items(
         data: The head of what `codec.encode` has made of a list, or of a tuple with a list in it.
         buffers: As `codec.decode` takes them.
         part: Which part of the tuple the list is; None: there is no tuple.
+        contain: SystemExit belongs to the item that raised it, as in `codec.contained`; else it passes.
     """
-    loader, found = _find(data, buffers, part)
+    loader, found = _find(data, buffers, part, contain=contain)
     return [loader.item(slot.start, slot.stop) for slot in found.parts]
 
 
 def load_part(
-    data: ReadableBuffer, buffers: Iterable[ReadableBuffer | pickle.PickleBuffer], part: int
+    data: ReadableBuffer,
+    buffers: Iterable[ReadableBuffer | pickle.PickleBuffer],
+    part: int,
+    *,
+    contain: bool = False,
 ) -> tuple[Any, Exception | None]:
     """One part of a pickled tuple, or the error that it raised while it was unpickled."""
-    loader, found = _find(data, buffers, part)
+    loader, found = _find(data, buffers, part, contain=contain)
     return loader.item(found.start, found.stop)
 
 
-def _find(data: ReadableBuffer, buffers: Iterable[Any], part: int | None) -> tuple[_Loader, _Slot]:
+def _find(
+    data: ReadableBuffer, buffers: Iterable[Any], part: int | None, *, contain: bool
+) -> tuple[_Loader, _Slot]:
     opcodes = _opcodes(bytes(data))
     layout = _Layout(opcodes)
     (found,) = layout.stack
-    return _Loader(opcodes, layout, buffers), found if part is None else found.parts[part]
+    return _Loader(opcodes, layout, buffers, contain=contain), found if part is None else found.parts[part]
 
 
 class _Opcode(NamedTuple):
@@ -167,7 +176,10 @@ class _Buffers(Iterator[Any]):
 class _Loader:
     """Unpickles parts of a pickle, one after the other, with one memo."""
 
-    def __init__(self, opcodes: list[_Opcode], layout: _Layout, buffers: Iterable[Any]) -> None:
+    def __init__(
+        self, opcodes: list[_Opcode], layout: _Layout, buffers: Iterable[Any], *, contain: bool
+    ) -> None:
+        self._contain = contain
         self._opcodes = opcodes
         self._memo = layout.memo
         self._numbers = {at: number for number, at in enumerate(layout.memo)}
@@ -183,12 +195,11 @@ class _Loader:
         """What the opcodes from `start` to `stop` make, or why they do not."""
         try:
             return self._load(start, stop), None
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # noqa: BLE001  whatever it is, it belongs to this item
+        except Exception as error:  # noqa: BLE001  whatever it is, it belongs to this item
             self._save_memo(start, stop)
             reason = cannot_unpickle(error)
-            reason.__cause__ = None if reason is error else error
+            if reason is not error:
+                reason.__cause__ = error
             return None, reason
 
     def _save_memo(self, start: int, stop: int) -> None:
@@ -206,6 +217,9 @@ class _Loader:
                 self._lost.add(self._numbers[at])
 
     def _load(self, start: int, stop: int) -> Any:
+        return contained(self._run, start, stop) if self._contain else self._run(start, stop)
+
+    def _run(self, start: int, stop: int) -> Any:
         self._buffers.at = self._buffers_used[start]
         self._stream.seek(0)
         self._stream.truncate()

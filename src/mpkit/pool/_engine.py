@@ -445,7 +445,7 @@ class Engine:
         """What the initializer of a worker has raised, for those who wait for the pool."""
         if lane.bad_initializer is None:
             return None
-        cause = failure.unpack_exception(lane.bad_initializer[HEAD_SIZE:])
+        cause = failure.unpack_exception(lane.bad_initializer[HEAD_SIZE:], contain=True)
         broken = InitializerFailed(
             f"the initializer of {self.options.name} raised {type(cause).__name__}: {cause}"
         )

@@ -89,7 +89,12 @@ def dump_arguments(
 
 def load_arguments(flags: int, data: bytes | memoryview) -> tuple[Any, Any]:
     """Positional and keyword arguments of a task, in the worker."""
-    value = _unpack(bytes(data).decode()) if flags & BIG else codec.loads(data)
+    try:
+        value = _unpack(bytes(data).decode()) if flags & BIG else codec.loads(data)
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # as `codec.contained`, in line: it is on the path of each call
+        raise codec.cannot_unpickle(error) from error
     if flags & KEYWORDS:
         return cast("tuple[Any, Any]", value)
     return value, None
@@ -108,8 +113,9 @@ def load_items(flags: int, data: bytes | memoryview) -> tuple[bytes, list[tuple[
     if flags & BIG:
         head, *buffers = _slices(_map(bytes(data).decode()))
     if not flags & FUNCTION_INSIDE:
-        return b"", salvage.load_items(head, buffers)
-    return salvage.load_part(head, (), 0)[0], salvage.load_items(head, buffers, 1)
+        return b"", salvage.load_items(head, buffers, contain=True)
+    function, _ = salvage.load_part(head, (), 0, contain=True)
+    return function, salvage.load_items(head, buffers, 1, contain=True)
 
 
 # -- outcomes ------------------------------------------------------------------------------------------------
@@ -167,7 +173,7 @@ def adopt(kind: int, record: bytes) -> tuple[int, object]:
 
 
 def open_outcome(kind: int, data: Any) -> tuple[Any, BaseException | None]:
-    """The value or the exception of an outcome."""
+    """The value or the exception of an outcome, for whoever asks for it: what is no `Exception` passes."""
     try:
         if kind == VALUE:
             return codec.loads(data[HEAD_SIZE:]), None

@@ -203,7 +203,9 @@ class _Worker:
         if self.plan.initializer is not None:
             try:
                 call = self.plan.initializer
-                function, args = cast("Initializer", codec.loads(call)) if isinstance(call, bytes) else call
+                if isinstance(call, bytes):
+                    call = cast("Initializer", codec.contained(codec.loads, call))
+                function, args = call
                 function(*args)
             except BaseException as error:  # noqa: BLE001  SystemExit too: it would end the worker without a word
                 if self.forked:
@@ -424,11 +426,11 @@ class _Worker:
 
     def _function(self, blob: bytes, flags: int) -> Callable[..., Any]:
         if flags & FUNCTION_INSIDE:
-            return cast("Callable[..., Any]", codec.loads(blob))
+            return cast("Callable[..., Any]", codec.contained(codec.loads, blob))
         return self.functions.get(blob) or self._load_function(blob, flags)
 
     def _load_function(self, blob: bytes, flags: int) -> Callable[..., Any]:
-        function: Callable[..., Any] = cast("Callable[..., Any]", codec.loads(blob))
+        function: Callable[..., Any] = cast("Callable[..., Any]", codec.contained(codec.loads, blob))
         if flags & BY_REFERENCE:
             if len(self.functions) >= _MOST_FUNCTIONS:
                 self.functions.clear()

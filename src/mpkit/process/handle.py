@@ -241,7 +241,7 @@ class Arrival:
         ties.enter()
         try:
             with seam.inheriting():
-                process = codec.loads(self._payload)
+                process = codec.contained(codec.loads, self._payload)
         except SerializationError as error:
             ties.report_failure(error)
             sys.stderr.write(f"Process {self._name}:\n")

@@ -13,6 +13,7 @@ import pickle
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -43,7 +44,7 @@ from mpkit._shm.regions import ENTRY_WORDS, FREE, WRITING, Look, Regions
 from mpkit._shm.ring import COUNT_LIMIT, ONE
 from mpkit._shm.robust_lock import RobustLock
 from mpkit._shm.rows import Rows
-from mpkit.errors import ClosedError, QueueEmpty, QueueFull, SharedMemoryExhausted
+from mpkit.errors import ClosedError, HandleLost, QueueEmpty, QueueFull, SharedMemoryExhausted
 from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
 from tests.helpers.waiting import PATIENCE, wait_until
 from tests.unit.shm.others import Call, Holder, living_stranger, permits
@@ -607,6 +608,21 @@ def test_ctrl_c_as_what_was_thrown_away_is_counted_leaves_the_counts_right(
     assert not queue.join(0)
     queue.task_done()
     assert queue.join(0)
+
+
+def test_a_lost_handle_raises_a_new_exception_each_time() -> None:
+    counter = LockedCounter()
+    data = pickle.dumps(counter)
+    counter.close()
+    names.remove(counter._name)
+    lost: LockedCounter = pickle.loads(data)
+    seen: set[tuple[str, str, int]] = set()
+    for _ in range(3):
+        with pytest.raises(HandleLost) as caught:
+            lost.add()
+        error = caught.value
+        seen.add((str(error), repr(error.__cause__), len(traceback.extract_tb(error.__traceback__))))
+    assert len(seen) == 1
 
 
 def test_a_wake_up_for_a_loop_that_is_closed_is_passed_on() -> None:

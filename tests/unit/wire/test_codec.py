@@ -14,6 +14,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import Decimal
 from multiprocessing import reduction
@@ -25,7 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpkit._wire import codec
-from mpkit._wire.codec import check_pickler, decode, dumps, encode, loads
+from mpkit._wire.codec import check_pickler, contained, decode, dumps, encode, loads
 from mpkit.errors import SerializationError
 
 atoms = (
@@ -381,6 +382,40 @@ def test_what_cannot_be_unpickled(function: Callable[[bytes], object], data: byt
     with pytest.raises(SerializationError, match="cannot unpickle what was received") as caught:
         function(data)
     assert isinstance(caught.value.__cause__, Exception)
+
+
+class Raises:
+    def __init__(self, error: type[BaseException]) -> None:
+        self.error = error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _raise, (self.error,)
+
+
+def _raise(error: type[BaseException]) -> None:
+    raise error
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit])
+@pytest.mark.parametrize("function", [loads, decode])
+def test_what_may_come_from_a_signal_passes(
+    function: Callable[[bytes], object], error: type[BaseException]
+) -> None:
+    with pytest.raises(error):
+        function(dumps(Raises(error)))
+
+
+def test_what_arrives_ends_no_worker_and_no_thread() -> None:
+    with pytest.raises(SerializationError, match="SystemExit"):
+        contained(loads, dumps(Raises(SystemExit)))
+    with pytest.raises(SerializationError, match="LookupError"):
+        contained(loads, dumps(Raises(LookupError)))
+    interrupts = dumps(Raises(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        contained(loads, interrupts)
+    with ThreadPoolExecutor(1) as executor, pytest.raises(SerializationError, match="KeyboardInterrupt"):
+        # There it cannot be Ctrl-C.
+        executor.submit(contained, loads, interrupts).result()
 
 
 def test_a_name_that_is_not_there() -> None:

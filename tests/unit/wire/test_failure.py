@@ -397,10 +397,17 @@ class OnlyWhereItWasRaised(Exception):
 def test_one_that_unpickles_there_but_not_here(trouble: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     data = pack_exception(raised(OnlyWhereItWasRaised("x")))
     monkeypatch.setattr(OnlyWhereItWasRaised, "broken", trouble)
-    back = unpack_exception(data)
+    back = unpack_exception(data, contain=True)
     assert type(back) is SerializationError
     assert "not here" in str(back)
     assert "in raised" in str(back.__cause__)
+
+
+def test_a_signal_may_end_the_program_as_one_is_unpickled(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = pack_exception(raised(OnlyWhereItWasRaised("x")))
+    monkeypatch.setattr(OnlyWhereItWasRaised, "broken", SystemExit(7))
+    with pytest.raises(SystemExit):
+        unpack_exception(data)
 
 
 def test_one_that_becomes_something_else_here(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import datetime as dt
 import decimal
 import enum
 import pickle
+import sys
 from typing import Any
 
 import pytest
@@ -167,3 +168,17 @@ def test_a_class_that_is_missing_takes_its_objects_only(monkeypatch: pytest.Monk
     monkeypatch.delattr(f"{__name__}.Gone")
     found = load_items(data)
     assert [error is not None for _, error in found] == [True, False, True, False]
+
+
+class Leaves:
+    def __reduce__(self) -> Any:
+        return sys.exit, (7,)
+
+
+def test_an_item_that_would_end_the_process() -> None:
+    data = pickle.dumps([1, Leaves(), 2], 5)
+    with pytest.raises(SystemExit):
+        load_items(data)
+    one, (_, error), two = load_items(data, contain=True)
+    assert (one, two) == ((1, None), (2, None))
+    assert "SystemExit: 7" in str(error)
