@@ -320,6 +320,7 @@ def test_a_mapping_of_the_old_place_is_not_used_for_the_new_one(segment: Segment
     other = Regions(segment, start=START, capacity=CAPACITY, begin_at=END)
     before = [other.map(number) for number in range(1, MOST + 1)]
     number = regions.claim(100 * PAGE, WRITING, 1, never)
+    assert number > 0
     regions.map(number)[:3] = b"new"
     assert other.map(number)[:3] == b"new"
     # Who looks at an old ring without a lock: its first page is there.
@@ -354,6 +355,7 @@ def test_a_far_larger_region_is_better_than_none(regions: Regions) -> None:
     full_of(regions, 100 * PAGE)
     for serial in range(MOST):
         number = regions.claim(PAGE, WRITING, serial, never)
+        assert number > 0
         assert len(regions.map(number)) >= 100 * PAGE
     assert regions.claim(PAGE, WRITING, 1, never) == -1
 
