@@ -127,6 +127,27 @@ def test_a_program_without_the_guard_is_told_so(method: str, tmp_path: Path) -> 
     assert "needs the line: if __name__ == '__main__':" in done.stdout
 
 
+CRASH = """
+if __name__ == "__main__":
+    import ctypes, sys
+    from mpkit import compat
+    process = compat.get_context(sys.argv[1]).Process(target=ctypes.string_at, args=(0,))
+    process.start()
+    process.join()
+    process.join()
+    print(process.exitcode)
+"""
+
+
+def test_a_crash_is_shown_where_the_program_has_asked_for_it(start_method: str, tmp_path: Path) -> None:
+    path = tmp_path / "program.py"
+    path.write_text(CRASH)
+    for options, times in ((), 0), (("-X", "faulthandler"), 1):
+        done = run_python(*options, path, start_method)
+        assert done.stdout == f"{-signal.SIGSEGV}\n"
+        assert done.stderr.count("Fatal Python error: Segmentation fault") == times
+
+
 def test_a_killed_fork_starts_no_resource_tracker() -> None:
     program = """
 import time

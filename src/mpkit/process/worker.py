@@ -567,9 +567,12 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         code = seam.exit_code_of(self)
         process = seam.identity_of(self)
         handle = self._mpkit
-        if code is not None and code < 0 and process is not None and not handle.tidied:
-            self._mpkit_tidy_up_after(process)
+        if code is not None and code < 0 and not handle.tidied:
+            if process is not None:
+                self._mpkit_tidy_up_after(process)
             handle.tidied = True
+            if handle.ties is not None:
+                handle.ties.show_last_words(self.name)
 
     def _mpkit_tidy_up_after(self, process: ProcessIdentity) -> None:
         try:
