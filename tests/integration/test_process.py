@@ -229,6 +229,30 @@ def test_ctrl_c_gets_through_a_start_by_a_stopped_fork_server(tmp_path: Path) ->
     assert run_python(path).stdout.split() == ["interrupted", "new", "-9"]
 
 
+def test_stop_by_a_stopped_fork_server(tmp_path: Path) -> None:
+    program = """
+if __name__ == "__main__":
+    import os, signal, time
+    from multiprocessing import forkserver
+    from mpkit import WorkerProcess
+    from mpkit._platform import child_popen
+
+    child_popen._TOLD_WITHIN_S = 0.1
+    process = WorkerProcess(target=time.sleep, args=(600,), start_method="forkserver")
+    process.start()
+    os.kill(forkserver._forkserver._forkserver_pid, signal.SIGSTOP)
+    try:
+        print(process.stop(0))
+    finally:
+        os.kill(forkserver._forkserver._forkserver_pid, signal.SIGCONT)
+    print(process.exitcode, type(process.exception()).__name__)
+    print(str(process.exception()).rpartition(", ")[2])
+"""
+    (tmp_path / "program.py").write_text(program)
+    said = run_python(tmp_path / "program.py").stdout.splitlines()
+    assert said == ["255", "255 WorkerCrashed", "has not told; it may be stopped"]
+
+
 def test_stop_without_any_descriptor_left() -> None:
     program = """
 import os, resource, time

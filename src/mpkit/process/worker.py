@@ -332,7 +332,8 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
                 away; None waits for ever for the interrupt to be followed.
 
         Returns:
-            The exit code, negative for a signal. A process that had ended before keeps its own.
+            The exit code, negative for a signal. A process that had ended before keeps its own. 255 if it
+            cannot be told: a fork server that is stopped is waited for a few seconds only.
 
         Raises:
             ValueError: If the grace period is negative or NaN, or the process has not been started.
@@ -542,6 +543,10 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
                 # signal would be lost.
                 grace = grace if grace == 0 or handle.has_begun() else 0.0
                 _end_family(root, grace, handle, interrupted=interrupted)
+        if root is not None:
+            # Not for its exit code: a fork server that somebody has stopped does not tell.
+            families.wait_gone([root], None)
+            seam.wait_after_end(self)
         self._mpkit_join(None)
         return cast("int", seam.exit_code_of(self))
 
