@@ -14,7 +14,6 @@ Examples:
 
 from __future__ import annotations
 
-import atexit
 import concurrent.futures
 import contextlib
 import importlib.util
@@ -227,6 +226,8 @@ class ProcessPoolExecutor(Executor):
     def _refuse_after_shutdown(self) -> None:
         if self._is_shut_down:
             raise RuntimeError("cannot schedule new futures after shutdown")
+        if _is_ending:
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
 
     @override
     def map(
@@ -341,6 +342,8 @@ class ProcessPoolExecutor(Executor):
         # waits for its tasks.
         pool = getattr(self, "_pool", None)
         if pool is not None and self._open_in == _getpid():
+            # A child of multiprocessing ends its pools before it waits for threads.
+            _finishing.add(pool)
             ending = threading.Thread(
                 target=self._close_and_join, args=(pool,), name="mpkit-executor-dropped"
             )
@@ -354,6 +357,7 @@ class ProcessPoolExecutor(Executor):
     def _close_and_join(pool: TaskPool) -> None:
         pool.close()
         pool.join()
+        _finishing.discard(pool)
 
 
 def _checked(count: int | None, name: str) -> int | None:
@@ -365,6 +369,8 @@ _open_executors: weakref.WeakSet[ProcessPoolExecutor] = weakref.WeakSet()
 _starting = seam.InterruptibleLock()
 #: Pools of executors that were shut down and may still have tasks. Nobody else need keep them.
 _finishing: set[TaskPool] = set()
+#: This process has come to its end, and takes no more tasks.
+_is_ending = False
 
 
 def _forget_finished() -> None:
@@ -387,6 +393,10 @@ def __getattr__(name: str) -> ModuleType:
 
 def _shut_down_all() -> None:
     """A program that ends waits for its tasks, with or without `shutdown`, as with the standard library."""
+    global _is_ending
+    if _is_ending:
+        return  # also where Ctrl-C has ended the waiting
+    _is_ending = True
     for executor in list(_open_executors):
         # Those that have never begun as well: it is too late for them.
         if executor._open_in in (None, os.getpid()):
@@ -396,12 +406,13 @@ def _shut_down_all() -> None:
         pool.join()
 
 
-atexit.register(_shut_down_all)
+seam.at_exit_first(_shut_down_all)
 
 
 @in_forked_children
 def _forget_after_fork() -> None:
-    global _starting  # a thread that is not here may have it
-    _starting = seam.InterruptibleLock()
+    global _starting, _is_ending
+    _starting = seam.InterruptibleLock()  # a thread that is not here may have it
+    _is_ending = False
     # A fork cannot wait for the pools of its parent.
     _finishing.clear()
