@@ -45,7 +45,7 @@ from mpkit._platform.hints import override
 from mpkit._wire.codec import UnsendableError
 from mpkit.compat._errors import original_error
 from mpkit.compat._numbers import not_bool, not_negative
-from mpkit.compat._processes import default_start_method, processes_of
+from mpkit.compat._processes import default_start_method, processes_of, unfinished
 from mpkit.errors import ClosedError, SerializationError
 from mpkit.pool import TaskHandle, TaskPool
 from mpkit.pool._executor import PoolExecutor, map_in_order
@@ -151,6 +151,8 @@ class ProcessPoolExecutor(Executor):
         self._options = PoolOptions.checked(
             max_workers, initializer, initargs, max_tasks_per_child, context, forward_logs=False
         )
+        # Not public either, but programs start processes of their own in the same way.
+        self._mp_context: BaseContext = self._options.context if mp_context is None else mp_context
         #: There are none before the first task.
         self._pool: TaskPool | None = None
         self._futures: PoolExecutor | None = None
@@ -164,6 +166,11 @@ class ProcessPoolExecutor(Executor):
     def _max_workers(self) -> int:
         # Not public in the standard library either, but other libraries (dask, for one) read it.
         return self._options.processes
+
+    @property
+    def _pending_work_items(self) -> dict[int, str]:
+        # Likewise, to see how much is left to do. There, what has been submitted stands by the numbers.
+        return {} if self._pool is None else unfinished(self._pool)
 
     @property
     def _processes(self) -> dict[int | None, BaseProcess]:
