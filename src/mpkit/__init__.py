@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from mpkit import compat as compat
     from mpkit import errors as errors
     from mpkit import introspect as introspect
+    from mpkit import pool as pool
+    from mpkit import process as process
+    from mpkit import queue as queue
+    from mpkit import sync as sync
     from mpkit.pool import PoolStatistics as PoolStatistics
     from mpkit.pool import PoolView as PoolView
     from mpkit.pool import Shared as Shared
@@ -80,7 +84,7 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 def __getattr__(name: str) -> object:
     if name in _MODULE_OF:
         value: object = getattr(importlib.import_module(_MODULE_OF[name]), name)
-    elif name in ("compat", "errors", "introspect"):
+    elif name in ("compat", "errors", "introspect") or f"mpkit.{name}" in _MODULES:
         value = importlib.import_module(f"mpkit.{name}")
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

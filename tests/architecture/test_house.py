@@ -100,6 +100,11 @@ def test_importing_the_doorway_loads_nothing_of_the_house() -> None:
     assert run_python("-c", code).stdout.split() == []
 
 
+@pytest.mark.parametrize("room", ["compat", "errors", "introspect", "pool", "process", "queue", "sync"])
+def test_each_room_can_be_reached_through_the_doorway(room: str) -> None:
+    assert run_python("-c", f"import mpkit; print(mpkit.{room}.__name__)").stdout == f"mpkit.{room}\n"
+
+
 def test_what_a_process_asks_about_itself_does_not_lead_back() -> None:
     # `process` imports `introspect` where it needs it, against the order of the floors.
     modules = [path for path in MODULES if named(path).startswith("introspect")]

@@ -38,6 +38,11 @@ def wait_for(event: Any, x: int) -> int:
     return x
 
 
+def take(gate: compat.SimpleQueue[None]) -> None:
+    """Wait to be let through."""
+    gate.get()
+
+
 def nap(x: int) -> int:
     time.sleep(0.02)
     return x

@@ -21,7 +21,7 @@ from mpkit.compat import futures
 from mpkit.pool import TaskPool
 from mpkit.pool._options import PoolOptions
 from tests.contract import compat_tasks as tasks
-from tests.helpers.processes import run_python
+from tests.helpers.processes import reap, run_python
 from tests.helpers.waiting import PATIENCE, wait_until
 
 
@@ -217,6 +217,58 @@ def test_a_program_that_ends_waits_for_its_work(tmp_path: Any) -> None:
     ended = run_python("-W", "error", program, env={"PYTHONPATH": os.getcwd()})
     assert sorted(ended.stdout.split()) == ["49", "dropped"]
     assert ended.stderr == ""
+
+
+AT_EXIT = """
+import atexit, time
+from mpkit.compat import futures
+
+def end():
+    print(future.done())
+    for late in executor, futures.ProcessPoolExecutor(1):
+        try:
+            late.submit(print)
+        except RuntimeError as error:
+            print(error)
+
+if __name__ == "__main__":
+    atexit.register(end)
+    executor = futures.ProcessPoolExecutor(1)
+    for _ in range(20):
+        future = executor.submit(time.sleep, 0.02)
+"""
+
+
+def test_an_exit_handler_finds_all_work_done_and_no_more_taken(tmp_path: Any) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(AT_EXIT)
+    ended = run_python("-W", "error", program)
+    assert ended.stdout.splitlines() == [
+        "True",
+        "cannot schedule new futures after shutdown",
+        "cannot schedule new futures after interpreter shutdown",
+    ]
+    assert ended.stderr == ""
+
+
+def _leave_work(path: str, keep: bool) -> None:
+    # What it kept as a global variable is there to the end of the child.
+    executor = futures.ProcessPoolExecutor(1)
+    for _ in range(20):
+        executor.submit(tasks.nap, 7)
+    executor.submit(open, path, "w")
+    if keep:
+        globals()["_kept"] = executor
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_child_that_ends_waits_for_its_work(context: Any, tmp_path: Any, keep: bool) -> None:
+    path = tmp_path / "done"
+    process = context.Process(target=_leave_work, args=(str(path), keep))
+    with reap(process):
+        process.join(PATIENCE)
+        assert process.exitcode == 0
+    assert path.exists()
 
 
 @pytest.mark.parametrize(

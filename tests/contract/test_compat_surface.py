@@ -220,6 +220,43 @@ def test_a_pool_has_the_processes_that_are_its_workers() -> None:
             result.get(PATIENCE)
 
 
+def test_a_pool_tells_what_is_left_to_do() -> None:
+    # Private names, by which programs show their progress.
+    gate: Any = compat.SimpleQueue()
+    with compat.Pool(1) as pool:
+        assert pool._cache == {}
+        results = pool.map_async(tasks.take, [gate] * 3, chunksize=1)
+        single = pool.apply_async(tasks.take, (gate,))
+        assert sorted(pool._cache.values()) == ["take", "take"]
+        assert results._number_left == 3
+        gate.put(None)
+        wait_until(lambda: results._number_left == 2, "one has ended")
+        for _ in range(3):
+            gate.put(None)
+        assert single.get(PATIENCE) is None
+        assert results._number_left == 0
+        wait_until(lambda: not pool._cache, "all have ended")
+        with pytest.raises(AttributeError):
+            single._number_left  # noqa: B018
+    gate.close()
+
+
+def test_an_executor_tells_what_is_left_to_do() -> None:
+    gate: Any = compat.SimpleQueue()
+    context = compat.get_context("spawn")
+    with futures.ProcessPoolExecutor(1, context) as executor:
+        assert executor._mp_context is context
+        assert executor._pending_work_items == {}
+        waiting = [executor.submit(tasks.take, gate) for _ in range(3)]
+        assert len(executor._pending_work_items) == 3
+        for _ in waiting:
+            gate.put(None)
+        for future in waiting:
+            future.result(PATIENCE)
+        wait_until(lambda: not executor._pending_work_items, "all have ended")
+    gate.close()
+
+
 def test_an_executor_has_the_processes_that_are_its_workers() -> None:
     # A private name; before Python 3.14 the way to end those that hang.
     with futures.ProcessPoolExecutor(2) as executor:

@@ -127,6 +127,27 @@ def test_a_program_without_the_guard_is_told_so(method: str, tmp_path: Path) -> 
     assert "needs the line: if __name__ == '__main__':" in done.stdout
 
 
+CRASH = """
+if __name__ == "__main__":
+    import ctypes, sys
+    from mpkit import compat
+    process = compat.get_context(sys.argv[1]).Process(target=ctypes.string_at, args=(0,))
+    process.start()
+    process.join()
+    process.join()
+    print(process.exitcode)
+"""
+
+
+def test_a_crash_is_shown_where_the_program_has_asked_for_it(start_method: str, tmp_path: Path) -> None:
+    path = tmp_path / "program.py"
+    path.write_text(CRASH)
+    for options, times in ((), 0), (("-X", "faulthandler"), 1):
+        done = run_python(*options, path, start_method)
+        assert done.stdout == f"{-signal.SIGSEGV}\n"
+        assert done.stderr.count("Fatal Python error: Segmentation fault") == times
+
+
 def test_a_killed_fork_starts_no_resource_tracker() -> None:
     program = """
 import time
@@ -206,6 +227,30 @@ def test_ctrl_c_gets_through_a_start_by_a_stopped_fork_server(tmp_path: Path) ->
     path = tmp_path / "program.py"
     path.write_text(STOPPED_SERVER)
     assert run_python(path).stdout.split() == ["interrupted", "new", "-9"]
+
+
+def test_stop_by_a_stopped_fork_server(tmp_path: Path) -> None:
+    program = """
+if __name__ == "__main__":
+    import os, signal, time
+    from multiprocessing import forkserver
+    from mpkit import WorkerProcess
+    from mpkit._platform import child_popen
+
+    child_popen._TOLD_WITHIN_S = 0.1
+    process = WorkerProcess(target=time.sleep, args=(600,), start_method="forkserver")
+    process.start()
+    os.kill(forkserver._forkserver._forkserver_pid, signal.SIGSTOP)
+    try:
+        print(process.stop(0))
+    finally:
+        os.kill(forkserver._forkserver._forkserver_pid, signal.SIGCONT)
+    print(process.exitcode, type(process.exception()).__name__)
+    print(str(process.exception()).rpartition(", ")[2])
+"""
+    (tmp_path / "program.py").write_text(program)
+    said = run_python(tmp_path / "program.py").stdout.splitlines()
+    assert said == ["255", "255 WorkerCrashed", "has not told; it may be stopped"]
 
 
 def test_stop_without_any_descriptor_left() -> None:

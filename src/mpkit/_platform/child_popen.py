@@ -147,6 +147,10 @@ class _ExactWaiting:
     def interrupt(self) -> None:
         self._send_signal(signal.SIGINT)
 
+    def wait_after_end(self) -> None:
+        """Wait for the exit code of a process that has ended, for as long as it may take to be told."""
+        self.wait(None)
+
     def _reap_once(self) -> None:
         if self.returncode is None:
             self._reap()
@@ -270,6 +274,18 @@ class _ChildOfServer(_ExactWaiting):
             self.returncode = _CODE_LOST
 
     @override
+    def wait_after_end(self) -> None:
+        if self.wait(_TOLD_WITHIN_S) is None:
+            self._guard.run(self._lose_code)
+
+    def _lose_code(self) -> None:
+        if self.returncode is None:
+            self.code_lost_because = (
+                "the fork server of multiprocessing, which waits for it, has not told; it may be stopped"
+            )
+            self.returncode = _CODE_LOST
+
+    @override
     def _kill_at_once(self) -> None:
         # The server waits for it.
         self._signal(signal.SIGKILL)
@@ -313,6 +329,9 @@ in_forked_children(_launches.clear)
 
 _FIRST_PAUSE_S: Final = 0.005
 _LONGEST_PAUSE_S: Final = 0.2
+
+#: How long a fork server may take to tell the exit code of a process that has ended.
+_TOLD_WITHIN_S = 5.0
 
 #: No launch takes as long as this, unless it waits for a process that is stopped.
 _STUCK_S: Final = 1.0

@@ -42,6 +42,7 @@ __all__ = [
     "starting_by",
     "take_back_start",
     "target_of",
+    "wait_after_end",
 ]
 
 
@@ -198,6 +199,16 @@ def exit_code_of(child: ChildProcess) -> int | None:
     """The exit code of a process that was started here; None while it runs. Also after `close`."""
     popen = vars(child).get("_popen")
     return None if popen is None else popen.poll()
+
+
+def wait_after_end(child: ChildProcess) -> None:
+    """Wait for the exit code of a process that has ended; if it is not told within seconds, it is lost.
+
+    Blocking: a few seconds, if a fork server that is stopped would have to tell.
+    """
+    popen = vars(child).get("_popen")
+    if popen is not None and sys.platform != "win32":
+        popen.wait_after_end()
 
 
 def look_at(child: ChildProcess) -> ProcessIdentity | None:

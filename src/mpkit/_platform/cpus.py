@@ -14,7 +14,8 @@ __all__ = ["usable_cpus"]
 def usable_cpus() -> int:
     """The number of CPUs this process may really use, at least 1.
 
-    The smallest of: the CPUs of its affinity mask (which includes cpusets), and on Linux the CPU quota of its
+    The smallest of: the CPUs of its affinity mask (which includes cpusets), or from Python 3.13 on the number
+    that ``-X cpu_count`` or ``PYTHON_CPU_COUNT`` gives in its place; and on Linux the CPU quota of its
     control group and of every group above it, in versions 1 and 2, rounded up. `os.cpu_count` and
     `os.process_cpu_count` know nothing of quotas, so that ``docker run --cpus=2`` on a large machine would
     start one process for each of its CPUs.
@@ -28,6 +29,9 @@ def usable_cpus() -> int:
 
 
 def _affinity() -> int:
+    if sys.version_info >= (3, 13):
+        # It also tells what the user has said.
+        return os.process_cpu_count() or 1
     if sys.platform != "win32" and hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

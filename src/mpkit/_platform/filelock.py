@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import weakref
 from io import FileIO
 from typing import Final
 
-from mpkit._platform.forks import around_forks
+from mpkit._platform.forks import held_across_forks, in_forked_children
+from mpkit._platform.interruptible_lock import InterruptibleLock
 
 if sys.platform == "win32":
     import msvcrt
@@ -30,7 +30,7 @@ else:
 _held: dict[int, weakref.ref[FileIO]] = {}
 #: Who in this process has the record lock of which file (device and inode): its threads are all one to it.
 _threads: dict[tuple[int, int], weakref.ref[FileLock]] = {}
-_opening = threading.RLock()
+_opening = InterruptibleLock()
 
 
 class FileLock:
@@ -76,20 +76,14 @@ class FileLock:
                 self._fd = -1
                 return False
             return True
-        with _opening:
-            self._file = own = _open_again(fd)
-            if own is not None:
-                _held[own.fileno()] = weakref.ref(own)
+        own = _opening.run(self._open_own)
         try:
             if own is not None:
                 fcntl.fcntl(own, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0))
                 return True
             about = os.fstat(fd)
-            with _opening:
-                key = (about.st_dev, about.st_ino)
-                if key in _threads and _threads[key]() is not None:
-                    return False
-                _threads[key] = weakref.ref(self)
+            if not _opening.run(self._enter, (about.st_dev, about.st_ino)):
+                return False
             try:
                 fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
             except OSError:
@@ -97,6 +91,19 @@ class FileLock:
                 raise
         except (BlockingIOError, PermissionError):
             return False
+        return True
+
+    def _open_own(self) -> FileIO | None:
+        self._file = own = _open_again(self._fd)
+        if own is not None:
+            _held[own.fileno()] = weakref.ref(own)
+        return own
+
+    def _enter(self, key: tuple[int, int]) -> bool:
+        """Whether no other thread has the record lock of this file: then this object has it."""
+        if key in _threads and _threads[key]() is not None:
+            return False
+        _threads[key] = weakref.ref(self)
         return True
 
     def release(self) -> None:
@@ -157,8 +164,6 @@ def _open_again(fd: int) -> FileIO | None:
 def _let_go_in_child() -> None:
     # The child's copies belong to the same open file descriptions: kept open, they would hold the parent's
     # locks beyond its death.
-    global _opening
-    _opening = threading.RLock()
     for held in list(_held.values()):
         file = held()
         if file is not None:
@@ -167,13 +172,6 @@ def _let_go_in_child() -> None:
     _threads.clear()
 
 
-def _hold_still() -> None:
-    _opening.acquire()
-
-
-def _go_on() -> None:
-    _opening.release()
-
-
 # Held across the fork, so that no descriptor is copied that is not in the set yet.
-around_forks(_hold_still, _go_on, _let_go_in_child)
+held_across_forks(_opening.raw)
+in_forked_children(_let_go_in_child)

@@ -1,21 +1,38 @@
-"""What is to be done at forks; nothing where there are none (Windows)."""
+"""What is to be done at forks; nothing where there are none (Windows).
+
+Python calls hooks at a fork, and nobody hears of what they raise: it is printed, and the fork goes on. So
+what the handler of a signal raises (Ctrl-C) takes away the rest of the hook that it comes in, all of it if it
+comes before the first step; it does not come a second time. What must not be left out is therefore done by
+functions of C, in which no handler is called, or asked for twice.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
-__all__ = ["around_forks", "in_forked_children"]
+__all__ = ["around_forks", "held_across_forks", "in_forked_children", "in_forking_parents"]
 
 F = TypeVar("F", bound=Callable[[], object])
 
 
 def in_forked_children(function: F) -> F:
-    """Decorator: the function is called in each child of a fork, in the order of registration."""
+    """Decorator: the function is called in each child of a fork, in the order of registration.
+
+    If an exception ends it, once more.
+    """
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=function)
+        hook = _ChildHook(function)
+        os.register_at_fork(after_in_child=hook)
+        os.register_at_fork(after_in_child=hook)
     return function
+
+
+def in_forking_parents(function: Callable[[], object]) -> None:
+    """Have something called after each fork in the parent, also if the fork has failed."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_parent=function)
 
 
 def around_forks(
@@ -23,4 +40,30 @@ def around_forks(
 ) -> None:
     """Have them called before each fork, after it in the parent (also if it has failed), and in the child."""
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=before, after_in_parent=in_parent, after_in_child=in_child)
+        os.register_at_fork(before=before, after_in_parent=in_parent)
+        in_forked_children(in_child)
+
+
+def held_across_forks(lock: object) -> None:
+    """Have an RLock taken before each fork, and given back after it in both processes."""
+    if hasattr(os, "register_at_fork"):
+        raw = cast("Any", lock)
+        os.register_at_fork(
+            before=raw.acquire, after_in_parent=raw.release, after_in_child=raw._at_fork_reinit
+        )
+
+
+class _ChildHook:
+    """Calls a function once in each child, however often it is called itself."""
+
+    __slots__ = ("_done_in", "_function")
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function = function
+        self._done_in = 0
+
+    def __call__(self) -> None:
+        me = os.getpid()
+        if self._done_in != me:
+            self._function()
+            self._done_in = me

@@ -16,6 +16,8 @@ Python. What is used, and why there is no public way:
   Python method, several times slower than the one of the C class.
 - ``multiprocessing.resource_tracker``: it has no public registration, and before Python 3.14 a fork may leave
   its lock locked for ever (`_at_fork_reinit`).
+- ``threading._register_atexit``: `atexit` calls the functions of a program before those that were registered
+  earlier, while tasks go on and more can be submitted; `concurrent.futures` itself uses it.
 - ``multiprocessing.util.Finalize`` with a negative priority: `atexit` runs before multiprocessing has joined
   its children, or after, as the modules happened to be imported.
 - ``reduction.DupFd``, ``util.spawnv_passfds``, ``spawn.get_executable``: undocumented, and what a descriptor
@@ -34,10 +36,12 @@ Python. What is used, and why there is no public way:
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
 import os
 import sys
+import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from multiprocessing import process, reduction, spawn, util
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
@@ -59,6 +63,7 @@ from mpkit._platform.child_process import (
     peak_rss_bytes_of,
     take_back_start,
     target_of,
+    wait_after_end,
 )
 from mpkit._platform.fork_server import start_fork_server
 from mpkit._platform.forks import in_forked_children
@@ -95,6 +100,7 @@ __all__ = [
     "TrackedType",
     "at_exit_after_children_joined",
     "at_exit_before_children_joined",
+    "at_exit_first",
     "call_target",
     "chosen_start_method",
     "code_lost_because",
@@ -123,6 +129,7 @@ __all__ = [
     "tracker_lock",
     "tracker_register",
     "tracker_unregister",
+    "wait_after_end",
 ]
 
 # --- semaphores -------------------------------------------------------------------------------------------
@@ -256,6 +263,9 @@ class _ExitCallbacks:
 
 _exit_callbacks = _ExitCallbacks()
 
+#: Finalizers of multiprocessing with a higher priority run earlier.
+_FIRST_PRIORITY: Final = 101
+
 
 def at_exit_after_children_joined(callback: Callable[[], object]) -> Callable[[], None]:
     """Call `callback` at the normal exit of this process, after multiprocessing has joined its children.
@@ -269,6 +279,30 @@ def at_exit_after_children_joined(callback: Callable[[], object]) -> Callable[[]
     return _exit_callbacks.add(callback)
 
 
+def at_exit_first(callback: Callable[[], object]) -> None:
+    """Call `callback` at the end of this process, before all else that is to be called there.
+
+    That is before `atexit` and before threads are waited for in a program, and before all other finalizers in
+    a child of multiprocessing; in the forks of this process as well. It may be called more than once.
+    """
+    register: Callable[[Callable[[], object]], object] = getattr(
+        threading, "_register_atexit", atexit.register
+    )
+    try:
+        register(callback)
+    except RuntimeError:
+        # Threads are being waited for already.
+        atexit.register(callback)
+    # A child of multiprocessing runs these before the above, up to Python 3.12. It drops those that it finds,
+    # then calls what was registered for after the fork.
+    util.register_after_fork(callback, _finalize_first)
+    _finalize_first(callback)
+
+
+def _finalize_first(callback: Callable[[], object]) -> None:
+    util.Finalize(None, callback, exitpriority=_FIRST_PRIORITY)
+
+
 def at_exit_before_children_joined(callback: Callable[[], object]) -> Callable[[], object]:
     """Call `callback` at the normal exit of this process, before multiprocessing waits for its children.
 
@@ -279,7 +313,7 @@ def at_exit_before_children_joined(callback: Callable[[], object]) -> Callable[[
         A function that takes it back.
     """
     # `atexit` is no place for it: multiprocessing may have registered before or after us.
-    return util.Finalize(None, callback, exitpriority=100).cancel
+    return util.Finalize(None, callback, exitpriority=_FIRST_PRIORITY - 1).cancel
 
 
 # --- descriptors and programs -----------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from types import ModuleType
 
 from mpkit._platform import seam
-from mpkit._platform.forks import around_forks
+from mpkit._platform.forks import around_forks, in_forking_parents
 from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._shm.regions import Regions
 
@@ -233,4 +233,10 @@ def _after_fork_in_child() -> None:
             hold.regions.give_back(slot)
 
 
+def _let_go() -> None:
+    """Once more, should an interrupt have come at the first step of the hook before."""
+    _opening.unwind()
+
+
 around_forks(_before_fork, _after_fork_in_parent, _after_fork_in_child)
+in_forking_parents(_let_go)

@@ -16,9 +16,10 @@ from mpkit._platform.hints import Self, override
 from mpkit.compat._errors import original_error, pool_error, pool_errors
 from mpkit.compat._iterators import IMapIterator
 from mpkit.compat._numbers import not_bool, not_negative
-from mpkit.compat._processes import default_start_method, processes_of
+from mpkit.compat._processes import default_start_method, processes_of, unfinished
 from mpkit.errors import SerializationError, WaitTimeout
 from mpkit.pool import TaskHandle, TaskPool
+from mpkit.pool._maps import MapHandle
 from mpkit.pool._shared_results import SharedResults
 
 if TYPE_CHECKING:
@@ -99,6 +100,14 @@ class AsyncResult(Generic[R]):
         if not self.ready():
             raise ValueError(f"{self!r} not ready")
         return not self._handle.cancelled() and self._handle.exception() is None
+
+    @property
+    def _number_left(self) -> int:
+        # A private name of the standard library, by which programs show the progress of a map.
+        handle: Future[Any] = self._handle
+        if not isinstance(handle, MapHandle):
+            raise AttributeError("only the result of a map has a number of chunks left")  # noqa: TRY004
+        return 0 if handle.done() else len(handle._sink.tasks)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._handle!r}>"
@@ -207,11 +216,17 @@ class Pool:
         #: With so many, those of them that nobody needs any more are looked for.
         self._most_iterators = _FEW_ITERATORS
 
-    # Private names of the standard library that programs use nonetheless, to look after the workers.
+    # Private names of the standard library that programs use nonetheless, to look after the workers and what
+    # is left to do.
 
     @property
     def _pool(self) -> list[BaseProcess]:
         return processes_of(self._task_pool)
+
+    @property
+    def _cache(self) -> dict[int, str]:
+        # There, results by their numbers: programs ask how many there are.
+        return unfinished(self._task_pool)
 
     @property
     def _processes(self) -> int:
@@ -260,13 +275,7 @@ class Pool:
         error_callback: Callable[[BaseException], object] | None = None,
     ) -> AsyncResult[list[R]]:
         """Have workers call `func` for each item."""
-        items = iterable if isinstance(iterable, Sized) else list(iterable)
-        if not len(items):
-            # As there: nothing has been called, so there is nothing to tell.
-            callback = error_callback = None
-        return self._submitted(
-            lambda *hooks: self._task_pool.map_async(func, items, chunksize, *hooks), callback, error_callback
-        )
+        return self._mapped(self._task_pool.map_async, func, iterable, chunksize, callback, error_callback)
 
     def starmap(
         self, func: Callable[..., R], iterable: Iterable[Iterable[Any]], chunksize: int | None = None
@@ -283,14 +292,8 @@ class Pool:
         error_callback: Callable[[BaseException], object] | None = None,
     ) -> AsyncResult[list[R]]:
         """The same as `map_async`, each item being the arguments of one call."""
-        items = iterable if isinstance(iterable, Sized) else list(iterable)
-        if not len(items):
-            # As there: nothing has been called, so there is nothing to tell.
-            callback = error_callback = None
-        return self._submitted(
-            lambda *hooks: self._task_pool.starmap_async(func, items, chunksize, *hooks),
-            callback,
-            error_callback,
+        return self._mapped(
+            self._task_pool.starmap_async, func, iterable, chunksize, callback, error_callback
         )
 
     def imap(self, func: Callable[[T], R], iterable: Iterable[T], chunksize: int = 1) -> IMapIterator[R]:
@@ -320,6 +323,22 @@ class Pool:
         self._iterators.difference_update(finished)
         # Not with each new one: many may really be under way.
         self._most_iterators = _FEW_ITERATORS + 2 * len(self._iterators)
+
+    def _mapped(
+        self,
+        verb: Callable[..., TaskHandle[list[R]]],
+        func: Callable[..., R],
+        iterable: Iterable[Any],
+        chunksize: int | None,
+        callback: Callable[[list[R]], object] | None,
+        error_callback: Callable[[BaseException], object] | None,
+    ) -> AsyncResult[list[R]]:
+        """The result of calls for each item."""
+        items = iterable if isinstance(iterable, Sized) else list(iterable)
+        if not len(items):
+            # As there: nothing has been called, so there is nothing to tell.
+            callback = error_callback = None
+        return self._submitted(lambda *hooks: verb(func, items, chunksize, *hooks), callback, error_callback)
 
     def _submitted(
         self,

@@ -185,7 +185,7 @@ def handle(record: bytes) -> None:
     fields, extras = pickle.loads(record[HEAD_SIZE:])
     for key, data in extras.items():
         try:
-            fields[key] = codec.loads(data)
+            fields[key] = codec.contained(codec.loads, data)
         except Exception as error:  # noqa: BLE001  a formatter may ask for it, so there is something in its place
             fields[key] = f"({error})"
     log_record = logging.makeLogRecord({"args": None, "exc_info": None, **fields})

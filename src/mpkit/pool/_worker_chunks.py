@@ -222,7 +222,7 @@ class ChunkRunner:
 
 def _told_in_short(packed: bytes, trouble: BaseException) -> tuple[int, bytes]:
     """The outcome of one item whose error is too long to be sent: so short that it takes no shared memory."""
-    kind = type(failure.unpack_exception(packed)).__name__
+    kind = type(failure.unpack_exception(packed, contain=True)).__name__
     error = SerializationError(f"the outcome of this item, a {kind}, cannot be sent: {trouble!r:.2000}")
     return payload.dump_chunk([None], [(0, failure.pack_exception(error))], "pickle")
 

@@ -104,6 +104,16 @@ class Ties:
         """In the parent: what the child's fault handler wrote, if anything."""
         return self.stack.read().decode(errors="replace") or None
 
+    def show_last_words(self, name: str) -> None:
+        """In the parent: print them, if this program wants to see what fault handlers write.
+
+        The child's own would have written to the error output, had ours not taken its place.
+        """
+        # Whoever has closed it, or all descriptors, does not get to see them.
+        with contextlib.suppress(OSError, ValueError):
+            if faulthandler.is_enabled() and sys.stderr is not None and (words := self.last_words()):
+                sys.stderr.write(f"Process {name}:\n{words}")
+
     def close(self) -> None:
         """Let go of the files. Twice does no harm."""
         self.report.close()

@@ -333,7 +333,8 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
                 away; None waits for ever for the interrupt to be followed.
 
         Returns:
-            The exit code, negative for a signal. A process that had ended before keeps its own.
+            The exit code, negative for a signal. A process that had ended before keeps its own. 255 if it
+            cannot be told: a fork server that is stopped is waited for a few seconds only.
 
         Raises:
             ValueError: If the grace period is negative or NaN, or the process has not been started.
@@ -543,6 +544,10 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
                 # signal would be lost.
                 grace = grace if grace == 0 or handle.has_begun() else 0.0
                 _end_family(root, grace, handle, interrupted=interrupted)
+        if root is not None:
+            # Not for its exit code: a fork server that somebody has stopped does not tell.
+            families.wait_gone([root], None)
+            seam.wait_after_end(self)
         self._mpkit_join(None)
         return cast("int", seam.exit_code_of(self))
 
@@ -568,9 +573,12 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         code = seam.exit_code_of(self)
         process = seam.identity_of(self)
         handle = self._mpkit
-        if code is not None and code < 0 and process is not None and not handle.tidied:
-            self._mpkit_tidy_up_after(process)
+        if code is not None and code < 0 and not handle.tidied:
+            if process is not None:
+                self._mpkit_tidy_up_after(process)
             handle.tidied = True
+            if handle.ties is not None:
+                handle.ties.show_last_words(self.name)
 
     def _mpkit_tidy_up_after(self, process: ProcessIdentity) -> None:
         try:

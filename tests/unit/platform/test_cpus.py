@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mpkit._platform import cpus
+from tests.helpers.processes import run_python
 
 V2_MOUNT = "30 24 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
 V1_MOUNT = "31 24 0:27 / /sys/fs/cgroup/cpu,cpuacct rw shared:9 - cgroup cgroup rw,cpu,cpuacct\n"
@@ -31,6 +32,13 @@ def test_a_quota_below_the_affinity_wins_and_is_rounded_up(monkeypatch: pytest.M
     for quota, expected in [(1.5, 2), (0.1, 1), (8.0, 8), (100.0, 64), (None, 64)]:
         monkeypatch.setattr(cpus, "_quota", lambda root, quota=quota: quota)
         assert cpus.usable_cpus() == expected
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="Python cannot be told")
+def test_what_the_user_has_said_takes_the_place_of_the_affinity() -> None:
+    code = "from mpkit._platform import cpus; cpus._quota = lambda _: None; print(cpus.usable_cpus())"
+    assert run_python("-c", code, env={"PYTHON_CPU_COUNT": "77"}).stdout == "77\n"
+    assert run_python("-X", "cpu_count=78", "-c", code).stdout == "78\n"
 
 
 def test_without_control_groups_there_is_no_quota(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from mpkit._platform import seam, signal_handlers
+from tests.helpers.processes import run_python
 
 mp_util: Any = multiprocessing.util
 
@@ -80,6 +82,8 @@ def finalizers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     real = mp_util._finalizer_registry
     kept = dict(real)
     real.clear()
+    # Among those are some that register finalizers, which end what the other tests need.
+    monkeypatch.setattr(mp_util, "_afterfork_registry", weakref.WeakValueDictionary())
     monkeypatch.setattr(seam, "_exit_callbacks", seam._ExitCallbacks())
     yield
     real.clear()
@@ -134,6 +138,37 @@ def test_an_exit_callback_that_raises_does_not_stop_the_others(capsys: pytest.Ca
     mp_util._run_finalizers()
     assert ran == ["ran"]
     assert "on purpose" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("finalizers")
+def test_what_comes_first_comes_before_all_else_in_a_child_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    registered: list[Any] = []
+    monkeypatch.setattr(threading, "_register_atexit", registered.append)
+
+    def first() -> None:
+        ran.append("first")
+
+    seam.at_exit_before_children_joined(lambda: ran.append("second"))
+    seam.at_exit_first(first)
+    assert registered == [first]
+    mp_util._run_finalizers(0)
+    assert ran == ["first", "second"]
+    # What BaseProcess._after_fork does in a new child.
+    mp_util._finalizer_registry.clear()
+    mp_util._run_after_forkers()
+    mp_util._run_finalizers(0)
+    assert ran == ["first", "second", "first"]
+
+
+def test_threading_has_a_place_for_what_comes_first() -> None:
+    code = """
+import atexit, threading
+threading.Thread(target=threading.main_thread().join).start()
+atexit.register(print, "atexit")
+threading._register_atexit(print, "first")
+"""
+    assert run_python("-W", "error", "-c", code).stdout.split() == ["first", "atexit"]
 
 
 @pytest.mark.usefixtures("finalizers")

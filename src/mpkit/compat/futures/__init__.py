@@ -14,7 +14,6 @@ Examples:
 
 from __future__ import annotations
 
-import atexit
 import concurrent.futures
 import contextlib
 import importlib.util
@@ -46,7 +45,7 @@ from mpkit._platform.hints import override
 from mpkit._wire.codec import UnsendableError
 from mpkit.compat._errors import original_error
 from mpkit.compat._numbers import not_bool, not_negative
-from mpkit.compat._processes import default_start_method, processes_of
+from mpkit.compat._processes import default_start_method, processes_of, unfinished
 from mpkit.errors import ClosedError, SerializationError
 from mpkit.pool import TaskHandle, TaskPool
 from mpkit.pool._executor import PoolExecutor, map_in_order
@@ -152,6 +151,8 @@ class ProcessPoolExecutor(Executor):
         self._options = PoolOptions.checked(
             max_workers, initializer, initargs, max_tasks_per_child, context, forward_logs=False
         )
+        # Not public either, but programs start processes of their own in the same way.
+        self._mp_context: BaseContext = self._options.context if mp_context is None else mp_context
         #: There are none before the first task.
         self._pool: TaskPool | None = None
         self._futures: PoolExecutor | None = None
@@ -165,6 +166,11 @@ class ProcessPoolExecutor(Executor):
     def _max_workers(self) -> int:
         # Not public in the standard library either, but other libraries (dask, for one) read it.
         return self._options.processes
+
+    @property
+    def _pending_work_items(self) -> dict[int, str]:
+        # Likewise, to see how much is left to do. There, what has been submitted stands by the numbers.
+        return {} if self._pool is None else unfinished(self._pool)
 
     @property
     def _processes(self) -> dict[int | None, BaseProcess]:
@@ -227,6 +233,8 @@ class ProcessPoolExecutor(Executor):
     def _refuse_after_shutdown(self) -> None:
         if self._is_shut_down:
             raise RuntimeError("cannot schedule new futures after shutdown")
+        if _is_ending:
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
 
     @override
     def map(
@@ -341,6 +349,8 @@ class ProcessPoolExecutor(Executor):
         # waits for its tasks.
         pool = getattr(self, "_pool", None)
         if pool is not None and self._open_in == _getpid():
+            # A child of multiprocessing ends its pools before it waits for threads.
+            _finishing.add(pool)
             ending = threading.Thread(
                 target=self._close_and_join, args=(pool,), name="mpkit-executor-dropped"
             )
@@ -354,6 +364,7 @@ class ProcessPoolExecutor(Executor):
     def _close_and_join(pool: TaskPool) -> None:
         pool.close()
         pool.join()
+        _finishing.discard(pool)
 
 
 def _checked(count: int | None, name: str) -> int | None:
@@ -365,6 +376,8 @@ _open_executors: weakref.WeakSet[ProcessPoolExecutor] = weakref.WeakSet()
 _starting = seam.InterruptibleLock()
 #: Pools of executors that were shut down and may still have tasks. Nobody else need keep them.
 _finishing: set[TaskPool] = set()
+#: This process has come to its end, and takes no more tasks.
+_is_ending = False
 
 
 def _forget_finished() -> None:
@@ -387,6 +400,10 @@ def __getattr__(name: str) -> ModuleType:
 
 def _shut_down_all() -> None:
     """A program that ends waits for its tasks, with or without `shutdown`, as with the standard library."""
+    global _is_ending
+    if _is_ending:
+        return  # also where Ctrl-C has ended the waiting
+    _is_ending = True
     for executor in list(_open_executors):
         # Those that have never begun as well: it is too late for them.
         if executor._open_in in (None, os.getpid()):
@@ -396,12 +413,13 @@ def _shut_down_all() -> None:
         pool.join()
 
 
-atexit.register(_shut_down_all)
+seam.at_exit_first(_shut_down_all)
 
 
 @in_forked_children
 def _forget_after_fork() -> None:
-    global _starting  # a thread that is not here may have it
-    _starting = seam.InterruptibleLock()
+    global _starting, _is_ending
+    _starting = seam.InterruptibleLock()  # a thread that is not here may have it
+    _is_ending = False
     # A fork cannot wait for the pools of its parent.
     _finishing.clear()

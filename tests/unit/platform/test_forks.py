@@ -1,0 +1,77 @@
+"""What is done at forks is done, though Ctrl-C may come in the middle of it."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+
+import pytest
+
+from tests.helpers.processes import run_python
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks")
+
+
+def test_an_interrupt_in_a_hook_takes_nothing_from_a_child() -> None:
+    """Nobody hears of what a hook raises, and the child went on as if it were its parent."""
+    printed = run_python(
+        "-c",
+        textwrap.dedent("""
+        import os, sys
+        from mpkit._platform import forks
+
+        calls = []
+
+        def forget():
+            calls.append(os.getpid())
+            if len(calls) == 1:
+                raise KeyboardInterrupt
+
+        sys.unraisablehook = lambda report: None
+        forks.in_forked_children(forget)
+        pid = os.fork()
+        if not pid:
+            print(len(calls), flush=True)
+            pid = os.fork()
+            if not pid:
+                # Each child does it once when nothing is in the way.
+                print(len(calls), flush=True)
+                os._exit(0)
+            os.waitpid(pid, 0)
+            os._exit(0)
+        os.waitpid(pid, 0)
+        print(len(calls), flush=True)
+        """),
+    ).stdout
+    assert printed.split() == ["2", "3", "0"]
+
+
+def test_an_interrupt_during_a_fork_leaves_no_lock_taken() -> None:
+    """Other threads waited for ever for the lock that is held across forks."""
+    printed = run_python(
+        "-c",
+        textwrap.dedent("""
+        import functools, os, signal, sys, threading
+
+        # Python calls the handler at the first step of the next hook that is Python code.
+        os.register_at_fork(after_in_parent=functools.partial(signal.raise_signal, signal.SIGINT))
+        from mpkit import Lock
+        from mpkit._platform import filelock
+
+        sys.unraisablehook = lambda report: None
+        try:
+            pid = os.fork()
+            if not pid:
+                os._exit(0)
+            os.waitpid(pid, 0)
+        except KeyboardInterrupt:
+            pass
+        print(filelock._opening.is_owned())
+        taken = []
+        other = threading.Thread(target=lambda: taken.append(Lock().acquire()), daemon=True)
+        other.start()
+        other.join(30)
+        print(taken)
+        """),
+    ).stdout
+    assert printed.split() == ["False", "[True]"]
