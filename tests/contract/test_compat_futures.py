@@ -214,7 +214,8 @@ if __name__ == "__main__":
 def test_a_program_that_ends_waits_for_its_work(tmp_path: Any) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    ended = run_python("-W", "error", program, env={"PYTHONPATH": os.getcwd()})
+    path = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
+    ended = run_python("-W", "error", program, env={"PYTHONPATH": path})
     assert sorted(ended.stdout.split()) == ["49", "dropped"]
     assert ended.stderr == ""
 

@@ -147,8 +147,8 @@ class _ExactWaiting:
     def interrupt(self) -> None:
         self._send_signal(signal.SIGINT)
 
-    def wait_after_end(self) -> None:
-        """Wait for the exit code of a process that has ended, for as long as it may take to be told."""
+    def wait_for_end_and_code(self) -> None:
+        """Wait for the end, and then for the exit code no longer than it may take to be told."""
         self.wait(None)
 
     def _reap_once(self) -> None:
@@ -274,9 +274,11 @@ class _ChildOfServer(_ExactWaiting):
             self.returncode = _CODE_LOST
 
     @override
-    def wait_after_end(self) -> None:
-        if self.wait(_TOLD_WITHIN_S) is None:
-            self._guard.run(self._lose_code)
+    def wait_for_end_and_code(self) -> None:
+        while self.wait(_TOLD_WITHIN_S) is None and self._owner == os.getpid():
+            process = self.identity
+            if process is not None and not identity.is_alive(process):
+                self._guard.run(self._lose_code)
 
     def _lose_code(self) -> None:
         if self.returncode is None:

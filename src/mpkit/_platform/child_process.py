@@ -42,7 +42,7 @@ __all__ = [
     "starting_by",
     "take_back_start",
     "target_of",
-    "wait_after_end",
+    "wait_for_end_and_code",
 ]
 
 
@@ -201,14 +201,14 @@ def exit_code_of(child: ChildProcess) -> int | None:
     return None if popen is None else popen.poll()
 
 
-def wait_after_end(child: ChildProcess) -> None:
-    """Wait for the exit code of a process that has ended; if it is not told within seconds, it is lost.
+def wait_for_end_and_code(child: ChildProcess) -> None:
+    """Wait for the end of a process; if its exit code is not told within seconds after it, it is lost.
 
-    Blocking: a few seconds, if a fork server that is stopped would have to tell.
+    Blocking: until it has ended, and a few seconds more if a fork server that is stopped would have to tell.
     """
     popen = vars(child).get("_popen")
     if popen is not None and sys.platform != "win32":
-        popen.wait_after_end()
+        popen.wait_for_end_and_code()
 
 
 def look_at(child: ChildProcess) -> ProcessIdentity | None:

@@ -63,7 +63,7 @@ from mpkit._platform.child_process import (
     peak_rss_bytes_of,
     take_back_start,
     target_of,
-    wait_after_end,
+    wait_for_end_and_code,
 )
 from mpkit._platform.fork_server import start_fork_server
 from mpkit._platform.forks import in_forked_children
@@ -129,7 +129,7 @@ __all__ = [
     "tracker_lock",
     "tracker_register",
     "tracker_unregister",
-    "wait_after_end",
+    "wait_for_end_and_code",
 ]
 
 # --- semaphores -------------------------------------------------------------------------------------------

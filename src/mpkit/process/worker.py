@@ -544,10 +544,8 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
                 # signal would be lost.
                 grace = grace if grace == 0 or handle.has_begun() else 0.0
                 _end_family(root, grace, handle, interrupted=interrupted)
-        if root is not None:
-            # Not for its exit code: a fork server that somebody has stopped does not tell.
-            families.wait_gone([root], None)
-            seam.wait_after_end(self)
+        # Not for its exit code at any price: a fork server that somebody has stopped does not tell.
+        seam.wait_for_end_and_code(self)
         self._mpkit_join(None)
         return cast("int", seam.exit_code_of(self))
 
