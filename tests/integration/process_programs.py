@@ -92,6 +92,8 @@ def late() -> None:
 def interrupted(start_method: str) -> None:
     """Wait for a child inside a with block until Ctrl-C comes."""
     with WorkerProcess(target=wait_for_ctrl_c, start_method=start_method) as process:
+        # The child may have said so before this one has come out of `start`.
+        say(os.getpid())
         process.join()
 
 
