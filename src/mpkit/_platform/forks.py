@@ -8,6 +8,7 @@ functions of C, in which no handler is called, or asked for twice.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -48,9 +49,16 @@ def held_across_forks(lock: object) -> None:
     """Have an RLock taken before each fork, and given back after it in both processes."""
     if hasattr(os, "register_at_fork"):
         raw = cast("Any", lock)
-        os.register_at_fork(
-            before=raw.acquire, after_in_parent=raw.release, after_in_child=raw._at_fork_reinit
-        )
+        os.register_at_fork(before=raw.acquire, after_in_parent=raw.release, after_in_child=raw.release)
+        in_forked_children(functools.partial(_free_if_lost, raw))
+
+
+def _free_if_lost(lock: Any) -> None:  # noqa: ANN401  the stubs do not know what it has
+    """Where an exception has ended the waiting for the lock, a thread has it that is not in the child."""
+    if lock.acquire(blocking=False):
+        lock.release()
+    else:
+        lock._at_fork_reinit()
 
 
 class _ChildHook:

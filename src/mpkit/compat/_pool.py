@@ -16,7 +16,7 @@ from mpkit._platform.hints import Self, override
 from mpkit.compat._errors import original_error, pool_error, pool_errors
 from mpkit.compat._iterators import IMapIterator
 from mpkit.compat._numbers import not_bool, not_negative
-from mpkit.compat._processes import default_start_method, processes_of, unfinished
+from mpkit.compat._processes import default_start_method, processes_of
 from mpkit.errors import SerializationError, WaitTimeout
 from mpkit.pool import TaskHandle, TaskPool
 from mpkit.pool._maps import MapHandle
@@ -226,7 +226,7 @@ class Pool:
     @property
     def _cache(self) -> dict[int, str]:
         # There, results by their numbers: programs ask how many there are.
-        return unfinished(self._task_pool)
+        return self._task_pool._engine.insight.unfinished()
 
     @property
     def _processes(self) -> int:

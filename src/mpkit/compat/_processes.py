@@ -11,7 +11,6 @@ from mpkit._platform import seam
 from mpkit._platform.hints import override
 from mpkit.compat._numbers import not_negative
 from mpkit.errors import ClosedError
-from mpkit.pool._ledger import QUEUED
 from mpkit.process import WorkerProcess
 
 if TYPE_CHECKING:
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
     from mpkit.pool import TaskPool
-    from mpkit.pool._ledger import Task
     from mpkit.process.handle import Handle
 
 
@@ -110,24 +108,6 @@ def default_start_method() -> str:
     """What the program has set, else the default of the running Python. Asking does not settle it."""
     # The first one of the list is documented to be the default.
     return seam.chosen_start_method() or multiprocessing.get_all_start_methods()[0]
-
-
-def unfinished(pool: TaskPool) -> dict[int, str]:
-    """What has been asked of a pool and has not ended: the function's name by a number.
-
-    A whole map, and all that an imap has sent so far, is one.
-    """
-    engine = pool._engine
-    engine.collector.look()
-    dispatcher = engine.dispatcher
-
-    def tasks() -> list[Task]:
-        ledger = dispatcher.ledger
-        sent = [task for of_worker in ledger.sent.values() for task in of_worker.values()]
-        return [*sent, *(task for task in ledger.queue if task.state == QUEUED)]
-
-    firsts = {id(task.sink): task for task in dispatcher.lock.run(tasks)}
-    return {task.number: task.function.name for task in firsts.values()}
 
 
 def processes_of(pool: TaskPool) -> list[BaseProcess]:

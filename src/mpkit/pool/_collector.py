@@ -338,11 +338,8 @@ class Collector:
         """Tell the sinks, holding no lock. After an exception it may be done again from the first."""
         if not settlements:
             return
-        task, kind, data = settlements[0]
-        if len(settlements) == 1 and kind != PART and task.sink._can_be_told_again:
-            # In line what `_tell` does: this is on the path of each call.
-            task.sink._settle(task, *((PLAIN, None) if kind == NONE else (kind, data)))
-            task.kept = None
+        if len(settlements) == 1 and settlements[0][0].sink._can_be_told_again:
+            self._tell(settlements)
         else:
             with deferred_interrupts():
                 self._tell(settlements)

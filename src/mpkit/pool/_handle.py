@@ -51,7 +51,7 @@ _FINISHED = futures_base.FINISHED
 _CANCELLED = futures_base.CANCELLED_AND_NOTIFIED
 
 #: How long an outcome waits for the condition of its handle.
-_CONDITION_SECONDS = 1.0
+CONDITION_SECONDS = 1.0
 
 # Decides between "settled without a condition" and "a condition exists". Held for a few instructions, and
 # never while another lock is taken.
@@ -70,7 +70,7 @@ def _holding(condition: threading.Condition, function: Callable[..., T], *args: 
     Ctrl-C in `concurrent.futures.wait` can leave it taken for ever. Without it nobody who sleeps at it is
     woken; but those sleep in slices.
     """
-    result = seam.InterruptibleLock(condition).run_within(_CONDITION_SECONDS, function, *args, True)
+    result = seam.InterruptibleLock(condition).run_within(CONDITION_SECONDS, function, *args, True)
     return function(*args, False) if result is None else result[0]
 
 

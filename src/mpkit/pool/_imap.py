@@ -28,6 +28,7 @@ from mpkit.pool import _payload as payload
 from mpkit.pool._channel import CHUNK, EACH, PART, RAISED, SOON
 from mpkit.pool._chunking import open_chunk, piece_of
 from mpkit.pool._functions import GroupedFunction
+from mpkit.pool._handle import CONDITION_SECONDS
 from mpkit.pool._ledger import SENT, UNSENT, Chunk, Task
 from mpkit.pool._options import TaskOptions, check_chunksize, check_count
 from mpkit.pool._progress import Progress
@@ -43,8 +44,6 @@ R = TypeVar("R")
 _DEFAULT_BUFFER = 256
 #: While results are waiting for the consumer, input is read for this long at most.
 _READ_SECONDS = 0.001
-#: How long an outcome waits for the condition of its sink.
-_CONDITION_SECONDS = 1.0
 #: What hinders one item from being sent, and not the next one.
 _UNSENDABLE = (SerializationError, SharedMemoryExhausted)
 #: Inputs that are just there: reading them calls nobody's code and waits for nothing.
@@ -146,7 +145,7 @@ class _ImapSink:
         condition = self._made_condition
         if condition is not None:
             # Not for ever: who sleeps at it sleeps in slices, and the collector's thread must go on.
-            seam.InterruptibleLock(condition).run_within(_CONDITION_SECONDS, condition.notify_all)
+            seam.InterruptibleLock(condition).run_within(CONDITION_SECONDS, condition.notify_all)
 
     def split(self, task: Chunk, pieces: Sequence[Chunk]) -> None:
         """Pieces stand from now on for what of a task had not been done."""

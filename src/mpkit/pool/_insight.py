@@ -56,6 +56,16 @@ class Insight:
             seen.append((lane, number, started, task.function.name if task is not None else None))
         return seen
 
+    def unfinished(self) -> dict[int, str]:
+        """What has been asked of the pool and has not ended: the function's name by a number.
+
+        A whole map, and all that an imap has sent so far, is one.
+        """
+        self._collector.look()
+        tasks = self._dispatcher.lock.run(self._dispatcher.ledger.unfinished)
+        one_of_each = {id(task.sink): task for task in tasks}
+        return {task.number: task.function.name for task in one_of_each.values()}
+
     def statistics(self) -> PoolStatistics:
         """How many tasks there are, and what became of those that ended."""
         from mpkit.pool._statistics import PoolStatistics  # noqa: PLC0415  dataclasses load a dozen modules

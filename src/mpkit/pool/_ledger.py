@@ -314,10 +314,7 @@ class Ledger:
                 signal raised it) this may be called again with it; then some are in it twice.
             why: `CANCELLED` or `POOL_BROKEN`.
         """
-        tasks = [task for task in self.queue if task.state == QUEUED]
-        for sent in self.sent.values():
-            tasks.extend(sent.values())
-        tasks.sort(key=_number)
+        tasks = self.unfinished()
         ended.extend(tasks)
         for task in tasks:
             if task.state != ENDED:
@@ -402,6 +399,14 @@ class Ledger:
         chunk.state = ENDED
 
     # -- all -------------------------------------------------------------------------------------------------
+
+    def unfinished(self) -> list[Task]:
+        """The tasks that have not ended, oldest first."""
+        tasks = [task for task in self.queue if task.state == QUEUED]
+        for sent in self.sent.values():
+            tasks.extend(sent.values())
+        tasks.sort(key=_number)
+        return tasks
 
     @property
     def live(self) -> int:

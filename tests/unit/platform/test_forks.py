@@ -46,6 +46,73 @@ def test_an_interrupt_in_a_hook_takes_nothing_from_a_child() -> None:
     assert printed.split() == ["2", "3", "0"]
 
 
+def test_a_fork_while_its_thread_has_the_lock_leaves_it_taken_there() -> None:
+    """A signal handler may fork in the middle of anything; what it came into goes on in both processes."""
+    printed = run_python(
+        "-c",
+        textwrap.dedent("""
+        import os, threading
+        from mpkit._platform import forks
+
+        lock = threading.RLock()
+        forks.held_across_forks(lock)
+        with lock:
+            pid = os.fork()
+            if pid:
+                os.waitpid(pid, 0)
+        print(lock._is_owned(), flush=True)
+        """),
+    ).stdout
+    assert printed.split() == ["False", "False"]
+
+
+def test_a_lock_that_could_not_be_waited_for_is_free_in_the_child() -> None:
+    """The thread that has it is not there; whoever wanted it would have waited for ever."""
+    printed = run_python(
+        "-c",
+        textwrap.dedent("""
+        import functools, os, signal, sys, threading
+        from mpkit._platform import forks
+
+        lock, taken, go = threading.RLock(), threading.Event(), threading.Event()
+        forks.held_across_forks(lock)
+
+        def hold():
+            with lock:
+                taken.set()
+                go.wait()
+
+        threading.Thread(target=hold).start()
+        taken.wait()
+        sys.unraisablehook = lambda report: None
+        # Ends the waiting for the lock before the fork, which goes on.
+        forking = []
+
+        def end_waiting(*_):
+            if forking:
+                raise KeyboardInterrupt
+
+        os.register_at_fork(
+            before=functools.partial(forking.append, True),
+            after_in_parent=forking.clear,
+            after_in_child=forking.clear,
+        )
+        signal.signal(signal.SIGALRM, end_waiting)
+        signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+        pid = os.fork()
+        if not pid:
+            print(lock.acquire(blocking=False), flush=True)
+            os._exit(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        os.waitpid(pid, 0)
+        go.set()
+        """),
+        # A fork with threads: Python warns.
+        env={"PYTHONWARNINGS": "ignore"},
+    ).stdout
+    assert printed.split() == ["True"]
+
+
 def test_an_interrupt_during_a_fork_leaves_no_lock_taken() -> None:
     """Other threads waited for ever for the lock that is held across forks."""
     printed = run_python(

@@ -122,7 +122,7 @@ def test_an_interrupt_while_those_who_wait_are_told_leaves_their_condition_free(
 def test_an_outcome_does_not_wait_for_ever_for_those_who_wait(
     sink: _ImapSink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_imap, "_CONDITION_SECONDS", 0.05)
+    monkeypatch.setattr(_imap, "CONDITION_SECONDS", 0.05)
     chunk = chunk_of(sink, 0, 2)
     sink._sent(chunk)
     with sink._ensure_condition():

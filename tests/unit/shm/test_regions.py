@@ -244,12 +244,8 @@ def test_no_room_changes_nothing(segment: Segment, regions: Regions, monkeypatch
     assert state(regions, kept + 1) == NONE
 
 
-@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="gives pages back")
-def test_no_room_is_made_from_what_is_free(
-    segment: Segment, regions: Regions, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small = regions.claim(4 * PAGE, WRITING, 1, never)
-    regions.free(small)
+def refuse_memory_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if there were no room the next time that memory is reserved, and then there were."""
     real, calls = reserve, []
 
     def refuse_once(fd: int, offset: int, size: int) -> None:
@@ -259,6 +255,15 @@ def test_no_room_is_made_from_what_is_free(
         real(fd, offset, size)
 
     monkeypatch.setattr(regions_module, "reserve", refuse_once)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="gives pages back")
+def test_no_room_is_made_from_what_is_free(
+    segment: Segment, regions: Regions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = regions.claim(4 * PAGE, WRITING, 1, never)
+    regions.free(small)
+    refuse_memory_once(monkeypatch)
     assert regions.claim(64 * PAGE, WRITING, 2, never) == small + 1
     assert state(regions, small) == DROPPED
 
@@ -422,15 +427,7 @@ def test_to_use_pages_again_those_of_other_free_regions_are_given_back(
     regions.drop_free(never)
     other = regions.claim(4 * PAGE, WRITING, 2, never)
     regions.free(other)
-    real, calls = reserve, []
-
-    def refuse_once(fd: int, offset: int, size: int) -> None:
-        calls.append(size)
-        if len(calls) == 1:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(fd, offset, size)
-
-    monkeypatch.setattr(regions_module, "reserve", refuse_once)
+    refuse_memory_once(monkeypatch)
     assert regions.claim(64 * PAGE, WRITING, 3, never) == dropped
     assert state(regions, other) == DROPPED
 

@@ -45,7 +45,7 @@ from mpkit._platform.hints import override
 from mpkit._wire.codec import UnsendableError
 from mpkit.compat._errors import original_error
 from mpkit.compat._numbers import not_bool, not_negative
-from mpkit.compat._processes import default_start_method, processes_of, unfinished
+from mpkit.compat._processes import default_start_method, processes_of
 from mpkit.errors import ClosedError, SerializationError
 from mpkit.pool import TaskHandle, TaskPool
 from mpkit.pool._executor import PoolExecutor, map_in_order
@@ -170,7 +170,7 @@ class ProcessPoolExecutor(Executor):
     @property
     def _pending_work_items(self) -> dict[int, str]:
         # Likewise, to see how much is left to do. There, what has been submitted stands by the numbers.
-        return {} if self._pool is None else unfinished(self._pool)
+        return {} if self._pool is None else self._pool._engine.insight.unfinished()
 
     @property
     def _processes(self) -> dict[int | None, BaseProcess]:
