@@ -213,7 +213,6 @@ class Held:
 
     def drop(self) -> None:
         self.item = None
-        gc.collect()
 
 
 def overwrite(queue: BoundedQueue[Any]) -> None:
@@ -312,7 +311,7 @@ def test_a_child_lends_on(queue: BoundedQueue[Any]) -> None:
 
 def test_a_loop_that_receives_and_forks_needs_no_more_memory_than_one_turn(queue: BoundedQueue[Any]) -> None:
     sizes = set()
-    for turn in range(300):
+    for turn in range(layout.BORROWER_SLOTS + 20):
         held = Held(queue)
         child = Child(held.check)
         held.drop()
