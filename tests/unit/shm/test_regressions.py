@@ -420,6 +420,26 @@ def test_ctrl_c_while_a_big_item_is_opened_frees_its_memory_once() -> None:
         assert step > 10
 
 
+@needs_a_trace_that_raises
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_just_when_a_big_item_has_been_taken_frees_its_memory() -> None:
+    with BoundedQueue[bytearray]() as queue:
+        regions = queue._opened().regions
+        for step in itertools.count():
+            queue.put(bytearray(100_000))
+            interrupted = interrupt_at(step, queue.get)
+            gc.collect()
+            while not queue.empty():
+                assert queue.get() == bytearray(100_000)
+            # An interrupt in a destructor is made good by the next one.
+            queue.put(bytearray(100_000))
+            assert queue.get() == bytearray(100_000)
+            assert regions.with_getters() == 0
+            if not interrupted:
+                break
+        assert step > 50
+
+
 def test_an_item_is_given_back_once() -> None:
     with BoundedQueue[bytearray]() as queue:
         regions = queue._opened().regions
