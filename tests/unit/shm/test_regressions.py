@@ -44,7 +44,7 @@ from mpkit._shm.regions import ENTRY_WORDS, FREE, WRITING, Look, Regions
 from mpkit._shm.ring import COUNT_LIMIT, ONE
 from mpkit._shm.robust_lock import RobustLock
 from mpkit._shm.rows import Rows
-from mpkit.errors import ClosedError, HandleLost, QueueEmpty, QueueFull, SharedMemoryExhausted
+from mpkit.errors import ClosedError, HandleLost, QueueEmpty, QueueFull, QueueShutDown, SharedMemoryExhausted
 from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
 from tests.helpers.waiting import PATIENCE, wait_until
 from tests.unit.shm.others import Call, Holder, living_stranger, permits
@@ -749,6 +749,42 @@ def test_a_big_item_for_which_there_is_no_room_is_not_copied(
         assert queue.get() == bytes(50_000)
         queue.put_nowait(bytes(60_000))
         assert queue.get() == bytes(60_000)
+
+
+class _Noted:
+    pickled = 0
+
+    def __reduce__(self) -> tuple[type[bytes], tuple[bytes]]:
+        _Noted.pickled += 1
+        return bytes, (bytes(50_000),)
+
+
+def test_nothing_is_pickled_for_a_queue_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Noted, "pickled", 0)
+    with BoundedQueue[Any](2) as queue:
+        queue.put_many([1, 2])
+        for item in (_Noted(), b"small"):
+            # As after somebody else has filled it: this process knows of room that is no more.
+            queue._puts._tail, queue._puts._left = -1, 2
+            with pytest.raises(QueueFull):
+                queue.put_nowait(item)
+            pickled = _Noted.pickled
+            with pytest.raises(QueueFull):
+                queue.put_nowait(_Noted())
+            assert _Noted.pickled == pickled
+        assert queue.get() == 1
+        queue.put_nowait(_Noted())
+        queue.shutdown()
+        with pytest.raises(QueueShutDown):
+            queue.put_nowait(3)
+        assert [*queue] == [2, bytes(50_000)]
+    with pytest.raises(ClosedError):
+        queue.put_nowait(3)
+    full = BoundedQueue[Any](1)
+    full.put(1)
+    full.close()
+    with pytest.raises(ClosedError):
+        full.put_nowait(2)
 
 
 # -- a big item that cannot be shown in place ----------------------------------------------------------------
