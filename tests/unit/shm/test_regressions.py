@@ -30,8 +30,10 @@ from mpkit._shm import (
     get_side,
     held_items,
     names,
+    outside,
     put_side,
     robust_lock,
+    semaphore,
     shared_object,
     sleepers,
 )
@@ -858,3 +860,72 @@ def test_an_exception_just_when_a_region_has_been_claimed_does_not_keep_it(
             going_on.set()
         slow.result(PATIENCE)
     assert [len(queue.get()), len(queue.get())] == [200_000, 100_000]
+
+
+# -- an interrupt just when a lock between threads has been taken -------------------------------------------
+
+
+class _InterruptedLock(InterruptibleLock):
+    """From Python 3.14 on a signal's handler may run between any call that takes a lock and what follows."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        take = self.acquire
+
+        def acquire(*args: Any, **options: Any) -> bool:
+            take(*args, **options)
+            raise KeyboardInterrupt
+
+        self.acquire = acquire
+
+
+def test_a_look_from_outside_leaves_nothing_locked(
+    queue: BoundedQueue[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = opened(queue).name
+    lock = _InterruptedLock()
+    with monkeypatch.context() as patch:
+        patch.setattr(shared_object, "_opening", lock)
+        with pytest.raises(KeyboardInterrupt):
+            outside.read_queue(name, name)
+    assert not lock.is_owned()
+    assert outside.read_queue(name, name) is not None
+
+
+def test_making_a_private_semaphore_leaves_nothing_locked(monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = _InterruptedLock()
+    with monkeypatch.context() as patch:
+        patch.setattr(semaphore, "_making", lock)
+        with pytest.raises(KeyboardInterrupt):
+            semaphore.Semaphore.private()
+    assert not lock.is_owned()
+
+
+def test_a_private_semaphore_may_be_made_in_the_middle_of_making_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[str] = []
+    real = semaphore.Semaphore._make_private
+
+    def make(value: int, name: str) -> semaphore.Semaphore:
+        made.append(name)
+        if len(made) == 1:
+            assert semaphore.Semaphore.private().acquire(False)
+        return real(value, name)
+
+    monkeypatch.setattr(semaphore.Semaphore, "_make_private", make)
+    assert semaphore.Semaphore.private().acquire(False)
+    assert len(set(made)) == 2
+
+
+def test_waiting_in_an_event_loop_leaves_nothing_locked(queue: BoundedQueue[Any]) -> None:
+    waiters = async_waiters.AsyncWaiters(opened(queue))
+    lock = waiters._items._lock = _InterruptedLock()
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(waiters.item())
+    with pytest.raises(KeyboardInterrupt):
+        waiters.stop()
+    assert not lock.is_owned()
