@@ -709,6 +709,28 @@ def test_short_timeouts_that_make_a_slice_together_give_it_back_once(
         queue.get()
 
 
+class _KeepsItsPages:
+    def madvise(self, *_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+
+def test_memory_that_cannot_be_given_back_stays(
+    queue: BoundedQueue[Any], trims: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On some file systems, and when all of a process is locked into memory, `get` raised an OSError."""
+    monkeypatch.setattr(sleepers, "SLICE_SECONDS", 0.0)
+    queue.put(bytes(100_000))
+    assert queue.get() == bytes(100_000)
+    with monkeypatch.context() as patch:
+        patch.setattr(Regions, "map", lambda _self, _number: _KeepsItsPages())
+        for _ in range(3):
+            with pytest.raises(QueueEmpty):
+                queue.get(timeout=0.01)
+    assert trims == [True]
+    queue.put(bytes(200_000))
+    assert queue.get() == bytes(200_000)
+
+
 def test_a_getter_does_not_wait_for_a_putter_to_give_memory_back(
     queue: BoundedQueue[Any], trims: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
