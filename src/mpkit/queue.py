@@ -126,7 +126,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         'spam'
     """
 
-    __slots__ = ("_async_waiters", "_gets", "_puts", "_try_get", "_try_put")
+    __slots__ = ("_async_waiters", "_gets", "_is_full", "_puts", "_try_get", "_try_put")
 
     _shared_type = OpenQueue
 
@@ -150,12 +150,16 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         # With a bound on bytes every put asks first whether its item can ever fit.
         self._try_put: Callable[[bytes], bool] = _never_put if shared.max_bytes else shared.puts.try_put
         self._try_get: Callable[[], Record | None] = shared.gets.try_get
+        # (What could never fit is to be told so at once, too.)
+        looks = shared.maxsize and not shared.max_bytes
+        self._is_full: Callable[[], bool] = shared.puts.is_full if looks else _never_full
         self._async_waiters: AsyncWaiters | None = None
 
     def _bind_nothing(self, name: str, reason: HandleLost | SharedMemoryExhausted) -> None:
         super()._bind_nothing(name, reason)
         self._try_put = _never_put
         self._try_get = _never_get
+        self._is_full = _never_full
         self._async_waiters = None
 
     # -- one item --------------------------------------------------------------------------------------------
@@ -175,7 +179,8 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
             QueueFull: there was no room (in time).
             QueueShutDown: the queue has been shut down.
             ClosedError: this process has closed the queue.
-            SerializationError: the item cannot be pickled; the queue is unchanged.
+            SerializationError: the item cannot be pickled; the queue is unchanged. (Without `block` a full
+                queue may say `QueueFull` first.)
             ValueError: `timeout` is negative or not a number, if `block`; or the item alone is larger than
                 `max_bytes`.
             SharedMemoryExhausted: there is no memory for the item; the queue is unchanged.
@@ -190,6 +195,8 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         other calls of `put` wait.
         """
         deadline = None if timeout is None or not block else deadline_of(check_timeout(timeout))
+        if not block and self._is_full():
+            raise QueueFull("no room in the queue")
         head, buffers = _encode(item)
         if not buffers and len(head) <= _INLINE_BYTES:
             if self._try_put(head):
@@ -636,6 +643,10 @@ def _never_put(_data: bytes) -> bool:
 
 def _never_get() -> None:
     return None
+
+
+def _never_full() -> bool:
+    return False
 
 
 def _integer(name: str, value: object) -> int:

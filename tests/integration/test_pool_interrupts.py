@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 
 from mpkit._platform.build import FREE_THREADED
+from mpkit._platform.interruptible_lock import InterruptibleLock
 from mpkit.errors import TaskCancelled
-from mpkit.pool import TaskHandle, TaskPool
+from mpkit.pool import TaskHandle, TaskPool, _crew
 from mpkit.pool._engine import Engine
 from tests.contract import pool_tasks as tasks
 from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
@@ -325,6 +326,24 @@ def test_an_interrupt_while_a_pool_is_made_leaves_none() -> None:
     with pytest.raises(KeyboardInterrupt):
         TaskPool(2, initializer=isinstance, initargs=(InterruptsWhenPickled(), object), context="fork")
     assert set(multiprocessing.active_children()) == children
+
+
+def test_an_interrupt_just_when_a_worker_is_started_does_not_keep_others_from_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From Python 3.14 on one may come between a call that takes a lock and the block that gives it back."""
+    lock = InterruptibleLock()
+    take = lock.acquire
+
+    def acquire(*args: Any) -> bool:
+        take(*args)
+        raise KeyboardInterrupt
+
+    lock.acquire = acquire
+    monkeypatch.setattr(_crew, "_starting", lock)
+    with pytest.raises(KeyboardInterrupt):
+        TaskPool(processes=1)
+    assert not lock.is_owned()
 
 
 def test_an_interrupt_that_raises_nothing_lets_the_pool_be_made() -> None:

@@ -52,7 +52,10 @@ class InterruptibleLock:
         self.release: Callable[[], None] = lock.release
 
     def run(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call ``function(*args, **kwargs)`` while holding the lock."""
+        """Call ``function(*args, **kwargs)`` while holding the lock, which this thread may have already."""
+        if self.is_owned():
+            # In the middle of something (a `__del__`, say): that gives it back, whatever is raised here.
+            return function(*args, **kwargs)
         try:
             self.acquire()
             result = function(*args, **kwargs)
@@ -72,6 +75,8 @@ class InterruptibleLock:
 
         What the function returns comes in a tuple, which tells it from that.
         """
+        if self.is_owned():
+            return (function(*args, **kwargs),)
         try:
             if not self.acquire(timeout=-1 if seconds is None else min(seconds, threading.TIMEOUT_MAX)):
                 return None

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from mpkit._platform import seam
 from mpkit._shm.open_queue import OpenQueue
 from mpkit.errors import MpkitError
 
@@ -55,6 +56,8 @@ class _Watch:
         self._changed = changed
         self._pass_on = pass_on
         self._condition = threading.Condition()
+        # The same lock, for the threads of event loops: where Ctrl-C may come.
+        self._lock = seam.InterruptibleLock(self._condition)
         self._waiters: list[_Waiter] = []
         self._thread: threading.Thread | None = None
         self._stopped = False
@@ -62,42 +65,50 @@ class _Watch:
     async def wait(self, seen: int) -> None:
         loop = asyncio.get_running_loop()
         waiter = _Waiter(loop, loop.create_future(), seen)
-        with self._condition:
-            if self._thread is None and not self._stopped:
-                # A daemon: a program that ends while a coroutine waits must not be held up. It holds nothing
-                # that could be lost.
-                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                # Should the system have no thread left, nothing has begun.
-                thread.start()
-                self._thread = thread
-            self._waiters.append(waiter)
-            self._condition.notify()
-            stopped = self._stopped
+        stopped = self._lock.run(self._enter, waiter)
         try:
             if not stopped:
                 await waiter.future
         except asyncio.CancelledError:
-            with self._condition:
-                told = waiter not in self._waiters
-            if told:
+            if self._lock.run(self._is_told, waiter):
                 # And not going to try: somebody else who sleeps might have been told instead.
                 self._pass_on()
             raise
         finally:
-            with self._condition:
-                if waiter in self._waiters:
-                    self._waiters.remove(waiter)
+            self._lock.run(self._leave, waiter)
+
+    def _enter(self, waiter: _Waiter) -> bool:
+        """Have the thread wait for it, too; whether that has been stopped."""
+        if self._thread is None and not self._stopped:
+            # A daemon: a program that ends while a coroutine waits must not be held up. It holds nothing that
+            # could be lost.
+            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            # Should the system have no thread left, nothing has begun.
+            thread.start()
+            self._thread = thread
+        self._waiters.append(waiter)
+        self._condition.notify()
+        return self._stopped
+
+    def _is_told(self, waiter: _Waiter) -> bool:
+        return waiter not in self._waiters
+
+    def _leave(self, waiter: _Waiter) -> None:
+        if waiter in self._waiters:
+            self._waiters.remove(waiter)
 
     def stop(self, nudge: Callable[[], object]) -> None:
-        with self._condition:
-            self._stopped = True
-            thread = self._thread
-            self._tell(list(self._waiters))
-            self._condition.notify()
+        thread = self._lock.run(self._stop)
         if thread is not None and thread is not threading.current_thread():
             # It sleeps for a token: one more, which costs others a look in vain at most, ends that at once.
             nudge()
             thread.join(_LOOK_SECONDS + _LINGER_SECONDS)
+
+    def _stop(self) -> threading.Thread | None:
+        self._stopped = True
+        self._tell(list(self._waiters))
+        self._condition.notify()
+        return self._thread
 
     def _run(self) -> None:
         while True:

@@ -363,12 +363,10 @@ class GetSide:
         ring, mm, base = self._ring, self._mm, self._base
         found: list[Record] = []
         taken = 0
-        big = b""
-        mapped = mm
-        serial = 0
+        held: HeldItem | None = None
         if not TOTAL_STORE_ORDER:
             full_fence()
-        while head != tail and taken < limit and not big:
+        while head != tail and taken < limit and held is None:
             index = head & INDEX_MASK
             passed = head - index
             size = ring[RING_RECORDS + index]
@@ -398,22 +396,34 @@ class GetSide:
                 limit = 1
             else:
                 size -= BIG
-                big = mm[at : at + size]
-                # Before the item is taken: a map that the system refuses leaves it where it is.
-                mapped = self._file.regions.map(big_region(big))
-                serial = self._file.regions.mark_held(big_region(big))
+                held = self._hold(mm[at : at + size])
             head = passed + number * ONE + index + ((size + 15) >> 3)
             if head >= COUNT_LIMIT:
                 head -= COUNT_LIMIT
             taken += number
         if not TOTAL_STORE_ORDER:
             full_fence()
-        ring[RING_HEAD] = head
-        # Only now may the region be given back: until the head has moved on, the item is the first of the
-        # queue.
-        if big:
-            return [HeldItem(self._file.regions, mapped, big_region(big), serial, big_places(big))]
-        return found
+        if held is None:
+            ring[RING_HEAD] = head
+            return found
+        try:
+            ring[RING_HEAD] = head
+            # Only now may the region be given back: until the head has moved on, the item is the first of the
+            # queue.
+            held.is_taken()
+        except BaseException:
+            # An interrupt came in between. (Nobody else moves the head: this thread has the lock.)
+            if ring[RING_HEAD] == head:
+                held.is_taken()
+            raise
+        return [held]
+
+    def _hold(self, record: bytes) -> HeldItem:
+        """The big item that a record describes, which is about to be taken."""
+        regions, number = self._file.regions, big_region(record)
+        # Before the item is taken: a map that the system refuses leaves it where it is.
+        mapped = regions.map(number)
+        return HeldItem(regions, mapped, number, regions.mark_held(number), big_places(record))
 
     def _open_pack(self, count: int, index: int, size: int, limit: int) -> tuple[PackSlice, int]:
         """Up to `limit` items of the pack that lies at `index`, the next of which is number `count` of the

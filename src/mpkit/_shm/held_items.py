@@ -22,13 +22,13 @@ class BigRecord:
 
 
 class HeldItem:
-    """A big item that has been taken, in a region that is this process's until the item is dropped.
+    """A big item, in a region that is this process's from the moment it is taken until it is dropped.
 
     It is opened by whoever has taken it, holding no lock: that may import a module, or copy the item, for as
     long as that takes. One that is not opened gives its region back when it is dropped.
     """
 
-    __slots__ = ("_mapped", "_number", "_pid", "_places", "_regions", "_serial")
+    __slots__ = ("_mapped", "_number", "_pid", "_places", "_region", "_regions", "_serial")
 
     def __init__(
         self,
@@ -44,7 +44,13 @@ class HeldItem:
         self._places = places
         self._serial = serial
         self._pid = os.getpid()
-        self._number = number
+        self._region = number
+        # The region that is to be given back; 0, where no item lies: none.
+        self._number = 0
+
+    def is_taken(self) -> None:
+        """It is in the queue no more: from now on the region goes with this object."""
+        self._number = self._region
 
     def open(self) -> BigRecord:
         """Views of its parts; copies where regions run short or there are no views. To be called once."""
@@ -82,7 +88,6 @@ class HeldItem:
             self._number = 0
 
     def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        # At the end of the interpreter globals are gone, and the process leaves the region anyway. No item
-        # lies in region 0; it stands for none, or one that has been opened.
+        # At the end of the interpreter globals are gone, and the process leaves the region anyway.
         if getattr(self, "_number", 0) and not _is_finalizing() and self._pid == os.getpid():
             self._give_back()

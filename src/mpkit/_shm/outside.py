@@ -49,34 +49,37 @@ def read_queue(name: str, path: str) -> QueueFacts | None:
     # Opening the file a second time and closing it would give up the file lock of a process that uses the
     # queue itself (see `filelock`): then it is read through what is open already, and nobody may open it
     # meanwhile.
-    with shared_object._opening:
-        known = shared_object._open_objects.get(name)
-        if isinstance(known, QueueFile):
-            # ValueError: another thread closes it at this moment.
-            with contextlib.suppress(ValueError):
-                return None if known.closed else _read(known.segment, known.generations, known.regions)
+    return shared_object._opening.run(_read_alone, name, path)
+
+
+def _read_alone(name: str, path: str) -> QueueFacts | None:
+    known = shared_object._open_objects.get(name)
+    if isinstance(known, QueueFile):
+        # ValueError: another thread closes it at this moment.
+        with contextlib.suppress(ValueError):
+            return None if known.closed else _read(known.segment, known.generations, known.regions)
+        return None
+    fd = os.open(path, _OPEN_FLAGS)
+    size = os.fstat(fd).st_size
+    if size < layout.FILE_BYTES:
+        os.close(fd)
+        return None
+    try:
+        # It is mapped for writing because the parts of it know no other way; nothing here writes.
+        segment = Segment(name, fd, layout.FILE_BYTES, owned=False)
+    except BaseException:
+        os.close(fd)
+        raise
+    regions = Regions(
+        segment, start=layout.REGIONS, capacity=layout.REGION_SLOTS, begin_at=layout.FIRST_REGION
+    )
+    try:
+        if segment.words[shared_object.MAGIC] != layout.MAGIC_VALUE:
             return None
-        fd = os.open(path, _OPEN_FLAGS)
-        size = os.fstat(fd).st_size
-        if size < layout.FILE_BYTES:
-            os.close(fd)
-            return None
-        try:
-            # It is mapped for writing because the parts of it know no other way; nothing here writes.
-            segment = Segment(name, fd, layout.FILE_BYTES, owned=False)
-        except BaseException:
-            os.close(fd)
-            raise
-        regions = Regions(
-            segment, start=layout.REGIONS, capacity=layout.REGION_SLOTS, begin_at=layout.FIRST_REGION
-        )
-        try:
-            if segment.words[shared_object.MAGIC] != layout.MAGIC_VALUE:
-                return None
-            return _read(segment, Generations(segment.words, segment.mm, regions), regions)
-        finally:
-            regions.close()
-            segment.close()
+        return _read(segment, Generations(segment.words, segment.mm, regions), regions)
+    finally:
+        regions.close()
+        segment.close()
 
 
 def _read(segment: Segment, generations: Generations, regions: Regions) -> QueueFacts:

@@ -219,6 +219,21 @@ class PutSide:
                         # The token stood for all the room there was: what is left of it is for the next one.
                         self._file.putters.pass_on()
 
+    def is_full(self) -> bool:
+        """Whether there is no room for any item, seen without the lock, so that nothing is pickled in vain.
+
+        True: it was so at one moment during the call. False tells nothing: also where this process knew of
+        room a while ago. For a queue with `maxsize`.
+        """
+        if self._left > 0:
+            return False
+        file, ring = self._file, self._ring
+        # A rough look first, at what may be no ring at all yet.
+        if ((ring[RING_TAIL] >> INDEX_BITS) - (ring[RING_HEAD] >> INDEX_BITS)) & COUNT_MASK < file.maxsize:
+            return False
+        # Last what is for ever: the queue was full before that.
+        return file.generations.size() >= file.maxsize and not self.is_shut_down and not file.closed
+
     def put_now(self, data: bytes, flag: int) -> bool | None:
         """`put` that waits neither for room nor for a process that was stopped in the middle of an operation:
         False when there is no room, None when the lock could not be had.
@@ -498,7 +513,12 @@ class PutSide:
         generation = self._words[PUT_GENERATION]
         if generation != self._generation:
             self._load(generation)
-        return self._allowance(self._ring[RING_TAIL], records.weight_of(size)) <= 0
+        if self._allowance(self._ring[RING_TAIL], records.weight_of(size)) > 0:
+            return False
+        # What was known of room is over.
+        self._tail = -1
+        self._left = 0
+        return True
 
     def _publish(self, tail: int, number: int, length: int) -> None:
         """Put what has been written at `tail`: `number` items in `length` words."""

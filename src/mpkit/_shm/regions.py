@@ -447,8 +447,13 @@ class Regions:
         remove = getattr(mmap, "MADV_REMOVE", None)
         if remove is None or size <= PAGE:
             return 0
+        mapped = self.map(number)
         # All but the first page: whoever looks at an old ring without a lock reads its head and tail there.
-        self.map(number).madvise(remove, PAGE, size - PAGE)
+        try:
+            mapped.madvise(remove, PAGE, size - PAGE)
+        except OSError:
+            # Not every file system can do it, nor who has locked all memory (mlockall). They just stay.
+            return 0
         return size - PAGE
 
     def _reserve(self, offset: int, size: int, look: Look) -> None:

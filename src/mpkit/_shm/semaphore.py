@@ -7,7 +7,6 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import threading
 from collections.abc import Callable
 
 from mpkit._platform import identity, seam, tracker
@@ -27,13 +26,13 @@ Acquire = Callable[..., bool]
 _is_finalizing = sys.is_finalizing
 
 # Held by the thread that makes a private semaphore. Nobody waits for it.
-_making = threading.Lock()
+_making = seam.InterruptibleLock()
 
 
 @in_forked_children
 def _forget_after_fork() -> None:
     global _making
-    _making = threading.Lock()
+    _making = seam.InterruptibleLock()
 
 
 def _private_name(process: ProcessIdentity, ending: str = "") -> str:
@@ -129,14 +128,20 @@ class Semaphore:
         `threading.Lock`.
         """
         me = identity.current()
-        # One thread at a time may have the name that `forget_private_of` knows.
-        if _making.acquire(False):
+        making = _making
+        # One thread at a time may have the name that `forget_private_of` knows, and once: a `__del__` may
+        # have come in the middle.
+        if not making.is_owned():
             try:
-                return cls._make_private(value, _private_name(me))
+                if making.acquire(False):
+                    return cls._make_private(value, _private_name(me))
             except FileExistsError:
                 pass  # another interpreter of this process is just making one
             finally:
-                _making.release()
+                try:
+                    making.unwind()
+                finally:
+                    making.unwind()
         return cls._make_private(value, _private_name(me, os.urandom(6).hex()))
 
     @classmethod

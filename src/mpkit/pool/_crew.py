@@ -8,7 +8,6 @@ signal, none succeeding in between, it is broken. Between two attempts lies a gr
 from __future__ import annotations
 
 import os
-import threading
 import time
 from multiprocessing.connection import Connection
 
@@ -45,13 +44,13 @@ _NOT_IMPORTABLE = (
 # Starting a process asks all children of multiprocessing for their exit codes. Two threads that do so at the
 # same moment take those of the application's own processes from each other (not those of `WorkerChild`); the
 # standard library has no lock for it.
-_starting = threading.Lock()
+_starting = seam.InterruptibleLock()
 
 
 @in_forked_children
 def _forget_after_fork() -> None:
     global _starting
-    _starting = threading.Lock()
+    _starting = seam.InterruptibleLock()
 
 
 class Crew:
@@ -129,8 +128,7 @@ class Crew:
                 daemon=False,
                 start_method=method,
             )
-            with _starting, without_interrupts(), without_fork_warning(method):
-                _start(process, method)
+            _starting.run(_start_alone, process, method)
             if method != "fork":
                 plan.link.started(process.pid or 0)
         except BaseException:
@@ -229,6 +227,11 @@ class Crew:
             # One whose end was not told in time (by a fork server that is stopped, say) passes for running,
             # and cannot be closed: it goes with its last reference.
             process.close()
+
+
+def _start_alone(process: seam.ChildProcess, method: str) -> None:
+    with without_interrupts(), without_fork_warning(method):
+        _start(process, method)
 
 
 def _start(process: seam.ChildProcess, method: str) -> None:

@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -210,3 +210,25 @@ def test_an_interruptible_lock_knows_its_owner() -> None:
         assert not condition.wait(0)
     ask()
     assert taken == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    "run", [seam.InterruptibleLock.run, lambda lock, function: lock.run_within(None, function)]
+)
+def test_an_error_in_the_middle_takes_an_interruptible_lock_from_nobody(
+    run: Callable[[seam.InterruptibleLock, Callable[[], object]], object],
+) -> None:
+    """A `__del__` that ran in the middle, and raised, gave the lock back twice."""
+    lock = seam.InterruptibleLock()
+
+    def fail() -> None:
+        assert lock.is_owned()
+        raise KeyError
+
+    def work() -> bool:
+        with pytest.raises(KeyError):
+            run(lock, fail)
+        return lock.is_owned()
+
+    assert lock.run(work)
+    assert not lock.is_owned()

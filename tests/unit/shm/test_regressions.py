@@ -30,8 +30,10 @@ from mpkit._shm import (
     get_side,
     held_items,
     names,
+    outside,
     put_side,
     robust_lock,
+    semaphore,
     shared_object,
     sleepers,
 )
@@ -44,7 +46,7 @@ from mpkit._shm.regions import ENTRY_WORDS, FREE, WRITING, Look, Regions
 from mpkit._shm.ring import COUNT_LIMIT, ONE
 from mpkit._shm.robust_lock import RobustLock
 from mpkit._shm.rows import Rows
-from mpkit.errors import ClosedError, HandleLost, QueueEmpty, QueueFull, SharedMemoryExhausted
+from mpkit.errors import ClosedError, HandleLost, QueueEmpty, QueueFull, QueueShutDown, SharedMemoryExhausted
 from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
 from tests.helpers.waiting import PATIENCE, wait_until
 from tests.unit.shm.others import Call, Holder, living_stranger, permits
@@ -420,6 +422,26 @@ def test_ctrl_c_while_a_big_item_is_opened_frees_its_memory_once() -> None:
         assert step > 10
 
 
+@needs_a_trace_that_raises
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_just_when_a_big_item_has_been_taken_frees_its_memory() -> None:
+    with BoundedQueue[bytearray]() as queue:
+        regions = queue._opened().regions
+        for step in itertools.count():
+            queue.put(bytearray(100_000))
+            interrupted = interrupt_at(step, queue.get)
+            gc.collect()
+            while not queue.empty():
+                assert queue.get() == bytearray(100_000)
+            # An interrupt in a destructor is made good by the next one.
+            queue.put(bytearray(100_000))
+            assert queue.get() == bytearray(100_000)
+            assert regions.with_getters() == 0
+            if not interrupted:
+                break
+        assert step > 50
+
+
 def test_an_item_is_given_back_once() -> None:
     with BoundedQueue[bytearray]() as queue:
         regions = queue._opened().regions
@@ -687,6 +709,28 @@ def test_short_timeouts_that_make_a_slice_together_give_it_back_once(
         queue.get()
 
 
+class _KeepsItsPages:
+    def madvise(self, *_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+
+def test_memory_that_cannot_be_given_back_stays(
+    queue: BoundedQueue[Any], trims: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On some file systems, and when all of a process is locked into memory, `get` raised an OSError."""
+    monkeypatch.setattr(sleepers, "SLICE_SECONDS", 0.0)
+    queue.put(bytes(100_000))
+    assert queue.get() == bytes(100_000)
+    with monkeypatch.context() as patch:
+        patch.setattr(Regions, "map", lambda _self, _number: _KeepsItsPages())
+        for _ in range(3):
+            with pytest.raises(QueueEmpty):
+                queue.get(timeout=0.01)
+    assert trims == [True]
+    queue.put(bytes(200_000))
+    assert queue.get() == bytes(200_000)
+
+
 def test_a_getter_does_not_wait_for_a_putter_to_give_memory_back(
     queue: BoundedQueue[Any], trims: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -729,6 +773,42 @@ def test_a_big_item_for_which_there_is_no_room_is_not_copied(
         assert queue.get() == bytes(50_000)
         queue.put_nowait(bytes(60_000))
         assert queue.get() == bytes(60_000)
+
+
+class _Noted:
+    pickled = 0
+
+    def __reduce__(self) -> tuple[type[bytes], tuple[bytes]]:
+        _Noted.pickled += 1
+        return bytes, (bytes(50_000),)
+
+
+def test_nothing_is_pickled_for_a_queue_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Noted, "pickled", 0)
+    with BoundedQueue[Any](2) as queue:
+        queue.put_many([1, 2])
+        for item in (_Noted(), b"small"):
+            # As after somebody else has filled it: this process knows of room that is no more.
+            queue._puts._tail, queue._puts._left = -1, 2
+            with pytest.raises(QueueFull):
+                queue.put_nowait(item)
+            pickled = _Noted.pickled
+            with pytest.raises(QueueFull):
+                queue.put_nowait(_Noted())
+            assert _Noted.pickled == pickled
+        assert queue.get() == 1
+        queue.put_nowait(_Noted())
+        queue.shutdown()
+        with pytest.raises(QueueShutDown):
+            queue.put_nowait(3)
+        assert [*queue] == [2, bytes(50_000)]
+    with pytest.raises(ClosedError):
+        queue.put_nowait(3)
+    full = BoundedQueue[Any](1)
+    full.put(1)
+    full.close()
+    with pytest.raises(ClosedError):
+        full.put_nowait(2)
 
 
 # -- a big item that cannot be shown in place ----------------------------------------------------------------
@@ -802,3 +882,72 @@ def test_an_exception_just_when_a_region_has_been_claimed_does_not_keep_it(
             going_on.set()
         slow.result(PATIENCE)
     assert [len(queue.get()), len(queue.get())] == [200_000, 100_000]
+
+
+# -- an interrupt just when a lock between threads has been taken -------------------------------------------
+
+
+class _InterruptedLock(InterruptibleLock):
+    """From Python 3.14 on a signal's handler may run between any call that takes a lock and what follows."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        take = self.acquire
+
+        def acquire(*args: Any, **options: Any) -> bool:
+            take(*args, **options)
+            raise KeyboardInterrupt
+
+        self.acquire = acquire
+
+
+def test_a_look_from_outside_leaves_nothing_locked(
+    queue: BoundedQueue[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = opened(queue).name
+    lock = _InterruptedLock()
+    with monkeypatch.context() as patch:
+        patch.setattr(shared_object, "_opening", lock)
+        with pytest.raises(KeyboardInterrupt):
+            outside.read_queue(name, name)
+    assert not lock.is_owned()
+    assert outside.read_queue(name, name) is not None
+
+
+def test_making_a_private_semaphore_leaves_nothing_locked(monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = _InterruptedLock()
+    with monkeypatch.context() as patch:
+        patch.setattr(semaphore, "_making", lock)
+        with pytest.raises(KeyboardInterrupt):
+            semaphore.Semaphore.private()
+    assert not lock.is_owned()
+
+
+def test_a_private_semaphore_may_be_made_in_the_middle_of_making_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[str] = []
+    real = semaphore.Semaphore._make_private
+
+    def make(value: int, name: str) -> semaphore.Semaphore:
+        made.append(name)
+        if len(made) == 1:
+            assert semaphore.Semaphore.private().acquire(False)
+        return real(value, name)
+
+    monkeypatch.setattr(semaphore.Semaphore, "_make_private", make)
+    assert semaphore.Semaphore.private().acquire(False)
+    assert len(set(made)) == 2
+
+
+def test_waiting_in_an_event_loop_leaves_nothing_locked(queue: BoundedQueue[Any]) -> None:
+    waiters = async_waiters.AsyncWaiters(opened(queue))
+    lock = waiters._items._lock = _InterruptedLock()
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(waiters.item())
+    with pytest.raises(KeyboardInterrupt):
+        waiters.stop()
+    assert not lock.is_owned()
