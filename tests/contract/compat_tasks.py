@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -14,6 +15,10 @@ from mpkit import compat
 
 def square(x: int) -> int:
     return x * x
+
+
+def name_of_this_process(_x: object = None) -> str:
+    return multiprocessing.current_process().name
 
 
 def add(x: int, y: int = 0) -> int:

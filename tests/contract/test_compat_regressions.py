@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import multiprocessing
 import os
 import pickle
 import subprocess
@@ -309,6 +310,27 @@ def test_true_is_one_worker() -> None:
         assert executor.submit(tasks.square, 2).result() == 4
     with pytest.raises(ValueError, match="0"):
         futures.ProcessPoolExecutor(False)
+
+
+# -- the names of workers
+# ------------------------------------------------------------------------------------------------------------
+
+
+_NAMES = {"fork": "Fork", "spawn": "Spawn", "forkserver": "ForkServer"}
+
+
+def test_workers_have_the_names_that_they_have_in_the_standard_library(start_method: str) -> None:
+    context = compat.get_context(start_method)
+    std = multiprocessing.get_context(start_method)
+    with context.Pool(1) as ours, std.Pool(1) as theirs:
+        names = [pool.apply(tasks.name_of_this_process) for pool in (ours, theirs)]
+        assert [name.rpartition("-")[0] for name in names] == [f"{_NAMES[start_method]}PoolWorker"] * 2
+        numbers = {int(name.rpartition("-")[2]) for name in names}
+        assert len(numbers) == 2, "they are not numbered among all children of the program"
+        assert [process.name for process in ours._pool] == names[:1]
+    with futures.ProcessPoolExecutor(1, mp_context=context) as executor:
+        name = executor.submit(tasks.name_of_this_process).result()
+    assert name.rpartition("-")[0] == f"{_NAMES[start_method]}Process"
 
 
 # -- queues

@@ -36,6 +36,16 @@ def methods(kind: type) -> list[str]:
     return [name for name, value in inspect.getmembers(kind, callable) if not name.startswith("_")]
 
 
+@pytest.mark.parametrize("kind", ["Queue", "JoinableQueue", "SimpleQueue"])
+def test_a_queue_is_one_of_the_standard_library(kind: str) -> None:
+    """Whoever is given one may ask: `logging.config` of 3.13.0 refused it."""
+    queue = getattr(compat, kind)()
+    assert isinstance(queue, getattr(multiprocessing.queues, kind))
+    queue.put(1)
+    assert queue.get() == 1
+    queue.close()
+
+
 def test_every_public_name_of_multiprocessing_is_there() -> None:
     assert set(multiprocessing.__all__) <= set(compat.__all__)
     for name in multiprocessing.__all__:

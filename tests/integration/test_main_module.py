@@ -148,6 +148,27 @@ def test_threads_go_on_after_the_end_of_the_main_module(method: str, tmp_path: P
     assert process.returncode == 0
 
 
+LAST_OBJECT = """
+import json
+import mpkit.process
+
+class Last:
+    def __del__(self, module=json):
+        print("whole" if module.JSONDecoder else "wiped", flush=True)
+
+last = Last()
+"""
+
+
+def test_objects_of_the_main_module_are_cleared_away_before_other_modules(tmp_path: Path) -> None:
+    """The module was kept, and with it its objects, until the modules that they need had been wiped."""
+    program = tmp_path / "program.py"
+    program.write_text(LAST_OBJECT)
+    with python(program) as process:
+        printed, errors = process.communicate()
+    assert printed.split() == ["whole"], errors
+
+
 POOL_AT_THE_TOP = """
 import os
 from mpkit import TaskPool

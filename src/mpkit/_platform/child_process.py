@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Generator, Iterable, Mapping
 from multiprocessing import process
 from typing import Any, cast
@@ -48,8 +49,9 @@ __all__ = [
 
 # The interpreter takes the name of its file away from the main module when that has run to its end. Threads
 # and exit handlers go on, and a child that is started by them has to find the functions of the main module.
-_main = sys.modules.get("__main__")
-_main_file: str | None = getattr(_main, "__file__", None)
+# It is held weakly: when the program ends, its objects go first, and find the other modules whole.
+_main = weakref.ref(sys.modules.get("__main__", sys))  # sys, which has no file, stands for none
+_main_file: str | None = getattr(_main(), "__file__", None)
 _main_is_file = _main_file is not None and os.path.isfile(_main_file)
 
 # How long it may take to be told that a killed process has ended.
@@ -310,13 +312,15 @@ def _give_back_main_file() -> None:
     """After the end of the main module, tell children again which file it is."""
     # A program that has taken it away itself, while it ran, does not want it imported again; standard input
     # cannot be.
+    main = sys.modules.get("__main__")
     if (
         _main_is_file
-        and getattr(_main, "__file__", None) is None
+        and main is not None
+        and main is _main()
+        and getattr(main, "__file__", None) is None
         and not threading.main_thread().is_alive()
-        and sys.modules.get("__main__") is _main
     ):
-        vars(_main)["__file__"] = _main_file
+        vars(main)["__file__"] = _main_file
 
 
 def _told_start_method(allow_none: bool = False) -> str | None:

@@ -23,16 +23,16 @@ class Context(mp_context.BaseContext):
     that queue, which mpkit's own does not have.
     """
 
-    # The classes of mpkit are none of typeshed's, although they do what those do: hence the ignored errors.
+    # Its locks and pools are none of typeshed's, although they do what those do: hence the ignored errors.
     Process: ClassVar[type[_processes.Process]]
     # What `get_start_method` of the base class returns.
     _name: ClassVar[str]
 
-    def Queue(self, maxsize: int = 0) -> _queues.Queue[Any]:  # type: ignore[override]
+    def Queue(self, maxsize: int = 0) -> _queues.Queue[Any]:
         """A `Queue`."""
         return _queues.Queue(maxsize)
 
-    def JoinableQueue(self, maxsize: int = 0) -> _queues.JoinableQueue[Any]:  # type: ignore[override]
+    def JoinableQueue(self, maxsize: int = 0) -> _queues.JoinableQueue[Any]:
         """A `JoinableQueue`."""
         return _queues.JoinableQueue(maxsize)
 

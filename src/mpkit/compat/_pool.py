@@ -16,10 +16,11 @@ from mpkit._platform.hints import Self, override
 from mpkit.compat._errors import original_error, pool_error, pool_errors
 from mpkit.compat._iterators import IMapIterator
 from mpkit.compat._numbers import not_bool, not_negative
-from mpkit.compat._processes import default_start_method, processes_of
+from mpkit.compat._processes import default_start_method, processes_of, worker_names
 from mpkit.errors import SerializationError, WaitTimeout
 from mpkit.pool import TaskHandle, TaskPool
 from mpkit.pool._maps import MapHandle
+from mpkit.pool._options import PoolOptions
 from mpkit.pool._shared_results import SharedResults
 
 if TYPE_CHECKING:
@@ -208,9 +209,10 @@ class Pool:
         # Asked of whatever was given, as there: a name instead of a context is an AttributeError.
         method = default_start_method() if context is None else context.get_start_method()
         # Programs have set up the logging of their workers themselves, mostly in the initializer.
-        self._task_pool = TaskPool(
+        options = PoolOptions.checked(
             not_bool(processes), initializer, initargs, not_bool(maxtasksperchild), method, forward_logs=False
         )
+        self._task_pool = TaskPool._of(options._replace(worker_names=worker_names(method, "PoolWorker")))
         # The standard library runs what was given to imap to its end even if nobody takes the results.
         self._iterators: set[SharedResults[Any]] = set()
         #: With so many, those of them that nobody needs any more are looked for.

@@ -110,6 +110,14 @@ def default_start_method() -> str:
     return seam.chosen_start_method() or multiprocessing.get_all_start_methods()[0]
 
 
+def worker_names(start_method: str, kind: str) -> str:
+    """What the names of workers begin with in the standard library: the start method, and what they are.
+
+    They stand in logs, and programs ask for them: ``"PoolWorker" in current_process().name``.
+    """
+    return ("ForkServer" if start_method == "forkserver" else start_method.capitalize()) + kind
+
+
 def processes_of(pool: TaskPool) -> list[BaseProcess]:
     """The workers of a pool, as processes of `multiprocessing`."""
     children = {process.pid: process for process in multiprocessing.active_children()}

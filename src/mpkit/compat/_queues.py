@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from multiprocessing import queues as stdlib
+from types import GenericAlias
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from mpkit.compat._errors import ClosedQueueError
@@ -13,6 +15,18 @@ if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
 
 T = TypeVar("T")
+
+# Code that is given a queue may ask whether it is one of the standard library (`logging.config` in 3.13.0).
+# Ours have no more of those than the kind; not even their `__init__` runs.
+if TYPE_CHECKING:
+    _StdlibQueue = stdlib.Queue[T]
+    _StdlibJoinableQueue = stdlib.JoinableQueue[T]
+    _StdlibSimpleQueue = stdlib.SimpleQueue[T]
+else:
+    # On 3.10 not all of them can be written with a parameter.
+    _StdlibQueue, _StdlibJoinableQueue, _StdlibSimpleQueue = (
+        GenericAlias(kind, T) for kind in (stdlib.Queue, stdlib.JoinableQueue, stdlib.SimpleQueue)
+    )
 
 
 class _Shell(Generic[T]):
@@ -43,7 +57,7 @@ class _Shell(Generic[T]):
         return f"<{type(self).__name__} over {self._queue!r}>"
 
 
-class Queue(_Shell[T]):
+class Queue(_Shell[T], _StdlibQueue[T]):
     """`multiprocessing.Queue`: a first-in first-out queue between processes.
 
     Objects are pickled in `put` itself, so an error is raised there, and there is no feeder thread: what
@@ -108,7 +122,7 @@ class Queue(_Shell[T]):
         """Nothing to do: what was put is in the queue already, and stays."""
 
 
-class JoinableQueue(Queue[T]):
+class JoinableQueue(Queue[T], _StdlibJoinableQueue[T]):
     """`multiprocessing.JoinableQueue`: a `Queue` that can be waited for until all that was put is done."""
 
     def task_done(self) -> None:
@@ -127,7 +141,7 @@ class JoinableQueue(Queue[T]):
         self._queue.join()
 
 
-class SimpleQueue(_Shell[T]):
+class SimpleQueue(_Shell[T], _StdlibSimpleQueue[T]):
     """`multiprocessing.SimpleQueue`: an unbounded queue with `get` and `put` alone.
 
     Args:

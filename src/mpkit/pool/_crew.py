@@ -124,10 +124,13 @@ class Crew:
             process = worker.WorkerChild(
                 target=worker.main,
                 args=(plan,),
-                name=f"{options.name}-{key}",
+                name=None if options.worker_names else f"{options.name}-{key}",
                 daemon=False,
                 start_method=method,
             )
+            if options.worker_names:
+                _, _, number = process.name.rpartition("-")
+                process.name = f"{options.worker_names}-{number}"
             _starting.run(_start_alone, process, method)
             if method != "fork":
                 plan.link.started(process.pid or 0)

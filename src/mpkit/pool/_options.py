@@ -47,7 +47,11 @@ DEFAULT_TASK_OPTIONS = TaskOptions()
 
 
 class PoolOptions(NamedTuple):
-    """How a pool is made; see `TaskPool` for the meaning."""
+    """How a pool is made; see `TaskPool` for the meaning.
+
+    `worker_names` is for `mpkit.compat`: what the names of the workers begin with that are numbered among all
+    children of the program. None: they have the name of the pool, and are numbered in it.
+    """
 
     processes: int
     initializer: Callable[..., object] | None
@@ -60,6 +64,7 @@ class PoolOptions(NamedTuple):
     pickler: Pickler
     name: str
     forward_logs: bool
+    worker_names: str | None = None
 
     @staticmethod
     def checked(

@@ -45,7 +45,7 @@ from mpkit._platform.hints import override
 from mpkit._wire.codec import UnsendableError
 from mpkit.compat._errors import original_error
 from mpkit.compat._numbers import not_bool, not_negative
-from mpkit.compat._processes import default_start_method, processes_of
+from mpkit.compat._processes import default_start_method, processes_of, worker_names
 from mpkit.errors import ClosedError, SerializationError
 from mpkit.pool import TaskHandle, TaskPool
 from mpkit.pool._executor import PoolExecutor, map_in_order
@@ -148,9 +148,11 @@ class ProcessPoolExecutor(Executor):
                     "supply a different mp_context."
                 )
         # Programs have set up the logging of their workers themselves, mostly in the initializer.
-        self._options = PoolOptions.checked(
+        options = PoolOptions.checked(
             max_workers, initializer, initargs, max_tasks_per_child, context, forward_logs=False
         )
+        names = worker_names(options.context.get_start_method(), "Process")
+        self._options = options._replace(worker_names=names)
         # Not public either, but programs start processes of their own in the same way.
         self._mp_context: BaseContext = self._options.context if mp_context is None else mp_context
         #: There are none before the first task.
