@@ -598,6 +598,9 @@ class Engine:
             raise RuntimeError(
                 "join() was called from a callback of this pool, and would wait for itself; call it elsewhere"
             )
+        if timeout is not None:
+            # Threads refuse to wait for longer.
+            timeout = min(timeout, threading.TIMEOUT_MAX)
         if not self._over.wait(timeout):
             return False
         return self.supervisor.join(timeout)
@@ -657,7 +660,7 @@ def _end_at_exit(reference: weakref.ref[Engine]) -> None:
     engine = reference()
     if engine is not None and engine.pid == os.getpid():
         engine.terminate()
-        engine.join(min(2 * engine.options.grace_period + 5.0, threading.TIMEOUT_MAX))
+        engine.join(2 * engine.options.grace_period + 5.0)
 
 
 @in_forked_children
