@@ -416,7 +416,9 @@ class TaskPool(PoolView):
             ImportError: The package cloudpickle is not installed.
 
         Examples:
-            >>> pool.with_options(timeout=5, retries=2).submit(work, 1)
+            >>> with TaskPool() as pool:
+            ...     pool.with_options(timeout=5, retries=2).submit(pow, 2, 10).result()
+            1024
         """
         if pickler is None:
             pickler = self._engine.options.pickler
