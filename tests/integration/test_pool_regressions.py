@@ -355,6 +355,21 @@ def test_a_shared_object_goes_with_its_last_reference(pool: TaskPool, way: str) 
     assert files_of_parcels() == before
 
 
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="Linux")
+def test_a_shared_object_keeps_those_in_it_for_its_tasks(pool: TaskPool, tmp_path: Path) -> None:
+    before = files_of_parcels()
+    gate = tmp_path / "gate"
+    waiting = [pool.submit(tasks.wait_for_file, str(gate)) for _ in range(2)]
+    with pool.share(b"x" * 200_000) as inner, pool.share([inner, 1]) as outer:
+        handle = pool.submit(tasks.echo, outer)
+    gate.touch()
+    assert handle.result(PATIENCE) == [b"x" * 200_000, 1]
+    for one in waiting:
+        one.result(PATIENCE)
+    del inner, outer
+    wait_until(lambda: files_of_parcels() == before, "both are gone")
+
+
 class Model:
     """Something big that can be called."""
 

@@ -442,8 +442,9 @@ class TaskPool(PoolView):
     def share(self, obj: T) -> Shared[T]:
         """Pickle an object once into shared memory, for many tasks.
 
-        Given to a task as an argument, also inside a list, tuple or dict, the function receives the object
-        itself; its big buffers (those of a numpy array, say) are mapped read-only instead of copied.
+        Given to a task as an argument, also inside a list, tuple, dict or another shared object, the function
+        receives the object itself; its big buffers (those of a numpy array, say) are mapped read-only instead
+        of copied.
 
         Returns:
             What to give to the tasks. With `close`, at the end of a ``with`` block, or with its last
