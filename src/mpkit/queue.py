@@ -111,7 +111,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
 
     Raises:
         TypeError: `maxsize` or `max_bytes` is not an integer.
-        ValueError: `max_bytes` is less than 1.
+        ValueError: `maxsize` is 2**36 or more, or `max_bytes` less than 1 or 2**63 or more.
         SharedMemoryExhausted: there is no room for the queue (some 80 KiB); nothing is left behind.
         OSError: this system has no named semaphores (Windows).
 
@@ -141,6 +141,8 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
             limit = _integer("max_bytes", max_bytes)
             if limit < 1:
                 raise ValueError(f"max_bytes must be at least 1, not {max_bytes}; None means no bound")
+            if limit >= 1 << 63:
+                raise ValueError(f"max_bytes must be less than 2**63, not {max_bytes}; None means no bound")
         self._bind(OpenQueue.create(maxsize=items, max_bytes=limit))
 
     def _bind(self, shared: OpenQueue) -> None:
@@ -181,8 +183,9 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
             ClosedError: this process has closed the queue.
             SerializationError: the item cannot be pickled; the queue is unchanged. (Without `block` a full
                 queue may say `QueueFull` first.)
-            ValueError: `timeout` is negative or not a number, if `block`; or the item alone is larger than
+            ValueError: `timeout` is negative or NaN, if `block`; or the item alone is larger than
                 `max_bytes`.
+            TypeError: `timeout` is not a number, if `block`.
             SharedMemoryExhausted: there is no memory for the item; the queue is unchanged.
             HandleLost: the queue no longer existed when this handle was first used in this process: its
                 creator, and everyone who had opened it, had closed it or ended.
@@ -225,7 +228,8 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
             QueueShutDown: the queue has been shut down and is empty.
             ClosedError: this process has closed the queue.
             SerializationError: the item cannot be unpickled here; it is gone.
-            ValueError: `timeout` is negative or not a number, if `block`.
+            ValueError: `timeout` is negative or NaN, if `block`.
+            TypeError: `timeout` is not a number, if `block`.
             HandleLost: the queue no longer existed when this handle was first used in this process: its
                 creator, and everyone who had opened it, had closed it or ended.
 
@@ -268,8 +272,8 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
 
         Raises:
             QueueShutDown: the queue has been shut down and nothing went in.
-            ClosedError, SerializationError, ValueError, SharedMemoryExhausted, HandleLost: as `put`, with
-                nothing put (memory that runs out half way ends the call with what went in so far).
+            ClosedError, SerializationError, ValueError, TypeError, SharedMemoryExhausted, HandleLost: as
+                `put`, with nothing put (memory that runs out half way ends the call with what went in).
 
         Blocking: as `put`. Items of other putters may come in between.
         """
@@ -315,7 +319,8 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
 
         Raises:
             QueueEmpty: there was nothing (in time).
-            ValueError: `max_items` is less than 1; or `timeout` is negative or not a number, if `block`.
+            ValueError: `max_items` is less than 1; or `timeout` is negative or NaN, if `block`.
+            TypeError: `max_items` is not an integer; or `timeout` is not a number, if `block`.
             QueueShutDown, ClosedError, HandleLost: as `get`.
             SerializationError: an item cannot be unpickled here. It is gone, and so are those taken with it.
 
@@ -469,7 +474,8 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
             Whether all is done.
 
         Raises:
-            ValueError: `timeout` is negative or not a number.
+            ValueError: `timeout` is negative or NaN.
+            TypeError: `timeout` is not a number.
             ClosedError, HandleLost: as `put`.
 
         Blocking: until then, or for `timeout`; about a second more if a process is stopped (SIGSTOP) in the

@@ -73,13 +73,14 @@ class Lock(SharedHandle[LockFile]):
 
         Args:
             block: wait until it is free.
-            timeout: the most seconds to wait; None: as long as it takes. Ignored unless `block`.
+            timeout: the most seconds to wait, if `block`; None: as long as it takes.
 
         Returns:
             Whether this process has the lock now.
 
         Raises:
-            ValueError: `timeout` is negative or not a number.
+            ValueError: `timeout` is negative or NaN, whatever `block` is.
+            TypeError: `timeout` is not a number.
             ClosedError: this process has closed the lock.
             HandleLost: the lock no longer existed when this handle was first used in this process: its
                 creator, and everyone who had opened it, had closed it or ended.
@@ -246,8 +247,9 @@ class LockedCounter(SharedHandle[CounterFile]):
             Whether the value was seen at `target` or above in time.
 
         Raises:
-            ValueError: `timeout` is negative or not a number.
-            TypeError, ClosedError, HandleLost: as `add`.
+            ValueError: `timeout` is negative or NaN.
+            TypeError: `target` is not an integer, or `timeout` not a number.
+            ClosedError, HandleLost: as `add`.
 
         Blocking: until then.
         """

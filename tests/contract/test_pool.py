@@ -28,6 +28,7 @@ from mpkit.errors import (
 from mpkit.pool import TaskHandle, TaskPool, _supervisor
 from mpkit.process import WorkerProcess
 from tests.contract import pool_tasks as tasks
+from tests.helpers.waiting import wait_until
 
 LONG = 30.0
 
@@ -168,10 +169,16 @@ def test_a_poison_task_is_tried_again_as_often_as_asked(pool: TaskPool, tmp_path
 
 @pytest.mark.parametrize("function", [tasks.busy_in_c, tasks.hang])
 def test_a_time_limit_stops_the_task(
-    pool: TaskPool, function: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+    pool: TaskPool, function: Callable[[], object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     # A worker that does not get a core in time has no stack to show.
     monkeypatch.setattr(_supervisor, "_STACK_SECONDS", LONG)
+    # One that still imports the function shows that: so each of the two has had a task of that module before.
+    gate = tmp_path / "gate"
+    holders = [pool.submit(tasks.wait_for_file, str(gate)) for _ in range(2)]
+    wait_until(lambda: all(holder.running() for holder in holders), "both workers have a task")
+    gate.touch()
+    assert [holder.result(LONG) for holder in holders] == [str(gate)] * 2
     handle = pool.with_options(timeout=0.2).submit(function)
     with pytest.raises(TaskTimeout) as caught:
         handle.result(LONG)

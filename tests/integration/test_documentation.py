@@ -94,6 +94,24 @@ def test_programs_print_what_the_page_says(page: str, tmp_path: Path) -> None:
         pytest.skip(f"not installed: {', '.join(sorted(set(lacking)))}; the others are fine")
 
 
+#: In a process of its own, which has no other pool or queue.
+DOCSTRINGS = """
+import doctest, importlib, pkgutil, mpkit
+names = ["mpkit", *(module.name for module in pkgutil.walk_packages(mpkit.__path__, "mpkit."))]
+names.remove("mpkit.__main__")
+for name in names:
+    tested = doctest.testmod(importlib.import_module(name))
+    if tested.attempted:
+        print(name, tested.failed)
+"""
+
+
+def test_examples_in_docstrings_are_true() -> None:
+    lines = run_python("-c", DOCSTRINGS).stdout.splitlines()
+    assert "mpkit.queue 0" in lines
+    assert [line for line in lines if not line.endswith(" 0")] == []
+
+
 def test_everything_public_stands_in_the_reference() -> None:
     pages = {page.name: page.read_text(encoding="utf-8") for page in (ROOT / "docs/reference").glob("*.md")}
     shown = set(re.findall(r"^::: (\S+)", "\n".join(pages.values()), re.MULTILINE))

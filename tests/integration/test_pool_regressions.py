@@ -8,6 +8,7 @@ import contextlib
 import functools
 import gc
 import logging
+import multiprocessing
 import os
 import pickle
 import queue
@@ -332,6 +333,28 @@ def test_a_fork_leaves_the_tasks_to_the_parent(pool: TaskPool, tmp_path: Path, a
     assert [handle.result(PATIENCE) for handle in handles] == [str(gate)] * 4
 
 
+# -- the initializer -----------------------------------------------------------------------------------------
+
+
+class Refuses:
+    """Says it in the way of the locks of multiprocessing."""
+
+    def __reduce__(self) -> tuple[type[int], tuple[()]]:
+        raise RuntimeError("not me")
+
+
+def test_an_argument_of_the_initializer_that_cannot_be_pickled_is_named() -> None:
+    with pytest.raises(SerializationError, match=r"argument 2 of the initializer .*: not me") as caught:
+        TaskPool(1, tasks.nothing, (1, Refuses()), context="spawn")
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_an_initializer_may_be_sent_by_value_and_get_an_event() -> None:
+    event = multiprocessing.get_context("spawn").Event()
+    with TaskPool(1, lambda seen: seen.set(), (event,), context="spawn", pickler="cloudpickle"):
+        assert event.wait(PATIENCE)
+
+
 # -- shared objects ------------------------------------------------------------------------------------------
 
 
@@ -353,6 +376,21 @@ def test_a_shared_object_goes_with_its_last_reference(pool: TaskPool, way: str) 
     del shared
     gc.collect()
     assert files_of_parcels() == before
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="Linux")
+def test_a_shared_object_keeps_those_in_it_for_its_tasks(pool: TaskPool, tmp_path: Path) -> None:
+    before = files_of_parcels()
+    gate = tmp_path / "gate"
+    waiting = [pool.submit(tasks.wait_for_file, str(gate)) for _ in range(2)]
+    with pool.share(b"x" * 200_000) as inner, pool.share([inner, 1]) as outer:
+        handle = pool.submit(tasks.echo, outer)
+    gate.touch()
+    assert handle.result(PATIENCE) == [b"x" * 200_000, 1]
+    for one in waiting:
+        one.result(PATIENCE)
+    del inner, outer
+    wait_until(lambda: files_of_parcels() == before, "both are gone")
 
 
 class Model:

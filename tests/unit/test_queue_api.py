@@ -86,6 +86,7 @@ def wait_for_putters(queue: BoundedQueue[Any], number: int = 1) -> None:
         ({"maxsize": 1 << 40}, ValueError, "maxsize must be less than .*0 means"),
         ({"max_bytes": 0}, ValueError, "max_bytes must be at least 1, not 0; None means"),
         ({"max_bytes": -5}, ValueError, "max_bytes must be at least 1, not -5"),
+        ({"max_bytes": 1 << 64}, ValueError, "max_bytes must be less than .*None means"),
         ({"max_bytes": 1e6}, TypeError, "max_bytes must be an integer, not 1000000.0"),
     ],
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._shm import names
@@ -30,13 +30,15 @@ class Blob:
     Attributes:
         name: the absolute path.
         size: bytes in it.
+        needs: what is named in it and has to be there as long.
     """
 
-    __slots__ = ("__weakref__", "_owner_pid", "name", "size")
+    __slots__ = ("__weakref__", "_owner_pid", "name", "needs", "size")
 
     def __init__(self, name: str, size: int) -> None:
         self.name: str = name
         self.size: int = size
+        self.needs: Sequence[Blob] = ()
         self._owner_pid = os.getpid()
 
     @classmethod

@@ -13,7 +13,7 @@ child dies with its parent.
 
 Examples:
     >>> from mpkit import compat as multiprocessing
-    >>> with multiprocessing.Pool(2) as pool:  # doctest: +SKIP
+    >>> with multiprocessing.Pool(2) as pool:
     ...     pool.map(abs, [-1, -2])
     [1, 2]
 """

@@ -61,11 +61,9 @@ def pools(pid: int | None = None) -> list[PoolSnapshot]:
 
     Examples:
         >>> from mpkit import TaskPool
-        >>> with TaskPool(2) as pool:
-        ...     pool.map(abs, [-1, -2])
-        ...     [len(found.workers) for found in pools()]
-        [1, 2]
-        [2]
+        >>> with TaskPool(2, name="indexer"):
+        ...     [found.label for found in pools()]
+        ['indexer']
     """
     owner = find(checked_pid(pid))
     boards = [

@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from mpkit._platform.deadlines import check_seconds
 from mpkit._platform.readiness import LONGEST_WAIT_S
 from mpkit.errors import ProcessGone
 from mpkit.introspect._processes import ProcessSnapshot, read, share
@@ -85,13 +86,7 @@ def sleep_until(due: float) -> None:
 
 
 def _checked_interval(interval: float) -> float:
-    try:
-        seconds = float(interval)
-    except (TypeError, ValueError):
-        raise TypeError(f"interval must be a number of seconds, not {interval!r}") from None
-    except OverflowError:
-        # An int too large for a float.
-        seconds = math.inf
-    if not 0 < seconds < math.inf:
-        raise ValueError(f"interval must be more than 0 seconds and finite, not {interval!r}")
+    seconds = check_seconds(interval, name="interval")
+    if seconds == 0:
+        raise ValueError("interval must be more than 0 seconds; got 0")
     return seconds

@@ -20,7 +20,7 @@ from mpkit._platform.forks import in_forked_children
 from mpkit._platform.interrupts import deferred_interrupts, without_interrupts
 from mpkit._platform.signals import signal_name
 from mpkit._shm.semaphore import forget_private_of
-from mpkit._wire import codec, failure
+from mpkit._wire import failure
 from mpkit.errors import (
     ClosedError,
     InitializerFailed,
@@ -54,6 +54,7 @@ from mpkit.pool._crew import Crew
 from mpkit.pool._dispatcher import Dispatcher, Settlements, cancelled_error
 from mpkit.pool._function_table import FunctionTable
 from mpkit.pool._functions import Function
+from mpkit.pool._initializer import packed_initializer
 from mpkit.pool._insight import Insight
 from mpkit.pool._lane import Lane
 from mpkit.pool._leavers import Leavers
@@ -66,7 +67,6 @@ from mpkit.pool._seen_shared import pickles_for_tasks, seen_shared, take_seen_sh
 from mpkit.pool._stacks import last_words
 from mpkit.pool._states import BROKEN, CLOSED, RUNNING, TERMINATED
 from mpkit.pool._supervisor import Supervisor
-from mpkit.pool._worker import Initializer
 
 _logger = logging.getLogger("mpkit.pool")
 
@@ -91,7 +91,7 @@ class Engine:
         #: Until when the end waits for threads that have outcomes to tell; it does not wait yet.
         self.told_by: float = _NEVER
         # Pickled before anything is created: what cannot be pickled leaves nothing behind.
-        initializer = _packed_initializer(options)
+        initializer = packed_initializer(options)
         self.board: Board = Board.create(options.name)
         # Else multiprocessing would wait at exit for workers that wait for tasks.
         self._forget_exit_hook = seam.at_exit_before_children_joined(
@@ -598,6 +598,9 @@ class Engine:
             raise RuntimeError(
                 "join() was called from a callback of this pool, and would wait for itself; call it elsewhere"
             )
+        if timeout is not None:
+            # Threads refuse to wait for longer.
+            timeout = min(timeout, threading.TIMEOUT_MAX)
         if not self._over.wait(timeout):
             return False
         return self.supervisor.join(timeout)
@@ -631,33 +634,11 @@ def _copy_of(error: MpkitError) -> MpkitError:
     return copy
 
 
-def _packed_initializer(options: PoolOptions) -> bytes | Initializer | None:
-    """The initializer and its arguments, pickled; as they are where they can only be inherited.
-
-    Raises:
-        SerializationError: they can neither be pickled nor inherited.
-    """
-    if options.initializer is None:
-        return None
-    call = (options.initializer, options.initargs)
-    try:
-        return codec.dumps(call, options.pickler)
-    except SerializationError as error:
-        # A fork inherits anything. Elsewhere the locks, events and values of multiprocessing, which say so
-        # with a RuntimeError, can be pickled while a process is being started, and at no other time.
-        if options.context.get_start_method() == "fork" or isinstance(error.__cause__, RuntimeError):
-            return call
-        from mpkit.pool._blame import blame, parts_of_initializer  # noqa: PLC0415  rarely needed
-
-        parts = parts_of_initializer(*call)
-        raise blame(error, parts, options.pickler) from error.__cause__
-
-
 def _end_at_exit(reference: weakref.ref[Engine]) -> None:
     engine = reference()
     if engine is not None and engine.pid == os.getpid():
         engine.terminate()
-        engine.join(min(2 * engine.options.grace_period + 5.0, threading.TIMEOUT_MAX))
+        engine.join(2 * engine.options.grace_period + 5.0)
 
 
 @in_forked_children

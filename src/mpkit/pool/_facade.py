@@ -152,6 +152,10 @@ class PoolView(Unsendable):
 
         Raises:
             Exception: The first error in the order of the input, after all items have been tried.
+            TypeError: `func` cannot be called, `iterable` is none, or `chunksize` is not an integer.
+            ValueError: `chunksize` is less than 1.
+            ImportError: `progress` is asked for, and tqdm not installed.
+            ClosedError, InitializerFailed, PoolBroken: As `submit`.
 
         Blocking: until all have ended.
         """
@@ -228,6 +232,13 @@ class PoolView(Unsendable):
                 with `map`.
             buffersize: The most items between input and consumer; None: 256 for each worker (or four chunks).
             progress: Show a progress bar (needs ``mpkit[progress]``).
+
+        Raises:
+            SerializationError: `func` cannot be pickled. (What an item raises comes from the iterator.)
+            TypeError, ValueError, ImportError, ClosedError, InitializerFailed, PoolBroken: As `map`, and for
+                `buffersize` as for `chunksize`.
+
+        Blocking: reads some of the input, and sends it as `submit` does. The iterator waits for results.
         """
         return ImapIterator(
             self._engine,
@@ -308,6 +319,7 @@ class TaskPool(PoolView):
     Raises:
         TypeError: An argument has the wrong type.
         ValueError: An argument is out of range.
+        ImportError: The package cloudpickle is asked for and not installed.
         SerializationError: The initializer or its arguments cannot be pickled.
         OSError: The system refuses processes or shared memory, or has no named semaphores (Windows); nothing
             is left behind.
@@ -398,12 +410,19 @@ class TaskPool(PoolView):
                 retried.
             pickler: None: that of the pool.
 
+        Raises:
+            TypeError: An option has the wrong type.
+            ValueError: `timeout` is not more than 0, `retries` is negative, or there is no such pickler.
+            ImportError: The package cloudpickle is not installed.
+
         Examples:
-            >>> pool.with_options(timeout=5, retries=2).submit(work, 1)
+            >>> with TaskPool() as pool:
+            ...     pool.with_options(timeout=5, retries=2).submit(pow, 2, 10).result()
+            1024
         """
-        return PoolView(
-            self._engine, TaskOptions.checked(timeout, retries, pickler or self._engine.options.pickler), self
-        )
+        if pickler is None:
+            pickler = self._engine.options.pickler
+        return PoolView(self._engine, TaskOptions.checked(timeout, retries, pickler), self)
 
     @property
     def executor(self) -> Executor:
@@ -423,8 +442,9 @@ class TaskPool(PoolView):
     def share(self, obj: T) -> Shared[T]:
         """Pickle an object once into shared memory, for many tasks.
 
-        Given to a task as an argument, also inside a list, tuple or dict, the function receives the object
-        itself; its big buffers (those of a numpy array, say) are mapped read-only instead of copied.
+        Given to a task as an argument, also inside a list, tuple, dict or another shared object, the function
+        receives the object itself; its big buffers (those of a numpy array, say) are mapped read-only instead
+        of copied.
 
         Returns:
             What to give to the tasks. With `close`, at the end of a ``with`` block, or with its last
@@ -466,7 +486,8 @@ class TaskPool(PoolView):
             Whether it is over.
 
         Raises:
-            ValueError: The pool is still open.
+            ValueError: The pool is still open, or `timeout` negative or NaN.
+            TypeError: `timeout` is not a number.
             RuntimeError: Called from a callback of this very pool, or from a signal handler or a ``__del__``
                 in the middle of this thread's work with it, which would wait for itself.
         """

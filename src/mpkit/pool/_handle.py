@@ -324,6 +324,8 @@ class TaskHandle(Unsendable, Future[R]):
 
         Raises:
             WaitTimeout: The time was over.
+            ValueError: `timeout` is negative or NaN.
+            TypeError: `timeout` is not a number.
             TaskCancelled: The task was cancelled, or its pool was terminated.
             TaskTimeout: It ran past its own limit.
             WorkerCrashed: The worker died while it ran this task.

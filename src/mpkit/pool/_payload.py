@@ -319,7 +319,8 @@ def _map(name: str, *, read_only: bool = False) -> mmap.mmap:
         fd = os.open(name, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0))
     except FileNotFoundError as error:
         raise HandleLost(
-            f"the file {name!r} with the data of a task is gone: its creator has exited", name=name
+            f"the file {name!r} with the data of a task is gone: its creator has exited or let go of it",
+            name=name,
         ) from error
     try:
         status = os.fstat(fd)

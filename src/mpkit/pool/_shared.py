@@ -16,7 +16,12 @@ from mpkit.errors import ClosedError
 from mpkit.pool import _payload as payload
 from mpkit.pool._opened import open_shared
 from mpkit.pool._options import Pickler
-from mpkit.pool._seen_shared import note_shared
+from mpkit.pool._seen_shared import (
+    forget_seen_shared,
+    note_shared,
+    pickles_for_tasks,
+    take_seen_shared,
+)
 
 __all__ = ["Shared"]
 
@@ -40,7 +45,7 @@ class Shared(Generic[T]):
     """
 
     def __init__(self, value: T, pickler: Pickler) -> None:
-        self._blob: Blob | None = payload.dump_shared(value, pickler)
+        self._blob: Blob | None = _dump(value, pickler)
         self._value: T | None = value
         self.nbytes: int = self._blob.size
 
@@ -81,3 +86,12 @@ class Shared(Generic[T]):
     def __repr__(self) -> str:
         state = "closed" if self._blob is None else f"{type(self._value).__name__}, {self.nbytes} bytes"
         return f"<Shared {state}>"
+
+
+@pickles_for_tasks
+def _dump(value: object, pickler: Pickler) -> Blob:
+    """Its file, which keeps those of other shared objects in it."""
+    forget_seen_shared()
+    blob = payload.dump_shared(value, pickler)
+    blob.needs = take_seen_shared()
+    return blob

@@ -271,6 +271,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
 
         Raises:
             ValueError: If the timeout is negative or NaN, or the process has not been started.
+            TypeError: If the timeout is not a number.
             ClosedError: After `close`.
             RuntimeError: If another process created it.
 
@@ -338,6 +339,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
 
         Raises:
             ValueError: If the grace period is negative or NaN, or the process has not been started.
+            TypeError: If the grace period is not a number.
             ClosedError: After `close`.
             RuntimeError: If another process created it.
 
@@ -414,6 +416,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             SerializationError: If the target, an argument or the result could not be pickled or unpickled.
             WaitTimeout: If it has not ended in time. It goes on.
             ValueError: If the timeout is negative or NaN, or the process has not been started.
+            TypeError: If the timeout is not a number.
             ClosedError: After `close`.
             RuntimeError: If another process created it.
 
@@ -436,6 +439,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         Raises:
             WaitTimeout: If it has not ended in time. It goes on.
             ValueError: If the timeout is negative or NaN, or the process has not been started.
+            TypeError: If the timeout is not a number.
             ClosedError: After `close`.
             RuntimeError: If another process created it.
 

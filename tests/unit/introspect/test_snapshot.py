@@ -94,9 +94,10 @@ def test_an_interval_is_positive(interval: float) -> None:
         introspect.watch(interval=interval)
 
 
-def test_an_interval_is_a_number() -> None:
-    with pytest.raises(TypeError, match="'soon'"):
-        introspect.watch(interval="soon")  # type: ignore[arg-type]
+@pytest.mark.parametrize("interval", ["soon", "1", b"1"])
+def test_an_interval_is_a_number(interval: Any) -> None:
+    with pytest.raises(TypeError, match=repr(interval)):
+        introspect.watch(interval=interval)
 
 
 def test_watch_goes_on_and_shows_the_present_load() -> None:

@@ -7,7 +7,7 @@ workers can be terminated or killed, on every Python.
 
 Examples:
     >>> from mpkit.compat import futures
-    >>> with futures.ProcessPoolExecutor(2) as executor:  # doctest: +SKIP
+    >>> with futures.ProcessPoolExecutor(2) as executor:
     ...     list(executor.map(abs, [-1, -2]))
     [1, 2]
 """
