@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from mpkit.pool import TaskHandle, TaskPool
+from mpkit.errors import WorkerCrashed
+from mpkit.pool import TaskHandle, TaskPool, _worker_outbox
 from tests.contract import pool_tasks as tasks
 from tests.helpers.waiting import PATIENCE, wait_until
 
@@ -33,10 +34,11 @@ class Slow:
     def __init__(self) -> None:
         self.begun = threading.Event()
         self.go_on = threading.Event()
+        self.patience: float | None = PATIENCE
 
     def __call__(self, *_args: object) -> None:
         self.begun.set()
-        assert self.go_on.wait(PATIENCE)
+        assert self.go_on.wait(self.patience)
 
 
 @pytest.fixture
@@ -44,6 +46,13 @@ def slow() -> Iterator[Slow]:
     slow = Slow()
     yield slow
     slow.go_on.set()
+
+
+@pytest.fixture
+def hanging(slow: Slow) -> Slow:
+    """The same without a deadline: who waits for it is seen to."""
+    slow.patience = None
+    return slow
 
 
 class SlowHandler(logging.Handler):
@@ -281,3 +290,47 @@ def test_a_child_that_a_callback_forks_leaves_the_other_callbacks_to_its_parent(
     pool.close()
     assert pool.join(PATIENCE)
     assert calls.read_text().split() == [str(os.getpid())] * 3
+
+
+# -- one that hangs ------------------------------------------------------------------------------------------
+
+
+def test_terminate_does_not_wait_for_a_callback_that_close_has_been_waiting_for(hanging: Slow) -> None:
+    """It had been decided that the end waits for it: `join` never returned, after Ctrl-C in it either."""
+    pool = TaskPool(1, context="fork")
+    begin_callback(pool, hanging)
+    pool.close()
+    # Its last thread is just waiting for the callback.
+    assert not pool.join(1)
+    pool.terminate()
+    assert pool.join(PATIENCE)
+    assert not hanging.go_on.is_set()
+
+
+def test_terminate_does_not_wait_for_a_log_handler_that_hangs(
+    hanging: Slow, slow_logger: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pool's own warning of it went to that very handler."""
+    handler = logging.getLogger(slow_logger).handlers[0]
+    monkeypatch.setattr(logging.getLogger("mpkit.pool"), "handlers", [handler])
+    pool = TaskPool(1, context="fork")
+    begin_handling(pool, hanging, slow_logger)
+    pool.terminate()
+    assert pool.join(PATIENCE)
+    assert not hanging.go_on.is_set()
+
+
+def test_workers_are_looked_after_though_a_log_handler_hangs(
+    hanging: Slow, slow_logger: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the pool itself has to say of a worker was said in the thread that replaces it."""
+    monkeypatch.setattr(_worker_outbox.Outbox, "put_log", lambda self, _record: self.put(b"torn"))
+    handler = logging.getLogger(slow_logger).handlers[0]
+    monkeypatch.setattr(logging.getLogger("mpkit.pool"), "handlers", [handler])
+    with TaskPool(1, context="fork") as pool:
+        with pytest.raises(WorkerCrashed, match="SIGKILL"):
+            pool.submit(tasks.log, slow_logger, "text").result(PATIENCE)
+        assert hanging.begun.wait(PATIENCE)
+        assert pool.submit(tasks.square, 3).result(PATIENCE) == 9
+        assert not hanging.go_on.is_set()
+        hanging.go_on.set()

@@ -182,6 +182,33 @@ other.kill()
     assert run_python("-c", program).stdout.split() == ["KeyboardInterrupt", "1", "True"]
 
 
+def test_a_plain_fork_joins_its_own_children_at_its_end() -> None:
+    """It tried to join those of its parent, which is an error, and then no others: they died with it."""
+    program = """
+import os, sys, time
+from mpkit import TaskPool, WorkerProcess
+
+def work():
+    time.sleep(0.3)
+    print("done", flush=True)
+
+if __name__ == "__main__":
+    pool = TaskPool(1, context="fork")
+    other = WorkerProcess(target=time.sleep, args=(600,), start_method="fork")
+    other.start()
+    pid = os.fork()
+    if not pid:
+        WorkerProcess(target=work, start_method="fork").start()
+        sys.exit(5)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), other.is_alive())
+    other.stop(0)
+    pool.close()
+"""
+    ended = run_python("-W", "ignore", "-c", program)
+    assert ended.stdout.split() == ["done", "5", "True"], ended.stderr
+    assert ended.stderr == ""
+
+
 STOPPED_SERVER = """
 import os, signal, threading, time
 from multiprocessing import forkserver

@@ -1,8 +1,8 @@
 """A process of multiprocessing with a start method of its own, and what the handle of one tells.
 
 Part of the seam (`mpkit._platform.seam`, through which other rooms use it). Of it are private to
-multiprocessing: ``BaseProcess._bootstrap``, ``_Popen``, ``_after_fork`` and the attributes of a process, and
-``spawn.get_start_method``.
+multiprocessing: ``BaseProcess._bootstrap``, ``_Popen``, ``_after_fork`` and the attributes of a process,
+``process._children`` and ``spawn.get_start_method``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any, cast
 
 from mpkit._platform import identity
 from mpkit._platform.child_popen import popen_class
+from mpkit._platform.forks import in_forked_children
 from mpkit._platform.hints import override
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._platform.interrupts import end_deferral
@@ -56,6 +57,17 @@ _main_is_file = _main_file is not None and os.path.isfile(_main_file)
 
 # How long it may take to be told that a killed process has ended.
 _PATIENCE_S = 5.0
+
+
+@in_forked_children
+def _forget_children_of_parent() -> None:
+    """A plain `os.fork` leaves the child with its parent's children among its own.
+
+    At its end multiprocessing would join them, which is an error, and so join no others: the child's own
+    would die with it. (A child of multiprocessing forgets all of them by itself.)
+    """
+    children = cast("set[object]", vars(process)["_children"])
+    children.difference_update([child for child in children if isinstance(child, ChildProcess)])
 
 
 class ChildProcess(process.BaseProcess):

@@ -354,12 +354,12 @@ class Engine:
             # Also what was found before it failed (no memory); the rest when it is tried again.
             self.collector.settle_surely(settlements)
         if lane.is_torn:
-            _logger.error(
+            problem = (
                 "%s: worker %d was killed: something in it has written into the memory that it shares with "
-                "the pool",
-                self.options.name,
-                lane.pid,
+                "the pool"
             )
+            # Not here: everybody depends on this thread, and the handlers of the program may hang.
+            self.collector.call_back(functools.partial(_logger.error, problem, self.options.name, lane.pid))
         if exitcode != 0 or lane.words[STATE] != LEAVING or lane.words[PARCELS]:
             # Else it has left in order, and has never made any.
             payload.sweep(lane.identity)
@@ -571,14 +571,26 @@ class Engine:
 
     def _give_back(self) -> None:
         self.collector.stop()
-        # Callbacks of a closed pool are all called. A terminated one does not wait for one that hangs: its
-        # thread is a daemon, and ends when the callback does.
-        if not self.collector.join(None if self.state is CLOSED else _CALLBACK_SECONDS):
-            _logger.warning("%s: a callback has not returned; its thread is left alone", self.options.name)
+        # Callbacks of a closed pool are all called, unless it is terminated meanwhile. A terminated one does
+        # not wait for one that hangs: its thread is a daemon, and ends when the callback does.
+        ended = False
+        while not ended and self.state is CLOSED:
+            ended = self.collector.join(_LOOK_SECONDS)
+        if not ended and not self.collector.join(_CALLBACK_SECONDS):
+            attempt(self._tell_of_hanging_callback)
         # Now, and not when the garbage collector comes: a program may make and keep many pools. Handles have
         # their outcomes, and need nothing of it.
         self.board.close()
         self.collector.let_go()
+
+    def _tell_of_hanging_callback(self) -> None:
+        """Warn of it. What hangs may be a log handler, which whoever logs would wait for; so the warning has
+        a thread of its own, which is left alone as well if need be.
+        """
+        problem = "%s: a callback or a log handler has not returned; its thread is left alone"
+        thread = threading.Thread(target=_logger.warning, args=(problem, self.options.name), daemon=True)
+        thread.start()
+        thread.join(_CALLBACK_SECONDS)
 
     def refuse_reentry(self) -> None:
         """Raise RuntimeError if this thread is in the middle of its work with the pool (a signal handler)."""
@@ -619,6 +631,8 @@ _NEVER = float("inf")
 _TELLING_SECONDS = 5.0
 #: How long the end of a terminated pool waits for a callback that is running.
 _CALLBACK_SECONDS = 2.0
+#: How often the end of a closed pool looks whether it has been terminated, while a callback is running.
+_LOOK_SECONDS = 0.5
 #: How long a worker that has been told to leave may take to run its exit handlers.
 _LEAVE_SECONDS = 10.0
 _FORKED = (

@@ -8,6 +8,7 @@ for a while.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 
@@ -79,12 +80,12 @@ class Leavers:
         self._kill(lane)
         # Only now: what could not be done is tried again.
         lane.leave_by = _NEVER
-        _logger.warning(
+        problem = (
             "%s: worker %d was killed: it had left, but a thread or a process that a task had started in it "
-            "kept it from ending",
-            self._options.name,
-            lane.pid,
+            "kept it from ending"
         )
+        # Not here: everybody depends on this thread, and the handlers of the program may hang.
+        self._collector.call_back(functools.partial(_logger.warning, problem, self._options.name, lane.pid))
 
 
 _NEVER = float("inf")

@@ -62,7 +62,8 @@ class Shared(Generic[T]):
 
     def close(self) -> None:
         """Give it back: the file goes with the last of the tasks that were sent before, and the memory with
-        it (see above). Tasks that are pickled after this raise `ClosedError`.
+        it (see above). Whoever gives it to a task after this gets a `SerializationError`, caused by a
+        `ClosedError`.
         """
         # The tasks that need it keep it.
         self._blob = self._value = None
