@@ -3,6 +3,7 @@
 - `deadlines`: checked timeouts and the time left of them
 - `identity`: which process a pid means, pids being reused
 - `process_state`: what a process is doing
+- `stat_file`: where Linux tells it
 - `exits`: waiting for the end of any process
 - `cpus`, `cgroups`: how many CPUs this process may really use
 - `contexts`: the start method
@@ -11,6 +12,7 @@
 - `fences`: memory order between processes
 - `filelock`: a lock that the kernel frees
 - `memory`: resident memory, and whether the out-of-memory killer was at work
+- `cpu_time`: how much CPU time a process has used
 - `signals`: the names of signals
 - `interrupts`: keeping Ctrl-C away for a moment
 - `anonymous`: files without a name

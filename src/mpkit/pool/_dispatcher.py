@@ -18,6 +18,7 @@ from typing import Any
 from mpkit._platform import families, identity, seam
 from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._platform.interrupts import deferred_interrupts
+from mpkit._platform.stat_file import is_stopped
 from mpkit._shm.ring import TornRingError
 from mpkit.errors import TaskCancelled, TaskTimeout, WorkerMemoryExceeded
 from mpkit.pool import _payload as payload
@@ -325,7 +326,7 @@ class Dispatcher:
             if (
                 lane.identity is None
                 or not identity.is_alive(lane.identity)
-                or _is_stopped(lane.identity.pid)
+                or is_stopped(lane.identity.pid)
                 or time.monotonic() > deadline
             ):
                 return False
@@ -337,7 +338,7 @@ class Dispatcher:
         Only while there is somebody else; one that is alone goes on with it as soon as it is continued.
         """
         if lane.set_aside:
-            if not _is_stopped(lane.pid):
+            if not is_stopped(lane.pid):
                 lane.set_aside = False
                 if lane.stop is None:
                     lane.ready = not lane.leaving
@@ -346,7 +347,7 @@ class Dispatcher:
         elif (
             lane.ready
             and any(other.ready for other in self.lanes.values() if other is not lane)
-            and _is_stopped(lane.pid)
+            and is_stopped(lane.pid)
         ):
             lane.set_aside = True
             lane.ready = False
@@ -678,12 +679,3 @@ def _drop(_record: bytes) -> None:
 
 def _load(lane: Lane) -> int:
     return len(lane.sent)
-
-
-def _is_stopped(pid: int) -> bool:
-    """Whether the process is stopped by a signal (Linux; elsewhere: not known)."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] in (b"T", b"t")
-    except OSError:
-        return False

@@ -6,9 +6,9 @@ import time
 from typing import TYPE_CHECKING
 
 from mpkit._platform import memory
+from mpkit._platform.cpu_time import cpu_seconds
 from mpkit.pool._channel import DONE, STATE
 from mpkit.pool._collector import Collector
-from mpkit.pool._cpu import cpu_percent
 from mpkit.pool._crew import Crew
 from mpkit.pool._dispatcher import Dispatcher
 from mpkit.pool._lane import Lane
@@ -42,7 +42,7 @@ class Insight:
                 running_s=max(now - started, 0) / 1e9 if number else None,
                 tasks_done=lane.words[DONE],
                 rss_bytes=memory.rss_bytes(lane.pid),
-                cpu_percent=cpu_percent(lane.pid, time.monotonic() - lane.started_at),
+                cpu_percent=_cpu_percent(lane),
             )
             for lane, number, started, function in self._dispatcher.lock.run(self._look_at_lanes)
         ]
@@ -96,6 +96,11 @@ class Insight:
         lanes = self._dispatcher.lock.run(list, self._dispatcher.lanes.values())
         deadline = time.monotonic() + _STACKS_SECONDS
         return {lane.pid: live_stack(lane, max(deadline - time.monotonic(), 0.01)) for lane in lanes}
+
+
+def _cpu_percent(lane: Lane) -> float | None:
+    used, seconds = cpu_seconds(lane.pid), time.monotonic() - lane.started_at
+    return None if used is None or seconds <= 0 else 100.0 * used / seconds
 
 
 def _state_of(lane: Lane, running: int) -> str:
