@@ -16,6 +16,7 @@
 - `signals`: the names of signals
 - `interrupts`: keeping Ctrl-C away for a moment
 - `anonymous`: files without a name
+- `positioned`: reading and writing at an offset
 - `descriptors`: whether one still is what it was
 - `tracker`: the resource tracker of multiprocessing
 - `families`: the descendants of a process, and how to end them
