@@ -37,8 +37,6 @@ from mpkit.pool._channel import (
     RAISED,
     RESULT_HEAD,
     SLEEPING,
-    STARTED,
-    TASK,
     VALUE,
     Barrier,
     ring_bell,
@@ -61,7 +59,7 @@ Settlements = list[tuple[Task, int, Any]]
 class Dispatcher:
     """The pool's lock, ledger and lanes."""
 
-    def __init__(self, queue_low: Callable[[], None]) -> None:
+    def __init__(self, on_queue: Callable[[], None]) -> None:
         self.lock: seam.InterruptibleLock = seam.InterruptibleLock()
         self.ledger: Ledger = Ledger()
         self.lanes: dict[int, Lane] = {}
@@ -70,7 +68,7 @@ class Dispatcher:
         #: Called, under the lock, with each log record of a worker: those of one come in order.
         self.on_log: Callable[[bytes], object] = _drop
         #: Called, under the lock, when tasks begin to queue: somebody has to send them later.
-        self._queue_low = queue_low
+        self._on_queue = on_queue
         self._barrier = Barrier()
         self._turn = 0
         # The one that the last task was sent ahead to: as long as it may have more, nobody else is asked.
@@ -121,7 +119,7 @@ class Dispatcher:
                 return lane
             ledger.submit(task)
             self._set_lows()
-            self._queue_low()
+            self._on_queue()
             self._since_look = _LOOK_EVERY
         else:
             ledger.submit(task)
@@ -290,7 +288,7 @@ class Dispatcher:
         ended = self.ledger.take_back(lane.key, numbers)
         if len(ended) < len(numbers):
             # Whoever would send them later may sleep, and a worker that is not told does not ring for more.
-            self._queue_low()
+            self._on_queue()
         return ended
 
     def take_records(self, lane: Lane) -> list[tuple[int, bytes]]:
@@ -647,13 +645,6 @@ class Dispatcher:
         if lane in self.idle:
             self.idle.remove(lane)
         return begun
-
-    def running_since(self, lane: Lane) -> tuple[int, int]:
-        """The task in a worker's hands and when it began (ns); (0, 0) when there is none."""
-        words = lane.words
-        number = words[TASK]
-        started = words[STARTED]
-        return (number, started) if number and words[TASK] == number else (0, 0)
 
 
 def ending_error(task: Task, lane: Lane) -> BaseException:

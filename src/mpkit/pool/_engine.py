@@ -335,12 +335,7 @@ class Engine:
         exitcode = crew_module.exit_code(lane)
         words = last_words(lane)
         died = signal_name(exitcode)
-        likely_oom = (
-            died == "SIGKILL"
-            and not lane.doomed
-            and lane.oom_kills is not None
-            and (memory.oom_kills() or 0) > lane.oom_kills
-        )
+        likely_oom = died == "SIGKILL" and not lane.doomed and memory.oom_killed_since(lane.oom_kills)
         death = Death(lane.pid, exitcode, died, words, lane.rss_bytes, likely_oom)
         dispatcher = self.dispatcher
         settlements: Settlements = []

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mpkit._platform import memory
 from mpkit._platform.cpu_time import cpu_seconds
-from mpkit.pool._channel import DONE, STATE
+from mpkit.pool._channel import DONE, STATE, state_name
 from mpkit.pool._collector import Collector
 from mpkit.pool._crew import Crew
 from mpkit.pool._dispatcher import Dispatcher
@@ -51,7 +51,7 @@ class Insight:
         """Each worker, its task, when that began and what it calls (holding the lock)."""
         seen: list[tuple[Lane, int, int, str | None]] = []
         for lane in self._dispatcher.lanes.values():
-            number, started = self._dispatcher.running_since(lane)
+            number, started = lane.running_since()
             task = lane.sent.get(number)
             seen.append((lane, number, started, task.function.name if task is not None else None))
         return seen
@@ -106,4 +106,4 @@ def _cpu_percent(lane: Lane) -> float | None:
 def _state_of(lane: Lane, running: int) -> str:
     if lane.leaving:
         return "leaving"
-    return ("starting", "initializing", "running" if running else "idle", "leaving")[lane.words[STATE]]
+    return state_name(lane.words[STATE], running)

@@ -289,7 +289,7 @@ class Supervisor:
         for lane in lanes:
             measured = 0
             if sample:
-                measured, _ = dispatcher.running_since(lane)
+                measured, _ = lane.running_since()
                 lane.rss_bytes = rss_bytes(lane.pid) or lane.rss_bytes
             is_big = limit is not None and lane.rss_bytes is not None and lane.rss_bytes > limit
             stop = lane.stop
@@ -299,7 +299,7 @@ class Supervisor:
                     self._doom(lane, stop, _KILLED)
                 continue
             with dispatcher.lock:
-                number, started = dispatcher.running_since(lane)
+                number, started = lane.running_since()
                 task = lane.sent.get(number)
                 # Only of the task that ran while it was measured: the next one may be innocent.
                 if is_big and task is not None and number == measured:
