@@ -28,6 +28,7 @@ from mpkit.errors import (
 from mpkit.pool import TaskHandle, TaskPool, _supervisor
 from mpkit.process import WorkerProcess
 from tests.contract import pool_tasks as tasks
+from tests.helpers.waiting import wait_until
 
 LONG = 30.0
 
@@ -37,6 +38,11 @@ def pool(start_method: str) -> Iterator[TaskPool]:
     """A pool of each start method."""
     with TaskPool(processes=2, context=start_method, grace_period=0.2) as pool:
         yield pool
+
+
+def has_each_worked(pool: TaskPool) -> bool:
+    """Whether each worker has done a task, and so has imported the module of the functions."""
+    return all(worker.tasks_done for worker in pool.workers())
 
 
 def test_results_and_order(pool: TaskPool) -> None:
@@ -172,6 +178,8 @@ def test_a_time_limit_stops_the_task(
 ) -> None:
     # A worker that does not get a core in time has no stack to show.
     monkeypatch.setattr(_supervisor, "_STACK_SECONDS", LONG)
+    # Nor does one that is still importing the function show it.
+    wait_until(lambda: pool.map(tasks.square, range(8), chunksize=1) and has_each_worked(pool), "each has")
     handle = pool.with_options(timeout=0.2).submit(function)
     with pytest.raises(TaskTimeout) as caught:
         handle.result(LONG)
