@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -82,6 +83,14 @@ def test_no_module_leads_back_to_itself() -> None:
         for name in ends:
             del left[name]
     assert sorted(left) == []
+
+
+@pytest.mark.parametrize("package", ["_platform", "_shm", "_wire", "pool", "process"])
+def test_the_map_of_a_package_shows_each_of_its_modules(package: str) -> None:
+    tree = ast.parse((SOURCE / package / "__init__.py").read_text(encoding="utf-8"))
+    shown = set(re.findall(r"`(\w+)`", ast.get_docstring(tree) or ""))
+    there = {path.stem for path in (SOURCE / package).glob("*.py")} - {"__init__"}
+    assert sorted(there - shown) == []
 
 
 @pytest.mark.parametrize("path", MODULES, ids=named)

@@ -5,6 +5,8 @@
 - `process_state`: what a process is doing
 - `stat_file`: where Linux tells it
 - `exits`: waiting for the end of any process
+- `readiness`: waiting for a descriptor
+- `scheduling`: letting others run
 - `cpus`, `cgroups`: how many CPUs this process may really use
 - `contexts`: the start method
 - `forks`: what is to be done at forks
@@ -21,9 +23,10 @@
 - `tracker`: the resource tracker of multiprocessing
 - `families`: the descendants of a process, and how to end them
 - `parent_watch`, `guardian`: how a child dies with its parent
-- `seam`: all private parts of the standard library, with `child_process`, `child_popen`, `fork_server` and
-  `signal_handlers`
+- `seam`: all private parts of the standard library, with `child_process`, `child_popen`, `fork_server` (and
+  `server_mask`, which the server imports) and `signal_handlers`
 - `interruptible_lock`: a lock that an interrupt cannot leave locked
+- `hints`: names for type checkers
 """
 
 from __future__ import annotations

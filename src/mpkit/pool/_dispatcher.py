@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mpkit._platform import families, identity, seam
+from mpkit._platform.deadlines import NEVER
 from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._platform.stat_file import is_stopped
@@ -79,7 +80,7 @@ class Dispatcher:
         self.suspect: bool = False
         self.hellos: int = 0
         #: The shortest time limit of the tasks there are (or were, lately). Changed under the lock.
-        self.shortest_timeout: float = float("inf")
+        self.shortest_timeout: float = NEVER
         #: Called when something has been sent, by threads that wait in `submit` (`max_pending`).
         self.on_room: Callable[[], None] | None = None
         #: Called, under the lock, when a worker takes no more tasks by its own choice.
