@@ -8,17 +8,16 @@ records travel, and why nothing is lost when a process is killed, stands in
 from __future__ import annotations
 
 import math
-import operator
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pickle import PickleBuffer
-from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 from mpkit._platform.deadlines import check_timeout, deadline_of
 from mpkit._platform.hints import Self
 from mpkit._shm.get_side import GetSide, Record
-from mpkit._shm.handle import SharedHandle
+from mpkit._shm.handle import SharedHandle, checked_integer
 from mpkit._shm.held_items import BigRecord, HeldItem
 from mpkit._shm.open_queue import OpenQueue
 from mpkit._shm.packs import MOST_ITEMS, PackSlice, pack
@@ -131,14 +130,14 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
     _shared_type = OpenQueue
 
     def __init__(self, maxsize: int = 0, *, max_bytes: int | None = None) -> None:
-        items = max(_integer("maxsize", maxsize), 0)
+        items = max(checked_integer("maxsize", maxsize), 0)
         if items >= 1 << 36:
             raise ValueError(
                 f"maxsize must be less than 2**36, not {maxsize}; 0 means bounded by memory only"
             )
         limit = 0
         if max_bytes is not None:
-            limit = _integer("max_bytes", max_bytes)
+            limit = checked_integer("max_bytes", max_bytes)
             if limit < 1:
                 raise ValueError(f"max_bytes must be at least 1, not {max_bytes}; None means no bound")
             if limit >= 1 << 63:
@@ -329,7 +328,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         if max_items is None:
             limit = 1 << 30
         else:
-            limit = _integer("max_items", max_items)
+            limit = checked_integer("max_items", max_items)
             if limit < 1:
                 raise ValueError(
                     f"max_items must be at least 1, not {max_items}; None means all that are there"
@@ -653,13 +652,6 @@ def _never_get() -> None:
 
 def _never_full() -> bool:
     return False
-
-
-def _integer(name: str, value: object) -> int:
-    try:
-        return operator.index(cast("Any", value))
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, not {value!r}") from None
 
 
 def _waited(block: bool, timeout: float | None) -> str:

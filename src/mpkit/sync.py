@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, cast
 
 from mpkit._platform.deadlines import check_timeout, deadline_of
 from mpkit._shm.counter_file import HIGHEST, LOWEST, VALUE, CounterFile
-from mpkit._shm.handle import SharedHandle
+from mpkit._shm.handle import SharedHandle, checked_integer
 from mpkit._shm.lock_file import LockFile
 from mpkit.errors import HandleLost, SharedMemoryExhausted
 
@@ -218,17 +216,17 @@ class LockedCounter(SharedHandle[CounterFile]):
         process was killed in the middle of an operation on the counter; for as long as one stays stopped
         (SIGSTOP) in the middle of one.
         """
-        return self._add(n if type(n) is int else _integer("n", n))
+        return self._add(n if type(n) is int else checked_integer("n", n))
 
     def sub(self, n: int = 1) -> int:
         """Subtract `n` and return the new value; otherwise as `add`."""
-        return self._add(-_integer("n", n))
+        return self._add(-checked_integer("n", n))
 
     def compare_and_set(self, expected: int, new: int) -> bool:
         """Set the value to `new` if it is `expected`; returns whether it was. Errors and blocking as
         `add`.
         """
-        return self._opened().compare_and_set(_integer("expected", expected), _in_range("new", new))
+        return self._opened().compare_and_set(checked_integer("expected", expected), _in_range("new", new))
 
     def reset(self, value: int = 0) -> int:
         """Set the value and return the old one. Errors and blocking as `add`."""
@@ -253,7 +251,7 @@ class LockedCounter(SharedHandle[CounterFile]):
 
         Blocking: until then.
         """
-        return self._opened().wait_for(_integer("target", target), deadline_of(check_timeout(timeout)))
+        return self._opened().wait_for(checked_integer("target", target), deadline_of(check_timeout(timeout)))
 
     def __enter__(self) -> CompoundUpdate:
         shared = self._opened()
@@ -327,15 +325,8 @@ class CompoundUpdate:
         return self._shared
 
 
-def _integer(name: str, value: object) -> int:
-    try:
-        return operator.index(cast("Any", value))
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, not {value!r}") from None
-
-
 def _in_range(name: str, value: object) -> int:
-    number = _integer(name, value)
+    number = checked_integer(name, value)
     if not LOWEST <= number <= HIGHEST:
         raise OverflowError(f"{name} must fit into 64 bits (-2**63 to 2**63 - 1), not {number}")
     return number

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -41,14 +42,17 @@ def named(path: Path) -> str:
     return str(path.relative_to(SOURCE))
 
 
-def imports(path: Path, *, at_import: bool = False) -> Iterator[str]:
-    """The modules that `path` names in imports; with `at_import` only what runs when it is imported."""
+def imports(path: Path, *, at_import: bool = False, for_types: bool = False) -> Iterator[str]:
+    """The modules that `path` names in imports; with `at_import` only what runs when it is imported.
+
+    With `for_types` also those that only type checkers import.
+    """
     pending: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
     while pending:
         node = pending.pop()
         if at_import and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             continue
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        if not for_types and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             pending.extend(node.orelse)
             continue
         if isinstance(node, ast.Import):
@@ -65,6 +69,28 @@ def test_the_floors_are_kept() -> None:
         pytest.skip("import-linter is not installed (group `layers`)")
     done = subprocess.run([program, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_module_leads_back_to_itself() -> None:
+    """Not for type checkers, either: each module can be read with those alone that it rests on."""
+    names = {".".join(path.relative_to(SOURCE.parent).with_suffix("").parts): path for path in MODULES}
+    # What a package passes on is no circle: its modules import each other, and not the package.
+    left = {
+        name: {found for found in imports(path, for_types=True) if found in names and found != name}
+        for name, path in names.items()
+    }
+    while ends := [name for name, needed in left.items() if not needed & left.keys()]:
+        for name in ends:
+            del left[name]
+    assert sorted(left) == []
+
+
+@pytest.mark.parametrize("package", ["_platform", "_shm", "_wire", "pool", "process"])
+def test_the_map_of_a_package_shows_each_of_its_modules(package: str) -> None:
+    tree = ast.parse((SOURCE / package / "__init__.py").read_text(encoding="utf-8"))
+    shown = set(re.findall(r"`(\w+)`", ast.get_docstring(tree) or ""))
+    there = {path.stem for path in (SOURCE / package).glob("*.py")} - {"__init__"}
+    assert sorted(there - shown) == []
 
 
 @pytest.mark.parametrize("path", MODULES, ids=named)

@@ -40,6 +40,11 @@ def pool(start_method: str) -> Iterator[TaskPool]:
         yield pool
 
 
+def has_each_worked(pool: TaskPool) -> bool:
+    """Whether each worker has done a task, and so has imported the module of the functions."""
+    return all(worker.tasks_done for worker in pool.workers())
+
+
 def test_results_and_order(pool: TaskPool) -> None:
     handles = [pool.submit(tasks.square, n) for n in range(50)]
     assert [handle.result(LONG) for handle in handles] == [n * n for n in range(50)]
@@ -173,12 +178,8 @@ def test_a_time_limit_stops_the_task(
 ) -> None:
     # A worker that does not get a core in time has no stack to show.
     monkeypatch.setattr(_supervisor, "_STACK_SECONDS", LONG)
-    # One that still imports the function shows that: so each of the two has had a task of that module before.
-    gate = tmp_path / "gate"
-    holders = [pool.submit(tasks.wait_for_file, str(gate)) for _ in range(2)]
-    wait_until(lambda: all(holder.running() for holder in holders), "both workers have a task")
-    gate.touch()
-    assert [holder.result(LONG) for holder in holders] == [str(gate)] * 2
+    # Nor does one that is still importing the function show it.
+    wait_until(lambda: pool.map(tasks.square, range(8), chunksize=1) and has_each_worked(pool), "each has")
     handle = pool.with_options(timeout=0.2).submit(function)
     with pytest.raises(TaskTimeout) as caught:
         handle.result(LONG)

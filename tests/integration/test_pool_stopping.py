@@ -40,6 +40,20 @@ def test_a_task_that_is_being_stopped_is_held_to_the_memory_limit(
             handle.result(PATIENCE)
 
 
+def test_an_interrupt_that_is_meant_for_no_task_hits_none(tmp_path: Path) -> None:
+    """Ctrl-C in a terminal reaches the workers, too: what becomes of their tasks is the parent's affair."""
+    begun, gate = tmp_path / "begun", tmp_path / "gate"
+    with TaskPool(1, context="fork") as pool:
+        handle = pool.submit(tasks._touch_and_wait_for, str(begun), str(gate))
+        wait_until(begun.exists, "the task has begun")
+        worker = handle.worker_pid
+        assert worker is not None
+        os.kill(worker, signal.SIGINT)
+        gate.touch()
+        assert handle.exception(PATIENCE) is None
+        assert pool.submit(os.getpid).result(PATIENCE) == worker
+
+
 @pytest.mark.parametrize("when", ["before it looks", "after it has looked"])
 def test_an_interrupt_that_comes_when_the_worker_has_just_taken_the_task(
     when: str, monkeypatch: pytest.MonkeyPatch

@@ -10,6 +10,7 @@ import pickle
 import random
 import signal
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -417,15 +418,21 @@ def test_compound_updates_exclude_other_threads(counter: LockedCounter) -> None:
     assert counter.value == 1200
 
 
-@pytest.mark.parametrize(
-    "reach",
-    [
-        lambda counter: counter.add(5),
-        lambda counter: counter.reset(5),
-        lambda counter: counter.compare_and_set(0, 99),
-        lambda counter: counter.sub(-5),
-    ],
-)
+def set_in_a_block(counter: LockedCounter) -> None:
+    with counter as locked:
+        locked.value = 5
+
+
+UPDATES: list[Callable[[LockedCounter], object]] = [
+    lambda counter: counter.add(5),
+    lambda counter: counter.reset(5),
+    lambda counter: counter.compare_and_set(0, 99),
+    lambda counter: counter.sub(-5),
+    set_in_a_block,
+]
+
+
+@pytest.mark.parametrize("reach", UPDATES)
 def test_wait_for(counter: LockedCounter, reach: Callable[[LockedCounter], object]) -> None:
     assert counter.wait_for(0)
     assert not counter.wait_for(5, 0)
@@ -445,13 +452,17 @@ def test_wait_for(counter: LockedCounter, reach: Callable[[LockedCounter], objec
     assert found == [True, True]
 
 
-def test_a_compound_update_wakes_who_waits(counter: LockedCounter) -> None:
-    with counter as locked:
-        thread = threading.Thread(target=counter.wait_for, args=(1,), daemon=True)
-        thread.start()
-        locked.value = 1
-    thread.join(PATIENCE)
-    assert not thread.is_alive()
+@pytest.mark.parametrize("update", UPDATES)
+def test_each_update_wakes_those_who_wait(
+    counter: LockedCounter, update: Callable[[LockedCounter], object]
+) -> None:
+    """Else they look after their slice only."""
+    shared = counter._opened()
+    assert shared.lock.acquire(None)
+    shared._sleepers.enter()
+    shared.lock.release()
+    update(counter)
+    assert shared._sleepers.sleep(time.monotonic()), "there is a token for the one who sleeps"
 
 
 def test_a_closed_counter() -> None:

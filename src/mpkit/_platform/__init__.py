@@ -3,7 +3,10 @@
 - `deadlines`: checked timeouts and the time left of them
 - `identity`: which process a pid means, pids being reused
 - `process_state`: what a process is doing
+- `stat_file`: where Linux tells it
 - `exits`: waiting for the end of any process
+- `readiness`: waiting for a descriptor
+- `scheduling`: letting others run
 - `cpus`, `cgroups`: how many CPUs this process may really use
 - `contexts`: the start method
 - `forks`: what is to be done at forks
@@ -11,16 +14,19 @@
 - `fences`: memory order between processes
 - `filelock`: a lock that the kernel frees
 - `memory`: resident memory, and whether the out-of-memory killer was at work
+- `cpu_time`: how much CPU time a process has used
 - `signals`: the names of signals
 - `interrupts`: keeping Ctrl-C away for a moment
 - `anonymous`: files without a name
+- `positioned`: reading and writing at an offset
 - `descriptors`: whether one still is what it was
 - `tracker`: the resource tracker of multiprocessing
 - `families`: the descendants of a process, and how to end them
 - `parent_watch`, `guardian`: how a child dies with its parent
-- `seam`: all private parts of the standard library, with `child_process`, `child_popen`, `fork_server` and
-  `signal_handlers`
+- `seam`: all private parts of the standard library, with `child_process`, `child_popen`, `fork_server` (and
+  `server_mask`, which the server imports) and `signal_handlers`
 - `interruptible_lock`: a lock that an interrupt cannot leave locked
+- `hints`: names for type checkers
 """
 
 from __future__ import annotations

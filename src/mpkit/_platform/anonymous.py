@@ -8,7 +8,6 @@ import mmap
 import os
 import sys
 import tempfile
-import threading
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from mpkit._platform import seam
 from mpkit._platform.descriptors import file_behind, is_still
 from mpkit._platform.hints import override
+from mpkit._platform.positioned import read_at, write_at
 
 __all__ = ["AnonymousFile"]
 
@@ -78,7 +78,7 @@ class AnonymousFile:
         for part in parts:
             rest = memoryview(part).cast("B")
             while rest:
-                written = _write_at(descriptor, rest, at)
+                written = write_at(descriptor, rest, at)
                 at += written
                 rest = rest[written:]
 
@@ -91,7 +91,7 @@ class AnonymousFile:
         descriptor = self.fileno()
         parts: list[bytes] = []
         at, left = 0, self.size() if size < 0 else size
-        while left and (part := _read_at(descriptor, left, at)):
+        while left and (part := read_at(descriptor, left, at)):
             parts.append(part)
             at += len(part)
             left -= len(part)
@@ -114,24 +114,6 @@ class AnonymousFile:
         if self._path is not None:
             return _open, (self._path,)
         return _arrive, (seam.pass_descriptor(self.fileno()),)
-
-
-if sys.platform == "win32":
-    # There parent and child have opened the file each for itself, and only threads share a position.
-    _position = threading.Lock()
-
-    def _write_at(descriptor: int, data: memoryview, at: int) -> int:
-        with _position:
-            os.lseek(descriptor, at, os.SEEK_SET)
-            return os.write(descriptor, data)
-
-    def _read_at(descriptor: int, size: int, at: int) -> bytes:
-        with _position:
-            os.lseek(descriptor, at, os.SEEK_SET)
-            return os.read(descriptor, size)
-else:
-    _write_at = os.pwrite
-    _read_at = os.pread
 
 
 def _arrive(passed: seam.PassedDescriptor) -> AnonymousFile:

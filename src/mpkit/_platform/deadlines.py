@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from time import monotonic
-from typing import SupportsFloat
+from typing import Final, SupportsFloat
 
-__all__ = ["check_seconds", "check_timeout", "deadline_of", "remaining"]
+__all__ = ["NEVER", "check_seconds", "check_timeout", "deadline_of", "remaining"]
+
+#: A moment that does not come.
+NEVER: Final = math.inf
 
 
 def check_timeout(timeout: SupportsFloat | None, *, name: str = "timeout") -> float | None:

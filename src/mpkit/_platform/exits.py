@@ -13,6 +13,7 @@ import sys
 import time
 
 from mpkit._platform import identity
+from mpkit._platform.deadlines import deadline_of, remaining
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._platform.readiness import LONGEST_WAIT_S, wait_readable
@@ -66,9 +67,9 @@ class ExitWatcher:
             Those that have ended, which are no longer watched (none when the time is out), and whether `also`
             is readable.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = deadline_of(timeout)
         while True:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            left = remaining(deadline)
             pause = None if left is None else min(left, LONGEST_WAIT_S)
             if self._blind:
                 pause = _EXAMINE_EVERY_S if pause is None else min(pause, _EXAMINE_EVERY_S)

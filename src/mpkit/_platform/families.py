@@ -9,7 +9,7 @@ import time
 from collections.abc import Collection, Iterable
 from typing import Final, Protocol
 
-from mpkit._platform import deadlines, identity
+from mpkit._platform import deadlines, identity, stat_file
 from mpkit._platform.exits import ExitWatcher
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._platform.interrupts import deferred_interrupts
@@ -58,16 +58,15 @@ if sys.platform == "linux":
             if not entry.isdigit():
                 continue
             try:
-                with open(f"/proc/{entry}/stat", "rb", buffering=0) as file:
-                    text = file.read(4096)
+                fields = stat_file.fields_of(int(entry))
             except OSError as error:
                 if identity.is_lack_of_means(error):
                     raise
                 continue  # ended meanwhile, or hidden from us
-            fields = text[text.rindex(b")") + 2 :].split()
-            if fields[0] not in (b"Z", b"X", b"x"):
+            if fields[stat_file.STATE] not in stat_file.ENDED:
                 pid = int(entry)
-                table[pid] = (int(fields[1]), ProcessIdentity(pid, int(fields[19])))
+                process = ProcessIdentity(pid, int(fields[stat_file.STARTED]))
+                table[pid] = (int(fields[stat_file.PARENT]), process)
         return table
 
     def _command_line(pid: int) -> str:

@@ -11,6 +11,7 @@ import os
 import sys
 from typing import NamedTuple
 
+from mpkit._platform import stat_file
 from mpkit._platform.forks import in_forked_children
 
 __all__ = ["ProcessIdentity", "current", "is_alive", "is_lack_of_means", "look", "of"]
@@ -42,13 +43,10 @@ if sys.platform == "linux":
             PermissionError: If the system hides it from us (``hidepid``).
         """
         try:
-            with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
-                text = file.read(4096)
+            fields = stat_file.fields_of(pid)
         except (FileNotFoundError, ProcessLookupError):
             return None
-        # The second field is the command in parentheses, and may itself hold spaces and parentheses.
-        fields = text[text.rindex(b")") + 2 :].split()
-        return int(fields[19]), fields[0] not in (b"Z", b"X", b"x")
+        return int(fields[stat_file.STARTED]), fields[stat_file.STATE] not in stat_file.ENDED
 
 else:
 

@@ -8,7 +8,7 @@ import sys
 
 from mpkit._platform.cgroups import hierarchies, lines_of
 
-__all__ = ["oom_kills", "rss_bytes"]
+__all__ = ["oom_killed_since", "oom_kills", "rss_bytes"]
 
 if sys.platform == "linux":
     _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -48,6 +48,11 @@ def oom_kills(root: str | os.PathLike[str] = "/") -> int | None:
     """
     counter = _counter(os.fspath(root))
     return None if counter is None else _count_in(counter)
+
+
+def oom_killed_since(before: int | None) -> bool:
+    """Whether it has struck since `oom_kills` told `before`; False where it cannot be known."""
+    return before is not None and (oom_kills() or 0) > before
 
 
 @functools.cache

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from mpkit._platform.interrupts import deferred_interrupts
+from mpkit._platform.positioned import write_at
 from mpkit._shm import names
 from mpkit._shm.segment import create_file
 
@@ -92,8 +93,7 @@ class Blob:
 
 
 def _write(fd: int, at: int, piece: bytes | memoryview) -> None:
-    os.lseek(fd, at, os.SEEK_SET)
     with memoryview(piece) as view:
         done = 0
         while done < view.nbytes:
-            done += os.write(fd, view[done : done + _MOST_AT_ONCE])
+            done += write_at(fd, view[done : done + _MOST_AT_ONCE], at + done)

@@ -23,12 +23,12 @@ from mpkit._shm.layout import (
     SHUT_DOWN,
 )
 from mpkit._shm.packs import Pack, PackSlice
-from mpkit._shm.put_side import PutSide, patient
+from mpkit._shm.put_side import PutSide, lock_deadline
 from mpkit._shm.queue_file import QueueFile
 from mpkit._shm.records import BIG, PACK, PACK_BITS, PACKED, big_places, big_region, unpack
 from mpkit._shm.ring import COUNT_LIMIT, COUNT_MASK, INDEX_BITS, INDEX_MASK, ONE, WRAP
-from mpkit._shm.robust_lock import COMPLETED, PATIENCE_SECONDS
-from mpkit._shm.sleepers import EVERYBODY
+from mpkit._shm.robust_lock import COMPLETED
+from mpkit._shm.sleepers import EVERYBODY, Ticket
 from mpkit._shm.spin import SpinBudget
 from mpkit.errors import MpkitError, QueueShutDown
 
@@ -250,32 +250,28 @@ class GetSide:
     # -- waiting ---------------------------------------------------------------------------------------------
 
     def _wait(self, limit: int, block: bool, deadline: float | None, *, spun: bool) -> list[Record]:
-        lock, items = self._lock, self._file.items
-        ticket = looked = woken = False
-        idle = 0
+        lock = self._lock
+        ticket: Ticket | None = None
         try:
             while True:
                 lock.refuse_reentry()
                 try:
-                    if not lock.acquire(patient(deadline) if block else time.monotonic() + PATIENCE_SECONDS):
+                    if not lock.acquire(lock_deadline(block, deadline)):
                         return []
                     found = self._take(limit)
                     if found:
-                        if ticket:
-                            items.leave(expired=idle > 0)
-                            ticket = False
-                    else:
-                        if self._over:
-                            raise QueueShutDown(
-                                "the queue has been shut down and everything in it has been taken"
-                            )
-                        if block and spun and not ticket:
-                            items.enter()
-                            ticket, looked = True, False
-                        elif ticket and idle and items.renew():
-                            looked = False
+                        if ticket is not None:
+                            ticket.hand_back()
+                    elif self._over:
+                        raise QueueShutDown(
+                            "the queue has been shut down and everything in it has been taken"
+                        )
+                    elif block and spun:
+                        if ticket is None:
+                            ticket = Ticket(self._file.items, self._spin)
+                        ticket.take()
                         # Not before it is about to sleep: with many getters that comes often enough.
-                        if ticket and self._is_idle() and idle:
+                        if self._is_idle() and ticket.expired:
                             # Nobody misses what is given back now.
                             self._is_trimmed = self._puts.trim()
                 finally:
@@ -289,30 +285,21 @@ class GetSide:
                     return found
                 if not block or (deadline is not None and time.monotonic() >= deadline):
                     return []
-                if not spun:
+                if ticket is not None:
+                    ticket.sleep(deadline)
+                else:
                     self._spin_for_items()
                     spun = True
-                elif not looked:
-                    # Once more with the ticket taken: what is put from now on gives us a token (see
-                    # sleepers).
-                    looked = True
-                elif self._spin.sleep(items.sleep, deadline):
-                    ticket = False
-                    idle = 0
-                    woken = True
-                else:
-                    idle += 1
         finally:
-            if ticket:
-                items.give_up(lock, expired=idle > 0)
-            if woken:
-                # What has been taken must not be lost because the next ring cannot be mapped here, or another
-                # thread has closed the queue by now. Whoever is not told looks within a slice.
-                with contextlib.suppress(MpkitError):
-                    if self.has_item():
-                        # The token stood for all the items there were: those that are left are for the next
-                        # one.
-                        self._file.getters.pass_on()
+            if ticket is not None:
+                ticket.give_up(lock)
+                if ticket.woken:
+                    # What has been taken must not be lost because the next ring cannot be mapped here, or
+                    # another thread has closed the queue by now. Whoever is not told looks within a slice.
+                    with contextlib.suppress(MpkitError):
+                        if self.has_item():
+                            # The token stood for all the items there were: what is left is for the next one.
+                            self._file.getters.pass_on()
 
     def _spin_for_items(self) -> bool:
         """Look for an item for a moment; True when there may be one."""

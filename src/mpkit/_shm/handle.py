@@ -4,7 +4,8 @@ too late.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Generic, TypeVar
+import operator
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from mpkit._shm.shared_object import SharedObject
 from mpkit.errors import HandleLost, SharedMemoryExhausted
@@ -73,6 +74,18 @@ class SharedHandle(Generic[S]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _arrive, (type(self), self._name, self._opened().mark_exported())
+
+
+def checked_integer(name: str, value: object) -> int:
+    """An argument of a public method as an integer.
+
+    Raises:
+        TypeError: it is none.
+    """
+    try:
+        return operator.index(cast("Any", value))
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, not {value!r}") from None
 
 
 def _arrive(cls: type[SharedHandle[Any]], name: str, export: int) -> SharedHandle[Any]:

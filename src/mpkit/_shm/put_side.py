@@ -29,7 +29,7 @@ from mpkit._shm.region_uses import UseIsOver, Writing, look_at_uses
 from mpkit._shm.regions import RING, WRITING
 from mpkit._shm.ring import COUNT_LIMIT, COUNT_MASK, INDEX_BITS, INDEX_MASK, ONE, WRAP
 from mpkit._shm.robust_lock import COMPLETED, PATIENCE_SECONDS
-from mpkit._shm.sleepers import EVERYBODY
+from mpkit._shm.sleepers import EVERYBODY, Ticket
 from mpkit._shm.spin import SpinBudget
 from mpkit.errors import ClosedError, MpkitError, QueueShutDown, SharedMemoryExhausted
 
@@ -167,23 +167,23 @@ class PutSide:
             SharedMemoryExhausted: an unbounded queue cannot grow.
             ClosedError: this process has closed the queue.
         """
-        lock, room = self._lock, self._file.room
-        spun = ticket = looked = late = woken = False
+        lock = self._lock
+        ticket: Ticket | None = None
+        spun = False
         try:
             while True:
                 lock.refuse_reentry()
                 try:
-                    if not self._acquire(block, deadline):
+                    if not lock.acquire(lock_deadline(block, deadline)):
                         return False
                     done = self._put_locked(data, flag)
-                    if done and ticket:
-                        room.leave(expired=late)
-                        ticket = False
-                    elif not done and block and spun and not ticket:
-                        room.enter()
-                        ticket, looked = True, False
-                    elif not done and ticket and late and room.renew():
-                        looked = False
+                    if done:
+                        if ticket is not None:
+                            ticket.hand_back()
+                    elif block and spun:
+                        if ticket is None:
+                            ticket = Ticket(self._file.room, self._spin)
+                        ticket.take()
                 finally:
                     try:
                         lock.unwind()
@@ -195,29 +195,22 @@ class PutSide:
                     return True
                 if not block or (deadline is not None and time.monotonic() >= deadline):
                     return False
-                if not spun:
+                if ticket is not None:
+                    ticket.sleep(deadline)
+                else:
                     self._spin_for_room()
                     spun = True
-                elif not looked:
-                    # Once more with the ticket taken: what a getter takes from now on gives us a token (see
-                    # sleepers).
-                    looked = True
-                elif self._spin.sleep(room.sleep, deadline):
-                    ticket = late = False
-                    woken = True
-                else:
-                    late = True
         finally:
-            if ticket:
-                room.give_up(lock, expired=late)
-            if woken:
-                # What has been put must not be reported as a failure because the getters' ring cannot be
-                # mapped here, or another thread has closed the queue by now. Whoever is not told looks within
-                # a slice.
-                with contextlib.suppress(MpkitError):
-                    if self._has_room():
-                        # The token stood for all the room there was: what is left of it is for the next one.
-                        self._file.putters.pass_on()
+            if ticket is not None:
+                ticket.give_up(lock)
+                if ticket.woken:
+                    # What has been put must not be reported as a failure because the getters' ring cannot be
+                    # mapped here, or another thread has closed the queue by now. Whoever is not told looks
+                    # within a slice.
+                    with contextlib.suppress(MpkitError):
+                        if self._has_room():
+                            # The token stood for all the room there was: what is left is for the next one.
+                            self._file.putters.pass_on()
 
     def is_full(self) -> bool:
         """Whether there is no room for any item, seen without the lock, so that nothing is pickled in vain.
@@ -240,7 +233,7 @@ class PutSide:
         """
         self._lock.refuse_reentry()
         try:
-            if not self._acquire(False, None):
+            if not self._lock.acquire(lock_deadline(False, None)):
                 return None
             done = self._put_locked(data, flag)
         finally:
@@ -263,9 +256,7 @@ class PutSide:
         done = 0
         while done < len(items):
             try:
-                run = self._put_run(
-                    items, done, patient(deadline) if block else time.monotonic() + PATIENCE_SECONDS
-                )
+                run = self._put_run(items, done, lock_deadline(block, deadline))
                 # What needs more than room in this ring is put as a single item is.
                 if not run and not self.put(items[done], 0, block, deadline):
                     return done
@@ -289,7 +280,7 @@ class PutSide:
         lock, words = self._lock, self._words
         lock.refuse_reentry()
         try:
-            if not self._acquire(block, deadline):
+            if not lock.acquire(lock_deadline(block, deadline)):
                 return None
             generation = words[PUT_GENERATION]
             if generation >= SHUT_DOWN:
@@ -371,7 +362,7 @@ class PutSide:
         serial = writing.serial
         self._lock.refuse_reentry()
         try:
-            if not self._acquire(block, deadline):
+            if not self._lock.acquire(lock_deadline(block, deadline)):
                 return None
             self._check_shut_down()
             if if_room and self._is_full(sum(length for _, length in places)):
@@ -649,7 +640,7 @@ class PutSide:
     def _load(self, generation: int) -> None:
         ring = self._file.generations.view(generation)
         self._ring, self._mm, self._base = ring.words, ring.mm, ring.base
-        self._capacity = min(len(ring.words), INDEX_MASK) - RING_RECORDS - 1
+        self._capacity = ring.capacity
         self._tail = -1
         self._room = self._left = 0
         self._generation = generation
@@ -703,25 +694,25 @@ class PutSide:
         file = self._file
         return not file.max_bytes and (not file.maxsize or file.generations.size() < file.maxsize)
 
-    def _acquire(self, block: bool, deadline: float | None) -> bool:
-        return self._lock.acquire(patient(deadline) if block else time.monotonic() + PATIENCE_SECONDS)
-
-    def _spin_for_room(self) -> bool:
-        """Look for a getter's progress for a moment; True when there was some."""
+    def _spin_for_room(self) -> None:
+        """Look for a getter's progress for a moment."""
         words, ring = self._words, self._ring
         head, generation = ring[RING_HEAD], words[GET_GENERATION]
         for _ in range(self._spin.looks):
             if ring[RING_HEAD] != head or words[GET_GENERATION] != generation:
                 self._spin.paid()
-                return True
+                return
         self._spin.failed()
-        return False
 
 
-def patient(deadline: float | None) -> float | None:
-    """Until when to wait for the lock of a side, for a call that may wait until `deadline` for the queue.
+def lock_deadline(block: bool, deadline: float | None) -> float | None:
+    """Until when to wait for the lock of a side, for a call that waits until `deadline` for the queue, if
+    `block`.
 
     The lock is held for microseconds: that another process happens to have it just then must not look as if
     the queue were empty or full.
     """
-    return None if deadline is None else max(deadline, time.monotonic() + PATIENCE_SECONDS)
+    if block and deadline is None:
+        return None
+    soon = time.monotonic() + PATIENCE_SECONDS
+    return soon if not block or deadline is None else max(deadline, soon)

@@ -114,66 +114,21 @@ class Ring:
         # First, and valid again only when the record is there: an interrupt may come in between.
         self._tail = -1
         head = self.words[self.head_at]
-        place = self._place(tail, head, length)
-        if place < 0:
-            return -1
         index, first = tail & INDEX_MASK, head & INDEX_MASK
-        if place != index:
-            if index < self.capacity:
-                self.words[self.start + index] = WRAP
-            self._room = first
-        elif tail == head or index > first:
-            self._room = self.capacity - index
-        else:
+        if index < first or (index == first and tail != head):
+            # The records go round the end, or fill the ring: what is free lies in [index, first).
             self._room = first - index
-        return tail - index + place
-
-    def try_put_many(self, items: list[bytes]) -> int:
-        """Add records in order as long as they fit; returns how many went in. They become visible
-        together.
-        """
-        words = self.words
-        head = words[self.head_at]
-        tail = words[self.tail_at]
-        done = 0
-        for data in items:
-            size = len(data)
-            length = (size + 15) >> 3
-            place = self._place(tail, head, length)
-            if place < 0:
-                break
-            index = tail & INDEX_MASK
-            if place != index and index < self.capacity:
-                words[self.start + index] = WRAP
-            words[self.start + place] = size
-            at = self._base + (place << 3) + 8
-            self.mm[at : at + size] = data
-            tail = (tail - index) + ONE + place + length
-            if tail >= COUNT_LIMIT:
-                tail -= COUNT_LIMIT
-            done += 1
-        if done:
-            if not TOTAL_STORE_ORDER:
-                full_fence()
-            words[self.tail_at] = tail
-        return done
-
-    def _place(self, tail: int, head: int, length: int) -> int:
-        """Index at which a record of `length` words can begin, or -1."""
-        index = tail & INDEX_MASK
-        if tail == head:
-            # Empty: the indices are equal, and everything to either side is free.
-            if index + length <= self.capacity:
-                return index
-            return 0 if length <= index else -1
-        first = head & INDEX_MASK
-        if index > first:
-            if index + length <= self.capacity:
-                return index
-            return 0 if length <= first else -1
-        # The records go round the end (or the ring is full, index == first): what is free lies in [index,
-        # first).
-        return index if index + length <= first else -1
+            return tail if length <= self._room else -1
+        if index + length <= self.capacity:
+            self._room = self.capacity - index
+            return tail
+        # In front of the records (of an empty ring: of where they would be) may be more room than behind.
+        if length > first:
+            return -1
+        if index < self.capacity:
+            self.words[self.start + index] = WRAP
+        self._room = first
+        return tail - index
 
     def room(self) -> int:
         """Bytes of the largest record that fits now."""

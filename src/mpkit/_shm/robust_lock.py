@@ -275,7 +275,7 @@ class RobustLock:
         """Leave, however far this thread has come: give back what it has, do nothing where it has nothing.
 
         An exception may come between any two instructions (Ctrl-C), so who takes the lock does it inside a
-        `try` with this in its `finally`.
+        `try` with this in its `finally`; twice, should it come in the middle of the first call.
         """
         if not self.held_here():
             return

@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from mpkit._platform import identity
 from mpkit._platform.interrupts import deferred_interrupts
+from mpkit._platform.positioned import write_at
 from mpkit._shm import names, use_marks
 from mpkit._shm.names import PREFIX, SHM_DIRECTORY
 from mpkit.errors import HandleLost, SharedMemoryExhausted
@@ -276,18 +277,7 @@ def reserve(fd: int, offset: int, size: int) -> None:
         block = bytes(1 << 20)
         end = offset + size
         while offset < end:
-            offset += _write_at(fd, block[: end - offset], offset)
-
-
-if sys.platform == "win32":
-
-    def _write_at(fd: int, data: bytes, offset: int) -> int:
-        os.lseek(fd, offset, os.SEEK_SET)
-        return os.write(fd, data)
-
-else:
-    # The position in the file is shared with every fork, and with other threads: they reserve as well.
-    _write_at = os.pwrite
+            offset += write_at(fd, block[: end - offset], offset)
 
 
 def check_private(name: str, status: os.stat_result) -> None:

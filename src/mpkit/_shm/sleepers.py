@@ -29,6 +29,7 @@ from collections.abc import Callable
 
 from mpkit._shm.robust_lock import PATIENCE_SECONDS, RobustLock
 from mpkit._shm.semaphore import MAX_VALUE, Semaphore
+from mpkit._shm.spin import SpinBudget
 
 #: The longest sleep without a look. Five looks a second cost less than a thousandth of a core.
 SLICE_SECONDS = 0.2
@@ -91,18 +92,6 @@ class Sleepers:
 
     # -- the sleeping side, holding nothing ------------------------------------------------------------------
 
-    def give_up(self, lock: RobustLock, *, expired: bool) -> None:
-        """Take the lock of the sleeping side and `leave`; one that cannot be had costs a look in vain."""
-        lock.refuse_reentry()
-        try:
-            if lock.acquire_if_open(time.monotonic() + PATIENCE_SECONDS):
-                self.leave(expired=expired)
-        finally:
-            try:
-                lock.unwind()
-            finally:
-                lock.unwind()
-
     def wait_until(
         self,
         lock: RobustLock,
@@ -118,33 +107,29 @@ class Sleepers:
             deadline: on the clock of `time.monotonic`; None: for as long as it takes.
             woken: called after each token: the caller is not going to use up what it stood for.
         """
-        while not is_true():
-            now = time.monotonic()
-            if deadline is not None and now >= deadline:
-                return False
-            ticket = expired = False
-            # What is waited for may come while somebody who is stopped has the lock.
-            until = now + SLICE_SECONDS
-            try:
+        ticket = Ticket(self)
+        try:
+            while not is_true():
+                now = time.monotonic()
+                if deadline is not None and now >= deadline:
+                    return False
+                # What is waited for may come while somebody who is stopped has the lock.
+                until = now + SLICE_SECONDS
                 lock.refuse_reentry()
                 try:
                     if not lock.acquire(until if deadline is None else min(deadline, until)):
                         continue
-                    self.enter()
-                    ticket = True
+                    ticket.take()
                 finally:
                     try:
                         lock.unwind()
                     finally:
                         lock.unwind()
-                if not is_true():
-                    ticket = expired = not self.sleep(deadline)
-                    if not expired and woken is not None:
-                        woken()
-            finally:
-                if ticket:
-                    self.give_up(lock, expired=expired)
-        return True
+                if ticket.sleep(deadline) and woken is not None:
+                    woken()
+            return True
+        finally:
+            ticket.give_up(lock)
 
     def sleep(self, deadline: float | None) -> bool:
         """Wait for a token: until one comes (True), the slice is over or the deadline has passed (False)."""
@@ -181,6 +166,83 @@ class Sleepers:
     def waiting(self) -> int:
         """How many sleep now: exact when nobody has been killed asleep, else possibly too high."""
         return max(self.words[self.slept_at] - self.words[self.posted_at], 0)
+
+
+class Ticket:
+    """The ticket of one call that waits: taken before its first sleep, again after each token.
+
+    Each turn of such a call looks at the truth under the lock of the sleeping side, and before it gives that
+    back calls `take` if there was nothing, `hand_back` if there was; then, holding nothing, `sleep`. At the
+    end, however that comes, it calls `give_up`.
+
+    Args:
+        sleepers: the group.
+        spin: learns from the sleeps how long to look before the next one.
+
+    Attributes:
+        woken: whether a token has come, which may have stood for more than this call has found.
+        expired: whether the last sleep ended without one.
+    """
+
+    __slots__ = ("_is_held", "_may_sleep", "_sleepers", "_spin", "expired", "woken")
+
+    def __init__(self, sleepers: Sleepers, spin: SpinBudget | None = None) -> None:
+        self._sleepers = sleepers
+        self._spin = spin
+        self._is_held = False
+        self._may_sleep = False
+        self.woken: bool = False
+        self.expired: bool = False
+
+    # -- under the lock of the sleeping side -----------------------------------------------------------------
+
+    def take(self) -> None:
+        """The look was in vain: have a ticket that the next waker counts."""
+        if not self._is_held:
+            self._sleepers.enter()
+            self._is_held = True
+            self._may_sleep = False
+        elif self.expired and self._sleepers.renew():
+            self._may_sleep = False
+
+    def hand_back(self) -> None:
+        """The look was not in vain."""
+        if self._is_held:
+            self._sleepers.leave(expired=self.expired)
+            self._is_held = False
+
+    # -- holding nothing -------------------------------------------------------------------------------------
+
+    def sleep(self, deadline: float | None) -> bool:
+        """Sleep until a token comes (True), the slice is over or the deadline has passed.
+
+        With a ticket that is new it returns at once, for one more look: only what comes after that look is
+        sure to give a token.
+        """
+        if not self._may_sleep:
+            self._may_sleep = True
+            return False
+        sleep = self._sleepers.sleep
+        if sleep(deadline) if self._spin is None else self._spin.sleep(sleep, deadline):
+            self._is_held = self.expired = False
+            self.woken = True
+            return True
+        self.expired = True
+        return False
+
+    def give_up(self, lock: RobustLock) -> None:
+        """Hand back what is held, under `lock`; if that cannot be had, it costs others a look in vain."""
+        if not self._is_held:
+            return
+        lock.refuse_reentry()
+        try:
+            if lock.acquire_if_open(time.monotonic() + PATIENCE_SECONDS):
+                self.hand_back()
+        finally:
+            try:
+                lock.unwind()
+            finally:
+                lock.unwind()
 
 
 class Waker:

@@ -10,7 +10,8 @@ from mpkit.compat._errors import pool_errors
 from mpkit.compat._numbers import not_negative
 
 if TYPE_CHECKING:
-    from mpkit.compat._pool import Pool
+    from collections.abc import Callable
+
     from mpkit.pool._shared_results import SharedResults
 
 __all__ = ["IMapIterator"]
@@ -21,13 +22,17 @@ R = TypeVar("R")
 class IMapIterator(Generic[R]):
     """What `imap` and `imap_unordered` return: `multiprocessing.pool.IMapIterator`.
 
+    Args:
+        results: what it iterates over.
+        forget: the pool's, called once there are no more results; as long as there are, the pool so stays
+            alive.
+
     Safe from: any thread.
     """
 
-    def __init__(self, results: SharedResults[R], pool: Pool) -> None:
+    def __init__(self, results: SharedResults[R], forget: Callable[[SharedResults[R]], None]) -> None:
         self._results = results
-        #: An iterator that has more results keeps its pool alive.
-        self._pool: Pool | None = pool
+        self._forget: Callable[[SharedResults[R]], None] | None = forget
 
     def __iter__(self) -> Self:
         return self
@@ -51,7 +56,7 @@ class IMapIterator(Generic[R]):
             with pool_errors():
                 return self._results.next(check_timeout(not_negative(timeout)))
         finally:
-            pool = self._pool
-            if pool is not None and self._results.is_over():
-                pool._iterators.discard(self._results)
-                self._pool = None
+            forget = self._forget
+            if forget is not None and self._results.is_over():
+                forget(self._results)
+                self._forget = None

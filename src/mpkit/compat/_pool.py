@@ -316,7 +316,11 @@ class Pool:
         if len(self._iterators) >= self._most_iterators:
             self._forget_finished()
         self._iterators.add(results)
-        return IMapIterator(results, self)
+        return IMapIterator(results, self._forget)
+
+    def _forget(self, results: SharedResults[Any]) -> None:
+        """Let go of an iterator whose results have all been taken."""
+        self._iterators.discard(results)
 
     def _forget_finished(self) -> None:
         """Let go of the iterators that have read everything, and whose calls have ended."""

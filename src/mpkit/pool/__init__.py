@@ -1,13 +1,26 @@
 """`TaskPool`: worker processes that call functions.
 
-Rooms: ``_facade`` (the verbs), ``_handle`` (the outcome of a task), ``_maps`` and ``_imap`` (many calls, at
-once and lazily; ``_chunking`` and ``_progress`` serve both; ``_shared_results`` for several threads),
-``_shared`` (one object for many tasks; in a worker ``_opened``), ``_engine`` (puts the rest together),
-``_ledger`` (the pure state machine of tasks), ``_dispatcher`` (who gets which task), ``_collector`` (who
-fetches outcomes), ``_caller`` (who calls callbacks), ``_supervisor`` (deaths, limits, the end), ``_crew``
-(starting and replacing workers), ``_worker`` (what runs in them), ``_channel`` (the memory between worker and
-parent), ``_payload`` (arguments and outcomes as bytes), ``_reports`` (what goes wrong in a thread of the
-pool).
+Rooms, from what users call to what the workers do:
+
+- the verbs: ``_facade`` (`TaskPool`), ``_verbs`` (their protocol), ``_executor``, ``_options`` (arguments,
+  checked);
+- what they return: ``_handle`` (the outcome of a task), ``_maps`` and ``_imap`` (many calls, at once and
+  lazily; ``_chunking`` and ``_progress`` serve both, ``_shared_results`` several threads), ``_shared`` (one
+  object for many tasks; ``_seen_shared`` notes who needs it, ``_opened`` has it in a worker) and
+  ``_statistics``;
+- the engine: ``_engine`` (puts the rest together, and ends it; ``_states``), ``_ledger`` (the pure state
+  machine of tasks), ``_function_table`` and ``_functions`` (what they call, and how long it takes),
+  ``_dispatcher`` (who gets which task), ``_room`` (who waits to submit), ``_collector`` (who fetches
+  outcomes), ``_caller`` (who calls callbacks), ``_supervisor`` (deaths, limits, the end), ``_losses`` (what a
+  death means for tasks), ``_reports`` (what goes wrong in a thread of the pool);
+- workers, seen from the parent: ``_crew`` (starting and replacing them; ``_server``, ``_fork_warning``),
+  ``_lane`` (one of them), ``_leavers`` (those that leave by themselves), ``_insight`` and ``_stacks`` (what
+  they are doing), ``_outside`` (the same for other programs);
+- in between: ``_channel`` (the memory that a worker and its parent share), ``_payload`` (arguments and
+  outcomes as bytes), ``_blame`` (which of them cannot be pickled), ``_logs``, ``_stack_signal``,
+  ``_patience`` (how long to look before sleeping);
+- in a worker: ``_worker``, ``_worker_chunks``, ``_worker_outbox``, ``_worker_bells``, ``_worker_fork`` (when
+  a task forks), ``_importing`` (whether it is just importing a module).
 
 A worker imports this package as well, and needs next to nothing of it: the names are loaded when they are
 first used.

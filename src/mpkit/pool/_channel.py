@@ -72,6 +72,14 @@ INITIALIZING = 1
 READY = 2
 LEAVING = 3
 
+_STATE_NAMES = {INITIALIZING: "initializing", READY: "idle", LEAVING: "leaving"}
+
+
+def state_name(state: int, task: int) -> str:
+    """What people call that state of a worker that has this task in its hands (0: none)."""
+    return "running" if task and state == READY else _STATE_NAMES.get(state, "starting")
+
+
 # -- the board -----------------------------------------------------------------------------------------------
 
 #: A thread of the parent sleeps at the front bell.

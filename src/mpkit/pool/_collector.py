@@ -123,6 +123,8 @@ class Collector:
         self._telling: dict[int, Settlements] = {}
         self._thread: threading.Thread | None = None
         self._stopping = False
+        #: The pool is closing: nobody may wait for the last outcomes.
+        self.draining = False
         # The thread is over: who wants something done does it.
         self._ended = False
         #: In a fork of the pool's process: what to tell those who would wait in vain.
@@ -257,9 +259,6 @@ class Collector:
         while back.acquire(False):
             pass
         return False
-
-    #: The pool is closing: nobody may wait for the last outcomes.
-    draining = False
 
     def _do_chores(self) -> None:
         chores = self._chores

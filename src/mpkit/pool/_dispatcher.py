@@ -16,8 +16,10 @@ from collections.abc import Callable
 from typing import Any
 
 from mpkit._platform import families, identity, seam
+from mpkit._platform.deadlines import NEVER
 from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._platform.interrupts import deferred_interrupts
+from mpkit._platform.stat_file import is_stopped
 from mpkit._shm.ring import TornRingError
 from mpkit.errors import TaskCancelled, TaskTimeout, WorkerMemoryExceeded
 from mpkit.pool import _payload as payload
@@ -36,8 +38,6 @@ from mpkit.pool._channel import (
     RAISED,
     RESULT_HEAD,
     SLEEPING,
-    STARTED,
-    TASK,
     VALUE,
     Barrier,
     ring_bell,
@@ -60,7 +60,7 @@ Settlements = list[tuple[Task, int, Any]]
 class Dispatcher:
     """The pool's lock, ledger and lanes."""
 
-    def __init__(self, queue_low: Callable[[], None]) -> None:
+    def __init__(self, on_queue: Callable[[], None]) -> None:
         self.lock: seam.InterruptibleLock = seam.InterruptibleLock()
         self.ledger: Ledger = Ledger()
         self.lanes: dict[int, Lane] = {}
@@ -69,7 +69,7 @@ class Dispatcher:
         #: Called, under the lock, with each log record of a worker: those of one come in order.
         self.on_log: Callable[[bytes], object] = _drop
         #: Called, under the lock, when tasks begin to queue: somebody has to send them later.
-        self._queue_low = queue_low
+        self._on_queue = on_queue
         self._barrier = Barrier()
         self._turn = 0
         # The one that the last task was sent ahead to: as long as it may have more, nobody else is asked.
@@ -80,7 +80,7 @@ class Dispatcher:
         self.suspect: bool = False
         self.hellos: int = 0
         #: The shortest time limit of the tasks there are (or were, lately). Changed under the lock.
-        self.shortest_timeout: float = float("inf")
+        self.shortest_timeout: float = NEVER
         #: Called when something has been sent, by threads that wait in `submit` (`max_pending`).
         self.on_room: Callable[[], None] | None = None
         #: Called, under the lock, when a worker takes no more tasks by its own choice.
@@ -120,7 +120,7 @@ class Dispatcher:
                 return lane
             ledger.submit(task)
             self._set_lows()
-            self._queue_low()
+            self._on_queue()
             self._since_look = _LOOK_EVERY
         else:
             ledger.submit(task)
@@ -289,7 +289,7 @@ class Dispatcher:
         ended = self.ledger.take_back(lane.key, numbers)
         if len(ended) < len(numbers):
             # Whoever would send them later may sleep, and a worker that is not told does not ring for more.
-            self._queue_low()
+            self._on_queue()
         return ended
 
     def take_records(self, lane: Lane) -> list[tuple[int, bytes]]:
@@ -325,7 +325,7 @@ class Dispatcher:
             if (
                 lane.identity is None
                 or not identity.is_alive(lane.identity)
-                or _is_stopped(lane.identity.pid)
+                or is_stopped(lane.identity.pid)
                 or time.monotonic() > deadline
             ):
                 return False
@@ -337,7 +337,7 @@ class Dispatcher:
         Only while there is somebody else; one that is alone goes on with it as soon as it is continued.
         """
         if lane.set_aside:
-            if not _is_stopped(lane.pid):
+            if not is_stopped(lane.pid):
                 lane.set_aside = False
                 if lane.stop is None:
                     lane.ready = not lane.leaving
@@ -346,7 +346,7 @@ class Dispatcher:
         elif (
             lane.ready
             and any(other.ready for other in self.lanes.values() if other is not lane)
-            and _is_stopped(lane.pid)
+            and is_stopped(lane.pid)
         ):
             lane.set_aside = True
             lane.ready = False
@@ -647,13 +647,6 @@ class Dispatcher:
             self.idle.remove(lane)
         return begun
 
-    def running_since(self, lane: Lane) -> tuple[int, int]:
-        """The task in a worker's hands and when it began (ns); (0, 0) when there is none."""
-        words = lane.words
-        number = words[TASK]
-        started = words[STARTED]
-        return (number, started) if number and words[TASK] == number else (0, 0)
-
 
 def ending_error(task: Task, lane: Lane) -> BaseException:
     """The error of a task that was stopped."""
@@ -678,12 +671,3 @@ def _drop(_record: bytes) -> None:
 
 def _load(lane: Lane) -> int:
     return len(lane.sent)
-
-
-def _is_stopped(pid: int) -> bool:
-    """Whether the process is stopped by a signal (Linux; elsewhere: not known)."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] in (b"T", b"t")
-    except OSError:
-        return False

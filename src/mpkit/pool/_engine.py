@@ -16,6 +16,7 @@ import weakref
 from typing import Any, cast
 
 from mpkit._platform import families, memory, seam
+from mpkit._platform.deadlines import NEVER
 from mpkit._platform.forks import in_forked_children
 from mpkit._platform.interrupts import deferred_interrupts, without_interrupts
 from mpkit._platform.signals import signal_name
@@ -89,7 +90,7 @@ class Engine:
         self._over = threading.Event()
         self.dropped = False
         #: Until when the end waits for threads that have outcomes to tell; it does not wait yet.
-        self.told_by: float = _NEVER
+        self.told_by: float = NEVER
         # Pickled before anything is created: what cannot be pickled leaves nothing behind.
         initializer = packed_initializer(options)
         self.board: Board = Board.create(options.name)
@@ -223,7 +224,7 @@ class Engine:
                 dispatcher.note_interruption()
                 self.collector.wake()
             raise
-        if options.timeout is not None or self.supervisor.looks_at == _NEVER:
+        if options.timeout is not None or self.supervisor.looks_at == NEVER:
             self._look_after_limit(options.timeout)
         if lane is None and dispatcher.is_look_due():
             self.collector.work()
@@ -254,7 +255,7 @@ class Engine:
         if timeout is not None:
             if self.supervisor.looks_at > time.monotonic() + timeout:
                 self.supervisor.poke()
-        elif self.supervisor.looks_at == _NEVER:
+        elif self.supervisor.looks_at == NEVER:
             self.supervisor.poke()
 
     def _refuse(self) -> None:
@@ -335,12 +336,7 @@ class Engine:
         exitcode = crew_module.exit_code(lane)
         words = last_words(lane)
         died = signal_name(exitcode)
-        likely_oom = (
-            died == "SIGKILL"
-            and not lane.doomed
-            and lane.oom_kills is not None
-            and (memory.oom_kills() or 0) > lane.oom_kills
-        )
+        likely_oom = died == "SIGKILL" and not lane.doomed and memory.oom_killed_since(lane.oom_kills)
         death = Death(lane.pid, exitcode, died, words, lane.rss_bytes, likely_oom)
         dispatcher = self.dispatcher
         settlements: Settlements = []
@@ -417,7 +413,7 @@ class Engine:
                     lane.process.kill()
             elif now >= lane.leave_by:
                 self.supervisor.kill(lane)
-                lane.leave_by = _NEVER
+                lane.leave_by = NEVER
         for lane in list(self.dispatcher.lanes.values()):
             if lane.greeted:
                 # While they end, which takes longer: they have open what they need.
@@ -434,12 +430,12 @@ class Engine:
                 self.supervisor.terminate(lane)
             elif now >= lane.leave_by:
                 self.supervisor.kill(lane)
-                lane.leave_by = _NEVER
+                lane.leave_by = NEVER
         return self._next_leave()
 
     def _next_leave(self) -> float:
         """When to look again after workers that leave."""
-        return min((lane.leave_by for lane in self.dispatcher.lanes.values()), default=_NEVER)
+        return min((lane.leave_by for lane in self.dispatcher.lanes.values()), default=NEVER)
 
     def _initializer_error(self, lane: Lane) -> MpkitError | None:
         """What the initializer of a worker has raised, for those who wait for the pool."""
@@ -625,7 +621,6 @@ class Engine:
             self.supervisor.poke()
 
 
-_NEVER = float("inf")
 #: How long the end of a pool waits for a thread that has taken outcomes and not told them: it takes some
 #: microseconds, unless exceptions of signal handlers have kept it from it twice.
 _TELLING_SECONDS = 5.0

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, wait
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 from weakref import WeakSet
 
 from mpkit._platform import seam
@@ -17,7 +17,7 @@ from mpkit._platform.hints import override
 from mpkit.pool._handle import TaskHandle
 
 if TYPE_CHECKING:
-    from mpkit.pool._facade import TaskPool
+    from mpkit.pool._engine import Engine
 
 __all__ = ["ExecutorTasks", "PoolExecutor", "map_in_order"]
 
@@ -59,13 +59,23 @@ class ExecutorTasks:
         return list(self._handles)
 
 
+class Pool(Protocol):
+    """A `TaskPool`, as far as its executor knows it."""
+
+    _engine: Engine
+
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:
+        """Have a worker call it."""
+        ...
+
+
 class PoolExecutor(Executor):
     """What `TaskPool.executor` returns. Shutting it down waits for its own tasks; the pool stays as it is.
 
     Safe from: any thread.
     """
 
-    def __init__(self, pool: TaskPool, tasks: ExecutorTasks | None = None) -> None:
+    def __init__(self, pool: Pool, tasks: ExecutorTasks | None = None) -> None:
         self._pool = pool
         self._tasks = ExecutorTasks() if tasks is None else tasks
 

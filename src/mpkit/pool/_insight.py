@@ -6,9 +6,9 @@ import time
 from typing import TYPE_CHECKING
 
 from mpkit._platform import memory
-from mpkit.pool._channel import DONE, STATE
+from mpkit._platform.cpu_time import cpu_seconds
+from mpkit.pool._channel import DONE, STATE, state_name
 from mpkit.pool._collector import Collector
-from mpkit.pool._cpu import cpu_percent
 from mpkit.pool._crew import Crew
 from mpkit.pool._dispatcher import Dispatcher
 from mpkit.pool._lane import Lane
@@ -42,7 +42,7 @@ class Insight:
                 running_s=max(now - started, 0) / 1e9 if number else None,
                 tasks_done=lane.words[DONE],
                 rss_bytes=memory.rss_bytes(lane.pid),
-                cpu_percent=cpu_percent(lane.pid, time.monotonic() - lane.started_at),
+                cpu_percent=_cpu_percent(lane),
             )
             for lane, number, started, function in self._dispatcher.lock.run(self._look_at_lanes)
         ]
@@ -51,7 +51,7 @@ class Insight:
         """Each worker, its task, when that began and what it calls (holding the lock)."""
         seen: list[tuple[Lane, int, int, str | None]] = []
         for lane in self._dispatcher.lanes.values():
-            number, started = self._dispatcher.running_since(lane)
+            number, started = lane.running_since()
             task = lane.sent.get(number)
             seen.append((lane, number, started, task.function.name if task is not None else None))
         return seen
@@ -98,7 +98,12 @@ class Insight:
         return {lane.pid: live_stack(lane, max(deadline - time.monotonic(), 0.01)) for lane in lanes}
 
 
+def _cpu_percent(lane: Lane) -> float | None:
+    used, seconds = cpu_seconds(lane.pid), time.monotonic() - lane.started_at
+    return None if used is None or seconds <= 0 else 100.0 * used / seconds
+
+
 def _state_of(lane: Lane, running: int) -> str:
     if lane.leaving:
         return "leaving"
-    return ("starting", "initializing", "running" if running else "idle", "leaving")[lane.words[STATE]]
+    return state_name(lane.words[STATE], running)

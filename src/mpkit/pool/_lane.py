@@ -9,7 +9,7 @@ from multiprocessing.process import BaseProcess
 
 from mpkit._platform import seam
 from mpkit._platform.identity import ProcessIdentity
-from mpkit.pool._channel import DONE, TASK, Channel
+from mpkit.pool._channel import DONE, STARTED, TASK, Channel
 from mpkit.pool._ledger import Task
 
 
@@ -144,3 +144,10 @@ class Lane:
     def running(self) -> int:
         """The task in its hands, or 0."""
         return self.words[TASK]
+
+    def running_since(self) -> tuple[int, int]:
+        """The task in its hands and when that began (ns); (0, 0) when there is none."""
+        words = self.words
+        number = words[TASK]
+        started = words[STARTED]
+        return (number, started) if number and words[TASK] == number else (0, 0)

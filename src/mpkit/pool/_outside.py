@@ -11,22 +11,18 @@ from mpkit.pool._channel import (
     DONE,
     IN_HEAD,
     IN_TAIL,
-    INITIALIZING,
-    LEAVING,
     NAME_AT,
     PID,
     POOL,
-    READY,
     RINGS,
     STACK_PIPE,
     STARTED,
     STATE,
     TASK,
+    state_name,
 )
 
 __all__ = ["WorkerRow", "read_name", "read_row"]
-
-_STATES = {INITIALIZING: "initializing", READY: "idle", LEAVING: "leaving"}
 
 
 class WorkerRow(NamedTuple):
@@ -84,11 +80,10 @@ def read_row(path: str) -> WorkerRow | None:
             # It has just gone on to another one, so it has been at it for no time.
             task, started = words[TASK], words[STARTED]
         head, tail = words[IN_HEAD], words[IN_TAIL]
-        state = _STATES.get(words[STATE], "starting")
         return WorkerRow(
             pid=words[PID],
             pool=words[POOL],
-            state="running" if task and state == "idle" else state,
+            state=state_name(words[STATE], task),
             task_id=task or None,
             started_ns=started if task else None,
             tasks_done=words[DONE],

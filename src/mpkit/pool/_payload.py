@@ -90,7 +90,7 @@ def dump_arguments(
 def load_arguments(flags: int, data: bytes | memoryview) -> tuple[Any, Any]:
     """Positional and keyword arguments of a task, in the worker."""
     try:
-        value = _unpack(bytes(data).decode()) if flags & BIG else codec.loads(data)
+        value = _decode(_map(bytes(data).decode())) if flags & BIG else codec.loads(data)
     except (Exception, KeyboardInterrupt):
         raise
     except BaseException as error:  # as `codec.contained`, in line: it is on the path of each call
@@ -280,7 +280,7 @@ def _pack(head: bytes, buffers: list[Any]) -> Blob:
     raws = [buffer.raw() for buffer in buffers]
     try:
         lengths = [raw.nbytes for raw in raws]
-        front = b"".join((_TWO_WORDS.pack(len(raws), len(head)), _lengths(lengths), head))
+        front = struct.pack(f"<{2 + len(raws)}Q", len(raws), len(head), *lengths) + head
         pieces: list[tuple[int, Any]] = [(0, front)]
         size = len(front)
         for raw, length in zip(raws, lengths, strict=True):
@@ -298,10 +298,6 @@ def _pack(head: bytes, buffers: list[Any]) -> Blob:
 def parcels_made() -> int:
     """How many parcels this process has made, or has begun to make."""
     return _made
-
-
-def _lengths(lengths: list[int]) -> bytes:
-    return struct.pack(f"<{len(lengths)}Q", *lengths)
 
 
 def _adopt_parcel(name: str) -> mmap.mmap:
@@ -334,10 +330,6 @@ def _map(name: str, *, read_only: bool = False) -> mmap.mmap:
         os.close(fd)
 
 
-def _unpack(name: str) -> object:
-    return _decode(_map(name))
-
-
 def _decode(mm: mmap.mmap) -> object:
     head, *buffers = _slices(mm)
     return codec.decode(head, buffers)
@@ -347,19 +339,14 @@ def _slices(mm: mmap.mmap) -> list[memoryview]:
     """The pickle and its buffers. The mapping lives as long as the last of them."""
     view = memoryview(mm)
     number, length = _TWO_WORDS.unpack_from(view)
-    lengths = [int.from_bytes(view[16 + 8 * k : 24 + 8 * k], "little") for k in range(number)]
-    at = _start_of_head(number)
+    at = _TWO_WORDS.size + 8 * number
     found = [view[at : at + length]]
     at += length
-    for size in lengths:
+    for size in struct.unpack_from(f"<{number}Q", view, _TWO_WORDS.size):
         at = _aligned(at)
         found.append(view[at : at + size])
         at += size
     return found
-
-
-def _start_of_head(number: int) -> int:
-    return 16 + 8 * number
 
 
 def _aligned(at: int) -> int:

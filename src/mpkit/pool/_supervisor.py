@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from mpkit._platform import families
+from mpkit._platform.deadlines import NEVER
 from mpkit._platform.exits import ExitWatcher
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._platform.memory import rss_bytes
@@ -234,7 +235,7 @@ class Supervisor:
     def _next_wait(self, now: float) -> float | None:
         looks_at = min(self.looks_at, self._look_at_limits(now))
         self.looks_at = looks_at
-        if looks_at == float("inf"):
+        if looks_at == NEVER:
             return None
         return max(looks_at - time.monotonic(), 0.0)
 
@@ -273,8 +274,8 @@ class Supervisor:
             with dispatcher.lock:
                 # A task may just have come.
                 if not dispatcher.ledger.live:
-                    dispatcher.shortest_timeout = float("inf")
-                    return float("inf")
+                    dispatcher.shortest_timeout = NEVER
+                    return NEVER
         # Something with a limit may begin at any moment; it can be over its limit no sooner than this.
         next_look = now + dispatcher.shortest_timeout
         sample = now >= self._sample_at
@@ -289,7 +290,7 @@ class Supervisor:
         for lane in lanes:
             measured = 0
             if sample:
-                measured, _ = dispatcher.running_since(lane)
+                measured, _ = lane.running_since()
                 lane.rss_bytes = rss_bytes(lane.pid) or lane.rss_bytes
             is_big = limit is not None and lane.rss_bytes is not None and lane.rss_bytes > limit
             stop = lane.stop
@@ -299,7 +300,7 @@ class Supervisor:
                     self._doom(lane, stop, _KILLED)
                 continue
             with dispatcher.lock:
-                number, started = dispatcher.running_since(lane)
+                number, started = lane.running_since()
                 task = lane.sent.get(number)
                 # Only of the task that ran while it was measured: the next one may be innocent.
                 if is_big and task is not None and number == measured:
@@ -374,7 +375,7 @@ class Supervisor:
     def _look_at_stops(self, now: float) -> float:
         """Take the next step where a grace period is over; when to look again."""
         dispatcher = self._engine.dispatcher
-        next_look = float("inf")
+        next_look = NEVER
         with dispatcher.lock:
             lanes = [lane for lane in dispatcher.lanes.values() if lane.stop is not None]
         for lane in lanes:

@@ -209,9 +209,9 @@ class Handle:
 
     def likely_oom(self, exitcode: int | None) -> bool:
         """Whether the system's out-of-memory killer is the likely cause of this exit code."""
-        if sys.platform == "win32" or exitcode != -signal.SIGKILL or self.killed or self._oom_kills is None:
+        if sys.platform == "win32" or exitcode != -signal.SIGKILL or self.killed:
             return False
-        return (memory.oom_kills() or 0) > self._oom_kills
+        return memory.oom_killed_since(self._oom_kills)
 
     def exceeded_memory(self, rss_bytes: int) -> None:
         """The process is being killed for having more memory than it may have."""

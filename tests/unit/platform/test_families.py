@@ -12,7 +12,7 @@ from contextlib import suppress
 
 import pytest
 
-from mpkit._platform import families, identity
+from mpkit._platform import families, identity, stat_file
 from mpkit._platform.identity import ProcessIdentity
 from tests.helpers.waiting import PATIENCE
 
@@ -148,6 +148,7 @@ def test_a_table_with_holes_is_none(
             raise OSError(errno.EMFILE, "no descriptor left")
         return open(path, mode, buffering)
 
-    monkeypatch.setattr(families, "open", no_descriptor_for, raising=False)
+    for module in (families, stat_file):
+        monkeypatch.setattr(module, "open", no_descriptor_for, raising=False)
     with pytest.raises(OSError, match="no descriptor left"):
         families.descendants([who])

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from mpkit._platform import identity
+from mpkit._platform import identity, stat_file
 from mpkit._platform.identity import ProcessIdentity
 
 
@@ -56,7 +56,7 @@ def test_one_that_may_not_be_examined_counts_as_alive(monkeypatch: pytest.Monkey
     def refuse(*args: object, **kwargs: object) -> None:
         raise PermissionError(13, "hidden")
 
-    monkeypatch.setattr(identity, "open", refuse, raising=False)
+    monkeypatch.setattr(stat_file, "open", refuse, raising=False)
     assert identity.is_alive(ProcessIdentity(77, 4242))
     assert identity.of(77) is None
 
@@ -66,7 +66,7 @@ def test_without_a_descriptor_nothing_is_told_of_it(monkeypatch: pytest.MonkeyPa
     def no_descriptor(*args: object, **kwargs: object) -> None:
         raise OSError(errno.EMFILE, "no descriptor left")
 
-    monkeypatch.setattr(identity, "open", no_descriptor, raising=False)
+    monkeypatch.setattr(stat_file, "open", no_descriptor, raising=False)
     assert identity.of(os.getpid()) is None
     with pytest.raises(OSError, match="no descriptor left"):
         identity.look(os.getpid())
@@ -78,4 +78,4 @@ def _redirect_open(monkeypatch: pytest.MonkeyPatch, asked: str, answer: str) -> 
         assert path == asked
         return open(answer, mode, buffering)
 
-    monkeypatch.setattr(identity, "open", stand_in, raising=False)
+    monkeypatch.setattr(stat_file, "open", stand_in, raising=False)

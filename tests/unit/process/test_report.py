@@ -46,6 +46,34 @@ def test_one_that_nobody_wants(report: Report) -> None:
     assert not report.arrived()
 
 
+@pytest.mark.parametrize("writes", range(3))
+def test_a_result_counts_once_all_of_it_is_there(
+    writes: int, report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between two writes, the child has reported nothing; nobody may see half of it."""
+    report.arrived()
+    write = AnonymousFile.write
+    left = iter(range(writes))
+
+    def write_or_die(file: AnonymousFile, parts: Any, *, at: int) -> None:
+        if next(left, None) is None:
+            raise _Killed
+        write(file, parts, at=at)
+
+    monkeypatch.setattr(AnonymousFile, "write", write_or_die)
+    try:
+        report.returned([1, 2, 3])
+    except _Killed:
+        assert report.read() == (Stage.ARRIVED, None)
+    else:
+        assert report.read() == (Stage.RETURNED, [1, 2, 3])
+        assert writes == 2
+
+
+class _Killed(BaseException):
+    pass
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="forks")
 def test_a_process_that_nobody_wants_any_more_ends_when_it_arrives() -> None:
     handle = Handle()

@@ -13,7 +13,7 @@ import pytest
 from mpkit._shm import sleepers as sleepers_module
 from mpkit._shm.robust_lock import RobustLock
 from mpkit._shm.semaphore import MAX_VALUE, Semaphore
-from mpkit._shm.sleepers import FIRST_TICKET, Sleepers
+from mpkit._shm.sleepers import FIRST_TICKET, Sleepers, Ticket, Waker
 from tests.helpers.waiting import PATIENCE
 from tests.unit.shm.others import Call, permits
 
@@ -122,6 +122,67 @@ def test_a_semaphore_full_of_tokens_is_no_error(group: Sleepers) -> None:
     group.enter()
     group.post(group.due(1))
     assert group.sleep(time.monotonic())
+
+
+class _Free:
+    """A lock that is to be had at once."""
+
+    def refuse_reentry(self) -> None:
+        pass
+
+    def acquire_if_open(self, _deadline: float | None) -> bool:
+        return True
+
+    def unwind(self) -> None:
+        pass
+
+
+def test_who_is_still_asleep_after_a_wake_up_is_not_taken_for_awake(group: Sleepers) -> None:
+    """A putter that takes everybody for awake wakes nobody any more, until a slice is over."""
+    waker = Waker(group, cast("RobustLock", _Free()))
+    for _ in range(3):
+        group.enter()
+    assert waker.wake(1) == -1, "two more sleep"
+    assert waker.wake(2) == group.words[SLEPT], "all have been promised a token"
+
+
+def test_a_new_ticket_is_for_a_look_before_the_first_sleep(group: Sleepers) -> None:
+    ticket = Ticket(group)
+    ticket.take()
+    assert group.waiting() == 1
+    group.post(group.due(1))
+    assert not ticket.sleep(None), "what came before the ticket is not told of"
+    ticket.take()
+    assert group.words[SLEPT] == FIRST_TICKET + 1, "it has one already"
+    assert ticket.sleep(None)
+    assert (ticket.woken, ticket.expired, tokens(group)) == (True, False, 0)
+    ticket.give_up(cast("RobustLock", _Free()))
+    assert group.waiting() == 0, "the token has used the ticket up"
+
+
+def test_a_ticket_that_is_held_is_handed_back_once(group: Sleepers) -> None:
+    ticket = Ticket(group)
+    ticket.take()
+    ticket.hand_back()
+    ticket.give_up(cast("RobustLock", _Free()))
+    assert group.words[SLEPT] == FIRST_TICKET
+    ticket.take()
+    ticket.give_up(cast("RobustLock", _Free()))
+    assert group.words[SLEPT] == FIRST_TICKET
+
+
+def test_a_ticket_whose_token_never_came_is_renewed_and_looks_once_more(group: Sleepers) -> None:
+    ticket = Ticket(group)
+    ticket.take()
+    assert not ticket.sleep(time.monotonic())
+    assert group.due(1) == 1  # and killed before the token
+    assert not ticket.sleep(time.monotonic())
+    assert ticket.expired
+    ticket.take()
+    assert group.due(1) == 1, "the next waker knows of it"
+    group.post(1)
+    assert not ticket.sleep(None), "it looks first"
+    assert ticket.sleep(None)
 
 
 class _TakenByAStoppedProcess:

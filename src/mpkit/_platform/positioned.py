@@ -1,0 +1,32 @@
+"""Reading and writing at an offset of a file, whatever position its descriptor has.
+
+That position is shared with every fork and every thread that has the descriptor, so nobody may use it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+
+__all__ = ["read_at", "write_at"]
+
+if sys.platform == "win32":
+    # There is no call for it, and no fork: only threads share a position.
+    _position = threading.Lock()
+
+    def write_at(descriptor: int, data: bytes | memoryview, at: int) -> int:
+        """Write what one call of the system takes, and return how many bytes that were."""
+        with _position:
+            os.lseek(descriptor, at, os.SEEK_SET)
+            return os.write(descriptor, data)
+
+    def read_at(descriptor: int, size: int, at: int) -> bytes:
+        """Read up to `size` bytes; none at the end of the file."""
+        with _position:
+            os.lseek(descriptor, at, os.SEEK_SET)
+            return os.read(descriptor, size)
+
+else:
+    write_at = os.pwrite
+    read_at = os.pread

@@ -1,0 +1,25 @@
+"""How much CPU time a process has used."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from mpkit._platform.cpu_time import cpu_seconds
+
+
+def test_it_grows_with_what_the_process_does() -> None:
+    before = cpu_seconds(os.getpid())
+    assert before is not None
+    # The system counts in hundredths of a second.
+    end = time.process_time() + 0.05
+    while time.process_time() < end:
+        pass
+    after = cpu_seconds(os.getpid())
+    assert after is not None
+    assert after > before
+
+
+def test_of_a_process_that_is_not_there_nothing_is_known() -> None:
+    # Larger than any pid the kernel hands out.
+    assert cpu_seconds(2**30) is None
