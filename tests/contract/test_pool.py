@@ -174,7 +174,7 @@ def test_a_poison_task_is_tried_again_as_often_as_asked(pool: TaskPool, tmp_path
 
 @pytest.mark.parametrize("function", [tasks.busy_in_c, tasks.hang])
 def test_a_time_limit_stops_the_task(
-    pool: TaskPool, function: Callable[[], object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    pool: TaskPool, function: Callable[[], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A worker that does not get a core in time has no stack to show.
     monkeypatch.setattr(_supervisor, "_STACK_SECONDS", LONG)
