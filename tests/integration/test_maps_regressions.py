@@ -176,6 +176,13 @@ def test_closing_again_does_nothing(pool: TaskPool) -> None:
     assert pool.statistics().cancelled >= cancelled
 
 
+def test_the_end_of_a_with_block_cancels_what_has_not_been_delivered(pool: TaskPool) -> None:
+    with iterator_of(pool, range(600)) as results:
+        assert next(results) == 0
+    assert list(results) == []
+    assert pool.submit(tasks.square, 3).result(PATIENCE) == 9
+
+
 @pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.parametrize("chunksize", [1, 2, 4, 100])
 @pytest.mark.parametrize("buffersize", [2, None])

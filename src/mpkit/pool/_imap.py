@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from mpkit._platform import seam
@@ -244,8 +245,8 @@ class ImapIterator(Unsendable, Generic[R]):
 
     An item that failed raises its error from `next`; the iteration can go on after it. So does an item that
     cannot be pickled. When the pool takes no more, because it has been closed or is broken, the results of
-    what had been sent come first, and then that error. Dropping or closing the iterator cancels what it has
-    not delivered.
+    what had been sent come first, and then that error. Dropping or closing the iterator, or the end of its
+    `with` block, cancels what it has not delivered.
 
     Safe from: one thread at a time.
     """
@@ -450,6 +451,14 @@ class ImapIterator(Unsendable, Generic[R]):
         self._most = sys.maxsize
         while self._input is not None:
             self._read()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
 
     def close(self) -> None:
         """Cancel what has not been delivered; the iteration is over."""
