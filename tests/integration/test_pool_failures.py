@@ -27,18 +27,12 @@ from mpkit.errors import (
 from mpkit.pool import TaskPool, _crew, _engine
 from tests.contract import pool_tasks as tasks
 from tests.helpers.processes import python
+from tests.helpers.waiting import wait_until
 
 LONG = 30.0
 ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals, and start methods other than spawn")
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LONG
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 # -- the start -----------------------------------------------------------------------------------------------
@@ -53,7 +47,7 @@ def test_an_initializer_that_hangs_has_an_end(start_method: str, tmp_path: Path)
         context=start_method,
         grace_period=0.2,
     )
-    eventually(begun.exists)
+    wait_until(begun.exists, "it has begun")
     # Submitting does not wait for the workers.
     handle = pool.submit(tasks.square, 1)
     assert {worker.state for worker in pool.workers()} <= {"starting", "initializing"}
@@ -77,7 +71,7 @@ def test_a_pool_without_tasks_closes_although_its_initializer_hangs(
         context="fork",
         grace_period=0.02,
     ):
-        eventually(begun.exists)
+        wait_until(begun.exists, "it has begun")
 
 
 def test_a_pool_without_tasks_lets_its_initializer_finish(tmp_path: Path) -> None:
@@ -89,10 +83,13 @@ def test_a_pool_without_tasks_lets_its_initializer_finish(tmp_path: Path) -> Non
         initargs=(str(begun), str(gate), str(ended)),
         context="fork",
     )
-    eventually(begun.exists)
+    wait_until(begun.exists, "it has begun")
     pool.close()
     # It is told to leave, and has not been killed.
-    eventually(lambda: all(lane.told_to_leave for lane in pool._engine.dispatcher.lanes.values()))
+    wait_until(
+        lambda: all(lane.told_to_leave for lane in pool._engine.dispatcher.lanes.values()),
+        "all are told to leave",
+    )
     gate.touch()
     assert pool.join(LONG)
     assert ended.exists()
@@ -141,7 +138,7 @@ def test_a_result_that_would_end_the_program_ends_no_thread_of_the_pool() -> Non
     with TaskPool(processes=1, context="fork") as pool:
         told: list[BaseException] = []
         pool.apply_async(tasks.LeavesWhenUnpickled, error_callback=told.append)
-        eventually(lambda: bool(told))
+        wait_until(lambda: bool(told), "it is told")
         assert isinstance(told[0], SystemExit)
         assert pool.submit(tasks.square, 2).result(LONG) == 4
 
@@ -160,7 +157,7 @@ def test_a_worker_killed_while_it_starts_is_replaced(start_method: str, tmp_path
         processes=1, initializer=tasks.wait_in_initializer, initargs=(str(path),), context=start_method
     ) as pool:
         handle = pool.submit(tasks.square, 3)
-        eventually(path.exists)
+        wait_until(path.exists, "it has begun")
         os.kill(pool.workers()[0].pid, signal.SIGKILL)
         assert handle.result(LONG) == 9
         assert pool.statistics().crashed == 0
@@ -198,7 +195,7 @@ def test_a_counter_that_nobody_else_keeps_lives_until_its_task_has_been_tried_ag
         del counter
         assert gone() is not None, "the next worker could not open it any more"
         assert handle.result(LONG) == 3
-        eventually(lambda: gone() is None)
+        wait_until(lambda: gone() is None, "it is gone")
 
 
 def test_a_poison_task_names_its_deaths(tmp_path: Path) -> None:
@@ -226,7 +223,7 @@ def test_a_hook_that_hangs_in_the_worker_is_under_the_time_limit(
         with pytest.raises(TaskTimeout):
             pool.with_options(timeout=0.1).submit(function, kind).result(LONG)
         handle = pool.submit(function, kind)
-        eventually(handle.running)
+        wait_until(handle.running, "it runs")
         assert handle.cancel()
         assert pool.submit(tasks.square, 3).result(LONG) == 9
 
@@ -240,7 +237,7 @@ def test_a_value_whose_unpickling_hangs_keeps_nobody_but_who_asks_for_it(tmp_pat
         assert handle.done()
         asker = threading.Thread(target=lambda: got.append(handle.result(0)))
         asker.start()
-        eventually(begun.exists)
+        wait_until(begun.exists, "it has begun")
         # The others, callbacks among them, go on meanwhile.
         called = threading.Event()
         pool.apply_async(tasks.square, (2,), callback=lambda _: called.set())
@@ -341,7 +338,7 @@ def test_an_import_that_was_interrupted_harms_no_later_task(
         first = pool.submit(tasks.value_of_module, "slow_package")
         # One that waits behind it, perhaps in the hands of the same worker, and one that comes later.
         behind = pool.submit(tasks.value_of_module, "slow_package")
-        eventually((tmp_path / "begun").exists)
+        wait_until((tmp_path / "begun").exists, "it has begun")
         assert first.cancel()
         assert behind.result(LONG) == "inner"
         assert pool.apply(tasks.value_of_module, ("slow_package",)) == "inner"
@@ -379,7 +376,7 @@ def test_cancelling_a_map_stops_all_of_it(tmp_path: Path) -> None:
     with TaskPool(processes=2, context="fork", grace_period=0.2) as pool:
         begun = tmp_path / "begun"
         handle = pool.map_async(tasks.touch_and_wait, [str(begun)] * 10, chunksize=5)
-        eventually(begun.exists)
+        wait_until(begun.exists, "it has begun")
         assert handle.cancel()
         with pytest.raises(TaskCancelled):
             handle.result(0)
@@ -437,7 +434,10 @@ def test_ctrl_c_while_workers_start(start_method: str, delay: float, tmp_path: P
     # One error, that of the program; another may be in its chain (on 3.10 `signal.getsignal` handles one).
     assert err.count("\nKeyboardInterrupt") == 1, err
     assert "Process " not in err, err
-    eventually(lambda: not any(child.is_running() and child.status() != "zombie" for child in children))
+    wait_until(
+        lambda: not any(child.is_running() and child.status() != "zombie" for child in children),
+        "all its processes have ended",
+    )
 
 
 # -- idle ----------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ import numpy as np
 import psutil
 import pytest
 
+from mpkit._shm.segment import SHM_DIRECTORY
 from mpkit._shm.semaphore import Semaphore
 from mpkit.errors import (
     ClosedError,
@@ -27,9 +28,10 @@ from mpkit.errors import (
     SerializationError,
     SharedMemoryExhausted,
     TaskCancelled,
+    WorkerCrashed,
     WorkerMemoryExceeded,
 )
-from mpkit.pool import TaskHandle, TaskPool
+from mpkit.pool import TaskHandle, TaskPool, _payload
 from tests.contract import pool_tasks as tasks
 from tests.helpers.processes import to_be_killed
 from tests.helpers.waiting import wait_until
@@ -38,13 +40,6 @@ LONG = 30.0
 ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="start methods other than spawn")
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LONG
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def run_script(
@@ -169,10 +164,11 @@ if __name__ == "__main__":
     assert process.returncode == -signal.SIGINT or process.returncode == 1
     assert err.count("Traceback (most recent call last)") == 1
     assert "KeyboardInterrupt" in err
-    eventually(
+    wait_until(
         lambda: (
             not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
-        )
+        ),
+        "all its processes have ended",
     )
 
 
@@ -207,8 +203,11 @@ if __name__ == "__main__":
     process.stdout.close()
     assert process.stderr is not None
     process.stderr.close()
-    eventually(
-        lambda: not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
+    wait_until(
+        lambda: (
+            not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
+        ),
+        "the workers have ended",
     )
 
 
@@ -262,7 +261,7 @@ def test_a_task_may_catch_the_interrupt_and_is_over_all_the_same(tmp_path: Path)
         begun = tmp_path / "begun"
         pid = pool.apply(tasks.pid_of_worker)
         handle = pool.submit(tasks.catch_interrupt, str(begun))
-        eventually(begun.exists)
+        wait_until(begun.exists, "it has begun")
         assert handle.cancel()
         assert pool.submit(tasks.pid_of_worker).result(LONG) == pid
 
@@ -302,7 +301,7 @@ def test_submitting_while_another_thread_terminates() -> None:
     threads = [threading.Thread(target=submit) for _ in range(2)]
     for thread in threads:
         thread.start()
-    eventually(lambda: len(handles) > 100)
+    wait_until(lambda: len(handles) > 100, "there are many")
     pool.terminate()
     for thread in threads:
         thread.join(LONG)
@@ -364,12 +363,12 @@ def test_handles_can_be_awaited(tmp_path: Path) -> None:
 
         waiting = asyncio.ensure_future(wait())
         await waits.wait()
-        await asyncio.to_thread(eventually, begun.exists)
+        await asyncio.to_thread(wait_until, begun.exists, "it has begun")
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
         # asyncio passes the cancel on in the next turn of its loop.
-        await asyncio.to_thread(eventually, handle.cancelled)
+        await asyncio.to_thread(wait_until, handle.cancelled, "it is cancelled")
 
     with TaskPool(processes=1, context="fork") as pool:
         asyncio.run(main(pool))
@@ -473,7 +472,7 @@ def test_a_worker_that_dies_with_a_big_result_under_way_leaves_nothing(tmp_path:
     with TaskPool(processes=1, context="fork") as pool:
         for _ in range(3):
             handle = pool.submit(tasks.make_array, 5_000_000)
-            eventually(handle.running)
+            wait_until(handle.running, "it runs")
             pid = handle.worker_pid
             if pid is not None:
                 os.kill(pid, signal.SIGKILL)
@@ -489,7 +488,7 @@ def test_log_records_reach_the_parent(caplog: pytest.LogCaptureFixture) -> None:
         pid = pool.apply(tasks.pid_of_worker)
         handle = pool.submit(tasks.log, "some.where", "look at this")
         handle.result(LONG)
-        eventually(lambda: bool(caplog.records))
+        wait_until(lambda: bool(caplog.records), "the record has arrived")
         pool.apply(tasks.square, (1,))
     record = caplog.records[0]
     assert (record.name, record.getMessage(), record.levelno) == (
@@ -504,7 +503,10 @@ def test_pools_nest() -> None:
     with TaskPool(processes=1, context="fork") as pool:
         assert pool.submit(tasks.nested, 4).result(LONG) == [0, 1, 4, 9]
         inner = pool.submit(tasks.leave_a_nested_pool_open).result(LONG)
-    eventually(lambda: not psutil.pid_exists(inner) or psutil.Process(inner).status() == psutil.STATUS_ZOMBIE)
+    wait_until(
+        lambda: not psutil.pid_exists(inner) or psutil.Process(inner).status() == psutil.STATUS_ZOMBIE,
+        "the inner worker has ended",
+    )
 
 
 def test_cloudpickle_takes_lambdas() -> None:
@@ -636,3 +638,56 @@ def test_a_pool_without_a_collector_is_broken(monkeypatch: pytest.MonkeyPatch) -
     assert pool.join(LONG)
     # Those who were in time are told.
     assert set(map(id, told)) == set(map(id, handles))
+
+
+# -- what is given back while the program goes on ------------------------------------------------------------
+
+
+needs_shm = pytest.mark.skipif(not os.path.isdir(SHM_DIRECTORY), reason="looks into /dev/shm")
+
+
+def parcels_of(pid: int) -> list[Path]:
+    """The files with big arguments and results that a process has made."""
+    return list(Path(SHM_DIRECTORY).glob(f"mpkit-parcel-{pid}-*"))
+
+
+@needs_shm
+def test_the_file_of_a_big_result_goes_when_it_arrives() -> None:
+    """At the end of the program it goes in any case."""
+    with TaskPool(1, context="fork") as pool:
+        pid = pool.apply(os.getpid)
+        handle = pool.submit(bytes, 1 << 20)
+        handle.wait(LONG)
+        assert parcels_of(pid) == []
+        assert handle.result() == bytes(1 << 20)
+
+
+def _make_a_parcel_and_die() -> None:
+    parcel = _payload._pack(b"pickle", [])
+    assert parcels_of(os.getpid()), parcel
+    tasks.kill_myself()
+
+
+@needs_shm
+def test_what_a_worker_has_made_and_not_handed_over_goes_with_it() -> None:
+    with TaskPool(1, context="fork") as pool:
+        handle = pool.submit(_make_a_parcel_and_die)
+        with pytest.raises(WorkerCrashed) as caught:
+            handle.result(LONG)
+        pid = caught.value.pid
+        assert pid is not None
+        wait_until(lambda: not parcels_of(pid), "they are gone")
+        assert pool.apply(tasks.square, (3,)) == 9
+
+
+def test_each_task_of_a_pool_that_ends_has_an_error_of_its_own() -> None:
+    """One that several threads raise would gather the frames of all of them."""
+    with TaskPool(1, context="fork", grace_period=0.1) as pool:
+        handles = [pool.submit(tasks.hang) for _ in range(2)]
+        pool.terminate()
+        errors: list[BaseException] = []
+        for handle in handles:
+            with pytest.raises(TaskCancelled) as caught:
+                handle.result(LONG)
+            errors.append(caught.value)
+    assert errors[0] is not errors[1]

@@ -1,10 +1,12 @@
-"""Waiting until a file descriptor is readable, whatever its number."""
+"""Waiting until a file descriptor is readable, whatever its number, and reading what is there."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import select
 
-__all__ = ["LONGEST_WAIT_S", "wait_readable"]
+__all__ = ["LONGEST_WAIT_S", "read_available", "wait_readable"]
 
 LONGEST_WAIT_S = 86_400.0
 """A wait is cut off here. The system counts milliseconds in 32 bits, so no wait may last a month."""
@@ -34,3 +36,16 @@ else:
         return bool(
             select.select([descriptor], [], [], None if timeout is None else min(timeout, LONGEST_WAIT_S))[0]
         )
+
+
+def read_available(descriptor: int) -> bytes:
+    """All that is in a pipe now; nothing where it is empty or has no writer left. Never waits.
+
+    Args:
+        descriptor: Its reading end, which does not block (`os.set_blocking`).
+    """
+    found = b""
+    with contextlib.suppress(BlockingIOError):
+        while data := os.read(descriptor, 1 << 16):
+            found += data
+    return found

@@ -17,6 +17,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from mpkit._platform import families, identity
+from mpkit._platform.readiness import read_available
 from mpkit.errors import AccessDenied, MpkitError, ProcessGone
 from mpkit.introspect._pools import worker_row
 from mpkit.introspect._translate import find, translated
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 # A stack is over when nothing more has come for this long; the worker writes it in one go.
 _QUIET_SECONDS = 0.02
 _ANSWER_SECONDS = 2.0
-_CHUNK = 1 << 16
 
 
 class FoundWorker(NamedTuple):
@@ -110,7 +110,7 @@ def _asked(worker: FoundWorker, pipes: list[int]) -> int | ProcessGone | AccessD
     if who is None or not worker.process.is_running() or not stat.S_ISFIFO(os.fstat(pipe).st_mode):
         return ProcessGone(pid=pid)
     # What lies in it is old.
-    _read(pipe)
+    read_available(pipe)
     assert STACK_SIGNAL is not None
     return pipe if families.send_signal(who, STACK_SIGNAL) else ProcessGone(pid=pid)
 
@@ -129,19 +129,10 @@ def _answers(pipes: Sequence[int]) -> dict[int, str]:
             if not ready:
                 break
             for key, _ in ready:
-                more = _read(key.fd)
+                more = read_available(key.fd)
                 texts[key.fd] += more
                 silent.discard(key.fd)
                 if not more:
                     # The worker has ended.
                     selector.unregister(key.fd)
     return {pipe: text.decode(errors="backslashreplace") for pipe, text in texts.items()}
-
-
-def _read(pipe: int) -> bytes:
-    """All that is in the pipe; never waits."""
-    found = b""
-    with contextlib.suppress(BlockingIOError):
-        while data := os.read(pipe, _CHUNK):
-            found += data
-    return found

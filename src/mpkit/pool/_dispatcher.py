@@ -47,6 +47,8 @@ from mpkit.pool._ledger import CANCELLED, SENT, TIMED_OUT, TOO_BIG, Chunk, Ledge
 
 #: Records taken out of one outbox in one go.
 _BATCH = 512
+#: More records than an inbox can hold.
+_ALL = 1 << 20
 #: How long the lock of an inbox is waited for. A worker that is ready to run needs it for a microsecond.
 _INBOX_SECONDS = 5.0
 #: How often a submitting thread looks after the workers itself while tasks are queued.
@@ -302,13 +304,13 @@ class Dispatcher:
         try:
             if not self.lock_inbox(lane):
                 return []
-            records = lane.channel.inbox.try_get_many(1 << 20)
+            records = lane.channel.inbox.try_get_many(_ALL)
         except TornRingError:
             self._condemn(lane)
             return []
         finally:
             lane.unlock_inbox()
-        return [(int.from_bytes(record[:8], "little"), record) for record in records]
+        return [(_number_of(record), record) for record in records]
 
     def lock_inbox(self, lane: Lane) -> bool:
         """Keep a worker from taking a record; False when it is dead, stopped by a signal, or kept from it for
@@ -564,7 +566,7 @@ class Dispatcher:
         try:
             if not self.lock_inbox(lane):
                 return False
-            waiting = {int.from_bytes(record[:8], "little") for record in inbox.peek_many(1 << 20)[0]}
+            waiting = {_number_of(record) for record in inbox.peek_many(_ALL)[0]}
             running = lane.running()
         except TornRingError:
             self._condemn(lane)
@@ -634,11 +636,11 @@ class Dispatcher:
         if not TOTAL_STORE_ORDER:
             full_fence()
         try:
-            records, _ = lane.channel.inbox.peek_many(1 << 20)
+            records, _ = lane.channel.inbox.peek_many(_ALL)
         except TornRingError:
             # Nobody knows what it had begun.
             records = []
-        unread = {int.from_bytes(record[:8], "little") for record in records}
+        unread = {_number_of(record) for record in records}
         begun = [number for number in lane.sent if number not in unread]
         self.lanes.pop(lane.key, None)
         self._favourite = None
@@ -667,6 +669,11 @@ def cancelled_error(task: Task) -> TaskCancelled:
 
 def _drop(_record: bytes) -> None:
     """Where nobody wants the log records."""
+
+
+def _number_of(record: bytes) -> int:
+    """The task in a record of an inbox."""
+    return int.from_bytes(record[:8], "little")
 
 
 def _load(lane: Lane) -> int:

@@ -8,18 +8,16 @@ and nothing is left on a disk when anybody dies. It does not block the worker: w
 
 from __future__ import annotations
 
-import os
 import time
 
 from mpkit._platform import families
-from mpkit._platform.readiness import wait_readable
+from mpkit._platform.readiness import read_available, wait_readable
 from mpkit.pool._channel import INITIALIZING, STATE
 from mpkit.pool._lane import Lane
 from mpkit.pool._stack_signal import STACK_SIGNAL
 
 #: A stack is over when nothing more has come for this long.
 _QUIET_SECONDS = 0.004
-_CHUNK = 1 << 16
 
 
 def live_stack(lane: Lane, timeout: float) -> str:
@@ -36,7 +34,7 @@ def _ask(lane: Lane, deadline: float) -> str:
     if pipe is None or STACK_SIGNAL is None or worker is None or lane.words[STATE] < INITIALIZING:
         return ""
     descriptor = pipe.fileno()
-    _read(descriptor)
+    read_available(descriptor)
     try:
         if not families.send_signal(worker, STACK_SIGNAL):
             return ""
@@ -46,7 +44,7 @@ def _ask(lane: Lane, deadline: float) -> str:
     text = b""
     while True:
         wait = _QUIET_SECONDS if text else max(deadline - time.monotonic(), 0.0)
-        more = _read(descriptor) if wait_readable(descriptor, wait) else b""
+        more = read_available(descriptor) if wait_readable(descriptor, wait) else b""
         if not more:
             return text.decode(errors="replace")
         text += more
@@ -56,17 +54,4 @@ def last_words(lane: Lane) -> str:
     """What the fault handler of a dead worker wrote; "" if nothing."""
     with lane.stack_lock:
         pipe = lane.stack_pipe
-        return "" if pipe is None else _read(pipe.fileno()).decode(errors="replace")
-
-
-def _read(descriptor: int) -> bytes:
-    """All that is in the pipe. It never waits: the reading end does not block."""
-    found = b""
-    while True:
-        try:
-            data = os.read(descriptor, _CHUNK)
-        except BlockingIOError:
-            return found
-        if not data:
-            return found
-        found += data
+        return "" if pipe is None else read_available(pipe.fileno()).decode(errors="replace")

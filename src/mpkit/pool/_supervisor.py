@@ -20,6 +20,7 @@ from mpkit._platform.deadlines import NEVER
 from mpkit._platform.exits import ExitWatcher
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._platform.memory import rss_bytes
+from mpkit._platform.readiness import read_available
 from mpkit.errors import MpkitError, PoolBroken
 from mpkit.pool._channel import RAISED, STOP
 from mpkit.pool._collector import Collector
@@ -208,7 +209,7 @@ class Supervisor:
         wait = self._next_wait(now)
         ended, poked = self._watcher.wait(wait, also=self._poke_reader)
         if poked:
-            self._drain_pokes()
+            read_available(self._poke_reader)
         for process in ended:
             lane_or_none = self._by_identity.pop(process, None)
             if lane_or_none is not None:
@@ -238,13 +239,6 @@ class Supervisor:
         if looks_at == NEVER:
             return None
         return max(looks_at - time.monotonic(), 0.0)
-
-    def _drain_pokes(self) -> None:
-        try:
-            while os.read(self._poke_reader, 4096):
-                pass
-        except BlockingIOError:
-            return
 
     def _close_pipe_unless_poked(self) -> None:
         # Whoever has found it pokable is noted, and may be about to write: its number must not be another

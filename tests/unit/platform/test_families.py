@@ -134,6 +134,27 @@ def test_one_that_cannot_be_signalled_does_not_save_the_others(
     process.kill()
 
 
+def test_a_family_is_stopped_before_any_of_it_is_killed(
+    family: tuple[subprocess.Popen[bytes], ProcessIdentity, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else one that goes on meanwhile may start a child that nobody knows of."""
+    _, who, child = family
+    sent: list[tuple[int, int]] = []
+    real = families.send_signal
+
+    def send_signal(process: ProcessIdentity, signum: int) -> bool:
+        sent.append((signum, process.pid))
+        return real(process, signum)
+
+    monkeypatch.setattr(families, "send_signal", send_signal)
+    families.kill_families([who])
+    signals = [signum for signum, _ in sent]
+    killing = signals.index(signal.SIGKILL)
+    assert {pid for signum, pid in sent[:killing] if signum == signal.SIGSTOP} >= {who.pid, child}
+    assert {pid for _, pid in sent[killing:]} >= {who.pid, child}
+    assert signal.SIGSTOP not in signals[killing:]
+
+
 @pytest.mark.parametrize("where", ["stat", "cmdline"])
 def test_a_table_with_holes_is_none(
     where: str,
