@@ -17,8 +17,8 @@ Rooms, from what users call to what the workers do:
   ``_lane`` (one of them), ``_leavers`` (those that leave by themselves), ``_insight`` and ``_stacks`` (what
   they are doing), ``_outside`` (the same for other programs);
 - in between: ``_channel`` (the memory that a worker and its parent share), ``_payload`` (arguments and
-  outcomes as bytes), ``_blame`` (which of them cannot be pickled), ``_logs``, ``_stack_signal``,
-  ``_patience`` (how long to look before sleeping);
+  outcomes as bytes), ``_initializer`` (the initializer as bytes), ``_blame`` (what cannot be pickled),
+  ``_logs``, ``_stack_signal``, ``_patience`` (how long to look before sleeping);
 - in a worker: ``_worker``, ``_worker_chunks``, ``_worker_outbox``, ``_worker_bells``, ``_worker_fork`` (when
   a task forks), ``_importing`` (whether it is just importing a module).
 
