@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from mpkit.errors import WorkerCrashed
-from mpkit.pool import TaskHandle, TaskPool, _worker_outbox
+from mpkit.pool import TaskHandle, TaskPool, _caller, _worker_outbox
+from mpkit.pool._channel import LOGS_LATE
 from tests.contract import pool_tasks as tasks
 from tests.helpers.waiting import PATIENCE, wait_until
 
@@ -333,4 +334,60 @@ def test_workers_are_looked_after_though_a_log_handler_hangs(
         assert hanging.begun.wait(PATIENCE)
         assert pool.submit(tasks.square, 3).result(PATIENCE) == 9
         assert not hanging.go_on.is_set()
+        hanging.go_on.set()
+
+
+# -- one that is slower than workers log ---------------------------------------------------------------------
+
+
+def log_much(name: str, times: int) -> None:
+    for number in range(times):
+        logging.getLogger(name).warning("record %d", number)
+
+
+class Counting(logging.Handler):
+    """Notes how many records wait for it."""
+
+    def __init__(self, waiting: Callable[[], int]) -> None:
+        super().__init__()
+        self._waiting = waiting
+        self.numbers: list[int] = []
+
+    def emit(self, _record: logging.LogRecord) -> None:
+        self.numbers.append(self._waiting())
+
+
+def test_records_that_wait_for_their_handlers_do_not_fill_the_memory(
+    slow: Slow, slow_logger: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They did, where workers log faster than handlers take it."""
+    monkeypatch.setattr(_caller, "_MOST_CALLS", 10)
+    monkeypatch.setattr(_caller, "_FEW_CALLS", 5)
+    # Else a task goes on after a while.
+    monkeypatch.setattr(_worker_outbox, "_LATE_SECONDS", PATIENCE)
+    with TaskPool(1, context="fork") as pool:
+        counting = Counting(pool._engine.collector._caller._calls.qsize)
+        logging.getLogger(slow_logger).addHandler(counting)
+        handle = pool.submit(log_much, slow_logger, 5000)
+        wait_until(lambda: pool._engine.board.words[LOGS_LATE], "the worker is told")
+        slow.go_on.set()
+        handle.result(PATIENCE)
+        pool.close()
+        assert pool.join(PATIENCE)
+    logging.getLogger(slow_logger).removeHandler(counting)
+    assert len(counting.numbers) == 5000
+    # What the outbox holds comes on top.
+    assert max(counting.numbers) < 2000
+
+
+def test_a_task_that_logs_goes_on_though_no_record_is_handled(
+    hanging: Slow, slow_logger: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The handler may be waiting for this very task."""
+    monkeypatch.setattr(_caller, "_MOST_CALLS", 10)
+    with TaskPool(1, context="fork") as pool:
+        begin_handling(pool, hanging, slow_logger)
+        pool.submit(log_much, slow_logger, 20).result(PATIENCE)
+        assert pool._engine.board.words[LOGS_LATE]
+        pool.submit(log_much, slow_logger, 10).result(PATIENCE)
         hanging.go_on.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import signal
 import threading
@@ -18,6 +19,7 @@ from mpkit.pool import TaskPool, _collector, _losses
 from mpkit.pool._collector import Collector
 from mpkit.pool._dispatcher import Settlements
 from mpkit.pool._ledger import Ledger
+from mpkit.pool._supervisor import Supervisor
 from tests.contract import pool_tasks as tasks
 from tests.helpers.waiting import PATIENCE, wait_until
 
@@ -260,3 +262,22 @@ def test_handles_are_watched_as_long_as_they_are_pending(pool: TaskPool, tmp_pat
     for handle in handles:
         handle.wait()
     wait_until(lambda: not pool._engine.collector._watched, "none is watched")
+
+
+def test_an_exception_in_the_last_step_of_the_start_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pipe was closed under a thread that was running by then, and read from whatever got its number."""
+    start = Supervisor.start
+
+    def start_and_raise(supervisor: Supervisor) -> None:
+        start(supervisor)
+        raise SystemExit("of the handler of a signal")
+
+    reported: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", reported.append)
+    monkeypatch.setattr(Supervisor, "start", start_and_raise)
+    threads = threading.active_count()
+    with pytest.raises(SystemExit, match="of the handler"):
+        TaskPool(1, context="fork")
+    assert threading.active_count() == threads
+    assert not reported
+    assert not multiprocessing.active_children()

@@ -28,14 +28,25 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
+from typing import Protocol
 
+from mpkit.pool._channel import LOGS_LATE
 from mpkit.pool._reports import attempt, report
 
 _logger = logging.getLogger("mpkit.pool")
 
+#: While more calls than the former wait, workers that log slow down, until there are fewer than the latter.
+_MOST_CALLS = 10_000
+_FEW_CALLS = 5_000
 #: How long the thread pauses when it has failed itself: should that be lasting (no memory), once in a while
 #: is often enough.
 _PAUSE_SECONDS = 0.5
+
+
+class HasWords(Protocol):
+    """The pool's board, as far as it is used here."""
+
+    words: memoryview[int]
 
 
 class Caller:
@@ -45,16 +56,23 @@ class Caller:
         name: of the thread.
         handle_log: what is done with a worker's log record.
         wake_collector: has the collector's thread call `serve`. It may be called at any line.
+        board: where workers see whether those that log have to slow down, because records come faster than
+            they are handled: the memory would be full of them in the end.
 
     Safe from: any thread, signal handlers and `__del__`, where nothing else is said.
     """
 
     def __init__(
-        self, name: str, handle_log: Callable[[bytes], None], wake_collector: Callable[[], None]
+        self,
+        name: str,
+        handle_log: Callable[[bytes], None],
+        wake_collector: Callable[[], None],
+        board: HasWords,
     ) -> None:
         self._name = name
         self._handle_log = handle_log
         self._wake_collector = wake_collector
+        self._board = board
         self._pid = os.getpid()
         #: None: stop.
         self._calls: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
@@ -76,6 +94,9 @@ class Caller:
     def handle_log(self, record: bytes) -> None:
         """Have a log record handled. Unlike `call` it never calls anything: it comes under a lock."""
         self._calls.put(functools.partial(self._handle_log, record))
+        if self._calls.qsize() > _MOST_CALLS:
+            # Should they have been made just now, the next one finds out.
+            self._board.words[LOGS_LATE] = 1
         if self._thread is None:
             self._wake_collector()
 
@@ -143,7 +164,13 @@ class Caller:
         call = self._calls.get()
         if call is not None:
             attempt(call)
+        self._look_whether_late()
         return call is None or self._is_copy()
+
+    def _look_whether_late(self) -> None:
+        words = self._board.words
+        if words[LOGS_LATE] and self._calls.qsize() < _FEW_CALLS and not self._is_copy():
+            words[LOGS_LATE] = 0
 
     def _is_copy(self) -> bool:
         """Whether this is a child that a callback has forked: the calls are the parent's."""
@@ -163,6 +190,7 @@ class Caller:
         for call in _taken_from(self._calls):
             if call is not None:
                 attempt(call)
+            self._look_whether_late()
         if not is_inner:
             self._calling.discard(me)
 

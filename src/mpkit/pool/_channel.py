@@ -88,6 +88,8 @@ FRONT = 0
 WANTED = 1
 #: The collector sleeps at the back bell, and when to ring it: `AWAKE` ... `ALWAYS`.
 BACK = 8
+#: Not 0: log records wait in the parent for its handlers, so many that a worker which logs has to slow down.
+LOGS_LATE = 9
 #: Where its name begins, in bytes: the length, then UTF-8. For those who look from outside.
 NAME_AT = 128
 _LONGEST_NAME = 255

@@ -106,7 +106,7 @@ class Collector:
         self._words = board.words
         self._name = name
         self.on_empty = on_empty
-        self._caller = Caller(name, handle_log, self.wake)
+        self._caller = Caller(name, handle_log, self.wake, board)
         dispatcher.on_log = self._caller.handle_log
         self._front = seam.InterruptibleLock()
         self._front_barrier = Barrier()

@@ -125,7 +125,11 @@ class Engine:
         _engines.add(self)
 
     def _undo_start(self) -> None:
-        self.supervisor.discard()
+        if not self.supervisor.discard():
+            # The handler of a signal has raised an exception at the end of all, just when its thread began.
+            self.terminate()
+            self.join(None)
+            return
         for lane in list(self.dispatcher.lanes.values()):
             if lane.process is not None:
                 lane.process.kill()

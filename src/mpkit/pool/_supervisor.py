@@ -106,6 +106,9 @@ class Supervisor:
         self.looks_at: float = 0.0
         self._sample_at = 0.0
         self._gone: list[Lane] = []
+        # Whether the thread looks after all this, or it was discarded before. Who comes first decides, in one
+        # step.
+        self._claims: dict[None, str] = {}
 
     # -- from other threads ----------------------------------------------------------------------------------
 
@@ -115,10 +118,13 @@ class Supervisor:
         # pool's end joins it.
         self._thread.start()
 
-    def discard(self) -> None:
-        """Give back what the system lent, when the thread is not to be started."""
-        self._watcher.close()
-        self._close_pipe()
+    def discard(self) -> bool:
+        """Give back what the system lent, for there is to be no thread; False when it runs already."""
+        discarded = self._claims.setdefault(None, "discarded") == "discarded"
+        if discarded:
+            self._watcher.close()
+            self._close_pipe()
+        return discarded
 
     def join(self, timeout: float | None) -> bool:
         """Wait for the thread; True when it has ended (or this is it)."""
@@ -169,6 +175,8 @@ class Supervisor:
     # -- the thread ------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        if self._claims.setdefault(None, "looked after") == "discarded":
+            return
         attempt(self._engine.begun)
         failures = 0
         over = False

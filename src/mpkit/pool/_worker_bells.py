@@ -10,6 +10,7 @@ from mpkit.pool._channel import (
     BACK,
     DONE,
     FRONT,
+    LOGS_LATE,
     LOW,
     SOON,
     WANTED,
@@ -78,6 +79,10 @@ class Bells:
         if board[BACK]:
             board[BACK] = 0
             ring_bell(self._board.back)
+
+    def logs_are_late(self) -> bool:
+        """Whether the parent has more log records than its handlers keep up with."""
+        return self._board.words[LOGS_LATE] != 0
 
     def ring_all(self) -> None:
         """Wake everybody in the parent."""

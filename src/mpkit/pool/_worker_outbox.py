@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import threading
+import time
 
 from mpkit._platform.hints import override
 from mpkit.pool._channel import LOG, RESULT_HEAD, SLEEPING, STOP, Barrier, Channel, ring_bell
 from mpkit.pool._worker_bells import Bells
 from mpkit.pool._worker_fork import end_fork
+
+#: While log records come faster than the parent handles them, each takes so much longer at most (it looks now
+#: and then whether it may go on). Not for ever: what handles them may be waiting for this very task.
+_LATE_SECONDS = 0.1
+_LATE_SLICE_SECONDS = 0.005
 
 
 class Outbox:
@@ -42,9 +48,16 @@ class Outbox:
 
     def put_log(self, record: bytes) -> None:
         """Add a log record, from inside a task."""
+        if self._bells.logs_are_late() and not self.busy_here():
+            self._wait_for_log_handlers()
         self.put(RESULT_HEAD.pack(0, 0, LOG) + record)
         self._bells.ring_for_logs()
         self._catch_up()
+
+    def _wait_for_log_handlers(self) -> None:
+        deadline = time.monotonic() + _LATE_SECONDS
+        while self._bells.logs_are_late() and time.monotonic() < deadline:
+            time.sleep(_LATE_SLICE_SECONDS)
 
     def put_part(self, record: bytes) -> None:
         """Add some results of a chunk, from inside the task."""

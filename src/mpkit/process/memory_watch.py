@@ -10,6 +10,7 @@ than the kernel can clear, some 100 MB at the worst.
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from typing import Final
@@ -74,8 +75,8 @@ class _Watcher:
             try:
                 if not self._look():
                     return
-            except Exception:
-                _logger.exception("the memory watch failed; it looks again")
+            except Exception as error:  # noqa: BLE001  whatever it is, it is told
+                _tell(error, "the memory watch failed; it looks again")
 
     def _look(self) -> bool:
         """Look at each process once; False when there is nothing left to do, and the thread has to end."""
@@ -83,11 +84,8 @@ class _Watcher:
         for process, (limit, exceeded) in limits.items():
             try:
                 done = _is_done_with(process, limit, exceeded)
-            except Exception:  # one that cannot be dealt with leaves the others their limits
-                _logger.exception(
-                    "the memory of process %d could not be limited; it is tried again",
-                    process.pid,
-                )
+            except Exception as error:  # noqa: BLE001  one that cannot be dealt with leaves the others theirs
+                _tell(error, "the memory of process %d could not be limited; it is tried again", process.pid)
                 continue
             if done:
                 self._limits.pop(process, None)
@@ -105,6 +103,14 @@ class _Watcher:
         if self._limits:
             self._thread = me
         return self._thread is me
+
+
+def _tell(error: Exception, what: str, *arguments: object) -> None:
+    """Log an error. What a log handler raises must not end the thread either."""
+    try:
+        _logger.error(what, *arguments, exc_info=error)
+    except Exception as second:  # noqa: BLE001  whatever it is, it is shown
+        sys.excepthook(type(second), second, second.__traceback__)
 
 
 def _is_done_with(process: ProcessIdentity, limit: int, exceeded: Callable[[int], None]) -> bool:

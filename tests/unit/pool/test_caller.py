@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from mpkit.pool import _caller
 from mpkit.pool._caller import Caller
+from mpkit.pool._channel import LOGS_LATE
 from tests.helpers.waiting import PATIENCE, wait_until
 
 
@@ -20,7 +22,8 @@ class Collecting:
     def __init__(self) -> None:
         self.records: list[bytes] = []
         self.rings = 0
-        self.caller = Caller("mpkit-test", self.records.append, self._wake)
+        self.words = memoryview(bytearray(256)).cast("Q")
+        self.caller = Caller("mpkit-test", self.records.append, self._wake, self)
 
     def _wake(self) -> None:
         self.rings += 1
@@ -177,3 +180,17 @@ def test_who_is_calling_knows_it(pool: Collecting) -> None:
     pool.caller.call(lambda: answers.append(pool.caller.is_current_thread()))
     assert answers == [True, True]
     assert not pool.caller.is_current_thread()
+
+
+def test_workers_see_whether_log_records_come_too_fast(
+    pool: Collecting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_caller, "_MOST_CALLS", 10)
+    monkeypatch.setattr(_caller, "_FEW_CALLS", 5)
+    late: list[int] = []
+    for number in range(20):
+        pool.caller.handle_log(bytes((number,)))
+        late.append(pool.words[LOGS_LATE])
+    assert late == [0] * 10 + [1] * 10
+    pool.caller.serve()
+    wait_until(lambda: len(pool.records) == 20 and not pool.words[LOGS_LATE], "it has caught up")

@@ -108,6 +108,33 @@ def test_what_fails_ends_neither_the_thread_nor_another_limit(
     ]
 
 
+def test_a_log_handler_that_fails_does_not_end_the_thread(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the thread the limits of all processes were gone, also of those to come."""
+
+    class Failing(logging.Handler):
+        def emit(self, _record: logging.LogRecord) -> None:
+            raise ValueError("of the handler")
+
+    shown: list[object] = []
+    monkeypatch.setattr(sys, "excepthook", lambda _kind, error, _traceback: shown.append(str(error)))
+    monkeypatch.setattr(logging.getLogger("mpkit.process"), "handlers", [Failing()])
+    failures = iter([OSError(errno.EIO, "broken")])
+
+    def kill(process: ProcessIdentity) -> None:
+        for failure in failures:
+            raise failure
+        scene.killed.append(process)
+
+    scene.kill = kill
+    scene.sizes[ME.pid] = iter([101, 102])
+    memory_watch.watch(ME, 100, scene.exceeded)
+    assert ended()
+    assert scene.killed == [ME]
+    assert shown == ["of the handler"]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="emulates a lack of descriptors in /proc")
 def test_without_a_descriptor_a_limit_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     failures = iter(range(3))
