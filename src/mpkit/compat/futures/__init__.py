@@ -43,7 +43,7 @@ from mpkit._platform import seam
 from mpkit._platform.forks import in_forked_children
 from mpkit._platform.hints import override
 from mpkit._wire.codec import UnsendableError
-from mpkit.compat._errors import original_error
+from mpkit.compat._errors import executor_error, original_error
 from mpkit.compat._numbers import not_bool, not_negative
 from mpkit.compat._processes import default_start_method, processes_of, worker_names
 from mpkit.errors import ClosedError, SerializationError
@@ -99,7 +99,7 @@ class _ExecutorFuture(TaskHandle[R]):
     @override
     def _outcome(self) -> tuple[R | None, BaseException | None]:
         value, error = super()._outcome()
-        return value, original_error(error) if isinstance(error, SerializationError) else error
+        return value, executor_error(error)
 
 
 class ProcessPoolExecutor(Executor):
