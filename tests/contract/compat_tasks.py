@@ -17,6 +17,21 @@ def square(x: int) -> int:
     return x * x
 
 
+def put_unpicklable(queue: compat.Queue[object]) -> None:
+    queue.put(lambda: 1)
+
+
+class BrokenInWorkers:
+    """Cannot be unpickled, but by the process that has pickled it."""
+
+    def __init__(self, pid: int | None = None) -> None:
+        if pid not in (None, os.getpid()):
+            raise LookupError("at unpickle")
+
+    def __reduce__(self) -> tuple[type[BrokenInWorkers], tuple[int]]:
+        return BrokenInWorkers, (os.getpid(),)
+
+
 def name_of_this_process(_x: object = None) -> str:
     return multiprocessing.current_process().name
 

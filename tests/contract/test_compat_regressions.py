@@ -21,7 +21,7 @@ import pytest
 
 from mpkit import compat
 from mpkit.compat import futures
-from mpkit.errors import ClosedError
+from mpkit.errors import ClosedError, SerializationError
 from mpkit.pool import TaskHandle, TaskPool
 from tests.contract import compat_tasks as tasks
 from tests.helpers.processes import forked, python, run_python
@@ -672,6 +672,34 @@ def test_an_error_about_a_result_tells_what_it_was() -> None:
             error = cast("Any", caught.value)
             assert error.value == "<an object of type _thread.lock>"
             assert error.exc.startswith("TypeError(")
+
+
+@pytest.mark.parametrize("kind", [compat.Pool, futures.ProcessPoolExecutor])
+def test_an_error_of_the_task_is_not_taken_for_one_about_its_result(kind: Callable[[int], Any]) -> None:
+    with kind(1) as pool:
+        with pytest.raises(SerializationError, match=r"^cannot pickle .*lambda") as caught:
+            _call(pool, tasks.put_unpicklable, compat.Queue())
+        assert "put_unpicklable" in str(caught.value.__cause__)
+
+
+def test_arguments_that_cannot_be_unpickled_are_not_taken_for_a_result() -> None:
+    asks: list[Callable[[compat.Pool], object]] = [
+        lambda pool: pool.apply(tasks.name_of_this_process, (tasks.BrokenInWorkers(),)),
+        lambda pool: pool.map(tasks.name_of_this_process, [tasks.BrokenInWorkers()]),
+        lambda pool: next(pool.imap(tasks.name_of_this_process, [tasks.BrokenInWorkers()])),
+    ]
+    with compat.Pool(1) as pool:
+        for ask in asks:
+            with pytest.raises(SerializationError, match=r"^cannot unpickle .*at unpickle"):
+                ask(pool)
+    with futures.ProcessPoolExecutor(1) as executor, pytest.raises(LookupError, match="at unpickle"):
+        executor.submit(tasks.name_of_this_process, tasks.BrokenInWorkers()).result()
+
+
+def _call(pool: Any, function: Callable[..., object], argument: object) -> object:
+    if isinstance(pool, compat.Pool):
+        return pool.apply(function, (argument,))
+    return pool.submit(function, argument).result()
 
 
 def test_imap_raises_what_pickle_has_raised() -> None:

@@ -239,6 +239,7 @@ def test_a_pool_tells_what_is_left_to_do() -> None:
         single = pool.apply_async(tasks.take, (gate,))
         assert sorted(pool._cache.values()) == ["take", "take"]
         assert results._number_left == 3
+        wait_until(lambda: pool._taskqueue.qsize() == 3, "the first one has begun")
         gate.put(None)
         wait_until(lambda: results._number_left == 2, "one has ended")
         for _ in range(3):
@@ -246,9 +247,26 @@ def test_a_pool_tells_what_is_left_to_do() -> None:
         assert single.get(PATIENCE) is None
         assert results._number_left == 0
         wait_until(lambda: not pool._cache, "all have ended")
+        wait_until(pool._taskqueue.empty, "nothing waits")
         with pytest.raises(AttributeError):
             single._number_left  # noqa: B018
     gate.close()
+
+
+def test_a_pool_and_an_executor_tell_whether_they_take_tasks() -> None:
+    # Private names, by which programs make another one.
+    with compat.Pool(1) as pool:
+        assert pool._state == multiprocessing.pool.RUN
+        pool.close()
+        assert pool._state == multiprocessing.pool.CLOSE
+    assert pool._state == multiprocessing.pool.TERMINATE
+    executor = futures.ProcessPoolExecutor(1, initializer=tasks.fail, initargs=(1,))
+    assert (executor._broken, executor._shutdown_thread) == (False, False)
+    with pytest.raises(BrokenProcessPool):
+        executor.submit(tasks.square, 2).result(PATIENCE)
+    assert executor._broken
+    executor.shutdown()
+    assert executor._shutdown_thread
 
 
 def test_an_executor_tells_what_is_left_to_do() -> None:

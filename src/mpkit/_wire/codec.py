@@ -19,7 +19,7 @@ import threading
 import types
 from collections import ChainMap
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeVar, cast
 
 from mpkit._platform import seam
 from mpkit.errors import MpkitError, SerializationError
@@ -389,6 +389,12 @@ def _cloud_pickler() -> type[pickle.Pickler]:
 # --- wording ----------------------------------------------------------------------------------------------
 
 
+#: How the errors of `cannot_unpickle` begin.
+CANNOT_UNPICKLE: Final = "cannot unpickle what was received"
+#: How those of `about_result` begin.
+ABOUT_RESULT: Final = "the result: "
+
+
 def _cannot_pickle(obj: object, error: Exception) -> Exception:
     if isinstance(error, SerializationError | MemoryError):
         # The former comes from within: what is pickled holds a handle that pickles by itself, and says it
@@ -424,7 +430,12 @@ def cannot_unpickle(error: BaseException) -> Exception:
             )
     else:
         remedy = "; check the __reduce__, __setstate__ or constructor of its class"
-    return SerializationError(f"cannot unpickle what was received: {error_line(error)}{remedy}")
+    return SerializationError(f"{CANNOT_UNPICKLE}: {error_line(error)}{remedy}")
+
+
+def about_result(error: SerializationError) -> SerializationError:
+    """The same about a result: else it might be taken for one about an argument, or for the task's own."""
+    return SerializationError(f"{ABOUT_RESULT}{error}")
 
 
 def _described(obj: object) -> str:

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 import mpkit
+from mpkit._platform import identity
 from mpkit._platform.hints import override
 from mpkit.cli import _output, _text, ps, stacks, top
 from mpkit.cli.demo import command as demo
@@ -89,6 +90,12 @@ def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) ->
 
 def _run(name: str, options: argparse.Namespace) -> int:
     _output.check()
+    try:
+        identity.current()
+    except RuntimeError as error:
+        # A chroot without /proc: no command can do anything there.
+        _output.complain(f"{name}: {error}")
+        return 1
     try:
         return int(options.run(options))
     except MpkitError as error:

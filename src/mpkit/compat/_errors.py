@@ -6,13 +6,14 @@ import contextlib
 from multiprocessing import pool as stdlib
 from typing import TYPE_CHECKING, cast
 
+from mpkit._wire.codec import ABOUT_RESULT, CANNOT_UNPICKLE
 from mpkit._wire.failure import RemoteTraceback
 from mpkit.errors import ClosedError, SerializationError
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-__all__ = ["ClosedQueueError", "original_error", "pool_error", "pool_errors"]
+__all__ = ["ClosedQueueError", "executor_error", "original_error", "pool_error", "pool_errors"]
 
 
 class ClosedQueueError(ClosedError, OSError):
@@ -37,8 +38,19 @@ def pool_errors() -> Generator[None]:
         yield
     except SerializationError as error:
         raised = pool_error(error)
+        if raised is error:
+            raise
         # The original error is a cause of this one, which so cannot be a cause of it.
         raise raised from (error if _comes_from_worker(error) else None)
+
+
+def executor_error(error: BaseException | None) -> BaseException | None:
+    """What an executor raises where mpkit has raised `error`."""
+    if not isinstance(error, SerializationError):
+        return error
+    if _comes_from_worker(error) and not (_tells_of_outcome(error) or _tells_of_arguments(error)):
+        return error
+    return original_error(error)
 
 
 def pool_error(error: BaseException) -> BaseException:
@@ -47,14 +59,28 @@ def pool_error(error: BaseException) -> BaseException:
         return error
     if not _comes_from_worker(error):
         return original_error(error)
+    if not _tells_of_outcome(error):
+        # The task's own, or its arguments: where those cannot be unpickled, the standard library never ends.
+        return error
     # typeshed does not know it.
     kind = cast("type[Exception]", vars(stdlib)["MaybeEncodingError"])
     return kind(original_error(error), _Described(_what_failed(error)))
 
 
 def _comes_from_worker(error: SerializationError) -> bool:
-    """Whether it was a worker that could not pickle (a result), and not this process (arguments)."""
+    """Whether it was raised in a worker, and not in this process."""
     return isinstance(error.__cause__, RemoteTraceback)
+
+
+def _tells_of_outcome(error: SerializationError) -> bool:
+    """Of those from a worker: whether a result or an exception could not be sent."""
+    text = str(error)
+    return text.startswith(ABOUT_RESULT) or " cannot be sent: " in text or " cannot be sent here: " in text
+
+
+def _tells_of_arguments(error: SerializationError) -> bool:
+    """Of those from a worker: whether the function or its arguments could not be unpickled."""
+    return str(error).startswith(CANNOT_UNPICKLE)
 
 
 def _what_failed(error: SerializationError) -> str:

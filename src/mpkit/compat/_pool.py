@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Sized
 from concurrent.futures import Future
+from multiprocessing import pool as stdlib
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
@@ -22,6 +23,7 @@ from mpkit.pool import TaskHandle, TaskPool
 from mpkit.pool._maps import MapHandle
 from mpkit.pool._options import PoolOptions
 from mpkit.pool._shared_results import SharedResults
+from mpkit.pool._states import CLOSED, RUNNING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -175,6 +177,25 @@ class _ThisThread(threading.local):
 _this_thread = _ThisThread()
 
 
+class _TaskQueue:
+    """What waits for a worker. Programs ask how much that is, to submit no more for a while."""
+
+    def __init__(self, pool: TaskPool) -> None:
+        self._pool = pool
+
+    def qsize(self) -> int:
+        """How many tasks have not begun; a chunk of a map is one."""
+        return self._pool.statistics().queued
+
+    def empty(self) -> bool:
+        """Whether there is none."""
+        return not self.qsize()
+
+
+#: What is told by the states of the standard library; all others are its end.
+_STATES = {RUNNING: stdlib.RUN, CLOSED: stdlib.CLOSE}
+
+
 class Pool:
     """`multiprocessing.Pool`: workers that call functions. Leaving a ``with`` block terminates it.
 
@@ -233,6 +254,14 @@ class Pool:
     @property
     def _processes(self) -> int:
         return self._task_pool._engine.options.processes
+
+    @property
+    def _state(self) -> str:
+        return _STATES.get(self._task_pool._engine.state, stdlib.TERMINATE)
+
+    @property
+    def _taskqueue(self) -> _TaskQueue:
+        return _TaskQueue(self._task_pool)
 
     # -- one call
     # ------------------------------------------------------------------------------------------------------

@@ -133,8 +133,7 @@ def dump_value(value: object, pickler: Pickler) -> tuple[int, bytes]:
     try:
         head, buffers = _encode(value) if pickler == "pickle" else _encode_by_value(value)
     except SerializationError as error:
-        # Else it might be taken for an argument.
-        raise SerializationError(f"the result: {error}") from error.__cause__
+        raise codec.about_result(error) from error.__cause__
     return _value_of(head, buffers)
 
 

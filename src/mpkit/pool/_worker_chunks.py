@@ -201,7 +201,10 @@ class ChunkRunner:
         try:
             if isinstance(trouble, SerializationError):
                 # It tells of the list that the result is in; this tells of the result.
-                codec.dumps(result, pickler)
+                try:
+                    codec.dumps(result, pickler)
+                except SerializationError as error:
+                    raise codec.about_result(error) from error.__cause__
             packed = failure.pack_exception(trouble, pickler)
         except BaseException as again:
             if self._host.stopping:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 import mpkit
+from mpkit._platform import identity
 from mpkit.cli import _arguments, ps
 from mpkit.cli.main import main
 from mpkit.errors import ProcessGone
@@ -70,6 +71,17 @@ def test_an_error_of_mpkit_is_one_line(
     monkeypatch.setattr(ps, "run", _raising(ProcessGone(pid=12345)))
     assert main(["ps"]) == 1
     assert capsys.readouterr().err == "mpkit ps: process 12345 does not exist (any more)\n"
+
+
+def test_a_machine_without_a_process_table_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def not_mounted() -> None:
+        raise RuntimeError("is /proc mounted?")
+
+    monkeypatch.setattr(identity, "current", not_mounted)
+    assert main(["ps"]) == 1
+    assert capsys.readouterr().err == "mpkit ps: is /proc mounted?\n"
 
 
 def test_ctrl_c_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

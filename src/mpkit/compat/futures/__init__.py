@@ -43,13 +43,14 @@ from mpkit._platform import seam
 from mpkit._platform.forks import in_forked_children
 from mpkit._platform.hints import override
 from mpkit._wire.codec import UnsendableError
-from mpkit.compat._errors import original_error
+from mpkit.compat._errors import executor_error, original_error
 from mpkit.compat._numbers import not_bool, not_negative
 from mpkit.compat._processes import default_start_method, processes_of, worker_names
 from mpkit.errors import ClosedError, SerializationError
 from mpkit.pool import TaskHandle, TaskPool
 from mpkit.pool._executor import PoolExecutor, map_in_order
 from mpkit.pool._options import PoolOptions, check_count
+from mpkit.pool._states import BROKEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -99,7 +100,7 @@ class _ExecutorFuture(TaskHandle[R]):
     @override
     def _outcome(self) -> tuple[R | None, BaseException | None]:
         value, error = super()._outcome()
-        return value, original_error(error) if isinstance(error, SerializationError) else error
+        return value, executor_error(error)
 
 
 class ProcessPoolExecutor(Executor):
@@ -178,6 +179,16 @@ class ProcessPoolExecutor(Executor):
     def _processes(self) -> dict[int | None, BaseProcess]:
         # Likewise: before Python 3.14 it was the way to end workers that hang.
         return {} if self._pool is None else {each.pid: each for each in processes_of(self._pool)}
+
+    @property
+    def _shutdown_thread(self) -> bool:
+        # Likewise, to see whether it takes tasks.
+        return self._is_shut_down
+
+    @property
+    def _broken(self) -> bool:
+        # Likewise, to make another one. The death of a worker breaks nothing here.
+        return self._ended_by_force or (self._pool is not None and self._pool._engine.state == BROKEN)
 
     @override
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
