@@ -17,7 +17,7 @@ from mpkit._platform.forks import in_forked_children
 from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._platform.seam import TrackedType
 
-__all__ = ["tell", "track", "untrack"]
+__all__ = ["tell", "track", "untrack", "untrack_at_once"]
 
 #: Names that it is still to forget.
 _untold: deque[tuple[str, TrackedType]] = deque()
@@ -33,6 +33,15 @@ def untrack(name: str, rtype: TrackedType) -> None:
     """Take back `track`: the name has been removed. May be called by a ``__del__`` at any moment."""
     _untold.append((name, rtype))
     tell()
+
+
+def untrack_at_once(name: str, rtype: TrackedType) -> None:
+    """The same for a name that is going to be tracked again: it is forgotten before this returns.
+
+    (Through the list another thread might tell it later, and so of the next use of the name.) Not for a
+    ``__del__``.
+    """
+    seam.tracker_unregister(name, rtype)
 
 
 def tell() -> None:

@@ -37,6 +37,18 @@ STUCK_SECONDS = 0.08
 _PATIENCE_SECONDS = 1.0
 
 
+class _GivenBack(list[int]):
+    """In the place of the list of spare rows when the lock is closed: always empty."""
+
+    def __init__(self, rows: LockRows) -> None:
+        super().__init__()
+        self._rows = rows
+
+    def append(self, place: int) -> None:
+        """Give the row back."""
+        self._rows.leave(place)
+
+
 class LockFile(SharedObject):
     """One lock as this process has it open."""
 
@@ -371,10 +383,15 @@ class LockFile(SharedObject):
         # Rows in use are given back by their threads. The one that holds the lock stays: closing does not
         # release.
         self._held.clear()
+        spare = self._spare
+        if not isinstance(spare, _GivenBack):
+            # For what a thread in the middle of an operation is about to put there: it does not ask whether
+            # the lock is closed by now.
+            self._spare = _GivenBack(self._lock_rows)
         with contextlib.suppress(IndexError):
             # Several threads may be at it.
             while True:
-                self._lock_rows.leave(self._spare.pop())
+                self._lock_rows.leave(spare.pop())
 
     def forget_after_fork(self) -> None:
         super().forget_after_fork()

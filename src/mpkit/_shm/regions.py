@@ -271,13 +271,7 @@ class Regions:
         known = self._maps.get(number)
         if known is not None and known[0] == place:
             return known[1]
-        if self._segment.fd < 0:
-            # Without a file it would be memory of this process's own.
-            raise ClosedError("this queue is closed in this process")
-        try:
-            mapped = self._map(place)
-        except OSError as error:
-            raise exhausted(error, size_of(place)) from error
+        mapped = self._map_open(place)
         # Two threads may come here at once: both mappings are good, one stays.
         self._maps[number] = place, mapped
         for oldest in list(self._maps)[:-MOST_MAPS]:
@@ -290,15 +284,37 @@ class Regions:
 
     # -- inside ----------------------------------------------------------------------------------------------
 
-    def _map(self, place: int) -> mmap.mmap:
+    def _map_open(self, place: int) -> mmap.mmap:
+        fd = self._segment.fd
+        # Without a file it would be memory of this process's own.
+        self._check_open(fd)
         try:
-            return map_file(self._segment.fd, size_of(place), offset_of(place))
+            mapped = self._map(fd, place)
+        except (OSError, ValueError) as error:
+            self._check_open(fd)
+            if isinstance(error, OSError):
+                raise exhausted(error, size_of(place)) from error
+            raise
+        # Else it may be another file that has been mapped.
+        self._check_open(fd)
+        return mapped
+
+    def _check_open(self, fd: int) -> None:
+        """Raise ClosedError unless `fd` is still the file's: another thread may have closed it, and have
+        opened another by that number.
+        """
+        if fd < 0 or self._segment.fd != fd:
+            raise ClosedError("this queue is closed in this process")
+
+    def _map(self, fd: int, place: int) -> mmap.mmap:
+        try:
+            return map_file(fd, size_of(place), offset_of(place))
         except OSError as error:
             if not identity.is_lack_of_means(error):
                 raise
         # Those that nobody uses go at once, and give back what is missing.
         self._maps.clear()
-        return map_file(self._segment.fd, size_of(place), offset_of(place))
+        return map_file(fd, size_of(place), offset_of(place))
 
     def _is_mine(self, number: int, serial: int) -> bool:
         at = self._start + number * ENTRY_WORDS
@@ -462,12 +478,14 @@ class Regions:
         try:
             reserve(fd, offset, size)
         except OSError as error:
+            self._check_open(fd)
             os.ftruncate(fd, self._end())
             if not self.drop_free(look):
                 raise exhausted(error, size) from error
             try:
                 reserve(fd, offset, size)
             except OSError as again:
+                self._check_open(fd)
                 os.ftruncate(fd, self._end())
                 raise exhausted(again, size) from again
 

@@ -157,7 +157,7 @@ class Semaphore:
             except OSError as error:
                 raise exhausted(error, 32) from error
             finally:
-                tracker.untrack(name, "semaphore")
+                tracker.untrack_at_once(name, "semaphore")
         return cls("", raw, owner_pid=0)
 
     def close(self, segment_name: str = "", in_use: Callable[[str], bool] | None = None) -> None:

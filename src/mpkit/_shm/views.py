@@ -97,14 +97,12 @@ class _Hold:
                 self.regions.pin(self.number)
             self.kept = True
 
+    def is_of_this_process(self) -> bool:
+        """Whether it is not what a parent had when it forked."""
+        return self._pid == os.getpid()
+
     def inherit(self, slot: int) -> None:
-        """In the child: it has the views, too."""
-        # With that in hand they do not go before the slot says whose it is.
-        exporter = self.exporter()
-        if exporter is None:
-            self.regions.give_back(slot)
-            _holds.discard(self)
-            return
+        """In the child: it has the views, too. Does no harm the second time."""
         self._slot = slot
         self.kept = False
         self._pid = os.getpid()
@@ -112,7 +110,6 @@ class _Hold:
         # view goes.
         with contextlib.suppress(OSError):
             self.regions.arrive(slot)
-        del exporter
 
 
 _holds: set[_Hold] = set()
@@ -218,19 +215,28 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
+    # Called again if an exception ends it: what has been seen to by then is not among the lent ones any more.
     global _opening
-    # Other threads were about to fork children of their own, or were opening views.
-    lent = _lent.get(threading.get_ident(), [{}])[-1]
-    _lent.clear()
     _opening = seam.InterruptibleLock()
-    # Those that are kept for ever are nobody's business any more.
-    _holds.intersection_update([hold for hold, slot in lent.items() if slot])
-    for hold, slot in lent.items():
-        if hold in _holds:
-            hold.inherit(slot)
-        elif slot:
-            # The last view went before the fork itself.
+    lent = _lent.get(threading.get_ident(), [{}])[-1]
+    for hold in list(_holds):
+        if not lent.get(hold) and not hold.is_of_this_process():
+            # Kept for ever: nobody's business any more.
+            _holds.discard(hold)
+    for hold in list(lent):
+        # With that in hand the views do not go before the slot says whose it is.
+        exporter = hold.exporter() if hold in _holds else None
+        if exporter is not None:
+            hold.inherit(lent[hold])
+            del lent[hold], exporter
+            continue
+        # The last view went before the fork itself. First: given back twice the slot might be another's.
+        slot = lent.pop(hold)
+        _holds.discard(hold)
+        if slot:
             hold.regions.give_back(slot)
+    # Last: with those of other threads, which were about to fork children of their own.
+    _lent.clear()
 
 
 def _let_go() -> None:

@@ -9,6 +9,7 @@ import threading
 import pytest
 
 from mpkit._platform import seam, tracker
+from mpkit._shm.semaphore import Semaphore
 from tests.helpers.processes import forked
 from tests.helpers.waiting import PATIENCE
 
@@ -40,6 +41,14 @@ def test_what_is_taken_back_in_the_middle_of_a_call_is_told_by_the_next(
     assert told == []
     tracker.track(NAME, "shared_memory")
     assert told == [("+", NAME, "shared_memory"), ("-", NAME, "semaphore")]
+
+
+def test_a_name_that_comes_again_is_forgotten_at_once(told: list[tuple[str, str, str]]) -> None:
+    """Told later, by another thread, it was the next use that the tracker forgot; and then it complained."""
+    # As if another thread were just telling what is on the list.
+    with seam.tracker_lock():
+        assert Semaphore.private().acquire(False)
+    assert [what for what, _, _ in told] == ["+", "-"]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")

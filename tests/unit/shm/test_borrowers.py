@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mpkit import BoundedQueue
@@ -17,6 +21,7 @@ from mpkit._shm import held_items, layout, views
 from mpkit._shm.borrowers import SLOT_WORDS, Borrowers
 from mpkit._shm.queue_file import QueueFile
 from mpkit._shm.regions import FREE, HELD, LEFT, LENT, PINNED
+from tests.helpers.stepping import needs_a_trace_that_raises
 from tests.helpers.waiting import wait_until
 from tests.unit.shm.others import dead_process, living_stranger
 
@@ -597,3 +602,56 @@ def test_a_putter_that_finds_the_holder_dead_looks_for_loans_first(
     words[at + 4], words[at + 5] = mine
     held.drop()
     assert regions.with_getters() == 0
+
+
+@needs_a_trace_that_raises
+def test_an_exception_in_the_hook_of_a_forked_child_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hook is called again, and had forgotten by then what the child had been lent."""
+    # That of pytest keeps the frames of the hook, and with them a view.
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    me = os.getpid()
+    hooks = (views._after_fork_in_child.__code__, views._Hold.inherit.__code__)
+    for step in itertools.count():
+        left = step
+        reached = 99
+
+        def local(_frame: FrameType, event: str, _arg: object) -> Any:
+            nonlocal left, reached
+            if event == "line" and reached:
+                left -= 1
+                if left < 0:
+                    reached = 0
+                    raise KeyboardInterrupt
+            return local
+
+        def enter(frame: FrameType, _event: str, _arg: object) -> Any:
+            return local if os.getpid() != me and frame.f_code in hooks else None
+
+        with BoundedQueue[Any]() as queue:
+            kept: list[Any] = []
+            for number in range(2):
+                queue.put(np.full(10_000, number))
+                kept.append(queue.get())
+            words = queue._opened().words
+            before = sys.gettrace()
+            sys.settrace(enter)
+            pid = os.fork()
+            if pid == 0:
+                code = 1
+                try:
+                    sys.settrace(None)
+                    assert all((array == number).all() for number, array in enumerate(kept))
+                    kept.clear()
+                    gc.collect()
+                    slots = range(layout.BORROWERS, layout.FIRST_RING, SLOT_WORDS)
+                    assert not any(words[at] for at in slots), "a slot is left taken"
+                    code = reached
+                finally:
+                    os._exit(code)
+            sys.settrace(before)
+            _, status = os.waitpid(pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        assert code in (0, 99), f"step {step}"
+        if code:
+            break
+    assert step > 10

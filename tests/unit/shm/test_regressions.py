@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -46,6 +47,7 @@ from mpkit._shm.regions import ENTRY_WORDS, FREE, WRITING, Look, Regions
 from mpkit._shm.ring import COUNT_LIMIT, ONE
 from mpkit._shm.robust_lock import RobustLock
 from mpkit._shm.rows import Rows
+from mpkit._shm.segment import map_file
 from mpkit.errors import ClosedError, HandleLost, QueueEmpty, QueueFull, QueueShutDown, SharedMemoryExhausted
 from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
 from tests.helpers.waiting import PATIENCE, wait_until
@@ -882,6 +884,61 @@ def test_an_exception_just_when_a_region_has_been_claimed_does_not_keep_it(
             going_on.set()
         slow.result(PATIENCE)
     assert [len(queue.get()), len(queue.get())] == [200_000, 100_000]
+
+
+# -- what another thread closes ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number_is_used_again", [False, True])
+def test_a_queue_that_is_closed_as_its_file_is_mapped_maps_no_other_file(
+    number_is_used_again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was a lack of memory (EBADF), or the item was written into whatever file had the number by then."""
+    queue = BoundedQueue[Any]()
+    queue.put(1)
+    assert queue.get() == 1
+    fd = opened(queue).segment.fd
+    path = tmp_path / "another"
+    path.write_bytes(bytes(1 << 20))
+
+    def map_late(number: int, size: int, offset: int = 0) -> mmap.mmap:
+        Call(queue.close).join()
+        if number_is_used_again:
+            os.dup2(another.fileno(), fd)
+        return map_file(number, size, offset)
+
+    monkeypatch.setattr("mpkit._shm.regions.map_file", map_late)
+    with path.open("r+b") as another:
+        with pytest.raises(ClosedError):
+            queue.put(b"?" * 100_000)
+        if number_is_used_again:
+            os.close(fd)
+    assert not path.read_bytes().strip(b"\0")
+
+
+@pytest.mark.parametrize("method", ["permit_acquire", "permit_release"])
+def test_a_lock_that_is_closed_in_the_middle_of_an_operation_is_closed(method: str) -> None:
+    """The row of that operation was spare again, and whoever took it never knew of the closing."""
+    lock = Lock()
+    lock.acquire()
+    if method == "permit_acquire":
+        lock.release()
+    shared = lock._opened()
+    real = getattr(shared, method)
+
+    def operate(*args: Any) -> Any:
+        done = real(*args)
+        Call(lock.close).join()
+        return done
+
+    setattr(shared, method, operate)
+    if method == "permit_acquire":
+        assert lock.acquire()
+        setattr(shared, method, real)
+    lock.release()
+    with pytest.raises(ClosedError):
+        lock.acquire()
+    assert shared._lock_rows.places() == [], "and its row is given back"
 
 
 # -- an interrupt just when a lock between threads has been taken -------------------------------------------
