@@ -17,7 +17,7 @@ import psutil
 
 from tests.helpers.waiting import PATIENCE, wait_until
 
-__all__ = ["ROOT", "forked", "gone", "python", "reap", "run_python", "to_be_killed", "wait_gone"]
+__all__ = ["ROOT", "forked", "gone", "in_a_fork", "python", "reap", "run_python", "to_be_killed", "wait_gone"]
 
 #: The root of the checkout: child interpreters start here, so `tests.…` can be imported.
 ROOT = Path(__file__).resolve().parents[2]
@@ -132,3 +132,12 @@ def forked(work: Callable[[], object]) -> int:
         finally:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def in_a_fork(check: Callable[[], bool]) -> bool:
+    """Whether `check` returns true in a forked child."""
+
+    def insist() -> None:
+        assert check()
+
+    return forked(insist) == 0

@@ -158,5 +158,23 @@ def reached_when_asked(start_method: str, question: str, step: int) -> bool:
     return step <= 0
 
 
+def signal_at_a_fork(where: str) -> None:
+    """SIGTERM, by whose handler the program ends, comes in the middle of starting a child by fork."""
+
+    def kill_myself() -> None:
+        if is_starting:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    is_starting = False
+    os.register_at_fork(**{where: kill_myself})
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+    process: WorkerProcess[None] = WorkerProcess(target=time.sleep, args=(600,), start_method="fork")
+    is_starting = True
+    process.start()
+    is_starting = False
+    process.join()
+    sys.exit(process.exitcode)
+
+
 if __name__ == "__main__":
     globals()[sys.argv[1]](*sys.argv[2:])

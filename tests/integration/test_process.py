@@ -182,6 +182,13 @@ other.kill()
     assert run_python("-c", program).stdout.split() == ["KeyboardInterrupt", "1", "True"]
 
 
+@pytest.mark.parametrize("where", ["before", "after_in_parent", "after_in_child"])
+def test_what_a_handler_raises_in_the_middle_of_a_fork_is_not_lost(where: str) -> None:
+    """A hook at a fork would print it and go on."""
+    result = run_python("-m", MODULE, "signal_at_a_fork", where, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (7, "", "")
+
+
 def test_a_plain_fork_joins_its_own_children_at_its_end() -> None:
     """It tried to join those of its parent, which is an error, and then no others: they died with it."""
     program = """

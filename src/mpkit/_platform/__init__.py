@@ -17,6 +17,7 @@
 - `cpu_time`: how much CPU time a process has used
 - `signals`: the names of signals
 - `interrupts`: keeping Ctrl-C away for a moment
+- `deferred_handlers`: keeping the handlers of other signals out of a fork
 - `anonymous`: files without a name
 - `positioned`: reading and writing at an offset
 - `descriptors`: whether one still is what it was

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from mpkit._platform import families, identity
 from mpkit._platform.deadlines import deadline_of, remaining
+from mpkit._platform.deferred_handlers import deferred_handlers
 from mpkit._platform.forks import in_forked_children
 from mpkit._platform.hints import override
 from mpkit._platform.identity import ProcessIdentity
@@ -59,14 +60,17 @@ class _ExactWaiting:
 
     def _launch(self, child: BaseProcess) -> None:
         # A child whose pid did not arrive here, or that waits for what is not sent any more, would stay for
-        # ever. A fork leaves the block by `end_deferral`, just before it calls its target.
+        # ever. A fork leaves the blocks by `end_deferral` and its like, just before it calls its target.
         self._interrupts = deferred_interrupts(gives_way)
         self._launch_began = time.monotonic()
         with self._interrupts:
             try:
                 if self.method != "fork":
                     _launches.append(self)
-                super()._launch(child)  # type: ignore[misc]  # the other base class has it
+                    super()._launch(child)  # type: ignore[misc]  # the other base class has it
+                else:
+                    with deferred_handlers():
+                        super()._launch(child)  # type: ignore[misc]
                 self._launched()
             finally:
                 with contextlib.suppress(ValueError):

@@ -21,6 +21,7 @@ from typing import Any, cast
 
 from mpkit._platform import identity
 from mpkit._platform.child_popen import popen_class
+from mpkit._platform.deferred_handlers import end_deferral_of_handlers
 from mpkit._platform.forks import in_forked_children
 from mpkit._platform.hints import override
 from mpkit._platform.identity import ProcessIdentity
@@ -175,9 +176,12 @@ class ChildProcess(process.BaseProcess):
 
 
 def _run(run: Callable[[], object]) -> object:
-    # A fork comes here from inside a block that keeps interrupts away (`child_popen`). Only now may one come:
+    # A fork comes here from inside blocks that keep signals away (`child_popen`). Only now may one come:
     # before, it would not be the target's, and would find the process half made.
-    end_deferral()
+    try:
+        end_deferral_of_handlers()
+    finally:
+        end_deferral()
     return run()
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
-import warnings
-from collections.abc import Callable
 
 import pytest
 
 from mpkit._platform.interrupts import deferred_interrupts, end_deferral
+from tests.helpers.processes import in_a_fork
 
 forks = pytest.mark.skipif(sys.platform == "win32", reason="forks")
 
@@ -185,17 +183,3 @@ def test_a_fork_of_another_thread_hears_ctrl_c() -> None:
         thread.start()
         thread.join()
     assert heard == [True]
-
-
-def in_a_fork(check: Callable[[], bool]) -> bool:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            code = 0 if check() else 2
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status) == 0
