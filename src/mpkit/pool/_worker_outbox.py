@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
+from mpkit._platform import seam
 from mpkit._platform.hints import override
 from mpkit.pool._channel import LOG, RESULT_HEAD, SLEEPING, STOP, Barrier, Channel, ring_bell
 from mpkit.pool._worker_bells import Bells
@@ -23,28 +24,32 @@ class Outbox:
         self._channel = channel
         self._ring = channel.outbox
         self._bells = bells
-        self._lock = threading.Lock()
-        self._holder = 0
+        self._lock = seam.InterruptibleLock()
         self._late: list[bytes] = []
         #: An interrupt came in the middle of a put; it is raised when the record is there.
         self.interrupted = False
 
     def put(self, record: bytes) -> None:
         """Add a record; waits for room."""
-        me = threading.get_ident()
-        if self._holder == me:
+        lock = self._lock
+        if lock.is_owned():
             # A `__del__` that logs, in the middle of a put of this very thread.
             self._late.append(record)
             return
-        with self._lock:
-            self._holder = me
+        try:
+            lock.acquire()
+            if not self._ring.try_put(record):
+                self._put_when_room(record)
+            while self._late:
+                self._put_when_room(self._late.pop(0))
+            lock.release()
+        except BaseException:
+            # A signal handler of the task, say.
             try:
-                if not self._ring.try_put(record):
-                    self._put_when_room(record)
-                while self._late:
-                    self._put_when_room(self._late.pop(0))
+                lock.unwind()
             finally:
-                self._holder = 0
+                lock.unwind()
+            raise
 
     def put_log(self, record: bytes) -> None:
         """Add a log record, from inside a task."""
@@ -66,14 +71,18 @@ class Outbox:
 
     def _catch_up(self) -> None:
         # The interrupt that came while a record was being put.
-        if self.interrupted and self._holder == 0 and threading.current_thread() is threading.main_thread():
+        if (
+            self.interrupted
+            and not self.busy_here()
+            and threading.current_thread() is threading.main_thread()
+        ):
             self.interrupted = False
             self._channel.words[STOP] = 0
             raise KeyboardInterrupt
 
     def busy_here(self) -> bool:
         """Whether this thread is in the middle of a put."""
-        return self._holder == threading.get_ident()
+        return self._lock.is_owned()
 
     def _put_when_room(self, record: bytes) -> None:
         if self._ring.try_put(record):

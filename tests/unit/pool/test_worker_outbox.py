@@ -1,0 +1,65 @@
+"""A worker's outbox stays usable whatever interrupts a put."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, cast
+
+from mpkit.pool._worker_outbox import Outbox
+from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
+from tests.unit.shm.others import Call
+
+
+class _Ring:
+    """A ring with room."""
+
+    def __init__(self) -> None:
+        self.records: list[bytes] = []
+
+    def try_put(self, record: bytes) -> bool:
+        self.records.append(record)
+        return True
+
+
+class _Channel:
+    def __init__(self) -> None:
+        self.outbox = _Ring()
+        self.words = [0] * 100
+
+
+def make() -> tuple[Outbox, list[bytes]]:
+    """An outbox with nothing behind it, and what is put into it."""
+    channel = _Channel()
+    return Outbox(cast("Any", channel), cast("Any", None)), channel.outbox.records
+
+
+@needs_a_trace_that_raises
+def test_an_exception_at_any_step_of_a_put_leaves_the_lock_free() -> None:
+    """A signal handler of the task may raise there; from 3.14 on also between taking a lock and its block."""
+    outbox, records = make()
+    for step in itertools.count():
+        interrupted = interrupt_at(step, lambda: outbox.put(b"first"))
+        assert not outbox.busy_here()
+        call = Call(lambda: outbox.put(b"second"))
+        call.join()
+        assert call.error is None
+        assert records[-1] == b"second"
+        if not interrupted:
+            break
+    assert step > 5
+
+
+def test_what_is_put_in_the_middle_of_a_put_comes_behind_it() -> None:
+    outbox, records = make()
+    real = outbox._ring.try_put
+
+    def try_put(record: bytes) -> bool:
+        if record == b"outer":
+            assert outbox.busy_here()
+            outbox.put(b"inner")
+        return real(record)
+
+    outbox._ring.try_put = try_put  # type: ignore[assignment]
+    outbox.put(b"outer")
+    assert records == [b"outer", b"inner"]
+    assert not outbox.busy_here()
