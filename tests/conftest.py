@@ -32,12 +32,6 @@ START_METHODS = [
 ]
 
 
-def pytest_collection_finish() -> None:
-    """Many tests collect garbage, and fork: neither has to touch again what is there for all of the run."""
-    gc.collect()
-    gc.freeze()
-
-
 @pytest.fixture(params=START_METHODS)
 def start_method(request: pytest.FixtureRequest) -> str:
     """Each start method that this platform has, by its name."""
@@ -64,6 +58,15 @@ def lock() -> Iterator[Lock]:
     """A free lock."""
     with closing(Lock()) as lock:
         yield lock
+
+
+@pytest.fixture
+def cheap_collections() -> Iterator[None]:
+    """For tests that collect garbage again and again: only what is made meanwhile is looked through."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture

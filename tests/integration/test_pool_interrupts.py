@@ -295,6 +295,7 @@ def leave_by_an_error() -> None:
 ended: list[weakref.ref[Engine]] = []
 
 
+@pytest.mark.usefixtures("cheap_collections")
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @needs_a_trace_that_raises

@@ -405,6 +405,7 @@ def test_an_item_that_has_been_taken_is_not_lost_when_another_thread_closes_the_
 
 @needs_a_trace_that_raises
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("cheap_collections")
 def test_ctrl_c_while_a_big_item_is_opened_frees_its_memory_once() -> None:
     with BoundedQueue[bytearray]() as queue:
         regions = queue._opened().regions
@@ -426,6 +427,7 @@ def test_ctrl_c_while_a_big_item_is_opened_frees_its_memory_once() -> None:
 
 @needs_a_trace_that_raises
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("cheap_collections")
 def test_ctrl_c_just_when_a_big_item_has_been_taken_frees_its_memory() -> None:
     with BoundedQueue[bytearray]() as queue:
         regions = queue._opened().regions
