@@ -67,10 +67,8 @@ class _ExactWaiting:
             try:
                 if self.method != "fork":
                     _launches.append(self)
+                with deferred_handlers() if self.method == "fork" else contextlib.nullcontext():
                     super()._launch(child)  # type: ignore[misc]  # the other base class has it
-                else:
-                    with deferred_handlers():
-                        super()._launch(child)  # type: ignore[misc]
                 self._launched()
             finally:
                 with contextlib.suppress(ValueError):

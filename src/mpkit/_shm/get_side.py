@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import time
 
@@ -30,7 +29,7 @@ from mpkit._shm.ring import COUNT_LIMIT, COUNT_MASK, INDEX_BITS, INDEX_MASK, ONE
 from mpkit._shm.robust_lock import COMPLETED
 from mpkit._shm.sleepers import EVERYBODY, Ticket
 from mpkit._shm.spin import SpinBudget
-from mpkit.errors import MpkitError, QueueShutDown
+from mpkit.errors import QueueShutDown
 
 Record = bytes | BigRecord | HeldItem | PackSlice
 
@@ -293,13 +292,7 @@ class GetSide:
         finally:
             if ticket is not None:
                 ticket.give_up(lock)
-                if ticket.woken:
-                    # What has been taken must not be lost because the next ring cannot be mapped here, or
-                    # another thread has closed the queue by now. Whoever is not told looks within a slice.
-                    with contextlib.suppress(MpkitError):
-                        if self.has_item():
-                            # The token stood for all the items there were: what is left is for the next one.
-                            self._file.getters.pass_on()
+                ticket.pass_on(self.has_item, self._file.getters)
 
     def _spin_for_items(self) -> bool:
         """Look for an item for a moment; True when there may be one."""

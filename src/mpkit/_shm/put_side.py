@@ -31,7 +31,7 @@ from mpkit._shm.ring import COUNT_LIMIT, COUNT_MASK, INDEX_BITS, INDEX_MASK, ONE
 from mpkit._shm.robust_lock import COMPLETED, PATIENCE_SECONDS
 from mpkit._shm.sleepers import EVERYBODY, Ticket
 from mpkit._shm.spin import SpinBudget
-from mpkit.errors import ClosedError, MpkitError, QueueShutDown, SharedMemoryExhausted
+from mpkit.errors import ClosedError, QueueShutDown, SharedMemoryExhausted
 
 #: A new ring is this many times as large as the one before, and twice from `SLOWER_GROWTH` on, up to
 #: `LARGEST_RING`.
@@ -203,14 +203,7 @@ class PutSide:
         finally:
             if ticket is not None:
                 ticket.give_up(lock)
-                if ticket.woken:
-                    # What has been put must not be reported as a failure because the getters' ring cannot be
-                    # mapped here, or another thread has closed the queue by now. Whoever is not told looks
-                    # within a slice.
-                    with contextlib.suppress(MpkitError):
-                        if self._has_room():
-                            # The token stood for all the room there was: what is left is for the next one.
-                            self._file.putters.pass_on()
+                ticket.pass_on(self._has_room, self._file.putters)
 
     def is_full(self) -> bool:
         """Whether there is no room for any item, seen without the lock, so that nothing is pickled in vain.

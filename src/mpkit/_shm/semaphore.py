@@ -4,6 +4,7 @@ removes the name.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -128,20 +129,14 @@ class Semaphore:
         `threading.Lock`.
         """
         me = identity.current()
-        making = _making
         # One thread at a time may have the name that `forget_private_of` knows, and once: a `__del__` may
         # have come in the middle.
-        if not making.is_owned():
-            try:
-                if making.acquire(False):
-                    return cls._make_private(value, _private_name(me))
-            except FileExistsError:
-                pass  # another interpreter of this process is just making one
-            finally:
-                try:
-                    making.unwind()
-                finally:
-                    making.unwind()
+        if not _making.is_owned():
+            # Else another interpreter of this process is just making one.
+            with contextlib.suppress(FileExistsError):
+                made = _making.run_within(0, cls._make_private, value, _private_name(me))
+                if made is not None:
+                    return made[0]
         return cls._make_private(value, _private_name(me, os.urandom(6).hex()))
 
     @classmethod

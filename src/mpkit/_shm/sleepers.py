@@ -24,12 +24,14 @@ that, and who takes the token looks after that.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 
 from mpkit._shm.robust_lock import PATIENCE_SECONDS, RobustLock
 from mpkit._shm.semaphore import MAX_VALUE, Semaphore
 from mpkit._shm.spin import SpinBudget
+from mpkit.errors import MpkitError
 
 #: The longest sleep without a look. Five looks a second cost less than a thousandth of a core.
 SLICE_SECONDS = 0.2
@@ -243,6 +245,18 @@ class Ticket:
                 lock.unwind()
             finally:
                 lock.unwind()
+
+    def pass_on(self, is_left: Callable[[], bool], waker: Waker) -> None:
+        """At the very end: a token that has come stood for all there was, and what is left of that is for the
+        next sleeper.
+
+        Never fails: the call has done its work, which must not be lost because a ring cannot be mapped here,
+        or another thread has closed the queue by now. Whoever is not told looks within a slice.
+        """
+        if self.woken:
+            with contextlib.suppress(MpkitError):
+                if is_left():
+                    waker.pass_on()
 
 
 class Waker:

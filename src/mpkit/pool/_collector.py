@@ -181,6 +181,12 @@ class Collector:
         """Have the caller's thread call something of the program's, after all that was asked for before."""
         self._caller.call(call)
 
+    def log(self, log: Callable[..., object], text: str, *arguments: object) -> None:
+        """Have something of the pool's own logged there: everybody depends on the pool's other threads, and
+        the log handlers of the program may hang.
+        """
+        self.call_back(functools.partial(log, text, *arguments))
+
     def do_later(self, chore: Callable[[], object]) -> None:
         """Have the collector's thread do something of the pool's own, which must not wait for anything."""
         self._chores.append(chore)

@@ -358,8 +358,7 @@ class Engine:
                 "%s: worker %d was killed: something in it has written into the memory that it shares with "
                 "the pool"
             )
-            # Not here: everybody depends on this thread, and the handlers of the program may hang.
-            self.collector.call_back(functools.partial(_logger.error, problem, self.options.name, lane.pid))
+            self.collector.log(_logger.error, problem, self.options.name, lane.pid)
         if exitcode != 0 or lane.words[STATE] != LEAVING or lane.words[PARCELS]:
             # Else it has left in order, and has never made any.
             payload.sweep(lane.identity)

@@ -8,10 +8,10 @@ for a while.
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable
 
+from mpkit._platform.deadlines import NEVER
 from mpkit.pool._collector import Collector
 from mpkit.pool._dispatcher import Dispatcher, Settlements
 from mpkit.pool._lane import Lane
@@ -49,13 +49,13 @@ class Leavers:
         # Of those the oldest ones make room.
         too_many = len(staying) - self._options.processes
         for place, lane in enumerate(staying):
-            if lane.leave_by != _NEVER:
+            if lane.leave_by != NEVER:
                 seconds = _LEAST_SECONDS if place < too_many else _MOST_SECONDS
                 lane.leave_by = lane.left_at + max(seconds, 10 * self._options.grace_period)
                 if now >= lane.leave_by:
                     self._end(lane)
                 looks.append(lane.leave_by)
-        return min(looks, default=_NEVER)
+        return min(looks, default=NEVER)
 
     def are_too_many(self, now: float) -> bool:
         """Whether there are so many that stay that one has to go before another worker is started."""
@@ -79,16 +79,12 @@ class Leavers:
     def _end(self, lane: Lane) -> None:
         self._kill(lane)
         # Only now: what could not be done is tried again.
-        lane.leave_by = _NEVER
+        lane.leave_by = NEVER
         problem = (
             "%s: worker %d was killed: it had left, but a thread or a process that a task had started in it "
             "kept it from ending"
         )
-        # Not here: everybody depends on this thread, and the handlers of the program may hang.
-        self._collector.call_back(functools.partial(_logger.warning, problem, self._options.name, lane.pid))
-
-
-_NEVER = float("inf")
+        self._collector.log(_logger.warning, problem, self._options.name, lane.pid)
 
 
 def _left_at(lane: Lane) -> float:

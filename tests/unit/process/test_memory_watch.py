@@ -40,6 +40,16 @@ class Scene:
     def kill_families(self, roots: list[ProcessIdentity]) -> None:
         self.kill(*roots)
 
+    def fail_to_kill_once(self) -> None:
+        failures = iter([OSError(errno.EIO, "broken")])
+
+        def kill(process: ProcessIdentity) -> None:
+            for failure in failures:
+                raise failure
+            self.killed.append(process)
+
+        self.kill = kill
+
     def exceeded(self, size: int) -> None:
         self.told.append(size)
         self.over.set()
@@ -87,14 +97,7 @@ def test_one_that_has_ended_is_forgotten(size: int | None, scene: Scene) -> None
 def test_what_fails_ends_neither_the_thread_nor_another_limit(
     scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
-    failures = iter([OSError(errno.EIO, "broken")])
-
-    def kill(process: ProcessIdentity) -> None:
-        for failure in failures:
-            raise failure
-        scene.killed.append(process)
-
-    scene.kill = kill
+    scene.fail_to_kill_once()
     scene.sizes = {ME.pid: iter([101, 102]), ANOTHER.pid: iter([MemoryError("none left"), 103])}
     with caplog.at_level(logging.ERROR, "mpkit.process"):
         # Both before the first look.
@@ -120,14 +123,7 @@ def test_a_log_handler_that_fails_does_not_end_the_thread(
     shown: list[object] = []
     monkeypatch.setattr(sys, "excepthook", lambda _kind, error, _traceback: shown.append(str(error)))
     monkeypatch.setattr(logging.getLogger("mpkit.process"), "handlers", [Failing()])
-    failures = iter([OSError(errno.EIO, "broken")])
-
-    def kill(process: ProcessIdentity) -> None:
-        for failure in failures:
-            raise failure
-        scene.killed.append(process)
-
-    scene.kill = kill
+    scene.fail_to_kill_once()
     scene.sizes[ME.pid] = iter([101, 102])
     memory_watch.watch(ME, 100, scene.exceeded)
     assert ended()

@@ -403,12 +403,18 @@ def test_an_item_that_has_been_taken_is_not_lost_when_another_thread_closes_the_
             queue._shared.regions.map(9)  # type: ignore[union-attr]
 
 
+def assert_no_region_is_held(queue: BoundedQueue[bytearray]) -> None:
+    # An interrupt in a destructor is made good by the next one.
+    queue.put(bytearray(100_000))
+    assert queue.get() == bytearray(100_000)
+    assert queue._opened().regions.with_getters() == 0
+
+
 @needs_a_trace_that_raises
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.usefixtures("cheap_collections")
 def test_ctrl_c_while_a_big_item_is_opened_frees_its_memory_once() -> None:
     with BoundedQueue[bytearray]() as queue:
-        regions = queue._opened().regions
         for step in itertools.count():
             queue.put(bytearray(100_000))
             item = queue._gets.get(True, None)
@@ -416,10 +422,7 @@ def test_ctrl_c_while_a_big_item_is_opened_frees_its_memory_once() -> None:
             interrupted = interrupt_at(step, item.open)
             del item
             gc.collect()
-            # An interrupt in a destructor is made good by the next one.
-            queue.put(bytearray(100_000))
-            assert queue.get() == bytearray(100_000)
-            assert regions.with_getters() == 0
+            assert_no_region_is_held(queue)
             if not interrupted:
                 break
         assert step > 10
@@ -430,17 +433,13 @@ def test_ctrl_c_while_a_big_item_is_opened_frees_its_memory_once() -> None:
 @pytest.mark.usefixtures("cheap_collections")
 def test_ctrl_c_just_when_a_big_item_has_been_taken_frees_its_memory() -> None:
     with BoundedQueue[bytearray]() as queue:
-        regions = queue._opened().regions
         for step in itertools.count():
             queue.put(bytearray(100_000))
             interrupted = interrupt_at(step, queue.get)
             gc.collect()
             while not queue.empty():
                 assert queue.get() == bytearray(100_000)
-            # An interrupt in a destructor is made good by the next one.
-            queue.put(bytearray(100_000))
-            assert queue.get() == bytearray(100_000)
-            assert regions.with_getters() == 0
+            assert_no_region_is_held(queue)
             if not interrupted:
                 break
         assert step > 50
