@@ -41,7 +41,8 @@ def bars(title: str, results: Sequence[Result]) -> str:
             length = _SHORTEST + scale * math.log(good / worst)
             colour = _colour(result, outcome)
             baseline = result.outcome(result.workload.baseline) if result.workload.baseline else None
-            ratio = good / _goodness(result, baseline) if baseline else None
+            ratio = good / _goodness(result, baseline) if baseline and baseline.median else None
+            # None beside a baseline of zero, which is no measure for anything.
             figure = number(outcome.median or 0.0) + (f"  ({times(ratio)})" if ratio else "")
             body.append(_text(_LABELS, y + 12, outcome.contender, anchor="end"))
             body.append(

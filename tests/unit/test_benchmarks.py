@@ -216,6 +216,18 @@ def test_a_plot_is_well_formed_and_longer_is_better() -> None:
         assert widths == sorted(widths, reverse=True)
 
 
+def test_a_plot_gives_no_ratio_to_a_baseline_of_zero() -> None:
+    idle = Result(
+        workload(better="lower", unit="% of a core"),
+        (outcome("mpkit", 0.07), outcome("slow", 0.0), outcome("quick", 0.01)),
+    )
+    figures = [
+        element.text or "" for element in ET.fromstring(plot.bars("Idle", [idle])).findall(".//{*}text")
+    ]
+    assert {"0.07", "0.01"} <= set(figures)
+    assert not [figure for figure in figures if "nan" in figure]
+
+
 # -- what is measured ----------------------------------------------------------------------------------------
 
 
@@ -341,7 +353,7 @@ def test_the_readme_tells_what_was_measured() -> None:
     (calls,) = figures(r"single pool calls about ([\d.]+) times as fast", "README.md")
     assert float(calls) == pytest.approx(measured("one call at a time"), rel=ROUGHLY)
     part, contended = figures(
-        r"locks have about (an? \w+) of the speed \(([\d.]+) where four processes", "README.md"
+        r"Locks are slower, with about (an? \w+) of the speed \(([\d.]+) where four processes", "README.md"
     )
     assert 1 / PARTS[part] == pytest.approx(measured("acquire and release, one process"), rel=ROUGHLY)
     four = measured("acquire and release, four processes at once")
