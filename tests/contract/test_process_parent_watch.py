@@ -19,6 +19,7 @@ import pytest
 
 from mpkit._platform import exits, families, guardian, identity, parent_watch, seam
 from mpkit._platform.exits import ExitWatcher
+from mpkit._platform.hints import override
 from mpkit._platform.parent_watch import ParentLink
 from tests.helpers.processes import gone, reap, wait_gone
 from tests.helpers.waiting import PATIENCE, wait_until
@@ -96,6 +97,29 @@ def test_the_time_limit_of_a_program_s_sockets_is_not_the_line_s() -> None:
             assert line.guardian_pid == pid
     finally:
         socket.setdefaulttimeout(before)
+
+
+def test_sockets_that_a_library_puts_in_the_place_of_all_are_not_the_line_s(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Waiting(socket.socket):
+        """As gevent's: its calls wait, whatever their flags say."""
+
+        @override
+        def recv(self, size: int, flags: int = 0, /) -> bytes:
+            raise AssertionError("this would wait for ever")
+
+        @override
+        def send(self, data: Any, flags: int = 0, /) -> int:
+            raise AssertionError("this would wait for room")
+
+    monkeypatch.setattr(socket, "socket", Waiting)
+    with a_line() as line:
+        line.ensure_guardian()
+        pid = line.guardian_pid
+        assert line.send(b"F 0 0")
+        line.ensure_guardian()
+        assert line.guardian_pid == pid
 
 
 def test_a_handler_that_starts_a_process_while_a_guardian_is_started_goes_without(

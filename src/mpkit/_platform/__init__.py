@@ -10,6 +10,7 @@
 - `cpus`, `cgroups`: how many CPUs this process may really use
 - `contexts`: the start method
 - `forks`: what is to be done at forks
+- `greenlets`: whether somebody has put them in the place of threads
 - `build`: how the interpreter was built
 - `fences`: memory order between processes
 - `filelock`: a lock that the kernel frees

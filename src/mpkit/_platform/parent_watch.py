@@ -27,6 +27,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 from mpkit._platform import families, guardian, identity, seam
@@ -152,14 +153,14 @@ class _Line:
             return False
         return False
 
-    def _on_the_line(self, use: Callable[[socket.socket], object]) -> object | None:
+    def _on_the_line(self, use: Callable[[seam.PlainSocket], object]) -> object | None:
         """Do this with the line, and return what it returns; None if there is no line."""
         descriptor = self._descriptor
         if descriptor is None or not self._is_ours(descriptor):
             return None
         # Interrupted before it has let go of the line, the socket would close it.
         with deferred_interrupts():
-            line_socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, descriptor)
+            line_socket = seam.PlainSocket(socket.AF_UNIX, socket.SOCK_STREAM, 0, descriptor)
             try:
                 # With the time limit that a program sets for its own sockets (`socket.setdefaulttimeout`)
                 # each call would wait that long, whatever its flags say, and the guardian count as gone.
@@ -190,8 +191,8 @@ class _Line:
         return is_still(descriptor, self._socket)
 
     def _start(self, executable: str) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with theirs:
+        ours, theirs = seam.plain_socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with closing(theirs):
             for end in (ours, theirs):
                 # Where the program has set a time limit for its own sockets, these would not block; the
                 # guardian, which inherits one, is to read from a plain one.

@@ -28,6 +28,8 @@ Python. What is used, and why there is no public way:
 - ``spawn.get_start_method``: the name by which `multiprocessing.spawn` asks what to tell a child; asking
   settles the application's start method.
 - ``RLock._is_owned``: whether this thread has it; nothing public tells.
+- ``_socket.socket`` and ``socketpair``: libraries of greenlets put a class of their own in the place of
+  `socket.socket`, in the whole process, whose calls wait although they were told not to.
 - ``forkserver._forkserver``: its public `set_forkserver_preload` replaces what the application has asked for,
   and does not tell what that was.
 - ``ForkingPickler._extra_reducers``: its public `dumps` makes a new pickler class instance with two
@@ -42,6 +44,7 @@ import itertools
 import os
 import sys
 import threading
+from _socket import socket as PlainSocket  # noqa: N812
 from collections.abc import Callable, Generator, Mapping, Sequence
 from multiprocessing import process, reduction, spawn, util
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
@@ -91,11 +94,15 @@ else:
     if sys.platform != "win32":
         from _multiprocessing import sem_unlink as _sem_unlink
 
+if sys.platform != "win32":
+    from _socket import socketpair as plain_socketpair
+
 __all__ = [
     "SEMAPHORE_KIND",
     "ChildProcess",
     "InterruptibleLock",
     "PassedDescriptor",
+    "PlainSocket",
     "SemLock",
     "TrackedType",
     "at_exit_after_children_joined",
@@ -117,6 +124,7 @@ __all__ = [
     "look_at",
     "pass_descriptor",
     "peak_rss_bytes_of",
+    "plain_socketpair",
     "python_executable",
     "rebuild_semaphore",
     "sem_unlink",

@@ -16,10 +16,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from mpkit._platform.deadlines import check_timeout
+from mpkit._platform.greenlets import patched_by
 from mpkit._platform.hints import Self
 from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._wire.unsendable import Unsendable
-from mpkit.errors import ClosedError
+from mpkit.errors import ClosedError, PoolBroken
 from mpkit.pool._channel import KEYWORDS
 from mpkit.pool._handle import TaskHandle
 from mpkit.pool._imap import ImapIterator
@@ -323,7 +324,8 @@ class TaskPool(PoolView):
         SerializationError: The initializer or its arguments cannot be pickled.
         OSError: The system refuses processes or shared memory, or has no named semaphores (Windows); nothing
             is left behind.
-        PoolBroken: multiprocessing's fork server has died while it was asked for a worker.
+        PoolBroken: multiprocessing's fork server has died while it was asked for a worker; or gevent or
+            eventlet has replaced the threads of this process, which a pool cannot do without.
 
     Safe from: any thread of the process that created it. A fork of that process cannot use it: calls raise
     `ClosedError` there.
@@ -374,6 +376,7 @@ class TaskPool(PoolView):
 
     def _start(self, options: PoolOptions) -> None:
         refuse_pool_without_end()
+        _refuse_greenlets()
         # First: it comes up while the rest is made.
         start_server(options.context)
         from mpkit.pool._engine import Engine  # noqa: PLC0415  see the top of this file
@@ -582,6 +585,17 @@ def _with_callbacks(
     if callback is not None or error_callback is not None:
         handle._call_back(_Callbacks(callback, error_callback))
     return handle
+
+
+def _refuse_greenlets() -> None:
+    library = patched_by()
+    if library is not None:
+        raise PoolBroken(
+            f"{library} has put greenlets in the place of this process's threads, or of its waiting for "
+            "files, and the threads of a pool would keep them all waiting, for ever. Use the pool in a "
+            "process that is not patched: a server's worker class with threads (gunicorn: gthread), or a "
+            "WorkerProcess"
+        )
 
 
 def _dropped(engine: Engine, name: str) -> None:

@@ -1,0 +1,49 @@
+"""`mpkit._platform.greenlets`: told by what gevent and eventlet tell; and a pool is not made there."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from mpkit import TaskPool
+from mpkit._platform.greenlets import patched_by
+from mpkit.errors import PoolBroken
+
+LIBRARIES = [
+    ("gevent", "gevent.monkey", "is_module_patched", "threading"),
+    ("eventlet", "eventlet.patcher", "is_monkey_patched", "thread"),
+]
+
+
+def load(monkeypatch: pytest.MonkeyPatch, module: str, question: str, patched: set[str]) -> None:
+    """Such a library, imported, that has replaced these modules."""
+    monkeypatch.setitem(sys.modules, module, SimpleNamespace(**{question: patched.__contains__}))
+
+
+def test_nobody_has() -> None:
+    assert patched_by() is None
+
+
+@pytest.mark.parametrize("library, module, question, threads", LIBRARIES)
+def test_imported_or_patching_something_else_is_no_matter(
+    monkeypatch: pytest.MonkeyPatch, library: str, module: str, question: str, threads: str
+) -> None:
+    load(monkeypatch, module, question, {"socket", "ssl"})
+    assert patched_by() is None
+    load(monkeypatch, module, question, {threads})
+    assert patched_by() == library
+    load(monkeypatch, module, question, {"select"})
+    assert patched_by() == library
+
+
+def test_a_module_that_is_only_half_imported_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gevent.monkey", SimpleNamespace())
+    assert patched_by() is None
+
+
+def test_a_pool_is_refused_before_anything_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    load(monkeypatch, "gevent.monkey", "is_module_patched", {"threading", "select"})
+    with pytest.raises(PoolBroken, match=r"gevent has put greenlets .* Use the pool in a process that"):
+        TaskPool(1)
