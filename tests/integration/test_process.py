@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import math
 import os
 import signal
 import sys
@@ -13,7 +15,9 @@ from subprocess import Popen
 import psutil
 import pytest
 
+from mpkit import WorkerProcess
 from tests.helpers.processes import ROOT, gone, python, run_python, to_be_killed, wait_gone
+from tests.helpers.waiting import PATIENCE
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
 
@@ -354,6 +358,24 @@ if __name__ == "__main__":
     print(other.stop(0))
 """
     assert run_python("-c", program).stdout.split() == ["-9"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="lists descriptors")
+def test_a_fork_that_the_system_refuses_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> int:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    process = WorkerProcess(target=math.factorial, args=(5,), start_method="fork")
+    counts: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fork", refused)
+        for _ in range(2):  # the first may start servants, which stay
+            with pytest.raises(BlockingIOError):
+                process.start()
+            counts.append(len(os.listdir("/proc/self/fd")))
+    assert counts[0] == counts[1]
+    with process:
+        assert process.result(PATIENCE) == 120
 
 
 def test_nothing_is_left_when_nobody_asks() -> None:

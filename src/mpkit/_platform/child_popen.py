@@ -184,6 +184,15 @@ class _OwnChild(_ExactWaiting):
         super().__init__(child)
 
     @override
+    def _launch(self, child: BaseProcess) -> None:
+        try:
+            super()._launch(child)
+        except OSError as error:
+            if self.method == "fork" and "pid" not in vars(self):
+                _close_pipes_of_failed_fork(error)
+            raise
+
+    @override
     def _launched(self) -> None:
         if hasattr(os, "pidfd_open"):
             try:
@@ -318,6 +327,22 @@ class _ChildOfServer(_ExactWaiting):
             # It could not be looked at so far: better so than not at all.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signum)
+
+
+def _close_pipes_of_failed_fork(error: BaseException) -> None:
+    """Close the pipes of a child for which the system had no process: multiprocessing forgets them."""
+    from multiprocessing import popen_fork  # noqa: PLC0415  POSIX only
+
+    launch: Any = vars(popen_fork.Popen)["_launch"]
+    step = error.__traceback__
+    while step is not None:
+        if step.tb_frame.f_code is launch.__code__:
+            # Nobody else knows them.
+            its = step.tb_frame.f_locals
+            for name in ("parent_r", "child_w", "child_r", "parent_w"):
+                if name in its:
+                    os.close(its[name])
+        step = step.tb_next
 
 
 def _require_descriptors(number: int) -> None:
