@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import mmap
 import os
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from mpkit._platform import seam
 from mpkit._platform.descriptors import file_behind, is_still
 from mpkit._platform.hints import override
 from mpkit._platform.positioned import read_at, write_at
+from mpkit._platform.private_maps import map_privately
 
 __all__ = ["AnonymousFile"]
 
@@ -112,7 +112,7 @@ class AnonymousFile:
         Not to be called when it is empty. The memory is given back when the last view of it goes, after a
         `close` too.
         """
-        return memoryview(mmap.mmap(self.fileno(), 0, access=mmap.ACCESS_COPY))
+        return memoryview(map_privately(self.fileno(), self.size()))
 
     def close(self) -> None:
         """Let go of it. Twice does no harm."""
