@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from mpkit import LockedCounter
 from mpkit._platform import families, memory, readiness
 from mpkit._platform.exits import ExitWatcher
 from mpkit.errors import PoolBroken, TaskTimeout, WaitTimeout, WorkerCrashed
-from mpkit.pool import TaskPool, _payload, _reports, _supervisor
+from mpkit.pool import TaskPool, _crew, _payload, _reports, _supervisor
 from tests.contract import pool_tasks as tasks
 from tests.helpers.waiting import PATIENCE, wait_until
 
@@ -80,6 +81,28 @@ def test_a_worker_whose_burial_fails_half_way_is_buried_once(
     assert pool.submit(tasks.square, 3).result(PATIENCE) == 9
     assert len(reported) == 1
     assert pool.statistics().crashed == 1
+
+
+def test_a_lack_of_descriptors_that_passes_does_not_break_the_pool(
+    pool: TaskPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As in a server that has just accepted too many connections: nothing is wrong with the workers.
+    crew = pool._engine.crew
+    start = crew.start
+    refused: list[None] = []
+
+    def start_unless_refused() -> Any:
+        if len(refused) < _crew.MOST_KILLED - 1:
+            refused.append(None)
+            raise OSError(errno.EMFILE, "Too many open files")
+        return start()
+
+    monkeypatch.setattr(_crew, "_LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(crew, "start", start_unless_refused)
+    with pytest.raises(WorkerCrashed):
+        pool.submit(os._exit, 3).result(PATIENCE)
+    assert pool.submit(tasks.square, 3).result(PATIENCE) == 9
+    assert len(refused) == _crew.MOST_KILLED - 1
 
 
 @pytest.mark.parametrize("step", ["look_after_crew", "bury", "is_over", "break_down"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import math
 import os
 import signal
 import sys
@@ -13,7 +15,9 @@ from subprocess import Popen
 import psutil
 import pytest
 
+from mpkit import WorkerProcess
 from tests.helpers.processes import ROOT, gone, python, run_python, to_be_killed, wait_gone
+from tests.helpers.waiting import PATIENCE
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
 
@@ -236,7 +240,7 @@ def on_interrupt(signum, frame):
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, on_interrupt)
     def new():
-        return WorkerProcess(target=time.sleep, args=(600,), start_method="forkserver")
+        return WorkerProcess(target=time.sleep, args=(600,), start_method="forkserver", daemon=True)
     first = new()
     first.start()
     first.stop(0)
@@ -305,6 +309,73 @@ except OSError:
     print(code, time.monotonic() - began < 5)
 """
     assert run_python("-c", program).stdout.split() == ["-9", "True"]
+
+
+def test_a_start_that_lacks_a_descriptor_harms_neither_the_fork_server_nor_other_processes() -> None:
+    # Whatever step finds none left: the server must not die of it, nor a fork wait for ever for its orders.
+    program = """
+import os, resource, sys, time
+from multiprocessing import forkserver
+import psutil
+from mpkit import WorkerProcess
+
+def sleeper():
+    return WorkerProcess(target=time.sleep, args=(600,), start_method="forkserver", daemon=True)
+
+def descriptors():
+    return len(os.listdir("/proc/self/fd"))
+
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
+    other = sleeper()
+    other.start()
+    server = psutil.Process(forkserver._forkserver._forkserver_pid)
+    before, refused = descriptors(), 0
+    for spare in range(24):
+        taken = []
+        try:
+            while True:
+                taken.append(os.dup(0))
+        except OSError:
+            for descriptor in taken[len(taken) - spare:]:
+                os.close(descriptor)
+        process = sleeper()
+        try:
+            process.start()
+        except OSError:
+            refused += 1
+        finally:
+            for descriptor in taken[:len(taken) - spare]:
+                os.close(descriptor)
+        if process.pid is None:
+            assert descriptors() == before, spare
+        else:
+            process.stop(0)
+        process.close()
+        left = [child.pid for child in server.children() if child.pid != other.pid]
+        assert left == [], (spare, left)
+    assert 0 < refused < 24, refused
+    print(other.stop(0))
+"""
+    assert run_python("-c", program).stdout.split() == ["-9"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="lists descriptors")
+def test_a_fork_that_the_system_refuses_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> int:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    process = WorkerProcess(target=math.factorial, args=(5,), start_method="fork")
+    counts: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fork", refused)
+        for _ in range(2):  # the first may start servants, which stay
+            with pytest.raises(BlockingIOError):
+                process.start()
+            counts.append(len(os.listdir("/proc/self/fd")))
+    assert counts[0] == counts[1]
+    with process:
+        assert process.result(PATIENCE) == 120
 
 
 def test_nothing_is_left_when_nobody_asks() -> None:

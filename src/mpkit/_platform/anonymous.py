@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import mmap
 import os
 import sys
 import tempfile
@@ -16,15 +15,21 @@ from mpkit._platform import seam
 from mpkit._platform.descriptors import file_behind, is_still
 from mpkit._platform.hints import override
 from mpkit._platform.positioned import read_at, write_at
+from mpkit._platform.private_maps import map_privately
 
 __all__ = ["AnonymousFile"]
+
+#: How memfd_create(2) fails in sandboxes that do not know it or do not let it through, and on systems where a
+#: program has to say that it will not execute the file (vm.memfd_noexec = 2; older ones do not know how).
+_FORBIDDEN = frozenset({errno.ENOSYS, errno.EPERM, errno.EACCES})
 
 
 class AnonymousFile:
     """A file that goes with the last process that has it open, however that process ends.
 
-    In memory on Linux (memfd_create(2), not limited by the size of ``/dev/shm``), else in the directory for
-    temporary files, with its name removed at once. On Windows it has a name until its creator closes it.
+    In memory on Linux (memfd_create(2), not limited by the size of ``/dev/shm``); elsewhere, and where that
+    is forbidden, in the directory for temporary files, with its name removed at once. On Windows it has a
+    name until its creator closes it.
 
     Can be pickled while a child is being started; the child then has the same file. What one of them reads
     and writes is independent of where the other one, or another thread, is just reading or writing: they have
@@ -43,7 +48,11 @@ class AnonymousFile:
     def create(cls, label: str) -> AnonymousFile:
         """Make an empty one. `label` is what the system may list it under."""
         if sys.platform == "linux" and hasattr(os, "memfd_create"):
-            return cls(os.memfd_create(f"mpkit-{label}", os.MFD_CLOEXEC))
+            try:
+                return cls(os.memfd_create(f"mpkit-{label}", os.MFD_CLOEXEC))
+            except OSError as error:
+                if error.errno not in _FORBIDDEN:
+                    raise
         descriptor, path = tempfile.mkstemp(prefix=f"mpkit-{label}-")
         if sys.platform == "win32":
             return cls(descriptor, path)
@@ -103,7 +112,7 @@ class AnonymousFile:
         Not to be called when it is empty. The memory is given back when the last view of it goes, after a
         `close` too.
         """
-        return memoryview(mmap.mmap(self.fileno(), 0, access=mmap.ACCESS_COPY))
+        return memoryview(map_privately(self.fileno(), self.size()))
 
     def close(self) -> None:
         """Let go of it. Twice does no harm."""

@@ -184,6 +184,15 @@ class _OwnChild(_ExactWaiting):
         super().__init__(child)
 
     @override
+    def _launch(self, child: BaseProcess) -> None:
+        try:
+            super()._launch(child)
+        except OSError as error:
+            if self.method == "fork" and "pid" not in vars(self):
+                _close_pipes_of_failed_fork(error)
+            raise
+
+    @override
     def _launched(self) -> None:
         if hasattr(os, "pidfd_open"):
             try:
@@ -260,6 +269,13 @@ class _ChildOfServer(_ExactWaiting):
         self._told: deque[bytes] = deque()
         super().__init__(child)
 
+    @override
+    def _launch(self, child: BaseProcess) -> None:
+        # multiprocessing begins to talk to the server, and asks for the last descriptor when that has forked.
+        # Failing in between, it would leave the server dead, or the fork waiting for ever.
+        _require_descriptors(_LAUNCH_DESCRIPTORS)
+        super()._launch(child)
+
     def _reap(self) -> None:
         if not self._told and not self._server_died:
             if not wait_readable(self.sentinel, 0):
@@ -313,6 +329,37 @@ class _ChildOfServer(_ExactWaiting):
                 os.kill(self.pid, signum)
 
 
+def _close_pipes_of_failed_fork(error: BaseException) -> None:
+    """Close the pipes of a child for which the system had no process: multiprocessing forgets them."""
+    from multiprocessing import popen_fork  # noqa: PLC0415  POSIX only
+
+    launch: Any = vars(popen_fork.Popen)["_launch"]
+    step = error.__traceback__
+    while step is not None:
+        if step.tb_frame.f_code is launch.__code__:
+            # Nobody else knows them.
+            its = step.tb_frame.f_locals
+            for name in ("parent_r", "child_w", "child_r", "parent_w"):
+                if name in its:
+                    os.close(its[name])
+        step = step.tb_next
+
+
+def _require_descriptors(number: int) -> None:
+    """See that so many more can be had at this moment.
+
+    Raises:
+        OSError: If not (EMFILE, ENFILE).
+    """
+    taken: list[int] = []
+    try:
+        for _ in range(number // 2):
+            taken.extend(os.pipe())
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+
+
 def gives_way() -> bool:
     """Whether the start of a process, which keeps interrupts away, gives way to one.
 
@@ -339,6 +386,9 @@ _TOLD_WITHIN_S = 5.0
 
 #: No launch takes as long as this, unless it waits for a process that is stopped.
 _STUCK_S: Final = 1.0
+
+#: What a launch by the fork server has open at most (a socket and two pipes), and some for what is imported.
+_LAUNCH_DESCRIPTORS: Final = 8
 
 _FIRST: Final = operator.itemgetter(0)
 

@@ -15,7 +15,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from mpkit._platform import identity
 from mpkit._platform.interrupts import deferred_interrupts
@@ -38,6 +38,7 @@ __all__ = [
     "create_file",
     "exhausted",
     "map_file",
+    "raise_refusal",
     "reserve",
     "round_up",
 ]
@@ -131,9 +132,7 @@ class Segment:
                 "handle under way has been opened"
             ) from error
         except OSError as error:
-            if error.errno in _NO_ROOM:
-                raise exhausted(error, 0) from error
-            raise
+            raise_refusal(error)
         try:
             status = os.fstat(fd)
             check_private(name, status)
@@ -145,8 +144,8 @@ class Segment:
             return cls(name, fd, status.st_size if size is None else size, owned=False)
         except BaseException as error:
             os.close(fd)
-            if isinstance(error, OSError) and error.errno in _NO_ROOM and not isinstance(error, HandleLost):
-                raise exhausted(error, 0) from error
+            if isinstance(error, OSError):
+                raise_refusal(error)
             raise
 
     @property
@@ -291,6 +290,15 @@ def check_private(name: str, status: os.stat_result) -> None:
             "user's files only",
             name,
         )
+
+
+def raise_refusal(error: OSError) -> NoReturn:
+    """Raise what the system has said when a file was opened or mapped: the public error, if it is about
+    having none left.
+    """
+    if error.errno in _NO_ROOM:
+        raise exhausted(error, 0) from error
+    raise error
 
 
 def exhausted(error: OSError, size: int) -> SharedMemoryExhausted:

@@ -2,16 +2,18 @@
 
 A pool whose workers cannot be started must say so instead of trying for ever: after `MOST_FAILURES` start-ups
 in a row that end with an exit code (an exception in ``__main__``, usually), or `MOST_KILLED` that die of a
-signal, none succeeding in between, it is broken. Between two attempts lies a growing pause.
+signal or that the system refuses, none succeeding in between, it is broken. Between two attempts lies a
+growing pause.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from multiprocessing.connection import Connection
 
-from mpkit._platform import memory, seam
+from mpkit._platform import identity, memory, seam
 from mpkit._platform.forks import in_forked_children
 from mpkit._platform.interrupts import without_interrupts
 from mpkit._platform.parent_watch import ParentLink
@@ -31,6 +33,9 @@ MOST_FAILURES = 3
 MOST_KILLED = 10
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 2.0
+
+# No process, or no shared memory; like what `identity.is_lack_of_means` tells, it may pass.
+_REFUSED = frozenset({errno.EAGAIN, errno.ENOSPC})
 
 _GUARD = (
     "the main module creates the pool when it is imported, which every worker does; put that under "
@@ -170,17 +175,32 @@ class Crew:
         """Whether a worker is in the pool's initializer, or has died there."""
         return self._options.initializer is not None and lane.words[STATE] == INITIALIZING
 
-    def note_failure(self, how: str, *, killed: bool, initializing: bool = False) -> PoolBroken | None:
+    def note_error(self, error: Exception) -> PoolBroken | None:
+        """`start` has raised an error. The one for the pool, once there is no more hope."""
+        refused = isinstance(error, MemoryError) or (
+            isinstance(error, OSError) and (identity.is_lack_of_means(error) or error.errno in _REFUSED)
+        )
+        how = f"starting a process raised {type(error).__name__}: {error}"
+        broken = self.note_failure(how, killed=False, refused=refused)
+        if broken is not None:
+            broken.__cause__ = error
+        return broken
+
+    def note_failure(
+        self, how: str, *, killed: bool, refused: bool = False, initializing: bool = False
+    ) -> PoolBroken | None:
         """A start-up has failed. The error, once there is no more hope.
 
         Args:
             how: What has happened.
             killed: By a signal.
+            refused: The system has no descriptor, process or memory left, which may be there again in a
+                moment.
             initializing: In the pool's initializer.
         """
         self._forget_failures_before_a_greeting()
         self._failures.append(how)
-        if killed:
+        if killed or refused:
             self._killed += 1
         else:
             self._failed += 1
@@ -204,7 +224,12 @@ class Crew:
                 f" The error itself was printed by the worker (standard error). A frequent cause: {_GUARD}."
                 f" Another: {_NOT_IMPORTABLE}."
             )
-        if killed:
+        if refused:
+            text += (
+                " The system has none left of what a worker needs (descriptors, processes, memory): "
+                "raise the limit, or give back what is not needed."
+            )
+        elif killed:
             text += (
                 f" {'Otherwise something' if initializing else 'Something'} kills them: the out-of-memory "
                 "killer, a limit of the system, or another program."

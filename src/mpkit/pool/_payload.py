@@ -21,9 +21,10 @@ import sys
 from typing import Any, cast
 
 from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.private_maps import map_privately, map_read_only
 from mpkit._shm import names
 from mpkit._shm.blob import Blob
-from mpkit._shm.segment import PREFIX, SHM_DIRECTORY, check_private
+from mpkit._shm.segment import PREFIX, SHM_DIRECTORY, check_private, raise_refusal
 from mpkit._wire import codec, failure
 from mpkit._wire.codec import Pickler
 from mpkit.errors import HandleLost, MpkitError, SerializationError
@@ -317,14 +318,14 @@ def _map(name: str, *, read_only: bool = False) -> mmap.mmap:
             f"the file {name!r} with the data of a task is gone: its creator has exited or let go of it",
             name=name,
         ) from error
+    except OSError as error:
+        raise_refusal(error)
     try:
         status = os.fstat(fd)
         check_private(name, status)
-        if sys.platform == "win32":
-            return mmap.mmap(fd, status.st_size, access=mmap.ACCESS_READ if read_only else mmap.ACCESS_COPY)
-        if read_only:
-            return mmap.mmap(fd, status.st_size, mmap.MAP_SHARED, mmap.PROT_READ)
-        return mmap.mmap(fd, status.st_size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
+        return map_read_only(fd, status.st_size) if read_only else map_privately(fd, status.st_size)
+    except OSError as error:
+        raise_refusal(error)
     finally:
         os.close(fd)
 

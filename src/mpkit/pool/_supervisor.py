@@ -458,8 +458,6 @@ class Supervisor:
         try:
             lane = engine.crew.start()
         except Exception as error:  # noqa: BLE001  whatever it is, the pool has to say it in the end
-            return engine.crew.note_failure(
-                f"starting a process raised {type(error).__name__}: {error}", killed=False
-            )
+            return engine.crew.note_error(error)
         self.add(lane)
         return None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,3 +60,31 @@ def test_reading_and_writing_elsewhere_disturbs_nobody() -> None:
     assert len(other.read()) == 400_001
     other.close()
     file.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memfd_create")
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EPERM, errno.EACCES])
+def test_where_files_in_memory_are_forbidden_it_is_a_temporary_one(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(name: str, flags: int) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "memfd_create", forbidden)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    file = AnonymousFile.create("test")
+    assert not list(tmp_path.iterdir()), "it has no name"
+    file.write([b"something"], at=0)
+    assert bytes(file.map_privately()) == b"something"
+    assert not os.get_inheritable(file.fileno())
+    file.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memfd_create")
+def test_a_lack_of_descriptors_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(name: str, flags: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "memfd_create", refused)
+    with pytest.raises(OSError, match="Too many open files"):
+        AnonymousFile.create("test")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from unittest.mock import Mock
 
-from mpkit.pool._crew import MOST_FAILURES, Crew
+import pytest
+
+from mpkit.errors import PoolBroken, SharedMemoryExhausted
+from mpkit.pool._crew import MOST_FAILURES, MOST_KILLED, Crew
 from mpkit.pool._dispatcher import Dispatcher
 
 
@@ -17,3 +21,33 @@ def test_only_failures_in_a_row_count() -> None:
     for _ in range(MOST_FAILURES - 1):
         assert crew.note_failure("no memory", killed=False) is None
     assert "no memory" in str(crew.note_failure("no memory", killed=False))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EMFILE, "Too many open files"),
+        OSError(errno.EAGAIN, "Resource temporarily unavailable"),
+        SharedMemoryExhausted("no room"),
+        MemoryError("no memory"),
+    ],
+)
+def test_what_the_system_refuses_is_tried_for_longer_and_told_as_what_it_is(error: Exception) -> None:
+    options = Mock()
+    options.context.get_start_method.return_value = "forkserver"
+    crew = Crew(options, Dispatcher(lambda: None), Mock(), None)
+    for _ in range(MOST_KILLED - 1):
+        assert crew.note_error(error) is None
+    broken = crew.note_error(error)
+    assert isinstance(broken, PoolBroken)
+    assert broken.__cause__ is error
+    assert str(error) in str(broken)
+    assert "raise the limit" in str(broken)
+    assert "__main__" not in str(broken)
+
+
+def test_an_error_that_will_stay_breaks_the_pool_soon() -> None:
+    crew = Crew(Mock(), Dispatcher(lambda: None), Mock(), None)
+    for _ in range(MOST_FAILURES - 1):
+        assert crew.note_error(RuntimeError("an unguarded main module")) is None
+    assert "unguarded" in str(crew.note_error(RuntimeError("an unguarded main module")))

@@ -1,0 +1,84 @@
+"""Mappings of a file for one process: private, and not at the price of a descriptor each."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mpkit._platform import private_maps
+from mpkit._platform.private_maps import map_privately, map_read_only
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="descriptors")
+
+DATA = bytes(range(256)) * 8_000
+needs_descriptors = pytest.mark.skipif(sys.version_info >= (3, 13), reason="mappings need no descriptor")
+
+
+@pytest.fixture
+def fd(tmp_path: Path) -> Iterator[int]:
+    path = tmp_path / "file"
+    path.write_bytes(DATA)
+    fd = os.open(path, os.O_RDWR)
+    yield fd
+    os.close(fd)
+
+
+def descriptors() -> int:
+    return sum(_is_open(number) for number in range(4096))
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
+
+
+def test_thousands_need_few_descriptors_and_are_private_all_the_same(fd: int) -> None:
+    before = descriptors()
+    maps = [map_privately(fd, len(DATA)) for _ in range(300)]
+    most = private_maps.MOST_WITH_DESCRIPTOR if sys.version_info < (3, 13) else 0
+    assert descriptors() - before <= most
+    for mapped in (maps[0], maps[-1]):
+        assert mapped[:] == DATA
+        mapped[1] = 77
+    assert maps[1][:] == DATA
+    assert os.pread(fd, len(DATA), 0) == DATA
+    del maps, mapped
+    assert descriptors() == before
+
+
+@needs_descriptors
+def test_where_there_is_none_left_it_is_a_copy(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    real: Any = mmap.mmap
+
+    def refused(descriptor: int, *args: Any, **kwargs: Any) -> Any:
+        if descriptor >= 0:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real(descriptor, *args, **kwargs)
+
+    monkeypatch.setattr(mmap, "mmap", refused)
+    assert map_privately(fd, len(DATA))[:] == DATA
+
+
+def test_other_refusals_are_errors(fd: int) -> None:
+    closed = os.dup(fd)
+    os.close(closed)
+    with pytest.raises(OSError, match="descriptor"):
+        map_privately(closed, len(DATA))
+
+
+def test_a_read_only_one_shows_what_others_write(fd: int) -> None:
+    mapped = map_read_only(fd, len(DATA))
+    os.pwrite(fd, b"\x07", 1)
+    assert mapped[1] == 7
+    with pytest.raises(TypeError):
+        mapped[0] = 1
