@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from mpkit._platform.deadlines import has_passed
 from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._shm import records
 from mpkit._shm.layout import (
@@ -167,43 +168,31 @@ class PutSide:
             SharedMemoryExhausted: an unbounded queue cannot grow.
             ClosedError: this process has closed the queue.
         """
-        lock = self._lock
-        ticket: Ticket | None = None
-        spun = False
+        done = self._put_once(data, flag, lock_deadline(block, deadline))
+        if done is not False or not block or has_passed(deadline):
+            return bool(done)
+        self._spin_for_room()
+        ticket = Ticket(self._file.room, self._spin)
+
+        def put_or_take_ticket() -> bool:
+            done = self._put_locked(data, flag)
+            if done:
+                ticket.hand_back()
+            else:
+                ticket.take()
+            return done
+
         try:
             while True:
-                lock.refuse_reentry()
-                try:
-                    if not lock.acquire(lock_deadline(block, deadline)):
-                        return False
-                    done = self._put_locked(data, flag)
-                    if done:
-                        if ticket is not None:
-                            ticket.hand_back()
-                    elif block and spun:
-                        if ticket is None:
-                            ticket = Ticket(self._file.room, self._spin)
-                        ticket.take()
-                finally:
-                    try:
-                        lock.unwind()
-                    finally:
-                        lock.unwind()
+                done = self._lock.run(lock_deadline(True, deadline), put_or_take_ticket)
                 if done:
-                    if self._words[ITEMS_SLEPT] != self._quiet:
-                        self.wake_getters(1)
-                    return True
-                if not block or (deadline is not None and time.monotonic() >= deadline):
-                    return False
-                if ticket is not None:
-                    ticket.sleep(deadline)
-                else:
-                    self._spin_for_room()
-                    spun = True
+                    self.wake_getters(1)
+                if done is not False or has_passed(deadline):
+                    return bool(done)
+                ticket.sleep(deadline)
         finally:
-            if ticket is not None:
-                ticket.give_up(lock)
-                ticket.pass_on(self._has_room, self._file.putters)
+            ticket.give_up(self._lock)
+            ticket.pass_on(self._has_room, self._file.putters)
 
     def is_full(self) -> bool:
         """Whether there is no room for any item, seen without the lock, so that nothing is pickled in vain.
@@ -224,17 +213,11 @@ class PutSide:
         """`put` that waits neither for room nor for a process that was stopped in the middle of an operation:
         False when there is no room, None when the lock could not be had.
         """
-        self._lock.refuse_reentry()
-        try:
-            if not self._lock.acquire(lock_deadline(False, None)):
-                return None
-            done = self._put_locked(data, flag)
-        finally:
-            try:
-                self._lock.unwind()
-            finally:
-                self._lock.unwind()
-        if done and self._words[ITEMS_SLEPT] != self._quiet:
+        return self._put_once(data, flag, lock_deadline(False, None))
+
+    def _put_once(self, data: bytes, flag: int, lock_by: float | None) -> bool | None:
+        done = self._lock.run(lock_by, self._put_locked, data, flag)
+        if done:
             self.wake_getters(1)
         return done
 
@@ -249,15 +232,19 @@ class PutSide:
         done = 0
         while done < len(items):
             try:
-                run = self._put_run(items, done, lock_deadline(block, deadline))
-                # What needs more than room in this ring is put as a single item is.
-                if not run and not self.put(items[done], 0, block, deadline):
-                    return done
+                went = self._lock.run(lock_deadline(block, deadline), self._put_run_locked, items, done)
+                if not went:
+                    # What needs more than room in this ring is put as a single item is.
+                    if not self.put(items[done], 0, block, deadline):
+                        return done
+                    went = 1
+                else:
+                    self.wake_getters(went)
             except (QueueShutDown, SharedMemoryExhausted, ClosedError):
                 if done:
                     return done
                 raise
-            done += run or 1
+            done += went
         return done
 
     def put_pack(self, data: bytes, number: int, block: bool, deadline: float | None) -> bool | None:
@@ -270,56 +257,23 @@ class PutSide:
         Raises:
             RuntimeError, ClosedError: as `put`.
         """
-        lock, words = self._lock, self._words
-        lock.refuse_reentry()
-        try:
-            if not lock.acquire(lock_deadline(block, deadline)):
-                return None
-            generation = words[PUT_GENERATION]
-            if generation >= SHUT_DOWN:
-                return False
-            if generation != self._generation:
-                self._load(generation)
-            ring = self._ring
-            size = len(data) + 8
-            length = (size + 15) >> 3
-            tail = self._tail_for(ring[RING_TAIL], length, length << 3)
-            if tail < 0 or self._left < number:
-                return False
-            index = tail & INDEX_MASK
-            ring[RING_RECORDS + index] = size | PACK
-            ring[RING_RECORDS + index + 1] = (tail >> INDEX_BITS) << PACK_BITS | number
-            at = self._base + (index << 3) + 16
-            self._mm[at : at + len(data)] = data
-            self._publish(tail, number, length)
-        finally:
-            try:
-                lock.unwind()
-            finally:
-                lock.unwind()
-        if words[ITEMS_SLEPT] != self._quiet:
+        done = self._lock.run(lock_deadline(block, deadline), self._put_pack_locked, data, number)
+        if done:
             self.wake_getters(number)
-        return True
+        return done
 
     def shut_down(self, deadline: float | None) -> bool:
         """Let nobody put any more; False when the lock could not be had in time."""
-        self._lock.refuse_reentry()
-        try:
-            if not self._lock.acquire(deadline):
-                return False
-            self._words[PUT_GENERATION] |= SHUT_DOWN
-        finally:
-            try:
-                self._lock.unwind()
-            finally:
-                self._lock.unwind()
+        if self._lock.run(deadline, self._refuse_further_puts) is None:
+            return False
         # Only now: the release was the barrier between our word and the look at who sleeps.
         self.wake_getters(EVERYBODY)
         return True
 
     def wake_getters(self, number: int) -> None:
         """Let up to `number` sleeping getters look again."""
-        self._quiet = self._file.getters.wake(number)
+        if self._words[ITEMS_SLEPT] != self._quiet:
+            self._quiet = self._file.getters.wake(number)
 
     @property
     def is_shut_down(self) -> bool:
@@ -353,19 +307,16 @@ class PutSide:
         # First: from now on it is known to be under way.
         writing = Writing()
         serial = writing.serial
-        self._lock.refuse_reentry()
-        try:
-            if not self._lock.acquire(lock_deadline(block, deadline)):
-                return None
+
+        def claim() -> int | None:
             self._check_shut_down()
             if if_room and self._is_full(sum(length for _, length in places)):
                 return None
-            region = self._file.regions.claim(size, WRITING, serial, self._look_at_uses)
-        finally:
-            try:
-                self._lock.unwind()
-            finally:
-                self._lock.unwind()
+            return self._file.regions.claim(size, WRITING, serial, self._look_at_uses)
+
+        region = self._lock.run(lock_deadline(block, deadline), claim)
+        if region is None:
+            return None
         if region < 0:
             # Getters and the queue itself keep so many items that regions run short: this one goes into the
             # ring.
@@ -384,15 +335,8 @@ class PutSide:
         # Ours as long as it is WRITING, so no lock is needed for it.
         if item.writing is not None:
             self._file.regions.free_unpublished(item.region, item.writing.serial)
-        self._lock.refuse_reentry()
-        try:
-            if self._lock.acquire_if_open(time.monotonic() + PATIENCE_SECONDS):
-                self.repair()
-        finally:
-            try:
-                self._lock.unwind()
-            finally:
-                self._lock.unwind()
+        with contextlib.suppress(ClosedError):
+            self._lock.run(time.monotonic() + PATIENCE_SECONDS, self.repair)
 
     def repair(self) -> None:
         """Free the regions of what was never published; whoever calls has the lock, or takes it over."""
@@ -435,28 +379,18 @@ class PutSide:
             Whether the lock could be had. It is not waited for: getters are kept out meanwhile, and a putter
             that is at work shows that the queue is not idle.
         """
-        file, words = self._file, self._words
-        self._lock.refuse_reentry()
+        lock = self._lock
+        lock.refuse_reentry()
         try:
-            if not self._lock.try_acquire():
-                return False
-            first, last = words[GET_GENERATION], words[PUT_GENERATION] & GENERATION_MASK
-            if first == last and file.generations.size() == 0:
-                self._load(last)
-                if self._base == RING_RECORDS << 3:
-                    # A grown ring: go on in the first one, whose generation is long over. We have both locks,
-                    # so getters may be moved, too.
-                    self._begin(0, self._ring[RING_TAIL])
-                    words[GET_GENERATION] = self._generation
-            with contextlib.suppress(SharedMemoryExhausted):
-                # A map that the system refuses can wait; the caller only wanted an item.
-                file.regions.drop_free(self._look_at_uses)
-            return True
+            taken = lock.try_acquire()
+            if taken:
+                self._trim_locked()
+            return taken
         finally:
             try:
-                self._lock.unwind()
+                lock.unwind()
             finally:
-                self._lock.unwind()
+                lock.unwind()
 
     # -- under the lock --------------------------------------------------------------------------------------
 
@@ -490,6 +424,27 @@ class PutSide:
         self._publish(tail, 1, length)
         return True
 
+    def _put_pack_locked(self, data: bytes, number: int) -> bool:
+        words = self._words
+        generation = words[PUT_GENERATION]
+        if generation >= SHUT_DOWN:
+            return False
+        if generation != self._generation:
+            self._load(generation)
+        ring = self._ring
+        size = len(data) + 8
+        length = (size + 15) >> 3
+        tail = self._tail_for(ring[RING_TAIL], length, length << 3)
+        if tail < 0 or self._left < number:
+            return False
+        index = tail & INDEX_MASK
+        ring[RING_RECORDS + index] = size | PACK
+        ring[RING_RECORDS + index + 1] = (tail >> INDEX_BITS) << PACK_BITS | number
+        at = self._base + (index << 3) + 16
+        self._mm[at : at + len(data)] = data
+        self._publish(tail, number, length)
+        return True
+
     def _is_full(self, size: int) -> bool:
         """Whether the bounds let no big item of that size in."""
         if not self._bounded:
@@ -516,45 +471,32 @@ class PutSide:
             full_fence()
         self._ring[RING_TAIL] = tail
 
-    def _put_run(self, items: Sequence[bytes], start: int, deadline: float | None) -> int:
+    def _put_run_locked(self, items: Sequence[bytes], start: int) -> int:
         """Put what fits into one piece of the ring, as one copy and one publication; returns how many items
         that were, possibly none.
         """
-        lock = self._lock
+        if self._words[PUT_GENERATION] != self._generation:
+            return 0
         done = used = 0
-        lock.refuse_reentry()
-        try:
-            if not lock.acquire(deadline):
-                return 0
-            if self._words[PUT_GENERATION] != self._generation:
-                return 0
-            length = (len(items[start]) + 15) >> 3
-            tail = self._tail_for(self._ring[RING_TAIL], length, length << 3)
-            if tail < 0:
-                return 0
-            room, left = self._room, self._left
-            parts: list[bytes] = []
-            for position in range(start, len(items)):
-                data = items[position]
-                size = len(data)
-                length = (size + 15) >> 3
-                if used + length > room or done >= left:
-                    break
-                parts += (size.to_bytes(8, _BYTE_ORDER), data, _PADDING[-size & 7])
-                used += length
-                done += 1
-            if not done:
-                return 0
+        length = (len(items[start]) + 15) >> 3
+        tail = self._tail_for(self._ring[RING_TAIL], length, length << 3)
+        if tail < 0:
+            return 0
+        room, left = self._room, self._left
+        parts: list[bytes] = []
+        for position in range(start, len(items)):
+            data = items[position]
+            size = len(data)
+            length = (size + 15) >> 3
+            if used + length > room or done >= left:
+                break
+            parts += (size.to_bytes(8, _BYTE_ORDER), data, _PADDING[-size & 7])
+            used += length
+            done += 1
+        if done:
             at = self._base + ((tail & INDEX_MASK) << 3)
             self._mm[at : at + (used << 3)] = b"".join(parts)
             self._publish(tail, done, used)
-        finally:
-            try:
-                lock.unwind()
-            finally:
-                lock.unwind()
-        if done and self._words[ITEMS_SLEPT] != self._quiet:
-            self.wake_getters(done)
         return done
 
     def _tail_for(self, tail: int, length: int, weight: int) -> int:
@@ -672,6 +614,24 @@ class PutSide:
             full_fence()
         self._words[PUT_GENERATION] = generation | (self._words[PUT_GENERATION] & SHUT_DOWN)
         self._load(generation)
+
+    def _refuse_further_puts(self) -> bool:
+        self._words[PUT_GENERATION] |= SHUT_DOWN
+        return True
+
+    def _trim_locked(self) -> None:
+        file, words = self._file, self._words
+        first, last = words[GET_GENERATION], words[PUT_GENERATION] & GENERATION_MASK
+        if first == last and file.generations.size() == 0:
+            self._load(last)
+            if self._base == RING_RECORDS << 3:
+                # A grown ring: go on in the first one, whose generation is long over. We have both locks, so
+                # getters may be moved, too.
+                self._begin(0, self._ring[RING_TAIL])
+                words[GET_GENERATION] = self._generation
+        with contextlib.suppress(SharedMemoryExhausted):
+            # A map that the system refuses can wait; the caller only wanted an item.
+            file.regions.drop_free(self._look_at_uses)
 
     def _look_at_uses(self) -> UseIsOver:
         return look_at_uses(self._words, self._file.generations)

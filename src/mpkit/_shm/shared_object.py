@@ -29,7 +29,7 @@ import weakref
 from typing import ClassVar, NamedTuple
 
 from mpkit._platform import identity, seam
-from mpkit._platform.deadlines import remaining
+from mpkit._platform.deadlines import has_passed, remaining
 from mpkit._platform.forks import around_forks
 from mpkit._platform.hints import Self
 from mpkit._platform.interrupts import deferred_interrupts
@@ -343,7 +343,7 @@ class SharedObject:
                 return True
             if self._closing:
                 raise ClosedError(f"this {self.form.noun} is just being closed in this process")
-            if deadline is not None and time.monotonic() >= deadline:
+            if has_passed(deadline):
                 return False
 
     def _refuse_reentry(self) -> None:

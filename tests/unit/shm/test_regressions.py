@@ -140,7 +140,7 @@ def test_a_run_of_puts_near_the_end_of_the_counts(queue: BoundedQueue[Any]) -> N
     stale = pickle.dumps("an old item, taken long ago", 5)
     ring.mm[ring.base + 8 : ring.base + 8 + len(stale)] = stale
     ring.words[RING_RECORDS] = len(stale)
-    assert shared.puts._put_run([b"x" * 40] * 5, 0, None) == 0
+    assert shared.put_lock.run(None, shared.puts._put_run_locked, [b"x" * 40] * 5, 0) == 0
     assert queue.qsize() == 0
     assert shared.gets.get(False, None) is None
     assert queue.put_many(range(5)) == 5
@@ -298,17 +298,18 @@ def test_tickets_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(LockedCounter()) as counter:
         shared = counter._opened()
         group = shared._sleepers
-        unwind = RobustLock.unwind
+        run = RobustLock.run
         fired = False
 
-        def wake_after(self: RobustLock) -> None:
+        def wake_after(self: RobustLock, *args: Any) -> object:
             nonlocal fired
-            unwind(self)
+            result = run(self, *args)
             if not fired:
                 fired = True
                 counter.add()
+            return result
 
-        monkeypatch.setattr(RobustLock, "unwind", wake_after)
+        monkeypatch.setattr(RobustLock, "run", wake_after)
         for target in range(1, 21):
             fired = False
             assert counter.wait_for(target)
