@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import time
 
@@ -47,7 +48,6 @@ class GetSide:
         "_last_time",
         "_lock",
         "_mm",
-        "_over",
         "_pack",
         "_puts",
         "_quiet",
@@ -66,8 +66,6 @@ class GetSide:
         self._ring: memoryview[int] = file.words
         self._mm: mmap.mmap = file.segment.mm
         self._base = 0
-        # Whether the last look, which found nothing, was at a queue that had been shut down before.
-        self._over = False
         # The pack that this process has met last: whoever takes one item after the other unpickles it once.
         self._pack: Pack | None = None
         # How many items had been put when this process found the queue empty last, when it did so first with
@@ -135,15 +133,12 @@ class GetSide:
             QueueShutDown: the queue is shut down and empty.
             ClosedError: this process has closed the queue.
         """
-        if not block:
-            found = self._take_once(1, lock_deadline(False, deadline))
-        else:
-            if self._spin_for_items():
-                # Somebody has just put an item: the short way is the quickest to it.
-                data = self.try_get()
-                if data is not None:
-                    return data
-            found = self._wait(1, deadline)
+        if block and self._spin_for_items():
+            # Somebody has just put an item: the short way is the quickest to it.
+            data = self.try_get()
+            if data is not None:
+                return data
+        found = self._wait(1, deadline) if block else self._take_now(1, False, deadline)
         return found[0] if found else None
 
     def get_many(self, limit: int, block: bool, deadline: float | None) -> list[Record]:
@@ -154,7 +149,7 @@ class GetSide:
             QueueShutDown: the queue is shut down and empty.
             ClosedError: this process has closed the queue.
         """
-        found = self._take_once(limit, lock_deadline(block, deadline))
+        found = self._take_now(limit, block, deadline)
         if found is None or found or not block or has_passed(deadline):
             return found or []
         self._spin_for_items()
@@ -185,8 +180,11 @@ class GetSide:
         """Let sleeping putters look again: up to `number`, by default all."""
         # With a bound on bytes, what one getter has freed may be room for several, or for another than the
         # first.
+        self._quiet = self._file.putters.wake(EVERYBODY if self._file.max_bytes else number)
+
+    def _tell_of_room(self, taken: list[Record]) -> None:
         if self._words[ROOM_SLEPT] != self._quiet:
-            self._quiet = self._file.putters.wake(EVERYBODY if self._file.max_bytes else number)
+            self.wake_putters(_number_of(taken))
 
     # -- finished work ---------------------------------------------------------------------------------------
 
@@ -211,7 +209,7 @@ class GetSide:
 
     def has_item(self) -> bool:
         """Whether `get` would not wait: there is an item, or the queue is shut down."""
-        return self._file.generations.size() > 0 or self._puts.is_shut_down
+        return self._file.generations.size() > 0 or self._puts.ring.is_shut_down
 
     def wait_for_item(self, deadline: float) -> bool:
         """Wait until `has_item`; False when the deadline passed first."""
@@ -225,18 +223,18 @@ class GetSide:
 
     # -- waiting ---------------------------------------------------------------------------------------------
 
-    def _take_once(self, limit: int, lock_by: float | None) -> list[Record] | None:
-        """Take what is there, possibly nothing; None when the lock could not be had."""
-        found = self._lock.run(lock_by, self._take_unless_over, limit)
+    def _take_now(self, limit: int, block: bool, deadline: float | None) -> list[Record] | None:
+        """Take what is there, possibly nothing; None when the lock could not be had (see `lock_deadline`)."""
+        found = self._lock.run(lock_deadline(block, deadline), self._take, limit)
         if found:
-            self.wake_putters(_number_of(found))
+            self._tell_of_room(found)
         return found
 
     def _wait(self, limit: int, deadline: float | None) -> list[Record]:
         ticket = Ticket(self._file.items, self._spin)
 
         def take_or_take_ticket() -> list[Record]:
-            found = self._take_unless_over(limit)
+            found = self._take(limit)
             if found:
                 ticket.hand_back()
             else:
@@ -251,7 +249,7 @@ class GetSide:
             while True:
                 found = self._lock.run(lock_deadline(True, deadline), take_or_take_ticket)
                 if found:
-                    self.wake_putters(_number_of(found))
+                    self._tell_of_room(found)
                 if found is None or found or has_passed(deadline):
                     return found or []
                 ticket.sleep(deadline)
@@ -277,8 +275,9 @@ class GetSide:
         gets, _, _ = self._file.generations.snapshot()
         try:
             self._words[DISCARD_FROM] = gets + 1
-            while self._take(1 << 16):
-                pass
+            with contextlib.suppress(QueueShutDown):
+                while self._take(1 << 16):
+                    pass
         finally:
             # Left undone by an interrupt, what others take later would count as thrown away.
             try:
@@ -305,14 +304,12 @@ class GetSide:
             self._last_count, self._last_time, self._is_trimmed = count, now, False
         return not self._is_trimmed and now - self._last_time >= sleepers.SLICE_SECONDS
 
-    def _take_unless_over(self, limit: int) -> list[Record]:
-        found = self._take(limit)
-        if not found and self._over:
-            raise QueueShutDown("the queue has been shut down and everything in it has been taken")
-        return found
-
     def _take(self, limit: int) -> list[Record]:
-        """Take up to `limit` records from where the oldest are; an empty list when the queue is empty."""
+        """Take up to `limit` records from where the oldest are; an empty list when the queue is empty.
+
+        Raises:
+            QueueShutDown: it is empty, and was shut down before that look.
+        """
         words = self._words
         while True:
             generation = words[GET_GENERATION]
@@ -330,7 +327,8 @@ class GetSide:
             if head != tail:
                 return self._take_from(head, tail, limit)
             if is_last:
-                self._over = last >= SHUT_DOWN
+                if last >= SHUT_DOWN:
+                    raise QueueShutDown("the queue has been shut down and everything in it has been taken")
                 return []
             words[GET_GENERATION] = generation + 1
 

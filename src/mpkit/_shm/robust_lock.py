@@ -221,7 +221,8 @@ class RobustLock:
             RuntimeError: this very thread is inside already.
             ClosedError: this process has closed the object.
         """
-        self.refuse_reentry()
+        if self.held_here():
+            raise RuntimeError(self.reentered)
         try:
             if not self.acquire(deadline):
                 return None
