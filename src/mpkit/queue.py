@@ -153,7 +153,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         self._try_get: Callable[[], Record | None] = shared.gets.try_get
         # (What could never fit is to be told so at once, too.)
         looks = shared.maxsize and not shared.max_bytes
-        self._is_full: Callable[[], bool] = shared.puts.is_full if looks else _never_full
+        self._is_full: Callable[[], bool] = shared.puts.ring.is_full if looks else _never_full
         self._async_waiters: AsyncWaiters | None = None
 
     def _bind_nothing(self, name: str, reason: HandleLost | SharedMemoryExhausted) -> None:
@@ -367,7 +367,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
             return True
         return (
             bool(file.max_bytes)
-            and self._puts.used_bytes() + _SMALL_ITEM_BYTES > file.max_bytes
+            and self._puts.ring.used_bytes() + _SMALL_ITEM_BYTES > file.max_bytes
             and self.qsize() > 0
         )
 
@@ -382,7 +382,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         gets, puts, _ = file.generations.snapshot()
         return QueueStatistics(
             size=(puts - gets) & COUNT_MASK,
-            bytes=self._puts.used_bytes(),
+            bytes=self._puts.ring.used_bytes(),
             maxsize=file.maxsize,
             max_bytes=file.max_bytes or None,
             puts=puts,
@@ -554,7 +554,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         file = self._opened()
         bounds = f" of {file.maxsize}" if file.maxsize else ""
         bounds += f", max_bytes={file.max_bytes}" if file.max_bytes else ""
-        return f"{name} {self.qsize()}{bounds} items{', shut down' if self._puts.is_shut_down else ''}>"
+        return f"{name} {self.qsize()}{bounds} items{', shut down' if self._puts.ring.is_shut_down else ''}>"
 
     # -- inside ----------------------------------------------------------------------------------------------
 

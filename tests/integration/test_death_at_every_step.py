@@ -268,7 +268,7 @@ def test_put_of_a_big_item_for_which_a_region_gets_another_place(
         assert [get(queue) for _ in range(few + 1)] == [ITEMS[0], *[small] * few]
         put(queue, ITEMS[0])
         if dropped:
-            queue.regions.drop_free(queue.puts._look_at_uses)
+            queue.regions.drop_free(queue.puts.ring._look_at_uses)
         rest = check_rest(queue, [ITEMS[:1], [ITEMS[0], big]])
 
         def check() -> None:

@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 
 from mpkit import BoundedQueue, LockedCounter
-from mpkit._platform import filelock
+from mpkit._platform import filelock, use_marks
 from mpkit._platform.filelock import FileLock
-from mpkit._shm import names, shared_object, sleepers, use_marks
+from mpkit._shm import names, shared_object, sleepers
 from mpkit._shm.layout import REGION_SLOTS, REGIONS
 from mpkit._shm.regions import ENTRY_WORDS, QUEUED, Regions
 from mpkit._shm.sleepers import Sleepers

@@ -1,6 +1,6 @@
-"""The queue above its rings (`put_side`, `get_side`, `generations`, `regions`) as a model: rings that follow
-each other, regions that are used again, big items, shutting down, going back to the first ring, deaths
-anywhere.
+"""The queue above its rings (`put_ring`, `put_side`, `get_side`, `generations`, `regions`) as a model: rings
+that follow each other, regions that are used again, big items, shutting down, going back to the first ring,
+deaths anywhere.
 
 What is kept of the code, and what is not:
 

@@ -23,9 +23,10 @@ import numpy as np
 import pytest
 
 from mpkit import BoundedQueue, QueueStatistics
-from mpkit._shm import get_side, held_items, put_side, robust_lock, sleepers, views
+from mpkit._shm import get_side, held_items, robust_lock, sleepers, views
 from mpkit._shm.layout import PUT_GENERATION
 from mpkit._shm.names import owned_names
+from mpkit._shm.put_ring import PutRing
 from mpkit._shm.shared_object import ROWS_USED
 from mpkit.errors import (
     ClosedError,
@@ -915,7 +916,7 @@ def test_a_big_item_that_was_not_put_frees_its_region(
         raise KeyboardInterrupt
 
     small.get_many()
-    monkeypatch.setattr(put_side.PutSide, "_put_locked", interrupt)
+    monkeypatch.setattr(PutRing, "put", interrupt)
     for _ in range(300):
         with pytest.raises(KeyboardInterrupt):
             small.put(bytes(BIG))

@@ -14,6 +14,7 @@
 - `build`: how the interpreter was built
 - `fences`: memory order between processes
 - `filelock`: a lock that the kernel frees
+- `use_marks`: whether anybody has a file open
 - `memory`: resident memory, and whether the out-of-memory killer was at work
 - `cpu_time`: how much CPU time a process has used
 - `signals`: the names of signals

@@ -6,7 +6,7 @@ import math
 from time import monotonic
 from typing import Final, SupportsFloat
 
-__all__ = ["NEVER", "check_seconds", "check_timeout", "deadline_of", "remaining"]
+__all__ = ["NEVER", "check_seconds", "check_timeout", "deadline_of", "has_passed", "remaining"]
 
 #: A moment that does not come.
 NEVER: Final = math.inf
@@ -78,6 +78,11 @@ def _not_a_number(timeout: object, name: str) -> TypeError:
 def deadline_of(timeout: float | None) -> float | None:
     """The moment (on the monotonic clock) at which a checked timeout is over; None for never."""
     return None if timeout is None else monotonic() + timeout
+
+
+def has_passed(deadline: float | None) -> bool:
+    """Whether that moment has come; never for None."""
+    return deadline is not None and monotonic() >= deadline
 
 
 def remaining(deadline: float | None) -> float | None:

@@ -28,6 +28,7 @@ When no slot is free, or the lock is not to be had soon, the region is pinned in
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 
@@ -70,24 +71,14 @@ class Borrowers:
 
         Blocking: for 50 ms at most.
         """
-        lock = self._lock
-        none = [0] * len(regions)
-        if lock.held_here():
-            # A fork in a signal handler, in the middle of a get.
-            return none
-        try:
-            if not lock.acquire_if_open(time.monotonic() + _LOCK_SECONDS):
-                return none
-            return [self._lend(region) for region in regions]
-        except (RuntimeError, OSError, MpkitError):
-            # No means to take part in it.
-            return none
-        finally:
-            # Nobody hears of an interrupt in a hook: it must leave nothing taken.
-            try:
-                lock.unwind()
-            finally:
-                lock.unwind()
+        slots = None
+        # RuntimeError: a fork in a signal handler, in the middle of a get. Else no means to take part in it.
+        with contextlib.suppress(RuntimeError, OSError, MpkitError):
+            slots = self._lock.run(time.monotonic() + _LOCK_SECONDS, self._lend_each, regions)
+        return slots or [0] * len(regions)
+
+    def _lend_each(self, regions: Sequence[int]) -> list[int]:
+        return [self._lend(region) for region in regions]
 
     def _lend(self, region: int) -> int:
         words = self._words

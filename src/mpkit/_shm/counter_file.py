@@ -73,12 +73,12 @@ class CounterFile(SharedObject):
                     total = signed[VALUE] + number
                     # Out of range this raises ValueError before it stores anything.
                     signed[VALUE] = total
-                    quiet = words[SLEPT] == self._quiet
                     lock.permit_release()
                     lock.value = words[lock.at] = value + COMPLETED
                     lock.local_release()
-                    if not quiet:
-                        self._quiet = self._waker.wake(EVERYBODY)
+                    # The release above was the barrier between our value and this look (see sleepers).
+                    if words[SLEPT] != self._quiet:
+                        self._wake()
                     return total
                 lock.step_out(value)
                 lock.local_release()
@@ -121,27 +121,23 @@ class CounterFile(SharedObject):
 
     def end_compound(self) -> None:
         """Release the lock after a compound update."""
-        quiet = self.words[SLEPT] == self._quiet
         self.lock.unwind()
-        if not quiet:
+        self._wake()
+
+    def _wake(self) -> None:
+        if self.words[SLEPT] != self._quiet:
             self._quiet = self._waker.wake(EVERYBODY)
 
     def _update(self, function: Callable[[int], int]) -> tuple[int, int]:
-        lock = self.lock
-        lock.refuse_reentry()
-        try:
-            lock.acquire(None)
-            old = self.signed[VALUE]
-            new = function(old)
-            if not LOWEST <= new <= HIGHEST:
-                raise OverflowError(f"the counter would leave the range of 64 bits: {old} would become {new}")
-            self.signed[VALUE] = new
-            quiet = self.words[SLEPT] == self._quiet
-        finally:
-            try:
-                lock.unwind()
-            finally:
-                lock.unwind()
-        if not quiet:
-            self._quiet = self._waker.wake(EVERYBODY)
+        updated = self.lock.run(None, self._update_locked, function)
+        assert updated is not None  # it was waited for as long as it took
+        self._wake()
+        return updated
+
+    def _update_locked(self, function: Callable[[int], int]) -> tuple[int, int]:
+        old = self.signed[VALUE]
+        new = function(old)
+        if not LOWEST <= new <= HIGHEST:
+            raise OverflowError(f"the counter would leave the range of 64 bits: {old} would become {new}")
+        self.signed[VALUE] = new
         return old, new

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import time
 
+from mpkit._platform.deadlines import has_passed
 from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._shm import sleepers
 from mpkit._shm.held_items import BigRecord, HeldItem
@@ -46,7 +48,6 @@ class GetSide:
         "_last_time",
         "_lock",
         "_mm",
-        "_over",
         "_pack",
         "_puts",
         "_quiet",
@@ -65,8 +66,6 @@ class GetSide:
         self._ring: memoryview[int] = file.words
         self._mm: mmap.mmap = file.segment.mm
         self._base = 0
-        # Whether the last look, which found nothing, was at a queue that had been shut down before.
-        self._over = False
         # The pack that this process has met last: whoever takes one item after the other unpickles it once.
         self._pack: Pack | None = None
         # How many items had been put when this process found the queue empty last, when it did so first with
@@ -139,7 +138,7 @@ class GetSide:
             data = self.try_get()
             if data is not None:
                 return data
-        found = self._wait(1, block, deadline, spun=True)
+        found = self._wait(1, deadline) if block else self._take_now(1, False, deadline)
         return found[0] if found else None
 
     def get_many(self, limit: int, block: bool, deadline: float | None) -> list[Record]:
@@ -150,34 +149,19 @@ class GetSide:
             QueueShutDown: the queue is shut down and empty.
             ClosedError: this process has closed the queue.
         """
-        return self._wait(limit, block, deadline, spun=False)
+        found = self._take_now(limit, block, deadline)
+        if found is None or found or not block or has_passed(deadline):
+            return found or []
+        self._spin_for_items()
+        return self._wait(limit, deadline)
 
     def discard_all(self, deadline: float | None) -> bool:
         """Throw away everything that is queued, counting it as done; False when the lock could not be had in
         time.
         """
-        self._lock.refuse_reentry()
-        try:
-            if not self._lock.acquire(deadline):
-                return False
-            self._words[DISCARD_DONE] = self._words[DONE]
-            gets, _, _ = self._file.generations.snapshot()
-            try:
-                self._words[DISCARD_FROM] = gets + 1
-                while self._take(1 << 16):
-                    pass
-            finally:
-                # Left undone by an interrupt, what others take later would count as thrown away.
-                try:
-                    self.repair()
-                finally:
-                    self.repair()
-            finished = self._file.done.due(EVERYBODY)
-        finally:
-            try:
-                self._lock.unwind()
-            finally:
-                self._lock.unwind()
+        finished = self._lock.run(deadline, self._discard_all_locked)
+        if finished is None:
+            return False
         self._file.done.post(finished)
         return True
 
@@ -198,26 +182,17 @@ class GetSide:
         # first.
         self._quiet = self._file.putters.wake(EVERYBODY if self._file.max_bytes else number)
 
+    def _tell_of_room(self, taken: list[Record]) -> None:
+        if self._words[ROOM_SLEPT] != self._quiet:
+            self.wake_putters(_number_of(taken))
+
     # -- finished work ---------------------------------------------------------------------------------------
 
     def task_done(self, number: int) -> bool:
         """Count `number` items as finished; False when that is more than were put."""
-        finished = 0
-        self._lock.refuse_reentry()
-        try:
-            self._lock.acquire(None)
-            _, puts, _ = self._file.generations.snapshot()
-            done = self._words[DONE]
-            if number > (puts - done) & COUNT_MASK:
-                return False
-            self._words[DONE] = done = (done + number) & COUNT_MASK
-            if done == puts:
-                finished = self._file.done.due(EVERYBODY)
-        finally:
-            try:
-                self._lock.unwind()
-            finally:
-                self._lock.unwind()
+        finished = self._lock.run(None, self._task_done_locked, number)
+        if finished is None:
+            return False
         self._file.done.post(finished)
         return True
 
@@ -234,7 +209,7 @@ class GetSide:
 
     def has_item(self) -> bool:
         """Whether `get` would not wait: there is an item, or the queue is shut down."""
-        return self._file.generations.size() > 0 or self._puts.is_shut_down
+        return self._file.generations.size() > 0 or self._puts.ring.is_shut_down
 
     def wait_for_item(self, deadline: float) -> bool:
         """Wait until `has_item`; False when the deadline passed first."""
@@ -248,51 +223,39 @@ class GetSide:
 
     # -- waiting ---------------------------------------------------------------------------------------------
 
-    def _wait(self, limit: int, block: bool, deadline: float | None, *, spun: bool) -> list[Record]:
-        lock = self._lock
-        ticket: Ticket | None = None
+    def _take_now(self, limit: int, block: bool, deadline: float | None) -> list[Record] | None:
+        """Take what is there, possibly nothing; None when the lock could not be had (see `lock_deadline`)."""
+        found = self._lock.run(lock_deadline(block, deadline), self._take, limit)
+        if found:
+            self._tell_of_room(found)
+        return found
+
+    def _wait(self, limit: int, deadline: float | None) -> list[Record]:
+        ticket = Ticket(self._file.items, self._spin)
+
+        def take_or_take_ticket() -> list[Record]:
+            found = self._take(limit)
+            if found:
+                ticket.hand_back()
+            else:
+                ticket.take()
+                # Not before it is about to sleep: with many getters that comes often enough.
+                if self._is_idle() and ticket.expired:
+                    # Nobody misses what is given back now.
+                    self._is_trimmed = self._puts.trim()
+            return found
+
         try:
             while True:
-                lock.refuse_reentry()
-                try:
-                    if not lock.acquire(lock_deadline(block, deadline)):
-                        return []
-                    found = self._take(limit)
-                    if found:
-                        if ticket is not None:
-                            ticket.hand_back()
-                    elif self._over:
-                        raise QueueShutDown(
-                            "the queue has been shut down and everything in it has been taken"
-                        )
-                    elif block and spun:
-                        if ticket is None:
-                            ticket = Ticket(self._file.items, self._spin)
-                        ticket.take()
-                        # Not before it is about to sleep: with many getters that comes often enough.
-                        if self._is_idle() and ticket.expired:
-                            # Nobody misses what is given back now.
-                            self._is_trimmed = self._puts.trim()
-                finally:
-                    try:
-                        lock.unwind()
-                    finally:
-                        lock.unwind()
+                found = self._lock.run(lock_deadline(True, deadline), take_or_take_ticket)
                 if found:
-                    if self._words[ROOM_SLEPT] != self._quiet:
-                        self.wake_putters(_number_of(found))
-                    return found
-                if not block or (deadline is not None and time.monotonic() >= deadline):
-                    return []
-                if ticket is not None:
-                    ticket.sleep(deadline)
-                else:
-                    self._spin_for_items()
-                    spun = True
+                    self._tell_of_room(found)
+                if found is None or found or has_passed(deadline):
+                    return found or []
+                ticket.sleep(deadline)
         finally:
-            if ticket is not None:
-                ticket.give_up(lock)
-                ticket.pass_on(self.has_item, self._file.getters)
+            ticket.give_up(self._lock)
+            ticket.pass_on(self.has_item, self._file.getters)
 
     def _spin_for_items(self) -> bool:
         """Look for an item for a moment; True when there may be one."""
@@ -306,6 +269,31 @@ class GetSide:
 
     # -- under the lock --------------------------------------------------------------------------------------
 
+    def _discard_all_locked(self) -> int:
+        """How many tokens are due to those who wait until all is done; likewise `_task_done_locked`."""
+        self._words[DISCARD_DONE] = self._words[DONE]
+        gets, _, _ = self._file.generations.snapshot()
+        try:
+            self._words[DISCARD_FROM] = gets + 1
+            with contextlib.suppress(QueueShutDown):
+                while self._take(1 << 16):
+                    pass
+        finally:
+            # Left undone by an interrupt, what others take later would count as thrown away.
+            try:
+                self.repair()
+            finally:
+                self.repair()
+        return self._file.done.due(EVERYBODY)
+
+    def _task_done_locked(self, number: int) -> int | None:
+        _, puts, _ = self._file.generations.snapshot()
+        done = self._words[DONE]
+        if number > (puts - done) & COUNT_MASK:
+            return None
+        self._words[DONE] = done = (done + number) & COUNT_MASK
+        return self._file.done.due(EVERYBODY) if done == puts else 0
+
     def _is_idle(self) -> bool:
         """Whether the queue, found empty now, has been so for a whole slice, and not been trimmed since.
 
@@ -317,7 +305,11 @@ class GetSide:
         return not self._is_trimmed and now - self._last_time >= sleepers.SLICE_SECONDS
 
     def _take(self, limit: int) -> list[Record]:
-        """Take up to `limit` records from where the oldest are; an empty list when the queue is empty."""
+        """Take up to `limit` records from where the oldest are; an empty list when the queue is empty.
+
+        Raises:
+            QueueShutDown: it is empty, and was shut down before that look.
+        """
         words = self._words
         while True:
             generation = words[GET_GENERATION]
@@ -335,7 +327,8 @@ class GetSide:
             if head != tail:
                 return self._take_from(head, tail, limit)
             if is_last:
-                self._over = last >= SHUT_DOWN
+                if last >= SHUT_DOWN:
+                    raise QueueShutDown("the queue has been shut down and everything in it has been taken")
                 return []
             words[GET_GENERATION] = generation + 1
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from mpkit._platform import identity, seam
+from mpkit._platform.deadlines import has_passed
 from mpkit._platform.fences import TOTAL_STORE_ORDER
 from mpkit._shm.lock_rows import ATTEMPTS, COMPLETED, HELD, OUT, RELEASING, TRYING, LockRows
 from mpkit._shm.robust_lock import REENTERED, fenced
@@ -202,7 +203,7 @@ class LockFile(SharedObject):
                     taken = True
                     break
                 slice_ = min(2 * slice_, LONGEST_SLICE_SECONDS)
-                if not block or (deadline is not None and time.monotonic() >= deadline):
+                if not block or has_passed(deadline):
                     break
         except BaseException:
             self._stop_acquiring(place, taken)

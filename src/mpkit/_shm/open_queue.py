@@ -18,5 +18,5 @@ class OpenQueue(QueueFile):
         super().__init__(segment, semaphores)
         self.puts = PutSide(self)
         self.gets = GetSide(self, self.puts)
-        self.put_lock.repair = self.puts.repair
+        self.put_lock.repair = self.puts.ring.repair
         self.get_lock.repair = self.gets.repair

@@ -140,13 +140,6 @@ class Ring:
 
     # -- the getter ------------------------------------------------------------------------------------------
 
-    def try_get(self) -> bytes | None:
-        """Take the oldest record, or None."""
-        data = self.peek()
-        if data is not None:
-            self.drop()
-        return data
-
     def peek(self) -> bytes | None:
         """A copy of the oldest record, which stays; or None."""
         words = self.words

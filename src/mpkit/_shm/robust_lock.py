@@ -37,14 +37,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 from mpkit._platform import identity
+from mpkit._platform.deadlines import has_passed
 from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._platform.scheduling import yield_cpu
 from mpkit._shm.rows import FIRST_LOCK, LOCK_WORDS, Rows
 from mpkit._shm.semaphore import Semaphore
 from mpkit._shm.thread_lock import ThreadLock
-from mpkit.errors import ClosedError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 INSIDE = 1
 COMPLETED = 2
@@ -206,6 +210,32 @@ class RobustLock:
 
     # -- the lock --------------------------------------------------------------------------------------------
 
+    def run(
+        self, deadline: float | None, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
+    ) -> R | None:
+        """Call ``function(*args, **kwargs)`` under the lock; None when that could not be had by `deadline`.
+
+        An exception may come between any two instructions (Ctrl-C). It leaves nothing taken.
+
+        Raises:
+            RuntimeError: this very thread is inside already.
+            ClosedError: this process has closed the object.
+        """
+        if self.held_here():
+            raise RuntimeError(self.reentered)
+        try:
+            if not self.acquire(deadline):
+                return None
+            result = function(*args, **kwargs)
+            self.release()
+        except BaseException:
+            try:
+                self.unwind()
+            finally:
+                self.unwind()  # should the interrupt have come in the middle of the first one
+            raise
+        return result
+
     def try_acquire(self) -> bool:
         """Take the lock if it is free. Never blocks, except to join when this process is new."""
         if not self.local_acquire(False):
@@ -229,29 +259,15 @@ class RobustLock:
         """Take the lock, waiting for it until `deadline` (`time.monotonic`, None = for ever). False when it
         has passed.
 
+        After an exception whoever has called it calls `unwind`, as `run` does.
+
         Raises:
             RuntimeError: this very thread is inside already; it would wait for itself.
         """
         # Most often it is free.
         if self.try_acquire():
             return True
-        if not self._acquire_local(deadline):
-            return False
-        try:
-            return self._acquire_permit(deadline)
-        except BaseException:
-            try:
-                self.unwind()
-            finally:
-                self.unwind()
-            raise
-
-    def acquire_if_open(self, deadline: float | None) -> bool:
-        """`acquire` for work that is not worth an error: False, too, when the object has been closed."""
-        try:
-            return self.acquire(deadline)
-        except ClosedError:
-            return False
+        return self._acquire_local(deadline) and self._acquire_permit(deadline)
 
     def release(self) -> None:
         """Give the lock back."""
@@ -274,8 +290,7 @@ class RobustLock:
     def unwind(self) -> None:
         """Leave, however far this thread has come: give back what it has, do nothing where it has nothing.
 
-        An exception may come between any two instructions (Ctrl-C), so who takes the lock does it inside a
-        `try` with this in its `finally`; twice, should it come in the middle of the first call.
+        For `run`, and for who has its body in line because a further call would be felt.
         """
         if not self.held_here():
             return
@@ -311,7 +326,7 @@ class RobustLock:
             if local.acquire(True, wait) if wait > 0 else local.acquire(False):
                 return True
             # A lock that is shut is never given back: notice it, and let `join` say why.
-            if self._local is local and deadline is not None and time.monotonic() >= deadline:
+            if self._local is local and has_passed(deadline):
                 return False
 
     def _acquire_permit(self, deadline: float | None) -> bool:

@@ -17,10 +17,10 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
-from mpkit._platform import identity
+from mpkit._platform import identity, use_marks
 from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._platform.positioned import write_at
-from mpkit._shm import names, use_marks
+from mpkit._shm import names
 from mpkit._shm.names import PREFIX, SHM_DIRECTORY
 from mpkit.errors import HandleLost, SharedMemoryExhausted
 

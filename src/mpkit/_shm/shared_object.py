@@ -28,12 +28,12 @@ import time
 import weakref
 from typing import ClassVar, NamedTuple
 
-from mpkit._platform import identity, seam
-from mpkit._platform.deadlines import remaining
+from mpkit._platform import identity, seam, use_marks
+from mpkit._platform.deadlines import has_passed, remaining
 from mpkit._platform.forks import around_forks
 from mpkit._platform.hints import Self
 from mpkit._platform.interrupts import deferred_interrupts
-from mpkit._shm import robust_lock, use_marks
+from mpkit._shm import robust_lock
 from mpkit._shm.robust_lock import REENTERED, RobustLock
 from mpkit._shm.rows import Rows
 from mpkit._shm.segment import Segment
@@ -343,7 +343,7 @@ class SharedObject:
                 return True
             if self._closing:
                 raise ClosedError(f"this {self.form.noun} is just being closed in this process")
-            if deadline is not None and time.monotonic() >= deadline:
+            if has_passed(deadline):
                 return False
 
     def _refuse_reentry(self) -> None:

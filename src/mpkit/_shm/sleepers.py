@@ -31,7 +31,7 @@ from collections.abc import Callable
 from mpkit._shm.robust_lock import PATIENCE_SECONDS, RobustLock
 from mpkit._shm.semaphore import MAX_VALUE, Semaphore
 from mpkit._shm.spin import SpinBudget
-from mpkit.errors import MpkitError
+from mpkit.errors import ClosedError, MpkitError
 
 #: The longest sleep without a look. Five looks a second cost less than a thousandth of a core.
 SLICE_SECONDS = 0.2
@@ -117,16 +117,8 @@ class Sleepers:
                     return False
                 # What is waited for may come while somebody who is stopped has the lock.
                 until = now + SLICE_SECONDS
-                lock.refuse_reentry()
-                try:
-                    if not lock.acquire(until if deadline is None else min(deadline, until)):
-                        continue
-                    ticket.take()
-                finally:
-                    try:
-                        lock.unwind()
-                    finally:
-                        lock.unwind()
+                if lock.run(until if deadline is None else min(deadline, until), ticket.take) is None:
+                    continue
                 if ticket.sleep(deadline) and woken is not None:
                     woken()
             return True
@@ -198,14 +190,19 @@ class Ticket:
 
     # -- under the lock of the sleeping side -----------------------------------------------------------------
 
-    def take(self) -> None:
-        """The look was in vain: have a ticket that the next waker counts."""
+    def take(self) -> bool:
+        """The look was in vain: have a ticket that the next waker counts.
+
+        Returns:
+            Whether the next `sleep` sleeps.
+        """
         if not self._is_held:
             self._sleepers.enter()
             self._is_held = True
             self._may_sleep = False
         elif self.expired and self._sleepers.renew():
             self._may_sleep = False
+        return self._may_sleep
 
     def hand_back(self) -> None:
         """The look was not in vain."""
@@ -234,17 +231,9 @@ class Ticket:
 
     def give_up(self, lock: RobustLock) -> None:
         """Hand back what is held, under `lock`; if that cannot be had, it costs others a look in vain."""
-        if not self._is_held:
-            return
-        lock.refuse_reentry()
-        try:
-            if lock.acquire_if_open(time.monotonic() + PATIENCE_SECONDS):
-                self.hand_back()
-        finally:
-            try:
-                lock.unwind()
-            finally:
-                lock.unwind()
+        if self._is_held:
+            with contextlib.suppress(ClosedError):
+                lock.run(time.monotonic() + PATIENCE_SECONDS, self.hand_back)
 
     def pass_on(self, is_left: Callable[[], bool], waker: Waker) -> None:
         """At the very end: a token that has come stood for all there was, and what is left of that is for the
@@ -286,21 +275,22 @@ class Waker:
         if number == 1 and not self._is_zero():
             # Whoever takes the token that lies there sees what has been stored before, and passes on.
             return -1
-        sleepers, words, lock = self._sleepers, self._words, self._lock
-        lock.refuse_reentry()
         try:
-            if not lock.acquire_if_open(time.monotonic() + PATIENCE_SECONDS):
-                return -1
-            slept = words[sleepers.slept_at]
-            due = sleepers.due(number)
-            quiet = slept if words[sleepers.posted_at] >= slept else -1
-        finally:
-            try:
-                lock.unwind()
-            finally:
-                lock.unwind()
-        sleepers.post(due)
+            promise = self._lock.run(time.monotonic() + PATIENCE_SECONDS, self._promise, number)
+        except ClosedError:
+            return -1
+        if promise is None:
+            return -1
+        due, quiet = promise
+        self._sleepers.post(due)
         return quiet
+
+    def _promise(self, number: int) -> tuple[int, int]:
+        """How many tokens are to be posted, and what `wake` returns then."""
+        sleepers, words = self._sleepers, self._words
+        slept = words[sleepers.slept_at]
+        due = sleepers.due(number)
+        return due, slept if words[sleepers.posted_at] >= slept else -1
 
     def pass_on(self) -> None:
         """Wake one more, if any sleep: for whoever a token has woken and leaves something for others."""

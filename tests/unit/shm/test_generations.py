@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mpkit._shm import generations, layout, put_side
+from mpkit._shm import generations, layout, put_ring
 from mpkit._shm.layout import GENERATION_MASK, GET_GENERATION, PUT_GENERATION
 from mpkit._shm.open_queue import OpenQueue
 from mpkit._shm.ring import COUNT_LIMIT, COUNT_MASK, INDEX_BITS, ONE
@@ -144,16 +144,16 @@ def test_shut_down_is_known_in_every_generation(queue: OpenQueue) -> None:
     with pytest.raises(QueueShutDown):
         get(queue)
     assert queue.puts.trim()
-    assert queue.puts.is_shut_down
+    assert queue.puts.ring.is_shut_down
 
 
 def test_an_item_that_fits_into_no_ring_makes_none(queue: OpenQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rings of the largest size were made for it until there were 63 of them."""
     largest = (1 << 14) - 1
     most = largest - layout.RING_RECORDS - 1
-    for module in (generations, put_side):
+    for module in (generations, put_ring):
         monkeypatch.setattr(module, "INDEX_MASK", largest)
-    monkeypatch.setattr(put_side, "_MOST_WORDS", most, raising=False)
+    monkeypatch.setattr(put_ring, "_MOST_WORDS", most)
     end = queue.regions._end()
     with pytest.raises(SharedMemoryExhausted, match="too many big items"):
         put(queue, bytes(8 * most - 7))

@@ -136,11 +136,11 @@ def test_a_run_of_puts_near_the_end_of_the_counts(queue: BoundedQueue[Any]) -> N
     shared = opened(queue)
     ring = shared.generations.view(0)
     ring.words[RING_TAIL] = ring.words[RING_HEAD] = (COUNT_LIMIT - ONE) | (ring.capacity - 1)
-    shared.puts._load(0)
+    shared.puts.ring._load(0)
     stale = pickle.dumps("an old item, taken long ago", 5)
     ring.mm[ring.base + 8 : ring.base + 8 + len(stale)] = stale
     ring.words[RING_RECORDS] = len(stale)
-    assert shared.puts._put_run([b"x" * 40] * 5, 0, None) == 0
+    assert shared.put_lock.run(None, shared.puts.ring.put_run, [b"x" * 40] * 5, 0) == 0
     assert queue.qsize() == 0
     assert shared.gets.get(False, None) is None
     assert queue.put_many(range(5)) == 5
@@ -298,17 +298,18 @@ def test_tickets_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(LockedCounter()) as counter:
         shared = counter._opened()
         group = shared._sleepers
-        unwind = RobustLock.unwind
+        run = RobustLock.run
         fired = False
 
-        def wake_after(self: RobustLock) -> None:
+        def wake_after(self: RobustLock, *args: Any) -> object:
             nonlocal fired
-            unwind(self)
+            result = run(self, *args)
             if not fired:
                 fired = True
                 counter.add()
+            return result
 
-        monkeypatch.setattr(RobustLock, "unwind", wake_after)
+        monkeypatch.setattr(RobustLock, "run", wake_after)
         for target in range(1, 21):
             fired = False
             assert counter.wait_for(target)
@@ -792,7 +793,7 @@ def test_nothing_is_pickled_for_a_queue_that_is_full(monkeypatch: pytest.MonkeyP
         queue.put_many([1, 2])
         for item in (_Noted(), b"small"):
             # As after somebody else has filled it: this process knows of room that is no more.
-            queue._puts._tail, queue._puts._left = -1, 2
+            queue._puts.ring.tail, queue._puts.ring.left = -1, 2
             with pytest.raises(QueueFull):
                 queue.put_nowait(item)
             pickled = _Noted.pickled

@@ -95,6 +95,19 @@ def test_waiting_for_oneself_is_refused(lock: RobustLock) -> None:
     lock.refuse_reentry()
 
 
+def test_run_gives_the_lock_back_whatever_the_function_does(shared: CounterFile, lock: RobustLock) -> None:
+    assert lock.run(None, lock.held_here)
+    with pytest.raises(ZeroDivisionError):
+        lock.run(None, lambda: 1 / 0)
+    with pytest.raises(RuntimeError, match="already inside"):
+        lock.run(None, lambda: lock.run(None, bool))
+    assert not lock.held_here()
+    other = Holder(shared, 0, living_stranger())
+    assert lock.run(time.monotonic(), lambda: True) is None
+    other.release()
+    assert lock.run(time.monotonic(), lambda: True)
+
+
 def test_another_thread_is_not_refused_but_waits(lock: RobustLock) -> None:
     lock.acquire(None)
     call = Call(lambda: lock.acquire(time.monotonic() + 0.01))
@@ -238,9 +251,9 @@ def test_closing_ends_the_waiting(
     other = Holder(shared, 0, living_stranger())
     entered = threading.Event()
 
-    def wait() -> bool:
+    def wait() -> bool | None:
         entered.set()
-        return lock.acquire(None)
+        return lock.run(None, lock.held_here)
 
     first, second = Call(wait), Call(wait)
     entered.wait(PATIENCE)
@@ -249,5 +262,4 @@ def test_closing_ends_the_waiting(
     for call in (first, second):
         call.join()
         assert isinstance(call.error, ClosedError)
-    assert not lock.acquire_if_open(None)
     other.release()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import mmap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import cast
+from typing import TypeVar, cast
 
 import pytest
 
@@ -16,6 +16,8 @@ from mpkit._shm.semaphore import MAX_VALUE, Semaphore
 from mpkit._shm.sleepers import FIRST_TICKET, Sleepers, Ticket, Waker
 from tests.helpers.waiting import PATIENCE
 from tests.unit.shm.others import Call, permits
+
+R = TypeVar("R")
 
 SLEPT, POSTED = 0, 8
 
@@ -127,14 +129,8 @@ def test_a_semaphore_full_of_tokens_is_no_error(group: Sleepers) -> None:
 class _Free:
     """A lock that is to be had at once."""
 
-    def refuse_reentry(self) -> None:
-        pass
-
-    def acquire_if_open(self, _deadline: float | None) -> bool:
-        return True
-
-    def unwind(self) -> None:
-        pass
+    def run(self, _deadline: float | None, function: Callable[..., R], *args: object) -> R:
+        return function(*args)
 
 
 def test_who_is_still_asleep_after_a_wake_up_is_not_taken_for_awake(group: Sleepers) -> None:
@@ -191,17 +187,10 @@ class _TakenByAStoppedProcess:
     def __init__(self) -> None:
         self.tried = 0
 
-    def refuse_reentry(self) -> None:
-        pass
-
-    def acquire(self, deadline: float | None) -> bool:
+    def run(self, deadline: float | None, _function: Callable[[], object]) -> None:
         assert deadline is not None, "it waits for ever"
         assert deadline <= time.monotonic() + 1.0, "it does not look meanwhile"
         self.tried += 1
-        return False
-
-    def unwind(self) -> None:
-        pass
 
 
 @pytest.mark.parametrize("timeout", [None, PATIENCE])
@@ -219,12 +208,11 @@ def test_what_has_come_by_the_deadline_is_seen(group: Sleepers, monkeypatch: pyt
     monkeypatch.setattr(sleepers_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     lock = _TakenByAStoppedProcess()
 
-    def acquire(deadline: float | None) -> bool:
+    def run(deadline: float | None, _function: Callable[[], object]) -> None:
         assert deadline is not None
         now[0] = deadline
         lock.tried += 1
-        return False
 
-    monkeypatch.setattr(lock, "acquire", acquire)
+    monkeypatch.setattr(lock, "run", run)
     assert group.wait_until(cast("RobustLock", lock), lambda: lock.tried > 0, 5.01)
     assert not group.wait_until(cast("RobustLock", lock), lambda: False, 7.0)
