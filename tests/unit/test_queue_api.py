@@ -392,6 +392,21 @@ def test_shutdown_immediate_throws_away_what_is_queued(queue: BoundedQueue[Any])
     assert (statistics.size, statistics.bytes, statistics.puts, statistics.gets) == (0, 0, 3, 3)
 
 
+def test_an_immediate_shutdown_ends_a_join_though_items_were_done_before_they_were_taken(
+    queue: BoundedQueue[Any],
+) -> None:
+    """As with `queue.Queue`: a getter that has told of one item twice must not have others wait for ever."""
+    queue.put_many([1, 2, 3])
+    queue.get()
+    queue.task_done()
+    queue.task_done()
+    joining = Call(queue.join)
+    queue.shutdown(immediate=True)
+    assert joining.result() is True
+    with pytest.raises(ValueError, match="more often than items were put"):
+        queue.task_done()
+
+
 def test_shutdown_wakes_all_that_wait(queue: BoundedQueue[Any], small: BoundedQueue[Any]) -> None:
     small.put_many([1, 2])
     getters = [Call(queue.get), Call(queue.get, timeout=PATIENCE), Call(queue.get_many), Call(list, queue)]

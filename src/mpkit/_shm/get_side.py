@@ -168,12 +168,16 @@ class GetSide:
     def repair(self) -> None:
         """Count as done what has been thrown away so far; whoever calls has the lock, or takes it over.
 
-        Nobody else takes items or counts them as done meanwhile, so this may be done again.
+        Nobody else takes items or counts them as done meanwhile, so this may be done again. Nor does anybody
+        put any: the queue is shut down. Some may have been counted as done before they were taken, but never
+        are more done than were put: `join` would not end.
         """
         words = self._words
         if words[DISCARD_FROM]:
-            gets, _, _ = self._file.generations.snapshot()
-            words[DONE] = (words[DISCARD_DONE] + gets + 1 - words[DISCARD_FROM]) & COUNT_MASK
+            gets, puts, _ = self._file.generations.snapshot()
+            done = words[DISCARD_DONE]
+            thrown_away = (gets + 1 - words[DISCARD_FROM]) & COUNT_MASK
+            words[DONE] = (done + min(thrown_away, (puts - done) & COUNT_MASK)) & COUNT_MASK
             words[DISCARD_FROM] = 0
 
     def wake_putters(self, number: int = EVERYBODY) -> None:
