@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from multiprocessing import queues as stdlib
 from types import GenericAlias
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic
 
+from mpkit._platform.hints import TypeVar
 from mpkit.compat._errors import ClosedQueueError
 from mpkit.compat._numbers import not_negative
 from mpkit.errors import ClosedError
@@ -14,7 +15,8 @@ from mpkit.queue import BoundedQueue
 if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
 
-T = TypeVar("T")
+# As there: without an annotation, `Queue()` is one of anything.
+T = TypeVar("T", default=Any)
 
 # Code that is given a queue may ask whether it is one of the standard library (`logging.config` in 3.13.0).
 # Ours have no more of those than the kind; not even their `__init__` runs.
