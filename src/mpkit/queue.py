@@ -52,19 +52,19 @@ class _Chunk(NamedTuple):
 
 @dataclass(frozen=True)
 class QueueStatistics:
-    """What a queue holds and has seen, at one moment.
+    """Numbers about a queue at one moment.
 
     Attributes:
         size: items in the queue.
-        bytes: what they occupy in shared memory, with 8 to 15 bytes of administration for each (small items
-            that `put_many` has packed together occupy less, and that until the last of them is taken).
+        bytes: what they occupy in shared memory, including 8 to 15 bytes of overhead for each (small items
+            that `put_many` has packed together occupy less, but until the last of them is taken).
         maxsize: the bound on items, 0 for none.
         max_bytes: the bound on bytes, None for none.
         puts: items ever put, modulo 2**36.
-        gets: items ever taken (or thrown away by ``shutdown(immediate=True)``), likewise.
+        gets: items ever taken (or discarded by ``shutdown(immediate=True)``), modulo 2**36.
         waiting_putters: calls that wait for room now. A process that is killed while it waits may stay
             counted until the next wake-up.
-        waiting_getters: calls that wait for an item now; likewise.
+        waiting_getters: calls that wait for an item now; the same applies.
         recoveries: how often a lock was taken over from a process that died while it held it.
     """
 
