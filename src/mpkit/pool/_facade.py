@@ -322,7 +322,7 @@ class TaskPool(PoolView):
         SerializationError: The initializer or its arguments cannot be pickled.
         OSError: The system refuses processes or shared memory, or has no named semaphores (Windows); nothing
             is left behind.
-        PoolBroken: multiprocessing's fork server died while it was starting a worker.
+        PoolBroken: multiprocessing's fork server has died while it was asked for a worker.
 
     Safe from: any thread of the process that created it. A fork of that process cannot use it: calls raise
     `ClosedError` there.
