@@ -60,8 +60,8 @@ class QueueStatistics:
             that `put_many` has packed together occupy less, but until the last of them is taken).
         maxsize: the bound on items, 0 for none.
         max_bytes: the bound on bytes, None for none.
-        puts: items ever put, modulo 2**36.
-        gets: items ever taken (or discarded by ``shutdown(immediate=True)``), modulo 2**36.
+        puts: items ever put, modulo ``2**36``.
+        gets: items ever taken (or discarded by ``shutdown(immediate=True)``), modulo ``2**36``.
         waiting_putters: calls that wait for room now. A process that is killed while it waits may stay
             counted until the next wake-up.
         waiting_getters: calls that wait for an item now; the same applies.
@@ -111,7 +111,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
 
     Raises:
         TypeError: `maxsize` or `max_bytes` is not an integer.
-        ValueError: `maxsize` is 2**36 or more, or `max_bytes` less than 1 or 2**63 or more.
+        ValueError: `maxsize` is ``2**36`` or more, or `max_bytes` is less than 1 or is ``2**63`` or more.
         SharedMemoryExhausted: there is no room for the queue (about 80 KiB); nothing is left behind.
         OSError: this system has no named semaphores (Windows).
 
