@@ -589,6 +589,7 @@ def _dropped(engine: Engine, name: str) -> None:
     if engine.pid == os.getpid() and engine.state is RUNNING:
         engine.dropped = True
         engine.supervisor.poke()
+        # Above us is only `weakref.finalize`, and above that the line which dropped the pool.
         warnings.warn(
-            f"unclosed {name}: use `with`, or call close() and join()", ResourceWarning, stacklevel=2
+            f"unclosed {name}: use `with`, or call close() and join()", ResourceWarning, stacklevel=3
         )
