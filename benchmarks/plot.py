@@ -22,6 +22,9 @@ _OURS, _STDLIB, _OTHERS, _INK = "#c2410c", "#3b82c4", "#8a97a8", "#7a8594"
 def bars(title: str, results: Sequence[Result]) -> str:
     """An SVG picture with a group of bars for each result that compares at least two contenders.
 
+    A result in which some contender needs nothing at all is left to the tables: there is no bar for zero, and
+    without it the best would be missing.
+
     The length of a bar is the logarithm of how many times better than the slowest of its group a contender
     is, on one scale for all groups, so that factors of 2 and of 200 both show for what they are; the figure
     beside it is the median and the ratio to the standard library.
@@ -41,8 +44,7 @@ def bars(title: str, results: Sequence[Result]) -> str:
             length = _SHORTEST + scale * math.log(good / worst)
             colour = _colour(result, outcome)
             baseline = result.outcome(result.workload.baseline) if result.workload.baseline else None
-            ratio = good / _goodness(result, baseline) if baseline and baseline.median else None
-            # None beside a baseline of zero, which is no measure for anything.
+            ratio = good / _goodness(result, baseline) if baseline else None
             figure = number(outcome.median or 0.0) + (f"  ({times(ratio)})" if ratio else "")
             body.append(_text(_LABELS, y + 12, outcome.contender, anchor="end"))
             body.append(
@@ -63,7 +65,9 @@ def bars(title: str, results: Sequence[Result]) -> str:
 
 
 def _ranked(result: Result) -> list[Outcome]:
-    shown = [outcome for outcome in result.outcomes if outcome.median and outcome.median > 0]
+    shown = [outcome for outcome in result.outcomes if outcome.median is not None]
+    if any(outcome.median == 0 for outcome in shown):
+        return []
     return sorted(shown, key=lambda outcome: -_goodness(result, outcome))
 
 

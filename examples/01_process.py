@@ -13,7 +13,7 @@ def average(numbers: list[float]) -> float:
     return sum(numbers) / len(numbers)
 
 
-def work_for_ever(begun: LockedCounter) -> None:
+def work_forever(begun: LockedCounter) -> None:
     with suppress(KeyboardInterrupt):  # what stop() begins with
         begun.add()
         time.sleep(3600)
@@ -30,9 +30,9 @@ def main() -> None:
             print("it failed:", error)
 
     begun = LockedCounter()
-    with WorkerProcess(target=work_for_ever, args=(begun,), name="restless") as restless:
+    with WorkerProcess(target=work_forever, args=(begun,), name="restless") as restless:
         print(restless.name, "is running:", begun.wait_for(1))
-        print("it ended with exit code", restless.stop())  # interrupt, terminate, kill: with all its children
+        print("it ended with exit code", restless.stop())  # interrupt, terminate, kill; its children too
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A queue between processes: several workers, one order, and an end that everybody hears of."""
+"""A queue between processes: several workers, one order, and an end that all of them notice."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if __name__ == "__main__":
             WorkerProcess.call(work, numbers, squares) as second,
         ):
             numbers.put_many(range(100))  # waits for room whenever eight are queued
-            numbers.shutdown()  # no more will come: the workers' loops end
+            numbers.shutdown()  # nothing more will come: the workers' loops end
             for worker in (first, second):
                 worker.result()  # raises what went wrong there
 

@@ -20,19 +20,19 @@ def die_with(lock: Lock) -> None:
 
 if __name__ == "__main__":
     counter = LockedCounter()
-    workers = [WorkerProcess(target=count, args=(counter, 1000)) for _ in range(2)]
+    workers = [WorkerProcess.call(count, counter, 1000) for _ in range(2)]
     for worker in workers:
         worker.start()
     print("all counted:", counter.wait_for(2000, timeout=60), counter.value)
-    with counter as locked:  # nobody else changes it meanwhile
+    with counter as locked:  # no other process can change it in the meantime
         locked.value = locked.value // 2 + 1
     print("updated:", counter.value)
 
     lock = Lock()
-    careless = WorkerProcess(target=die_with, args=(lock,))
+    careless = WorkerProcess.call(die_with, lock)
     careless.start()
     careless.join()
-    with lock:  # no dead-lock: the dead owner's lock is handed on
+    with lock:  # no deadlock: the lock of a dead owner goes to the next process
         print("taken over from the dead:", lock.abandoned_by == careless.pid)
     for worker in workers:
         worker.join()

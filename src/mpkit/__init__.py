@@ -1,22 +1,22 @@
-"""Processes, queues, locks, counters and a task pool that stay right when a process dies.
+"""Processes, queues, locks, counters and a task pool that keep working when a process dies.
 
-The packages, each resting on those below it:
+The packages, each built on those below it:
 
 | package              | what is in it                                                                |
 |----------------------|------------------------------------------------------------------------------|
 | `mpkit.compat`       | the names and signatures of `multiprocessing` over the rest; no logic        |
 | `mpkit.introspect`   | `snapshot`, `tree`, `watch`: what processes are doing, read from outside     |
-| `mpkit.pool`         | `TaskPool`, `PoolView`, `TaskHandle`, `Shared`, and what they tell           |
+| `mpkit.pool`         | `TaskPool`, `PoolView`, `TaskHandle`, `Shared`, and their statistics         |
 | `mpkit.process`      | `WorkerProcess`, `ProcessState`                                              |
 | `mpkit.queue`        | `BoundedQueue`                                                               |
 | `mpkit.sync`         | `Lock`, `LockedCounter`                                                      |
 | `mpkit.errors`       | every exception, each also of the type that callers catch today              |
 
-Below them, for the inside alone: ``_shm`` (shared memory), ``_wire`` (objects to bytes and back) and
+Below them are internal packages: ``_shm`` (shared memory), ``_wire`` (objects to bytes and back) and
 ``_platform`` (what differs between systems and Python versions).
 
-Each name is loaded on first use, so that a child process, which imports this package to find the one function
-it runs, loads that alone.
+Each name is loaded on first use, so a child process, which imports this package to find the one function that
+it runs, loads only what that needs.
 
 Examples:
     >>> import math

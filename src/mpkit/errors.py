@@ -115,9 +115,9 @@ class ClosedError(MpkitError, ValueError, RuntimeError):
 
 
 class HandleLost(_SystemError, FileNotFoundError):
-    """What a handle stands for no longer existed when the handle was first used in this process.
+    """The object behind a handle no longer existed when the handle was first used in this process.
 
-    Its creator, and everyone who had opened it, had closed it or ended.
+    Its creator, and every process that had opened it, had closed it or ended.
 
     Args:
         message: What was lost, and the remedy. There is a general default.
@@ -148,13 +148,13 @@ class SharedMemoryExhausted(_SystemError):
     """Shared memory cannot be reserved (`errno` is `ENOSPC`). Nothing was created and nothing is damaged.
 
     Args:
-        message: What was to be reserved, and the remedy. The default is composed from the attributes.
+        message: What could not be reserved, and the remedy. The default is composed from the attributes.
         requested_bytes: How many bytes were asked for.
         available_bytes: How many bytes the file system had left.
 
     Attributes:
         requested_bytes: As given, or None.
-        available_bytes: As given, or None where that is not what was lacking (descriptors, address space).
+        available_bytes: As given, or None if something else was lacking (descriptors, address space).
     """
 
     def __init__(
@@ -179,8 +179,8 @@ class SharedMemoryExhausted(_SystemError):
 class SerializationError(MpkitError, pickle.PicklingError):
     """An argument, item, result or exception cannot be pickled or unpickled.
 
-    Raised to the one caller concerned, and in `put` or `submit` itself where it is the caller's own value.
-    The original error is the ``__cause__`` where it can travel.
+    Only the caller concerned gets it; if the value is the caller's own, `put` or `submit` itself raises it.
+    The original error is the ``__cause__`` if that can be pickled.
     """
 
 
@@ -200,7 +200,7 @@ else:
 
 
 class TaskTimeout(_TimeoutError):
-    """A task ran past its own time limit and was stopped.
+    """A task exceeded its own time limit and was stopped.
 
     Also a built-in `TimeoutError`, a `multiprocessing.TimeoutError` and (3.10 as well) a
     `concurrent.futures.TimeoutError`.
@@ -217,7 +217,7 @@ class TaskTimeout(_TimeoutError):
         task_id: As given, or None.
         pid: As given, or None.
         timeout: As given, or None.
-        stack: As given, or None when it could not be had.
+        stack: As given, or None if it was not available.
     """
 
     def __init__(
@@ -241,7 +241,7 @@ class TaskTimeout(_TimeoutError):
 
 
 class WaitTimeout(_TimeoutError):
-    """The *waiting* ran out (`result(timeout)`, `get(timeout)`); what was waited for goes on.
+    """The *waiting* timed out (`result(timeout)`, `get(timeout)`); the task or process goes on.
 
     Also a built-in `TimeoutError`, a `multiprocessing.TimeoutError` and (3.10 as well) a
     `concurrent.futures.TimeoutError`.
@@ -253,11 +253,11 @@ class TaskCancelled(MpkitError, CancelledError):
 
 
 class WorkerCrashed(MpkitError, BrokenProcessPool):
-    """The worker that ran this task died. Only this task is concerned: the pool goes on.
+    """The worker that ran this task died. Only this task is affected: the pool carries on.
 
     Args:
         message: What happened. The default is composed from the attributes.
-        task_id: The id of the task, as in `TaskHandle.task_id`; None for a process that is not a pool's.
+        task_id: The id of the task, as in `TaskHandle.task_id`; None for a process outside a pool.
         pid: The process that died.
         exitcode: Its exit code, negative for a signal, as in `multiprocessing.Process.exitcode`.
         signal: The name of the signal that killed it, such as ``"SIGSEGV"``.
@@ -268,8 +268,8 @@ class WorkerCrashed(MpkitError, BrokenProcessPool):
     Attributes:
         task_id: As given, or None.
         pid: As given, or None.
-        exitcode: As given, or None when it could not be had.
-        signal: As given, or None when it died otherwise than by a signal.
+        exitcode: As given, or None if it is not known.
+        signal: As given, or None if it was not killed by a signal.
         stack: As given, or None.
         rss_bytes: As given, or None when it was never measured.
         likely_oom: As given.
@@ -305,7 +305,7 @@ class WorkerMemoryExceeded(MpkitError, MemoryError):
 
     Args:
         message: What happened. The default is composed from the attributes.
-        task_id: The id of the task, as in `TaskHandle.task_id`; None for a process that is not a pool's.
+        task_id: The id of the task, as in `TaskHandle.task_id`; None for a process outside a pool.
         pid: The process that was stopped.
         rss_bytes: Its resident memory when it was stopped.
         limit: The limit in bytes.

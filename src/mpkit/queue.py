@@ -52,19 +52,19 @@ class _Chunk(NamedTuple):
 
 @dataclass(frozen=True)
 class QueueStatistics:
-    """What a queue holds and has seen, at one moment.
+    """Numbers about a queue at one moment.
 
     Attributes:
         size: items in the queue.
-        bytes: what they occupy in shared memory, with 8 to 15 bytes of administration for each (small items
-            that `put_many` has packed together occupy less, and that until the last of them is taken).
+        bytes: what they occupy in shared memory, including 8 to 15 bytes of overhead for each (small items
+            that `put_many` has packed together occupy less, but until the last of them is taken).
         maxsize: the bound on items, 0 for none.
         max_bytes: the bound on bytes, None for none.
-        puts: items ever put, modulo 2**36.
-        gets: items ever taken (or thrown away by ``shutdown(immediate=True)``), likewise.
+        puts: items ever put, modulo ``2**36``.
+        gets: items ever taken (or discarded by ``shutdown(immediate=True)``), modulo ``2**36``.
         waiting_putters: calls that wait for room now. A process that is killed while it waits may stay
             counted until the next wake-up.
-        waiting_getters: calls that wait for an item now; likewise.
+        waiting_getters: calls that wait for an item now; the same applies.
         recoveries: how often a lock was taken over from a process that died while it held it.
     """
 
@@ -80,38 +80,39 @@ class QueueStatistics:
 
 
 class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
-    """A first-in first-out queue for any number of putting and getting processes and threads.
+    """A first-in first-out queue between any number of processes and threads.
 
-    It keeps the documented semantics of `queue.Queue` between processes, on Linux and macOS:
+    It has the documented semantics of `queue.Queue`, between processes, on Linux and macOS:
 
-    - one order for everyone; `qsize` and `empty` are exact, as is `full` without `max_bytes`; `get_nowait`
-      right after a `put` anywhere finds the item;
+    - all processes see one order; `qsize` and `empty` are exact, and so is `full` without `max_bytes`;
+      `get_nowait` right after a `put` in any process finds the item;
     - `put` pickles in the caller: an error is raised there and leaves the queue unchanged, and later changes
-      of the object do not travel;
+      to the object do not travel;
     - once `put` has returned, the item survives the death of the process that put it. There is no feeder
       thread: nothing to flush, no deadlock when a process is joined;
-    - any process that uses the queue may be killed at any instruction: the others go on within half a second.
-      What is lost is at most what a killed getter had in its hands; nothing is duplicated, torn or reordered;
-    - a handle can be pickled anywhere: as an argument of a process under every start method, of a task in a
-      running pool, inside an item of another queue.
+    - any process that uses the queue may be killed at any instruction: the others carry on within half a
+      second. At most, the items that a killed process was just taking are lost; nothing is duplicated, torn
+      or reordered;
+    - a handle can be pickled anywhere: as an argument of a process under every start method, as an argument
+      of a task in a running pool, or inside an item of another queue.
 
     Large buffers that pickle protocol 5 can leave out (numpy arrays, pandas columns, `pickle.PickleBuffer`)
-    are written once into shared memory; the receiver works on them in place, and they are its own. ``bytes``
-    and ``bytearray`` travel with one copy more.
+    are written once into shared memory; the receiver works on them in place, and owns them. ``bytes`` and
+    ``bytearray`` are copied once more.
 
-    It lives as long as its creator, or any process that has opened it. Further processes can open it as long
-    as its creator lives: so create it in the program and hand it on, and not in a task that returns it.
+    The queue lives as long as its creator, or any process that has opened it. Other processes can open it as
+    long as its creator lives: so create it in the program and pass it on, not in a task that returns it.
 
     Args:
         maxsize: the most items that the queue holds; 0 or less: bounded by memory only.
         max_bytes: the most bytes that the queued items may occupy together; None for no such bound. An item
-            counts the length of its pickle and buffers, rounded up to 8, and 8 more; an empty queue takes any
-            item of at most `max_bytes`.
+            counts as the length of its pickle and buffers, rounded up to a multiple of 8, plus 8; an empty
+            queue takes any item of at most `max_bytes`.
 
     Raises:
         TypeError: `maxsize` or `max_bytes` is not an integer.
-        ValueError: `maxsize` is 2**36 or more, or `max_bytes` less than 1 or 2**63 or more.
-        SharedMemoryExhausted: there is no room for the queue (some 80 KiB); nothing is left behind.
+        ValueError: `maxsize` is ``2**36`` or more, or `max_bytes` is less than 1 or is ``2**63`` or more.
+        SharedMemoryExhausted: there is no room for the queue (about 80 KiB); nothing is left behind.
         OSError: this system has no named semaphores (Windows).
 
     Safe from: any process, any thread. Not from a signal handler or a ``__del__`` that interrupts an
@@ -168,16 +169,15 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
     def put(self, item: T, block: bool = True, timeout: float | None = None) -> None:
         """Add `item` at the end.
 
-        When this returns the item is in the queue, whatever happens to this process.
+        Once this has returned, the item is in the queue, whatever happens to this process.
 
         Args:
             item: any object that can be pickled; it is pickled before this returns.
             block: wait while the queue is full.
-            timeout: the most seconds that the whole call may take; None: as long as it needs. Ignored unless
-                `block`.
+            timeout: how many seconds the whole call may take; None: no limit. Ignored unless `block`.
 
         Raises:
-            QueueFull: there was no room (in time).
+            QueueFull: there was no room, or not in time.
             QueueShutDown: the queue has been shut down.
             ClosedError: this process has closed the queue.
             SerializationError: the item cannot be pickled; the queue is unchanged. (Without `block` a full
@@ -187,14 +187,14 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
             TypeError: `timeout` is not a number, if `block`.
             SharedMemoryExhausted: there is no memory for the item; the queue is unchanged.
             HandleLost: the queue no longer existed when this handle was first used in this process: its
-                creator, and everyone who had opened it, had closed it or ended.
+                creator, and every process that had opened it, had closed it or ended.
 
-        Blocking: until there is room, if `block`. Otherwise microseconds; up to half a second after a process
-        was killed in the middle of an operation on the queue; for as long as one stays stopped (SIGSTOP) in
-        the middle of one. Then calls with ``block=False`` or a `timeout` give up after about a second, or at
-        the timeout if that is later. A big item takes as long as copying it does; and where the queue needs
-        more memory for it than it has, the system makes that ready first (some 0.2 s for a gigabyte), while
-        other calls of `put` wait.
+        Blocking: until there is room, if `block`. Otherwise microseconds; up to half a second if a process
+        was killed in the middle of an operation on the queue; as long as a process stays stopped (SIGSTOP) in
+        the middle of one. In the last case, calls with ``block=False`` or a `timeout` give up after about a
+        second, or at the timeout if that is later. A big item takes as long as copying it; if the queue needs
+        more memory for it, the system provides that first (about 0.2 s for a gigabyte), while other calls of
+        `put` wait.
         """
         deadline = None if timeout is None or not block else deadline_of(check_timeout(timeout))
         if not block and self._is_full():
@@ -215,22 +215,20 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
 
         Args:
             block: wait while the queue is empty.
-            timeout: the most seconds that the whole call may take; None: as long as it needs. Ignored unless
-                `block`.
+            timeout: how many seconds the whole call may take; None: no limit. Ignored unless `block`.
 
         Returns:
-            The item; large buffers in it lie in shared memory, belong to the receiver alone and may be
-            written to.
+            The item; large buffers in it are in shared memory, belong to the receiver alone and are writable.
 
         Raises:
-            QueueEmpty: there was nothing (in time).
+            QueueEmpty: there was no item, or not in time.
             QueueShutDown: the queue has been shut down and is empty.
             ClosedError: this process has closed the queue.
             SerializationError: the item cannot be unpickled here; it is gone.
             ValueError: `timeout` is negative or NaN, if `block`.
             TypeError: `timeout` is not a number, if `block`.
             HandleLost: the queue no longer existed when this handle was first used in this process: its
-                creator, and everyone who had opened it, had closed it or ended.
+                creator, and every process that had opened it, had closed it or ended.
 
         Blocking: until there is an item, if `block`; see `put`.
         """
@@ -256,25 +254,24 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
     # -- many items ------------------------------------------------------------------------------------------
 
     def put_many(self, items: Iterable[T], block: bool = True, timeout: float | None = None) -> int:
-        """Add many items in order, for far less than a `put` of each.
+        """Add many items in order, much faster than with a `put` for each.
 
-        Everything is pickled first: if one item cannot be, nothing goes in.
+        Everything is pickled first: if one item cannot be pickled, nothing goes in.
 
         Args:
             items: the items; the iterable is read to its end before anything goes in.
             block: wait for room for all of them.
-            timeout: the most seconds that the whole call may take; None: as long as it needs. Ignored unless
-                `block`.
+            timeout: how many seconds the whole call may take; None: no limit. Ignored unless `block`.
 
         Returns:
-            How many went in, from the first on: all of them unless `block` is false or the time was out.
+            How many went in, counted from the first: all of them, unless `block` is false or time ran out.
 
         Raises:
             QueueShutDown: the queue has been shut down and nothing went in.
             ClosedError, SerializationError, ValueError, TypeError, SharedMemoryExhausted, HandleLost: as
-                `put`, with nothing put (memory that runs out half way ends the call with what went in).
+                `put`, and nothing was put. (If memory runs out half way, the call returns how many went in.)
 
-        Blocking: as `put`. Items of other putters may come in between.
+        Blocking: as `put`. Items from other processes may come in between.
         """
         deadline = None if timeout is None or not block else deadline_of(check_timeout(timeout))
         everything = list(items)
@@ -305,19 +302,18 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
     def get_many(
         self, max_items: int | None = None, block: bool = True, timeout: float | None = None
     ) -> list[T]:
-        """Take what is there, for far less than a `get` of each: at least one item, in order.
+        """Take what is there, much faster than with a `get` for each: at least one item, in order.
 
         Args:
-            max_items: the most to take; None: all that one look finds.
+            max_items: how many to take at most; None: all that are there at once.
             block: wait while the queue is empty.
-            timeout: the most seconds that the whole call may take; None: as long as it needs. Ignored unless
-                `block`.
+            timeout: how many seconds the whole call may take; None: no limit. Ignored unless `block`.
 
         Returns:
             One item or more.
 
         Raises:
-            QueueEmpty: there was nothing (in time).
+            QueueEmpty: there was no item, or not in time.
             ValueError: `max_items` is less than 1; or `timeout` is negative or NaN, if `block`.
             TypeError: `max_items` is not an integer; or `timeout` is not a number, if `block`.
             QueueShutDown, ClosedError, HandleLost: as `get`.
@@ -360,7 +356,8 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
     def full(self) -> bool:
         """Whether the count or the bytes leave no room for a small item. Never blocks.
 
-        The count is exact at one moment during the call; the bytes are added up while others may be at work.
+        The count is exact at one moment during the call; the bytes are added up while other processes may
+        change them.
         """
         file = self._opened()
         if file.maxsize and self.qsize() >= file.maxsize:
@@ -377,7 +374,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         return self._opened().maxsize
 
     def statistics(self) -> QueueStatistics:
-        """What the queue holds and has seen. Never blocks."""
+        """Numbers about the queue. Never blocks."""
         file = self._opened()
         gets, puts, _ = file.generations.snapshot()
         return QueueStatistics(
@@ -398,16 +395,16 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         """End the queue for every process: `put` raises `QueueShutDown` from now on, `get` does once the
         queue is empty.
 
-        All calls that wait, in every process, return or raise. A second call does no harm.
+        All calls that wait, in every process, return or raise. Calling it again does no harm.
 
         Args:
-            immediate: throw away what is queued; `join` no longer waits for it.
+            immediate: discard what is queued; `join` no longer waits for it.
 
         Raises:
             ClosedError, HandleLost: as `put`.
 
-        Blocking: microseconds; up to half a second after a process was killed in the middle of an operation
-        on the queue; for as long as one stays stopped (SIGSTOP) in the middle of one.
+        Blocking: microseconds; up to half a second if a process was killed in the middle of an operation on
+        the queue; as long as a process stays stopped (SIGSTOP) in the middle of one.
         """
         puts, gets = self._side_to_put(), self._side_to_get()
         puts.shut_down(None)
@@ -416,18 +413,18 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         gets.wake_putters()
 
     def close(self) -> None:
-        """Close the queue in this process: every later use of any handle here raises `ClosedError`. A second
-        call does no harm.
+        """Close the queue in this process: every later use of any handle here raises `ClosedError`. Calling
+        it again does no harm.
 
-        Items, and the handles of other processes, are not touched. Calls of other threads that wait end with
+        Items, and the handles of other processes, are not affected. Calls that wait in other threads end with
         `ClosedError`.
 
         Raises:
-            RuntimeError: called in the middle of an operation of this very thread (from a signal handler or a
+            RuntimeError: called in the middle of an operation of the same thread (from a signal handler or a
                 ``__del__``).
 
-        Blocking: for at most 5 s, if another thread is in the middle of an operation that a stopped process
-        holds up.
+        Blocking: for at most 5 s, if another thread is in the middle of an operation that is held up by a
+        stopped process.
         """
         super().close()
         waiters, self._async_waiters = self._async_waiters, None
@@ -452,7 +449,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
     # -- finished work ---------------------------------------------------------------------------------------
 
     def task_done(self) -> None:
-        """Tell that the work on one item that was taken is finished, for `join`.
+        """Report that the work on one item that was taken is finished, for `join`.
 
         Raises:
             ValueError: called more often than items were put.
@@ -467,10 +464,10 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         """Wait until `task_done` has been called for every item that was put.
 
         Args:
-            timeout: the most seconds to wait; None: as long as it takes.
+            timeout: how many seconds to wait; None: no limit.
 
         Returns:
-            Whether all is done.
+            Whether all items are done.
 
         Raises:
             ValueError: `timeout` is negative or NaN.
@@ -478,23 +475,23 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
             ClosedError, HandleLost: as `put`.
 
         Blocking: until then, or for `timeout`; about a second more if a process is stopped (SIGSTOP) in the
-        middle of an operation on the queue. An item lost with a killed getter is never done: give a timeout
-        where that may happen.
+        middle of an operation on the queue. An item lost with a killed process never counts as done: pass a
+        timeout if that may happen.
         """
         return self._side_to_get().wait_until_done(deadline_of(check_timeout(timeout)))
 
     # -- asyncio ---------------------------------------------------------------------------------------------
 
     async def aput(self, item: T) -> None:
-        """`put` for coroutines: waits for room without blocking the event loop. Cancelled while it waits, it
-        has put nothing.
+        """`put` for coroutines: waits for room without blocking the event loop. If it is cancelled while it
+        waits, it has put nothing.
 
         Raises:
             QueueShutDown, ClosedError, SerializationError, ValueError, SharedMemoryExhausted, HandleLost: as
                 `put`.
 
-        Blocking: the event loop, while the item is pickled and copied; a second with each try while a process
-        stays stopped (SIGSTOP) in the middle of an operation on the queue.
+        Blocking: the event loop, while the item is pickled and copied; for a second at each attempt while a
+        process stays stopped (SIGSTOP) in the middle of an operation on the queue.
         """
         side = self._side_to_put()
         # Once, now: later changes of the object do not travel, however long there is no room.
@@ -524,8 +521,8 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
                 side.drop_big(written)
 
     async def aget(self) -> T:
-        """`get` for coroutines: waits for an item without blocking the event loop. Cancelled while it waits,
-        it has taken nothing.
+        """`get` for coroutines: waits for an item without blocking the event loop. If it is cancelled while
+        it waits, it has taken nothing.
 
         Raises:
             QueueShutDown, ClosedError, SerializationError, HandleLost: as `get`.

@@ -17,22 +17,22 @@ __all__ = ["CompoundUpdate", "Lock", "LockedCounter"]
 class Lock(SharedHandle[LockFile]):
     """A lock between processes that knows its owner.
 
-    What `multiprocessing.Lock` promises, and more: if the owner dies, however it dies, the lock goes to the
-    next one who asks for it, who is told so (`abandoned_by`): what the lock protects may be half changed
-    then. A lock of a process that is alive, a stopped one included, is never taken away.
+    It keeps the promises of `multiprocessing.Lock`, and more: if the owner dies, however it dies, the lock
+    goes to the next process that asks for it. `abandoned_by` tells that process so, because what the lock
+    protects may be half changed. A lock is never taken from a process that is alive, even if it is stopped.
 
-    It is not recursive. It may be released by another thread or process than acquired it. A handle can be
-    pickled anywhere: as an argument of a process under every start method, of a task in a running pool,
-    inside an item of a queue. It lives as long as its creator, or any process that has opened it; further
-    processes can open it as long as its creator lives.
+    It is not recursive. Any thread or process may release it, not only the one that acquired it. A handle can
+    be pickled anywhere: as an argument of a process under every start method, as an argument of a task in a
+    running pool, or inside an item of a queue. The lock lives as long as its creator, or any process that has
+    opened it; other processes can open it as long as its creator lives.
 
     Raises:
-        SharedMemoryExhausted: there is no room for the lock (some 12 KiB); nothing is left behind.
+        SharedMemoryExhausted: there is no room for the lock (about 12 KiB); nothing is left behind.
         OSError: this system has no named semaphores (Windows).
 
-    Safe from: any process, any thread, and signal handlers. One that asks for the lock that the thread it
-    interrupts holds, or is about to take or to release, would wait for ever, as for any lock that is not
-    recursive; give it a time limit.
+    Safe from: any process, any thread, and signal handlers. A handler that asks for a lock which the thread
+    it interrupts holds, or is just taking or releasing, would wait forever, as with any lock that is not
+    recursive: give it a timeout.
 
     Examples:
         >>> from mpkit import Lock
@@ -71,7 +71,7 @@ class Lock(SharedHandle[LockFile]):
 
         Args:
             block: wait until it is free.
-            timeout: the most seconds to wait, if `block`; None: as long as it takes.
+            timeout: how many seconds to wait, if `block`; None: no limit.
 
         Returns:
             Whether this process has the lock now.
@@ -81,10 +81,9 @@ class Lock(SharedHandle[LockFile]):
             TypeError: `timeout` is not a number.
             ClosedError: this process has closed the lock.
             HandleLost: the lock no longer existed when this handle was first used in this process: its
-                creator, and everyone who had opened it, had closed it or ended.
+                creator, and every process that had opened it, had closed it or ended.
 
-        Blocking: until it is free, if `block`; the lock of an owner that died is free within a fraction of a
-        second.
+        Blocking: until it is free, if `block`; if the owner died, it is free within a fraction of a second.
         """
         deadline = None if timeout is None else deadline_of(check_timeout(timeout))
         return self._acquire(block, deadline)
@@ -95,29 +94,29 @@ class Lock(SharedHandle[LockFile]):
         Raises:
             ValueError: nobody has the lock.
             ClosedError, HandleLost: as `acquire`.
-            RuntimeError: the lock is another process's, and for 5 s a third one, stopped while it took over
+            RuntimeError: another process holds the lock, and for 5 s a third one, stopped while it took over
                 or opened this lock, has kept it from being released.
 
-        Blocking: a microsecond; for another process some ten, or up to half a second while somebody looks
-        whether the owner is dead.
+        Blocking: a microsecond; about ten if another process holds the lock, or up to half a second while
+        some process checks whether the owner is dead.
         """
         if not self._release():
             raise ValueError("released a lock that nobody has acquired")
 
     def locked(self) -> bool:
-        """Whether somebody has the lock at this moment. Never blocks."""
+        """Whether any process holds the lock at this moment. Never blocks."""
         return self._opened().owner() is not None
 
     def owner(self) -> int | None:
-        """The pid of the process that has the lock at this moment, dead or alive; None when it is free. Never
-        blocks.
+        """The pid of the process that holds the lock at this moment, dead or alive; None if it is free.
+        Never blocks.
         """
         return self._opened().owner()
 
     @property
     def abandoned_by(self) -> int | None:
-        """The pid of the dead process that this process, the present owner, took the lock over from; None
-        when it was free.
+        """The pid of the dead process from which this process, the current owner, took over the lock; None
+        if the lock was free.
 
         Reset by the next `acquire` of this process.
         """
@@ -139,27 +138,26 @@ class Lock(SharedHandle[LockFile]):
 
 
 class LockedCounter(SharedHandle[CounterFile]):
-    """A 64-bit signed counter between processes, of which no update is ever lost.
+    """A 64-bit signed counter shared between processes. No update is ever lost.
 
-    Every method is one atomic step for all processes and threads. A process that is killed in the middle of
-    an update has made it or has not; it holds nobody up.
+    Every method is one atomic step for all processes and threads. If a process is killed in the middle of an
+    update, the update has either happened or not, and no other process is held up.
 
-    For an update that needs the old value, have the counter to yourself: ``with counter as locked:
-    locked.value = f(locked.value)``. Everybody else waits meanwhile, so be quick. Other methods of the same
-    counter raise RuntimeError inside the block. If the process dies inside, the value is what was last
-    assigned.
+    For an update that needs the old value, lock the counter: ``with counter as locked: locked.value =
+    f(locked.value)``. All other processes wait in the meantime, so be quick. Inside the block, other methods
+    of the same counter raise RuntimeError. If the process dies inside, the last assigned value stays.
 
-    A handle can be pickled anywhere: as an argument of a process under every start method, of a task in a
-    running pool, inside an item of a queue. The counter lives as long as its creator, or any process that has
-    opened it; further processes can open it as long as its creator lives.
+    A handle can be pickled anywhere: as an argument of a process under every start method, as an argument of
+    a task in a running pool, or inside an item of a queue. The counter lives as long as its creator, or any
+    process that has opened it; other processes can open it as long as its creator lives.
 
     Args:
-        initial: the value to begin with, from ``-2**63`` to ``2**63 - 1``.
+        initial: the initial value, from ``-2**63`` to ``2**63 - 1``.
 
     Raises:
         TypeError: `initial` is not an integer.
         OverflowError: `initial` does not fit.
-        SharedMemoryExhausted: there is no room for the counter (some 12 KiB); nothing is left behind.
+        SharedMemoryExhausted: there is no room for the counter (about 12 KiB); nothing is left behind.
         OSError: this system has no named semaphores (Windows).
 
     Safe from: any process, any thread. Not from a signal handler or a ``__del__`` that interrupts an
@@ -210,10 +208,10 @@ class LockedCounter(SharedHandle[CounterFile]):
             OverflowError: the result does not fit into 64 bits; the value is unchanged.
             ClosedError: this process has closed the counter.
             HandleLost: the counter no longer existed when this handle was first used in this process: its
-                creator, and everyone who had opened it, had closed it or ended.
+                creator, and every process that had opened it, had closed it or ended.
 
-        Blocking: microseconds; as long as somebody is inside ``with counter``; up to half a second after a
-        process was killed in the middle of an operation on the counter; for as long as one stays stopped
+        Blocking: microseconds; as long as any process is inside ``with counter``; up to half a second if a
+        process was killed in the middle of an operation on the counter; as long as a process stays stopped
         (SIGSTOP) in the middle of one.
         """
         return self._add(n if type(n) is int else checked_integer("n", n))
@@ -235,14 +233,14 @@ class LockedCounter(SharedHandle[CounterFile]):
     def wait_for(self, target: int, timeout: float | None = None) -> bool:
         """Wait until the value is at least `target`.
 
-        A value that reaches `target` and falls again before this process has looked may be missed.
+        If the value reaches `target` and falls again before this process has looked, this may be missed.
 
         Args:
             target: the value to wait for.
-            timeout: the most seconds to wait; None: as long as it takes.
+            timeout: how many seconds to wait; None: no limit.
 
         Returns:
-            Whether the value was seen at `target` or above in time.
+            Whether the value was at `target` or above in time.
 
         Raises:
             ValueError: `timeout` is negative or NaN.
@@ -298,7 +296,7 @@ class CompoundUpdate:
 
     @property
     def value(self) -> int:
-        """The value; assigning takes effect at once.
+        """The value; an assignment takes effect immediately.
 
         Raises:
             RuntimeError: the block is over.

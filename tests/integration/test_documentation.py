@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -110,6 +111,15 @@ def test_examples_in_docstrings_are_true() -> None:
     lines = run_python("-c", DOCSTRINGS).stdout.splitlines()
     assert "mpkit.queue 0" in lines
     assert [line for line in lines if not line.endswith(" 0")] == []
+
+
+def test_no_power_in_a_docstring_makes_text_bold() -> None:
+    """The reference is Markdown: two powers outside code set everything between them in bold."""
+    for path in (ROOT / "src/mpkit").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                text = re.sub(r"(`+).*?\1", "", ast.get_docstring(node) or "", flags=re.DOTALL)
+                assert len(re.findall(r"\d\*\*\d", text)) < 2, f"{path}: {text}"
 
 
 def test_everything_public_stands_in_the_reference() -> None:

@@ -19,7 +19,9 @@ import pytest
 from mpkit import introspect
 from mpkit._platform import identity
 from mpkit.cli.doctor import leftovers
-from mpkit.introspect import _stacks
+from mpkit.errors import AccessDenied
+from mpkit.introspect import _pools, _stacks
+from mpkit.pool._outside import WorkerRow
 from tests.helpers.processes import python, run_python
 from tests.helpers.waiting import PATIENCE, wait_until
 
@@ -86,7 +88,29 @@ def test_stacks_shows_where_the_workers_are(tmp_path: Path) -> None:
     assert of_one.count("in spin_for_ever") == 1
     assert [f"worker {pid}, running" in of_all for pid in workers] == [True, True]
     assert refused.returncode == 1
-    assert "is no worker of an mpkit pool" in refused.stderr
+    assert "is not a worker of an mpkit pool" in refused.stderr
+
+
+@linux
+def test_workers_are_found_below_a_process_that_may_not_be_examined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = _pools.worker_row
+    forbidden = set[int]()
+
+    def examined(process: psutil.Process) -> WorkerRow | None:
+        if process.pid in forbidden:
+            raise AccessDenied(pid=process.pid)
+        return look(process)
+
+    monkeypatch.setattr(_stacks, "worker_row", examined)
+    with program(tmp_path) as process:
+        forbidden.add(process.pid)
+        workers = [worker.process.pid for worker in _stacks.workers_under(process.pid)]
+        assert len(workers) == 2
+        forbidden.update(workers)
+        with pytest.raises(AccessDenied):
+            _stacks.workers_under(process.pid)
 
 
 @linux

@@ -58,6 +58,13 @@ def test_a_pool_and_its_iterator_dropped_in_one_collection_do_no_harm() -> None:
         gc.collect()
 
 
+def test_the_warning_about_a_dropped_pool_names_the_line_that_dropped_it() -> None:
+    pool = TaskPool(1)
+    with pytest.warns(ResourceWarning, match="unclosed") as warned:
+        del pool
+    assert [warning.filename for warning in warned] == [__file__]
+
+
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_tasks_of_a_dropped_pool_say_why_they_were_cancelled() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing.shared_memory
 from multiprocessing.pool import ThreadPool as StdlibThreadPool
+from typing import Any
 
 from typing_extensions import assert_type
 
@@ -25,3 +26,12 @@ def submodules(queue: Queue[int]) -> None:
         assert_type(queue.get(), int)
     except (Empty, BrokenProcessPool):
         ProcessPoolExecutor(2).shutdown()
+
+
+def as_in_a_program_written_for_multiprocessing() -> None:
+    queue = mp.Queue()
+    assert_type(queue, mp.Queue[Any])
+    assert_type(mp.JoinableQueue(3), mp.JoinableQueue[Any])
+    assert_type(mp.SimpleQueue(), mp.SimpleQueue[Any])
+    numbers: mp.Queue[int] = mp.Queue()
+    assert_type(numbers.get(), int)

@@ -10,11 +10,10 @@ __all__ = ["ProcessState"]
 
 
 class ProcessState(Enum):
-    """What a process is doing: the classic three states, and those around them.
+    """What a process is doing: the three classic states, and those before and after them.
 
-    `READY`, `RUNNING` and `WAITING` are told by the operating system. Systems say "runnable" but not whether
-    a core is serving the process at this very moment, so `RUNNING` means either; `READY` is one that is just
-    being woken up.
+    `READY`, `RUNNING` and `WAITING` come from the operating system. It says "runnable", but not whether the
+    process is on a core at this moment, so `RUNNING` means either; a `READY` process is just being woken up.
     """
 
     NEW = "new"
@@ -24,11 +23,11 @@ class ProcessState(Enum):
     RUNNING = "running"
     """Runs, or could run."""
     WAITING = "waiting"
-    """Waits for something: input, a lock, a child, a moment in time."""
+    """Waits for something: input, a lock, a child, a timer."""
     STOPPED = "stopped"
-    """Stopped by a signal (SIGSTOP, Ctrl-Z) or a debugger; SIGCONT lets it go on."""
+    """Stopped by a signal (SIGSTOP, Ctrl-Z) or a debugger; SIGCONT continues it."""
     ZOMBIE = "zombie"
-    """Has ended; its parent has not asked for the exit code yet."""
+    """Has ended, but its parent has not asked for the exit code yet."""
     EXITED = "exited"
     """Has ended."""
 

@@ -50,18 +50,18 @@ class SharedHandle(Generic[S]):
         return shared
 
     def close(self) -> None:
-        """Close the object in this process: every later use of any handle here raises `ClosedError`. A second
-        call does no harm.
+        """Close the object in this process: every later use of any handle here raises `ClosedError`. Calling
+        it again does no harm.
 
-        The handles of other processes are not touched. Calls of other threads that wait end with
+        The handles of other processes are not affected. Calls that wait in other threads end with
         `ClosedError`.
 
         Raises:
-            RuntimeError: called in the middle of an operation of this very thread (from a signal handler or a
+            RuntimeError: called in the middle of an operation of the same thread (from a signal handler or a
                 ``__del__``).
 
-        Blocking: for at most 5 s, if another thread is in the middle of an operation that a stopped process
-        holds up.
+        Blocking: for at most 5 s, if another thread is in the middle of an operation that is held up by a
+        stopped process.
         """
         if self._shared is not None:
             self._shared.close()

@@ -81,11 +81,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
     try:
-        return parser.parse_args(arguments)
+        options = parser.parse_args(arguments)
     except SystemExit:
         # What help there is has to arrive.
         _output.flush()
         raise
+    if options.command is None:
+        # Argparse would only say that one is missing, and not which there are.
+        _output.complain(parser.format_help().rstrip("\n"))
+        raise SystemExit(2)
+    return options
 
 
 def _run(name: str, options: argparse.Namespace) -> int:
@@ -111,10 +116,10 @@ def _message(error: MpkitError) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="mpkit",
-        description="Look at processes and what they work on; try mpkit out; check this machine.",
+        description="Look at running processes, pools and queues; try out mpkit; check this machine.",
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="show program's version number and exit")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for module in (ps, top, stacks, demo, doctor):
         module.add_to(commands)
     return parser

@@ -22,7 +22,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         nargs="?",
         type=_arguments.pid,
         metavar="PID",
-        help="the process on top; without it, every program of this user that uses mpkit",
+        help="the process to show; without it, every program of this user that uses mpkit",
     )
     parser.set_defaults(run=run)
 

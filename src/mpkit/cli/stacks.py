@@ -18,10 +18,13 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         help="show the Python stack of a pool's worker, or of all workers of a program",
         description=(
             "Show the Python stack of every thread of a worker of an mpkit pool, or of all workers under"
-            " a process. It works while C code holds the interpreter lock, and needs no debugger's rights."
+            " a process. This works even while C code holds the interpreter lock, and needs no debugger"
+            " permissions."
         ),
     )
-    parser.add_argument("pid", type=_arguments.pid, metavar="PID", help="a worker, or a process above some")
+    parser.add_argument(
+        "pid", type=_arguments.pid, metavar="PID", help="a pool worker, or a process that has some below it"
+    )
     parser.set_defaults(run=run)
 
 
@@ -30,8 +33,8 @@ def run(options: argparse.Namespace) -> int:
     workers = _stacks.workers_under(options.pid)
     if not workers:
         _output.complain(
-            f"mpkit stacks: process {options.pid} is no worker of an mpkit pool and has none below it; only"
-            " those write their stack on request"
+            f"mpkit stacks: process {options.pid} is not a worker of an mpkit pool and has none below it;"
+            " only pool workers write their stack on request"
         )
         return 1
     shown = 0

@@ -1,4 +1,4 @@
-"""`python -m mpkit top [PID]`: what `ps` shows, again and again, with the present CPU load."""
+"""`python -m mpkit top [PID]`: what `ps` shows, refreshed regularly, with current CPU load."""
 
 from __future__ import annotations
 
@@ -25,30 +25,33 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     """Declare the command."""
     parser = commands.add_parser(
         "top",
-        help="show a program's processes, pools and queues, again and again",
-        description="Show what `ps` shows, again and again, with the present CPU load, until Ctrl-C.",
+        help="show a program's processes, pools and queues, refreshed regularly",
+        description="Show what `ps` shows, refreshed regularly, with current CPU load, until Ctrl-C.",
     )
     parser.add_argument(
         "pid",
         nargs="?",
         type=_arguments.pid,
         metavar="PID",
-        help="the process on top; without it, every program of this user that uses mpkit",
+        help="the process to show; without it, every program of this user that uses mpkit",
     )
     parser.add_argument(
         "--interval",
         type=_arguments.seconds,
         default=1.0,
         metavar="SECONDS",
-        help="time between two looks (%(default)s)",
+        help="time between two refreshes (%(default)s)",
     )
     parser.add_argument(
-        "--count", type=_arguments.positive, metavar="N", help="end after so many looks; by default at Ctrl-C"
+        "--count",
+        type=_arguments.positive,
+        metavar="N",
+        help="stop after showing it N times; by default, at Ctrl-C",
     )
     parser.add_argument(
         "--plain",
         action="store_true",
-        help="print one page below the other, as without a terminal and with TERM=dumb",
+        help="print one page below the other; this is the default without a terminal and with TERM=dumb",
     )
     parser.set_defaults(run=run)
 

@@ -1,15 +1,14 @@
 """`multiprocessing` with mpkit inside: ``from mpkit import compat as multiprocessing`` is a drop-in.
 
 Every public name of `multiprocessing` is here. `Process`, `Queue`, `JoinableQueue`, `SimpleQueue`, `Lock`,
-`Pool` and `get_context` are thin shells over mpkit with the signatures, exceptions and exit semantics of
+`Pool` and `get_context` are thin wrappers over mpkit with the signatures, exceptions and exit semantics of
 the standard library; all other names are the standard library's own and work together with them. Processes
-are started in the way that is the default of the running Python (mpkit's own classes prefer forkserver).
+are started with the default method of the running Python (mpkit's own classes prefer forkserver).
 
-What is better than in the standard library comes along: a worker that dies fails its task instead of
-hanging the pool, a lock or queue survives the death of any process, `put` raises what cannot be pickled, a
-child dies with its parent.
+The improvements of mpkit come along: a worker that dies fails its task instead of hanging the pool, a lock or
+queue survives the death of any process, `put` raises pickling errors, a child dies with its parent.
 
-`mpkit.compat.futures` is the same for `concurrent.futures`.
+`mpkit.compat.futures` does the same for `concurrent.futures`.
 
 Examples:
     >>> from mpkit import compat as multiprocessing

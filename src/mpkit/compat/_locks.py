@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 class Lock(sync.Lock):
     """`multiprocessing.Lock`: a lock between processes that is not recursive and that anybody may release.
 
-    The lock of a process that has died goes to the next one who asks for it, instead of blocking all
-    others for ever.
+    If its holder dies, the lock goes to the next process that asks for it, instead of blocking all others
+    forever.
 
     Args:
-        ctx: taken, because the class of the standard library has to be given it; not needed.
+        ctx: accepted because the class of the standard library requires it; not needed.
     """
 
     __slots__ = ()

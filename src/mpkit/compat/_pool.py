@@ -60,7 +60,7 @@ class AsyncResult(Generic[R]):
         """The result, or the error, of the call.
 
         Raises:
-            multiprocessing.TimeoutError: the time is over; it can be asked for again.
+            multiprocessing.TimeoutError: the time ran out; you may ask again.
             multiprocessing.pool.MaybeEncodingError: the result could not be pickled.
             ValueError, RuntimeError: as `wait`.
             Exception: what the call raised.
@@ -199,13 +199,13 @@ _STATES = {RUNNING: stdlib.RUN, CLOSED: stdlib.CLOSE}
 class Pool:
     """`multiprocessing.Pool`: workers that call functions. Leaving a ``with`` block terminates it.
 
-    A worker that dies fails the task that it ran, with `mpkit.errors.WorkerCrashed`, instead of hanging
-    the pool. Its workers may have children of their own. `imap` reads its input as results are taken, and
-    the rest of it in `close`. What workers log stays with them, as in the standard library: that it arrives
-    in the program is an extra of `mpkit.TaskPool`.
+    A worker that dies fails the task that it ran, with `mpkit.errors.WorkerCrashed`, instead of hanging the
+    pool. Workers may have children of their own. `imap` reads its input as results are taken, and the rest of
+    it in `close`. Log records of workers are not forwarded, as in the standard library; `mpkit.TaskPool` does
+    that.
 
     Args:
-        processes: how many workers. None: as many as this process may use CPUs.
+        processes: how many workers. None: one for each CPU that this process may use.
         initializer: called in each worker when it starts.
         initargs: its arguments.
         maxtasksperchild: after how many tasks a worker is replaced. None: never.
@@ -311,7 +311,7 @@ class Pool:
     def starmap(
         self, func: Callable[..., R], iterable: Iterable[Iterable[Any]], chunksize: int | None = None
     ) -> list[R]:
-        """The same as `map`, each item being the arguments of one call."""
+        """The same as `map`, but each item holds the arguments of one call."""
         return self.starmap_async(func, iterable, chunksize).get()
 
     def starmap_async(
@@ -322,13 +322,13 @@ class Pool:
         callback: Callable[[list[R]], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
     ) -> AsyncResult[list[R]]:
-        """The same as `map_async`, each item being the arguments of one call."""
+        """The same as `map_async`, but each item holds the arguments of one call."""
         return self._mapped(
             self._task_pool.starmap_async, func, iterable, chunksize, callback, error_callback
         )
 
     def imap(self, func: Callable[[T], R], iterable: Iterable[T], chunksize: int = 1) -> IMapIterator[R]:
-        """Have workers call `func` for each item; an iterator over the results, in the order of the input."""
+        """Have workers call `func` for each item; returns an iterator over the results, in input order."""
         return self._iterator(lambda: self._task_pool.imap(func, iterable, chunksize))
 
     def imap_unordered(
@@ -410,13 +410,13 @@ class Pool:
     # -------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Take no more tasks; those there are go on. The rest of what was given to `imap` is read now."""
+        """Accept no more tasks; those submitted go on. The rest of the input of `imap` is read now."""
         for results in list(self._iterators):
             results.read_all()
         self._task_pool.close()
 
     def terminate(self) -> None:
-        """End at once, without finishing what there is to do."""
+        """End at once, without finishing the outstanding tasks."""
         self._iterators.clear()
         self._task_pool.terminate()
         # RuntimeError: called from a callback, in the pool's own thread, which cannot wait for itself.

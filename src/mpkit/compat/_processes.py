@@ -30,15 +30,15 @@ class _MisuseError(AssertionError, ValueError, RuntimeError):
 
 
 class Process(WorkerProcess[Any]):
-    """`multiprocessing.Process`, started in the way that is the default of the running Python or that the
+    """`multiprocessing.Process`, started with the default method of the running Python or the one that the
     program has set.
 
-    Besides all that the standard library's class has, there is what `mpkit.WorkerProcess` adds: the
-    result, orderly stopping, and an end together with the parent.
+    It has everything that the standard library's class has, and what `mpkit.WorkerProcess` adds: the result,
+    orderly stopping, and an end together with the parent.
 
     Raises:
-        AssertionError: `group` is not None; later, something is asked of it before `start` or by a process
-            that did not create it. What `mpkit.WorkerProcess` raises there holds as well.
+        AssertionError: `group` is not None; later, a method is called before `start` or by a process that did
+            not create it. That error is also of the type that `mpkit.WorkerProcess` raises.
     """
 
     #: None: what the program has set, else the default of the running Python.

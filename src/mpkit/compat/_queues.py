@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from multiprocessing import queues as stdlib
 from types import GenericAlias
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic
 
+from mpkit._platform.hints import TypeVar
 from mpkit.compat._errors import ClosedQueueError
 from mpkit.compat._numbers import not_negative
 from mpkit.errors import ClosedError
@@ -14,7 +15,8 @@ from mpkit.queue import BoundedQueue
 if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
 
-T = TypeVar("T")
+# As there: without an annotation, `Queue()` is one of anything.
+T = TypeVar("T", default=Any)
 
 # Code that is given a queue may ask whether it is one of the standard library (`logging.config` in 3.13.0).
 # Ours have no more of those than the kind; not even their `__init__` runs.
@@ -60,13 +62,13 @@ class _Shell(Generic[T]):
 class Queue(_Shell[T], _StdlibQueue[T]):
     """`multiprocessing.Queue`: a first-in first-out queue between processes.
 
-    Objects are pickled in `put` itself, so an error is raised there, and there is no feeder thread: what
-    the standard library says about joining a process that has put something does not apply. A handle can
-    be pickled anywhere, not only while a process is started.
+    Objects are pickled in `put` itself, so an error is raised there, and there is no feeder thread: the
+    standard library's warnings about joining a process that has put something do not apply. A handle can be
+    pickled anywhere, not only while a process is started.
 
     Args:
         maxsize: the most items in the queue; 0 or less: bounded by memory only.
-        ctx: taken, because subclasses of the standard library's class have to give it; not needed.
+        ctx: accepted because subclasses of the standard library's class must pass it; not needed.
     """
 
     def __init__(self, maxsize: int = 0, *, ctx: BaseContext | None = None) -> None:  # noqa: ARG002
@@ -76,7 +78,7 @@ class Queue(_Shell[T], _StdlibQueue[T]):
         """Add an item at the end.
 
         Raises:
-            queue.Full: there was no room (in time).
+            queue.Full: there was no room, or not in time.
             ValueError: this process has closed the queue.
             pickle.PicklingError: the item cannot be pickled; the queue is unchanged.
 
@@ -88,7 +90,7 @@ class Queue(_Shell[T], _StdlibQueue[T]):
         """Take the oldest item.
 
         Raises:
-            queue.Empty: there was nothing (in time).
+            queue.Empty: there was no item, or not in time.
             ValueError: this process has closed the queue.
 
         Blocking: until there is an item, if `block`, for at most `timeout` seconds.
@@ -112,7 +114,7 @@ class Queue(_Shell[T], _StdlibQueue[T]):
         return self._queue.full()
 
     def close(self) -> None:
-        """Declare that this process will not use the queue any more. What it has put stays."""
+        """Declare that this process will no longer use the queue. The items that it has put stay."""
         self._queue.close()
 
     def join_thread(self) -> None:
@@ -123,10 +125,10 @@ class Queue(_Shell[T], _StdlibQueue[T]):
 
 
 class JoinableQueue(Queue[T], _StdlibJoinableQueue[T]):
-    """`multiprocessing.JoinableQueue`: a `Queue` that can be waited for until all that was put is done."""
+    """`multiprocessing.JoinableQueue`: a `Queue` with `task_done` and `join`."""
 
     def task_done(self) -> None:
-        """Tell that the work on one item that was taken is finished.
+        """Report that the work on one item that was taken is finished.
 
         Raises:
             ValueError: called more often than items were put.
@@ -142,10 +144,10 @@ class JoinableQueue(Queue[T], _StdlibJoinableQueue[T]):
 
 
 class SimpleQueue(_Shell[T], _StdlibSimpleQueue[T]):
-    """`multiprocessing.SimpleQueue`: an unbounded queue with `get` and `put` alone.
+    """`multiprocessing.SimpleQueue`: an unbounded queue that only has `get` and `put`.
 
     Args:
-        ctx: as of `Queue`.
+        ctx: as for `Queue`.
     """
 
     def __init__(self, *, ctx: BaseContext | None = None) -> None:  # noqa: ARG002
@@ -177,5 +179,5 @@ class SimpleQueue(_Shell[T], _StdlibSimpleQueue[T]):
             raise ClosedQueueError(*error.args) from None
 
     def close(self) -> None:
-        """Declare that this process will not use the queue any more."""
+        """Declare that this process will no longer use the queue."""
         self._queue.close()

@@ -28,10 +28,10 @@ class PoolSnapshot:
     Attributes:
         name: what identifies it: the name of its file.
         pid: the process that created it and hands out its tasks.
-        workers: its workers, the oldest first. Only the pool's own process knows the names of functions:
+        workers: its workers, oldest first. Only the pool's own process knows the names of functions, so
             `function` is None.
-        sent: tasks that have been sent to a worker which has not begun them. More may wait unsent in the
-            pool's process.
+        sent: tasks that have been sent to a worker but have not begun. More may wait unsent in the pool's
+            process.
         label: what its program calls it: `TaskPool`'s argument `name`, cut off after 255 bytes.
     """
 
@@ -43,7 +43,7 @@ class PoolSnapshot:
 
 
 def pools(pid: int | None = None) -> list[PoolSnapshot]:
-    """Look at every `TaskPool` that a process has created and not yet ended, without touching it.
+    """Look at every `TaskPool` that a process has created and that has not ended, without touching it.
 
     Args:
         pid: the process. None, the default, is the calling process.
@@ -53,8 +53,8 @@ def pools(pid: int | None = None) -> list[PoolSnapshot]:
 
     Raises:
         ProcessGone: there is no such process, or it ended while being looked at.
-        AccessDenied: the system does not let this user look at it.
-        TypeError, ValueError: `pid` is no integer, or negative.
+        AccessDenied: the system does not allow this user to examine it.
+        TypeError, ValueError: `pid` is not an integer, or negative.
 
     Blocking: no.
     Safe from: any thread, any process.

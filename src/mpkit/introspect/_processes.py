@@ -54,17 +54,17 @@ class ProcessSnapshot:
         cmdline: the command line, one string per argument; empty for a zombie and for a kernel thread.
         state: running, waiting, stopped, zombie, ...
         create_time: when it started, in seconds since 1970 (as `time.time()`).
-        cpu_percent: CPU use, 100 being one core fully used: the mean over the life of the process, or in what
-            `watch` yields the mean since the snapshot before.
+        cpu_percent: CPU use, where 100 is one core fully used: the mean over the life of the process or, in
+            snapshots from `watch`, since the previous snapshot.
         cpu_user_s: CPU seconds spent in its own code so far.
         cpu_system_s: CPU seconds the kernel spent for it so far.
         rss_bytes: physical memory it occupies, shared pages included; 0 for a zombie.
-        uss_bytes: physical memory that its end would free, or None where the system does not tell us.
-        num_threads: its threads.
-        num_fds: open file descriptors (Windows: handles), or None where the system does not tell us.
-        ctx_switches: how often it was taken off a core so far, of its own will or not; None as above.
-        nice: scheduling priority, higher is more modest (Windows: the priority class).
-        cpu_affinity: the CPUs it may use, or None where the system has no such notion or does not tell us.
+        uss_bytes: physical memory that its end would free, or None if the system does not say.
+        num_threads: how many threads it has.
+        num_fds: open file descriptors (Windows: handles), or None if the system does not say.
+        ctx_switches: how often it has been taken off a core so far, voluntarily or not; None as above.
+        nice: scheduling priority, where higher means less urgent (Windows: the priority class).
+        cpu_affinity: the CPUs it may use, or None if the system does not support or does not say this.
     """
 
     pid: int
@@ -93,21 +93,21 @@ class ProcessSnapshot:
 def snapshot(pid: int | None = None) -> ProcessSnapshot:
     """Look at one process once.
 
-    All facts are those of one and the same process: if the number `pid` changes hands meanwhile, that is
-    noticed and the answer is `ProcessGone`. A process that has ended but that nobody has waited for is
-    still there: it is shown with the state ZOMBIE and without memory.
+    All values are of one and the same process: if `pid` is reused in the meantime, this is noticed and raises
+    `ProcessGone`. A process that has ended but that nobody has waited for still exists: it has the state
+    ZOMBIE and no memory.
 
     Args:
         pid: the process to look at. None, the default, is the calling process.
 
     Returns:
-        A frozen picture; `cpu_percent` is the mean over the life of the process. Use `watch` for the
-        present load.
+        A frozen snapshot; `cpu_percent` is the mean over the life of the process. Use `watch` for the
+        current load.
 
     Raises:
         ProcessGone: there is no such process, or it ended while being looked at.
-        AccessDenied: the system does not let this user look at it.
-        TypeError, ValueError: `pid` is no integer, or negative.
+        AccessDenied: the system does not allow this user to examine it.
+        TypeError, ValueError: `pid` is not an integer, or negative.
 
     Blocking: no.
     Safe from: any thread, any process.

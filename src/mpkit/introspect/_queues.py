@@ -18,9 +18,9 @@ class QueueSnapshot:
 
     Attributes:
         name: what identifies it in every process: the name of its file.
-        pid: the process that created it (it need not live any more).
+        pid: the process that created it (it may have ended).
         users: the living processes that have received it, or have put something into it or taken from it.
-        statistics: what it holds and has seen.
+        statistics: numbers about it.
     """
 
     name: str
@@ -40,8 +40,8 @@ def queues(pid: int | None = None) -> list[QueueSnapshot]:
 
     Raises:
         ProcessGone: there is no such process, or it ended while being looked at.
-        AccessDenied: the system does not let this user look at it.
-        TypeError, ValueError: `pid` is no integer, or negative.
+        AccessDenied: the system does not allow this user to examine it.
+        TypeError, ValueError: `pid` is not an integer, or negative.
 
     Blocking: no.
     Safe from: any thread, any process.

@@ -46,15 +46,24 @@ def workers_under(pid: int) -> list[FoundWorker]:
     """The worker `pid`, or else all workers below the process `pid`.
 
     Raises:
-        ProcessGone, AccessDenied: the process cannot be looked at.
+        ProcessGone: there is no such process.
+        AccessDenied: the process cannot be looked at, and no worker is found below it.
     """
     top = find(pid)
-    row = worker_row(top)
+    denied: AccessDenied | None = None
+    try:
+        row = worker_row(top)
+    except AccessDenied as error:
+        # Another user's: a supervisor, or the first process of a container. Workers of ours may be below.
+        row, denied = None, error
     if row is not None:
         return [FoundWorker(top, row)]
     with translated(pid):
         below = top.children(recursive=True)
-    return list(_workers(below))
+    workers = list(_workers(below))
+    if denied is not None and not workers:
+        raise denied
+    return workers
 
 
 def _workers(processes: list[psutil.Process]) -> Iterator[FoundWorker]:

@@ -77,19 +77,20 @@ class ProcessTree:
 def tree(pid: int | None = None) -> ProcessTree:
     """Look at a process and all its descendants once.
 
-    The kernel has no call for a consistent picture of many processes: each one is looked at in its turn. A
-    descendant that ends meanwhile, or that may not be looked at, is left out together with what is under it.
+    The kernel cannot give a consistent picture of many processes: they are looked at one after the other. A
+    descendant that ends in the meantime, or that this user may not examine, is left out together with its own
+    descendants.
 
     Args:
-        pid: the process on top. None, the default, is the calling process.
+        pid: the process at the top. None, the default, is the calling process.
 
     Returns:
         The tree, children sorted by the time they were started.
 
     Raises:
         ProcessGone: there is no process `pid`, or it ended while being looked at.
-        AccessDenied: the system does not let this user look at process `pid` itself.
-        TypeError, ValueError: `pid` is no integer, or negative.
+        AccessDenied: the system does not allow this user to examine process `pid` itself.
+        TypeError, ValueError: `pid` is not an integer, or negative.
 
     Blocking: no.
     Safe from: any thread, any process.

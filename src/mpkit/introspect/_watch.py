@@ -20,26 +20,26 @@ if TYPE_CHECKING:
 
 
 def watch(pid: int | None = None, interval: float = 1.0) -> Iterator[ProcessSnapshot]:
-    """Look at a process at once and then every `interval` seconds, until it is gone.
+    """Look at a process immediately and then every `interval` seconds, until it is gone.
 
-    The process is chosen when `watch` is called: the iteration ends when that one is gone, and never goes
-    on with another one that got the same number. A zombie is shown until its parent has waited for it.
+    The process is chosen when `watch` is called: the iteration ends when that process is gone, and never
+    continues with another one that got the same pid. A zombie is shown until its parent has waited for it.
 
     Args:
         pid: the process to look at. None, the default, is the calling process.
-        interval: seconds from one look to the next, more than 0. Looks that the consumer was too slow for are
+        interval: seconds between snapshots, more than 0. Snapshots that the consumer was too slow for are
             skipped, not made up for.
 
     Returns:
-        An iterator of snapshots. `cpu_percent` of the first is the mean over the life of the process, of
-        every other one the mean since the snapshot before.
+        An iterator of snapshots. `cpu_percent` is the mean since the previous snapshot; in the first one, the
+        mean over the life of the process.
 
     Raises:
         ProcessGone: there is no such process now.
-        AccessDenied: the system does not let this user look at it.
-        TypeError, ValueError: `pid` or `interval` is not what it should be.
+        AccessDenied: the system does not allow this user to examine it.
+        TypeError, ValueError: `pid` or `interval` has the wrong type or is out of range.
 
-    Blocking: each step but the first waits for its moment; Ctrl-C ends the wait.
+    Blocking: each step but the first waits for its time; Ctrl-C ends the wait.
     Safe from: any thread; one iterator belongs to one thread.
 
     Examples:

@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 
 class PoolView(Unsendable):
-    """The verbs of a pool with certain options: what `TaskPool.with_options` returns and `TaskPool` inherits.
+    """The methods of a pool with certain options. `TaskPool.with_options` returns it; `TaskPool` inherits it.
 
     Safe from: any thread of the process that created the pool.
     """
@@ -67,21 +67,21 @@ class PoolView(Unsendable):
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:
         """Have a worker call ``fn(*args, **kwargs)``.
 
-        Function and arguments are pickled here: later changes to them do not travel, and an error is raised
-        here.
+        The function and its arguments are pickled in this call: later changes to them do not travel, and
+        pickling errors are raised here.
 
         Returns:
             The handle of the task.
 
         Raises:
-            TypeError: `fn` cannot be called, or is a coroutine function (``async def``).
-            SerializationError: Function or arguments cannot be pickled.
+            TypeError: `fn` is not callable, or is a coroutine function (``async def``).
+            SerializationError: The function or an argument cannot be pickled.
             SharedMemoryExhausted: There is no room for big arguments.
             ClosedError: The pool is closed.
             InitializerFailed: The pool's initializer has failed.
             PoolBroken: Workers cannot be started.
 
-        Blocking: only if the pool has `max_pending`, while so many tasks wait.
+        Blocking: only if the pool has `max_pending`, while that many tasks wait.
 
         Examples:
             >>> with TaskPool() as pool:
@@ -121,9 +121,9 @@ class PoolView(Unsendable):
             func: What to call.
             args: Its positional arguments.
             kwds: Its keyword arguments.
-            callback: Called with the result, always in the thread that the pool has for callbacks, one after
-                the other. It may wait for other tasks: they go on, and only their callbacks wait meanwhile.
-            error_callback: Called with the exception, likewise.
+            callback: Called with the result, always in the thread that the pool keeps for callbacks, one
+                after the other. It may wait for other tasks: they go on, and only their callbacks wait.
+            error_callback: Called with the exception, in the same way.
         """
         _check_callbacks(callback, error_callback)
         return _with_callbacks(self.submit(func, *args, **(kwds or {})), callback, error_callback)
@@ -138,24 +138,24 @@ class PoolView(Unsendable):
         *,
         progress: bool = False,
     ) -> list[R]:
-        """Call `func` for each item; the results in the order of the input.
+        """Call `func` for each item and return the results in the order of the input.
 
         Args:
             func: What to call.
             iterable: Read completely before anything is sent; see `imap` for lazy reading.
-            chunksize: Items in one task; None: chosen so that the workers end together, and one by one with a
-                time limit.
+            chunksize: Items per task; None: chosen so that all workers finish at about the same time, or 1 if
+                there is a time limit.
             progress: Show a progress bar (needs ``mpkit[progress]``).
 
-        If a worker dies, items of its chunk that ended within the last two milliseconds, or were in hand
-        together with the fatal one, may be called again, whatever `retries` is. Pass ``chunksize=1`` if no
-        item may ever run twice.
+        If a worker dies, some items of its chunk may be called again, whatever `retries` is: those that ended
+        within the last two milliseconds, or that the worker had in hand together with the fatal one. Pass
+        ``chunksize=1`` if no item may ever run twice.
 
         Raises:
             Exception: The first error in the order of the input, after all items have been tried.
-            TypeError: `func` cannot be called, `iterable` is none, or `chunksize` is not an integer.
+            TypeError: `func` is not callable, `iterable` is not iterable, or `chunksize` is not an integer.
             ValueError: `chunksize` is less than 1.
-            ImportError: `progress` is asked for, and tqdm not installed.
+            ImportError: `progress` is true, and tqdm is not installed.
             ClosedError, InitializerFailed, PoolBroken: As `submit`.
 
         Blocking: until all have ended.
@@ -172,9 +172,9 @@ class PoolView(Unsendable):
         *,
         progress: bool = False,
     ) -> TaskHandle[list[R]]:
-        """The same as `map` without waiting: the handle of the whole list.
+        """The same as `map`, without waiting: returns a handle for the whole list.
 
-        The callbacks are called with the list, or the error, as those of `apply_async`.
+        The callbacks are called with the list or the error, as those of `apply_async`.
         """
         _check_callbacks(callback, error_callback)
         return _with_callbacks(
@@ -189,9 +189,9 @@ class PoolView(Unsendable):
         *,
         progress: bool = False,
     ) -> list[R]:
-        """The same as `map`, each item being the arguments of one call.
+        """The same as `map`, but each item holds the arguments of one call.
 
-        As there, items may be called again after the death of a worker, unless `chunksize` is 1.
+        As with `map`, items may be called again after the death of a worker, unless `chunksize` is 1.
         """
         return self._map(func, [tuple(item) for item in iterable], chunksize, progress, star=True).result()
 
@@ -205,9 +205,9 @@ class PoolView(Unsendable):
         *,
         progress: bool = False,
     ) -> TaskHandle[list[R]]:
-        """The same as `starmap` without waiting: the handle of the whole list.
+        """The same as `starmap`, without waiting: returns a handle for the whole list.
 
-        The callbacks are called with the list, or the error, as those of `apply_async`.
+        The callbacks are called with the list or the error, as those of `apply_async`.
         """
         _check_callbacks(callback, error_callback)
         handle = self._map(func, [tuple(item) for item in iterable], chunksize, progress, star=True)
@@ -222,20 +222,20 @@ class PoolView(Unsendable):
         buffersize: int | None = None,
         progress: bool = False,
     ) -> ImapIterator[R]:
-        """Call `func` for each item, lazily: an iterator over the results in the order of the input.
+        """Call `func` for each item, lazily; returns an iterator over the results in the order of the input.
 
         Args:
             func: What to call.
-            iterable: May be infinite: it is read only as far as results are taken, plus `buffersize`.
-            chunksize: Items in one task. With 1, short items of a list or another built-in collection are
-                sent together all the same, each still a task of its own; more is of use only for short calls
+            iterable: May be infinite: it is only read as far as results are taken, plus `buffersize`.
+            chunksize: Items per task. With 1, short items of a list or another built-in collection are sent
+                in groups anyway, but each is still a task of its own; more is only useful for short calls
                 over a generator. With more than 1, items may be called again after the death of a worker, as
                 with `map`.
-            buffersize: The most items between input and consumer; None: 256 for each worker (or four chunks).
+            buffersize: The most items between input and consumer; None: 256 per worker (or four chunks).
             progress: Show a progress bar (needs ``mpkit[progress]``).
 
         Raises:
-            SerializationError: `func` cannot be pickled. (What an item raises comes from the iterator.)
+            SerializationError: `func` cannot be pickled. (Errors of single items come from the iterator.)
             TypeError, ValueError, ImportError, ClosedError, InitializerFailed, PoolBroken: As `map`, and for
                 `buffersize` as for `chunksize`.
 
@@ -287,40 +287,39 @@ class PoolView(Unsendable):
 
 
 class TaskPool(PoolView):
-    """Worker processes that call functions: a worker that dies fails only the task that it ran, and nobody
-    waits for it in vain.
+    """A pool of worker processes that call functions. A worker that dies fails only the task that it ran.
 
-    That task fails with `WorkerCrashed`; everything else goes on, and the worker is replaced. Leaving a
+    That task fails with `WorkerCrashed`; everything else carries on, and the worker is replaced. Leaving a
     ``with`` block closes the pool and waits for its tasks; on an exception it terminates them. A pool that is
-    dropped, or still has tasks when the program ends, is terminated: what is pending is cancelled (a
-    `concurrent.futures.ProcessPoolExecutor` would finish it). So use ``with``, or `close` and `join`.
+    dropped, or that still has tasks when the program ends, is terminated: pending tasks are cancelled (a
+    `concurrent.futures.ProcessPoolExecutor` would finish them). So use ``with``, or `close` and `join`.
 
     Args:
-        processes: How many workers; None: as many as this process may use CPUs (affinity and control-group
-            quota).
+        processes: How many workers; None: one for each CPU that this process may use (affinity and
+            control-group quota).
         initializer: Called in each worker when it starts. If it raises, every pending task gets
             `InitializerFailed`.
         initargs: Its arguments.
-        maxtasksperchild: Tasks after which a worker is replaced; None: never. What a task has left running in
-            it (a thread that is no daemon, a process of multiprocessing) may go on for a minute, or ten grace
-            periods; less where such workers become more than `processes`.
-        context: A start method or a context; None: what the application has set, or has settled by using
-            multiprocessing itself, else forkserver where there is one, else spawn.
+        maxtasksperchild: Tasks after which a worker is replaced; None: never. What its tasks have left
+            running (a non-daemon thread, a multiprocessing process) may go on for a minute, or ten grace
+            periods if that is longer; less if there are more such workers than `processes`.
+        context: A start method or a context; None: what the application has set, or has fixed by using
+            multiprocessing itself; otherwise forkserver where it exists, else spawn.
         max_memory_bytes: A task whose worker uses more is stopped with `WorkerMemoryExceeded`; None: no
-            limit. What counts is the resident memory, and with it the pages of shared objects and mapped
-            arrays that the task has touched: add their size to the limit.
-        grace_period: Seconds that a task being stopped has after the interrupt, and again after SIGTERM.
-        max_pending: The most tasks that may wait unsent; `submit` then blocks. None: no limit.
-        pickler: "cloudpickle" also takes lambdas and functions of an interactive session (needs
+            limit. What counts is resident memory, including the pages of shared objects and mapped arrays
+            that the task has touched: add their size to the limit.
+        grace_period: Seconds that a task has to stop after the interrupt, and again after SIGTERM.
+        max_pending: The most tasks that may wait unsent; beyond that, `submit` blocks. None: no limit.
+        pickler: "cloudpickle" also accepts lambdas and functions from an interactive session (needs
             ``mpkit[cloudpickle]``).
-        name: For threads, processes, messages, and the commands `ps` and `top`.
-        forward_logs: Log records of the workers reach the handlers of this process, in the thread that the
-            pool has for callbacks.
+        name: Shown in threads, processes, messages, and the commands `ps` and `top`.
+        forward_logs: Pass log records from the workers to the handlers of this process, in the thread that
+            the pool keeps for callbacks.
 
     Raises:
         TypeError: An argument has the wrong type.
         ValueError: An argument is out of range.
-        ImportError: The package cloudpickle is asked for and not installed.
+        ImportError: `pickler` is "cloudpickle", and that package is not installed.
         SerializationError: The initializer or its arguments cannot be pickled.
         OSError: The system refuses processes or shared memory, or has no named semaphores (Windows); nothing
             is left behind.
@@ -403,14 +402,14 @@ class TaskPool(PoolView):
     def with_options(
         self, timeout: float | None = None, retries: int = 0, pickler: Pickler | None = None
     ) -> PoolView:
-        """The same verbs with options for each task.
+        """The same methods, with options for each task.
 
         Args:
-            timeout: Seconds that a task may run, measured from its start in the worker. Then it is
-                interrupted, terminated, killed, with a grace period after each, and ends with `TaskTimeout`.
-                For a chunk of a map it holds for the chunk.
-            retries: How often a task is sent again after its worker died. Its own exceptions are never
-                retried.
+            timeout: Seconds that a task may run, measured from its start in the worker. After that it is
+                interrupted, then terminated, then killed, with a grace period in between, and ends with
+                `TaskTimeout`. For a chunk of a map, the limit applies to the whole chunk.
+            retries: How often a task is sent again if its worker dies. Exceptions raised by the task are
+                never retried.
             pickler: None: that of the pool.
 
         Raises:
@@ -431,9 +430,9 @@ class TaskPool(PoolView):
     def executor(self) -> Executor:
         """A real `concurrent.futures.Executor` over this pool, for `run_in_executor` and other libraries.
 
-        Shutting it down leaves the pool as it is. Its `map` and ``shutdown(cancel_futures=True)`` cancel what
-        has not begun; they never stop what runs, as the `cancel` of a handle does. Ctrl-C in its ``with``
-        block or in its `shutdown` stops all of its tasks.
+        Shutting it down does not affect the pool. Its `map` and ``shutdown(cancel_futures=True)`` cancel
+        tasks that have not begun; unlike the `cancel` of a handle, they never stop running tasks. Ctrl-C in
+        its ``with`` block or in its `shutdown` stops all of its tasks.
         """
         from mpkit.pool._executor import ExecutorTasks, PoolExecutor  # noqa: PLC0415  see the top of this file
 
@@ -445,13 +444,13 @@ class TaskPool(PoolView):
     def share(self, obj: T) -> Shared[T]:
         """Pickle an object once into shared memory, for many tasks.
 
-        Given to a task as an argument, also inside a list, tuple, dict or another shared object, the function
-        receives the object itself; its big buffers (those of a numpy array, say) are mapped read-only instead
-        of copied.
+        Pass the result to tasks as an argument, or inside a list, tuple, dict or another shared object: the
+        function receives the object itself. Its big buffers (of a numpy array, for example) are mapped
+        read-only instead of copied.
 
         Returns:
-            What to give to the tasks. With `close`, at the end of a ``with`` block, or with its last
-            reference the memory is freed, as soon as the tasks that were sent before have ended.
+            What to pass to the tasks. `close`, the end of a ``with`` block, or dropping the last reference
+            frees the memory, as soon as the tasks that were sent before have ended.
 
         Raises:
             SerializationError: The object cannot be pickled.
@@ -463,7 +462,7 @@ class TaskPool(PoolView):
     # -- the end ---------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Take no more tasks; those there are go on, then the workers leave. Never blocks."""
+        """Accept no more tasks. Those already submitted run, then the workers end. Never blocks."""
         self._check_process()
         with deferred_interrupts():
             self._engine.close()
@@ -471,8 +470,8 @@ class TaskPool(PoolView):
             self._finalizer.detach()
 
     def terminate(self) -> None:
-        """End at once: pending handles end with `TaskCancelled`, workers are terminated, then killed, and
-        with each what the task that it runs has started. Does not wait, see `join`.
+        """End at once: pending handles end with `TaskCancelled`. Workers are terminated, then killed,
+        together with everything that their current task has started. Does not wait: see `join`.
         """
         self._check_process()
         with deferred_interrupts():
@@ -491,8 +490,8 @@ class TaskPool(PoolView):
         Raises:
             ValueError: The pool is still open, or `timeout` negative or NaN.
             TypeError: `timeout` is not a number.
-            RuntimeError: Called from a callback of this very pool, or from a signal handler or a ``__del__``
-                in the middle of this thread's work with it, which would wait for itself.
+            RuntimeError: Called from a callback of this pool, or from a signal handler or a ``__del__`` that
+                interrupts this thread's own work with the pool: it would wait for itself.
         """
         self._check_process()
         self._engine.refuse_reentry()
@@ -532,7 +531,7 @@ class TaskPool(PoolView):
         return self._engine.insight.worker_snapshots()
 
     def statistics(self) -> PoolStatistics:
-        """How many tasks there are, and what became of those that ended."""
+        """How many tasks there are, and what happened to those that have ended."""
         self._check_process()
         return self._engine.insight.statistics()
 
@@ -604,6 +603,7 @@ def _dropped(engine: Engine, name: str) -> None:
     if engine.pid == os.getpid() and engine.state is RUNNING:
         engine.dropped = True
         engine.supervisor.poke()
+        # Above us is only `weakref.finalize`, and above that the line which dropped the pool.
         warnings.warn(
-            f"unclosed {name}: use `with`, or call close() and join()", ResourceWarning, stacklevel=2
+            f"unclosed {name}: use `with`, or call close() and join()", ResourceWarning, stacklevel=3
         )

@@ -97,15 +97,15 @@ class _ConditionOnDemand:
 
 
 class TaskHandle(Unsendable, Future[R]):
-    """What `TaskPool.submit` returns: the outcome of a task, now or later.
+    """What `TaskPool.submit` returns: the future result of a task.
 
-    A `concurrent.futures.Future`, so `concurrent.futures.wait`, `as_completed` and `asyncio.wrap_future`
-    work, that can also be awaited, and that has `get`, `wait`, `ready` and `successful` of
+    It is a `concurrent.futures.Future`, so `concurrent.futures.wait`, `as_completed` and
+    `asyncio.wrap_future` work. It can also be awaited, and it has `get`, `wait`, `ready` and `successful` of
     `multiprocessing.pool.AsyncResult`. It ends exactly once.
 
-    ``handle.add_done_callback(fn)`` has ``fn(handle)`` called when the task has ended: in a thread of the
-    pool, or at once in the caller's thread if the task has ended already. ``await handle`` gives the result,
-    or raises what `result` would; cancelling it cancels the task, a running one too.
+    ``handle.add_done_callback(fn)`` calls ``fn(handle)`` when the task has ended: in a thread of the pool, or
+    immediately in the caller's thread if the task has ended already. ``await handle`` returns the result, or
+    raises what `result` would; cancelling the ``await`` cancels the task, even if it is running.
 
     Attributes:
         task_id: The number of the task, as in log records, errors and snapshots.
@@ -312,26 +312,26 @@ class TaskHandle(Unsendable, Future[R]):
     def result(self, timeout: float | None = None) -> R:
         """Wait for the task and return what it returned.
 
-        The value is unpickled here, by the first who asks, in the thread that asks: that is code of its
-        classes, and no time limit can stop it. If it hangs, this call hangs, nobody else's; Ctrl-C
-        (`KeyboardInterrupt`) ends it. `done` and `wait` never unpickle anything. If it fails, whoever asks
-        again has it tried again: the handler of another signal may have raised an exception in the middle of
-        it (which then is the cause of the `SerializationError`).
+        The first call unpickles the value, in the calling thread. That runs code of its classes, and no time
+        limit can stop it: if it hangs, this call hangs, but no other; Ctrl-C (`KeyboardInterrupt`) ends it.
+        `done` and `wait` never unpickle anything. If unpickling fails, the next call tries again, because the
+        handler of another signal may have raised an exception in the middle of it (which is then the cause of
+        the `SerializationError`).
 
         Args:
-            timeout: Seconds to wait for the task; None: until it has ended. The task goes on when the time is
-                over. Unpickling comes on top.
+            timeout: Seconds to wait for the task; None: until it has ended. If the time runs out, the task
+                goes on. Unpickling comes on top.
 
         Raises:
-            WaitTimeout: The time was over.
+            WaitTimeout: The time ran out.
             ValueError: `timeout` is negative or NaN.
             TypeError: `timeout` is not a number.
             TaskCancelled: The task was cancelled, or its pool was terminated.
-            TaskTimeout: It ran past its own limit.
+            TaskTimeout: The task exceeded its own limit.
             WorkerCrashed: The worker died while it ran this task.
             WorkerMemoryExceeded: Its worker used more than the pool's `max_memory_bytes`.
-            SerializationError: The function, an argument or the result cannot be pickled or unpickled, or
-                what the task raised cannot travel.
+            SerializationError: The function, an argument, the result or the exception of the task cannot be
+                pickled or unpickled.
             SharedMemoryExhausted: There was no room for a big result.
             InitializerFailed: The pool's initializer has failed.
             PoolBroken: Workers could not be started.
@@ -355,10 +355,10 @@ class TaskHandle(Unsendable, Future[R]):
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait for the task and return the exception it raised, or None.
 
-        A value is unpickled to see that it can be: see `result`.
+        A value is unpickled, to check that this is possible: see `result`.
 
         Raises:
-            WaitTimeout: The time was over.
+            WaitTimeout: The time ran out.
             TaskCancelled: The task was cancelled.
 
         Blocking: until the task has ended.
@@ -371,11 +371,11 @@ class TaskHandle(Unsendable, Future[R]):
         return error
 
     def get(self, timeout: float | None = None) -> R:
-        """The same as `result`; the name that `multiprocessing.pool.AsyncResult` has for it."""
+        """The same as `result`, under the name that `multiprocessing.pool.AsyncResult` uses."""
         return self.result(timeout)
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait until the task has ended or the time is over, and raise nothing.
+        """Wait until the task has ended or the time has run out; raises neither.
 
         Blocking: for `timeout` seconds at most; None: until the task has ended.
         """
@@ -394,7 +394,7 @@ class TaskHandle(Unsendable, Future[R]):
         return self._state is not _PENDING
 
     def ready(self) -> bool:
-        """The same as `done`; the name that `multiprocessing.pool.AsyncResult` has for it."""
+        """The same as `done`, under the name that `multiprocessing.pool.AsyncResult` uses."""
         return self.done()
 
     def successful(self) -> bool:
@@ -452,7 +452,7 @@ class TaskHandle(Unsendable, Future[R]):
                 self._engine.cancel(task, even_begun=False)
 
     def __await__(self) -> Generator[Any, None, R]:
-        """Wait for the task in a coroutine; cancelling the waiting cancels the task, a running one too."""
+        """Wait for the task in a coroutine; cancelling that cancels the task, even if it is running."""
         import asyncio  # noqa: PLC0415  importing mpkit must not load asyncio
 
         return asyncio.wrap_future(self).__await__()

@@ -239,14 +239,14 @@ class _ImapSink:
 class ImapIterator(Unsendable, Generic[R]):
     """What `imap` and `imap_unordered` return: an iterator over the results that reads its input as it goes.
 
-    It holds at most `buffersize` items between input and consumer. Input is read in the thread that asks for
-    results, so the iterable may be infinite, slow, or bound to a thread; one that blocks delays the results
-    that are ready by one item at most (by one chunk with a `chunksize`).
+    There are at most `buffersize` items between input and consumer. The input is read in the thread that asks
+    for results, so the iterable may be infinite, slow, or bound to a thread; if it blocks, results that are
+    ready are delayed by at most one item (with a `chunksize`, by one chunk).
 
-    An item that failed raises its error from `next`; the iteration can go on after it. So does an item that
-    cannot be pickled. When the pool takes no more, because it has been closed or is broken, the results of
-    what had been sent come first, and then that error. Dropping or closing the iterator, or the end of its
-    `with` block, cancels what it has not delivered.
+    If an item fails, or cannot be pickled, `next` raises its error; the iteration can go on after that. If
+    the pool accepts no more tasks, because it was closed or is broken, the results of what had been sent come
+    first, and then that error. Dropping or closing the iterator, or the end of its `with` block, cancels what
+    it has not delivered.
 
     Safe from: one thread at a time.
     """
@@ -398,11 +398,11 @@ class ImapIterator(Unsendable, Generic[R]):
 
         Raises:
             StopIteration: There are no more.
-            WaitTimeout: The time was over; it can be asked for again.
+            WaitTimeout: The time ran out; you may ask again.
             SerializationError: This item, or its result, cannot be pickled.
             RuntimeError: This item's call raised StopIteration, which is the cause.
             Exception: What this item's call raised; or, after all results, what the input raised, or why the
-                pool took no more.
+                pool accepted no more tasks.
 
         Blocking: until the next result is there.
         """
@@ -444,9 +444,9 @@ class ImapIterator(Unsendable, Generic[R]):
             self._current.append(payload.open_outcome(kind, data))
 
     def read_all(self) -> None:
-        """Read and send the rest of the input now, whatever `buffersize` says; an infinite input never ends.
+        """Read and send the rest of the input now, ignoring `buffersize`. Never returns for infinite input.
 
-        For those who close the pool before they have taken the results.
+        Useful if you close the pool before you have taken the results.
         """
         self._most = sys.maxsize
         while self._input is not None:
@@ -461,7 +461,7 @@ class ImapIterator(Unsendable, Generic[R]):
         self.close()
 
     def close(self) -> None:
-        """Cancel what has not been delivered; the iteration is over."""
+        """Cancel everything that has not been delivered; the iteration is over."""
         self._input = None
         self._last_error = None
         self._progress.close()

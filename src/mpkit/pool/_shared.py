@@ -29,14 +29,16 @@ T = TypeVar("T")
 
 
 class Shared(Generic[T]):
-    """What `TaskPool.share` returns: a handle to give to tasks, which receive the object itself.
+    """What `TaskPool.share` returns: a handle to pass to tasks, which receive the object itself.
 
-    Buffers of 64 KiB and more that pickle can leave out (of numpy arrays, say) are mapped read-only by all
-    workers instead of copied. A worker unpickles the rest once for all its tasks, which must not change it.
-    `close`, the end of a ``with`` block, or dropping the last reference gives it back: the file goes as soon
-    as every task that was sent before has ended, and the memory as soon as no worker has it open any more. A
-    worker looks after that when it opens another one, between two tasks (twice in a second at most), and
-    every two seconds while it idles.
+    Buffers of 64 KiB and more that pickle can leave out (of numpy arrays, for example) are mapped read-only
+    by all workers instead of copied. A worker unpickles the rest once for all its tasks, which must not
+    change it.
+
+    `close`, the end of a ``with`` block, or dropping the last reference releases it: the file is removed as
+    soon as every task that was sent before has ended, and the memory is freed as soon as no worker has it
+    open. A worker checks that when it opens another shared object, between two tasks (at most twice a
+    second), and every two seconds while it is idle.
 
     Attributes:
         nbytes: How much shared memory it takes.
@@ -61,9 +63,8 @@ class Shared(Generic[T]):
         return self._value  # type: ignore[return-value]  # a T until it is closed
 
     def close(self) -> None:
-        """Give it back: the file goes with the last of the tasks that were sent before, and the memory with
-        it (see above). Whoever gives it to a task after this gets a `SerializationError`, caused by a
-        `ClosedError`.
+        """Release it: the file and the memory are freed after the last of the tasks that were sent before
+        (see above). Passing it to a task after this raises a `SerializationError`, caused by a `ClosedError`.
         """
         # The tasks that need it keep it.
         self._blob = self._value = None

@@ -9,17 +9,17 @@ __all__ = ["PoolStatistics", "WorkerSnapshot"]
 
 @dataclass(frozen=True)
 class PoolStatistics:
-    """How many tasks a pool has, and what became of those that ended.
+    """How many tasks a pool has, and what happened to those that have ended.
 
     Attributes:
-        workers: worker processes now, those that are starting or leaving included.
+        workers: worker processes now, including those that are starting or leaving.
         idle: workers without a task.
         running: workers with a task.
         queued: tasks that no worker has begun.
         submitted: tasks ever submitted (a chunk of a map is one, and so is a group of short items of an
             imap).
         succeeded: tasks that returned.
-        failed: tasks that raised, ran past their limit, or were ended with the pool.
+        failed: tasks that raised, exceeded their limit, or were ended with the pool.
         cancelled: tasks that were cancelled, or ended by `terminate`.
         crashed: tasks whose worker died while it ran them, without retries left.
         retried: how often a task was sent again because its worker had died.
@@ -47,7 +47,7 @@ class WorkerSnapshot:
         pid: its process id.
         state: ``"starting"``, ``"initializing"``, ``"idle"``, ``"running"`` or ``"leaving"``.
         task_id: the task it runs, or None.
-        function: the name of what that task calls, or None.
+        function: the name of the function that this task calls, or None.
         running_s: seconds since that task began, or None.
         tasks_done: tasks that it has finished.
         rss_bytes: resident memory, or None if it cannot be read.

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class PoolVerbs(Protocol):
-    """Calls of functions somewhere else. For `TaskPool` and its views alone, annotate `PoolView`."""
+    """Functions called elsewhere. If you only accept a `TaskPool` and its views, annotate `PoolView`."""
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Call it; the future of what it returns."""

@@ -66,44 +66,43 @@ class _Shadowable:
 
 
 class WorkerProcess(seam.ChildProcess, Generic[R_co]):
-    """A process of multiprocessing that hands back a result, dies with its parent and can be stopped.
+    """A multiprocessing process that returns a result, dies with its parent and can be stopped.
 
-    It is a `multiprocessing.process.BaseProcess`: it is among `multiprocessing.active_children()`, it is
-    joined at exit, and a subclass may override `run`, as with `multiprocessing.Process`. On top of that:
+    It is a `multiprocessing.process.BaseProcess`: it is in `multiprocessing.active_children()`, it is joined
+    at exit, and a subclass may override `run`, as with `multiprocessing.Process`. In addition:
 
     - `result` and `exception` tell what the target returned or raised, or how the process died;
-    - it dies when its parent dies, however the parent dies, busy or idle, and its own descendants with it;
+    - it dies when its parent dies, however the parent dies, busy or idle, and its own descendants die too;
     - `stop` ends it together with all its descendants;
     - `state`, `info` and `children` tell what it is doing;
-    - two threads may start, ask and join processes at the same time.
+    - several threads may start, query and join processes at the same time.
 
-    Errors of the target are printed by the child, as multiprocessing does, whether anybody asks for the
-    result or not.
+    If the target raises, the child prints the traceback, as multiprocessing does, whether or not anybody asks
+    for the result.
 
     Args:
-        group: Must be None; there for the sake of `threading.Thread`'s signature.
-        target: What to call in the child. None: `run` is overridden, or nothing is to be done.
-        name: For people. The default is made from the class name and a number.
+        group: Must be None; it exists for compatibility with the signature of `threading.Thread`.
+        target: What to call in the child. None: `run` is overridden, or there is nothing to do.
+        name: For people. The default consists of the class name and a number.
         args: Positional arguments for the target.
         kwargs: Keyword arguments for the target.
         daemon: Whether it is terminated when its parent exits, instead of waited for; it cannot have children
             then. The default is that of the creating process.
-        start_method: ``"fork"``, ``"spawn"`` or ``"forkserver"``. The default, settled at `start`, is the one
-            the application has set, or has settled by using multiprocessing itself, else forkserver where
-            there is one, else spawn.
-        max_memory_bytes: If its resident memory is seen to be above this (it is looked at every 50 ms), the
-            process and its descendants are killed, and `result` raises `WorkerMemoryExceeded`. The pages of
-            shared objects and mapped arrays that it has touched count: add their size to the limit. The
-            default is no limit.
-        orphan: Let it live on when its parent is killed. (At the parent's normal exit it is waited for all
-            the same, as multiprocessing does.)
+        start_method: ``"fork"``, ``"spawn"`` or ``"forkserver"``. The default, chosen at `start`, is the one
+            that the application has set, or has fixed by using multiprocessing itself; otherwise forkserver
+            where it exists, else spawn.
+        max_memory_bytes: If its resident memory exceeds this (it is checked every 50 ms), the process and its
+            descendants are killed, and `result` raises `WorkerMemoryExceeded`. Pages of shared objects and
+            mapped arrays that it has touched count: add their size to the limit. The default is no limit.
+        orphan: Let it live on when its parent is killed. (At a normal exit, the parent still waits for it, as
+            multiprocessing does.)
 
     Raises:
         TypeError: If an argument is of the wrong type.
         ValueError: If `group` is not None, there is no such start method, or the memory limit is not
             positive.
-        SerializationError: If the target is a lambda or a local function and `start_method` is given and
-            would have to pickle it; without a given method `start` raises it.
+        SerializationError: If the target is a lambda or a local function and the given `start_method` would
+            have to pickle it. If no method is given, `start` raises it.
 
     Safe from: several threads of the process that created it. Other processes cannot use it.
 
@@ -145,7 +144,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
 
     @classmethod
     def call(cls, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> WorkerProcess[T]:
-        """Make a process that is to call ``fn(*args, **kwargs)``; type checkers check the arguments.
+        """Make a process that will call ``fn(*args, **kwargs)``; type checkers check the arguments.
 
         It is not started: call `start`, or use it in a ``with`` statement.
 
@@ -169,27 +168,27 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
     def run(self) -> R_co:  # type: ignore[override]  # here what it returns is the result
         """What the child does: call the target. A subclass may override it; what it returns is the result.
 
-        (For type checkers, an override with a result differs from the one of `multiprocessing`, which returns
-        None.)
+        (For type checkers, an override with a result conflicts with the `run` of `multiprocessing`, which
+        returns None.)
         """
         return cast("R_co", seam.call_target(self))
 
     @override
     def start(self) -> None:
-        """Start the process. Once only.
+        """Start the process. This works only once.
 
-        If it fails, or is interrupted (Ctrl-C) at any step, nothing is left behind, and it may be tried
-        again. An interrupt waits until the child exists; should a stopped fork server make that take more
-        than a second, another interrupt does not.
+        If it fails, or is interrupted (Ctrl-C) at any step, nothing is left behind, and you may try again.
+        Ctrl-C takes effect once the child exists; if a stopped fork server makes that take more than a
+        second, a second Ctrl-C takes effect at once.
 
         Raises:
-            SerializationError: If under spawn or forkserver the target, an argument or an attribute of a
+            SerializationError: Under spawn or forkserver, if the target, an argument or an attribute of a
                 subclass cannot be pickled; the message names it.
             AssertionError: If it has been started before, or this process did not create it or is daemonic.
             ClosedError: After `close`.
             OSError: If the system has no process, descriptor or memory left.
             RuntimeError: If the system has no thread left to watch the memory limit with.
-            WorkerCrashed: If the fork server of multiprocessing has died while it was asked.
+            WorkerCrashed: If the fork server of multiprocessing died in the meantime.
 
         Blocking: until the child exists, not until it does something.
         """
@@ -264,10 +263,11 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
 
     @override
     def join(self, timeout: SupportsFloat | None = None) -> None:
-        """Wait until the process has ended. It can never deadlock on the size of a result.
+        """Wait until the process has ended. A large result can never cause a deadlock here.
 
         Args:
-            timeout: Seconds at the longest, None for ever. Whether it has ended, `exitcode` tells afterwards.
+            timeout: How many seconds to wait; None: no limit. `exitcode` tells afterwards whether it has
+                ended.
 
         Raises:
             ValueError: If the timeout is negative or NaN, or the process has not been started.
@@ -294,7 +294,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
 
     @override
     def terminate(self) -> None:
-        """Send SIGTERM, which ends a Python process without clearing up. See `stop`.
+        """Send SIGTERM, which ends a Python process without cleaning up. See `stop`.
 
         Raises:
             ValueError: If the process has not been started.
@@ -319,23 +319,23 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
     def stop(self, grace_period: SupportsFloat | None = 3.0) -> int:
         """End the process and all its descendants: interrupt them, then terminate, then kill what is left.
 
-        A descendant that is just being started cannot escape, and one that somebody has stopped (SIGSTOP)
-        goes on, so that it can clear up: before each step the family is stopped until nothing new turns up
-        (not on Windows).
+        A descendant that is just being started cannot escape, and one that is stopped (SIGSTOP) is continued,
+        so that it can clean up: before each step, all of them are stopped until no new one appears (not on
+        Windows).
 
-        One whose target has not begun is killed at once: there is nothing to clear up.
+        If the target has not begun, the process is killed at once: there is nothing to clean up.
 
-        Processes are told apart by pid and start time, so no stranger that has got the pid of one is hit. The
-        resource tracker of multiprocessing is spared: it cleans up and ends by itself. While this process has
-        no descriptor left its descendants cannot be found; then it is ended without them.
+        Processes are identified by pid and start time, so another process that has got a reused pid is not
+        affected. The resource tracker of multiprocessing is spared: it cleans up and ends by itself. If this
+        process has no file descriptors left, its descendants cannot be found; then it is ended without them.
 
         Args:
-            grace_period: Seconds to wait after the interrupt, and again after the terminate. 0 kills right
-                away; None waits for ever for the interrupt to be followed.
+            grace_period: Seconds to wait after the interrupt, and again after the terminate. 0 kills at once;
+                None waits without limit after the interrupt.
 
         Returns:
-            The exit code, negative for a signal. A process that had ended before keeps its own. 255 if it
-            cannot be told: a fork server that is stopped is waited for a few seconds only.
+            The exit code, negative for a signal. A process that had ended before keeps its own. 255 if it is
+            not known: if the fork server is stopped, it is only waited for a few seconds.
 
         Raises:
             ValueError: If the grace period is negative or NaN, or the process has not been started.
@@ -343,7 +343,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             ClosedError: After `close`.
             RuntimeError: If another process created it.
 
-        Blocking: twice the grace period, and what the kernel takes to end a killed process.
+        Blocking: at most twice the grace period, plus the time that the kernel needs to end a killed process.
         """
         return self._mpkit_stop(check_timeout(grace_period, name="grace_period"), interrupted=False)
 
@@ -351,7 +351,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
     def close(self) -> None:
         """Release the descriptors and the result; every later use raises `ClosedError`.
 
-        A handle that is dropped does the same by itself. Twice does no harm.
+        This also happens when the object is dropped. Calling it again does no harm.
 
         Raises:
             ValueError: If the process is still running; `join` or `stop` it first.
@@ -395,24 +395,25 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
     def result(self, timeout: SupportsFloat | None = None) -> R_co:
         """Wait until the process has ended, and return what its target returned.
 
-        Big buffers in the result (of numpy arrays, say) are mapped, not copied, and are private to this
-        process. The result survives the process, and may be asked for any number of times until `close`.
+        Big buffers in the result (of numpy arrays, for example) are mapped, not copied, and are private to
+        this process. The result survives the process, and you may ask for it any number of times until
+        `close`.
 
-        It is unpickled here, by the first who asks, in the thread that asks: that is code of its classes, and
-        no time limit can stop it. If it hangs, this call hangs, nobody else's. All get the same object, or
+        The first call unpickles it, in the calling thread. That runs code of its classes, and no time limit
+        can stop it: if it hangs, this call hangs, but no other. All calls return the same object, or raise
         the same exception.
 
         Args:
-            timeout: Seconds to wait for the process at the longest, None for ever. Unpickling comes on top.
+            timeout: How many seconds to wait for the process; None: no limit. Unpickling comes on top.
 
         Returns:
             What the target, or an overridden `run`, returned.
 
         Raises:
             BaseException: What the target raised, `SystemExit` and `KeyboardInterrupt` included, with the
-                traceback from there as its ``__cause__``.
-            WorkerCrashed: If the process ended otherwise: killed, crashed, or by ``os._exit``.
-            WorkerMemoryExceeded: If it was killed for having more than `max_memory_bytes`.
+                child's traceback as its ``__cause__``.
+            WorkerCrashed: If the process ended in another way: killed, crashed, or by ``os._exit``.
+            WorkerMemoryExceeded: If it was killed for exceeding `max_memory_bytes`.
             SerializationError: If the target, an argument or the result could not be pickled or unpickled.
             WaitTimeout: If it has not ended in time. It goes on.
             ValueError: If the timeout is negative or NaN, or the process has not been started.
@@ -431,10 +432,10 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
     def exception(self, timeout: SupportsFloat | None = None) -> BaseException | None:
         """Wait until the process has ended, and return what `result` would raise; None if it would return.
 
-        A result is unpickled to see that it can be: see `result`.
+        A result is unpickled, to check that this is possible: see `result`.
 
         Args:
-            timeout: Seconds to wait for the process at the longest, None for ever. Unpickling comes on top.
+            timeout: How many seconds to wait for the process; None: no limit. Unpickling comes on top.
 
         Raises:
             WaitTimeout: If it has not ended in time. It goes on.
@@ -452,7 +453,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
 
     @property
     def state(self) -> ProcessState:
-        """What the process is doing now, as the operating system tells.
+        """What the process is doing now, according to the operating system.
 
         Raises:
             ClosedError: After `close`.
@@ -474,11 +475,11 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         state = _Shadowable(state.fget)
 
     def info(self) -> ProcessSnapshot:
-        """What the operating system tells about the process: memory, CPU time, threads, ...
+        """What the operating system says about the process: memory, CPU time, threads, ...
 
         Raises:
             ProcessGone: If it has ended.
-            AccessDenied: If the system does not let us see it.
+            AccessDenied: If the system does not allow examining it.
             ValueError: If it has not been started.
             ClosedError: After `close`.
             RuntimeError: If another process created it.
@@ -486,14 +487,14 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         return self._mpkit_look()
 
     def children(self) -> list[ProcessSnapshot]:
-        """The children of the process, whoever started them, as the operating system tells; the oldest first.
+        """The children of the process according to the operating system, whoever started them; oldest first.
 
-        Under forkserver, what it starts by way of the server is a child of the server.
+        Under forkserver, processes that it starts through the server are children of the server.
         `mpkit.introspect.tree` shows the children's children too.
 
         Raises:
             ProcessGone: If it has ended.
-            AccessDenied: If the system does not let us see it.
+            AccessDenied: If the system does not allow examining it.
             ValueError: If it has not been started.
             ClosedError: After `close`.
             RuntimeError: If another process created it.

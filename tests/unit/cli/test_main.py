@@ -52,6 +52,16 @@ def test_wrong_arguments_are_refused(arguments: list[str], capsys: pytest.Captur
     assert "usage: mpkit" in capsys.readouterr().err
 
 
+def test_without_a_command_it_says_which_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    for command in ("ps", "top", "stacks", "demo", "doctor"):
+        assert f"\n    {command} " in shown.err
+
+
 @pytest.mark.parametrize("check", [_arguments.pid, _arguments.positive, _arguments.seconds])
 def test_an_argument_that_does_not_fit_is_named(check: Callable[[str], float]) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="'x'"):

@@ -26,7 +26,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         help="index the sources of Python's standard library, with every part of mpkit",
         description=(
             "Index Python files with a TaskPool, a BoundedQueue, a WorkerProcess and LockedCounters into"
-            " a SQLite database, then do the same in one process and compare. Ctrl-C ends it at once and"
+            " a SQLite database, then do the same in one process and compare. Ctrl-C stops it immediately and"
             " leaves a readable database."
         ),
     )
@@ -50,13 +50,13 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         help="the index to write; an earlier one is replaced (%(default)s)",
     )
     parser.add_argument(
-        "--no-compare", dest="compare", action="store_false", help="leave out the same work in one process"
+        "--no-compare", dest="compare", action="store_false", help="do not repeat the work in one process"
     )
     parser.add_argument(
         "--no-progress",
         dest="progress",
         action="store_false",
-        help="no progress line (there is none without a terminal)",
+        help="show no progress line (without a terminal there is none anyway)",
     )
     parser.set_defaults(run=run)
 

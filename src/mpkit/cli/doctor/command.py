@@ -19,7 +19,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     """Declare the command."""
     parser = commands.add_parser(
         "doctor",
-        help="check whether this machine is fit for mpkit",
+        help="check whether mpkit can work on this machine",
         description=(
             "Check this machine and look for what dead processes left behind. Exit code 1 if there is"
             " a problem."
@@ -32,8 +32,8 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "--force",
         action="store_true",
         help=(
-            "with --clean: remove it in a container, too, where the living of another one would look dead;"
-            " only where nobody else has this /dev/shm and this temporary directory"
+            "with --clean: remove it inside a container too. Processes of other containers look dead there,"
+            " so use it only if no other container shares this /dev/shm and temporary directory"
         ),
     )
     parser.set_defaults(run=run, refuse=parser.error)

@@ -1,9 +1,9 @@
 """`concurrent.futures` with mpkit inside: ``from mpkit.compat import futures`` is a drop-in.
 
-`ProcessPoolExecutor` is a thin shell over `mpkit.TaskPool` with the signature of the standard library; all
-other names are the standard library's own. A worker that dies fails the task that it ran, with
-`mpkit.errors.WorkerCrashed` (a `BrokenProcessPool`), and nothing else; `map` takes `buffersize`, and the
-workers can be terminated or killed, on every Python.
+`ProcessPoolExecutor` is a thin wrapper over `mpkit.TaskPool` with the signature of the standard library; all
+other names are the standard library's own. A worker that dies fails only the task that it ran, with
+`mpkit.errors.WorkerCrashed` (a `BrokenProcessPool`). On every Python version, `map` has `buffersize`, and the
+workers can be terminated or killed.
 
 Examples:
     >>> from mpkit.compat import futures
@@ -107,12 +107,12 @@ class ProcessPoolExecutor(Executor):
     """`concurrent.futures.ProcessPoolExecutor`: workers that call functions, as futures.
 
     The workers start with the first task, and belong to the process that submits it. So an executor can be
-    made where none may start yet: at the top of a module, before the functions that it is to call; in the
-    main module, which each worker imports again; in a server that has yet to fork. What workers log stays
-    with them, as in the standard library: that it arrives in the program is an extra of `mpkit.TaskPool`.
+    created where no process may start yet: at the top of a module, before the functions that it will call; in
+    the main module, which each worker imports again; in a server that has not forked yet. Log records of
+    workers are not forwarded, as in the standard library; `mpkit.TaskPool` does that.
 
     Args:
-        max_workers: how many workers. None: as many as this process may use CPUs.
+        max_workers: how many workers. None: one for each CPU that this process may use.
         mp_context: how they are started, from `multiprocessing.get_context` or `mpkit.compat.get_context`.
             None: what the program has set, else the default of the running Python (spawn with
                 `max_tasks_per_child`).
@@ -121,7 +121,7 @@ class ProcessPoolExecutor(Executor):
         max_tasks_per_child: after how many tasks a worker is replaced. None: never.
 
     Raises:
-        ValueError: a number is too small, or workers that are forked are to be replaced.
+        ValueError: a number is too small, or `max_tasks_per_child` is combined with the fork method.
         TypeError, AttributeError: an argument has the wrong type.
     """
 
@@ -192,7 +192,7 @@ class ProcessPoolExecutor(Executor):
 
     @override
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
-        """Have a worker call ``fn(*args, **kwargs)``; what cannot be pickled comes out of the future.
+        """Have a worker call ``fn(*args, **kwargs)``; pickling errors are raised by the future.
 
         Raises:
             RuntimeError: after `shutdown`.
@@ -258,31 +258,31 @@ class ProcessPoolExecutor(Executor):
         chunksize: int = 1,
         buffersize: int | None = None,
     ) -> Iterator[R]:
-        """Call `fn` for the items of the iterables; an iterator over the results, in order.
+        """Call `fn` for the items of the iterables; returns an iterator over the results, in order.
 
         Args:
             fn: what to call, with one argument from each iterable.
             iterables: read at once, or with `buffersize` as results are taken.
             timeout: seconds from now within which every result must be there.
-            chunksize: items in one task.
+            chunksize: items per task.
             buffersize: the most tasks whose results have not been taken; None: no limit.
 
         Raises:
-            TimeoutError: from the iterator, when the time is over.
+            TimeoutError: from the iterator, when the time has run out.
             Exception: from the iterator: what a call raised.
 
-        What has not begun when the iteration ends early is cancelled; what runs goes on.
+        If the iteration ends early, calls that have not begun are cancelled; those that run go on.
         """
         return map_in_order(self.submit, fn, iterables, timeout, chunksize, buffersize)
 
     @override
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more tasks; those there are go on.
+        """Accept no more tasks; those submitted go on.
 
         Args:
             wait: return only when they have ended and the workers are gone. Ctrl-C (`KeyboardInterrupt`)
-                cancels them, those that run as well.
-            cancel_futures: cancel those that have not begun.
+                cancels them, even those that are running.
+            cancel_futures: cancel the tasks that have not begun.
         """
         _forget_finished()
         # Not while another thread starts it.
@@ -318,11 +318,11 @@ class ProcessPoolExecutor(Executor):
         self.shutdown(wait=True)
 
     def terminate_workers(self) -> None:
-        """End the workers with SIGTERM: what runs fails with a `BrokenProcessPool`, the rest is cancelled."""
+        """End the workers with SIGTERM. Running tasks fail with `BrokenProcessPool`, others are cancelled."""
         self._end_workers(lambda process: process.terminate())
 
     def kill_workers(self) -> None:
-        """End the workers with SIGKILL: what runs fails with a `BrokenProcessPool`, the rest is cancelled."""
+        """End the workers with SIGKILL. Running tasks fail with `BrokenProcessPool`, others are cancelled."""
         self._end_workers(lambda process: process.kill())
 
     def _end_workers(self, end: Callable[[BaseProcess], None]) -> None:
