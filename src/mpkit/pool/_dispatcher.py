@@ -154,24 +154,18 @@ class Dispatcher:
             lane = idle[-1]
             lane.is_idle = False
             del idle[-1]
-            if lane.ready and not lane.leaving and not lane.sent and lane.room() > 0:
+            if lane.ready and not lane.sent and lane.room() > 0:
                 return lane
         ahead = task.function.ahead
         if ahead <= 1:
             return None
         favourite = self._favourite
-        if (
-            favourite is not None
-            and favourite.ready
-            and not favourite.leaving
-            and len(favourite.sent) < ahead
-            and favourite.room() > 0
-        ):
+        if favourite is not None and favourite.ready and len(favourite.sent) < ahead and favourite.room() > 0:
             return favourite
         lanes = list(self.lanes.values())
         for turn in range(self._turn, self._turn + len(lanes)):
             lane = lanes[turn % len(lanes)]
-            if lane.ready and not lane.leaving and len(lane.sent) < ahead and lane.room() > 0:
+            if lane.ready and len(lane.sent) < ahead and lane.room() > 0:
                 self._turn = turn % len(lanes)
                 self._favourite = lane
                 return lane
@@ -202,10 +196,10 @@ class Dispatcher:
         while self.idle and ledger.queued:
             lane = self.idle.pop()
             lane.is_idle = False
-            if lane.ready and not lane.leaving and not lane.sent:
+            if lane.ready and not lane.sent:
                 self._send(lane, 1)
         if ledger.queued:
-            lanes = [lane for lane in self.lanes.values() if lane.ready and not lane.leaving]
+            lanes = [lane for lane in self.lanes.values() if lane.ready]
             # Not all to the first: what is left is shared out evenly.
             share = -(-ledger.queued // (len(lanes) or 1))
             for lane in lanes:
@@ -237,7 +231,7 @@ class Dispatcher:
         """Take back what busy workers have not begun, for those that idle."""
         while self.idle:
             thief = self.idle[-1]
-            if not thief.ready or thief.leaving or thief.sent or thief.room() <= 0:
+            if not thief.ready or thief.sent or thief.room() <= 0:
                 self.idle.pop().is_idle = False
                 continue
             victim = max(self.lanes.values(), key=_load, default=None)
@@ -341,8 +335,7 @@ class Dispatcher:
         if lane.set_aside:
             if not is_stopped(lane.pid):
                 lane.set_aside = False
-                if lane.stop is None:
-                    lane.ready = not lane.leaving
+                lane.update_ready()
                 self._note_if_idle(lane)
                 self.fill()
         elif (
@@ -351,7 +344,7 @@ class Dispatcher:
             and is_stopped(lane.pid)
         ):
             lane.set_aside = True
-            lane.ready = False
+            lane.update_ready()
             # It goes again to the idle ones when it is continued.
             if lane.is_idle:
                 lane.is_idle = False
@@ -428,8 +421,8 @@ class Dispatcher:
         should not. It is killed, and what it had is settled when it is dead, as with any death.
         """
         lane.is_torn = True
+        lane.update_ready()
         lane.pending = None
-        lane.ready = False
         if lane.identity is not None:
             # With its descendants, which may be what has done it.
             families.kill_families([lane.identity])
@@ -477,7 +470,8 @@ class Dispatcher:
                 elif kind == LOG:
                     self.on_log(record)
                 elif kind == HELLO:
-                    lane.ready = lane.greeted = True
+                    lane.greeted = True
+                    lane.update_ready()
                     self.hellos += 1
                 elif kind == GOODBYE:
                     self._note_leaving(lane)
@@ -526,13 +520,13 @@ class Dispatcher:
             chunk.done = reached
 
     def _note_if_idle(self, lane: Lane) -> None:
-        if not lane.sent and lane.ready and not lane.leaving and not lane.is_idle:
+        if not lane.sent and lane.ready and not lane.is_idle:
             lane.is_idle = True
             self.idle.append(lane)
 
     def _note_leaving(self, lane: Lane) -> None:
         lane.leaving = True
-        lane.ready = False
+        lane.update_ready()
         lane.left_at = lane.left_at or time.monotonic()
         # What it has not begun is taken back there: whoever drains may be in the middle of something.
         if self.on_leaving is not None:
@@ -541,7 +535,7 @@ class Dispatcher:
     def stop_is_over(self, lane: Lane) -> None:
         """A task that was being stopped has ended, and its worker is fit for others (holding the lock)."""
         lane.stop = None
-        lane.ready = not lane.set_aside and not lane.leaving
+        lane.update_ready()
         self._note_if_idle(lane)
 
     def _reconcile(self, settlements: Settlements) -> bool:
@@ -552,6 +546,7 @@ class Dispatcher:
         """
         with deferred_interrupts():
             for lane in self.lanes.values():
+                lane.update_ready()
                 lane.is_idle = lane in self.idle
                 for number in [number for number, task in lane.sent.items() if task.worker != lane.key]:
                     del lane.sent[number]
