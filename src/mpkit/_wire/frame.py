@@ -1,11 +1,12 @@
-"""How a pickle and the buffers it has left out lie in a file: the result of a process, the parcels of a pool.
+"""How a pickle and the buffers it has left out lie behind each other: the result of a process and the parcels
+of a pool in a file, an item of a queue in its ring where there is no region for it.
 
-One behind the other, from a place on that the file decides::
+From a place on that the file decides::
 
     how many buffers there are, and the length of the pickle     8 bytes each, little-endian
     the length of each buffer                                    likewise
     the pickle
-    the buffers, each at a multiple of 64 bytes in the file      numpy and others like whole cache lines
+    the buffers, each at a multiple of 64 bytes                  numpy and others like whole cache lines
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import struct
 from collections.abc import Sequence
 from typing import Final
 
-__all__ = ["lay_out", "take_apart"]
+__all__ = ["in_one_piece", "lay_out", "take_apart"]
 
 _ALIGNMENT: Final = 64
 _COUNTS: Final = struct.Struct("<QQ")
@@ -41,8 +42,19 @@ def lay_out(
     return pieces, end
 
 
+def in_one_piece(head: bytes, buffers: Sequence[memoryview]) -> bytes:
+    """A copy of all of it."""
+    pieces, _ = lay_out(head, buffers)
+    parts: list[bytes | memoryview] = []
+    end = 0
+    for at, piece in pieces:
+        parts += (bytes(at - end), piece)
+        end = at + len(piece)
+    return b"".join(parts)
+
+
 def take_apart(contents: memoryview, at: int = 0) -> list[memoryview]:
-    """The pickle and its buffers, as views of what `lay_out` has had written at `at`."""
+    """The pickle and its buffers, as views of what has been laid out at `at`."""
     number, length = _COUNTS.unpack_from(contents, at)
     at += _COUNTS.size
     lengths = struct.unpack_from(f"<{number}Q", contents, at)

@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from mpkit._wire.frame import lay_out, take_apart
+from mpkit._wire.frame import in_one_piece, lay_out, take_apart
 
 
 def written(head: bytes, buffers: list[bytes], at: int) -> bytes:
@@ -31,6 +31,8 @@ def test_what_is_laid_out_is_found_again(at: int, buffers: list[bytes]) -> None:
     data = written(b"head", buffers, at)
     assert not any(data[:at])
     assert [bytes(part) for part in take_apart(memoryview(data), at)] == [b"head", *buffers]
+    if not at:
+        assert in_one_piece(b"head", [memoryview(buffer) for buffer in buffers]) == data
 
 
 def test_buffers_begin_with_a_cache_line_of_the_file() -> None:
