@@ -67,7 +67,8 @@ class Dispatcher:
         self.ledger: Ledger = Ledger()
         self.lanes: dict[int, Lane] = {}
         #: Lanes with nothing to do, the one that became so last on top: its worker is still awake.
-        self.idle: list[Lane] = []
+        #: A dictionary as an ordered set, from which lanes are taken and to which they are added in one step.
+        self.idle: dict[Lane, None] = {}
         #: Called, under the lock, with each log record of a worker: those of one come in order.
         self.on_log: Callable[[bytes], object] = _drop
         #: Called, under the lock, when tasks begin to queue: somebody has to send them later.
@@ -92,7 +93,7 @@ class Dispatcher:
         """In a fork of the pool's process: what comes through the rings is the parent's."""
         self.lock = seam.InterruptibleLock()
         self.lanes = {}
-        self.idle = []
+        self.idle = {}
 
     def note_interruption(self) -> None:
         """An exception came in the middle of something: the next `drain` looks for what it left undone."""
@@ -150,10 +151,7 @@ class Dispatcher:
         """A lane that may have one more task of this kind."""
         idle = self.idle
         while idle:
-            # No call in between: an interrupt must find the lane here or nowhere.
-            lane = idle[-1]
-            lane.is_idle = False
-            del idle[-1]
+            lane, _ = idle.popitem()
             if lane.ready and not lane.sent and lane.room() > 0:
                 return lane
         ahead = task.function.ahead
@@ -194,8 +192,7 @@ class Dispatcher:
     def _move(self) -> None:
         ledger = self.ledger
         while self.idle and ledger.queued:
-            lane = self.idle.pop()
-            lane.is_idle = False
+            lane, _ = self.idle.popitem()
             if lane.ready and not lane.sent:
                 self._send(lane, 1)
         if ledger.queued:
@@ -230,9 +227,9 @@ class Dispatcher:
     def _share_out(self) -> None:
         """Take back what busy workers have not begun, for those that idle."""
         while self.idle:
-            thief = self.idle[-1]
+            thief = next(reversed(self.idle))
             if not thief.ready or thief.sent or thief.room() <= 0:
-                self.idle.pop().is_idle = False
+                del self.idle[thief]
                 continue
             victim = max(self.lanes.values(), key=_load, default=None)
             if victim is None or victim is thief or len(victim.sent) < 2 or victim.channel.inbox.is_empty():
@@ -240,7 +237,7 @@ class Dispatcher:
             records = self.take_records(victim)
             if not records:
                 return
-            self.idle.pop().is_idle = False
+            del self.idle[thief]
             # The oldest go to the one that is free now.
             cut = min((len(records) + 1) // 2, thief.room())
             left = self._hand_on(victim, thief, records[:cut])
@@ -346,9 +343,7 @@ class Dispatcher:
             lane.set_aside = True
             lane.update_ready()
             # It goes again to the idle ones when it is continued.
-            if lane.is_idle:
-                lane.is_idle = False
-                self.idle.remove(lane)
+            self.idle.pop(lane, None)
             self.give_to_others(lane, settlements)
 
     def give_to_others(self, lane: Lane, settlements: Settlements) -> None:
@@ -520,9 +515,9 @@ class Dispatcher:
             chunk.done = reached
 
     def _note_if_idle(self, lane: Lane) -> None:
-        if not lane.sent and lane.ready and not lane.is_idle:
-            lane.is_idle = True
-            self.idle.append(lane)
+        if not lane.sent and lane.ready:
+            # Where it stood, if it was there already.
+            self.idle[lane] = None
 
     def _note_leaving(self, lane: Lane) -> None:
         lane.leaving = True
@@ -547,7 +542,6 @@ class Dispatcher:
         with deferred_interrupts():
             for lane in self.lanes.values():
                 lane.update_ready()
-                lane.is_idle = lane in self.idle
                 for number in [number for number, task in lane.sent.items() if task.worker != lane.key]:
                     del lane.sent[number]
             self.ledger.recount()
@@ -639,9 +633,7 @@ class Dispatcher:
         begun = [number for number in lane.sent if number not in unread]
         self.lanes.pop(lane.key, None)
         self._favourite = None
-        lane.is_idle = False
-        if lane in self.idle:
-            self.idle.remove(lane)
+        self.idle.pop(lane, None)
         return begun
 
 

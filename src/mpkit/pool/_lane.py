@@ -40,7 +40,6 @@ class Lane:
         "greeted",
         "identity",
         "inbox_locks",
-        "is_idle",
         "is_torn",
         "key",
         "leave_by",
@@ -93,7 +92,6 @@ class Lane:
         self.left_at: float = 0.0
         #: Terminated or killed by the pool; its inbox is locked for good.
         self.doomed: bool = False
-        self.is_idle: bool = False
         #: What its outbox holds cannot be its own records; it is being killed.
         self.is_torn: bool = False
         #: One element while this process holds the lock of its inbox.
