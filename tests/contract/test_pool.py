@@ -25,7 +25,7 @@ from mpkit.errors import (
     WaitTimeout,
     WorkerCrashed,
 )
-from mpkit.pool import TaskHandle, TaskPool, _supervisor
+from mpkit.pool import TaskHandle, TaskPool, _limits
 from mpkit.process import WorkerProcess
 from tests.contract import pool_tasks as tasks
 
@@ -171,7 +171,7 @@ def test_a_time_limit_stops_the_task(
     pool: TaskPool, function: Callable[[], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A worker that does not get a core in time has no stack to show.
-    monkeypatch.setattr(_supervisor, "_STACK_SECONDS", LONG)
+    monkeypatch.setattr(_limits, "_STACK_SECONDS", LONG)
     stack = ""
     for limit in (0.2, 2.0, LONG / 2):
         handle = pool.with_options(timeout=limit).submit(function)

@@ -446,7 +446,7 @@ def test_stop_needs_not_know_how_far_it_has_come(start: Start) -> None:
     process, _ = start(targets.leave_quietly_when_interrupted)
     # As a program does that turns itself into a daemon.
     os.close(process._mpkit_own_ties().report._file.fileno())
-    assert process.stop() == 0
+    assert process.stop(PATIENCE) == 0
 
 
 def test_stop_needs_not_know_which_process_it_is(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

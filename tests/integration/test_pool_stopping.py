@@ -12,7 +12,7 @@ import pytest
 
 from mpkit._platform import families
 from mpkit.errors import TaskTimeout
-from mpkit.pool import TaskPool, _supervisor
+from mpkit.pool import TaskPool, _limits
 from mpkit.pool._channel import STOP
 from mpkit.pool._worker import _Worker
 from tests.contract import pool_tasks as tasks
@@ -35,7 +35,7 @@ def test_a_task_that_is_being_stopped_is_held_to_the_memory_limit(
         lane = next(iter(pool._engine.dispatcher.lanes.values()))
         # On a machine that stands still for long the interrupt may come before the task ignores it.
         wait_until(lambda: handle.done() or (begun.exists() and lane.stop), "it is being stopped")
-        monkeypatch.setattr(_supervisor, "rss_bytes", lambda _pid: 2 * limit)
+        monkeypatch.setattr(_limits, "rss_bytes", lambda _pid: 2 * limit)
         with pytest.raises(TaskTimeout):
             handle.result(PATIENCE)
 

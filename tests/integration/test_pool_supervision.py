@@ -19,7 +19,7 @@ from mpkit import LockedCounter
 from mpkit._platform import families, memory, readiness
 from mpkit._platform.exits import ExitWatcher
 from mpkit.errors import PoolBroken, TaskTimeout, WaitTimeout, WorkerCrashed
-from mpkit.pool import TaskPool, _crew, _payload, _reports, _supervisor
+from mpkit.pool import TaskPool, _crew, _limits, _payload, _reports, _supervisor
 from tests.contract import pool_tasks as tasks
 from tests.helpers.waiting import PATIENCE, wait_until
 
@@ -433,7 +433,7 @@ def test_what_a_task_left_behind_is_not_held_against_the_next_one(monkeypatch: p
             wait_until(second.running, "the second one runs")
             return 2 * limit
 
-        monkeypatch.setattr(_supervisor, "rss_bytes", measure)
+        monkeypatch.setattr(_limits, "rss_bytes", measure)
         assert first.result(PATIENCE)
         assert second.result(PATIENCE)
         assert pool.statistics().workers_started == 1

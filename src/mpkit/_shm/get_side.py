@@ -26,11 +26,12 @@ from mpkit._shm.layout import (
 from mpkit._shm.packs import Pack, PackSlice
 from mpkit._shm.put_side import PutSide, lock_deadline
 from mpkit._shm.queue_file import QueueFile
-from mpkit._shm.records import BIG, PACK, PACK_BITS, PACKED, big_places, big_region, unpack
+from mpkit._shm.records import BIG, PACK, PACK_BITS, PACKED, big_places, big_region
 from mpkit._shm.ring import COUNT_LIMIT, COUNT_MASK, INDEX_BITS, INDEX_MASK, ONE, WRAP
 from mpkit._shm.robust_lock import COMPLETED
 from mpkit._shm.sleepers import EVERYBODY, Ticket
 from mpkit._shm.spin import SpinBudget
+from mpkit._wire import frame
 from mpkit.errors import QueueShutDown
 
 Record = bytes | BigRecord | HeldItem | PackSlice
@@ -368,7 +369,8 @@ class GetSide:
                 break
             elif size >= PACKED:
                 size -= PACKED
-                head_part, buffers = unpack(mm[at : at + size])
+                # A copy that may be written to.
+                head_part, *buffers = frame.take_apart(memoryview(bytearray(mm[at : at + size])))
                 found.append(BigRecord(head_part, buffers))
                 limit = 1
             else:

@@ -39,7 +39,11 @@ _PATIENCE_SECONDS = 1.0
 
 
 class _GivenBack(list[int]):
-    """In the place of the list of spare rows when the lock is closed: always empty."""
+    """In the place of the list of spare rows when the lock is closed: always empty.
+
+    So `release` need not ask whether it is closed, and no interrupt comes between its putting a row back and
+    that question.
+    """
 
     def __init__(self, rows: LockRows) -> None:
         super().__init__()

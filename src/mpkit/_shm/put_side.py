@@ -29,6 +29,7 @@ from mpkit._shm.ring import INDEX_MASK, ONE
 from mpkit._shm.robust_lock import COMPLETED, PATIENCE_SECONDS
 from mpkit._shm.sleepers import EVERYBODY, Ticket
 from mpkit._shm.spin import SpinBudget
+from mpkit._wire import frame
 from mpkit.errors import ClosedError, QueueShutDown, SharedMemoryExhausted
 
 
@@ -249,7 +250,7 @@ class PutSide:
         if region < 0:
             # Getters and the queue itself keep so many items that regions run short: this one goes into the
             # ring.
-            return WrittenItem(records.packed(head, buffers), PACKED, 0, None)
+            return WrittenItem(frame.in_one_piece(head, buffers), PACKED, 0, None)
         try:
             mapped = self._file.regions.map(region)
             for (at, length), part in zip(places, (memoryview(head), *buffers), strict=True):

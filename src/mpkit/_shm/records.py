@@ -2,10 +2,10 @@
 
 - no flag: the pickle of one item.
 - `BIG`: region, bytes of the item, then offset and length of the pickle and of each buffer in that region.
-- `PACKED`: number of parts, the length of each, then the parts: pickle and buffers, where no region was left.
+- `PACKED`: pickle and buffers themselves (see `mpkit._wire.frame`), where no region was left.
 - `PACK`: ``count of the first item << PACK_BITS | number of items``, then one pickle of them all (see packs).
 
-All numbers are 8-byte words of the machine's own byte order.
+All other numbers are 8-byte words of the machine's own byte order.
 """
 
 from __future__ import annotations
@@ -61,25 +61,6 @@ def weight(record: bytes) -> int:
 def weight_of(size: int) -> int:
     """What an item of so many bytes counts for `max_bytes`."""
     return ((size + 15) >> 3) << 3
-
-
-def packed(head: bytes, buffers: Sequence[memoryview]) -> bytes:
-    """The record of a big item that carries everything itself."""
-    lengths = [len(head), *(view.nbytes for view in buffers)]
-    return b"".join((struct.pack(f"={len(lengths) + 1}Q", len(lengths), *lengths), head, *buffers))
-
-
-def unpack(payload: bytes) -> tuple[memoryview, list[memoryview]]:
-    """The pickle and the buffers of a packed record; the buffers may be written to."""
-    (number,) = struct.unpack_from("=Q", payload)
-    lengths = struct.unpack_from(f"={number}Q", payload, 8)
-    rest = memoryview(bytearray(payload))
-    parts: list[memoryview] = []
-    at = 8 * (number + 1)
-    for length in lengths:
-        parts.append(rest[at : at + length])
-        at += length
-    return parts[0], parts[1:]
 
 
 def big_places(record: bytes) -> tuple[tuple[int, int], ...]:

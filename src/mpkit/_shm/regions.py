@@ -43,7 +43,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 from mpkit._platform import identity
@@ -119,7 +119,7 @@ class Regions:
         if number < 0 and self._reclaim(look()):
             number = self._best_free(size, 2 * size + 16 * PAGE)
         if number >= 0:
-            at = self._start + number * ENTRY_WORDS
+            at = self._at(number)
             if self.words[at] == DROPPED:
                 self._reserve(offset_of(self.words[at + _PLACE]), size_of(self.words[at + _PLACE]), look)
         else:
@@ -136,7 +136,7 @@ class Regions:
         """The item number `serial` of the queue, `used` bytes long, is about to be published in this
         region.
         """
-        self.words[self._start + number * ENTRY_WORDS + _USED] = used
+        self.words[self._at(number) + _USED] = used
         self._mark(number, QUEUED, serial)
 
     def queued_bytes(self, first: int, end: int, mask: int) -> int:
@@ -145,8 +145,8 @@ class Regions:
         """
         words = self.words
         total = 0
-        for number in range(1, self._capacity):
-            at = self._start + number * ENTRY_WORDS
+        # `_made` in line: with `max_bytes` each put asks.
+        for at in range(self._at(1), self._at(self._capacity), ENTRY_WORDS):
             state = words[at]
             if state == NONE:
                 break
@@ -159,8 +159,7 @@ class Regions:
         self._reclaim(look())
         given = 0
         words = self.words
-        for number in range(1, self._capacity):
-            at = self._start + number * ENTRY_WORDS
+        for number, at in self._made():
             if words[at] == FREE and size_of(words[at + _PLACE]) > PAGE:
                 given += self._drop(number)
         return given
@@ -169,7 +168,7 @@ class Regions:
 
     def mark_held(self, number: int) -> int:
         """This process is about to take the item in this region (under the getters' lock): its number."""
-        serial = self.words[self._start + number * ENTRY_WORDS + _SERIAL]
+        serial = self.words[self._at(number) + _SERIAL]
         self._mark(number, HELD, serial)
         return serial
 
@@ -180,30 +179,27 @@ class Regions:
         if not TOTAL_STORE_ORDER:
             # What was read there has been read before somebody else may write.
             full_fence()
-        self.words[self._start + number * ENTRY_WORDS] = FREE
+        self.words[self._at(number)] = FREE
 
     def free_held(self, number: int, serial: int) -> None:
         """Free a region whose item this process has taken, unless that has been done already."""
-        if self.words[self._start + number * ENTRY_WORDS] == HELD and self._is_mine(number, serial):
+        if self.words[self._at(number)] == HELD and self._is_mine(number, serial):
             self.free(number)
 
     def is_held(self, number: int, serial: int) -> bool:
         """Whether this process holds that item in the region."""
-        state = self.words[self._start + number * ENTRY_WORDS]
+        state = self.words[self._at(number)]
         return state in (HELD, LENT, PINNED) and self._is_mine(number, serial)
 
     def free_unpublished(self, number: int, serial: int) -> None:
         """Free a region that was claimed as WRITING with this serial, unless it has been published since."""
-        if self.words[self._start + number * ENTRY_WORDS] == WRITING and self._is_mine(number, serial):
+        if self.words[self._at(number)] == WRITING and self._is_mine(number, serial):
             self.free(number)
 
     def free_unpublished_items(self, puts: int, mask: int) -> None:
         """Free what is QUEUED with a number that has not been published (under the putters' lock)."""
         words = self.words
-        for number in range(1, self._capacity):
-            at = self._start + number * ENTRY_WORDS
-            if words[at] == NONE:
-                break
+        for _, at in self._made():
             if words[at] == QUEUED and (words[at + _SERIAL] - puts) & mask < mask >> 1:
                 words[at] = FREE
 
@@ -215,7 +211,7 @@ class Regions:
 
     def mark_lent(self, number: int) -> None:
         """By the holder: a child has, or is about to have, views as well (one store)."""
-        at = self._start + number * ENTRY_WORDS
+        at = self._at(number)
         if self.words[at] == HELD:
             self.words[at] = LENT
 
@@ -233,7 +229,7 @@ class Regions:
         """By the holder: its last view of that item has gone (one store). A second time it does nothing."""
         if not self._is_mine(number, serial):
             return
-        at = self._start + number * ENTRY_WORDS
+        at = self._at(number)
         if not TOTAL_STORE_ORDER:
             full_fence()
         state = self.words[at]
@@ -245,29 +241,27 @@ class Regions:
     def pin(self, number: int) -> None:
         """By the holder: take the region out of use for ever."""
         self.keep_for_ever(number)
-        at = self._start + number * ENTRY_WORDS
+        at = self._at(number)
         if self.words[at] in (HELD, LENT):
             self.words[at] = PINNED
 
     def keep_for_ever(self, number: int) -> None:
         """The same by a child of a fork, which does not touch the state (one store; nobody takes it back)."""
-        self.words[self._start + number * ENTRY_WORDS + _KEPT] = 1
+        self.words[self._at(number) + _KEPT] = 1
 
     def with_getters(self) -> int:
         """How many regions are with getters now (a count for a decision of economy, not for correctness)."""
-        words = self.words
-        states = [words[self._start + number * ENTRY_WORDS] for number in range(1, self._capacity)]
-        return sum(map(states.count, (HELD, LENT, LEFT, PINNED)))
+        return sum(self.words[at] in (HELD, LENT, LEFT, PINNED) for _, at in self._made())
 
     def are_short(self) -> bool:
         """Whether getters have half of all regions, or more."""
         # One look tells as long as there have never been so many.
         half = self._capacity >> 1
-        return self.words[self._start + half * ENTRY_WORDS] != NONE and self.with_getters() >= half
+        return self.words[self._at(half)] != NONE and self.with_getters() >= half
 
     def map(self, number: int) -> mmap.mmap:
         """This process's mapping of a region, as long as that stays in its place."""
-        place = self.words[self._start + number * ENTRY_WORDS + _PLACE]
+        place = self.words[self._at(number) + _PLACE]
         known = self._maps.get(number)
         if known is not None and known[0] == place:
             return known[1]
@@ -283,6 +277,18 @@ class Regions:
         self._maps = {}
 
     # -- inside ----------------------------------------------------------------------------------------------
+
+    def _at(self, number: int) -> int:
+        """Index of an entry's first word, that of its state."""
+        return self._start + number * ENTRY_WORDS
+
+    def _made(self) -> Iterator[tuple[int, int]]:
+        """Number and first word of every entry that has ever been used; they are taken into use in order."""
+        for number in range(1, self._capacity):
+            at = self._start + number * ENTRY_WORDS
+            if self.words[at] == NONE:
+                return
+            yield number, at
 
     def _map_open(self, place: int) -> mmap.mmap:
         fd = self._segment.fd
@@ -317,11 +323,11 @@ class Regions:
         return map_file(fd, size_of(place), offset_of(place))
 
     def _is_mine(self, number: int, serial: int) -> bool:
-        at = self._start + number * ENTRY_WORDS
+        at = self._at(number)
         return self.words[at + _SERIAL] == serial and self.words[at + _PID] == os.getpid()
 
     def _mark(self, number: int, state: int, serial: int) -> None:
-        at = self._start + number * ENTRY_WORDS
+        at = self._at(number)
         words = self.words
         me = identity.current()
         # The state last for a new use; for QUEUED and HELD the process changes hands while the item's number
@@ -334,11 +340,8 @@ class Regions:
     def _best_free(self, size: int, most: int) -> int:
         words = self.words
         best, best_size, best_state = -1, most + 1, DROPPED
-        for number in range(1, self._capacity):
-            at = self._start + number * ENTRY_WORDS
+        for number, at in self._made():
             state = words[at]
-            if state == NONE:
-                break
             if state in (FREE, DROPPED):
                 has = size_of(words[at + _PLACE])
                 # Pages that are there come before a closer fit.
@@ -351,20 +354,14 @@ class Regions:
         return best
 
     def _unused(self) -> int:
-        words = self.words
-        for number in range(1, self._capacity):
-            if words[self._start + number * ENTRY_WORDS] == NONE:
-                return number
-        return -1
+        number = 1 + sum(1 for _ in self._made())
+        return number if number < self._capacity else -1
 
     def _reclaim(self, is_over: IsOver) -> int:
         words = self.words
         freed = 0
-        for number in range(1, self._capacity):
-            at = self._start + number * ENTRY_WORDS
+        for number, at in self._made():
             state = words[at]
-            if state == NONE:
-                break
             if state in (RING, WRITING, QUEUED, HELD, LENT, LEFT):
                 process = ProcessIdentity(words[at + _PID], words[at + _STARTED])
                 if (
@@ -390,7 +387,7 @@ class Regions:
         offset = self._end()
         self._reserve(offset, size, look)
         # It counts for nothing before the entry has a state: whoever comes after a kill begins again.
-        self.words[self._start + number * ENTRY_WORDS + _PLACE] = place_at(offset, size)
+        self.words[self._at(number) + _PLACE] = place_at(offset, size)
 
     def _remake(self, size: int, look: Look) -> int:
         """Give a free region that is too small, or far too large, that size; its number, or -1 when none is
@@ -400,7 +397,7 @@ class Regions:
         if number < 0:
             return -1
         words = self.words
-        at = self._start + number * ENTRY_WORDS
+        at = self._at(number)
         place = words[at + _PLACE]
         if words[at] == FREE and size_of(place) >= size:
             # Its pages are there: to use more of them than needed costs nothing.
@@ -419,11 +416,8 @@ class Regions:
     def _best_to_remake(self, size: int) -> int:
         words = self.words
         best: tuple[int, int, int] | None = None
-        for number in range(1, self._capacity):
-            at = self._start + number * ENTRY_WORDS
+        for number, at in self._made():
             state = words[at]
-            if state == NONE:
-                break
             if state not in (FREE, DROPPED):
                 continue
             own = self._own(number)
@@ -437,7 +431,7 @@ class Regions:
         return -1 if best is None else best[2]
 
     def _own(self, number: int) -> int:
-        at = self._start + number * ENTRY_WORDS
+        at = self._at(number)
         return max(self.words[at + _OWN], size_of(self.words[at + _PLACE]))
 
     def _end(self) -> int:
@@ -447,16 +441,13 @@ class Regions:
         """
         words = self.words
         end = words[self._begin_at]
-        for number in range(1, self._capacity):
-            at = self._start + number * ENTRY_WORDS
-            if words[at] == NONE:
-                break
+        for number, at in self._made():
             end = max(end, offset_of(words[at + _PLACE]) + self._own(number))
         return end
 
     def _drop(self, number: int) -> int:
         """Give the pages of a free region back to the system; returns how many bytes that were."""
-        at = self._start + number * ENTRY_WORDS
+        at = self._at(number)
         # The state first: a kill in between leaves pages that are reserved once more, which is harmless.
         self.words[at] = DROPPED
         size = size_of(self.words[at + _PLACE])

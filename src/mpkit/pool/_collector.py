@@ -244,27 +244,29 @@ class Collector:
         self._caller.serve()
         if self._stopping and not self._chores:
             return True
-        level = (
-            ALWAYS
-            if self._watched or self.draining
-            else (WHEN_LOW if dispatcher.ledger.queued else WHEN_FULL)
-        )
+        level = self._level()
         words[BACK] = level
         barrier()
         if self._chores or (level > WHEN_FULL and dispatcher.has_outcomes()) or self._stopping:
             words[BACK] = AWAKE
             return False
-        # Asleep for ever unless there is something that could go wrong.
-        back.acquire(
-            True,
-            _SLICE_SECONDS
-            if level > WHEN_FULL
-            else (20 * _SLICE_SECONDS if dispatcher.ledger.under_way else None),
-        )
+        if level > WHEN_FULL:
+            back.acquire(True, _SLICE_SECONDS)
+        elif dispatcher.ledger.under_way:
+            back.acquire(True, 20 * _SLICE_SECONDS)
+        else:
+            # For ever: there is nothing that could go wrong.
+            back.acquire(True, None)
         words[BACK] = AWAKE
         while back.acquire(False):
             pass
         return False
+
+    def _level(self) -> int:
+        """When the workers are to ring for the thread."""
+        if self._watched or self.draining:
+            return ALWAYS
+        return WHEN_LOW if self._dispatcher.ledger.queued else WHEN_FULL
 
     def _do_chores(self) -> None:
         chores = self._chores

@@ -67,7 +67,8 @@ class Dispatcher:
         self.ledger: Ledger = Ledger()
         self.lanes: dict[int, Lane] = {}
         #: Lanes with nothing to do, the one that became so last on top: its worker is still awake.
-        self.idle: list[Lane] = []
+        #: A dictionary as an ordered set, from which lanes are taken and to which they are added in one step.
+        self.idle: dict[Lane, None] = {}
         #: Called, under the lock, with each log record of a worker: those of one come in order.
         self.on_log: Callable[[bytes], object] = _drop
         #: Called, under the lock, when tasks begin to queue: somebody has to send them later.
@@ -92,7 +93,7 @@ class Dispatcher:
         """In a fork of the pool's process: what comes through the rings is the parent's."""
         self.lock = seam.InterruptibleLock()
         self.lanes = {}
-        self.idle = []
+        self.idle = {}
 
     def note_interruption(self) -> None:
         """An exception came in the middle of something: the next `drain` looks for what it left undone."""
@@ -150,28 +151,19 @@ class Dispatcher:
         """A lane that may have one more task of this kind."""
         idle = self.idle
         while idle:
-            # No call in between: an interrupt must find the lane here or nowhere.
-            lane = idle[-1]
-            lane.is_idle = False
-            del idle[-1]
-            if lane.ready and not lane.leaving and not lane.sent and lane.room() > 0:
+            lane, _ = idle.popitem()
+            if lane.ready and not lane.sent and lane.room() > 0:
                 return lane
         ahead = task.function.ahead
         if ahead <= 1:
             return None
         favourite = self._favourite
-        if (
-            favourite is not None
-            and favourite.ready
-            and not favourite.leaving
-            and len(favourite.sent) < ahead
-            and favourite.room() > 0
-        ):
+        if favourite is not None and favourite.ready and len(favourite.sent) < ahead and favourite.room() > 0:
             return favourite
         lanes = list(self.lanes.values())
         for turn in range(self._turn, self._turn + len(lanes)):
             lane = lanes[turn % len(lanes)]
-            if lane.ready and not lane.leaving and len(lane.sent) < ahead and lane.room() > 0:
+            if lane.ready and len(lane.sent) < ahead and lane.room() > 0:
                 self._turn = turn % len(lanes)
                 self._favourite = lane
                 return lane
@@ -200,12 +192,11 @@ class Dispatcher:
     def _move(self) -> None:
         ledger = self.ledger
         while self.idle and ledger.queued:
-            lane = self.idle.pop()
-            lane.is_idle = False
-            if lane.ready and not lane.leaving and not lane.sent:
+            lane, _ = self.idle.popitem()
+            if lane.ready and not lane.sent:
                 self._send(lane, 1)
         if ledger.queued:
-            lanes = [lane for lane in self.lanes.values() if lane.ready and not lane.leaving]
+            lanes = [lane for lane in self.lanes.values() if lane.ready]
             # Not all to the first: what is left is shared out evenly.
             share = -(-ledger.queued // (len(lanes) or 1))
             for lane in lanes:
@@ -236,9 +227,9 @@ class Dispatcher:
     def _share_out(self) -> None:
         """Take back what busy workers have not begun, for those that idle."""
         while self.idle:
-            thief = self.idle[-1]
-            if not thief.ready or thief.leaving or thief.sent or thief.room() <= 0:
-                self.idle.pop().is_idle = False
+            thief = next(reversed(self.idle))
+            if not thief.ready or thief.sent or thief.room() <= 0:
+                del self.idle[thief]
                 continue
             victim = max(self.lanes.values(), key=_load, default=None)
             if victim is None or victim is thief or len(victim.sent) < 2 or victim.channel.inbox.is_empty():
@@ -246,7 +237,7 @@ class Dispatcher:
             records = self.take_records(victim)
             if not records:
                 return
-            self.idle.pop().is_idle = False
+            del self.idle[thief]
             # The oldest go to the one that is free now.
             cut = min((len(records) + 1) // 2, thief.room())
             left = self._hand_on(victim, thief, records[:cut])
@@ -341,8 +332,7 @@ class Dispatcher:
         if lane.set_aside:
             if not is_stopped(lane.pid):
                 lane.set_aside = False
-                if lane.stop is None:
-                    lane.ready = not lane.leaving
+                lane.update_ready()
                 self._note_if_idle(lane)
                 self.fill()
         elif (
@@ -351,11 +341,9 @@ class Dispatcher:
             and is_stopped(lane.pid)
         ):
             lane.set_aside = True
-            lane.ready = False
+            lane.update_ready()
             # It goes again to the idle ones when it is continued.
-            if lane.is_idle:
-                lane.is_idle = False
-                self.idle.remove(lane)
+            self.idle.pop(lane, None)
             self.give_to_others(lane, settlements)
 
     def give_to_others(self, lane: Lane, settlements: Settlements) -> None:
@@ -428,8 +416,8 @@ class Dispatcher:
         should not. It is killed, and what it had is settled when it is dead, as with any death.
         """
         lane.is_torn = True
+        lane.update_ready()
         lane.pending = None
-        lane.ready = False
         if lane.identity is not None:
             # With its descendants, which may be what has done it.
             families.kill_families([lane.identity])
@@ -477,7 +465,8 @@ class Dispatcher:
                 elif kind == LOG:
                     self.on_log(record)
                 elif kind == HELLO:
-                    lane.ready = lane.greeted = True
+                    lane.greeted = True
+                    lane.update_ready()
                     self.hellos += 1
                 elif kind == GOODBYE:
                     self._note_leaving(lane)
@@ -526,13 +515,13 @@ class Dispatcher:
             chunk.done = reached
 
     def _note_if_idle(self, lane: Lane) -> None:
-        if not lane.sent and lane.ready and not lane.leaving and not lane.is_idle:
-            lane.is_idle = True
-            self.idle.append(lane)
+        if not lane.sent and lane.ready:
+            # Where it stood, if it was there already.
+            self.idle[lane] = None
 
     def _note_leaving(self, lane: Lane) -> None:
         lane.leaving = True
-        lane.ready = False
+        lane.update_ready()
         lane.left_at = lane.left_at or time.monotonic()
         # What it has not begun is taken back there: whoever drains may be in the middle of something.
         if self.on_leaving is not None:
@@ -541,7 +530,7 @@ class Dispatcher:
     def stop_is_over(self, lane: Lane) -> None:
         """A task that was being stopped has ended, and its worker is fit for others (holding the lock)."""
         lane.stop = None
-        lane.ready = not lane.set_aside and not lane.leaving
+        lane.update_ready()
         self._note_if_idle(lane)
 
     def _reconcile(self, settlements: Settlements) -> bool:
@@ -552,7 +541,7 @@ class Dispatcher:
         """
         with deferred_interrupts():
             for lane in self.lanes.values():
-                lane.is_idle = lane in self.idle
+                lane.update_ready()
                 for number in [number for number, task in lane.sent.items() if task.worker != lane.key]:
                     del lane.sent[number]
             self.ledger.recount()
@@ -644,9 +633,7 @@ class Dispatcher:
         begun = [number for number in lane.sent if number not in unread]
         self.lanes.pop(lane.key, None)
         self._favourite = None
-        lane.is_idle = False
-        if lane in self.idle:
-            self.idle.remove(lane)
+        self.idle.pop(lane, None)
         return begun
 
 

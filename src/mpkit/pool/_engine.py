@@ -60,6 +60,7 @@ from mpkit.pool._insight import Insight
 from mpkit.pool._lane import Lane
 from mpkit.pool._leavers import Leavers
 from mpkit.pool._ledger import CANCELLED, POOL_BROKEN, UNSENT, Chunk, ChunkSink, Death, Sink, Task
+from mpkit.pool._limits import Limits
 from mpkit.pool._losses import settle_loss
 from mpkit.pool._options import PoolOptions, TaskOptions
 from mpkit.pool._reports import attempt
@@ -107,9 +108,10 @@ class Engine:
             )
             self.crew: Crew = Crew(options, self.dispatcher, self.board, initializer)
             self.insight: Insight = Insight(self.dispatcher, self.collector, self.crew)
+            self.limits: Limits = Limits(options, self.dispatcher, self.collector)
+            self.leavers: Leavers = Leavers(options, self.dispatcher, self.collector)
             self.supervisor: Supervisor = Supervisor(self, f"mpkit-{options.name}")
             self.dispatcher.on_leaving = self.supervisor.poke
-            self.leavers: Leavers = Leavers(options, self.dispatcher, self.collector, self.supervisor.kill)
             try:
                 for _ in range(options.processes):
                     self.supervisor.add(self.crew.start())
@@ -305,7 +307,7 @@ class Engine:
                 if task.ending == CANCELLED:
                     self.collector.settle([(task, RAISED, cancelled_error(task))])
                 if not never_began and even_begun:
-                    self.supervisor.request(lambda: self.supervisor.cancel_running(task))
+                    self.supervisor.request(lambda: self.limits.cancel_running(task))
             except BaseException:
                 # The handler of another signal than SIGINT.
                 dispatcher.note_interruption()
@@ -387,11 +389,20 @@ class Engine:
         while broken is None and self._is_worker_missing(now):
             if now < self.crew.not_before:
                 return min(next_look, self.crew.not_before)
-            broken = self.supervisor.start_worker()
+            broken = self._start_worker()
         if broken is not None:
             self.break_down(broken)
             return now
         return next_look
+
+    def _start_worker(self) -> PoolBroken | None:
+        """Start one replacement; the error, once there is no more hope."""
+        try:
+            lane = self.crew.start()
+        except Exception as error:  # noqa: BLE001  whatever it is, the pool has to say it in the end
+            return self.crew.note_error(error)
+        self.supervisor.add(lane)
+        return None
 
     def _is_worker_missing(self, now: float) -> bool:
         wanted = self.options.processes
@@ -408,6 +419,7 @@ class Engine:
                 lane.leave_by = now + max(_LEAVE_SECONDS, 10 * self.options.grace_period)
                 with self.dispatcher.lock:
                     lane.leaving = True
+                    lane.update_ready()
                     lane.words[LOW] = 0
                     lane.channel.inbox.try_put(_LEAVE_RECORD)
                     self.dispatcher.wake(lane)
@@ -415,7 +427,7 @@ class Engine:
                     # It is still starting, for nothing. (The initializer finishes what it has begun.)
                     lane.process.kill()
             elif now >= lane.leave_by:
-                self.supervisor.kill(lane)
+                lane.kill()
                 lane.leave_by = NEVER
         for lane in list(self.dispatcher.lanes.values()):
             if lane.greeted:
@@ -429,10 +441,11 @@ class Engine:
                 # Also one that was told to leave, or leaves by itself, and has not ended.
                 lane.told_to_end = lane.told_to_leave = True
                 lane.leaving = True
+                lane.update_ready()
                 lane.leave_by = now + self.options.grace_period
-                self.supervisor.terminate(lane)
+                lane.terminate()
             elif now >= lane.leave_by:
-                self.supervisor.kill(lane)
+                lane.kill()
                 lane.leave_by = NEVER
         return self._next_leave()
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from itertools import starmap
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
-from mpkit._platform import seam
+from mpkit._platform import families, seam
 from mpkit._platform.identity import ProcessIdentity
 from mpkit.pool._channel import DONE, STARTED, TASK, Channel
 from mpkit.pool._ledger import Task
@@ -39,7 +40,6 @@ class Lane:
         "greeted",
         "identity",
         "inbox_locks",
-        "is_idle",
         "is_torn",
         "key",
         "leave_by",
@@ -80,18 +80,18 @@ class Lane:
         self._tasks: int | None = tasks
         self.process: BaseProcess | None = None
         self.identity: ProcessIdentity | None = None
-        # It has reported that it is ready for tasks; once, and now (not while one of its tasks is being
-        # stopped).
-        self.greeted: bool = False
+        #: Whether it may be given tasks now: see `update_ready`.
         self.ready: bool = False
+        #: It has reported that it is ready for tasks.
+        self.greeted: bool = False
         #: Somebody has stopped the process (SIGSTOP): it gets nothing until it goes on.
         self.set_aside: bool = False
+        #: It takes no more tasks, or is not to.
         self.leaving: bool = False
         #: When it said that it takes no more tasks (monotonic); 0: it has not.
         self.left_at: float = 0.0
-        # Terminated or killed by the pool; its inbox is locked for good.
+        #: Terminated or killed by the pool; its inbox is locked for good.
         self.doomed: bool = False
-        self.is_idle: bool = False
         #: What its outbox holds cannot be its own records; it is being killed.
         self.is_torn: bool = False
         #: One element while this process holds the lock of its inbox.
@@ -111,6 +111,16 @@ class Lane:
         self.told_to_end: bool = False
         #: When it is killed, having left or been told to (monotonic); 0: not known yet.
         self.leave_by: float = 0.0
+
+    def update_ready(self) -> None:
+        """Note whether it may be given tasks; for whoever has changed anything of that."""
+        self.ready = (
+            self.greeted
+            and self.stop is None
+            and not self.leaving
+            and not self.set_aside
+            and not self.is_torn
+        )
 
     def room(self) -> int:
         """How many more tasks it may be given.
@@ -135,6 +145,23 @@ class Lane:
         # As above: `release` returns None, so nothing is left of what has been given back.
         held = self.inbox_locks
         held[:] = filter(None, starmap(self.channel.lock.release, [()] * len(held)))
+
+    def terminate(self) -> None:
+        """Send SIGTERM (in the supervisor's thread), also to what its task has started."""
+        self.doomed = True
+        if self.identity is None:
+            return
+        if self.running():
+            families.signal_families([self.identity], signal.SIGTERM)
+        else:
+            # What earlier tasks have left there is nobody's business.
+            families.send_signal_if_allowed(self.identity, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Kill it and its descendants (in the supervisor's thread)."""
+        self.doomed = True
+        if self.identity is not None:
+            families.kill_families([self.identity])
 
     @property
     def pid(self) -> int:

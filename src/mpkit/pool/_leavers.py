@@ -9,7 +9,6 @@ for a while.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 from mpkit._platform.deadlines import NEVER
 from mpkit.pool._collector import Collector
@@ -30,13 +29,10 @@ _MOST_SECONDS = 60.0
 class Leavers:
     """Looks after them, in the supervisor's thread."""
 
-    def __init__(
-        self, options: PoolOptions, dispatcher: Dispatcher, collector: Collector, kill: Callable[[Lane], None]
-    ) -> None:
+    def __init__(self, options: PoolOptions, dispatcher: Dispatcher, collector: Collector) -> None:
         self._options = options
         self._dispatcher = dispatcher
         self._collector = collector
-        self._kill = kill
 
     def look_after(self, now: float) -> float:
         """Take back what they have not begun, and end those that stay for too long; when to look again."""
@@ -77,7 +73,7 @@ class Leavers:
             self._collector.settle_surely(settlements)
 
     def _end(self, lane: Lane) -> None:
-        self._kill(lane)
+        lane.kill()
         # Only now: what could not be done is tried again.
         lane.leave_by = NEVER
         problem = (

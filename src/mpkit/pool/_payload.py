@@ -16,7 +16,6 @@ import contextlib
 import mmap
 import os
 import pickle
-import struct
 import sys
 from typing import Any, cast
 
@@ -25,7 +24,7 @@ from mpkit._platform.private_maps import map_privately, map_read_only
 from mpkit._shm import names
 from mpkit._shm.blob import Blob
 from mpkit._shm.segment import PREFIX, SHM_DIRECTORY, check_private, raise_refusal
-from mpkit._wire import codec, failure
+from mpkit._wire import codec, failure, frame
 from mpkit._wire.codec import Pickler
 from mpkit.errors import HandleLost, MpkitError, SerializationError
 from mpkit.pool._channel import (
@@ -54,10 +53,8 @@ _KIND = "parcel"
 _STOP = ord(".")
 #: Stands behind the pickle of a chunk's outcome if some of its items failed. Unpickling does not look there.
 _SOME_FAILED = b"!"
-_ALIGN = 64
 #: How many parcels there have been; a worker that has made none has left none.
 _made = 0
-_TWO_WORDS = struct.Struct("<QQ")
 
 
 def _encode_by_value(obj: object) -> tuple[bytes, list[pickle.PickleBuffer]]:
@@ -274,19 +271,12 @@ def open_shared(name: str) -> object:
 
 
 def _pack(head: bytes, buffers: list[Any]) -> Blob:
-    """A file with a pickle and its buffers: [how many, length of the pickle], [lengths], pickle, buffers."""
+    """A file with a pickle and its buffers (see `mpkit._wire.frame`)."""
     global _made
     _made += 1
     raws = [buffer.raw() for buffer in buffers]
     try:
-        lengths = [raw.nbytes for raw in raws]
-        front = struct.pack(f"<{2 + len(raws)}Q", len(raws), len(head), *lengths) + head
-        pieces: list[tuple[int, Any]] = [(0, front)]
-        size = len(front)
-        for raw, length in zip(raws, lengths, strict=True):
-            at = _aligned(size)
-            pieces.append((at, raw))
-            size = at + length
+        pieces, size = frame.lay_out(head, raws)
         return Blob.create(pieces, size, kind=_KIND)
     finally:
         for raw in raws:
@@ -337,20 +327,7 @@ def _decode(mm: mmap.mmap) -> object:
 
 def _slices(mm: mmap.mmap) -> list[memoryview]:
     """The pickle and its buffers. The mapping lives as long as the last of them."""
-    view = memoryview(mm)
-    number, length = _TWO_WORDS.unpack_from(view)
-    at = _TWO_WORDS.size + 8 * number
-    found = [view[at : at + length]]
-    at += length
-    for size in struct.unpack_from(f"<{number}Q", view, _TWO_WORDS.size):
-        at = _aligned(at)
-        found.append(view[at : at + size])
-        at += size
-    return found
-
-
-def _aligned(at: int) -> int:
-    return -(-at // _ALIGN) * _ALIGN
+    return frame.take_apart(memoryview(mm))
 
 
 __all__ = [

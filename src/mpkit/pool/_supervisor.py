@@ -1,4 +1,4 @@
-"""The thread that looks after the workers: their deaths, time limits, memory, and the end of the pool.
+"""The thread that looks after the workers: when it looks, and what happens when a look fails.
 
 It sleeps until something happens: a process ends, somebody pokes it, or the next moment comes at which it has
 to look (a time limit that may be over, a step of a stop, a pause between start-ups, a sample of the memory
@@ -8,36 +8,21 @@ while tasks are running). An idle pool has none of them.
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from mpkit._platform import families
 from mpkit._platform.deadlines import NEVER
 from mpkit._platform.exits import ExitWatcher
 from mpkit._platform.identity import ProcessIdentity
-from mpkit._platform.memory import rss_bytes
 from mpkit._platform.readiness import read_available
 from mpkit.errors import MpkitError, PoolBroken
-from mpkit.pool._channel import RAISED, STOP
-from mpkit.pool._collector import Collector
-from mpkit.pool._crew import Crew
-from mpkit.pool._dispatcher import Dispatcher, Settlements, ending_error
-from mpkit.pool._lane import Lane, Stop
-from mpkit.pool._ledger import CANCELLED, TIMED_OUT, TOO_BIG, Task
+from mpkit.pool._lane import Lane
+from mpkit.pool._limits import Limits
 from mpkit.pool._options import PoolOptions
 from mpkit.pool._reports import attempt, report
-from mpkit.pool._stacks import live_stack
-
-#: How often the memory of running workers is read: with a limit, and without one (for the error should one of
-#: them die).
-_SAMPLE_WITH_LIMIT = 0.05
-_SAMPLE_WITHOUT = 1.0
-#: How long a worker may take to write its stack before it is stopped all the same.
-_STACK_SECONDS = 0.1
 
 #: After so many turns in a row that raised an exception the pool is broken, and after as many more given up.
 _MOST_FAILURES = 8
@@ -46,18 +31,12 @@ _MOST_FAILURES = 8
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
 
-_INTERRUPTED = 1
-_TERMINATED = 2
-_KILLED = 3
-
 
 class Supervised(Protocol):
     """What the supervisor looks after: the engine, as far as the supervisor knows it."""
 
     options: PoolOptions
-    dispatcher: Dispatcher
-    collector: Collector
-    crew: Crew
+    limits: Limits
     #: When to look at the end again though nobody pokes.
     told_by: float
 
@@ -104,7 +83,6 @@ class Supervisor:
         self._thread = threading.Thread(target=self._run, name=f"{name}-supervisor", daemon=True)
         #: When it looks next without being poked (monotonic).
         self.looks_at: float = 0.0
-        self._sample_at = 0.0
         self._gone: list[Lane] = []
         # Whether the thread looks after all this, or it was discarded before. Who comes first decides, in one
         # step.
@@ -206,7 +184,11 @@ class Supervisor:
         if self._gone:
             return False
         now = time.monotonic()
-        looks = [engine.look_after_crew(now), self._look_at_limits(now), self._look_at_stops(now)]
+        looks = [
+            engine.look_after_crew(now),
+            engine.limits.look_at_running(now),
+            engine.limits.look_at_stops(now),
+        ]
         if engine.is_over():
             return True
         if self._gone or self._requests:
@@ -242,7 +224,7 @@ class Supervisor:
         return False
 
     def _next_wait(self, now: float) -> float | None:
-        looks_at = min(self.looks_at, self._look_at_limits(now))
+        looks_at = min(self.looks_at, self._engine.limits.look_at_running(now))
         self.looks_at = looks_at
         if looks_at == NEVER:
             return None
@@ -265,199 +247,3 @@ class Supervisor:
     def __del__(self) -> None:
         if hasattr(self, "_pipe"):
             self._close_pipe()
-
-    # -- limits ----------------------------------------------------------------------------------------------
-
-    def _look_at_limits(self, now: float) -> float:
-        """Stop what is over its limit; when to look again."""
-        engine = self._engine
-        dispatcher = engine.dispatcher
-        if not dispatcher.ledger.live:
-            with dispatcher.lock:
-                # A task may just have come.
-                if not dispatcher.ledger.live:
-                    dispatcher.shortest_timeout = NEVER
-                    return NEVER
-        # Something with a limit may begin at any moment; it can be over its limit no sooner than this.
-        next_look = now + dispatcher.shortest_timeout
-        sample = now >= self._sample_at
-        limit = engine.options.max_memory_bytes
-        if sample:
-            self._sample_at = now + (_SAMPLE_WITHOUT if limit is None else _SAMPLE_WITH_LIMIT)
-        next_look = min(next_look, self._sample_at)
-        with dispatcher.lock:
-            lanes = [lane for lane in dispatcher.lanes.values() if lane.sent or lane.set_aside]
-        if sample:
-            self._look_whether_stopped(lanes)
-        for lane in lanes:
-            measured = 0
-            if sample:
-                measured, _ = lane.running_since()
-                lane.rss_bytes = rss_bytes(lane.pid) or lane.rss_bytes
-            is_big = limit is not None and lane.rss_bytes is not None and lane.rss_bytes > limit
-            stop = lane.stop
-            if stop is not None:
-                if is_big and stop.number == measured and stop.stage < _KILLED:
-                    # It must not use its grace period to take what is left of the memory.
-                    self._doom(lane, stop, _KILLED)
-                continue
-            with dispatcher.lock:
-                number, started = lane.running_since()
-                task = lane.sent.get(number)
-                # Only of the task that ran while it was measured: the next one may be innocent.
-                if is_big and task is not None and number == measured:
-                    reason = TOO_BIG
-                elif task is not None and task.timeout is not None:
-                    due = started / 1e9 + task.timeout
-                    reason = TIMED_OUT if now >= due else ""
-                    if not reason:
-                        next_look = min(next_look, due)
-                else:
-                    reason = ""
-            if reason and task is not None:
-                self.stop_task(lane, task, reason)
-        return next_look
-
-    def _look_whether_stopped(self, lanes: list[Lane]) -> None:
-        engine = self._engine
-        settlements: Settlements = []
-        for lane in lanes:
-            with engine.dispatcher.lock:
-                if lane.key in engine.dispatcher.lanes:
-                    engine.dispatcher.look_whether_stopped(lane, settlements)
-        engine.collector.settle_surely(settlements)
-
-    def stop_task(self, lane: Lane, task: Task, reason: str) -> None:
-        """Begin to stop a running task (in this thread)."""
-        engine = self._engine
-        dispatcher = engine.dispatcher
-        settlements: Settlements = []
-        stop: Stop | None = None
-        with dispatcher.lock:
-            dispatcher.drain_lane(lane, settlements)
-            if task.number in lane.sent and lane.stop is None and lane.key in dispatcher.lanes:
-                # Decided before anything is done to the worker: already the signal that asks for its stack
-                # may end a system call of the task.
-                if not task.ending:
-                    task.ending = reason
-                stop = lane.stop = Stop(task.number, engine.options.max_memory_bytes)
-                lane.ready = False
-                # The others need not wait for it.
-                dispatcher.give_to_others(lane, settlements)
-        engine.collector.settle_surely(settlements)
-        if stop is None:
-            return
-        if reason == TIMED_OUT:
-            # Good to have, and no more than that: whatever happens, the task must be stopped.
-            attempt(lambda: self._ask_for_stack(lane, stop))
-        settlements = []
-        with dispatcher.lock:
-            if stop.ended is not None:
-                # It ended while its stack was being written.
-                settlements.append((stop.ended, RAISED, ending_error(stop.ended, lane)))
-                dispatcher.stop_is_over(lane)
-                dispatcher.fill()
-            else:
-                stop.stage = _INTERRUPTED
-                stop.due = time.monotonic() + engine.options.grace_period
-        engine.collector.settle_surely(settlements)
-        if lane.stop is not stop:
-            return
-        if reason == TOO_BIG:
-            # Every moment of grace may cost the machine its memory.
-            self._doom(lane, stop, _KILLED)
-        else:
-            lane.words[STOP] = task.number
-            if lane.identity is not None:
-                families.send_signal_if_allowed(lane.identity, signal.SIGINT)
-
-    def _ask_for_stack(self, lane: Lane, stop: Stop) -> None:
-        stop.stack = live_stack(lane, _STACK_SECONDS)
-
-    def _look_at_stops(self, now: float) -> float:
-        """Take the next step where a grace period is over; when to look again."""
-        dispatcher = self._engine.dispatcher
-        next_look = NEVER
-        with dispatcher.lock:
-            lanes = [lane for lane in dispatcher.lanes.values() if lane.stop is not None]
-        for lane in lanes:
-            stop: Stop | None = lane.stop
-            if stop is None:
-                continue
-            if stop.stage < _KILLED and now >= stop.due:
-                self._doom(lane, stop, stop.stage + 1)
-            if stop.stage < _KILLED:
-                next_look = min(next_look, stop.due)
-        return next_look
-
-    def _doom(self, lane: Lane, stop: Stop, stage: int) -> None:
-        """Terminate or kill a worker, unless it has let go of the task at last."""
-        engine = self._engine
-        dispatcher = engine.dispatcher
-        settlements: Settlements = []
-        with dispatcher.lock:
-            dispatcher.drain_lane(lane, settlements)
-            alive = lane.stop is stop and lane.key in dispatcher.lanes
-            if alive and stop.stage < _TERMINATED:
-                # From here on it gets no task any more: it must not begin an innocent one just before the
-                # signal arrives. The lock is never given back; it goes with the worker.
-                locked = dispatcher.lock_inbox(lane)
-                if stop.number in lane.sent:
-                    lane.leaving = lane.doomed = True
-                else:
-                    alive = False
-                    dispatcher.stop_is_over(lane)
-                    if locked:
-                        lane.unlock_inbox()
-            # Whoever has become idle may take what waits behind a task of another one.
-            dispatcher.fill()
-        engine.collector.settle_surely(settlements)
-        if not alive:
-            return
-        # Should an exception come from here on (no descriptor to look for its descendants with), this step is
-        # taken again.
-        stop.stage = stage - 1
-        stop.due = 0.0
-        if lane.identity is not None:
-            if stage == _TERMINATED:
-                families.send_signal_if_allowed(lane.identity, signal.SIGTERM)
-            else:
-                families.kill_families([lane.identity])
-        stop.stage = stage
-        stop.due = time.monotonic() + engine.options.grace_period
-
-    def terminate(self, lane: Lane) -> None:
-        """Send SIGTERM (in this thread), also to what its task has started."""
-        lane.doomed = True
-        if lane.identity is None:
-            return
-        if lane.running():
-            families.signal_families([lane.identity], signal.SIGTERM)
-        else:
-            # What earlier tasks have left there is nobody's business.
-            families.send_signal_if_allowed(lane.identity, signal.SIGTERM)
-
-    def kill(self, lane: Lane) -> None:
-        """Kill a worker and its descendants (in this thread)."""
-        lane.doomed = True
-        if lane.identity is not None:
-            families.kill_families([lane.identity])
-
-    def cancel_running(self, task: Task) -> None:
-        """Stop a task that was cancelled while it ran (in this thread)."""
-        dispatcher = self._engine.dispatcher
-        lane = dispatcher.lanes.get(task.worker)
-        if lane is not None and lane.stop is None and task.number in lane.sent:
-            self.stop_task(lane, task, CANCELLED)
-
-    # -- starting --------------------------------------------------------------------------------------------
-
-    def start_worker(self) -> PoolBroken | None:
-        """Start one replacement (in this thread); the error, once there is no more hope."""
-        engine = self._engine
-        try:
-            lane = engine.crew.start()
-        except Exception as error:  # noqa: BLE001  whatever it is, the pool has to say it in the end
-            return engine.crew.note_error(error)
-        self.add(lane)
-        return None

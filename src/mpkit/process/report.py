@@ -14,18 +14,16 @@ from typing import Final
 from mpkit._platform import identity
 from mpkit._platform.anonymous import AnonymousFile
 from mpkit._platform.identity import ProcessIdentity
-from mpkit._wire import codec, failure
+from mpkit._wire import codec, failure, frame
 
 __all__ = ["Report", "Stage"]
 
-# Stage, length of the pickled head, number of buffers; then the words below; then the length of each buffer,
-# the head, and the buffers, each at a multiple of 64 bytes, which is what numpy likes best.
-_HEADER: Final = struct.Struct("<QQQ")
-_ALIGNMENT: Final = 64
+# The stage; then the words below; then what it left (see `mpkit._wire.frame`).
+_STAGE: Final = struct.Struct("<Q")
 
 # Written by the child: its pid and start time.
 _WHO: Final = struct.Struct("<QQ")
-_WHO_AT: Final = _HEADER.size
+_WHO_AT: Final = _STAGE.size
 # Written by the parent: 1 when the start has failed on its side, or it has been stopped before it arrived.
 _UNWANTED: Final = struct.Struct("<Q")
 _UNWANTED_AT: Final = _WHO_AT + _WHO.size
@@ -70,7 +68,7 @@ class Report:
         (`unwanted`); or both.
         """
         me = identity.current()
-        self._file.write([_HEADER.pack(Stage.ARRIVED, 0, 0), _WHO.pack(me.pid, me.started)], at=0)
+        self._file.write([_STAGE.pack(Stage.ARRIVED), _WHO.pack(me.pid, me.started)], at=0)
         return _UNWANTED.unpack_from(self._words(), _UNWANTED_AT) == (0,)
 
     def returned(self, value: object) -> None:
@@ -95,18 +93,11 @@ class Report:
         self._write(Stage.RAISED, packed, [])
 
     def _write(self, stage: Stage, head: bytes, views: list[memoryview]) -> None:
-        parts: list[bytes | memoryview] = [
-            struct.pack(f"<{len(views)}Q", *(view.nbytes for view in views)),
-            head,
-        ]
-        at = sum(len(part) for part in parts) + _BODY_AT
-        for view in views:
-            padding = -at % _ALIGNMENT
-            parts += [bytes(padding), view]
-            at += padding + view.nbytes
-        self._file.write(parts, at=_BODY_AT)
-        # The header comes last: killed half way, the child has reported nothing.
-        self._file.write([_HEADER.pack(stage, len(head), len(views))], at=0)
+        pieces, _ = frame.lay_out(head, views, _BODY_AT)
+        for at, piece in pieces:
+            self._file.write([piece], at=at)
+        # The stage comes last: killed half way, the child has reported nothing.
+        self._file.write([_STAGE.pack(stage)], at=0)
 
     # --- in the parent ------------------------------------------------------------------------------------
 
@@ -123,21 +114,12 @@ class Report:
             SerializationError: If the result cannot be unpickled here.
         """
         contents = self._file.map_privately() if self._file.size() else memoryview(b"")
-        if len(contents) < _HEADER.size:
+        if len(contents) < _STAGE.size:
             return Stage.NOTHING, None
-        number, head_length, count = _HEADER.unpack_from(contents)
-        stage = Stage(number)
+        stage = Stage(*_STAGE.unpack_from(contents))
         if stage < Stage.RETURNED:
             return stage, None
-        lengths = struct.unpack_from(f"<{count}Q", contents, _BODY_AT)
-        at = _BODY_AT + 8 * count
-        head = contents[at : at + head_length]
-        at += head_length
-        views: list[memoryview] = []
-        for length in lengths:
-            at += -at % _ALIGNMENT
-            views.append(contents[at : at + length])
-            at += length
+        head, *views = frame.take_apart(contents, _BODY_AT)
         if stage is Stage.RETURNED:
             return stage, codec.decode(head, views)
         return stage, failure.unpack_exception(bytes(head))

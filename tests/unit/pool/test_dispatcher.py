@@ -158,8 +158,7 @@ def test_stolen_records_that_do_not_fit_are_queued_again(bench: _Bench) -> None:
     bench.begin(busy)
     # Behind the index there are 40 KiB, for two big ones; before it 24 KiB, for one, and then too few.
     tasks += [bench.send(busy, size) for size in (16_200, 16_200, 16_200, 12_000, 16, 16, 16, 16)]
-    thief.is_idle = True
-    dispatcher.idle.append(thief)
+    dispatcher.idle[thief] = None
     with dispatcher.lock:
         dispatcher.fill()
     _assert_each_is_somewhere(bench, tasks)
@@ -214,8 +213,7 @@ def test_a_cancelled_task_is_not_stolen(bench: _Bench) -> None:
         assert not dispatcher.cancel(tasks[1], [])
     busy.channel.lock.release()
     busy.doomed = False
-    thief.is_idle = True
-    dispatcher.idle.append(thief)
+    dispatcher.idle[thief] = None
     with dispatcher.lock:
         dispatcher.fill()
     cancelled = tasks.pop(1)

@@ -1,0 +1,206 @@
+"""Time limits, memory limits and cancelling: a task that runs and must not go on is stopped.
+
+It is interrupted, its worker is then terminated, and then killed, with a grace period after each. All of this
+happens in the supervisor's thread.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+
+from mpkit._platform import families
+from mpkit._platform.deadlines import NEVER
+from mpkit._platform.memory import rss_bytes
+from mpkit.pool._channel import RAISED, STOP
+from mpkit.pool._collector import Collector
+from mpkit.pool._dispatcher import Dispatcher, Settlements, ending_error
+from mpkit.pool._lane import Lane, Stop
+from mpkit.pool._ledger import CANCELLED, TIMED_OUT, TOO_BIG, Task
+from mpkit.pool._options import PoolOptions
+from mpkit.pool._reports import attempt
+from mpkit.pool._stacks import live_stack
+
+#: How often the memory of running workers is read: with a limit, and without one (for the error should one of
+#: them die).
+_SAMPLE_WITH_LIMIT = 0.05
+_SAMPLE_WITHOUT = 1.0
+#: How long a worker may take to write its stack before it is stopped all the same.
+_STACK_SECONDS = 0.1
+
+# How far a stop has come.
+_INTERRUPTED = 1
+_TERMINATED = 2
+_KILLED = 3
+
+
+class Limits:
+    """Finds the tasks that must not go on, and stops them."""
+
+    def __init__(self, options: PoolOptions, dispatcher: Dispatcher, collector: Collector) -> None:
+        self._options = options
+        self._dispatcher = dispatcher
+        self._collector = collector
+        # When the memory of the workers is read next.
+        self._sample_at = 0.0
+
+    def look_at_running(self, now: float) -> float:
+        """Stop what is over its limit; when to look again."""
+        dispatcher = self._dispatcher
+        if not dispatcher.ledger.live:
+            with dispatcher.lock:
+                # A task may just have come.
+                if not dispatcher.ledger.live:
+                    dispatcher.shortest_timeout = NEVER
+                    return NEVER
+        # Something with a limit may begin at any moment; it can be over its limit no sooner than this.
+        next_look = now + dispatcher.shortest_timeout
+        sample = now >= self._sample_at
+        limit = self._options.max_memory_bytes
+        if sample:
+            self._sample_at = now + (_SAMPLE_WITHOUT if limit is None else _SAMPLE_WITH_LIMIT)
+        next_look = min(next_look, self._sample_at)
+        with dispatcher.lock:
+            lanes = [lane for lane in dispatcher.lanes.values() if lane.sent or lane.set_aside]
+        if sample:
+            self._look_whether_stopped(lanes)
+        for lane in lanes:
+            measured = 0
+            if sample:
+                measured, _ = lane.running_since()
+                lane.rss_bytes = rss_bytes(lane.pid) or lane.rss_bytes
+            is_big = limit is not None and lane.rss_bytes is not None and lane.rss_bytes > limit
+            stop = lane.stop
+            if stop is not None:
+                if is_big and stop.number == measured and stop.stage < _KILLED:
+                    # It must not use its grace period to take what is left of the memory.
+                    self._take_step(lane, stop, _KILLED)
+                continue
+            with dispatcher.lock:
+                number, started = lane.running_since()
+                task = lane.sent.get(number)
+                # Only of the task that ran while it was measured: the next one may be innocent.
+                if is_big and task is not None and number == measured:
+                    reason = TOO_BIG
+                elif task is not None and task.timeout is not None:
+                    due = started / 1e9 + task.timeout
+                    reason = TIMED_OUT if now >= due else ""
+                    if not reason:
+                        next_look = min(next_look, due)
+                else:
+                    reason = ""
+            if reason and task is not None:
+                self._stop_task(lane, task, reason)
+        return next_look
+
+    def _look_whether_stopped(self, lanes: list[Lane]) -> None:
+        settlements: Settlements = []
+        for lane in lanes:
+            with self._dispatcher.lock:
+                if lane.key in self._dispatcher.lanes:
+                    self._dispatcher.look_whether_stopped(lane, settlements)
+        self._collector.settle_surely(settlements)
+
+    def _stop_task(self, lane: Lane, task: Task, reason: str) -> None:
+        """Begin to stop a running task."""
+        dispatcher = self._dispatcher
+        settlements: Settlements = []
+        stop: Stop | None = None
+        with dispatcher.lock:
+            dispatcher.drain_lane(lane, settlements)
+            if task.number in lane.sent and lane.stop is None and lane.key in dispatcher.lanes:
+                # Decided before anything is done to the worker: already the signal that asks for its stack
+                # may end a system call of the task.
+                if not task.ending:
+                    task.ending = reason
+                stop = lane.stop = Stop(task.number, self._options.max_memory_bytes)
+                lane.update_ready()
+                # The others need not wait for it.
+                dispatcher.give_to_others(lane, settlements)
+        self._collector.settle_surely(settlements)
+        if stop is None:
+            return
+        if reason == TIMED_OUT:
+            # Good to have, and no more than that: whatever happens, the task must be stopped.
+            attempt(lambda: self._ask_for_stack(lane, stop))
+        settlements = []
+        with dispatcher.lock:
+            if stop.ended is not None:
+                # It ended while its stack was being written.
+                settlements.append((stop.ended, RAISED, ending_error(stop.ended, lane)))
+                dispatcher.stop_is_over(lane)
+                dispatcher.fill()
+            else:
+                stop.stage = _INTERRUPTED
+                stop.due = time.monotonic() + self._options.grace_period
+        self._collector.settle_surely(settlements)
+        if lane.stop is not stop:
+            return
+        if reason == TOO_BIG:
+            # Every moment of grace may cost the machine its memory.
+            self._take_step(lane, stop, _KILLED)
+        else:
+            lane.words[STOP] = task.number
+            if lane.identity is not None:
+                families.send_signal_if_allowed(lane.identity, signal.SIGINT)
+
+    def _ask_for_stack(self, lane: Lane, stop: Stop) -> None:
+        stop.stack = live_stack(lane, _STACK_SECONDS)
+
+    def look_at_stops(self, now: float) -> float:
+        """Take the next step where a grace period is over; when to look again."""
+        dispatcher = self._dispatcher
+        next_look = NEVER
+        with dispatcher.lock:
+            lanes = [lane for lane in dispatcher.lanes.values() if lane.stop is not None]
+        for lane in lanes:
+            stop: Stop | None = lane.stop
+            if stop is None:
+                continue
+            if stop.stage < _KILLED and now >= stop.due:
+                self._take_step(lane, stop, stop.stage + 1)
+            if stop.stage < _KILLED:
+                next_look = min(next_look, stop.due)
+        return next_look
+
+    def _take_step(self, lane: Lane, stop: Stop, stage: int) -> None:
+        """Terminate or kill a worker, unless it has let go of the task at last."""
+        dispatcher = self._dispatcher
+        settlements: Settlements = []
+        with dispatcher.lock:
+            dispatcher.drain_lane(lane, settlements)
+            alive = lane.stop is stop and lane.key in dispatcher.lanes
+            if alive and stop.stage < _TERMINATED:
+                # From here on it gets no task any more: it must not begin an innocent one just before the
+                # signal arrives. The lock is never given back; it goes with the worker.
+                locked = dispatcher.lock_inbox(lane)
+                if stop.number in lane.sent:
+                    lane.leaving = lane.doomed = True
+                else:
+                    alive = False
+                    dispatcher.stop_is_over(lane)
+                    if locked:
+                        lane.unlock_inbox()
+            # Whoever has become idle may take what waits behind a task of another one.
+            dispatcher.fill()
+        self._collector.settle_surely(settlements)
+        if not alive:
+            return
+        # Should an exception come from here on (no descriptor to look for its descendants with), this step is
+        # taken again.
+        stop.stage = stage - 1
+        stop.due = 0.0
+        if lane.identity is not None:
+            if stage == _TERMINATED:
+                families.send_signal_if_allowed(lane.identity, signal.SIGTERM)
+            else:
+                families.kill_families([lane.identity])
+        stop.stage = stage
+        stop.due = time.monotonic() + self._options.grace_period
+
+    def cancel_running(self, task: Task) -> None:
+        """Stop a task that was cancelled while it ran."""
+        dispatcher = self._dispatcher
+        lane = dispatcher.lanes.get(task.worker)
+        if lane is not None and lane.stop is None and task.number in lane.sent:
+            self._stop_task(lane, task, CANCELLED)
