@@ -34,7 +34,14 @@ PRIVATE = {
 }
 SEAM = {
     SOURCE / "_platform" / name
-    for name in ("seam.py", "child_popen.py", "child_process.py", "fork_server.py", "signal_handlers.py")
+    for name in (
+        "seam.py",
+        "child_popen.py",
+        "child_process.py",
+        "fork_server.py",
+        "signal_handlers.py",
+        "tracker_process.py",
+    )
 }
 
 

@@ -14,6 +14,8 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -195,6 +197,49 @@ def test_the_pool_goes_on_after_other_signals(
     assert step > 20
     pool.share(bytearray(100_000)).close()
     wait_until(lambda: pool.statistics().queued == pool.statistics().running == 0, "nothing is under way")
+
+
+#: They would not end within the time of any test.
+touch_and_hang = partial(tasks.touch_and_wait, seconds=600.0)
+
+
+@pytest.mark.parametrize(
+    "wait_for_all",
+    [
+        lambda pool, paths: pool.map(touch_and_hang, paths, chunksize=1),
+        lambda pool, paths: pool.map(touch_and_hang, paths, chunksize=3),
+        lambda pool, paths: pool.starmap(touch_and_hang, [(path,) for path in paths], chunksize=1),
+        lambda pool, paths: pool.apply(touch_and_hang, paths[:1]),
+    ],
+    ids=["map", "one chunk", "starmap", "apply"],
+)
+def test_what_nobody_can_ask_for_any_more_is_cancelled(
+    wait_for_all: Callable[[TaskPool, list[str]], object], tmp_path: Path, alarms: None
+) -> None:
+    paths = [str(tmp_path / str(n)) for n in range(3)]
+    main = threading.main_thread().ident
+    assert main is not None
+
+    def is_waiting() -> bool:
+        # An exception while the tasks are being sent is another matter.
+        frame: FrameType | None = sys._current_frames()[main]
+        while frame is not None and frame.f_code is not TaskHandle.result.__code__:
+            frame = frame.f_back
+        return frame is not None
+
+    def interrupt() -> None:
+        wait_until(lambda: os.path.exists(paths[0]) and is_waiting(), "the first one has begun")
+        signal.pthread_kill(main, signal.SIGUSR1)
+
+    with TaskPool(1) as pool:
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        with pytest.raises(Alarm):
+            wait_for_all(pool, paths)
+        thread.join()
+        # Behind them, in the only worker.
+        assert pool.submit(tasks.square, 5).result(PATIENCE) == 25
+        assert not any(map(os.path.exists, paths[1:]))
 
 
 def is_there(pool: TaskPool, handle: TaskHandle[Any]) -> bool:

@@ -23,7 +23,7 @@ from mpkit._platform.contexts import resolve_context
 from mpkit._shm import layout, put_side, regions, robust_lock
 from mpkit.errors import QueueEmpty, QueueFull
 from tests.contract import queue_targets as targets
-from tests.helpers.processes import forked, reap, run_python
+from tests.helpers.processes import forked, python, reap, run_python, to_be_killed
 from tests.helpers.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and fork")
@@ -284,6 +284,42 @@ def test_names_are_removed_only_after_the_children_have_been_joined(method: str,
     segment, semaphore = names.split()
     assert not os.path.exists(f"/dev/shm/{segment}")
     assert not os.path.exists(f"/dev/shm/sem.{semaphore[1:]}")
+
+
+CLOSED_TERMINAL = """
+import resource, signal, sys
+from mpkit import BoundedQueue, TaskPool, WorkerProcess
+
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    first = sys.argv[1]
+    if first == "pool":
+        pool = TaskPool(1)
+    elif first != "queue":
+        WorkerProcess(target=signal.pause, start_method=first).start()
+    queue = BoundedQueue()
+    queue.put(bytes(100_000))
+    print("ready", flush=True)
+    signal.pause()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /dev/shm")
+@pytest.mark.parametrize("first", ["queue", "pool", "spawn", "forkserver"])
+@pytest.mark.parametrize("what", ["SIGHUP", "SIGQUIT"])
+def test_a_program_whose_terminal_is_closed_leaves_nothing(tmp_path: Path, what: str, first: str) -> None:
+    (tmp_path / "program.py").write_text(CLOSED_TERMINAL)
+    with to_be_killed() as environment, python(tmp_path / "program.py", first, env=environment) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "ready\n"
+        mark = f"-{program.pid}-"
+        assert [name for name in os.listdir("/dev/shm") if mark in name]
+        # As the terminal does it: to the whole group.
+        os.killpg(program.pid, getattr(signal, what))
+        assert program.wait(PATIENCE) == -getattr(signal, what)
+        wait_until(
+            lambda: not [name for name in os.listdir("/dev/shm") if mark in name], "its names are gone"
+        )
 
 
 def test_what_a_killed_program_leaves_is_removed(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from mpkit._platform.identity import ProcessIdentity
 from mpkit._platform.interruptible_lock import InterruptibleLock
 from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._platform.readiness import wait_readable
+from mpkit._platform.tracker_process import start_tracker
 
 __all__ = ["gives_way", "popen_class", "spawning"]
 
@@ -67,6 +68,7 @@ class _ExactWaiting:
             try:
                 if self.method != "fork":
                     _launches.append(self)
+                    start_tracker()
                 with deferred_handlers() if self.method == "fork" else contextlib.nullcontext():
                     super()._launch(child)  # type: ignore[misc]  # the other base class has it
                 self._launched()

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
@@ -18,6 +18,7 @@ from mpkit._platform.child_process import starting_by
 from mpkit._platform.forks import in_forked_children
 from mpkit._platform.interruptible_lock import InterruptibleLock
 from mpkit._platform.interrupts import deferred_interrupts
+from mpkit._platform.tracker_process import start_tracker
 
 __all__ = ["start_fork_server"]
 
@@ -61,7 +62,7 @@ def start_fork_server(modules: Sequence[str]) -> None:
         OSError: The system refuses a process or descriptors.
         RuntimeError: A signal handler or a `__del__` has called this while its thread was doing the same.
     """
-    from multiprocessing import forkserver, resource_tracker  # noqa: PLC0415  POSIX only
+    from multiprocessing import forkserver  # noqa: PLC0415  POSIX only
 
     server: Any = vars(forkserver)["_forkserver"]
     its_class: Any = vars(forkserver)["ForkServer"]
@@ -73,22 +74,22 @@ def start_fork_server(modules: Sequence[str]) -> None:
         )
     # Among the locks is one of multiprocessing, in a `with` block, which an interrupt may leave locked.
     with deferred_interrupts():
-        _starting_server.run(_ensure_running, server, modules, resource_tracker.ensure_running)
+        _starting_server.run(_ensure_running, server, modules)
 
 
-def _ensure_running(server: Any, modules: Sequence[str], start_tracker: Callable[[], object]) -> None:  # noqa: ANN401
+def _ensure_running(server: Any, modules: Sequence[str]) -> None:  # noqa: ANN401
     before: list[str] = server._preload_modules
     with_ours = [*before, *modules]
     is_blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
     # On 3.15 the application may have asked that a module which cannot be imported ends the server.
     polite = getattr(server, "_preload_on_error", "ignore") == "ignore"
+    # The server does it otherwise, without what ours does; and before 3.12 that leaves SIGINT unblocked.
+    start_tracker()
     try:
         if server._forkserver_pid is None and polite and _is_found_by_every_interpreter():
             server._preload_modules = with_ours
             if not is_blocked:
                 with_ours.append("mpkit._platform.server_mask")
-                # The server does it otherwise, and before 3.12 that leaves SIGINT unblocked.
-                start_tracker()
                 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         with starting_by("forkserver"):
             server.ensure_running()

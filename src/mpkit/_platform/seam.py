@@ -1,9 +1,9 @@
 """Where mpkit meets what the standard library does not promise: the private parts of `multiprocessing`.
 
 Other rooms use all of it from here. What has to do with child processes is written in `child_process`,
-`child_popen` and `fork_server`, and passed on; what has to do with signals, in `signal_handlers`. No other
-file imports a private module of `multiprocessing` (`tests/architecture/test_house.py` sees to it). Elsewhere
-stand only:
+`child_popen`, `fork_server` and `tracker_process`, and passed on; what has to do with signals, in
+`signal_handlers`. No other file imports a private module of `multiprocessing`
+(`tests/architecture/test_house.py` sees to it). Elsewhere stand only:
 
 - methods of the objects that come from here: `SemLock._count` and `_is_zero`; `_is_owned` of the lock that
   `tracker_lock` returns (`mpkit._platform.tracker`);
@@ -14,8 +14,8 @@ Python. What is used, and why there is no public way:
 
 - ``_multiprocessing.SemLock``: `multiprocessing.Semaphore` cannot be opened by name, and its `acquire` is a
   Python method, several times slower than the one of the C class.
-- ``multiprocessing.resource_tracker``: it has no public registration, and before Python 3.14 a fork may leave
-  its lock locked for ever (`_at_fork_reinit`).
+- ``multiprocessing.resource_tracker``: it has no public registration, dies with its terminal, and before
+  Python 3.14 a fork may leave its lock locked for ever (`_at_fork_reinit`).
 - ``threading._register_atexit``: `atexit` calls the functions of a program before those that were registered
   earlier, while tasks go on and more can be submitted; `concurrent.futures` itself uses it.
 - ``multiprocessing.util.Finalize`` with a negative priority: `atexit` runs before multiprocessing has joined
@@ -71,6 +71,7 @@ from mpkit._platform.child_process import (
 from mpkit._platform.fork_server import start_fork_server
 from mpkit._platform.forks import in_forked_children
 from mpkit._platform.interruptible_lock import InterruptibleLock
+from mpkit._platform.tracker_process import start_tracker
 
 if TYPE_CHECKING:
 
@@ -180,6 +181,7 @@ def tracker_register(name: str, rtype: TrackedType) -> None:
     if sys.platform != "win32":
         from multiprocessing import resource_tracker  # noqa: PLC0415  POSIX only
 
+        start_tracker()
         resource_tracker.register(name, rtype)
 
 

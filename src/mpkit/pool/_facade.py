@@ -103,9 +103,12 @@ class PoolView(Unsendable):
     ) -> R:
         """Call ``func(*args, **kwds)`` in a worker and wait for what it returns.
 
+        Should the waiting be interrupted (Ctrl-C, the exception of a signal handler), the task is cancelled,
+        a running one too: nobody could ask for its outcome any more.
+
         Blocking: until the task has ended.
         """
-        return self.submit(func, *args, **(kwds or {})).result()
+        return _outcome_of(self.submit(func, *args, **(kwds or {})))
 
     def apply_async(
         self,
@@ -151,6 +154,9 @@ class PoolView(Unsendable):
         within the last two milliseconds, or that the worker had in hand together with the fatal one. Pass
         ``chunksize=1`` if no item may ever run twice.
 
+        Should the waiting be interrupted (Ctrl-C, the exception of a signal handler), everything that has not
+        ended is cancelled, as by `TaskHandle.cancel`: nobody could ask for the results any more.
+
         Raises:
             Exception: The first error in the order of the input, after all items have been tried.
             TypeError: `func` is not callable, `iterable` is not iterable, or `chunksize` is not an integer.
@@ -160,7 +166,7 @@ class PoolView(Unsendable):
 
         Blocking: until all have ended.
         """
-        return self._map(func, list(iterable), chunksize, progress, star=False).result()
+        return _outcome_of(self._map(func, list(iterable), chunksize, progress, star=False))
 
     def map_async(
         self,
@@ -191,9 +197,11 @@ class PoolView(Unsendable):
     ) -> list[R]:
         """The same as `map`, but each item holds the arguments of one call.
 
-        As with `map`, items may be called again after the death of a worker, unless `chunksize` is 1.
+        As with `map`, items may be called again after the death of a worker, unless `chunksize` is 1, and what
+        has not ended is cancelled if the waiting is interrupted.
         """
-        return self._map(func, [tuple(item) for item in iterable], chunksize, progress, star=True).result()
+        items = [tuple(item) for item in iterable]
+        return _outcome_of(self._map(func, items, chunksize, progress, star=True))
 
     def starmap_async(
         self,
@@ -584,6 +592,17 @@ def _with_callbacks(
     if callback is not None or error_callback is not None:
         handle._call_back(_Callbacks(callback, error_callback))
     return handle
+
+
+def _outcome_of(handle: TaskHandle[R]) -> R:
+    """Wait for what nobody else has a handle of."""
+    try:
+        return handle.result()
+    except BaseException:
+        # If it has ended, that is its own error. Else the waiting was interrupted.
+        if not handle.done():
+            handle.cancel()
+        raise
 
 
 def _refuse_greenlets() -> None:

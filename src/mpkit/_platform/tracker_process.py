@@ -1,0 +1,36 @@
+"""Starting the resource tracker of multiprocessing so that it outlives a terminal.
+
+Part of the seam (`mpkit._platform.seam`): the tracker's object is private.
+
+The tracker removes the names of an application that has been killed, and belongs to its process group. It
+ignores Ctrl-C and SIGTERM, but not what a terminal sends to the whole group when its window is closed or the
+connection breaks (SIGHUP), or at Ctrl-backslash (SIGQUIT): it would die together with the application, and
+everything in shared memory remain. So it is started with these two blocked, and keeps that for good.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Any
+
+__all__ = ["start_tracker"]
+
+
+def start_tracker() -> None:
+    """Start the resource tracker, unless this process has one. Does nothing on Windows.
+
+    One that the application has started before, by using multiprocessing, stays as it is.
+    """
+    if sys.platform == "win32":
+        return
+    from multiprocessing import resource_tracker  # noqa: PLC0415  POSIX only
+
+    tracker: Any = vars(resource_tracker)["_resource_tracker"]
+    if tracker._fd is not None:
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGQUIT})
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
