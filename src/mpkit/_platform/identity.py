@@ -6,6 +6,7 @@ the process started tells them apart.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -127,7 +128,7 @@ def is_alive(identity: ProcessIdentity) -> bool:
 
     A zombie is dead, a stopped process alive. One that may not be examined counts as alive: nothing is ever
     taken away from a process that is not known to be dead. So does one while this process has no descriptor
-    or memory left to look.
+    or memory left to look, unless its pid is nobody's, or that of a child of ours that has ended.
     """
     try:
         seen = _examine(identity.pid)
@@ -135,6 +136,22 @@ def is_alive(identity: ProcessIdentity) -> bool:
         return True
     except OSError as error:
         if is_lack_of_means(error):
-            return True
+            return _is_anybody(identity.pid)
         raise
     return seen is not None and seen[1] and seen[0] == identity.started
+
+
+def _is_anybody(pid: int) -> bool:
+    """Whether some process has this pid and has not ended, as far as that can be told with nothing opened."""
+    if hasattr(os, "waitid"):
+        # It stays for whoever waits for it.
+        with contextlib.suppress(ChildProcessError):
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # another user's
+    return True

@@ -1,7 +1,7 @@
-"""Mapping a file for this process alone, without a descriptor for each mapping.
+"""Mapping a file for this process alone, at no price that thousands of mappings could not pay.
 
-Such mappings live as long as the objects that were made of them, and there may be thousands: each big result
-of a task is one, and a process has a thousand descriptors, often.
+Such mappings live as long as the objects that were made of them, and there may be many: each big result of a
+task is one. A process often has a thousand descriptors, and on Linux 65,530 mappings (vm.max_map_count).
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ from __future__ import annotations
 import mmap
 import sys
 import weakref
-from typing import Final
+from typing import Any, Final
 
 from mpkit._platform.identity import is_lack_of_means
 from mpkit._platform.positioned import read_at
 
-__all__ = ["MOST_WITH_DESCRIPTOR", "map_privately", "map_read_only"]
+__all__ = ["MOST_MAPS", "map_privately", "map_read_only"]
 
-#: Before Python 3.13 each mapping keeps a descriptor: when there are so many, further ones are copies.
-MOST_WITH_DESCRIPTOR: Final = 128
+_HAS_DESCRIPTOR: Final = sys.version_info < (3, 13)
+#: While there are so many private ones, further ones are copies. Before Python 3.13 each keeps a descriptor.
+MOST_MAPS = 128 if _HAS_DESCRIPTOR else 10_000
 _COPIED_AT_ONCE: Final = 1 << 20
 
 if sys.platform == "win32":
@@ -34,23 +35,9 @@ if sys.platform == "win32":
         """The same memory as everybody who maps the file has, which cannot be written to."""
         return mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
 
-elif sys.version_info >= (3, 13):
-
-    def map_privately(descriptor: int, size: int) -> mmap.mmap:
-        """The first `size` bytes of a file as memory of our own: nobody else sees what is written there.
-
-        Raises:
-            OSError: If the system refuses it.
-        """
-        rights = mmap.PROT_READ | mmap.PROT_WRITE
-        return mmap.mmap(descriptor, size, mmap.MAP_PRIVATE, rights, trackfd=False)
-
-    def map_read_only(descriptor: int, size: int) -> mmap.mmap:
-        """The same memory as everybody who maps the file has, which cannot be written to."""
-        return mmap.mmap(descriptor, size, mmap.MAP_SHARED, mmap.PROT_READ, trackfd=False)
-
 else:
-    _with_descriptor: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
+    _options: dict[str, Any] = {} if _HAS_DESCRIPTOR else {"trackfd": False}
+    _private: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 
     def map_privately(descriptor: int, size: int) -> mmap.mmap:
         """The first `size` bytes of a file as memory of our own: nobody else sees what is written there.
@@ -59,15 +46,16 @@ else:
             OSError: If the system refuses it.
         """
         rights = mmap.PROT_READ | mmap.PROT_WRITE
-        if len(_with_descriptor) < MOST_WITH_DESCRIPTOR:
+        if len(_private) < MOST_MAPS:
             try:
-                mapped = mmap.mmap(descriptor, size, mmap.MAP_PRIVATE, rights)
+                mapped = mmap.mmap(descriptor, size, mmap.MAP_PRIVATE, rights, **_options)
             except OSError as error:
                 if not is_lack_of_means(error):
                     raise
             else:
-                _with_descriptor.add(mapped)
+                _private.add(mapped)
                 return mapped
+        # Where such lie side by side, the system makes one mapping of them.
         copy = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, rights)
         at = 0
         while at < size and (part := read_at(descriptor, min(size - at, _COPIED_AT_ONCE), at)):
@@ -77,4 +65,4 @@ else:
 
     def map_read_only(descriptor: int, size: int) -> mmap.mmap:
         """The same memory as everybody who maps the file has, which cannot be written to."""
-        return mmap.mmap(descriptor, size, mmap.MAP_SHARED, mmap.PROT_READ)
+        return mmap.mmap(descriptor, size, mmap.MAP_SHARED, mmap.PROT_READ, **_options)

@@ -472,13 +472,13 @@ class Regions:
             self._check_open(fd)
             os.ftruncate(fd, self._end())
             if not self.drop_free(look):
-                raise exhausted(error, size) from error
+                raise exhausted(error, size, os.path.dirname(self._segment.name)) from error
             try:
                 reserve(fd, offset, size)
             except OSError as again:
                 self._check_open(fd)
                 os.ftruncate(fd, self._end())
-                raise exhausted(again, size) from again
+                raise exhausted(again, size, os.path.dirname(self._segment.name)) from again
 
 
 def _size_class(size: int) -> int:

@@ -15,6 +15,7 @@ holder dies.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 
@@ -180,7 +181,7 @@ class Rows:
             try:
                 reserve(self.segment.fd, at << 3, ROW_WORDS << 3)
             except OSError as error:
-                raise exhausted(error, ROW_WORDS << 3) from error
+                raise exhausted(error, ROW_WORDS << 3, os.path.dirname(self.segment.name)) from error
             words[self._used_at] = used + 1
             return at
         raise SharedMemoryExhausted(

@@ -301,9 +301,16 @@ def raise_refusal(error: OSError) -> NoReturn:
     raise error
 
 
-def exhausted(error: OSError, size: int) -> SharedMemoryExhausted:
-    """The public error for a file, map or semaphore that the system refused."""
+def exhausted(error: OSError, size: int, only: str | None = None) -> SharedMemoryExhausted:
+    """The public error for a file, map or semaphore that the system refused.
+
+    Args:
+        error: What the system said.
+        size: How many bytes were wanted; 0: something that is there could not be opened.
+        only: The one directory where it can be: that of a file that was to grow, or of semaphores.
+    """
     available: int | None = None
+    places = _directories() if only is None else [only]
     if error.errno in (errno.EMFILE, errno.ENFILE):
         remedy = "too many open files: raise RLIMIT_NOFILE (ulimit -n) or close what is not needed"
     elif error.errno == errno.ENOMEM:
@@ -313,12 +320,14 @@ def exhausted(error: OSError, size: int) -> SharedMemoryExhausted:
             f"this user can create nothing in {SHM_DIRECTORY}, where all semaphores have to be: mount a "
             "tmpfs there that everybody may write to (mode 1777)"
         )
+    elif error.errno == errno.EFBIG:
+        remedy = "no file of this process may be so long: raise RLIMIT_FSIZE (ulimit -f)"
     else:
         remedy = (
-            f"no room in {SHM_DIRECTORY} nor in {_temporary_directory()}: free some, or give the "
-            "container more (docker run --shm-size)"
+            f"no room in {' nor in '.join(places)}: free some, or give the container more "
+            "(docker run --shm-size)"
         )
-        available = _available_bytes()
+        available = _available_bytes(places)
     wanted = f"cannot reserve {size} bytes of shared memory" if size else "cannot open shared memory"
     return SharedMemoryExhausted(
         f"{wanted} ({error.strerror or error}); {remedy}",
@@ -327,10 +336,10 @@ def exhausted(error: OSError, size: int) -> SharedMemoryExhausted:
     )
 
 
-def _available_bytes() -> int | None:
-    """What the roomier of the two directories has left for this user, if the system tells."""
+def _available_bytes(places: list[str]) -> int | None:
+    """What the roomiest of some directories has left for this user, if the system tells."""
     left: list[int] = []
-    for directory in _directories():
+    for directory in places:
         if hasattr(os, "statvfs"):
             with contextlib.suppress(OSError):
                 status = os.statvfs(directory)

@@ -15,7 +15,7 @@ from mpkit._platform.forks import in_forked_children
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._shm import names
-from mpkit._shm.segment import PREFIX, exhausted
+from mpkit._shm.segment import PREFIX, SHM_DIRECTORY, exhausted
 from mpkit.errors import HandleLost
 
 #: The most that a counting semaphore can hold (POSIX guarantees at least this much).
@@ -103,7 +103,7 @@ class Semaphore:
                 raw = seam.SemLock(seam.SEMAPHORE_KIND, value, maxvalue, name, False)
             except OSError as error:
                 names.remove(name)
-                raise exhausted(error, 32) from error
+                raise exhausted(error, 32, SHM_DIRECTORY) from error
             return cls(name, raw, owner_pid=me.pid)
 
     @classmethod
@@ -150,7 +150,7 @@ class Semaphore:
             except FileExistsError:
                 raise
             except OSError as error:
-                raise exhausted(error, 32) from error
+                raise exhausted(error, 32, SHM_DIRECTORY) from error
             finally:
                 tracker.untrack_at_once(name, "semaphore")
         return cls("", raw, owner_pid=0)

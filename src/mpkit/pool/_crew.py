@@ -2,8 +2,8 @@
 
 A pool whose workers cannot be started must say so instead of trying for ever: after `MOST_FAILURES` start-ups
 in a row that end with an exit code (an exception in ``__main__``, usually), or `MOST_KILLED` that die of a
-signal or that the system refuses, none succeeding in between, it is broken. Between two attempts lies a
-growing pause.
+signal or do not come about (for want of descriptors, say), none succeeding in between, it is broken. Between
+two attempts lies a growing pause.
 """
 
 from __future__ import annotations
@@ -177,30 +177,36 @@ class Crew:
 
     def note_error(self, error: Exception) -> PoolBroken | None:
         """`start` has raised an error. The one for the pool, once there is no more hope."""
+        how = f"starting a process raised {type(error).__name__}: {error}"
         refused = isinstance(error, MemoryError) or (
             isinstance(error, OSError) and (identity.is_lack_of_means(error) or error.errno in _REFUSED)
         )
-        how = f"starting a process raised {type(error).__name__}: {error}"
-        broken = self.note_failure(how, killed=False, refused=refused)
+        if refused:
+            how += (
+                "; the system has none left of what a worker needs (descriptors, processes, memory): raise "
+                "the limit, or give back what is not needed"
+            )
+        # A fork server that has died is replaced as soon as it is seen to have ended.
+        may_pass = refused or isinstance(error, PoolBroken)
+        broken = self.note_failure(how, killed=False, may_pass=may_pass)
         if broken is not None:
             broken.__cause__ = error
         return broken
 
     def note_failure(
-        self, how: str, *, killed: bool, refused: bool = False, initializing: bool = False
+        self, how: str, *, killed: bool, may_pass: bool = False, initializing: bool = False
     ) -> PoolBroken | None:
         """A start-up has failed. The error, once there is no more hope.
 
         Args:
             how: What has happened.
             killed: By a signal.
-            refused: The system has no descriptor, process or memory left, which may be there again in a
-                moment.
+            may_pass: It is nothing about the worker, and may be over in a moment.
             initializing: In the pool's initializer.
         """
         self._forget_failures_before_a_greeting()
         self._failures.append(how)
-        if killed or refused:
+        if killed or may_pass:
             self._killed += 1
         else:
             self._failed += 1
@@ -224,12 +230,7 @@ class Crew:
                 f" The error itself was printed by the worker (standard error). A frequent cause: {_GUARD}."
                 f" Another: {_NOT_IMPORTABLE}."
             )
-        if refused:
-            text += (
-                " The system has none left of what a worker needs (descriptors, processes, memory): "
-                "raise the limit, or give back what is not needed."
-            )
-        elif killed:
+        if killed:
             text += (
                 f" {'Otherwise something' if initializing else 'Something'} kills them: the out-of-memory "
                 "killer, a limit of the system, or another program."

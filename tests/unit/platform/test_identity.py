@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import signal
 import sys
 
 import pytest
@@ -61,16 +62,39 @@ def test_one_that_may_not_be_examined_counts_as_alive(monkeypatch: pytest.Monkey
     assert identity.of(77) is None
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_without_a_descriptor_nothing_is_told_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def without_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_descriptor(*args: object, **kwargs: object) -> None:
         raise OSError(errno.EMFILE, "no descriptor left")
 
     monkeypatch.setattr(stat_file, "open", no_descriptor, raising=False)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.usefixtures("without_descriptor")
+def test_without_a_descriptor_nothing_is_told_of_it() -> None:
     assert identity.of(os.getpid()) is None
     with pytest.raises(OSError, match="no descriptor left"):
         identity.look(os.getpid())
-    assert identity.is_alive(ProcessIdentity(77, 4242))
+    # Perhaps another one that has its pid.
+    assert identity.is_alive(ProcessIdentity(os.getpid(), 4242))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.usefixtures("without_descriptor")
+def test_the_end_of_a_process_is_seen_without_a_descriptor() -> None:
+    pid = os.fork()
+    if not pid:
+        signal.pause()
+    child = ProcessIdentity(pid, 4242)
+    assert identity.is_alive(child)
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert not identity.is_alive(child), "a zombie"
+    # Whoever has to wait for it still can.
+    assert os.waitpid(pid, 0) == (pid, signal.SIGKILL)
+    assert not identity.is_alive(child), "gone"
+    assert not identity.is_alive(ProcessIdentity(2**30, 1))
 
 
 def _redirect_open(monkeypatch: pytest.MonkeyPatch, asked: str, answer: str) -> None:

@@ -18,7 +18,6 @@ from mpkit._platform.private_maps import map_privately, map_read_only
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="descriptors")
 
 DATA = bytes(range(256)) * 8_000
-needs_descriptors = pytest.mark.skipif(sys.version_info >= (3, 13), reason="mappings need no descriptor")
 
 
 @pytest.fixture
@@ -45,7 +44,7 @@ def _is_open(number: int) -> bool:
 def test_thousands_need_few_descriptors_and_are_private_all_the_same(fd: int) -> None:
     before = descriptors()
     maps = [map_privately(fd, len(DATA)) for _ in range(300)]
-    most = private_maps.MOST_WITH_DESCRIPTOR if sys.version_info < (3, 13) else 0
+    most = private_maps.MOST_MAPS if sys.version_info < (3, 13) else 0
     assert descriptors() - before <= most
     for mapped in (maps[0], maps[-1]):
         assert mapped[:] == DATA
@@ -56,8 +55,20 @@ def test_thousands_need_few_descriptors_and_are_private_all_the_same(fd: int) ->
     assert descriptors() == before
 
 
-@needs_descriptors
-def test_where_there_is_none_left_it_is_a_copy(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="POSIX leaves it open whose page that is")
+def test_so_many_are_mapped_and_further_ones_are_copies(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(private_maps, "MOST_MAPS", 2)
+    maps = [map_privately(fd, len(DATA)) for _ in range(3)]
+    # A page that has not been written to is that of the file.
+    os.pwrite(fd, b"\x07", 1)
+    assert [mapped[1] for mapped in maps] == [7, 7, 1]
+    del maps[0]
+    assert map_privately(fd, len(DATA))[1] == 7
+    os.pwrite(fd, b"\x08", 1)
+    assert [mapped[1] for mapped in maps] == [8, 1]
+
+
+def test_where_nothing_more_can_be_mapped_it_is_a_copy(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     real: Any = mmap.mmap
 
     def refused(descriptor: int, *args: Any, **kwargs: Any) -> Any:

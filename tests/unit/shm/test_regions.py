@@ -234,7 +234,8 @@ def test_no_room_changes_nothing(segment: Segment, regions: Regions, monkeypatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(regions_module, "reserve", refuse)
-    with pytest.raises(SharedMemoryExhausted):
+    # It cannot grow elsewhere, so that there is room elsewhere is no news.
+    with pytest.raises(SharedMemoryExhausted, match=f"no room in {os.path.dirname(segment.name)}: free some"):
         regions.claim(64 * PAGE, WRITING, 2, never)
     assert before == (
         list(segment.words[: START + CAPACITY * ENTRY_WORDS]),

@@ -219,9 +219,19 @@ def test_a_dropped_segment_goes_and_a_view_outlives_it() -> None:
         (errno.EMFILE, "ulimit -n"),
         (errno.ENOMEM, "ulimit -v"),
         (errno.ENOSPC, "no room in"),
+        (errno.EFBIG, "ulimit -f"),
         (errno.EACCES, "mode 1777"),
         (errno.EROFS, "mode 1777"),
     ],
 )
 def test_the_remedy_stands_in_the_error(code: int, remedy: str) -> None:
     assert remedy in str(exhausted(OSError(code, "x"), 4096))
+
+
+def test_a_file_that_cannot_grow_names_the_directory_where_it_is_alone(tmp_path: Path) -> None:
+    error = exhausted(OSError(errno.ENOSPC, "x"), 4096, str(tmp_path))
+    assert f"no room in {tmp_path}: free some" in str(error)
+    if hasattr(os, "statvfs"):
+        status = os.statvfs(tmp_path)
+        assert error.available_bytes is not None
+        assert error.available_bytes <= status.f_blocks * status.f_frsize
