@@ -348,6 +348,16 @@ def test_a_queue_can_be_extended_as_the_standard_library_s_can(start_method: str
     queue.close()
 
 
+def test_the_type_arguments_of_a_queue_need_not_be_picklable() -> None:
+    class Local: ...
+
+    for queue in (compat.Queue[Local](), compat.JoinableQueue[Local](), compat.SimpleQueue[Local]()):
+        again: Any = pickle.loads(pickle.dumps(queue))
+        again.put(1)
+        assert cast("Any", queue).get() == 1
+        queue.close()
+
+
 def test_a_lock_and_the_other_queues_take_a_context_too() -> None:
     context = compat.get_context()
     for made in (

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import psutil
@@ -204,6 +204,17 @@ def test_a_subclass(start_method: str) -> None:
     with process:
         assert process.result(PATIENCE) == 5
     assert process.name == "adder"
+
+
+def test_type_arguments_stay_at_home(start_method: str) -> None:
+    """They need not be such as can be pickled: the type parameter of a function, say, or a local class."""
+
+    class Local: ...
+
+    multiply: Any = targets.multiply
+    with WorkerProcess[Local](target=multiply, args=(2, 3), start_method=start_method) as process:
+        assert process.result(PATIENCE) == cast("Any", 6)
+    assert getattr(process, "__orig_class__").__args__ == (Local,)  # noqa: B009  not what checkers know
 
 
 def test_a_subclass_may_have_attributes_of_any_name(start_method: str) -> None:

@@ -730,6 +730,20 @@ def test_a_handle_that_comes_back_is_the_same_queue(queue: BoundedQueue[Any]) ->
     assert queue.get() == 3
 
 
+class NamedQueue(BoundedQueue[Any]):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+
+def test_the_attributes_of_a_subclass_travel() -> None:
+    with NamedQueue("orders") as queue:
+        again: NamedQueue = pickle.loads(pickle.dumps(queue))
+        assert (type(again), again.name) == (NamedQueue, "orders")
+        again.put(1)
+        assert queue.get_nowait() == 1
+
+
 # --- threads ------------------------------------------------------------------------------------------------
 
 

@@ -510,3 +510,17 @@ def test_repr_and_pickle_of_a_counter(counter: LockedCounter) -> None:
     again: LockedCounter = pickle.loads(pickle.dumps(counter))
     again.add()
     assert counter.value == 8
+
+
+class NamedLock(Lock):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+
+def test_the_attributes_of_a_subclass_travel() -> None:
+    lock = NamedLock("till")
+    with lock:
+        again: NamedLock = pickle.loads(pickle.dumps(lock))
+        assert (type(again), again.name) == (NamedLock, "till")
+        assert again.locked()

@@ -7,9 +7,9 @@ names are only decoration.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Self", "TypeVar", "override"]
+__all__ = ["Self", "TypeVar", "override", "without_type_arguments"]
 
 if TYPE_CHECKING:
     from typing_extensions import Self, TypeVar, override
@@ -25,3 +25,12 @@ else:
     def override(method: object) -> object:
         """What `typing.override` does, without its mark."""
         return method
+
+
+def without_type_arguments(attributes: dict[str, Any]) -> dict[str, Any]:
+    """The attributes of an object, for its pickle, without the one that ``C[T]()`` leaves in it.
+
+    It is for annotations only, and often cannot be pickled: where T is the type parameter of a function or a
+    class, say, or a class inside a function.
+    """
+    return {name: value for name, value in attributes.items() if name != "__orig_class__"}

@@ -7,6 +7,7 @@ from __future__ import annotations
 import operator
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
+from mpkit._platform.hints import without_type_arguments
 from mpkit._shm.shared_object import SharedObject
 from mpkit.errors import HandleLost, SharedMemoryExhausted
 
@@ -73,7 +74,10 @@ class SharedHandle(Generic[S]):
         return "closed" if self._shared.closed else ""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _arrive, (type(self), self._name, self._opened().mark_exported())
+        # Those of a class that somebody has derived: ours have no dictionary.
+        more = without_type_arguments(getattr(self, "__dict__", {}))
+        made = _arrive, (type(self), self._name, self._opened().mark_exported())
+        return (*made, more) if more else made
 
 
 def checked_integer(name: str, value: object) -> int:

@@ -6,7 +6,7 @@ from multiprocessing import queues as stdlib
 from types import GenericAlias
 from typing import TYPE_CHECKING, Any, Generic
 
-from mpkit._platform.hints import TypeVar
+from mpkit._platform.hints import TypeVar, without_type_arguments
 from mpkit.compat._errors import ClosedQueueError
 from mpkit.compat._numbers import not_negative
 from mpkit.errors import ClosedError
@@ -39,7 +39,7 @@ class _Shell(Generic[T]):
     # As there, so that a subclass with more attributes can extend them.
 
     def __getstate__(self) -> Any:  # noqa: ANN401  opaque: it is handed to `__setstate__`
-        return dict(vars(self))
+        return without_type_arguments(vars(self))
 
     def __setstate__(self, state: Any) -> None:  # noqa: ANN401
         vars(self).update(state)

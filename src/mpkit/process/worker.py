@@ -23,7 +23,7 @@ from typing import (
 from mpkit._platform import families, identity, seam
 from mpkit._platform.contexts import resolve_context
 from mpkit._platform.deadlines import check_timeout
-from mpkit._platform.hints import Self, TypeVar, override
+from mpkit._platform.hints import Self, TypeVar, override, without_type_arguments
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._platform.process_state import ProcessState
@@ -682,7 +682,12 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
                 "its pid, or what its result() returned"
             )
         if handle.payload_under_way:
-            return super().__reduce_ex__(protocol)
+            made = super().__reduce_ex__(protocol)
+            # What a class derived from this one has of its own to say about that may look different.
+            if isinstance(made, tuple) and len(made) > 2 and isinstance(made[2], dict):
+                state = cast("dict[str, Any]", made[2])
+                made = (*made[:2], without_type_arguments(state), *made[3:])
+            return made
         handle.payload_under_way = True
         try:
             payload = codec.dumps(self)
