@@ -197,8 +197,8 @@ class PoolView(Unsendable):
     ) -> list[R]:
         """The same as `map`, but each item holds the arguments of one call.
 
-        As with `map`, items may be called again after the death of a worker, unless `chunksize` is 1, and what
-        has not ended is cancelled if the waiting is interrupted.
+        As with `map`, items may be called again after the death of a worker, unless `chunksize` is 1, and
+        whatever has not ended is cancelled if the waiting is interrupted.
         """
         items = [tuple(item) for item in iterable]
         return _outcome_of(self._map(func, items, chunksize, progress, star=True))
