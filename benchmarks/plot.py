@@ -42,14 +42,13 @@ def bars(title: str, results: Sequence[Result]) -> str:
         worst = min(goodness)
         for outcome, good in zip(shown, goodness, strict=True):
             length = _SHORTEST + scale * math.log(good / worst)
-            colour = _colour(result, outcome)
+            paint = _paint(result, outcome)
             baseline = result.outcome(result.workload.baseline) if result.workload.baseline else None
             ratio = good / _goodness(result, baseline) if baseline else None
             figure = number(outcome.median or 0.0) + (f"  ({times(ratio)})" if ratio else "")
             body.append(_text(_LABELS, y + 12, outcome.contender, anchor="end"))
             body.append(
-                f'<rect x="{_LABELS + 8}" y="{y}" width="{length:.1f}" height="{_BAR}" rx="2" '
-                f'fill="{colour}"/>'
+                f'<rect x="{_LABELS + 8}" y="{y}" width="{length:.1f}" height="{_BAR}" rx="2" {paint}/>'
             )
             body.append(_text(_LABELS + 14 + length, y + 12, figure))
             y += _BAR + _GAP
@@ -86,12 +85,13 @@ def _scale(results: Sequence[Result]) -> float:
     return (_WIDTH - _LABELS - _VALUES - _SHORTEST) / math.log(widest)
 
 
-def _colour(result: Result, outcome: Outcome) -> str:
+def _paint(result: Result, outcome: Outcome) -> str:
+    if is_yardstick(outcome.contender):
+        # No contender: an outline.
+        return f'fill="none" stroke="{_OTHERS}"'
     if is_own(outcome.contender):
-        return _OURS
-    if outcome.contender == result.workload.baseline:
-        return _STDLIB
-    return "none" if is_yardstick(outcome.contender) else _OTHERS
+        return f'fill="{_OURS}"'
+    return f'fill="{_STDLIB if outcome.contender == result.workload.baseline else _OTHERS}"'
 
 
 def _text(
