@@ -32,6 +32,13 @@ class BrokenInWorkers:
         return BrokenInWorkers, (os.getpid(),)
 
 
+class Unfit:
+    """Cannot be unpickled anywhere."""
+
+    def __reduce__(self) -> tuple[type[int], tuple[str]]:
+        return int, ("no number",)
+
+
 def name_of_this_process(_x: object = None) -> str:
     return multiprocessing.current_process().name
 

@@ -733,6 +733,48 @@ def test_a_pool_that_has_ended_takes_no_empty_input_either(verb: str, end: str) 
     pool.join()
 
 
+def test_a_stop_iteration_of_a_task_ends_no_loop_and_shortens_no_list() -> None:
+    def cause(call: Callable[[], object]) -> object:
+        with pytest.raises(RuntimeError, match="StopIteration") as caught:
+            call()
+        return caught.value.__cause__
+
+    with compat.Pool(1) as pool, futures.ProcessPoolExecutor(1) as executor:
+        assert isinstance(cause(lambda: pool.apply(next, (iter(()),))), StopIteration)
+        assert isinstance(cause(lambda: next(pool.imap(next, [iter(())]))), StopIteration)
+        assert isinstance(cause(executor.submit(next, iter(())).result), StopIteration)
+        # Taken for the end of the chunk, by code that does not tell where it came from.
+        assert cause(lambda: pool.map(next, [iter("a"), iter(()), iter("b")], chunksize=3))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda pool: pool.apply_async(abs, 1),
+        lambda pool: pool.starmap_async(abs, [(1,), 2]),
+        lambda pool: pool.imap(abs, 1),
+    ],
+    ids=["args", "an item", "the input"],
+)
+def test_what_must_be_iterable_is_told_of_by_the_call(call: Callable[[Any], object]) -> None:
+    with compat.Pool(1) as pool:
+        with pytest.raises(TypeError, match="iterable"):
+            call(pool)
+        assert pool.map(abs, [-1]) == [1]
+
+
+@pytest.mark.parametrize("kind", [compat.Queue, compat.SimpleQueue])
+def test_an_item_that_cannot_be_unpickled_tells_why(kind: Callable[[], Any]) -> None:
+    queue = kind()
+    queue.put(tasks.Unfit())
+    queue.put(1)
+    with pytest.raises(SerializationError) as caught:
+        queue.get()
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert queue.get() == 1
+    queue.close()
+
+
 def test_a_pool_cannot_be_pickled() -> None:
     with compat.Pool(1) as pool, pytest.raises(NotImplementedError, match="cannot be passed"):
         pickle.dumps(pool)

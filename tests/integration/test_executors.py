@@ -7,6 +7,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import itertools
+import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future
@@ -124,6 +125,14 @@ def test_ctrl_c_while_an_executor_is_shut_down_stops_its_tasks(
         executor.shutdown()
     assert running.cancelled()
     assert waiting.cancelled()
+
+
+def test_a_map_checks_its_timeout(executor: Executor) -> None:
+    assert list(executor.map(abs, [-1], timeout=10**400)) == [1]
+    with pytest.raises(ValueError, match="nan"):
+        executor.map(abs, [-1], timeout=math.nan)
+    with pytest.raises(TypeError):
+        executor.map(abs, [-1], timeout="1")  # type: ignore[arg-type]  # what is tested
 
 
 @pytest.mark.parametrize("timeout", [0.01, 0, -1])

@@ -78,3 +78,12 @@ def test_a_fork_where_warnings_are_errors() -> None:
     finally:
         stop.set()
         thread.join()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="fork")
+@pytest.mark.skipif(_own, reason="a context of filters goes on in the child")
+def test_a_forked_worker_has_the_filters_of_the_program() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DeprecationWarning)
+        with TaskPool(1, context="fork") as pool, pytest.raises(DeprecationWarning, match="fork"):
+            pool.submit(warnings.warn, "pitchfork() is deprecated", DeprecationWarning).result()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 from weakref import WeakSet
 
 from mpkit._platform import seam
-from mpkit._platform.deadlines import deadline_of, remaining
+from mpkit._platform.deadlines import check_timeout, deadline_of, remaining
 from mpkit._platform.hints import override
 from mpkit.pool._handle import TaskHandle
 
@@ -117,8 +117,8 @@ class PoolExecutor(Executor):
             buffersize: The most tasks whose results have not been taken; None: no limit.
 
         Raises:
-            ValueError: `chunksize` or `buffersize` is less than 1.
-            TypeError: `buffersize` is no integer.
+            ValueError: `chunksize` or `buffersize` is less than 1, or `timeout` is NaN.
+            TypeError: `buffersize` is no integer, or `timeout` no number.
             WaitTimeout: From the iterator, when the time is over.
             Exception: From the iterator: what a call raised.
 
@@ -182,7 +182,8 @@ def map_in_order(
         raise TypeError(f"buffersize must be an integer or None, not {buffersize!r}")
     if buffersize is not None and buffersize < 1:
         raise ValueError(f"buffersize must be None or > 0, not {buffersize!r}")
-    deadline = deadline_of(timeout)
+    # A negative one is over at once, as with the standard library.
+    deadline = deadline_of(None if timeout is None else check_timeout(max(timeout, 0)))
     calls = zip(*iterables)  # noqa: B905  the shortest one ends it, as with the built-in map
     tasks: Iterator[Future[Any]]
     if chunksize == 1:

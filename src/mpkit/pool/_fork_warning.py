@@ -13,6 +13,8 @@ import warnings
 from collections.abc import Generator
 from typing import Any, cast
 
+from mpkit._platform.forks import in_forked_children
+
 # The group makes it unlike any filter of the application, which must not be removed in its place.
 _FILTER = ("ignore", re.compile("(?P<mpkit>.*fork.*)", re.IGNORECASE), DeprecationWarning, None, 0)
 
@@ -44,6 +46,13 @@ def _one_more_filter() -> Generator[None]:
         for filters in (before, _filters()):
             with contextlib.suppress(ValueError):
                 filters.remove(_FILTER)
+
+
+@in_forked_children
+def _take_away() -> None:
+    """In the child, which never comes to the end of that block: its tasks shall be warned as ever."""
+    with contextlib.suppress(ValueError):
+        _filters().remove(_FILTER)
 
 
 def _filters() -> list[Any]:

@@ -400,7 +400,7 @@ class ImapIterator(Unsendable, Generic[R]):
             StopIteration: There are no more.
             WaitTimeout: The time ran out; you may ask again.
             SerializationError: This item, or its result, cannot be pickled.
-            RuntimeError: This item's call raised StopIteration, which is the cause.
+            RuntimeError: This item's call raised StopIteration, which is the cause where `chunksize` is 1.
             Exception: What this item's call raised; or, after all results, what the input raised, or why the
                 pool accepted no more tasks.
 
