@@ -290,6 +290,10 @@ CLOSED_TERMINAL = """
 import resource, signal, sys
 from mpkit import BoundedQueue, TaskPool, WorkerProcess
 
+# Whoever runs the tests may ignore them (nohup, a shell's background), and that is inherited.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     first = sys.argv[1]
