@@ -489,6 +489,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         Raises:
             QueueShutDown, ClosedError, SerializationError, ValueError, SharedMemoryExhausted, HandleLost: as
                 `put`.
+            RuntimeError: there is no room, and the system refuses the thread that waits; the item is not in.
 
         Blocking: the event loop, while the item is pickled and copied; for a second at each attempt while a
         process stays stopped (SIGSTOP) in the middle of an operation on the queue.
@@ -526,6 +527,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
 
         Raises:
             QueueShutDown, ClosedError, SerializationError, HandleLost: as `get`.
+            RuntimeError: it is empty, and the system refuses the thread that waits.
 
         Blocking: the event loop, while the item is unpickled; otherwise as `aput`.
         """

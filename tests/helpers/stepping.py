@@ -7,6 +7,7 @@ observe. (Opcodes on Python 3.10 and 3.11: from 3.12 on the first call of a func
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -106,6 +107,10 @@ def interrupt_at(
         signal.raise_signal(signum)
 
     before = sys.gettrace()
+    # A collection in the middle would call destructors of what earlier tests have left, and Python drops what
+    # is raised in those.
+    collects = gc.isenabled()
+    gc.disable()
     try:
         _trace(step, opcodes, interrupt, traced, times)
         operation()
@@ -113,6 +118,8 @@ def interrupt_at(
         assert reached
     finally:
         sys.settrace(before)
+        if collects:
+            gc.enable()
     # An exception in a `__del__` goes no further, so that the outcome does not tell.
     return reached
 

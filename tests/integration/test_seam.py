@@ -51,6 +51,12 @@ def show():
     loaded = [name for name in ("wave", "mpkit.pool._worker") if name in sys.modules]
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     print(loaded, sorted(blocked), flush=True)
+def sleep():
+    import time
+    time.sleep(600)
+def show_where_recvfds_is_from():
+    from multiprocessing import reduction
+    print(reduction.recvfds.__module__, flush=True)
 def interrupt_myself():
     import os, signal, time
     try:
@@ -178,6 +184,26 @@ if __name__ == "__main__":
     assert (
         said == ["this thread is just asking the fork server of multiprocessing for something", "outer"] * 2
     )
+
+
+def test_a_client_that_goes_away_while_it_asks_does_not_end_the_fork_server(tmp_path: Path) -> None:
+    # As a process that is killed while it starts another one. The server's children find what they always do.
+    body = """
+import select, socket
+seam.start_fork_server([])
+other = context.Process(target=sleep, daemon=True); other.start()
+server = forkserver._forkserver
+pid = server._forkserver_pid
+for _ in range(3):
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(server._forkserver_address)
+        if sys.version_info >= (3, 14):
+            select.select([client], [], [])  # what it is asked has arrived, and is not read
+child = context.Process(target=show_where_recvfds_is_from); child.start(); child.join()
+other.kill(); other.join()
+print(other.exitcode, server._forkserver_pid == pid)
+"""
+    assert in_a_fork_server(tmp_path, body) == ["multiprocessing.reduction", "-9 True"]
 
 
 def test_a_bare_fork_starts_a_server_of_its_own(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@
 - `families`: the descendants of a process, and how to end them
 - `parent_watch`, `guardian`: how a child dies with its parent
 - `seam`: all private parts of the standard library, with `child_process`, `child_popen`, `fork_server` (and
-  `server_mask`, which the server imports), `tracker_process` and `signal_handlers`
+  `server_mask` and `server_clients`, which the server imports), `tracker_process` and `signal_handlers`
 - `interruptible_lock`: a lock that an interrupt cannot leave locked
 - `hints`: names for type checkers
 """

@@ -53,7 +53,8 @@ def start_fork_server(modules: Sequence[str]) -> None:
     server that is started later, as ever. Its own children merely find modules loaded that its main process
     has loaded too. A server that runs already stays as it is.
 
-    A Ctrl-C while it starts does not end it: see `mpkit._platform.server_mask`.
+    A Ctrl-C while it starts does not end it, nor does a client that dies while it asks: see
+    `mpkit._platform.server_mask` and `mpkit._platform.server_clients`.
 
     Args:
         modules: What its children need; a child then starts without importing anything.
@@ -88,6 +89,7 @@ def _ensure_running(server: Any, modules: Sequence[str]) -> None:  # noqa: ANN40
     try:
         if server._forkserver_pid is None and polite and _is_found_by_every_interpreter():
             server._preload_modules = with_ours
+            with_ours.append("mpkit._platform.server_clients")
             if not is_blocked:
                 with_ours.append("mpkit._platform.server_mask")
                 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

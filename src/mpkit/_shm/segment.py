@@ -215,28 +215,33 @@ def create_file(kind: str, size: int, make: Callable[[str, int], T]) -> T:
     me = identity.current()
     base = f"{PREFIX}{kind}-{me.pid}-{me.started}-{os.urandom(8).hex()}"
     failure: OSError | None = None
-    for directory in _directories():
-        path = os.path.join(directory, base)
-        # First: whenever a kill comes, the resource tracker knows the name.
-        names.own(path, "segment")
-        fd = -1
-        try:
-            fd = os.open(path, _OPEN_FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
-            if names.is_fall_back(path):
-                _mark_fall_back(fd)
-                _sweep_once(directory)
-            return make(path, fd)
-        except BaseException as error:
-            if fd >= 0:
-                os.close(fd)
-            names.remove(path)
-            if not isinstance(error, OSError):
-                raise
-            failure = failure or error
-            if error.errno not in _TRY_ELSEWHERE:
-                raise exhausted(error, size) from error
-    assert failure is not None
-    raise exhausted(failure, size) from failure
+    try:
+        for directory in _directories():
+            path = os.path.join(directory, base)
+            # First: whenever a kill comes, the resource tracker knows the name.
+            names.own(path, "segment")
+            fd = -1
+            try:
+                fd = os.open(path, _OPEN_FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
+                if names.is_fall_back(path):
+                    _mark_fall_back(fd)
+                    _sweep_once(directory)
+                return make(path, fd)
+            except BaseException as error:
+                if fd >= 0:
+                    os.close(fd)
+                names.remove(path)
+                if not isinstance(error, OSError):
+                    raise
+                failure = failure or error
+                if error.errno not in _TRY_ELSEWHERE:
+                    raise exhausted(error, size) from error
+        assert failure is not None
+        raise exhausted(failure, size) from failure
+    finally:
+        # Its traceback has this frame, and by that all callers: they would keep each other until the next
+        # garbage collection, and what the callers have in hand.
+        failure = None
 
 
 def _mark_fall_back(fd: int) -> None:

@@ -329,6 +329,7 @@ class TaskPool(PoolView):
         ValueError: An argument is out of range.
         ImportError: `pickler` is "cloudpickle", and that package is not installed.
         SerializationError: The initializer or its arguments cannot be pickled.
+        RuntimeError: The system refuses a thread; nothing is left behind.
         OSError: The system refuses processes or shared memory, or has no named semaphores (Windows); nothing
             is left behind.
         PoolBroken: multiprocessing's fork server has died while it was asked for a worker; or gevent or

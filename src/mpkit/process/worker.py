@@ -415,6 +415,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             WorkerCrashed: If the process ended in another way: killed, crashed, or by ``os._exit``.
             WorkerMemoryExceeded: If it was killed for exceeding `max_memory_bytes`.
             SerializationError: If the target, an argument or the result could not be pickled or unpickled.
+            OSError: If the system has no memory left to map the result. It stays, and can be asked for again.
             WaitTimeout: If it has not ended in time. It goes on.
             ValueError: If the timeout is negative or NaN, or the process has not been started.
             TypeError: If the timeout is not a number.

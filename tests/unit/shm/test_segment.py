@@ -7,6 +7,7 @@ import gc
 import os
 import stat
 import tempfile
+import weakref
 from pathlib import Path
 
 import pytest
@@ -235,3 +236,30 @@ def test_a_file_that_cannot_grow_names_the_directory_where_it_is_alone(tmp_path:
         status = os.statvfs(tmp_path)
         assert error.available_bytes is not None
         assert error.available_bytes <= status.f_blocks * status.f_frsize
+
+
+def test_what_the_callers_of_a_refused_creation_have_in_hand_is_free_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # An array, say, that found no room: it must not take the room of other things until a garbage collection.
+    class Big:
+        pass
+
+    def caller() -> weakref.ref[Big]:
+        big = Big()
+        reference = weakref.ref(big)
+        with pytest.raises(SharedMemoryExhausted):
+            Segment.create(PAGE, kind="test")
+        return reference
+
+    gc.disable()
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(segment_module, "reserve", _refuse)
+            assert caller()() is None
+    finally:
+        gc.enable()
+
+
+def _refuse(fd: int, offset: int, size: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")

@@ -1,0 +1,126 @@
+"""Each operation with none, one, two, ... descriptors to spare: it works, or it says so and leaves nothing.
+
+Afterwards everything works as ever.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable
+from contextlib import closing, suppress
+
+import numpy as np
+import pytest
+
+from mpkit import BoundedQueue, Lock, LockedCounter, TaskPool, WorkerProcess
+from mpkit.errors import MpkitError, WorkerCrashed
+from mpkit.pool import _crew
+from tests.contract import pool_tasks as tasks
+from tests.helpers.shortage import open_descriptors, spare_descriptors
+from tests.helpers.waiting import PATIENCE, wait_until
+
+pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts descriptors (Linux)")
+
+#: More than any of the operations needs.
+MOST = 60
+
+
+def use_queue() -> None:
+    with BoundedQueue[object]() as queue:
+        queue.put(1)
+        with suppress(OSError):
+            # What cannot be put is not in it.
+            queue.put(np.zeros(300_000))
+        assert queue.put_many([2, 3]) == 2
+        assert queue.get(timeout=PATIENCE) == 1
+        while queue.qsize():
+            queue.get(timeout=PATIENCE)
+
+
+def use_lock() -> None:
+    with closing(Lock()) as lock:
+        with lock:
+            assert lock.locked()
+        assert not lock.locked()
+
+
+def use_counter() -> None:
+    with closing(LockedCounter(4)) as counter:
+        with counter as locked:
+            locked.value += 1
+        assert counter.add() == 6
+
+
+def use_process(method: str) -> None:
+    process = WorkerProcess(target=bytes, args=(30_000,), start_method=method)
+    process.start()
+    try:
+        # What the child lacks it tells by its exit code.
+        with suppress(WorkerCrashed):
+            assert len(process.result(PATIENCE)) == 30_000
+    finally:
+        process.stop(0.0)
+        process.close()
+
+
+def use_pool(method: str) -> None:
+    with TaskPool(1, context=method) as pool:
+        assert pool.submit(tasks.square, 3).result(PATIENCE) == 9
+        for act in (
+            lambda: pool.submit(np.zeros, 30_000).result(PATIENCE),
+            lambda: pool.submit(len, np.zeros(30_000)).result(PATIENCE),
+        ):
+            # A big argument, or a big result: it fails alone.
+            with suppress(OSError):
+                assert act() is not None
+        assert pool.submit(tasks.square, 4).result(PATIENCE) == 16
+
+
+def lose_worker(method: str) -> None:
+    with TaskPool(1, context=method) as pool:
+        with pytest.raises(WorkerCrashed):
+            pool.submit(os._exit, 3).result(PATIENCE)
+        assert pool.submit(tasks.square, 3).result(PATIENCE) == 9
+
+
+OPERATIONS: dict[str, Callable[[], None]] = {
+    "queue": use_queue,
+    "lock": use_lock,
+    "counter": use_counter,
+    "process-fork": lambda: use_process("fork"),
+    "process-forkserver": lambda: use_process("forkserver"),
+    "pool-fork": lambda: use_pool("fork"),
+    "loss-fork": lambda: lose_worker("fork"),
+    "loss-forkserver": lambda: lose_worker("forkserver"),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_with_so_many_descriptors_to_spare(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_crew, "_LONGEST_PAUSE", 0.01)
+    operation = OPERATIONS[name]
+    # What is made once, and stays: the servants of the program, modules.
+    operation()
+    gc.collect()
+    before = open_descriptors()
+    spare = went_well = refused = 0
+    while went_well < 3:
+        assert spare < MOST
+        try:
+            with spare_descriptors(spare):
+                operation()
+        except (OSError, MpkitError):
+            went_well = 0
+            refused += 1
+        else:
+            went_well += 1
+        # Threads that are just ending may still have some, and so may cycles: before Python 3.13 each mapping
+        # has one.
+        if open_descriptors() > before:
+            gc.collect()
+        given_back = f"descriptors are given back ({spare} to spare)"
+        wait_until(lambda: open_descriptors() <= before, given_back)
+        spare += 1
+    assert refused
+    operation()
