@@ -20,7 +20,8 @@ from mpkit._platform import seam
 
 
 def say(*pids: int | None) -> None:
-    print(*pids, flush=True)
+    # In one write, whatever PYTHONUNBUFFERED says: another process may be writing a line at this moment.
+    print(" ".join(map(str, pids)) + "\n", end="", flush=True)
 
 
 def work(connection: Connection, kind: str) -> None:

@@ -29,8 +29,11 @@ AT_MOST = 30.0
 
 def pids_of(program: Popen[str], count: int) -> list[int]:
     assert program.stdout is not None
-    pids = [int(word) for word in program.stdout.readline().split()]
-    assert len(pids) == count, program.communicate()
+    line = program.stdout.readline()
+    pids = [int(word) for word in line.split()]
+    if len(pids) != count:
+        program.kill()
+        pytest.fail(f"{line!r} instead of {count} pids; then {program.communicate()}")
     return pids
 
 

@@ -440,8 +440,9 @@ class Engine:
             if not lane.told_to_end:
                 # Also one that was told to leave, or leaves by itself, and has not ended.
                 lane.told_to_end = lane.told_to_leave = True
-                lane.leaving = True
-                lane.update_ready()
+                with self.dispatcher.lock:
+                    lane.leaving = True
+                    lane.update_ready()
                 lane.leave_by = now + self.options.grace_period
                 lane.terminate()
             elif now >= lane.leave_by:

@@ -23,7 +23,7 @@ from mpkit._wire.unsendable import Unsendable
 from mpkit.errors import ClosedError, PoolBroken
 from mpkit.pool._channel import KEYWORDS
 from mpkit.pool._handle import TaskHandle
-from mpkit.pool._imap import ImapIterator
+from mpkit.pool._imap import ImapIterator, LazyMap
 from mpkit.pool._importing import refuse_pool_without_end
 from mpkit.pool._maps import MapHandle
 from mpkit.pool._options import DEFAULT_TASK_OPTIONS, Pickler, PoolOptions, TaskOptions, check_chunksize
@@ -249,16 +249,7 @@ class PoolView(Unsendable):
 
         Blocking: reads some of the input, and sends it as `submit` does. The iterator waits for results.
         """
-        return ImapIterator(
-            self._engine,
-            func,
-            iterable,
-            chunksize,
-            buffersize,
-            self._options,
-            ordered=True,
-            progress=progress,
-        )
+        return self._imap(func, iterable, chunksize, buffersize, progress, ordered=True)
 
     def imap_unordered(
         self,
@@ -270,16 +261,29 @@ class PoolView(Unsendable):
         progress: bool = False,
     ) -> ImapIterator[R]:
         """The same as `imap`, with the results in the order in which they arrive."""
-        return ImapIterator(
+        return self._imap(func, iterable, chunksize, buffersize, progress, ordered=False)
+
+    def _imap(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        chunksize: int,
+        buffersize: int | None,
+        progress: bool,
+        *,
+        ordered: bool,
+    ) -> ImapIterator[R]:
+        lazy = LazyMap(
             self._engine,
             func,
             iterable,
             chunksize,
             buffersize,
             self._options,
-            ordered=False,
+            ordered=ordered,
             progress=progress,
         )
+        return ImapIterator(lazy)
 
     def _map(
         self, func: Callable[..., R], items: list[Any], chunksize: int | None, progress: bool, *, star: bool

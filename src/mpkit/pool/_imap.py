@@ -37,7 +37,7 @@ from mpkit.pool._progress import Progress
 if TYPE_CHECKING:
     from mpkit.pool._engine import Engine
 
-__all__ = ["ImapIterator"]
+__all__ = ["ImapIterator", "LazyMap"]
 
 R = TypeVar("R")
 
@@ -236,22 +236,10 @@ class _ImapSink:
         self._by_first.clear()
 
 
-class ImapIterator(Unsendable, Generic[R]):
-    """What `imap` and `imap_unordered` return: an iterator over the results that reads its input as it goes.
-
-    There are at most `buffersize` items between input and consumer. The input is read in the thread that asks
-    for results, so the iterable may be infinite, slow, or bound to a thread; if it blocks, results that are
-    ready are delayed by at most one item (with a `chunksize`, by one chunk).
-
-    If an item fails, or cannot be pickled, `next` raises its error; the iteration can go on after that. If
-    the pool accepts no more tasks, because it was closed or is broken, the results of what had been sent come
-    first, and then that error. Dropping or closing the iterator, or the end of its `with` block, cancels what
-    it has not delivered.
-
-    Safe from: one thread at a time.
+class LazyMap(Generic[R]):
+    """A lazy map: reads its input, sends it, and gives out the results. What has it is `ImapIterator`, or
+    `SharedResults`; when that goes, what has not been delivered is cancelled.
     """
-
-    _instead = "send the results that it yields"
 
     def __init__(
         self,
@@ -265,7 +253,7 @@ class ImapIterator(Unsendable, Generic[R]):
         ordered: bool,
         progress: bool,
     ) -> None:
-        self._engine = engine
+        self.engine = engine
         self._chunksize = check_chunksize(chunksize)
         processes = engine.options.processes
         if buffersize is None:
@@ -276,7 +264,7 @@ class ImapIterator(Unsendable, Generic[R]):
         engine.check_usable()
         self._input: Iterator[Any] | None = iter(iterable)
         self._options = options
-        self._function, self._blob, self._flags = engine.functions.look_up(function, options.pickler)
+        self.function, self._blob, self._flags = engine.functions.look_up(function, options.pickler)
         self._groups: GroupedFunction | None = None
         if (
             self._chunksize == 1
@@ -285,9 +273,7 @@ class ImapIterator(Unsendable, Generic[R]):
             and engine.options.maxtasksperchild is None
         ):
             # Two groups for each worker, and as many results on their way, leave nobody without work.
-            self._function = self._groups = GroupedFunction(
-                self._function, self._most // (4 * processes) or 1
-            )
+            self.function = self._groups = GroupedFunction(self.function, self._most // (4 * processes) or 1)
         #: Items whose results the consumer has.
         self._delivered = 0
         self._current: deque[tuple[Any, BaseException | None]] = deque()
@@ -297,23 +283,32 @@ class ImapIterator(Unsendable, Generic[R]):
             total = len(iterable)  # type: ignore[arg-type]  # where it has a length
         except TypeError:
             total = None
-        self._progress = Progress(progress, total, self._function.name)
-        self._sink = _ImapSink(engine, self._progress, function, ordered=ordered)
-        self._read()
+        self._progress = Progress(progress, total, self.function.name)
+        self.sink = _ImapSink(engine, self._progress, function, ordered=ordered)
+        self.read()
 
     @property
-    def _held(self) -> int:
+    def held(self) -> int:
         """Items between input and consumer."""
-        return self._sink.sent_items - self._delivered
+        return self.sink.sent_items - self._delivered
+
+    @property
+    def is_all_read(self) -> bool:
+        """Whether there is no more input."""
+        return self._input is None
+
+    def has_next(self) -> bool:
+        """Whether the next result is there."""
+        return bool(self._current) or self.sink.has_next()
 
     # -- reading the input -----------------------------------------------------------------------------------
 
-    def _read(self) -> None:
+    def read(self) -> None:
         """Send more, as long as there is room and nothing better to do."""
         source = self._input
         if source is None:
             return
-        engine, sink, size, groups = self._engine, self._sink, self._chunksize, self._groups
+        engine, sink, size, groups = self.engine, self.sink, self._chunksize, self._groups
         most = self._delivered + self._most
         clock = time.monotonic
         deadline = clock() + _READ_SECONDS
@@ -362,7 +357,7 @@ class ImapIterator(Unsendable, Generic[R]):
                 try:
                     self._submit_task(self._flags, (item,))
                 except _UNSENDABLE as error:
-                    self._sink.fail_next(error)
+                    self.sink.fail_next(error)
 
     def _submit_chunk(self, flags: int, chunk: list[Any]) -> None:
         try:
@@ -373,22 +368,104 @@ class ImapIterator(Unsendable, Generic[R]):
                 try:
                     self._submit_task(flags, [item])
                 except _UNSENDABLE as error:
-                    self._sink.fail_next(error)
+                    self.sink.fail_next(error)
 
     def _submit_task(self, flags: int, arguments: Any) -> None:
         try:
-            self._engine.submit(self._function, self._blob, flags, arguments, self._sink, self._options)
+            self.engine.submit(self.function, self._blob, flags, arguments, self.sink, self._options)
         except BaseException:
-            self._sink.forget_unsent()
+            self.sink.forget_unsent()
             raise
 
-    # -- the iterator ----------------------------------------------------------------------------------------
+    # -- the results -----------------------------------------------------------------------------------------
+
+    def next(self, timeout: float | None = None) -> R:
+        """The next result, waiting for it for `timeout` seconds; see `ImapIterator.next`."""
+        current = self._current
+        if not current:
+            timeout = check_timeout(timeout)
+            self._fetch(timeout)
+        value, error = current.popleft()
+        self._delivered += 1
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error
+        return value  # type: ignore[no-any-return]  # the value of a call that succeeded is an R
+
+    def _fetch(self, timeout: float | None) -> None:
+        """Have at least one outcome in `_current`."""
+        sink = self.sink
+        if self._input is not None and (self.held < self._most // 2 or not sink.has_next()):
+            self.read()
+        while not sink.has_next():
+            if sink.is_idle():
+                # Ctrl-C may have taken an item that was about to be delivered.
+                self._delivered = sink.sent_items
+                if self._input is None:
+                    self._progress.close()
+                    error, self._last_error = self._last_error, None
+                    if error is not None:
+                        raise error
+                    raise StopIteration
+                self.read()
+            elif not self.engine.collector.wait_for(sink, timeout):
+                raise WaitTimeout(f"no result within {timeout:g} s; the iteration can go on")
+        length, kind, data, of_chunk = sink.take()
+        if of_chunk:
+            self._current.extend(open_chunk(kind, data, length))
+        else:
+            self._current.append(payload.open_outcome(kind, data))
+
+    def read_all(self) -> None:
+        """Read and send the rest of the input now; see `ImapIterator.read_all`."""
+        self._most = sys.maxsize
+        while self._input is not None:
+            self.read()
+
+    def close(self) -> None:
+        """Cancel what has not been delivered; the iteration is over."""
+        self._input = None
+        self._last_error = None
+        self._progress.close()
+        self.sink.close()
+        self._current.clear()
+        self._delivered = self.sink.sent_items
+
+    def __del__(self) -> None:
+        # In whatever thread the garbage collector runs, perhaps within a step of the progress bar or of the
+        # pool: so this takes no lock.
+        sink: _ImapSink | None = getattr(self, "sink", None)
+        if sink is not None:
+            sink.close()
+
+
+class ImapIterator(Unsendable, Generic[R]):
+    """What `imap` and `imap_unordered` return: an iterator over the results that reads its input as it goes.
+
+    There are at most `buffersize` items between input and consumer. The input is read in the thread that asks
+    for results, so the iterable may be infinite, slow, or bound to a thread; if it blocks, results that are
+    ready are delayed by at most one item (with a `chunksize`, by one chunk).
+
+    If an item fails, or cannot be pickled, `next` raises its error; the iteration can go on after that. If
+    the pool accepts no more tasks, because it was closed or is broken, the results of what had been sent come
+    first, and then that error. Dropping or closing the iterator, or the end of its `with` block, cancels what
+    it has not delivered.
+
+    Safe from: one thread at a time.
+    """
+
+    _instead = "send the results that it yields"
+
+    def __init__(self, lazy: LazyMap[R]) -> None:
+        self._lazy = lazy
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> R:
-        return self.next()
+        return self._lazy.next(None)
 
     def next(self, timeout: float | None = None) -> R:
         """The next result.
@@ -406,51 +483,14 @@ class ImapIterator(Unsendable, Generic[R]):
 
         Blocking: until the next result is there.
         """
-        current = self._current
-        if not current:
-            timeout = check_timeout(timeout)
-            self._fetch(timeout)
-        value, error = current.popleft()
-        self._delivered += 1
-        if error is not None:
-            try:
-                raise error
-            finally:
-                del error
-        return value  # type: ignore[no-any-return]  # the value of a call that succeeded is an R
-
-    def _fetch(self, timeout: float | None) -> None:
-        """Have at least one outcome in `_current`."""
-        sink = self._sink
-        if self._input is not None and (self._held < self._most // 2 or not sink.has_next()):
-            self._read()
-        while not sink.has_next():
-            if sink.is_idle():
-                # Ctrl-C may have taken an item that was about to be delivered.
-                self._delivered = sink.sent_items
-                if self._input is None:
-                    self._progress.close()
-                    error, self._last_error = self._last_error, None
-                    if error is not None:
-                        raise error
-                    raise StopIteration
-                self._read()
-            elif not self._engine.collector.wait_for(sink, timeout):
-                raise WaitTimeout(f"no result within {timeout:g} s; the iteration can go on")
-        length, kind, data, of_chunk = sink.take()
-        if of_chunk:
-            self._current.extend(open_chunk(kind, data, length))
-        else:
-            self._current.append(payload.open_outcome(kind, data))
+        return self._lazy.next(timeout)
 
     def read_all(self) -> None:
         """Read and send the rest of the input now, ignoring `buffersize`. Never returns for infinite input.
 
         Useful if you close the pool before you have taken the results.
         """
-        self._most = sys.maxsize
-        while self._input is not None:
-            self._read()
+        self._lazy.read_all()
 
     def __enter__(self) -> Self:
         return self
@@ -462,21 +502,10 @@ class ImapIterator(Unsendable, Generic[R]):
 
     def close(self) -> None:
         """Cancel everything that has not been delivered; the iteration is over."""
-        self._input = None
-        self._last_error = None
-        self._progress.close()
-        self._sink.close()
-        self._current.clear()
-        self._delivered = self._sink.sent_items
+        self._lazy.close()
 
     def __repr__(self) -> str:
-        order = "ordered" if self._sink.ordered else "unordered"
-        state = "reading" if self._input is not None else "all read"
-        return f"<ImapIterator of {self._function.name}, {order}, {state}, {self._held} items under way>"
-
-    def __del__(self) -> None:
-        # In whatever thread the garbage collector runs, perhaps within a step of the progress bar or of the
-        # pool: so this takes no lock.
-        sink: _ImapSink | None = getattr(self, "_sink", None)
-        if sink is not None:
-            sink.close()
+        lazy = self._lazy
+        order = "ordered" if lazy.sink.ordered else "unordered"
+        state = "all read" if lazy.is_all_read else "reading"
+        return f"<ImapIterator of {lazy.function.name}, {order}, {state}, {lazy.held} items under way>"

@@ -113,7 +113,9 @@ class Lane:
         self.leave_by: float = 0.0
 
     def update_ready(self) -> None:
-        """Note whether it may be given tasks; for whoever has changed anything of that."""
+        """Note whether it may be given tasks (holding the dispatcher's lock); for whoever has changed
+        anything of that.
+        """
         self.ready = (
             self.greeted
             and self.stop is None

@@ -29,12 +29,12 @@ class SharedResults(Generic[R]):
     """
 
     def __init__(self, results: ImapIterator[R]) -> None:
-        self._results = results
+        self._results = results._lazy
         self._turn = seam.InterruptibleLock()
         self._reading = seam.InterruptibleLock()
         # Written while holding the lock of the input only: the last item is on its way a moment longer than
         # there is something to read.
-        self._is_all_read: bool = results._input is None
+        self._is_all_read: bool = self._results.is_all_read
 
     def next(self, timeout: float | None) -> R:
         """The next result, within a time limit that has been checked.
@@ -44,7 +44,7 @@ class SharedResults(Generic[R]):
             RuntimeError: this thread is in the middle of it.
             ClosedError: this process is a fork of the pool's.
         """
-        engine = self._results._engine
+        engine = self._results.engine
         if engine.pid != os.getpid():
             # A thread that is not here may have the locks.
             raise ClosedError(engine.forked_message())
@@ -62,16 +62,16 @@ class SharedResults(Generic[R]):
         What is reading it in this very thread (the input itself has closed the pool, or a signal handler) is
         left alone.
         """
-        if self._results._engine.pid == os.getpid() and not self._reading.is_owned():
+        if self._results.engine.pid == os.getpid() and not self._reading.is_owned():
             self._reading.run(self._read_all)
 
     def is_over(self) -> bool:
         """Whether everything has been read and taken."""
-        return self._is_all_read and not self._results._held
+        return self._is_all_read and not self._results.held
 
     def is_under_way(self) -> bool:
         """Whether there is something to read, or to be done by workers, though nobody may want it."""
-        return not self._is_all_read or bool(self._results._sink.tasks)
+        return not self._is_all_read or bool(self._results.sink.tasks)
 
     def _read_all(self) -> None:
         self._results.read_all()
@@ -84,23 +84,22 @@ class SharedResults(Generic[R]):
             taken = _holding(self._reading, deadline, self._read_and_take)
             if taken is not None:
                 return taken[0]
-            if not results._engine.collector.wait_for(results._sink, remaining(deadline)):
+            if not results.engine.collector.wait_for(results.sink, remaining(deadline)):
                 raise _late()
         return results.next(remaining(deadline))
 
     def _read_and_take(self, deadline: float | None) -> tuple[R] | None:
         """Read on, and take the next result unless it must be waited for (holding the lock of the input)."""
         results = self._results
-        sink = results._sink
         try:
-            if not results._current and not sink.has_next():
-                results._read()
+            if not results.has_next():
+                results.read()
             # An idle one has come to its end, or an interrupt has taken something away: it knows what to do.
-            if results._current or sink._is_settled():
+            if results.has_next() or results.sink.is_idle():
                 return (results.next(remaining(deadline)),)
             return None
         finally:
-            self._is_all_read = results._input is None
+            self._is_all_read = results.is_all_read
 
 
 def _holding(
