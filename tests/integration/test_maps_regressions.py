@@ -144,10 +144,12 @@ def test_an_iterator_that_is_dropped_cancels_what_it_has_not_delivered(
     pool: TaskPool, tmp_path: Path, ordered: bool
 ) -> None:
     gate, never = tmp_path / "gate", tmp_path / "never"
-    gate.touch()
     before = pool.statistics()
     items = map(str, [gate, *[never] * 30])
     results = (pool.imap if ordered else pool.imap_unordered)(tasks.wait_for_file, items)
+    # Reading stops where a result is there already.
+    results.read_all()
+    gate.touch()
     assert next(results) == str(gate)
     del results
     wait_until(lambda: pool.statistics().cancelled == before.cancelled + 30, "they are cancelled")
