@@ -20,7 +20,7 @@ from unittest.mock import Mock
 import pytest
 
 from mpkit import TaskPool
-from mpkit.errors import ClosedError, SerializationError, SharedMemoryExhausted
+from mpkit.errors import ClosedError, SerializationError, SharedMemoryExhausted, TaskCancelled
 from mpkit.pool import ImapIterator, TaskHandle, _imap, _maps, _progress
 from mpkit.pool import _payload as payload
 from tests.contract import pool_tasks as tasks
@@ -144,10 +144,12 @@ def test_an_iterator_that_is_dropped_cancels_what_it_has_not_delivered(
     pool: TaskPool, tmp_path: Path, ordered: bool
 ) -> None:
     gate, never = tmp_path / "gate", tmp_path / "never"
-    gate.touch()
     before = pool.statistics()
     items = map(str, [gate, *[never] * 30])
     results = (pool.imap if ordered else pool.imap_unordered)(tasks.wait_for_file, items)
+    # Reading stops where a result is there already.
+    results.read_all()
+    gate.touch()
     assert next(results) == str(gate)
     del results
     wait_until(lambda: pool.statistics().cancelled == before.cancelled + 30, "they are cancelled")
@@ -162,6 +164,22 @@ def test_a_dropped_iterator_takes_its_bar_along(pool: TaskPool, monkeypatch: pyt
     assert next(results) == 0
     del results
     assert closed.wait(PATIENCE)
+
+
+def test_the_bar_of_an_iterator_that_is_held_ends_with_its_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it is shown for the last time when the interpreter is half gone, which crashes CPython 3.13.0."""
+    shown = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", shown)
+    with TaskPool(1) as pool:
+        results = pool.imap(tasks.hang_unless_zero, ["0", "1", "2"], progress=True)
+        assert next(results) == "0"
+        pool.terminate()
+    assert not results._progress.is_shown
+    with pytest.raises(TaskCancelled):
+        next(results)
+    # What was cancelled has not been done.
+    assert shown.getvalue().rstrip().rpartition("| ")[2].startswith("1/3 ")
+    assert shown.getvalue().endswith("\n")
 
 
 def test_closing_again_does_nothing(pool: TaskPool) -> None:

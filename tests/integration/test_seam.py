@@ -244,6 +244,41 @@ seam.start_fork_server(["mpkit.pool._worker"])
     assert in_a_fork_server(tmp_path, body) == ["False", "[] []"]
 
 
+WITHOUT_A_DIRECTORY = """
+import os, sys
+from mpkit import TaskPool, WorkerProcess
+
+if __name__ == "__main__":
+    method, gone = sys.argv[1:]
+    os.mkdir(gone)
+    os.chdir(gone)
+    os.rmdir(gone)
+    for start in (
+        lambda: TaskPool(1, context=method),
+        lambda: WorkerProcess(target=abs, args=(-1,), start_method=method).start(),
+    ):
+        try:
+            start()
+        except FileNotFoundError as error:
+            print(error.strerror)
+    os.chdir("/")
+    with TaskPool(1, context=method) as pool:
+        print(pool.apply(abs, (-1,)))
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_working_directory_that_is_gone_is_named(tmp_path: Path, method: str) -> None:
+    script = tmp_path / "program.py"
+    script.write_text(WITHOUT_A_DIRECTORY)
+    *said, result = run_python(script, method, tmp_path / "gone").stdout.splitlines()
+    assert len(said) == 2
+    for message in said:
+        assert message.startswith("the working directory of this program has been removed")
+        assert method in message
+    assert result == "1"
+
+
 KILLED_IN_THE_MAKING = """
 import os, signal, sys
 from mpkit import TaskPool, WorkerProcess

@@ -312,7 +312,19 @@ def starting_by(method: str) -> Generator[None]:
     settles it (before 3.14) on the default of the running Python. So where the application has none, the
     child is told its own: with that, importing a main module that starts processes without
     `if __name__ == "__main__"` is an error in the child, as it should be, and does not do everything twice.
+
+    Raises:
+        FileNotFoundError: The working directory is gone, in which the child would begin.
     """
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        # multiprocessing asks for it, too, and only says that there is no such file or directory.
+        raise FileNotFoundError(
+            error.errno,
+            "the working directory of this program has been removed, and a process that is started by "
+            f"{method!r} begins in it; change to another one (os.chdir)",
+        ) from error
     spawn: Any = importlib.import_module("multiprocessing.spawn")
     if spawn.get_start_method is not _told_start_method:
         spawn.get_start_method = _told_start_method

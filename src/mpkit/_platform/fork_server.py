@@ -84,16 +84,17 @@ def _ensure_running(server: Any, modules: Sequence[str]) -> None:  # noqa: ANN40
     is_blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
     # On 3.15 the application may have asked that a module which cannot be imported ends the server.
     polite = getattr(server, "_preload_on_error", "ignore") == "ignore"
-    # The server does it otherwise, without what ours does; and before 3.12 that leaves SIGINT unblocked.
-    start_tracker()
     try:
-        if server._forkserver_pid is None and polite and _is_found_by_every_interpreter():
-            server._preload_modules = with_ours
-            with_ours.append("mpkit._platform.server_clients")
-            if not is_blocked:
-                with_ours.append("mpkit._platform.server_mask")
-                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         with starting_by("forkserver"):
+            # The server does it otherwise, without what ours does; and before 3.12 that leaves SIGINT
+            # unblocked.
+            start_tracker()
+            if server._forkserver_pid is None and polite and _is_found_by_every_interpreter():
+                server._preload_modules = with_ours
+                with_ours.append("mpkit._platform.server_clients")
+                if not is_blocked:
+                    with_ours.append("mpkit._platform.server_mask")
+                    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             server.ensure_running()
     finally:
         # Unless another thread has just asked for others.

@@ -13,6 +13,7 @@ import os
 import threading
 import time
 import weakref
+from collections.abc import Iterable
 from typing import Any, cast
 
 from mpkit._platform import families, memory, seam
@@ -63,6 +64,7 @@ from mpkit.pool._ledger import CANCELLED, POOL_BROKEN, UNSENT, Chunk, ChunkSink,
 from mpkit.pool._limits import Limits
 from mpkit.pool._losses import settle_loss
 from mpkit.pool._options import PoolOptions, TaskOptions
+from mpkit.pool._progress import Progress
 from mpkit.pool._reports import attempt
 from mpkit.pool._room import Room
 from mpkit.pool._seen_shared import pickles_for_tasks, seen_shared, take_seen_shared
@@ -90,6 +92,7 @@ class Engine:
         self._why_broken: MpkitError | None = None
         self._over = threading.Event()
         self.dropped = False
+        self._bars: list[weakref.ref[Progress]] = []
         #: Until when the end waits for threads that have outcomes to tell; it does not wait yet.
         self.told_by: float = NEVER
         # Pickled before anything is created: what cannot be pickled leaves nothing behind.
@@ -574,10 +577,17 @@ class Engine:
             broken.__cause__ = error
             self.break_down(broken)
 
+    def has_bar(self, progress: Progress) -> None:
+        """Close this progress bar at the end of the pool, should nobody have done so before."""
+        if progress.is_shown:
+            with self.dispatcher.lock:
+                self._bars = [*(bar for bar in self._bars if bar() is not None), weakref.ref(progress)]
+
     def over(self) -> None:
         """The last act of the supervisor's thread. Whatever happens here, `join` comes to an end."""
         try:
             self._give_back()
+            self._close_bars()
         finally:
             self._forget_exit_hook()
             self._over.set()
@@ -595,6 +605,23 @@ class Engine:
         # their outcomes, and need nothing of it.
         self.board.close()
         self.collector.let_go()
+
+    def _close_bars(self) -> None:
+        """Close what is shown of an `imap` that somebody still holds: at the end of the program, when modules
+        are half gone, tqdm cannot do it any more (on Python 3.13.0 it crashes).
+        """
+        bars = [bar for reference in self._bars if (bar := reference()) is not None and bar.is_shown]
+        if bars:
+            # Not in this thread: the terminal may take nothing, and the lock of all bars be held by a thread
+            # which waits for this end in a signal's handler.
+            thread = threading.Thread(target=_close_each, args=(bars,), daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                # The system refuses one, or the interpreter is ending.
+                _close_each(bars)
+            else:
+                thread.join(_CALLBACK_SECONDS)
 
     def _tell_of_hanging_callback(self) -> None:
         """Warn of it. What hangs may be a log handler, which whoever logs would wait for; so the warning has
@@ -651,6 +678,11 @@ _FORKED = (
     "{} belongs to the process that created it; this process is a fork of that one and cannot use it. "
     "Create a pool here, or send the work to the parent through a queue"
 )
+
+
+def _close_each(bars: Iterable[Progress]) -> None:
+    for bar in bars:
+        bar.close()
 
 
 def _copy_of(error: MpkitError) -> MpkitError:

@@ -24,7 +24,7 @@ from mpkit._platform.hints import Self
 from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._shm.packs import are_plain
 from mpkit._wire.unsendable import Unsendable
-from mpkit.errors import SerializationError, SharedMemoryExhausted, WaitTimeout
+from mpkit.errors import SerializationError, SharedMemoryExhausted, TaskCancelled, WaitTimeout
 from mpkit.pool import _payload as payload
 from mpkit.pool._channel import CHUNK, EACH, PART, RAISED, SOON
 from mpkit.pool._chunking import open_chunk, piece_of
@@ -170,7 +170,9 @@ class _ImapSink:
             self._by_first[first] = outcome
         else:
             self._arrived.append(outcome)
-        self._progress.step(length)
+        # What was cancelled, at the end of the pool say, has not been done.
+        if not isinstance(data, TaskCancelled):
+            self._progress.step(length)
 
     # -- what the collector waits for ------------------------------------------------------------------------
 
@@ -284,6 +286,7 @@ class LazyMap(Generic[R]):
         except TypeError:
             total = None
         self._progress = Progress(progress, total, self.function.name)
+        engine.has_bar(self._progress)
         self.sink = _ImapSink(engine, self._progress, function, ordered=ordered)
         self.read()
 
