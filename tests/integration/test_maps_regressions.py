@@ -174,7 +174,7 @@ def test_the_bar_of_an_iterator_that_is_held_ends_with_its_pool(monkeypatch: pyt
         results = pool.imap(tasks.hang_unless_zero, ["0", "1", "2"], progress=True)
         assert next(results) == "0"
         pool.terminate()
-    assert not results._progress.is_shown
+    assert not results._lazy._progress.is_shown
     with pytest.raises(TaskCancelled):
         next(results)
     # What was cancelled has not been done.
