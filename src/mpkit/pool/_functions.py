@@ -77,7 +77,7 @@ class GroupedFunction(Function):
         super().took(run_ns)
         mean = max(self.mean_ns, 1)
         self.size = max(1, min(self.most, GROUP_NS // mean))
-        self.ahead = min(MOST_AHEAD, 1 + AHEAD_NS // (mean * self.size))
+        self.ahead: int = min(MOST_AHEAD, 1 + AHEAD_NS // (mean * self.size))
 
     def took_chunk(self, run_ns: int, items: int) -> None:
         """A group of so many items ran for `run_ns`."""

@@ -28,7 +28,7 @@ from mpkit.errors import SerializationError, SharedMemoryExhausted, TaskCancelle
 from mpkit.pool import _payload as payload
 from mpkit.pool._channel import CHUNK, EACH, PART, RAISED, SOON
 from mpkit.pool._chunking import open_chunk, piece_of
-from mpkit.pool._functions import GroupedFunction
+from mpkit.pool._functions import Function, GroupedFunction
 from mpkit.pool._handle import CONDITION_SECONDS
 from mpkit.pool._ledger import SENT, UNSENT, Chunk, Task
 from mpkit.pool._options import TaskOptions, check_chunksize, check_count
@@ -67,8 +67,8 @@ class _ImapSink:
         self._progress = progress
         self.ordered = ordered
         #: Items that have been sent, and those of them that `take` has given out.
-        self.sent_items = 0
-        self.next = 0
+        self.sent_items: int = 0
+        self.next: int = 0
         #: Tasks that have not ended, by number.
         self.tasks: dict[int, Task] = {}
         # In the order of the input; for the ordered iterator alone.
@@ -266,7 +266,8 @@ class LazyMap(Generic[R]):
         engine.check_usable()
         self._input: Iterator[Any] | None = iter(iterable)
         self._options = options
-        self.function, self._blob, self._flags = engine.functions.look_up(function, options.pickler)
+        known, self._blob, self._flags = engine.functions.look_up(function, options.pickler)
+        self.function: Function = known
         self._groups: GroupedFunction | None = None
         if (
             self._chunksize == 1
@@ -287,7 +288,7 @@ class LazyMap(Generic[R]):
             total = None
         self._progress = Progress(progress, total, self.function.name)
         engine.has_bar(self._progress)
-        self.sink = _ImapSink(engine, self._progress, function, ordered=ordered)
+        self.sink: _ImapSink = _ImapSink(engine, self._progress, function, ordered=ordered)
         self.read()
 
     @property
