@@ -3,6 +3,10 @@ as any of them does.
 
 The thread takes nothing from the queue and puts nothing in: it only tells the coroutines to try again. So a
 coroutine that is cancelled has lost nothing, and one that was told for nothing waits again.
+
+It tells no more of them than can succeed: with a hundred that wait for one item each, ninety-nine would be
+woken in vain. Those it has told may not have tried yet when it looks again, so until they have, they are
+counted as if they had.
 """
 
 from __future__ import annotations
@@ -12,8 +16,8 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from itertools import islice
 
 from mpkit._platform import seam
 from mpkit._shm.open_queue import OpenQueue
@@ -23,14 +27,22 @@ from mpkit.errors import MpkitError
 _LINGER_SECONDS = 0.2
 #: How long the thread waits for the queue before it looks whether anybody still waits for it.
 _LOOK_SECONDS = 1.0
-#: How long a coroutine lets others run when the lock of its side cannot be had.
+#: How long a coroutine lets others run when the lock of its side cannot be had; and how long one that has
+#: been told may take to try, before others are told as well (its loop may be busy, or stand still for ever).
 _MOMENT_SECONDS = 0.05
 
 
-class _Waiter(NamedTuple):
-    loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[None]
-    seen: int
+#: No progress is that.
+_NEVER_LOOKED = -2
+
+
+class _Waiter:
+    __slots__ = ("future", "loop", "seen")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seen: int) -> None:
+        self.loop = loop
+        self.future: asyncio.Future[None] = loop.create_future()
+        self.seen = seen
 
 
 class _Watch:
@@ -38,9 +50,10 @@ class _Watch:
 
     Args:
         name: of the thread.
-        wait: ``wait(seen, deadline)`` blocks until it is worth trying again for somebody who has seen the
-            count `seen`, or the deadline.
-        changed: ``changed(seen)`` tells the same without waiting.
+        wait: ``wait(seen, deadline)`` blocks until it is worth trying again for somebody who has seen
+            `progress` at `seen`, or the deadline.
+        progress: a number that is another one when it is worth trying again.
+        number: how many may succeed now, as far as can be told.
         pass_on: wakes another sleeper, for a token that the thread has taken and no coroutine makes use of.
     """
 
@@ -48,23 +61,28 @@ class _Watch:
         self,
         name: str,
         wait: Callable[[int, float], object],
-        changed: Callable[[int], bool],
+        progress: Callable[[], int],
+        number: Callable[[], int],
         pass_on: Callable[[], object],
     ) -> None:
         self._name = name
         self._wait = wait
-        self._changed = changed
+        self._progress = progress
+        self._number = number
         self._pass_on = pass_on
         self._condition = threading.Condition()
         # The same lock, for the threads of event loops: where Ctrl-C may come.
         self._lock = seam.InterruptibleLock(self._condition)
-        self._waiters: list[_Waiter] = []
+        # In the order in which they came; dictionaries, because there may be thousands.
+        self._waiters: dict[_Waiter, None] = {}
+        #: Have been told, and not tried yet.
+        self._trying: dict[_Waiter, None] = {}
         self._thread: threading.Thread | None = None
         self._stopped = False
 
     async def wait(self, seen: int) -> None:
         loop = asyncio.get_running_loop()
-        waiter = _Waiter(loop, loop.create_future(), seen)
+        waiter = _Waiter(loop, seen)
         stopped = self._lock.run(self._enter, waiter)
         try:
             if not stopped:
@@ -86,7 +104,7 @@ class _Watch:
             # Should the system have no thread left, nothing has begun.
             thread.start()
             self._thread = thread
-        self._waiters.append(waiter)
+        self._waiters[waiter] = None
         self._condition.notify()
         return self._stopped
 
@@ -94,8 +112,11 @@ class _Watch:
         return waiter not in self._waiters
 
     def _leave(self, waiter: _Waiter) -> None:
-        if waiter in self._waiters:
-            self._waiters.remove(waiter)
+        self._waiters.pop(waiter, None)
+        if waiter in self._trying:
+            # It tries now: nothing comes between this and its next step.
+            del self._trying[waiter]
+            self._condition.notify()
 
     def stop(self, nudge: Callable[[], object]) -> None:
         thread = self._lock.run(self._stop)
@@ -118,12 +139,14 @@ class _Watch:
                 if not self._waiters or self._stopped:
                     self._thread = None
                     return
-                seen = self._waiters[0].seen
+                seen = next(iter(self._waiters)).seen
             try:
                 ready = self._wait(seen, time.monotonic() + _LOOK_SECONDS)
                 with self._condition:
-                    told = self._tell([waiter for waiter in self._waiters if self._changed(waiter.seen)])
-                if ready and not told:
+                    left_over = self._tell_due()
+                    if self._waiters and self._trying:
+                        self._let_them_try()
+                if ready and left_over:
                     self._pass_on()
             except MpkitError:
                 # Closed meanwhile: each coroutine meets the reason when it tries again.
@@ -135,16 +158,35 @@ class _Watch:
                     self._tell(list(self._waiters), error)
                 return
 
-    def _tell(self, waiters: list[_Waiter], error: BaseException | None = None) -> int:
-        """Let them try again, or know of the error; how many of them hear of it."""
-        told = 0
+    def _tell_due(self) -> bool:
+        """Tell those who may succeed, the first who came first. Whether there is something, and nobody here
+        makes use of it.
+        """
+        # In this order: what changes after the first look is progress to those who are not told now.
+        progress = self._progress()
+        number = self._number() - len(self._trying)
+        due = (waiter for waiter in self._waiters if waiter.seen != progress)
+        self._tell(list(islice(due, max(number, 0))))
+        if not self._trying and number <= 0:
+            # Others were quicker. All of them have seen it now, as if they had tried.
+            for waiter in self._waiters:
+                waiter.seen = progress
+        return number > 0 and not self._trying
+
+    def _let_them_try(self) -> None:
+        """Wait until one of those who were told has tried, for a moment."""
+        before = len(self._trying)
+        if not self._condition.wait_for(lambda: len(self._trying) < before or self._stopped, _MOMENT_SECONDS):
+            self._trying.clear()
+
+    def _tell(self, waiters: Iterable[_Waiter], error: BaseException | None = None) -> None:
+        """Let them try again, or know of the error."""
         for waiter in waiters:
-            self._waiters.remove(waiter)
+            del self._waiters[waiter]
             # A loop that is closed has nobody left to tell.
             with contextlib.suppress(RuntimeError):
                 waiter.loop.call_soon_threadsafe(_finish, waiter.future, error)
-                told += 1
-        return told
+                self._trying[waiter] = None
 
 
 def _finish(future: asyncio.Future[None], error: BaseException | None) -> None:
@@ -166,19 +208,21 @@ class AsyncWaiters:
         self._items = _Watch(
             "mpkit-queue-items",
             lambda _seen, deadline: gets.wait_for_item(deadline),
-            lambda _seen: gets.has_item(),
+            gets.progress,
+            gets.number_to_try,
             lambda: puts.wake_getters(1),
         )
         self._room = _Watch(
             "mpkit-queue-room",
             puts.wait_for_progress,
-            lambda seen: puts.progress() != seen,
+            puts.progress,
+            puts.number_to_try,
             lambda: gets.wake_putters(1),
         )
 
     async def item(self) -> None:
         """Return when it is worth trying to take an item."""
-        await self._items.wait(0)
+        await self._items.wait(_NEVER_LOOKED)
 
     async def room(self, seen: int) -> None:
         """Return when it is worth trying to put an item, for somebody who failed when `PutSide.progress` was

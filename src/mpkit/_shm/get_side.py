@@ -216,6 +216,16 @@ class GetSide:
         """Whether `get` would not wait: there is an item, or the queue is shut down."""
         return self._file.generations.size() > 0 or self._puts.ring.is_shut_down
 
+    def number_to_try(self) -> int:
+        """How many that take one item each would not wait now."""
+        size = self._file.generations.size()
+        return size or (EVERYBODY if self._puts.ring.is_shut_down else 0)
+
+    def progress(self) -> int:
+        """A number that changes when something is put or the queue is shut down."""
+        _, puts, _ = self._file.generations.snapshot()
+        return -1 if self._puts.ring.is_shut_down else puts
+
     def wait_for_item(self, deadline: float) -> bool:
         """Wait until `has_item`; False when the deadline passed first."""
 

@@ -275,6 +275,13 @@ class PutSide:
         gets, _, _ = self._file.generations.snapshot()
         return -1 if self.ring.is_shut_down else gets
 
+    def number_to_try(self) -> int:
+        """How many that put one item each had better try now, as far as `maxsize` tells."""
+        file = self._file
+        if file.max_bytes or not file.maxsize or self.ring.is_shut_down:
+            return EVERYBODY
+        return file.maxsize - file.generations.size()
+
     def wait_for_progress(self, seen: int, deadline: float) -> bool:
         """Wait until `progress` is no longer `seen`; False when the deadline passed first."""
 

@@ -655,7 +655,11 @@ def test_a_wake_up_for_a_loop_that_is_closed_is_passed_on() -> None:
     """Whoever waits there is told nothing any more, and somebody else who sleeps might have been."""
     woken, passed_on = threading.Event(), threading.Event()
     watch = async_waiters._Watch(
-        "watch", lambda _seen, _deadline: woken.wait(PATIENCE), lambda _seen: True, passed_on.set
+        "watch",
+        lambda _seen, _deadline: woken.wait(PATIENCE),
+        progress=lambda: 1,
+        number=lambda: 1,
+        pass_on=passed_on.set,
     )
     loop = asyncio.new_event_loop()
     loop.set_exception_handler(lambda _loop, _context: None)  # the task is dropped while it waits

@@ -1,0 +1,173 @@
+"""Coroutines that wait for a queue: who is told to try, and when."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from mpkit import BoundedQueue
+from mpkit._shm import async_waiters
+from tests.helpers.waiting import PATIENCE, wait_until
+
+
+class Side:
+    """What a watch looks at, with the numbers that a test wants."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.progress = 0
+        self.passed_on = 0
+        self.waited_for: list[int] = []
+        self._changed = threading.Condition()
+        self.watch = async_waiters._Watch(
+            "watch", self._wait, lambda: self.progress, lambda: self.number, self._pass_on
+        )
+
+    def change(self, number: int) -> None:
+        with self._changed:
+            self.number, self.progress = number, self.progress + 1
+            self._changed.notify_all()
+
+    def _wait(self, seen: int, _deadline: float) -> bool:
+        self.waited_for.append(seen)
+        with self._changed:
+            return self._changed.wait_for(lambda: self.progress != seen, 0.01)
+
+    def _pass_on(self) -> None:
+        self.passed_on += 1
+
+
+@pytest.fixture
+def side() -> Iterator[Side]:
+    side = Side()
+    yield side
+    side.watch.stop(lambda: None)
+
+
+async def settled() -> None:
+    """Let all that has been told be heard, and more that should not come."""
+    for _ in range(5):
+        await asyncio.sleep(0.02)
+
+
+def test_no_more_are_told_than_can_succeed(side: Side) -> None:
+    """All were, for each item: a thousand that wait cost 20 ms of computing for one item."""
+    told: list[int] = []
+
+    async def wait(number: int) -> None:
+        await side.watch.wait(0)
+        told.append(number)
+        # It takes what there is.
+        side.number -= 1
+
+    async def program() -> None:
+        tasks = [asyncio.create_task(wait(number)) for number in range(20)]
+        await settled()
+        assert told == []
+        side.change(1)
+        await asyncio.wait(tasks[:1], timeout=PATIENCE)
+        await settled()
+        assert told == [0]
+        side.change(3)
+        await asyncio.wait(tasks[1:4], timeout=PATIENCE)
+        await settled()
+        assert told == [0, 1, 2, 3], "in the order in which they came"
+        side.change(1000)
+        await asyncio.wait(tasks, timeout=PATIENCE)
+        assert told == list(range(20))
+
+    asyncio.run(program())
+    assert side.passed_on == 0
+
+
+def test_who_was_told_too_late_waits_for_the_next_progress(side: Side) -> None:
+    """Another process was quicker; the thread must not look again and again for what is gone."""
+
+    async def program() -> None:
+        task = asyncio.create_task(side.watch.wait(0))
+        await settled()
+        side.change(0)
+        gone = side.progress
+        await asyncio.to_thread(wait_until, lambda: side.waited_for[-1] == gone, "it knows")
+        side.change(1)
+        await asyncio.wait_for(task, PATIENCE)
+
+    asyncio.run(program())
+
+
+def test_a_loop_that_stands_still_holds_nobody_up(side: Side) -> None:
+    """Its coroutine has been told, and never tries."""
+    still = asyncio.new_event_loop()
+    stuck = still.create_task(side.watch.wait(0))
+    still.run_until_complete(asyncio.sleep(0))
+    wait_until(lambda: len(side.watch._waiters) == 1, "it waits")
+
+    async def program() -> None:
+        task = asyncio.create_task(side.watch.wait(0))
+        await settled()
+        side.change(1)
+        await asyncio.wait_for(task, PATIENCE)
+
+    try:
+        asyncio.run(program())
+    finally:
+        stuck.cancel()
+        still.run_until_complete(asyncio.gather(stuck, return_exceptions=True))
+        still.close()
+
+
+def test_who_is_cancelled_when_it_has_been_told_lets_another_one_try(side: Side) -> None:
+    async def program() -> None:
+        first = asyncio.create_task(side.watch.wait(0))
+        second = asyncio.create_task(side.watch.wait(0))
+        await settled()
+        told, real = asyncio.Event(), async_waiters._finish
+
+        def finish(future: asyncio.Future[None], error: BaseException | None) -> None:
+            real(future, error)
+            told.set()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(async_waiters, "_finish", finish)
+            side.change(1)
+            await asyncio.wait_for(told.wait(), PATIENCE)
+        first.cancel()
+        await asyncio.wait_for(second, PATIENCE)
+
+    asyncio.run(program())
+
+
+@pytest.mark.parametrize("takers", [1, 50])
+def test_all_items_arrive_whoever_waits(takers: int) -> None:
+    found: list[int] = []
+
+    async def take(queue: BoundedQueue[int]) -> None:
+        found.extend([item async for item in queue])
+
+    async def program(queue: BoundedQueue[Any]) -> None:
+        tasks = [asyncio.create_task(take(queue)) for _ in range(takers)]
+        await asyncio.sleep(0)
+        for number in range(200):
+            await queue.aput(number)
+            await asyncio.sleep(0)
+        queue.shutdown()
+        await asyncio.wait_for(asyncio.gather(*tasks), PATIENCE)
+
+    with BoundedQueue[int](10) as queue:
+        asyncio.run(program(queue))
+    assert sorted(found) == list(range(200))
+
+
+def test_all_that_wait_for_room_get_it() -> None:
+    async def program(queue: BoundedQueue[int]) -> list[int]:
+        puts = [asyncio.create_task(queue.aput(number)) for number in range(50)]
+        found = [await queue.aget() for _ in puts]
+        await asyncio.wait_for(asyncio.gather(*puts), PATIENCE)
+        return found
+
+    with BoundedQueue[int](1) as queue:
+        assert sorted(asyncio.run(program(queue))) == list(range(50))
