@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -197,6 +198,32 @@ def test_the_pool_goes_on_after_other_signals(
     assert step > 20
     pool.share(bytearray(100_000)).close()
     wait_until(lambda: pool.statistics().queued == pool.statistics().running == 0, "nothing is under way")
+
+
+@needs_a_trace_that_raises
+def test_ctrl_c_while_a_bar_is_noted_leaves_nothing_locked(pool: TaskPool) -> None:
+    """A `with` of this lock in the main thread would: the handler may run when the lock has just been taken."""
+    enters = InterruptibleLock.__enter__.__code__
+
+    def trace(frame: FrameType, _event: str, _arg: Any) -> Any:
+        return at_the_end if frame.f_code is enters else None
+
+    def at_the_end(_frame: FrameType, event: str, _arg: Any) -> Any:
+        if event == "return":
+            signal.raise_signal(signal.SIGINT)
+        return at_the_end
+
+    bar = Mock(is_shown=True)
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            pool._engine.has_bar(bar)
+    finally:
+        sys.settrace(before)
+    was_locked = pool._engine.dispatcher.lock.is_owned()
+    pool._engine.dispatcher.lock.unwind()
+    assert not was_locked
 
 
 #: They would not end within the time of any test.

@@ -92,7 +92,7 @@ class Engine:
         self._why_broken: MpkitError | None = None
         self._over = threading.Event()
         self.dropped = False
-        self._bars: list[weakref.ref[Progress]] = []
+        self._bars: set[weakref.ref[Progress]] = set()
         #: Until when the end waits for threads that have outcomes to tell; it does not wait yet.
         self.told_by: float = NEVER
         # Pickled before anything is created: what cannot be pickled leaves nothing behind.
@@ -580,8 +580,8 @@ class Engine:
     def has_bar(self, progress: Progress) -> None:
         """Close this progress bar at the end of the pool, should nobody have done so before."""
         if progress.is_shown:
-            with self.dispatcher.lock:
-                self._bars = [*(bar for bar in self._bars if bar() is not None), weakref.ref(progress)]
+            # Added, and taken out again with its bar, in one step each: this needs no lock.
+            self._bars.add(weakref.ref(progress, self._bars.discard))
 
     def over(self) -> None:
         """The last act of the supervisor's thread. Whatever happens here, `join` comes to an end."""
@@ -610,7 +610,7 @@ class Engine:
         """Close what is shown of an `imap` that somebody still holds: at the end of the program, when modules
         are half gone, tqdm cannot do it any more (on Python 3.13.0 it crashes).
         """
-        bars = [bar for reference in self._bars if (bar := reference()) is not None and bar.is_shown]
+        bars = [bar for reference in list(self._bars) if (bar := reference()) is not None and bar.is_shown]
         if bars:
             # Not in this thread: the terminal may take nothing, and the lock of all bars be held by a thread
             # which waits for this end in a signal's handler.
