@@ -202,7 +202,7 @@ def test_the_pool_goes_on_after_other_signals(
 
 @needs_a_trace_that_raises
 def test_ctrl_c_while_a_bar_is_noted_leaves_nothing_locked(pool: TaskPool) -> None:
-    """A `with` of this lock in the main thread would: the handler may run when the lock has just been taken."""
+    """A `with` of the lock in this thread would: the handler may run when it has just been taken."""
     enters = InterruptibleLock.__enter__.__code__
 
     def trace(frame: FrameType, _event: str, _arg: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import functools
 import gc
 import io
@@ -742,6 +743,60 @@ def test_the_attributes_of_a_subclass_travel() -> None:
         assert (type(again), again.name) == (NamedQueue, "orders")
         again.put(1)
         assert queue.get_nowait() == 1
+
+
+class SlottedQueue(BoundedQueue[Any]):
+    __slots__ = ("__private", "label", "unset")
+
+    def __init__(self, label: str) -> None:
+        super().__init__()
+        self.label = label
+        self.__private = label
+
+    def private(self) -> str:
+        return self.__private
+
+
+class SlottedFurtherQueue(SlottedQueue):
+    """One with a dictionary as well."""
+
+    note = "of the class"
+
+
+class QueueWithAState(BoundedQueue[Any]):
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread_lock = threading.Lock()
+        self.label = "mine"
+
+    def __getstate__(self) -> str:
+        return self.label
+
+    def __setstate__(self, label: str) -> None:
+        self.label = label
+        self.thread_lock = threading.Lock()
+
+
+def through_a_pickle(value: Any) -> Any:
+    return pickle.loads(pickle.dumps(value))
+
+
+@pytest.mark.parametrize("again", [through_a_pickle, copy.copy, copy.deepcopy])
+def test_attributes_travel_as_those_of_any_object(again: Callable[[Any], Any]) -> None:
+    with SlottedQueue("a") as slotted:
+        arrived = again(slotted)
+        assert (arrived.label, arrived.private(), hasattr(arrived, "unset")) == ("a", "a", False)
+    with SlottedFurtherQueue("b") as further:
+        further.note = "of this one"
+        arrived = again(further)
+        assert (arrived.label, arrived.private(), arrived.note) == ("b", "b", "of this one")
+    # What it has that cannot be pickled stays at home.
+    with QueueWithAState() as stateful:
+        arrived = again(stateful)
+        assert arrived.label == "mine"
+        assert not arrived.thread_lock.locked()
+        arrived.put(1)
+        assert stateful.get_nowait() == 1
 
 
 # --- threads ------------------------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ too late.
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
+from types import MemberDescriptorType
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from mpkit._platform.hints import without_type_arguments
@@ -74,10 +76,28 @@ class SharedHandle(Generic[S]):
         return "closed" if self._shared.closed else ""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Those of a class that somebody has derived: ours have no dictionary.
-        more = without_type_arguments(getattr(self, "__dict__", {}))
+        more = self._attributes()
         made = _arrive, (type(self), self._name, self._opened().mark_exported())
-        return (*made, more) if more else made
+        return made if more is None else (*made, more)
+
+    def _attributes(self) -> object:
+        """What a class that somebody has derived has put into it, as `object` would pickle that."""
+        kind = type(self)
+        own = getattr(kind, "__getstate__", None)
+        if own is not None and own is not getattr(object, "__getstate__", None):
+            return own(self)
+        # Ours have no dictionary.
+        more = without_type_arguments(getattr(self, "__dict__", {})) or None
+        slots = {name: getattr(self, name) for name in _derived_slots(kind) if hasattr(self, name)}
+        return (more, slots) if slots else more
+
+
+def _derived_slots(kind: type) -> Iterator[str]:
+    """Those of the classes that somebody has derived from one of ours."""
+    for base in kind.__mro__:
+        if "_shared_type" in vars(base):
+            return
+        yield from (name for name, value in vars(base).items() if isinstance(value, MemberDescriptorType))
 
 
 def checked_integer(name: str, value: object) -> int:
