@@ -182,6 +182,19 @@ def test_the_bar_of_an_iterator_that_is_held_ends_with_its_pool(monkeypatch: pyt
     assert shown.getvalue().endswith("\n")
 
 
+def test_the_bar_of_a_map_does_not_count_what_was_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", shown)
+    with TaskPool(1) as pool:
+        results: Any = pool.map_async(tasks.hang_unless_zero, ["0", "1", "2"], 1, progress=True)
+        wait_until(lambda: results.done() or results._progress._bar.n == 1, "the first one is shown")
+        pool.terminate()
+    with pytest.raises(TaskCancelled):
+        results.result(PATIENCE)
+    assert shown.getvalue().rstrip().rpartition("| ")[2].startswith("1/3 ")
+    assert shown.getvalue().endswith("\n")
+
+
 def test_closing_again_does_nothing(pool: TaskPool) -> None:
     results = iterator_of(pool, range(600))
     assert next(results) == 0

@@ -162,7 +162,7 @@ class MapHandle(TaskHandle[list[R]]):
                 self._sink.forget()
 
     def _note_pieces(self) -> tuple[int, bool]:
-        """Take note of what has been brought: how many items are new, and whether they are the last ones."""
+        """Take note of what has been brought: how many more items are done, and whether they were the last."""
         new = 0
         while self._brought:
             first, length, kind, data = self._brought.popleft()
@@ -176,7 +176,9 @@ class MapHandle(TaskHandle[list[R]]):
             self._has_failures = self._has_failures or payload.has_failures(kind, data)
             self._pieces[first] = (length, kind, data)
             self._missing -= length
-            new += length
+            # What was cancelled, with the pool, has not been done.
+            if not isinstance(data, TaskCancelled):
+                new += length
         return new, not self._missing and not self._is_settled()
 
     @override
