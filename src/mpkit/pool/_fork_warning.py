@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Generator
 from typing import Any, cast
@@ -18,6 +19,9 @@ from mpkit._platform.forks import in_forked_children
 # The group makes it unlike any filter of the application, which must not be removed in its place.
 _FILTER = ("ignore", re.compile("(?P<mpkit>.*fork.*)", re.IGNORECASE), DeprecationWarning, None, 0)
 
+# The latest block of a thread that has filters of its own.
+_of_this_thread = threading.local()
+
 
 @contextlib.contextmanager
 def without_fork_warning(method: str) -> Generator[None]:
@@ -26,8 +30,10 @@ def without_fork_warning(method: str) -> Generator[None]:
         yield
     elif getattr(sys.flags, "context_aware_warnings", False):
         # Filters are not shared with other threads.
-        with warnings.catch_warnings():
+        with contextlib.ExitStack() as block:
+            block.enter_context(warnings.catch_warnings())
             warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
+            _of_this_thread.block = block
             yield
     else:
         with _one_more_filter():
@@ -51,6 +57,10 @@ def _one_more_filter() -> Generator[None]:
 @in_forked_children
 def _take_away() -> None:
     """In the child, which never comes to the end of that block: its tasks shall be warned as ever."""
+    block = getattr(_of_this_thread, "block", None)
+    if block is not None:
+        # Does nothing where it is over.
+        block.close()
     with contextlib.suppress(ValueError):
         _filters().remove(_FILTER)
 

@@ -162,7 +162,7 @@ class MapHandle(TaskHandle[list[R]]):
                 self._sink.forget()
 
     def _note_pieces(self) -> tuple[int, bool]:
-        """Take note of what has been brought: how many more items are done, and whether they were the last."""
+        """Take note of what has been brought: how many more items are done, and whether that was the last."""
         new = 0
         while self._brought:
             first, length, kind, data = self._brought.popleft()
