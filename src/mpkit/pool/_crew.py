@@ -168,6 +168,7 @@ class Crew:
         return self.note_failure(
             f"process {lane.pid} {how}" + (f"\n{last_words}" if last_words else ""),
             killed=name is not None,
+            printed=name is None,
             initializing=self.is_initializing(lane),
         )
 
@@ -194,13 +195,20 @@ class Crew:
         return broken
 
     def note_failure(
-        self, how: str, *, killed: bool, may_pass: bool = False, initializing: bool = False
+        self,
+        how: str,
+        *,
+        killed: bool,
+        printed: bool = False,
+        may_pass: bool = False,
+        initializing: bool = False,
     ) -> PoolBroken | None:
         """A start-up has failed. The error, once there is no more hope.
 
         Args:
             how: What has happened.
             killed: By a signal.
+            printed: The worker has told on its standard error what was wrong.
             may_pass: It is nothing about the worker, and may be over in a moment.
             initializing: In the pool's initializer.
         """
@@ -225,7 +233,7 @@ class Crew:
                 f" It was running the initializer {name_of(self._options.initializer)}, which may be what "
                 "ended it (os._exit, os.abort, a crash in C code)."
             )
-        elif method != "fork" and self._failed >= MOST_FAILURES:
+        elif printed and method != "fork":
             text += (
                 f" The error itself was printed by the worker (standard error). A frequent cause: {_GUARD}."
                 f" Another: {_NOT_IMPORTABLE}."

@@ -604,9 +604,8 @@ def _outcome_of(handle: TaskHandle[R]) -> R:
     try:
         return handle.result()
     except BaseException:
-        # If it has ended, that is its own error. Else the waiting was interrupted.
-        if not handle.done():
-            handle.cancel()
+        # Its own error, and then this does nothing; or the waiting was interrupted.
+        handle.cancel()
         raise
 
 

@@ -375,7 +375,7 @@ class TaskHandle(Unsendable, Future[R]):
         return self.result(timeout)
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait until the task has ended or the time has run out; raises neither.
+        """Wait until the task has ended or the time has run out; raises neither its error nor `WaitTimeout`.
 
         Blocking: for `timeout` seconds at most; None: until the task has ended.
         """

@@ -50,5 +50,9 @@ def test_what_may_pass_is_tried_for_longer_and_told_as_what_it_is(error: Excepti
 def test_an_error_that_will_stay_breaks_the_pool_soon() -> None:
     crew = Crew(Mock(), Dispatcher(lambda: None), Mock(), None)
     for _ in range(MOST_FAILURES - 1):
-        assert crew.note_error(RuntimeError("an unguarded main module")) is None
-    assert "unguarded" in str(crew.note_error(RuntimeError("an unguarded main module")))
+        assert crew.note_error(ValueError("something else")) is None
+    broken = str(crew.note_error(ValueError("something else")))
+    assert "something else" in broken
+    # There was no worker that could have imported the main module, or printed anything.
+    assert "printed" not in broken
+    assert "__main__" not in broken
