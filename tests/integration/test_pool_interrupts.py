@@ -269,6 +269,16 @@ def test_what_nobody_can_ask_for_any_more_is_cancelled(
         assert not any(map(os.path.exists, paths[1:]))
 
 
+def test_no_further_item_begins_while_a_map_is_cancelled(tmp_path: Path) -> None:
+    with TaskPool(2) as pool:
+        handle = pool.map_async(touch_and_hang, [str(tmp_path / str(n)) for n in range(5000)], chunksize=1)
+        wait_until(lambda: len(os.listdir(tmp_path)) == 2, "two have begun")
+        assert handle.cancel()
+        for _ in range(2):
+            assert pool.submit(tasks.square, 5).result(PATIENCE) == 25
+    assert len(os.listdir(tmp_path)) == 2
+
+
 def is_there(pool: TaskPool, handle: TaskHandle[Any]) -> bool:
     return pool._engine.dispatcher.has_outcomes() or handle._is_settled()
 

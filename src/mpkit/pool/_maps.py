@@ -202,7 +202,8 @@ class MapHandle(TaskHandle[list[R]]):
         try:
             if self._settle(None, RAISED, TaskCancelled("the map was cancelled")):
                 self._progress.close()
-                for task in list(self._sink.tasks.values()):
+                # The last first: else those behind would begin in the place of those that run.
+                for task in reversed(list(self._sink.tasks.values())):
                     self._engine.cancel(task)
         except BaseException:
             # Ctrl-C: nobody would cancel the others.
