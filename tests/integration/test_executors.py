@@ -127,6 +127,20 @@ def test_ctrl_c_while_an_executor_is_shut_down_stops_its_tasks(
     assert waiting.cancelled()
 
 
+def test_no_further_task_begins_while_those_of_an_executor_are_cancelled(executor: Any) -> None:
+    waiting = [executor.submit(tell_and_wait, number) for number in range(5000)]
+    assert told() == "begun 0"
+
+    def use() -> None:
+        with executor:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        use()
+    assert all(future.cancelled() for future in waiting)
+    assert _told.empty()
+
+
 def test_a_map_checks_its_timeout(executor: Executor) -> None:
     assert list(executor.map(abs, [-1], timeout=10**400)) == [1]
     with pytest.raises(ValueError, match="nan"):
