@@ -182,6 +182,28 @@ def test_the_bar_of_an_iterator_that_is_held_ends_with_its_pool(monkeypatch: pyt
     assert shown.getvalue().endswith("\n")
 
 
+class Interrupted(BaseException):
+    """What the handler of a signal raises."""
+
+
+def test_a_handler_that_raises_while_a_bar_is_drawn_keeps_no_other_bar_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The others are drawn by threads of the pool: these would wait for the lock of all bars for ever."""
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    progress: Any = _progress.Progress(True, 3, "one")
+    progress._bar.mininterval = progress._bar.miniters = 0
+    with monkeypatch.context() as patch:
+        patch.setattr(_progress._bar_class(), "display", Mock(side_effect=Interrupted))
+        with pytest.raises(Interrupted):
+            progress.step(1)
+    thread = threading.Thread(target=lambda: _progress.Progress(True, 3, "two").close(), daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+    progress.close()
+
+
 def test_the_bar_of_a_map_does_not_count_what_was_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = io.StringIO()
     monkeypatch.setattr(sys, "stderr", shown)

@@ -40,8 +40,8 @@ class Progress:
                 # Interrupted in the middle, it would keep the lock of all bars.
                 with deferred_interrupts():
                     self._bar = bar_class(total=total, desc=what)
-            except Exception as error:  # noqa: BLE001  whatever it is, the work is done without a bar
-                _bar_failed(error)
+            except BaseException as error:  # noqa: BLE001  the work is done without a bar
+                _bar_stopped(error)
 
     @property
     def is_shown(self) -> bool:
@@ -75,9 +75,9 @@ class Progress:
             if self._is_over:
                 self._bar = None
                 bar.close()
-        except Exception as error:  # noqa: BLE001  see above
+        except BaseException as error:  # noqa: BLE001  see above
+            _bar_stopped(error)
             self._bar = None
-            _bar_failed(error)
 
 
 @functools.cache
@@ -89,7 +89,7 @@ def _bar_class() -> type[Any]:
     """
     from tqdm.auto import tqdm  # noqa: PLC0415  an extra
 
-    lock_class: Any = importlib.import_module("tqdm.std").TqdmDefaultWriteLock
+    lock_class = _lock_class()
     if not hasattr(lock_class, "mp_lock"):
         # By itself it makes one by way of `multiprocessing.RLock`, which settles the application's start
         # method on the platform's default. It does without where there can be none.
@@ -111,6 +111,27 @@ def _bar_class() -> type[Any]:
                 _bar_failed(error)
 
     return Bar
+
+
+def _lock_class() -> Any:
+    return importlib.import_module("tqdm.std").TqdmDefaultWriteLock
+
+
+def _bar_stopped(error: BaseException) -> None:
+    """Something was raised in the middle of tqdm, by itself or by the handler of another signal than SIGINT.
+
+    Then it keeps the lock of all bars, and the pool's own threads, which draw bars, too, would wait for it.
+    """
+    lock_of_all = _bar_class().get_lock()
+    # Two recursive ones in one, for processes and for threads. Each says by an error that this thread has it
+    # no more. One that the program has set may be any.
+    for lock in lock_of_all.locks if isinstance(lock_of_all, _lock_class()) else ():
+        with contextlib.suppress(AssertionError, RuntimeError):
+            while True:
+                lock.release()
+    if not isinstance(error, Exception):
+        raise error
+    _bar_failed(error)
 
 
 def _bar_failed(error: Exception) -> None:
