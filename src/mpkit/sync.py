@@ -255,15 +255,16 @@ class LockedCounter(SharedHandle[CounterFile]):
         shared = self._opened()
         shared.lock.refuse_reentry()
         try:
-            shared.lock.acquire(None)
-            self._compound = CompoundUpdate(shared)
-        except BaseException:
             try:
+                shared.lock.acquire(None)
+                self._compound = CompoundUpdate(shared)
+                return self._compound
+            except BaseException:
                 shared.lock.unwind()
-            finally:
-                shared.lock.unwind()
+                raise
+        except BaseException:
+            shared.lock.unwind()
             raise
-        return self._compound
 
     def __exit__(
         self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import gc
+import itertools
 import multiprocessing
 import os
 import signal
@@ -23,7 +24,7 @@ import pytest
 
 from mpkit._platform.build import FREE_THREADED
 from mpkit._platform.interruptible_lock import InterruptibleLock
-from mpkit.errors import TaskCancelled
+from mpkit.errors import ClosedError, TaskCancelled
 from mpkit.pool import TaskHandle, TaskPool, _crew
 from mpkit.pool._engine import Engine
 from tests.contract import pool_tasks as tasks
@@ -402,6 +403,25 @@ class InterruptsWhenPickled:
     def __reduce__(self) -> tuple[type[object], tuple[()]]:
         signal.raise_signal(signal.SIGINT)
         return object, ()
+
+
+@needs_a_trace_that_raises
+def test_an_interrupt_while_a_closed_pool_refuses_a_task_leaves_nothing_locked() -> None:
+    """Python 3.10 looks for signals where an `except` begins: just before the lock was to be given back."""
+    with TaskPool(1) as pool:
+        pool.close()
+        lock = pool._engine.dispatcher.lock
+
+        def refused() -> None:
+            with contextlib.suppress(ClosedError):
+                pool.submit(abs, 1)
+
+        for step in itertools.count():
+            reached = interrupt_at(step, refused)
+            assert not lock.is_owned(), f"at step {step}"
+            if not reached:
+                break
+        assert step > 10
 
 
 def test_an_interrupt_while_a_pool_is_made_leaves_none() -> None:

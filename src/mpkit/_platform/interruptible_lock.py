@@ -20,14 +20,17 @@ class InterruptibleLock:
     and where each call counts, its body in line::
 
         try:
-            lock.acquire()
-            ...
-            lock.release()
-        except BaseException:
             try:
+                lock.acquire()
+                ...
+                lock.release()
+            except BaseException:
                 lock.unwind()
-            finally:
-                lock.unwind()  # should the interrupt have come in the middle of the first one
+                raise
+        except BaseException:
+            # Should an interrupt have come in the middle of the first one; or just before it, after an error
+            # of what was done (on Python 3.10, which looks for signals where an `except` begins).
+            lock.unwind()
             raise
 
     Args:
@@ -57,14 +60,15 @@ class InterruptibleLock:
             # In the middle of something (a `__del__`, say): that gives it back, whatever is raised here.
             return function(*args, **kwargs)
         try:
-            self.acquire()
-            result = function(*args, **kwargs)
-            self.release()
-        except BaseException:
             try:
+                self.acquire()
+                result = function(*args, **kwargs)
+                self.release()
+            except BaseException:
                 self.unwind()
-            finally:
-                self.unwind()
+                raise
+        except BaseException:
+            self.unwind()
             raise
         return result
 
@@ -78,15 +82,16 @@ class InterruptibleLock:
         if self.is_owned():
             return (function(*args, **kwargs),)
         try:
-            if not self.acquire(timeout=-1 if seconds is None else min(seconds, threading.TIMEOUT_MAX)):
-                return None
-            result = function(*args, **kwargs)
-            self.release()
-        except BaseException:
             try:
+                if not self.acquire(timeout=-1 if seconds is None else min(seconds, threading.TIMEOUT_MAX)):
+                    return None
+                result = function(*args, **kwargs)
+                self.release()
+            except BaseException:
                 self.unwind()
-            finally:
-                self.unwind()
+                raise
+        except BaseException:
+            self.unwind()
             raise
         return (result,)
 

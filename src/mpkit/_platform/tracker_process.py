@@ -29,8 +29,13 @@ def start_tracker() -> None:
     tracker: Any = vars(resource_tracker)["_resource_tracker"]
     if tracker._fd is not None:
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGQUIT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
-        resource_tracker.ensure_running()
+        try:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGQUIT})
+            resource_tracker.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
     finally:
+        # Whenever a signal handler raises: this thread, and its children, must not keep them blocked.
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

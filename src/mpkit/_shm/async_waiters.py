@@ -70,6 +70,8 @@ class _Watch:
         self._progress = progress
         self._number = number
         self._pass_on = pass_on
+        # A fork leaves the thread behind, and perhaps the lock taken.
+        self._pid = os.getpid()
         self._condition = threading.Condition()
         # The same lock, for the threads of event loops: where Ctrl-C may come.
         self._lock = seam.InterruptibleLock(self._condition)
@@ -88,12 +90,16 @@ class _Watch:
             if not stopped:
                 await waiter.future
         except asyncio.CancelledError:
-            if self._lock.run(self._is_told, waiter):
+            if self._end(waiter):
                 # And not going to try: somebody else who sleeps might have been told instead.
                 self._pass_on()
             raise
         finally:
-            self._lock.run(self._leave, waiter)
+            self._end(waiter)
+
+    def _end(self, waiter: _Waiter) -> bool:
+        """It waits no longer; whether it has been told. In a forked child, where it only goes, nothing."""
+        return self._pid == os.getpid() and self._lock.run(self._leave, waiter)
 
     def _enter(self, waiter: _Waiter) -> bool:
         """Have the thread wait for it, too; whether that has been stopped."""
@@ -108,15 +114,14 @@ class _Watch:
         self._condition.notify()
         return self._stopped
 
-    def _is_told(self, waiter: _Waiter) -> bool:
-        return waiter not in self._waiters
-
-    def _leave(self, waiter: _Waiter) -> None:
+    def _leave(self, waiter: _Waiter) -> bool:
+        was_told = waiter not in self._waiters
         self._waiters.pop(waiter, None)
         if waiter in self._trying:
             # It tries now: nothing comes between this and its next step.
             del self._trying[waiter]
             self._condition.notify()
+        return was_told
 
     def stop(self, nudge: Callable[[], object]) -> None:
         thread = self._lock.run(self._stop)

@@ -64,38 +64,36 @@ class CounterFile(SharedObject):
         """Add and return the new value; OverflowError leaves the old one."""
         lock = self.lock
         try:
-            # The body of RobustLock.try_acquire and release in line, for the common case.
-            if lock.local_acquire(False):
-                words, value = self.words, lock.value
-                words[lock.at] = value + 1
-                if lock.permit_acquire(False) or lock.try_some_more():
-                    signed = self.signed
-                    total = signed[VALUE] + number
-                    # Out of range this raises ValueError before it stores anything.
-                    signed[VALUE] = total
-                    lock.permit_release()
-                    lock.value = words[lock.at] = value + COMPLETED
-                    lock.local_release()
-                    # The release above was the barrier between our value and this look (see sleepers).
-                    if words[SLEPT] != self._quiet:
-                        self._wake()
-                    return total
-                lock.step_out(value)
-                lock.local_release()
-        except ValueError as error:
             try:
+                # The body of RobustLock.try_acquire and release in line, for the common case.
+                if lock.local_acquire(False):
+                    words, value = self.words, lock.value
+                    words[lock.at] = value + 1
+                    if lock.permit_acquire(False) or lock.try_some_more():
+                        signed = self.signed
+                        total = signed[VALUE] + number
+                        # Out of range this raises ValueError before it stores anything.
+                        signed[VALUE] = total
+                        lock.permit_release()
+                        lock.value = words[lock.at] = value + COMPLETED
+                        lock.local_release()
+                        # The release above was the barrier between our value and this look (see sleepers).
+                        if words[SLEPT] != self._quiet:
+                            self._wake()
+                        return total
+                    lock.step_out(value)
+                    lock.local_release()
+            except ValueError as error:
                 lock.unwind()
-            finally:
+                # One with a further frame is that of a signal handler. (Another `try` around the store would
+                # be more to pass through each time, and the stored value may be another's by now.)
+                if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+                    raise
+            except BaseException:
                 lock.unwind()
-            # One with a further frame is that of a signal handler. (Another `try` around the store would be
-            # more to pass through each time, and the stored value may be another's by now.)
-            if error.__traceback__ is None or error.__traceback__.tb_next is not None:
                 raise
         except BaseException:
-            try:
-                lock.unwind()
-            finally:
-                lock.unwind()
+            lock.unwind()
             raise
         # Which also says what is out of range.
         return self._update(lambda value: value + number)[1]

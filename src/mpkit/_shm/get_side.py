@@ -87,40 +87,41 @@ class GetSide:
         lock = self._lock
         data: Record | None = None
         try:
-            if not lock.local_acquire(False):
-                return None
-            words = self._words
-            value = lock.value
-            words[lock.at] = value + 1
-            if not lock.permit_acquire(False) and not lock.try_some_more():
-                lock.step_out(value)
-                lock.local_release()
-                return None
-            if words[GET_GENERATION] == self._generation:
-                ring = self._ring
-                head, tail = ring[RING_HEAD], ring[RING_TAIL]
-                if head != tail:
-                    if not TOTAL_STORE_ORDER:
-                        full_fence()
-                    index = head & INDEX_MASK
-                    size = ring[RING_RECORDS + index]
-                    if size < BIG:
-                        at = self._base + (index << 3) + 8
-                        data = self._mm[at : at + size]
-                        head += ONE + ((size + 15) >> 3)
+            try:
+                if not lock.local_acquire(False):
+                    return None
+                words = self._words
+                value = lock.value
+                words[lock.at] = value + 1
+                if not lock.permit_acquire(False) and not lock.try_some_more():
+                    lock.step_out(value)
+                    lock.local_release()
+                    return None
+                if words[GET_GENERATION] == self._generation:
+                    ring = self._ring
+                    head, tail = ring[RING_HEAD], ring[RING_TAIL]
+                    if head != tail:
                         if not TOTAL_STORE_ORDER:
                             full_fence()
-                        ring[RING_HEAD] = head if head < COUNT_LIMIT else head - COUNT_LIMIT
-                    else:
-                        data = self._take_from(head, tail, 1)[0]
-            lock.permit_release()
-            lock.value = words[lock.at] = value + COMPLETED
-            lock.local_release()
+                        index = head & INDEX_MASK
+                        size = ring[RING_RECORDS + index]
+                        if size < BIG:
+                            at = self._base + (index << 3) + 8
+                            data = self._mm[at : at + size]
+                            head += ONE + ((size + 15) >> 3)
+                            if not TOTAL_STORE_ORDER:
+                                full_fence()
+                            ring[RING_HEAD] = head if head < COUNT_LIMIT else head - COUNT_LIMIT
+                        else:
+                            data = self._take_from(head, tail, 1)[0]
+                lock.permit_release()
+                lock.value = words[lock.at] = value + COMPLETED
+                lock.local_release()
+            except BaseException:
+                lock.unwind()
+                raise
         except BaseException:
-            try:
-                lock.unwind()
-            finally:
-                lock.unwind()
+            lock.unwind()
             raise
         # The release above was the barrier between our head and this look (see sleepers).
         if data is not None and words[ROOM_SLEPT] != self._quiet:
@@ -289,16 +290,16 @@ class GetSide:
         self._words[DISCARD_DONE] = self._words[DONE]
         gets, _, _ = self._file.generations.snapshot()
         try:
-            self._words[DISCARD_FROM] = gets + 1
-            with contextlib.suppress(QueueShutDown):
-                while self._take(1 << 16):
-                    pass
-        finally:
-            # Left undone by an interrupt, what others take later would count as thrown away.
             try:
-                self.repair()
+                self._words[DISCARD_FROM] = gets + 1
+                with contextlib.suppress(QueueShutDown):
+                    while self._take(1 << 16):
+                        pass
             finally:
                 self.repair()
+        finally:
+            # Left undone by an interrupt, what others take later would count as thrown away.
+            self.repair()
         return self._file.done.due(EVERYBODY)
 
     def _task_done_locked(self, number: int) -> int | None:

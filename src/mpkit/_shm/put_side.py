@@ -67,47 +67,48 @@ class PutSide:
         """
         lock = self._lock
         try:
-            if not lock.local_acquire(False):
-                return False
-            words = self._words
-            value = lock.value
-            words[lock.at] = value + 1
-            if not lock.permit_acquire(False) and not lock.try_some_more():
-                lock.step_out(value)
-                lock.local_release()
-                return False
-            done = False
-            ring = self.ring
-            if words[PUT_GENERATION] == ring.generation:
-                ring_words = ring.words
-                size = len(data)
-                length = (size + 15) >> 3
-                tail = ring_words[RING_TAIL]
-                if tail != ring.tail or length > ring.room or ring.left <= 0:
-                    tail = ring.tail_for(tail, length, length << 3)
-                    if ring.left <= 0:
-                        tail = FULL
-                if tail >= 0:
-                    index = tail & INDEX_MASK
-                    ring_words[RING_RECORDS + index] = size
-                    at = ring.base + (index << 3) + 8
-                    ring.mm[at : at + size] = data
-                    tail += ONE + length
-                    ring.room -= length
-                    ring.left -= 1
-                    ring.tail = tail
-                    if not TOTAL_STORE_ORDER:
-                        full_fence()
-                    ring_words[RING_TAIL] = tail
-                    done = True
-            lock.permit_release()
-            lock.value = words[lock.at] = value + COMPLETED
-            lock.local_release()
-        except BaseException:
             try:
+                if not lock.local_acquire(False):
+                    return False
+                words = self._words
+                value = lock.value
+                words[lock.at] = value + 1
+                if not lock.permit_acquire(False) and not lock.try_some_more():
+                    lock.step_out(value)
+                    lock.local_release()
+                    return False
+                done = False
+                ring = self.ring
+                if words[PUT_GENERATION] == ring.generation:
+                    ring_words = ring.words
+                    size = len(data)
+                    length = (size + 15) >> 3
+                    tail = ring_words[RING_TAIL]
+                    if tail != ring.tail or length > ring.room or ring.left <= 0:
+                        tail = ring.tail_for(tail, length, length << 3)
+                        if ring.left <= 0:
+                            tail = FULL
+                    if tail >= 0:
+                        index = tail & INDEX_MASK
+                        ring_words[RING_RECORDS + index] = size
+                        at = ring.base + (index << 3) + 8
+                        ring.mm[at : at + size] = data
+                        tail += ONE + length
+                        ring.room -= length
+                        ring.left -= 1
+                        ring.tail = tail
+                        if not TOTAL_STORE_ORDER:
+                            full_fence()
+                        ring_words[RING_TAIL] = tail
+                        done = True
+                lock.permit_release()
+                lock.value = words[lock.at] = value + COMPLETED
+                lock.local_release()
+            except BaseException:
                 lock.unwind()
-            finally:
-                lock.unwind()
+                raise
+        except BaseException:
+            lock.unwind()
             raise
         # The release above was the barrier between our tail and this look (see sleepers).
         if done and words[ITEMS_SLEPT] != self._quiet:

@@ -37,7 +37,8 @@ class Writing:
 
     def __del__(self, forget: Callable[[int, None], object] = _under_way.pop) -> None:
         # Only to keep the table small, should an interrupt come just now: what counts is the reference.
-        forget(self.serial, None)
+        # It may have come before there was a serial, too.
+        forget(getattr(self, "serial", -1), None)
 
 
 def _is_under_way(serial: int) -> bool:

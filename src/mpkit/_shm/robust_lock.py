@@ -224,15 +224,18 @@ class RobustLock:
         if self.held_here():
             raise RuntimeError(self.reentered)
         try:
-            if not self.acquire(deadline):
-                return None
-            result = function(*args, **kwargs)
-            self.release()
-        except BaseException:
             try:
+                if not self.acquire(deadline):
+                    return None
+                result = function(*args, **kwargs)
+                self.release()
+            except BaseException:
                 self.unwind()
-            finally:
-                self.unwind()  # should the interrupt have come in the middle of the first one
+                raise
+        except BaseException:
+            # Should an interrupt have come in the middle of the first one, or, after an error of the
+            # function, just before it.
+            self.unwind()
             raise
         return result
 

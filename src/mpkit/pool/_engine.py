@@ -208,36 +208,42 @@ class Engine:
             self.collector.do_later(functools.partial(self._submit_later, task))
             return task
         try:
-            lock.acquire()
-            if self.state is not RUNNING:
-                self._refuse()
-            room = self.room
-            # Callbacks do not wait: those of all other tasks would wait with them.
-            if room is not None and room.is_short() and not self.collector.is_current_thread():
-                room.wait(self.check_usable)
-            lane = dispatcher.submit(task)
-            lock.release()
-            if lane is not None:
-                dispatcher.nudge(lane)
-        except BaseException as error:
             try:
-                if self.room is not None:
-                    self.room.leave()
-            finally:
-                try:
-                    lock.unwind()
-                finally:
-                    lock.unwind()
-            if not isinstance(error, MpkitError):
-                # Ctrl-C, perhaps between a task and its count, or before its worker knew.
-                dispatcher.note_interruption()
-                self.collector.wake()
+                lock.acquire()
+                if self.state is not RUNNING:
+                    self._refuse()
+                room = self.room
+                # Callbacks do not wait: those of all other tasks would wait with them.
+                if room is not None and room.is_short() and not self.collector.is_current_thread():
+                    room.wait(self.check_usable)
+                lane = dispatcher.submit(task)
+                lock.release()
+                if lane is not None:
+                    dispatcher.nudge(lane)
+            except BaseException as error:
+                self._end_submit(error)
+                raise
+        except BaseException as error:
+            # See `InterruptibleLock`.
+            self._end_submit(error)
             raise
         if options.timeout is not None or self.supervisor.looks_at == NEVER:
             self._look_after_limit(options.timeout)
         if lane is None and dispatcher.is_look_due():
             self.collector.work()
         return task
+
+    def _end_submit(self, error: BaseException) -> None:
+        """A `submit` that fails leaves nothing taken; may be done again."""
+        try:
+            if self.room is not None:
+                self.room.leave()
+        finally:
+            self.dispatcher.lock.unwind()
+        if not isinstance(error, MpkitError):
+            # Ctrl-C, perhaps between a task and its count, or before its worker knew.
+            self.dispatcher.note_interruption()
+            self.collector.wake()
 
     def _submit_later(self, task: Task) -> None:
         """Submit a task of a signal handler or a `__del__`, in the collector's thread."""

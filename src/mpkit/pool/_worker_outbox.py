@@ -37,18 +37,19 @@ class Outbox:
             self._late.append(record)
             return
         try:
-            lock.acquire()
-            if not self._ring.try_put(record):
-                self._put_when_room(record)
-            while self._late:
-                self._put_when_room(self._late.pop(0))
-            lock.release()
-        except BaseException:
-            # A signal handler of the task, say.
             try:
+                lock.acquire()
+                if not self._ring.try_put(record):
+                    self._put_when_room(record)
+                while self._late:
+                    self._put_when_room(self._late.pop(0))
+                lock.release()
+            except BaseException:
+                # A signal handler of the task, say.
                 lock.unwind()
-            finally:
-                lock.unwind()
+                raise
+        except BaseException:
+            lock.unwind()
             raise
 
     def put_log(self, record: bytes) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import multiprocessing.util
 import os
 import secrets
@@ -18,6 +20,7 @@ import pytest
 
 from mpkit._platform import seam, signal_handlers
 from tests.helpers.processes import run_python
+from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
 
 mp_util: Any = multiprocessing.util
 
@@ -212,9 +215,34 @@ def test_an_interruptible_lock_knows_its_owner() -> None:
     assert taken == [False, True, True]
 
 
-@pytest.mark.parametrize(
+either_way = pytest.mark.parametrize(
     "run", [seam.InterruptibleLock.run, lambda lock, function: lock.run_within(None, function)]
 )
+
+
+@needs_a_trace_that_raises
+@either_way
+def test_an_interrupt_while_an_error_passes_leaves_an_interruptible_lock_free(
+    run: Callable[[seam.InterruptibleLock, Callable[[], object]], object],
+) -> None:
+    lock = seam.InterruptibleLock()
+
+    def fail() -> None:
+        raise KeyError
+
+    def work() -> None:
+        with contextlib.suppress(KeyError):
+            run(lock, fail)
+
+    for step in itertools.count():
+        interrupted = interrupt_at(step, work, traced=("interruptible_lock.py",))
+        assert not lock.is_owned(), f"at step {step}"
+        if not interrupted:
+            break
+    assert step > 5
+
+
+@either_way
 def test_an_error_in_the_middle_takes_an_interruptible_lock_from_nobody(
     run: Callable[[seam.InterruptibleLock, Callable[[], object]], object],
 ) -> None:

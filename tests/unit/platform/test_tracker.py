@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import signal
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 
-from mpkit._platform import seam, tracker
+from mpkit._platform import seam, tracker, tracker_process
 from mpkit._shm.semaphore import Semaphore
 from tests.helpers.processes import forked
+from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
 from tests.helpers.waiting import PATIENCE
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is none on Windows")
@@ -90,3 +94,22 @@ def test_a_fork_while_another_thread_talks_to_it_leaves_no_lock_behind() -> None
     finally:
         go_on.set()
         thread.join(PATIENCE)
+
+
+@needs_a_trace_that_raises
+def test_an_exception_of_a_signal_handler_at_its_start_leaves_no_signal_blocked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A program, and all that it started, did not end with its terminal any more."""
+    from multiprocessing import resource_tracker  # POSIX only
+
+    monkeypatch.setattr(resource_tracker, "_resource_tracker", SimpleNamespace(_fd=None))
+    monkeypatch.setattr(resource_tracker, "ensure_running", lambda: None)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    for step in itertools.count():
+        interrupted = interrupt_at(step, tracker_process.start_tracker, traced=("tracker_process.py",))
+        blocked = signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        assert blocked == before, f"at step {step}"
+        if not interrupted:
+            break
+    assert step > 5

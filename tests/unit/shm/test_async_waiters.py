@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 
 from mpkit import BoundedQueue
 from mpkit._shm import async_waiters
+from tests.helpers.processes import forked
 from tests.helpers.waiting import PATIENCE, wait_until
 
 
@@ -137,6 +140,36 @@ def test_who_is_cancelled_when_it_has_been_told_lets_another_one_try(side: Side)
             await asyncio.wait_for(told.wait(), PATIENCE)
         first.cancel()
         await asyncio.wait_for(second, PATIENCE)
+
+    asyncio.run(program())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_coroutine_that_goes_in_a_forked_child_waits_for_no_lock_of_the_parent(side: Side) -> None:
+    """A child that ended in good order hung there, if the thread was just telling somebody at the fork."""
+    waiting = side.watch.wait(0)
+    telling, go_on = threading.Event(), threading.Event()
+
+    def tell() -> None:
+        with side.watch._condition:
+            telling.set()
+            go_on.wait(PATIENCE)
+
+    def child() -> None:
+        signal.alarm(round(PATIENCE))
+        waiting.close()
+
+    async def program() -> None:
+        waiting.send(None)
+        thread = threading.Thread(target=tell)
+        thread.start()
+        telling.wait(PATIENCE)
+        try:
+            assert forked(child) == 0
+        finally:
+            go_on.set()
+            thread.join()
+        waiting.close()
 
     asyncio.run(program())
 

@@ -17,7 +17,7 @@ from mpkit._platform import identity
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._shm import regions as regions_module
 from mpkit._shm.places import offset_of, size_of
-from mpkit._shm.region_uses import UseIsOver
+from mpkit._shm.region_uses import UseIsOver, Writing
 from mpkit._shm.regions import (
     DROPPED,
     ENTRY_WORDS,
@@ -512,3 +512,8 @@ def test_the_system_is_asked_once_about_who_has_many_regions(
         belongs_to(regions, number, process)
     assert regions._reclaim(UseIsOver(gets=10, puts=15, first=3, last=4)) == 4
     assert sorted(asked) == sorted([alive, dead])
+
+
+def test_a_writing_that_was_interrupted_before_it_began_goes_quietly() -> None:
+    """Ctrl-C at the first step of putting a big item printed an AttributeError as well."""
+    Writing.__new__(Writing)

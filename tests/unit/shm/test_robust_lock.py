@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from mpkit import BoundedQueue, LockedCounter
 from mpkit._shm import robust_lock
 from mpkit._shm.counter_file import CounterFile
 from mpkit._shm.robust_lock import ATTEMPTS, COMPLETED, INSIDE, RobustLock
-from mpkit.errors import ClosedError
+from mpkit.errors import ClosedError, QueueShutDown
+from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
 from tests.helpers.waiting import PATIENCE, wait_until
 from tests.unit.shm.others import Call, Holder, dead_process, living_stranger, permits
 
@@ -106,6 +110,58 @@ def test_run_gives_the_lock_back_whatever_the_function_does(shared: CounterFile,
     assert lock.run(time.monotonic(), lambda: True) is None
     other.release()
     assert lock.run(time.monotonic(), lambda: True)
+
+
+def shut_down_queue() -> BoundedQueue[int]:
+    queue = BoundedQueue[int]()
+    queue.shutdown()
+    return queue
+
+
+@needs_a_trace_that_raises
+@pytest.mark.parametrize(
+    "make, use, error",
+    [
+        pytest.param(shut_down_queue, lambda queue: queue.get(), QueueShutDown, id="get"),
+        pytest.param(shut_down_queue, lambda queue: queue.put(1), QueueShutDown, id="put"),
+        pytest.param(
+            lambda: LockedCounter(2**63 - 1), lambda counter: counter.add(), OverflowError, id="counter"
+        ),
+    ],
+)
+def test_an_interrupt_while_an_error_passes_leaves_nothing_taken(
+    make: Callable[[], BoundedQueue[int] | LockedCounter],
+    use: Callable[[object], object],
+    error: type[Exception],
+) -> None:
+    """Python 3.10 looks for signals where an `except` begins: just before the lock was to be given back."""
+    with contextlib.closing(make()) as shared:
+        locks = shared._opened().locks
+
+        def fail() -> None:
+            with contextlib.suppress(error):
+                use(shared)
+
+        fail()
+        for step in itertools.count():
+            interrupted = interrupt_at(step, fail)
+            assert not [lock for lock in locks if lock.held_here()], f"at step {step}"
+            if not interrupted:
+                break
+        assert step > 20
+
+
+@needs_a_trace_that_raises
+def test_an_interrupt_at_entering_a_compound_update_leaves_nothing_taken() -> None:
+    with contextlib.closing(LockedCounter()) as counter:
+        counter.add()
+        for step in itertools.count():
+            interrupted = interrupt_at(step, counter.__enter__)
+            assert counter._opened().lock.held_here() is not interrupted, f"at step {step}"
+            if not interrupted:
+                break
+        counter.__exit__(None, None, None)
+        assert step > 10
 
 
 def test_another_thread_is_not_refused_but_waits(lock: RobustLock) -> None:
