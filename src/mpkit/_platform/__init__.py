@@ -22,7 +22,7 @@
 - `deferred_handlers`: keeping the handlers of other signals out of a fork
 - `anonymous`: files without a name
 - `positioned`: reading and writing at an offset
-- `private_maps`: mapping a file for this process alone
+- `file_maps`: mapping files
 - `descriptors`: whether one still is what it was
 - `tracker`: the resource tracker of multiprocessing
 - `families`: the descendants of a process, and how to end them

@@ -13,9 +13,9 @@ from typing import Any
 
 from mpkit._platform import seam
 from mpkit._platform.descriptors import file_behind, is_still
+from mpkit._platform.file_maps import map_privately
 from mpkit._platform.hints import override
 from mpkit._platform.positioned import read_at, write_at
-from mpkit._platform.private_maps import map_privately
 
 __all__ = ["AnonymousFile"]
 

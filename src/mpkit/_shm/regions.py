@@ -48,10 +48,11 @@ from typing import TypeAlias
 
 from mpkit._platform import identity
 from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
+from mpkit._platform.file_maps import MAP_HAS_DESCRIPTOR, map_file
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._shm.borrowers import Borrowers
 from mpkit._shm.places import offset_of, place_at, size_of
-from mpkit._shm.segment import MAP_HAS_DESCRIPTOR, PAGE, Segment, exhausted, map_file, reserve, round_up
+from mpkit._shm.segment import PAGE, Segment, exhausted, reserve, round_up
 from mpkit.errors import ClosedError
 
 ENTRY_WORDS = 8

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
 from mpkit._platform import identity, use_marks
+from mpkit._platform.file_maps import map_file
 from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._platform.positioned import write_at
 from mpkit._shm import names
@@ -25,11 +26,8 @@ from mpkit._shm.names import PREFIX, SHM_DIRECTORY
 from mpkit.errors import HandleLost, SharedMemoryExhausted
 
 PAGE = mmap.ALLOCATIONGRANULARITY
-#: Whether each mapping has a descriptor of its own, which nobody here needs.
-MAP_HAS_DESCRIPTOR = sys.version_info < (3, 13)
 
 __all__ = [
-    "MAP_HAS_DESCRIPTOR",
     "PAGE",
     "PREFIX",
     "SHM_DIRECTORY",
@@ -37,7 +35,6 @@ __all__ = [
     "check_private",
     "create_file",
     "exhausted",
-    "map_file",
     "raise_refusal",
     "reserve",
     "round_up",
@@ -254,16 +251,6 @@ def _sweep_once(directory: str) -> None:
     from mpkit._shm import sweep  # noqa: PLC0415  most processes never have one
 
     sweep.sweep_once(directory)
-
-
-def map_file(fd: int, size: int, offset: int = 0) -> mmap.mmap:
-    """Map `size` bytes of the file from `offset` on, shared and writable."""
-    if sys.platform == "win32":
-        return mmap.mmap(fd, size, access=mmap.ACCESS_WRITE, offset=offset)
-    flags, rights = mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE
-    if sys.version_info >= (3, 13):
-        return mmap.mmap(fd, size, flags, rights, offset=offset, trackfd=False)
-    return mmap.mmap(fd, size, flags, rights, offset=offset)
 
 
 def reserve(fd: int, offset: int, size: int) -> None:

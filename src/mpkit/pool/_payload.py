@@ -19,8 +19,8 @@ import pickle
 import sys
 from typing import Any, cast
 
+from mpkit._platform.file_maps import map_privately, map_read_only
 from mpkit._platform.identity import ProcessIdentity
-from mpkit._platform.private_maps import map_privately, map_read_only
 from mpkit._shm import names
 from mpkit._shm.blob import Blob
 from mpkit._shm.segment import PREFIX, SHM_DIRECTORY, check_private, raise_refusal

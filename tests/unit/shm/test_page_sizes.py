@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from mpkit import BoundedQueue
+from mpkit._platform import file_maps
 from mpkit._shm import places, queue_file, regions, segment
 
 
@@ -19,7 +20,7 @@ def page(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int
     size: int = request.param
     if size <= segment.PAGE:
         pytest.skip("pages are larger here anyway")
-    real = segment.map_file
+    real = file_maps.map_file
 
     def map_file(fd: int, length: int, offset: int = 0) -> mmap.mmap:
         if offset % size:

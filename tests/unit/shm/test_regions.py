@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from mpkit._platform import identity
+from mpkit._platform.file_maps import map_file
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._shm import regions as regions_module
 from mpkit._shm.places import offset_of, size_of
@@ -33,7 +34,7 @@ from mpkit._shm.regions import (
     Regions,
 )
 from mpkit._shm.ring import COUNT_MASK
-from mpkit._shm.segment import PAGE, Segment, map_file, reserve
+from mpkit._shm.segment import PAGE, Segment, reserve
 from mpkit.errors import SharedMemoryExhausted
 from tests.unit.shm.others import dead_process, living_stranger
 

@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 
 from mpkit import BoundedQueue, Lock, LockedCounter
+from mpkit._platform.file_maps import map_file
 from mpkit._platform.filelock import FileLock
 from mpkit._platform.seam import InterruptibleLock
 from mpkit._shm import (
@@ -47,7 +48,6 @@ from mpkit._shm.regions import ENTRY_WORDS, FREE, WRITING, Look, Regions
 from mpkit._shm.ring import COUNT_LIMIT, ONE
 from mpkit._shm.robust_lock import RobustLock
 from mpkit._shm.rows import Rows
-from mpkit._shm.segment import map_file
 from mpkit.errors import ClosedError, HandleLost, QueueEmpty, QueueFull, QueueShutDown, SharedMemoryExhausted
 from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
 from tests.helpers.waiting import PATIENCE, wait_until

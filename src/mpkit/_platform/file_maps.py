@@ -1,7 +1,8 @@
-"""Mapping a file for this process alone, at no price that thousands of mappings could not pay.
+"""Mapping files: for everybody who maps them, or for this process alone.
 
-Such mappings live as long as the objects that were made of them, and there may be many: each big result of a
-task is one. A process often has a thousand descriptors, and on Linux 65,530 mappings (vm.max_map_count).
+The private mappings live as long as the objects that were made of them, and there may be many: each big
+result of a task is one. A process often has a thousand descriptors, and on Linux 65,530 mappings
+(vm.max_map_count), so beyond a number they are copies.
 """
 
 from __future__ import annotations
@@ -14,14 +15,19 @@ from typing import Any, Final
 from mpkit._platform.identity import is_lack_of_means
 from mpkit._platform.positioned import read_at
 
-__all__ = ["MOST_MAPS", "map_privately", "map_read_only"]
+__all__ = ["MAP_HAS_DESCRIPTOR", "MOST_MAPS", "map_file", "map_privately", "map_read_only"]
 
-_HAS_DESCRIPTOR: Final = sys.version_info < (3, 13)
+#: Whether each mapping has a descriptor of its own, which nobody here needs.
+MAP_HAS_DESCRIPTOR: Final = sys.version_info < (3, 13)
 #: While there are so many private ones, further ones are copies. Before Python 3.13 each keeps a descriptor.
-MOST_MAPS = 128 if _HAS_DESCRIPTOR else 10_000
+MOST_MAPS = 128 if MAP_HAS_DESCRIPTOR else 10_000
 _COPIED_AT_ONCE: Final = 1 << 20
 
 if sys.platform == "win32":
+
+    def map_file(fd: int, size: int, offset: int = 0) -> mmap.mmap:
+        """Map `size` bytes of the file from `offset` on, shared and writable."""
+        return mmap.mmap(fd, size, access=mmap.ACCESS_WRITE, offset=offset)
 
     def map_privately(descriptor: int, size: int) -> mmap.mmap:
         """The first `size` bytes of a file as memory of our own: nobody else sees what is written there.
@@ -36,8 +42,14 @@ if sys.platform == "win32":
         return mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
 
 else:
-    _options: dict[str, Any] = {} if _HAS_DESCRIPTOR else {"trackfd": False}
+    _options: dict[str, Any] = {} if MAP_HAS_DESCRIPTOR else {"trackfd": False}
     _private: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
+
+    def map_file(fd: int, size: int, offset: int = 0) -> mmap.mmap:
+        """Map `size` bytes of the file from `offset` on, shared and writable."""
+        return mmap.mmap(
+            fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=offset, **_options
+        )
 
     def map_privately(descriptor: int, size: int) -> mmap.mmap:
         """The first `size` bytes of a file as memory of our own: nobody else sees what is written there.

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from mpkit._platform import private_maps
-from mpkit._platform.private_maps import map_privately, map_read_only
+from mpkit._platform import file_maps
+from mpkit._platform.file_maps import map_privately, map_read_only
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="descriptors")
 
@@ -44,7 +44,7 @@ def _is_open(number: int) -> bool:
 def test_thousands_need_few_descriptors_and_are_private_all_the_same(fd: int) -> None:
     before = descriptors()
     maps = [map_privately(fd, len(DATA)) for _ in range(300)]
-    most = private_maps.MOST_MAPS if sys.version_info < (3, 13) else 0
+    most = file_maps.MOST_MAPS if sys.version_info < (3, 13) else 0
     assert descriptors() - before <= most
     for mapped in (maps[0], maps[-1]):
         assert mapped[:] == DATA
@@ -57,7 +57,7 @@ def test_thousands_need_few_descriptors_and_are_private_all_the_same(fd: int) ->
 
 @pytest.mark.skipif(sys.platform != "linux", reason="POSIX leaves it open whose page that is")
 def test_so_many_are_mapped_and_further_ones_are_copies(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(private_maps, "MOST_MAPS", 2)
+    monkeypatch.setattr(file_maps, "MOST_MAPS", 2)
     maps = [map_privately(fd, len(DATA)) for _ in range(3)]
     # A page that has not been written to is that of the file.
     os.pwrite(fd, b"\x07", 1)
