@@ -16,7 +16,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import islice
 
 from mpkit._platform import seam
@@ -184,7 +184,7 @@ class _Watch:
         if not self._condition.wait_for(lambda: len(self._trying) < before or self._stopped, _MOMENT_SECONDS):
             self._trying.clear()
 
-    def _tell(self, waiters: Iterable[_Waiter], error: BaseException | None = None) -> None:
+    def _tell(self, waiters: list[_Waiter], error: BaseException | None = None) -> None:
         """Let them try again, or know of the error."""
         for waiter in waiters:
             del self._waiters[waiter]

@@ -215,7 +215,7 @@ class GetSide:
 
     def has_item(self) -> bool:
         """Whether `get` would not wait: there is an item, or the queue is shut down."""
-        return self._file.generations.size() > 0 or self._puts.ring.is_shut_down
+        return self.number_to_try() > 0
 
     def number_to_try(self) -> int:
         """How many that take one item each would not wait now."""

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from mpkit._platform import families, memory, seam
@@ -618,25 +618,18 @@ class Engine:
         """
         bars = [bar for reference in list(self._bars) if (bar := reference()) is not None and bar.is_shown]
         if bars:
-            # Not in this thread: the terminal may take nothing, and the lock of all bars be held by a thread
-            # which waits for this end in a signal's handler.
-            thread = threading.Thread(target=_close_each, args=(bars,), daemon=True)
+            # The terminal may take nothing, and the lock of all bars be held by a thread which waits for this
+            # end in a signal's handler.
             try:
-                thread.start()
+                _call_aside(_close_each, bars)
             except RuntimeError:
-                # The system refuses one, or the interpreter is ending.
+                # The system refuses a thread, or the interpreter is ending.
                 _close_each(bars)
-            else:
-                thread.join(_CALLBACK_SECONDS)
 
     def _tell_of_hanging_callback(self) -> None:
-        """Warn of it. What hangs may be a log handler, which whoever logs would wait for; so the warning has
-        a thread of its own, which is left alone as well if need be.
-        """
+        """Warn of it. What hangs may be a log handler, which whoever logs would wait for."""
         problem = "%s: a callback or a log handler has not returned; its thread is left alone"
-        thread = threading.Thread(target=_logger.warning, args=(problem, self.options.name), daemon=True)
-        thread.start()
-        thread.join(_CALLBACK_SECONDS)
+        _call_aside(_logger.warning, problem, self.options.name)
 
     def refuse_reentry(self) -> None:
         """Raise RuntimeError if this thread is in the middle of its work with the pool (a signal handler)."""
@@ -684,6 +677,17 @@ _FORKED = (
     "{} belongs to the process that created it; this process is a fork of that one and cannot use it. "
     "Create a pool here, or send the work to the parent through a queue"
 )
+
+
+def _call_aside(function: Callable[..., object], *arguments: object) -> None:
+    """Call something that may hang in a thread of its own, which is left alone then.
+
+    Raises:
+        RuntimeError: There can be no further thread.
+    """
+    thread = threading.Thread(target=function, args=arguments, daemon=True)
+    thread.start()
+    thread.join(_CALLBACK_SECONDS)
 
 
 def _close_each(bars: Iterable[Progress]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import operator
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, wait
@@ -59,11 +60,7 @@ class ExecutorTasks:
 
     def _shut_down(self) -> list[TaskHandle[Any]]:
         self.is_shut_down = True
-        return sorted(self._handles, key=_number, reverse=True)
-
-
-def _number(handle: TaskHandle[Any]) -> int:
-    return handle.task_id
+        return sorted(self._handles, key=operator.attrgetter("task_id"), reverse=True)
 
 
 class Pool(Protocol):
