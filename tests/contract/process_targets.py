@@ -307,6 +307,17 @@ def start_programs_without_end(connection: Connection, started: Path) -> None:
         time.sleep(0.002)
 
 
+def start_a_program_when_interrupted(connection: Connection, started: Path) -> None:
+    def start_and_leave(*_: object) -> None:
+        program = subprocess.Popen(["sleep", "600"], stdin=subprocess.DEVNULL)
+        started.write_text(str(program.pid))
+        raise SystemExit
+
+    signal.signal(signal.SIGINT, start_and_leave)
+    connection.send(None)
+    time.sleep(600)
+
+
 def signals_when_unpickled_in(pid: int, raises: bool) -> object:
     if raises:
         raise ErrorThatSignals(pid)

@@ -542,9 +542,20 @@ def test_stop_misses_no_program_that_is_just_being_started(start: Start, tmp_pat
         while len(started.read_text().split()) < 5:
             assert process.is_alive()
             time.sleep(0.01)
-        process.stop(PATIENCE)
+        # Not for long: one that was started after the interrupt ends by the next step.
+        process.stop(1.0)
         # (The last one of them, perhaps, was not written down. The leftovers of each test are looked for.)
         assert all(gone(int(pid)) for pid in started.read_text().split())
+
+
+@posix
+def test_stop_ends_what_is_started_in_the_last_moment(start: Start, tmp_path: Path) -> None:
+    """By a child that is gone before anybody has looked again: it tells what it leaves."""
+    for number in range(3):
+        started = tmp_path / str(number)
+        process, _ = start(targets.start_a_program_when_interrupted, started)
+        process.stop(0.5)
+        assert gone(int(started.read_text()))
 
 
 @posix

@@ -9,8 +9,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -202,8 +202,13 @@ def test_a_line_whose_number_was_taken_over_is_not_written_to() -> None:
         assert theirs.recv(100) == b"one\n"
 
 
-def sleeping_program() -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"])
+@contextmanager
+def sleeping_program() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"]) as program:
+        try:
+            yield program
+        finally:
+            program.kill()
 
 
 def identity_of(process: subprocess.Popen[bytes]) -> identity.ProcessIdentity:
@@ -239,6 +244,44 @@ def test_an_exit_watcher(watcher: ExitWatcher) -> None:
         other.kill()
         assert watcher.wait(0) == (set(), False)
         watcher.close()
+
+
+def test_an_end_that_is_seen_when_it_is_added_again_is_reported(watcher: ExitWatcher) -> None:
+    with sleeping_program() as program, closing(watcher):
+        process = identity_of(program)
+        assert watcher.add(process)
+        program.kill()
+        os.waitid(os.P_PID, program.pid, os.WEXITED | os.WNOWAIT)
+        assert not watcher.add(process)
+        assert watcher.wait(PATIENCE) == ({process}, False)
+        assert watcher.wait(0) == (set(), False)
+
+
+def test_a_child_is_registered_while_its_parent_dies() -> None:
+    """The guardian is told of one more child when the parent has ended, which it has not heard of yet."""
+    watcher = ExitWatcher()
+    killed: set[identity.ProcessIdentity] = set()
+
+    def kill(roots: Iterable[identity.ProcessIdentity], *, spared: object = ()) -> None:
+        killed.update(roots)
+
+    keeper = guardian.Guardian(watcher, kill)
+    with (
+        closing(watcher),
+        sleeping_program() as program,
+        sleeping_program() as one,
+        sleeping_program() as two,
+    ):
+        parent, first, second = map(identity_of, (program, one, two))
+        keeper.obey(b"W %d %d %d %d" % (*parent, *first))
+        program.kill()
+        os.waitid(os.P_PID, program.pid, os.WEXITED | os.WNOWAIT)
+        keeper.obey(b"W %d %d %d %d" % (*parent, *second))
+        assert killed == {second}
+        ended, _ = watcher.wait(PATIENCE)
+        keeper.ended(ended)
+        assert killed == {first, second}
+        assert keeper.idle
 
 
 def test_families() -> None:

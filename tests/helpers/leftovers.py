@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
@@ -50,7 +51,10 @@ class Snapshot:
         for process in self.processes:
             with process.oneshot():
                 try:
-                    yield f"process {process.pid} ({process.status()}): {' '.join(process.cmdline())[:200]}"
+                    yield (
+                        f"process {process.pid} ({process.status()}), child of {process.ppid()}: "
+                        f"{' '.join(process.cmdline())[:200]}"
+                    )
                 except psutil.NoSuchProcess:
                     yield f"process {process.pid}, gone at last"
         for thread in self.threads:
@@ -61,11 +65,12 @@ class Snapshot:
     def remove(self) -> None:
         """Kill and delete it all, so that the next test does not suffer from this one."""
         for process in self.processes:
-            try:
+            with suppress(psutil.NoSuchProcess):  # it went by itself meanwhile
                 process.kill()
-                process.wait(PATIENCE)
-            except psutil.NoSuchProcess:
-                pass  # it went by itself meanwhile
+        # They may become our children only now, when their own parents are gone.
+        deadline = time.monotonic() + PATIENCE
+        while self.processes & set(_processes()) and time.monotonic() < deadline:
+            time.sleep(0.01)
         for file in self.files:
             file.unlink(missing_ok=True)
 

@@ -26,7 +26,7 @@ from mpkit.errors import (
 )
 from mpkit.pool import TaskPool, _crew, _engine
 from tests.contract import pool_tasks as tasks
-from tests.helpers.processes import python
+from tests.helpers.processes import python, wait_gone
 from tests.helpers.waiting import wait_until
 
 LONG = 30.0
@@ -434,10 +434,7 @@ def test_ctrl_c_while_workers_start(start_method: str, delay: float, tmp_path: P
     # One error, that of the program; another may be in its chain (on 3.10 `signal.getsignal` handles one).
     assert err.count("\nKeyboardInterrupt") == 1, err
     assert "Process " not in err, err
-    wait_until(
-        lambda: not any(child.is_running() and child.status() != "zombie" for child in children),
-        "all its processes have ended",
-    )
+    wait_gone(*(child.pid for child in children))
 
 
 # -- idle ----------------------------------------------------------------------------------------------------

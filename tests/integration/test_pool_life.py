@@ -33,7 +33,7 @@ from mpkit.errors import (
 )
 from mpkit.pool import TaskHandle, TaskPool, _payload
 from tests.contract import pool_tasks as tasks
-from tests.helpers.processes import run_python, to_be_killed
+from tests.helpers.processes import gone, run_python, to_be_killed, wait_gone
 from tests.helpers.waiting import wait_until
 
 LONG = 30.0
@@ -164,12 +164,7 @@ if __name__ == "__main__":
     assert process.returncode == -signal.SIGINT or process.returncode == 1
     assert err.count("Traceback (most recent call last)") == 1
     assert "KeyboardInterrupt" in err
-    wait_until(
-        lambda: (
-            not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
-        ),
-        "all its processes have ended",
-    )
+    wait_gone(*(child.pid for child in children))
 
 
 @pytest.fixture
@@ -196,19 +191,14 @@ if __name__ == "__main__":
         env=env,
     )
     assert process.stdout is not None
-    workers = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
+    workers = [int(pid) for pid in process.stdout.readline().split()]
     assert len(workers) == 2
     process.kill()
     process.wait()
     process.stdout.close()
     assert process.stderr is not None
     process.stderr.close()
-    wait_until(
-        lambda: (
-            not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
-        ),
-        "the workers have ended",
-    )
+    wait_gone(*workers)
 
 
 def test_a_fork_cannot_use_the_pool_and_does_it_no_harm() -> None:
@@ -504,7 +494,7 @@ def test_pools_nest() -> None:
         assert pool.submit(tasks.nested, 4).result(LONG) == [0, 1, 4, 9]
         inner = pool.submit(tasks.leave_a_nested_pool_open).result(LONG)
     wait_until(
-        lambda: not psutil.pid_exists(inner) or psutil.Process(inner).status() == psutil.STATUS_ZOMBIE,
+        lambda: gone(inner),
         "the inner worker has ended",
     )
 

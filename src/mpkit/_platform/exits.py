@@ -31,11 +31,18 @@ class ExitWatcher:
     """
 
     def __init__(self) -> None:
+        self._watched: set[ProcessIdentity] = set()
+        #: Those of them for which there is no event.
         self._blind: set[ProcessIdentity] = set()
         self._source = _event_source()
 
     def add(self, process: ProcessIdentity) -> bool:
-        """Watch `process`; False, and nothing is watched, when it has ended already."""
+        """Watch `process`; False when it has ended already.
+
+        One that is watched stays so, and its end is reported by `wait` even if this call has seen it, too.
+        """
+        if process in self._watched:
+            return identity.is_alive(process)
         # An interrupt between a descriptor and the note of it would leave it open.
         with deferred_interrupts():
             watched = self._source is not None and self._source.add(process)
@@ -47,10 +54,12 @@ class ExitWatcher:
             return False
         if not watched:
             self._blind.add(process)
+        self._watched.add(process)
         return True
 
     def discard(self, process: ProcessIdentity) -> None:
         """Stop watching `process`, if it is watched."""
+        self._watched.discard(process)
         self._blind.discard(process)
         if self._source is not None:
             with deferred_interrupts():
@@ -85,6 +94,7 @@ class ExitWatcher:
 
     def close(self) -> None:
         """Give back what the system lent for it."""
+        self._watched.clear()
         self._blind.clear()
         if self._source is not None:
             with deferred_interrupts():

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Collection, Iterable
+from enum import Enum, auto
 from typing import Final, Protocol
 
 from mpkit._platform import deadlines, identity, stat_file
@@ -18,6 +19,7 @@ __all__ = [
     "HOUSEKEEPERS",
     "KillFamilies",
     "descendants",
+    "has_children",
     "kill_families",
     "may_be_signalled",
     "send_signal",
@@ -40,10 +42,28 @@ _PAUSE_S: Final = 0.01
 # another user, which cannot be stopped, and goes on starting processes.
 _MOST_ROUNDS: Final = 100
 
+# How long to wait until one that has been sent SIGSTOP has stopped: it has to get a core for it. One that
+# waits inside the kernel may do so for hours (for a disk, or for a child of vfork that we have stopped).
+_STOPPING_PATIENCE_S: Final = 1.0
+_HELD_PATIENCE_S: Final = 0.1
+_FIRST_PAUSE_S: Final = 0.0001
+_LONGEST_PAUSE_S: Final = 0.005
+
 # How often it is looked for what those who are ending start meanwhile: after this time, then at ever longer
 # intervals up to the second one. A look costs a millisecond or two.
 _FIRST_LOOK_S: Final = 0.005
 _LATER_LOOKS_S: Final = 0.25
+
+
+class _Motion(Enum):
+    """How far a process has come that is to stop."""
+
+    MOVING = auto()
+    HELD = auto()
+    """It waits inside the kernel; or nobody can tell."""
+    STILL = auto()
+    """No thread of it runs any more; or it has ended."""
+
 
 if sys.platform == "linux":
 
@@ -68,6 +88,15 @@ if sys.platform == "linux":
                 process = ProcessIdentity(pid, int(fields[stat_file.STARTED]))
                 table[pid] = (int(fields[stat_file.PARENT]), process)
         return table
+
+    def _motion(process: ProcessIdentity) -> _Motion:
+        try:
+            states = stat_file.thread_states(process.pid)
+        except OSError as error:
+            return _Motion.HELD if identity.is_lack_of_means(error) else _Motion.STILL
+        if states <= stat_file.NOT_RUNNING:
+            return _Motion.STILL
+        return _Motion.HELD if states <= stat_file.NOT_RUNNING | {b"D"} else _Motion.MOVING
 
     def _command_line(pid: int) -> str:
         try:
@@ -94,6 +123,17 @@ else:
             except psutil.Error:
                 continue  # ended meanwhile, or hidden from us
         return table
+
+    def _motion(process: ProcessIdentity) -> _Motion:
+        import psutil  # noqa: PLC0415  importing mpkit must not load it
+
+        try:
+            status = psutil.Process(process.pid).status()
+        except psutil.AccessDenied:
+            return _Motion.HELD
+        except psutil.NoSuchProcess:
+            return _Motion.STILL
+        return _Motion.STILL if status in {psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE} else _Motion.MOVING
 
     def _command_line(pid: int) -> str:
         import psutil  # noqa: PLC0415  importing mpkit must not load it
@@ -132,6 +172,19 @@ def descendants(
             found.append(child)
             queue.append(child)
     return found
+
+
+def has_children() -> bool:
+    """Whether this process has children, at the price of one system call. Ended ones count until somebody has
+    waited for them. False where the system cannot tell (Windows; macOS before Python 3.13).
+    """
+    if not hasattr(os, "waitid"):
+        return False
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def with_descendants(processes: Iterable[ProcessIdentity]) -> list[ProcessIdentity]:
@@ -210,12 +263,13 @@ def kill_families(roots: Iterable[ProcessIdentity], *, spared: Collection[Proces
     """Kill `roots` and all their descendants at once (SIGKILL); what may not be signalled is passed over.
 
     No child that is being started meanwhile slips away: everything is stopped first, parents before their
-    children, until nothing new turns up. A process with a signal pending cannot fork any more, so this comes
-    to an end (after a hundred looks at the latest: one of another user cannot be stopped). Whatever happens
-    in between, what has been stopped is killed.
+    children, until nothing new turns up. What is stopped starts nothing, so this comes to an end (after a
+    hundred looks at the latest: one of another user cannot be stopped). Whatever happens in between, what has
+    been stopped is killed.
 
     Descendants can be missed only where there is no descriptor or memory left to look for them, and it stays
-    so for a fifth of a second.
+    so for a fifth of a second; or where one that is starting a process does not get as far as stopping
+    within a second (a tenth, while it waits inside the kernel).
 
     Args:
         roots: The processes to begin with.
@@ -275,10 +329,30 @@ def _stop_all(targets: list[ProcessIdentity], spared: Collection[ProcessIdentity
             if sys.platform != "win32" and process != me:
                 send_signal_if_allowed(process, signal.SIGSTOP)
             stopped.add(process)
+        # Sent is not stopped: since Linux 4.19 a fork that is under way goes on to its end, and the child is
+        # in no table before that. It inherits nothing of the signal.
+        _wait_until_still(process for process in fresh if process != me)
         fresh = [process for process in _descendants_if_seen(roots, spared) if process not in stopped]
         if not fresh:
             break
         targets.extend(fresh)
+
+
+def _wait_until_still(processes: Iterable[ProcessIdentity]) -> None:
+    """Wait until those that have been sent SIGSTOP have stopped, unless that takes too long."""
+    if sys.platform == "win32":
+        return
+    moving = [process for process in processes if _motion(process) is not _Motion.STILL]
+    began = time.monotonic()
+    pause = _FIRST_PAUSE_S
+    while moving:
+        time.sleep(pause)
+        pause = min(2.0 * pause, _LONGEST_PAUSE_S)
+        passed = time.monotonic() - began
+        if passed >= _STOPPING_PATIENCE_S:
+            return
+        given_up = {_Motion.STILL} if passed < _HELD_PATIENCE_S else {_Motion.STILL, _Motion.HELD}
+        moving = [process for process in moving if _motion(process) not in given_up]
 
 
 def _kill_all(targets: list[ProcessIdentity]) -> None:

@@ -38,7 +38,10 @@ class Watcher(Protocol):
     """What the guardian needs of an `ExitWatcher`."""
 
     def add(self, process: ProcessIdentity) -> bool:
-        """Watch a process; False when it has ended already."""
+        """Watch a process; False when it has ended already.
+
+        The end of one that is watched is reported all the same: others may have been registered with it.
+        """
         ...
 
 

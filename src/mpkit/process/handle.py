@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from mpkit._platform import memory, seam
+from mpkit._platform import families, identity, memory, seam
 from mpkit._platform.anonymous import AnonymousFile
 from mpkit._platform.hints import override
 from mpkit._platform.identity import ProcessIdentity
@@ -92,6 +92,9 @@ class Ties:
                 if not self._handed_in:  # it came just before interrupts were kept away
                     self.report_failure(error)
             raise
+        finally:
+            if os.getpid() == pid:
+                self._name_survivors()
 
     def report_failure(self, error: BaseException) -> None:
         """In the child: report an error."""
@@ -99,6 +102,17 @@ class Ties:
         with deferred_interrupts(), contextlib.suppress(OSError):
             self.report.raised(error)
             self._handed_in = True
+
+    def _name_survivors(self) -> None:
+        """In the child, which is ending: tell which processes it leaves, for a parent that is stopping it.
+
+        That one cannot find a process that was started in the last moment, after a signal had come and before
+        Python acted on it: once this process is gone, nothing tells whose child it was.
+        """
+        # Who lacks the means to look, or to tell, leaves it to the parent.
+        with deferred_interrupts(), contextlib.suppress(OSError):
+            if families.has_children():
+                self.report.leaves(families.descendants([identity.current()]))
 
     def last_words(self) -> str | None:
         """In the parent: what the child's fault handler wrote, if anything."""
@@ -206,6 +220,15 @@ class Handle:
         with contextlib.suppress(OSError, ValueError):
             return ties is None or ties.report.unwanted() is not None
         return True
+
+    def survivors(self) -> list[ProcessIdentity]:
+        """In the parent, once the process has ended: which descendants it has left, as far as it told."""
+        ties = self.ties
+        # As above.
+        with contextlib.suppress(OSError, ValueError):
+            if ties is not None:
+                return ties.report.left()
+        return []
 
     def likely_oom(self, exitcode: int | None) -> bool:
         """Whether the system's out-of-memory killer is the likely cause of this exit code."""

@@ -1,4 +1,4 @@
-"""What a child leaves for its parent: that it has arrived, then its result or exception.
+"""What a child leaves for its parent: that it has arrived, its result or exception, and who survives it.
 
 It goes into a file without a name that both have open, not into a pipe: the child never waits for its parent
 to read, however large the result, so `join` cannot deadlock; the result survives the child's exit; and
@@ -8,6 +8,7 @@ nobody has to remove anything.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from enum import IntEnum
 from typing import Final
 
@@ -27,7 +28,12 @@ _WHO_AT: Final = _STAGE.size
 # Written by the parent: 1 when the start has failed on its side, or it has been stopped before it arrived.
 _UNWANTED: Final = struct.Struct("<Q")
 _UNWANTED_AT: Final = _WHO_AT + _WHO.size
-_BODY_AT: Final = _UNWANTED_AT + _UNWANTED.size
+# Written by the child: how many of its descendants it has left behind, then the pid and start time of each.
+_LEFT: Final = struct.Struct("<Q")
+_LEFT_AT: Final = _UNWANTED_AT + _UNWANTED.size
+# A page for all this. It has room for some 250 descendants, which nobody has; of more, only so many are told.
+_BODY_AT: Final = 4096
+_MOST_LEFT: Final = (_BODY_AT - _LEFT_AT - _LEFT.size) // _WHO.size
 
 
 class Stage(IntEnum):
@@ -92,6 +98,14 @@ class Report:
             packed = failure.pack_exception(interrupt)
         self._write(Stage.RAISED, packed, [])
 
+    def leaves(self, processes: Iterable[ProcessIdentity]) -> None:
+        """The child is ending, and these descendants of it are not."""
+        told = list(processes)[:_MOST_LEFT]
+        self._file.write(
+            [_LEFT.pack(len(told)), *(_WHO.pack(process.pid, process.started) for process in told)],
+            at=_LEFT_AT,
+        )
+
     def _write(self, stage: Stage, head: bytes, views: list[memoryview]) -> None:
         pieces, _ = frame.lay_out(head, views, _BODY_AT)
         for at, piece in pieces:
@@ -123,6 +137,13 @@ class Report:
         if stage is Stage.RETURNED:
             return stage, codec.decode(head, views)
         return stage, failure.unpack_exception(bytes(head))
+
+    def left(self) -> list[ProcessIdentity]:
+        """Which descendants the child has left, as far as it came to tell. They may have ended since."""
+        words = self._words()
+        (count,) = _LEFT.unpack_from(words, _LEFT_AT)
+        records = _WHO.iter_unpack(words[_LEFT_AT + _LEFT.size :][: count * _WHO.size])
+        return [ProcessIdentity(pid, started) for pid, started in records]
 
     def close(self) -> None:
         """Let go of the file; what was read from it stays."""

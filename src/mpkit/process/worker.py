@@ -781,6 +781,9 @@ def _end_family(root: ProcessIdentity, grace: float | None, handle: Handle, *, i
         if signum is not None:
             families.signal_families(family, signum)
         family = families.wait_families_gone(family, grace)
+        # Those that it started last may be known to itself alone.
+        known = set(family)
+        family += [other for other in handle.survivors() if other not in known and identity.is_alive(other)]
         if not family:
             return
     handle.killed = True

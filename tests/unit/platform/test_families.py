@@ -173,3 +173,87 @@ def test_a_table_with_holes_is_none(
         monkeypatch.setattr(module, "open", no_descriptor_for, raising=False)
     with pytest.raises(OSError, match="no descriptor left"):
         families.descendants([who])
+
+
+class SlowFork:
+    """A process that is in the middle of a fork when it is sent SIGSTOP: it is finished before it stops.
+
+    Its child is in the table of processes from the moment at which the parent has stopped, and was sent
+    nothing. `held`: the parent is said to wait inside the kernel meanwhile.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, looks: float, *, held: bool = False) -> None:
+        self.parent, self.child = ProcessIdentity(1_000_001, 5), ProcessIdentity(1_000_002, 6)
+        self.sent: list[tuple[int, ProcessIdentity]] = []
+        self._looks = looks
+        self._on_the_way = families._Motion.HELD if held else families._Motion.MOVING
+        monkeypatch.setattr(families, "send_signal", self.send)
+        monkeypatch.setattr(families, "_motion", self.motion)
+        monkeypatch.setattr(families, "_parents", self.table)
+
+    def send(self, process: ProcessIdentity, signum: int) -> bool:
+        self.sent.append((signum, process))
+        return True
+
+    def motion(self, process: ProcessIdentity) -> families._Motion:
+        if process == self.parent:
+            self._looks -= 1
+            if self._looks > 0:
+                return self._on_the_way
+        return families._Motion.STILL
+
+    def table(self) -> dict[int, tuple[int, ProcessIdentity]]:
+        found = {self.parent.pid: (1, self.parent)}
+        if self._looks <= 0:
+            found[self.child.pid] = (self.parent.pid, self.child)
+        return found
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["running", "held"])
+def test_a_fork_that_is_under_way_is_waited_for(monkeypatch: pytest.MonkeyPatch, held: bool) -> None:
+    scene = SlowFork(monkeypatch, 5, held=held)
+    families.kill_families([scene.parent])
+    assert (signal.SIGKILL, scene.child) in scene.sent
+    assert scene.sent.index((signal.SIGSTOP, scene.child)) < scene.sent.index((signal.SIGKILL, scene.parent))
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["running", "held"])
+def test_one_that_never_stops_is_killed_all_the_same(monkeypatch: pytest.MonkeyPatch, held: bool) -> None:
+    monkeypatch.setattr(families, "_STOPPING_PATIENCE_S", 0.01)
+    monkeypatch.setattr(families, "_HELD_PATIENCE_S", 0.01)
+    scene = SlowFork(monkeypatch, 1e9, held=held)
+    families.kill_families([scene.parent])
+    assert scene.sent[-1] == (signal.SIGKILL, scene.parent)
+
+
+def test_when_a_process_is_still(family: tuple[subprocess.Popen[bytes], ProcessIdentity, int]) -> None:
+    process, who, _ = family
+    assert families._motion(who) is not families._Motion.STILL
+    process.send_signal(signal.SIGSTOP)
+    families._wait_until_still([who])
+    assert families._motion(who) is families._Motion.STILL
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert families._motion(who) is families._Motion.STILL
+    process.wait()
+    assert families._motion(who) is families._Motion.STILL
+
+
+def test_every_thread_has_to_be_still() -> None:
+    code = (
+        "import threading, time\n"
+        "threading.Thread(target=time.sleep, args=(600,), daemon=True).start()\n"
+        "print(1, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        who = identity.of(process.pid)
+        assert who is not None
+        assert len(os.listdir(f"/proc/{process.pid}/task")) == 2
+        assert not stat_file.thread_states(process.pid) & stat_file.NOT_RUNNING
+        process.send_signal(signal.SIGSTOP)
+        families._wait_until_still([who])
+        assert stat_file.thread_states(process.pid) == {b"T"}
+        process.kill()

@@ -14,6 +14,7 @@ import pytest
 
 from mpkit._platform import identity
 from mpkit._platform.anonymous import AnonymousFile
+from mpkit._platform.identity import ProcessIdentity
 from mpkit.errors import SerializationError
 from mpkit.process.handle import Handle
 from mpkit.process.report import Report, Stage
@@ -201,3 +202,24 @@ def test_a_closed_file() -> None:
     file.close()
     with pytest.raises(ValueError, match="closed"):
         file.read()
+
+
+def test_who_is_left_behind(report: Report) -> None:
+    assert report.left() == []
+    report.arrived()
+    assert report.left() == []
+    some = [ProcessIdentity(pid, pid + 1_000_000) for pid in range(1, 4)]
+    report.leaves(some)
+    report.returned("done")
+    assert report.left() == some
+    assert report.read() == (Stage.RETURNED, "done")
+
+
+def test_of_very_many_that_are_left_behind_some_are_told(report: Report) -> None:
+    many = [ProcessIdentity(pid, 1) for pid in range(1, 1001)]
+    report.returned(b"x" * 10_000)
+    report.leaves(many)
+    told = report.left()
+    assert told == many[: len(told)]
+    assert len(told) > 200
+    assert report.read() == (Stage.RETURNED, b"x" * 10_000)
