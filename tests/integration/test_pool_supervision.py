@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import faulthandler
 import os
 import signal
 import subprocess
@@ -19,7 +20,10 @@ from mpkit import LockedCounter
 from mpkit._platform import families, memory, readiness
 from mpkit._platform.exits import ExitWatcher
 from mpkit.errors import PoolBroken, TaskTimeout, WaitTimeout, WorkerCrashed
-from mpkit.pool import TaskPool, _crew, _limits, _payload, _reports, _supervisor
+from mpkit.introspect import _stacks
+from mpkit.pool import TaskPool, _crew, _insight, _limits, _payload, _reports, _supervisor
+from mpkit.pool._channel import STACK_PIPE
+from mpkit.pool._stack_signal import STACK_SIGNAL
 from tests.contract import pool_tasks as tasks
 from tests.helpers.waiting import PATIENCE, wait_until
 
@@ -318,8 +322,6 @@ def test_stacks_and_time_limits_with_many_open_files(reported: list[BaseExceptio
 @pytest.mark.usefixtures("many_files")
 @pytest.mark.skipif(sys.platform != "linux", reason="from outside on Linux only")
 def test_stacks_from_outside_with_many_open_files() -> None:
-    from mpkit.introspect import _stacks
-
     with TaskPool(1, context="fork") as pool:
         pool.apply(tasks.square, (1,))
         (stack,) = _stacks.stacks_of(_stacks.workers_under(os.getpid()))
@@ -354,6 +356,41 @@ def test_the_stack_of_a_worker_that_has_just_been_disposed_of(
         lane.stack_pipe = None
     asking.join(PATIENCE)
     assert found == [{lane.pid: ""}]
+
+
+def write_slowly(pipe: int, begun: str, gate: str) -> None:
+    """Lose the core in the middle of writing the stack."""
+
+    def write(signum: int, _frame: object) -> None:
+        # As it is in a handler in C, which that of `faulthandler` is.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signum})
+        os.write(pipe, b"one half\n")
+        time.sleep(0.2)
+        os.write(pipe, b"the other half\n")
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signum})
+
+    assert STACK_SIGNAL is not None
+    faulthandler.unregister(STACK_SIGNAL)
+    signal.signal(STACK_SIGNAL, write)
+    tasks._touch_and_wait_for(begun, gate)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is not known who is writing")
+@pytest.mark.parametrize("outside", [False, True])
+def test_a_worker_that_loses_its_core_while_it_writes_its_stack_is_waited_for(
+    pool: TaskPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outside: bool
+) -> None:
+    """What came after a pause of milliseconds was missing: on a busy machine in one stack of some hundred."""
+    monkeypatch.setattr(_insight, "_STACKS_SECONDS", PATIENCE)
+    monkeypatch.setattr(_stacks, "_ANSWER_SECONDS", PATIENCE)
+    begun, gate = tmp_path / "begun", tmp_path / "gate"
+    (lane,) = pool._engine.dispatcher.lanes.values()
+    handle = pool.submit(write_slowly, lane.words[STACK_PIPE] - 1, str(begun), str(gate))
+    wait_until(begun.exists, "it has begun")
+    (stack,) = _stacks.stacks_of(_stacks.workers_under(lane.pid)) if outside else list(pool.stacks().values())
+    assert stack == "one half\nthe other half\n"
+    gate.touch()
+    assert handle.result(PATIENCE) is None
 
 
 class _Lock:

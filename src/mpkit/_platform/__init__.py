@@ -18,6 +18,7 @@
 - `memory`: resident memory, and whether the out-of-memory killer was at work
 - `cpu_time`: how much CPU time a process has used
 - `signals`: the names of signals
+- `handlers_at_work`: whether another process is still inside the handler of one
 - `interrupts`: keeping Ctrl-C away for a moment
 - `deferred_handlers`: keeping the handlers of other signals out of a fork
 - `anonymous`: files without a name

@@ -17,6 +17,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from mpkit._platform import families, identity
+from mpkit._platform.handlers_at_work import threads_that_block
 from mpkit._platform.readiness import read_available
 from mpkit.errors import AccessDenied, MpkitError, ProcessGone
 from mpkit.introspect._pools import worker_row
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from mpkit.pool._outside import WorkerRow
 
-# A stack is over when nothing more has come for this long; the worker writes it in one go.
+# A stack is over when nothing more has come for this long, unless a worker is still writing.
 _QUIET_SECONDS = 0.02
 _ANSWER_SECONDS = 2.0
 
@@ -40,6 +41,15 @@ class FoundWorker(NamedTuple):
 
     process: psutil.Process
     row: WorkerRow
+
+
+class _Asked(NamedTuple):
+    """A worker that has been asked."""
+
+    pipe: int
+    pid: int
+    deaf: frozenset[str]
+    """Its threads that the signal is kept from, whatever they do."""
 
 
 def workers_under(pid: int) -> list[FoundWorker]:
@@ -92,14 +102,14 @@ def stacks_of(workers: Sequence[FoundWorker]) -> list[str | ProcessGone | Access
     try:
         # All are asked before the first one is waited for.
         asked = [_asked(worker, pipes) for worker in workers]
-        texts = _answers([answer for answer in asked if isinstance(answer, int)])
+        texts = _answers([answer for answer in asked if isinstance(answer, _Asked)])
     finally:
         for pipe in pipes:
             os.close(pipe)
-    return [texts[answer] if isinstance(answer, int) else answer or "" for answer in asked]
+    return [texts[answer.pipe] if isinstance(answer, _Asked) else answer or "" for answer in asked]
 
 
-def _asked(worker: FoundWorker, pipes: list[int]) -> int | ProcessGone | AccessDenied | None:
+def _asked(worker: FoundWorker, pipes: list[int]) -> _Asked | ProcessGone | AccessDenied | None:
     """The pipe in which the answer of a worker comes; or why none will come.
 
     What has been opened is added to `pipes`, for the caller to close.
@@ -121,11 +131,13 @@ def _asked(worker: FoundWorker, pipes: list[int]) -> int | ProcessGone | AccessD
     # What lies in it is old.
     read_available(pipe)
     assert STACK_SIGNAL is not None
-    return pipe if families.send_signal(who, STACK_SIGNAL) else ProcessGone(pid=pid)
+    asked = _Asked(pipe, pid, threads_that_block(pid, STACK_SIGNAL))
+    return asked if families.send_signal(who, STACK_SIGNAL) else ProcessGone(pid=pid)
 
 
-def _answers(pipes: Sequence[int]) -> dict[int, str]:
+def _answers(asked: Sequence[_Asked]) -> dict[int, str]:
     """What comes in the pipes, by pipe. They are read together: one that is full would cut its text off."""
+    pipes = [one.pipe for one in asked]
     texts = dict.fromkeys(pipes, b"")
     silent = set(pipes)
     deadline = time.monotonic() + _ANSWER_SECONDS
@@ -136,7 +148,10 @@ def _answers(pipes: Sequence[int]) -> dict[int, str]:
             wait = max(deadline - time.monotonic(), 0.0) if silent else _QUIET_SECONDS
             ready = selector.select(wait)
             if not ready:
-                break
+                # One that has lost its core in the middle of it is not done.
+                if silent or time.monotonic() >= deadline or not any(map(_is_writing, asked)):
+                    break
+                continue
             for key, _ in ready:
                 more = read_available(key.fd)
                 texts[key.fd] += more
@@ -144,4 +159,11 @@ def _answers(pipes: Sequence[int]) -> dict[int, str]:
                 if not more:
                     # The worker has ended.
                     selector.unregister(key.fd)
+    for pipe in pipes:
+        texts[pipe] += read_available(pipe)
     return {pipe: text.decode(errors="backslashreplace") for pipe, text in texts.items()}
+
+
+def _is_writing(asked: _Asked) -> bool:
+    assert STACK_SIGNAL is not None
+    return bool(threads_that_block(asked.pid, STACK_SIGNAL) - asked.deaf)

@@ -11,12 +11,13 @@ from __future__ import annotations
 import time
 
 from mpkit._platform import families
+from mpkit._platform.handlers_at_work import threads_that_block
 from mpkit._platform.readiness import read_available, wait_readable
 from mpkit.pool._channel import INITIALIZING, STATE
 from mpkit.pool._lane import Lane
 from mpkit.pool._stack_signal import STACK_SIGNAL
 
-#: A stack is over when nothing more has come for this long.
+#: A stack is over when nothing more has come for this long, unless the worker is still writing it.
 _QUIET_SECONDS = 0.004
 
 
@@ -35,6 +36,8 @@ def _ask(lane: Lane, deadline: float) -> str:
         return ""
     descriptor = pipe.fileno()
     read_available(descriptor)
+    # Somebody's threads may never hear of it.
+    deaf = threads_that_block(worker.pid, STACK_SIGNAL)
     try:
         if not families.send_signal(worker, STACK_SIGNAL):
             return ""
@@ -45,9 +48,13 @@ def _ask(lane: Lane, deadline: float) -> str:
     while True:
         wait = _QUIET_SECONDS if text else max(deadline - time.monotonic(), 0.0)
         more = read_available(descriptor) if wait_readable(descriptor, wait) else b""
-        if not more:
-            return text.decode(errors="replace")
         text += more
+        if more:
+            continue
+        # A worker that has lost its core in the middle of it is not done.
+        if text and threads_that_block(worker.pid, STACK_SIGNAL) - deaf and time.monotonic() < deadline:
+            continue
+        return (text + read_available(descriptor)).decode(errors="replace")
 
 
 def last_words(lane: Lane) -> str:

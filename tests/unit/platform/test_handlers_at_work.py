@@ -1,0 +1,40 @@
+"""Whether another process is still inside the handler of a signal."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+
+import pytest
+
+from mpkit._platform import handlers_at_work
+from mpkit._platform.handlers_at_work import threads_that_block
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is known")
+
+
+def test_a_thread_that_a_signal_is_kept_from_is_known() -> None:
+    assert threads_that_block(os.getpid(), signal.SIGUSR1) == frozenset()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGRTMAX})
+    try:
+        for signum in (signal.SIGUSR1, signal.SIGRTMAX):
+            assert threads_that_block(os.getpid(), signum) == {str(threading.get_native_id())}
+        assert threads_that_block(os.getpid(), signal.SIGUSR2) == frozenset()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    assert threads_that_block(os.getpid(), signal.SIGRTMAX) == frozenset()
+
+
+def test_of_a_process_that_is_not_there_nothing_is_known() -> None:
+    # Larger than any pid the kernel hands out.
+    assert threads_that_block(2**30, signal.SIGUSR1) == frozenset()
+
+
+def test_without_a_descriptor_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: object, **_options: object) -> None:
+        raise OSError("none left")
+
+    monkeypatch.setattr(handlers_at_work, "open", refuse, raising=False)
+    assert threads_that_block(os.getpid(), signal.SIGUSR1) == frozenset()
