@@ -471,8 +471,8 @@ def test_stop_does_not_wait_for_what_has_not_begun(start_method: str) -> None:
     process.start()
     began = time.monotonic()
     # Whether it has arrived by now or not: neither needs the time that it is given.
-    assert process.stop(grace_period=20) != 0
-    assert time.monotonic() - began < 10
+    assert process.stop(grace_period=1.5 * PATIENCE) != 0
+    assert time.monotonic() - began < PATIENCE
 
 
 def test_stop_terminates_next(start: Start) -> None:
@@ -553,8 +553,13 @@ def test_stop_ends_what_is_started_in_the_last_moment(start: Start, tmp_path: Pa
     """By a child that is gone before anybody has looked again: it tells what it leaves."""
     for number in range(3):
         started = tmp_path / str(number)
-        process, _ = start(targets.start_a_program_when_interrupted, started)
-        process.stop(0.5)
+        grace_period = 0.5
+        while not started.exists() or not started.read_text():
+            process, _ = start(targets.start_a_program_when_interrupted, started)
+            # The program does not end by itself, so this takes as long as it may. On a busy machine it can be
+            # over before the child has written down what it has started.
+            process.stop(grace_period)
+            grace_period *= 4
         assert gone(int(started.read_text()))
 
 
@@ -709,7 +714,7 @@ def test_a_time_limit_holds_though_what_it_waits_at_is_another_file_now(
     began = time.monotonic()
     process.join(0.3)
     assert process.is_alive()
-    assert 0.3 <= time.monotonic() - began < 20
+    assert 0.3 <= time.monotonic() - began < PATIENCE
     assert len(looks) < 30
 
 

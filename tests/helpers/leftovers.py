@@ -25,7 +25,7 @@ import psutil
 __all__ = ["PATIENCE", "Snapshot", "adopt_orphans", "since", "take"]
 
 #: How long what is going away may take until it counts as left behind, in seconds.
-PATIENCE = 10.0
+PATIENCE = 30.0
 
 _PR_SET_CHILD_SUBREAPER = 36
 

@@ -26,11 +26,10 @@ from mpkit._shm.lock_file import LockFile
 from mpkit._shm.open_queue import OpenQueue
 from mpkit._shm.packs import PackSlice, pack
 from tests.helpers.stepping import die_at
+from tests.helpers.waiting import PATIENCE
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the children are forked")
 
-#: Far above what a take-over needs; only a hang reaches it.
-PATIENCE = 30.0
 #: The long operations are sampled at every few lines in the usual run, so that it stays quick, and at every
 #: line (or
 #: opcode) with these set.

@@ -359,11 +359,13 @@ def test_a_map_that_failed_is_the_first_exception(pool: TaskPool, tmp_path: Path
 
 def test_of_big_results_too_it_is_known_whether_one_failed(pool: TaskPool) -> None:
     waiter = Mock()
-    for function in (tasks.big_or_fail_if_odd, tasks.echo):
+    for number, function in enumerate((tasks.big_or_fail_if_odd, tasks.echo), 1):
         handle = pool.map_async(function, [0, 1], chunksize=2)
         with handle._condition:
             handle._waiters.append(waiter)
         handle.wait(PATIENCE)
+        # It may have been another thread that fetched it, and that tells right after.
+        wait_until(lambda: len(waiter.method_calls) == number, "the waiter is told")  # noqa: B023  called at once
     assert [call[0] for call in waiter.method_calls] == ["add_exception", "add_result"]
 
 

@@ -19,6 +19,7 @@ import pytest
 from mpkit import LockedCounter
 from mpkit._platform import families, memory, readiness
 from mpkit._platform.exits import ExitWatcher
+from mpkit._platform.stat_file import is_stopped
 from mpkit.errors import PoolBroken, TaskTimeout, WaitTimeout, WorkerCrashed
 from mpkit.introspect import _stacks
 from mpkit.pool import TaskPool, _crew, _insight, _limits, _payload, _reports, _supervisor
@@ -217,6 +218,7 @@ def test_what_a_stopped_worker_has_not_begun_goes_to_others(busy: bool) -> None:
         last = pool.submit(time.sleep, 0.5) if busy else None
         os.kill(stopped, signal.SIGSTOP)
         try:
+            wait_until(lambda: is_stopped(stopped), "it is stopped")
             handles = [pool.submit(os.getpid) for _ in range(20)]
             assert {handle.result(PATIENCE) for handle in handles} == {other}
             # It is left alone as long as it is stopped.
@@ -233,6 +235,7 @@ def test_a_stopped_worker_that_is_alone_goes_on_at_once() -> None:
     with TaskPool(1, context="fork") as pool:
         pid = pool.apply(os.getpid)
         os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: is_stopped(pid), "it is stopped")
         handle = pool.submit(os.getpid)
         with pytest.raises(WaitTimeout):
             handle.result(0.3)
@@ -307,7 +310,15 @@ def many_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-@pytest.mark.usefixtures("many_files")
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that has to wait for a core has a stack all the same."""
+    monkeypatch.setattr(_limits, "_STACK_SECONDS", PATIENCE)
+    monkeypatch.setattr(_insight, "_STACKS_SECONDS", PATIENCE)
+    monkeypatch.setattr(_stacks, "_ANSWER_SECONDS", PATIENCE)
+
+
+@pytest.mark.usefixtures("many_files", "patient")
 def test_stacks_and_time_limits_with_many_open_files(reported: list[BaseException | None]) -> None:
     with TaskPool(1, context="fork", grace_period=0.2) as pool:
         pool.apply(tasks.square, (1,))
@@ -319,7 +330,7 @@ def test_stacks_and_time_limits_with_many_open_files(reported: list[BaseExceptio
         assert not reported
 
 
-@pytest.mark.usefixtures("many_files")
+@pytest.mark.usefixtures("many_files", "patient")
 @pytest.mark.skipif(sys.platform != "linux", reason="from outside on Linux only")
 def test_stacks_from_outside_with_many_open_files() -> None:
     with TaskPool(1, context="fork") as pool:
@@ -375,14 +386,13 @@ def write_slowly(pipe: int, begun: str, gate: str) -> None:
     tasks._touch_and_wait_for(begun, gate)
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is not known who is writing")
 @pytest.mark.parametrize("outside", [False, True])
 def test_a_worker_that_loses_its_core_while_it_writes_its_stack_is_waited_for(
-    pool: TaskPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outside: bool
+    pool: TaskPool, tmp_path: Path, outside: bool
 ) -> None:
     """What came after a pause of milliseconds was missing: on a busy machine in one stack of some hundred."""
-    monkeypatch.setattr(_insight, "_STACKS_SECONDS", PATIENCE)
-    monkeypatch.setattr(_stacks, "_ANSWER_SECONDS", PATIENCE)
     begun, gate = tmp_path / "begun", tmp_path / "gate"
     (lane,) = pool._engine.dispatcher.lanes.values()
     handle = pool.submit(write_slowly, lane.words[STACK_PIPE] - 1, str(begun), str(gate))

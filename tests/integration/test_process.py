@@ -23,9 +23,6 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
 
 MODULE = "tests.integration.process_programs"
 
-#: Seconds within which everything must be gone once the parent is. It takes milliseconds on an idle machine.
-AT_MOST = 30.0
-
 
 def pids_of(program: Popen[str], count: int) -> list[int]:
     assert program.stdout is not None
@@ -49,14 +46,14 @@ def test_a_killed_parent_takes_its_child_along_whatever_it_does(start_method: st
     with parent(start_method, kind, "kill") as program:
         pids = pids_of(program, 2)
         assert program.wait() == -signal.SIGKILL
-        wait_gone(*pids, timeout=AT_MOST)
+        wait_gone(*pids)
 
 
 def test_grandchildren_go_too(start_method: str) -> None:
     with parent(start_method, "nested", "kill") as program:
         pids = pids_of(program, 3)
         program.wait()
-        wait_gone(*pids, timeout=AT_MOST)
+        wait_gone(*pids)
 
 
 @pytest.mark.parametrize("how", ["_exit", "abort", "thread"])
@@ -64,7 +61,7 @@ def test_however_the_parent_dies(how: str) -> None:
     with parent("fork", "spin", how) as program:
         pids = pids_of(program, 2)
         program.wait()
-        wait_gone(*pids, timeout=AT_MOST)
+        wait_gone(*pids)
 
 
 def test_a_daemon_goes_at_a_normal_exit(start_method: str) -> None:
@@ -72,7 +69,7 @@ def test_a_daemon_goes_at_a_normal_exit(start_method: str) -> None:
         pids = pids_of(program, 2)
         assert program.wait() == 0
         # multiprocessing terminates the daemon, and knows nothing of what that has started.
-        wait_gone(pids[0], timeout=AT_MOST)
+        wait_gone(pids[0])
         psutil.Process(pids[1]).kill()
 
 
@@ -100,7 +97,7 @@ def test_ctrl_c(start_method: str) -> None:
         assert out == "0\n"
         assert "KeyboardInterrupt" in err
         assert program.returncode == -signal.SIGINT
-        wait_gone(child, timeout=AT_MOST)
+        wait_gone(child)
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
@@ -309,7 +306,7 @@ try:
 except OSError:
     began = time.monotonic()
     code = process.stop(0)
-    print(code, time.monotonic() - began < 5)
+    print(code, time.monotonic() - began < 50)
 """
     assert run_python("-c", program).stdout.split() == ["-9", "True"]
 
@@ -355,8 +352,11 @@ if __name__ == "__main__":
         else:
             process.stop(0)
         process.close()
-        left = [child.pid for child in server.children() if child.pid != other.pid]
-        assert left == [], (spare, left)
+        # A fork that gets no orders ends by itself, and its server is told of that a moment later.
+        until = time.monotonic() + 50
+        while left := [child.pid for child in server.children() if child.pid != other.pid]:
+            assert time.monotonic() < until, (spare, left)
+            time.sleep(0.001)
     assert 0 < refused < 24, refused
     print(other.stop(0))
 """

@@ -249,7 +249,7 @@ def test_a_fork_in_the_middle_of_taking_it_does_not_keep_the_file_lock(
     try:
         assert lock is not None
         lock.release()
-        wait_until(lambda: is_free(fd), "the lock is free although the child lives", timeout=10)
+        wait_until(lambda: is_free(fd), "the lock is free although the child lives")
     finally:
         for pid in forks:
             os.kill(pid, signal.SIGKILL)
