@@ -145,11 +145,13 @@ def test_whoever_waits_sleeps(
         thread.start()
         # Not a wait for anything: what it does before it first sleeps, and all through these slices, counts.
         monkeypatch.setattr(RobustLock, "acquire", acquire)
+        began = time.monotonic()
         time.sleep(WATCHED)
-        seen = next(looks)
+        seen, lasted = next(looks), time.monotonic() - began
         assert thread.is_alive(), failed
         release()
         thread.join(PATIENCE)
         assert not thread.is_alive()
         assert not failed
-    assert seen <= MOST_LOOKS
+    # On a busy machine it may have been watched for longer.
+    assert seen <= MOST_LOOKS * lasted / WATCHED

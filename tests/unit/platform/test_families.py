@@ -226,6 +226,14 @@ def test_one_that_never_stops_is_killed_all_the_same(monkeypatch: pytest.MonkeyP
     assert scene.sent[-1] == (signal.SIGKILL, scene.parent)
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is to stop has to get a core for it, and perhaps its pages from a disk."""
+    monkeypatch.setattr(families, "_STOPPING_PATIENCE_S", PATIENCE)
+    monkeypatch.setattr(families, "_HELD_PATIENCE_S", PATIENCE)
+
+
+@pytest.mark.usefixtures("patient")
 def test_when_a_process_is_still(family: tuple[subprocess.Popen[bytes], ProcessIdentity, int]) -> None:
     process, who, _ = family
     assert families._motion(who) is not families._Motion.STILL
@@ -239,6 +247,7 @@ def test_when_a_process_is_still(family: tuple[subprocess.Popen[bytes], ProcessI
     assert families._motion(who) is families._Motion.STILL
 
 
+@pytest.mark.usefixtures("patient")
 def test_every_thread_has_to_be_still() -> None:
     code = (
         "import threading, time\n"

@@ -92,6 +92,7 @@ def test_no_room_anywhere_is_a_clear_error_and_leaves_nothing(monkeypatch: pytes
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(blob_module, "_write", refuse)
+    gc.collect()  # what earlier tests have left must not be closed in between
     owned, files = names.owned_names(), len(os.listdir("/proc/self/fd"))
     with pytest.raises(SharedMemoryExhausted, match="--shm-size"):
         Blob.create([(0, b"x")], 1, kind="test")

@@ -129,6 +129,7 @@ def refuse_with(code: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="looks at the open files")
 def test_no_room_anywhere_is_a_clear_error_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = refuse_with(errno.ENOSPC, monkeypatch)
+    gc.collect()  # what earlier tests have left must not be closed in between
     owned, files = names.owned_names(), len(os.listdir("/proc/self/fd"))
     with pytest.raises(SharedMemoryExhausted, match="--shm-size") as caught:
         Segment.create(PAGE, kind="test")
