@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -54,6 +55,7 @@ def test_an_orphan_is_seen_and_removed() -> None:
         left = leftovers.since(before)
         assert f"process {int(parent.stdout)}" in "".join(left.describe())
         left.remove()
+        wait_gone(int(parent.stdout))
     finally:
         os.close(read)
         os.close(write)
@@ -104,7 +106,8 @@ def test_a_shared_memory_file_is_seen_and_removed(name: str) -> None:
 
 def test_a_file_of_a_stranger_is_none_of_our_business() -> None:
     before = leftovers.take()
-    file = Path(tempfile.gettempdir(), "mpkit-queue-1-1-test")  # process 1 lives and is no child of ours
+    # Process 1 lives and is no child of ours. (Another run on this machine has a name of its own.)
+    file = Path(tempfile.gettempdir(), f"mpkit-queue-1-1-{secrets.token_hex(8)}")
     file.touch()
     try:
         assert file not in leftovers.since(before).files
