@@ -277,6 +277,7 @@ def test_a_child_is_registered_while_its_parent_dies() -> None:
         program.kill()
         os.waitid(os.P_PID, program.pid, os.WEXITED | os.WNOWAIT)
         keeper.obey(b"W %d %d %d %d" % (*parent, *second))
+        keeper.ended(set())
         assert killed == {second}
         ended, _ = watcher.wait(PATIENCE)
         keeper.ended(ended)

@@ -63,14 +63,16 @@ class Guardian:
         self._children: dict[ProcessIdentity, set[ProcessIdentity]] = {}
         self._parents: dict[ProcessIdentity, ProcessIdentity] = {}
         self._free: set[ProcessIdentity] = set()
+        #: Registered when their parents had ended already.
+        self._late: set[ProcessIdentity] = set()
 
     @property
     def idle(self) -> bool:
         """Whether there is nobody left to kill."""
-        return not self._parents
+        return not self._parents and not self._late
 
     def obey(self, line: bytes) -> None:
-        """Carry out one line. What is not understood is passed over: a guardian must not fall."""
+        """Take note of one line. What is not understood is passed over: a guardian must not fall."""
         try:
             kind, numbers = line[:1], [int(number) for number in line[1:].split()]
         except ValueError:
@@ -83,8 +85,12 @@ class Guardian:
                 self._free.add(process)
 
     def ended(self, processes: set[ProcessIdentity]) -> None:
-        """These processes have ended: kill their children, and forget them."""
-        doomed = set[ProcessIdentity]()
+        """These processes have ended (or none has): kill whose parents have, and forget them.
+
+        Nothing is killed before this is called, after all lines that there are: a later one may say that
+        somebody is to be spared.
+        """
+        doomed, self._late = self._late, set()
         for process in processes:
             self._free.discard(process)
             doomed |= self._children.pop(process, set())
@@ -92,13 +98,14 @@ class Guardian:
         for child in doomed:
             self._forget_child(child)
         # Children of the doomed that were registered with us die when their parents are seen to have ended.
-        self._kill_all(doomed)
+        if doomed:
+            self._kill(doomed, spared=self._free)
 
     def _watch(self, parent: ProcessIdentity, child: ProcessIdentity) -> None:
         if not self._watcher.add(child):
             return
         if not self._watcher.add(parent):
-            self._kill_all({child})
+            self._late.add(child)
             return
         self._parents[child] = parent
         self._children.setdefault(parent, set()).add(child)
@@ -109,10 +116,6 @@ class Guardian:
             self._children[parent].discard(child)
             if not self._children[parent]:
                 del self._children[parent]
-
-    def _kill_all(self, processes: set[ProcessIdentity]) -> None:
-        if processes:
-            self._kill(processes, spared=self._free)
 
 
 def main(descriptor: int) -> None:
@@ -145,6 +148,7 @@ def main(descriptor: int) -> None:
     while connected or not guardian.idle:
         ended, readable = watcher.wait(None, also=descriptor if connected else None)
         if readable:
+            # All that there is: the system holds no more than some hundred lines.
             data = os.read(descriptor, 65536)
             connected = bool(data)
             *lines, rest = (rest + data).split(b"\n")

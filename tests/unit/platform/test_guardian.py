@@ -69,8 +69,19 @@ def test_a_child_that_has_ended_together_with_its_parent(scene: Scene) -> None:
 def test_said_after_the_parent_has_died(scene: Scene) -> None:
     scene.dead.add(APP)
     scene.watch(APP, A)
+    assert not scene.guardian.idle
+    scene.die()
     assert scene.killed == [({A}, set())]
     assert scene.guardian.idle
+
+
+def test_a_later_line_says_that_somebody_is_to_be_spared(scene: Scene) -> None:
+    """All of this was waiting when the guardian had come up: nobody was spared."""
+    scene.dead.add(APP)
+    scene.watch(APP, A)
+    scene.free(B)
+    scene.die()
+    assert scene.killed == [({A}, {B})]
 
 
 def test_said_after_the_child_has_died(scene: Scene) -> None:
