@@ -63,13 +63,26 @@ class Guardian:
         self._children: dict[ProcessIdentity, set[ProcessIdentity]] = {}
         self._parents: dict[ProcessIdentity, ProcessIdentity] = {}
         self._free: set[ProcessIdentity] = set()
-        #: Registered when their parents had ended already.
-        self._late: set[ProcessIdentity] = set()
+        #: Parents that had ended when a child of theirs was registered.
+        self._found_ended: set[ProcessIdentity] = set()
 
     @property
     def idle(self) -> bool:
         """Whether there is nobody left to kill."""
-        return not self._parents and not self._late
+        return not self._parents
+
+    @property
+    def is_in_a_hurry(self) -> bool:
+        """Whether `take_found_ended` has something to return."""
+        return bool(self._found_ended)
+
+    def take_found_ended(self) -> set[ProcessIdentity]:
+        """Those that were found to have ended when a line was obeyed, for `ended`.
+
+        To be called before the next lines are read: these may say that somebody is to be spared.
+        """
+        found, self._found_ended = self._found_ended, set()
+        return found
 
     def obey(self, line: bytes) -> None:
         """Take note of one line. What is not understood is passed over: a guardian must not fall."""
@@ -85,12 +98,12 @@ class Guardian:
                 self._free.add(process)
 
     def ended(self, processes: set[ProcessIdentity]) -> None:
-        """These processes have ended (or none has): kill whose parents have, and forget them.
+        """These processes have ended: kill their children, and forget them.
 
-        Nothing is killed before this is called, after all lines that there are: a later one may say that
-        somebody is to be spared.
+        Nobody is killed before this. It is called after all lines have been read and obeyed that were there
+        when the end was seen.
         """
-        doomed, self._late = self._late, set()
+        doomed = set[ProcessIdentity]()
         for process in processes:
             self._free.discard(process)
             doomed |= self._children.pop(process, set())
@@ -105,8 +118,7 @@ class Guardian:
         if not self._watcher.add(child):
             return
         if not self._watcher.add(parent):
-            self._late.add(child)
-            return
+            self._found_ended.add(parent)
         self._parents[child] = parent
         self._children.setdefault(parent, set()).add(child)
 
@@ -146,7 +158,10 @@ def main(descriptor: int) -> None:
     guardian = Guardian(watcher)
     rest, connected = b"", True
     while connected or not guardian.idle:
-        ended, readable = watcher.wait(None, also=descriptor if connected else None)
+        ended, readable = watcher.wait(
+            0.0 if guardian.is_in_a_hurry else None, also=descriptor if connected else None
+        )
+        ended |= guardian.take_found_ended()
         if readable:
             # All that there is: the system holds no more than some hundred lines.
             data = os.read(descriptor, 65536)
@@ -154,7 +169,8 @@ def main(descriptor: int) -> None:
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:
                 guardian.obey(line)
-        # After the lines: who was started in the last moment of a dying parent is known by now.
+        # After the lines: who was started in the last moment of a dying parent is known by now, and who is to
+        # be spared.
         guardian.ended(ended)
 
 
