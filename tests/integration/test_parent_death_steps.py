@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from mpkit._platform.guardian import IGNORED
 from tests.helpers.marked import Mark
 from tests.helpers.processes import gone, python, to_be_killed, wait_gone
 from tests.helpers.waiting import PATIENCE, wait_until
@@ -178,6 +179,33 @@ if __name__ == "__main__":
 
 def test_the_parent_dies_before_it_knows_its_guardian(tmp_path: Path) -> None:
     all_of_it_goes(PARENT_DIES_WITH_A_NEW_GUARDIAN, tmp_path, "fork")
+
+
+SIGNAL_WHILE_THE_GUARDIAN_COMES_UP = """
+if __name__ == "__main__":
+    spawn = seam.spawn_passing
+
+    def spawn_and_stop(*args: object) -> int:
+        pid = spawn(*args)
+        os.kill(pid, signal.SIGSTOP)
+        return pid
+
+    seam.spawn_passing = spawn_and_stop
+    WorkerProcess(target=sleep, args=("child",), start_method="fork").start()
+    wait_for("child")
+    # As from a terminal, to the whole group.
+    os.kill(parent_watch.guardian_pid(), getattr(signal, method))
+    os.kill(parent_watch.guardian_pid(), signal.SIGCONT)
+    die()
+"""
+
+
+@pytest.mark.parametrize("name", IGNORED)
+def test_a_signal_that_means_the_application_comes_while_the_guardian_starts(
+    name: str, tmp_path: Path
+) -> None:
+    """Some of them killed it, and what had been registered already was on its own."""
+    all_of_it_goes(SIGNAL_WHILE_THE_GUARDIAN_COMES_UP, tmp_path, name)
 
 
 GUARDIAN_DIES_BEFORE_THE_CHILD_IS_STARTED = """

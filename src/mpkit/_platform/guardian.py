@@ -28,7 +28,11 @@ from mpkit._platform import families
 from mpkit._platform.exits import ExitWatcher
 from mpkit._platform.identity import ProcessIdentity
 
-__all__ = ["Guardian", "main"]
+__all__ = ["IGNORED", "Guardian", "main"]
+
+#: Sent to a whole group, or by a "kill" of the program's name, they mean the application, which we outlive.
+#: (By name: not every system has them.)
+IGNORED: Final = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGTSTP", "SIGUSR1", "SIGUSR2")
 
 #: The most descriptors of a process that macOS lets anybody ask for (sys/syslimits.h).
 _OPEN_MAX: Final = 10_240
@@ -138,9 +142,7 @@ def main(descriptor: int) -> None:
     """
     import resource  # noqa: PLC0415  POSIX only, as all of this function is
 
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGTSTP", "SIGUSR1", "SIGUSR2"):
-        # Sent to a whole group or by a "kill" of the program's name, they mean the application, which we
-        # outlive.
+    for name in IGNORED:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     # They were blocked by the one who started us, lest one come before it is ignored.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -206,7 +206,8 @@ class _Line:
             arguments = [_GUARDIAN, str(theirs.fileno())]
             command = [executable, *options, "-c", _START_GUARDIAN, *arguments]
             # Blocked until the guardian ignores them.
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+            ignored = {getattr(signal, name) for name in guardian.IGNORED}
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, ignored)
             try:
                 pid = seam.spawn_passing(command, [theirs.fileno()])
             except BaseException:
