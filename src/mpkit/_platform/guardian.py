@@ -28,7 +28,11 @@ from mpkit._platform import families
 from mpkit._platform.exits import ExitWatcher
 from mpkit._platform.identity import ProcessIdentity
 
-__all__ = ["Guardian", "main"]
+__all__ = ["IGNORED", "Guardian", "main"]
+
+#: Sent to a whole group, or by a "kill" of the program's name, they mean the application, which we outlive.
+#: (By name: not every system has them.)
+IGNORED: Final = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGTSTP", "SIGUSR1", "SIGUSR2")
 
 #: The most descriptors of a process that macOS lets anybody ask for (sys/syslimits.h).
 _OPEN_MAX: Final = 10_240
@@ -63,14 +67,29 @@ class Guardian:
         self._children: dict[ProcessIdentity, set[ProcessIdentity]] = {}
         self._parents: dict[ProcessIdentity, ProcessIdentity] = {}
         self._free: set[ProcessIdentity] = set()
+        #: Parents that had ended when a child of theirs was registered.
+        self._found_ended: set[ProcessIdentity] = set()
 
     @property
     def idle(self) -> bool:
         """Whether there is nobody left to kill."""
         return not self._parents
 
+    @property
+    def is_in_a_hurry(self) -> bool:
+        """Whether `take_found_ended` has something to return."""
+        return bool(self._found_ended)
+
+    def take_found_ended(self) -> set[ProcessIdentity]:
+        """Those that were found to have ended when a line was obeyed, for `ended`.
+
+        To be called before the next lines are read: these may say that somebody is to be spared.
+        """
+        found, self._found_ended = self._found_ended, set()
+        return found
+
     def obey(self, line: bytes) -> None:
-        """Carry out one line. What is not understood is passed over: a guardian must not fall."""
+        """Take note of one line. What is not understood is passed over: a guardian must not fall."""
         try:
             kind, numbers = line[:1], [int(number) for number in line[1:].split()]
         except ValueError:
@@ -83,7 +102,11 @@ class Guardian:
                 self._free.add(process)
 
     def ended(self, processes: set[ProcessIdentity]) -> None:
-        """These processes have ended: kill their children, and forget them."""
+        """These processes have ended: kill their children, and forget them.
+
+        Nobody is killed before this. It is called after all lines have been read and obeyed that were there
+        when the end was seen.
+        """
         doomed = set[ProcessIdentity]()
         for process in processes:
             self._free.discard(process)
@@ -92,14 +115,14 @@ class Guardian:
         for child in doomed:
             self._forget_child(child)
         # Children of the doomed that were registered with us die when their parents are seen to have ended.
-        self._kill_all(doomed)
+        if doomed:
+            self._kill(doomed, spared=self._free)
 
     def _watch(self, parent: ProcessIdentity, child: ProcessIdentity) -> None:
         if not self._watcher.add(child):
             return
         if not self._watcher.add(parent):
-            self._kill_all({child})
-            return
+            self._found_ended.add(parent)
         self._parents[child] = parent
         self._children.setdefault(parent, set()).add(child)
 
@@ -110,10 +133,6 @@ class Guardian:
             if not self._children[parent]:
                 del self._children[parent]
 
-    def _kill_all(self, processes: set[ProcessIdentity]) -> None:
-        if processes:
-            self._kill(processes, spared=self._free)
-
 
 def main(descriptor: int) -> None:
     """Serve until every process of the application has ended.
@@ -123,9 +142,7 @@ def main(descriptor: int) -> None:
     """
     import resource  # noqa: PLC0415  POSIX only, as all of this function is
 
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGTSTP", "SIGUSR1", "SIGUSR2"):
-        # Sent to a whole group or by a "kill" of the program's name, they mean the application, which we
-        # outlive.
+    for name in IGNORED:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     # They were blocked by the one who started us, lest one come before it is ignored.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -143,14 +160,19 @@ def main(descriptor: int) -> None:
     guardian = Guardian(watcher)
     rest, connected = b"", True
     while connected or not guardian.idle:
-        ended, readable = watcher.wait(None, also=descriptor if connected else None)
+        ended, readable = watcher.wait(
+            0.0 if guardian.is_in_a_hurry else None, also=descriptor if connected else None
+        )
+        ended |= guardian.take_found_ended()
         if readable:
+            # All that there is: the system holds no more than some hundred lines.
             data = os.read(descriptor, 65536)
             connected = bool(data)
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:
                 guardian.obey(line)
-        # After the lines: who was started in the last moment of a dying parent is known by now.
+        # After the lines: who was started in the last moment of a dying parent is known by now, and who is to
+        # be spared.
         guardian.ended(ended)
 
 

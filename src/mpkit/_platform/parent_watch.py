@@ -67,7 +67,8 @@ class ParentLink:
     def started(self, pid: int) -> None:
         """In the parent, right after the start: guards the child while it is still coming up.
 
-        Not needed after a fork, where the child comes to `die_with_parent` at once.
+        After a fork, too: what others have registered for it (`os.register_at_fork`) comes before
+        `die_with_parent`, and may hang.
         """
         child = identity.of(pid)
         if child is not None:
@@ -205,7 +206,8 @@ class _Line:
             arguments = [_GUARDIAN, str(theirs.fileno())]
             command = [executable, *options, "-c", _START_GUARDIAN, *arguments]
             # Blocked until the guardian ignores them.
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+            ignored = {getattr(signal, name) for name in guardian.IGNORED}
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, ignored)
             try:
                 pid = seam.spawn_passing(command, [theirs.fileno()])
             except BaseException:

@@ -165,6 +165,9 @@ GOODBYE = 19
 _INBOX_BYTES = 64 << 10
 _OUTBOX_BYTES = 128 << 10
 
+#: What a worker leaves at.
+LEAVE_RECORD = TASK_HEAD.pack(0, 0, LEAVE)
+
 #: The longest record of a task: it must fit into an empty inbox wherever the index stands, in the middle too.
 LONGEST_TASK = ((_INBOX_BYTES >> 4) - 1) << 3
 
@@ -228,6 +231,11 @@ class Channel:
             Semaphore.attach(names.lock, 1),
             Semaphore.attach(names.wake, MAX_VALUE),
         )
+
+    def dismiss(self) -> None:
+        """In the parent, which has nobody there: a worker that comes all the same leaves at once."""
+        self.inbox.try_put(LEAVE_RECORD)
+        self.wake.release()
 
     def discard(self) -> None:
         """In the parent: remove the names. The memory goes with the last thread that looks at it."""

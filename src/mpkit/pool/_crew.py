@@ -137,9 +137,10 @@ class Crew:
                 _, _, number = process.name.rpartition("-")
                 process.name = f"{options.worker_names}-{number}"
             _starting.run(_start_alone, process, method)
-            if method != "fork":
-                plan.link.started(process.pid or 0)
+            plan.link.started(process.pid or 0)
         except BaseException:
+            # A fork server that dies after the fork has not told us of it.
+            channel.dismiss()
             channel.discard()
             if reader is not None:
                 reader.close()

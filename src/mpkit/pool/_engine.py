@@ -40,7 +40,7 @@ from mpkit.pool._channel import (
     CHUNK,
     FUNCTION_INSIDE,
     HEAD_SIZE,
-    LEAVE,
+    LEAVE_RECORD,
     LEAVING,
     LONGEST_TASK,
     LOW,
@@ -73,8 +73,6 @@ from mpkit.pool._states import BROKEN, CLOSED, RUNNING, TERMINATED
 from mpkit.pool._supervisor import Supervisor
 
 _logger = logging.getLogger("mpkit.pool")
-
-_LEAVE_RECORD = TASK_HEAD.pack(0, 0, LEAVE)
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
@@ -430,7 +428,7 @@ class Engine:
                     lane.leaving = True
                     lane.update_ready()
                     lane.words[LOW] = 0
-                    lane.channel.inbox.try_put(_LEAVE_RECORD)
+                    lane.channel.inbox.try_put(LEAVE_RECORD)
                     self.dispatcher.wake(lane)
                 if not lane.greeted and lane.process is not None and not self.crew.is_initializing(lane):
                     # It is still starting, for nothing. (The initializer finishes what it has begun.)

@@ -254,8 +254,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
 
     def _mpkit_look_after(self, handle: Handle, ties: Ties) -> None:
         """What is to be done right after the start."""
-        if self._start_method != "fork":
-            ties.link.started(self.pid or 0)
+        ties.link.started(self.pid or 0)
         if handle.limit is not None:
             process = seam.look_at(self)
             if process is not None:

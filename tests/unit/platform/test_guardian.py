@@ -34,7 +34,7 @@ class Scene:
 
     def die(self, *processes: ProcessIdentity) -> None:
         self.dead |= set(processes)
-        self.guardian.ended(set(processes))
+        self.guardian.ended(set(processes) | self.guardian.take_found_ended())
 
 
 @pytest.fixture
@@ -69,8 +69,21 @@ def test_a_child_that_has_ended_together_with_its_parent(scene: Scene) -> None:
 def test_said_after_the_parent_has_died(scene: Scene) -> None:
     scene.dead.add(APP)
     scene.watch(APP, A)
+    assert scene.killed == []
+    assert not scene.guardian.idle
+    assert scene.guardian.is_in_a_hurry
+    scene.die()
     assert scene.killed == [({A}, set())]
     assert scene.guardian.idle
+
+
+def test_a_later_line_says_that_somebody_is_to_be_spared(scene: Scene) -> None:
+    """All of this was waiting when the guardian had come up: nobody was spared."""
+    scene.dead.add(APP)
+    scene.watch(APP, A)
+    scene.free(B)
+    scene.die()
+    assert scene.killed == [({A}, {B})]
 
 
 def test_said_after_the_child_has_died(scene: Scene) -> None:

@@ -1,0 +1,288 @@
+"""Dying with the parent, when somebody dies just between two steps of the protocol.
+
+The steps are those of docs/explanation/dying-with-the-parent.md. Each program kills one participant at its
+step, for certain, and then itself; nothing of it may remain.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mpkit._platform.guardian import IGNORED
+from tests.helpers.marked import Mark
+from tests.helpers.processes import gone, python, to_be_killed, wait_gone
+from tests.helpers.waiting import PATIENCE, wait_until
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for the processes in /proc")
+
+COMMON = """
+import os, signal, sys, time
+import multiprocessing
+from pathlib import Path
+from mpkit import TaskPool, WorkerProcess
+from mpkit._platform import families, identity, parent_watch, seam
+
+method, directory = sys.argv[1], Path(sys.argv[2])
+
+def die(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def note(name: str) -> None:
+    # At once with its content: whoever waits for the file reads it.
+    (directory / f"{name}.new").write_text(str(os.getpid()))
+    os.replace(directory / f"{name}.new", directory / name)
+
+def sleep(name: str) -> None:
+    note(name)
+    time.sleep(600)
+
+def wait_for(name: str) -> int:
+    while not (directory / name).exists():
+        time.sleep(0.001)
+    return int((directory / name).read_text())
+
+def wait_ended(pid: int) -> None:
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+"""
+
+
+class Program:
+    """A program while it runs, and what it has left in its directory."""
+
+    def __init__(self, mark: Mark, directory: Path) -> None:
+        self.mark = mark
+        self._directory = directory
+
+    def pid(self, name: str) -> int:
+        """The pid that has been noted under this name, once it has been."""
+        path = self._directory / name
+        wait_until(path.exists, f"{name} has been noted")
+        return int(path.read_text())
+
+    def is_gone(self) -> bool:
+        return not self.mark.living()
+
+
+@contextmanager
+def program(text: str, directory: Path, method: str) -> Iterator[Program]:
+    """Run it; when the block is left, it has died by SIGKILL, and whatever is left of it is killed."""
+    path = directory / "program.py"
+    path.write_text(COMMON + text)
+    running = Program(Mark(), directory)
+    with to_be_killed() as temporary:
+        env = {**temporary, **running.mark.environment, "PYTHONPATH": f"{directory}:{PYTHON_PATH}"}
+        # A file, for what lives on would hold a pipe open.
+        errors = directory / "errors"
+        with (
+            errors.open("w") as stderr,
+            python(path, method, directory, env=env, stdout=stderr, stderr=stderr) as process,
+        ):
+            try:
+                yield running
+                assert process.wait(PATIENCE) == -9, errors.read_text()
+            finally:
+                for pid in running.mark.living():
+                    with suppress(psutil.NoSuchProcess):
+                        psutil.Process(pid).kill()
+                wait_until(running.is_gone, "all of it has been killed")
+
+
+PYTHON_PATH = ":".join(path for path in sys.path if path)
+
+
+def all_of_it_goes(text: str, directory: Path, method: str) -> None:
+    with program(text, directory, method) as running:
+        wait_until(running.is_gone, f"all of it has ended: {running.mark.living()}")
+
+
+HANGING_FORK = """
+def hang() -> None:
+    # Code of some library, on the way from the fork to the child's own.
+    note("child")
+    time.sleep(600)
+
+os.register_at_fork(after_in_child=hang)
+if sys.argv[1] == "pool":
+    pool = TaskPool(1, context="fork")
+else:
+    WorkerProcess(target=print, start_method="fork").start()
+wait_for("child")
+die()
+"""
+
+
+@pytest.mark.parametrize("kind", ["process", "pool"])
+def test_a_fork_that_does_not_come_as_far_as_registering_itself(kind: str, tmp_path: Path) -> None:
+    all_of_it_goes(HANGING_FORK, tmp_path, kind)
+
+
+HANGING_ORPHAN = """
+def hang() -> None:
+    note("orphan")
+    time.sleep(600)
+
+def child() -> None:
+    os.register_at_fork(after_in_child=hang)
+    WorkerProcess(target=print, start_method="fork", orphan=True).start()
+    wait_for("orphan")
+    sleep("child")
+
+if __name__ == "__main__":
+    WorkerProcess(target=child, start_method=method).start()
+    wait_for("child")
+    die()
+"""
+
+
+def test_an_orphan_that_does_not_come_as_far_as_registering_itself_lives_on(
+    start_method: str, tmp_path: Path
+) -> None:
+    """It was killed as a descendant of a child, although its start was over."""
+    with program(HANGING_ORPHAN, tmp_path, start_method) as running:
+        wait_gone(running.pid("child"))
+        assert not gone(running.pid("orphan"))
+
+
+PARENT_DIES_BEFORE_IT_REGISTERS = """
+if __name__ == "__main__":
+    # In the parent, with the child started.
+    parent_watch.ParentLink.started = die
+    if sys.argv[3:] == ["pool"]:
+        TaskPool(1, context=method)
+    else:
+        WorkerProcess(target=sleep, args=("child",), start_method=method).start()
+"""
+
+
+def test_the_parent_dies_before_it_registers_the_child(start_method: str, tmp_path: Path) -> None:
+    all_of_it_goes(PARENT_DIES_BEFORE_IT_REGISTERS, tmp_path, start_method)
+
+
+PARENT_DIES_WITH_A_NEW_GUARDIAN = """
+if __name__ == "__main__":
+    spawn = seam.spawn_passing
+
+    def spawn_and_die(*args: object) -> int:
+        spawn(*args)
+        die()
+
+    seam.spawn_passing = spawn_and_die
+    WorkerProcess(target=sleep, args=("child",), start_method=method).start()
+"""
+
+
+def test_the_parent_dies_before_it_knows_its_guardian(tmp_path: Path) -> None:
+    all_of_it_goes(PARENT_DIES_WITH_A_NEW_GUARDIAN, tmp_path, "fork")
+
+
+SIGNAL_WHILE_THE_GUARDIAN_COMES_UP = """
+if __name__ == "__main__":
+    spawn = seam.spawn_passing
+
+    def spawn_and_stop(*args: object) -> int:
+        pid = spawn(*args)
+        os.kill(pid, signal.SIGSTOP)
+        return pid
+
+    seam.spawn_passing = spawn_and_stop
+    WorkerProcess(target=sleep, args=("child",), start_method="fork").start()
+    wait_for("child")
+    # As from a terminal, to the whole group.
+    os.kill(parent_watch.guardian_pid(), getattr(signal, method))
+    os.kill(parent_watch.guardian_pid(), signal.SIGCONT)
+    die()
+"""
+
+
+@pytest.mark.parametrize("name", IGNORED)
+def test_a_signal_that_means_the_application_comes_while_the_guardian_starts(
+    name: str, tmp_path: Path
+) -> None:
+    """Some of them killed it, and what had been registered already was on its own."""
+    all_of_it_goes(SIGNAL_WHILE_THE_GUARDIAN_COMES_UP, tmp_path, name)
+
+
+GUARDIAN_DIES_BEFORE_THE_CHILD_IS_STARTED = """
+if __name__ == "__main__":
+    create = parent_watch.ParentLink.create
+
+    def create_and_kill(**options: bool) -> parent_watch.ParentLink:
+        link = create(**options)
+        os.kill(parent_watch.guardian_pid(), signal.SIGKILL)
+        wait_ended(parent_watch.guardian_pid())
+        return link
+
+    parent_watch.ParentLink.create = create_and_kill
+    if sys.argv[3:] == ["pool"]:
+        pool = TaskPool(1, context=method)
+        pool.submit(note, "child").result()
+    else:
+        WorkerProcess(target=sleep, args=("child",), start_method=method).start()
+    wait_for("child")
+    die()
+"""
+
+
+def test_the_guardian_dies_before_the_child_is_started(start_method: str, tmp_path: Path) -> None:
+    """Nobody hears that the child registers itself: so it looks after itself."""
+    all_of_it_goes(GUARDIAN_DIES_BEFORE_THE_CHILD_IS_STARTED, tmp_path, start_method)
+
+
+GUARDIAN_DIES_BEFORE_THE_NEXT_CHILD = """
+if __name__ == "__main__":
+    WorkerProcess(target=sleep, args=("first",), start_method=method).start()
+    wait_for("first")
+    os.kill(parent_watch.guardian_pid(), signal.SIGKILL)
+    wait_ended(parent_watch.guardian_pid())
+    WorkerProcess(target=sleep, args=("second",), start_method=method).start()
+    wait_for("second")
+    die()
+"""
+
+
+def test_the_guardian_dies_before_the_next_child(start_method: str, tmp_path: Path) -> None:
+    with program(GUARDIAN_DIES_BEFORE_THE_NEXT_CHILD, tmp_path, start_method) as running:
+        wait_gone(running.pid("second"))
+        # As documented.
+        assert not gone(running.pid("first"))
+
+
+SERVER_DIES_AFTER_THE_FORK = """
+def arrive() -> None:
+    note("worker")
+
+if __name__ == "__main__":
+    multiprocessing.set_forkserver_preload(["deadly"])
+    try:
+        TaskPool(1, initializer=arrive, context=method)
+    except Exception as error:
+        assert "the fork server of multiprocessing has died" in str(error), error
+    # It ends, although this program lives.
+    worker = identity.of(wait_for("worker"))
+    assert worker is None or families.wait_gone([worker], None) == []
+    die()
+"""
+
+DEADLY = """
+import os, signal, sys, time
+
+# In the server, which has forked the worker and has not told the pool of it.
+def after_fork() -> None:
+    while not os.path.exists({worker!r}):
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+os.register_at_fork(after_in_parent=after_fork)
+"""
+
+
+def test_the_fork_server_dies_before_it_tells_of_a_worker(tmp_path: Path) -> None:
+    """The worker waited for tasks that nobody could send it, as long as the program lived."""
+    (tmp_path / "deadly.py").write_text(DEADLY.format(worker=str(tmp_path / "worker")))
+    all_of_it_goes(SERVER_DIES_AFTER_THE_FORK, tmp_path, "forkserver")

@@ -1,0 +1,440 @@
+"""The guardian (`mpkit._platform.guardian`) and what surrounds it as a model: a parent, its children, their
+lines, and deaths in between.
+
+What is kept of the code, and what is not:
+
+- `Guardian` and `ExitWatcher` are the real ones; the system beneath them is the model's: which processes
+  live, what the socket holds, what a process descriptor tells. They are made anew for each step, from what
+  the state says of them.
+- The others are short programs (`PROGRAMS`): start a process, write a line. Each may be killed at any step.
+- The guardian is not alone: between any two of its questions to the system, one thing may happen elsewhere
+  (one for each of its steps; any number between two steps).
+- Killing a family is one step: what it consists of has tests of its own
+  (`tests/unit/platform/test_families.py`). A thread that watches, where there is no guardian, ends its own
+  process alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from itertools import count, islice
+from typing import NamedTuple
+
+import pytest
+
+from mpkit._platform import exits, guardian, identity
+from mpkit._platform.hints import override
+from mpkit._platform.identity import ProcessIdentity
+from tests.model.checker import Step
+
+__all__ = ["PROGRAMS", "GuardianModel", "State", "arrived", "waits_for", "wrong"]
+
+#: The parent; two children; a child of the first; an orphan that the first has started.
+P, A, B, D, O = range(5)  # noqa: E741
+_NAMES = "PABDO"
+_WHO = [ProcessIdentity(number + 1, 10 * (number + 1)) for number in range(5)]
+
+Action = tuple[str, int, int]
+
+
+def start(child: int) -> Action:
+    return "start", child, 0
+
+
+def tell(parent: int, child: int) -> Action:
+    """``W``: the child belongs to the parent."""
+    return "tell", parent, child
+
+
+def free(orphan: int) -> Action:
+    """``F``."""
+    return "free", orphan, 0
+
+
+#: Makes sure of a guardian, as `ParentLink.create` does.
+ENSURE: Action = ("ensure", 0, 0)
+
+_FAMILY = {P: [ENSURE, start(A), tell(P, A), ENSURE, start(B), tell(P, B)], A: [tell(P, A)], B: [tell(P, B)]}
+PROGRAMS: dict[str, dict[int, list[Action]]] = {
+    "two children": _FAMILY,
+    "two children, one of which hangs before it comes to register itself": {**_FAMILY, A: []},
+    "a grandchild that only the guardian knows": {
+        P: [ENSURE, start(A), tell(P, A)],
+        A: [tell(P, A), ENSURE, start(D), tell(A, D)],
+        D: [tell(A, D)],
+    },
+    "an orphan": {
+        P: [ENSURE, start(A), tell(P, A)],
+        A: [tell(P, A), start(O), free(O)],
+        O: [free(O)],
+    },
+}
+
+#: Who has started whom, and so would be killed with it. Not D: it is a child of a fork server.
+_STARTED_BY = {A: P, B: P, O: A}
+#: With whom one is to die.
+_DIES_WITH = {A: P, B: P, D: A}
+
+NEW, ALIVE, DEAD = "new", "alive", "dead"
+
+
+class Process(NamedTuple):
+    """One of the application."""
+
+    at: str = NEW
+    step: int = 0
+    #: The guardian at the other end of its line.
+    line: int = -1
+    #: Nobody heard its line, so it watches from a thread.
+    watches: bool = False
+    #: It was there when its guardian was killed: on its own.
+    excused: bool = False
+    #: An orphan whose start was over before the parent died.
+    owed: bool = False
+
+
+class Keeper(NamedTuple):
+    """The guardian between two of its steps."""
+
+    at: str = "none"
+    number: int = -1
+    #: Written and not read yet.
+    socket: tuple[Action, ...] = ()
+    #: Read, and not obeyed yet.
+    lines: tuple[Action, ...] = ()
+    ended: frozenset[ProcessIdentity] = frozenset()
+    connected: bool = True
+    watched: frozenset[ProcessIdentity] = frozenset()
+    parents: frozenset[tuple[ProcessIdentity, ProcessIdentity]] = frozenset()
+    children: frozenset[tuple[ProcessIdentity, ProcessIdentity]] = frozenset()
+    free: frozenset[ProcessIdentity] = frozenset()
+    found_ended: frozenset[ProcessIdentity] = frozenset()
+
+
+class State(NamedTuple):
+    """All of it."""
+
+    processes: tuple[Process, ...]
+    keeper: Keeper
+    complaint: str = ""
+
+    @override
+    def __repr__(self) -> str:
+        living = "".join(_NAMES[number] for number, one in enumerate(self.processes) if one.at == ALIVE)
+        return f"alive: {living or 'nobody'}; {self.keeper.at}, to read: {len(self.keeper.socket)}"
+
+
+class _BlockedError(Exception):
+    """The guardian sleeps: nothing has happened."""
+
+
+class OldWatcher(exits.ExitWatcher):
+    """Looks at one that is watched already as at a new one, and forgets it if it has ended."""
+
+    @override
+    def add(self, process: ProcessIdentity) -> bool:
+        self._watched.discard(process)
+        return super().add(process)
+
+
+class OldGuardian(guardian.Guardian):
+    """Kills at once, and that child alone, when a line tells of a parent that has ended."""
+
+    @override
+    def _watch(self, parent: ProcessIdentity, child: ProcessIdentity) -> None:
+        super()._watch(parent, child)
+        if self.take_found_ended():
+            self._forget_child(child)
+            self._kill({child}, spared=self._free)
+
+
+class GuardianModel:
+    """The steps.
+
+    Args:
+        programs: One of `PROGRAMS`.
+        monkeypatch: For the look at a process.
+        may_be_killed: The guardian, too, once.
+        blind: There are no process descriptors.
+        without: names of guards to leave out, to see that the checker misses each of them:
+            "the mend" (both of the old classes above),
+            "all lines first" (the old guardian: kill at once when a line says so),
+            "one more look" (act on ends that were found while lines were obeyed, without reading again),
+            "lines before ends" (act on the ends before the lines that were there),
+            "the parent tells" (only the child registers itself),
+            "the child tells" (only the parent does),
+            "a thread" (a child that nobody hears does not care).
+    """
+
+    def __init__(
+        self,
+        programs: dict[int, list[Action]],
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        may_be_killed: bool = False,
+        blind: bool = False,
+        without: str = "",
+    ) -> None:
+        self._programs = programs
+        self._may_be_killed = may_be_killed
+        self._without = without
+        self._system = _System(self, blind)
+        monkeypatch.setattr(identity, "is_alive", self._system.is_alive)
+
+    def begin(self) -> State:
+        """The parent lives; it has not started anybody."""
+        return State((Process(ALIVE), *(Process(),) * (len(_WHO) - 1)), Keeper())
+
+    def steps(self, state: State) -> Iterator[Step[State]]:
+        """Every step of everybody."""
+        yield from self.steps_of_others(state)
+        if state.keeper.at not in {"wait", "obey", "act"}:
+            return
+        label = f"the guardian: {state.keeper.at}"
+        system = self._system
+        after = self._try_step_of_guardian(state)
+        if after is not None:
+            yield Step(label, after)
+        for point in range(system.questions):
+            for choice in count():
+                after = self._try_step_of_guardian(state, point, choice)
+                if not system.meanwhile:
+                    break
+                if after is not None:
+                    yield Step(f"{label}; at its question {point}: {system.meanwhile}", after, fair=False)
+
+    def _try_step_of_guardian(self, state: State, point: int = -1, choice: int = 0) -> State | None:
+        """What it comes to if this happens at that question; None while there is nothing to do for it."""
+        self._system.begin(state, point, choice)
+        try:
+            return self._step_of_guardian(state)
+        except _BlockedError:
+            return None
+
+    def steps_of_others(self, state: State) -> Iterator[Step[State]]:
+        """Those of the processes, and deaths."""
+        for number, process in enumerate(state.processes):
+            if process.at != ALIVE:
+                continue
+            program = self._programs.get(number, [])
+            if process.step < len(program):
+                yield self._act(state, number, program[process.step])
+            if number != O:
+                yield Step(f"{_NAMES[number]} is killed", _with(state, number, at=DEAD), fair=False)
+            parent = _DIES_WITH.get(number)
+            if process.watches and parent is not None and state.processes[parent].at == DEAD:
+                yield Step(f"the thread of {_NAMES[number]} ends it", _with(state, number, at=DEAD))
+        keeper = state.keeper
+        if self._may_be_killed and keeper.number == 0 and keeper.at not in {"none", "dead"}:
+            after = state._replace(keeper=Keeper("dead", 0))
+            for number, process in enumerate(state.processes):
+                if process.at == ALIVE and number != P:
+                    after = _with(after, number, excused=True)
+            yield Step("the guardian is killed", after, fair=False)
+
+    def _act(self, state: State, number: int, action: Action) -> Step[State]:
+        kind, first, second = action
+        me = state.processes[number]
+        keeper = state.keeper
+        state = _with(state, number, step=me.step + 1)
+        label = f"{_NAMES[number]}: {kind}"
+        heard = keeper.number == me.line and keeper.at not in {"none", "dead", "over"}
+        if kind == "ensure":
+            if not heard:
+                state = _with(state, number, line=keeper.number + 1)
+                state = state._replace(keeper=Keeper("wait", keeper.number + 1))
+        elif kind == "start":
+            state = _with(state, first, at=ALIVE, line=me.line)
+        else:
+            label += f" {_NAMES[second] if kind == 'tell' else _NAMES[first]}"
+            itself = number == (second if kind == "tell" else first)
+            left_out = self._without == ("the child tells" if itself else "the parent tells")
+            if heard and not left_out:
+                state = state._replace(keeper=keeper._replace(socket=(*keeper.socket, action)))
+                if kind == "free" and not itself and state.processes[P].at == ALIVE:
+                    state = _with(state, first, owed=True)
+            elif kind == "tell" and not heard and itself and self._without != "a thread":
+                state = _with(state, number, watches=True)
+        return Step(label, state)
+
+    def _step_of_guardian(self, state: State) -> State:
+        """One round of `guardian.main` is: wait; obey one line after the other; act on what has ended."""
+        system = self._system
+        keeper = state.keeper
+        its_class = OldWatcher if self._without == "the mend" else exits.ExitWatcher
+        watcher = its_class.__new__(its_class)
+        watcher._watched = set(keeper.watched)
+        watcher._blind = set(keeper.watched) if system.blind else set()
+        system.events = set() if system.blind else set(keeper.watched)
+        watcher._source = system  # type: ignore[assignment]
+        kind = OldGuardian if self._without in {"the mend", "all lines first"} else guardian.Guardian
+        one = kind(watcher, system.kill)
+        one._parents = dict(keeper.parents)
+        for parent, child in keeper.children:
+            one._children.setdefault(parent, set()).add(child)
+        one._free, one._found_ended = set(keeper.free), set(keeper.found_ended)
+
+        changes: dict[str, object] = {}
+        if keeper.at == "wait":
+            system.hurry = one.is_in_a_hurry
+            ended, readable = watcher.wait(0.0, also=0 if keeper.connected else None)
+            ended |= one.take_found_ended()
+            socket = system.state.keeper.socket
+            changes = {"at": "obey", "ended": frozenset(ended)}
+            if readable:
+                changes |= {"lines": socket, "socket": (), "connected": bool(socket)}
+            if self._without == "lines before ends":
+                one.ended(ended)
+                changes["ended"] = frozenset()
+        elif keeper.at == "obey":
+            if keeper.lines:
+                one.obey(_text(keeper.lines[0]))
+                changes["lines"] = keeper.lines[1:]
+            else:
+                changes["at"] = "act"
+        else:
+            more = one.take_found_ended() if self._without == "one more look" else set[ProcessIdentity]()
+            one.ended(more | keeper.ended)
+            changes |= {"ended": frozenset[ProcessIdentity](), "at": "wait"}
+            if not keeper.connected and one.idle:
+                changes["at"] = "over"
+        now = system.state
+        if now.keeper.number != keeper.number or now.keeper.at != keeper.at:
+            return now  # it was killed in the middle
+        after = now.keeper._replace(
+            watched=frozenset(watcher._watched),
+            parents=frozenset(one._parents.items()),
+            children=frozenset(
+                (parent, child) for parent in one._children for child in one._children[parent]
+            ),
+            free=frozenset(one._free),
+            found_ended=frozenset(one._found_ended),
+        )
+        return now._replace(keeper=after._replace(**changes))  # type: ignore[arg-type]
+
+
+class _System:
+    """What the guardian asks the system, and what happens elsewhere meanwhile."""
+
+    def __init__(self, model: GuardianModel, blind: bool) -> None:
+        self._model = model
+        self.blind = blind
+        self.state: State = State((), Keeper())
+        self.events: set[ProcessIdentity] = set()
+        self.hurry = False
+        self.begin(self.state, -1, 0)
+
+    def begin(self, state: State, point: int, choice: int) -> None:
+        """Before a step: at its question number `point`, if there is one, `choice` happens elsewhere."""
+        self.state = state
+        self.questions = 0
+        self.meanwhile = ""
+        self._point, self._choice = point, choice
+
+    def _ask(self) -> None:
+        if self.questions == self._point:
+            for step in islice(self._model.steps_of_others(self.state), self._choice, self._choice + 1):
+                self.state = step.state
+                self.meanwhile = step.label
+        self.questions += 1
+
+    # What `ExitWatcher` asks.
+
+    def is_alive(self, process: ProcessIdentity) -> bool:
+        self._ask()
+        return self.state.processes[process.pid - 1].at == ALIVE
+
+    def add(self, process: ProcessIdentity) -> bool:
+        self._ask()
+        if self.blind or self.state.processes[process.pid - 1].at != ALIVE:
+            return False  # it has been waited for at once
+        self.events.add(process)
+        return True
+
+    def discard(self, process: ProcessIdentity) -> None:
+        self.events.discard(process)
+
+    def wait(self, timeout: float | None, also: int | None) -> tuple[set[ProcessIdentity], bool]:
+        # The system asks one descriptor after the other, that of the line last.
+        ended = {process for process in self.events if self.state.processes[process.pid - 1].at == DEAD}
+        self._ask()
+        nobody = not any(
+            one.at == ALIVE and one.line == self.state.keeper.number for one in self.state.processes
+        )
+        readable = also is not None and (bool(self.state.keeper.socket) or nobody)
+        gone_unseen = self.blind and any(
+            self.state.processes[process.pid - 1].at == DEAD for process in self.state.keeper.watched
+        )
+        if not ended and not readable and not gone_unseen and not self.hurry:
+            raise _BlockedError
+        return ended, readable
+
+    def kill(self, roots: Iterable[ProcessIdentity], *, spared: Collection[ProcessIdentity] = ()) -> None:
+        """All at once, with what descends from them."""
+        self._ask()
+        todo = [root.pid - 1 for root in roots if root not in spared]
+        for number in todo:
+            process = self.state.processes[number]
+            parent = _DIES_WITH.get(number)
+            if process.at == ALIVE:
+                if process.owed:
+                    self.state = self.state._replace(complaint="an orphan was killed whose start was over")
+                if parent is not None and self.state.processes[parent].at == ALIVE:
+                    self.state = self.state._replace(complaint="one was killed whose parent lives")
+                todo.extend(
+                    child
+                    for child, starter in _STARTED_BY.items()
+                    if starter == number and _WHO[child] not in spared
+                )
+                self.state = _with(self.state, number, at=DEAD)
+
+
+def wrong(state: State) -> str | None:
+    """Nobody is killed who is not to be; and the guardian does not leave before the end."""
+    if state.complaint:
+        return state.complaint
+    if state.keeper.at == "over" and any(
+        one.at == ALIVE and one.line == state.keeper.number for one in state.processes
+    ):
+        return "the guardian has left although somebody lives"
+    return None
+
+
+def _bereaved(state: State) -> Iterator[int]:
+    """Those that live although who they are to die with is dead."""
+    for child, parent in _DIES_WITH.items():
+        process = state.processes[child]
+        if process.at == ALIVE and state.processes[parent].at == DEAD and not process.excused:
+            yield child
+
+
+def waits_for(programs: dict[int, list[Action]]) -> Callable[[State], bool]:
+    """Somebody has to go. One that hangs before it registers itself has to if the parent had the time to."""
+
+    def waits(state: State) -> bool:
+        for child in _bereaved(state):
+            parent = _DIES_WITH[child]
+            if programs.get(child) or state.processes[parent].step > programs[parent].index(
+                tell(parent, child)
+            ):
+                return True
+        return False
+
+    return waits
+
+
+def arrived(state: State) -> bool:
+    """Nobody has to go any more."""
+    return not any(_bereaved(state))
+
+
+def _text(action: Action) -> bytes:
+    kind, first, second = action
+    if kind == "free":
+        return b"F %d %d" % _WHO[first]
+    return b"W %d %d %d %d" % (*_WHO[first], *_WHO[second])
+
+
+def _with(state: State, number: int, **changes: object) -> State:
+    process = state.processes[number]._replace(**changes)  # type: ignore[arg-type]
+    return state._replace(processes=(*state.processes[:number], process, *state.processes[number + 1 :]))

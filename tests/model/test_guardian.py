@@ -1,0 +1,48 @@
+"""The guardian, exhaustively: whoever dies when, nobody is forgotten, and nobody killed who is not to be."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.model.checker import Violation, explore
+from tests.model.guardian_model import PROGRAMS, GuardianModel, arrived, waits_for, wrong
+
+
+def check(name: str, model: GuardianModel) -> int:
+    found = explore([model.begin()], model.steps, wrong, remember_fair_steps=True)
+    found.stuck(waits_for(PROGRAMS[name]), arrived)
+    return len(found.came)
+
+
+@pytest.mark.parametrize("blind", [False, True], ids=["events", "looking"])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_order_of_deaths(name: str, blind: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check(name, GuardianModel(PROGRAMS[name], monkeypatch, blind=blind)) > 100
+
+
+# Not for one that hangs before it comes to register itself: then the guardian alone knows it.
+@pytest.mark.parametrize("name", [name for name, programs in PROGRAMS.items() if all(programs.values())])
+def test_the_guardian_may_be_killed_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check(name, GuardianModel(PROGRAMS[name], monkeypatch, may_be_killed=True)) > 100
+
+
+@pytest.mark.parametrize(
+    "without, name, may_be_killed",
+    [
+        ("the mend", "two children", False),
+        ("all lines first", "an orphan", False),
+        ("lines before ends", "an orphan", False),
+        ("one more look", "an orphan", False),
+        ("the parent tells", "two children, one of which hangs before it comes to register itself", False),
+        ("the child tells", "two children", False),
+        ("a thread", "two children", True),
+    ],
+)
+def test_each_guard_is_needed(
+    without: str, name: str, may_be_killed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checker finds out when a guard is missing; the first is a fault that there was."""
+    model = GuardianModel(PROGRAMS[name], monkeypatch, may_be_killed=may_be_killed, without=without)
+    with pytest.raises(Violation) as caught:
+        check(name, model)
+    assert caught.value.trace

@@ -1,0 +1,243 @@
+"""What the programs of `test_parent_death` do until they die: ``python -m tests.stress.death_programs``.
+
+Their arguments: a start method, a seed, and a directory for notes. Each note is a file; what stands in it is
+there at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from mpkit import BoundedQueue, Lock, LockedCounter, TaskPool, WorkerProcess, compat
+from mpkit._platform import identity
+from mpkit.compat import futures
+
+#: In the command lines of programs that know nothing of mpkit.
+PROGRAM = "a-program-of-the-test"
+
+_notes = Path(os.environ.get("MPKIT_TEST_NOTES", "."))
+
+
+def note(kind: str, pid: int) -> None:
+    """Leave ``<kind>-<pid>-<start>``, and in it the time."""
+    process = identity.of(pid)
+    if process is not None:
+        new = _notes / f"new-{os.getpid()}-{time.monotonic_ns()}"
+        new.write_text(repr(time.monotonic()))
+        os.replace(new, _notes / f"{kind}-{process.pid}-{process.started}")
+
+
+def start_program(*, own_way: bool = False) -> int:
+    """Start a program. `own_way`: without the mark, as one that is none of the family's."""
+    code = f"'{PROGRAM}'; import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"
+    env = {name: value for name, value in os.environ.items() if name != "MPKIT_TEST_MARK" or not own_way}
+    return subprocess.Popen(  # its end is not waited for
+        [sys.executable, "-S", "-c", code], env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    ).pid
+
+
+# --- what a child or a task may be doing ----------------------------------------------------------------
+
+
+def doze(rng: random.Random, method: str, depth: int) -> None:
+    time.sleep(600)
+
+
+def hold_the_interpreter_lock(rng: random.Random, method: str, depth: int) -> None:
+    # One call into C, for an hour or so.
+    pow(7, 10**10)
+
+
+def be_stopped(rng: random.Random, method: str, depth: int) -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def have_a_program(rng: random.Random, method: str, depth: int) -> None:
+    start_program()
+    time.sleep(600)
+
+
+def start_programs(rng: random.Random, method: str, depth: int) -> None:
+    for _ in range(20):
+        start_program()
+        time.sleep(rng.uniform(0.0, 0.05))
+    time.sleep(600)
+
+
+def fork(rng: random.Random, method: str, depth: int) -> None:
+    if os.fork() == 0:
+        note("forked", os.getpid())
+        start_program()
+    time.sleep(600)
+
+
+def have_children(rng: random.Random, method: str, depth: int) -> None:
+    for _ in range(rng.randint(1, 2)):
+        seed = rng.randrange(1 << 32)
+        WorkerProcess(target=live, args=(seed, method, depth - 1), start_method=method).start()
+    rng.choice([doze, hold_the_interpreter_lock, have_a_program])(rng, method, depth)
+
+
+def have_a_pool(rng: random.Random, method: str, depth: int) -> None:
+    with TaskPool(1, context=method) as pool:
+        pool.submit(live, rng.randrange(1 << 32), method, depth - 1).result()
+
+
+def have_an_orphan(rng: random.Random, method: str, depth: int) -> None:
+    orphan = WorkerProcess(target=live_as_orphan, args=(method,), start_method=method, orphan=True)
+    orphan.start()
+    # From here on it has to live on, whatever happens here.
+    note("orphan", orphan.pid or 0)
+    time.sleep(600)
+
+
+def live_as_orphan(method: str) -> None:
+    """An orphan, with children of both kinds."""
+    note("arrived", os.getpid())
+    note("below", start_program())
+    child = WorkerProcess(target=time.sleep, args=(600,), start_method=method)
+    child.start()
+    note("below", child.pid or 0)
+    time.sleep(600)
+
+
+_LIVES = [
+    doze,
+    hold_the_interpreter_lock,
+    be_stopped,
+    have_a_program,
+    start_programs,
+    fork,
+    have_children,
+    have_children,
+    have_a_pool,
+    have_an_orphan,
+]
+
+
+def live(seed: int, method: str, depth: int) -> None:
+    """The target of a child, or a task: one life until somebody ends it."""
+    rng = random.Random(seed)
+    choice = rng.choice(_LIVES)
+    if depth <= 0 and choice in {have_children, have_a_pool, have_an_orphan}:
+        choice = have_a_program
+    choice(rng, method, depth)
+
+
+def work(seed: int) -> bytes:
+    """A task that comes to an end."""
+    rng = random.Random(seed)
+    time.sleep(rng.choice([0.0, 0.0, 0.001, 0.01]))
+    return bytes(rng.choice([10, 1000, 500_000]))
+
+
+def measure(data: object) -> int:
+    """A task with a shared object."""
+    assert isinstance(data, bytes)
+    return len(data)
+
+
+def exchange(
+    there: BoundedQueue[bytes], back: BoundedQueue[bytes], lock: Lock, counter: LockedCounter
+) -> None:
+    """Hand on what comes, and count it."""
+    for item in there:
+        with lock:
+            counter.add()
+        back.put(item)
+
+
+# --- what the program itself does ----------------------------------------------------------------------
+
+
+def with_processes(rng: random.Random, method: str, stack: contextlib.ExitStack) -> None:
+    for _ in range(rng.randint(1, 4)):
+        process: WorkerProcess[None] = WorkerProcess(
+            target=live, args=(rng.randrange(1 << 32), method, 2), start_method=method
+        )
+        stack.enter_context(process)
+        time.sleep(rng.choice([0.0, 0.0, 0.05]))
+
+
+def one_after_the_other(rng: random.Random, method: str, stack: contextlib.ExitStack) -> None:
+    """Children for as long as the program lives; those are noted whose start was begun later."""
+    while True:
+        began = time.monotonic()
+        process: WorkerProcess[None] = WorkerProcess(target=time.sleep, args=(600,), start_method=method)
+        stack.enter_context(process)
+        (_notes / f"begun-{process.pid}").write_text(repr(began))
+        time.sleep(0.05)
+
+
+def with_pool(rng: random.Random, method: str, stack: contextlib.ExitStack) -> None:
+    pool = stack.enter_context(TaskPool(rng.randint(1, 3), context=method))
+    shared = pool.share(bytes(100_000))
+    for _ in range(rng.randint(1, 60)):
+        pool.submit(work, rng.randrange(1 << 32))
+        pool.submit(measure, shared)
+    for _ in range(rng.randint(0, 3)):
+        pool.submit(live, rng.randrange(1 << 32), method, 1)
+
+
+def with_queues(rng: random.Random, method: str, stack: contextlib.ExitStack) -> None:
+    there, back = BoundedQueue[bytes](maxsize=10), BoundedQueue[bytes]()
+    args = (there, back, Lock(), LockedCounter())
+    for _ in range(2):
+        stack.enter_context(WorkerProcess(target=exchange, args=args, start_method=method))
+    for _ in range(rng.randint(1, 300)):
+        there.put(bytes(rng.choice([1, 100, 200_000])))
+        back.get()
+    stack.callback(there.shutdown)
+
+
+def with_compat(rng: random.Random, method: str, stack: contextlib.ExitStack) -> None:
+    context = compat.get_context(method)
+    pool = stack.enter_context(context.Pool(2))
+    pool.map_async(work, range(50))
+    executor = stack.enter_context(futures.ProcessPoolExecutor(2, mp_context=context))
+    for seed in range(20):
+        executor.submit(work, seed)
+    executor.submit(live, rng.randrange(1 << 32), method, 1)
+
+
+def with_a_stranger(rng: random.Random, method: str, stack: contextlib.ExitStack) -> None:
+    """A program of the program's own: it does not belong to any child."""
+    note("stranger", start_program(own_way=True))
+
+
+SCENES = [with_processes, with_processes, with_pool, with_queues, with_compat, with_a_stranger]
+
+
+def end_by_itself(rng: random.Random) -> None:
+    """At some moment, from a thread, as a program may."""
+    end: Callable[[], object] = rng.choice([lambda: os._exit(3), os.abort])
+    timer = threading.Timer(rng.uniform(0.0, 0.6), end)
+    timer.daemon = True
+    timer.start()
+
+
+def main(method: str, seed: str, way: str) -> None:
+    """Do some of it, then wait for the end."""
+    rng = random.Random(seed)
+    os.write(1, b"begun\n")
+    if way == "itself":
+        end_by_itself(rng)
+    with contextlib.ExitStack() as stack:
+        for scene in rng.sample(SCENES, rng.randint(1, 3)):
+            scene(rng, method, stack)
+        if way == "guardian":
+            one_after_the_other(rng, method, stack)
+        time.sleep(600)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

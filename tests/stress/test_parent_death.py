@@ -1,0 +1,310 @@
+"""Programs that die at random moments: all that has to go with them goes, and nothing else.
+
+python -m pytest tests/stress/test_parent_death.py --stress-seconds 600 --stress-seed 1
+
+A round that fails tells the seed with which it can be had again, as far as chance goes:
+``--stress-seed``, with ``--stress-seconds 0`` for that round alone.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mpkit._platform import identity
+from mpkit._platform.identity import ProcessIdentity
+from tests.helpers.marked import Mark
+from tests.helpers.processes import ROOT, gone
+from tests.helpers.waiting import PATIENCE, wait_until
+from tests.stress.death_programs import PROGRAM
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for the processes in /proc")
+
+NOTING = Path(__file__).parent / "noting"
+
+#: Who dies, besides the program. "itself": by os._exit or a crash, instead of being killed.
+WAYS = [
+    *["alone"] * 6,
+    *["itself"] * 2,
+    "server",
+    "worker",
+    "two workers",
+    "stopped worker",
+    "guardian",
+    "tracker",
+    "guardian and tracker",
+]
+
+_WHO = {
+    "guardian": "_platform/guardian.py",
+    "server": "multiprocessing.forkserver",
+    "tracker": "multiprocessing.resource_tracker",
+}
+_HELPERS = tuple(_WHO.values())
+
+
+class Round:
+    """One program, from its start to the last trace of it."""
+
+    def __init__(self, method: str, seed: str, directory: Path) -> None:
+        self.rng = random.Random(f"{seed}, who and when")
+        self.way = self.rng.choice(WAYS)
+        self.signum = self.rng.choice([signal.SIGKILL] * 5 + [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+        self.notes = directory / "notes"
+        self.notes.mkdir()
+        self.mark = Mark()
+        #: When the others may have begun to die.
+        self.struck = float("inf")
+        #: When the guardian, if it was killed, had ended for certain.
+        self.unguarded = float("inf")
+        self._text = f"seed {seed}: {method}, {self.way}, {self.signum.name}"
+        self._errors = (directory / "errors").open("w+")
+        self._temporary = directory / "tmp"
+        self._temporary.mkdir()
+        self._program = subprocess.Popen(
+            [sys.executable, "-m", "tests.stress.death_programs", method, seed, self.way],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                **self.mark.environment,
+                "MPKIT_TEST_NOTES": str(self.notes),
+                "TMPDIR": str(self._temporary),
+                "PYTHONPATH": os.pathsep.join([str(NOTING), *filter(None, sys.path)]),
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            start_new_session=True,
+        )
+
+    def run(self, figures: collections.Counter[str]) -> None:
+        """Let it die, and look at what remains."""
+        assert self._program.stdout is not None
+        self._program.stdout.readline()
+        time.sleep(self.rng.choice([self.rng.uniform(0.0, 0.1), self.rng.uniform(0.0, 0.6)]))
+        self._let_others_die()
+        self._let_it_die(figures)
+        figures[self.way] += 1
+        allowed = self._allowed()
+        self._wait_until_empty(lambda: self._left(allowed), "processes are left")
+        figures["orphans"] += self._look_at_orphans()
+        strangers = self._noted("stranger")
+        for stranger in strangers:
+            assert identity.is_alive(stranger), f"a stranger has died ({self._text}): {stranger}"
+        figures["strangers"] += len(strangers)
+        if "tracker" not in self.way:
+            # What lives on may use them.
+            self._kill_the_rest()
+            self._wait_until_empty(self._names, "names are left")
+
+    def clear(self) -> None:
+        """Whatever has come of it: let nothing remain."""
+        self._program.kill()
+        self._program.wait()
+        self._kill_the_rest()
+        for path in self._names():
+            path.unlink(missing_ok=True)
+        self._errors.close()
+        assert self._program.stdout is not None
+        self._program.stdout.close()
+
+    def _wait_until_empty(self, look: Callable[[], Collection[object]], what: str) -> None:
+        try:
+            wait_until(lambda: not look(), "nothing is left", timeout=PATIENCE)
+        except AssertionError:
+            pytest.fail(f"{what} ({self._text}): {look()}\n{self._said()}")
+
+    def _let_others_die(self) -> None:
+        victims = [word for word in self.way.split() if word in _WHO]
+        self.struck = time.monotonic()
+        for pid, line in self.mark.living().items():
+            if any(_WHO[victim] in line for victim in victims):
+                _send(pid, signal.SIGKILL)
+                if "guardian" in line:
+                    # The program has not waited for it.
+                    wait_until(lambda pid=pid: gone(pid), "the guardian has ended")  # type: ignore[misc]
+                    self.unguarded = time.monotonic()
+        if self.way == "guardian":
+            # It starts some more children, which have a new one.
+            time.sleep(self.rng.uniform(0.0, 0.5))
+        elif victims:
+            time.sleep(self.rng.choice([0.0, self.rng.uniform(0.0, 0.3)]))
+        if "worker" in self.way:
+            workers = [pid for pid, line in self.mark.living().items() if self._is_worker(pid, line)]
+            self.rng.shuffle(workers)
+            for pid in workers[: 2 if "two" in self.way else 1]:
+                _send(pid, signal.SIGSTOP if "stopped" in self.way else signal.SIGKILL)
+
+    def _is_worker(self, pid: int, line: str) -> bool:
+        if pid == self._program.pid or PROGRAM in line or any(helper in line for helper in _HELPERS[::2]):
+            return False
+        if _HELPERS[1] in line:
+            # The command line of a fork server is also that of its children. A server that is stopped stays.
+            with suppress(psutil.NoSuchProcess):
+                return _HELPERS[1] in " ".join(psutil.Process(psutil.Process(pid).ppid()).cmdline())
+            return False
+        return True
+
+    def _let_it_die(self, figures: collections.Counter[str]) -> None:
+        if self.way == "itself":
+            self._program.wait(PATIENCE)
+            return
+        if self.signum == signal.SIGINT:
+            _send(self._program.pid, signal.SIGINT)
+            # It may take its leave as it likes, and be killed in the middle of it.
+            with suppress(subprocess.TimeoutExpired):
+                self._program.wait(self.rng.uniform(0.0, 1.0))
+                figures["left by itself"] += 1
+            self._program.kill()
+        else:
+            _send(self._program.pid, self.signum)
+        self._program.wait(PATIENCE)
+
+    def _allowed(self) -> set[int]:
+        """Those that may stay, as documented."""
+        if "guardian" not in self.way:
+            return set()
+        # On their own: all that there was when the guardian died, and what that has started since. So those
+        # have to go that the program itself has started later.
+        later = {
+            int(path.name.split("-")[1])
+            for path in self.notes.glob("begun-*")
+            if float(path.read_text() or "0") > self.unguarded
+        }
+        return set(self.mark.living()) - later
+
+    def _left(self, allowed: set[int]) -> dict[int, str]:
+        """Those that still run and must not."""
+        left = {pid: line for pid, line in self.mark.living().items() if pid not in allowed}
+        kinds = ["orphan", "arrived", "below"]
+        if self.way in {"worker", "two workers"} or self.signum == signal.SIGINT:
+            # What a child has started is not affected if that is ended on its own: by us, or by the program
+            # that takes its leave.
+            left = {pid: line for pid, line in left.items() if PROGRAM not in line}
+            kinds.append("forked")
+        free = {process.pid for kind in kinds for process in self._noted(kind) if identity.is_alive(process)}
+        return {pid: line for pid, line in left.items() if not _is_with(free, pid, line)} if free else left
+
+    def _look_at_orphans(self) -> int:
+        """Those must live whose start was over before anybody died, with what they had."""
+        if "worker" in self.way:
+            return 0  # they may have been the workers
+        count = 0
+        for path in self.notes.glob("orphan-*"):
+            process = _identity_in(path)
+            if float(path.read_text()) < self.struck:
+                assert identity.is_alive(process), (
+                    f"an orphan has died ({self._text}): {process}\n{self._said()}"
+                )
+                count += 1
+        if count:
+            for path in self.notes.glob("below-*"):
+                process = _identity_in(path)
+                assert identity.is_alive(process), (
+                    f"what an orphan has started has died ({self._text}): {process}"
+                )
+        return count
+
+    def _noted(self, kind: str) -> list[ProcessIdentity]:
+        return [_identity_in(path) for path in self.notes.glob(f"{kind}-*")]
+
+    def _kill_the_rest(self) -> None:
+        for process in self._noted("stranger"):
+            if identity.is_alive(process):
+                _send(process.pid, signal.SIGKILL)
+        # The resource tracker has something to do yet, and the guardian ends by itself.
+        deadline = time.monotonic() + PATIENCE
+        while left := self.mark.living():
+            for pid, line in left.items():
+                if not any(helper in line for helper in _HELPERS[::2]) or time.monotonic() > deadline:
+                    _send(pid, signal.SIGKILL)
+            time.sleep(0.005)
+
+    def _names(self) -> list[Path]:
+        """Of its processes, in shared memory."""
+        creators = {path.name.split("-", 1)[1] for path in self.notes.glob("process-*")}
+        pids = {creator.split("-")[0] for creator in creators}
+        found: list[Path] = []
+        for path in Path("/dev/shm").iterdir():
+            parts = path.name.split("-")
+            its = path.name.startswith("mpkit-") and "-".join(parts[2:4]) in creators
+            if its or (path.name.startswith("sem.mpkit-") and parts[2] in pids):
+                found.append(path)
+        return found
+
+    def _said(self) -> str:
+        self._errors.seek(0)
+        return self._errors.read()[-3000:]
+
+
+def _identity_in(path: Path) -> ProcessIdentity:
+    _, pid, started = path.name.split("-")
+    return ProcessIdentity(int(pid), int(started))
+
+
+def _is_with(free: set[int], pid: int, line: str) -> bool:
+    """Whether it is one of those, or descends from one, or serves them."""
+    if pid in free or any(helper in line for helper in _HELPERS):
+        return True
+    with suppress(psutil.NoSuchProcess):
+        return any(parent.pid in free for parent in psutil.Process(pid).parents())
+    return False
+
+
+def _send(pid: int, signum: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signum)
+
+
+def _reap_adopted() -> None:
+    """The orphans come to this process (see `leftovers.adopt_orphans`)."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+@contextmanager
+def bystander() -> Iterator[ProcessIdentity]:
+    """A process of the same user that has nothing to do with it."""
+    command = [sys.executable, "-S", "-c", "import time; time.sleep(100_000)"]
+    with subprocess.Popen(command, start_new_session=True) as process:
+        try:
+            who = identity.of(process.pid)
+            assert who is not None
+            yield who
+        finally:
+            process.kill()
+
+
+@pytest.mark.timeout(0)
+def test_random_deaths(start_method: str, stress_seconds: float, stress_seed: int) -> None:
+    print(f"seed {stress_seed}")
+    figures: collections.Counter[str] = collections.Counter()
+    end = time.monotonic() + stress_seconds / 3
+    with bystander() as innocent:
+        for number in range(1_000_000):
+            seed = f"{stress_seed}.{number}"
+            with tempfile.TemporaryDirectory(prefix="death-", ignore_cleanup_errors=True) as directory:
+                one = Round(start_method, seed, Path(directory))
+                try:
+                    one.run(figures)
+                finally:
+                    one.clear()
+            assert identity.is_alive(innocent)
+            assert psutil.Process(innocent.pid).status() == psutil.STATUS_SLEEPING
+            figures["rounds"] += 1
+            if time.monotonic() >= end:
+                break
+    print(start_method, dict(figures))
