@@ -28,6 +28,7 @@ from mpkit.errors import (
 from mpkit.pool import TaskHandle, TaskPool, _limits
 from mpkit.process import WorkerProcess
 from tests.contract import pool_tasks as tasks
+from tests.helpers.waiting import wait_until
 
 LONG = 30.0
 
@@ -317,7 +318,8 @@ def test_a_worker_that_dies_idle_is_replaced(pool: TaskPool) -> None:
     for pid in victims:
         os.kill(pid, signal.SIGKILL)
     assert pool.map(tasks.square, range(10)) == [n * n for n in range(10)]
-    assert not {worker.pid for worker in pool.workers()} & set(victims)
+    # One of them may have done it all before the end of the other one was noticed.
+    wait_until(lambda: not {worker.pid for worker in pool.workers()} & set(victims), "both are gone")
 
 
 def test_big_arguments_and_results(pool: TaskPool) -> None:
