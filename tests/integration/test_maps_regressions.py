@@ -23,6 +23,7 @@ from mpkit import TaskPool
 from mpkit.errors import ClosedError, SerializationError, SharedMemoryExhausted, TaskCancelled
 from mpkit.pool import ImapIterator, TaskHandle, _imap, _maps, _progress
 from mpkit.pool import _payload as payload
+from mpkit.pool._channel import FRONT, SOON, WANTED
 from tests.contract import pool_tasks as tasks
 from tests.helpers.processes import run_python
 from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
@@ -546,3 +547,19 @@ if __name__ == "__main__":
         print(multiprocessing.get_start_method(allow_none=True))
 """
     assert run_python("-c", program).stdout.splitlines() == ["[2, 1, 0]", "None"]
+
+
+def test_who_waits_for_a_whole_map_is_not_rung_for_every_chunk(pool: TaskPool, tmp_path: Path) -> None:
+    """Each of a million chunks woke the waiting thread."""
+    gate = tmp_path / "gate"
+    words = pool._engine.board.words
+    handle = pool.map_async(tasks.wait_for_file, [str(gate)] * 10, chunksize=1)
+    waiter = threading.Thread(target=handle.wait)
+    waiter.start()
+    try:
+        wait_until(lambda: words[FRONT], "it sleeps")
+        assert words[WANTED] == SOON
+    finally:
+        gate.touch()
+        waiter.join(PATIENCE)
+    assert handle.get() == [str(gate)] * 10

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import faulthandler
+import math
 import os
 import signal
 import subprocess
@@ -503,3 +504,23 @@ def test_a_closed_pool_replaces_only_workers_that_it_needs() -> None:
         assert stays.result(PATIENCE)
         assert pool.join(PATIENCE)
         assert pool.statistics().workers_started == 2
+
+
+def test_a_short_time_limit_is_forgotten_though_the_pool_always_has_tasks(tmp_path: Path) -> None:
+    """The supervisor woke as often as that one task had needed it, as long as the pool was never empty."""
+    gate = str(tmp_path / "gate")
+    with TaskPool(2, context="fork") as pool:
+        limits, dispatcher = pool._engine.limits, pool._engine.dispatcher
+
+        def look_often() -> float:
+            for _ in range(100):
+                limits.look_at_running(time.monotonic())
+            return dispatcher.shortest_timeout
+
+        pool.submit(tasks.wait_for_file, gate)
+        pool.with_options(timeout=PATIENCE).submit(tasks.nothing).result(PATIENCE)
+        assert look_often() == math.inf
+        pool.with_options(timeout=2 * PATIENCE).submit(tasks.wait_for_file, gate)
+        pool.with_options(timeout=PATIENCE).submit(tasks.nothing)
+        assert look_often() == PATIENCE, "one that waits has it"
+        Path(gate).touch()

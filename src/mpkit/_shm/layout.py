@@ -48,8 +48,9 @@ MAXSIZE = 28
 MAX_BYTES = 29
 FIRST_REGION = 30
 
-#: Set in PUT_GENERATION by `shutdown`, so that the putters' one look at that word sees it.
-SHUT_DOWN = 1 << 32
+#: Set in PUT_GENERATION by `shutdown`, so that the putters' one look at that word sees it. So high that no
+#: number of a generation comes there: a queue that fills and idles all the time may begin twenty in a second.
+SHUT_DOWN = 1 << 48
 GENERATION_MASK = SHUT_DOWN - 1
 
 GENERATIONS = 32

@@ -26,6 +26,8 @@ from mpkit._shm.regions import Regions
 
 #: In the place of a slot: it has been given back.
 _GIVEN_BACK = -1
+#: So many holds, on average, are looked at whenever views are opened.
+_LOOKS = 32
 #: How long a fork waits for another thread that is just opening views, and such a thread for a fork.
 _OPENING_SECONDS = 1.0
 
@@ -113,6 +115,8 @@ class _Hold:
 
 
 _holds: set[_Hold] = set()
+#: How often views have been opened since all holds were looked at.
+_opened = 0
 #: What each thread that is about to fork has lent to the child (0: nothing). A list, because a signal handler
 #: may fork in the middle of that.
 _lent: dict[int, list[dict[_Hold, int]]] = {}
@@ -147,7 +151,7 @@ def open_views(
 def _open_views(
     ctypes: ModuleType, mapped: mmap.mmap, hold: _Hold, parts: tuple[tuple[int, int], ...]
 ) -> list[memoryview]:
-    _sweep()
+    _sweep_in_time()
     end = max(offset + length for offset, length in parts)
     try:
         # First: should this very thread fork meanwhile (in a signal handler), the child has views as well.
@@ -162,6 +166,15 @@ def _open_views(
         _holds.discard(hold)
         raise
     return views
+
+
+def _sweep_in_time() -> None:
+    """`_sweep`, less often if there are many: a program may have many queues, and keep all it receives."""
+    global _opened
+    _opened += 1
+    if _opened * _LOOKS >= len(_holds):
+        _opened = 0
+        _sweep()
 
 
 def _sweep() -> None:

@@ -41,6 +41,7 @@ from mpkit.pool._channel import (
     NOT_NOW,
     PART,
     PLAIN,
+    SOON,
     WANTED,
     WHEN_FULL,
     WHEN_LOW,
@@ -58,7 +59,7 @@ class Waiter(Protocol):
 
     @property
     def task_id(self) -> int:
-        """The task that is waited for, or `SOON`."""
+        """The task that is waited for, or `SOON`; 0: several, as of a whole map."""
         ...
 
     def _is_settled(self) -> bool:
@@ -399,7 +400,7 @@ class Collector:
             while not is_done():
                 try:
                     if self._front.acquire(False):
-                        done = self._lead(is_done, handle.task_id, deadline)
+                        done = self._lead(is_done, handle.task_id or SOON, deadline)
                         self._stop_leading()
                         if done:
                             break

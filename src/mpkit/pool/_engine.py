@@ -213,17 +213,17 @@ class Engine:
                 room = self.room
                 # Callbacks do not wait: those of all other tasks would wait with them.
                 if room is not None and room.is_short() and not self.collector.is_current_thread():
-                    room.wait(self.check_usable)
+                    room.wait(task, self.check_usable)
                 lane = dispatcher.submit(task)
                 lock.release()
                 if lane is not None:
                     dispatcher.nudge(lane)
             except BaseException as error:
-                self._end_submit(error)
+                self._end_submit(task, error)
                 raise
         except BaseException as error:
             # See `InterruptibleLock`.
-            self._end_submit(error)
+            self._end_submit(task, error)
             raise
         if options.timeout is not None or self.supervisor.looks_at == NEVER:
             self._look_after_limit(options.timeout)
@@ -231,11 +231,11 @@ class Engine:
             self.collector.work()
         return task
 
-    def _end_submit(self, error: BaseException) -> None:
+    def _end_submit(self, task: Task, error: BaseException) -> None:
         """A `submit` that fails leaves nothing taken; may be done again."""
         try:
             if self.room is not None:
-                self.room.leave()
+                self.room.leave(task)
         finally:
             self.dispatcher.lock.unwind()
         if not isinstance(error, MpkitError):
@@ -489,7 +489,7 @@ class Engine:
     def _refuse_who_waits(self) -> None:
         """Have those who wait for room look at the state (holding the lock)."""
         if self.room is not None:
-            self.room.notify()
+            self.room.notify_all()
 
     def terminate(self) -> None:
         """End everything now: pending tasks are cancelled, workers terminated."""

@@ -43,7 +43,11 @@ class Function:
         self.ahead = MOST_AHEAD if mean * MOST_AHEAD <= AHEAD_NS else 1 + AHEAD_NS // mean
 
     def took_chunk(self, run_ns: int, items: int) -> None:
-        """A chunk of so many calls ran for `run_ns`: that says little about how long a single task takes."""
+        """A chunk of so many calls ran for `run_ns`: that says little about how long a single task takes,
+        unless it was a single one.
+        """
+        if items == 1:
+            self.took(run_ns)
 
 
 class GroupedFunction(Function):

@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
+from mpkit._platform.deadlines import NEVER
 from mpkit._platform.hints import override
 from mpkit.pool._functions import Function
 
@@ -407,6 +408,13 @@ class Ledger:
             tasks.extend(sent.values())
         tasks.sort(key=_number)
         return tasks
+
+    def shortest_timeout(self) -> float:
+        """The shortest time limit of the tasks that have not ended; `NEVER`: none has one."""
+        limits = [task.timeout for task in self.queue if task.timeout is not None and task.state == QUEUED]
+        for sent in self.sent.values():
+            limits += [task.timeout for task in sent.values() if task.timeout is not None]
+        return min(limits, default=NEVER)
 
     @property
     def live(self) -> int:

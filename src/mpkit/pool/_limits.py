@@ -25,6 +25,8 @@ from mpkit.pool._stacks import live_stack
 #: them die).
 _SAMPLE_WITH_LIMIT = 0.05
 _SAMPLE_WITHOUT = 1.0
+#: With few tasks the shortest limit is looked for this seldom.
+_FEW_LOOKS = 16
 #: How long a worker may take to write its stack before it is stopped all the same.
 _STACK_SECONDS = 0.1
 
@@ -43,6 +45,8 @@ class Limits:
         self._collector = collector
         # When the memory of the workers is read next.
         self._sample_at = 0.0
+        # Since the shortest time limit was looked for last.
+        self._looks = 0
 
     def look_at_running(self, now: float) -> float:
         """Stop what is over its limit; when to look again."""
@@ -54,7 +58,7 @@ class Limits:
                     dispatcher.shortest_timeout = NEVER
                     return NEVER
         # Something with a limit may begin at any moment; it can be over its limit no sooner than this.
-        next_look = now + dispatcher.shortest_timeout
+        next_look = now + self._shortest_timeout()
         sample = now >= self._sample_at
         limit = self._options.max_memory_bytes
         if sample:
@@ -92,6 +96,21 @@ class Limits:
             if reason and task is not None:
                 self._stop_task(lane, task, reason)
         return next_look
+
+    def _shortest_timeout(self) -> float:
+        """The shortest time limit of the tasks there are, or were a while ago.
+
+        A pool that always has tasks would else be looked at for ever as often as one task needed it once. To
+        go through all of them takes as many looks as there are tasks, so each look costs the same.
+        """
+        dispatcher = self._dispatcher
+        if dispatcher.shortest_timeout != NEVER:
+            self._looks += 1
+            if self._looks > dispatcher.ledger.live + _FEW_LOOKS:
+                self._looks = 0
+                with dispatcher.lock:
+                    dispatcher.shortest_timeout = dispatcher.ledger.shortest_timeout()
+        return dispatcher.shortest_timeout
 
     def _look_whether_stopped(self, lanes: list[Lane]) -> None:
         settlements: Settlements = []

@@ -14,6 +14,13 @@ def test_nothing_is_sent_ahead_until_something_is_known() -> None:
     assert function.mean_ns == 1000
 
 
+def test_a_chunk_of_one_item_tells_as_much_as_a_task() -> None:
+    """A map with a time limit, or with chunks of one item, sent each only when the last one had ended."""
+    function = Function("f", b"")
+    function.took_chunk(1000, 1)
+    assert function.ahead == MOST_AHEAD
+
+
 def test_items_are_grouped_as_long_as_they_are_short() -> None:
     known = Function("f", b"")
     groups = GroupedFunction(known, 64)

@@ -4,6 +4,7 @@ forgotten.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 
@@ -361,3 +362,25 @@ def test_cancelled_tasks_do_not_pile_up_behind_one_that_waits() -> None:
         ledger.send_first(0)
     assert ledger.first() is None
     assert (ledger.queued, ledger.cancelled) == (0, 999)
+
+
+def test_the_shortest_time_limit_is_that_of_a_task_that_has_not_ended() -> None:
+    ledger = Ledger()
+    ledger.add_worker(0)
+    assert ledger.shortest_timeout() == math.inf
+    tasks = [
+        Task(number, _Sink(), b"", _FUNCTION, limit) for number, limit in enumerate([3.0, 1.0, 2.0, None])
+    ]
+    ledger.send_new(0, tasks[0])
+    for task in tasks[1:]:
+        ledger.submit(task)
+    assert ledger.shortest_timeout() == 1.0
+    ledger.end(tasks[1])
+    assert ledger.shortest_timeout() == 2.0
+    assert ledger.first() is tasks[2]
+    ledger.send_first(0)
+    assert ledger.shortest_timeout() == 2.0
+    ledger.finish(0, 2, True)
+    assert ledger.shortest_timeout() == 3.0
+    ledger.finish(0, 0, True)
+    assert ledger.shortest_timeout() == math.inf

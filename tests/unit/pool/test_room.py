@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import threading
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from mpkit._platform import seam
-from mpkit.pool._room import Room
+from mpkit.pool import _room
+from mpkit.pool._ledger import Task
+from mpkit.pool._room import Place, Room
 from tests.helpers.waiting import PATIENCE, wait_until
 
-#: Of a thread that came before all others.
-EARLIER = -1
+TASK, EARLIER = cast("list[Task]", [object(), object()])
 
 
 @pytest.fixture
@@ -21,18 +22,22 @@ def dispatcher() -> Any:
     return SimpleNamespace(lock=seam.InterruptibleLock(), ledger=SimpleNamespace(queued=0), on_room=None)
 
 
+def place_of_another(dispatcher: Any) -> Place:
+    return Place(-1, threading.Condition(dispatcher.lock.raw))
+
+
 def test_whoever_came_first_goes_first(dispatcher: Any) -> None:
     room = Room(dispatcher, 1)
-    room.waiting.append(EARLIER)
+    room.waiting[EARLIER] = place_of_another(dispatcher)
     looks: list[None] = []
 
     def wait() -> None:
         with dispatcher.lock:
-            room.wait(lambda: looks.append(None))
+            room.wait(TASK, lambda: looks.append(None))
 
     def has_looked() -> bool:
         with dispatcher.lock:
-            room.notify()
+            room.notify_all()
         return len(looks) >= 3 or not waiter.is_alive()
 
     waiter = threading.Thread(target=wait)
@@ -40,8 +45,7 @@ def test_whoever_came_first_goes_first(dispatcher: Any) -> None:
     wait_until(has_looked, "it has looked three times, or gone")
     assert waiter.is_alive(), "there is room, and somebody who has waited for longer"
     with dispatcher.lock:
-        room.waiting.remove(EARLIER)
-        room.notify()
+        room.leave(EARLIER)
     waiter.join(PATIENCE)
     assert not waiter.is_alive()
     assert not room.waiting
@@ -50,8 +54,76 @@ def test_whoever_came_first_goes_first(dispatcher: Any) -> None:
 def test_whoever_comes_now_waits_behind_those_who_wait(dispatcher: Any) -> None:
     room = Room(dispatcher, 2)
     assert not room.is_short()
-    room.waiting.append(EARLIER)
+    room.waiting[EARLIER] = place_of_another(dispatcher)
     assert room.is_short()
     room.waiting.clear()
     dispatcher.ledger.queued = 2
     assert room.is_short()
+
+
+def test_of_many_who_wait_only_the_first_one_is_woken(
+    dispatcher: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them looked each time: with a thousand threads, a thousand wake-ups for every task."""
+    monkeypatch.setattr(_room, "_SLICE_SECONDS", 10 * PATIENCE)
+    room = Room(dispatcher, 1)
+    dispatcher.ledger.queued = 1
+    looks: list[None] = []
+
+    def wait() -> None:
+        with dispatcher.lock:
+            room.wait(cast("Task", object()), lambda: looks.append(None))
+            # What it submits takes the room again.
+            dispatcher.ledger.queued += 1
+
+    waiters = [threading.Thread(target=wait) for _ in range(20)]
+    for waiter in waiters:
+        waiter.start()
+    wait_until(lambda: len(room.waiting) == 20, "all of them wait")
+    for left in reversed(range(20)):
+        with dispatcher.lock:
+            dispatcher.ledger.queued -= 1
+            room.notify()
+
+        def has_gone(left: int = left) -> bool:
+            with dispatcher.lock:
+                return len(room.waiting) == left and dispatcher.ledger.queued == 1
+
+        wait_until(has_gone, "the next one has gone")
+    for waiter in waiters:
+        waiter.join(PATIENCE)
+    # Each wakes for its own room, and perhaps when the one before it goes.
+    assert len(looks) <= 2 * len(waiters)
+
+
+def test_a_signal_handler_that_waits_while_its_thread_waits(dispatcher: Any) -> None:
+    """The thread comes first as long as either does, and one that gives up takes nothing from the other."""
+    room = Room(dispatcher, 1)
+    dispatcher.ledger.queued = 1
+    left: list[list[Task]] = []
+
+    def wait() -> None:
+        def check() -> None:
+            if not left:
+                with pytest.raises(ZeroDivisionError):
+                    room.wait(TASK, lambda: 1 // 0)
+                room.leave(TASK)
+                room.leave(TASK)
+                left.append(list(room.waiting))
+
+        with dispatcher.lock:
+            room.wait(EARLIER, check)
+
+    def has_gone() -> bool:
+        with dispatcher.lock:
+            room.notify_all()
+        return not waiter.is_alive()
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    wait_until(lambda: has_gone() or left, "the handler has come and gone")
+    assert left == [[EARLIER]]
+    assert waiter.is_alive()
+    dispatcher.ledger.queued = 0
+    wait_until(has_gone, "it has gone")
+    assert not room.waiting

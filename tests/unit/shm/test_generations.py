@@ -114,6 +114,23 @@ def test_the_counts_begin_again_while_the_queue_grows(queue: OpenQueue) -> None:
     assert [get(queue) for _ in range(500)] == [item(number) for number in range(500)]
 
 
+def test_a_queue_that_has_had_billions_of_rings_goes_on(queue: OpenQueue) -> None:
+    """The next one would have shut it down."""
+    last = 2**32 - 1
+    queue.words[PUT_GENERATION] = queue.words[GET_GENERATION] = last
+    queue.words[layout.GENERATIONS + last % layout.GENERATION_SLOTS] = 0
+    for number in range(500):
+        put(queue, item(number))
+    assert generation(queue) > last
+    assert queue.generations.size() == 500
+    assert [get(queue) for _ in range(500)] == [item(number) for number in range(500)]
+    assert queue.puts.trim()
+    put(queue, item(0))
+    assert get(queue) == item(0)
+    assert queue.puts.shut_down(None)
+    assert queue.puts.ring.is_shut_down
+
+
 def test_no_memory_to_grow_leaves_the_queue_as_it_is(
     queue: OpenQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -119,3 +119,21 @@ def test_a_fork_while_another_thread_ends_the_last_view_keeps_nothing(
     assert forks == [number]
     assert state(regions, number) == FREE
     assert not regions.words[START + number * 8 + 7], "kept for ever"
+
+
+def test_the_cost_of_an_item_does_not_rise_with_the_items_that_are_kept(
+    regions: Regions, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them were looked at for each new one."""
+    looks: list[None] = []
+
+    def look(_hold: views._Hold) -> bool:
+        looks.append(None)
+        return False
+
+    monkeypatch.setattr(views._Hold, "is_over", look)
+    kept = [opened(regions, number, ((0, 8),)) for _ in range(1000)]
+    assert len(views._holds) == len(kept)
+    assert len(looks) <= 2 * views._LOOKS * len(kept)
+    # Each is looked at now and then, however many there are.
+    assert len(looks) > len(kept)
