@@ -181,6 +181,26 @@ def test_a_task_may_clean_up_when_it_is_terminated(tmp_path: Path) -> None:
         wait_gone(pid)
 
 
+def test_what_the_next_task_starts_is_not_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The supervisor may come late to what a stopped task has left."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    end_programs = _limits.Limits._end_programs
+
+    def end_late(limits: _limits.Limits, lane: Lane, stop: Any) -> None:
+        pid_in(second)
+        end_programs(limits, lane, stop)
+
+    monkeypatch.setattr(_limits.Limits, "_end_programs", end_late)
+    with TaskPool(1, context="fork", grace_period=0.1) as pool:
+        handle = pool.submit(programs.start_and_wait, str(first), "SIGINT")
+        pid = pid_in(first)
+        be_cancelled(pool, handle)
+        with program_of_an_earlier_task(pool, second):
+            wait_gone(pid)
+
+
 def test_a_fork_server_that_was_started_for_a_stopped_task_goes_on(tmp_path: Path) -> None:
     """It is the worker's. What it has started for the task ends, also when it was there before the task."""
     with TaskPool(1, context="fork", grace_period=0.1) as pool:

@@ -209,13 +209,17 @@ def descendants_since(root: ProcessIdentity, since: int) -> list[ProcessIdentity
     return [] if _child_pids(root.pid) == [] else _descendants_if_seen((root,), (), since)
 
 
-def children_of(process: ProcessIdentity) -> list[ProcessIdentity]:
+def children_of(process: ProcessIdentity, most: int | None = None) -> list[ProcessIdentity]:
     """The living children that a process has now, without housekeepers. Cheap; none where that cannot be told
     cheaply, or there is no descriptor or memory left to look with.
+
+    Args:
+        process: Whose.
+        most: Look at so many of them at most, the oldest ones; None: at all.
     """
-    pids = _child_pids(process.pid)
+    pids = (_child_pids(process.pid) or [])[:most]
     try:
-        found = [child for child in map(identity.of, pids or ()) if child and not _is_housekeeper(child.pid)]
+        found = [child for child in map(identity.of, pids) if child and not _is_housekeeper(child.pid)]
         # The pid may have been another's by then.
         return found if found and identity.is_alive(process) else []
     except OSError:

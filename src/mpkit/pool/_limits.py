@@ -26,8 +26,10 @@ from mpkit.pool._stacks import live_stack
 #: them die).
 _SAMPLE_WITH_LIMIT = 0.05
 _SAMPLE_WITHOUT = 1.0
-#: How often it is noted which children running workers have, should one of them die.
+#: How often it is noted which children running workers have, should one of them die; and how many of one
+#: worker (each costs a tenth of a millisecond).
 _LOOK_AT_CHILDREN = 1.0
+_MOST_CHILDREN = 100
 #: How long a worker may take to write its stack before it is stopped all the same.
 _STACK_SECONDS = 0.1
 
@@ -115,7 +117,8 @@ class Limits:
         """Once a worker is dead, nothing tells any more what it has started."""
         for lane in lanes:
             if lane.identity is not None:
-                lane.children = families.children_of(lane.identity) if lane.running() else []
+                is_running = lane.running()
+                lane.children = families.children_of(lane.identity, _MOST_CHILDREN) if is_running else []
 
     def _stop_task(self, lane: Lane, task: Task, reason: str) -> None:
         """Begin to stop a running task."""

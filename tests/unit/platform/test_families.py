@@ -330,6 +330,7 @@ def test_the_children_of_a_process(parent: Parent) -> None:
     assert families.children_of(parent.who) == []
     first, housekeeper, last = parent.start(), parent.start(families.HOUSEKEEPERS[0]), parent.start()
     assert families.children_of(parent.who) == [first, last]
+    assert families.children_of(parent.who, 1) == [first]
     assert families.children_of(parent.who._replace(started=1)) == []
     os.kill(last.pid, signal.SIGKILL)
     os.kill(housekeeper.pid, signal.SIGKILL)
