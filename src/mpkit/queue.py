@@ -20,10 +20,10 @@ from mpkit._shm.get_side import GetSide, Record
 from mpkit._shm.handle import SharedHandle, checked_integer
 from mpkit._shm.held_items import BigRecord, HeldItem
 from mpkit._shm.open_queue import OpenQueue
+from mpkit._shm.outside import numbers_of
 from mpkit._shm.packs import MOST_ITEMS, PackSlice, pack
 from mpkit._shm.put_side import PutSide, WrittenItem
 from mpkit._shm.records import BIG
-from mpkit._shm.ring import COUNT_MASK
 from mpkit._wire.codec import Encoder, decode, loads
 from mpkit.errors import ClosedError, HandleLost, QueueEmpty, QueueFull, QueueShutDown, SharedMemoryExhausted
 
@@ -376,18 +376,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
     def statistics(self) -> QueueStatistics:
         """Numbers about the queue. Never blocks."""
         file = self._opened()
-        gets, puts, _ = file.generations.snapshot()
-        return QueueStatistics(
-            size=(puts - gets) & COUNT_MASK,
-            bytes=self._puts.ring.used_bytes(),
-            maxsize=file.maxsize,
-            max_bytes=file.max_bytes or None,
-            puts=puts,
-            gets=gets,
-            waiting_putters=file.room.waiting(),
-            waiting_getters=file.items.waiting(),
-            recoveries=file.recoveries(),
-        )
+        return numbers_of(QueueStatistics, file.words, file.generations, file.regions)
 
     # -- the end ---------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 - `deadlines`: checked timeouts and the time left of them
 - `identity`: which process a pid means, pids being reused
+- `start_times`: whether a process was started before a certain moment
 - `process_state`: what a process is doing
 - `stat_file`: where Linux tells it
 - `exits`: waiting for the end of any process

@@ -18,7 +18,10 @@ from mpkit._platform.interrupts import deferred_interrupts
 __all__ = [
     "HOUSEKEEPERS",
     "KillFamilies",
+    "children_of",
     "descendants",
+    "descendants_since",
+    "fork_servers_of",
     "has_children",
     "kill_families",
     "may_be_signalled",
@@ -32,6 +35,8 @@ __all__ = [
 
 HOUSEKEEPERS = ("multiprocessing.resource_tracker", os.path.join("_platform", "guardian.py"))
 """Marks in the command line of a process that must outlive its family, to clean up after it."""
+
+_FORK_SERVER: Final = "multiprocessing.forkserver"
 
 # How often, and after which pause, the table of processes is asked for again while there is no descriptor
 # left to read it with: others give theirs back all the time, and nothing tells when.
@@ -89,6 +94,17 @@ if sys.platform == "linux":
                 table[pid] = (int(fields[stat_file.PARENT]), process)
         return table
 
+    def _child_pids(pid: int) -> list[int] | None:
+        """The children of a process, ended ones included; None where that cannot be told so cheaply."""
+        found: list[int] = []
+        try:
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
+                    found += map(int, file.read().split())
+        except OSError:
+            return None  # a thread has ended; or the kernel was built without it; or nothing to look with
+        return found
+
     def _motion(process: ProcessIdentity) -> _Motion:
         try:
             states = stat_file.thread_states(process.pid)
@@ -124,6 +140,11 @@ else:
                 continue  # ended meanwhile, or hidden from us
         return table
 
+    def _child_pids(pid: int) -> list[int] | None:
+        """The children of a process; None: that cannot be told so cheaply."""
+        del pid
+        return None
+
     def _motion(process: ProcessIdentity) -> _Motion:
         import psutil  # noqa: PLC0415  importing mpkit must not load it
 
@@ -145,13 +166,15 @@ else:
 
 
 def descendants(
-    roots: Iterable[ProcessIdentity], *, spared: Collection[ProcessIdentity] = ()
+    roots: Iterable[ProcessIdentity], *, spared: Collection[ProcessIdentity] = (), since: int = 0
 ) -> list[ProcessIdentity]:
     """The living descendants of `roots`, parents before their children; housekeepers are left out.
 
     Args:
         roots: The processes to begin with. They are not among the result.
         spared: Processes that are passed over together with their own descendants.
+        since: So are those that have started before this (see `ProcessIdentity.started`), unless they are
+            roots. What the fork server of a root starts counts as started by that root.
 
     Raises:
         OSError: If there is no descriptor or memory left to look with.
@@ -169,9 +192,47 @@ def descendants(
             if child in seen or child in spared or _is_housekeeper(child.pid):
                 continue
             seen.add(child)
+            if child.started < since:
+                if _is_fork_server(child.pid, process.pid):
+                    queue.append(child)
+                continue
             found.append(child)
             queue.append(child)
     return found
+
+
+def descendants_since(root: ProcessIdentity, since: int) -> list[ProcessIdentity]:
+    """The living descendants of one process that were started since then. Cheap where it has no children.
+
+    If there is no descriptor or memory left to look with, and it stays so for a fifth of a second: none.
+    """
+    return [] if _child_pids(root.pid) == [] else _descendants_if_seen((root,), (), since)
+
+
+def children_of(process: ProcessIdentity, most: int | None = None) -> list[ProcessIdentity]:
+    """The living children that a process has now, without housekeepers. Cheap; none where that cannot be told
+    cheaply, or there is no descriptor or memory left to look with.
+
+    Args:
+        process: Whose.
+        most: Look at so many of them at most, the oldest ones; None: at all.
+    """
+    pids = (_child_pids(process.pid) or [])[:most]
+    try:
+        found = [child for child in map(identity.of, pids) if child and not _is_housekeeper(child.pid)]
+        # The pid may have been another's by then.
+        return found if found and identity.is_alive(process) else []
+    except OSError:
+        return []
+
+
+def fork_servers_of(process: ProcessIdentity) -> list[ProcessIdentity]:
+    """The fork server that multiprocessing has started in a process. None where that cannot be told cheaply.
+
+    Raises:
+        OSError: If there is no descriptor or memory left to look with.
+    """
+    return [child for child in children_of(process) if _is_fork_server(child.pid, process.pid)]
 
 
 def has_children() -> bool:
@@ -198,17 +259,24 @@ def with_descendants(processes: Iterable[ProcessIdentity]) -> list[ProcessIdenti
 
 
 def _descendants_if_seen(
-    roots: Iterable[ProcessIdentity], spared: Collection[ProcessIdentity]
+    roots: Iterable[ProcessIdentity], spared: Collection[ProcessIdentity], since: int = 0
 ) -> list[ProcessIdentity]:
     roots = tuple(roots)
     for _ in range(_LOOKS):
         try:
-            return descendants(roots, spared=spared)
+            return descendants(roots, spared=spared, since=since)
         except OSError as error:
             if not identity.is_lack_of_means(error):
                 raise
             time.sleep(_PAUSE_S)
     return []
+
+
+def _is_fork_server(pid: int, parent: int) -> bool:
+    """Whether a child of `parent` is the fork server of its multiprocessing."""
+    line = _command_line(pid)
+    # What a fork server has started has the same line, and so have the forks of that.
+    return _FORK_SERVER in line and line != _command_line(parent)
 
 
 def _is_housekeeper(pid: int) -> bool:
@@ -259,7 +327,9 @@ def _send_by_pid(process: ProcessIdentity, signum: int) -> bool:
     return True
 
 
-def kill_families(roots: Iterable[ProcessIdentity], *, spared: Collection[ProcessIdentity] = ()) -> None:
+def kill_families(
+    roots: Iterable[ProcessIdentity], *, spared: Collection[ProcessIdentity] = (), since: int = 0
+) -> None:
     """Kill `roots` and all their descendants at once (SIGKILL); what may not be signalled is passed over.
 
     No child that is being started meanwhile slips away: everything is stopped first, parents before their
@@ -274,10 +344,11 @@ def kill_families(roots: Iterable[ProcessIdentity], *, spared: Collection[Proces
     Args:
         roots: The processes to begin with.
         spared: Processes that are passed over together with their own descendants.
+        since: So are descendants that have started before this (see `ProcessIdentity.started`).
     """
     targets = [root for root in roots if root not in spared]
     try:
-        _stop_all(targets, spared)
+        _stop_all(targets, spared, since)
         _kill_all(targets)
     except BaseException:
         # What is stopped and not killed stays so for ever. Twice, should an interrupt come just before it is
@@ -289,16 +360,27 @@ def kill_families(roots: Iterable[ProcessIdentity], *, spared: Collection[Proces
         raise
 
 
-def signal_families(roots: Iterable[ProcessIdentity], signum: int) -> None:
+def signal_families(
+    roots: Iterable[ProcessIdentity], signum: int, *, since: int = 0
+) -> list[ProcessIdentity]:
     """Send a signal to `roots` and all their descendants; what may not be signalled is passed over.
 
     No child that is being started meanwhile slips away, as with `kill_families`: everything is stopped, sent
     the signal, and let go on. So it also reaches those that somebody else had stopped before. On Windows,
     where nothing can be stopped, it is sent to those that are there.
+
+    Args:
+        roots: The processes to begin with.
+        signum: The signal.
+        since: Descendants that have started before this (see `ProcessIdentity.started`) are passed over,
+            together with their own.
+
+    Returns:
+        All those that it was meant for, the roots first.
     """
     targets = list(roots)
     try:
-        _stop_all(targets, ())
+        _stop_all(targets, (), since)
         for process in targets:
             send_signal_if_allowed(process, signum)
     finally:
@@ -307,6 +389,7 @@ def signal_families(roots: Iterable[ProcessIdentity], signum: int) -> None:
             _continue_all(targets)
         finally:
             _continue_all(targets)
+    return targets
 
 
 def _continue_all(targets: list[ProcessIdentity]) -> None:
@@ -317,7 +400,7 @@ def _continue_all(targets: list[ProcessIdentity]) -> None:
                 send_signal_if_allowed(process, signal.SIGCONT)
 
 
-def _stop_all(targets: list[ProcessIdentity], spared: Collection[ProcessIdentity]) -> None:
+def _stop_all(targets: list[ProcessIdentity], spared: Collection[ProcessIdentity], since: int) -> None:
     """Stop `targets` and what descends from them, which is added before it is stopped."""
     roots = tuple(targets)
     # This process itself comes last: what is stopped does nothing any more.
@@ -332,7 +415,7 @@ def _stop_all(targets: list[ProcessIdentity], spared: Collection[ProcessIdentity
         # Sent is not stopped: since Linux 4.19 a fork that is under way goes on to its end, and the child is
         # in no table before that. It inherits nothing of the signal.
         _wait_until_still(process for process in fresh if process != me)
-        fresh = [process for process in _descendants_if_seen(roots, spared) if process not in stopped]
+        fresh = [process for process in _descendants_if_seen(roots, spared, since) if process not in stopped]
         if not fresh:
             break
         targets.extend(fresh)

@@ -1,10 +1,13 @@
-"""A queue seen from a process that does not use it: read, and never changed."""
+"""What the file of a queue says at one moment, also seen from a process that does not use it: read, and never
+changed.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import TypeVar
 
 from mpkit._platform import identity
 from mpkit._shm import layout, shared_object
@@ -15,33 +18,24 @@ from mpkit._shm.ring import COUNT_MASK
 from mpkit._shm.rows import Rows
 from mpkit._shm.segment import Segment
 
-__all__ = ["QueueFacts", "read_queue"]
+__all__ = ["numbers_of", "read_queue"]
+
+N = TypeVar("N")
 
 _OPEN_FLAGS = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
-class QueueFacts(NamedTuple):
-    """What the file of a queue says at one moment; see `mpkit.queue.QueueStatistics`.
+def read_queue(name: str, path: str, make: Callable[..., N]) -> tuple[N, tuple[int, ...]] | None:
+    """Read the queue that was created as `name` and can be opened at `path`.
 
-    Attributes:
-        users: the living processes that have a row: those that opened the queue by name, or have used it.
-    """
+    Args:
+        name: of its file.
+        path: where that is.
+        make: as for `numbers_of`.
 
-    size: int
-    bytes: int
-    maxsize: int
-    max_bytes: int | None
-    puts: int
-    gets: int
-    waiting_putters: int
-    waiting_getters: int
-    recoveries: int
-    users: tuple[int, ...]
-
-
-def read_queue(name: str, path: str) -> QueueFacts | None:
-    """Read the queue that was created as `name` and can be opened at `path`; None if it is none of this
-    version.
+    Returns:
+        The numbers, and the living processes that have a row: those that opened the queue by name, or have
+        used it. None if it is none of this version.
 
     Raises:
         OSError: the file is gone, or may not be read.
@@ -49,15 +43,41 @@ def read_queue(name: str, path: str) -> QueueFacts | None:
     # Opening the file a second time and closing it would give up the file lock of a process that uses the
     # queue itself (see `filelock`): then it is read through what is open already, and nobody may open it
     # meanwhile.
-    return shared_object._opening.run(_read_alone, name, path)
+    return shared_object.while_nobody_opens(name, lambda known: _read_alone(name, path, known, make))
 
 
-def _read_alone(name: str, path: str) -> QueueFacts | None:
-    known = shared_object._open_objects.get(name)
+def numbers_of(
+    make: Callable[..., N], words: memoryview[int], generations: Generations, regions: Regions
+) -> N:
+    """The numbers of a queue, as `mpkit.queue.QueueStatistics` has them. Never blocks.
+
+    Args:
+        make: called with each of them by its name; makes what is returned.
+        words: of the queue's file.
+        generations: the rings in it.
+        regions: the regions in it.
+    """
+    gets, puts, in_rings = generations.snapshot()
+    return make(
+        size=(puts - gets) & COUNT_MASK,
+        bytes=in_rings + regions.queued_bytes(gets, puts, COUNT_MASK),
+        maxsize=words[layout.MAXSIZE],
+        max_bytes=words[layout.MAX_BYTES] or None,
+        puts=puts,
+        gets=gets,
+        waiting_putters=max(words[layout.ROOM_SLEPT] - words[layout.ROOM_POSTED], 0),
+        waiting_getters=max(words[layout.ITEMS_SLEPT] - words[layout.ITEMS_POSTED], 0),
+        recoveries=words[shared_object.RECOVERIES],
+    )
+
+
+def _read_alone(
+    name: str, path: str, known: shared_object.SharedObject | None, make: Callable[..., N]
+) -> tuple[N, tuple[int, ...]] | None:
     if isinstance(known, QueueFile):
         # ValueError: another thread closes it at this moment.
         with contextlib.suppress(ValueError):
-            return None if known.closed else _read(known.segment, known.generations, known.regions)
+            return None if known.closed else _read(known.segment, known.generations, known.regions, make)
         return None
     fd = os.open(path, _OPEN_FLAGS)
     size = os.fstat(fd).st_size
@@ -76,25 +96,15 @@ def _read_alone(name: str, path: str) -> QueueFacts | None:
     try:
         if segment.words[shared_object.MAGIC] != layout.MAGIC_VALUE:
             return None
-        return _read(segment, Generations(segment.words, segment.mm, regions), regions)
+        return _read(segment, Generations(segment.words, segment.mm, regions), regions, make)
     finally:
         regions.close()
         segment.close()
 
 
-def _read(segment: Segment, generations: Generations, regions: Regions) -> QueueFacts:
-    words = segment.words
+def _read(
+    segment: Segment, generations: Generations, regions: Regions, make: Callable[..., N]
+) -> tuple[N, tuple[int, ...]]:
     rows = Rows(segment, start=layout.ROWS, capacity=layout.ROW_SLOTS, used_at=shared_object.ROWS_USED)
-    gets, puts, in_rings = generations.snapshot()
-    return QueueFacts(
-        size=(puts - gets) & COUNT_MASK,
-        bytes=in_rings + regions.queued_bytes(gets, puts, COUNT_MASK),
-        maxsize=words[layout.MAXSIZE],
-        max_bytes=words[layout.MAX_BYTES] or None,
-        puts=puts,
-        gets=gets,
-        waiting_putters=max(words[layout.ROOM_SLEPT] - words[layout.ROOM_POSTED], 0),
-        waiting_getters=max(words[layout.ITEMS_SLEPT] - words[layout.ITEMS_POSTED], 0),
-        recoveries=words[shared_object.RECOVERIES],
-        users=tuple(sorted(process.pid for _, process in rows.taken() if identity.is_alive(process))),
-    )
+    users = tuple(sorted(process.pid for _, process in rows.taken() if identity.is_alive(process)))
+    return numbers_of(make, segment.words, generations, regions), users

@@ -26,7 +26,8 @@ import sys
 import threading
 import time
 import weakref
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple, TypeVar
 
 from mpkit._platform import identity, seam, use_marks
 from mpkit._platform.deadlines import has_passed, remaining
@@ -40,6 +41,8 @@ from mpkit._shm.segment import Segment
 from mpkit._shm.semaphore import Semaphore
 from mpkit.errors import ClosedError, HandleLost
 
+T = TypeVar("T")
+
 MAGIC, ROWS_AT, ROWS_CAPACITY, ROWS_USED, RECOVERIES, EXPORTS, UNDER_WAY = range(7)
 #: How long opening a handle may wait for a process that was stopped while it had the file lock.
 _OPENING_SECONDS = 5.0
@@ -51,6 +54,14 @@ MAGIC_BASE = 0x6D706B6974 << 16 | 1 << 8
 
 _open_objects: weakref.WeakValueDictionary[str, SharedObject] = weakref.WeakValueDictionary()
 _opening = seam.InterruptibleLock()
+
+
+def while_nobody_opens(name: str, look: Callable[[SharedObject | None], T]) -> T:
+    """Call `look` with what this process has open under that name, or None. Nobody here opens any object
+    before it has returned.
+    """
+    return _opening.run(lambda: look(_open_objects.get(name)))
+
 
 # Bound early: a module's globals may be gone when the last objects are.
 _is_finalizing = sys.is_finalizing

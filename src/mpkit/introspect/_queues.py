@@ -6,7 +6,7 @@ import contextlib
 import os
 from dataclasses import dataclass
 
-from mpkit._shm.outside import QueueFacts, read_queue
+from mpkit._shm.outside import read_queue
 from mpkit.introspect import _segments
 from mpkit.introspect._translate import checked_pid, find
 from mpkit.queue import QueueStatistics
@@ -60,22 +60,8 @@ def queues(pid: int | None = None) -> list[QueueSnapshot]:
         if _segments.kind_of(segment.name) == "queue" and made_by is not None:
             # It may be closed while we look.
             with contextlib.suppress(FileNotFoundError):
-                facts = read_queue(segment.name, segment.path)
-                if facts is not None:
-                    found.append(_picture(segment.name, made_by.pid, facts))
+                seen = read_queue(segment.name, segment.path, QueueStatistics)
+                if seen is not None:
+                    statistics, users = seen
+                    found.append(QueueSnapshot(segment.name, made_by.pid, users, statistics))
     return found
-
-
-def _picture(name: str, pid: int, facts: QueueFacts) -> QueueSnapshot:
-    statistics = QueueStatistics(
-        size=facts.size,
-        bytes=facts.bytes,
-        maxsize=facts.maxsize,
-        max_bytes=facts.max_bytes,
-        puts=facts.puts,
-        gets=facts.gets,
-        waiting_putters=facts.waiting_putters,
-        waiting_getters=facts.waiting_getters,
-        recoveries=facts.recoveries,
-    )
-    return QueueSnapshot(name, pid, facts.users, statistics)

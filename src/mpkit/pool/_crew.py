@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from enum import Enum, auto
 from multiprocessing.connection import Connection
 
 from mpkit._platform import identity, memory, seam
@@ -56,6 +57,19 @@ _starting = seam.InterruptibleLock()
 def _forget_after_fork() -> None:
     global _starting
     _starting = seam.InterruptibleLock()
+
+
+class Failure(Enum):
+    """How a start-up has failed."""
+
+    EXITED = auto()
+    """The worker ended with an exit code: it has told on its standard error what was wrong."""
+    KILLED = auto()
+    """It was killed by a signal."""
+    RAISED = auto()
+    """There is none: starting it raised an error."""
+    REFUSED = auto()
+    """There is none, and nothing is wrong with it: it may be over in a moment."""
 
 
 class Crew:
@@ -168,8 +182,7 @@ class Crew:
         how = f"was killed by {name}" if name else f"ended with exit code {exitcode}"
         return self.note_failure(
             f"process {lane.pid} {how}" + (f"\n{last_words}" if last_words else ""),
-            killed=name is not None,
-            printed=name is None,
+            Failure.EXITED if name is None else Failure.KILLED,
             initializing=self.is_initializing(lane),
         )
 
@@ -190,32 +203,22 @@ class Crew:
             )
         # A fork server that has died is replaced as soon as it is seen to have ended.
         may_pass = refused or isinstance(error, PoolBroken)
-        broken = self.note_failure(how, killed=False, may_pass=may_pass)
+        broken = self.note_failure(how, Failure.REFUSED if may_pass else Failure.RAISED)
         if broken is not None:
             broken.__cause__ = error
         return broken
 
-    def note_failure(
-        self,
-        how: str,
-        *,
-        killed: bool,
-        printed: bool = False,
-        may_pass: bool = False,
-        initializing: bool = False,
-    ) -> PoolBroken | None:
+    def note_failure(self, how: str, kind: Failure, *, initializing: bool = False) -> PoolBroken | None:
         """A start-up has failed. The error, once there is no more hope.
 
         Args:
-            how: What has happened.
-            killed: By a signal.
-            printed: The worker has told on its standard error what was wrong.
-            may_pass: It is nothing about the worker, and may be over in a moment.
+            how: What has happened, for people.
+            kind: The same, for what is to follow from it.
             initializing: In the pool's initializer.
         """
         self._forget_failures_before_a_greeting()
         self._failures.append(how)
-        if killed or may_pass:
+        if kind in (Failure.KILLED, Failure.REFUSED):
             self._killed += 1
         else:
             self._failed += 1
@@ -234,12 +237,12 @@ class Crew:
                 f" It was running the initializer {name_of(self._options.initializer)}, which may be what "
                 "ended it (os._exit, os.abort, a crash in C code)."
             )
-        elif printed and method != "fork":
+        elif kind is Failure.EXITED and method != "fork":
             text += (
                 f" The error itself was printed by the worker (standard error). A frequent cause: {_GUARD}."
                 f" Another: {_NOT_IMPORTABLE}."
             )
-        if killed:
+        if kind is Failure.KILLED:
             text += (
                 f" {'Otherwise something' if initializing else 'Something'} kills them: the out-of-memory "
                 "killer, a limit of the system, or another program."

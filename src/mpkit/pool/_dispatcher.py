@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import struct
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from mpkit._platform import families, identity, seam
+from mpkit._platform import identity, seam
 from mpkit._platform.deadlines import NEVER
 from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._platform.interrupts import deferred_interrupts
@@ -42,7 +43,7 @@ from mpkit.pool._channel import (
     Barrier,
     ring_bell,
 )
-from mpkit.pool._lane import Lane
+from mpkit.pool._lane import Lane, Stop
 from mpkit.pool._ledger import CANCELLED, SENT, TIMED_OUT, TOO_BIG, Chunk, Ledger, Task
 
 #: Records taken out of one outbox in one go.
@@ -86,8 +87,11 @@ class Dispatcher:
         self.shortest_timeout: float = NEVER
         #: Called when something has been sent, by threads that wait in `submit` (`max_pending`).
         self.on_room: Callable[[], None] | None = None
-        #: Called, under the lock, when a worker takes no more tasks by its own choice.
-        self.on_leaving: Callable[[], None] | None = None
+        #: Tasks that were being stopped and have ended, whose workers go on.
+        self.stopped: deque[tuple[Lane, Stop]] = deque()
+        #: Called, under the lock, when there is something for the supervisor to do: a worker takes no more
+        #: tasks by its own choice, or is torn; or a task is one of `stopped`.
+        self.on_worker: Callable[[], None] = _nothing
 
     def forget_after_fork(self) -> None:
         """In a fork of the pool's process: what comes through the rings is the parent's."""
@@ -413,14 +417,13 @@ class Dispatcher:
 
     def _condemn(self, lane: Lane) -> None:
         """What a ring of a worker holds is not what belongs there: some code in it has written where it
-        should not. It is killed, and what it had is settled when it is dead, as with any death.
+        should not. It is killed (by the supervisor: that may take a moment), and what it had is settled when
+        it is dead, as with any death.
         """
         lane.is_torn = True
         lane.update_ready()
         lane.pending = None
-        if lane.identity is not None:
-            # With its descendants, which may be what has done it.
-            families.kill_families([lane.identity])
+        self.on_worker()
 
     def _drain_outbox(self, lane: Lane, settlements: Settlements) -> None:
         outbox = lane.channel.outbox
@@ -524,11 +527,16 @@ class Dispatcher:
         lane.update_ready()
         lane.left_at = lane.left_at or time.monotonic()
         # What it has not begun is taken back there: whoever drains may be in the middle of something.
-        if self.on_leaving is not None:
-            self.on_leaving()
+        self.on_worker()
 
     def stop_is_over(self, lane: Lane) -> None:
         """A task that was being stopped has ended, and its worker is fit for others (holding the lock)."""
+        stop = lane.stop
+        if stop is not None:
+            # The worker has not begun another task before this: none was sent.
+            stop.over_at = time.monotonic_ns()
+            self.stopped.append((lane, stop))
+            self.on_worker()
         lane.stop = None
         lane.update_ready()
         self._note_if_idle(lane)
@@ -652,6 +660,10 @@ def ending_error(task: Task, lane: Lane) -> BaseException:
 def cancelled_error(task: Task) -> TaskCancelled:
     """The error of a task that was cancelled."""
     return TaskCancelled(f"task {task.number} was cancelled")
+
+
+def _nothing() -> None:
+    """Where there is no supervisor."""
 
 
 def _drop(_record: bytes) -> None:

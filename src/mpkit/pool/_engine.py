@@ -16,9 +16,10 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
-from mpkit._platform import families, memory, seam
+from mpkit._platform import families, identity, memory, seam
 from mpkit._platform.deadlines import NEVER
 from mpkit._platform.forks import in_forked_children
+from mpkit._platform.identity import ProcessIdentity
 from mpkit._platform.interrupts import deferred_interrupts, without_interrupts
 from mpkit._platform.signals import signal_name
 from mpkit._shm.semaphore import forget_private_of
@@ -64,6 +65,7 @@ from mpkit.pool._ledger import CANCELLED, POOL_BROKEN, UNSENT, Chunk, ChunkSink,
 from mpkit.pool._limits import Limits
 from mpkit.pool._losses import settle_loss
 from mpkit.pool._options import PoolOptions, TaskOptions
+from mpkit.pool._programs import Programs
 from mpkit.pool._progress import Progress
 from mpkit.pool._reports import attempt
 from mpkit.pool._room import Room
@@ -109,10 +111,11 @@ class Engine:
             )
             self.crew: Crew = Crew(options, self.dispatcher, self.board, initializer)
             self.insight: Insight = Insight(self.dispatcher, self.collector, self.crew)
-            self.limits: Limits = Limits(options, self.dispatcher, self.collector)
             self.leavers: Leavers = Leavers(options, self.dispatcher, self.collector)
             self.supervisor: Supervisor = Supervisor(self, f"mpkit-{options.name}")
-            self.dispatcher.on_leaving = self.supervisor.poke
+            self.programs: Programs = Programs(options.grace_period, self.supervisor.watch)
+            self.limits: Limits = Limits(options, self.dispatcher, self.collector, self.programs)
+            self.dispatcher.on_worker = self.supervisor.poke
             try:
                 for _ in range(options.processes):
                     self.supervisor.add(self.crew.start())
@@ -368,6 +371,7 @@ class Engine:
                 "the pool"
             )
             self.collector.log(_logger.error, problem, self.options.name, lane.pid)
+        self.programs.terminate(self._left_by(lane))
         if exitcode != 0 or lane.words[STATE] != LEAVING or lane.words[PARCELS]:
             # Else it has left in order, and has never made any.
             payload.sweep(lane.identity)
@@ -378,6 +382,14 @@ class Engine:
         self.crew.dispose(lane)
         if broken is not None and self.state in (RUNNING, CLOSED):
             self.break_down(broken)
+
+    def _left_by(self, lane: Lane) -> list[ProcessIdentity]:
+        """What the task that a worker has died with had started, as far as it has been seen."""
+        known = [] if lane.stop is None else lane.stop.programs
+        since = lane.task_since()
+        if since is not None:
+            known = known + [child for child in lane.children if child.started >= since]
+        return [program for program in known if identity.is_alive(program)]
 
     def look_after_crew(self, now: float) -> float:
         """Replace who is missing, send home who is not needed; when to look again. In the supervisor's
@@ -451,9 +463,9 @@ class Engine:
                     lane.leaving = True
                     lane.update_ready()
                 lane.leave_by = now + self.options.grace_period
-                lane.terminate()
+                self.programs.follow(lane.terminate())
             elif now >= lane.leave_by:
-                lane.kill()
+                lane.kill(spare_earlier=True)
                 lane.leave_by = NEVER
         return self._next_leave()
 
@@ -512,6 +524,7 @@ class Engine:
         dispatcher = self.dispatcher
         lanes = list(dispatcher.lanes.values())
         attempt(lambda: families.kill_families([lane.identity for lane in lanes if lane.identity]))
+        attempt(self.programs.kill)
         with dispatcher.lock:
             if self.state in (RUNNING, CLOSED):
                 self._why_broken = why
@@ -562,8 +575,13 @@ class Engine:
         self._refuse_who_waits()
 
     def is_over(self) -> bool:
-        """Whether no worker is left, none will come, and all that has ended has been told."""
-        if self.state is RUNNING or self.dispatcher.lanes or self.dispatcher.ledger.live:
+        """Whether no worker is left, none will come, what stopped tasks have started has ended, and all that
+        has ended has been told.
+        """
+        dispatcher = self.dispatcher
+        if self.state is RUNNING or dispatcher.lanes or dispatcher.ledger.live:
+            return False
+        if dispatcher.stopped or self.programs:
             return False
         if not self.collector.has_to_tell():
             return True

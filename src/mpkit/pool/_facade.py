@@ -317,9 +317,9 @@ class TaskPool(PoolView):
             periods if that is longer; less if there are more such workers than `processes`.
         context: A start method or a context; None: what the application has set, or has fixed by using
             multiprocessing itself; otherwise forkserver where it exists, else spawn.
-        max_memory_bytes: A task whose worker uses more is stopped with `WorkerMemoryExceeded`; None: no
-            limit. What counts is resident memory, including the pages of shared objects and mapped arrays
-            that the task has touched: add their size to the limit.
+        max_memory_bytes: A task whose worker uses more is killed, with everything that it has started, and
+            ends with `WorkerMemoryExceeded`; None: no limit. What counts is resident memory, including the
+            pages of shared objects and mapped arrays that the task has touched: add their size to the limit.
         grace_period: Seconds that a task has to stop after the interrupt, and again after SIGTERM.
         max_pending: The most tasks that may wait unsent; beyond that, `submit` blocks. None: no limit.
         pickler: "cloudpickle" also accepts lambdas and functions from an interactive session (needs
@@ -420,7 +420,8 @@ class TaskPool(PoolView):
         Args:
             timeout: Seconds that a task may run, measured from its start in the worker. After that it is
                 interrupted, then terminated, then killed, with a grace period in between, and ends with
-                `TaskTimeout`. For a chunk of a map, the limit applies to the whole chunk.
+                `TaskTimeout`. What it has started (programs, processes) and not ended itself ends with it.
+                For a chunk of a map, the limit applies to the whole chunk.
             retries: How often a task is sent again if its worker dies. Exceptions raised by the task are
                 never retried.
             pickler: None: that of the pool.
@@ -483,8 +484,9 @@ class TaskPool(PoolView):
             self._finalizer.detach()
 
     def terminate(self) -> None:
-        """End at once: pending handles end with `TaskCancelled`. Workers are terminated, then killed,
-        together with everything that their current task has started. Does not wait: see `join`.
+        """End at once: pending handles end with `TaskCancelled`. Workers are terminated, and killed after the
+        grace period, together with everything that their current task has started. What earlier tasks have
+        left stays. Does not wait: see `join`.
         """
         self._check_process()
         with deferred_interrupts():
@@ -492,7 +494,8 @@ class TaskPool(PoolView):
             self._finalizer.detach()
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait until all workers and threads of a closed or terminated pool are gone.
+        """Wait until all workers and threads of a closed or terminated pool are gone, and everything that
+        stopped tasks have started.
 
         Args:
             timeout: Seconds to wait; None: until it is over.

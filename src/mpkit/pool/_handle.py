@@ -430,7 +430,7 @@ class TaskHandle(Unsendable, Future[R]):
 
         The handle is cancelled at once. A running task is interrupted (KeyboardInterrupt in the task), and if
         that does not end it within the pool's grace period its worker is terminated, then killed, and
-        replaced.
+        replaced. What it has started (programs, processes) and not ended itself ends with it.
 
         Returns:
             Whether it is cancelled; False when it had ended otherwise.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from itertools import starmap
 from multiprocessing.connection import Connection
@@ -10,14 +11,15 @@ from multiprocessing.process import BaseProcess
 
 from mpkit._platform import families, seam
 from mpkit._platform.identity import ProcessIdentity
-from mpkit.pool._channel import DONE, STARTED, TASK, Channel
+from mpkit._platform.start_times import StartClock
+from mpkit.pool._channel import DONE, INITIALIZING, STARTED, STATE, TASK, Channel
 from mpkit.pool._ledger import Task
 
 
 class Stop:
     """A running task that is being stopped: interrupt, terminate, kill, with a grace period after each."""
 
-    __slots__ = ("due", "ended", "limit", "number", "stack", "stage")
+    __slots__ = ("began", "due", "ended", "limit", "number", "over_at", "programs", "stack", "stage")
 
     def __init__(self, number: int, limit: int | None) -> None:
         self.number: int = number
@@ -27,6 +29,12 @@ class Stop:
         self.ended: Task | None = None
         self.stage: int = 0
         self.due: float = 0.0
+        #: When it began, and when it was known to have ended (`time.monotonic_ns`).
+        self.began: int = 0
+        self.over_at: int = 0
+        #: What it had started before it was interrupted. Its parents may have ended since, and then nothing
+        #: tells any more whose it is.
+        self.programs: list[ProcessIdentity] = []
 
 
 class Lane:
@@ -36,12 +44,14 @@ class Lane:
         "_tasks",
         "bad_initializer",
         "channel",
+        "children",
         "doomed",
         "greeted",
         "identity",
         "inbox_locks",
         "is_torn",
         "key",
+        "killed_as_torn",
         "leave_by",
         "leaving",
         "left_at",
@@ -55,6 +65,7 @@ class Lane:
         "set_aside",
         "stack_lock",
         "stack_pipe",
+        "start_clock",
         "started_at",
         "stop",
         "told_to_end",
@@ -92,8 +103,9 @@ class Lane:
         self.left_at: float = 0.0
         #: Terminated or killed by the pool; its inbox is locked for good.
         self.doomed: bool = False
-        #: What its outbox holds cannot be its own records; it is being killed.
+        #: What its outbox holds cannot be its own records; it is to be killed, and it has been.
         self.is_torn: bool = False
+        self.killed_as_torn: bool = False
         #: One element while this process holds the lock of its inbox.
         self.inbox_locks: list[bool] = []
         self.low: int = 0
@@ -103,6 +115,9 @@ class Lane:
         #: Records of its outbox that are just being gone through, and the place behind them.
         self.pending: tuple[list[bytes], int] | None = None
         self.started_at: float = time.monotonic()
+        self.start_clock: StartClock = StartClock()
+        #: The children that it had when it was last looked at, running a task.
+        self.children: list[ProcessIdentity] = []
         self.bad_initializer: bytes | None = None
         #: The task that is being stopped, if one is.
         self.stop: Stop | None = None
@@ -148,22 +163,43 @@ class Lane:
         held = self.inbox_locks
         held[:] = filter(None, starmap(self.channel.lock.release, [()] * len(held)))
 
-    def terminate(self) -> None:
-        """Send SIGTERM (in the supervisor's thread), also to what its task has started."""
+    def terminate(self) -> list[ProcessIdentity]:
+        """Send SIGTERM (in the supervisor's thread), also to what its task has started, which is returned."""
         self.doomed = True
-        if self.identity is None:
-            return
-        if self.running():
-            families.signal_families([self.identity], signal.SIGTERM)
-        else:
-            # What earlier tasks have left there is nobody's business.
-            families.send_signal_if_allowed(self.identity, signal.SIGTERM)
+        worker = self.identity
+        if worker is None:
+            return []
+        since = self.task_since()
+        if since is None:
+            families.send_signal_if_allowed(worker, signal.SIGTERM)
+            return []
+        known = [] if self.stop is None else self.stop.programs
+        told = families.signal_families([worker, *known], signal.SIGTERM, since=since)
+        return [process for process in told if process != worker]
 
-    def kill(self) -> None:
-        """Kill it and its descendants (in the supervisor's thread)."""
+    def kill(self, *, spare_earlier: bool = False) -> None:
+        """Kill it and its descendants (in the supervisor's thread).
+
+        Args:
+            spare_earlier: Of its descendants only what its task has started.
+        """
         self.doomed = True
         if self.identity is not None:
-            families.kill_families([self.identity])
+            since = self.task_since() if spare_earlier else 0
+            known = [] if self.stop is None else self.stop.programs
+            # None: no process will ever have been started so late.
+            families.kill_families([self.identity, *known], since=sys.maxsize if since is None else since)
+
+    def task_since(self) -> int | None:
+        """From when on it was its task that has started what descends from it (`ProcessIdentity.started`).
+
+        None when it runs none: what earlier tasks have left there is nobody's business. (The initializer of
+        the pool is one, in this respect.) Holds for a worker that has died, too.
+        """
+        if self.words[STATE] == INITIALIZING:
+            return 0
+        number, started = self.running_since()
+        return self.start_clock.at(started) if number else None
 
     @property
     def pid(self) -> int:

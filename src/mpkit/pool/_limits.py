@@ -1,7 +1,7 @@
 """Time limits, memory limits and cancelling: a task that runs and must not go on is stopped.
 
-It is interrupted, its worker is then terminated, and then killed, with a grace period after each. All of this
-happens in the supervisor's thread.
+It is interrupted, its worker is then terminated, and then killed, with a grace period after each; what it has
+started ends with it (see `Programs`). All of this happens in the supervisor's thread.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ from __future__ import annotations
 import signal
 import time
 
-from mpkit._platform import families
+from mpkit._platform import families, identity
 from mpkit._platform.deadlines import NEVER
 from mpkit._platform.memory import rss_bytes
-from mpkit.pool._channel import RAISED, STOP
+from mpkit.pool._channel import RAISED, STARTED, STOP
 from mpkit.pool._collector import Collector
 from mpkit.pool._dispatcher import Dispatcher, Settlements, ending_error
 from mpkit.pool._lane import Lane, Stop
 from mpkit.pool._ledger import CANCELLED, TIMED_OUT, TOO_BIG, Task
 from mpkit.pool._options import PoolOptions
+from mpkit.pool._programs import Programs
 from mpkit.pool._reports import attempt
 from mpkit.pool._stacks import live_stack
 
@@ -27,6 +28,10 @@ _SAMPLE_WITH_LIMIT = 0.05
 _SAMPLE_WITHOUT = 1.0
 #: With few tasks the shortest limit is looked for this seldom.
 _FEW_LOOKS = 16
+#: How often it is noted which children running workers have, should one of them die; and how many of one
+#: worker (each costs a tenth of a millisecond).
+_LOOK_AT_CHILDREN = 1.0
+_MOST_CHILDREN = 100
 #: How long a worker may take to write its stack before it is stopped all the same.
 _STACK_SECONDS = 0.1
 
@@ -39,12 +44,16 @@ _KILLED = 3
 class Limits:
     """Finds the tasks that must not go on, and stops them."""
 
-    def __init__(self, options: PoolOptions, dispatcher: Dispatcher, collector: Collector) -> None:
+    def __init__(
+        self, options: PoolOptions, dispatcher: Dispatcher, collector: Collector, programs: Programs
+    ) -> None:
         self._options = options
         self._dispatcher = dispatcher
         self._collector = collector
-        # When the memory of the workers is read next.
+        self._programs = programs
+        # When the memory of the workers is read next, and when it is noted which children they have.
         self._sample_at = 0.0
+        self._children_at = 0.0
         # Since the shortest time limit was looked for last.
         self._looks = 0
 
@@ -68,6 +77,9 @@ class Limits:
             lanes = [lane for lane in dispatcher.lanes.values() if lane.sent or lane.set_aside]
         if sample:
             self._look_whether_stopped(lanes)
+        if now >= self._children_at:
+            self._children_at = now + _LOOK_AT_CHILDREN
+            self._note_children(lanes)
         for lane in lanes:
             measured = 0
             if sample:
@@ -120,6 +132,13 @@ class Limits:
                     self._dispatcher.look_whether_stopped(lane, settlements)
         self._collector.settle_surely(settlements)
 
+    def _note_children(self, lanes: list[Lane]) -> None:
+        """Once a worker is dead, nothing tells any more what it has started."""
+        for lane in lanes:
+            if lane.identity is not None:
+                is_running = lane.running()
+                lane.children = families.children_of(lane.identity, _MOST_CHILDREN) if is_running else []
+
     def _stop_task(self, lane: Lane, task: Task, reason: str) -> None:
         """Begin to stop a running task."""
         dispatcher = self._dispatcher
@@ -136,6 +155,8 @@ class Limits:
                 lane.update_ready()
                 # The others need not wait for it.
                 dispatcher.give_to_others(lane, settlements)
+                # Of this task, perhaps ended by now: it can get no other one.
+                stop.began = lane.words[STARTED]
         self._collector.settle_surely(settlements)
         if stop is None:
             return
@@ -159,6 +180,8 @@ class Limits:
             # Every moment of grace may cost the machine its memory.
             self._take_step(lane, stop, _KILLED)
         else:
+            if lane.identity is not None:
+                stop.programs = families.descendants_since(lane.identity, lane.start_clock.at(stop.began))
             lane.words[STOP] = task.number
             if lane.identity is not None:
                 families.send_signal_if_allowed(lane.identity, signal.SIGINT)
@@ -167,12 +190,23 @@ class Limits:
         stop.stack = live_stack(lane, _STACK_SECONDS)
 
     def look_at_stops(self, now: float) -> float:
-        """Take the next step where a grace period is over; when to look again."""
+        """Take the next step where a grace period is over, and end what is left of stops that are over; kill
+        torn workers. When to look again.
+        """
         dispatcher = self._dispatcher
         next_look = NEVER
+        while dispatcher.stopped:
+            # It stays there until all is done: after an exception that is tried again.
+            self._end_programs(*dispatcher.stopped[0])
+            dispatcher.stopped.popleft()
         with dispatcher.lock:
-            lanes = [lane for lane in dispatcher.lanes.values() if lane.stop is not None]
+            lanes = list(dispatcher.lanes.values())
         for lane in lanes:
+            if lane.is_torn and not lane.killed_as_torn:
+                # With its descendants, which may be what has done it.
+                lane.kill()
+                # Only now: what could not be done is tried again.
+                lane.killed_as_torn = True
             stop: Stop | None = lane.stop
             if stop is None:
                 continue
@@ -181,6 +215,20 @@ class Limits:
             if stop.stage < _KILLED:
                 next_look = min(next_look, stop.due)
         return next_look
+
+    def _end_programs(self, lane: Lane, stop: Stop) -> None:
+        """A stopped task has ended, and its worker goes on: end what it has started and not ended itself."""
+        worker = lane.identity
+        if worker is None:
+            return
+        clock = lane.start_clock
+        # What is later than that may be of the next task.
+        end = clock.at(stop.over_at)
+        later = families.descendants_since(worker, clock.at(stop.began))
+        found = {*stop.programs, *(program for program in later if program.started < end)}
+        # Tasks to come need the fork server: it is the worker's, whoever had it started.
+        found.difference_update(families.fork_servers_of(worker) if found else ())
+        self._programs.terminate(filter(identity.is_alive, found))
 
     def _take_step(self, lane: Lane, stop: Stop, stage: int) -> None:
         """Terminate or kill a worker, unless it has let go of the task at last."""
@@ -210,10 +258,12 @@ class Limits:
         stop.stage = stage - 1
         stop.due = 0.0
         if lane.identity is not None:
+            since = lane.start_clock.at(stop.began)
             if stage == _TERMINATED:
-                families.send_signal_if_allowed(lane.identity, signal.SIGTERM)
+                told = families.signal_families([lane.identity, *stop.programs], signal.SIGTERM, since=since)
+                self._programs.follow(process for process in told if process != lane.identity)
             else:
-                families.kill_families([lane.identity])
+                families.kill_families([lane.identity, *stop.programs], since=since)
         stop.stage = stage
         stop.due = time.monotonic() + self._options.grace_period
 

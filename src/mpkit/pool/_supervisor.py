@@ -22,6 +22,7 @@ from mpkit.errors import MpkitError, PoolBroken
 from mpkit.pool._lane import Lane
 from mpkit.pool._limits import Limits
 from mpkit.pool._options import PoolOptions
+from mpkit.pool._programs import Programs
 from mpkit.pool._reports import attempt, report
 
 #: After so many turns in a row that raised an exception the pool is broken, and after as many more given up.
@@ -37,6 +38,7 @@ class Supervised(Protocol):
 
     options: PoolOptions
     limits: Limits
+    programs: Programs
     #: When to look at the end again though nobody pokes.
     told_by: float
 
@@ -150,6 +152,10 @@ class Supervisor:
         else:
             self._by_identity[lane.identity] = lane
 
+    def watch(self, program: ProcessIdentity) -> bool:
+        """Watch something that a task has started (in the thread); false when it has ended."""
+        return self._watcher.add(program)
+
     # -- the thread ------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -188,6 +194,8 @@ class Supervisor:
             engine.look_after_crew(now),
             engine.limits.look_at_running(now),
             engine.limits.look_at_stops(now),
+            # The last: those that have just been told to end.
+            engine.programs.look_after(now),
         ]
         if engine.is_over():
             return True
@@ -204,6 +212,8 @@ class Supervisor:
             lane_or_none = self._by_identity.pop(process, None)
             if lane_or_none is not None:
                 self._gone.append(lane_or_none)
+            else:
+                engine.programs.ended(process)
         return False
 
     def _bear(self, error: BaseException, failures: int) -> bool:

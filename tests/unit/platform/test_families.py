@@ -266,3 +266,99 @@ def test_every_thread_has_to_be_still() -> None:
         families._wait_until_still([who])
         assert stat_file.thread_states(process.pid) == {b"T"}
         process.kill()
+
+
+_PARENT = """
+import subprocess, sys
+children = []
+for line in sys.stdin:
+    command = [sys.executable, "-S", "-c", "print(flush=True); import time; time.sleep(600)", *line.split()]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE)
+    child.stdout.readline()
+    children.append(child)
+    print(child.pid, flush=True)
+"""
+
+
+class Parent:
+    """A process that starts children when it is told to."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _PARENT],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        who = identity.of(self.process.pid)
+        assert who is not None
+        self.who = who
+
+    def start(self, *words: str) -> ProcessIdentity:
+        """A child with these words in its command line."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(" ".join(words) + "\n")
+        self.process.stdin.flush()
+        child = identity.of(int(self.process.stdout.readline()))
+        assert child is not None
+        return child
+
+    def later(self) -> ProcessIdentity:
+        """A child that can be told from those that were started before it."""
+        before = self.start()
+        while (child := self.start()).started == before.started:
+            before = child
+        return child
+
+
+@pytest.fixture
+def parent() -> Iterator[Parent]:
+    parent = Parent()
+    with parent.process:
+        yield parent
+        os.killpg(parent.process.pid, signal.SIGKILL)
+
+
+def test_what_was_started_before_is_passed_over(parent: Parent) -> None:
+    assert families.descendants_since(parent.who, 0) == []
+    old, new = parent.start(), parent.later()
+    found = families.descendants_since(parent.who, new.started)
+    assert new in found
+    assert old not in found
+    assert families.descendants_since(parent.who, new.started + 10**9) == []
+    told = families.signal_families([parent.who], signal.SIGCONT, since=new.started)
+    assert told == [parent.who, *found]
+    families.kill_families([parent.who], since=new.started)
+    assert families.wait_gone([parent.who, new], PATIENCE) == []
+    assert identity.is_alive(old)
+
+
+def test_the_children_of_a_process(parent: Parent) -> None:
+    assert families.children_of(parent.who) == []
+    first, housekeeper, last = parent.start(), parent.start(families.HOUSEKEEPERS[0]), parent.start()
+    assert families.children_of(parent.who) == [first, last]
+    assert families.children_of(parent.who, 1) == [first]
+    assert families.children_of(parent.who._replace(started=1)) == []
+    os.kill(last.pid, signal.SIGKILL)
+    os.kill(housekeeper.pid, signal.SIGKILL)
+    assert families.wait_gone([housekeeper, last], PATIENCE) == []
+    assert families.children_of(parent.who) == [first]
+
+
+def test_where_children_cannot_be_told_cheaply(parent: Parent, monkeypatch: pytest.MonkeyPatch) -> None:
+    child = parent.start()
+    monkeypatch.setattr(families, "_child_pids", lambda _pid: None)
+    assert families.children_of(parent.who) == []
+    assert families.descendants_since(parent.who, 0) == [child]
+
+
+def test_what_an_older_fork_server_starts_counts(parent: Parent, monkeypatch: pytest.MonkeyPatch) -> None:
+    server, new = parent.start("multiprocessing.forkserver"), parent.later()
+    assert families.fork_servers_of(parent.who) == [server]
+    parents = families._parents()
+    # As if the server had started it.
+    monkeypatch.setattr(families, "_parents", lambda: {**parents, new.pid: (server.pid, new)})
+    assert new in families.descendants([parent.who], since=new.started)
+    assert server not in families.descendants([parent.who], since=new.started)

@@ -8,7 +8,7 @@ from unittest.mock import Mock
 import pytest
 
 from mpkit.errors import PoolBroken, SharedMemoryExhausted
-from mpkit.pool._crew import MOST_FAILURES, MOST_KILLED, Crew
+from mpkit.pool._crew import MOST_FAILURES, MOST_KILLED, Crew, Failure
 from mpkit.pool._dispatcher import Dispatcher
 
 
@@ -16,11 +16,11 @@ def test_only_failures_in_a_row_count() -> None:
     dispatcher = Dispatcher(lambda: None)
     crew = Crew(Mock(), dispatcher, Mock(), None)
     for _ in range(3 * MOST_FAILURES):
-        assert crew.note_failure("no memory", killed=False) is None
+        assert crew.note_failure("no memory", Failure.RAISED) is None
         dispatcher.hellos += 1  # another one has started well
     for _ in range(MOST_FAILURES - 1):
-        assert crew.note_failure("no memory", killed=False) is None
-    assert "no memory" in str(crew.note_failure("no memory", killed=False))
+        assert crew.note_failure("no memory", Failure.RAISED) is None
+    assert "no memory" in str(crew.note_failure("no memory", Failure.RAISED))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,72 @@
+"""What a stopped task has started, and has not ended itself: it is told to end, and killed if it does not.
+
+A task may start anything: programs, processes of multiprocessing, forks, a pool of its own. What it leaves
+when it returns stays, as in any program. But a task that is stopped, or whose worker dies, takes what it has
+started with it: nobody else knows of that, and a task that is tried again would do it twice.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterable
+
+from mpkit._platform import families
+from mpkit._platform.deadlines import NEVER
+from mpkit._platform.identity import ProcessIdentity
+
+#: How long it is waited for what has been killed; only a process inside the kernel can take that long.
+_KILL_PATIENCE = 2.0
+
+
+class Programs:
+    """Those that have been told to end, and have not yet. In the supervisor's thread.
+
+    Args:
+        grace_period: Seconds between SIGTERM and SIGKILL.
+        watch: Has `ended` called when a process has ended; false when it has already.
+    """
+
+    def __init__(self, grace_period: float, watch: Callable[[ProcessIdentity], bool]) -> None:
+        self._grace_period = grace_period
+        self._watch = watch
+        # When each is killed, and those that have been: when they are no longer waited for (monotonic).
+        self._told: dict[ProcessIdentity, float] = {}
+        self._killed: dict[ProcessIdentity, float] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._told or self._killed)
+
+    def terminate(self, programs: Iterable[ProcessIdentity]) -> None:
+        """Tell these to end, and all that descends from them."""
+        found = [program for program in programs if program not in self._told]
+        if found:
+            self.follow(families.signal_families(found, signal.SIGTERM))
+
+    def follow(self, told: Iterable[ProcessIdentity]) -> None:
+        """These have been told to end: kill those that do not within the grace period."""
+        due = time.monotonic() + self._grace_period
+        for program in told:
+            if families.may_be_signalled(program) and self._watch(program):
+                self._told.setdefault(program, due)
+
+    def ended(self, program: ProcessIdentity) -> None:
+        """A process has ended."""
+        self._told.pop(program, None)
+        self._killed.pop(program, None)
+
+    def look_after(self, now: float) -> float:
+        """Kill those whose grace period is over; when to look again."""
+        due = [program for program, at in self._told.items() if now >= at]
+        if due:
+            families.kill_families(due)
+            for program in due:
+                del self._told[program]
+                self._killed[program] = time.monotonic() + _KILL_PATIENCE
+        for program in [program for program, at in self._killed.items() if now >= at]:
+            del self._killed[program]
+        return min((*self._told.values(), *self._killed.values()), default=NEVER)
+
+    def kill(self) -> None:
+        """Kill all of them now."""
+        families.kill_families([*self._told, *self._killed])

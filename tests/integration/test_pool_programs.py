@@ -1,0 +1,274 @@
+"""What a task has started ends with it when it is stopped, and stays when it returns."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mpkit._platform import families, identity
+from mpkit.errors import TaskCancelled, TaskTimeout, WorkerCrashed, WorkerMemoryExceeded
+from mpkit.pool import TaskHandle, TaskPool, _limits, _worker_outbox
+from mpkit.pool._lane import Lane
+from tests.contract import pool_tasks as tasks
+from tests.helpers.processes import ROOT, gone, python, wait_gone
+from tests.helpers.waiting import PATIENCE, wait_until
+from tests.integration import program_tasks as programs
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals")
+
+_LIMIT = 1 << 40
+_STUBBORN = ("SIGINT", "SIGTERM")
+
+
+def pid_in(path: Path) -> int:
+    wait_until(path.exists, "the program is started")
+    return int(path.read_text())
+
+
+def lane_of(pool: TaskPool) -> Lane:
+    (lane,) = pool._engine.dispatcher.lanes.values()
+    return lane
+
+
+def let_a_tick_pass(pool: TaskPool, pid: int) -> None:
+    """Until what is started from now on can be told from this process."""
+    process = identity.of(pid)
+    assert process is not None
+    clock = lane_of(pool).start_clock
+    wait_until(lambda: clock.at(time.monotonic_ns()) > process.started, "a tick has passed")
+
+
+@contextmanager
+def program_of_an_earlier_task(pool: TaskPool, path: Path) -> Iterator[int]:
+    """It is to stay."""
+    pid = pool.submit(programs.start, str(path)).result(PATIENCE)
+    try:
+        assert pid_in(path) == pid
+        let_a_tick_pass(pool, pid)
+        yield pid
+        assert not gone(pid)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        wait_gone(pid)
+
+
+def reach_the_time_limit(pool: TaskPool, handle: TaskHandle[Any]) -> None:
+    engine = pool._engine
+    with engine.dispatcher.lock:
+        (task,) = lane_of(pool).sent.values()
+        task.timeout = 0.0
+    engine.supervisor.poke()
+    with pytest.raises(TaskTimeout):
+        handle.result(PATIENCE)
+
+
+def be_cancelled(_pool: TaskPool, handle: TaskHandle[Any]) -> None:
+    assert handle.cancel()
+    with pytest.raises(TaskCancelled):
+        handle.result(PATIENCE)
+
+
+def outgrow_the_memory_limit(_pool: TaskPool, handle: TaskHandle[Any]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_limits, "rss_bytes", lambda _pid: 2 * _LIMIT)
+        with pytest.raises(WorkerMemoryExceeded):
+            handle.result(PATIENCE)
+
+
+def lose_its_worker(pool: TaskPool, handle: TaskHandle[Any]) -> None:
+    lane = lane_of(pool)
+    wait_until(lambda: lane.children, "its children have been noted")
+    os.kill(lane.pid, signal.SIGKILL)
+    with pytest.raises(WorkerCrashed):
+        handle.result(PATIENCE)
+
+
+Stopping = Callable[[TaskPool, TaskHandle[Any]], None]
+
+
+@pytest.mark.parametrize(
+    "stop", [reach_the_time_limit, be_cancelled, outgrow_the_memory_limit, lose_its_worker]
+)
+@pytest.mark.parametrize("ignored", [(), _STUBBORN], ids=["", "stubborn"])
+def test_what_a_task_has_started_ends_with_it(
+    start_method: str, stop: Stopping, ignored: tuple[str, ...], tmp_path: Path
+) -> None:
+    """And nothing else does."""
+    with (
+        TaskPool(1, context=start_method, grace_period=0.1, max_memory_bytes=_LIMIT) as pool,
+        program_of_an_earlier_task(pool, tmp_path / "earlier"),
+    ):
+        path = tmp_path / "program"
+        handle = pool.submit(programs.run_shell, str(path), *ignored)
+        pid = pid_in(path)
+        stop(pool, handle)
+        wait_gone(pid)
+        assert pool.submit(tasks.square, 3).result(PATIENCE) == 9
+
+
+@pytest.mark.parametrize("starter", programs.STARTERS, ids=lambda starter: starter.__name__)
+@pytest.mark.parametrize("stop", [be_cancelled, lose_its_worker])
+def test_however_it_has_been_started(stop: Stopping, starter: Callable[..., None], tmp_path: Path) -> None:
+    path = tmp_path / "program"
+    with TaskPool(1, context="fork", grace_period=0.1) as pool:
+        handle = pool.submit(starter, str(path), *_STUBBORN)
+        pid = pid_in(path)
+        stop(pool, handle)
+        wait_gone(pid)
+
+
+@pytest.mark.parametrize("ignored", [(), _STUBBORN], ids=["", "stubborn"])
+def test_what_is_terminated_is_gone_when_the_pool_has_been_joined(
+    start_method: str, ignored: tuple[str, ...], tmp_path: Path
+) -> None:
+    path = tmp_path / "program"
+    with (
+        TaskPool(1, context=start_method, grace_period=0.1) as pool,
+        program_of_an_earlier_task(pool, tmp_path / "earlier"),
+    ):
+        pool.submit(programs.run, str(path), *ignored)
+        pid = pid_in(path)
+        pool.terminate()
+        assert pool.join(PATIENCE)
+        assert gone(pid)
+
+
+def test_the_initializer_is_ended_with_what_it_has_started(tmp_path: Path) -> None:
+    path = tmp_path / "program"
+    with TaskPool(
+        1, context="fork", grace_period=0.1, initializer=programs.run, initargs=(str(path), *_STUBBORN)
+    ) as pool:
+        pid = pid_in(path)
+        pool.terminate()
+        assert pool.join(PATIENCE)
+        assert gone(pid)
+
+
+def test_what_ends_by_itself_is_not_waited_for(tmp_path: Path) -> None:
+    """The grace period is for those that need it."""
+    path = tmp_path / "program"
+    with TaskPool(1, context="fork", grace_period=1e6) as pool:
+        handle = pool.submit(programs.start_and_wait, str(path))
+        pid = pid_in(path)
+        be_cancelled(pool, handle)
+        pool.close()
+        assert pool.join(PATIENCE)
+        assert gone(pid)
+
+
+def test_a_task_may_clean_up_when_it_is_terminated(tmp_path: Path) -> None:
+    """As long as the grace period lasts: for ever, here."""
+    path, interrupted, cleaned = (tmp_path / name for name in ("program", "interrupted", "cleaned"))
+    with TaskPool(1, context="fork", grace_period=1e6) as pool:
+        lane = lane_of(pool)
+        handle = pool.submit(programs.start_and_clean_up, str(path), str(interrupted), str(cleaned))
+        pid = pid_in(path)
+        assert handle.cancel()
+        wait_until(interrupted.exists, "it has been interrupted")
+        assert lane.stop is not None
+        lane.stop.due = 0.0
+        pool._engine.supervisor.poke()
+        wait_until(cleaned.exists, "it has cleaned up")
+        wait_gone(pid)
+
+
+def test_what_the_next_task_starts_is_not_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The supervisor may come late to what a stopped task has left."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    end_programs = _limits.Limits._end_programs
+
+    def end_late(limits: _limits.Limits, lane: Lane, stop: Any) -> None:
+        pid_in(second)
+        end_programs(limits, lane, stop)
+
+    monkeypatch.setattr(_limits.Limits, "_end_programs", end_late)
+    with TaskPool(1, context="fork", grace_period=0.1) as pool:
+        handle = pool.submit(programs.start_and_wait, str(first), "SIGINT")
+        pid = pid_in(first)
+        be_cancelled(pool, handle)
+        with program_of_an_earlier_task(pool, second):
+            wait_gone(pid)
+
+
+def test_a_fork_server_that_was_started_for_a_stopped_task_goes_on(tmp_path: Path) -> None:
+    """It is the worker's. What it has started for the task ends, also when it was there before the task."""
+    with TaskPool(1, context="fork", grace_period=0.1) as pool:
+        servers: set[int] = set()
+        for name in ("first", "second"):
+            handle = pool.submit(programs.child, str(tmp_path / name), *_STUBBORN)
+            pid = pid_in(tmp_path / name)
+            be_cancelled(pool, handle)
+            wait_gone(pid)
+            server = pool.submit(programs.fork_server).result(PATIENCE)
+            assert server is not None
+            assert not gone(server)
+            let_a_tick_pass(pool, server)
+            servers.add(server)
+        assert len(servers) == 1
+        assert lane_of(pool).pid == pool.submit(os.getpid).result(PATIENCE)
+
+
+def put_torn(outbox: _worker_outbox.Outbox, _record: bytes) -> None:
+    outbox.put(b"torn")
+
+
+def test_a_torn_worker_is_killed_while_nobody_waits_for_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever had fetched its outcomes did it, and held the lock of the pool until all had stopped."""
+    killers: list[tuple[str, bool]] = []
+    kill = families.kill_families
+
+    def note(*arguments: Any, **options: Any) -> None:
+        killers.append((threading.current_thread().name, pool._engine.dispatcher.lock.is_owned()))
+        kill(*arguments, **options)
+
+    monkeypatch.setattr(families, "kill_families", note)
+    monkeypatch.setattr(_worker_outbox.Outbox, "put_log", put_torn)
+    with TaskPool(1, context="fork", name="p") as pool:
+        with pytest.raises(WorkerCrashed):
+            pool.submit(tasks.log, "mpkit-test", "text").result(PATIENCE)
+        assert killers == [("mpkit-p-supervisor", False)]
+
+
+_PROGRAM = """
+import sys
+from mpkit import TaskPool
+from tests.integration import program_tasks as programs
+
+if __name__ == "__main__":
+    pool = TaskPool(1, context=sys.argv[1], grace_period=0.1)
+    handle = pool.submit(programs.run, sys.argv[2], "SIGINT", "SIGTERM")
+    if sys.argv[3] == "wait":
+        with pool:
+            handle.result()
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("how", ["end", "Ctrl-C", "SIGKILL"])
+def test_the_end_of_the_program_is_the_end_of_what_its_tasks_have_started(
+    start_method: str, how: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "program"
+    script = tmp_path / "script.py"
+    script.write_text(_PROGRAM)
+    arguments = (script, start_method, path, "wait" if how == "Ctrl-C" else "end")
+    env = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    with python(*arguments, stdin=subprocess.PIPE, env=env) as program:
+        pid = pid_in(path)
+        if how == "end":
+            program.communicate("\n", timeout=PATIENCE)
+        else:
+            program.send_signal(signal.SIGINT if how == "Ctrl-C" else signal.SIGKILL)
+            program.wait(PATIENCE)
+        wait_gone(pid)

@@ -1,0 +1,50 @@
+"""Which processes were started before a certain moment."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mpkit._platform import identity, start_times
+from mpkit._platform.start_times import StartClock
+from tests.helpers.waiting import wait_until
+
+
+def test_a_process_starts_between_before_and_after() -> None:
+    clock = StartClock()
+    before = clock.at(time.monotonic_ns())
+    with subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE) as process:
+        who = identity.of(process.pid)
+        assert who is not None
+        assert before <= who.started
+        wait_until(lambda: clock.at(time.monotonic_ns()) > who.started, "time goes on")
+
+
+@pytest.mark.parametrize("at_first", [True, False])
+def test_a_clock_that_has_jumped_makes_it_earlier(monkeypatch: pytest.MonkeyPatch, at_first: bool) -> None:
+    now = start_times._now_ns
+    clock = StartClock()
+    with monkeypatch.context() as patch:
+        # As after an hour of suspension; or before the clock was set back.
+        patch.setattr(start_times, "_now_ns", lambda: now() + 3600 * 10**9)
+        if at_first:
+            clock = StartClock()
+        else:
+            assert clock.at(time.monotonic_ns()) < start_times._started(now()) + 1
+    assert clock.at(time.monotonic_ns()) <= start_times._started(now())
+
+
+def test_a_reading_that_was_interrupted_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = start_times._now_ns
+    late = iter([10**7, 10**7])
+
+    def read() -> int:
+        time.sleep(next(late, 0) / 1e9)
+        return now()
+
+    monkeypatch.setattr(start_times, "_now_ns", read)
+    assert abs(start_times._gap_ns() - (now() - time.monotonic_ns())) < 10**7
+    assert next(late, None) is None
