@@ -134,6 +134,21 @@ def let_go(name: str, about: str, in_use: Callable[[str], bool] | None) -> None:
         _guard.run(_lingering.append, (time.monotonic() + LINGER_SECONDS, name, about, in_use))
 
 
+def remove_unneeded(is_needed: Callable[[str], bool]) -> None:
+    """Look at once at the names that outlive their objects.
+
+    Args:
+        is_needed: what `about` of `let_go` is asked of; a name of which it is false is removed.
+    """
+    answers: dict[str, bool] = {}
+    for _, name, about, _ in _guard.run(list, _lingering):
+        if about not in answers:
+            answers[about] = is_needed(about)
+        # It stays on the list, where it does no harm.
+        if not answers[about]:
+            remove(name)
+
+
 def owned_names() -> list[str]:
     """The names that this process has created and not removed yet."""
     return _guard.run(list, _owned)
