@@ -525,7 +525,10 @@ def _make_room() -> None:
     # Those that this process has received, and dropped.
     gc.collect()
     # And what was still in use elsewhere when it was dropped here, and would be looked at in a minute.
-    names.remove_unneeded(functools.partial(_is_needed, under_way=True))
+    names.remove_unneeded()
+
+
+names.may_be_needed = functools.partial(_is_needed, under_way=True)
 
 
 def _others(rows: Rows) -> bool:
