@@ -15,6 +15,7 @@ import queue
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -612,3 +613,32 @@ def test_of_many_threads_that_wait_one_always_looks(pool: TaskPool, monkeypatch:
         for thread in threads:
             thread.join(PATIENCE)
             assert not thread.is_alive(), "nobody looks"
+
+
+def test_what_has_ended_needs_no_garbage_collection(pool: TaskPool) -> None:
+    """The error of an `apply` kept what its caller had in hand, and a dropped `imap` its function."""
+
+    class Big:
+        """Something that the caller has in hand."""
+
+    def fail(_big: Big) -> None:
+        with pytest.raises(ZeroDivisionError):
+            pool.apply(divmod, (1, 0))
+
+    def read() -> weakref.ref[object]:
+        results = pool.imap(abs, range(-100, 0))
+        assert next(results) == 100
+        return weakref.ref(results._lazy.sink)
+
+    gc.collect()
+    gc.disable()
+    try:
+        big = Big()
+        in_hand = weakref.ref(big)
+        fail(big)
+        del big
+        assert in_hand() is None
+        sink = read()
+        wait_until(lambda: sink() is None, "its tasks have ended")
+    finally:
+        gc.enable()

@@ -23,7 +23,7 @@ class SharedHandle(Generic[S]):
     message it came in: it says so where it is first used.
     """
 
-    __slots__ = ("__weakref__", "_lost", "_name", "_shared")
+    __slots__ = ("__weakref__", "_lease", "_lost", "_name", "_shared")
 
     _shared_type: ClassVar[type[SharedObject]]
 
@@ -31,12 +31,14 @@ class SharedHandle(Generic[S]):
         """Use `shared` from now on; subclasses keep more of it at hand."""
         self._name = shared.name
         self._shared: S | None = shared
+        self._lease = shared.lease()
         self._lost: HandleLost | SharedMemoryExhausted | None = None
 
     def _bind_nothing(self, name: str, reason: HandleLost | SharedMemoryExhausted) -> None:
         """The object could not be opened: every use raises `reason`."""
         self._name = name
         self._shared = None
+        self._lease = None
         self._lost = reason
 
     def _opened(self) -> S:
@@ -116,7 +118,8 @@ def _arrive(cls: type[SharedHandle[Any]], name: str, export: int) -> SharedHandl
     """Unpickle a handle."""
     handle = cls.__new__(cls)
     try:
-        shared = cls._shared_type.attach(name, export)
+        # With the lease in hand it is not closed meanwhile, should the last of the other handles go just now.
+        shared, _lease = cls._shared_type.arrive(name, export)
     except (HandleLost, SharedMemoryExhausted) as error:
         # Without its traceback, which would keep alive what was being unpickled.
         handle._bind_nothing(name, error.with_traceback(None))

@@ -43,7 +43,15 @@ NameType = Literal["segment", "semaphore"]
 #: again. A child process starts in well under a minute.
 LINGER_SECONDS = 60.0
 
+#: When more names than that linger, those of two objects are looked at whenever a new one is made: a program
+#: that hands a new queue to each task would have thousands.
+_MANY_LINGER = 64
+_LOOKS = 2
+
 _Lingering: TypeAlias = "tuple[float, str, str, Callable[[str], bool]]"
+
+#: Tells whether anybody needs what lingers, or a handle of it is under way; set by who lets such names go.
+may_be_needed: Callable[[str], bool] = bool
 
 _owned: dict[str, NameType] = {}
 _lingering: deque[_Lingering] = deque()
@@ -64,6 +72,8 @@ def own(name: str, kind: NameType) -> None:
             tracker.track(_tracker_name(name), _tracker_type(kind))
         _guard.run(_record, name, kind)
     _sweep()
+    if kind == "segment" and len(_lingering) > _MANY_LINGER:
+        remove_unneeded(_LOOKS)
 
 
 def _record(name: str, kind: NameType) -> None:
@@ -132,6 +142,40 @@ def let_go(name: str, about: str, in_use: Callable[[str], bool] | None) -> None:
         remove(name)
     elif name in _owned:
         _guard.run(_lingering.append, (time.monotonic() + LINGER_SECONDS, name, about, in_use))
+
+
+def remove_unneeded(groups: int | None = None) -> None:
+    """Look before their time at names that outlive their objects, the oldest first.
+
+    Args:
+        groups: at the names of so many objects; None: at all. They come last then, if they stay.
+    """
+    # An interrupt in between would leave a name until the exit.
+    with deferred_interrupts():
+        _remove_unneeded(groups)
+
+
+def _remove_unneeded(groups: int | None) -> None:
+    about, stays = "", True
+    for _ in range(len(_lingering)):
+        entry = _guard.run(_oldest)
+        if entry is None:
+            return
+        if entry[2] != about:
+            if groups is not None and groups <= 0:
+                _guard.run(_lingering.appendleft, entry)
+                return
+            groups = None if groups is None else groups - 1
+            about = entry[2]
+            stays = may_be_needed(about)
+        if stays:
+            _guard.run(_lingering.append, entry)
+        else:
+            remove(entry[1])
+
+
+def _oldest() -> _Lingering | None:
+    return _lingering.popleft() if _lingering else None
 
 
 def owned_names() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mpkit._platform.hints import override
 from mpkit._shm.get_side import GetSide
 from mpkit._shm.put_side import PutSide
 from mpkit._shm.queue_file import QueueFile
@@ -20,3 +21,8 @@ class OpenQueue(QueueFile):
         self.gets = GetSide(self, self.puts)
         self.put_lock.repair = self.puts.ring.repair
         self.get_lock.repair = self.gets.repair
+
+    @override
+    def _take_apart(self) -> None:
+        super()._take_apart()
+        del self.puts, self.gets

@@ -46,6 +46,7 @@ from mpkit._platform.scheduling import yield_cpu
 from mpkit._shm.rows import FIRST_LOCK, LOCK_WORDS, Rows
 from mpkit._shm.semaphore import Semaphore
 from mpkit._shm.thread_lock import ThreadLock
+from mpkit.errors import ClosedError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -92,6 +93,11 @@ def never(_block: bool = True, _timeout: float | None = None) -> bool:
     check of its own.
     """
     return False
+
+
+def _closed(_deadline: float | None) -> bool:
+    """Stands in for an owner that is not there any more."""
+    raise ClosedError("this object is closed in this process")
 
 
 class RobustLock:
@@ -201,6 +207,11 @@ class RobustLock:
         self._shut = True
         if outside:
             self._local = None
+
+    def take_apart(self) -> None:
+        """Know the owner no more: it has been closed, and nobody uses it."""
+        self._join = _closed
+        self.repair = None
 
     def forget(self) -> None:
         """After a fork, in the child: the row, and the lock between threads, are the parent's."""

@@ -110,6 +110,10 @@ class Rows:
         self._used_at = used_at
         self._must_stay = must_stay
 
+    def take_apart(self) -> None:
+        """Know the owner no more: it has been closed, and nobody uses it."""
+        self._must_stay = None
+
     def exclusive(self, deadline: float | None) -> Exclusive:
         """Be the only one in all processes and threads who changes rows or investigates.
 

@@ -16,17 +16,24 @@ A handle is under way until it is unpickled for the first time: it may be unpick
 arguments of an initializer, in each worker), so counting would not do.
 
 One process has one `SharedObject` for one file, however many handles it has: it has one row.
+
+Its parts know each other, so by itself it goes with the next garbage collection. In a program that has many
+objects that may be far away, or never come, and each has a descriptor and shared memory. So in the process
+that created it each handle has a `Lease`, and when the last of them has gone it is closed at once. (In others
+the garbage collection is soon enough, and until then the next task that gets the same queue finds it open.)
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import gc
 import os
 import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar, NamedTuple, TypeVar
 
 from mpkit._platform import identity, seam, use_marks
@@ -34,12 +41,12 @@ from mpkit._platform.deadlines import has_passed, remaining
 from mpkit._platform.forks import around_forks
 from mpkit._platform.hints import Self
 from mpkit._platform.interrupts import deferred_interrupts
-from mpkit._shm import robust_lock
+from mpkit._shm import names, robust_lock
 from mpkit._shm.robust_lock import REENTERED, RobustLock
 from mpkit._shm.rows import Rows
 from mpkit._shm.segment import Segment
 from mpkit._shm.semaphore import Semaphore
-from mpkit.errors import ClosedError, HandleLost
+from mpkit.errors import ClosedError, HandleLost, SharedMemoryExhausted
 
 T = TypeVar("T")
 
@@ -84,14 +91,30 @@ class Form(NamedTuple):
     """What users call it."""
 
 
+class Lease:
+    """What a handle has in the process that created the object; when the last one goes, it is closed."""
+
+    __slots__ = ("_shared",)
+
+    def __init__(self, shared: SharedObject) -> None:
+        self._shared = shared
+
+    def __del__(self) -> None:
+        if not _is_finalizing():
+            self._shared.end_lease()
+
+
 class SharedObject:
     """One object as this process has it open; every handle and thread of the process shares it."""
 
     __slots__ = (
         "__weakref__",
         "_closing",
+        "_dropped",
         "_forked",
+        "_is_leased",
         "_joining_or_closing",
+        "_leases",
         "_left",
         "_marks",
         "_row",
@@ -111,6 +134,11 @@ class SharedObject:
         self.closed: bool = False  # no later use
         self._row = 0
         self._left = False  # closed to the end
+        # How many leases there are, and whether the last one has ended.
+        self._leases = 0
+        self._dropped = False
+        # Created here, or in a process that this is a fork of.
+        self._is_leased = False
         self._joining_or_closing = seam.InterruptibleLock()
         # Whether a child has been forked from the process that created it; and marks on the file that tell
         # whether any of those children still has it open.
@@ -149,6 +177,14 @@ class SharedObject:
         Raises:
             SharedMemoryExhausted: no room; nothing is left behind.
         """
+        try:
+            return cls._create(options)
+        except SharedMemoryExhausted:
+            _make_room()
+        return cls._create(options)
+
+    @classmethod
+    def _create(cls, options: Mapping[str, int]) -> Self:
         form = cls.form
         segment = Segment.create(form.file_bytes, kind=form.kind, reserved=form.reserved_bytes)
         semaphores: list[Semaphore] = []
@@ -165,6 +201,7 @@ class SharedObject:
             cls._format(words, **options)
             words[MAGIC] = form.magic
             made = cls(segment, semaphores)
+            made._is_leased = True
         except BaseException:
             for semaphore in semaphores:
                 semaphore.close()
@@ -191,6 +228,26 @@ class SharedObject:
             SharedMemoryExhausted: this process may not open or map more.
         """
         return _opening.run(cls._attach, name, export)
+
+    @classmethod
+    def arrive(cls, name: str, export: int) -> tuple[Self, Lease | None]:
+        """`attach`, and a lease (see `lease`).
+
+        Raises:
+            HandleLost, SharedMemoryExhausted: as `attach`.
+        """
+        try:
+            return _opening.run(cls._arrive, name, export)
+        except SharedMemoryExhausted:
+            _make_room()
+        return _opening.run(cls._arrive, name, export)
+
+    @classmethod
+    def _arrive(cls, name: str, export: int) -> tuple[Self, Lease | None]:
+        known = _open_objects.get(name)
+        # First: the handle counts as under way until this process has one that keeps it.
+        lease = known._lend() if known is not None and not known.closed else None
+        return cls._attach(name, export), lease
 
     @classmethod
     def _attach(cls, name: str, export: int) -> Self:
@@ -242,6 +299,42 @@ class SharedObject:
             # Else its place is another's by now: it arrives for the second time, or very late.
             if alone and words[EXPORTS] - number <= _NUMBERS:
                 words[UNDER_WAY] &= ~bit
+
+    def lease(self) -> Lease | None:
+        """For a handle that is just being made; None where none is needed."""
+        return _opening.run(self._lend)
+
+    def _lend(self) -> Lease | None:
+        if self._dropped or not self._is_leased:
+            return None
+        self._leases += 1
+        return Lease(self)
+
+    def end_lease(self) -> None:
+        """A handle has gone (in any thread, possibly in the middle of a garbage collection)."""
+        # Not waited for: who has it may wait for what this very thread has in hand. Then it is left to the
+        # garbage collection, as is what an interrupt leaves undone.
+        ended = _opening.run_within(0, self._take_back)
+        if ended is not None and ended[0]:
+            self.close()
+            self._take_apart()
+
+    def _take_back(self) -> bool:
+        """Whether that was the last lease."""
+        self._leases -= 1
+        if self._leases:
+            return False
+        self._dropped = True
+        # Another one may have taken its place, if it was closed before.
+        if _open_objects.get(self.name) is self:
+            del _open_objects[self.name]
+        return True
+
+    def _take_apart(self) -> None:
+        """Nobody uses it any more: let its parts know no more of each other, so that they go at once."""
+        for lock in self.locks:
+            lock.take_apart()
+        self.rows.take_apart()
 
     def check_open(self) -> None:
         """Raise ClosedError if this process has closed the object."""
@@ -413,6 +506,11 @@ def in_use_elsewhere(name: str) -> bool:
     """Whether a living process has the object in the file `name` open. So it counts while this process has no
     descriptor or memory left to look.
     """
+    return _is_needed(name, under_way=False)
+
+
+def _is_needed(name: str, *, under_way: bool) -> bool:
+    """Whether a living process has it open or, if `under_way`, a handle to it may be under way."""
     known = _open_objects.get(name)
     if known is not None and not known.closed:
         return True
@@ -424,10 +522,23 @@ def in_use_elsewhere(name: str) -> bool:
         return True
     try:
         words = segment.words
+        if under_way and words[UNDER_WAY]:
+            return True
         rows = Rows(segment, start=words[ROWS_AT], capacity=words[ROWS_CAPACITY], used_at=ROWS_USED)
         return _others(rows) or use_marks.is_marked(segment.fd)
     finally:
         segment.close()
+
+
+def _make_room() -> None:
+    """The system has none left of something: give back what is left of objects that nobody uses any more."""
+    # Those that this process has received, and dropped.
+    gc.collect()
+    # And what was still in use elsewhere when it was dropped here, and would be looked at in a minute.
+    names.remove_unneeded()
+
+
+names.may_be_needed = functools.partial(_is_needed, under_way=True)
 
 
 def _others(rows: Rows) -> bool:

@@ -607,8 +607,13 @@ def _outcome_of(handle: TaskHandle[R]) -> R:
     try:
         return handle.result()
     except BaseException:
-        # Its own error, and then this does nothing; or the waiting was interrupted.
-        handle.cancel()
+        try:
+            # Its own error, and then this does nothing; or the waiting was interrupted.
+            handle.cancel()
+        finally:
+            # The handle has the error, and that, by its traceback, this frame and those of all callers: what
+            # they have in hand would stay until the next garbage collection.
+            del handle
         raise
 
 

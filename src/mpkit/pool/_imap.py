@@ -226,6 +226,8 @@ class _ImapSink:
     def close(self) -> None:
         """Cancel what has not ended, and forget what has. Takes no lock, and may be called again."""
         self._is_closed = True
+        # It has this sink, and would stay with it, and with the function, until the next garbage collection.
+        self._latest = None
         engine = self._engine
         if engine.pid == os.getpid():
             if self.tasks:

@@ -80,6 +80,50 @@ def test_a_name_that_may_be_needed_lingers(file: str, monkeypatch: pytest.Monkey
     assert not names._lingering
 
 
+def test_where_many_linger_they_are_looked_at_sooner(
+    file: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With a new queue for each of a hundred tasks a second there were thirty thousand of them."""
+    monkeypatch.setattr(names, "_lingering", deque())
+    monkeypatch.setattr(names, "_MANY_LINGER", 4)
+    needed = {"kept", "a"}
+    asked: list[str] = []
+
+    def may_be_needed(about: str) -> bool:
+        asked.append(about)
+        return about in needed
+
+    monkeypatch.setattr(names, "may_be_needed", may_be_needed)
+    of_each: dict[str, list[str]] = {}
+    for about in ("kept", "a", "b"):
+        of_each[about] = [str(tmp_path / f"mpkit-{about}-{number}") for number in range(2)]
+        for name in of_each[about]:
+            names.own(name, "segment")
+            Path(name).touch()
+        for name in of_each[about]:
+            names.let_go(name, about, lambda _about: True)
+
+    def left() -> list[str]:
+        return [about for about in of_each for name in of_each[about] if os.path.exists(name)]
+
+    assert asked == []
+    names.own(file, "segment")
+    assert asked == ["kept", "a"]
+    needed.remove("a")
+    names.own(file, "semaphore")
+    names.own(file, "segment")
+    assert asked == ["kept", "a", "b", "kept"]
+    assert left() == ["kept"] * 2 + ["a"] * 2
+    names.own(file, "segment")
+    assert asked == ["kept", "a", "b", "kept"], "there are few now"
+    names.remove_unneeded()
+    assert left() == ["kept"] * 2
+    needed.clear()
+    names.remove_unneeded()
+    assert left() == []
+    assert not names._lingering
+
+
 def test_only_what_the_resource_tracker_can_remove_is_tracked(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
