@@ -206,10 +206,13 @@ class Limits:
         # What is later than that may be of the next task.
         end = clock.at(stop.over_at)
         later = families.descendants_since(worker, clock.at(stop.began))
-        found = {*stop.programs, *(program for program in later if program.started < end)}
+        # Each once, and parents before their children.
+        found = dict.fromkeys([*stop.programs, *(program for program in later if program.started < end)])
         # Tasks to come need the fork server: it is the worker's, whoever had it started.
-        found.difference_update(families.fork_servers_of(worker) if found else ())
-        self._programs.terminate(filter(identity.is_alive, found))
+        spared = families.fork_servers_of(worker) if found else ()
+        self._programs.terminate(
+            program for program in found if program not in spared and identity.is_alive(program)
+        )
 
     def _take_step(self, lane: Lane, stop: Stop, stage: int) -> None:
         """Terminate or kill a worker, unless it has let go of the task at last."""
