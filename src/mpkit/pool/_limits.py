@@ -27,9 +27,10 @@ from mpkit.pool._stacks import live_stack
 _SAMPLE_WITH_LIMIT = 0.05
 _SAMPLE_WITHOUT = 1.0
 #: How often it is noted which children running workers have, should one of them die; and how many of one
-#: worker (each costs a tenth of a millisecond).
+#: worker (each costs a tenth of a millisecond), of how many of its threads (each a hundredth).
 _LOOK_AT_CHILDREN = 1.0
 _MOST_CHILDREN = 100
+_MOST_THREADS = 20
 #: How long a worker may take to write its stack before it is stopped all the same.
 _STACK_SECONDS = 0.1
 
@@ -116,9 +117,11 @@ class Limits:
     def _note_children(self, lanes: list[Lane]) -> None:
         """Once a worker is dead, nothing tells any more what it has started."""
         for lane in lanes:
-            if lane.identity is not None:
-                is_running = lane.running()
-                lane.children = families.children_of(lane.identity, _MOST_CHILDREN) if is_running else []
+            worker = lane.identity
+            if worker is None or not lane.running():
+                lane.children = []
+            else:
+                lane.children = families.children_of(worker, _MOST_CHILDREN, _MOST_THREADS)
 
     def _stop_task(self, lane: Lane, task: Task, reason: str) -> None:
         """Begin to stop a running task."""
