@@ -94,11 +94,16 @@ if sys.platform == "linux":
                 table[pid] = (int(fields[stat_file.PARENT]), process)
         return table
 
-    def _child_pids(pid: int) -> list[int] | None:
-        """The children of a process, ended ones included; None where that cannot be told so cheaply."""
+    def _child_pids(pid: int, threads: int | None = None) -> list[int] | None:
+        """The children of a process, ended ones included; None where that cannot be told so cheaply.
+
+        Args:
+            pid: Whose.
+            threads: Those that so many threads have started, the oldest ones; None: all.
+        """
         found: list[int] = []
         try:
-            for thread in os.listdir(f"/proc/{pid}/task"):
+            for thread in os.listdir(f"/proc/{pid}/task")[:threads]:
                 with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
                     found += map(int, file.read().split())
         except OSError:
@@ -140,9 +145,9 @@ else:
                 continue  # ended meanwhile, or hidden from us
         return table
 
-    def _child_pids(pid: int) -> list[int] | None:
+    def _child_pids(pid: int, threads: int | None = None) -> list[int] | None:
         """The children of a process; None: that cannot be told so cheaply."""
-        del pid
+        del pid, threads
         return None
 
     def _motion(process: ProcessIdentity) -> _Motion:
@@ -209,15 +214,18 @@ def descendants_since(root: ProcessIdentity, since: int) -> list[ProcessIdentity
     return [] if _child_pids(root.pid) == [] else _descendants_if_seen((root,), (), since)
 
 
-def children_of(process: ProcessIdentity, most: int | None = None) -> list[ProcessIdentity]:
+def children_of(
+    process: ProcessIdentity, most: int | None = None, threads: int | None = None
+) -> list[ProcessIdentity]:
     """The living children that a process has now, without housekeepers. Cheap; none where that cannot be told
     cheaply, or there is no descriptor or memory left to look with.
 
     Args:
         process: Whose.
         most: Look at so many of them at most, the oldest ones; None: at all.
+        threads: And at those of so many threads, the oldest ones; None: of all.
     """
-    pids = (_child_pids(process.pid) or [])[:most]
+    pids = (_child_pids(process.pid, threads) or [])[:most]
     try:
         found = [child for child in map(identity.of, pids) if child and not _is_housekeeper(child.pid)]
         # The pid may have been another's by then.

@@ -29,9 +29,10 @@ _SAMPLE_WITHOUT = 1.0
 #: With few tasks the shortest limit is looked for this seldom.
 _FEW_LOOKS = 16
 #: How often it is noted which children running workers have, should one of them die; and how many of one
-#: worker (each costs a tenth of a millisecond).
+#: worker (each costs a tenth of a millisecond), of how many of its threads (each a hundredth).
 _LOOK_AT_CHILDREN = 1.0
 _MOST_CHILDREN = 100
+_MOST_THREADS = 20
 #: How long a worker may take to write its stack before it is stopped all the same.
 _STACK_SECONDS = 0.1
 
@@ -135,9 +136,11 @@ class Limits:
     def _note_children(self, lanes: list[Lane]) -> None:
         """Once a worker is dead, nothing tells any more what it has started."""
         for lane in lanes:
-            if lane.identity is not None:
-                is_running = lane.running()
-                lane.children = families.children_of(lane.identity, _MOST_CHILDREN) if is_running else []
+            worker = lane.identity
+            if worker is None or not lane.running():
+                lane.children = []
+            else:
+                lane.children = families.children_of(worker, _MOST_CHILDREN, _MOST_THREADS)
 
     def _stop_task(self, lane: Lane, task: Task, reason: str) -> None:
         """Begin to stop a running task."""
@@ -225,10 +228,13 @@ class Limits:
         # What is later than that may be of the next task.
         end = clock.at(stop.over_at)
         later = families.descendants_since(worker, clock.at(stop.began))
-        found = {*stop.programs, *(program for program in later if program.started < end)}
+        # Each once, and parents before their children.
+        found = dict.fromkeys([*stop.programs, *(program for program in later if program.started < end)])
         # Tasks to come need the fork server: it is the worker's, whoever had it started.
-        found.difference_update(families.fork_servers_of(worker) if found else ())
-        self._programs.terminate(filter(identity.is_alive, found))
+        spared = families.fork_servers_of(worker) if found else ()
+        self._programs.terminate(
+            program for program in found if program not in spared and identity.is_alive(program)
+        )
 
     def _take_step(self, lane: Lane, stop: Stop, stage: int) -> None:
         """Terminate or kill a worker, unless it has let go of the task at last."""

@@ -340,6 +340,8 @@ def test_the_children_of_a_process(parent: Parent) -> None:
     first, housekeeper, last = parent.start(), parent.start(families.HOUSEKEEPERS[0]), parent.start()
     assert families.children_of(parent.who) == [first, last]
     assert families.children_of(parent.who, 1) == [first]
+    assert families.children_of(parent.who, threads=1) == [first, last]
+    assert families.children_of(parent.who, threads=0) == []
     assert families.children_of(parent.who._replace(started=1)) == []
     os.kill(last.pid, signal.SIGKILL)
     os.kill(housekeeper.pid, signal.SIGKILL)
@@ -349,7 +351,7 @@ def test_the_children_of_a_process(parent: Parent) -> None:
 
 def test_where_children_cannot_be_told_cheaply(parent: Parent, monkeypatch: pytest.MonkeyPatch) -> None:
     child = parent.start()
-    monkeypatch.setattr(families, "_child_pids", lambda _pid: None)
+    monkeypatch.setattr(families, "_child_pids", lambda _pid, _threads=None: None)
     assert families.children_of(parent.who) == []
     assert families.descendants_since(parent.who, 0) == [child]
 

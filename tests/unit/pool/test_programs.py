@@ -1,0 +1,117 @@
+"""What stopped tasks have started: when it is told to end, killed, and no longer waited for."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable
+from types import SimpleNamespace
+
+import pytest
+
+from mpkit._platform import families
+from mpkit._platform.deadlines import NEVER
+from mpkit._platform.identity import ProcessIdentity
+from mpkit.pool import _programs
+from mpkit.pool._programs import Programs
+
+_ONE, _TWO, _CHILD = (ProcessIdentity(1_000_000 + number, number) for number in range(3))
+_GRACE = 10.0
+
+
+class Scene:
+    """The system, with a clock that stands still."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        self.told: list[ProcessIdentity] = []
+        self.killed: list[ProcessIdentity] = []
+        self.foreign: set[ProcessIdentity] = set()
+        self.gone: set[ProcessIdentity] = set()
+        self.programs = Programs(_GRACE, lambda program: program not in self.gone)
+        monkeypatch.setattr(_programs, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(families, "signal_families", self._signal)
+        monkeypatch.setattr(families, "kill_families", self._kill)
+        monkeypatch.setattr(families, "may_be_signalled", lambda program: program not in self.foreign)
+
+    def _signal(self, roots: list[ProcessIdentity], signum: int) -> list[ProcessIdentity]:
+        assert signum == signal.SIGTERM
+        self.told += roots
+        return [*roots, _CHILD]
+
+    def _kill(self, roots: Iterable[ProcessIdentity]) -> None:
+        self.killed += roots
+
+    def look(self) -> float:
+        return self.programs.look_after(self.now)
+
+
+@pytest.fixture
+def scene(monkeypatch: pytest.MonkeyPatch) -> Scene:
+    return Scene(monkeypatch)
+
+
+def test_nothing_is_left_of_what_ends_in_time(scene: Scene) -> None:
+    assert not scene.programs
+    assert scene.look() == NEVER
+    scene.programs.terminate([_ONE])
+    assert scene.told == [_ONE]
+    assert scene.look() == scene.now + _GRACE
+    for program in (_ONE, _CHILD):
+        assert scene.programs
+        scene.programs.ended(program)
+    assert not scene.programs
+    assert scene.look() == NEVER
+    assert scene.killed == []
+
+
+def test_what_does_not_is_killed_and_waited_for_a_moment(scene: Scene) -> None:
+    scene.programs.terminate([_ONE])
+    scene.now += _GRACE
+    assert scene.look() == scene.now + _programs._KILL_PATIENCE
+    assert scene.killed == [_ONE, _CHILD]
+    assert scene.programs
+    scene.now += _programs._KILL_PATIENCE
+    assert scene.look() == NEVER
+    assert not scene.programs
+    assert scene.killed == [_ONE, _CHILD]
+
+
+def test_each_is_told_once_and_its_time_stands(scene: Scene) -> None:
+    scene.programs.terminate([_ONE])
+    first = scene.look()
+    scene.now += 1.0
+    scene.programs.terminate([_ONE])
+    scene.programs.terminate([])
+    assert scene.told == [_ONE]
+    scene.programs.terminate([_ONE, _TWO])
+    assert scene.told == [_ONE, _TWO]
+    assert scene.look() == first
+
+
+def test_what_has_ended_or_is_not_ours_is_not_waited_for(scene: Scene) -> None:
+    scene.gone, scene.foreign = {_ONE}, {_CHILD}
+    scene.programs.terminate([_ONE])
+    assert not scene.programs
+
+
+def test_a_kill_that_fails_is_tried_again(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_roots: object) -> None:
+        raise OSError("no means")
+
+    scene.programs.follow([_ONE])
+    scene.now += _GRACE
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no means"):
+        patch.setattr(families, "kill_families", fail)
+        scene.look()
+    scene.look()
+    assert scene.killed == [_ONE]
+
+
+def test_all_are_killed_when_nobody_looks_any_more(scene: Scene) -> None:
+    scene.programs.follow([_ONE])
+    scene.now += _GRACE
+    scene.look()
+    scene.programs.follow([_TWO])
+    scene.killed.clear()
+    scene.programs.kill()
+    assert sorted(scene.killed) == [_ONE, _TWO]
