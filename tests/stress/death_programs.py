@@ -27,12 +27,12 @@ PROGRAM = "a-program-of-the-test"
 _notes = Path(os.environ.get("MPKIT_TEST_NOTES", "."))
 
 
-def note(kind: str, pid: int) -> None:
+def note(kind: str, pid: int, moment: float | None = None) -> None:
     """Leave ``<kind>-<pid>-<start>``, and in it the time."""
     process = identity.of(pid)
     if process is not None:
         new = _notes / f"new-{os.getpid()}-{time.monotonic_ns()}"
-        new.write_text(repr(time.monotonic()))
+        new.write_text(repr(time.monotonic() if moment is None else moment))
         os.replace(new, _notes / f"{kind}-{process.pid}-{process.started}")
 
 
@@ -174,7 +174,7 @@ def one_after_the_other(rng: random.Random, method: str, stack: contextlib.ExitS
         began = time.monotonic()
         process: WorkerProcess[None] = WorkerProcess(target=time.sleep, args=(600,), start_method=method)
         stack.enter_context(process)
-        (_notes / f"begun-{process.pid}").write_text(repr(began))
+        note("begun", process.pid or 0, began)
         time.sleep(0.05)
 
 

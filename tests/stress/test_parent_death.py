@@ -97,8 +97,7 @@ class Round:
         self._let_others_die()
         self._let_it_die(figures)
         figures[self.way] += 1
-        allowed = self._allowed()
-        self._wait_until_empty(lambda: self._left(allowed), "processes are left")
+        self._wait_until_empty(self._left, "processes are left")
         figures["orphans"] += self._look_at_orphans()
         strangers = self._noted("stranger")
         for stranger in strangers:
@@ -142,13 +141,17 @@ class Round:
         elif victims:
             time.sleep(self.rng.choice([0.0, self.rng.uniform(0.0, 0.3)]))
         if "worker" in self.way:
-            workers = [pid for pid, line in self.mark.living().items() if self._is_worker(pid, line)]
+            # Looked at before: what is just being started has the command line of whoever starts it.
+            noted = {process.pid for process in self._noted("process")}
+            workers = [
+                pid for pid, line in self.mark.living().items() if pid in noted and self._is_worker(pid, line)
+            ]
             self.rng.shuffle(workers)
             for pid in workers[: 2 if "two" in self.way else 1]:
                 _send(pid, signal.SIGSTOP if "stopped" in self.way else signal.SIGKILL)
 
     def _is_worker(self, pid: int, line: str) -> bool:
-        if pid == self._program.pid or PROGRAM in line or any(helper in line for helper in _HELPERS[::2]):
+        if pid == self._program.pid or not line or any(helper in line for helper in _HELPERS[::2]):
             return False
         if _HELPERS[1] in line:
             # The command line of a fork server is also that of its children. A server that is stopped stays.
@@ -172,22 +175,18 @@ class Round:
             _send(self._program.pid, self.signum)
         self._program.wait(PATIENCE)
 
-    def _allowed(self) -> set[int]:
-        """Those that may stay, as documented."""
-        if "guardian" not in self.way:
-            return set()
-        # On their own: all that there was when the guardian died, and what that has started since. So those
-        # have to go that the program itself has started later.
-        later = {
-            int(path.name.split("-")[1])
-            for path in self.notes.glob("begun-*")
-            if float(path.read_text() or "0") > self.unguarded
-        }
-        return set(self.mark.living()) - later
-
-    def _left(self, allowed: set[int]) -> dict[int, str]:
+    def _left(self) -> dict[int, str]:
         """Those that still run and must not."""
-        left = {pid: line for pid, line in self.mark.living().items() if pid not in allowed}
+        left = self.mark.living()
+        if "guardian" in self.way:
+            # On their own is all that there was when the guardian died, and what that has started since. So
+            # those have to go that the program itself has started later.
+            later = {
+                _identity_in(path).pid
+                for path in self.notes.glob("begun-*")
+                if float(path.read_text()) > self.unguarded
+            }
+            return {pid: line for pid, line in left.items() if pid in later}
         kinds = ["orphan", "arrived", "below"]
         if self.way in {"worker", "two workers"} or self.signum == signal.SIGINT:
             # What a child has started is not affected if that is ended on its own: by us, or by the program
