@@ -10,9 +10,7 @@ from __future__ import annotations
 import os
 import uuid
 
-from tests.helpers.waiting import PATIENCE
-
-__all__ = ["PATIENCE", "Mark"]
+__all__ = ["Mark"]
 
 _NAME = "MPKIT_TEST_MARK"
 

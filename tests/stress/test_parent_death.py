@@ -2,8 +2,8 @@
 
 python -m pytest tests/stress/test_parent_death.py --stress-seconds 600 --stress-seed 1
 
-A round that fails tells the seed with which it can be had again, as far as chance goes:
-``--stress-seed``, with ``--stress-seconds 0`` for that round alone.
+A round that fails tells its seed, with which it can be had again, as far as chance goes: ``--stress-seconds 0``
+means one round.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 import psutil
@@ -200,21 +201,21 @@ class Round:
         """Those must live whose start was over before anybody died, with what they had."""
         if "worker" in self.way:
             return 0  # they may have been the workers
-        count = 0
+        found = 0
         for path in self.notes.glob("orphan-*"):
             process = _identity_in(path)
             if float(path.read_text()) < self.struck:
                 assert identity.is_alive(process), (
                     f"an orphan has died ({self._text}): {process}\n{self._said()}"
                 )
-                count += 1
-        if count:
+                found += 1
+        if found:
             for path in self.notes.glob("below-*"):
                 process = _identity_in(path)
                 assert identity.is_alive(process), (
                     f"what an orphan has started has died ({self._text}): {process}"
                 )
-        return count
+        return found
 
     def _noted(self, kind: str) -> list[ProcessIdentity]:
         return [_identity_in(path) for path in self.notes.glob(f"{kind}-*")]
@@ -293,10 +294,9 @@ def test_random_deaths(start_method: str, stress_seconds: float, stress_seed: in
     figures: collections.Counter[str] = collections.Counter()
     end = time.monotonic() + stress_seconds / 3
     with bystander() as innocent:
-        for number in range(1_000_000):
-            seed = f"{stress_seed}.{number}"
+        for seed in count(stress_seed):
             with tempfile.TemporaryDirectory(prefix="death-", ignore_cleanup_errors=True) as directory:
-                one = Round(start_method, seed, Path(directory))
+                one = Round(start_method, str(seed), Path(directory))
                 try:
                     one.run(figures)
                 finally:
