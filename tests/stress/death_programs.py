@@ -121,6 +121,7 @@ _LIVES = [
     have_children,
     have_a_pool,
     have_an_orphan,
+    have_an_orphan,
 ]
 
 

@@ -2,8 +2,8 @@
 
 python -m pytest tests/stress/test_parent_death.py --stress-seconds 600 --stress-seed 1
 
-A round that fails tells its seed, with which it can be had again, as far as chance goes: ``--stress-seconds 0``
-means one round.
+A round that fails tells its seed, with which it can be had again, as far as chance goes (``--stress-seconds
+0`` means one round).
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Round:
         """Let it die, and look at what remains."""
         assert self._program.stdout is not None
         self._program.stdout.readline()
-        time.sleep(self.rng.choice([self.rng.uniform(0.0, 0.1), self.rng.uniform(0.0, 0.6)]))
+        time.sleep(self.rng.uniform(0.0, self.rng.choice([0.1, 0.6, 0.6, 2.0])))
         self._let_others_die()
         self._let_it_die(figures)
         figures[self.way] += 1
