@@ -20,9 +20,13 @@ from pathlib import Path
 from mpkit import BoundedQueue, Lock, LockedCounter, TaskPool, WorkerProcess, compat
 from mpkit._platform import identity
 from mpkit.compat import futures
+from tests.helpers import marked
 
 #: In the command lines of programs that know nothing of mpkit.
 PROGRAM = "a-program-of-the-test"
+
+#: The variable with the mark of what the program starts for itself.
+STRANGERS = "MPKIT_TEST_STRANGERS"
 
 _notes = Path(os.environ.get("MPKIT_TEST_NOTES", "."))
 
@@ -37,9 +41,9 @@ def note(kind: str, pid: int, moment: float | None = None) -> None:
 
 
 def start_program(*, own_way: bool = False) -> int:
-    """Start a program. `own_way`: without the mark, as one that is none of the family's."""
+    """Start a program. `own_way`: with another mark, as one that is none of the family's."""
     code = f"'{PROGRAM}'; import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"
-    env = {name: value for name, value in os.environ.items() if name != "MPKIT_TEST_MARK" or not own_way}
+    env = {**os.environ, marked.NAME: os.environ[STRANGERS if own_way else marked.NAME]}
     return subprocess.Popen(  # its end is not waited for
         [sys.executable, "-S", "-c", code], env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     ).pid

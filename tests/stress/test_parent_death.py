@@ -29,7 +29,7 @@ from mpkit._platform.identity import ProcessIdentity
 from tests.helpers.marked import Mark
 from tests.helpers.processes import ROOT, gone
 from tests.helpers.waiting import PATIENCE, wait_until
-from tests.stress.death_programs import PROGRAM
+from tests.stress.death_programs import PROGRAM, STRANGERS
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for the processes in /proc")
 
@@ -66,6 +66,8 @@ class Round:
         self.notes = directory / "notes"
         self.notes.mkdir()
         self.mark = Mark()
+        #: Of what the program starts, and no child of its.
+        self.strangers = Mark()
         #: When the others may have begun to die.
         self.struck = float("inf")
         #: When the guardian, if it was killed, had ended for certain.
@@ -80,6 +82,7 @@ class Round:
             env={
                 **os.environ,
                 **self.mark.environment,
+                STRANGERS: self.strangers.text,
                 "MPKIT_TEST_NOTES": str(self.notes),
                 "TMPDIR": str(self._temporary),
                 "PYTHONPATH": os.pathsep.join([str(NOTING), *filter(None, sys.path)]),
@@ -221,9 +224,8 @@ class Round:
         return [_identity_in(path) for path in self.notes.glob(f"{kind}-*")]
 
     def _kill_the_rest(self) -> None:
-        for process in self._noted("stranger"):
-            if identity.is_alive(process):
-                _send(process.pid, signal.SIGKILL)
+        for pid in self.strangers.living():
+            _send(pid, signal.SIGKILL)
         # The resource tracker has something to do yet, and the guardian ends by itself.
         deadline = time.monotonic() + PATIENCE
         while left := self.mark.living():
