@@ -10,28 +10,27 @@ from __future__ import annotations
 import os
 import uuid
 
-from tests.helpers.waiting import PATIENCE
+__all__ = ["NAME", "Mark"]
 
-__all__ = ["PATIENCE", "Mark"]
-
-_NAME = "MPKIT_TEST_MARK"
+#: The variable.
+NAME = "MPKIT_TEST_MARK"
 
 
 class Mark:
     """One program's."""
 
     def __init__(self) -> None:
-        self._text = uuid.uuid4().hex
+        self.text = uuid.uuid4().hex
 
     @property
     def environment(self) -> dict[str, str]:
         """What the program has to be started with."""
-        return {_NAME: self._text}
+        return {NAME: self.text}
 
     def living(self) -> dict[int, str]:
         """Those that run, by pid, with their command lines. A zombie has no environment any more."""
         found: dict[int, str] = {}
-        mark = f"{_NAME}={self._text}".encode()
+        mark = f"{NAME}={self.text}".encode()
         for entry in os.listdir("/proc"):
             if not entry.isdigit():
                 continue

@@ -28,7 +28,7 @@ from pathlib import Path
 from mpkit import TaskPool, WorkerProcess
 from mpkit._platform import families, identity, parent_watch, seam
 
-method, directory = sys.argv[1], Path(sys.argv[2])
+directory, method = Path(sys.argv[1]), sys.argv[2]
 
 def die(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
@@ -70,7 +70,7 @@ class Program:
 
 
 @contextmanager
-def program(text: str, directory: Path, method: str) -> Iterator[Program]:
+def program(text: str, directory: Path, *arguments: str) -> Iterator[Program]:
     """Run it; when the block is left, it has died by SIGKILL, and whatever is left of it is killed."""
     path = directory / "program.py"
     path.write_text(COMMON + text)
@@ -81,7 +81,7 @@ def program(text: str, directory: Path, method: str) -> Iterator[Program]:
         errors = directory / "errors"
         with (
             errors.open("w") as stderr,
-            python(path, method, directory, env=env, stdout=stderr, stderr=stderr) as process,
+            python(path, directory, *arguments, env=env, stdout=stderr, stderr=stderr) as process,
         ):
             try:
                 yield running
@@ -96,8 +96,8 @@ def program(text: str, directory: Path, method: str) -> Iterator[Program]:
 PYTHON_PATH = ":".join(path for path in sys.path if path)
 
 
-def all_of_it_goes(text: str, directory: Path, method: str) -> None:
-    with program(text, directory, method) as running:
+def all_of_it_goes(text: str, directory: Path, *arguments: str) -> None:
+    with program(text, directory, *arguments) as running:
         wait_until(running.is_gone, f"all of it has ended: {running.mark.living()}")
 
 
@@ -108,7 +108,7 @@ def hang() -> None:
     time.sleep(600)
 
 os.register_at_fork(after_in_child=hang)
-if sys.argv[1] == "pool":
+if method == "pool":
     pool = TaskPool(1, context="fork")
 else:
     WorkerProcess(target=print, start_method="fork").start()
@@ -153,15 +153,16 @@ PARENT_DIES_BEFORE_IT_REGISTERS = """
 if __name__ == "__main__":
     # In the parent, with the child started.
     parent_watch.ParentLink.started = die
-    if sys.argv[3:] == ["pool"]:
+    if sys.argv[3] == "pool":
         TaskPool(1, context=method)
     else:
         WorkerProcess(target=sleep, args=("child",), start_method=method).start()
 """
 
 
-def test_the_parent_dies_before_it_registers_the_child(start_method: str, tmp_path: Path) -> None:
-    all_of_it_goes(PARENT_DIES_BEFORE_IT_REGISTERS, tmp_path, start_method)
+@pytest.mark.parametrize("kind", ["process", "pool"])
+def test_the_parent_dies_before_it_registers_the_child(start_method: str, kind: str, tmp_path: Path) -> None:
+    all_of_it_goes(PARENT_DIES_BEFORE_IT_REGISTERS, tmp_path, start_method, kind)
 
 
 PARENT_DIES_WITH_A_NEW_GUARDIAN = """
@@ -219,7 +220,7 @@ if __name__ == "__main__":
         return link
 
     parent_watch.ParentLink.create = create_and_kill
-    if sys.argv[3:] == ["pool"]:
+    if sys.argv[3] == "pool":
         pool = TaskPool(1, context=method)
         pool.submit(note, "child").result()
     else:
@@ -229,9 +230,10 @@ if __name__ == "__main__":
 """
 
 
-def test_the_guardian_dies_before_the_child_is_started(start_method: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["process", "pool"])
+def test_the_guardian_dies_before_the_child_is_started(start_method: str, kind: str, tmp_path: Path) -> None:
     """Nobody hears that the child registers itself: so it looks after itself."""
-    all_of_it_goes(GUARDIAN_DIES_BEFORE_THE_CHILD_IS_STARTED, tmp_path, start_method)
+    all_of_it_goes(GUARDIAN_DIES_BEFORE_THE_CHILD_IS_STARTED, tmp_path, start_method, kind)
 
 
 GUARDIAN_DIES_BEFORE_THE_NEXT_CHILD = """

@@ -7,8 +7,8 @@ What is kept of the code, and what is not:
   live, what the socket holds, what a process descriptor tells. They are made anew for each step, from what
   the state says of them.
 - The others are short programs (`PROGRAMS`): start a process, write a line. Each may be killed at any step.
-- The guardian is not alone: between any two of its questions to the system, one thing may happen elsewhere
-  (one for each of its steps; any number between two steps).
+- The guardian is not alone: at one of the questions that it asks the system in a step, one thing (or two, if
+  wanted) may happen elsewhere; any number between two steps.
 - Killing a family is one step: what it consists of has tests of its own
   (`tests/unit/platform/test_families.py`). A thread that watches, where there is no guardian, ends its own
   process alone.
@@ -156,10 +156,12 @@ class GuardianModel:
         monkeypatch: For the look at a process.
         may_be_killed: The guardian, too, once.
         blind: There are no process descriptors.
+        at_once: How many things may happen at one question of the guardian.
         without: names of guards to leave out, to see that the checker misses each of them:
             "the mend" (both of the old classes above),
             "all lines first" (the old guardian: kill at once when a line says so),
             "one more look" (act on ends that were found while lines were obeyed, without reading again),
+            "the line last" (where there are no descriptors, look at the line before the processes),
             "lines before ends" (act on the ends before the lines that were there),
             "the parent tells" (only the child registers itself),
             "the child tells" (only the parent does),
@@ -173,13 +175,16 @@ class GuardianModel:
         *,
         may_be_killed: bool = False,
         blind: bool = False,
+        at_once: int = 1,
         without: str = "",
     ) -> None:
         self._programs = programs
         self._may_be_killed = may_be_killed
         self._without = without
-        self._system = _System(self, blind)
+        self._at_once = at_once
+        self._system = _System(self, blind, look_last=without != "the line last")
         monkeypatch.setattr(identity, "is_alive", self._system.is_alive)
+        monkeypatch.setattr(exits, "wait_readable", self._system.wait_readable)
 
     def begin(self) -> State:
         """The parent lives; it has not started anybody."""
@@ -210,6 +215,15 @@ class GuardianModel:
             return self._step_of_guardian(state)
         except _BlockedError:
             return None
+
+    def meanwhile(self, state: State) -> Iterator[Step[State]]:
+        """What may happen elsewhere at one question."""
+        steps = list(self.steps_of_others(state))
+        yield from steps
+        if self._at_once > 1:
+            for first in steps:
+                for second in self.steps_of_others(first.state):
+                    yield Step(f"{first.label}, {second.label}", second.state)
 
     def steps_of_others(self, state: State) -> Iterator[Step[State]]:
         """Those of the processes, and deaths."""
@@ -316,8 +330,9 @@ class GuardianModel:
 class _System:
     """What the guardian asks the system, and what happens elsewhere meanwhile."""
 
-    def __init__(self, model: GuardianModel, blind: bool) -> None:
+    def __init__(self, model: GuardianModel, blind: bool, *, look_last: bool) -> None:
         self._model = model
+        self._look_last = look_last
         self.blind = blind
         self.state: State = State((), Keeper())
         self.events: set[ProcessIdentity] = set()
@@ -333,7 +348,7 @@ class _System:
 
     def _ask(self) -> None:
         if self.questions == self._point:
-            for step in islice(self._model.steps_of_others(self.state), self._choice, self._choice + 1):
+            for step in islice(self._model.meanwhile(self.state), self._choice, self._choice + 1):
                 self.state = step.state
                 self.meanwhile = step.label
         self.questions += 1
@@ -358,16 +373,21 @@ class _System:
         # The system asks one descriptor after the other, that of the line last.
         ended = {process for process in self.events if self.state.processes[process.pid - 1].at == DEAD}
         self._ask()
-        nobody = not any(
-            one.at == ALIVE and one.line == self.state.keeper.number for one in self.state.processes
-        )
-        readable = also is not None and (bool(self.state.keeper.socket) or nobody)
-        gone_unseen = self.blind and any(
-            self.state.processes[process.pid - 1].at == DEAD for process in self.state.keeper.watched
-        )
-        if not ended and not readable and not gone_unseen and not self.hurry:
+        readable = also is not None and self._is_readable()
+        # Where there are no descriptors it wakes up now and then, and looks at the processes.
+        if not ended and not readable and not self.hurry and not self.blind:
             raise _BlockedError
         return ended, readable
+
+    def wait_readable(self, descriptor: int, timeout: float | None) -> bool:
+        self._ask()
+        return self._look_last and self._is_readable()
+
+    def _is_readable(self) -> bool:
+        keeper = self.state.keeper
+        return bool(keeper.socket) or not any(
+            one.at == ALIVE and one.line == keeper.number for one in self.state.processes
+        )
 
     def kill(self, roots: Iterable[ProcessIdentity], *, spared: Collection[ProcessIdentity] = ()) -> None:
         """All at once, with what descends from them."""

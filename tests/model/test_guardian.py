@@ -20,10 +20,24 @@ def test_every_order_of_deaths(name: str, blind: bool, monkeypatch: pytest.Monke
     assert check(name, GuardianModel(PROGRAMS[name], monkeypatch, blind=blind)) > 100
 
 
+@pytest.mark.parametrize("blind", [False, True], ids=["events", "looking"])
+def test_an_orphan_while_two_things_happen_at_once(blind: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = GuardianModel(PROGRAMS["an orphan"], monkeypatch, blind=blind, at_once=2)
+    assert check("an orphan", model) > 100
+
+
 # Not for one that hangs before it comes to register itself: then the guardian alone knows it.
 @pytest.mark.parametrize("name", [name for name, programs in PROGRAMS.items() if all(programs.values())])
 def test_the_guardian_may_be_killed_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert check(name, GuardianModel(PROGRAMS[name], monkeypatch, may_be_killed=True)) > 100
+
+
+def test_without_process_descriptors_the_line_has_to_be_looked_at_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = GuardianModel(PROGRAMS["an orphan"], monkeypatch, blind=True, at_once=2, without="the line last")
+    with pytest.raises(Violation, match="an orphan was killed"):
+        check("an orphan", model)
 
 
 @pytest.mark.parametrize(

@@ -20,26 +20,30 @@ from pathlib import Path
 from mpkit import BoundedQueue, Lock, LockedCounter, TaskPool, WorkerProcess, compat
 from mpkit._platform import identity
 from mpkit.compat import futures
+from tests.helpers import marked
 
 #: In the command lines of programs that know nothing of mpkit.
 PROGRAM = "a-program-of-the-test"
 
+#: The variable with the mark of what the program starts for itself.
+STRANGERS = "MPKIT_TEST_STRANGERS"
+
 _notes = Path(os.environ.get("MPKIT_TEST_NOTES", "."))
 
 
-def note(kind: str, pid: int) -> None:
+def note(kind: str, pid: int, moment: float | None = None) -> None:
     """Leave ``<kind>-<pid>-<start>``, and in it the time."""
     process = identity.of(pid)
     if process is not None:
         new = _notes / f"new-{os.getpid()}-{time.monotonic_ns()}"
-        new.write_text(repr(time.monotonic()))
+        new.write_text(repr(time.monotonic() if moment is None else moment))
         os.replace(new, _notes / f"{kind}-{process.pid}-{process.started}")
 
 
 def start_program(*, own_way: bool = False) -> int:
-    """Start a program. `own_way`: without the mark, as one that is none of the family's."""
+    """Start a program. `own_way`: with another mark, as one that is none of the family's."""
     code = f"'{PROGRAM}'; import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"
-    env = {name: value for name, value in os.environ.items() if name != "MPKIT_TEST_MARK" or not own_way}
+    env = {**os.environ, marked.NAME: os.environ[STRANGERS if own_way else marked.NAME]}
     return subprocess.Popen(  # its end is not waited for
         [sys.executable, "-S", "-c", code], env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     ).pid
@@ -121,6 +125,7 @@ _LIVES = [
     have_children,
     have_a_pool,
     have_an_orphan,
+    have_an_orphan,
 ]
 
 
@@ -174,7 +179,7 @@ def one_after_the_other(rng: random.Random, method: str, stack: contextlib.ExitS
         began = time.monotonic()
         process: WorkerProcess[None] = WorkerProcess(target=time.sleep, args=(600,), start_method=method)
         stack.enter_context(process)
-        (_notes / f"begun-{process.pid}").write_text(repr(began))
+        note("begun", process.pid or 0, began)
         time.sleep(0.05)
 
 

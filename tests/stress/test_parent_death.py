@@ -2,8 +2,8 @@
 
 python -m pytest tests/stress/test_parent_death.py --stress-seconds 600 --stress-seed 1
 
-A round that fails tells the seed with which it can be had again, as far as chance goes:
-``--stress-seed``, with ``--stress-seconds 0`` for that round alone.
+A round that fails tells its seed, with which it can be had again, as far as chance goes (``--stress-seconds
+0`` means one round).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 import psutil
@@ -28,7 +29,7 @@ from mpkit._platform.identity import ProcessIdentity
 from tests.helpers.marked import Mark
 from tests.helpers.processes import ROOT, gone
 from tests.helpers.waiting import PATIENCE, wait_until
-from tests.stress.death_programs import PROGRAM
+from tests.stress.death_programs import PROGRAM, STRANGERS
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for the processes in /proc")
 
@@ -65,6 +66,8 @@ class Round:
         self.notes = directory / "notes"
         self.notes.mkdir()
         self.mark = Mark()
+        #: Of what the program starts, and no child of its.
+        self.strangers = Mark()
         #: When the others may have begun to die.
         self.struck = float("inf")
         #: When the guardian, if it was killed, had ended for certain.
@@ -79,6 +82,7 @@ class Round:
             env={
                 **os.environ,
                 **self.mark.environment,
+                STRANGERS: self.strangers.text,
                 "MPKIT_TEST_NOTES": str(self.notes),
                 "TMPDIR": str(self._temporary),
                 "PYTHONPATH": os.pathsep.join([str(NOTING), *filter(None, sys.path)]),
@@ -93,12 +97,11 @@ class Round:
         """Let it die, and look at what remains."""
         assert self._program.stdout is not None
         self._program.stdout.readline()
-        time.sleep(self.rng.choice([self.rng.uniform(0.0, 0.1), self.rng.uniform(0.0, 0.6)]))
+        time.sleep(self.rng.uniform(0.0, self.rng.choice([0.1, 0.6, 0.6, 2.0])))
         self._let_others_die()
         self._let_it_die(figures)
         figures[self.way] += 1
-        allowed = self._allowed()
-        self._wait_until_empty(lambda: self._left(allowed), "processes are left")
+        self._wait_until_empty(self._left, "processes are left")
         figures["orphans"] += self._look_at_orphans()
         strangers = self._noted("stranger")
         for stranger in strangers:
@@ -142,13 +145,17 @@ class Round:
         elif victims:
             time.sleep(self.rng.choice([0.0, self.rng.uniform(0.0, 0.3)]))
         if "worker" in self.way:
-            workers = [pid for pid, line in self.mark.living().items() if self._is_worker(pid, line)]
+            # Looked at before: what is just being started has the command line of whoever starts it.
+            noted = {process.pid for process in self._noted("process")}
+            workers = [
+                pid for pid, line in self.mark.living().items() if pid in noted and self._is_worker(pid, line)
+            ]
             self.rng.shuffle(workers)
             for pid in workers[: 2 if "two" in self.way else 1]:
                 _send(pid, signal.SIGSTOP if "stopped" in self.way else signal.SIGKILL)
 
     def _is_worker(self, pid: int, line: str) -> bool:
-        if pid == self._program.pid or PROGRAM in line or any(helper in line for helper in _HELPERS[::2]):
+        if pid == self._program.pid or not line or any(helper in line for helper in _HELPERS[::2]):
             return False
         if _HELPERS[1] in line:
             # The command line of a fork server is also that of its children. A server that is stopped stays.
@@ -172,22 +179,18 @@ class Round:
             _send(self._program.pid, self.signum)
         self._program.wait(PATIENCE)
 
-    def _allowed(self) -> set[int]:
-        """Those that may stay, as documented."""
-        if "guardian" not in self.way:
-            return set()
-        # On their own: all that there was when the guardian died, and what that has started since. So those
-        # have to go that the program itself has started later.
-        later = {
-            int(path.name.split("-")[1])
-            for path in self.notes.glob("begun-*")
-            if float(path.read_text() or "0") > self.unguarded
-        }
-        return set(self.mark.living()) - later
-
-    def _left(self, allowed: set[int]) -> dict[int, str]:
+    def _left(self) -> dict[int, str]:
         """Those that still run and must not."""
-        left = {pid: line for pid, line in self.mark.living().items() if pid not in allowed}
+        left = self.mark.living()
+        if "guardian" in self.way:
+            # On their own is all that there was when the guardian died, and what that has started since. So
+            # those have to go that the program itself has started later.
+            later = {
+                _identity_in(path).pid
+                for path in self.notes.glob("begun-*")
+                if float(path.read_text()) > self.unguarded
+            }
+            return {pid: line for pid, line in left.items() if pid in later}
         kinds = ["orphan", "arrived", "below"]
         if self.way in {"worker", "two workers"} or self.signum == signal.SIGINT:
             # What a child has started is not affected if that is ended on its own: by us, or by the program
@@ -201,29 +204,28 @@ class Round:
         """Those must live whose start was over before anybody died, with what they had."""
         if "worker" in self.way:
             return 0  # they may have been the workers
-        count = 0
+        found = 0
         for path in self.notes.glob("orphan-*"):
             process = _identity_in(path)
             if float(path.read_text()) < self.struck:
                 assert identity.is_alive(process), (
                     f"an orphan has died ({self._text}): {process}\n{self._said()}"
                 )
-                count += 1
-        if count:
+                found += 1
+        if found:
             for path in self.notes.glob("below-*"):
                 process = _identity_in(path)
                 assert identity.is_alive(process), (
                     f"what an orphan has started has died ({self._text}): {process}"
                 )
-        return count
+        return found
 
     def _noted(self, kind: str) -> list[ProcessIdentity]:
         return [_identity_in(path) for path in self.notes.glob(f"{kind}-*")]
 
     def _kill_the_rest(self) -> None:
-        for process in self._noted("stranger"):
-            if identity.is_alive(process):
-                _send(process.pid, signal.SIGKILL)
+        for pid in self.strangers.living():
+            _send(pid, signal.SIGKILL)
         # The resource tracker has something to do yet, and the guardian ends by itself.
         deadline = time.monotonic() + PATIENCE
         while left := self.mark.living():
@@ -294,10 +296,9 @@ def test_random_deaths(start_method: str, stress_seconds: float, stress_seed: in
     figures: collections.Counter[str] = collections.Counter()
     end = time.monotonic() + stress_seconds / 3
     with bystander() as innocent:
-        for number in range(1_000_000):
-            seed = f"{stress_seed}.{number}"
+        for seed in count(stress_seed):
             with tempfile.TemporaryDirectory(prefix="death-", ignore_cleanup_errors=True) as directory:
-                one = Round(start_method, seed, Path(directory))
+                one = Round(start_method, str(seed), Path(directory))
                 try:
                     one.run(figures)
                 finally:

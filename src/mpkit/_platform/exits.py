@@ -74,7 +74,7 @@ class ExitWatcher:
 
         Returns:
             Those that have ended, which are no longer watched (none when the time is out), and whether `also`
-            is readable.
+            is readable: true if it was when they ended.
         """
         deadline = deadline_of(timeout)
         while True:
@@ -87,6 +87,9 @@ class ExitWatcher:
             else:
                 ended, readable = _sleep(pause, also)
             ended |= {process for process in self._blind if not identity.is_alive(process)}
+            if ended and also is not None and not readable:
+                # Looked at last. (Only Linux looks at descriptors in order; and what is blind has none.)
+                readable = wait_readable(also, 0.0)
             if ended or readable or (left is not None and left <= 0.0):
                 for process in ended:
                     self.discard(process)
