@@ -418,3 +418,22 @@ def test_a_process_that_is_closed_while_its_result_is_read_says_so(monkeypatch: 
     monkeypatch.setattr(anonymous, "map_privately", map_late)
     with pytest.raises(ClosedError):
         process.result()
+
+
+def test_two_threads_may_close_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = WorkerProcess.call(divmod, 17, 5)
+    process.start()
+    process.join()
+    popen = vars(process)["_popen"]
+    real = popen.close
+
+    def close_late() -> None:
+        # Another thread, in the middle of it.
+        monkeypatch.undo()
+        process.close()
+        real()
+
+    monkeypatch.setattr(popen, "close", close_late)
+    process.close()
+    with pytest.raises(ClosedError):
+        process.result()
