@@ -190,7 +190,8 @@ def test_a_pool_keeps_all_abandoned_iterators_that_have_work_to_do() -> None:
             pool.imap(_put, iter([number, -1]))
         pool.close()
         pool.join()
-        assert [done.get() for _ in range(100)] == [each for number in range(50) for each in (number, -1)]
+        # How soon each reads its second item depends on how soon the result of the first one is there.
+        assert sorted(done.get() for _ in range(100)) == [-1] * 50 + list(range(50))
     done.close()
 
 

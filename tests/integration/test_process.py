@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import math
+import mmap
 import os
 import signal
 import sys
@@ -17,6 +18,8 @@ import psutil
 import pytest
 
 from mpkit import WorkerProcess
+from mpkit._platform import anonymous, file_maps
+from mpkit.errors import ClosedError
 from tests.helpers.processes import ROOT, gone, python, run_python, to_be_killed, wait_gone
 from tests.helpers.waiting import PATIENCE
 
@@ -401,3 +404,38 @@ def test_the_example() -> None:
         "restless is running: True",
         "it ended with exit code 0",
     ]
+
+
+def test_a_process_that_is_closed_while_its_result_is_read_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = WorkerProcess.call(divmod, 17, 5)
+    process.start()
+    process.join()
+    real = file_maps.map_privately
+
+    def map_late(descriptor: int, size: int) -> mmap.mmap:
+        # By another thread.
+        process.close()
+        return real(descriptor, size)
+
+    monkeypatch.setattr(anonymous, "map_privately", map_late)
+    with pytest.raises(ClosedError):
+        process.result()
+
+
+def test_two_threads_may_close_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = WorkerProcess.call(divmod, 17, 5)
+    process.start()
+    process.join()
+    popen = vars(process)["_popen"]
+    real = popen.close
+
+    def close_late() -> None:
+        # Another thread, in the middle of it.
+        monkeypatch.undo()
+        process.close()
+        real()
+
+    monkeypatch.setattr(popen, "close", close_late)
+    process.close()
+    with pytest.raises(ClosedError):
+        process.result()

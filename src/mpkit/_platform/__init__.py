@@ -32,6 +32,7 @@
 - `seam`: all private parts of the standard library, with `child_process`, `child_popen`, `fork_server` (and
   `server_mask` and `server_clients`, which the server imports), `tracker_process` and `signal_handlers`
 - `interruptible_lock`: a lock that an interrupt cannot leave locked
+- `weak_group`: objects that are known as long as somebody else has them
 - `hints`: names for type checkers
 """
 

@@ -112,7 +112,10 @@ class AnonymousFile:
         Not to be called when it is empty. The memory is given back when the last view of it goes, after a
         `close` too.
         """
-        return memoryview(map_privately(self.fileno(), self.size()))
+        mapped = map_privately(self.fileno(), self.size())
+        # Closed by another thread meanwhile, its number may be another file's, which has been mapped.
+        self.fileno()
+        return memoryview(mapped)
 
     def close(self) -> None:
         """Let go of it. Twice does no harm."""

@@ -122,7 +122,8 @@ class ChildProcess(process.BaseProcess):
                 raise ValueError(f"cannot close {self!r} while it is still running; join or stop it first")
             cast("set[object]", vars(process)["_children"]).discard(self)
             popen.close()
-            del its["_sentinel"]
+            # Another thread may be closing it as well.
+            its.pop("_sentinel", None)
         # `_popen` stays, unlike in the base class: another thread that is inside `active_children` (whoever
         # starts a process goes through it) may have seen this process before it was discarded, and older
         # Pythons (3.10) ask it for its exit code without looking. An ended one answers from memory.

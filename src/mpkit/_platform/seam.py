@@ -232,15 +232,13 @@ class _ExitCallbacks:
     PRIORITY: Final = -10
 
     def __init__(self) -> None:
-        self._forget()
+        self.forget()
         # A child that multiprocessing starts drops every finalizer that it finds (those of the parent, under
         # fork; but under forkserver also what was registered while its arguments were unpickled) and then
         # calls these.
         util.register_after_fork(self, _ExitCallbacks._arm)
 
     def add(self, callback: Callable[[], object]) -> Callable[[], None]:
-        if self._pid != os.getpid():
-            self._forget()
         number = next(self._numbers)
         self._callbacks[number] = callback
         self._arm()
@@ -250,7 +248,8 @@ class _ExitCallbacks:
 
         return cancel
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Begin anew: in a fork, what the parent has to do is not for the child."""
         self._pid = os.getpid()
         self._callbacks: dict[int, Callable[[], object]] = {}
         self._numbers = itertools.count()
@@ -272,6 +271,8 @@ class _ExitCallbacks:
 
 
 _exit_callbacks = _ExitCallbacks()
+# At once, not at the first use: several threads of the child may come to that.
+in_forked_children(_exit_callbacks.forget)
 
 #: Finalizers of multiprocessing with a higher priority run earlier.
 _FIRST_PRIORITY: Final = 101

@@ -552,10 +552,15 @@ def _semaphore_name(segment_name: str, number: int) -> str:
     return f"/mpkit-{kind[0]}-{pid}-{random[:10]}-{number}"
 
 
+def _all_open() -> list[SharedObject]:
+    # Not by `values()`, which fails where another thread opens one or lets one go meanwhile.
+    return [one for reference in _open_objects.valuerefs() if (one := reference()) is not None]
+
+
 def _prepare_fork() -> None:
     # Nobody hears of what a hook raises, and an interrupt would leave a mark that nobody gives back.
     with deferred_interrupts():
-        for shared in list(_open_objects.values()):
+        for shared in _all_open():
             shared.prepare_fork()
 
 
@@ -566,7 +571,7 @@ def _go_on() -> None:
 def _forget_after_fork() -> None:
     global _opening
     _opening = seam.InterruptibleLock()
-    for shared in list(_open_objects.values()):
+    for shared in _all_open():
         shared.forget_after_fork()
 
 

@@ -28,6 +28,8 @@ from mpkit._shm.regions import Regions
 _GIVEN_BACK = -1
 #: So many holds, on average, are looked at whenever views are opened.
 _LOOKS = 32
+#: In the place of a thread: nobody ends it any more.
+_ENDED = 0
 #: How long a fork waits for another thread that is just opening views, and such a thread for a fork.
 _OPENING_SECONDS = 1.0
 
@@ -35,7 +37,7 @@ _OPENING_SECONDS = 1.0
 class _Hold:
     """One region that this process has views of, or is about to have."""
 
-    __slots__ = ("_pid", "_serial", "_slot", "kept", "number", "reference", "regions")
+    __slots__ = ("_enders", "_pid", "_serial", "_slot", "kept", "number", "reference", "regions")
 
     def __init__(self, regions: Regions, number: int, serial: int) -> None:
         self.regions: Regions = regions
@@ -45,6 +47,8 @@ class _Hold:
         # Where this process stands among the borrowers, if it was forked with the views; 0: it has received
         # them itself.
         self._slot = 0
+        # The thread that ends it, who comes first, in one step; `_ENDED` when it has.
+        self._enders: dict[None, int] = {}
         #: The region is never used again.
         self.kept: bool = False
         self.reference: weakref.ref[object] | None = None
@@ -71,6 +75,20 @@ class _Hold:
         # leaves behind when it ends, others find.
         if _is_finalizing():
             return
+        me = threading.get_ident()
+        if self._enders.setdefault(None, me) != me:
+            # Another thread is at it, or done. The region must not be freed twice: it may be in use again.
+            return
+        try:
+            self._end()
+            self._enders[None] = _ENDED
+        except BaseException:
+            # An interrupt. Whoever comes next does it again, in whatever thread. (One that comes before this
+            # block leaves it to this thread.)
+            self._enders.clear()
+            raise
+
+    def _end(self) -> None:
         if os.getpid() == self._pid:
             slot = self._slot
             if not slot:

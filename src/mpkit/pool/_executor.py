@@ -10,11 +10,11 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, wait
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
-from weakref import WeakSet
 
 from mpkit._platform import seam
 from mpkit._platform.deadlines import check_timeout, deadline_of, remaining
 from mpkit._platform.hints import override
+from mpkit._platform.weak_group import WeakGroup
 from mpkit.pool._handle import TaskHandle
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class ExecutorTasks:
 
     def __init__(self) -> None:
         self._lock = seam.InterruptibleLock()
-        self._handles: WeakSet[TaskHandle[Any]] = WeakSet()
+        self._handles: WeakGroup[TaskHandle[Any]] = WeakGroup()
         self.is_shut_down = False
 
     def add(self, handle: TaskHandle[Any]) -> bool:
@@ -60,7 +60,7 @@ class ExecutorTasks:
 
     def _shut_down(self) -> list[TaskHandle[Any]]:
         self.is_shut_down = True
-        return sorted(self._handles, key=operator.attrgetter("task_id"), reverse=True)
+        return sorted(self._handles.alive(), key=operator.attrgetter("task_id"), reverse=True)
 
 
 class Pool(Protocol):

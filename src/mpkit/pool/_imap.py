@@ -439,11 +439,11 @@ class LazyMap(Generic[R]):
         self._current.clear()
         self._delivered = self.sink.sent_items
 
-    def __del__(self) -> None:
+    def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         # In whatever thread the garbage collector runs, perhaps within a step of the progress bar or of the
-        # pool: so this takes no lock.
+        # pool: so this takes no lock. At the end of the interpreter globals are gone, and the pool has ended.
         sink: _ImapSink | None = getattr(self, "sink", None)
-        if sink is not None:
+        if sink is not None and not _is_finalizing():
             sink.close()
 
 

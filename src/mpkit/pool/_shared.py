@@ -58,16 +58,19 @@ class Shared(Generic[T]):
         Raises:
             ClosedError: After `close`.
         """
+        # In this order, the reverse of that in `close`: another thread may close it meanwhile.
+        value = self._value
         if self._blob is None:
             raise ClosedError("this shared object has been closed")
-        return self._value  # type: ignore[return-value]  # a T until it is closed
+        return value  # type: ignore[return-value]  # a T until it is closed
 
     def close(self) -> None:
         """Release it: the file and the memory are freed after the last of the tasks that were sent before
         (see above). Passing it to a task after this raises a `SerializationError`, caused by a `ClosedError`.
         """
         # The tasks that need it keep it.
-        self._blob = self._value = None
+        self._blob = None
+        self._value = None
 
     def __reduce__(self) -> tuple[Callable[[str], Any], tuple[str]]:
         blob = self._blob

@@ -617,7 +617,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         # two threads may both do it; all get what the first one has kept.
         try:
             return handle.outcome or handle.keep_outcome(self._mpkit_read_outcome(handle))
-        except ValueError:
+        except (ValueError, OSError):
             self._check_closed()  # another thread may have closed it by now
             raise
 

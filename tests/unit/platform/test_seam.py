@@ -14,6 +14,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -124,6 +125,7 @@ def test_exit_callbacks_of_the_parent_do_not_run_in_a_forked_child() -> None:
     seam.at_exit_after_children_joined(lambda: ran.append("parent"))
     seam._exit_callbacks._pid = -1  # as if inherited
     mp_util._run_finalizers()
+    seam._exit_callbacks.forget()  # as at each fork
     seam.at_exit_after_children_joined(lambda: ran.append("child"))
     mp_util._run_finalizers()
     assert ran == ["child"]
@@ -260,3 +262,31 @@ def test_an_error_in_the_middle_takes_an_interruptible_lock_from_nobody(
 
     assert lock.run(work)
     assert not lock.is_owned()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_threads_of_a_forked_child_lose_no_exit_callback() -> None:
+    kept = seam._exit_callbacks
+    take_back = kept.add(_nothing)
+    added = 0
+
+    def trace(frame: FrameType, event: str, _value: object) -> Any:
+        nonlocal added
+        if event == "line" and frame.f_locals.get("self") is kept and frame.f_code.co_name != "add":
+            # In the middle of it: what another thread may do between any two lines.
+            added += 1
+            kept.add(_nothing)
+        return trace
+
+    pid = os.fork()
+    if pid == 0:
+        sys.settrace(trace)
+        kept.add(_nothing)
+        sys.settrace(None)
+        os._exit(0 if added and len(kept._callbacks) == 1 + added else 1)
+    take_back()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def _nothing() -> None:
+    """What is asked for."""

@@ -11,7 +11,7 @@ import pytest
 from mpkit.pool import _imap
 from mpkit.pool._channel import PART, VALUE
 from mpkit.pool._functions import Function
-from mpkit.pool._imap import _ImapSink
+from mpkit.pool._imap import LazyMap, _ImapSink
 from mpkit.pool._ledger import Chunk
 from mpkit.pool._progress import Progress
 from tests.helpers.conditions import Alarm, InterruptedCondition
@@ -131,3 +131,14 @@ def test_an_outcome_does_not_wait_for_ever_for_those_who_wait(
         thread.join(PATIENCE)
         assert not thread.is_alive()
     assert sink.has_next()
+
+
+def test_at_the_end_of_the_interpreter_a_lazy_map_touches_nothing() -> None:
+    # The globals that it would need are gone.
+    lazy: LazyMap[int] = LazyMap.__new__(LazyMap)
+    sink = Mock()
+    lazy.sink = sink
+    lazy.__del__(lambda: True)
+    assert not sink.mock_calls
+    del lazy
+    sink.close.assert_called_once_with()

@@ -1027,3 +1027,23 @@ def test_waiting_in_an_event_loop_leaves_nothing_locked(queue: BoundedQueue[Any]
     with pytest.raises(KeyboardInterrupt):
         waiters.stop()
     assert not lock.is_owned()
+
+
+def test_a_fork_is_prepared_while_another_thread_opens_objects() -> None:
+    there = [LockedCounter() for _ in range(3)]
+    opened: list[LockedCounter] = []
+
+    def trace(frame: FrameType, _event: str, _value: object) -> Any:
+        # What another thread may do between any two lines.
+        if frame.f_code.co_filename.endswith("weakref.py") and len(opened) < 5:
+            opened.append(LockedCounter())
+        return trace
+
+    sys.settrace(trace)
+    try:
+        shared_object._prepare_fork()
+    finally:
+        sys.settrace(None)
+    # A child of a fork is one more who needs the names.
+    assert opened
+    assert all(counter._opened()._forked for counter in there)

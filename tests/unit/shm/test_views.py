@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import gc
+import linecache
+import sys
+import threading
 from collections.abc import Iterator
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -11,6 +16,7 @@ from mpkit._shm import views
 from mpkit._shm.regions import FREE, HELD, KEPT_FOR_RINGS, PINNED, WRITING, Regions
 from mpkit._shm.segment import PAGE, Segment
 from mpkit._shm.views import open_views
+from tests.helpers.waiting import PATIENCE
 
 START, END = 64, 60
 SERIAL = 1
@@ -137,3 +143,46 @@ def test_the_cost_of_an_item_does_not_rise_with_the_items_that_are_kept(
     assert len(looks) <= 2 * views._LOOKS * len(kept)
     # Each is looked at now and then, however many there are.
     assert len(looks) > len(kept)
+
+
+def _reads_state(frame: FrameType) -> bool:
+    """Whether the next line looks at the state that has been read."""
+    return "if state ==" in linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+
+
+def test_a_region_is_freed_once_though_two_threads_come_to_its_last_view(
+    regions: Regions, number: int
+) -> None:
+    # One of them in the callback of the view, the other one because the callback has yet to come to its end.
+    reached, go_on = threading.Event(), threading.Event()
+
+    def trace(frame: FrameType, event: str, _value: object) -> Any:
+        if frame.f_code is Regions.let_go.__code__ and event == "line" and _reads_state(frame):
+            reached.set()
+            go_on.wait(PATIENCE)
+        return trace
+
+    def end_slowly() -> None:
+        # Its own: on a free-threaded build the last view goes in the thread that has made it.
+        views_of_it = opened(regions, number, ((0, 8),))
+        sys.settrace(trace)
+        views_of_it.clear()
+        sys.settrace(None)
+
+    other = threading.Thread(target=end_slowly)
+    other.start()
+    assert reached.wait(PATIENCE)
+    views._sweep()
+    # If it is free by now, somebody may use it again.
+    if state(regions, number) == FREE:
+        again = regions.claim(PAGE, WRITING, SERIAL + 1, lambda: lambda *_: False)
+        assert again == number
+        regions.mark_held(number)
+        go_on.set()
+        other.join(PATIENCE)
+        assert state(regions, number) == HELD
+    else:
+        go_on.set()
+        other.join(PATIENCE)
+        assert state(regions, number) == FREE
+    assert not views._holds

@@ -54,7 +54,7 @@ def python() -> Iterator[Finding]:
         yield note(
             "Python",
             build,
-            "the tests pass on 3.14t; the checks of each change run on the standard build only",
+            "the tests pass on 3.13t and 3.14t; the checks of each change run on the standard build only",
         )
     else:
         yield fine("Python", build)

@@ -20,7 +20,6 @@ import importlib.util
 import os
 import sys
 import threading
-import weakref
 from concurrent.futures import (
     ALL_COMPLETED,
     FIRST_COMPLETED,
@@ -42,6 +41,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 from mpkit._platform import seam
 from mpkit._platform.forks import in_forked_children
 from mpkit._platform.hints import override
+from mpkit._platform.weak_group import WeakGroup
 from mpkit._wire.codec import UnsendableError
 from mpkit.compat._errors import executor_error, original_error
 from mpkit.compat._numbers import not_bool, not_negative
@@ -384,7 +384,7 @@ def _checked(count: int | None, name: str) -> int | None:
     return None if count is None else check_count(not_bool(count), name)
 
 
-_open_executors: weakref.WeakSet[ProcessPoolExecutor] = weakref.WeakSet()
+_open_executors: WeakGroup[ProcessPoolExecutor] = WeakGroup()
 #: Held while one of them starts its workers, or is shut down.
 _starting = seam.InterruptibleLock()
 #: Pools of executors that were shut down and may still have tasks. Nobody else need keep them.
@@ -417,7 +417,7 @@ def _shut_down_all() -> None:
     if _is_ending:
         return  # also where Ctrl-C has ended the waiting
     _is_ending = True
-    for executor in list(_open_executors):
+    for executor in _open_executors.alive():
         # Those that have never begun as well: it is too late for them.
         if executor._open_in in (None, os.getpid()):
             executor.shutdown()
