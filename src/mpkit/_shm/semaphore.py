@@ -177,8 +177,8 @@ class Semaphore:
 
     def __del__(self) -> None:
         # At the end of the interpreter the exit hook of `names` has removed everything already, and modules
-        # are half gone.
-        if not _is_finalizing() and getattr(self, "_owner_pid", 0) > 0 and not self.managed:
+        # are half gone. (Asked last: even that function may be.)
+        if getattr(self, "_owner_pid", 0) > 0 and not self.managed and not _is_finalizing():
             self.close()
 
     def __repr__(self) -> str:

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import pytest
 
 from mpkit import BoundedQueue, Lock, LockedCounter
-from mpkit._shm import robust_lock, shared_object
+from mpkit._shm import robust_lock, segment, semaphore, shared_object
 from mpkit._shm.names import owned_names, remove_unneeded
 from mpkit._shm.rows import Rows
 from mpkit._shm.segment import Segment
@@ -411,3 +411,19 @@ def test_a_child_closes_before_the_hook_without_the_locks_of_its_parent(
     assert os.waitstatus_to_exitcode(status) == 0
     assert queue.get(timeout=PATIENCE) == 1
     queue.close()
+
+
+def test_what_has_been_closed_may_go_when_the_modules_have_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An array that came from a dropped queue is often the last thing of a program."""
+    unraisable: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    queue: BoundedQueue[int] = BoundedQueue()
+    opened = queue._opened()
+    parts: list[object] = [opened.segment, *opened.semaphores]
+    del opened, queue
+    gc.collect()
+    for module in (segment, semaphore):
+        monkeypatch.setattr(module, "_is_finalizing", None)
+    parts.clear()
+    monkeypatch.undo()
+    assert unraisable == []
