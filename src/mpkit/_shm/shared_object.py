@@ -596,10 +596,15 @@ def _semaphore_name(segment_name: str, number: int) -> str:
     return f"/mpkit-{kind[0]}-{pid}-{random[:10]}-{number}"
 
 
+def _all_open() -> list[SharedObject]:
+    # One step: other threads may create and drop meanwhile, and `values` would break off.
+    return [shared for ref in _open_objects.valuerefs() if (shared := ref()) is not None]
+
+
 def _prepare_fork() -> None:
     # Nobody hears of what a hook raises, and an interrupt would leave a mark that nobody gives back.
     with deferred_interrupts():
-        for shared in list(_open_objects.values()):
+        for shared in _all_open():
             shared.prepare_fork()
 
 
@@ -610,7 +615,7 @@ def _go_on() -> None:
 def _forget_after_fork() -> None:
     global _opening
     _opening = seam.InterruptibleLock()
-    for shared in list(_open_objects.values()):
+    for shared in _all_open():
         shared.forget_after_fork()
 
 

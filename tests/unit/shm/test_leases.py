@@ -427,3 +427,24 @@ def test_what_has_been_closed_may_go_when_the_modules_have_gone(monkeypatch: pyt
     parts.clear()
     monkeypatch.undo()
     assert unraisable == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
+def test_a_fork_is_prepared_while_other_threads_create_and_drop() -> None:
+    """The hook broke off, and the creator did not know of its child."""
+    made: list[Lock] = []
+    data: dict[str, Any] = shared_object._open_objects.data  # type: ignore[attr-defined]
+    first = Lock()
+
+    def create_meanwhile() -> None:
+        made.append(Lock())
+
+    data["/another thread"] = create_meanwhile
+    try:
+        with BoundedQueue[int]() as queue:
+            shared_object._prepare_fork()
+            assert made
+            assert queue._opened()._forked
+    finally:
+        del data["/another thread"]
+    first.close()
