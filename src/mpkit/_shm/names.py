@@ -47,6 +47,8 @@ LINGER_SECONDS = 60.0
 #: that hands a new queue to each task would have thousands.
 _MANY_LINGER = 64
 _LOOKS = 2
+#: But none before so many seconds: a message may be unpickled a second time (a task that is tried again).
+_LEAST_LINGER_SECONDS = 5.0
 
 _Lingering: TypeAlias = "tuple[float, str, str, Callable[[str], bool]]"
 
@@ -148,7 +150,8 @@ def remove_unneeded(groups: int | None = None) -> None:
     """Look before their time at names that outlive their objects, the oldest first.
 
     Args:
-        groups: at the names of so many objects; None: at all. They come last then, if they stay.
+        groups: at the names of so many objects, which have lingered for a few seconds; None: at all there
+            are. They come last then, if they stay.
     """
     # An interrupt in between would leave a name until the exit.
     with deferred_interrupts():
@@ -162,7 +165,10 @@ def _remove_unneeded(groups: int | None) -> None:
         if entry is None:
             return
         if entry[2] != about:
-            if groups is not None and groups <= 0:
+            lingers_since = entry[0] - LINGER_SECONDS
+            if groups is not None and (
+                groups <= 0 or time.monotonic() < lingers_since + _LEAST_LINGER_SECONDS
+            ):
                 _guard.run(_lingering.appendleft, entry)
                 return
             groups = None if groups is None else groups - 1

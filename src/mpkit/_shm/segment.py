@@ -180,12 +180,12 @@ class Segment:
 
     def __del__(self) -> None:
         # At the end of the interpreter the exit hook of `names` has removed everything already, and modules
-        # are half gone.
+        # are half gone. (Asked last: even that function may be, when the last view of a closed one goes.)
         if (
-            not _is_finalizing()
-            and hasattr(self, "words")
+            hasattr(self, "words")
             and (self.fd >= 0 or self._owner_pid)
             and not self.managed
+            and not _is_finalizing()
         ):
             self.close()
 

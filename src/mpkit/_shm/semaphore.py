@@ -164,20 +164,21 @@ class Semaphore:
             in_use: tells whether other processes still need the name; None when nobody does (see
                 `names.let_go`).
         """
-        if self._owner_pid == identity.current().pid:
+        # Asked anew: a garbage collection may come right after a fork.
+        if self._owner_pid == os.getpid():
             names.let_go(self.name, segment_name, in_use)
             # Last: after an interrupt a second call does the rest.
             self._owner_pid = 0
 
     def unlink(self) -> None:
         """Remove the name now (creator only; elsewhere it does nothing)."""
-        if self._owner_pid == identity.current().pid:
+        if self._owner_pid == os.getpid():
             names.remove(self.name)
 
     def __del__(self) -> None:
         # At the end of the interpreter the exit hook of `names` has removed everything already, and modules
-        # are half gone.
-        if not _is_finalizing() and getattr(self, "_owner_pid", 0) > 0 and not self.managed:
+        # are half gone. (Asked last: even that function may be.)
+        if getattr(self, "_owner_pid", 0) > 0 and not self.managed and not _is_finalizing():
             self.close()
 
     def __repr__(self) -> str:

@@ -100,8 +100,10 @@ class Lease:
         self._shared = shared
 
     def __del__(self) -> None:
-        if not _is_finalizing():
-            self._shared.end_lease()
+        # It has none if an interrupt came at the very call of `__init__`.
+        shared = getattr(self, "_shared", None)
+        if shared is not None and not _is_finalizing():
+            shared.end_lease()
 
 
 class SharedObject:
@@ -117,6 +119,7 @@ class SharedObject:
         "_leases",
         "_left",
         "_marks",
+        "_process",
         "_row",
         "closed",
         "locks",
@@ -133,6 +136,8 @@ class SharedObject:
         form = self.form
         self.closed: bool = False  # no later use
         self._row = 0
+        # Whose the row is, and the threads that are inside.
+        self._process = os.getpid()
         self._left = False  # closed to the end
         # How many leases there are, and whether the last one has ended.
         self._leases = 0
@@ -253,7 +258,8 @@ class SharedObject:
     def _attach(cls, name: str, export: int) -> Self:
         form = cls.form
         known = _open_objects.get(name)
-        if isinstance(known, cls) and not known.closed:
+        # (Only a signal handler or a finalizer in the middle of `_take_back` finds one that is dropped.)
+        if isinstance(known, cls) and not known.closed and not known._dropped:
             known._mark_arrived(export)
             return known
         segment = Segment.attach(name, form.file_bytes)
@@ -268,8 +274,10 @@ class SharedObject:
         found = cls(segment, semaphores)
         # At once, not at the first use: the rows tell the creator that its names are still needed.
         found._join(time.monotonic() + _OPENING_SECONDS)
-        found._mark_arrived(export)
+        # In this order: whoever sees that the handle is not under way any more sees who has it open here. (In
+        # the table of processes that would be no other than the creator itself.)
         _open_objects[name] = found
+        found._mark_arrived(export)
         return found
 
     def mark_exported(self) -> int:
@@ -321,10 +329,18 @@ class SharedObject:
 
     def _take_back(self) -> bool:
         """Whether that was the last lease."""
+        if self._leases == 1:
+            try:
+                self._refuse_inside()
+            except RuntimeError:
+                # This very thread is still at it, without a handle. It must be found when a process is forked
+                # meanwhile, and is left to the garbage collection.
+                return False
         self._leases -= 1
-        if self._leases:
+        # One step: a signal handler in between might be given another lease.
+        self._dropped = not self._leases
+        if not self._dropped:
             return False
-        self._dropped = True
         # Another one may have taken its place, if it was closed before.
         if _open_objects.get(self.name) is self:
             del _open_objects[self.name]
@@ -352,9 +368,11 @@ class SharedObject:
         Raises:
             RuntimeError: called from inside an operation of this very thread (a signal handler).
         """
-        self._refuse_reentry()
-        for shared_lock in self.locks:
-            shared_lock.refuse_reentry()
+        if self._process != os.getpid():
+            # In a child a garbage collection has come before the hook for forks: the locks between threads
+            # are the parent's as well, and each process would wait for the other.
+            self.forget_after_fork()
+        self._refuse_inside()
         lock = self._joining_or_closing
         me = threading.get_ident()
         try:
@@ -397,10 +415,15 @@ class SharedObject:
         marked = self._drop_marks()
         if self.segment.closed:
             return True
-        if self.words[UNDER_WAY] or _others(self.rows):
+        words = self.words
+        # See `_is_needed`.
+        exports = words[EXPORTS]
+        if words[UNDER_WAY] or _others(self.rows) or _is_open_here(self.name, self):
             return True
         # A child that was forked has no row before its first use. Where no mark tells of it, it may be there.
-        return self._forked and (not marked or use_marks.is_marked(self.segment.fd))
+        if self._forked and (not marked or use_marks.is_marked(self.segment.fd)):
+            return True
+        return words[EXPORTS] != exports
 
     def _drop_marks(self) -> bool:
         """Give back this process's copies of the marks; whether there were any."""
@@ -454,6 +477,12 @@ class SharedObject:
         if self._joining_or_closing.is_owned():
             raise RuntimeError(REENTERED)
 
+    def _refuse_inside(self) -> None:
+        """Raise RuntimeError if this very thread is in the middle of an operation."""
+        self._refuse_reentry()
+        for lock in self.locks:
+            lock.refuse_reentry()
+
     def _take_row(self, deadline: float | None) -> bool:
         """Give this process a row and open the locks."""
         row = self.rows.join(deadline)
@@ -488,6 +517,7 @@ class SharedObject:
         """In the child: the row is the parent's, and threads that do not exist here may have held
         anything.
         """
+        self._process = os.getpid()
         self._joining_or_closing = seam.InterruptibleLock()
         self._closing = set()
         self._row = 0
@@ -511,8 +541,7 @@ def in_use_elsewhere(name: str) -> bool:
 
 def _is_needed(name: str, *, under_way: bool) -> bool:
     """Whether a living process has it open or, if `under_way`, a handle to it may be under way."""
-    known = _open_objects.get(name)
-    if known is not None and not known.closed:
+    if _is_open_here(name):
         return True
     try:
         segment = Segment.attach(name)
@@ -522,12 +551,27 @@ def _is_needed(name: str, *, under_way: bool) -> bool:
         return True
     try:
         words = segment.words
+        # Looked at first and last: who had it open, and has sent it on and closed it meanwhile, may be seen
+        # neither here nor there.
+        exports = words[EXPORTS]
         if under_way and words[UNDER_WAY]:
             return True
         rows = Rows(segment, start=words[ROWS_AT], capacity=words[ROWS_CAPACITY], used_at=ROWS_USED)
-        return _others(rows) or use_marks.is_marked(segment.fd)
+        return (
+            _others(rows)
+            or use_marks.is_marked(segment.fd)
+            # A handle may have arrived here meanwhile.
+            or _is_open_here(name)
+            or words[EXPORTS] != exports
+        )
     finally:
         segment.close()
+
+
+def _is_open_here(name: str, besides: SharedObject | None = None) -> bool:
+    """Whether this process has the object in that file open, as another one than `besides`."""
+    known = _open_objects.get(name)
+    return known is not None and known is not besides and not known.closed
 
 
 def _make_room() -> None:

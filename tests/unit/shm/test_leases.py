@@ -6,6 +6,8 @@ import contextlib
 import gc
 import os
 import pickle
+import signal
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -14,8 +16,9 @@ from typing import Any, TypeAlias
 import pytest
 
 from mpkit import BoundedQueue, Lock, LockedCounter
-from mpkit._shm import shared_object
-from mpkit._shm.names import owned_names
+from mpkit._shm import robust_lock, segment, semaphore, shared_object
+from mpkit._shm.names import owned_names, remove_unneeded
+from mpkit._shm.rows import Rows
 from mpkit._shm.segment import Segment
 from mpkit._shm.shared_object import SharedObject
 from mpkit.errors import SharedMemoryExhausted
@@ -233,3 +236,215 @@ def test_room_is_made_of_what_was_received_and_dropped(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Segment, "attach", classmethod(attach_if_room))
     assert pickle.loads(messages[1]).add() == 1
+
+
+@pytest.mark.usefixtures("_no_garbage_collection")
+def test_names_stay_if_a_handle_comes_back_while_another_thread_drops_the_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was under way no more, and the table of processes named nobody but the creator."""
+    handles: list[BoundedQueue[int]] = [BoundedQueue()]
+    name = handles[0]._opened().name
+    message = pickle.dumps(handles[0])
+    may_be_in_use = SharedObject._may_be_in_use
+
+    def may_be_in_use_late(shared: SharedObject) -> bool:
+        thread = threading.Thread(target=lambda: handles.append(pickle.loads(message)))
+        thread.start()
+        thread.join(PATIENCE)
+        return may_be_in_use(shared)
+
+    with monkeypatch.context() as patches:
+        patches.setattr(SharedObject, "_may_be_in_use", may_be_in_use_late)
+        del handles[0]
+    with handles[0] as back:
+        back.put(1)
+        assert back.get() == 1
+        assert os.path.exists(name)
+
+
+@pytest.mark.usefixtures("_no_garbage_collection")
+def test_names_stay_if_a_handle_comes_back_while_they_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue: BoundedQueue[int] = BoundedQueue()
+    name = queue._opened().name
+    message = pickle.dumps(queue)
+    del queue
+    back: list[BoundedQueue[int]] = []
+    attach = Segment.attach.__func__  # type: ignore[attr-defined]
+
+    def attach_slowly(kind: type[Segment], *args: Any) -> Any:
+        found = attach(kind, *args)
+        if args == (name,):
+            thread = threading.Thread(target=lambda: back.append(pickle.loads(message)))
+            thread.start()
+            thread.join(PATIENCE)
+        return found
+
+    with monkeypatch.context() as patches:
+        patches.setattr(Segment, "attach", classmethod(attach_slowly))
+        remove_unneeded()
+    assert os.path.exists(name)
+    back[0].close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
+@pytest.mark.parametrize("when", ["closing", "looking"])
+def test_names_stay_if_a_fork_sends_a_handle_on_and_ends_just_then(
+    when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing was under way yet, and then nobody had it open any more."""
+    queue: BoundedQueue[int] = BoundedQueue()
+    name = queue._opened().name
+    go, do_go = os.pipe()
+    sent, send = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.close(do_go)
+        try:
+            os.read(go, 1)
+            os.write(send, pickle.dumps(queue))
+        finally:
+            os._exit(0)
+    os.close(send)
+    messages: list[bytes] = []
+    others = shared_object._others
+
+    def others_late(rows: Rows) -> bool:
+        if not messages:
+            os.close(do_go)
+            os.waitpid(pid, 0)
+            messages.append(os.read(sent, 10_000))
+        return others(rows)
+
+    if when == "looking":
+        queue.close()
+    with monkeypatch.context() as patches:
+        patches.setattr(shared_object, "_others", others_late)
+        if when == "looking":
+            remove_unneeded()
+        else:
+            queue.close()
+    assert os.path.exists(name)
+    with pickle.loads(messages[0]) as arrived:
+        arrived.put(1)
+        assert arrived.get() == 1
+    os.close(go)
+    os.close(sent)
+
+
+@pytest.mark.usefixtures("_no_garbage_collection")
+def test_a_handle_that_comes_in_the_middle_of_dropping_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal handler, or a finalizer, that takes it from another queue."""
+    queue: BoundedQueue[int] = BoundedQueue()
+    name = queue._opened().name
+    message = pickle.dumps(queue)
+    back: list[BoundedQueue[int]] = []
+
+    class Interrupted(weakref.WeakValueDictionary[str, SharedObject]):
+        def get(self, key: str, default: Any = None) -> Any:
+            if key == name and not coming:
+                coming.append(True)
+                back.append(pickle.loads(message))
+            return super().get(key, default)
+
+    coming: list[bool] = []
+    monkeypatch.setattr(shared_object, "_open_objects", Interrupted(shared_object._open_objects))
+    del queue
+    with back[0] as arrived:
+        arrived.put(1)
+        assert arrived.get() == 1
+
+
+def test_what_this_thread_is_inside_of_is_left_to_the_garbage_collection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An error was printed, and a fork did not find it any more."""
+    unraisable: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    counter = LockedCounter()
+    shared = weakref.ref(counter._opened())
+    locked = counter.__enter__()
+    del counter
+    assert unraisable == []
+    assert any(found is shared() for found in shared_object._open_objects.values())
+    locked.value += 1
+    locked.end()
+    del locked
+    gc.collect()
+    assert shared() is None
+    assert unraisable == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
+def test_a_child_closes_before_the_hook_without_the_locks_of_its_parent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A garbage collection may come first: it waited for a thread that was in the parent only."""
+    queue: BoundedQueue[int] = BoundedQueue()
+    queue.put(1)
+    shared = queue._opened()
+    monkeypatch.setattr(robust_lock, "SHUT_SECONDS", 10 * PATIENCE)
+    # So the hook does not find it.
+    del shared_object._open_objects[shared.name]
+    lock = shared.get_lock
+    inside, done = threading.Event(), threading.Event()
+
+    def stay_inside() -> bool:
+        inside.set()
+        return done.wait(PATIENCE)
+
+    thread = threading.Thread(target=lock.run, args=(None, stay_inside))
+    thread.start()
+    inside.wait(PATIENCE)
+    pid = os.fork()
+    if not pid:
+        failed = 1
+        try:
+            signal.alarm(20)
+            shared.close()
+            failed = 0
+        finally:
+            os._exit(failed)
+    status = os.waitpid(pid, 0)[1]
+    done.set()
+    thread.join(PATIENCE)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert queue.get(timeout=PATIENCE) == 1
+    queue.close()
+
+
+def test_what_has_been_closed_may_go_when_the_modules_have_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An array that came from a dropped queue is often the last thing of a program."""
+    unraisable: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    queue: BoundedQueue[int] = BoundedQueue()
+    opened = queue._opened()
+    parts: list[object] = [opened.segment, *opened.semaphores]
+    del opened, queue
+    gc.collect()
+    for module in (segment, semaphore):
+        monkeypatch.setattr(module, "_is_finalizing", None)
+    parts.clear()
+    monkeypatch.undo()
+    assert unraisable == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
+def test_a_fork_is_prepared_while_other_threads_create_and_drop() -> None:
+    """The hook broke off, and the creator did not know of its child."""
+    made: list[Lock] = []
+    data: dict[str, Any] = shared_object._open_objects.data  # type: ignore[attr-defined]
+    first = Lock()
+
+    def create_meanwhile() -> None:
+        made.append(Lock())
+
+    data["/another thread"] = create_meanwhile
+    try:
+        with BoundedQueue[int]() as queue:
+            shared_object._prepare_fork()
+            assert made
+            assert queue._opened()._forked
+    finally:
+        del data["/another thread"]
+    first.close()

@@ -108,6 +108,9 @@ def test_where_many_linger_they_are_looked_at_sooner(
 
     assert asked == []
     names.own(file, "segment")
+    assert asked == [], "they have lingered for a moment only: a message may be unpickled once more"
+    monkeypatch.setattr(names, "_LEAST_LINGER_SECONDS", 0.0)
+    names.own(file, "segment")
     assert asked == ["kept", "a"]
     needed.remove("a")
     names.own(file, "semaphore")
