@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["PATIENCE", "Snapshot", "adopt_orphans", "since", "take"]
+__all__ = ["PATIENCE", "Snapshot", "adopt_orphans", "names_of", "since", "take"]
 
 #: How long what is going away may take until it counts as left behind, in seconds.
 PATIENCE = 30.0
@@ -173,6 +173,11 @@ def _created_here(files: Iterable[Path]) -> frozenset[Path]:
     return frozenset(
         file for file in files if ours[_creator(file)] is not False and file.name not in lingering
     )
+
+
+def names_of(creator: int) -> list[Path]:
+    """The names in shared memory that the process with this pid has created, dead or alive."""
+    return [file for file in _files() if _creator(file) == creator]
 
 
 def _creator(file: Path) -> int:

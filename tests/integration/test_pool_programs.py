@@ -19,6 +19,7 @@ from mpkit.errors import TaskCancelled, TaskTimeout, WorkerCrashed, WorkerMemory
 from mpkit.pool import TaskHandle, TaskPool, _limits, _worker_outbox
 from mpkit.pool._lane import Lane
 from tests.contract import pool_tasks as tasks
+from tests.helpers import leftovers
 from tests.helpers.processes import ROOT, gone, python, wait_gone
 from tests.helpers.waiting import PATIENCE, wait_until
 from tests.integration import program_tasks as programs
@@ -27,6 +28,13 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals")
 
 _LIMIT = 1 << 40
 _STUBBORN = ("SIGINT", "SIGTERM")
+
+
+@pytest.fixture(autouse=True)
+def _short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a worker has started is noted soon."""
+    monkeypatch.setattr(_limits, "_SAMPLE_WITHOUT", 0.05)
+    monkeypatch.setattr(_limits, "_LOOK_AT_CHILDREN", 0.05)
 
 
 def pid_in(path: Path) -> int:
@@ -122,8 +130,14 @@ def test_however_it_has_been_started(stop: Stopping, starter: Callable[..., None
     with TaskPool(1, context="fork", grace_period=0.1) as pool:
         handle = pool.submit(starter, str(path), *_STUBBORN)
         pid = pid_in(path)
+        worker = lane_of(pool).pid
         stop(pool, handle)
         wait_gone(pid)
+    if starter is programs.nested:
+        # Of the pool in a worker that was killed: the resource tracker would remove them at the end of the
+        # program, which is the end of all tests.
+        for name in leftovers.names_of(worker):
+            name.unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("ignored", [(), _STUBBORN], ids=["", "stubborn"])
@@ -272,3 +286,5 @@ def test_the_end_of_the_program_is_the_end_of_what_its_tasks_have_started(
             program.send_signal(signal.SIGINT if how == "Ctrl-C" else signal.SIGKILL)
             program.wait(PATIENCE)
         wait_gone(pid)
+        # By the resource tracker, which the end of the block would kill with the program's group.
+        wait_until(lambda: not leftovers.names_of(program.pid), "its names are removed")
