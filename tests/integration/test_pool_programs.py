@@ -30,6 +30,13 @@ _LIMIT = 1 << 40
 _STUBBORN = ("SIGINT", "SIGTERM")
 
 
+@pytest.fixture(autouse=True)
+def _short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a worker has started is noted soon."""
+    monkeypatch.setattr(_limits, "_SAMPLE_WITHOUT", 0.05)
+    monkeypatch.setattr(_limits, "_LOOK_AT_CHILDREN", 0.05)
+
+
 def pid_in(path: Path) -> int:
     wait_until(path.exists, "the program is started")
     return int(path.read_text())
