@@ -20,8 +20,7 @@ import os
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 from mpkit._platform import seam, tracker
 from mpkit._platform.forks import in_forked_children
@@ -50,10 +49,16 @@ _LOOKS = 2
 #: But none before so many seconds: a message may be unpickled a second time (a task that is tried again).
 _LEAST_LINGER_SECONDS = 5.0
 
-_Lingering: TypeAlias = "tuple[float, str, str, Callable[[str], bool]]"
 
-#: Tells whether anybody needs what lingers, or a handle of it is under way; set by who lets such names go.
-may_be_needed: Callable[[str], bool] = bool
+class InUse(Protocol):
+    """Tells whether the names of a thing are still needed."""
+
+    def __call__(self, about: str, /, *, under_way: bool = False) -> bool:
+        """Whether others have it open or, if `under_way`, a handle to it may be under way to them."""
+        ...
+
+
+_Lingering: TypeAlias = "tuple[float, str, str, InUse]"
 
 _owned: dict[str, NameType] = {}
 _lingering: deque[_Lingering] = deque()
@@ -131,7 +136,7 @@ def is_fall_back(name: str) -> bool:
     return os.path.dirname(name) != SHM_DIRECTORY
 
 
-def let_go(name: str, about: str, in_use: Callable[[str], bool] | None) -> None:
+def let_go(name: str, about: str, in_use: InUse | None) -> None:
     """The owner's object is gone: remove `name` now, or later when somebody may still need it.
 
     Args:
@@ -165,15 +170,14 @@ def _remove_unneeded(groups: int | None) -> None:
         if entry is None:
             return
         if entry[2] != about:
-            lingers_since = entry[0] - LINGER_SECONDS
-            if groups is not None and (
-                groups <= 0 or time.monotonic() < lingers_since + _LEAST_LINGER_SECONDS
-            ):
-                _guard.run(_lingering.appendleft, entry)
-                return
-            groups = None if groups is None else groups - 1
-            about = entry[2]
-            stays = may_be_needed(about)
+            if groups is not None:
+                since = entry[0] - LINGER_SECONDS
+                if groups <= 0 or time.monotonic() < since + _LEAST_LINGER_SECONDS:
+                    _guard.run(_lingering.appendleft, entry)
+                    return
+                groups -= 1
+            _, _, about, in_use = entry
+            stays = in_use(about, under_way=True)
         if stays:
             _guard.run(_lingering.append, entry)
         else:

@@ -149,7 +149,7 @@ class Segment:
     def closed(self) -> bool:
         return self.fd < 0
 
-    def close(self, in_use: Callable[[str], bool] | None = None) -> None:
+    def close(self, in_use: names.InUse | None = None) -> None:
         """Give back this process's mapping (now, or when the last view of it goes) and, in the creator, let
         go of the name.
 

@@ -155,7 +155,7 @@ class Semaphore:
                 tracker.untrack_at_once(name, "semaphore")
         return cls("", raw, owner_pid=0)
 
-    def close(self, segment_name: str = "", in_use: Callable[[str], bool] | None = None) -> None:
+    def close(self, segment_name: str = "", in_use: names.InUse | None = None) -> None:
         """In the creator, let go of the name. The semaphore itself goes with the last reference to this
         object.
 

@@ -26,7 +26,6 @@ the garbage collection is soon enough, and until then the next task that gets th
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
 import os
 import sys
@@ -221,8 +220,8 @@ class SharedObject:
         raise TypeError(f"{cls.__name__} cannot be created")
 
     @classmethod
-    def attach(cls, name: str, export: int = -1) -> Self:
-        """Open an object that exists, or share what this process has open.
+    def arrive(cls, name: str, export: int) -> tuple[Self, Lease | None]:
+        """Open an object that exists, or share what this process has open; and a lease (see `lease`).
 
         Args:
             name: of its file.
@@ -231,15 +230,6 @@ class SharedObject:
         Raises:
             HandleLost: the name is gone.
             SharedMemoryExhausted: this process may not open or map more.
-        """
-        return _opening.run(cls._attach, name, export)
-
-    @classmethod
-    def arrive(cls, name: str, export: int) -> tuple[Self, Lease | None]:
-        """`attach`, and a lease (see `lease`).
-
-        Raises:
-            HandleLost, SharedMemoryExhausted: as `attach`.
         """
         try:
             return _opening.run(cls._arrive, name, export)
@@ -416,7 +406,7 @@ class SharedObject:
         if self.segment.closed:
             return True
         words = self.words
-        # See `_is_needed`.
+        # See `in_use_elsewhere`.
         exports = words[EXPORTS]
         if words[UNDER_WAY] or _others(self.rows) or _is_open_here(self.name, self):
             return True
@@ -532,15 +522,10 @@ class SharedObject:
             self.close()
 
 
-def in_use_elsewhere(name: str) -> bool:
-    """Whether a living process has the object in the file `name` open. So it counts while this process has no
-    descriptor or memory left to look.
+def in_use_elsewhere(name: str, *, under_way: bool = False) -> bool:
+    """Whether a living process has the object in the file `name` open or, if `under_way`, a handle to it may
+    be under way to one. So it counts while this process has no descriptor or memory left to look.
     """
-    return _is_needed(name, under_way=False)
-
-
-def _is_needed(name: str, *, under_way: bool) -> bool:
-    """Whether a living process has it open or, if `under_way`, a handle to it may be under way."""
     if _is_open_here(name):
         return True
     try:
@@ -580,9 +565,6 @@ def _make_room() -> None:
     gc.collect()
     # And what was still in use elsewhere when it was dropped here, and would be looked at in a minute.
     names.remove_unneeded()
-
-
-names.may_be_needed = functools.partial(_is_needed, under_way=True)
 
 
 def _others(rows: Rows) -> bool:

@@ -58,7 +58,7 @@ def test_a_name_that_may_be_needed_lingers(file: str, monkeypatch: pytest.Monkey
     asked = []
     needed = [True]
 
-    def in_use(about: str) -> bool:
+    def in_use(about: str, *, under_way: bool = False) -> bool:
         asked.append(about)
         return needed[0]
 
@@ -89,11 +89,12 @@ def test_where_many_linger_they_are_looked_at_sooner(
     needed = {"kept", "a"}
     asked: list[str] = []
 
-    def may_be_needed(about: str) -> bool:
+    def in_use(about: str, *, under_way: bool = False) -> bool:
+        if not under_way:
+            return True
         asked.append(about)
         return about in needed
 
-    monkeypatch.setattr(names, "may_be_needed", may_be_needed)
     of_each: dict[str, list[str]] = {}
     for about in ("kept", "a", "b"):
         of_each[about] = [str(tmp_path / f"mpkit-{about}-{number}") for number in range(2)]
@@ -101,7 +102,7 @@ def test_where_many_linger_they_are_looked_at_sooner(
             names.own(name, "segment")
             Path(name).touch()
         for name in of_each[about]:
-            names.let_go(name, about, lambda _about: True)
+            names.let_go(name, about, in_use)
 
     def left() -> list[str]:
         return [about for about in of_each for name in of_each[about] if os.path.exists(name)]
@@ -164,7 +165,7 @@ def test_whoever_talks_to_the_tracker_may_be_interrupted_by_a_destructor() -> No
 def test_at_the_exit_everything_goes(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(names, "_owned", {file: "segment"})
     monkeypatch.setattr(names, "_lingering", type(names._lingering)())
-    names.let_go(file, file, lambda _about: True)
+    names.let_go(file, file, lambda _about, *, under_way=False: True)
     names._remove_all()
     assert not os.path.exists(file)
     assert not names._lingering
