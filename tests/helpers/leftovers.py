@@ -22,6 +22,8 @@ from pathlib import Path
 
 import psutil
 
+from mpkit._platform.families import has_children
+
 __all__ = ["PATIENCE", "Snapshot", "adopt_orphans", "names_of", "since", "take"]
 
 #: How long what is going away may take until it counts as left behind, in seconds.
@@ -108,7 +110,8 @@ def _ours_since(earlier: Snapshot) -> Snapshot:
 
 
 def _processes() -> Iterable[psutil.Process]:
-    if not _have_children():
+    # One system call, where the system has it: most tests have no children.
+    if hasattr(os, "waitid") and not has_children():
         return []
     multiprocessing.active_children()  # joins those that have ended
     servants = {forkserver._forkserver._forkserver_pid, resource_tracker._resource_tracker._pid}  # type: ignore[attr-defined]
@@ -126,17 +129,6 @@ def _processes() -> Iterable[psutil.Process]:
         except (psutil.NoSuchProcess, ChildProcessError):
             continue  # ended, or waited for by its owner, in between
     return running
-
-
-def _have_children() -> bool:
-    """Whether there are any children, by one system call: most tests have none."""
-    if not hasattr(os, "waitid"):
-        return True
-    try:
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return False
-    return True
 
 
 def _threads() -> Iterable[threading.Thread]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-__all__ = ["threads_that_block"]
+__all__ = ["HandlerWatch", "threads_that_block"]
 
 if sys.platform == "linux":
 
@@ -39,3 +39,22 @@ else:
     def threads_that_block(pid: int, signum: int) -> frozenset[str]:  # noqa: ARG001  as above
         """The threads of a process that a signal is kept from: not known here, so none."""
         return frozenset()
+
+
+class HandlerWatch:
+    """Tells whether a process is still inside the handler of a signal. Made before the signal is sent.
+
+    Args:
+        pid: Of the process.
+        signum: The signal.
+    """
+
+    def __init__(self, pid: int, signum: int) -> None:
+        self._pid = pid
+        self._signum = signum
+        # Somebody's threads may never hear of it.
+        self._deaf = threads_that_block(pid, signum)
+
+    def is_at_work(self) -> bool:
+        """Whether a thread is inside the handler now. False where that cannot be told."""
+        return bool(threads_that_block(self._pid, self._signum) - self._deaf)

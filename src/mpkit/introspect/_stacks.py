@@ -17,7 +17,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from mpkit._platform import families, identity
-from mpkit._platform.handlers_at_work import threads_that_block
+from mpkit._platform.handlers_at_work import HandlerWatch
 from mpkit._platform.readiness import read_available
 from mpkit.errors import AccessDenied, MpkitError, ProcessGone
 from mpkit.introspect._pools import worker_row
@@ -47,9 +47,7 @@ class _Asked(NamedTuple):
     """A worker that has been asked."""
 
     pipe: int
-    pid: int
-    deaf: frozenset[str]
-    """Its threads that the signal is kept from, whatever they do."""
+    handler: HandlerWatch
 
 
 def workers_under(pid: int) -> list[FoundWorker]:
@@ -131,7 +129,7 @@ def _asked(worker: FoundWorker, pipes: list[int]) -> _Asked | ProcessGone | Acce
     # What lies in it is old.
     read_available(pipe)
     assert STACK_SIGNAL is not None
-    asked = _Asked(pipe, pid, threads_that_block(pid, STACK_SIGNAL))
+    asked = _Asked(pipe, HandlerWatch(pid, STACK_SIGNAL))
     return asked if families.send_signal(who, STACK_SIGNAL) else ProcessGone(pid=pid)
 
 
@@ -149,7 +147,11 @@ def _answers(asked: Sequence[_Asked]) -> dict[int, str]:
             ready = selector.select(wait)
             if not ready:
                 # One that has lost its core in the middle of it is not done.
-                if silent or time.monotonic() >= deadline or not any(map(_is_writing, asked)):
+                if (
+                    silent
+                    or time.monotonic() >= deadline
+                    or not any(one.handler.is_at_work() for one in asked)
+                ):
                     break
                 continue
             for key, _ in ready:
@@ -162,8 +164,3 @@ def _answers(asked: Sequence[_Asked]) -> dict[int, str]:
     for pipe in pipes:
         texts[pipe] += read_available(pipe)
     return {pipe: text.decode(errors="backslashreplace") for pipe, text in texts.items()}
-
-
-def _is_writing(asked: _Asked) -> bool:
-    assert STACK_SIGNAL is not None
-    return bool(threads_that_block(asked.pid, STACK_SIGNAL) - asked.deaf)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 
 from mpkit._platform import families
-from mpkit._platform.handlers_at_work import threads_that_block
+from mpkit._platform.handlers_at_work import HandlerWatch
 from mpkit._platform.readiness import read_available, wait_readable
 from mpkit.pool._channel import INITIALIZING, STATE
 from mpkit.pool._lane import Lane
@@ -36,8 +36,7 @@ def _ask(lane: Lane, deadline: float) -> str:
         return ""
     descriptor = pipe.fileno()
     read_available(descriptor)
-    # Somebody's threads may never hear of it.
-    deaf = threads_that_block(worker.pid, STACK_SIGNAL)
+    handler = HandlerWatch(worker.pid, STACK_SIGNAL)
     try:
         if not families.send_signal(worker, STACK_SIGNAL):
             return ""
@@ -52,7 +51,7 @@ def _ask(lane: Lane, deadline: float) -> str:
         if more:
             continue
         # A worker that has lost its core in the middle of it is not done.
-        if text and threads_that_block(worker.pid, STACK_SIGNAL) - deaf and time.monotonic() < deadline:
+        if text and handler.is_at_work() and time.monotonic() < deadline:
             continue
         return (text + read_available(descriptor)).decode(errors="replace")
 

@@ -38,3 +38,14 @@ def test_without_a_descriptor_nothing_is_known(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(handlers_at_work, "open", refuse, raising=False)
     assert threads_that_block(os.getpid(), signal.SIGUSR1) == frozenset()
+
+
+def test_a_thread_that_was_deaf_before_does_not_count_as_at_work() -> None:
+    watch = handlers_at_work.HandlerWatch(os.getpid(), signal.SIGUSR1)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    try:
+        assert watch.is_at_work()
+        assert not handlers_at_work.HandlerWatch(os.getpid(), signal.SIGUSR1).is_at_work()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    assert not watch.is_at_work()
