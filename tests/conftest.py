@@ -27,6 +27,15 @@ settings.register_profile(
 settings.register_profile("explore", settings.get_profile("steady"), derandomize=False, max_examples=1000)
 settings.load_profile("steady")
 
+
+def pytest_collection_finish() -> None:
+    """All that has been imported stays until the end: no collection need look through it again, and a fork
+    copies no page of it only because a collection has counted there.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 START_METHODS = [
     method for method in ("fork", "spawn", "forkserver") if method in multiprocessing.get_all_start_methods()
 ]
@@ -58,15 +67,6 @@ def lock() -> Iterator[Lock]:
     """A free lock."""
     with closing(Lock()) as lock:
         yield lock
-
-
-@pytest.fixture
-def cheap_collections() -> Iterator[None]:
-    """For tests that collect garbage again and again: only what is made meanwhile is looked through."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture

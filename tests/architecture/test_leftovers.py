@@ -99,8 +99,8 @@ def test_a_shared_memory_file_is_seen_and_removed(name: str) -> None:
     file = directory / name.format(os.getpid())
     file.touch()
     left = leftovers.since(before).files
-    assert file in left  # what other runs do on this machine at the same time may be seen as well
-    leftovers.Snapshot(files=frozenset({file})).remove()
+    assert str(file) in left  # what other runs do on this machine at the same time may be seen as well
+    leftovers.Snapshot(files=frozenset({str(file)})).remove()
     assert not file.exists()
 
 
@@ -110,6 +110,6 @@ def test_a_file_of_a_stranger_is_none_of_our_business() -> None:
     file = Path(tempfile.gettempdir(), f"mpkit-queue-1-1-{secrets.token_hex(8)}")
     file.touch()
     try:
-        assert file not in leftovers.since(before).files
+        assert str(file) not in leftovers.since(before).files
     finally:
         file.unlink()

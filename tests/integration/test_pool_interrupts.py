@@ -336,7 +336,7 @@ def test_others_who_wait_are_told_whatever_interrupts_the_one_who_fetches(
     pool: TaskPool, alarms: None
 ) -> None:
     """They waited for ever when it was interrupted between taking note of the outcome and telling them."""
-    for step in range(450):
+    for step in range(0, 450, 2):
         # It may have ended before anybody waits; then there is nothing to interrupt, which is no matter.
         handle = pool.submit(time.sleep, 0.003)
         waiting = threading.Thread(target=concurrent.futures.wait, args=([handle],))
@@ -378,7 +378,6 @@ def leave_by_an_error() -> None:
 ended: list[weakref.ref[Engine]] = []
 
 
-@pytest.mark.usefixtures("cheap_collections")
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @needs_a_trace_that_raises

@@ -604,7 +604,6 @@ def test_a_putter_that_finds_the_holder_dead_looks_for_loans_first(
     assert regions.with_getters() == 0
 
 
-@pytest.mark.usefixtures("cheap_collections")
 @needs_a_trace_that_raises
 def test_an_exception_in_the_hook_of_a_forked_child_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The hook is called again, and had forgotten by then what the child had been lent."""
