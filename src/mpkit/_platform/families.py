@@ -136,11 +136,14 @@ else:
         import psutil  # noqa: PLC0415  importing mpkit must not load it
 
         table: dict[int, tuple[int, ProcessIdentity]] = {}
-        for process in psutil.process_iter():
+        # Not by `process_iter`, which leaves out a process that has got the pid of one it knows.
+        for pid in psutil.pids():
             try:
-                if process.status() != psutil.STATUS_ZOMBIE:
-                    started = round(process.create_time() * 1_000_000)
-                    table[process.pid] = (process.ppid(), ProcessIdentity(process.pid, started))
+                process = psutil.Process(pid)
+                with process.oneshot():
+                    if process.status() != psutil.STATUS_ZOMBIE:
+                        found = ProcessIdentity(pid, identity.start_of(process))
+                        table[pid] = (process.ppid(), found)
             except psutil.Error:
                 continue  # ended meanwhile, or hidden from us
         return table
