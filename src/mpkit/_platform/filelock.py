@@ -4,6 +4,7 @@ behind.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import weakref
@@ -139,6 +140,10 @@ class FileLock:
         elif fd >= 0 and self._is_known():
             try:
                 _change_record(fd, lock=False)
+            except OSError as error:
+                # Another thread has closed the file meanwhile, and that gives it back.
+                if error.errno != errno.EBADF:
+                    raise
             finally:
                 self._forget_thread()
         self._fd = -1

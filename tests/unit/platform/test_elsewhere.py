@@ -62,3 +62,38 @@ def test_a_lock_that_nobody_has_any_more_is_free(tmp_path: Path, monkeypatch: py
         assert in_a_fork(lambda: filelock.FileLock.try_acquire(fd) is not None)
     finally:
         os.close(fd)
+
+
+def test_more_is_read_and_written_than_macos_takes_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a file without a name: the result of a process may have more than 2 GiB."""
+    positioned = as_on("darwin", "positioned", monkeypatch)
+    anonymous = as_on("darwin", "anonymous", monkeypatch)
+    write, read = os.pwrite, os.pread
+    monkeypatch.setattr(positioned, "_MOST_AT_ONCE", 1000, raising=False)
+
+    def pwrite(descriptor: int, data: memoryview, at: int) -> int:
+        assert len(data) <= 1000
+        return write(descriptor, data, at)
+
+    def pread(descriptor: int, size: int, at: int) -> bytes:
+        assert size <= 1000
+        return read(descriptor, size, at)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    monkeypatch.setattr(os, "pread", pread)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    file = anonymous.AnonymousFile.create("test")
+    file.write([bytes(2500), b"end"], at=0)
+    assert file.read() == bytes(2500) + b"end"
+    file.close()
+
+
+def test_a_file_that_is_closed_meanwhile_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filelock = as_on("darwin", "filelock", monkeypatch)
+    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    lock = filelock.FileLock.try_acquire(fd)
+    os.close(fd)
+    lock.release()
+    assert "released" in repr(lock)
