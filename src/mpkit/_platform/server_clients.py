@@ -34,7 +34,7 @@ def _bearing(function: Callable[P, R]) -> Callable[P, R]:
     def ask(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return function(*args, **kwargs)
-        except (EOFError, ConnectionResetError) as error:
+        except (EOFError, ConnectionError) as error:
             raise ConnectionAbortedError(errno.ECONNABORTED, "the client has gone") from error
 
     return ask
