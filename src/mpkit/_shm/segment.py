@@ -345,11 +345,5 @@ def round_up(value: int, unit: int) -> int:
 
 def _directories() -> list[str]:
     # tmpfs first: its pages never travel to a disk.
-    fall_back = _temporary_directory()
+    fall_back = names.temporary_directory()
     return [SHM_DIRECTORY, fall_back] if os.path.isdir(SHM_DIRECTORY) else [fall_back]
-
-
-def _temporary_directory() -> str:
-    import tempfile  # noqa: PLC0415  it loads a dozen modules, and most processes only attach
-
-    return tempfile.gettempdir()
