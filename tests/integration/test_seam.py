@@ -194,6 +194,7 @@ def test_a_client_that_goes_away_while_it_asks_does_not_end_the_fork_server(tmp_
     )
     body = """
 import acknowledging, os, select, signal, socket
+from multiprocessing import resource_tracker
 context.set_forkserver_preload(["acknowledging"])
 seam.start_fork_server([])
 other = context.Process(target=sleep, daemon=True); other.start()
@@ -207,7 +208,11 @@ for sent in 0, 1, 0, 1:
         elif sent:
             os.kill(pid, signal.SIGSTOP)  # until it has gone
             os.waitpid(pid, os.WUNTRACED)
-            socket.send_fds(client, [b"\\1"], [0])
+            reader, writer = os.pipe()
+            code = os.open(os.devnull, os.O_WRONLY)
+            sent = [reader, code, server._forkserver_alive_fd, resource_tracker.getfd()]
+            socket.send_fds(client, [bytes([len(sent)])], sent)
+            os.close(writer)
     os.kill(pid, signal.SIGCONT)
 child = context.Process(target=show_where_recvfds_is_from); child.start(); child.join()
 other.kill(); other.join()
