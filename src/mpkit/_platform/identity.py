@@ -157,6 +157,8 @@ def is_alive(identity: ProcessIdentity) -> bool:
 
 def _is_anybody(pid: int) -> bool:
     """Whether some process has this pid and has not ended, as far as that can be told with nothing opened."""
+    if sys.platform == "win32":
+        return True  # nothing can be told
     if hasattr(os, "waitid"):
         # It stays for whoever waits for it.
         with contextlib.suppress(ChildProcessError):

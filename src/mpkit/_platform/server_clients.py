@@ -62,12 +62,15 @@ def _give_back() -> None:
     _originals.clear()
 
 
-for _module, _name in _ASKED:
-    _originals.append((_module, _name, vars(_module)[_name]))
-    setattr(_module, _name, _bearing(vars(_module)[_name]))
-if getattr(reduction, "ACKNOWLEDGE", False):
-    _originals.append((reduction, "ACKNOWLEDGE", True))
-    for _name, _value in (("ACKNOWLEDGE", False), ("recvfds", _acknowledging(vars(reduction)["recvfds"]))):
-        setattr(reduction, _name, _value)
 if sys.platform != "win32":
+    for _module, _name in _ASKED:
+        _originals.append((_module, _name, vars(_module)[_name]))
+        setattr(_module, _name, _bearing(vars(_module)[_name]))
+    if getattr(reduction, "ACKNOWLEDGE", False):
+        _originals.append((reduction, "ACKNOWLEDGE", True))
+        for _name, _value in (
+            ("ACKNOWLEDGE", False),
+            ("recvfds", _acknowledging(vars(reduction)["recvfds"])),
+        ):
+            setattr(reduction, _name, _value)
     os.register_at_fork(after_in_child=_give_back)

@@ -5,7 +5,6 @@ removes the name.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import sys
 from collections.abc import Callable
@@ -85,14 +84,7 @@ class Semaphore:
 
         Raises:
             SharedMemoryExhausted: the system has no room for another one.
-            OSError: this platform has no named semaphores (Windows).
         """
-        if sys.platform == "win32":
-            raise OSError(
-                errno.ENOTSUP,
-                "mpkit's queues, locks and pools need named semaphores, which Python does not offer on "
-                "Windows; use them under Linux, macOS or WSL",
-            )
         me = identity.current()
         # macOS allows 30 characters in all: the start time stays out of the name there and here.
         name = name or f"/{PREFIX}{kind[:1]}-{me.pid}-{os.urandom(6).hex()}"

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib.util
 import os
+import signal
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 
 import mpkit._platform
-from tests.helpers.processes import in_a_fork
+from tests.helpers.processes import in_a_fork, run_python
 
 
 def as_on(platform: str, name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -26,7 +28,7 @@ def as_on(platform: str, name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     assert spec.loader is not None
     module: ModuleType = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, full_name, module)
-    monkeypatch.setattr(mpkit._platform, name, module)
+    monkeypatch.setattr(mpkit._platform, name, module, raising=False)
     spec.loader.exec_module(module)
     return module
 
@@ -97,3 +99,93 @@ def test_a_file_that_is_closed_meanwhile_is_no_error(tmp_path: Path, monkeypatch
     os.close(fd)
     lock.release()
     assert "released" in repr(lock)
+
+
+def test_on_windows_signals_reach_only_whom_they_should(monkeypatch: pytest.MonkeyPatch) -> None:
+    identity = as_on("win32", "identity", monkeypatch)
+    families = as_on("win32", "families", monkeypatch)
+    me = identity.look(os.getpid())
+    sent: list[int] = []
+
+    def kill(pid: int, signum: int) -> None:
+        sent.append(signum)
+        raise OSError(errno.EINVAL, "The parameter is incorrect")  # there is no such process
+
+    monkeypatch.setattr(os, "kill", kill)
+    assert families.may_be_signalled(me)
+    assert sent == [], "0 is Ctrl-C there"
+    alive = iter([True, False])
+    monkeypatch.setattr(identity, "is_alive", lambda _: next(alive))
+    assert not families.send_signal(me, signal.SIGTERM)
+    assert sent == [signal.SIGTERM]
+
+
+def test_on_windows_a_child_is_known_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its identity `stop` finds no descendants."""
+    child_process = as_on("win32", "child_process", monkeypatch)
+    child = child_process.ChildProcess(start_method="spawn")
+    assert child_process.identity_of(child) is None
+    # As multiprocessing's own there.
+    vars(child)["_popen"] = SimpleNamespace(pid=os.getpid(), poll=lambda: 0, close=lambda: None)
+    assert child_process.identity_of(child).pid == os.getpid()
+    child.close()
+    assert child_process.identity_of(child) is None
+
+
+AS_ON_WINDOWS = """
+import importlib, mmap, os, pkgutil, select, signal, socket, sys, types
+from multiprocessing import context, reduction
+
+import _socket
+import mpkit
+
+def import_all():
+    for found in pkgutil.walk_packages(mpkit.__path__, "mpkit."):
+        if found.name != "mpkit.__main__":
+            importlib.import_module(found.name)
+
+# Once as here, for all that the standard library does with this system when it is imported.
+import_all()
+for name in [name for name in sys.modules if name.partition(".")[0] == "mpkit"]:
+    del sys.modules[name]
+for name in ("fcntl", "grp", "pwd", "resource", "termios"):
+    sys.modules[name] = None
+for name in ("forkserver", "popen_fork", "popen_forkserver", "popen_spawn_posix", "resource_tracker"):
+    sys.modules[f"multiprocessing.{name}"] = None
+sys.modules["msvcrt"] = types.ModuleType("msvcrt")
+there = {"SIGABRT", "SIGFPE", "SIGILL", "SIGINT", "SIGSEGV", "SIGTERM", "SIG_DFL", "SIG_IGN"}
+for module, lacks in (
+    (os, {"O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "WEXITED", "WNOHANG", "WNOWAIT", "fork", "geteuid"}),
+    (os, {"memfd_create", "pidfd_open", "posix_fallocate", "pread", "pwrite", "register_at_fork", "setsid"}),
+    (os, {"sched_yield", "set_blocking", "statvfs", "sysconf", "uname", "wait4", "waitid"}),
+    (signal, {name for name in dir(signal) if name.startswith("SIG") and name.isupper()} - there),
+    (signal, {"pause", "pidfd_send_signal", "pthread_sigmask", "setitimer"}),
+    (socket, {"AF_UNIX", "MSG_DONTWAIT", "MSG_NOSIGNAL"}),
+    (_socket, {"socketpair"}),
+    (select, {"epoll", "poll"}),
+    (mmap, {name for name in dir(mmap) if name.startswith(("MADV_", "MAP_", "PROT_"))}),
+    (reduction, {"DupFd", "recvfds", "sendfds"}),
+    (context, {name for name in dir(context) if name.startswith("Fork")}),
+):
+    for name in lacks & set(dir(module)):
+        delattr(module, name)
+os.name, sys.platform = "nt", "win32"
+
+import mpkit
+import_all()
+from mpkit import BoundedQueue, Lock, LockedCounter, TaskPool, WorkerProcess, compat
+for make in (lambda: TaskPool(context="spawn"), BoundedQueue, Lock, LockedCounter, compat.Lock, compat.Queue):
+    try:
+        make()
+    except OSError as error:
+        assert "Windows" in str(error), error
+    else:
+        raise AssertionError(make)
+print(WorkerProcess(target=print).state.value, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="hides what Windows lacks")
+def test_on_windows_all_can_be_imported_and_what_cannot_work_says_so() -> None:
+    assert run_python("-c", AS_ON_WINDOWS).stdout == "new\n"

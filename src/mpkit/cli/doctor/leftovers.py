@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mpkit._platform import identity
+from mpkit._platform.descriptors import is_ours
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._shm.names import SHM_DIRECTORY, temporary_directory
 from mpkit.introspect import _segments
@@ -102,6 +103,6 @@ def _examine(path: str) -> Leftover | None:
         status = Path(path).stat()
     except OSError:
         return None
-    if hasattr(os, "geteuid") and status.st_uid != os.geteuid():
+    if not is_ours(status):
         return None
     return Leftover(path, status.st_size, pid)
