@@ -18,14 +18,14 @@
 - `use_marks`: whether anybody has a file open
 - `memory`: resident memory, and whether the out-of-memory killer was at work
 - `cpu_time`: how much CPU time a process has used
-- `signals`: the names of signals
+- `signals`: the names of signals, and the one that ends a process
 - `handlers_at_work`: whether another process is still inside the handler of one
 - `interrupts`: keeping Ctrl-C away for a moment
 - `deferred_handlers`: keeping the handlers of other signals out of a fork
 - `anonymous`: files without a name
 - `positioned`: reading and writing at an offset
 - `file_maps`: mapping files
-- `descriptors`: whether one still is what it was
+- `descriptors`: whether one still is what it was, and whose a file is
 - `tracker`: the resource tracker of multiprocessing
 - `families`: the descendants of a process, and how to end them
 - `parent_watch`, `guardian`: how a child dies with its parent

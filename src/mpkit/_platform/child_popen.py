@@ -29,6 +29,7 @@ from mpkit._platform.identity import ProcessIdentity
 from mpkit._platform.interruptible_lock import InterruptibleLock
 from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._platform.readiness import wait_readable
+from mpkit._platform.signals import KILL
 from mpkit._platform.tracker_process import start_tracker
 
 __all__ = ["gives_way", "popen_class", "spawning"]
@@ -205,6 +206,8 @@ class _OwnChild(_ExactWaiting):
             self.sentinel = descriptor
 
     def _reap(self) -> None:
+        if sys.platform == "win32":
+            return  # no child is of this class there
         try:
             # A result that begins with pid 0 tells that it still runs.
             self._ended.extend(filter(_FIRST, map(os.wait4, (self.pid,), (os.WNOHANG,))))
@@ -224,7 +227,7 @@ class _OwnChild(_ExactWaiting):
             self.returncode = os.waitstatus_to_exitcode(status)
 
     def _peak(self, maxrss: int) -> int | None:
-        if self.method == "spawn":
+        if self.method == "spawn" and sys.platform != "win32":
             import resource  # noqa: PLC0415  POSIX only
 
             # Between fork and exec a spawned child shares our memory, and Linux counts that as its own.
@@ -236,7 +239,7 @@ class _OwnChild(_ExactWaiting):
     @override
     def _kill_at_once(self) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
+            os.kill(self.pid, KILL)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
 
@@ -310,7 +313,7 @@ class _ChildOfServer(_ExactWaiting):
     @override
     def _kill_at_once(self) -> None:
         # The server waits for it.
-        self._signal(signal.SIGKILL)
+        self._signal(KILL)
 
     def _wait_for_end(self, timeout: float | None) -> bool:
         if self._server_died and self._identity is not None:
@@ -333,6 +336,8 @@ class _ChildOfServer(_ExactWaiting):
 
 def _close_pipes_of_failed_fork(error: BaseException) -> None:
     """Close the pipes of a child for which the system had no process: multiprocessing forgets them."""
+    if sys.platform == "win32":
+        return
     from multiprocessing import popen_fork  # noqa: PLC0415  POSIX only
 
     launch: Any = vars(popen_fork.Popen)["_launch"]

@@ -211,7 +211,11 @@ def is_created_here(child: ChildProcess) -> bool:
 
 def identity_of(child: ChildProcess) -> ProcessIdentity | None:
     """Which process it is; None before the start, and if it had ended before it could be looked at."""
-    return getattr(vars(child).get("_popen"), "identity", None)
+    popen = vars(child).get("_popen")
+    if sys.platform == "win32":
+        # It is multiprocessing's own there. It has the process open, so the pid is nobody else's meanwhile.
+        return None if popen is None or is_closed(child) else identity.of(popen.pid)
+    return getattr(popen, "identity", None)
 
 
 def exit_code_of(child: ChildProcess) -> int | None:

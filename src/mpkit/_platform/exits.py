@@ -198,6 +198,7 @@ elif sys.platform == "darwin":
             )
 
         def close(self) -> None:
+            self._processes.clear()
             self._queue.close()
 
         def _control(self, pid: int, flags: int) -> bool:
@@ -216,10 +217,17 @@ else:
     class _Events:
         """No system event that we know of: `ExitWatcher` examines the pids."""
 
-        def add(self, process: ProcessIdentity) -> bool: ...
-        def discard(self, process: ProcessIdentity) -> None: ...
-        def wait(self, timeout: float | None, also: int | None) -> tuple[set[ProcessIdentity], bool]: ...
-        def close(self) -> None: ...
+        def add(self, process: ProcessIdentity) -> bool:  # noqa: ARG002  as above
+            return False
+
+        def discard(self, process: ProcessIdentity) -> None:
+            """Nothing is watched."""
+
+        def wait(self, timeout: float | None, also: int | None) -> tuple[set[ProcessIdentity], bool]:
+            return _sleep(timeout, also)
+
+        def close(self) -> None:
+            """Nothing was lent."""
 
     def _event_source() -> _Events | None:
-        return None
+        return _Events()

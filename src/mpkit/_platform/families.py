@@ -14,6 +14,7 @@ from mpkit._platform import deadlines, identity, stat_file
 from mpkit._platform.exits import ExitWatcher
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._platform.interrupts import deferred_interrupts
+from mpkit._platform.signals import KILL
 
 __all__ = [
     "HOUSEKEEPERS",
@@ -136,11 +137,14 @@ else:
         import psutil  # noqa: PLC0415  importing mpkit must not load it
 
         table: dict[int, tuple[int, ProcessIdentity]] = {}
-        for process in psutil.process_iter():
+        # Not by `process_iter`, which leaves out a process that has got the pid of one it knows.
+        for pid in psutil.pids():
             try:
-                if process.status() != psutil.STATUS_ZOMBIE:
-                    started = round(process.create_time() * 1_000_000)
-                    table[process.pid] = (process.ppid(), ProcessIdentity(process.pid, started))
+                process = psutil.Process(pid)
+                with process.oneshot():
+                    if process.status() != psutil.STATUS_ZOMBIE:
+                        found = ProcessIdentity(pid, identity.start_of(process))
+                        table[pid] = (process.ppid(), found)
             except psutil.Error:
                 continue  # ended meanwhile, or hidden from us
         return table
@@ -247,7 +251,7 @@ def has_children() -> bool:
     """Whether this process has children, at the price of one system call. Ended ones count until somebody has
     waited for them. False where the system cannot tell (Windows; macOS before Python 3.13).
     """
-    if not hasattr(os, "waitid"):
+    if sys.platform == "win32" or not hasattr(os, "waitid"):
         return False
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -330,7 +334,10 @@ def _send_by_pid(process: ProcessIdentity, signum: int) -> bool:
         return False
     try:
         os.kill(process.pid, signum)
-    except ProcessLookupError:
+    except OSError:
+        # What Windows says of one that has ended meanwhile depends on who else has it open.
+        if identity.is_alive(process):
+            raise
         return False
     return True
 
@@ -452,7 +459,7 @@ def _kill_all(targets: list[ProcessIdentity]) -> None:
     with deferred_interrupts():
         for process in sorted(targets, key=lambda process: process == me):
             try:
-                send_signal_if_allowed(process, signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
+                send_signal_if_allowed(process, KILL)
             except OSError as error:
                 # The others are stopped, too, and must not stay so.
                 failed = error
@@ -478,7 +485,12 @@ def send_signal_if_allowed(process: ProcessIdentity, signum: int) -> None:
 
 
 def may_be_signalled(process: ProcessIdentity) -> bool:
-    """Whether it belongs to this user; one that has ended does."""
+    """Whether it belongs to this user; one that has ended does. Not known on Windows: true.
+
+    (There, 0 is no question but Ctrl-C.)
+    """
+    if sys.platform == "win32":
+        return True
     try:
         send_signal(process, 0)
     except PermissionError:

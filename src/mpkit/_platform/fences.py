@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from typing import Final
 
@@ -10,12 +11,10 @@ __all__ = ["TOTAL_STORE_ORDER", "full_fence"]
 
 
 def _machine() -> str:
-    if hasattr(os, "uname"):
-        # All that `platform` knows here, without loading it in every worker.
-        return os.uname().machine
-    import platform  # noqa: PLC0415  Windows
-
-    return platform.machine()
+    if sys.platform == "win32":
+        return ""  # nothing that needs fences can be made there
+    # All that `platform` knows here, without loading it in every worker.
+    return os.uname().machine
 
 
 TOTAL_STORE_ORDER: Final = _machine().lower() in {

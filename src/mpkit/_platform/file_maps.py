@@ -15,7 +15,7 @@ from typing import Any, Final
 from mpkit._platform.identity import is_lack_of_means
 from mpkit._platform.positioned import read_at
 
-__all__ = ["MAP_HAS_DESCRIPTOR", "MOST_MAPS", "map_file", "map_privately", "map_read_only"]
+__all__ = ["MAP_HAS_DESCRIPTOR", "MOST_MAPS", "give_back", "map_file", "map_privately", "map_read_only"]
 
 #: Whether each mapping has a descriptor of its own, which nobody here needs.
 MAP_HAS_DESCRIPTOR: Final = sys.version_info < (3, 13)
@@ -78,3 +78,15 @@ else:
     def map_read_only(descriptor: int, size: int) -> mmap.mmap:
         """The same memory as everybody who maps the file has, which cannot be written to."""
         return mmap.mmap(descriptor, size, mmap.MAP_SHARED, mmap.PROT_READ, **_options)
+
+
+def give_back(mapped: mmap.mmap, offset: int, size: int) -> bool:
+    """Give pages of a shared file back to the system: they read as zeros then. False where they stay."""
+    if sys.platform != "linux":
+        return False
+    try:
+        mapped.madvise(mmap.MADV_REMOVE, offset, size)
+    except OSError:
+        # Not every file system can do it, nor who has locked all memory (mlockall).
+        return False
+    return True

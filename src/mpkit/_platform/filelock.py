@@ -4,6 +4,7 @@ behind.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import weakref
@@ -13,17 +14,43 @@ from typing import Final
 from mpkit._platform.forks import held_across_forks, in_forked_children
 from mpkit._platform.interruptible_lock import InterruptibleLock
 
-if sys.platform == "win32":
-    import msvcrt
-
-    _OPEN_DESCRIPTION: Final = None
-else:
+if sys.platform == "linux":
     import fcntl
     import struct
 
-    _OPEN_DESCRIPTION: Final = getattr(fcntl, "F_OFD_SETLK", None)
+    _HAS_OWN_LOCKS: Final = hasattr(fcntl, "F_OFD_SETLK")
     # struct flock on a 64-bit Linux: type, whence, start, length, pid (which must be 0 for this command).
     _FLOCK: Final = "hhqqi"
+
+    def _change_own(own: FileIO, *, lock: bool) -> None:
+        """Take or give back the lock of an open file description."""
+        kind = fcntl.F_WRLCK if lock else fcntl.F_UNLCK
+        fcntl.fcntl(own, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, kind, os.SEEK_SET, 0, 1, 0))
+
+else:
+    # Python may know them on macOS as well, where they are not documented.
+    _HAS_OWN_LOCKS: Final = False
+
+    def _change_own(own: FileIO, *, lock: bool) -> None:
+        """There are none here: `_open_again` opens nothing."""
+        raise AssertionError(own, lock)
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _change_record(fd: int, *, lock: bool) -> None:
+        """Take or give back the lock of this process."""
+        os.lseek(fd, 0, os.SEEK_SET)
+        msvcrt.locking(fd, msvcrt.LK_NBLCK if lock else msvcrt.LK_UNLCK, 1)
+
+else:
+    import fcntl
+
+    def _change_record(fd: int, *, lock: bool) -> None:
+        """Take or give back the lock of this process."""
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB if lock else fcntl.LOCK_UN, 1)
+
 
 # Plain references, which call nobody when their object goes: Ctrl-C in a call from there would be swallowed.
 #: What holds locks in this process, by descriptor: closed in a forked child.
@@ -68,24 +95,16 @@ class FileLock:
 
     def _take(self) -> bool:
         fd = self._fd
-        if sys.platform == "win32":
-            os.lseek(fd, 0, os.SEEK_SET)
-            try:
-                msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
-            except OSError:
-                self._fd = -1
-                return False
-            return True
         own = _opening.run(self._open_own)
         try:
             if own is not None:
-                fcntl.fcntl(own, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0))
+                _change_own(own, lock=True)
                 return True
             about = os.fstat(fd)
             if not _opening.run(self._enter, (about.st_dev, about.st_ino)):
                 return False
             try:
-                fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
+                _change_record(fd, lock=True)
             except OSError:
                 self._forget_thread()
                 raise
@@ -114,21 +133,19 @@ class FileLock:
             # Closing is for once, whatever comes in between.
             try:
                 if not file.closed:
-                    fcntl.fcntl(
-                        file, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_UNLCK, os.SEEK_SET, 0, 1, 0)
-                    )
+                    _change_own(file, lock=False)
                     _held.pop(file.fileno(), None)
             finally:
                 file.close()
-        elif fd >= 0:
-            if sys.platform == "win32":
-                os.lseek(fd, 0, os.SEEK_SET)
-                msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
-            elif self._is_known():
-                try:
-                    fcntl.lockf(fd, fcntl.LOCK_UN, 1)
-                finally:
-                    self._forget_thread()
+        elif fd >= 0 and self._is_known():
+            try:
+                _change_record(fd, lock=False)
+            except OSError as error:
+                # Another thread has closed the file meanwhile, and that gives it back.
+                if error.errno != errno.EBADF:
+                    raise
+            finally:
+                self._forget_thread()
         self._fd = -1
 
     def _is_known(self) -> bool:
@@ -139,7 +156,7 @@ class FileLock:
             if holder() is self:
                 _threads.pop(key, None)
 
-    if _OPEN_DESCRIPTION is None:
+    if not _HAS_OWN_LOCKS:
 
         def __del__(self) -> None:
             # Elsewhere the file object does it, without Python code that Ctrl-C would be lost in.
@@ -152,7 +169,7 @@ class FileLock:
 
 def _open_again(fd: int) -> FileIO | None:
     """A new open file description of the same file, which may have no name any more."""
-    if sys.platform != "linux" or _OPEN_DESCRIPTION is None:
+    if not _HAS_OWN_LOCKS:
         return None
     try:
         # An object that closes itself if nobody gets it.

@@ -79,6 +79,8 @@ def start_fork_server(modules: Sequence[str]) -> None:
 
 
 def _ensure_running(server: Any, modules: Sequence[str]) -> None:  # noqa: ANN401
+    if sys.platform == "win32":
+        return  # there is none
     before: list[str] = server._preload_modules
     with_ours = [*before, *modules]
     is_blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())

@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 from typing import Final, Protocol
 
 from mpkit._platform import families
@@ -140,6 +141,8 @@ def main(descriptor: int) -> None:
     Args:
         descriptor: Our end of the socket pair.
     """
+    if sys.platform == "win32":
+        return  # nobody starts one there
     import resource  # noqa: PLC0415  POSIX only, as all of this function is
 
     for name in IGNORED:

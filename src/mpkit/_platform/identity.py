@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mpkit._platform import stat_file
 from mpkit._platform.forks import in_forked_children
@@ -62,12 +62,26 @@ else:
 
         try:
             process = psutil.Process(pid)
-            return round(process.create_time() * 1_000_000), process.status() != psutil.STATUS_ZOMBIE
+            return start_of(process), process.status() != psutil.STATUS_ZOMBIE
         except psutil.AccessDenied:
             raise PermissionError(pid) from None
         except psutil.NoSuchProcess:
             # ZombieProcess is one as well.
             return None
+
+    def start_of(process: Any) -> int:  # noqa: ANN401  psutil's inside, which its stub does not know
+        """When the process that a `psutil.Process` stands for started, as all processes are told it.
+
+        Not by its own `create_time`, which on macOS (psutil 7.1 and later) follows the clock when that is
+        set: by how much, depends on the moment at which psutil was imported. Two processes would not agree
+        about a third.
+        """
+        try:
+            seconds: float = process._proc.create_time(monotonic=True)
+        except TypeError:
+            # Windows, and before 7.1: it does not follow the clock.
+            seconds = process._proc.create_time()
+        return round(seconds * 1_000_000)
 
 
 _current: ProcessIdentity | None = None
@@ -143,6 +157,8 @@ def is_alive(identity: ProcessIdentity) -> bool:
 
 def _is_anybody(pid: int) -> bool:
     """Whether some process has this pid and has not ended, as far as that can be told with nothing opened."""
+    if sys.platform == "win32":
+        return True  # nothing can be told
     if hasattr(os, "waitid"):
         # It stays for whoever waits for it.
         with contextlib.suppress(ChildProcessError):

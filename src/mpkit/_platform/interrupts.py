@@ -141,7 +141,7 @@ def without_interrupts() -> Generator[None]:
     A thread should never get it: the signal has to wake the main thread. A process of ours would die of it
     with a traceback before it has its own handler in place.
     """
-    if not hasattr(signal, "pthread_sigmask"):
+    if sys.platform == "win32":
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

@@ -58,14 +58,14 @@ def oom_killed_since(before: int | None) -> bool:
 @functools.cache
 def _counter(root: str) -> str | None:
     """The file with the narrowest count. A process seldom changes its group; this stays a count then."""
-    if sys.platform != "linux":
-        return None
-    candidates = [
-        os.path.join(directories[0], "memory.events" if version == 2 else "memory.oom_control")
-        for version, directories in hierarchies("memory", root)
-        if len(directories) > 1  # the root group does not count in version 2
-    ]
-    candidates.append(os.path.join(root, "proc/vmstat"))
+    candidates: list[str] = []
+    if sys.platform == "linux":
+        candidates += [
+            os.path.join(directories[0], "memory.events" if version == 2 else "memory.oom_control")
+            for version, directories in hierarchies("memory", root)
+            if len(directories) > 1  # the root group does not count in version 2
+        ]
+        candidates.append(os.path.join(root, "proc/vmstat"))
     return next((path for path in candidates if _count_in(path) is not None), None)
 
 

@@ -27,7 +27,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 from mpkit._platform import families, guardian, identity, seam
@@ -157,7 +157,7 @@ class _Line:
     def _on_the_line(self, use: Callable[[seam.PlainSocket], object]) -> object | None:
         """Do this with the line, and return what it returns; None if there is no line."""
         descriptor = self._descriptor
-        if descriptor is None or not self._is_ours(descriptor):
+        if sys.platform == "win32" or descriptor is None or not self._is_ours(descriptor):
             return None
         # Interrupted before it has let go of the line, the socket would close it.
         with deferred_interrupts():
@@ -192,12 +192,17 @@ class _Line:
         return is_still(descriptor, self._socket)
 
     def _start(self, executable: str) -> None:
+        if sys.platform == "win32":
+            return
         ours, theirs = seam.plain_socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with closing(theirs):
             for end in (ours, theirs):
                 # Where the program has set a time limit for its own sockets, these would not block; the
                 # guardian, which inherits one, is to read from a plain one.
                 end.settimeout(None)
+            if sys.platform == "darwin":
+                # There no flag of a call keeps SIGPIPE away.
+                ours.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_NOSIGPIPE", 0x1022), 1)
             # Isolated, and without `site` where psutil is not needed (its start takes longer than all the
             # rest).
             options = ["-I", "-S"] if sys.platform == "linux" else ["-I"]
@@ -217,15 +222,10 @@ class _Line:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
         gone, self.guardian_pid = self.guardian_pid, pid
         if gone is not None:
-            _reap(gone)
+            # Somebody who waits for any child may have reaped it.
+            with suppress(ChildProcessError):
+                os.waitpid(gone, os.WNOHANG)
         self.adopt(ours.detach())
-
-
-def _reap(pid: int) -> None:
-    try:
-        os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:
-        return  # somebody who waits for any child has reaped it
 
 
 _GUARDIAN = os.path.abspath(guardian.__file__)

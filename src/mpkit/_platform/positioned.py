@@ -27,6 +27,18 @@ if sys.platform == "win32":
             os.lseek(descriptor, at, os.SEEK_SET)
             return os.read(descriptor, size)
 
-else:
+elif sys.platform == "linux":
     write_at = os.pwrite
     read_at = os.pread
+
+else:
+    # macOS refuses 2 GiB, which Linux cuts off.
+    _MOST_AT_ONCE = 1 << 30
+
+    def write_at(descriptor: int, data: bytes | memoryview, at: int) -> int:
+        """Write what one call of the system takes, and return how many bytes that were."""
+        return os.pwrite(descriptor, memoryview(data)[:_MOST_AT_ONCE], at)
+
+    def read_at(descriptor: int, size: int, at: int) -> bytes:
+        """Read up to `size` bytes; none at the end of the file."""
+        return os.pread(descriptor, min(size, _MOST_AT_ONCE), at)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import sys
 
-__all__ = ["LONGEST_WAIT_S", "read_available", "wait_readable"]
+__all__ = ["LONGEST_WAIT_S", "never_wait", "read_available", "wait_readable"]
 
 LONGEST_WAIT_S = 86_400.0
 """A wait is cut off here. The system counts milliseconds in 32 bits, so no wait may last a month."""
 
-if hasattr(select, "poll"):
+# (Libraries of greenlets take it away.)
+if sys.platform != "win32" and hasattr(select, "poll"):
 
     def wait_readable(descriptor: int, timeout: float | None) -> bool:
         """Wait until `descriptor` is readable (or its other end is closed), and say whether it is.
@@ -38,11 +40,17 @@ else:
         )
 
 
+def never_wait(descriptor: int) -> None:
+    """Have reading and writing raise BlockingIOError where they would wait (not on Windows)."""
+    if sys.platform != "win32":
+        os.set_blocking(descriptor, False)
+
+
 def read_available(descriptor: int) -> bytes:
     """All that is in a pipe now; nothing where it is empty or has no writer left. Never waits.
 
     Args:
-        descriptor: Its reading end, which does not block (`os.set_blocking`).
+        descriptor: Its reading end, which has been told to `never_wait`.
     """
     found = b""
     with contextlib.suppress(BlockingIOError):

@@ -344,7 +344,7 @@ def pass_descriptor(descriptor: int) -> PassedDescriptor:
     Raises:
         RuntimeError: If this thread is not starting a child: to a stranger a descriptor means nothing.
     """
-    if not spawning():
+    if sys.platform == "win32" or not spawning():
         raise RuntimeError(
             "a file descriptor can be sent to another process only while a child is being started"
         )

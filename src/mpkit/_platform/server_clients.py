@@ -5,16 +5,22 @@ multiprocessing would end with a traceback, and with it the exit codes of all it
 started them: before Python 3.14 in any case, since then if the client has not read all that it was sent. It
 passes over connections that were aborted, so this counts as one. (See `seam.start_fork_server` for who
 imports this module.) Its children have multiprocessing as it is.
+
+On macOS it acknowledges what it has been sent, which fails if the client has gone meanwhile. Then it goes on
+as it would elsewhere: else it would keep the descriptors, and one of them would keep it from ever ending.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import socket
+import sys
 from collections.abc import Callable
 from multiprocessing import connection, reduction
 from types import ModuleType
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 __all__: list[str] = []
 
@@ -27,7 +33,7 @@ _ASKED: list[tuple[ModuleType, str]] = [
     (connection, "answer_challenge"),
     (reduction, "recvfds"),
 ]
-_originals: list[tuple[ModuleType, str, Callable[..., Any]]] = []
+_originals: list[tuple[ModuleType, str, object]] = []
 
 
 def _bearing(function: Callable[P, R]) -> Callable[P, R]:
@@ -40,13 +46,31 @@ def _bearing(function: Callable[P, R]) -> Callable[P, R]:
     return ask
 
 
+def _acknowledging(receive: Callable[[socket.socket, int], list[int]]) -> Callable[..., list[int]]:
+    def receive_and_tell(connected: socket.socket, size: int) -> list[int]:
+        descriptors = receive(connected, size)
+        with contextlib.suppress(ConnectionError):
+            connected.send(b"A")
+        return descriptors
+
+    return receive_and_tell
+
+
 def _give_back() -> None:
     for module, name, original in _originals:
         setattr(module, name, original)
     _originals.clear()
 
 
-for _module, _name in _ASKED:
-    _originals.append((_module, _name, vars(_module)[_name]))
-    setattr(_module, _name, _bearing(vars(_module)[_name]))
-os.register_at_fork(after_in_child=_give_back)
+if sys.platform != "win32":
+    for _module, _name in _ASKED:
+        _originals.append((_module, _name, vars(_module)[_name]))
+        setattr(_module, _name, _bearing(vars(_module)[_name]))
+    if getattr(reduction, "ACKNOWLEDGE", False):
+        _originals.append((reduction, "ACKNOWLEDGE", True))
+        for _name, _value in (
+            ("ACKNOWLEDGE", False),
+            ("recvfds", _acknowledging(vars(reduction)["recvfds"])),
+        ):
+            setattr(reduction, _name, _value)
+    os.register_at_fork(after_in_child=_give_back)

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 __all__: list[str] = []
 
 _is_server = True
 
+if sys.platform != "win32":
 
-def _unblock() -> None:
-    global _is_server
-    # Children of the children have the mask of their own parent, as ever.
-    if _is_server:
-        _is_server = False
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    def _unblock() -> None:
+        global _is_server
+        # Children of the children have the mask of their own parent, as ever.
+        if _is_server:
+            _is_server = False
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
-
-os.register_at_fork(after_in_child=_unblock)
+    os.register_at_fork(after_in_child=_unblock)

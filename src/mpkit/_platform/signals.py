@@ -1,10 +1,19 @@
-"""The names of signals."""
+"""The names of signals, and the one that ends a process."""
 
 from __future__ import annotations
 
 import signal
+import sys
+from typing import Final
 
-__all__ = ["signal_name"]
+__all__ = ["KILL", "signal_name"]
+
+if sys.platform == "win32":
+    KILL: Final = signal.SIGTERM
+    """What ends a process at once: there it does."""
+else:
+    KILL: Final = signal.SIGKILL
+    """What ends a process at once."""
 
 
 def signal_name(exitcode: int | None) -> str | None:

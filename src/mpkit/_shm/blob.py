@@ -18,9 +18,6 @@ from mpkit._shm.segment import create_file
 
 __all__ = ["Blob"]
 
-#: The most that one call writes: macOS refuses 2 GiB, Linux cuts them off.
-_MOST_AT_ONCE = 1 << 30
-
 # Bound early: a module's globals may be gone when the last objects are.
 _is_finalizing = sys.is_finalizing
 
@@ -96,4 +93,4 @@ def _write(fd: int, at: int, piece: bytes | memoryview) -> None:
     with memoryview(piece) as view:
         done = 0
         while done < view.nbytes:
-            done += write_at(fd, view[done : done + _MOST_AT_ONCE], at + done)
+            done += write_at(fd, view[done:], at + done)

@@ -136,6 +136,17 @@ def is_fall_back(name: str) -> bool:
     return os.path.dirname(name) != SHM_DIRECTORY
 
 
+def temporary_directory() -> str:
+    """Where a segment lies for which there is no room, or no such directory, in shared memory.
+
+    By its real name, as the system tells it to those who ask who has the file open: on macOS it lies behind a
+    link.
+    """
+    import tempfile  # noqa: PLC0415  it loads a dozen modules, and most processes only attach
+
+    return os.path.realpath(tempfile.gettempdir())
+
+
 def let_go(name: str, about: str, in_use: InUse | None) -> None:
     """The owner's object is gone: remove `name` now, or later when somebody may still need it.
 

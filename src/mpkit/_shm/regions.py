@@ -48,7 +48,7 @@ from typing import TypeAlias
 
 from mpkit._platform import identity
 from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
-from mpkit._platform.file_maps import MAP_HAS_DESCRIPTOR, map_file
+from mpkit._platform.file_maps import MAP_HAS_DESCRIPTOR, give_back, map_file
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._shm.borrowers import Borrowers
 from mpkit._shm.places import offset_of, place_at, size_of
@@ -452,15 +452,8 @@ class Regions:
         # The state first: a kill in between leaves pages that are reserved once more, which is harmless.
         self.words[at] = DROPPED
         size = size_of(self.words[at + _PLACE])
-        remove = getattr(mmap, "MADV_REMOVE", None)
-        if remove is None or size <= PAGE:
-            return 0
-        mapped = self.map(number)
         # All but the first page: whoever looks at an old ring without a lock reads its head and tail there.
-        try:
-            mapped.madvise(remove, PAGE, size - PAGE)
-        except OSError:
-            # Not every file system can do it, nor who has locked all memory (mlockall). They just stay.
+        if size <= PAGE or not give_back(self.map(number), PAGE, size - PAGE):
             return 0
         return size - PAGE
 

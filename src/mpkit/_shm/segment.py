@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
 from mpkit._platform import identity, use_marks
+from mpkit._platform.descriptors import is_ours
 from mpkit._platform.file_maps import map_file
 from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._platform.positioned import write_at
@@ -208,7 +209,14 @@ def create_file(kind: str, size: int, make: Callable[[str, int], T]) -> T:
     Raises:
         SharedMemoryExhausted: neither directory has the room, or this process may not open or map more.
             Nothing is left behind, as after any exception of `make`.
+        OSError: this is Windows, where the semaphores that go with the file could not be made.
     """
+    if sys.platform == "win32":
+        raise OSError(
+            errno.ENOTSUP,
+            "mpkit's queues, locks and pools need named semaphores, which Python does not offer on "
+            "Windows; use them under Linux, macOS or WSL",
+        )
     me = identity.current()
     base = f"{PREFIX}{kind}-{me.pid}-{me.started}-{os.urandom(8).hex()}"
     failure: OSError | None = None
@@ -275,7 +283,7 @@ def check_private(name: str, status: os.stat_result) -> None:
     """Refuse a file that another user owns or can write to: what lies in it is going to be unpickled."""
     if not stat.S_ISREG(status.st_mode):
         raise PermissionError(errno.EPERM, "not a regular file", name)
-    if hasattr(os, "geteuid") and (status.st_uid != os.geteuid() or status.st_mode & 0o077):
+    if not is_ours(status) or status.st_mode & 0o077:
         raise PermissionError(
             errno.EPERM,
             f"belongs to user {status.st_uid} with mode {stat.S_IMODE(status.st_mode):o}; mpkit opens its "
@@ -345,11 +353,5 @@ def round_up(value: int, unit: int) -> int:
 
 def _directories() -> list[str]:
     # tmpfs first: its pages never travel to a disk.
-    fall_back = _temporary_directory()
+    fall_back = names.temporary_directory()
     return [SHM_DIRECTORY, fall_back] if os.path.isdir(SHM_DIRECTORY) else [fall_back]
-
-
-def _temporary_directory() -> str:
-    import tempfile  # noqa: PLC0415  it loads a dozen modules, and most processes only attach
-
-    return tempfile.gettempdir()

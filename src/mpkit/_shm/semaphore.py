@@ -5,7 +5,6 @@ removes the name.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import sys
 from collections.abc import Callable
@@ -37,8 +36,8 @@ def _forget_after_fork() -> None:
 
 
 def _private_name(process: ProcessIdentity, ending: str = "") -> str:
-    # macOS allows 31 characters.
-    return f"/{PREFIX}t-{process.pid}-{ending or process.started}"
+    # macOS allows 30 characters, and has start times of 16 digits: hence in hexadecimal.
+    return f"/{PREFIX}t-{process.pid}-{ending or format(process.started, 'x')}"
 
 
 def forget_private_of(process: ProcessIdentity) -> None:
@@ -85,16 +84,9 @@ class Semaphore:
 
         Raises:
             SharedMemoryExhausted: the system has no room for another one.
-            OSError: this platform has no named semaphores (Windows).
         """
-        if sys.platform == "win32":
-            raise OSError(
-                errno.ENOTSUP,
-                "mpkit's queues, locks and pools need named semaphores, which Python does not offer on "
-                "Windows; use them under Linux, macOS or WSL",
-            )
         me = identity.current()
-        # macOS allows 31 characters in all: the start time stays out of the name there and here.
+        # macOS allows 30 characters in all: the start time stays out of the name there and here.
         name = name or f"/{PREFIX}{kind[:1]}-{me.pid}-{os.urandom(6).hex()}"
         with deferred_interrupts():
             # First: whenever a kill comes, the resource tracker knows the name.

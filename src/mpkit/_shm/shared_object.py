@@ -573,7 +573,7 @@ def _others(rows: Rows) -> bool:
 
 
 def _semaphore_name(segment_name: str, number: int) -> str:
-    """Derived from the file's name, so that a handle is one name; macOS allows 31 characters."""
+    """Derived from the file's name, so that a handle is one name; macOS allows 30 characters."""
     _, kind, pid, _, random = os.path.basename(segment_name).split("-")
     return f"/mpkit-{kind[0]}-{pid}-{random[:10]}-{number}"
 

@@ -30,6 +30,7 @@ import time
 from typing import Final
 
 from mpkit._platform import identity
+from mpkit._platform.descriptors import is_ours
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._platform.use_marks import nobody_uses
 from mpkit._shm.names import PREFIX
@@ -64,9 +65,6 @@ def remove_abandoned(directory: str) -> list[str]:
     Blocking: a look at each name in the directory, once; microseconds for each file of mpkit's.
     """
     removed: list[str] = []
-    # On Windows an open file cannot be removed, and a segment is always open somewhere.
-    if sys.platform == "win32":
-        return removed
     with contextlib.suppress(OSError), os.scandir(directory) as entries:
         for entry in entries:
             # OSError: gone, or not ours to look at.
@@ -90,13 +88,13 @@ def _looks_abandoned(entry: os.DirEntry[str]) -> bool:
 
 def _is_our_old_file(status: os.stat_result) -> bool:
     return (
-        stat.S_ISREG(status.st_mode)
-        and status.st_uid == os.geteuid()
-        and time.time() - status.st_mtime > YOUNGEST_SECONDS
+        stat.S_ISREG(status.st_mode) and is_ours(status) and time.time() - status.st_mtime > YOUNGEST_SECONDS
     )
 
 
 def _remove_if_unused(path: str) -> bool:
+    if sys.platform == "win32":
+        return False  # there an open file cannot be removed
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         # Once more, of what is open now: a name can be given to another file at any time.

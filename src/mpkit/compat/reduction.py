@@ -6,7 +6,6 @@ import multiprocessing.reduction
 import sys
 from multiprocessing.reduction import (
     AbstractReducer,
-    DupFd,
     ForkingPickler,
     dump,
     recv_handle,
@@ -16,13 +15,17 @@ from multiprocessing.reduction import (
 
 __all__ = [
     "AbstractReducer",
-    "DupFd",
     "ForkingPickler",
     "dump",
     "recv_handle",
     "register",
     "send_handle",
 ]
+
+if sys.platform != "win32":
+    from multiprocessing.reduction import DupFd
+
+    __all__ += ["DupFd"]
 
 # The very module, so that all that is in it is here as well.
 sys.modules[__name__] = multiprocessing.reduction

@@ -182,5 +182,7 @@ def _open_files(process: psutil.Process) -> int:
     return process.num_fds()
 
 
-def _affinity(process: psutil.Process) -> tuple[int, ...]:
+def _affinity(process: psutil.Process) -> tuple[int, ...] | None:
+    if sys.platform == "darwin":
+        return None
     return tuple(process.cpu_affinity() or ())

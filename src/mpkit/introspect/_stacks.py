@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 _QUIET_SECONDS = 0.02
 _ANSWER_SECONDS = 2.0
 
+_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+
 
 class FoundWorker(NamedTuple):
     """A worker and what its status row says."""
@@ -116,7 +118,7 @@ def _asked(worker: FoundWorker, pipes: list[int]) -> _Asked | ProcessGone | Acce
     if number is None:
         return None
     try:
-        pipe = os.open(f"/proc/{pid}/fd/{number}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        pipe = os.open(f"/proc/{pid}/fd/{number}", _OPEN_FLAGS)
     except (FileNotFoundError, ProcessLookupError):
         return ProcessGone(pid=pid)
     except PermissionError:

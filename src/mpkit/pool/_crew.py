@@ -9,7 +9,7 @@ two attempts lies a growing pause.
 from __future__ import annotations
 
 import errno
-import os
+import sys
 import time
 from enum import Enum, auto
 from multiprocessing.connection import Connection
@@ -18,6 +18,7 @@ from mpkit._platform import identity, memory, seam
 from mpkit._platform.forks import in_forked_children
 from mpkit._platform.interrupts import without_interrupts
 from mpkit._platform.parent_watch import ParentLink
+from mpkit._platform.readiness import never_wait
 from mpkit._platform.signals import signal_name
 from mpkit.errors import PoolBroken
 from mpkit.pool import _worker as worker
@@ -111,9 +112,9 @@ class Crew:
         reader: Connection | None = None
         writer: Connection | None = None
         try:
-            if os.name == "posix":
+            if sys.platform != "win32":
                 reader, writer = options.context.Pipe(duplex=False)
-                os.set_blocking(reader.fileno(), False)
+                never_wait(reader.fileno())
             self._next_key += 1
             key = self._next_key
             board = self._board

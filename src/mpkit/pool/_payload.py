@@ -238,12 +238,10 @@ def sweep(worker: ProcessIdentity | None) -> None:
     if worker is None or sys.platform == "win32":
         return
     start = f"{PREFIX}{_KIND}-{worker.pid}-{worker.started}-"
-    import tempfile  # noqa: PLC0415  it loads a dozen modules, and workers never come here
-
     directories = [SHM_DIRECTORY]
     # There may be none, or no descriptor left to look for it with.
     with contextlib.suppress(OSError):
-        directories.append(tempfile.gettempdir())
+        directories.append(names.temporary_directory())
     for directory in directories:
         with contextlib.suppress(OSError):
             for entry in os.listdir(directory):

@@ -8,9 +8,9 @@ import sys
 if sys.platform == "linux":
     #: A real-time signal, because SIGUSR1 and SIGUSR2 belong to the application.
     STACK_SIGNAL: int | None = signal.SIGRTMAX - 5
-elif hasattr(signal, "SIGUSR2"):
-    STACK_SIGNAL = signal.SIGUSR2
+elif sys.platform == "win32":
+    STACK_SIGNAL: int | None = None
 else:
-    STACK_SIGNAL = None
+    STACK_SIGNAL: int | None = signal.SIGUSR2
 
 __all__ = ["STACK_SIGNAL"]

@@ -17,7 +17,7 @@ from typing import Protocol
 from mpkit._platform.deadlines import NEVER
 from mpkit._platform.exits import ExitWatcher
 from mpkit._platform.identity import ProcessIdentity
-from mpkit._platform.readiness import read_available
+from mpkit._platform.readiness import never_wait, read_available
 from mpkit.errors import MpkitError, PoolBroken
 from mpkit.pool._lane import Lane
 from mpkit.pool._limits import Limits
@@ -79,8 +79,8 @@ class Supervisor:
         # Who is just writing into it, and whether it may be written into.
         self._poking: list[None] = []
         self._pokable = True
-        os.set_blocking(self._poke_reader, False)
-        os.set_blocking(self._poke_writer, False)
+        never_wait(self._poke_reader)
+        never_wait(self._poke_writer)
         self._requests: deque[Callable[[], None]] = deque()
         self._thread = threading.Thread(target=self._run, name=f"{name}-supervisor", daemon=True)
         #: When it looks next without being poked (monotonic).

@@ -12,6 +12,7 @@ import contextlib
 import faulthandler
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -23,6 +24,7 @@ from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._platform.forks import in_forked_children
 from mpkit._platform.hints import override
 from mpkit._platform.parent_watch import ParentLink
+from mpkit._platform.readiness import never_wait
 from mpkit._wire import codec, failure
 from mpkit._wire.codec import Pickler
 from mpkit.errors import SerializationError
@@ -166,13 +168,13 @@ class _Worker:
             signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, self._on_interrupt)
-        if hasattr(signal, "pthread_sigmask"):
+        if sys.platform != "win32":
             # Whoever started this process may have blocked them.
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
         pipe = self.plan.stack_pipe
         if pipe is not None:
             # Not blocking: a stack that does not fit into the pipe is cut off, and never stops the worker.
-            os.set_blocking(pipe.fileno(), False)
+            never_wait(pipe.fileno())
             self._reports_to_stderr = faulthandler.is_enabled()
             faulthandler.enable(pipe.fileno(), all_threads=True)
             if STACK_SIGNAL is not None and hasattr(faulthandler, "register"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import sys
 from pathlib import Path
@@ -51,6 +52,20 @@ def test_a_file_of_a_living_process_is_not(folder: Path) -> None:
     put(folder, f"mpkit-pool-{me.pid}-{me.started}-0123456789abcdef")
     put(folder, f"sem.mpkit-p-{me.pid}-0123456789ab")
     assert leftovers.find() == []
+
+
+def test_behind_a_link_a_file_that_somebody_has_open_is_not(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On macOS the temporary directory always lies behind one."""
+    link = folder / "link"
+    link.symlink_to(folder)
+    monkeypatch.setattr("tempfile.tempdir", str(link))
+    monkeypatch.setattr(leftovers, "SHM_DIRECTORY", "/nowhere")
+    path = put(folder, f"mpkit-queue-{NOBODY}-1-0123456789abcdef")
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 100):
+        assert leftovers.find() == []
+    assert [left.path for left in leftovers.find()] == [str(path)]
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import errno
 import gc
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 
+from mpkit import Lock
+from mpkit._platform import identity, seam
+from mpkit._platform.identity import ProcessIdentity
 from mpkit._shm import names
 from mpkit._shm.semaphore import MAX_VALUE, Semaphore
 from mpkit.errors import HandleLost, SharedMemoryExhausted
@@ -30,7 +35,6 @@ def test_names_go_with_their_creator() -> None:
     made = Semaphore.create(0, MAX_VALUE, kind="test")
     name = made.name
     assert name in names.owned_names()
-    assert len(name) <= 31, "the most that macOS takes"
     other = Semaphore.attach(name, MAX_VALUE)
     other.close()
     other.unlink()
@@ -42,6 +46,25 @@ def test_names_go_with_their_creator() -> None:
         Semaphore.attach(name, MAX_VALUE)
     other.release()
     assert made.acquire(False), "those who have it open keep it"
+
+
+@pytest.mark.parametrize("make", [Semaphore.private, partial(Semaphore.create, 0, 1, kind="test"), Lock])
+def test_names_are_as_short_as_macos_wants_them(
+    make: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PSEMNAMLEN counts the zero at the end. There pids have five digits, and starts are microseconds."""
+    made: list[str] = []
+
+    def sem_lock(kind: int, value: int, maxvalue: int, name: str, unlink: bool) -> None:
+        made.append(name)
+        raise OSError(errno.ENOSPC, "enough seen")
+
+    monkeypatch.setattr(identity, "current", lambda: ProcessIdentity(99_998, 1_796_014_441_441_516))
+    monkeypatch.setattr(seam, "SemLock", sem_lock)
+    with pytest.raises(SharedMemoryExhausted):
+        make()
+    assert made
+    assert max(map(len, made)) <= 30, made
 
 
 def test_a_dropped_semaphore_goes() -> None:

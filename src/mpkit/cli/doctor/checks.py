@@ -83,7 +83,7 @@ def start_methods() -> Iterator[Finding]:
 
 def shared_memory() -> Iterator[Finding]:
     """Whether there is shared memory, and how much."""
-    if os.path.isdir(SHM_DIRECTORY):
+    if sys.platform != "win32" and os.path.isdir(SHM_DIRECTORY):
         space = os.statvfs(SHM_DIRECTORY)
         total, free = space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize
         detail = f"{_text.size(free)} free of {_text.size(total)}"

@@ -15,14 +15,14 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mpkit._platform import identity
+from mpkit._platform.descriptors import is_ours
 from mpkit._platform.identity import ProcessIdentity
-from mpkit._shm.segment import SHM_DIRECTORY
+from mpkit._shm.names import SHM_DIRECTORY, temporary_directory
 from mpkit.introspect import _segments
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def find() -> list[Leftover]:
     in_use = _segments.users()
     return [
         left
-        for folder in dict.fromkeys((SHM_DIRECTORY, tempfile.gettempdir()))
+        for folder in dict.fromkeys((SHM_DIRECTORY, temporary_directory()))
         for path in sorted(_ours(folder))
         if path not in in_use and (left := _examine(path)) is not None
     ]
@@ -103,6 +103,6 @@ def _examine(path: str) -> Leftover | None:
         status = Path(path).stat()
     except OSError:
         return None
-    if hasattr(os, "geteuid") and status.st_uid != os.geteuid():
+    if not is_ours(status):
         return None
     return Leftover(path, status.st_size, pid)

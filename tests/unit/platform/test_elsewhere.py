@@ -1,0 +1,191 @@
+"""The parts of `mpkit._platform` for other systems than this one, as far as they can be run here."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import importlib.util
+import os
+import signal
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+
+import mpkit._platform
+from tests.helpers.processes import in_a_fork, run_python
+
+
+def as_on(platform: str, name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A module of `mpkit._platform` as it is on another system; others that are loaded so find it."""
+    monkeypatch.setattr(sys, "platform", platform)
+    full_name = f"mpkit._platform.{name}"
+    spec = importlib.util.find_spec(full_name)
+    assert spec is not None
+    assert spec.loader is not None
+    module: ModuleType = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, full_name, module)
+    monkeypatch.setattr(mpkit._platform, name, module, raising=False)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_setting_the_clock_makes_nobody_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    identity = as_on("darwin", "identity", monkeypatch)
+    me = identity.look(os.getpid())
+    told = psutil.Process.create_time
+    # As for a process that has imported psutil before that.
+    monkeypatch.setattr(psutil.Process, "create_time", lambda process: told(process) + 9.0)
+    assert identity.is_alive(me)
+    assert not identity.is_alive(me._replace(started=me.started + 1))
+
+
+def test_a_process_with_the_pid_of_an_earlier_one_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    identity = as_on("darwin", "identity", monkeypatch)
+    families = as_on("darwin", "families", monkeypatch)
+    me = identity.look(os.getpid())
+    # psutil remembers the processes that it has seen.
+    earlier = {process.pid: process for process in psutil.process_iter()}[os.getpid()]
+    monkeypatch.setattr(earlier, "_ident", (earlier.pid, 0.0))
+    assert families._parents()[os.getpid()] == (os.getppid(), me)
+
+
+def test_a_lock_that_nobody_has_any_more_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filelock = as_on("darwin", "filelock", monkeypatch)
+    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    try:
+        lock = filelock.FileLock.try_acquire(fd)
+        assert in_a_fork(lambda: filelock.FileLock.try_acquire(fd) is None)
+        del lock
+        gc.collect()
+        assert in_a_fork(lambda: filelock.FileLock.try_acquire(fd) is not None)
+    finally:
+        os.close(fd)
+
+
+def test_more_is_read_and_written_than_macos_takes_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a file without a name: the result of a process may have more than 2 GiB."""
+    positioned = as_on("darwin", "positioned", monkeypatch)
+    anonymous = as_on("darwin", "anonymous", monkeypatch)
+    write, read = os.pwrite, os.pread
+    monkeypatch.setattr(positioned, "_MOST_AT_ONCE", 1000, raising=False)
+
+    def pwrite(descriptor: int, data: memoryview, at: int) -> int:
+        assert len(data) <= 1000
+        return write(descriptor, data, at)
+
+    def pread(descriptor: int, size: int, at: int) -> bytes:
+        assert size <= 1000
+        return read(descriptor, size, at)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    monkeypatch.setattr(os, "pread", pread)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    file = anonymous.AnonymousFile.create("test")
+    file.write([bytes(2500), b"end"], at=0)
+    assert file.read() == bytes(2500) + b"end"
+    file.close()
+
+
+def test_a_file_that_is_closed_meanwhile_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filelock = as_on("darwin", "filelock", monkeypatch)
+    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    lock = filelock.FileLock.try_acquire(fd)
+    os.close(fd)
+    lock.release()
+    assert "released" in repr(lock)
+
+
+def test_on_windows_signals_reach_only_whom_they_should(monkeypatch: pytest.MonkeyPatch) -> None:
+    identity = as_on("win32", "identity", monkeypatch)
+    families = as_on("win32", "families", monkeypatch)
+    me = identity.look(os.getpid())
+    sent: list[int] = []
+
+    def kill(pid: int, signum: int) -> None:
+        sent.append(signum)
+        raise OSError(errno.EINVAL, "The parameter is incorrect")  # there is no such process
+
+    monkeypatch.setattr(os, "kill", kill)
+    assert families.may_be_signalled(me)
+    assert sent == [], "0 is Ctrl-C there"
+    alive = iter([True, False])
+    monkeypatch.setattr(identity, "is_alive", lambda _: next(alive))
+    assert not families.send_signal(me, signal.SIGTERM)
+    assert sent == [signal.SIGTERM]
+
+
+def test_on_windows_a_child_is_known_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its identity `stop` finds no descendants."""
+    child_process = as_on("win32", "child_process", monkeypatch)
+    child = child_process.ChildProcess(start_method="spawn")
+    assert child_process.identity_of(child) is None
+    # As multiprocessing's own there.
+    vars(child)["_popen"] = SimpleNamespace(pid=os.getpid(), poll=lambda: 0, close=lambda: None)
+    assert child_process.identity_of(child).pid == os.getpid()
+    child.close()
+    assert child_process.identity_of(child) is None
+
+
+AS_ON_WINDOWS = """
+import importlib, mmap, os, pkgutil, select, signal, socket, sys, types
+from multiprocessing import context, reduction
+
+import _socket
+import mpkit
+
+def import_all():
+    for found in pkgutil.walk_packages(mpkit.__path__, "mpkit."):
+        if found.name != "mpkit.__main__":
+            importlib.import_module(found.name)
+
+# Once as here, for all that the standard library does with this system when it is imported.
+import_all()
+for name in [name for name in sys.modules if name.partition(".")[0] == "mpkit"]:
+    del sys.modules[name]
+for name in ("fcntl", "grp", "pwd", "resource", "termios"):
+    sys.modules[name] = None
+for name in ("forkserver", "popen_fork", "popen_forkserver", "popen_spawn_posix", "resource_tracker"):
+    sys.modules[f"multiprocessing.{name}"] = None
+sys.modules["msvcrt"] = types.ModuleType("msvcrt")
+there = {"SIGABRT", "SIGFPE", "SIGILL", "SIGINT", "SIGSEGV", "SIGTERM", "SIG_DFL", "SIG_IGN"}
+for module, lacks in (
+    (os, {"O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "WEXITED", "WNOHANG", "WNOWAIT", "fork", "geteuid"}),
+    (os, {"memfd_create", "pidfd_open", "posix_fallocate", "pread", "pwrite", "register_at_fork", "setsid"}),
+    (os, {"sched_yield", "set_blocking", "statvfs", "sysconf", "uname", "wait4", "waitid"}),
+    (signal, {name for name in dir(signal) if name.startswith("SIG") and name.isupper()} - there),
+    (signal, {"pause", "pidfd_send_signal", "pthread_sigmask", "setitimer"}),
+    (socket, {"AF_UNIX", "MSG_DONTWAIT", "MSG_NOSIGNAL"}),
+    (_socket, {"socketpair"}),
+    (select, {"epoll", "poll"}),
+    (mmap, {name for name in dir(mmap) if name.startswith(("MADV_", "MAP_", "PROT_"))}),
+    (reduction, {"DupFd", "recvfds", "sendfds"}),
+    (context, {name for name in dir(context) if name.startswith("Fork")}),
+):
+    for name in lacks & set(dir(module)):
+        delattr(module, name)
+os.name, sys.platform = "nt", "win32"
+
+import mpkit
+import_all()
+from mpkit import BoundedQueue, Lock, LockedCounter, TaskPool, WorkerProcess, compat
+for make in (lambda: TaskPool(context="spawn"), BoundedQueue, Lock, LockedCounter, compat.Lock, compat.Queue):
+    try:
+        make()
+    except OSError as error:
+        assert "Windows" in str(error), error
+    else:
+        raise AssertionError(make)
+print(WorkerProcess(target=print).state.value, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="hides what Windows lacks")
+def test_on_windows_all_can_be_imported_and_what_cannot_work_says_so() -> None:
+    assert run_python("-c", AS_ON_WINDOWS).stdout == "new\n"
