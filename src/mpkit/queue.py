@@ -143,7 +143,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
                 raise ValueError(f"max_bytes must be at least 1, not {max_bytes}; None means no bound")
             if limit >= 1 << 63:
                 raise ValueError(f"max_bytes must be less than 2**63, not {max_bytes}; None means no bound")
-        self._bind(OpenQueue.create(maxsize=items, max_bytes=limit))
+        self._begin(OpenQueue.create(maxsize=items, max_bytes=limit))
 
     def _bind(self, shared: OpenQueue) -> None:
         super()._bind(shared)

@@ -435,7 +435,7 @@ class RobustLock:
         words[self._recoveries_at] += 1
         for at, process in everyone:
             if (at, process) not in living:
-                self.rows.bury(at)
+                self.rows.leave(at)
         if self.repair is not None:
             self.repair()
         self._given_for_dead += 1
