@@ -20,7 +20,9 @@ from collections.abc import Callable
 from itertools import islice
 
 from mpkit._platform import seam
-from mpkit._shm.open_queue import OpenQueue
+from mpkit._shm.get_side import GetSide
+from mpkit._shm.put_side import PutSide
+from mpkit._shm.queue_file import QueueFile
 from mpkit.errors import MpkitError
 
 #: A thread that nobody waits for any more ends after this long.
@@ -37,12 +39,13 @@ _NEVER_LOOKED = -2
 
 
 class _Waiter:
-    __slots__ = ("future", "loop", "seen")
+    __slots__ = ("future", "loop", "seen", "size")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, seen: int) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, seen: int, size: int) -> None:
         self.loop = loop
         self.future: asyncio.Future[None] = loop.create_future()
         self.seen = seen
+        self.size = size
 
 
 class _Watch:
@@ -79,12 +82,14 @@ class _Watch:
         self._waiters: dict[_Waiter, None] = {}
         #: Have been told, and not tried yet.
         self._trying: dict[_Waiter, None] = {}
+        # The smallest size for which there was no room, and at which progress that was.
+        self._too_big = (_NEVER_LOOKED, 0)
         self._thread: threading.Thread | None = None
         self._stopped = False
 
-    async def wait(self, seen: int) -> None:
+    async def wait(self, seen: int, size: int = 0) -> None:
         loop = asyncio.get_running_loop()
-        waiter = _Waiter(loop, seen)
+        waiter = _Waiter(loop, seen, size)
         stopped = self._lock.run(self._enter, waiter)
         try:
             if not stopped:
@@ -111,6 +116,8 @@ class _Watch:
             thread.start()
             self._thread = thread
         self._waiters[waiter] = None
+        seen, size = self._too_big
+        self._too_big = (waiter.seen, min(size, waiter.size) if waiter.seen == seen else waiter.size)
         self._condition.notify()
         return self._stopped
 
@@ -170,13 +177,19 @@ class _Watch:
         # In this order: what changes after the first look is progress to those who are not told now.
         progress = self._progress()
         number = self._number() - len(self._trying)
-        due = (waiter for waiter in self._waiters if waiter.seen != progress)
-        self._tell(list(islice(due, max(number, 0))))
-        if not self._trying and number <= 0:
-            # Others were quicker. All of them have seen it now, as if they had tried.
+        failed_at, too_big = self._too_big
+        due = (
+            waiter
+            for waiter in self._waiters
+            if waiter.seen != progress and (failed_at != progress or waiter.size < too_big)
+        )
+        told = list(islice(due, max(number, 0)))
+        self._tell(told)
+        if not self._trying and not told:
+            # Others were quicker, or it is too little. All of them have seen it now, as if they had tried.
             for waiter in self._waiters:
                 waiter.seen = progress
-        return number > 0 and not self._trying
+        return number > 0 and not self._trying and failed_at != progress
 
     def _let_them_try(self) -> None:
         """Wait until one of those who were told has tried, for a moment."""
@@ -203,13 +216,10 @@ def _finish(future: asyncio.Future[None], error: BaseException | None) -> None:
 
 
 class AsyncWaiters:
-    """Both sides of one handle."""
+    """Both sides of one queue, in this process."""
 
-    def __init__(self, file: OpenQueue) -> None:
-        puts, gets = file.puts, file.gets
+    def __init__(self, file: QueueFile, puts: PutSide, gets: GetSide) -> None:
         self._file = file
-        # A fork leaves the threads behind.
-        self.pid = os.getpid()
         self._items = _Watch(
             "mpkit-queue-items",
             lambda _seen, deadline: gets.wait_for_item(deadline),
@@ -229,11 +239,11 @@ class AsyncWaiters:
         """Return when it is worth trying to take an item."""
         await self._items.wait(_NEVER_LOOKED)
 
-    async def room(self, seen: int) -> None:
-        """Return when it is worth trying to put an item, for somebody who failed when `PutSide.progress` was
-        `seen`.
+    async def room(self, seen: int, size: int) -> None:
+        """Return when it is worth trying to put an item of that size, for somebody who failed when
+        `PutSide.progress` was `seen`.
         """
-        await self._room.wait(seen)
+        await self._room.wait(seen, size)
 
     async def moment(self) -> None:
         """Let others run for a moment: a process was stopped (SIGSTOP) while it held the lock."""

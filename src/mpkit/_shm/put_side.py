@@ -277,11 +277,12 @@ class PutSide:
         return -1 if self.ring.is_shut_down else gets
 
     def number_to_try(self) -> int:
-        """How many that put one item each had better try now, as far as `maxsize` tells."""
+        """How many that put one item each had better try now."""
         file = self._file
-        if file.max_bytes or not file.maxsize or self.ring.is_shut_down:
+        if self.ring.is_shut_down:
             return EVERYBODY
-        return file.maxsize - file.generations.size()
+        # With a bound on bytes one after the other: what the first one has taken is no room for the next.
+        return 1 if file.max_bytes else file.maxsize - file.generations.size()
 
     def wait_for_progress(self, seen: int, deadline: float) -> bool:
         """Wait until `progress` is no longer `seen`; False when the deadline passed first."""

@@ -1019,7 +1019,8 @@ def test_a_private_semaphore_may_be_made_in_the_middle_of_making_one(
 
 
 def test_waiting_in_an_event_loop_leaves_nothing_locked(queue: BoundedQueue[Any]) -> None:
-    waiters = async_waiters.AsyncWaiters(opened(queue))
+    file = opened(queue)
+    waiters = async_waiters.AsyncWaiters(file, file.puts, file.gets)
     lock = waiters._items._lock = _InterruptedLock()
 
     with pytest.raises(KeyboardInterrupt):
