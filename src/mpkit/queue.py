@@ -22,7 +22,7 @@ from mpkit._shm.open_queue import OpenQueue
 from mpkit._shm.outside import numbers_of
 from mpkit._shm.packs import MOST_ITEMS, PackSlice, pack
 from mpkit._shm.put_side import PutSide, WrittenItem
-from mpkit._shm.records import BIG
+from mpkit._shm.records import BIG, weight_of
 from mpkit._wire.codec import Encoder, decode, loads
 from mpkit.errors import ClosedError, HandleLost, QueueEmpty, QueueFull, QueueShutDown, SharedMemoryExhausted
 
@@ -470,6 +470,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
                 await self._opened().async_waiters().moment()
         else:
             written = WrittenItem(head, 0, 0, None)
+        weight = weight_of(size if written.flag == BIG else len(written.record))
         done = False
         try:
             while not done:
@@ -481,9 +482,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
                 elif went:
                     done = True
                 else:
-                    if written.flag != BIG:
-                        size = len(written.record)
-                    await self._opened().async_waiters().room(seen, size)
+                    await self._opened().async_waiters().room(seen, weight)
         finally:
             if not done and written.flag == BIG:
                 side.drop_big(written)

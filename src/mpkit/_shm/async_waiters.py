@@ -17,7 +17,6 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from itertools import islice
 
 from mpkit._platform import seam
 from mpkit._shm.get_side import GetSide
@@ -56,7 +55,7 @@ class _Watch:
         wait: ``wait(seen, deadline)`` blocks until it is worth trying again for somebody who has seen
             `progress` at `seen`, or the deadline.
         progress: a number that is another one when it is worth trying again.
-        number: how many may succeed now, as far as can be told.
+        room: how many may succeed now, and of what size together, as far as can be told.
         pass_on: wakes another sleeper, for a token that the thread has taken and no coroutine makes use of.
     """
 
@@ -65,13 +64,13 @@ class _Watch:
         name: str,
         wait: Callable[[int, float], object],
         progress: Callable[[], int],
-        number: Callable[[], int],
+        room: Callable[[], tuple[int, int]],
         pass_on: Callable[[], object],
     ) -> None:
         self._name = name
         self._wait = wait
         self._progress = progress
-        self._number = number
+        self._room = room
         self._pass_on = pass_on
         # A fork leaves the thread behind, and perhaps the lock taken.
         self._pid = os.getpid()
@@ -82,8 +81,6 @@ class _Watch:
         self._waiters: dict[_Waiter, None] = {}
         #: Have been told, and not tried yet.
         self._trying: dict[_Waiter, None] = {}
-        # The smallest size for which there was no room, and at which progress that was.
-        self._too_big = (_NEVER_LOOKED, 0)
         self._thread: threading.Thread | None = None
         self._stopped = False
 
@@ -116,8 +113,6 @@ class _Watch:
             thread.start()
             self._thread = thread
         self._waiters[waiter] = None
-        seen, size = self._too_big
-        self._too_big = (waiter.seen, min(size, waiter.size) if waiter.seen == seen else waiter.size)
         self._condition.notify()
         return self._stopped
 
@@ -176,20 +171,22 @@ class _Watch:
         """
         # In this order: what changes after the first look is progress to those who are not told now.
         progress = self._progress()
-        number = self._number() - len(self._trying)
-        failed_at, too_big = self._too_big
-        due = (
-            waiter
-            for waiter in self._waiters
-            if waiter.seen != progress and (failed_at != progress or waiter.size < too_big)
-        )
-        told = list(islice(due, max(number, 0)))
-        self._tell(told)
-        if not self._trying and not told:
+        number, size = self._room()
+        number -= len(self._trying)
+        size -= sum(waiter.size for waiter in self._trying)
+        due: list[_Waiter] = []
+        for waiter in self._waiters:
+            if number <= len(due):
+                break
+            if waiter.seen != progress and waiter.size <= size:
+                due.append(waiter)
+                size -= waiter.size
+        self._tell(due)
+        if not self._trying and not due:
             # Others were quicker, or it is too little. All of them have seen it now, as if they had tried.
             for waiter in self._waiters:
                 waiter.seen = progress
-        return number > 0 and not self._trying and failed_at != progress
+        return number > 0 and not self._trying
 
     def _let_them_try(self) -> None:
         """Wait until one of those who were told has tried, for a moment."""
@@ -224,26 +221,27 @@ class AsyncWaiters:
             "mpkit-queue-items",
             lambda _seen, deadline: gets.wait_for_item(deadline),
             gets.progress,
-            gets.number_to_try,
+            lambda: (gets.number_to_try(), 0),
             lambda: puts.wake_getters(1),
         )
         self._room = _Watch(
             "mpkit-queue-room",
             puts.wait_for_progress,
             puts.progress,
-            puts.number_to_try,
-            lambda: gets.wake_putters(1),
+            puts.room_to_try,
+            puts.pass_on,
         )
 
     async def item(self) -> None:
         """Return when it is worth trying to take an item."""
         await self._items.wait(_NEVER_LOOKED)
 
-    async def room(self, seen: int, size: int) -> None:
-        """Return when it is worth trying to put an item of that size, for somebody who failed when
+    async def room(self, seen: int, weight: int) -> None:
+        """Return when it is worth trying to put an item of that weight, for somebody who failed when
         `PutSide.progress` was `seen`.
         """
-        await self._room.wait(seen, size)
+        # An empty queue takes it in any case.
+        await self._room.wait(seen, min(weight, self._file.max_bytes))
 
     async def moment(self) -> None:
         """Let others run for a moment: a process was stopped (SIGSTOP) while it held the lock."""

@@ -29,7 +29,7 @@ class Side:
         self.waited_for: list[int] = []
         self._changed = threading.Condition()
         self.watch = async_waiters._Watch(
-            "watch", self._wait, lambda: self.progress, lambda: self.number, self._pass_on
+            "watch", self._wait, lambda: self.progress, lambda: (self.number, 0), self._pass_on
         )
 
     def change(self, number: int) -> None:

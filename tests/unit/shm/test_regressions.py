@@ -658,7 +658,7 @@ def test_a_wake_up_for_a_loop_that_is_closed_is_passed_on() -> None:
         "watch",
         lambda _seen, _deadline: woken.wait(PATIENCE),
         progress=lambda: 1,
-        number=lambda: 1,
+        room=lambda: (1, 0),
         pass_on=passed_on.set,
     )
     loop = asyncio.new_event_loop()
