@@ -1007,11 +1007,11 @@ def test_a_private_semaphore_may_be_made_in_the_middle_of_making_one(
     made: list[str] = []
     real = semaphore.Semaphore._make_private
 
-    def make(value: int, name: str) -> semaphore.Semaphore:
+    def make(name: str) -> semaphore.Semaphore:
         made.append(name)
         if len(made) == 1:
             assert semaphore.Semaphore.private().acquire(False)
-        return real(value, name)
+        return real(name)
 
     monkeypatch.setattr(semaphore.Semaphore, "_make_private", make)
     assert semaphore.Semaphore.private().acquire(False)
