@@ -73,10 +73,6 @@ def while_nobody_opens(name: str, look: Callable[[SharedObject | None], T]) -> T
     return _opening.run(lambda: look(_open_objects.get(name)))
 
 
-# Bound early: a module's globals may be gone when the last objects are.
-_is_finalizing = sys.is_finalizing
-
-
 class Form(NamedTuple):
     """What the file of one kind of object looks like."""
 
@@ -102,8 +98,9 @@ class Lease:
     def __init__(self, shared: SharedObject) -> None:
         self._shared = shared
 
-    def __del__(self) -> None:
-        # It has none if an interrupt came at the very call of `__init__`.
+    def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # At the end of the interpreter globals are gone. It has none if an interrupt came at the very call of
+        # `__init__`.
         shared = getattr(self, "_shared", None)
         if shared is not None and not _is_finalizing():
             shared.end_lease()
@@ -521,7 +518,7 @@ class SharedObject:
             for lock in self.locks:
                 lock.forget()
 
-    def __del__(self) -> None:
+    def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         # At the end of the interpreter the exit hook of `names` has removed everything, and modules are half
         # gone.
         if not _is_finalizing() and not getattr(self, "_left", True) and hasattr(self, "locks"):
