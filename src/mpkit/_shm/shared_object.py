@@ -241,12 +241,13 @@ class SharedObject:
     def _arrive(cls, name: str, export: int) -> tuple[Self, Lease]:
         form = cls.form
         known = _open_objects.get(name)
-        # (Only a signal handler or a finalizer in the middle of `_drop` finds one that is dropped.)
-        if isinstance(known, cls) and not known.closed and not known._dropped:
-            # First: the handle counts as under way until this process has one that keeps it.
+        if isinstance(known, cls):
+            # First: now it is not dropped any more, should a finalizer or a signal handler drop others. And
+            # the handle counts as under way until this process has one that keeps it.
             lease = known._lend()
-            known._mark_arrived(export)
-            return known, lease
+            if not known.closed and not known._dropped:
+                known._mark_arrived(export)
+                return known, lease
         segment = Segment.attach(name, form.file_bytes)
         if segment.words[MAGIC] != form.magic:
             raise HandleLost(
@@ -330,7 +331,9 @@ class SharedObject:
         return None if known is None else known._drop()
 
     def _drop(self) -> SharedObject | None:
-        """Take it out of what is open, for the caller to close it; None if it must stay."""
+        """Take it out of what is open, for the caller to close it; None if it must stay, or has gone."""
+        if self._dropped:
+            return None
         try:
             self._refuse_inside()
         except RuntimeError:

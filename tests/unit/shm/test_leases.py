@@ -266,6 +266,23 @@ def test_one_that_is_received_again_and_again_stays_open() -> None:
 
 
 @pytest.mark.usefixtures("_no_garbage_collection")
+def test_one_that_is_received_again_just_when_it_is_to_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A garbage collection, or a signal handler, drops others in the middle of receiving it."""
+    message, *others = received(LockedCounter, shared_object._MOST_IDLE + 2)
+    pickle.loads(message)
+    lend = SharedObject._lend
+
+    def lend_late(shared: SharedObject) -> shared_object.Lease:
+        monkeypatch.undo()
+        for other in others:
+            pickle.loads(other)
+        return lend(shared)
+
+    monkeypatch.setattr(SharedObject, "_lend", lend_late)
+    assert pickle.loads(message).add() == 1
+
+
+@pytest.mark.usefixtures("_no_garbage_collection")
 def test_one_that_this_thread_is_inside_of_stays_open() -> None:
     message, *others = received(LockedCounter, shared_object._MOST_IDLE + 5)
     compound = pickle.loads(message).__enter__()
