@@ -8,11 +8,10 @@ records travel, and why nothing is lost when a process is killed, stands in
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pickle import PickleBuffer
-from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from mpkit._platform.deadlines import check_timeout, deadline_of
 from mpkit._platform.hints import Self
@@ -23,12 +22,9 @@ from mpkit._shm.open_queue import OpenQueue
 from mpkit._shm.outside import numbers_of
 from mpkit._shm.packs import MOST_ITEMS, PackSlice, pack
 from mpkit._shm.put_side import PutSide, WrittenItem
-from mpkit._shm.records import BIG
+from mpkit._shm.records import BIG, weight_of
 from mpkit._wire.codec import Encoder, decode, loads
 from mpkit.errors import ClosedError, HandleLost, QueueEmpty, QueueFull, QueueShutDown, SharedMemoryExhausted
-
-if TYPE_CHECKING:
-    from mpkit._shm.async_waiters import AsyncWaiters
 
 __all__ = ["BoundedQueue", "QueueStatistics"]
 
@@ -126,7 +122,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         'spam'
     """
 
-    __slots__ = ("_async_waiters", "_gets", "_is_full", "_puts", "_try_get", "_try_put")
+    __slots__ = ("_gets", "_is_full", "_puts", "_try_get", "_try_put")
 
     _shared_type = OpenQueue
 
@@ -143,7 +139,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
                 raise ValueError(f"max_bytes must be at least 1, not {max_bytes}; None means no bound")
             if limit >= 1 << 63:
                 raise ValueError(f"max_bytes must be less than 2**63, not {max_bytes}; None means no bound")
-        self._bind(OpenQueue.create(maxsize=items, max_bytes=limit))
+        self._begin(OpenQueue.create(maxsize=items, max_bytes=limit))
 
     def _bind(self, shared: OpenQueue) -> None:
         super()._bind(shared)
@@ -155,14 +151,12 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         # (What could never fit is to be told so at once, too.)
         looks = shared.maxsize and not shared.max_bytes
         self._is_full: Callable[[], bool] = shared.puts.ring.is_full if looks else _never_full
-        self._async_waiters: AsyncWaiters | None = None
 
     def _bind_nothing(self, name: str, reason: HandleLost | SharedMemoryExhausted) -> None:
         super()._bind_nothing(name, reason)
         self._try_put = _never_put
         self._try_get = _never_get
         self._is_full = _never_full
-        self._async_waiters = None
 
     # -- one item --------------------------------------------------------------------------------------------
 
@@ -401,25 +395,6 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
             gets.discard_all(None)
         gets.wake_putters()
 
-    def close(self) -> None:
-        """Close the queue in this process: every later use of any handle here raises `ClosedError`. Calling
-        it again does no harm.
-
-        Items, and the handles of other processes, are not affected. Calls that wait in other threads end with
-        `ClosedError`.
-
-        Raises:
-            RuntimeError: called in the middle of an operation of the same thread (from a signal handler or a
-                ``__del__``).
-
-        Blocking: for at most 5 s, if another thread is in the middle of an operation that is held up by a
-        stopped process.
-        """
-        super().close()
-        waiters, self._async_waiters = self._async_waiters, None
-        if waiters is not None and waiters.pid == os.getpid():
-            waiters.stop()
-
     def __enter__(self) -> Self:
         return self
 
@@ -487,13 +462,15 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         # Once, now: later changes of the object do not travel, however long there is no room.
         head, buffers = _encode(item)
         parts = [buffer.raw() for buffer in buffers]
-        self._check_size(len(head) + sum(part.nbytes for part in parts))
+        size = len(head) + sum(part.nbytes for part in parts)
+        self._check_size(size)
         if parts or len(head) > _INLINE_BYTES:
             # The lock is held for microseconds, unless somebody was stopped there: others go on meanwhile.
             while (written := side.write_big(head, parts, False, None)) is None:
-                await self._async_waiters_here().moment()
+                await self._opened().async_waiters().moment()
         else:
             written = WrittenItem(head, 0, 0, None)
+        weight = weight_of(size if written.flag == BIG else len(written.record))
         done = False
         try:
             while not done:
@@ -501,11 +478,11 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
                 seen = side.progress()
                 went = side.put_now(written.record, written.flag)
                 if went is None:
-                    await self._async_waiters_here().moment()
+                    await self._opened().async_waiters().moment()
                 elif went:
                     done = True
                 else:
-                    await self._async_waiters_here().room(seen)
+                    await self._opened().async_waiters().room(seen, weight)
         finally:
             if not done and written.flag == BIG:
                 side.drop_big(written)
@@ -524,7 +501,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
             try:
                 return self.get(False)
             except QueueEmpty:
-                await self._async_waiters_here().item()
+                await self._opened().async_waiters().item()
 
     async def __aiter__(self) -> AsyncIterator[T]:
         """Take items until the queue is shut down and empty."""
@@ -599,13 +576,6 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
     def _side_to_get(self) -> GetSide:
         self._opened()
         return self._gets
-
-    def _async_waiters_here(self) -> AsyncWaiters:
-        if self._async_waiters is None or self._async_waiters.pid != os.getpid():
-            from mpkit._shm.async_waiters import AsyncWaiters  # noqa: PLC0415  asyncio is for those who use it
-
-            self._async_waiters = AsyncWaiters(self._opened())
-        return self._async_waiters
 
 
 #: What `full` takes for a small item.

@@ -47,7 +47,7 @@ class Lock(SharedHandle[LockFile]):
     _shared_type = LockFile
 
     def __init__(self) -> None:
-        self._bind(LockFile.create())
+        self._begin(LockFile.create())
 
     def _bind(self, shared: LockFile) -> None:
         super()._bind(shared)
@@ -179,7 +179,7 @@ class LockedCounter(SharedHandle[CounterFile]):
     _shared_type = CounterFile
 
     def __init__(self, initial: int = 0) -> None:
-        self._bind(CounterFile.create(initial=_in_range("initial", initial)))
+        self._begin(CounterFile.create(initial=_in_range("initial", initial)))
 
     def _bind(self, shared: CounterFile) -> None:
         super()._bind(shared)

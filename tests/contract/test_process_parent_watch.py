@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
@@ -21,6 +21,7 @@ from mpkit._platform import exits, families, guardian, identity, parent_watch, s
 from mpkit._platform.exits import ExitWatcher
 from mpkit._platform.hints import override
 from mpkit._platform.parent_watch import ParentLink
+from mpkit.pool import _supervisor
 from tests.helpers.processes import gone, reap, wait_gone
 from tests.helpers.waiting import PATIENCE, wait_until
 
@@ -244,6 +245,47 @@ def test_an_exit_watcher(watcher: ExitWatcher) -> None:
         other.kill()
         assert watcher.wait(0) == (set(), False)
         watcher.close()
+
+
+@pytest.fixture
+def descriptors(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The processes for which a descriptor has been opened."""
+    opened: list[int] = []
+    pidfd_open = getattr(os, "pidfd_open", None)
+    if pidfd_open is None:
+        pytest.skip("process descriptors")
+
+    def open_one(pid: int) -> int:
+        opened.append(pid)
+        return int(pidfd_open(pid))
+
+    monkeypatch.setattr(os, "pidfd_open", open_one)
+    return opened
+
+
+def test_an_end_is_seen_without_a_descriptor(descriptors: list[int]) -> None:
+    with sleeping_program() as program, closing(ExitWatcher()) as watcher:
+        process = identity_of(program)
+        assert watcher.add(process, by_event=False)
+        program.kill()
+        assert watcher.wait(PATIENCE) == ({process}, False)
+    assert descriptors == []
+
+
+def test_few_descriptors_are_taken_for_many_processes(
+    descriptors: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task that had started a thousand programs took a thousand from the program, and so did `stop`."""
+    for module in (families, _supervisor):
+        monkeypatch.setattr(module, "MOST_EVENTS", 2)
+    with sleeping_program() as one, sleeping_program() as two, sleeping_program() as three:
+        processes = [identity_of(program) for program in (one, two, three)]
+        assert sorted(families.wait_gone(processes, 0)) == sorted(processes)
+        assert descriptors == [one.pid, two.pid]
+        supervisor = _supervisor.Supervisor(cast("Any", None), "pool")
+        assert all(map(supervisor.watch, processes))
+        assert supervisor.discard()
+        assert descriptors == 2 * [one.pid, two.pid]
 
 
 def test_an_end_that_is_seen_when_it_is_added_again_is_reported(watcher: ExitWatcher) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import math
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future
 from typing import Any, cast
@@ -17,6 +18,7 @@ import pytest
 
 from mpkit import BoundedQueue, TaskPool, compat
 from mpkit.compat import futures
+from mpkit.pool import _executor
 from mpkit.pool._engine import Engine
 from tests.contract import pool_tasks as tasks
 from tests.helpers.waiting import PATIENCE
@@ -65,6 +67,30 @@ def executor(request: pytest.FixtureRequest) -> Iterator[Any]:
             else futures.ProcessPoolExecutor(1, compat.get_context("fork"))
         ) as executor:
             yield executor
+
+
+def test_two_threads_that_ask_for_the_executor_of_a_pool_get_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each got another one: to shut down the one did not keep the other from taking tasks."""
+    with TaskPool(1, context="fork") as pool:
+        others: list[Executor] = []
+        thread = threading.Thread(target=lambda: others.append(pool.executor))
+
+        class Slow(_executor.ExecutorTasks):
+            def __init__(self) -> None:
+                monkeypatch.undo()
+                thread.start()
+                thread.join(A_MOMENT)
+                super().__init__()
+
+        monkeypatch.setattr(_executor, "ExecutorTasks", Slow)
+        mine = pool.executor
+        thread.join(PATIENCE)
+        mine.shutdown()
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            others[0].submit(abs, -1)
+        assert pool.executor.submit(abs, -1).result(PATIENCE) == 1
 
 
 def test_a_task_that_begins_while_the_executor_is_shut_down_is_not_stopped(

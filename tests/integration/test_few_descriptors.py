@@ -5,12 +5,17 @@ Afterwards everything works as ever.
 
 from __future__ import annotations
 
+import errno
 import gc
+import itertools
 import os
+import sys
 from collections.abc import Callable
 from contextlib import closing, suppress
+from multiprocessing import forkserver
 
 import numpy as np
+import psutil
 import pytest
 
 from mpkit import BoundedQueue, Lock, LockedCounter, TaskPool, WorkerProcess
@@ -124,3 +129,30 @@ def test_with_so_many_descriptors_to_spare(name: str, monkeypatch: pytest.Monkey
         spare += 1
     assert refused
     operation()
+
+
+@pytest.mark.parametrize("refused", [("pipe", 2), ("dup", 1)])
+def test_a_launch_that_is_refused_one_half_way_leaves_nothing(
+    refused: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread has taken it since the look: two stayed open, and a fork waited for its orders."""
+    use_process("forkserver")
+    server = psutil.Process(vars(forkserver)["_forkserver"]._forkserver_pid)
+    children = set(server.children())
+    name, number = refused
+    real = getattr(os, name)
+    calls = itertools.count(1)
+
+    def refuse(*args: int) -> object:
+        if "forkserver" in sys._getframe(1).f_code.co_filename and next(calls) == number:
+            raise OSError(errno.EMFILE, "too many open files")
+        return real(*args)
+
+    before = open_descriptors()
+    with monkeypatch.context() as patches:
+        patches.setattr(os, name, refuse)
+        with pytest.raises(OSError, match="too many open files"):
+            WorkerProcess(target=print, start_method="forkserver").start()
+    wait_until(lambda: open_descriptors() <= before, "descriptors are given back")
+    wait_until(lambda: set(server.children()) <= children, "the fork has ended")
+    use_process("forkserver")

@@ -223,6 +223,44 @@ print(other.exitcode, server._forkserver_pid == pid)
     assert lines == ["multiprocessing.reduction", "-9 True"]
 
 
+def test_a_fork_that_the_system_refuses_does_not_end_the_fork_server(tmp_path: Path) -> None:
+    """All its children, of multiprocessing as well, lost their exit codes."""
+    (tmp_path / "refusing.py").write_text(
+        "import errno, os\n"
+        "fork = os.fork\n"
+        "def refuse():\n"
+        "    if os.path.exists('refused'):\n"
+        "        raise BlockingIOError(errno.EAGAIN, 'no process')\n"
+        "    return fork()\n"
+        "os.fork = refuse\n"
+    )
+    body = """
+import os
+from mpkit import TaskPool, WorkerProcess
+os.chdir(os.path.dirname(os.path.abspath(sys.argv[0])))
+context.set_forkserver_preload(["refusing"])
+seam.start_fork_server([])
+other = context.Process(target=sleep, daemon=True); other.start()
+server = forkserver._forkserver._forkserver_pid
+descriptors = lambda: len(os.listdir(f"/proc/{server}/fd")) if sys.platform == "linux" else 0
+before = descriptors()
+open("refused", "w").close()
+for _ in range(3):
+    try:
+        WorkerProcess(target=show, start_method="forkserver").start()
+    except Exception as error:
+        print(type(error).__name__)
+print(descriptors() <= before)
+os.unlink("refused")
+with WorkerProcess.call(abs, -2) as process:
+    print(process.result())
+other.kill(); other.join()
+print(other.exitcode, forkserver._forkserver._forkserver_pid == server)
+"""
+    lines = in_a_fork_server(tmp_path, body, PYTHONPATH=f"{ROOT / 'src'}{os.pathsep}{tmp_path}")
+    assert lines == ["WorkerCrashed"] * 3 + ["True", "2", "-9 True"]
+
+
 def test_a_bare_fork_starts_a_server_of_its_own(tmp_path: Path) -> None:
     script = tmp_path / "program.py"
     script.write_text(

@@ -132,9 +132,9 @@ class OldWatcher(exits.ExitWatcher):
     """Looks at one that is watched already as at a new one, and forgets it if it has ended."""
 
     @override
-    def add(self, process: ProcessIdentity) -> bool:
+    def add(self, process: ProcessIdentity, *, by_event: bool = True) -> bool:
         self._watched.discard(process)
-        return super().add(process)
+        return super().add(process, by_event=by_event)
 
 
 class OldGuardian(guardian.Guardian):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 
 from mpkit import BoundedQueue, Lock, LockedCounter
+from mpkit._shm.async_waiters import AsyncWaiters
 from mpkit._shm.robust_lock import RobustLock
 from mpkit.errors import MpkitError
 from tests.helpers.waiting import PATIENCE
@@ -87,15 +87,19 @@ def counter_that_stands_still() -> Iterator[tuple[Callable[[], Any], Callable[[]
 
 @contextlib.contextmanager
 def coroutines_and_a_token_too_many() -> Iterator[tuple[Callable[[], Any], Callable[[], Any]]]:
-    """Two that wait in `aput`, a ticket of somebody who has been killed, and a token that somebody left."""
+    """Two that wait in `aput` (one as if in another process), the ticket of somebody who has been killed, and
+    a token that somebody left.
+    """
     with BoundedQueue[bytes](max_bytes=1000) as queue:
-        other: BoundedQueue[bytes] = pickle.loads(pickle.dumps(queue))
         queue.put(bytes(900))
-        room = queue._opened().room
+        opened = queue._opened()
+        room = opened.room
+        other = AsyncWaiters(opened, opened.puts, opened.gets)
 
         def wait_with_two() -> None:
             async def both() -> None:
-                puts = asyncio.gather(queue.aput(bytes(300)), other.aput(bytes(300)))
+                seen = opened.puts.progress()
+                puts = asyncio.gather(queue.aput(bytes(300)), other.room(seen, 300))
                 while room.waiting() < 2:  # noqa: ASYNC110  a word in shared memory has no event
                     await asyncio.sleep(0.001)
                 room.words[room.slept_at] += 1

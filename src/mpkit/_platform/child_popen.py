@@ -16,6 +16,7 @@ import struct
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 from multiprocessing import util
 from multiprocessing.process import BaseProcess
 from typing import Any, Final
@@ -192,7 +193,10 @@ class _OwnChild(_ExactWaiting):
             super()._launch(child)
         except OSError as error:
             if self.method == "fork" and "pid" not in vars(self):
-                _close_pipes_of_failed_fork(error)
+                from multiprocessing import popen_fork  # noqa: PLC0415  POSIX only
+
+                pipes = ("parent_r", "child_w", "child_r", "parent_w")
+                _close_what_is_forgotten(error, vars(popen_fork.Popen)["_launch"], pipes)
             raise
 
     @override
@@ -279,7 +283,19 @@ class _ChildOfServer(_ExactWaiting):
         # multiprocessing begins to talk to the server, and asks for the last descriptor when that has forked.
         # Failing in between, it would leave the server dead, or the fork waiting for ever.
         _require_descriptors(_LAUNCH_DESCRIPTORS)
-        super()._launch(child)
+        try:
+            super()._launch(child)
+        except OSError as error:
+            # Another thread may have taken them meanwhile.
+            from multiprocessing import forkserver, popen_forkserver  # noqa: PLC0415  POSIX only
+
+            ask = vars(forkserver.ForkServer)["connect_to_new_process"]
+            _close_what_is_forgotten(error, ask, ("parent_r", "child_w"), until="child_r")
+            if "sentinel" in vars(self) and self.finalizer is None:
+                # It has been forked, and waits for what it is to do.
+                _close_what_is_forgotten(error, vars(popen_forkserver.Popen)["_launch"], ("w",))
+                os.close(self.sentinel)
+            raise
 
     def _reap(self) -> None:
         if not self._told and not self._server_died:
@@ -334,19 +350,20 @@ class _ChildOfServer(_ExactWaiting):
                 os.kill(self.pid, signum)
 
 
-def _close_pipes_of_failed_fork(error: BaseException) -> None:
-    """Close the pipes of a child for which the system had no process: multiprocessing forgets them."""
-    if sys.platform == "win32":
-        return
-    from multiprocessing import popen_fork  # noqa: PLC0415  POSIX only
+def _close_what_is_forgotten(error: OSError, by: Any, names: Sequence[str], until: str = "") -> None:  # noqa: ANN401
+    """Close what a function of multiprocessing had opened for a child when the system refused it the rest.
 
-    launch: Any = vars(popen_fork.Popen)["_launch"]
+    Args:
+        error: What it has raised.
+        by: The function, which forgets it.
+        names: Its variables that are descriptors, as far as it has come to them.
+        until: A variable that it has once it, or somebody else, closes them.
+    """
     step = error.__traceback__
     while step is not None:
-        if step.tb_frame.f_code is launch.__code__:
-            # Nobody else knows them.
-            its = step.tb_frame.f_locals
-            for name in ("parent_r", "child_w", "child_r", "parent_w"):
+        its = step.tb_frame.f_locals
+        if step.tb_frame.f_code is by.__code__ and until not in its:
+            for name in names:
                 if name in its:
                     os.close(its[name])
         step = step.tb_next

@@ -11,6 +11,7 @@ import os
 import select
 import sys
 import time
+from typing import Final
 
 from mpkit._platform import identity
 from mpkit._platform.deadlines import deadline_of, remaining
@@ -18,7 +19,10 @@ from mpkit._platform.identity import ProcessIdentity
 from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._platform.readiness import LONGEST_WAIT_S, wait_readable
 
-__all__ = ["ExitWatcher"]
+__all__ = ["MOST_EVENTS", "ExitWatcher"]
+
+MOST_EVENTS: Final = 32
+"""The most descriptors for processes of which there may be any number: the program needs some, too."""
 
 # How long the end of a process may go unnoticed where the system has no event for it.
 _EXAMINE_EVERY_S = 0.2
@@ -36,8 +40,10 @@ class ExitWatcher:
         self._blind: set[ProcessIdentity] = set()
         self._source = _event_source()
 
-    def add(self, process: ProcessIdentity) -> bool:
+    def add(self, process: ProcessIdentity, *, by_event: bool = True) -> bool:
         """Watch `process`; False when it has ended already.
+
+        Without `by_event` it is examined at intervals, which takes no descriptor.
 
         One that is watched stays so, and its end is reported by `wait` even if this call has seen it, too.
         """
@@ -45,7 +51,7 @@ class ExitWatcher:
             return identity.is_alive(process)
         # An interrupt between a descriptor and the note of it would leave it open.
         with deferred_interrupts():
-            watched = self._source is not None and self._source.add(process)
+            watched = by_event and self._source is not None and self._source.add(process)
         # Looked at only now, with the event in place: what ends after this look is reported by the event. The
         # look also tells whether the pid still means the same process.
         if not identity.is_alive(process):
@@ -56,6 +62,10 @@ class ExitWatcher:
             self._blind.add(process)
         self._watched.add(process)
         return True
+
+    def __len__(self) -> int:
+        """How many are watched."""
+        return len(self._watched)
 
     def discard(self, process: ProcessIdentity) -> None:
         """Stop watching `process`, if it is watched."""

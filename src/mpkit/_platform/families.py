@@ -11,7 +11,7 @@ from enum import Enum, auto
 from typing import Final, Protocol
 
 from mpkit._platform import deadlines, identity, stat_file
-from mpkit._platform.exits import ExitWatcher
+from mpkit._platform.exits import MOST_EVENTS, ExitWatcher
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._platform.signals import KILL
@@ -513,7 +513,9 @@ def wait_gone(processes: Iterable[ProcessIdentity], timeout: float | None) -> li
     deadline = deadlines.deadline_of(timeout)
     watcher = ExitWatcher()
     try:
-        living = {process for process in processes if watcher.add(process)}
+        living = {
+            process for process in processes if watcher.add(process, by_event=len(watcher) < MOST_EVENTS)
+        }
         while living:
             ended, _ = watcher.wait(deadlines.remaining(deadline))
             if not ended:

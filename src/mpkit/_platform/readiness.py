@@ -6,8 +6,9 @@ import contextlib
 import os
 import select
 import sys
+from collections.abc import Iterable
 
-__all__ = ["LONGEST_WAIT_S", "never_wait", "read_available", "wait_readable"]
+__all__ = ["LONGEST_WAIT_S", "never_wait", "read_available", "wait_any_readable", "wait_readable"]
 
 LONGEST_WAIT_S = 86_400.0
 """A wait is cut off here. The system counts milliseconds in 32 bits, so no wait may last a month."""
@@ -15,29 +16,35 @@ LONGEST_WAIT_S = 86_400.0
 # (Libraries of greenlets take it away.)
 if sys.platform != "win32" and hasattr(select, "poll"):
 
-    def wait_readable(descriptor: int, timeout: float | None) -> bool:
-        """Wait until `descriptor` is readable (or its other end is closed), and say whether it is.
+    def wait_any_readable(descriptors: Iterable[int], timeout: float | None) -> list[int]:
+        """Wait until one of them is readable (or its other end is closed), and say which are.
 
         Args:
-            descriptor: Any; `select.select` takes none from 1024 on.
+            descriptors: Any; `select.select` takes none from 1024 on. None is opened for it, as by epoll.
             timeout: Seconds, None for ever; a day at the longest.
         """
         poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        return bool(poll.poll(None if timeout is None else min(timeout, LONGEST_WAIT_S) * 1000.0))
+        for descriptor in descriptors:
+            poll.register(descriptor, select.POLLIN)
+        milliseconds = None if timeout is None else min(timeout, LONGEST_WAIT_S) * 1000.0
+        return [descriptor for descriptor, _ in poll.poll(milliseconds)]
 
 else:
 
-    def wait_readable(descriptor: int, timeout: float | None) -> bool:
-        """Wait until `descriptor` is readable (or its other end is closed), and say whether it is.
+    def wait_any_readable(descriptors: Iterable[int], timeout: float | None) -> list[int]:
+        """Wait until one of them is readable (or its other end is closed), and say which are.
 
         Args:
-            descriptor: A socket, the only thing that Windows can wait for.
+            descriptors: Sockets, the only thing that Windows can wait for.
             timeout: Seconds, None for ever; a day at the longest.
         """
-        return bool(
-            select.select([descriptor], [], [], None if timeout is None else min(timeout, LONGEST_WAIT_S))[0]
-        )
+        seconds = None if timeout is None else min(timeout, LONGEST_WAIT_S)
+        return select.select(list(descriptors), [], [], seconds)[0]
+
+
+def wait_readable(descriptor: int, timeout: float | None) -> bool:
+    """`wait_any_readable` for one of them; whether it is."""
+    return bool(wait_any_readable((descriptor,), timeout))
 
 
 def never_wait(descriptor: int) -> None:

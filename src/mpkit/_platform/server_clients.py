@@ -1,10 +1,11 @@
-"""For the fork server: a client that goes away while it asks does not end it.
+"""For the fork server: a client that goes away while it asks does not end it, nor does one for which the
+system has no process.
 
-Such a client has been killed, say, or has found no descriptor for what comes next. The server of
+One that goes away has been killed, say, or has found no descriptor for what comes next. The server of
 multiprocessing would end with a traceback, and with it the exit codes of all its children, whoever has
 started them: before Python 3.14 in any case, since then if the client has not read all that it was sent. It
-passes over connections that were aborted, so this counts as one. (See `seam.start_fork_server` for who
-imports this module.) Its children have multiprocessing as it is.
+passes over connections that were aborted, so this counts as one, and a fork that is refused does, too. (See
+`seam.start_fork_server` for who imports this module.) Its children have multiprocessing as it is.
 
 On macOS it acknowledges what it has been sent, which fails if the client has gone meanwhile. Then it goes on
 as it would elsewhere: else it would keep the descriptors, and one of them would keep it from ever ending.
@@ -46,6 +47,23 @@ def _bearing(function: Callable[P, R]) -> Callable[P, R]:
     return ask
 
 
+def _bearing_refusal(fork: Callable[[], int]) -> Callable[[], int]:
+    def fork_or_pass_over() -> int:
+        try:
+            return fork()
+        except OSError as error:
+            caller = sys._getframe(1)
+            if caller.f_globals.get("__name__") != "multiprocessing.forkserver":
+                raise
+            its = caller.f_locals
+            # Nobody else closes what the client has sent. It waits for the end of the last of these.
+            for descriptor in (*its["fds"], its["child_r"], its["child_w"]):
+                os.close(descriptor)
+            raise ConnectionAbortedError(errno.ECONNABORTED, "there is no process for the client") from error
+
+    return fork_or_pass_over
+
+
 def _acknowledging(receive: Callable[[socket.socket, int], list[int]]) -> Callable[..., list[int]]:
     def receive_and_tell(connected: socket.socket, size: int) -> list[int]:
         descriptors = receive(connected, size)
@@ -56,21 +74,23 @@ def _acknowledging(receive: Callable[[socket.socket, int], list[int]]) -> Callab
     return receive_and_tell
 
 
+def _replace(module: ModuleType, name: str, new: object) -> None:
+    _originals.append((module, name, vars(module)[name]))
+    setattr(module, name, new)
+
+
 def _give_back() -> None:
-    for module, name, original in _originals:
+    # The last one first: one of them may have been replaced twice.
+    for module, name, original in reversed(_originals):
         setattr(module, name, original)
     _originals.clear()
 
 
 if sys.platform != "win32":
     for _module, _name in _ASKED:
-        _originals.append((_module, _name, vars(_module)[_name]))
-        setattr(_module, _name, _bearing(vars(_module)[_name]))
+        _replace(_module, _name, _bearing(vars(_module)[_name]))
+    _replace(os, "fork", _bearing_refusal(os.fork))
     if getattr(reduction, "ACKNOWLEDGE", False):
-        _originals.append((reduction, "ACKNOWLEDGE", True))
-        for _name, _value in (
-            ("ACKNOWLEDGE", False),
-            ("recvfds", _acknowledging(vars(reduction)["recvfds"])),
-        ):
-            setattr(reduction, _name, _value)
+        _replace(reduction, "ACKNOWLEDGE", False)
+        _replace(reduction, "recvfds", _acknowledging(vars(reduction)["recvfds"]))
     os.register_at_fork(after_in_child=_give_back)

@@ -17,10 +17,11 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from itertools import islice
 
 from mpkit._platform import seam
-from mpkit._shm.open_queue import OpenQueue
+from mpkit._shm.get_side import GetSide
+from mpkit._shm.put_side import PutSide
+from mpkit._shm.queue_file import QueueFile
 from mpkit.errors import MpkitError
 
 #: A thread that nobody waits for any more ends after this long.
@@ -37,12 +38,13 @@ _NEVER_LOOKED = -2
 
 
 class _Waiter:
-    __slots__ = ("future", "loop", "seen")
+    __slots__ = ("future", "loop", "seen", "size")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, seen: int) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, seen: int, size: int) -> None:
         self.loop = loop
         self.future: asyncio.Future[None] = loop.create_future()
         self.seen = seen
+        self.size = size
 
 
 class _Watch:
@@ -53,7 +55,7 @@ class _Watch:
         wait: ``wait(seen, deadline)`` blocks until it is worth trying again for somebody who has seen
             `progress` at `seen`, or the deadline.
         progress: a number that is another one when it is worth trying again.
-        number: how many may succeed now, as far as can be told.
+        room: how many may succeed now, and of what size together, as far as can be told.
         pass_on: wakes another sleeper, for a token that the thread has taken and no coroutine makes use of.
     """
 
@@ -62,13 +64,13 @@ class _Watch:
         name: str,
         wait: Callable[[int, float], object],
         progress: Callable[[], int],
-        number: Callable[[], int],
+        room: Callable[[], tuple[int, int]],
         pass_on: Callable[[], object],
     ) -> None:
         self._name = name
         self._wait = wait
         self._progress = progress
-        self._number = number
+        self._room = room
         self._pass_on = pass_on
         # A fork leaves the thread behind, and perhaps the lock taken.
         self._pid = os.getpid()
@@ -82,9 +84,9 @@ class _Watch:
         self._thread: threading.Thread | None = None
         self._stopped = False
 
-    async def wait(self, seen: int) -> None:
+    async def wait(self, seen: int, size: int = 0) -> None:
         loop = asyncio.get_running_loop()
-        waiter = _Waiter(loop, seen)
+        waiter = _Waiter(loop, seen, size)
         stopped = self._lock.run(self._enter, waiter)
         try:
             if not stopped:
@@ -169,11 +171,19 @@ class _Watch:
         """
         # In this order: what changes after the first look is progress to those who are not told now.
         progress = self._progress()
-        number = self._number() - len(self._trying)
-        due = (waiter for waiter in self._waiters if waiter.seen != progress)
-        self._tell(list(islice(due, max(number, 0))))
-        if not self._trying and number <= 0:
-            # Others were quicker. All of them have seen it now, as if they had tried.
+        number, size = self._room()
+        number -= len(self._trying)
+        size -= sum(waiter.size for waiter in self._trying)
+        due: list[_Waiter] = []
+        for waiter in self._waiters:
+            if number <= len(due):
+                break
+            if waiter.seen != progress and waiter.size <= size:
+                due.append(waiter)
+                size -= waiter.size
+        self._tell(due)
+        if not self._trying and not due:
+            # Others were quicker, or it is too little. All of them have seen it now, as if they had tried.
             for waiter in self._waiters:
                 waiter.seen = progress
         return number > 0 and not self._trying
@@ -203,37 +213,35 @@ def _finish(future: asyncio.Future[None], error: BaseException | None) -> None:
 
 
 class AsyncWaiters:
-    """Both sides of one handle."""
+    """Both sides of one queue, in this process."""
 
-    def __init__(self, file: OpenQueue) -> None:
-        puts, gets = file.puts, file.gets
+    def __init__(self, file: QueueFile, puts: PutSide, gets: GetSide) -> None:
         self._file = file
-        # A fork leaves the threads behind.
-        self.pid = os.getpid()
         self._items = _Watch(
             "mpkit-queue-items",
             lambda _seen, deadline: gets.wait_for_item(deadline),
             gets.progress,
-            gets.number_to_try,
+            lambda: (gets.number_to_try(), 0),
             lambda: puts.wake_getters(1),
         )
         self._room = _Watch(
             "mpkit-queue-room",
             puts.wait_for_progress,
             puts.progress,
-            puts.number_to_try,
-            lambda: gets.wake_putters(1),
+            puts.room_to_try,
+            puts.pass_on,
         )
 
     async def item(self) -> None:
         """Return when it is worth trying to take an item."""
         await self._items.wait(_NEVER_LOOKED)
 
-    async def room(self, seen: int) -> None:
-        """Return when it is worth trying to put an item, for somebody who failed when `PutSide.progress` was
-        `seen`.
+    async def room(self, seen: int, weight: int) -> None:
+        """Return when it is worth trying to put an item of that weight, for somebody who failed when
+        `PutSide.progress` was `seen`.
         """
-        await self._room.wait(seen)
+        # An empty queue takes it in any case.
+        await self._room.wait(seen, min(weight, self._file.max_bytes))
 
     async def moment(self) -> None:
         """Let others run for a moment: a process was stopped (SIGSTOP) while it held the lock."""

@@ -10,7 +10,7 @@ from types import MemberDescriptorType
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from mpkit._platform.hints import without_type_arguments
-from mpkit._shm.shared_object import SharedObject
+from mpkit._shm.shared_object import Lease, SharedObject
 from mpkit.errors import HandleLost, SharedMemoryExhausted
 
 S = TypeVar("S", bound=SharedObject)
@@ -27,11 +27,15 @@ class SharedHandle(Generic[S]):
 
     _shared_type: ClassVar[type[SharedObject]]
 
+    def _begin(self, shared: S) -> None:
+        """Use `shared` from now on, which has just been created for this handle."""
+        self._lease: Lease | None = shared.lease()
+        self._bind(shared)
+
     def _bind(self, shared: S) -> None:
         """Use `shared` from now on; subclasses keep more of it at hand."""
         self._name = shared.name
         self._shared: S | None = shared
-        self._lease = shared.lease()
         self._lost: HandleLost | SharedMemoryExhausted | None = None
 
     def _bind_nothing(self, name: str, reason: HandleLost | SharedMemoryExhausted) -> None:
@@ -58,8 +62,8 @@ class SharedHandle(Generic[S]):
         """Close the object in this process: every later use of any handle here raises `ClosedError`. Calling
         it again does no harm.
 
-        The handles of other processes are not affected. Calls that wait in other threads end with
-        `ClosedError`.
+        The handles of other processes are not affected, nor are the items of a queue. Calls that wait in
+        other threads end with `ClosedError`.
 
         Raises:
             RuntimeError: called in the middle of an operation of the same thread (from a signal handler or a
@@ -118,8 +122,7 @@ def _arrive(cls: type[SharedHandle[Any]], name: str, export: int) -> SharedHandl
     """Unpickle a handle."""
     handle = cls.__new__(cls)
     try:
-        # With the lease in hand it is not closed meanwhile, should the last of the other handles go just now.
-        shared, _lease = cls._shared_type.arrive(name, export)
+        shared, handle._lease = cls._shared_type.arrive(name, export)
     except (HandleLost, SharedMemoryExhausted) as error:
         # Without its traceback, which would keep alive what was being unpickled.
         handle._bind_nothing(name, error.with_traceback(None))

@@ -208,4 +208,4 @@ class LockRows:
 
     def _bury(self, dead: list[tuple[int, ProcessIdentity]]) -> None:
         for place, _ in dead:
-            self._rows.bury(place - FIRST_LOCK)
+            self._rows.leave(place - FIRST_LOCK)

@@ -6,6 +6,7 @@ What is done under the lock is done by `put_ring`.
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -276,12 +277,16 @@ class PutSide:
         gets, _, _ = self._file.generations.snapshot()
         return -1 if self.ring.is_shut_down else gets
 
-    def number_to_try(self) -> int:
-        """How many that put one item each had better try now, as far as `maxsize` tells."""
+    def room_to_try(self) -> tuple[int, int]:
+        """How many that put one item each had better try now, and what their items may weigh together."""
         file = self._file
-        if file.max_bytes or not file.maxsize or self.ring.is_shut_down:
-            return EVERYBODY
-        return file.maxsize - file.generations.size()
+        number, weight = EVERYBODY, sys.maxsize
+        if not self.ring.is_shut_down:
+            if file.maxsize:
+                number = file.maxsize - file.generations.size()
+            if file.max_bytes:
+                weight = file.max_bytes - self.ring.used_bytes()
+        return number, weight
 
     def wait_for_progress(self, seen: int, deadline: float) -> bool:
         """Wait until `progress` is no longer `seen`; False when the deadline passed first."""
@@ -292,10 +297,15 @@ class PutSide:
         def woken() -> None:
             # Whoever is told of it takes one place at most. (Passed on without any progress, a token too many
             # would go round for ever.)
-            if has_changed() and self._has_room():
-                self._file.putters.pass_on()
+            if has_changed():
+                self.pass_on()
 
         return self._file.room.wait_until(self._lock, has_changed, deadline, woken)
+
+    def pass_on(self) -> None:
+        """Wake one more who waits for room, if there is some."""
+        if self._has_room():
+            self._file.putters.pass_on()
 
     def trim(self) -> bool:
         """Give memory back to the system that an empty queue does not need (called under the getters'

@@ -254,11 +254,8 @@ class RobustLock:
         """Take the lock if it is free. Never blocks, except to join when this process is new."""
         if not self.local_acquire(False):
             return False
-        words, at, value = self.words, self.at, self.value
-        words[at] = value + INSIDE
-        if self.permit_acquire(False):
+        if self._try_permit():
             return True
-        self.step_out(value)
         self.local_release()
         return False
 
@@ -363,7 +360,7 @@ class RobustLock:
             if self._stuck_for(now) >= STUCK_SECONDS:
                 self._investigate(deadline)
                 self._stuck_since = time.monotonic()
-                if self.permit_acquire_inside():
+                if self._try_permit():
                     return True
             if self._shut:
                 self._join(deadline)
@@ -371,8 +368,8 @@ class RobustLock:
                 self.local_release()
                 return False
 
-    def permit_acquire_inside(self) -> bool:
-        """One more try for the permit, holding the local lock; outside again when it fails."""
+    def _try_permit(self) -> bool:
+        """Take the permit if it is there, holding the local lock; outside again when it fails."""
         self.words[self.at] = self.value + INSIDE
         if self.permit_acquire(False):
             return True
@@ -413,13 +410,11 @@ class RobustLock:
         everyone = [(at, process) for at, process in self.rows.taken() if at != mine]
         living = [(at, process) for at, process in everyone if identity.is_alive(process)]
         before = {at: words[at + column] for at, _ in living}
-        words[self.at] = self.value + INSIDE
-        if self.permit_acquire(False):
+        if self._try_permit():
             # Nobody is stuck. Let the wait above take it in the ordinary way.
             self.permit_release()
             self.value = words[self.at] = self.value + COMPLETED
             return
-        self.step_out(self.value)
         after = {at: (words[at + column], words[at + column + ATTEMPTS]) for at, _ in living}
         waiting = [at for at, _ in living if after[at][0] & INSIDE]
         while waiting:
@@ -435,7 +430,7 @@ class RobustLock:
         words[self._recoveries_at] += 1
         for at, process in everyone:
             if (at, process) not in living:
-                self.rows.bury(at)
+                self.rows.leave(at)
         if self.repair is not None:
             self.repair()
         self._given_for_dead += 1

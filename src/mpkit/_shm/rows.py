@@ -146,11 +146,7 @@ class Rows:
             return at
 
     def leave(self, at: int) -> None:
-        """Give this process's row back."""
-        self.words[at] = 0
-
-    def bury(self, at: int) -> None:
-        """Free the row of a dead process (only under `exclusive`)."""
+        """Give back this process's row or (under `exclusive`) that of a dead one."""
         self.words[at] = 0
 
     def taken(self) -> list[tuple[int, ProcessIdentity]]:
@@ -176,7 +172,7 @@ class Rows:
         turn = identity.current().pid % (used or 1)
         for at, process in (taken[turn:] + taken[:turn])[: _LOOKS if used < self._capacity else used]:
             if not identity.is_alive(process) and not (self._must_stay and self._must_stay(at)):
-                self.bury(at)
+                self.leave(at)
                 return at
         if used < self._capacity:
             at = self._start + used * ROW_WORDS

@@ -116,9 +116,9 @@ class Semaphore:
         return cls(name, raw, owner_pid=0)
 
     @classmethod
-    def private(cls, value: int = 1) -> Semaphore:
-        """A semaphore without a name, for the threads of this process; cheaper to take and give than a
-        `threading.Lock`.
+    def private(cls) -> Semaphore:
+        """A semaphore with one permit and without a name, for the threads of this process; cheaper to take
+        and give than a `threading.Lock`.
         """
         me = identity.current()
         # One thread at a time may have the name that `forget_private_of` knows, and once: a `__del__` may
@@ -126,19 +126,19 @@ class Semaphore:
         if not _making.is_owned():
             # Else another interpreter of this process is just making one.
             with contextlib.suppress(FileExistsError):
-                made = _making.run_within(0, cls._make_private, value, _private_name(me))
+                made = _making.run_within(0, cls._make_private, _private_name(me))
                 if made is not None:
                     return made[0]
-        return cls._make_private(value, _private_name(me, os.urandom(6).hex()))
+        return cls._make_private(_private_name(me, os.urandom(6).hex()))
 
     @classmethod
-    def _make_private(cls, value: int, name: str) -> Semaphore:
+    def _make_private(cls, name: str) -> Semaphore:
         # The C code removes the name as soon as it has made it, so the tracker has to do it only for a
         # process that is killed just there.
         with deferred_interrupts():
             tracker.track(name, "semaphore")
             try:
-                raw = seam.SemLock(seam.SEMAPHORE_KIND, value, max(value, 1), name, True)
+                raw = seam.SemLock(seam.SEMAPHORE_KIND, 1, 1, name, True)
             except FileExistsError:
                 raise
             except OSError as error:

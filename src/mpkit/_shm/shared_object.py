@@ -18,9 +18,9 @@ arguments of an initializer, in each worker), so counting would not do.
 One process has one `SharedObject` for one file, however many handles it has: it has one row.
 
 Its parts know each other, so by itself it goes with the next garbage collection. In a program that has many
-objects that may be far away, or never come, and each has a descriptor and shared memory. So in the process
-that created it each handle has a `Lease`, and when the last of them has gone it is closed at once. (In others
-the garbage collection is soon enough, and until then the next task that gets the same queue finds it open.)
+objects that may be far away, or never come, and each has a descriptor and shared memory. So each handle has a
+`Lease`, and when the last of them has gone the object is closed at once. One that was received may wait for
+that until some others have been dropped as well: the next task that gets the same queue finds it open.
 """
 
 from __future__ import annotations
@@ -59,6 +59,10 @@ MAGIC_BASE = 0x6D706B6974 << 16 | 1 << 8
 
 
 _open_objects: weakref.WeakValueDictionary[str, SharedObject] = weakref.WeakValueDictionary()
+#: The names of those that were received, and have no handle here now; who has had one last at the end.
+_idle: dict[str, None] = {}
+#: As many are left open (until the next garbage collection).
+_MOST_IDLE = 16
 _opening = seam.InterruptibleLock()
 
 
@@ -67,10 +71,6 @@ def while_nobody_opens(name: str, look: Callable[[SharedObject | None], T]) -> T
     before it has returned.
     """
     return _opening.run(lambda: look(_open_objects.get(name)))
-
-
-# Bound early: a module's globals may be gone when the last objects are.
-_is_finalizing = sys.is_finalizing
 
 
 class Form(NamedTuple):
@@ -91,15 +91,16 @@ class Form(NamedTuple):
 
 
 class Lease:
-    """What a handle has in the process that created the object; when the last one goes, it is closed."""
+    """What a handle has of its object; when the last one goes, that is closed."""
 
     __slots__ = ("_shared",)
 
     def __init__(self, shared: SharedObject) -> None:
         self._shared = shared
 
-    def __del__(self) -> None:
-        # It has none if an interrupt came at the very call of `__init__`.
+    def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # At the end of the interpreter globals are gone. It has none if an interrupt came at the very call of
+        # `__init__`.
         shared = getattr(self, "_shared", None)
         if shared is not None and not _is_finalizing():
             shared.end_lease()
@@ -113,7 +114,7 @@ class SharedObject:
         "_closing",
         "_dropped",
         "_forked",
-        "_is_leased",
+        "_is_received",
         "_joining_or_closing",
         "_leases",
         "_left",
@@ -138,11 +139,11 @@ class SharedObject:
         # Whose the row is, and the threads that are inside.
         self._process = os.getpid()
         self._left = False  # closed to the end
-        # How many leases there are, and whether the last one has ended.
+        # How many leases there are, and whether the last one has ended for good.
         self._leases = 0
         self._dropped = False
-        # Created here, or in a process that this is a fork of.
-        self._is_leased = False
+        # Neither created here, nor in a process that this is a fork of.
+        self._is_received = False
         self._joining_or_closing = seam.InterruptibleLock()
         # Whether a child has been forked from the process that created it; and marks on the file that tell
         # whether any of those children still has it open.
@@ -205,7 +206,6 @@ class SharedObject:
             cls._format(words, **options)
             words[MAGIC] = form.magic
             made = cls(segment, semaphores)
-            made._is_leased = True
         except BaseException:
             for semaphore in semaphores:
                 semaphore.close()
@@ -220,8 +220,8 @@ class SharedObject:
         raise TypeError(f"{cls.__name__} cannot be created")
 
     @classmethod
-    def arrive(cls, name: str, export: int) -> tuple[Self, Lease | None]:
-        """Open an object that exists, or share what this process has open; and a lease (see `lease`).
+    def arrive(cls, name: str, export: int) -> tuple[Self, Lease]:
+        """Open an object that exists, or share what this process has open; and a lease for the handle.
 
         Args:
             name: of its file.
@@ -238,20 +238,16 @@ class SharedObject:
         return _opening.run(cls._arrive, name, export)
 
     @classmethod
-    def _arrive(cls, name: str, export: int) -> tuple[Self, Lease | None]:
-        known = _open_objects.get(name)
-        # First: the handle counts as under way until this process has one that keeps it.
-        lease = known._lend() if known is not None and not known.closed else None
-        return cls._attach(name, export), lease
-
-    @classmethod
-    def _attach(cls, name: str, export: int) -> Self:
+    def _arrive(cls, name: str, export: int) -> tuple[Self, Lease]:
         form = cls.form
         known = _open_objects.get(name)
-        # (Only a signal handler or a finalizer in the middle of `_take_back` finds one that is dropped.)
-        if isinstance(known, cls) and not known.closed and not known._dropped:
-            known._mark_arrived(export)
-            return known
+        if isinstance(known, cls):
+            # First: now it is not dropped any more, should a finalizer or a signal handler drop others. And
+            # the handle counts as under way until this process has one that keeps it.
+            lease = known._lend()
+            if not known.closed and not known._dropped:
+                known._mark_arrived(export)
+                return known, lease
         segment = Segment.attach(name, form.file_bytes)
         if segment.words[MAGIC] != form.magic:
             raise HandleLost(
@@ -262,19 +258,21 @@ class SharedObject:
             for number, (_, maximum) in enumerate(form.semaphores)
         ]
         found = cls(segment, semaphores)
+        found._is_received = True
         # At once, not at the first use: the rows tell the creator that its names are still needed.
         found._join(time.monotonic() + _OPENING_SECONDS)
         # In this order: whoever sees that the handle is not under way any more sees who has it open here. (In
         # the table of processes that would be no other than the creator itself.)
         _open_objects[name] = found
+        lease = found._lend()
         found._mark_arrived(export)
-        return found
+        return found, lease
 
     def mark_exported(self) -> int:
         """A handle is being pickled: until it is unpickled the names must outlive this process's handles.
 
         Returns:
-            Its number, for `attach`; -1 if a stopped process keeps this one from giving it one, which only
+            Its number, for `arrive`; -1 if a stopped process keeps this one from giving it one, which only
             makes the names go sooner.
         """
         self.check_open()
@@ -298,14 +296,13 @@ class SharedObject:
             if alone and words[EXPORTS] - number <= _NUMBERS:
                 words[UNDER_WAY] &= ~bit
 
-    def lease(self) -> Lease | None:
-        """For a handle that is just being made; None where none is needed."""
+    def lease(self) -> Lease:
+        """For the handle that it has been created for."""
         return _opening.run(self._lend)
 
-    def _lend(self) -> Lease | None:
-        if self._dropped or not self._is_leased:
-            return None
+    def _lend(self) -> Lease:
         self._leases += 1
+        _idle.pop(self.name, None)
         return Lease(self)
 
     def end_lease(self) -> None:
@@ -313,28 +310,44 @@ class SharedObject:
         # Not waited for: who has it may wait for what this very thread has in hand. Then it is left to the
         # garbage collection, as is what an interrupt leaves undone.
         ended = _opening.run_within(0, self._take_back)
-        if ended is not None and ended[0]:
-            self.close()
-            self._take_apart()
+        dropped = None if ended is None else ended[0]
+        if dropped is not None:
+            dropped.close()
+            dropped._take_apart()
 
-    def _take_back(self) -> bool:
-        """Whether that was the last lease."""
-        if self._leases == 1:
-            try:
-                self._refuse_inside()
-            except RuntimeError:
-                # This very thread is still at it, without a handle. It must be found when a process is forked
-                # meanwhile, and is left to the garbage collection.
-                return False
+    def _take_back(self) -> SharedObject | None:
+        """Whom nobody needs any more, now that a lease has ended."""
         self._leases -= 1
+        if self._leases:
+            return None
+        if not self._is_received or self.closed:
+            return self._drop()
+        _idle[self.name] = None
+        if len(_idle) <= _MOST_IDLE:
+            return None
+        oldest = next(iter(_idle))
+        del _idle[oldest]
+        known = _open_objects.get(oldest)
+        return None if known is None else known._drop()
+
+    def _drop(self) -> SharedObject | None:
+        """Take it out of what is open, for the caller to close it; None if it must stay, or has gone."""
+        if self._dropped:
+            return None
+        try:
+            self._refuse_inside()
+        except RuntimeError:
+            # This very thread is still at it, without a handle. It must be found when a process is forked
+            # meanwhile, and is left to the garbage collection.
+            return None
         # One step: a signal handler in between might be given another lease.
         self._dropped = not self._leases
         if not self._dropped:
-            return False
+            return None
         # Another one may have taken its place, if it was closed before.
         if _open_objects.get(self.name) is self:
             del _open_objects[self.name]
-        return True
+        return self
 
     def _take_apart(self) -> None:
         """Nobody uses it any more: let its parts know no more of each other, so that they go at once."""
@@ -403,17 +416,10 @@ class SharedObject:
     def _may_be_in_use(self) -> bool:
         """Whether another process has the object open, or a handle of it may be under way to one."""
         marked = self._drop_marks()
-        if self.segment.closed:
-            return True
-        words = self.words
-        # See `in_use_elsewhere`.
-        exports = words[EXPORTS]
-        if words[UNDER_WAY] or _others(self.rows) or _is_open_here(self.name, self):
-            return True
         # A child that was forked has no row before its first use. Where no mark tells of it, it may be there.
-        if self._forked and (not marked or use_marks.is_marked(self.segment.fd)):
+        if self.segment.closed or (self._forked and not marked):
             return True
-        return words[EXPORTS] != exports
+        return _is_in_use(self.name, self.segment, self.rows, under_way=True, besides=self)
 
     def _drop_marks(self) -> bool:
         """Give back this process's copies of the marks; whether there were any."""
@@ -515,7 +521,7 @@ class SharedObject:
             for lock in self.locks:
                 lock.forget()
 
-    def __del__(self) -> None:
+    def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         # At the end of the interpreter the exit hook of `names` has removed everything, and modules are half
         # gone.
         if not _is_finalizing() and not getattr(self, "_left", True) and hasattr(self, "locks"):
@@ -536,21 +542,28 @@ def in_use_elsewhere(name: str, *, under_way: bool = False) -> bool:
         return True
     try:
         words = segment.words
-        # Looked at first and last: who had it open, and has sent it on and closed it meanwhile, may be seen
-        # neither here nor there.
-        exports = words[EXPORTS]
-        if under_way and words[UNDER_WAY]:
-            return True
         rows = Rows(segment, start=words[ROWS_AT], capacity=words[ROWS_CAPACITY], used_at=ROWS_USED)
-        return (
-            _others(rows)
-            or use_marks.is_marked(segment.fd)
-            # A handle may have arrived here meanwhile.
-            or _is_open_here(name)
-            or words[EXPORTS] != exports
-        )
+        return _is_in_use(name, segment, rows, under_way=under_way)
     finally:
         segment.close()
+
+
+def _is_in_use(
+    name: str, segment: Segment, rows: Rows, *, under_way: bool, besides: SharedObject | None = None
+) -> bool:
+    words = segment.words
+    # Looked at first and last: who had it open, and has sent it on and closed it meanwhile, may be seen
+    # neither here nor there.
+    exports = words[EXPORTS]
+    return (
+        (under_way and words[UNDER_WAY] != 0)
+        or _others(rows)
+        # A child that was forked.
+        or use_marks.is_marked(segment.fd)
+        # A handle may have arrived here meanwhile.
+        or _is_open_here(name, besides)
+        or words[EXPORTS] != exports
+    )
 
 
 def _is_open_here(name: str, besides: SharedObject | None = None) -> bool:
@@ -561,7 +574,7 @@ def _is_open_here(name: str, besides: SharedObject | None = None) -> bool:
 
 def _make_room() -> None:
     """The system has none left of something: give back what is left of objects that nobody uses any more."""
-    # Those that this process has received, and dropped.
+    # Those that this process has received, and dropped, and those that could not be closed then.
     gc.collect()
     # And what was still in use elsewhere when it was dropped here, and would be looked at in a minute.
     names.remove_unneeded()

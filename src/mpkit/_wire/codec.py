@@ -96,30 +96,8 @@ def dumps(obj: object, pickler: Pickler = "pickle") -> bytes:
 
     Safe from: several threads, and from within the ``__reduce__`` of what is being pickled.
     """
-    if pickler == "pickle":
-        spare = _spare if len(_extra_reducers) + len(_copyreg_reducers) == _reducers_known else _reset()
-        try:
-            writer = spare.pop()
-        except IndexError:
-            writer = _writer(_StandardPickler)
-    else:
-        spare = []
-        writer = _writer(_cloud_pickler())
-    dump, clear_memo, parts, _ = writer
-    try:
-        dump(obj)
-    except Exception as error:
-        # Half way, a writer is in an unknown state: it is not used again.
-        raise _cannot_pickle(obj, error) from error
-    if len(parts) == 1:
-        data = parts.pop()
-    else:
-        data = b"".join(parts)
-        parts.clear()
-    clear_memo()
-    if len(data) <= _RECYCLE_UP_TO_BYTES:
-        spare.append(writer)
-    return data
+    encoder = _in_one_piece if pickler == "pickle" else Encoder(None, _cloud_pickler())
+    return encoder.encode(obj)[0]
 
 
 def loads(data: ReadableBuffer) -> Any:
@@ -139,16 +117,12 @@ def loads(data: ReadableBuffer) -> Any:
         raise cannot_unpickle(error) from error
 
 
-def encode(
-    obj: object, pickler: Pickler = "pickle", threshold: int = DEFAULT_THRESHOLD
-) -> tuple[bytes, list[pickle.PickleBuffer]]:
+def encode(obj: object, pickler: Pickler = "pickle") -> tuple[bytes, list[pickle.PickleBuffer]]:
     """Pickle `obj`, with its big buffers (of numpy arrays, say) left out of band and not copied.
 
     Args:
         obj: Anything that pickle, or multiprocessing, can pickle.
         pickler: Who pickles.
-        threshold: Buffers of at least this many bytes are left out of band, smaller ones are copied into the
-            head; at most 64 KiB.
 
     Returns:
         The head, and the buffers in the order in which `decode` wants them. They look into the memory of
@@ -160,11 +134,7 @@ def encode(
 
     Safe from: several threads, and from within the ``__reduce__`` of what is being pickled.
     """
-    if pickler != "pickle":
-        return Encoder(threshold, _cloud_pickler()).encode(obj)
-    encoder = _encoders.get(threshold)
-    if encoder is None:
-        encoder = _encoders.setdefault(threshold, Encoder(threshold))
+    encoder = _out_of_band if pickler == "pickle" else Encoder(DEFAULT_THRESHOLD, _cloud_pickler())
     return encoder.encode(obj)
 
 
@@ -239,7 +209,7 @@ class _Sink:
 _Writer = tuple[Callable[[object], None], Callable[[], None], list[bytes], list[pickle.PickleBuffer]]
 
 
-def _writer(kind: type[pickle.Pickler], threshold: int | None = None) -> _Writer:
+def _writer(kind: type[pickle.Pickler], threshold: int | None) -> _Writer:
     sink = _Sink()
     buffers: list[pickle.PickleBuffer] = []
 
@@ -262,7 +232,8 @@ class Encoder:
     """`encode` with everything settled that does not depend on the object; for those who encode often.
 
     Args:
-        threshold: As `encode`.
+        threshold: Buffers of at least this many bytes are left out of band, smaller ones are copied into the
+            head; at most 64 KiB. None: all are copied.
         kind: The pickler to use.
 
     Safe from: several threads, and from within the ``__reduce__`` of what is being pickled.
@@ -273,9 +244,9 @@ class Encoder:
     # An in-band buffer of a frame's size or more would be passed as a view that nothing keeps alive.
     _LARGEST_THRESHOLD = 64 * 1024
 
-    def __init__(self, threshold: int, kind: type[pickle.Pickler] = _StandardPickler) -> None:
+    def __init__(self, threshold: int | None, kind: type[pickle.Pickler] = _StandardPickler) -> None:
         self._kind = kind
-        self._threshold = min(threshold, self._LARGEST_THRESHOLD)
+        self._threshold = None if threshold is None else min(threshold, self._LARGEST_THRESHOLD)
         self._reducers_known = -1
         self._spare: list[_Writer] = []
 
@@ -326,10 +297,13 @@ class Encoder:
 
     def _renew(self) -> None:
         """Reducers have been registered: merge the tables anew, and drop the picklers with the old one."""
-        if len(_extra_reducers) + len(_copyreg_reducers) != _reducers_known:
-            _reset()
+        # The number first, and said last: who finds it as it is, in another thread, finds the new table,
+        # which may hold more already.
+        known = len(_extra_reducers) + len(_copyreg_reducers)
+        _StandardPickler.dispatch_table = {**_copyreg_reducers, **_extra_reducers}
         self._spare = []
-        self._reducers_known = _reducers_known
+        # By count: reducers are added, hardly ever replaced.
+        self._reducers_known = known
 
 
 _ATOMS = frozenset({int, float, str, bytes, bool, type(None)})
@@ -342,28 +316,12 @@ _TEXT_VERSION = 4
 _LONG_TEXT = 1000
 #: The first byte of a pickle.
 _PICKLED = 0x80
-_encoders: dict[int, Encoder] = {}
 # Nobody changes what he is given.
 _NO_BUFFERS: list[pickle.PickleBuffer] = []
 
 
-# What the tables held when they were merged (by count: reducers are added, hardly ever replaced), and the
-# writers that have been made since. Lists, because their `pop` and `append` need no lock.
-_reducers_known = len(_extra_reducers) + len(_copyreg_reducers)
-_spare: list[_Writer] = []
-
-
-def _reset() -> list[_Writer]:
-    """Reducers have been registered: merge the tables anew, and drop the writers with the old one."""
-    global _reducers_known, _spare
-    # The number first, and said last: who finds it as it is, in another thread, finds the new table, which
-    # may hold more already.
-    known = len(_extra_reducers) + len(_copyreg_reducers)
-    _StandardPickler.dispatch_table = {**_copyreg_reducers, **_extra_reducers}
-    spare = _spare = []
-    _reducers_known = known
-    return spare
-
+_in_one_piece = Encoder(None)
+_out_of_band = Encoder(DEFAULT_THRESHOLD)
 
 _cloud_pickler_class: type[pickle.Pickler] | None = None
 

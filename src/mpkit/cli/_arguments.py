@@ -1,4 +1,4 @@
-"""Types of command line arguments."""
+"""Types of command line arguments, and one that two commands have."""
 
 from __future__ import annotations
 
@@ -6,14 +6,25 @@ import argparse
 import math
 
 
+def add_program_to(parser: argparse.ArgumentParser) -> None:
+    """Declare which program is to be shown."""
+    parser.add_argument(
+        "pid",
+        nargs="?",
+        type=pid,
+        metavar="PID",
+        help="the process to show; without it, every program of this user that uses mpkit",
+    )
+
+
 def pid(text: str) -> int:
     """A process id."""
-    return _whole(text, at_least=1, what="a process id (a positive whole number)")
+    return _whole(text, "a process id (a positive whole number)")
 
 
 def positive(text: str) -> int:
     """A whole number of at least 1."""
-    return _whole(text, at_least=1, what="a whole number of at least 1")
+    return _whole(text, "a whole number of at least 1")
 
 
 def seconds(text: str) -> float:
@@ -27,11 +38,11 @@ def seconds(text: str) -> float:
     return number
 
 
-def _whole(text: str, *, at_least: int, what: str) -> int:
+def _whole(text: str, what: str) -> int:
     try:
         number = int(text)
     except ValueError:
-        number = at_least - 1
-    if number < at_least:
+        number = 0
+    if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
     return number

@@ -17,13 +17,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         help="show a program's processes, pools and queues, once",
         description="Show a process with everything it started, and its pools and queues.",
     )
-    parser.add_argument(
-        "pid",
-        nargs="?",
-        type=_arguments.pid,
-        metavar="PID",
-        help="the process to show; without it, every program of this user that uses mpkit",
-    )
+    _arguments.add_program_to(parser)
     parser.set_defaults(run=run)
 
 

@@ -28,13 +28,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         help="show a program's processes, pools and queues, refreshed regularly",
         description="Show what `ps` shows, refreshed regularly, with current CPU load, until Ctrl-C.",
     )
-    parser.add_argument(
-        "pid",
-        nargs="?",
-        type=_arguments.pid,
-        metavar="PID",
-        help="the process to show; without it, every program of this user that uses mpkit",
-    )
+    _arguments.add_program_to(parser)
     parser.add_argument(
         "--interval",
         type=_arguments.seconds,

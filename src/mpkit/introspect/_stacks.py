@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import selectors
 import stat
 import sys
 import time
@@ -23,6 +22,7 @@ from mpkit.errors import AccessDenied, MpkitError, ProcessGone
 from mpkit.introspect._pools import worker_row
 from mpkit.introspect._translate import find, translated
 from mpkit.pool._stack_signal import STACK_SIGNAL
+from mpkit.pool._stacks import read_stacks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from mpkit.pool._outside import WorkerRow
 
-# A stack is over when nothing more has come for this long, unless a worker is still writing.
+# See `read_stacks`.
 _QUIET_SECONDS = 0.02
 _ANSWER_SECONDS = 2.0
 
@@ -102,7 +102,8 @@ def stacks_of(workers: Sequence[FoundWorker]) -> list[str | ProcessGone | Access
     try:
         # All are asked before the first one is waited for.
         asked = [_asked(worker, pipes) for worker in workers]
-        texts = _answers([answer for answer in asked if isinstance(answer, _Asked)])
+        watches = dict(answer for answer in asked if isinstance(answer, _Asked))
+        texts = read_stacks(watches, time.monotonic() + _ANSWER_SECONDS, _QUIET_SECONDS)
     finally:
         for pipe in pipes:
             os.close(pipe)
@@ -133,36 +134,3 @@ def _asked(worker: FoundWorker, pipes: list[int]) -> _Asked | ProcessGone | Acce
     assert STACK_SIGNAL is not None
     asked = _Asked(pipe, HandlerWatch(pid, STACK_SIGNAL))
     return asked if families.send_signal(who, STACK_SIGNAL) else ProcessGone(pid=pid)
-
-
-def _answers(asked: Sequence[_Asked]) -> dict[int, str]:
-    """What comes in the pipes, by pipe. They are read together: one that is full would cut its text off."""
-    pipes = [one.pipe for one in asked]
-    texts = dict.fromkeys(pipes, b"")
-    silent = set(pipes)
-    deadline = time.monotonic() + _ANSWER_SECONDS
-    with selectors.DefaultSelector() as selector:
-        for pipe in pipes:
-            selector.register(pipe, selectors.EVENT_READ)
-        while selector.get_map():
-            wait = max(deadline - time.monotonic(), 0.0) if silent else _QUIET_SECONDS
-            ready = selector.select(wait)
-            if not ready:
-                # One that has lost its core in the middle of it is not done.
-                if (
-                    silent
-                    or time.monotonic() >= deadline
-                    or not any(one.handler.is_at_work() for one in asked)
-                ):
-                    break
-                continue
-            for key, _ in ready:
-                more = read_available(key.fd)
-                texts[key.fd] += more
-                silent.discard(key.fd)
-                if not more:
-                    # The worker has ended.
-                    selector.unregister(key.fd)
-    for pipe in pipes:
-        texts[pipe] += read_available(pipe)
-    return {pipe: text.decode(errors="backslashreplace") for pipe, text in texts.items()}

@@ -36,6 +36,7 @@ before it rings that bell.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import struct
 import threading
@@ -209,18 +210,13 @@ class Channel:
     @classmethod
     def create(cls) -> Channel:
         """In the parent."""
-        segment = Segment.create((RINGS << 3) + _INBOX_BYTES + _OUTBOX_BYTES, kind="worker")
-        try:
+        with contextlib.ExitStack() as failed:
+            segment = Segment.create((RINGS << 3) + _INBOX_BYTES + _OUTBOX_BYTES, kind="worker")
+            failed.callback(segment.close)
             lock = Semaphore.create(1, 1, kind="worker")
-        except BaseException:
-            segment.close()
-            raise
-        try:
+            failed.callback(lock.close)
             wake = Semaphore.create(0, MAX_VALUE, kind="worker")
-        except BaseException:
-            segment.close()
-            lock.close()
-            raise
+            failed.pop_all()
         return cls(segment, lock, wake)
 
     @classmethod
@@ -264,18 +260,13 @@ class Board:
         """
         # Now, and not when the board is closed: that must not need anything of the system.
         _silent_bell()
-        segment = Segment.create(1, kind="pool")
-        try:
+        with contextlib.ExitStack() as failed:
+            segment = Segment.create(1, kind="pool")
+            failed.callback(segment.close)
             front = Semaphore.create(0, MAX_VALUE, kind="pool")
-        except BaseException:
-            segment.close()
-            raise
-        try:
+            failed.callback(front.close)
             back = Semaphore.create(0, MAX_VALUE, kind="pool")
-        except BaseException:
-            segment.close()
-            front.close()
-            raise
+            failed.pop_all()
         told = name.encode(errors="replace")[:_LONGEST_NAME]
         segment.mm[NAME_AT : NAME_AT + 1 + len(told)] = bytes((len(told),)) + told
         return cls(segment, front, back)

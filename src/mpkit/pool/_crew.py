@@ -284,9 +284,9 @@ def _start(process: seam.ChildProcess, method: str) -> None:
             raise
         # What talking to the fork server ends in. From 3.14 on (and 3.13.8) it imports the main module.
         raise PoolBroken(
-            f"the fork server of multiprocessing has died ({type(error).__name__}: {error}); if its error "
-            f"output says that the main module could not be imported, a frequent cause is that {_GUARD}."
-            f" Another is that {_NOT_IMPORTABLE}"
+            "the fork server of multiprocessing has died, or the system has no process left for it "
+            f"({type(error).__name__}: {error}); if its error output says that the main module could not be "
+            f"imported, a frequent cause is that {_GUARD}. Another is that {_NOT_IMPORTABLE}"
         ) from error
 
 

@@ -448,12 +448,17 @@ class TaskPool(PoolView):
         tasks that have not begun; unlike the `cancel` of a handle, they never stop running tasks. Ctrl-C in
         its ``with`` block or in its `shutdown` stops all of its tasks.
         """
-        from mpkit.pool._executor import ExecutorTasks, PoolExecutor  # noqa: PLC0415  see the top of this file
+        from mpkit.pool._executor import PoolExecutor  # noqa: PLC0415  see the top of this file
 
-        tasks = self._executor_tasks
-        if tasks is None or tasks.is_shut_down:
-            tasks = self._executor_tasks = ExecutorTasks()
-        return PoolExecutor(self, tasks)
+        # Of two threads that are first both get the same: to shut down the one is to shut down the other.
+        return PoolExecutor(self, self._engine.dispatcher.lock.run(self._tasks_of_executor))
+
+    def _tasks_of_executor(self) -> ExecutorTasks:
+        from mpkit.pool._executor import ExecutorTasks  # noqa: PLC0415  see the top of this file
+
+        if self._executor_tasks is None or self._executor_tasks.is_shut_down:
+            self._executor_tasks = ExecutorTasks()
+        return self._executor_tasks
 
     def share(self, obj: T) -> Shared[T]:
         """Pickle an object once into shared memory, for many tasks.

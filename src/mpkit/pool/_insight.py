@@ -12,6 +12,7 @@ from mpkit.pool._collector import Collector
 from mpkit.pool._crew import Crew
 from mpkit.pool._dispatcher import Dispatcher
 from mpkit.pool._lane import Lane
+from mpkit.pool._ledger import ENDED
 from mpkit.pool._stacks import live_stack
 
 if TYPE_CHECKING:
@@ -62,8 +63,8 @@ class Insight:
         A whole map, and all that an imap has sent so far, is one.
         """
         self._collector.look()
-        tasks = self._dispatcher.lock.run(self._dispatcher.ledger.unfinished)
-        one_of_each = {id(task.sink): task for task in tasks}
+        tasks = self._dispatcher.lock.run(self._dispatcher.ledger.snapshot)
+        one_of_each = {id(task.sink): task for task in tasks if task.state != ENDED}
         return {task.number: task.function.name for task in one_of_each.values()}
 
     def statistics(self) -> PoolStatistics:

@@ -401,6 +401,13 @@ class Ledger:
 
     # -- all -------------------------------------------------------------------------------------------------
 
+    def snapshot(self) -> list[Task]:
+        """The tasks there are, in no order, some of which may have ended: quickly, for all wait meanwhile."""
+        tasks = list(self.queue)
+        for sent in self.sent.values():
+            tasks += sent.values()
+        return tasks
+
     def unfinished(self) -> list[Task]:
         """The tasks that have not ended, oldest first."""
         tasks = [task for task in self.queue if task.state == QUEUED]

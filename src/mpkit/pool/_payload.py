@@ -41,12 +41,10 @@ from mpkit.pool._channel import (
     VALUE,
 )
 
-#: Buffers of at least this size travel out of band.
-OUT_OF_BAND_BYTES = 64 << 10
 #: Longer payloads go into a parcel, so that a few of them do not fill a ring.
 INLINE_BYTES = 16 << 10
 
-_encode = codec.Encoder(OUT_OF_BAND_BYTES).encode
+_encode = codec.Encoder(codec.DEFAULT_THRESHOLD).encode
 
 _KIND = "parcel"
 #: What a pickle ends with.
@@ -55,10 +53,6 @@ _STOP = ord(".")
 _SOME_FAILED = b"!"
 #: How many parcels there have been; a worker that has made none has left none.
 _made = 0
-
-
-def _encode_by_value(obj: object) -> tuple[bytes, list[pickle.PickleBuffer]]:
-    return codec.encode(obj, "cloudpickle", OUT_OF_BAND_BYTES)
 
 
 # -- arguments -----------------------------------------------------------------------------------------------
@@ -78,7 +72,7 @@ def dump_arguments(
         SerializationError: they cannot be pickled.
         SharedMemoryExhausted: there is no room for the parcel.
     """
-    head, buffers = _encode(arguments) if pickler == "pickle" else _encode_by_value(arguments)
+    head, buffers = _encode(arguments) if pickler == "pickle" else codec.encode(arguments, pickler)
     if not buffers and len(head) <= min(room, INLINE_BYTES):
         return 0, head, None
     parcel = _pack(head, buffers)
@@ -129,7 +123,7 @@ def dump_value(value: object, pickler: Pickler) -> tuple[int, bytes]:
     if value is None:
         return NONE, b""
     try:
-        head, buffers = _encode(value) if pickler == "pickle" else _encode_by_value(value)
+        head, buffers = _encode(value) if pickler == "pickle" else codec.encode(value, pickler)
     except SerializationError as error:
         raise codec.about_result(error) from error.__cause__
     return _value_of(head, buffers)
@@ -138,7 +132,7 @@ def dump_value(value: object, pickler: Pickler) -> tuple[int, bytes]:
 def dump_chunk(results: list[Any], errors: list[tuple[int, bytes]], pickler: Pickler) -> tuple[int, bytes]:
     """The same for results of a chunk: a list, and what went wrong at which index of it."""
     value = (results, errors)
-    head, buffers = _encode(value) if pickler == "pickle" else _encode_by_value(value)
+    head, buffers = _encode(value) if pickler == "pickle" else codec.encode(value, pickler)
     return _value_of(head + _SOME_FAILED if errors else head, buffers)
 
 
@@ -256,8 +250,7 @@ def sweep(worker: ProcessIdentity | None) -> None:
 
 def dump_shared(value: object, pickler: Pickler) -> Blob:
     """A file with an object that many tasks use."""
-    head, buffers = codec.encode(value, pickler=pickler, threshold=OUT_OF_BAND_BYTES)
-    return _pack(head, buffers)
+    return _pack(*codec.encode(value, pickler))
 
 
 def open_shared(name: str) -> object:
@@ -330,7 +323,6 @@ def _slices(mm: mmap.mmap) -> list[memoryview]:
 
 __all__ = [
     "INLINE_BYTES",
-    "OUT_OF_BAND_BYTES",
     "adopt",
     "drop_outcome",
     "dump_arguments",

@@ -9,15 +9,16 @@ and nothing is left on a disk when anybody dies. It does not block the worker: w
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 from mpkit._platform import families
 from mpkit._platform.handlers_at_work import HandlerWatch
-from mpkit._platform.readiness import read_available, wait_readable
+from mpkit._platform.readiness import read_available, wait_any_readable
 from mpkit.pool._channel import INITIALIZING, STATE
 from mpkit.pool._lane import Lane
 from mpkit.pool._stack_signal import STACK_SIGNAL
 
-#: A stack is over when nothing more has come for this long, unless the worker is still writing it.
+#: See `read_stacks`.
 _QUIET_SECONDS = 0.004
 
 
@@ -43,17 +44,38 @@ def _ask(lane: Lane, deadline: float) -> str:
     except PermissionError:
         # It has become another user's: so it cannot be asked.
         return ""
-    text = b""
-    while True:
-        wait = _QUIET_SECONDS if text else max(deadline - time.monotonic(), 0.0)
-        more = read_available(descriptor) if wait_readable(descriptor, wait) else b""
-        text += more
-        if more:
-            continue
-        # A worker that has lost its core in the middle of it is not done.
-        if text and handler.is_at_work() and time.monotonic() < deadline:
-            continue
-        return (text + read_available(descriptor)).decode(errors="replace")
+    return read_stacks({descriptor: handler}, deadline, _QUIET_SECONDS)[descriptor]
+
+
+def read_stacks(asked: Mapping[int, HandlerWatch], deadline: float, quiet: float) -> dict[int, str]:
+    """What comes in the pipes of workers that have been asked, by pipe; "" where nothing has by the deadline.
+
+    They are read together: one that is full would cut its text off.
+
+    Args:
+        asked: by the pipe (its reading end, which does not block): what tells whether its worker is writing.
+        deadline: on the clock of `time.monotonic`.
+        quiet: a stack is over when nothing more has come for so long, unless its worker is still writing.
+    """
+    texts = dict.fromkeys(asked, b"")
+    # Those of workers that have not ended, and of those that have not answered.
+    living, silent = set(asked), set(asked)
+    while living:
+        ready = wait_any_readable(living, max(deadline - time.monotonic(), 0.0) if silent else quiet)
+        for pipe in ready:
+            more = read_available(pipe)
+            texts[pipe] += more
+            silent.discard(pipe)
+            if not more:
+                living.discard(pipe)
+        # One that has lost its core in the middle of it is not done.
+        if not ready and (
+            silent
+            or time.monotonic() >= deadline
+            or not any(handler.is_at_work() for handler in asked.values())
+        ):
+            break
+    return {pipe: (text + read_available(pipe)).decode(errors="replace") for pipe, text in texts.items()}
 
 
 def last_words(lane: Lane) -> str:

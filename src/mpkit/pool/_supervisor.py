@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from mpkit._platform.deadlines import NEVER
-from mpkit._platform.exits import ExitWatcher
+from mpkit._platform.exits import MOST_EVENTS, ExitWatcher
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._platform.readiness import never_wait, read_available
 from mpkit.errors import MpkitError, PoolBroken
@@ -154,7 +154,8 @@ class Supervisor:
 
     def watch(self, program: ProcessIdentity) -> bool:
         """Watch something that a task has started (in the thread); false when it has ended."""
-        return self._watcher.add(program)
+        few = len(self._watcher) - len(self._by_identity) < MOST_EVENTS
+        return self._watcher.add(program, by_event=few)
 
     # -- the thread ------------------------------------------------------------------------------------------
 

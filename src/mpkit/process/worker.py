@@ -211,9 +211,10 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             # What talking to the fork server ends in. From 3.14 on (and 3.13.8) the server imports the main
             # module.
             raise WorkerCrashed(
-                f"the fork server of multiprocessing has died ({type(error).__name__}: {error}); if its "
-                f"error output says that the main module of the program could not be imported: {_GUARD}; one "
-                "that is read from standard input can never be imported again, so save it to a file"
+                "the fork server of multiprocessing has died, or the system has no process left for it "
+                f"({type(error).__name__}: {error}); if its error output says that the main module of the "
+                f"program could not be imported: {_GUARD}; one that is read from standard input can never be "
+                "imported again, so save it to a file"
             ) from error
         except BaseException:
             # At the very edge of the block.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from mpkit import BoundedQueue
 from mpkit._shm import async_waiters
+from mpkit._shm.put_side import PutSide
 from tests.helpers.processes import forked
 from tests.helpers.waiting import PATIENCE, wait_until
 
@@ -27,7 +29,7 @@ class Side:
         self.waited_for: list[int] = []
         self._changed = threading.Condition()
         self.watch = async_waiters._Watch(
-            "watch", self._wait, lambda: self.progress, lambda: self.number, self._pass_on
+            "watch", self._wait, lambda: self.progress, lambda: (self.number, 0), self._pass_on
         )
 
     def change(self, number: int) -> None:
@@ -174,6 +176,23 @@ def test_a_coroutine_that_goes_in_a_forked_child_waits_for_no_lock_of_the_parent
     asyncio.run(program())
 
 
+def test_all_handles_and_event_loops_of_a_process_wait_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two loops that came at the same time made two; closing the queue ended the threads of one."""
+    with BoundedQueue[int]() as queue:
+        of_another_thread: list[object] = []
+        real = async_waiters.AsyncWaiters
+
+        def make(file: Any, *sides: Any) -> async_waiters.AsyncWaiters:
+            monkeypatch.undo()
+            of_another_thread.append(file.async_waiters())
+            return real(file, *sides)
+
+        monkeypatch.setattr(async_waiters, "AsyncWaiters", make)
+        waiters = queue._opened().async_waiters()
+        assert [waiters] == of_another_thread
+        assert pickle.loads(pickle.dumps(queue))._opened().async_waiters() is waiters
+
+
 @pytest.mark.parametrize("takers", [1, 50])
 def test_all_items_arrive_whoever_waits(takers: int) -> None:
     found: list[int] = []
@@ -204,3 +223,45 @@ def test_all_that_wait_for_room_get_it() -> None:
 
     with BoundedQueue[int](1) as queue:
         assert sorted(asyncio.run(program(queue))) == list(range(50))
+
+
+def test_not_all_try_for_each_bit_of_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a bound on bytes all were told each time: a thousand that waited tried half a million times."""
+    number = 60
+    tries: list[None] = []
+    put_now = PutSide.put_now
+
+    def counted(side: PutSide, data: bytes, flag: int) -> bool | None:
+        tries.append(None)
+        return put_now(side, data, flag)
+
+    monkeypatch.setattr(PutSide, "put_now", counted)
+
+    async def program(queue: BoundedQueue[bytes]) -> None:
+        puts = [asyncio.create_task(queue.aput(bytes(100))) for _ in range(number)]
+        for _ in puts:
+            await queue.aget()
+        await asyncio.wait_for(asyncio.gather(*puts), PATIENCE)
+
+    with BoundedQueue[bytes](max_bytes=150) as queue:
+        asyncio.run(program(queue))
+    # Its own first try, one that succeeds, and some in vain.
+    assert len(tries) < 10 * number
+
+
+def test_a_small_item_passes_a_big_one_that_does_not_fit() -> None:
+    async def program(queue: BoundedQueue[bytes]) -> None:
+        queue.put(bytes(400))
+        queue.put(bytes(400))
+        bigs = [asyncio.create_task(queue.aput(bytes(900))) for _ in range(3)]
+        await asyncio.sleep(0)
+        small = asyncio.create_task(queue.aput(bytes(300)))
+        await asyncio.sleep(0)
+        queue.get()
+        await asyncio.wait_for(small, PATIENCE)
+        for _ in range(2 + len(bigs)):
+            await queue.aget()
+        await asyncio.wait_for(asyncio.gather(*bigs), PATIENCE)
+
+    with BoundedQueue[bytes](max_bytes=1000) as queue:
+        asyncio.run(program(queue))

@@ -1,4 +1,4 @@
-"""A queue, lock or counter whose last handle goes is closed at once, in the process that created it."""
+"""A queue, lock or counter whose last handle goes is closed at once; what was received, a little later."""
 
 from __future__ import annotations
 
@@ -237,6 +237,61 @@ def test_room_is_made_of_what_was_received_and_dropped(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Segment, "attach", classmethod(attach_if_room))
     assert pickle.loads(messages[1]).add() == 1
+
+
+def received(make: Callable[[], Handle], number: int) -> list[bytes]:
+    """Messages with handles of so many objects, which this process has closed: as from another one."""
+    handles = [make() for _ in range(number)]
+    messages = [pickle.dumps(handle) for handle in handles]
+    for handle in handles:
+        handle.close()
+    return messages
+
+
+@pytest.mark.usefixtures("_no_garbage_collection")
+@pytest.mark.parametrize("make", [BoundedQueue, Lock, LockedCounter])
+def test_of_those_that_were_received_and_dropped_only_some_stay_open(make: Callable[[], Handle]) -> None:
+    """Each had a descriptor until a garbage collection came."""
+    messages = received(make, shared_object._MOST_IDLE + 5)
+    opened = [weakref.ref(pickle.loads(message)._opened()) for message in messages]
+    assert [shared() is None for shared in opened] == [number < 5 for number in range(len(opened))]
+
+
+@pytest.mark.usefixtures("_no_garbage_collection")
+def test_one_that_is_received_again_and_again_stays_open() -> None:
+    hot, *others = received(LockedCounter, shared_object._MOST_IDLE)
+    shared = weakref.ref(pickle.loads(hot)._opened())
+    for message in others * 2:
+        assert pickle.loads(message).add() > 0
+        assert pickle.loads(hot)._opened() is shared()
+
+
+@pytest.mark.usefixtures("_no_garbage_collection")
+def test_one_that_is_received_again_just_when_it_is_to_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A garbage collection, or a signal handler, drops others in the middle of receiving it."""
+    message, *others = received(LockedCounter, shared_object._MOST_IDLE + 2)
+    pickle.loads(message)
+    lend = SharedObject._lend
+
+    def lend_late(shared: SharedObject) -> shared_object.Lease:
+        monkeypatch.undo()
+        for other in others:
+            pickle.loads(other)
+        return lend(shared)
+
+    monkeypatch.setattr(SharedObject, "_lend", lend_late)
+    assert pickle.loads(message).add() == 1
+
+
+@pytest.mark.usefixtures("_no_garbage_collection")
+def test_one_that_this_thread_is_inside_of_stays_open() -> None:
+    message, *others = received(LockedCounter, shared_object._MOST_IDLE + 5)
+    compound = pickle.loads(message).__enter__()
+    for other in others:
+        pickle.loads(other)
+    compound.value += 1
+    compound.end()
+    assert pickle.loads(message).value == 1
 
 
 @pytest.mark.usefixtures("_no_garbage_collection")

@@ -656,7 +656,7 @@ def test_a_wake_up_for_a_loop_that_is_closed_is_passed_on() -> None:
         "watch",
         lambda _seen, _deadline: woken.wait(PATIENCE),
         progress=lambda: 1,
-        number=lambda: 1,
+        room=lambda: (1, 0),
         pass_on=passed_on.set,
     )
     loop = asyncio.new_event_loop()
@@ -1005,11 +1005,11 @@ def test_a_private_semaphore_may_be_made_in_the_middle_of_making_one(
     made: list[str] = []
     real = semaphore.Semaphore._make_private
 
-    def make(value: int, name: str) -> semaphore.Semaphore:
+    def make(name: str) -> semaphore.Semaphore:
         made.append(name)
         if len(made) == 1:
             assert semaphore.Semaphore.private().acquire(False)
-        return real(value, name)
+        return real(name)
 
     monkeypatch.setattr(semaphore.Semaphore, "_make_private", make)
     assert semaphore.Semaphore.private().acquire(False)
@@ -1017,7 +1017,8 @@ def test_a_private_semaphore_may_be_made_in_the_middle_of_making_one(
 
 
 def test_waiting_in_an_event_loop_leaves_nothing_locked(queue: BoundedQueue[Any]) -> None:
-    waiters = async_waiters.AsyncWaiters(opened(queue))
+    file = opened(queue)
+    waiters = async_waiters.AsyncWaiters(file, file.puts, file.gets)
     lock = waiters._items._lock = _InterruptedLock()
 
     with pytest.raises(KeyboardInterrupt):
