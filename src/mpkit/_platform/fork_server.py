@@ -87,7 +87,7 @@ def _ensure_running(server: Any, modules: Sequence[str]) -> None:  # noqa: ANN40
     polite = getattr(server, "_preload_on_error", "ignore") == "ignore"
     # Up to Python 3.10.8 the server would listen at an abstract socket, through which any user of the machine
     # can run code in it (CVE-2022-42919). Later ones do not ask.
-    vars(util)["abstract_sockets_supported"] = False
+    setattr(util, "abstract_sockets_supported", False)  # noqa: B010  a constant for type checkers
     try:
         with starting_by("forkserver"):
             # The server does it otherwise, without what ours does; and before 3.12 that leaves SIGINT

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
+from mpkit._shm.ring import TornRingError
 from mpkit.errors import SharedMemoryExhausted
 from mpkit.pool import _payload
-from mpkit.pool._channel import HEAD_SIZE, LONGEST_TASK, RAISED, Channel
+from mpkit.pool._channel import BIG_VALUE, HEAD_SIZE, LONGEST_TASK, RAISED, Channel
 
 
 def test_the_longest_task_fits_into_an_inbox_wherever_its_index_stands() -> None:
@@ -25,6 +27,21 @@ def test_the_longest_task_fits_into_an_inbox_wherever_its_index_stands() -> None
         assert min(rooms) == LONGEST_TASK
     finally:
         channel.discard()
+
+
+@pytest.mark.parametrize(
+    "name", ["precious", "mpkit-parcel-", "mpkit-parcel-1\0", "xmpkit-parcel-1", "\udcff"]
+)
+def test_only_a_parcel_is_ever_taken_over(name: str, tmp_path: Path) -> None:
+    """What a wild store had written there was removed, whatever it was; or the pool could not go on."""
+    path = tmp_path / "precious"
+    path.touch()
+    record = bytes(HEAD_SIZE) + os.fsencode(f"{tmp_path}/{name}")
+    with pytest.raises(TornRingError):
+        _payload.adopt(BIG_VALUE, record)
+    with pytest.raises(TornRingError):
+        _payload.drop_outcome(BIG_VALUE, record)
+    assert path.exists()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="files without a drive letter")
