@@ -252,12 +252,12 @@ def sweep(worker: ProcessIdentity | None) -> None:
     with contextlib.suppress(OSError):
         directories.append(tempfile.gettempdir())
     for directory in directories:
-        with contextlib.suppress(OSError):
-            for entry in os.listdir(directory):
-                if entry.startswith(start):
-                    path = os.path.join(directory, entry)
-                    names.own(path, "segment")
-                    names.remove(path)
+        with contextlib.suppress(OSError), os.scandir(directory) as entries:
+            for entry in entries:
+                # Any user can give a file such a name; it would keep us from our own ones.
+                if entry.name.startswith(start) and entry.stat(follow_symlinks=False).st_uid == os.geteuid():
+                    names.own(entry.path, "segment")
+                    names.remove(entry.path)
 
 
 # -- shared objects ------------------------------------------------------------------------------------------

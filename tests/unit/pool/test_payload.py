@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mpkit._platform import identity
 from mpkit._shm.ring import TornRingError
 from mpkit.errors import SharedMemoryExhausted
 from mpkit.pool import _payload
@@ -59,3 +60,18 @@ def test_a_big_outcome_for_which_there_is_no_descriptor_ends_with_the_error_that
     assert isinstance(error, SharedMemoryExhausted)
     assert "ulimit -n" in str(error)
     assert not os.path.exists(name.decode()), "nobody can ask for it again"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs a file of another user")
+def test_a_file_that_another_user_has_named_like_a_parcel_is_no_obstacle(tmp_path: Path) -> None:
+    """It kept the parcels of a dead worker in shared memory, and spoiled the end of the program."""
+    worker = identity.current()
+    start = f"{tmp_path}/mpkit-parcel-{worker.pid}-{worker.started}-"
+    theirs, *ours = [Path(f"{start}{number:016x}") for number in range(9)]
+    for path in (theirs, *ours):
+        path.touch()
+    os.chown(theirs, 65534, 65534)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tempfile.tempdir", str(tmp_path))
+        _payload.sweep(worker)
+    assert list(tmp_path.iterdir()) == [theirs]
