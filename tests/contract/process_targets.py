@@ -233,6 +233,16 @@ class Holder(WorkerProcess[None]):
     def run(self) -> None: ...
 
 
+class WithoutRepr:
+    """Neither it nor its repr goes anywhere."""
+
+    def __init__(self) -> None:
+        self.thing = threading.Lock()
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
+
+
 class TakesForEverToArrive:
     """Unpickling it lasts until it is interrupted."""
 

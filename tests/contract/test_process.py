@@ -1001,6 +1001,15 @@ def test_what_cannot_be_pickled_is_named_and_leaves_nothing(method: str) -> None
     assert _descriptors() == before
 
 
+@pytest.mark.parametrize("method", [m for m in multiprocessing.get_all_start_methods() if m != "fork"])
+def test_nothing_of_what_cannot_be_pickled_is_told(method: str) -> None:
+    """It stood there with its repr, be that a password, a million numbers, or an error of its own."""
+    for argument in ([threading.Lock(), "secret"], targets.WithoutRepr()):
+        with pytest.raises(SerializationError, match=r"its argument number 1 \(an object of type") as caught:
+            WorkerProcess(target=print, args=(argument,), start_method=method).start()
+        assert "secret" not in str(caught.value)
+
+
 def _descriptors() -> int:
     gc.collect()
     return psutil.Process().num_fds() if sys.platform != "win32" else 0

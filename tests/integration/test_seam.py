@@ -106,6 +106,23 @@ seam.start_fork_server(["mpkit.pool._worker"])
     assert in_a_fork_server(tmp_path, body) == ["[] []"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="abstract sockets")
+def test_no_other_user_can_connect_to_the_fork_server(tmp_path: Path) -> None:
+    # As up to Python 3.10.8, where whoever can connect can run code.
+    body = """
+import os
+from multiprocessing import connection, util
+file_address = connection.arbitrary_address
+def arbitrary_address(family):
+    return f"\\0mpkit-{os.getpid()}" if util.abstract_sockets_supported else file_address(family)
+connection.arbitrary_address = arbitrary_address
+seam.start_fork_server([])
+address = forkserver._forkserver._forkserver_address
+print(address[:1], oct(os.stat(address).st_mode & 0o777))
+"""
+    assert in_a_fork_server(tmp_path, body) == ["/ 0o600"]
+
+
 def test_the_children_of_the_application_hear_ctrl_c_also_when_a_pool_came_first(tmp_path: Path) -> None:
     body = f"""
 from mpkit import TaskPool

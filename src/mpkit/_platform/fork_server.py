@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from multiprocessing import util
 from types import FrameType
 from typing import Any
 
@@ -86,6 +87,9 @@ def _ensure_running(server: Any, modules: Sequence[str]) -> None:  # noqa: ANN40
     is_blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
     # On 3.15 the application may have asked that a module which cannot be imported ends the server.
     polite = getattr(server, "_preload_on_error", "ignore") == "ignore"
+    # Up to Python 3.10.8 the server would listen at an abstract socket, through which any user of the machine
+    # can run code in it (CVE-2022-42919). Later ones do not ask.
+    setattr(util, "abstract_sockets_supported", False)  # noqa: B010  a constant for type checkers
     try:
         with starting_by("forkserver"):
             # The server does it otherwise, without what ours does; and before 3.12 that leaves SIGINT

@@ -46,6 +46,9 @@ if sys.platform == "linux":
         try:
             fields = stat_file.fields_of(pid)
         except (FileNotFoundError, ProcessLookupError):
+            # With hidepid=2 there is nothing to be seen of processes that one may not examine.
+            if pid not in {0, os.getpid()} and _has_owner(pid):
+                raise PermissionError(errno.EPERM, "hidden by /proc", str(pid)) from None
             return None
         return int(fields[stat_file.STARTED]), fields[stat_file.STATE] not in stat_file.ENDED
 
@@ -164,9 +167,14 @@ def _is_anybody(pid: int) -> bool:
         with contextlib.suppress(ChildProcessError):
             if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
                 return False
+    return _has_owner(pid)
+
+
+def _has_owner(pid: int) -> bool:
+    """Whether some process has this pid, which may have ended."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True  # another user's

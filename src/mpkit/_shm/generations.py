@@ -98,7 +98,9 @@ class Generations:
             last = words[PUT_GENERATION] & GENERATION_MASK
             tail_ring = self.view(last)
             tail = tail_ring.words[RING_TAIL]
-            used = sum(self.view(generation).used() for generation in range(first, last + 1))
+            # (In the file of somebody else these may be any numbers.)
+            between = range(first, min(last + 1, first + GENERATION_SLOTS))
+            used = sum(self.view(generation).used() for generation in between)
             _fence()
             if (
                 words[GET_GENERATION] == first

@@ -99,13 +99,14 @@ def remove(name: str) -> None:
 
 
 def _remove(name: str) -> NameType | None:
-    """What kind of name has been removed here; None: it was not owned."""
+    """What kind of name is gone now; None: it was not owned, or is left to the resource tracker."""
     kind = _owned.get(name)
-    if kind is not None:
-        # Only then is it forgotten: what cannot be removed is left to the next call, or to the exit.
-        _unlink(name, kind)
-        _owned.pop(name, None)
-    return kind
+    if kind is None:
+        return None
+    # Only then is it forgotten: what cannot be removed is left to the next call, or to the exit.
+    is_gone = _unlink(name, kind)
+    _owned.pop(name, None)
+    return kind if is_gone else None
 
 
 def _untrack(name: str, kind: NameType | None) -> None:
@@ -234,16 +235,21 @@ def _remove_all() -> None:
     tracker.tell()
 
 
-def _unlink(name: str, kind: NameType) -> None:
+def _unlink(name: str, kind: NameType) -> bool:
+    """Remove it; whether it is gone."""
     try:
         if kind == "semaphore":
             seam.sem_unlink(name)
         else:
             os.unlink(name)
     except OSError as error:
-        # Gone already, or never made because nothing can be made there (read-only, or not for this user).
-        if error.errno not in (errno.ENOENT, errno.EROFS, errno.EACCES):
+        # Gone already; or never made, because nothing can be made there (read-only, or not for this user); or
+        # made before this process gave up its privileges, which the tracker still has.
+        if error.errno not in (errno.ENOENT, errno.EROFS, errno.EACCES, errno.EPERM):
             raise
+        path = f"{SHM_DIRECTORY}/sem.{name[1:]}" if kind == "semaphore" else name
+        return not os.path.lexists(path)
+    return True
 
 
 def _tracked(name: str, kind: NameType) -> bool:

@@ -1,11 +1,15 @@
 """What the file of a queue says at one moment, also seen from a process that does not use it: read, and never
 changed.
+
+The administrator may look at the programs of others: what lies in their files may be anything.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -18,11 +22,24 @@ from mpkit._shm.ring import COUNT_MASK
 from mpkit._shm.rows import Rows
 from mpkit._shm.segment import Segment
 
-__all__ = ["numbers_of", "read_queue"]
+__all__ = ["numbers_of", "open_to_look", "read_queue"]
 
 N = TypeVar("N")
 
-_OPEN_FLAGS = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_OPEN_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+
+
+def open_to_look(path: str, access: int = os.O_RDONLY) -> int:
+    """Open a file that has the name of one of mpkit's, which a named pipe may have as well. Never waits.
+
+    Raises:
+        OSError: it is gone (FileNotFoundError; so is what is no regular file), or may not be read.
+    """
+    fd = os.open(path, access | _OPEN_FLAGS)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise FileNotFoundError(errno.ENOENT, "no regular file", path)
+    return fd
 
 
 def read_queue(name: str, path: str, make: Callable[..., N]) -> tuple[N, tuple[int, ...]] | None:
@@ -79,7 +96,7 @@ def _read_alone(
         with contextlib.suppress(ValueError):
             return None if known.closed else _read(known.segment, known.generations, known.regions, make)
         return None
-    fd = os.open(path, _OPEN_FLAGS)
+    fd = open_to_look(path, os.O_RDWR)
     size = os.fstat(fd).st_size
     if size < layout.FILE_BYTES:
         os.close(fd)
@@ -97,6 +114,9 @@ def _read_alone(
         if segment.words[shared_object.MAGIC] != layout.MAGIC_VALUE:
             return None
         return _read(segment, Generations(segment.words, segment.mm, regions), regions, make)
+    except (IndexError, TypeError, ValueError):
+        # What it says leads out of it.
+        return None
     finally:
         regions.close()
         segment.close()

@@ -193,16 +193,21 @@ class Ring:
             return found, head
         if not TOTAL_STORE_ORDER:
             full_fence()
-        # By the count, not until the ends meet: what a wild store has torn must not keep us here for ever.
-        most = capacity << 3
-        for _ in range(min(((tail >> INDEX_BITS) - (head >> INDEX_BITS)) & COUNT_MASK, limit)):
+        # By the count, not until the ends meet, and no more than the ring can hold: what a wild store has
+        # torn must neither keep us here for ever nor take all memory.
+        count = ((tail >> INDEX_BITS) - (head >> INDEX_BITS)) & COUNT_MASK
+        if count > capacity:
+            raise TornRingError
+        left = capacity << 3
+        for _ in range(min(count, limit)):
             index = head & INDEX_MASK
             passed = head - index
             size = words[start + index] if index < capacity else WRAP
             if size == WRAP:
                 index = 0
                 size = words[start]
-            if not 0 <= size <= most:
+            left -= size + 8
+            if left < 0:
                 raise TornRingError
             at = base + (index << 3) + 8
             found.append(mm[at : at + size])

@@ -36,6 +36,7 @@ __all__ = [
     "check_pickler",
     "contained",
     "decode",
+    "described",
     "dumps",
     "encode",
     "error_line",
@@ -369,7 +370,7 @@ def _cannot_pickle(obj: object, error: Exception) -> Exception:
         remedy = "; it is nested too deeply; flatten it, or raise sys.setrecursionlimit()"
     else:
         remedy = "; send what it was made from and make it anew there, or give its class a __reduce__"
-    return SerializationError(f"cannot pickle {_described(obj)}: {error_line(error)}{remedy}")
+    return SerializationError(f"cannot pickle {described(obj)}: {error_line(error)}{remedy}")
 
 
 def cannot_unpickle(error: BaseException) -> Exception:
@@ -396,8 +397,8 @@ def about_result(error: SerializationError) -> SerializationError:
     return SerializationError(f"{ABOUT_RESULT}{error}")
 
 
-def _described(obj: object) -> str:
-    """A short name of `obj` that never runs its own code."""
+def described(obj: object) -> str:
+    """A short name of `obj` that never runs its own code, and tells nothing of what is in it."""
     if isinstance(obj, types.FunctionType | type):
         return f"{obj.__module__}.{obj.__qualname__}"
     kind = type(obj)

@@ -15,6 +15,8 @@ import struct
 from collections.abc import Sequence
 from typing import Final
 
+from mpkit.errors import SerializationError
+
 __all__ = ["in_one_piece", "lay_out", "take_apart"]
 
 _ALIGNMENT: Final = 64
@@ -54,18 +56,29 @@ def in_one_piece(head: bytes, buffers: Sequence[memoryview]) -> bytes:
 
 
 def take_apart(contents: memoryview, at: int = 0) -> list[memoryview]:
-    """The pickle and its buffers, as views of what has been laid out at `at`."""
-    number, length = _COUNTS.unpack_from(contents, at)
-    at += _COUNTS.size
-    lengths = struct.unpack_from(f"<{number}Q", contents, at)
+    """The pickle and its buffers, as views of what has been laid out at `at`.
+
+    Raises:
+        SerializationError: there is not as much as it says.
+    """
+    try:
+        number, *lengths = _COUNTS.unpack_from(contents, at)
+        at += _COUNTS.size
+        lengths += struct.unpack_from(f"<{number}Q", contents, at)
+    except struct.error as error:
+        raise _damaged() from error
     at += 8 * number
-    found = [contents[at : at + length]]
-    at += length
+    found: list[memoryview] = []
     for length in lengths:
-        at = _aligned(at)
         found.append(contents[at : at + length])
-        at += length
+        if len(found[-1]) != length:
+            raise _damaged()
+        at = _aligned(at + length)
     return found
+
+
+def _damaged() -> SerializationError:
+    return SerializationError("what was received is damaged: there is less of it than it says")
 
 
 def _aligned(at: int) -> int:

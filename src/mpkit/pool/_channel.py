@@ -149,11 +149,11 @@ VALUE = 1
 ERROR = 2
 BIG_VALUE = 3
 BIG_ERROR = 4
+LAST_RESULT = BIG_ERROR
 #: Never on the wire: the outcome is an exception object made in the parent.
 RAISED = 5
 #: Never on the wire: the outcome is a value made in the parent.
 PLAIN = 6
-LAST_RESULT = PLAIN
 #: Some results of a chunk that goes on; instead of the run time the head has the index of the next item.
 PART = 8
 BIG_PART = 9

@@ -473,9 +473,11 @@ class Dispatcher:
                     self.hellos += 1
                 elif kind == GOODBYE:
                     self._note_leaving(lane)
-                elif kind == BAD_INITIALIZER:
+                elif kind == BAD_INITIALIZER and not lane.greeted:
                     lane.bad_initializer = record
                     self._note_leaving(lane)
+                else:
+                    raise TornRingError
             lane.pending = None
             if lane.words[SLEEPING] == 2:
                 # It waits for the room that there is now.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 from typing import NamedTuple
 
+from mpkit._platform.positioned import read_at
+from mpkit._shm.outside import open_to_look
 from mpkit._shm.ring import COUNT_MASK, INDEX_BITS
 from mpkit.pool._channel import (
     DONE,
@@ -55,10 +56,12 @@ def read_name(path: str) -> str:
     Raises:
         OSError: the file is gone, or may not be read.
     """
-    with open(path, "rb", buffering=0) as file:
-        file.seek(NAME_AT)
-        length = file.read(1)
-        return file.read(length[0]).decode(errors="ignore") if length else ""
+    fd = open_to_look(path)
+    try:
+        length = read_at(fd, 1, NAME_AT)
+        return read_at(fd, length[0], NAME_AT + 1).decode(errors="ignore") if length else ""
+    finally:
+        os.close(fd)
 
 
 def read_row(path: str) -> WorkerRow | None:
@@ -67,26 +70,27 @@ def read_row(path: str) -> WorkerRow | None:
     Raises:
         OSError: the file is gone, or may not be read.
     """
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    fd = open_to_look(path)
     try:
-        if os.fstat(fd).st_size < RINGS << 3:
-            return None
-        mapped = mmap.mmap(fd, RINGS << 3, access=mmap.ACCESS_READ)
+        # Not mapped: the file of another user may be cut while it is looked at, which is a SIGBUS.
+        first, again = read_at(fd, RINGS << 3, 0), read_at(fd, RINGS << 3, 0)
     finally:
         os.close(fd)
-    with mapped, memoryview(mapped).cast("B").cast("Q") as words:
-        task, started = words[TASK], words[STARTED]
-        if words[TASK] != task:
-            # It has just gone on to another one, so it has been at it for no time.
-            task, started = words[TASK], words[STARTED]
-        head, tail = words[IN_HEAD], words[IN_TAIL]
-        return WorkerRow(
-            pid=words[PID],
-            pool=words[POOL],
-            state=state_name(words[STATE], task),
-            task_id=task or None,
-            started_ns=started if task else None,
-            tasks_done=words[DONE],
-            waiting=((tail >> INDEX_BITS) - (head >> INDEX_BITS)) & COUNT_MASK,
-            stack_pipe=words[STACK_PIPE] - 1 if words[STACK_PIPE] else None,
-        )
+    if len(first) < RINGS << 3 or len(again) < RINGS << 3:
+        return None
+    words = memoryview(first).cast("Q")
+    if memoryview(again).cast("Q")[TASK] != words[TASK]:
+        # It has just gone on to another one, so it has been at it for no time.
+        words = memoryview(again).cast("Q")
+    task, started = words[TASK], words[STARTED]
+    head, tail = words[IN_HEAD], words[IN_TAIL]
+    return WorkerRow(
+        pid=words[PID],
+        pool=words[POOL],
+        state=state_name(words[STATE], task),
+        task_id=task or None,
+        started_ns=started if task else None,
+        tasks_done=words[DONE],
+        waiting=((tail >> INDEX_BITS) - (head >> INDEX_BITS)) & COUNT_MASK,
+        stack_pipe=words[STACK_PIPE] - 1 if words[STACK_PIPE] else None,
+    )

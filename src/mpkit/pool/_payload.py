@@ -23,6 +23,7 @@ from mpkit._platform.file_maps import map_privately, map_read_only
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._shm import names
 from mpkit._shm.blob import Blob
+from mpkit._shm.ring import TornRingError
 from mpkit._shm.segment import PREFIX, SHM_DIRECTORY, check_private, raise_refusal
 from mpkit._wire import codec, failure, frame
 from mpkit._wire.codec import Pickler
@@ -155,11 +156,14 @@ def adopt(kind: int, record: bytes) -> tuple[int, object]:
 
     Returns:
         Kind and data as `open_outcome` takes them.
+
+    Raises:
+        TornRingError: what stands there is no name of a parcel.
     """
-    name = record[HEAD_SIZE:].decode()
+    name = _parcel_in(record)
     try:
         return kind, _adopt_parcel(name)
-    except (OSError, MpkitError) as error:
+    except (OSError, ValueError, MpkitError) as error:
         return RAISED, error
 
 
@@ -216,15 +220,18 @@ def has_failures(kind: int, data: Any) -> bool:
     if kind == VALUE:
         return bool(data[-1] != _STOP)
     if kind == BIG_VALUE:
-        return _slices(data)[0][-1] != _STOP
+        # (A damaged one is found to be so by whoever asks for it.)
+        with contextlib.suppress(SerializationError):
+            return _slices(data)[0][-1:] != bytes([_STOP])
     return kind != PLAIN
 
 
 def drop_outcome(kind: int, record: bytes) -> None:
     """Give back what came with an outcome that nobody wants."""
     if kind in (BIG_VALUE, BIG_ERROR):
-        with contextlib.suppress(OSError, MpkitError):
-            _adopt_parcel(record[HEAD_SIZE:].decode())
+        name = _parcel_in(record)
+        with contextlib.suppress(OSError, ValueError, MpkitError):
+            _adopt_parcel(name)
 
 
 def sweep(worker: ProcessIdentity | None) -> None:
@@ -237,12 +244,12 @@ def sweep(worker: ProcessIdentity | None) -> None:
     with contextlib.suppress(OSError):
         directories.append(names.temporary_directory())
     for directory in directories:
-        with contextlib.suppress(OSError):
-            for entry in os.listdir(directory):
-                if entry.startswith(start):
-                    path = os.path.join(directory, entry)
-                    names.own(path, "segment")
-                    names.remove(path)
+        with contextlib.suppress(OSError), os.scandir(directory) as entries:
+            for entry in entries:
+                # Any user can give a file such a name; it would keep us from our own ones.
+                if entry.name.startswith(start) and entry.stat(follow_symlinks=False).st_uid == os.geteuid():
+                    names.own(entry.path, "segment")
+                    names.remove(entry.path)
 
 
 # -- shared objects ------------------------------------------------------------------------------------------
@@ -279,6 +286,19 @@ def _pack(head: bytes, buffers: list[Any]) -> Blob:
 def parcels_made() -> int:
     """How many parcels this process has made, or has begun to make."""
     return _made
+
+
+def _parcel_in(record: bytes) -> str:
+    """The parcel that a worker hands over: nothing else is ever opened here, and removed.
+
+    Raises:
+        TornRingError: it is no name of one.
+    """
+    folder, _, name = record[HEAD_SIZE:].rpartition(b"/")
+    start, _, numbers = name.rpartition(f"{_KIND}-".encode())
+    if start != PREFIX.encode() or b"\0" in folder or not numbers.replace(b"-", b"").isalnum():
+        raise TornRingError
+    return os.fsdecode(folder + b"/" + name)
 
 
 def _adopt_parcel(name: str) -> mmap.mmap:

@@ -16,6 +16,7 @@ from mpkit._platform import identity
 from mpkit._platform.anonymous import AnonymousFile
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._wire import codec, failure, frame
+from mpkit.errors import SerializationError
 
 __all__ = ["Report", "Stage"]
 
@@ -125,12 +126,15 @@ class Report:
         """How far the child came, and what it returned or raised.
 
         Raises:
-            SerializationError: If the result cannot be unpickled here.
+            SerializationError: If the result cannot be unpickled here, or is damaged.
         """
         contents = self._file.map_privately() if self._file.size() else memoryview(b"")
         if len(contents) < _STAGE.size:
             return Stage.NOTHING, None
-        stage = Stage(*_STAGE.unpack_from(contents))
+        (number,) = _STAGE.unpack_from(contents)
+        if number > Stage.RAISED:
+            raise SerializationError("what the process has left is damaged")
+        stage = Stage(number)
         if stage < Stage.RETURNED:
             return stage, None
         head, *views = frame.take_apart(contents, _BODY_AT)
@@ -142,7 +146,7 @@ class Report:
         """Which descendants the child has left, as far as it came to tell. They may have ended since."""
         words = self._words()
         (count,) = _LEFT.unpack_from(words, _LEFT_AT)
-        records = _WHO.iter_unpack(words[_LEFT_AT + _LEFT.size :][: count * _WHO.size])
+        records = _WHO.iter_unpack(words[_LEFT_AT + _LEFT.size :][: min(count, _MOST_LEFT) * _WHO.size])
         return [ProcessIdentity(pid, started) for pid, started in records]
 
     def close(self) -> None:

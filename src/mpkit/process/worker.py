@@ -712,7 +712,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             try:
                 codec.dumps(value)
             except SerializationError as found:
-                culprit, error = f"its {label} ({value!r})", found
+                culprit, error = f"its {label} ({codec.described(value)})", found
                 break
         cause = error.__cause__ or error
         remedy = "" if codec.names_its_remedy(cause) else f"; {_REMEDY}"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mpkit._platform import identity
+from mpkit._shm.segment import PAGE, Segment
 from mpkit.cli.doctor import leftovers
 
 # Larger than any pid that Linux gives out.
@@ -39,6 +40,22 @@ def test_a_file_of_a_dead_process_is_found_and_removed(folder: Path) -> None:
     assert found[0].pid == NOBODY
     assert leftovers.remove(found) == found
     assert leftovers.find() == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what is mapped shows in /proc")
+def test_a_file_that_is_in_use_is_not_whatever_way_leads_to_it(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through a link to the folder it was found, and removed."""
+    link = tmp_path_factory.mktemp("way") / "link"
+    link.symlink_to(folder)
+    monkeypatch.setattr(leftovers, "SHM_DIRECTORY", str(link))
+    path = put(folder, f"mpkit-queue-{NOBODY}-1-0123456789abcdef")
+    os.truncate(path, PAGE)
+    segment = Segment.attach(str(path))
+    assert leftovers.find() == []
+    segment.close()
+    assert len(leftovers.find()) == 2
 
 
 def test_a_file_of_a_reused_pid_is_found(folder: Path) -> None:

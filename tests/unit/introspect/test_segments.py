@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import pickle
+import struct
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from mpkit import BoundedQueue, Lock, introspect
 from mpkit._platform import identity
+from mpkit._shm import layout, shared_object
 from mpkit._shm.outside import read_queue
 from mpkit._shm.segment import Segment
 from mpkit.introspect import _segments
 from mpkit.introspect._translate import find
-from mpkit.pool._outside import read_row
+from mpkit.pool._outside import read_name, read_row
+from mpkit.queue import QueueStatistics
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="file descriptors show in /proc")
 
@@ -95,6 +99,32 @@ def test_a_file_that_is_no_queue_is_not_read(tmp_path: Path) -> None:
     wrong.write_bytes(bytes(1 << 20))
     assert read_queue("empty", str(empty), dict) is None
     assert read_queue("wrong", str(wrong), dict) is None
+
+
+@linux
+@pytest.mark.parametrize("look", [read_row, read_name, lambda path: read_queue("pipe", path, dict)])
+def test_a_named_pipe_that_has_such_a_name_is_not_waited_for(
+    look: Callable[[str], object], tmp_path: Path
+) -> None:
+    """Any user could keep the administrator waiting who looked at all programs."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileNotFoundError):
+        look(str(tmp_path / "pipe"))
+
+
+@linux
+@pytest.mark.parametrize(
+    "word", [shared_object.ROWS_USED, layout.GENERATIONS, layout.PUT_GENERATION, layout.ROWS], ids=str
+)
+def test_a_queue_that_says_what_cannot_be_does_no_harm(word: int, tmp_path: Path) -> None:
+    with BoundedQueue[int]() as queue:
+        path = tmp_path / "copy"
+        path.write_bytes(Path(f"/proc/self/fd/{queue._opened().segment.fd}").read_bytes())
+    with open(path, "r+b") as file:
+        file.seek(8 * word)
+        file.write(struct.pack("=Q", 1 << 47))
+    found = read_queue("copy", str(path), QueueStatistics)
+    assert found is None or found[1] == ()
 
 
 def test_a_file_that_is_no_channel_is_not_read(tmp_path: Path) -> None:

@@ -62,6 +62,19 @@ def test_one_that_may_not_be_examined_counts_as_alive(monkeypatch: pytest.Monkey
     assert identity.of(77) is None
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_so_does_one_of_which_proc_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mount with hidepid=2: its locks are not to be had by those who have become another user."""
+
+    def hide(_path: str, *_args: object, **_kwargs: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "hidden")
+
+    monkeypatch.setattr(stat_file, "open", hide, raising=False)
+    assert identity.is_alive(ProcessIdentity(os.getppid(), 4242))
+    assert identity.of(os.getppid()) is None
+    assert not identity.is_alive(ProcessIdentity(2**22 + 1, 4242))
+
+
 @pytest.fixture
 def without_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_descriptor(*args: object, **kwargs: object) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mpkit.pool._channel import NONE, RESULT_HEAD, TASK, TASK_HEAD, Channel
+from mpkit.pool._channel import BIG_VALUE, NONE, RAISED, RESULT_HEAD, TASK, TASK_HEAD, Channel
 from mpkit.pool._dispatcher import Dispatcher, Settlements
 from mpkit.pool._functions import Function
 from mpkit.pool._lane import Lane
@@ -78,12 +78,13 @@ def bench() -> Iterator[_Bench]:
     bench.close()
 
 
-@pytest.mark.parametrize("how", ["a record without a head", "a length", "an end"])
+@pytest.mark.parametrize("how", ["a record without a head", "a length", "an end", "a kind", "a name"])
 def test_a_torn_outbox_is_left_alone(bench: _Bench, how: str) -> None:
     lane, other = bench.lanes
     task = bench.send(lane, 16)
     outbox = lane.channel.outbox
-    outbox.try_put(RESULT_HEAD.pack(task.number, 0, NONE) if how == "an end" else b"short")
+    kinds = {"an end": NONE, "a kind": RAISED, "a name": BIG_VALUE}
+    outbox.try_put(RESULT_HEAD.pack(task.number, 0, kinds[how]) if how in kinds else b"short")
     if how == "a length":
         lane.words[outbox.start] = 1 << 40
     elif how == "an end":

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
+from mpkit._platform import identity
+from mpkit._shm.ring import TornRingError
 from mpkit.errors import SharedMemoryExhausted
 from mpkit.pool import _payload
-from mpkit.pool._channel import HEAD_SIZE, LONGEST_TASK, RAISED, Channel
+from mpkit.pool._channel import BIG_VALUE, HEAD_SIZE, LONGEST_TASK, RAISED, Channel
 
 
 def test_the_longest_task_fits_into_an_inbox_wherever_its_index_stands() -> None:
@@ -27,6 +30,21 @@ def test_the_longest_task_fits_into_an_inbox_wherever_its_index_stands() -> None
         channel.discard()
 
 
+@pytest.mark.parametrize(
+    "name", ["precious", "mpkit-parcel-", "mpkit-parcel-1\0", "xmpkit-parcel-1", "\udcff"]
+)
+def test_only_a_parcel_is_ever_taken_over(name: str, tmp_path: Path) -> None:
+    """What a wild store had written there was removed, whatever it was; or the pool could not go on."""
+    path = tmp_path / "precious"
+    path.touch()
+    record = bytes(HEAD_SIZE) + os.fsencode(f"{tmp_path}/{name}")
+    with pytest.raises(TornRingError):
+        _payload.adopt(BIG_VALUE, record)
+    with pytest.raises(TornRingError):
+        _payload.drop_outcome(BIG_VALUE, record)
+    assert path.exists()
+
+
 @pytest.mark.skipif(os.name != "posix", reason="files without a drive letter")
 def test_a_big_outcome_for_which_there_is_no_descriptor_ends_with_the_error_that_says_so(
     monkeypatch: pytest.MonkeyPatch,
@@ -42,3 +60,18 @@ def test_a_big_outcome_for_which_there_is_no_descriptor_ends_with_the_error_that
     assert isinstance(error, SharedMemoryExhausted)
     assert "ulimit -n" in str(error)
     assert not os.path.exists(name.decode()), "nobody can ask for it again"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs a file of another user")
+def test_a_file_that_another_user_has_named_like_a_parcel_is_no_obstacle(tmp_path: Path) -> None:
+    """It kept the parcels of a dead worker in shared memory, and spoiled the end of the program."""
+    worker = identity.current()
+    start = f"{tmp_path}/mpkit-parcel-{worker.pid}-{worker.started}-"
+    theirs, *ours = [Path(f"{start}{number:016x}") for number in range(9)]
+    for path in (theirs, *ours):
+        path.touch()
+    os.chown(theirs, 65534, 65534)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tempfile.tempdir", str(tmp_path))
+        _payload.sweep(worker)
+    assert list(tmp_path.iterdir()) == [theirs]

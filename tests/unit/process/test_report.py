@@ -223,3 +223,15 @@ def test_of_very_many_that_are_left_behind_some_are_told(report: Report) -> None
     assert told == many[: len(told)]
     assert len(told) > 200
     assert report.read() == (Stage.RETURNED, b"x" * 10_000)
+
+
+@pytest.mark.parametrize("damage", [(b"\xff" * 8, 0), (b"\xff" * 8, 4096)])
+def test_one_that_is_damaged_says_so(report: Report, damage: tuple[bytes, int]) -> None:
+    report.returned("done")
+    data, at = damage
+    report._file.write([data, bytes(32)], at=at)
+    # Of how many it has left behind.
+    report._file.write([b"\xff" * 8], at=32)
+    with pytest.raises(SerializationError, match="damaged"):
+        report.read()
+    assert len(report.left()) < 300

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections import deque
@@ -36,6 +37,27 @@ def test_the_owner_removes(file: str) -> None:
 def test_a_file_that_is_gone_already_is_no_error(file: str) -> None:
     os.unlink(file)
     names.remove(file)
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_what_may_not_be_removed_any_more_is_left_to_the_tracker(
+    exists: bool, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that had given up its privileges could close nothing that it had made before."""
+
+    def refuse(path: str) -> None:
+        raise PermissionError(errno.EPERM, "not permitted", path)
+
+    forgotten: list[str] = []
+    monkeypatch.setattr(names, "_tracked", lambda _name, _kind: True)
+    monkeypatch.setattr(tracker, "untrack", lambda name, _kind: forgotten.append(name))
+    if not exists:
+        os.unlink(file)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refuse)
+        names.remove(file)
+    assert file not in names.owned_names()
+    assert len(forgotten) == (not exists)
 
 
 def test_what_is_handed_over_is_left_alone(file: str) -> None:

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from mpkit._shm.ring import COUNT_LIMIT, INDEX_MASK, ONE, WRAP, Ring
+from mpkit._shm.ring import COUNT_LIMIT, INDEX_MASK, ONE, WRAP, Ring, TornRingError
 
 START = 16
 
@@ -170,3 +170,12 @@ def test_impossible_capacities(capacity: int) -> None:
     mm = mmap.mmap(-1, mmap.PAGESIZE)
     with pytest.raises(ValueError, match="holds 2 to"):
         Ring(memoryview(mm).cast("B").cast("Q"), mm, head_at=8, tail_at=0, start=16, capacity=capacity)
+
+
+def test_no_more_is_taken_than_a_ring_can_hold() -> None:
+    """Torn, it kept its reader busy for ever, and took all memory."""
+    ring = make(8)
+    ring.try_put(b"x" * 8)
+    ring.words[ring.tail_at] += 1000 * ONE
+    with pytest.raises(TornRingError):
+        ring.peek_many(100)

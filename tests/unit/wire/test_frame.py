@@ -7,6 +7,7 @@ import struct
 import pytest
 
 from mpkit._wire.frame import in_one_piece, lay_out, take_apart
+from mpkit.errors import SerializationError
 
 
 def written(head: bytes, buffers: list[bytes], at: int) -> bytes:
@@ -33,6 +34,14 @@ def test_what_is_laid_out_is_found_again(at: int, buffers: list[bytes]) -> None:
     assert [bytes(part) for part in take_apart(memoryview(data), at)] == [b"head", *buffers]
     if not at:
         assert in_one_piece(b"head", [memoryview(buffer) for buffer in buffers]) == data
+
+
+@pytest.mark.parametrize(
+    "data", [b"", bytes(15), struct.pack("<QQ", 1 << 60, 1), struct.pack("<QQ", 0, 5) + b"four"]
+)
+def test_less_than_it_says_is_an_error_that_says_so(data: bytes) -> None:
+    with pytest.raises(SerializationError, match="damaged"):
+        take_apart(memoryview(data))
 
 
 def test_buffers_begin_with_a_cache_line_of_the_file() -> None:

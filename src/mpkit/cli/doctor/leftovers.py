@@ -62,12 +62,14 @@ def sees_every_process() -> bool:
 
 def find() -> list[Leftover]:
     """Everything of this user that was left behind, in a fixed order."""
-    in_use = _segments.users()
+    # By names alone, which are unique: the way to the folder may be another one for us (a link to it, a
+    # container that has it elsewhere).
+    in_use = {os.path.basename(name) for name in _segments.users()}
     return [
         left
         for folder in dict.fromkeys((SHM_DIRECTORY, temporary_directory()))
         for path in sorted(_ours(folder))
-        if path not in in_use and (left := _examine(path)) is not None
+        if os.path.basename(path) not in in_use and (left := _examine(path)) is not None
     ]
 
 
