@@ -93,8 +93,8 @@ def test_a_file_that_is_no_queue_is_not_read(tmp_path: Path) -> None:
     empty, wrong = tmp_path / "empty", tmp_path / "wrong"
     empty.touch()
     wrong.write_bytes(bytes(1 << 20))
-    assert read_queue("empty", str(empty), dict) is None
-    assert read_queue("wrong", str(wrong), dict) is None
+    assert read_queue("empty", str(empty)) is None
+    assert read_queue("wrong", str(wrong)) is None
 
 
 def test_a_file_that_is_no_channel_is_not_read(tmp_path: Path) -> None:
