@@ -289,15 +289,19 @@ class Board:
             Semaphore.attach(names.back, MAX_VALUE),
         )
 
+    def discard(self) -> None:
+        """In the parent: remove the names."""
+        self.segment.unlink()
+        self.front.unlink()
+        self.back.unlink()
+
     def close(self) -> None:
         """In the parent, when no worker is left: give back names, descriptor and memory.
 
         A thread that is still looking keeps its own view. Who comes later finds an empty page, and bells that
         nobody hears.
         """
-        self.segment.unlink()
-        self.front.unlink()
-        self.back.unlink()
+        self.discard()
         self.segment.close()
         self.words = self.segment.words
         self.front = self.back = _silent_bell()

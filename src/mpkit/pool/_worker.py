@@ -298,10 +298,11 @@ class _Worker:
                 break
         words[PARCELS] = payload.parcels_made() - self.parcels_before
         words[STATE] = LEAVING
-        # The end of the process says it as well, but comes only when no thread and no process is left that a
-        # task has started here.
-        self.outbox.put(RESULT_HEAD.pack(0, 0, GOODBYE))
-        self.bells.ring_all()
+        if not flags & LEAVE:
+            # Who was told to leave need not say so. Otherwise the end of the process says it as well, but
+            # comes only when no thread and no process is left that a task has started here.
+            self.outbox.put(RESULT_HEAD.pack(0, 0, GOODBYE))
+            self.bells.ring_all()
 
     def _look_after_shared(self, now: int) -> None:
         """Let go of shared objects that have been closed, if it is time to look for them."""
