@@ -115,7 +115,7 @@ class MapHandle(TaskHandle[list[R]]):
     def start(
         self,
         function: Callable[..., R],
-        items: list[Any],
+        items: Sequence[Any],
         chunksize: int | None,
         options: TaskOptions,
         *,
