@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pickle import PickleBuffer
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 from mpkit._platform.deadlines import check_timeout, deadline_of
 from mpkit._platform.hints import Self
@@ -19,12 +18,14 @@ from mpkit._shm.get_side import GetSide, Record
 from mpkit._shm.handle import SharedHandle, checked_integer
 from mpkit._shm.held_items import BigRecord, HeldItem
 from mpkit._shm.open_queue import OpenQueue
-from mpkit._shm.outside import numbers_of
 from mpkit._shm.packs import MOST_ITEMS, PackSlice, pack
 from mpkit._shm.put_side import PutSide, WrittenItem
 from mpkit._shm.records import BIG, weight_of
 from mpkit._wire.codec import Encoder, decode, loads
 from mpkit.errors import ClosedError, HandleLost, QueueEmpty, QueueFull, QueueShutDown, SharedMemoryExhausted
+
+if TYPE_CHECKING:
+    from mpkit._shm.outside import QueueStatistics
 
 __all__ = ["BoundedQueue", "QueueStatistics"]
 
@@ -44,35 +45,6 @@ class _Chunk(NamedTuple):
     number: int
     packed: bytes | None
     encoded: list[_Encoded]
-
-
-@dataclass(frozen=True)
-class QueueStatistics:
-    """Numbers about a queue at one moment.
-
-    Attributes:
-        size: items in the queue.
-        bytes: what they occupy in shared memory, including 8 to 15 bytes of overhead for each (small items
-            that `put_many` has packed together occupy less, but until the last of them is taken).
-        maxsize: the bound on items, 0 for none.
-        max_bytes: the bound on bytes, None for none.
-        puts: items ever put, modulo ``2**36``.
-        gets: items ever taken (or discarded by ``shutdown(immediate=True)``), modulo ``2**36``.
-        waiting_putters: calls that wait for room now. A process that is killed while it waits may stay
-            counted until the next wake-up.
-        waiting_getters: calls that wait for an item now; the same applies.
-        recoveries: how often a lock was taken over from a process that died while it held it.
-    """
-
-    size: int
-    bytes: int
-    maxsize: int
-    max_bytes: int | None
-    puts: int
-    gets: int
-    waiting_putters: int
-    waiting_getters: int
-    recoveries: int
 
 
 class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
@@ -369,8 +341,10 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
 
     def statistics(self) -> QueueStatistics:
         """Numbers about the queue. Never blocks."""
+        from mpkit._shm.outside import numbers_of  # noqa: PLC0415  dataclasses load a dozen modules
+
         file = self._opened()
-        return numbers_of(QueueStatistics, file.words, file.generations, file.regions)
+        return numbers_of(file.words, file.generations, file.regions)
 
     # -- the end ---------------------------------------------------------------------------------------------
 
@@ -614,3 +588,12 @@ def _never_full() -> bool:
 
 def _waited(block: bool, timeout: float | None) -> str:
     return f" within {timeout} s" if block and timeout is not None and not math.isinf(timeout) else ""
+
+
+def __getattr__(name: str) -> object:
+    if name != "QueueStatistics":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from mpkit._shm.outside import QueueStatistics  # noqa: PLC0415  see `BoundedQueue.statistics`
+
+    globals()[name] = QueueStatistics
+    return QueueStatistics

@@ -123,7 +123,9 @@ def test_private_parts_of_the_standard_library_are_used_in_the_seam_alone(path: 
     ],
 )
 def test_importing_is_light(statement: str) -> None:
-    heavy = {"asyncio", "psutil", "mpkit.cli", "mpkit.compat", "mpkit.introspect", "unittest", "ctypes.util"}
+    # `inspect` comes with dataclasses, and takes longer to load than any other module here.
+    libraries = {"asyncio", "ctypes.util", "inspect", "psutil", "unittest"}
+    heavy = libraries | {"mpkit.cli", "mpkit.compat", "mpkit.introspect"}
     code = f"import sys; {statement}; print(*sorted({heavy!r} & set(sys.modules)))"
     assert run_python("-c", code).stdout.split() == []
 

@@ -405,6 +405,21 @@ def _touch_and_wait_for(begun: str, gate: str) -> str:
     return wait_for_file(gate)
 
 
+class TouchesWhenUnpickled:
+    """Is the name of the file then."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return touch_and_return, (self.path,)
+
+
+def touch_in_the_parent_or_wait(path: str, number: int) -> tuple[object, bytes]:
+    """The first result is big, and touches the file when it is unpickled; the others wait for that."""
+    return (wait_for_file(path), b"") if number else (TouchesWhenUnpickled(path), bytes(1 << 15))
+
+
 class LeavesWhenUnpickled:
     def __reduce__(self) -> Any:
         return sys.exit, (7,)

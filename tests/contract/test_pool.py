@@ -45,6 +45,7 @@ def test_results_and_order(pool: TaskPool) -> None:
     assert [handle.result(LONG) for handle in handles] == [n * n for n in range(50)]
     assert pool.apply(tasks.add, (1,), {"b": 2}) == 3
     assert pool.map(tasks.square, range(100)) == [n * n for n in range(100)]
+    assert pool.map(tasks.square, range(99, -1, -3), chunksize=4) == [n * n for n in range(99, -1, -3)]
     assert pool.starmap(tasks.add, [(1, 2), (3, 4)]) == [3, 7]
     assert list(pool.imap(tasks.square, range(30), chunksize=4)) == [n * n for n in range(30)]
     assert sorted(pool.imap_unordered(tasks.square, range(30))) == [n * n for n in range(30)]

@@ -49,7 +49,7 @@ def start_one_and_report(link: ParentLink, connection: Connection, orphan: bool)
     inner = ParentLink.create(orphan=orphan)
     process = multiprocessing.Process(target=report_and_wait_to_be_killed, args=(inner, theirs))
     process.start()
-    inner.started(process.pid or 0)
+    inner.started(identity.of(process.pid or 0))
     with subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"]) as program:
         connection.send((ours.recv(), program.pid))
         connection.recv()
@@ -147,7 +147,7 @@ def test_a_child_that_is_killed_takes_its_family_along(start_method: str, orphan
     link = ParentLink.create()
     process = context.Process(target=start_one_and_report, args=(link, theirs, orphan))
     process.start()
-    link.started(process.pid or 0)
+    link.started(identity.of(process.pid or 0))
     grandchild, program = ours.recv()
     # The guardian ends the family of a parent that died; ours lives, so the child plays the parent here.
     process.kill()

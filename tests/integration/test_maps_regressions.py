@@ -56,6 +56,19 @@ def test_a_progress_bar_without_a_terminal_keeps_nobody_waiting(
     assert list(pool.imap(tasks.square, range(8), progress=True)) == [n * n for n in range(8)]
 
 
+def test_big_results_are_unpickled_while_others_are_being_worked_on(pool: TaskPool, tmp_path: Path) -> None:
+    path = str(tmp_path / "unpickled")
+    # A file that nobody touches would keep the second item for ever.
+    late = threading.Timer(PATIENCE, lambda: Path(path).write_text("late"))
+    late.start()
+    try:
+        found = pool.starmap(tasks.touch_in_the_parent_or_wait, [(path, 0), (path, 1)], chunksize=1)
+        assert [name for name, _ in found] == [path, path]
+        assert Path(path).read_text() == ""
+    finally:
+        late.cancel()
+
+
 def test_threads_that_ask_for_the_result_together_get_the_same(pool: TaskPool) -> None:
     handle = pool.map_async(tasks.square, range(10), chunksize=3)
     handle.wait(PATIENCE)

@@ -5,7 +5,7 @@ For `WorkerProcess` and for the workers of a pool alike::
     link = ParentLink.create()              # in the parent, before the child is started
     process = context.Process(target=main, args=(link, ...))   # the link travels to the child
     process.start()
-    link.started(process.pid)               # in the parent, right after
+    link.started(identity.of(process.pid))  # in the parent, right after
 
     def main(link, ...):                    # in the child, before anything else
         link.die_with_parent()
@@ -64,13 +64,12 @@ class ParentLink:
             _line.ensure_guardian()
         return cls(identity.current(), orphan=orphan)
 
-    def started(self, pid: int) -> None:
+    def started(self, child: ProcessIdentity | None) -> None:
         """In the parent, right after the start: guards the child while it is still coming up.
 
         After a fork, too: what others have registered for it (`os.register_at_fork`) comes before
         `die_with_parent`, and may hang.
         """
-        child = identity.of(pid)
         if child is not None:
             self._register(child)
 

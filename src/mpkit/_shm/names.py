@@ -93,6 +93,8 @@ def _record(name: str, kind: NameType) -> None:
 
 def remove(name: str) -> None:
     """Remove `name` from the system now, if this process owns it. Those who have it open keep it."""
+    if name not in _owned:
+        return
     # The resource tracker is told of each name once, and once that it is gone.
     with deferred_interrupts():
         _untrack(name, _guard.run(_remove, name))

@@ -10,8 +10,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import dataclass
 
 from mpkit._platform import identity
 from mpkit._shm import layout, shared_object
@@ -22,9 +21,7 @@ from mpkit._shm.ring import COUNT_MASK
 from mpkit._shm.rows import Rows
 from mpkit._shm.segment import Segment
 
-__all__ = ["numbers_of", "open_to_look", "read_queue"]
-
-N = TypeVar("N")
+__all__ = ["QueueStatistics", "numbers_of", "open_to_look", "read_queue"]
 
 _OPEN_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 
@@ -42,13 +39,41 @@ def open_to_look(path: str, access: int = os.O_RDONLY) -> int:
     return fd
 
 
-def read_queue(name: str, path: str, make: Callable[..., N]) -> tuple[N, tuple[int, ...]] | None:
+@dataclass(frozen=True)
+class QueueStatistics:
+    """Numbers about a queue at one moment.
+
+    Attributes:
+        size: items in the queue.
+        bytes: what they occupy in shared memory, including 8 to 15 bytes of overhead for each (small items
+            that `put_many` has packed together occupy less, but until the last of them is taken).
+        maxsize: the bound on items, 0 for none.
+        max_bytes: the bound on bytes, None for none.
+        puts: items ever put, modulo ``2**36``.
+        gets: items ever taken (or discarded by ``shutdown(immediate=True)``), modulo ``2**36``.
+        waiting_putters: calls that wait for room now. A process that is killed while it waits may stay
+            counted until the next wake-up.
+        waiting_getters: calls that wait for an item now; the same applies.
+        recoveries: how often a lock was taken over from a process that died while it held it.
+    """
+
+    size: int
+    bytes: int
+    maxsize: int
+    max_bytes: int | None
+    puts: int
+    gets: int
+    waiting_putters: int
+    waiting_getters: int
+    recoveries: int
+
+
+def read_queue(name: str, path: str) -> tuple[QueueStatistics, tuple[int, ...]] | None:
     """Read the queue that was created as `name` and can be opened at `path`.
 
     Args:
         name: of its file.
         path: where that is.
-        make: as for `numbers_of`.
 
     Returns:
         The numbers, and the living processes that have a row: those that opened the queue by name, or have
@@ -60,22 +85,19 @@ def read_queue(name: str, path: str, make: Callable[..., N]) -> tuple[N, tuple[i
     # Opening the file a second time and closing it would give up the file lock of a process that uses the
     # queue itself (see `filelock`): then it is read through what is open already, and nobody may open it
     # meanwhile.
-    return shared_object.while_nobody_opens(name, lambda known: _read_alone(name, path, known, make))
+    return shared_object.while_nobody_opens(name, lambda known: _read_alone(name, path, known))
 
 
-def numbers_of(
-    make: Callable[..., N], words: memoryview[int], generations: Generations, regions: Regions
-) -> N:
-    """The numbers of a queue, as `mpkit.queue.QueueStatistics` has them. Never blocks.
+def numbers_of(words: memoryview[int], generations: Generations, regions: Regions) -> QueueStatistics:
+    """The numbers of a queue. Never blocks.
 
     Args:
-        make: called with each of them by its name; makes what is returned.
         words: of the queue's file.
         generations: the rings in it.
         regions: the regions in it.
     """
     gets, puts, in_rings = generations.snapshot()
-    return make(
+    return QueueStatistics(
         size=(puts - gets) & COUNT_MASK,
         bytes=in_rings + regions.queued_bytes(gets, puts, COUNT_MASK),
         maxsize=words[layout.MAXSIZE],
@@ -89,12 +111,12 @@ def numbers_of(
 
 
 def _read_alone(
-    name: str, path: str, known: shared_object.SharedObject | None, make: Callable[..., N]
-) -> tuple[N, tuple[int, ...]] | None:
+    name: str, path: str, known: shared_object.SharedObject | None
+) -> tuple[QueueStatistics, tuple[int, ...]] | None:
     if isinstance(known, QueueFile):
         # ValueError: another thread closes it at this moment.
         with contextlib.suppress(ValueError):
-            return None if known.closed else _read(known.segment, known.generations, known.regions, make)
+            return None if known.closed else _read(known.segment, known.generations, known.regions)
         return None
     fd = open_to_look(path, os.O_RDWR)
     size = os.fstat(fd).st_size
@@ -113,7 +135,7 @@ def _read_alone(
     try:
         if segment.words[shared_object.MAGIC] != layout.MAGIC_VALUE:
             return None
-        return _read(segment, Generations(segment.words, segment.mm, regions), regions, make)
+        return _read(segment, Generations(segment.words, segment.mm, regions), regions)
     except (IndexError, TypeError, ValueError):
         # What it says leads out of it.
         return None
@@ -123,8 +145,8 @@ def _read_alone(
 
 
 def _read(
-    segment: Segment, generations: Generations, regions: Regions, make: Callable[..., N]
-) -> tuple[N, tuple[int, ...]]:
+    segment: Segment, generations: Generations, regions: Regions
+) -> tuple[QueueStatistics, tuple[int, ...]]:
     rows = Rows(segment, start=layout.ROWS, capacity=layout.ROW_SLOTS, used_at=shared_object.ROWS_USED)
     users = tuple(sorted(process.pid for _, process in rows.taken() if identity.is_alive(process)))
-    return numbers_of(make, segment.words, generations, regions), users
+    return numbers_of(segment.words, generations, regions), users

@@ -6,10 +6,9 @@ import contextlib
 import os
 from dataclasses import dataclass
 
-from mpkit._shm.outside import read_queue
+from mpkit._shm.outside import QueueStatistics, read_queue
 from mpkit.introspect import _segments
 from mpkit.introspect._translate import checked_pid, find
-from mpkit.queue import QueueStatistics
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def queues(pid: int | None = None) -> list[QueueSnapshot]:
         if _segments.kind_of(segment.name) == "queue" and made_by is not None:
             # It may be closed while we look.
             with contextlib.suppress(FileNotFoundError):
-                seen = read_queue(segment.name, segment.path, QueueStatistics)
+                seen = read_queue(segment.name, segment.path)
                 if seen is not None:
                     statistics, users = seen
                     found.append(QueueSnapshot(segment.name, made_by.pid, users, statistics))

@@ -40,8 +40,9 @@ import contextlib
 import functools
 import struct
 import threading
-from typing import NamedTuple
+from collections.abc import Callable
 
+from mpkit._platform.hints import override
 from mpkit._shm.ring import Ring
 from mpkit._shm.segment import Segment
 from mpkit._shm.semaphore import MAX_VALUE, Semaphore
@@ -173,19 +174,11 @@ LEAVE_RECORD = TASK_HEAD.pack(0, 0, LEAVE)
 LONGEST_TASK = ((_INBOX_BYTES >> 4) - 1) << 3
 
 
-class ChannelNames(NamedTuple):
-    """What a worker needs to open its channel."""
-
-    channel: str
-    lock: str
-    wake: str
-    board: str
-    front: str
-    back: str
-
-
 class Channel:
-    """One worker's channel, seen from either side."""
+    """One worker's channel, seen from either side.
+
+    A worker that is forked has it as its parent made it; pickled, it is opened by its names.
+    """
 
     __slots__ = ("inbox", "lock", "outbox", "segment", "wake", "words")
 
@@ -220,13 +213,13 @@ class Channel:
         return cls(segment, lock, wake)
 
     @classmethod
-    def attach(cls, names: ChannelNames) -> Channel:
+    def attach(cls, segment: str, lock: str, wake: str) -> Channel:
         """In the worker."""
-        return cls(
-            Segment.attach(names.channel),
-            Semaphore.attach(names.lock, 1),
-            Semaphore.attach(names.wake, MAX_VALUE),
-        )
+        return cls(Segment.attach(segment), Semaphore.attach(lock, 1), Semaphore.attach(wake, MAX_VALUE))
+
+    @override
+    def __reduce__(self) -> tuple[Callable[..., Channel], tuple[str, str, str]]:
+        return Channel.attach, (self.segment.name, self.lock.name, self.wake.name)
 
     def dismiss(self) -> None:
         """In the parent, which has nobody there: a worker that comes all the same leaves at once."""
@@ -241,7 +234,7 @@ class Channel:
 
 
 class Board:
-    """The pool's page and its two bells, seen from either side."""
+    """The pool's page and its two bells, seen from either side. For workers it is as their channel."""
 
     __slots__ = ("back", "front", "segment", "words")
 
@@ -272,13 +265,21 @@ class Board:
         return cls(segment, front, back)
 
     @classmethod
-    def attach(cls, names: ChannelNames) -> Board:
+    def attach(cls, segment: str, front: str, back: str) -> Board:
         """In the worker."""
         return cls(
-            Segment.attach(names.board),
-            Semaphore.attach(names.front, MAX_VALUE),
-            Semaphore.attach(names.back, MAX_VALUE),
+            Segment.attach(segment), Semaphore.attach(front, MAX_VALUE), Semaphore.attach(back, MAX_VALUE)
         )
+
+    @override
+    def __reduce__(self) -> tuple[Callable[..., Board], tuple[str, str, str]]:
+        return Board.attach, (self.segment.name, self.front.name, self.back.name)
+
+    def discard(self) -> None:
+        """In the parent: remove the names."""
+        self.segment.unlink()
+        self.front.unlink()
+        self.back.unlink()
 
     def close(self) -> None:
         """In the parent, when no worker is left: give back names, descriptor and memory.
@@ -286,9 +287,7 @@ class Board:
         A thread that is still looking keeps its own view. Who comes later finds an empty page, and bells that
         nobody hears.
         """
-        self.segment.unlink()
-        self.front.unlink()
-        self.back.unlink()
+        self.discard()
         self.segment.close()
         self.words = self.segment.words
         self.front = self.back = _silent_bell()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 from mpkit.pool import _payload as payload
@@ -18,13 +18,13 @@ _CHUNKS_PER_WORKER = 4
 _CHUNK_SIZES = 3
 
 
-def chunks_of(items: list[Any], size: int) -> Iterator[list[Any]]:
+def chunks_of(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     """Slices of `size` items."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
 
 
-def automatic_chunks(items: list[Any], workers: int, most: int) -> Iterator[list[Any]]:
+def automatic_chunks(items: Sequence[Any], workers: int, most: int) -> Iterator[Sequence[Any]]:
     """Chunks that keep so many workers busy to the end, though some items take longer than others.
 
     Three quarters of the items in three chunks for each worker, as large as those of

@@ -381,8 +381,15 @@ class Collector:
 
     # -- waiting ---------------------------------------------------------------------------------------------
 
-    def wait_for(self, handle: Waiter, timeout: float | None) -> bool:
+    def wait_for(
+        self, handle: Waiter, timeout: float | None, *, until: Callable[[], bool] | None = None
+    ) -> bool:
         """Wait until the handle has ended; False when the time was over.
+
+        Args:
+            handle: What is waited for.
+            timeout: Seconds, None: no limit.
+            until: Ends the waiting as well, if this thread fetches outcomes itself.
 
         Raises:
             RuntimeError: This thread is in the middle of something else with the pool (this is a signal
@@ -394,7 +401,7 @@ class Collector:
         # A signal handler, in the middle of this very thread's waiting for the pool.
         inner = self._front.is_owned()
         deadline = None if timeout is None else time.monotonic() + timeout
-        is_done = handle._is_settled
+        is_done = until or handle._is_settled
         followed = False
         try:
             while not is_done():

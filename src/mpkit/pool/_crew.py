@@ -22,7 +22,7 @@ from mpkit._platform.readiness import never_wait
 from mpkit._platform.signals import signal_name
 from mpkit.errors import PoolBroken
 from mpkit.pool import _worker as worker
-from mpkit.pool._channel import INITIALIZING, STATE, Board, Channel, ChannelNames
+from mpkit.pool._channel import INITIALIZING, STATE, Board, Channel
 from mpkit.pool._dispatcher import Dispatcher
 from mpkit.pool._fork_warning import without_fork_warning
 from mpkit.pool._function_table import name_of
@@ -117,16 +117,9 @@ class Crew:
                 never_wait(reader.fileno())
             self._next_key += 1
             key = self._next_key
-            board = self._board
             plan = worker.WorkerPlan(
-                names=ChannelNames(
-                    channel.segment.name,
-                    channel.lock.name,
-                    channel.wake.name,
-                    board.segment.name,
-                    board.front.name,
-                    board.back.name,
-                ),
+                channel=channel,
+                board=self._board,
                 stack_pipe=writer,
                 initializer=self._initializer,
                 pickler=options.pickler,
@@ -152,7 +145,7 @@ class Crew:
                 _, _, number = process.name.rpartition("-")
                 process.name = f"{options.worker_names}-{number}"
             _starting.run(_start_alone, process, method)
-            plan.link.started(process.pid or 0)
+            plan.link.started(seam.identity_of(process))
         except BaseException:
             # A fork server that dies after the fork has not told us of it.
             channel.dismiss()

@@ -432,9 +432,11 @@ class Engine:
         return present < wanted and not self.leavers.are_too_many(now)
 
     def _send_home(self, now: float) -> float:
+        told: list[Lane] = []
         for lane in list(self.dispatcher.lanes.values()):
             if not lane.told_to_leave:
                 lane.told_to_leave = True
+                told.append(lane)
                 lane.leave_by = now + max(_LEAVE_SECONDS, 10 * self.options.grace_period)
                 with self.dispatcher.lock:
                     lane.leaving = True
@@ -448,10 +450,12 @@ class Engine:
             elif now >= lane.leave_by:
                 lane.kill()
                 lane.leave_by = NEVER
-        for lane in list(self.dispatcher.lanes.values()):
+        # While they end, which takes longer: they have open what they need, and nobody comes after them.
+        for lane in told:
             if lane.greeted:
-                # While they end, which takes longer: they have open what they need.
                 lane.channel.discard()
+        if told:
+            self.board.discard()
         return self._next_leave()
 
     def _end_all(self, now: float) -> float:
@@ -488,15 +492,19 @@ class Engine:
 
     def close(self) -> None:
         """No more tasks; those there are go on."""
-        self.dispatcher.lock.run(self._close)
+        # First: whoever has fetched the last outcomes, and not told them yet, pokes the supervisor then.
         self.collector.draining = True
-        self.collector.wake()
+        if self.dispatcher.lock.run(self._close):
+            # It has to be rung for every outcome from now on.
+            self.collector.wake()
         self.supervisor.poke()
 
-    def _close(self) -> None:
+    def _close(self) -> bool:
+        """Whether there are tasks that go on."""
         if self.state is RUNNING:
             self.state = CLOSED
         self._refuse_who_waits()
+        return self.dispatcher.ledger.live > 0
 
     def _refuse_who_waits(self) -> None:
         """Have those who wait for room look at the state (holding the lock)."""

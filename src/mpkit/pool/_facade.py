@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from multiprocessing.context import BaseContext
 from types import TracebackType
@@ -166,7 +166,7 @@ class PoolView(Unsendable):
 
         Blocking: until all have ended.
         """
-        return _outcome_of(self._map(func, list(iterable), chunksize, progress, star=False))
+        return _outcome_of(self._map(func, _items_of(iterable), chunksize, progress, star=False))
 
     def map_async(
         self,
@@ -184,7 +184,7 @@ class PoolView(Unsendable):
         """
         _check_callbacks(callback, error_callback)
         return _with_callbacks(
-            self._map(func, list(iterable), chunksize, progress, star=False), callback, error_callback
+            self._map(func, _items_of(iterable), chunksize, progress, star=False), callback, error_callback
         )
 
     def starmap(
@@ -286,7 +286,13 @@ class PoolView(Unsendable):
         return ImapIterator(lazy)
 
     def _map(
-        self, func: Callable[..., R], items: list[Any], chunksize: int | None, progress: bool, *, star: bool
+        self,
+        func: Callable[..., R],
+        items: Sequence[Any],
+        chunksize: int | None,
+        progress: bool,
+        *,
+        star: bool,
     ) -> MapHandle[R]:
         engine = self._engine
         engine.check_usable()
@@ -605,6 +611,11 @@ def _with_callbacks(
     if callback is not None or error_callback is not None:
         handle._call_back(_Callbacks(callback, error_callback))
     return handle
+
+
+def _items_of(iterable: Iterable[Any]) -> Sequence[Any]:
+    """All that a map is to work on. A range travels as one: its numbers are made where they are used."""
+    return iterable if type(iterable) is range else list(iterable)
 
 
 def _outcome_of(handle: TaskHandle[R]) -> R:

@@ -26,6 +26,8 @@ from mpkit.pool._stacks import live_stack
 #: them die).
 _SAMPLE_WITH_LIMIT = 0.05
 _SAMPLE_WITHOUT = 1.0
+#: The first time not at once: the first task has just begun, and somebody waits for it.
+_FIRST_SAMPLE = 0.05
 #: With few tasks the shortest limit is looked for this seldom.
 _FEW_LOOKS = 16
 #: How often it is noted which children running workers have, should one of them die; and how many of one
@@ -53,8 +55,7 @@ class Limits:
         self._collector = collector
         self._programs = programs
         # When the memory of the workers is read next, and when it is noted which children they have.
-        self._sample_at = 0.0
-        self._children_at = 0.0
+        self._sample_at = self._children_at = time.monotonic() + _FIRST_SAMPLE
         # Since the shortest time limit was looked for last.
         self._looks = 0
 

@@ -16,7 +16,7 @@ from mpkit._platform import seam
 from mpkit._platform.hints import override
 from mpkit.errors import TaskCancelled
 from mpkit.pool import _payload as payload
-from mpkit.pool._channel import CHUNK, ERROR, PART, PLAIN, RAISED, STAR, VALUE
+from mpkit.pool._channel import BIG_VALUE, CHUNK, ERROR, PART, PLAIN, RAISED, STAR, VALUE
 from mpkit.pool._chunking import automatic_chunks, chunks_of, open_chunk, piece_of
 from mpkit.pool._handle import TaskHandle
 from mpkit.pool._ledger import Chunk, Task
@@ -104,6 +104,9 @@ class MapHandle(TaskHandle[list[R]]):
         self._sink: _MapSink = _MapSink(self)
         self._total = self._missing = 0
         self._has_failures = False
+        #: The first items of big ones that have not been unpickled yet. (To wake up for a small one would
+        #: take longer than that.)
+        self._unopened: deque[int] = deque()
         #: Pieces that have come and are not among them yet.
         self._brought: deque[tuple[int, int, int, Any]] = deque()
         self._count_lock = seam.InterruptibleLock()
@@ -115,7 +118,7 @@ class MapHandle(TaskHandle[list[R]]):
     def start(
         self,
         function: Callable[..., R],
-        items: list[Any],
+        items: Sequence[Any],
         chunksize: int | None,
         options: TaskOptions,
         *,
@@ -175,11 +178,44 @@ class MapHandle(TaskHandle[list[R]]):
                 continue
             self._has_failures = self._has_failures or payload.has_failures(kind, data)
             self._pieces[first] = (length, kind, data)
+            if kind == BIG_VALUE:
+                self._unopened.append(first)
             self._missing -= length
             # What was cancelled, with the pool, has not been done.
             if not isinstance(data, TaskCancelled):
                 new += length
         return new, not self._missing and not self._is_settled()
+
+    @override
+    def _wait(self, timeout: float | None, what: str) -> None:
+        if timeout is not None:
+            # It does not hold for the unpickling, which therefore comes at the end.
+            super()._wait(timeout, what)
+        while not self._is_settled():
+            self._engine.collector.wait_for(self, None, until=self._has_come_further)
+            self._open_pieces()
+
+    def _has_come_further(self) -> bool:
+        return bool(self._unopened) or self._is_settled()
+
+    def _open_pieces(self) -> None:
+        """Unpickle what has come while the rest is being worked on.
+
+        What is wrong with a piece is found out again at the end, and told then.
+        """
+        pieces = self._pieces
+        while not self._is_settled():
+            try:
+                first = self._unopened.popleft()
+            except IndexError:
+                # Another thread may be at it, too.
+                return
+            length, kind, data = pieces[first]
+            value, error = payload.open_outcome(kind, data)
+            if error is None and not value[1]:
+                pieces[first] = (length, PLAIN, value)
+            # The workers may have nothing left to do by now.
+            self._engine.collector.look()
 
     @override
     def _outcome(self) -> tuple[list[R] | None, BaseException | None]:

@@ -65,7 +65,6 @@ from mpkit.pool._channel import (
     Barrier,
     Board,
     Channel,
-    ChannelNames,
 )
 from mpkit.pool._importing import become_worker, is_importing
 from mpkit.pool._opened import forget_closed, opened
@@ -92,7 +91,8 @@ Initializer: TypeAlias = tuple[Callable[..., object], tuple[Any, ...]]
 class WorkerPlan(NamedTuple):
     """What a worker is told when it starts."""
 
-    names: ChannelNames
+    channel: Channel
+    board: Board
     stack_pipe: Connection | None
     #: Pickled; or as it is, because it can only be inherited, or be pickled while a process is started.
     initializer: bytes | Initializer | None
@@ -136,8 +136,8 @@ def main(plan: WorkerPlan) -> None:
 class _Worker:
     def __init__(self, plan: WorkerPlan) -> None:
         self.plan = plan
-        self.channel = Channel.attach(plan.names)
-        self.board = Board.attach(plan.names)
+        self.channel = plan.channel
+        self.board = plan.board
         self.bells = Bells(self.channel, self.board)
         self.outbox = Outbox(self.channel, self.bells)
         self.chunks = ChunkRunner(self, self.channel, self.bells)
@@ -186,7 +186,7 @@ class _Worker:
         in_forked_children(self._become_fork)
         words = self.channel.words
         words[PID] = os.getpid()
-        words[POOL] = int(self.plan.names.board.rpartition("-")[2], 16)
+        words[POOL] = int(self.board.segment.name.rpartition("-")[2], 16)
         words[STACK_PIPE] = 0 if pipe is None or not hasattr(faulthandler, "register") else pipe.fileno() + 1
         words[STATE] = INITIALIZING
 
@@ -300,10 +300,11 @@ class _Worker:
                 break
         words[PARCELS] = payload.parcels_made() - self.parcels_before
         words[STATE] = LEAVING
-        # The end of the process says it as well, but comes only when no thread and no process is left that a
-        # task has started here.
-        self.outbox.put(RESULT_HEAD.pack(0, 0, GOODBYE))
-        self.bells.ring_all()
+        if not flags & LEAVE:
+            # Who was told to leave need not say so. Otherwise the end of the process says it as well, but
+            # comes only when no thread and no process is left that a task has started here.
+            self.outbox.put(RESULT_HEAD.pack(0, 0, GOODBYE))
+            self.bells.ring_all()
 
     def _look_after_shared(self, now: int) -> None:
         """Let go of shared objects that have been closed, if it is time to look for them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import starmap
 from typing import Any, NamedTuple, Protocol
 
@@ -49,7 +49,7 @@ class ChunkRunner:
     def run(
         self,
         function: Callable[..., Any],
-        items: list[Any],
+        items: Sequence[Any],
         number: int,
         flags: int,
         first: int,
@@ -73,7 +73,8 @@ class ChunkRunner:
         while True:
             end = min(at + block, stop)
             words[ITEM] = at << 32 | end
-            self._block = items[at:end]
+            # A list, which `drop_block` can empty, whatever the items are.
+            self._block = list(items[at:end])
             self._run_block(function, self._block, flags, pickler, results, errors)
             at = end
             if at < stop:

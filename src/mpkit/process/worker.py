@@ -255,7 +255,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
 
     def _mpkit_look_after(self, handle: Handle, ties: Ties) -> None:
         """What is to be done right after the start."""
-        ties.link.started(self.pid or 0)
+        ties.link.started(seam.identity_of(self))
         if handle.limit is not None:
             process = seam.look_at(self)
             if process is not None:

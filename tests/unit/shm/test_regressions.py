@@ -985,9 +985,9 @@ def test_a_look_from_outside_leaves_nothing_locked(
     with monkeypatch.context() as patch:
         patch.setattr(shared_object, "_opening", lock)
         with pytest.raises(KeyboardInterrupt):
-            outside.read_queue(name, name, dict)
+            outside.read_queue(name, name)
     assert not lock.is_owned()
-    assert outside.read_queue(name, name, dict) is not None
+    assert outside.read_queue(name, name) is not None
 
 
 def test_making_a_private_semaphore_leaves_nothing_locked(monkeypatch: pytest.MonkeyPatch) -> None:
