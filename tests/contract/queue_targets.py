@@ -11,6 +11,7 @@ import gc
 import os
 import pickle
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -172,7 +173,7 @@ def answer(questions: BoundedQueue[int], answers: BoundedQueue[int]) -> None:
 def put_and_die(queue: BoundedQueue[Any], item: Any, how: str) -> None:
     queue.put(item)
     if how == "exit":
-        os._exit(3)
+        sys.exit(3)
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -10,6 +10,7 @@ import itertools
 import multiprocessing
 import os
 import pickle
+import threading
 import time
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, cast
@@ -130,8 +131,14 @@ def test_shutdown_can_cancel_what_has_not_begun() -> None:
     running = executor.submit(_wait_for_kept, 1)
     wait_until(running.running, "the first task has begun")
     waiting = [executor.submit(tasks.square, x) for x in range(500)]
+    told: list[futures.Future[int]] = []
+    listening = threading.Thread(target=lambda: told.extend(futures.as_completed(waiting, PATIENCE)))
+    listening.start()
     executor.shutdown(wait=False, cancel_futures=True)
     assert waiting[-1].cancelled()
+    # Of the cancelled ones, too, everybody is told, whether he has come before or comes now.
+    listening.join(PATIENCE)
+    assert set(told) == set(futures.as_completed(waiting, PATIENCE)) == set(waiting)
     event.set()
     assert running.result(PATIENCE) == 1
     executor.shutdown()
@@ -290,8 +297,8 @@ def test_wrong_options_are_refused(options: dict[str, Any], error: type[Exceptio
 
 def test_a_worker_can_be_replaced_after_some_tasks() -> None:
     with futures.ProcessPoolExecutor(1, max_tasks_per_child=1) as executor:
-        pids = {executor.submit(os.getpid).result() for _ in range(3)}
-    assert len(pids) == 3
+        pids = [executor.submit(os.getpid) for _ in range(3)]
+    assert len({pid.result() for pid in pids}) == 3
 
 
 def test_an_executor_shut_down_while_it_starts_its_workers_takes_no_task(

@@ -365,6 +365,9 @@ def test_a_lock_and_the_other_queues_take_a_context_too() -> None:
         compat.queues.SimpleQueue[int](ctx=context),
         compat.queues.JoinableQueue[int](ctx=context),
     ):
+        # Programs keep what belongs to them there.
+        setattr(made, "purpose", "logs")  # noqa: B010
+        assert "purpose" in vars(made)
         made.close()
 
 
@@ -377,8 +380,11 @@ def test_a_closed_queue_raises_what_programs_catch() -> None:
             use()
     queues: list[compat.Queue[int]] = [compat.Queue(), compat.JoinableQueue()]
     for queue in queues:
+        with pytest.raises(AssertionError, match="is not closed"):
+            queue.join_thread()
         queue.put(1)
         queue.close()
+        queue.join_thread()
         with pytest.raises(OSError, match="is closed"):
             queue.empty()
         with pytest.raises(ValueError, match="is closed"):
@@ -797,8 +803,14 @@ def test_a_process_is_joined_for_no_time_at_all() -> None:
     process.start()
     process.join(-1)
     assert process.is_alive()
+    with pytest.raises(TypeError):
+        process.join(cast("Any", "1"))
     process.kill()
     process.join()
+
+
+def test_a_process_may_have_a_number_for_a_name() -> None:
+    assert compat.Process(name=cast("Any", 3)).name == "3"
 
 
 @pytest.mark.parametrize("kind", [AssertionError, ValueError])

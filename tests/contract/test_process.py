@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import socket
 import sys
 import threading
 import time
@@ -21,7 +22,7 @@ import numpy as np
 import psutil
 import pytest
 
-from mpkit import ProcessState, WorkerProcess, compat
+from mpkit import ProcessState, TaskPool, WorkerProcess, compat
 from mpkit._platform import families, identity, seam
 from mpkit._platform.identity import ProcessIdentity
 from mpkit.errors import (
@@ -975,6 +976,22 @@ def test_a_target_without_a_name(method: str, given: bool, monkeypatch: pytest.M
 def test_under_fork_any_target_will_do() -> None:
     with WorkerProcess(target=lambda: 5, start_method="fork") as process:
         assert process.result() == 5
+
+
+@posix
+def test_what_is_sent_to_a_fork_is_not_heard_by_the_event_loop_of_its_parent() -> None:
+    """A server that told a child to end was told the same."""
+    loop, child = socket.socketpair()
+    with loop, child:
+        child.setblocking(False)
+        before = signal.set_wakeup_fd(child.fileno())
+        try:
+            with WorkerProcess(target=signal.set_wakeup_fd, args=(-1,), start_method="fork") as process:
+                assert process.result() == -1
+            with TaskPool(1, context="fork") as pool:
+                assert pool.apply(signal.set_wakeup_fd, (-1,)) == -1
+        finally:
+            signal.set_wakeup_fd(before)
 
 
 @pytest.mark.parametrize("method", [m for m in multiprocessing.get_all_start_methods() if m != "fork"])

@@ -248,10 +248,12 @@ def test_the_creators_handle_may_go_as_soon_as_the_process_has_started(
 @posix
 @pytest.mark.parametrize("how", ["exit", "kill"])
 def test_an_item_survives_its_putter(method: str, queue: BoundedQueue[Any], how: str) -> None:
+    """Whose end does not wait for somebody to take the item."""
     child = process(method, targets.put_and_die, queue, ("kept", b"x" * BIG), how)
     with reap(child):
-        assert queue.get(timeout=PATIENCE) == ("kept", b"x" * BIG)
-    assert child.exitcode == (3 if how == "exit" else -signal.SIGKILL)
+        child.join(PATIENCE)
+        assert child.exitcode == (3 if how == "exit" else -signal.SIGKILL)
+    assert queue.get_nowait() == ("kept", b"x" * BIG)
     queue.put("goes on")
     assert queue.get_nowait() == "goes on"
 

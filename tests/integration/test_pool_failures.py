@@ -198,6 +198,18 @@ def test_a_counter_that_nobody_else_keeps_lives_until_its_task_has_been_tried_ag
         wait_until(lambda: gone() is None, "it is gone")
 
 
+def test_big_tasks_on_their_way_to_a_worker_that_dies_hold_up_nothing() -> None:
+    with TaskPool(1, context="fork") as pool:
+        pid = pool.apply(tasks.pid_of_worker)
+        os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, "it is stopped")
+        # More than a pipe or an inbox takes: to wait until they are read would be to wait for ever.
+        sizes = [1, 30_000, 1_000_000] * 4
+        handles = [pool.submit(len, bytes(size)) for size in sizes]
+        os.kill(pid, signal.SIGKILL)
+        assert [handle.result(LONG) for handle in handles] == sizes
+
+
 def test_a_poison_task_names_its_deaths(tmp_path: Path) -> None:
     path = tmp_path / "count"
     with TaskPool(processes=2, context="fork") as pool:

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import textwrap
@@ -18,7 +19,7 @@ import numpy as np
 import psutil
 import pytest
 
-from mpkit import BoundedQueue
+from mpkit import BoundedQueue, Lock, LockedCounter
 from mpkit._platform.contexts import resolve_context
 from mpkit._shm import layout, put_side, regions, robust_lock
 from mpkit.errors import QueueEmpty, QueueFull
@@ -351,6 +352,34 @@ def test_what_a_killed_program_leaves_is_removed(tmp_path: Path) -> None:
         lambda: not [name for name in os.listdir("/dev/shm") if f"-{mark}-" in name],
         "the semaphores have gone",
     )
+
+
+def test_a_process_with_a_resource_tracker_of_its_own_takes_nothing_along(
+    queue: BoundedQueue[bytes], lock: Lock, counter: LockedCounter
+) -> None:
+    """Trackers of multiprocessing remove what their processes have opened, though others use it."""
+    program = textwrap.dedent(
+        """
+        import os, pickle, sys
+        from multiprocessing import resource_tracker
+        resource_tracker.ensure_running()
+        queue, lock, counter = pickle.loads(bytes.fromhex(sys.argv[1]))
+        with lock:
+            queue.put(bytes(100_000))
+            counter.add()
+        os.kill(os.getpid(), int(sys.argv[2]))
+        """
+    )
+    for signum in (signal.SIGKILL, 0):
+        # Its tracker has the same error output, so that this waits for both of them. The second process opens
+        # what the first one has had open.
+        done = run_python(
+            "-c", program, pickle.dumps((queue, lock, counter)).hex(), str(int(signum)), check=False
+        )
+        assert (done.returncode, done.stderr) == (-signum, "")
+    for thing in (queue, lock, counter):
+        assert os.path.exists(thing._name)
+    assert (queue.qsize(), counter.value, lock.locked()) == (2, 2, False)
 
 
 def test_an_exit_in_the_middle_of_everything_is_quiet(tmp_path: Path) -> None:

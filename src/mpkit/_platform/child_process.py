@@ -12,6 +12,7 @@ import functools
 import importlib
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import weakref
@@ -153,6 +154,9 @@ class ChildProcess(process.BaseProcess):
             super()._after_fork()  # type: ignore[misc]
 
     def _bootstrap(self, parent_sentinel: object = None) -> int:
+        # A fork has that of its parent, whose event loop would take what is sent to the fork for a signal of
+        # its own. (From 3.12 on asyncio sees to that itself.)
+        signal.set_wakeup_fd(-1)
         try:
             self._mpkit_arrived()
         except BaseException as error:  # noqa: BLE001  it goes no further

@@ -118,6 +118,10 @@ __all__ = [
     "set_start_method",
 ]
 
+# Public there, but neither in its ``__all__`` nor known to typeshed: the levels of its log.
+SUBDEBUG: int = vars(multiprocessing)["SUBDEBUG"]
+SUBWARNING: int = vars(multiprocessing)["SUBWARNING"]
+
 
 def __getattr__(name: str) -> ModuleType:
     """The submodules, loaded on first use: those here, else (``util``, ...) the standard library's own."""

@@ -23,8 +23,6 @@ class Lock(sync.Lock):
         ctx: accepted because the class of the standard library requires it; not needed.
     """
 
-    __slots__ = ()
-
     def __init__(self, *, ctx: BaseContext | None = None) -> None:  # noqa: ARG002
         super().__init__()
 

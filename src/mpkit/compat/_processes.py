@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import sys
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, SupportsFloat
+from typing import TYPE_CHECKING, Any, ClassVar, SupportsFloat, cast
 
 from mpkit._platform import seam
 from mpkit._platform.hints import override
@@ -58,7 +58,7 @@ class Process(WorkerProcess[Any]):
             raise _MisuseError(f"group must be None; got {group!r}")
         # The start method is settled at the start, as in the standard library, and what it cannot pickle is
         # refused there.
-        super().__init__(group, target, name, args, kwargs, daemon=daemon)
+        super().__init__(group, target, None if name is None else str(name), args, kwargs, daemon=daemon)
 
     @override
     def _mpkit_default_method(self) -> str:
@@ -67,7 +67,7 @@ class Process(WorkerProcess[Any]):
     @override
     def join(self, timeout: SupportsFloat | None = None) -> None:
         """Wait until the process has ended, for at most `timeout` seconds; a negative number is 0."""
-        super().join(None if timeout is None else not_negative(float(timeout)))
+        super().join(not_negative(cast("float | None", timeout)))
 
     @override
     def _mpkit_require_created_here(self) -> None:

@@ -118,7 +118,13 @@ class Queue(_Shell[T], _StdlibQueue[T]):
         self._queue.close()
 
     def join_thread(self) -> None:
-        """Nothing to do: there is no background thread."""
+        """Nothing to do: there is no background thread.
+
+        Raises:
+            AssertionError: this process has not closed the queue.
+        """
+        if self._queue._state() != "closed":
+            raise AssertionError(f"{self!r} is not closed")
 
     def cancel_join_thread(self) -> None:
         """Nothing to do: what was put is in the queue already, and stays."""

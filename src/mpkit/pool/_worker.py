@@ -8,7 +8,6 @@ the inbox, and is cleared after the outcome is in the outbox.
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import os
 import signal
@@ -162,10 +161,7 @@ class _Worker:
     def prepare(self) -> None:
         """Signals, stacks, logging."""
         become_worker(globals(), self.plan.generation)
-        # A forked worker has the parent's handlers; a SIGTERM must end it, and must not write to the parent's
-        # event loop.
-        with contextlib.suppress(ValueError):
-            signal.set_wakeup_fd(-1)
+        # A forked worker has the parent's handlers; a SIGTERM must end it.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, self._on_interrupt)
         if sys.platform != "win32":
