@@ -220,7 +220,10 @@ elif sys.platform == "darwin":
             return True
 
     def _event_source() -> _Events | None:
-        return _Events()
+        try:
+            return _Events()
+        except OSError:
+            return None  # no descriptor left
 
 else:
 

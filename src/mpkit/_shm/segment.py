@@ -273,7 +273,7 @@ def reserve(fd: int, offset: int, size: int) -> None:
     else:
         # No posix_fallocate (macOS, Windows): writing zeros reserves as well. What is reserved is never in
         # use yet.
-        block = bytes(1 << 20)
+        block = bytes(min(size, 1 << 20))
         end = offset + size
         while offset < end:
             offset += write_at(fd, block[: end - offset], offset)

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 import mpkit._platform
+from mpkit._platform.identity import current
 from tests.helpers.processes import in_a_fork, run_python
 
 
@@ -99,6 +100,21 @@ def test_a_file_that_is_closed_meanwhile_is_no_error(tmp_path: Path, monkeypatch
     os.close(fd)
     lock.release()
     assert "released" in repr(lock)
+
+
+def test_without_a_descriptor_for_a_kqueue_the_pids_are_examined(monkeypatch: pytest.MonkeyPatch) -> None:
+    exits = as_on("darwin", "exits", monkeypatch)
+
+    def no_descriptor() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("select.kqueue", no_descriptor, raising=False)
+    me = current()
+    watcher = exits.ExitWatcher()
+    assert watcher.add(me)
+    assert not watcher.add(me._replace(started=me.started + 1))
+    assert watcher.wait(0.0) == (set(), False)
+    watcher.close()
 
 
 def test_on_windows_signals_reach_only_whom_they_should(monkeypatch: pytest.MonkeyPatch) -> None:
