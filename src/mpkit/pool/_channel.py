@@ -236,8 +236,8 @@ class Channel:
     def discard(self) -> None:
         """In the parent: remove the names. The memory goes with the last thread that looks at it."""
         self.segment.unlink()
-        self.lock.unlink()
-        self.wake.unlink()
+        self.lock.close()
+        self.wake.close()
 
 
 class Board:
@@ -286,9 +286,8 @@ class Board:
         A thread that is still looking keeps its own view. Who comes later finds an empty page, and bells that
         nobody hears.
         """
-        self.segment.unlink()
-        self.front.unlink()
-        self.back.unlink()
+        self.front.close()
+        self.back.close()
         self.segment.close()
         self.words = self.segment.words
         self.front = self.back = _silent_bell()
