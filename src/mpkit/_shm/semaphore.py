@@ -162,11 +162,6 @@ class Semaphore:
             # Last: after an interrupt a second call does the rest.
             self._owner_pid = 0
 
-    def unlink(self) -> None:
-        """Remove the name now (creator only; elsewhere it does nothing)."""
-        if self._owner_pid == os.getpid():
-            names.remove(self.name)
-
     def __del__(self) -> None:
         # At the end of the interpreter the exit hook of `names` has removed everything already, and modules
         # are half gone. (Asked last: even that function may be.)

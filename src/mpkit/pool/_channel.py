@@ -229,8 +229,8 @@ class Channel:
     def discard(self) -> None:
         """In the parent: remove the names. The memory goes with the last thread that looks at it."""
         self.segment.unlink()
-        self.lock.unlink()
-        self.wake.unlink()
+        self.lock.close()
+        self.wake.close()
 
 
 class Board:
@@ -278,8 +278,8 @@ class Board:
     def discard(self) -> None:
         """In the parent: remove the names."""
         self.segment.unlink()
-        self.front.unlink()
-        self.back.unlink()
+        self.front.close()
+        self.back.close()
 
     def close(self) -> None:
         """In the parent, when no worker is left: give back names, descriptor and memory.

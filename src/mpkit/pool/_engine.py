@@ -268,10 +268,8 @@ class Engine:
 
     def _look_after_limit(self, timeout: float | None) -> None:
         """Have the supervisor know of a new task and its time limit."""
-        if timeout is not None:
-            if self.supervisor.looks_at > time.monotonic() + timeout:
-                self.supervisor.poke()
-        elif self.supervisor.looks_at == NEVER:
+        looks_at = self.supervisor.looks_at
+        if looks_at == NEVER or (timeout is not None and looks_at > time.monotonic() + timeout):
             self.supervisor.poke()
 
     def _refuse(self) -> None:

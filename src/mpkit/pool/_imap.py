@@ -359,22 +359,21 @@ class LazyMap(Generic[R]):
         elif len(chunk) > 1 and are_plain(chunk):
             self._submit_chunk(self._flags | CHUNK | EACH, chunk)
         else:
-            for item in chunk:
-                try:
-                    self._submit_task(self._flags, (item,))
-                except _UNSENDABLE as error:
-                    self.sink.fail_next(error)
+            self._submit_each(self._flags, zip(chunk))
 
     def _submit_chunk(self, flags: int, chunk: list[Any]) -> None:
         try:
             self._submit_task(flags, chunk)
         except _UNSENDABLE:
             # One by one: so it is seen which of them cannot be pickled.
-            for item in chunk:
-                try:
-                    self._submit_task(flags, [item])
-                except _UNSENDABLE as error:
-                    self.sink.fail_next(error)
+            self._submit_each(flags, ([item] for item in chunk))
+
+    def _submit_each(self, flags: int, each: Iterable[Sequence[Any]]) -> None:
+        for arguments in each:
+            try:
+                self._submit_task(flags, arguments)
+            except _UNSENDABLE as error:
+                self.sink.fail_next(error)
 
     def _submit_task(self, flags: int, arguments: Any) -> None:
         try:
