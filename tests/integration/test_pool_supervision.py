@@ -343,6 +343,14 @@ def test_stacks_from_outside_with_many_open_files() -> None:
 # -- stacks --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="another system has no such pipe, or no such word for it")
+def test_programs_of_tasks_do_not_get_the_pipe_for_stacks() -> None:
+    with TaskPool(1, context="forkserver") as pool:
+        assert pool.submit(abs, -1).result(PATIENCE) == 1
+        (lane,) = pool._engine.dispatcher.lanes.values()
+        assert not pool.submit(os.get_inheritable, lane.words[STACK_PIPE] - 1).result(PATIENCE)
+
+
 def test_the_stack_of_a_worker_that_has_just_been_disposed_of(
     pool: TaskPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
