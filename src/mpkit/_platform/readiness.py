@@ -6,7 +6,7 @@ import contextlib
 import os
 import select
 
-__all__ = ["LONGEST_WAIT_S", "read_available", "wait_readable"]
+__all__ = ["LONGEST_WAIT_S", "MOST_AT_ONCE", "read_available", "wait_readable"]
 
 LONGEST_WAIT_S = 86_400.0
 """A wait is cut off here. The system counts milliseconds in 32 bits, so no wait may last a month."""
@@ -38,6 +38,10 @@ else:
         )
 
 
+MOST_AT_ONCE = 1 << 20
+"""More bytes than a pipe holds: whoever writes as fast as it is read must not keep the reader."""
+
+
 def read_available(descriptor: int) -> bytes:
     """All that is in a pipe now; nothing where it is empty or has no writer left. Never waits.
 
@@ -46,6 +50,6 @@ def read_available(descriptor: int) -> bytes:
     """
     found = b""
     with contextlib.suppress(BlockingIOError):
-        while data := os.read(descriptor, 1 << 16):
+        while len(found) < MOST_AT_ONCE and (data := os.read(descriptor, 1 << 16)):
             found += data
     return found

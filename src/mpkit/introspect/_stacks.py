@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mpkit._platform import families, identity
 from mpkit._platform.handlers_at_work import HandlerWatch
-from mpkit._platform.readiness import read_available
+from mpkit._platform.readiness import MOST_AT_ONCE, read_available
 from mpkit.errors import AccessDenied, MpkitError, ProcessGone
 from mpkit.introspect._pools import worker_row
 from mpkit.introspect._translate import find, translated
@@ -145,21 +145,19 @@ def _answers(asked: Sequence[_Asked]) -> dict[int, str]:
         while selector.get_map():
             wait = max(deadline - time.monotonic(), 0.0) if silent else _QUIET_SECONDS
             ready = selector.select(wait)
+            if time.monotonic() >= deadline:
+                break
             if not ready:
                 # One that has lost its core in the middle of it is not done.
-                if (
-                    silent
-                    or time.monotonic() >= deadline
-                    or not any(one.handler.is_at_work() for one in asked)
-                ):
+                if silent or not any(one.handler.is_at_work() for one in asked):
                     break
                 continue
             for key, _ in ready:
                 more = read_available(key.fd)
                 texts[key.fd] += more
                 silent.discard(key.fd)
-                if not more:
-                    # The worker has ended.
+                if not more or len(texts[key.fd]) >= MOST_AT_ONCE:
+                    # The worker has ended; or it never does: this is no stack.
                     selector.unregister(key.fd)
     for pipe in pipes:
         texts[pipe] += read_available(pipe)

@@ -12,7 +12,7 @@ import time
 
 from mpkit._platform import families
 from mpkit._platform.handlers_at_work import HandlerWatch
-from mpkit._platform.readiness import read_available, wait_readable
+from mpkit._platform.readiness import MOST_AT_ONCE, read_available, wait_readable
 from mpkit.pool._channel import INITIALIZING, STATE
 from mpkit.pool._lane import Lane
 from mpkit.pool._stack_signal import STACK_SIGNAL
@@ -48,10 +48,13 @@ def _ask(lane: Lane, deadline: float) -> str:
         wait = _QUIET_SECONDS if text else max(deadline - time.monotonic(), 0.0)
         more = read_available(descriptor) if wait_readable(descriptor, wait) else b""
         text += more
-        if more:
-            continue
-        # A worker that has lost its core in the middle of it is not done.
-        if text and handler.is_at_work() and time.monotonic() < deadline:
+        # A worker that has lost its core in the middle of it is not done. (One whose code writes there
+        # without end never is.)
+        if (
+            (more or (text and handler.is_at_work()))
+            and len(text) < MOST_AT_ONCE
+            and time.monotonic() < deadline
+        ):
             continue
         return (text + read_available(descriptor)).decode(errors="replace")
 
