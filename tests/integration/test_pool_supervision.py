@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import faulthandler
 import math
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -343,6 +345,14 @@ def test_stacks_from_outside_with_many_open_files() -> None:
 # -- stacks --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="another system has no such pipe, or no such word for it")
+def test_programs_of_tasks_do_not_get_the_pipe_for_stacks() -> None:
+    with TaskPool(1, context="forkserver") as pool:
+        assert pool.submit(abs, -1).result(PATIENCE) == 1
+        (lane,) = pool._engine.dispatcher.lanes.values()
+        assert not pool.submit(os.get_inheritable, lane.words[STACK_PIPE] - 1).result(PATIENCE)
+
+
 def test_the_stack_of_a_worker_that_has_just_been_disposed_of(
     pool: TaskPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -402,6 +412,29 @@ def test_a_worker_that_loses_its_core_while_it_writes_its_stack_is_waited_for(
     assert stack == "one half\nthe other half\n"
     gate.touch()
     assert handle.result(PATIENCE) is None
+
+
+def flood(descriptor: int) -> None:
+    room = select.poll()
+    room.register(descriptor, select.POLLOUT)
+    while True:
+        room.poll()
+        with contextlib.suppress(BlockingIOError):
+            os.write(descriptor, bytes(1 << 16))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another system has no such pipe, or no such word for it")
+def test_a_task_that_never_stops_writing_into_the_pipe_for_stacks_is_stopped(pool: TaskPool) -> None:
+    """Its stack was read for ever, by the thread that had to stop it."""
+    (lane,) = pool._engine.dispatcher.lanes.values()
+    pipe = lane.words[STACK_PIPE] - 1
+    handle = pool.submit(flood, pipe)
+    wait_until(handle.running, "it runs")
+    (stack,) = _stacks.stacks_of(_stacks.workers_under(lane.pid))
+    assert len(str(stack)) < 1 << 24
+    handle.cancel()
+    with pytest.raises(TaskTimeout):
+        pool.with_options(timeout=0.1).submit(flood, pipe).result(PATIENCE)
 
 
 class _Lock:

@@ -8,7 +8,14 @@ import select
 import sys
 from collections.abc import Iterable
 
-__all__ = ["LONGEST_WAIT_S", "never_wait", "read_available", "wait_any_readable", "wait_readable"]
+__all__ = [
+    "LONGEST_WAIT_S",
+    "MOST_AT_ONCE",
+    "never_wait",
+    "read_available",
+    "wait_any_readable",
+    "wait_readable",
+]
 
 LONGEST_WAIT_S = 86_400.0
 """A wait is cut off here. The system counts milliseconds in 32 bits, so no wait may last a month."""
@@ -53,6 +60,10 @@ def never_wait(descriptor: int) -> None:
         os.set_blocking(descriptor, False)
 
 
+MOST_AT_ONCE = 1 << 20
+"""More bytes than a pipe holds: whoever writes as fast as it is read must not keep the reader."""
+
+
 def read_available(descriptor: int) -> bytes:
     """All that is in a pipe now; nothing where it is empty or has no writer left. Never waits.
 
@@ -61,6 +72,6 @@ def read_available(descriptor: int) -> bytes:
     """
     found = b""
     with contextlib.suppress(BlockingIOError):
-        while data := os.read(descriptor, 1 << 16):
+        while len(found) < MOST_AT_ONCE and (data := os.read(descriptor, 1 << 16)):
             found += data
     return found

@@ -37,8 +37,9 @@ from mpkit._shm.names import PREFIX
 
 __all__ = ["SEGMENT_NAME", "remove_abandoned", "sweep_once"]
 
-#: Strict, because what matches may be removed. The groups are the pid and the start time of the creator.
-SEGMENT_NAME: Final = re.compile(rf"{PREFIX}[a-z]+-(?P<pid>\d+)-(?P<started>\d+)-[0-9a-f]{{16}}")
+#: Strict, because what matches may be removed, and anybody may give a name. The groups are the pid and the
+#: start time of the creator.
+SEGMENT_NAME: Final = re.compile(rf"{PREFIX}[a-z]+-(?P<pid>\d{{1,9}})-(?P<started>\d{{1,20}})-[0-9a-f]{{16}}")
 
 #: A younger file may be one that is just being made, or that somebody is about to open.
 YOUNGEST_SECONDS: Final = 60.0

@@ -54,7 +54,7 @@ class Creator(NamedTuple):
 
 # Strict, as `SEGMENT_NAME` is, because `doctor --clean` removes what matches. Semaphores, which Linux shows
 # as files, do not tell the start time of their creator: macOS allows 30 characters.
-_SEMAPHORE = re.compile(rf"sem\.{PREFIX}[a-z]-(?P<pid>\d+)-[0-9a-f]{{10,12}}(?:-\d+)?")
+_SEMAPHORE = re.compile(rf"sem\.{PREFIX}[a-z]-(?P<pid>\d{{1,9}})-[0-9a-f]{{10,12}}(?:-\d+)?")
 
 
 def creator(name: str) -> Creator | None:

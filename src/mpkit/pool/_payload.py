@@ -45,6 +45,15 @@ from mpkit.pool._channel import (
 #: Longer payloads go into a parcel, so that a few of them do not fill a ring.
 INLINE_BYTES = 16 << 10
 
+# Without waiting: when the name is free again, anybody may give it to a named pipe.
+_OPEN_FLAGS = (
+    os.O_RDONLY
+    | getattr(os, "O_CLOEXEC", 0)
+    | getattr(os, "O_NOFOLLOW", 0)
+    | getattr(os, "O_NONBLOCK", 0)
+    | getattr(os, "O_BINARY", 0)
+)
+
 _encode = codec.Encoder(codec.DEFAULT_THRESHOLD).encode
 
 _KIND = "parcel"
@@ -313,7 +322,7 @@ def _adopt_parcel(name: str) -> mmap.mmap:
 def _map(name: str, *, read_only: bool = False) -> mmap.mmap:
     """A private mapping (what is written into it is seen by nobody else), or a read-only one."""
     try:
-        fd = os.open(name, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0))
+        fd = os.open(name, _OPEN_FLAGS)
     except FileNotFoundError as error:
         raise HandleLost(
             f"the file {name!r} with the data of a task is gone: its creator has exited or let go of it",

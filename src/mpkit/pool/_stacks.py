@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from mpkit._platform import families
 from mpkit._platform.handlers_at_work import HandlerWatch
-from mpkit._platform.readiness import read_available, wait_any_readable
+from mpkit._platform.readiness import MOST_AT_ONCE, read_available, wait_any_readable
 from mpkit.pool._channel import INITIALIZING, STATE
 from mpkit.pool._lane import Lane
 from mpkit.pool._stack_signal import STACK_SIGNAL
@@ -66,13 +66,12 @@ def read_stacks(asked: Mapping[int, HandlerWatch], deadline: float, quiet: float
             more = read_available(pipe)
             texts[pipe] += more
             silent.discard(pipe)
-            if not more:
+            if not more or len(texts[pipe]) >= MOST_AT_ONCE:
+                # The worker has ended; or it never does: this is no stack.
                 living.discard(pipe)
         # One that has lost its core in the middle of it is not done.
-        if not ready and (
-            silent
-            or time.monotonic() >= deadline
-            or not any(handler.is_at_work() for handler in asked.values())
+        if time.monotonic() >= deadline or (
+            not ready and (silent or not any(handler.is_at_work() for handler in asked.values()))
         ):
             break
     return {pipe: (text + read_available(pipe)).decode(errors="replace") for pipe, text in texts.items()}

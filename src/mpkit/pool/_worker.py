@@ -171,6 +171,8 @@ class _Worker:
         if pipe is not None:
             # Not blocking: a stack that does not fit into the pipe is cut off, and never stops the worker.
             never_wait(pipe.fileno())
+            # It has come here as one that the programs of tasks would get as well.
+            os.set_inheritable(pipe.fileno(), False)
             self._reports_to_stderr = faulthandler.is_enabled()
             faulthandler.enable(pipe.fileno(), all_threads=True)
             if STACK_SIGNAL is not None and hasattr(faulthandler, "register"):

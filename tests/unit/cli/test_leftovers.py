@@ -58,6 +58,23 @@ def test_a_file_that_is_in_use_is_not_whatever_way_leads_to_it(
     assert len(leftovers.find()) == 2
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="what is mapped shows in /proc")
+def test_one_that_is_opened_just_before_its_creator_dies_is_not(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = put(folder, f"mpkit-queue-{NOBODY}-1-0123456789abcdef")
+    os.truncate(path, PAGE)
+    opened: list[Segment] = []
+
+    def dies(_process: object) -> bool:
+        opened.append(Segment.attach(str(path)))
+        return False
+
+    monkeypatch.setattr(identity, "is_alive", dies)
+    assert leftovers.find() == []
+    opened.pop().close()
+
+
 def test_a_file_of_a_reused_pid_is_found(folder: Path) -> None:
     me = identity.current()
     put(folder, f"mpkit-pool-{me.pid}-{me.started + 1}-0123456789abcdef")
@@ -93,6 +110,8 @@ def test_behind_a_link_a_file_that_somebody_has_open_is_not(
         f"mpkit-notes-{NOBODY}-1-0123456789abcdef.txt",
         f"xmpkit-queue-{NOBODY}-1-0123456789abcdef",
         f"sem.other-{NOBODY}-0123456789-0",
+        # Any user could keep all others from `doctor` by one.
+        f"sem.mpkit-q-{10**20}-0123456789-0",
     ],
 )
 def test_a_file_that_mpkit_has_not_named_is_left_alone(folder: Path, name: str) -> None:

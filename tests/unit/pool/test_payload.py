@@ -62,6 +62,13 @@ def test_a_big_outcome_for_which_there_is_no_descriptor_ends_with_the_error_that
     assert not os.path.exists(name.decode()), "nobody can ask for it again"
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
+def test_a_named_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "mpkit-parcel-1")
+    with pytest.raises(PermissionError, match="not a regular file"):
+        _payload.open_shared(str(tmp_path / "mpkit-parcel-1"))
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs a file of another user")
 def test_a_file_that_another_user_has_named_like_a_parcel_is_no_obstacle(tmp_path: Path) -> None:
     """It kept the parcels of a dead worker in shared memory, and spoiled the end of the program."""

@@ -62,15 +62,17 @@ def sees_every_process() -> bool:
 
 def find() -> list[Leftover]:
     """Everything of this user that was left behind, in a fixed order."""
-    # By names alone, which are unique: the way to the folder may be another one for us (a link to it, a
-    # container that has it elsewhere).
-    in_use = {os.path.basename(name) for name in _segments.users()}
-    return [
+    found = [
         left
         for folder in dict.fromkeys((SHM_DIRECTORY, temporary_directory()))
         for path in sorted(_ours(folder))
-        if os.path.basename(path) not in in_use and (left := _examine(path)) is not None
+        if (left := _examine(path)) is not None
     ]
+    # Only then: others may have opened what its creator was just handing over when it died. By names alone,
+    # which are unique: the way to the folder may be another one for us (a link to it, a container that has it
+    # elsewhere).
+    in_use = {os.path.basename(name) for name in _segments.users()} if found else set[str]()
+    return [left for left in found if os.path.basename(left.path) not in in_use]
 
 
 def remove(leftovers: list[Leftover]) -> list[Leftover]:
