@@ -154,10 +154,10 @@ class ChildProcess(process.BaseProcess):
             super()._after_fork()  # type: ignore[misc]
 
     def _bootstrap(self, parent_sentinel: object = None) -> int:
-        # A fork has that of its parent, whose event loop would take what is sent to the fork for a signal of
-        # its own. (From 3.12 on asyncio sees to that itself.)
-        signal.set_wakeup_fd(-1)
         try:
+            # A fork has that of its parent, whose event loop would take what is sent to the fork for a signal
+            # of its own. (From 3.12 on asyncio sees to that itself.)
+            signal.set_wakeup_fd(-1)
             self._mpkit_arrived()
         except BaseException as error:  # noqa: BLE001  it goes no further
             # On the way out a fork would do what its parent has to do at exit (`popen_fork`, from 3.13 on):
