@@ -26,6 +26,7 @@ from mpkit._platform.build import FREE_THREADED
 from mpkit._platform.interruptible_lock import InterruptibleLock
 from mpkit.errors import ClosedError, TaskCancelled
 from mpkit.pool import TaskHandle, TaskPool, _crew
+from mpkit.pool._collector import Collector
 from mpkit.pool._engine import Engine
 from tests.contract import pool_tasks as tasks
 from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
@@ -238,8 +239,10 @@ touch_and_hang = partial(tasks.touch_and_wait, seconds=600.0)
         lambda pool, paths: pool.map(touch_and_hang, paths, chunksize=3),
         lambda pool, paths: pool.starmap(touch_and_hang, [(path,) for path in paths], chunksize=1),
         lambda pool, paths: pool.apply(touch_and_hang, paths[:1]),
+        lambda pool, paths: list(pool.imap(touch_and_hang, paths)),
+        lambda pool, paths: pool.imap_unordered(touch_and_hang, paths).next(PATIENCE),
     ],
-    ids=["map", "one chunk", "starmap", "apply"],
+    ids=["map", "one chunk", "starmap", "apply", "imap", "next"],
 )
 def test_what_nobody_can_ask_for_any_more_is_cancelled(
     wait_for_all: Callable[[TaskPool, list[str]], object], tmp_path: Path, alarms: None
@@ -250,8 +253,9 @@ def test_what_nobody_can_ask_for_any_more_is_cancelled(
 
     def is_waiting() -> bool:
         # An exception while the tasks are being sent is another matter.
+        waiting = (TaskHandle.result.__code__, Collector.wait_for.__code__)
         frame: FrameType | None = sys._current_frames()[main]
-        while frame is not None and frame.f_code is not TaskHandle.result.__code__:
+        while frame is not None and frame.f_code not in waiting:
             frame = frame.f_back
         return frame is not None
 
@@ -262,7 +266,8 @@ def test_what_nobody_can_ask_for_any_more_is_cancelled(
     with TaskPool(1) as pool:
         thread = threading.Thread(target=interrupt)
         thread.start()
-        with pytest.raises(Alarm):
+        # The traceback is kept, as notebooks and interactive sessions do.
+        with pytest.raises(Alarm) as _kept:
             wait_for_all(pool, paths)
         thread.join()
         # Behind them, in the only worker.

@@ -438,12 +438,15 @@ class LazyMap(Generic[R]):
         self._current.clear()
         self._delivered = self.sink.sent_items
 
-    def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+    def drop(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        """Cancel what has not been delivered: nobody will ask for it. May be called again."""
         # In whatever thread the garbage collector runs, perhaps within a step of the progress bar or of the
         # pool: so this takes no lock. At the end of the interpreter globals are gone, and the pool has ended.
         sink: _ImapSink | None = getattr(self, "sink", None)
         if sink is not None and not _is_finalizing():
             sink.close()
+
+    __del__ = drop
 
 
 class ImapIterator(Unsendable, Generic[R]):
@@ -470,7 +473,12 @@ class ImapIterator(Unsendable, Generic[R]):
         return self
 
     def __next__(self) -> R:
-        return self._lazy.next(None)
+        try:
+            return self._lazy.next(None)
+        except BaseException:
+            # Whoever keeps the traceback (a notebook, after its stop button) does not keep the iterator.
+            del self
+            raise
 
     def next(self, timeout: float | None = None) -> R:
         """The next result.
@@ -488,7 +496,11 @@ class ImapIterator(Unsendable, Generic[R]):
 
         Blocking: until the next result is there.
         """
-        return self._lazy.next(timeout)
+        try:
+            return self._lazy.next(timeout)
+        except BaseException:
+            del self  # as in `__next__`
+            raise
 
     def read_all(self) -> None:
         """Read and send the rest of the input now, ignoring `buffersize`. Never returns for infinite input.
@@ -508,6 +520,12 @@ class ImapIterator(Unsendable, Generic[R]):
     def close(self) -> None:
         """Cancel everything that has not been delivered; the iteration is over."""
         self._lazy.close()
+
+    def __del__(self) -> None:
+        # The map itself may stay: the traceback of an interrupt has its frames.
+        lazy: LazyMap[R] | None = getattr(self, "_lazy", None)
+        if lazy is not None:
+            lazy.drop()
 
     def __repr__(self) -> str:
         lazy = self._lazy

@@ -9,9 +9,11 @@ returns. Records carry ``process`` (the worker's pid) and ``mpkit_task_id`` (Non
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import pickle
 from collections.abc import Callable
+from typing import cast
 
 from mpkit._wire import codec
 from mpkit.pool._channel import HEAD_SIZE
@@ -126,6 +128,11 @@ def _dump(record: logging.LogRecord, task: int | None) -> bytes:
             except Exception:  # noqa: BLE001  whatever its pickling raises
                 fields[key] = _text_of(value)
     fields["msg"] = _made_plain(record.getMessage())
+    message: object = record.msg
+    if type(message) is dict and not record.args:
+        # What formatters of structured logs look for; the text stands in for one that cannot travel.
+        with contextlib.suppress(Exception):
+            extras["msg"] = codec.dumps(cast("object", message))
     if record.exc_info and not record.exc_text:
         # A traceback does not travel; its text does.
         fields["exc_text"] = logging.Formatter().formatException(record.exc_info)
@@ -187,7 +194,7 @@ def handle(record: bytes) -> None:
         try:
             fields[key] = codec.contained(codec.loads, data)
         except Exception as error:  # noqa: BLE001  a formatter may ask for it, so there is something in its place
-            fields[key] = f"({error})"
+            fields.setdefault(key, f"({error})")
     log_record = logging.makeLogRecord({"args": None, "exc_info": None, **fields})
     logger = logging.getLogger(log_record.name)
     if logger.isEnabledFor(log_record.levelno):

@@ -29,6 +29,8 @@ class SharedResults(Generic[R]):
     """
 
     def __init__(self, results: ImapIterator[R]) -> None:
+        # Its end would be that of the map.
+        self._iterator = results
         self._results = results._lazy
         self._turn = seam.InterruptibleLock()
         self._reading = seam.InterruptibleLock()

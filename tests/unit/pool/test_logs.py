@@ -100,3 +100,15 @@ def test_nothing_in_a_record_can_keep_it_from_arriving(caplog: pytest.LogCapture
     assert record.levelno == 45
     assert "WithoutRepr" in record.what  # type: ignore[attr-defined]
     assert "lambda" in record.callback  # type: ignore[attr-defined]
+
+
+class Fragile:
+    def __reduce__(self) -> Any:
+        return int, ("no number",)
+
+
+def test_a_dictionary_stays_one_for_formatters_of_structured_logs(caplog: pytest.LogCaptureFixture) -> None:
+    assert arrived(record_of({"event": "hello", "n": 1}), caplog).msg == {"event": "hello", "n": 1}
+    for value in (lambda: 1, Fragile(), "x" * 20_000):
+        # Else there is its text.
+        assert arrived(record_of({"event": "hello", "n": value}), caplog).getMessage().startswith("{'event'")
