@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
-from mpkit._platform import identity, use_marks
+from mpkit._platform import use_marks
 from mpkit._platform.file_maps import map_file
 from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._platform.positioned import write_at
@@ -209,8 +209,7 @@ def create_file(kind: str, size: int, make: Callable[[str, int], T]) -> T:
         SharedMemoryExhausted: neither directory has the room, or this process may not open or map more.
             Nothing is left behind, as after any exception of `make`.
     """
-    me = identity.current()
-    base = f"{PREFIX}{kind}-{me.pid}-{me.started}-{os.urandom(8).hex()}"
+    base = names.new_name(kind)
     failure: OSError | None = None
     try:
         for directory in _directories():

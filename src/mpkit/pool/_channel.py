@@ -41,6 +41,7 @@ import struct
 import threading
 from typing import NamedTuple
 
+from mpkit._shm import trail
 from mpkit._shm.ring import Ring
 from mpkit._shm.segment import Segment
 from mpkit._shm.semaphore import MAX_VALUE, Semaphore
@@ -63,7 +64,8 @@ PARCELS = 18
 IN_TAIL = 24
 OUT_HEAD = 32
 OUT_TAIL = 40
-RINGS = 48
+#: Behind the trail (see `mpkit._shm.trail`).
+RINGS = trail.END
 
 # -- STATE ---------------------------------------------------------------------------------------------------
 
@@ -209,7 +211,7 @@ class Channel:
     @classmethod
     def create(cls) -> Channel:
         """In the parent."""
-        segment = Segment.create((RINGS << 3) + _INBOX_BYTES + _OUTBOX_BYTES, kind="worker")
+        segment = Segment.create((RINGS << 3) + _INBOX_BYTES + _OUTBOX_BYTES, kind=trail.KIND)
         try:
             lock = Semaphore.create(1, 1, kind="worker")
         except BaseException:

@@ -28,7 +28,6 @@ from mpkit._platform.identity import ProcessIdentity
 from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._platform.process_state import ProcessState
 from mpkit._platform.signals import signal_name
-from mpkit._shm.semaphore import forget_private_of
 from mpkit._wire import codec
 from mpkit.errors import ProcessGone, SerializationError, WaitTimeout, WorkerCrashed, WorkerMemoryExceeded
 from mpkit.process import memory_watch
@@ -239,18 +238,20 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
     def _mpkit_take_back_start(self, target: _Target | None) -> None:
         """After an error or an interrupt at any step of it: a process that nobody has must not go on."""
         with deferred_interrupts():
+            handle = self._mpkit
             process = seam.identity_of(self)
             try:
                 # First: from here on one that arrives ends by itself.
-                process = self._mpkit.abandon() or process
+                process = handle.abandon() or process
             finally:
-                if process is not None:
-                    families.kill_families([process])
-                if target is not None and seam.is_started(self):
-                    seam.take_back_start(self, target)
-                self._mpkit.unclaim()
-            if process is not None:
-                self._mpkit_tidy_up_after(process)
+                try:
+                    if process is not None:
+                        families.kill_families([process])
+                    if target is not None and seam.is_started(self):
+                        seam.take_back_start(self, target)
+                    handle.unclaim()
+                finally:
+                    handle.forget_start(process)
 
     def _mpkit_look_after(self, handle: Handle, ties: Ties) -> None:
         """What is to be done right after the start."""
@@ -574,22 +575,8 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         super().join(seconds)
         # Not by way of the property: another thread may have closed it by now.
         code = seam.exit_code_of(self)
-        process = seam.identity_of(self)
-        handle = self._mpkit
-        if code is not None and code < 0 and not handle.tidied:
-            if process is not None:
-                self._mpkit_tidy_up_after(process)
-            handle.tidied = True
-            if handle.ties is not None:
-                handle.ties.show_last_words(self.name)
-
-    def _mpkit_tidy_up_after(self, process: ProcessIdentity) -> None:
-        try:
-            forget_private_of(process)
-        except OSError as error:
-            # The resource tracker does it at the end of the program.
-            if not identity.is_lack_of_means(error):
-                raise
+        if code is not None:
+            self._mpkit.tidy_up(seam.identity_of(self), code, self.name)
 
     def _mpkit_look(self) -> ProcessSnapshot:
         from mpkit.introspect import snapshot  # noqa: PLC0415  it imports psutil
@@ -696,7 +683,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         finally:
             handle.payload_under_way = False
         ties = handle.ties
-        return Arrival, (self.name, ties.link, ties.report, ties.stack, payload)
+        return Arrival, (self.name, ties.link, ties.report, ties.stack, ties.trail, payload)
 
     def _mpkit_unpicklable(self, error: SerializationError) -> SerializationError:
         """What to tell when this cannot be pickled: which part of it."""

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mpkit._platform import identity
-from mpkit._platform.identity import ProcessIdentity
 from mpkit._shm.segment import SHM_DIRECTORY
 from mpkit.introspect import _segments
 
@@ -91,13 +90,7 @@ def _ours(folder: str) -> Iterator[str]:
 def _examine(path: str) -> Leftover | None:
     made_by = _segments.creator(os.path.basename(path))
     assert made_by is not None
-    pid, started = made_by
-    if started is None:
-        # A reused pid makes a leftover look alive: better that than to take something from the living.
-        alive = _segments.exists(pid)
-    else:
-        alive = identity.is_alive(ProcessIdentity(pid, started))
-    if alive:
+    if identity.is_alive(made_by):
         return None
     try:
         status = Path(path).stat()
@@ -105,4 +98,4 @@ def _examine(path: str) -> Leftover | None:
         return None
     if hasattr(os, "geteuid") and status.st_uid != os.geteuid():
         return None
-    return Leftover(path, status.st_size, pid)
+    return Leftover(path, status.st_size, made_by.pid)
