@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
 from typing import Final
 
-from mpkit._platform import identity, seam
+from mpkit._platform import identity
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._platform.notes import read as read_notes
@@ -39,13 +40,12 @@ def remove(process: ProcessIdentity, notes: bytes) -> None:
     To be called by whoever has started the process, once, or once more when more of its family are dead.
 
     Args:
-        process: It.
+        process: It. It has had the same resource tracker as this process.
         notes: What it has noted.
 
     Blocking: for a look at each name in shared memory for each of those processes.
     """
-    # Without a tracker here each of them had one of its own (a fork that was first to need one), if any.
-    if sys.platform == "win32" or not seam.tracker_is_running():
+    if sys.platform == "win32":
         return
     for dead, its_notes in [(process, notes), *family_of(process)]:
         if not identity.is_alive(dead):
@@ -95,16 +95,14 @@ def _left_by(process: ProcessIdentity) -> Iterator[tuple[str, NameType, str]]:
     """Each name that a process has made and that is there: as `names.own` takes it, what it is, and the name
     of its segment without the directory.
     """
-    mark = f"-{process.pid}-{process.started}-"
+    is_its = re.compile(f"-{process.pid}-{process.started}-").search
     directories = [SHM_DIRECTORY]
     # There may be none, or no descriptor left to look for it with.
     with contextlib.suppress(OSError):
         directories.append(tempfile.gettempdir())
     for directory in dict.fromkeys(directories):
         with contextlib.suppress(OSError):
-            for entry in os.listdir(directory):
-                if mark not in entry:
-                    continue
+            for entry in filter(is_its, os.listdir(directory)):
                 if SEGMENT_NAME.fullmatch(entry):
                     yield os.path.join(directory, entry), "segment", entry
                 elif SEMAPHORE_FILE.fullmatch(entry):

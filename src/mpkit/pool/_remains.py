@@ -43,6 +43,4 @@ class Remains:
             worker, notes, family = entry
             if not any(process in self._programs for process in family):
                 remains.remove(worker, notes)
-                for process in family:
-                    remains.remove(process, b"")
                 self._waiting.remove(entry)

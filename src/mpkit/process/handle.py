@@ -45,6 +45,9 @@ class Ties:
         self.trail = trail
         # In the parent, which removes that.
         self._blob = blob
+        #: Whether the child has the resource tracker of this process. (A fork that is the first to need one
+        #: has one of its own, which removes what that has left.)
+        self.shares_tracker: bool = False
         self._entered = False
         self._handed_in = False
         _open.add(self)
@@ -156,14 +159,22 @@ class Ties:
         if self._blob is not None:
             self._blob.close()
 
-    def notes(self) -> bytes:
-        """In the parent, once the child has ended: what it has noted (see `mpkit._platform.notes`)."""
-        if not self.trail:
-            return self.report.notes()
-        from mpkit._shm import trail  # noqa: PLC0415  as in `_make_trail`
+    def remove_remains(self, process: ProcessIdentity) -> None:
+        """In the parent, once the child has ended (this process): remove what it has left in shared memory.
 
-        found = trail.read(self.trail)
-        return b"" if found is None else found[1]
+        Blocking: for a second at most, until those that die with it have been killed.
+        """
+        if not self.shares_tracker:
+            return
+        from mpkit._shm import remains, trail  # noqa: PLC0415  rarely needed
+
+        its_notes = self.report.notes()
+        if self.trail and (found := trail.read(self.trail)) is not None:
+            its_notes = found[1]
+        family = [member for member, _ in remains.family_of(process)]
+        if family:
+            families.wait_gone(family, _FAMILY_PATIENCE_S)
+        remains.remove(process, its_notes)
 
 
 def _make_trail() -> Blob | None:
@@ -255,7 +266,7 @@ class Handle:
         if ties is not None:
             try:
                 if process is not None:
-                    _remove_remains(process, ties.notes())
+                    ties.remove_remains(process)
             finally:
                 ties.close()
 
@@ -305,8 +316,8 @@ class Handle:
             # As above; the resource tracker does it at the end of the program.
             with contextlib.suppress(OSError, ValueError):
                 stage = Stage.NOTHING if ties is None else ties.report.stage()
-                if process is not None and (code or stage < Stage.RETURNED):
-                    _remove_remains(process, b"" if ties is None else ties.notes())
+                if ties is not None and process is not None and (code or stage < Stage.RETURNED):
+                    ties.remove_remains(process)
             if code < 0 and ties is not None:
                 ties.show_last_words(name)
 
@@ -328,15 +339,6 @@ class Handle:
 
 def _nothing() -> None:
     return None
-
-
-def _remove_remains(process: ProcessIdentity, its_notes: bytes) -> None:
-    from mpkit._shm import remains  # noqa: PLC0415  rarely needed
-
-    family = [member for member, _ in remains.family_of(process)]
-    if family:
-        families.wait_gone(family, _FAMILY_PATIENCE_S)
-    remains.remove(process, its_notes)
 
 
 class Arrival:

@@ -230,6 +230,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             # Started by multiprocessing, it would die of a Ctrl-C that comes early.
             seam.start_fork_server(())
         interrupts.hand_on()
+        ties.shares_tracker = self._start_method != "fork" or seam.tracker_is_running()
         super().start()
         self._mpkit_look_after(handle, ties)
         # What has come meanwhile ends the start here, where it can be taken back in peace.
@@ -358,6 +359,9 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         """
         super().close()
         handle = self._mpkit
+        if seam.is_created_here(self):
+            # Nobody need have joined it.
+            self._mpkit_tidy_up()
         if handle.ties is not None:
             handle.ties.close()
         handle.forget_outcome()
@@ -573,6 +577,9 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
 
     def _mpkit_join(self, seconds: float | None) -> None:
         super().join(seconds)
+        self._mpkit_tidy_up()
+
+    def _mpkit_tidy_up(self) -> None:
         # Not by way of the property: another thread may have closed it by now.
         code = seam.exit_code_of(self)
         if code is not None:
