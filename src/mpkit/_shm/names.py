@@ -39,8 +39,8 @@ PREFIX = "mpkit-"
 #: The file of a segment. Strict, because what matches may be removed. The kind is what `new_name` was told;
 #: pid and start time are those of the creator.
 SEGMENT_NAME: Final = re.compile(rf"{PREFIX}(?P<kind>[a-z]+)-(?P<pid>\d+)-(?P<started>\d+)-[0-9a-f]{{16}}")
-#: The file that Linux shows for a semaphore.
-SEMAPHORE_FILE: Final = re.compile(rf"sem\.{SEGMENT_NAME.pattern}-\d+")
+#: The file that Linux shows for a semaphore (with musl as its C library, without the beginning).
+SEMAPHORE_FILE: Final = re.compile(rf"(?:sem\.)?{SEGMENT_NAME.pattern}-\d+")
 
 #: For how long a fall-back file that has been handed over is left alone, whoever is alive: it is named after
 #: the process that made it, and the one it belongs to now may not have opened it yet.
