@@ -275,6 +275,23 @@ def test_who_is_found_by_nobody_any_more_ends_before_it_makes_a_name() -> None:
     assert not handle_module._follow(name, link)
 
 
+def test_what_another_user_has_put_there_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    segment = Segment.create(trail.END << 3, kind=trail.KIND)
+    try:
+        trail.begin(segment)
+        me = identity.current()
+        assert [base for _, _, base in remains._left_by(me) if segment.name.endswith(base)]
+        assert (me, bytes(notes.SIZE)) in remains._family_of(me)
+        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+        assert list(remains._left_by(me)) == []
+        assert remains._family_of(me) == []
+        with pytest.raises(PermissionError):
+            trail.read(segment.name)
+    finally:
+        notes._forget_after_fork()
+        segment.close()
+
+
 def test_half_a_note_is_none() -> None:
     place = bytearray(notes.SIZE)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ from mpkit._shm import names, trail
 from mpkit._shm.names import PREFIX, SEGMENT_NAME, SEMAPHORE_FILE, SHM_DIRECTORY, NameType
 from mpkit._shm.shared_object import in_use_elsewhere
 
-__all__ = ["family_of", "remove"]
+__all__ = ["living_family_of", "remove"]
 
 #: Of these others may have a handle.
 _SHARED: Final = frozenset({"queue", "lock", "counter"})
@@ -47,14 +48,19 @@ def remove(process: ProcessIdentity, notes: bytes) -> None:
     """
     if sys.platform == "win32":
         return
-    for dead, its_notes in [(process, notes), *family_of(process)]:
+    for dead, its_notes in [(process, notes), *_family_of(process)]:
         if not identity.is_alive(dead):
             with deferred_interrupts():
                 _remove(dead, its_notes)
 
 
-def family_of(process: ProcessIdentity) -> list[tuple[ProcessIdentity, bytes]]:
-    """Those that die with a dead process, and with them, and so on; each with its notes.
+def living_family_of(process: ProcessIdentity) -> list[ProcessIdentity]:
+    """Those that die with a dead process, and with them, and so on, and have not ended yet."""
+    return [member for member, _ in _family_of(process) if identity.is_alive(member)]
+
+
+def _family_of(process: ProcessIdentity) -> list[tuple[ProcessIdentity, bytes]]:
+    """All of them, each with its notes.
 
     (The workers of its pools, and each `WorkerProcess`. None is missing: see `trail`.)
     """
@@ -103,10 +109,22 @@ def _left_by(process: ProcessIdentity) -> Iterator[tuple[str, NameType, str]]:
     for directory in dict.fromkeys(directories):
         with contextlib.suppress(OSError):
             for entry in filter(is_its, os.listdir(directory)):
+                path = os.path.join(directory, entry)
+                if not _is_ours(path):
+                    continue
                 if SEGMENT_NAME.fullmatch(entry):
-                    yield os.path.join(directory, entry), "segment", entry
+                    yield path, "segment", entry
                 elif SEMAPHORE_FILE.fullmatch(entry):
                     yield _semaphore(entry)
+
+
+def _is_ours(path: str) -> bool:
+    """Whether it is a file of this user. Everybody may make files there, of whatever name."""
+    # Gone meanwhile.
+    with contextlib.suppress(OSError):
+        status = os.lstat(path)
+        return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
+    return False
 
 
 def _noted(notes: bytes) -> Iterator[tuple[str, NameType, str]]:

@@ -14,7 +14,7 @@ from typing import Final
 from mpkit._platform import identity, notes
 from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._platform.identity import ProcessIdentity
-from mpkit._shm.segment import Segment
+from mpkit._shm.segment import Segment, check_private
 
 __all__ = ["END", "KIND", "begin", "notes_in", "read"]
 
@@ -51,10 +51,15 @@ def read(path: str) -> tuple[ProcessIdentity, bytes] | None:
     """Whose file it is, and what that process has noted; None if it has not come so far.
 
     Raises:
-        OSError: It is gone, or cannot be read.
+        OSError: It is gone, or cannot be read, or is not this user's alone.
     """
-    with open(path, "rb", buffering=0) as file:
-        head = os.pread(file.fileno(), 16, _PID << 3)
-        noted = os.pread(file.fileno(), notes.SIZE, _NOTES_AT)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        # Who it names may be killed.
+        check_private(path, os.fstat(fd))
+        head = os.pread(fd, 16, _PID << 3)
+        noted = os.pread(fd, notes.SIZE, _NOTES_AT)
+    finally:
+        os.close(fd)
     pid, started = int.from_bytes(head[:8], "little"), int.from_bytes(head[8:], "little")
     return (ProcessIdentity(pid, started), noted) if pid else None

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from mpkit._platform.identity import ProcessIdentity
-from mpkit._shm import remains
 from mpkit.pool._programs import Programs
 
 
@@ -32,15 +31,22 @@ class Remains:
             notes: What it has noted.
             told: Those of its descendants that have been told to end.
         """
-        family = [member for member, _ in remains.family_of(worker)]
-        # The guardian kills them.
-        self._programs.follow(family)
-        self._waiting.append((worker, notes, [*told, *family]))
+        self._waiting.append((worker, notes, list(told)))
 
     def look_after(self) -> None:
         """Remove what can be removed by now."""
+        if not self._waiting:
+            return
+        from mpkit._shm import remains  # noqa: PLC0415  most pools never need it
+
         for entry in list(self._waiting):
-            worker, notes, family = entry
-            if not any(process in self._programs for process in family):
+            worker, notes, known = entry
+            if any(process in self._programs for process in known):
+                continue
+            # The guardian kills them; until then they may have started others. Each is waited for once.
+            more = [member for member in remains.living_family_of(worker) if member not in known]
+            known += more
+            self._programs.follow(more)
+            if not any(process in self._programs for process in more):
                 remains.remove(worker, notes)
                 self._waiting.remove(entry)

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from mpkit._platform import families, identity, memory, notes, seam
+from mpkit._platform import deadlines, families, identity, memory, notes, seam
 from mpkit._platform.anonymous import AnonymousFile
 from mpkit._platform.hints import override
 from mpkit._platform.identity import ProcessIdentity
@@ -171,9 +171,10 @@ class Ties:
         its_notes = self.report.notes()
         if self.trail and (found := trail.read(self.trail)) is not None:
             its_notes = found[1]
-        family = [member for member, _ in remains.family_of(process)]
-        if family:
-            families.wait_gone(family, _FAMILY_PATIENCE_S)
+        deadline = deadlines.deadline_of(_FAMILY_PATIENCE_S)
+        # They may start others until they are killed.
+        while (living := remains.living_family_of(process)) and not deadlines.has_passed(deadline):
+            families.wait_gone(living, deadlines.remaining(deadline))
         remains.remove(process, its_notes)
 
 
