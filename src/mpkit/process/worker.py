@@ -276,7 +276,8 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             ClosedError: After `close`.
             RuntimeError: If another process created it.
 
-        Blocking: for at most `timeout`.
+        Blocking: for at most `timeout`; if it was killed, up to a second more, until those of its descendants
+        that die with it have ended.
         """
         seconds = check_timeout(timeout)
         self._mpkit_require_started()
