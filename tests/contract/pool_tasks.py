@@ -10,11 +10,12 @@ import os
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mpkit import LockedCounter
+from mpkit import BoundedQueue, LockedCounter
 
 
 def square(x: int) -> int:
@@ -35,6 +36,14 @@ def make_adder(offset: int) -> Callable[[int], int]:
 
 def nothing(*_: object) -> None:
     return None
+
+
+_kept: deque[object] = deque(maxlen=3)
+
+
+def make_a_queue() -> None:
+    """It stays for a while, and goes with this process."""
+    _kept.append(BoundedQueue[int]())
 
 
 def pid_of_worker(*_: object) -> int:

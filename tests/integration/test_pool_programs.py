@@ -135,11 +135,7 @@ def test_however_it_has_been_started(stop: Stopping, starter: Callable[..., None
         worker = lane_of(pool).pid
         stop(pool, handle)
         wait_gone(pid)
-    if starter is programs.nested:
-        # Of the pool in a worker that was killed: the resource tracker would remove them at the end of the
-        # program, which is the end of all tests.
-        for name in leftovers.names_of(worker):
-            name.unlink(missing_ok=True)
+    assert not leftovers.names_of(worker)
 
 
 @pytest.mark.parametrize("ignored", [(), _STUBBORN], ids=["", "stubborn"])

@@ -23,9 +23,10 @@ from mpkit import LockedCounter
 from mpkit._platform import families, memory, readiness
 from mpkit._platform.exits import ExitWatcher
 from mpkit._platform.stat_file import is_stopped
+from mpkit._shm import remains
 from mpkit.errors import PoolBroken, TaskTimeout, WaitTimeout, WorkerCrashed
 from mpkit.introspect import _stacks
-from mpkit.pool import TaskPool, _crew, _insight, _limits, _payload, _reports, _supervisor
+from mpkit.pool import TaskPool, _crew, _insight, _limits, _reports, _supervisor
 from mpkit.pool._channel import STACK_PIPE
 from mpkit.pool._stack_signal import STACK_SIGNAL
 from tests.contract import pool_tasks as tasks
@@ -200,7 +201,8 @@ def test_a_machine_without_temporary_directory(
 ) -> None:
     monkeypatch.setattr("tempfile.gettempdir", failing(float("inf"), str))
     lane = next(iter(pool._engine.dispatcher.lanes.values()))
-    _payload.sweep(lane.identity)
+    assert lane.identity is not None
+    assert list(remains._left_by(lane.identity)) == []
     with pytest.raises(WorkerCrashed):
         pool.submit(tasks.kill_myself).result(PATIENCE)
     assert not reported

@@ -378,7 +378,7 @@ if __name__ == "__main__":
                 pool.apply(die_where_it_is_made, (stays,))
             except WorkerCrashed as crash:
                 print("crashed", crash.signal)
-    print([name for name in os.listdir("/dev/shm") if f"mpkit-t-{child.pid}-" in name])
+    print([name for name in os.listdir("/dev/shm") if f"mpkit-private-{child.pid}-" in name])
 """
 
 

@@ -14,6 +14,9 @@ import time
 
 import pytest
 
+from mpkit._platform import identity
+from mpkit._platform.identity import ProcessIdentity
+from mpkit._shm import remains
 from mpkit.errors import SerializationError, TaskCancelled, TaskTimeout, WorkerCrashed
 from mpkit.pool import TaskHandle, TaskPool
 from tests.contract import pool_tasks as tasks
@@ -38,13 +41,15 @@ def one_pool(method: str, rng: random.Random, figures: collections.Counter[str],
         maxtasksperchild=rng.choice([None, None, 50]),
     )
     over = threading.Event()
+    victims: set[ProcessIdentity | None] = set()
 
     def murder(seed: int) -> None:
         dice = random.Random(seed)
         while not over.wait(dice.expovariate(8.0)):
-            victims = pool.workers()
-            if victims:
-                victim = dice.choice(victims)
+            workers = pool.workers()
+            if workers:
+                victim = dice.choice(workers)
+                victims.add(identity.of(victim.pid))
                 figures["kills"] += 1
                 try:
                     os.kill(victim.pid, dice.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGSEGV]))
@@ -64,6 +69,8 @@ def one_pool(method: str, rng: random.Random, figures: collections.Counter[str],
         else:
             pool.close()
         assert pool.join(60), "the pool did not end"
+    left = [name for victim in victims if victim is not None for name in remains._left_by(victim)]
+    assert not left, "what the dead had made is left"
 
 
 def one_round(pool: TaskPool, rng: random.Random, figures: collections.Counter[str]) -> None:
@@ -72,7 +79,9 @@ def one_round(pool: TaskPool, rng: random.Random, figures: collections.Counter[s
         kind = rng.random()
         view = pool.with_options(retries=rng.choice([0, 0, 1, 3]), timeout=rng.choice([None, None, 5.0]))
         number = rng.randint(0, 1000)
-        if kind < 0.80:
+        if kind < 0.05:
+            expected.append((view.submit(tasks.make_a_queue), None))
+        elif kind < 0.80:
             expected.append((view.submit(tasks.square, number), number * number))
         elif kind < 0.90:
             data = bytes(rng.randint(0, 200_000))

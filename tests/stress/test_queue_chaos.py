@@ -43,7 +43,6 @@ pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SI
 
 #: After a kill the others go on within this time, in seconds.
 LONGEST_STALL = 0.5
-SHARED_MEMORY = Path("/dev/shm")
 #: What each role works on.
 OBJECT_OF = {"putter": "queue", "getter": "queue", "adder": "counter", "locker": "lock"}
 TARGETS: dict[str, Callable[..., None]] = {
@@ -128,9 +127,6 @@ class Arena:
         worker.process.kill()
         worker.process.join(PATIENCE)
         self.last_kill = time.monotonic_ns()
-        # A semaphore that it was just making. The resource tracker removes it when the program ends.
-        for name in SHARED_MEMORY.glob(f"sem.mpkit-t-{worker.process.pid}-*"):
-            name.unlink()
         self.living.remove(worker)
         self.start(worker.role)
 

@@ -26,7 +26,7 @@
 - `positioned`: reading and writing at an offset
 - `file_maps`: mapping files
 - `descriptors`: whether one still is what it was, and whose a file is
-- `tracker`: the resource tracker of multiprocessing
+- `tracker`: the resource tracker of multiprocessing; `notes`: what it may not know of a killed process
 - `families`: the descendants of a process, and how to end them
 - `parent_watch`, `guardian`: how a child dies with its parent
 - `seam`: all private parts of the standard library, with `child_process`, `child_popen`, `fork_server` (and

@@ -78,6 +78,10 @@ class ParentLink:
         if not self._register(identity.current()) and not self._orphan:
             _watch_from_a_thread(self._parent)
 
+    def is_parent_alive(self) -> bool:
+        """Whether that has not ended."""
+        return identity.is_alive(self._parent)
+
     def _register(self, child: ProcessIdentity) -> bool:
         if self._orphan:
             return _line.send(b"F %d %d" % child)

@@ -12,7 +12,7 @@ import contextlib
 import sys
 from collections import deque
 
-from mpkit._platform import seam
+from mpkit._platform import notes, seam
 from mpkit._platform.forks import in_forked_children
 from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._platform.seam import TrackedType
@@ -25,6 +25,7 @@ _untold: deque[tuple[str, TrackedType]] = deque()
 
 def track(name: str, rtype: TrackedType) -> None:
     """Have `name`, which starts with a slash, removed when all is over."""
+    notes.note(name, rtype)
     seam.tracker_register(name, rtype)
     tell()
 

@@ -2,8 +2,9 @@
 
 Rooms, from the ground up:
 
-- names and files: ``names`` (who removes what, and when), ``sweep`` (what the killed left in the temporary
-  directory), ``segment`` (mapped files), ``blob`` (files written once), ``semaphore`` (named semaphores);
+- names and files: ``names`` (who removes what, and when), ``remains`` (what a killed process has left) and
+  ``trail`` (how that process is found), ``sweep`` (what killed programs left in the temporary directory),
+  ``segment`` (mapped files), ``blob`` (files written once), ``semaphore`` (named semaphores);
 - who takes part: ``rows`` (the table of processes), ``robust_lock`` (a lock that survives its holder) and
   ``thread_lock`` (the part of it between threads), ``spin`` and ``sleepers`` (how to wait), ``shared_object``
   and ``handle`` (opening, closing, pickling);

@@ -7,9 +7,11 @@ each name has one owner, the process that created it, and is removed
   that is being started, a task in a queue), or other processes have the thing open: then it stays, and this
   is looked at again from time to time;
 - at the owner's exit, after multiprocessing has joined its children;
-- by multiprocessing's resource tracker, if the owner is killed. The tracker knows semaphores and what lies
-  in ``/dev/shm``; a file that had to go to the temporary directory is removed by the next process of mpkit
-  that puts one there (`mpkit._shm.sweep`).
+- if the owner is killed, by the process that started it, which owns what others still use from then on
+  (`mpkit._shm.remains`);
+- by multiprocessing's resource tracker, if the whole program is killed. The tracker knows semaphores and what
+  lies in ``/dev/shm``; a file that had to go to the temporary directory is removed by the next process of
+  mpkit that puts one there (`mpkit._shm.sweep`).
 """
 
 from __future__ import annotations
@@ -17,12 +19,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
+import sys
 import time
 import weakref
 from collections import deque
-from typing import Literal, Protocol, TypeAlias
+from typing import Final, Literal, Protocol, TypeAlias
 
-from mpkit._platform import seam, tracker
+from mpkit._platform import identity, notes, seam, tracker
 from mpkit._platform.forks import in_forked_children
 from mpkit._platform.interrupts import deferred_interrupts
 
@@ -31,6 +35,14 @@ SHM_DIRECTORY = "/dev/shm"  # noqa: S108  files there are created exclusively an
 
 #: What the names of all files begin with.
 PREFIX = "mpkit-"
+
+#: The file of a segment. Strict, because what matches may be removed, and anybody may give a name. The kind
+#: is what `new_name` was told; pid and start time are those of the creator.
+SEGMENT_NAME: Final = re.compile(
+    rf"{PREFIX}(?P<kind>[a-z]+)-(?P<pid>\d{{1,9}})-(?P<started>\d{{1,20}})-[0-9a-f]{{16}}"
+)
+#: The file that Linux shows for a semaphore (with musl as its C library, without the beginning).
+SEMAPHORE_FILE: Final = re.compile(rf"(?:sem\.)?{SEGMENT_NAME.pattern}-\d+")
 
 #: For how long a fall-back file that has been handed over is left alone, whoever is alive: it is named after
 #: the process that made it, and the one it belongs to now may not have opened it yet.
@@ -56,6 +68,22 @@ class InUse(Protocol):
     def __call__(self, about: str, /, *, under_way: bool = False) -> bool:
         """Whether others have it open or, if `under_way`, a handle to it may be under way to them."""
         ...
+
+
+def new_name(kind: str) -> str:
+    """A name of this process's own that no other file has; `kind` is a word without "-"."""
+    me = identity.current()
+    return f"{PREFIX}{kind}-{me.pid}-{me.started}-{os.urandom(8).hex()}"
+
+
+def semaphore_name(segment_name: str, number: int) -> str:
+    """The name of a semaphore that belongs to a segment."""
+    base = os.path.basename(segment_name)
+    if sys.platform == "darwin":
+        # There 30 characters are allowed.
+        _, kind, pid, _, random = base.split("-")
+        base = f"{PREFIX}{kind[0]}-{pid}-{random[:10]}"
+    return f"/{base}-{number}"
 
 
 _Lingering: TypeAlias = "tuple[float, str, str, InUse]"
@@ -105,6 +133,8 @@ def _remove(name: str) -> NameType | None:
     kind = _owned.get(name)
     if kind is None:
         return None
+    if _tracked(name, kind):
+        notes.note(_tracker_name(name), _tracker_type(kind))
     # Only then is it forgotten: what cannot be removed is left to the next call, or to the exit.
     is_gone = _unlink(name, kind)
     _owned.pop(name, None)

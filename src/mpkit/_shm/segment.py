@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
-from mpkit._platform import identity, use_marks
+from mpkit._platform import use_marks
 from mpkit._platform.descriptors import is_ours
 from mpkit._platform.file_maps import map_file
 from mpkit._platform.interrupts import deferred_interrupts
@@ -217,8 +217,7 @@ def create_file(kind: str, size: int, make: Callable[[str, int], T]) -> T:
             "mpkit's queues, locks and pools need named semaphores, which Python does not offer on "
             "Windows; use them under Linux, macOS or WSL",
         )
-    me = identity.current()
-    base = f"{PREFIX}{kind}-{me.pid}-{me.started}-{os.urandom(8).hex()}"
+    base = names.new_name(kind)
     failure: OSError | None = None
     try:
         for directory in _directories():

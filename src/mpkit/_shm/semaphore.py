@@ -4,17 +4,14 @@ removes the name.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from collections.abc import Callable
 
-from mpkit._platform import identity, seam, tracker
-from mpkit._platform.forks import in_forked_children
-from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform import seam, tracker
 from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._shm import names
-from mpkit._shm.segment import PREFIX, SHM_DIRECTORY, exhausted
+from mpkit._shm.segment import SHM_DIRECTORY, exhausted
 from mpkit.errors import HandleLost
 
 #: The most that a counting semaphore can hold (POSIX guarantees at least this much).
@@ -24,35 +21,6 @@ Acquire = Callable[..., bool]
 
 # Bound early: a module's globals may be gone when the last objects are.
 _is_finalizing = sys.is_finalizing
-
-# Held by the thread that makes a private semaphore. Nobody waits for it.
-_making = seam.InterruptibleLock()
-
-
-@in_forked_children
-def _forget_after_fork() -> None:
-    global _making
-    _making = seam.InterruptibleLock()
-
-
-def _private_name(process: ProcessIdentity, ending: str = "") -> str:
-    # macOS allows 30 characters, and has start times of 16 digits: hence in hexadecimal.
-    return f"/{PREFIX}t-{process.pid}-{ending or format(process.started, 'x')}"
-
-
-def forget_private_of(process: ProcessIdentity) -> None:
-    """Remove what is left of the private semaphore that a killed process was just making.
-
-    The resource tracker would do so at the end of the program, with a warning. To be called by whoever has
-    seen the process end.
-    """
-    if not seam.tracker_is_running():
-        # Then the process had one of its own (a fork that was first to need one), if any.
-        return
-    name = _private_name(process)
-    # As of a name of this process's own: the tracker may know it or not, and told once more knows it once.
-    names.own(name, "semaphore")
-    names.remove(name)
 
 
 class Semaphore:
@@ -85,9 +53,7 @@ class Semaphore:
         Raises:
             SharedMemoryExhausted: the system has no room for another one.
         """
-        me = identity.current()
-        # macOS allows 30 characters in all: the start time stays out of the name there and here.
-        name = name or f"/{PREFIX}{kind[:1]}-{me.pid}-{os.urandom(6).hex()}"
+        name = name or names.semaphore_name(names.new_name(kind), 0)
         with deferred_interrupts():
             # First: whenever a kill comes, the resource tracker knows the name.
             names.own(name, "semaphore")
@@ -96,7 +62,7 @@ class Semaphore:
             except OSError as error:
                 names.remove(name)
                 raise exhausted(error, 32, SHM_DIRECTORY) from error
-            return cls(name, raw, owner_pid=me.pid)
+            return cls(name, raw, owner_pid=os.getpid())
 
     @classmethod
     def attach(cls, name: str, maxvalue: int) -> Semaphore:
@@ -120,27 +86,13 @@ class Semaphore:
         """A semaphore with one permit and without a name, for the threads of this process; cheaper to take
         and give than a `threading.Lock`.
         """
-        me = identity.current()
-        # One thread at a time may have the name that `forget_private_of` knows, and once: a `__del__` may
-        # have come in the middle.
-        if not _making.is_owned():
-            # Else another interpreter of this process is just making one.
-            with contextlib.suppress(FileExistsError):
-                made = _making.run_within(0, cls._make_private, _private_name(me))
-                if made is not None:
-                    return made[0]
-        return cls._make_private(_private_name(me, os.urandom(6).hex()))
-
-    @classmethod
-    def _make_private(cls, name: str) -> Semaphore:
+        name = names.semaphore_name(names.new_name("private"), 0)
         # The C code removes the name as soon as it has made it, so the tracker has to do it only for a
         # process that is killed just there.
         with deferred_interrupts():
             tracker.track(name, "semaphore")
             try:
                 raw = seam.SemLock(seam.SEMAPHORE_KIND, 1, 1, name, True)
-            except FileExistsError:
-                raise
             except OSError as error:
                 raise exhausted(error, 32, SHM_DIRECTORY) from error
             finally:

@@ -197,7 +197,7 @@ class SharedObject:
             for number, (value, maximum) in enumerate(form.semaphores):
                 semaphores.append(
                     Semaphore.create(
-                        value, maximum, kind=form.kind, name=_semaphore_name(segment.name, number)
+                        value, maximum, kind=form.kind, name=names.semaphore_name(segment.name, number)
                     )
                 )
             words = segment.words
@@ -254,7 +254,7 @@ class SharedObject:
                 f"{name!r} is no {form.noun} of this version of mpkit, or its creator died making it"
             )
         semaphores = [
-            Semaphore.attach(_semaphore_name(name, number), maximum)
+            Semaphore.attach(names.semaphore_name(name, number), maximum)
             for number, (_, maximum) in enumerate(form.semaphores)
         ]
         found = cls(segment, semaphores)
@@ -583,12 +583,6 @@ def _make_room() -> None:
 def _others(rows: Rows) -> bool:
     me = identity.current()
     return any(process != me and identity.is_alive(process) for _, process in rows.taken())
-
-
-def _semaphore_name(segment_name: str, number: int) -> str:
-    """Derived from the file's name, so that a handle is one name; macOS allows 30 characters."""
-    _, kind, pid, _, random = os.path.basename(segment_name).split("-")
-    return f"/mpkit-{kind[0]}-{pid}-{random[:10]}-{number}"
 
 
 def _all_open() -> list[SharedObject]:

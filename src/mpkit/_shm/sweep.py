@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import stat
 import sys
 import time
@@ -33,13 +32,9 @@ from mpkit._platform import identity
 from mpkit._platform.descriptors import is_ours
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._platform.use_marks import nobody_uses
-from mpkit._shm.names import PREFIX
+from mpkit._shm.names import SEGMENT_NAME
 
-__all__ = ["SEGMENT_NAME", "remove_abandoned", "sweep_once"]
-
-#: Strict, because what matches may be removed, and anybody may give a name. The groups are the pid and the
-#: start time of the creator.
-SEGMENT_NAME: Final = re.compile(rf"{PREFIX}[a-z]+-(?P<pid>\d{{1,9}})-(?P<started>\d{{1,20}})-[0-9a-f]{{16}}")
+__all__ = ["remove_abandoned", "sweep_once"]
 
 #: A younger file may be one that is just being made, or that somebody is about to open.
 YOUNGEST_SECONDS: Final = 60.0

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import sys
 from collections import defaultdict
 from typing import TYPE_CHECKING, NamedTuple
 
 import psutil
 
-from mpkit._shm.names import PREFIX
-from mpkit._shm.sweep import SEGMENT_NAME
+from mpkit._platform.identity import ProcessIdentity
+from mpkit._shm.names import PREFIX, SEGMENT_NAME, SEMAPHORE_FILE
 from mpkit.errors import AccessDenied, ProcessGone
 from mpkit.introspect._translate import translated
 
@@ -40,30 +39,12 @@ class OpenSegment(NamedTuple):
     removed: bool
 
 
-class Creator(NamedTuple):
-    """The process that created a file.
-
-    Attributes:
-        pid: its process id.
-        started: when it was started, as in `ProcessIdentity`; None where the name does not tell.
+def creator(name: str) -> ProcessIdentity | None:
+    """Which process created a file of this name (without its folder); None for a name that mpkit does not
+    give.
     """
-
-    pid: int
-    started: int | None
-
-
-# Strict, as `SEGMENT_NAME` is, because `doctor --clean` removes what matches. Semaphores, which Linux shows
-# as files, do not tell the start time of their creator: macOS allows 30 characters.
-_SEMAPHORE = re.compile(rf"sem\.{PREFIX}[a-z]-(?P<pid>\d{{1,9}})-[0-9a-f]{{10,12}}(?:-\d+)?")
-
-
-def creator(name: str) -> Creator | None:
-    """Who created a file of this name (without its folder); None for a name that mpkit does not give."""
-    found = SEGMENT_NAME.fullmatch(name)
-    if found:
-        return Creator(int(found["pid"]), int(found["started"]))
-    found = _SEMAPHORE.fullmatch(name)
-    return Creator(int(found["pid"]), None) if found else None
+    found = SEGMENT_NAME.fullmatch(name) or SEMAPHORE_FILE.fullmatch(name)
+    return ProcessIdentity(int(found["pid"]), int(found["started"])) if found else None
 
 
 def kind_of(name: str) -> str:
@@ -159,11 +140,6 @@ def _parents(process: psutil.Process) -> list[psutil.Process]:
     except psutil.AccessDenied:
         # Somebody else's, so none of those that were found.
         return []
-
-
-def exists(pid: int) -> bool:
-    """Whether any process has this number now, a zombie included."""
-    return psutil.pid_exists(pid)
 
 
 def other_trackers() -> list[int]:

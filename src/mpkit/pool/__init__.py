@@ -12,8 +12,9 @@ Rooms, from what users call to what the workers do:
   machine of tasks), ``_function_table`` and ``_functions`` (what they call, and how long it takes),
   ``_dispatcher`` (who gets which task), ``_room`` (who waits to submit), ``_collector`` (who fetches
   outcomes), ``_caller`` (who calls callbacks), ``_supervisor`` (the thread that looks after the workers),
-  ``_limits`` (tasks that must not go on), ``_programs`` (what those have started), ``_losses`` (what a death
-  means for tasks), ``_reports`` (what goes wrong in a thread of the pool);
+  ``_limits`` (tasks that must not go on), ``_programs`` (what those have started), ``_losses`` and
+  ``_remains`` (what a death means for tasks, and leaves behind), ``_reports`` (what goes wrong in a thread
+  of the pool);
 - workers, seen from the parent: ``_crew`` (starting and replacing them; ``_server``, ``_fork_warning``),
   ``_lane`` (one of them), ``_leavers`` (those that leave by themselves), ``_insight`` and ``_stacks`` (what
   they are doing), ``_outside`` (the same for other programs);

@@ -43,6 +43,7 @@ import threading
 from collections.abc import Callable
 
 from mpkit._platform.hints import override
+from mpkit._shm import trail
 from mpkit._shm.ring import Ring
 from mpkit._shm.segment import Segment
 from mpkit._shm.semaphore import MAX_VALUE, Semaphore
@@ -65,7 +66,8 @@ PARCELS = 18
 IN_TAIL = 24
 OUT_HEAD = 32
 OUT_TAIL = 40
-RINGS = 48
+#: Behind the trail (see `mpkit._shm.trail`).
+RINGS = trail.END
 
 # -- STATE ---------------------------------------------------------------------------------------------------
 
@@ -204,7 +206,7 @@ class Channel:
     def create(cls) -> Channel:
         """In the parent."""
         with contextlib.ExitStack() as failed:
-            segment = Segment.create((RINGS << 3) + _INBOX_BYTES + _OUTBOX_BYTES, kind="worker")
+            segment = Segment.create((RINGS << 3) + _INBOX_BYTES + _OUTBOX_BYTES, kind=trail.KIND)
             failed.callback(segment.close)
             lock = Semaphore.create(1, 1, kind="worker")
             failed.callback(lock.close)

@@ -22,7 +22,7 @@ from mpkit._platform.forks import in_forked_children
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._platform.interrupts import deferred_interrupts, without_interrupts
 from mpkit._platform.signals import signal_name
-from mpkit._shm.semaphore import forget_private_of
+from mpkit._shm import trail
 from mpkit._wire import failure
 from mpkit.errors import (
     ClosedError,
@@ -67,6 +67,7 @@ from mpkit.pool._losses import settle_loss
 from mpkit.pool._options import PoolOptions, TaskOptions
 from mpkit.pool._programs import Programs
 from mpkit.pool._progress import Progress
+from mpkit.pool._remains import Remains
 from mpkit.pool._reports import attempt
 from mpkit.pool._room import Room
 from mpkit.pool._seen_shared import pickles_for_tasks, seen_shared, take_seen_shared
@@ -114,6 +115,7 @@ class Engine:
             self.leavers: Leavers = Leavers(options, self.dispatcher, self.collector)
             self.supervisor: Supervisor = Supervisor(self, f"mpkit-{options.name}")
             self.programs: Programs = Programs(options.grace_period, self.supervisor.watch)
+            self.remains: Remains = Remains(self.programs)
             self.limits: Limits = Limits(options, self.dispatcher, self.collector, self.programs)
             self.dispatcher.on_worker = self.supervisor.poke
             try:
@@ -369,12 +371,13 @@ class Engine:
                 "the pool"
             )
             self.collector.log(_logger.error, problem, self.options.name, lane.pid)
-        self.programs.terminate(self._left_by(lane))
-        if exitcode != 0 or lane.words[STATE] != LEAVING or lane.words[PARCELS]:
-            # Else it has left in order, and has never made any.
-            payload.sweep(lane.identity)
-            if lane.identity is not None:
-                forget_private_of(lane.identity)
+        told = self.programs.terminate(self._left_by(lane))
+        if lane.identity is not None and (
+            exitcode != 0 or lane.words[STATE] != LEAVING or lane.words[PARCELS]
+        ):
+            # Else it has left in order, and removed what was its own, and has never made a parcel.
+            self.remains.add(lane.identity, trail.notes_in(lane.channel.segment), told)
+            self.remains.look_after()
         broken: MpkitError | None = self.crew.note_death_of(lane, exitcode, words)
         broken = self._initializer_error(lane) or broken
         self.crew.dispose(lane)
@@ -393,6 +396,7 @@ class Engine:
         """Replace who is missing, send home who is not needed; when to look again. In the supervisor's
         thread.
         """
+        self.remains.look_after()
         if self.dropped and self.state is RUNNING:
             self.terminate()
         if self.state in (TERMINATED, BROKEN):
@@ -449,9 +453,6 @@ class Engine:
                 lane.kill()
                 lane.leave_by = NEVER
         # While they end, which takes longer: they have open what they need, and nobody comes after them.
-        for lane in told:
-            if lane.greeted:
-                lane.channel.discard()
         if told:
             self.board.discard()
         return self._next_leave()
@@ -622,6 +623,8 @@ class Engine:
 
     def _give_back(self) -> None:
         self.collector.stop()
+        # Also of what has been killed and does not end.
+        self.remains.look_after()
         # Callbacks of a closed pool are all called, unless it is terminated meanwhile. A terminated one does
         # not wait for one that hangs: its thread is a daemon, and ends when the callback does.
         ended = False

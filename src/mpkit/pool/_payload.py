@@ -6,8 +6,8 @@ side dies in between:
 - from parent to worker, the parent owns the parcel until the task has ended; the worker maps it privately
   (copy on write), so a task that is sent a second time finds its arguments as they were;
 - from worker to parent, the worker hands the ownership of the name over with the record. What a worker that
-  died had created and not handed over is found by its name, which begins with the process's identity
-  (`sweep`); the names it had handed over are in its outbox.
+  died had created and not handed over is found by its name, which tells who made it (`mpkit._shm.remains`);
+  the names it had handed over are in its outbox.
 """
 
 from __future__ import annotations
@@ -16,15 +16,13 @@ import contextlib
 import mmap
 import os
 import pickle
-import sys
 from typing import Any, cast
 
 from mpkit._platform.file_maps import map_privately, map_read_only
-from mpkit._platform.identity import ProcessIdentity
 from mpkit._shm import names
 from mpkit._shm.blob import Blob
 from mpkit._shm.ring import TornRingError
-from mpkit._shm.segment import PREFIX, SHM_DIRECTORY, check_private, raise_refusal
+from mpkit._shm.segment import check_private, raise_refusal
 from mpkit._wire import codec, failure, frame
 from mpkit._wire.codec import Pickler
 from mpkit.errors import HandleLost, MpkitError, SerializationError
@@ -243,24 +241,6 @@ def drop_outcome(kind: int, record: bytes) -> None:
             _adopt_parcel(name)
 
 
-def sweep(worker: ProcessIdentity | None) -> None:
-    """Remove the parcels that a dead worker had created and not handed over."""
-    if worker is None or sys.platform == "win32":
-        return
-    start = f"{PREFIX}{_KIND}-{worker.pid}-{worker.started}-"
-    directories = [SHM_DIRECTORY]
-    # There may be none, or no descriptor left to look for it with.
-    with contextlib.suppress(OSError):
-        directories.append(names.temporary_directory())
-    for directory in directories:
-        with contextlib.suppress(OSError), os.scandir(directory) as entries:
-            for entry in entries:
-                # Any user can give a file such a name; it would keep us from our own ones.
-                if entry.name.startswith(start) and entry.stat(follow_symlinks=False).st_uid == os.geteuid():
-                    names.own(entry.path, "segment")
-                    names.remove(entry.path)
-
-
 # -- shared objects ------------------------------------------------------------------------------------------
 
 
@@ -305,7 +285,7 @@ def _parcel_in(record: bytes) -> str:
     """
     folder, _, name = record[HEAD_SIZE:].rpartition(b"/")
     start, _, numbers = name.rpartition(f"{_KIND}-".encode())
-    if start != PREFIX.encode() or b"\0" in folder or not numbers.replace(b"-", b"").isalnum():
+    if start != names.PREFIX.encode() or b"\0" in folder or not numbers.replace(b"-", b"").isalnum():
         raise TornRingError
     return os.fsdecode(folder + b"/" + name)
 
@@ -366,6 +346,5 @@ __all__ = [
     "open_outcome",
     "open_shared",
     "parcels_made",
-    "sweep",
     "unpack_error",
 ]

@@ -37,11 +37,15 @@ class Programs:
     def __bool__(self) -> bool:
         return bool(self._told or self._killed)
 
-    def terminate(self, programs: Iterable[ProcessIdentity]) -> None:
-        """Tell these to end, and all that descends from them."""
+    def __contains__(self, program: ProcessIdentity) -> bool:
+        return program in self._told or program in self._killed
+
+    def terminate(self, programs: Iterable[ProcessIdentity]) -> list[ProcessIdentity]:
+        """Tell these to end, and all that descends from them: all that have been told."""
         found = [program for program in programs if program not in self._told]
-        if found:
-            self.follow(families.signal_families(found, signal.SIGTERM))
+        told = families.signal_families(found, signal.SIGTERM) if found else []
+        self.follow(told)
+        return told
 
     def follow(self, told: Iterable[ProcessIdentity]) -> None:
         """These have been told to end: kill those that do not within the grace period."""

@@ -24,6 +24,7 @@ from mpkit._platform.forks import in_forked_children
 from mpkit._platform.hints import override
 from mpkit._platform.parent_watch import ParentLink
 from mpkit._platform.readiness import never_wait
+from mpkit._shm import trail
 from mpkit._wire import codec, failure
 from mpkit._wire.codec import Pickler
 from mpkit.errors import SerializationError
@@ -126,7 +127,12 @@ class WorkerChild(seam.ChildProcess):
 def main(plan: WorkerPlan) -> None:
     """Serve until told to leave. The target of the child process."""
     plan.link.die_with_parent()
-    worker = _Worker(plan)
+    try:
+        worker = _Worker(plan)
+    finally:
+        if not plan.link.is_parent_alive():
+            # Whoever removes what that has left has removed the files, or need not look for this process.
+            os._exit(1)
     worker.prepare()
     if worker.initialize():
         worker.serve()
@@ -136,6 +142,7 @@ class _Worker:
     def __init__(self, plan: WorkerPlan) -> None:
         self.plan = plan
         self.channel = plan.channel
+        trail.begin(self.channel.segment)
         self.board = plan.board
         self.bells = Bells(self.channel, self.board)
         self.outbox = Outbox(self.channel, self.bells)

@@ -10,28 +10,44 @@ import sys
 import traceback
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mpkit._platform import families, identity, memory, seam
+from mpkit._platform import deadlines, families, identity, memory, notes, seam
 from mpkit._platform.anonymous import AnonymousFile
 from mpkit._platform.hints import override
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._platform.parent_watch import ParentLink
 from mpkit._wire import codec
-from mpkit.errors import SerializationError
+from mpkit.errors import HandleLost, SerializationError, SharedMemoryExhausted
 from mpkit.process.report import Report, Stage
 
+if TYPE_CHECKING:
+    from mpkit._shm.blob import Blob
+
 __all__ = ["Arrival", "Handle", "Ties"]
+
+# How long those are waited for that die with a killed process; the guardian needs some milliseconds.
+_FAMILY_PATIENCE_S = 1.0
 
 
 class Ties:
     """What the parent makes for each start: the link to it, the child's report, its fault handler's file."""
 
-    def __init__(self, link: ParentLink, report: Report, stack: AnonymousFile) -> None:
+    def __init__(
+        self, link: ParentLink, report: Report, stack: AnonymousFile, trail: str, blob: Blob | None = None
+    ) -> None:
         self.link = link
         self.report = report
         self.stack = stack
+        #: The file by which the child is found if its parent dies as well (see `mpkit._shm.trail`); empty: a
+        #: parent whose remains nobody removes needs none.
+        self.trail = trail
+        # In the parent, which removes that.
+        self._blob = blob
+        #: Whether the child has the resource tracker of this process. (A fork that is the first to need one
+        #: has one of its own, which removes what that has left.)
+        self.shares_tracker: bool = False
         self._entered = False
         self._handed_in = False
         _open.add(self)
@@ -48,9 +64,12 @@ class Ties:
             failed.callback(report.close)
             stack = AnonymousFile.create("stack")
             failed.callback(stack.close)
+            blob = None if orphan or not notes.are_kept() else _make_trail()
+            if blob is not None:
+                failed.callback(blob.close)
             link = ParentLink.create(orphan=orphan)
             failed.pop_all()
-        return cls(link, report, stack)
+        return cls(link, report, stack, "" if blob is None else blob.name, blob)
 
     def enter(self) -> None:
         """In the child, before anything else. A second time does nothing."""
@@ -64,8 +83,13 @@ class Ties:
                 other.close()
         # All threads: what the others did may be what matters. It writes from inside the signal handler.
         faulthandler.enable(self.stack.fileno(), all_threads=True)
-        if not self.report.arrived():
-            # The parent was interrupted while it started this process, and has let go of it.
+        wanted = self.report.arrived()
+        if self.trail:
+            wanted = _follow(self.trail, self.link) and wanted
+        else:
+            notes.keep(self.report.note)
+        if not wanted:
+            # The parent was interrupted while it started this process, and has let go of it; or it has died.
             os._exit(1)
 
     def perform(self, run: Callable[[], object]) -> None:
@@ -132,6 +156,50 @@ class Ties:
         """Let go of the files. Twice does no harm."""
         self.report.close()
         self.stack.close()
+        if self._blob is not None:
+            self._blob.close()
+
+    def remove_remains(self, process: ProcessIdentity) -> None:
+        """In the parent, once the child has ended (this process): remove what it has left in shared memory.
+
+        Blocking: for a second at most, until those that die with it have been killed.
+        """
+        if not self.shares_tracker:
+            return
+        from mpkit._shm import remains, trail  # noqa: PLC0415  rarely needed
+
+        its_notes = self.report.notes()
+        if self.trail and (found := trail.read(self.trail)) is not None:
+            its_notes = found[1]
+        deadline = deadlines.deadline_of(_FAMILY_PATIENCE_S)
+        # They may start others until they are killed.
+        while (living := remains.living_family_of(process)) and not deadlines.has_passed(deadline):
+            families.wait_gone(living, deadlines.remaining(deadline))
+        remains.remove(process, its_notes)
+
+
+def _make_trail() -> Blob | None:
+    from mpkit._shm import trail  # noqa: PLC0415  most processes start none
+    from mpkit._shm.blob import Blob  # noqa: PLC0415
+
+    # Where there is no room the resource tracker does what is to be done, with a warning.
+    with contextlib.suppress(SharedMemoryExhausted):
+        return Blob.create([(0, bytes(trail.END << 3))], trail.END << 3, kind=trail.KIND)
+    return None
+
+
+def _follow(name: str, link: ParentLink) -> bool:
+    """In the child: be found by that file. Whether the parent goes on; else nobody may look there again."""
+    from mpkit._shm import trail  # noqa: PLC0415  most processes have none
+    from mpkit._shm.segment import Segment  # noqa: PLC0415
+
+    try:
+        segment = Segment.attach(name)
+    except HandleLost:
+        return False
+    trail.begin(segment)
+    segment.close()
+    return link.is_parent_alive()
 
 
 # Those of all the children of this process that have not been let go of.
@@ -163,8 +231,8 @@ class Handle:
         self.killed: bool = False
         #: It has been told to end.
         self.stopped: bool = False
-        #: What it may have left when it was killed has been removed.
-        self.tidied: bool = False
+        # Who removes what it has left.
+        self._tidying: dict[None, object] = {}
         self.payload_under_way = False
         self._oom_kills: int | None = None
 
@@ -191,13 +259,17 @@ class Handle:
 
     def abandon(self) -> ProcessIdentity | None:
         """In the parent: the start has failed. The process that has arrived all the same, if one has."""
+        return None if self.ties is None else self.ties.report.unwanted()
+
+    def forget_start(self, process: ProcessIdentity | None) -> None:
+        """In the parent: the start has failed, and the process, if there was one, has been killed."""
         ties, self.ties = self.ties, None
-        if ties is None:
-            return None
-        try:
-            return ties.report.unwanted()
-        finally:
-            ties.close()
+        if ties is not None:
+            try:
+                if process is not None:
+                    ties.remove_remains(process)
+            finally:
+                ties.close()
 
     @property
     def outcome(self) -> tuple[Stage, object] | None:
@@ -230,6 +302,26 @@ class Handle:
                 return ties.report.left()
         return []
 
+    def tidy_up(self, process: ProcessIdentity | None, code: int, name: str) -> None:
+        """In the parent, once the process has ended: remove what it has left in shared memory, unless it has
+        left in order; show its last words, if it was killed. A second time does nothing.
+
+        Blocking: for a second at most, until those that die with it have been killed.
+        """
+        me = object()
+        # One step: two threads must not do it at the same time.
+        if self._tidying or self._tidying.setdefault(None, me) is not me:
+            return
+        ties = self.ties
+        with deferred_interrupts():
+            # As above; the resource tracker does it at the end of the program.
+            with contextlib.suppress(OSError, ValueError):
+                stage = Stage.NOTHING if ties is None else ties.report.stage()
+                if ties is not None and process is not None and (code or stage < Stage.RETURNED):
+                    ties.remove_remains(process)
+            if code < 0 and ties is not None:
+                ties.show_last_words(name)
+
     def likely_oom(self, exitcode: int | None) -> bool:
         """Whether the system's out-of-memory killer is the likely cause of this exit code."""
         if sys.platform == "win32" or exitcode != -signal.SIGKILL or self.killed:
@@ -258,10 +350,10 @@ class Arrival:
     """
 
     def __init__(
-        self, name: str, link: ParentLink, report: Report, stack: AnonymousFile, payload: bytes
+        self, name: str, link: ParentLink, report: Report, stack: AnonymousFile, trail: str, payload: bytes
     ) -> None:
         self._name = name
-        self._parts = (link, report, stack)
+        self._parts = (link, report, stack, trail)
         self._payload = payload
 
     @override

@@ -7,12 +7,13 @@ nobody has to remove anything.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Iterable
 from enum import IntEnum
 from typing import Final
 
-from mpkit._platform import identity
+from mpkit._platform import identity, notes
 from mpkit._platform.anonymous import AnonymousFile
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._wire import codec, failure, frame
@@ -32,9 +33,11 @@ _UNWANTED_AT: Final = _WHO_AT + _WHO.size
 # Written by the child: how many of its descendants it has left behind, then the pid and start time of each.
 _LEFT: Final = struct.Struct("<Q")
 _LEFT_AT: Final = _UNWANTED_AT + _UNWANTED.size
-# A page for all this. It has room for some 250 descendants, which nobody has; of more, only so many are told.
+# A page for all this. It has room for some 120 descendants, which nobody has; of more, only so many are told.
 _BODY_AT: Final = 4096
-_MOST_LEFT: Final = (_BODY_AT - _LEFT_AT - _LEFT.size) // _WHO.size
+# Written by the child: what it notes for who outlives it.
+_NOTES_AT: Final = _BODY_AT - notes.SIZE
+_MOST_LEFT: Final = (_NOTES_AT - _LEFT_AT - _LEFT.size) // _WHO.size
 
 
 class Stage(IntEnum):
@@ -77,6 +80,12 @@ class Report:
         me = identity.current()
         self._file.write([_STAGE.pack(Stage.ARRIVED), _WHO.pack(me.pid, me.started)], at=0)
         return _UNWANTED.unpack_from(self._words(), _UNWANTED_AT) == (0,)
+
+    def note(self, at: int, record: bytes) -> None:
+        """For `notes.keep`."""
+        # Whoever has closed all descriptors (a daemon) goes without.
+        with contextlib.suppress(OSError, ValueError):
+            self._file.write([record], at=_NOTES_AT + at)
 
     def returned(self, value: object) -> None:
         """The target has returned `value`. If it cannot be pickled, the report is that error."""
@@ -148,6 +157,14 @@ class Report:
         (count,) = _LEFT.unpack_from(words, _LEFT_AT)
         records = _WHO.iter_unpack(words[_LEFT_AT + _LEFT.size :][: min(count, _MOST_LEFT) * _WHO.size])
         return [ProcessIdentity(pid, started) for pid, started in records]
+
+    def stage(self) -> Stage:
+        """How far the child came."""
+        return Stage(*_STAGE.unpack_from(self._words()))
+
+    def notes(self) -> bytes:
+        """What it has noted (see `mpkit._platform.notes`)."""
+        return self._words()[_NOTES_AT:]
 
     def close(self) -> None:
         """Let go of the file; what was read from it stays."""

@@ -28,7 +28,6 @@ from mpkit._platform.identity import ProcessIdentity
 from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._platform.process_state import ProcessState
 from mpkit._platform.signals import signal_name
-from mpkit._shm.semaphore import forget_private_of
 from mpkit._wire import codec
 from mpkit.errors import ProcessGone, SerializationError, WaitTimeout, WorkerCrashed, WorkerMemoryExceeded
 from mpkit.process import memory_watch
@@ -232,6 +231,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             # Started by multiprocessing, it would die of a Ctrl-C that comes early.
             seam.start_fork_server(())
         interrupts.hand_on()
+        ties.shares_tracker = self._start_method != "fork" or seam.tracker_is_running()
         super().start()
         self._mpkit_look_after(handle, ties)
         # What has come meanwhile ends the start here, where it can be taken back in peace.
@@ -240,18 +240,20 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
     def _mpkit_take_back_start(self, target: _Target | None) -> None:
         """After an error or an interrupt at any step of it: a process that nobody has must not go on."""
         with deferred_interrupts():
+            handle = self._mpkit
             process = seam.identity_of(self)
             try:
                 # First: from here on one that arrives ends by itself.
-                process = self._mpkit.abandon() or process
+                process = handle.abandon() or process
             finally:
-                if process is not None:
-                    families.kill_families([process])
-                if target is not None and seam.is_started(self):
-                    seam.take_back_start(self, target)
-                self._mpkit.unclaim()
-            if process is not None:
-                self._mpkit_tidy_up_after(process)
+                try:
+                    if process is not None:
+                        families.kill_families([process])
+                    if target is not None and seam.is_started(self):
+                        seam.take_back_start(self, target)
+                    handle.unclaim()
+                finally:
+                    handle.forget_start(process)
 
     def _mpkit_look_after(self, handle: Handle, ties: Ties) -> None:
         """What is to be done right after the start."""
@@ -275,7 +277,8 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             ClosedError: After `close`.
             RuntimeError: If another process created it.
 
-        Blocking: for at most `timeout`.
+        Blocking: for at most `timeout`; if it was killed, up to a second more, until those of its descendants
+        that die with it have ended.
         """
         seconds = check_timeout(timeout)
         self._mpkit_require_started()
@@ -358,6 +361,9 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         """
         super().close()
         handle = self._mpkit
+        if seam.is_created_here(self):
+            # Nobody need have joined it.
+            self._mpkit_tidy_up()
         if handle.ties is not None:
             handle.ties.close()
         handle.forget_outcome()
@@ -573,24 +579,13 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
 
     def _mpkit_join(self, seconds: float | None) -> None:
         super().join(seconds)
+        self._mpkit_tidy_up()
+
+    def _mpkit_tidy_up(self) -> None:
         # Not by way of the property: another thread may have closed it by now.
         code = seam.exit_code_of(self)
-        process = seam.identity_of(self)
-        handle = self._mpkit
-        if code is not None and code < 0 and not handle.tidied:
-            if process is not None:
-                self._mpkit_tidy_up_after(process)
-            handle.tidied = True
-            if handle.ties is not None:
-                handle.ties.show_last_words(self.name)
-
-    def _mpkit_tidy_up_after(self, process: ProcessIdentity) -> None:
-        try:
-            forget_private_of(process)
-        except OSError as error:
-            # The resource tracker does it at the end of the program.
-            if not identity.is_lack_of_means(error):
-                raise
+        if code is not None:
+            self._mpkit.tidy_up(seam.identity_of(self), code, self.name)
 
     def _mpkit_look(self) -> ProcessSnapshot:
         from mpkit.introspect import snapshot  # noqa: PLC0415  it imports psutil
@@ -697,7 +692,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         finally:
             handle.payload_under_way = False
         ties = handle.ties
-        return Arrival, (self.name, ties.link, ties.report, ties.stack, payload)
+        return Arrival, (self.name, ties.link, ties.report, ties.stack, ties.trail, payload)
 
     def _mpkit_unpicklable(self, error: SerializationError) -> SerializationError:
         """What to tell when this cannot be pickled: which part of it."""

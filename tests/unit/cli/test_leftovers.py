@@ -33,7 +33,7 @@ def put(folder: Path, name: str) -> Path:
 
 def test_a_file_of_a_dead_process_is_found_and_removed(folder: Path) -> None:
     path = put(folder, f"mpkit-queue-{NOBODY}-1-0123456789abcdef")
-    semaphore = put(folder, f"sem.mpkit-q-{NOBODY}-0123456789-0")
+    semaphore = put(folder, f"sem.mpkit-queue-{NOBODY}-1-0123456789abcdef-0")
     found = leftovers.find()
     assert [left.path for left in found] == [str(path), str(semaphore)]
     assert found[0].size_bytes == 100
@@ -84,7 +84,7 @@ def test_a_file_of_a_reused_pid_is_found(folder: Path) -> None:
 def test_a_file_of_a_living_process_is_not(folder: Path) -> None:
     me = identity.current()
     put(folder, f"mpkit-pool-{me.pid}-{me.started}-0123456789abcdef")
-    put(folder, f"sem.mpkit-p-{me.pid}-0123456789ab")
+    put(folder, f"sem.mpkit-pool-{me.pid}-{me.started}-0123456789abcdef-0")
     assert leftovers.find() == []
 
 
@@ -109,9 +109,9 @@ def test_behind_a_link_a_file_that_somebody_has_open_is_not(
         f"mpkit-notes-{NOBODY}",
         f"mpkit-notes-{NOBODY}-1-0123456789abcdef.txt",
         f"xmpkit-queue-{NOBODY}-1-0123456789abcdef",
-        f"sem.other-{NOBODY}-0123456789-0",
+        f"sem.other-{NOBODY}-1-0123456789abcdef-0",
         # Any user could keep all others from `doctor` by one.
-        f"sem.mpkit-q-{10**20}-0123456789-0",
+        f"sem.mpkit-queue-{10**20}-1-0123456789abcdef-0",
     ],
 )
 def test_a_file_that_mpkit_has_not_named_is_left_alone(folder: Path, name: str) -> None:

@@ -48,7 +48,7 @@ def test_the_semaphores_of_a_lock_are_understood() -> None:
     try:
         made = [name for name in semaphores() - before if f"-{os.getpid()}-" in name]
         assert made
-        assert {_segments.creator(name) for name in made} == {(os.getpid(), None)}
+        assert {_segments.creator(name) for name in made} == {identity.current()}
     finally:
         lock.close()
 

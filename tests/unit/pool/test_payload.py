@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from mpkit._platform import identity
 from mpkit._shm.ring import TornRingError
 from mpkit.errors import SharedMemoryExhausted
 from mpkit.pool import _payload
@@ -67,18 +66,3 @@ def test_a_named_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -
     os.mkfifo(tmp_path / "mpkit-parcel-1")
     with pytest.raises(PermissionError, match="not a regular file"):
         _payload.open_shared(str(tmp_path / "mpkit-parcel-1"))
-
-
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs a file of another user")
-def test_a_file_that_another_user_has_named_like_a_parcel_is_no_obstacle(tmp_path: Path) -> None:
-    """It kept the parcels of a dead worker in shared memory, and spoiled the end of the program."""
-    worker = identity.current()
-    start = f"{tmp_path}/mpkit-parcel-{worker.pid}-{worker.started}-"
-    theirs, *ours = [Path(f"{start}{number:016x}") for number in range(9)]
-    for path in (theirs, *ours):
-        path.touch()
-    os.chown(theirs, 65534, 65534)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tempfile.tempdir", str(tmp_path))
-        _payload.sweep(worker)
-    assert list(tmp_path.iterdir()) == [theirs]

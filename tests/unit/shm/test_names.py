@@ -164,9 +164,17 @@ def test_only_what_the_resource_tracker_can_remove_is_tracked(
     name = "/mpkit-test-0-0-none"
     assert tracked == [("+", name, "shared_memory"), ("-", name, "shared_memory")]
     tracked.clear()
-    names.own("/mpkit-t-0-none", "semaphore")
-    names.remove("/mpkit-t-0-none")
-    assert tracked == [("+", "/mpkit-t-0-none", "semaphore"), ("-", "/mpkit-t-0-none", "semaphore")]
+    names.own("/mpkit-test-0-0-none", "semaphore")
+    names.remove("/mpkit-test-0-0-none")
+    assert tracked == [("+", "/mpkit-test-0-0-none", "semaphore"), ("-", "/mpkit-test-0-0-none", "semaphore")]
+
+
+def test_macos_allows_thirty_one_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    segment = f"/tmp/{names.new_name('counter')}"
+    monkeypatch.setattr("sys.platform", "darwin")
+    made = {names.semaphore_name(segment, number) for number in range(2)}
+    assert len(made) == 2
+    assert all(len(name) <= 31 for name in made)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the resource tracker")

@@ -35,7 +35,6 @@ from mpkit._shm import (
     outside,
     put_side,
     robust_lock,
-    semaphore,
     shared_object,
     sleepers,
 )
@@ -988,32 +987,6 @@ def test_a_look_from_outside_leaves_nothing_locked(
             outside.read_queue(name, name)
     assert not lock.is_owned()
     assert outside.read_queue(name, name) is not None
-
-
-def test_making_a_private_semaphore_leaves_nothing_locked(monkeypatch: pytest.MonkeyPatch) -> None:
-    lock = _InterruptedLock()
-    with monkeypatch.context() as patch:
-        patch.setattr(semaphore, "_making", lock)
-        with pytest.raises(KeyboardInterrupt):
-            semaphore.Semaphore.private()
-    assert not lock.is_owned()
-
-
-def test_a_private_semaphore_may_be_made_in_the_middle_of_making_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    made: list[str] = []
-    real = semaphore.Semaphore._make_private
-
-    def make(name: str) -> semaphore.Semaphore:
-        made.append(name)
-        if len(made) == 1:
-            assert semaphore.Semaphore.private().acquire(False)
-        return real(name)
-
-    monkeypatch.setattr(semaphore.Semaphore, "_make_private", make)
-    assert semaphore.Semaphore.private().acquire(False)
-    assert len(set(made)) == 2
 
 
 def test_waiting_in_an_event_loop_leaves_nothing_locked(queue: BoundedQueue[Any]) -> None:

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Final
 
 from mpkit._platform import identity
 from mpkit._platform.descriptors import is_ours
-from mpkit._platform.identity import ProcessIdentity
 from mpkit._shm.names import SHM_DIRECTORY, temporary_directory
 from mpkit.introspect import _segments
 
@@ -95,13 +94,7 @@ def _ours(folder: str) -> Iterator[str]:
 def _examine(path: str) -> Leftover | None:
     made_by = _segments.creator(os.path.basename(path))
     assert made_by is not None
-    pid, started = made_by
-    if started is None:
-        # A reused pid makes a leftover look alive: better that than to take something from the living.
-        alive = _segments.exists(pid)
-    else:
-        alive = identity.is_alive(ProcessIdentity(pid, started))
-    if alive:
+    if identity.is_alive(made_by):
         return None
     try:
         status = Path(path).stat()
@@ -109,4 +102,4 @@ def _examine(path: str) -> Leftover | None:
         return None
     if not is_ours(status):
         return None
-    return Leftover(path, status.st_size, pid)
+    return Leftover(path, status.st_size, made_by.pid)

@@ -1,0 +1,362 @@
+"""What killed processes leave in shared memory: it goes at their death, unless others use it, and the tracker
+has nothing to complain of.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import pickle
+import signal
+import sys
+import textwrap
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mpkit import BoundedQueue, Lock, LockedCounter, TaskPool, WorkerProcess
+from mpkit._platform import identity, notes, seam
+from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.parent_watch import ParentLink
+from mpkit._shm import names, remains, shared_object, trail
+from mpkit._shm.segment import Segment
+from mpkit._shm.semaphore import Semaphore
+from mpkit.errors import HandleLost, WorkerCrashed
+from mpkit.process import handle as handle_module
+from tests.contract import pool_tasks as tasks
+from tests.helpers.leftovers import names_of
+from tests.helpers.processes import run_python
+from tests.helpers.stepping import die_at
+from tests.helpers.waiting import PATIENCE, wait_until
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /dev/shm")
+
+EVERY_STEP = bool(os.environ.get("MPKIT_EVERY_STEP"))
+
+#: What a task has made, and keeps.
+kept: list[Any] = []
+
+
+@pytest.fixture
+def pool() -> Iterator[TaskPool]:
+    with TaskPool(1, context="fork", grace_period=0.1) as made:
+        yield made
+
+
+def make_everything() -> list[int]:
+    """Of each kind something; whose names there are: those of this process and its descendants."""
+    kept.extend([BoundedQueue(), Lock(), LockedCounter(), TaskPool(1, context="fork")])
+    nested = kept[-1].apply(make_a_queue)
+    child = WorkerProcess(target=make_a_queue_and_stay, args=(kept[0],), start_method="fork")
+    child.start()
+    kept.append(child)
+    assert kept[0].get(timeout=PATIENCE) == "made"
+    assert child.pid
+    return [os.getpid(), nested, child.pid]
+
+
+def make_a_queue() -> int:
+    kept.append(BoundedQueue())
+    return os.getpid()
+
+
+def make_a_queue_and_stay(queue: BoundedQueue[str]) -> None:
+    make_a_queue()
+    queue.put("made")
+    signal.pause()
+
+
+def test_all_that_a_task_has_made_goes_with_its_worker(pool: TaskPool) -> None:
+    pids = pool.apply(make_everything)
+    assert all(names_of(pid) for pid in pids)
+    with pytest.raises(WorkerCrashed):
+        pool.apply(tasks.kill_myself)
+    # Not at the end of the program: while the pool goes on.
+    wait_until(lambda: not any(names_of(pid) for pid in pids), "they are gone")
+    assert pool.apply(tasks.square, (3,)) == 9
+
+
+@pytest.mark.parametrize("way", ["kill", "_exit"])
+def test_all_that_a_process_has_made_goes_with_it(way: str) -> None:
+    queue: BoundedQueue[list[int]] = BoundedQueue()
+
+    def target() -> None:
+        queue.put(make_everything())
+        if way == "_exit":
+            os._exit(0)
+        signal.pause()
+
+    with WorkerProcess(target=target, start_method="fork") as process:
+        pids = queue.get(timeout=PATIENCE)
+        if way == "kill":
+            process.kill()
+        process.join()
+        assert not any(names_of(pid) for pid in pids)
+
+
+def make_and_give() -> BoundedQueue[int]:
+    kept.append(BoundedQueue())
+    made: BoundedQueue[int] = kept[-1]
+    made.put(os.getpid())
+    return made
+
+
+def test_what_others_have_open_lives_on() -> None:
+    """The contract: as long as anybody who has opened a handle lives, the creator's death included."""
+    with TaskPool(1, context="fork") as pool:
+        queue = pool.apply(make_and_give)
+        creator = queue.get()
+        with pytest.raises(WorkerCrashed):
+            pool.apply(tasks.kill_myself)
+        # The new worker opens it by its name.
+        pool.apply(put_into, (queue, 3))
+    assert queue.get(timeout=PATIENCE) == 3
+    assert names_of(creator)
+    queue.close()
+    # Now, and not in a minute.
+    names.remove_unneeded()
+    assert not names_of(creator)
+
+
+def put_into(queue: BoundedQueue[int], value: int) -> None:
+    queue.put(value)
+
+
+def test_a_handle_under_way_may_arrive_for_a_while(pool: TaskPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    under_way = [pool.apply(make_and_pickle) for _ in range(2)]
+    with pytest.raises(WorkerCrashed):
+        pool.apply(tasks.kill_myself)
+    assert pool.apply(tasks.square, (3,)) == 9
+    assert pickle.loads(under_way[0]).get_nowait()
+    # The second one has been forgotten by the time that is looked at again.
+    later = time.monotonic() + names.LINGER_SECONDS + 1
+    monkeypatch.setattr("mpkit._shm.names.time.monotonic", lambda: later)
+    names._sweep()
+    with pytest.raises(HandleLost):
+        pickle.loads(under_way[1]).get_nowait()
+
+
+def make_and_pickle() -> bytes:
+    return pickle.dumps(make_and_give())
+
+
+class Tracker:
+    """What the resource tracker would know, told by this process and its forks."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+
+    def register(self, name: str, rtype: str) -> None:
+        os.write(self._file, f"+ {rtype} {name}\n".encode())
+
+    def unregister(self, name: str, rtype: str) -> None:
+        os.write(self._file, f"- {rtype} {name}\n".encode())
+
+    def knows(self) -> set[str]:
+        known: set[str] = set()
+        for line in os.pread(self._file, 1 << 24, 0).decode().splitlines():
+            # Else it would complain.
+            assert line[0] == "+" or line[2:] in known, f"forgotten twice: {line}"
+            (known.add if line[0] == "+" else known.remove)(line[2:])
+        return known
+
+
+@pytest.fixture
+def tracker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Tracker:
+    made = Tracker(tmp_path / "tracker")
+    # What lingers from earlier tests has been told to the real one.
+    monkeypatch.setattr(names, "_lingering", deque())
+    monkeypatch.setattr(seam, "tracker_register", made.register)
+    monkeypatch.setattr(seam, "tracker_unregister", made.unregister)
+    return made
+
+
+def make_and_let_go() -> None:
+    queue: BoundedQueue[int] = BoundedQueue()
+    queue.put(1)
+    queue.close()
+
+
+def make_in_private() -> None:
+    Semaphore.private()
+
+
+def make_a_lock_and_keep_it() -> None:
+    kept.append(Lock())
+
+
+@pytest.mark.parametrize("operation", [make_and_let_go, make_in_private, make_a_lock_and_keep_it])
+def test_whoever_is_killed_at_any_step_leaves_nothing(
+    operation: Callable[[], None], tracker: Tracker
+) -> None:
+    """Neither a file, nor a name that the tracker knows and nobody else: it would warn of it at the end."""
+    memory = mmap.mmap(-1, 16 + notes.SIZE)
+
+    def write(at: int, record: bytes) -> None:
+        memory[16 + at : 16 + at + len(record)] = record
+
+    def work() -> None:
+        memory[:16] = b"".join(number.to_bytes(8, "little") for number in identity.current())
+        notes.keep(write)
+        operation()
+
+    step, stride = 0, 1 if EVERY_STEP else 61
+    while True:
+        memory[:] = bytes(len(memory))
+        died = die_at(step, work)
+        pid, started = (int.from_bytes(memory[at : at + 8], "little") for at in (0, 8))
+        remains.remove(ProcessIdentity(pid, started), memory[16:])
+        assert not names_of(pid)
+        assert tracker.knows() == set(), f"killed at step {step}"
+        if not died:
+            break
+        step += stride
+    assert step > 15
+
+
+def test_whoever_removes_it_may_be_killed_as_well(tracker: Tracker) -> None:
+    """The next one up removes what is left, of the one that was dead before, too."""
+    places = [mmap.mmap(-1, notes.SIZE) for _ in range(2)]
+
+    def dead_child() -> ProcessIdentity:
+        places[0][:] = bytes(notes.SIZE)
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            notes.keep(lambda at, data: _write(places[0], at, data))
+            kept.append(Lock())
+            os.write(writer, b"%d %d" % identity.current())
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(pid, 0)
+        found = os.read(reader, 100).split()
+        os.close(reader)
+        os.close(writer)
+        return ProcessIdentity(int(found[0]), int(found[1]))
+
+    step = 0
+    while True:
+        child = dead_child()
+
+        def remove(child: ProcessIdentity = child) -> None:
+            notes.keep(lambda at, data: _write(places[1], at, data))
+            remains.remove(child, bytes(places[0]))
+
+        died = die_at(step, remove)
+        # Only the notes of who was removing tell of names that are gone by now, and that the tracker knows.
+        remains._remove(child, bytes(places[1]))
+        assert not names_of(child.pid)
+        assert tracker.knows() == set(), f"killed at step {step}"
+        if not died:
+            break
+        step += 1 if EVERY_STEP else 17
+
+
+def _write(place: mmap.mmap, at: int, data: bytes) -> None:
+    place[at : at + len(data)] = data
+
+
+def test_who_is_found_by_nobody_any_more_ends_before_it_makes_a_name() -> None:
+    """Whoever removes what its parent has left may have looked for it before it came."""
+    segment = Segment.create(trail.END << 3, kind=trail.KIND)
+    try:
+        link = ParentLink.create()
+        assert handle_module._follow(segment.name, link)
+        assert trail.read(segment.name) == (identity.current(), bytes(notes.SIZE))
+        me = identity.current()
+        assert not handle_module._follow(segment.name, ParentLink(ProcessIdentity(me.pid, 1), orphan=False))
+        name = segment.name
+    finally:
+        segment.close()
+        notes._forget_after_fork()
+    assert not handle_module._follow(name, link)
+
+
+def test_what_another_user_has_put_there_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    segment = Segment.create(trail.END << 3, kind=trail.KIND)
+    try:
+        trail.begin(segment)
+        me = identity.current()
+        assert [base for _, _, base in remains._left_by(me) if segment.name.endswith(base)]
+        assert (me, bytes(notes.SIZE)) in remains._family_of(me)
+        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+        assert list(remains._left_by(me)) == []
+        assert remains._family_of(me) == []
+        with pytest.raises(PermissionError):
+            trail.read(segment.name)
+    finally:
+        notes._forget_after_fork()
+        segment.close()
+
+
+def test_half_a_note_is_none() -> None:
+    place = bytearray(notes.SIZE)
+
+    def write(at: int, record: bytes) -> None:
+        place[at : at + len(record)] = record
+
+    notes.keep(write)
+    try:
+        notes.note("/mpkit-queue-1-2-0123456789abcdef-0", "semaphore")
+        notes.note("/mpkit-queue-1-2-0123456789abcdef", "shared_memory")
+        notes.note("/" + "x" * 100, "semaphore")
+    finally:
+        notes._forget_after_fork()
+    noted = list(notes.read(bytes(place)))
+    assert noted == [
+        ("/mpkit-queue-1-2-0123456789abcdef-0", "semaphore"),
+        ("/mpkit-queue-1-2-0123456789abcdef", "shared_memory"),
+    ]
+    # Whatever it is, it is no name that anybody has given: the random part is too short.
+    half = bytes(place[:30]) + bytes(34)
+    assert list(remains._noted(half)) == []
+    assert list(notes.read(b"")) == []
+
+
+def test_all_kinds_that_can_be_shared_are_known() -> None:
+    kinds = {kind.form.kind for kind in _subclasses(shared_object.SharedObject) if hasattr(kind, "form")}
+    assert kinds == remains._SHARED
+
+
+def _subclasses(of: type[shared_object.SharedObject]) -> set[type[shared_object.SharedObject]]:
+    direct = set(of.__subclasses__())
+    return direct.union(*map(_subclasses, direct))
+
+
+def test_the_end_of_a_program_is_quiet(tmp_path: Path) -> None:
+    """The resource tracker is silent, whatever was killed."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        textwrap.dedent(
+            """
+            import os, signal, time
+            from mpkit import BoundedQueue, TaskPool, WorkerProcess
+            from mpkit.errors import WorkerCrashed
+
+            def make(seconds):
+                child = WorkerProcess(target=make_on, start_method="fork")
+                child.start()
+                with TaskPool(1, context="fork") as pool:
+                    pool.submit(make_on)
+                    time.sleep(seconds)
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            def make_on():
+                while True:
+                    BoundedQueue().put(bytes(100_000))
+
+            if __name__ == "__main__":
+                with TaskPool(2, context="fork") as pool:
+                    for handle in [pool.submit(make, step / 100) for step in range(4)]:
+                        try:
+                            handle.result()
+                        except WorkerCrashed:
+                            print("crashed")
+            """
+        )
+    )
+    done = run_python(program)
+    assert (done.stdout.split(), done.stderr) == (["crashed"] * 4, "")
