@@ -6,6 +6,7 @@ import errno
 import gc
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
@@ -59,6 +60,7 @@ def test_names_are_as_short_as_macos_wants_them(
         raise OSError(errno.ENOSPC, "enough seen")
 
     monkeypatch.setattr(identity, "current", lambda: ProcessIdentity(99_998, 1_796_014_441_441_516))
+    monkeypatch.setattr(names, "sys", SimpleNamespace(platform="darwin"))
     monkeypatch.setattr(seam, "SemLock", sem_lock)
     with pytest.raises(SharedMemoryExhausted):
         make()
