@@ -439,6 +439,26 @@ def test_a_task_that_never_stops_writing_into_the_pipe_for_stacks_is_stopped(poo
         pool.with_options(timeout=0.1).submit(flood, pipe).result(PATIENCE)
 
 
+def take_the_handler_away(begun: str, gate: str) -> str:
+    assert STACK_SIGNAL is not None
+    faulthandler.unregister(STACK_SIGNAL)
+    tasks._touch_and_wait_for(begun, gate)
+    return "alive"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is not known who has a handler")
+def test_a_worker_without_a_handler_for_it_is_not_sent_the_signal(pool: TaskPool, tmp_path: Path) -> None:
+    """It ended the worker; for the administrator also a program that had only taken the name of one."""
+    begun, gate = tmp_path / "begun", tmp_path / "gate"
+    (lane,) = pool._engine.dispatcher.lanes.values()
+    handle = pool.submit(take_the_handler_away, str(begun), str(gate))
+    wait_until(begun.exists, "it has begun")
+    assert _stacks.stacks_of(_stacks.workers_under(lane.pid)) == [""]
+    assert list(pool.stacks().values()) == [""]
+    gate.touch()
+    assert handle.result(PATIENCE) == "alive"
+
+
 class _Lock:
     """A lock that tells before it is waited for."""
 

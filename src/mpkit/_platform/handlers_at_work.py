@@ -5,9 +5,16 @@ from __future__ import annotations
 import os
 import sys
 
-__all__ = ["HandlerWatch", "threads_that_block"]
+__all__ = ["HandlerWatch", "is_caught", "threads_that_block"]
 
 if sys.platform == "linux":
+
+    def is_caught(pid: int, signum: int) -> bool:
+        """Whether a process has a handler for a signal, which might end it otherwise. True where that cannot
+        be told.
+        """
+        caught = _signals_in(f"/proc/{pid}/status", b"SigCgt")
+        return caught is None or bool(caught & 1 << (signum - 1))
 
     def threads_that_block(pid: int, signum: int) -> frozenset[str]:
         """The threads of a process that a signal is kept from, by number. One that is in its handler is among
@@ -21,20 +28,26 @@ if sys.platform == "linux":
         except OSError:
             return frozenset()
         return frozenset(
-            thread for thread in threads if _blocked_in(f"/proc/{pid}/task/{thread}/status") & bit
+            thread
+            for thread in threads
+            if (_signals_in(f"/proc/{pid}/task/{thread}/status", b"SigBlk") or 0) & bit
         )
 
-    def _blocked_in(path: str) -> int:
-        """The signals that a thread has blocked, a bit for each."""
+    def _signals_in(path: str, what: bytes) -> int | None:
+        """The signals that stand there, a bit for each; None where that cannot be told."""
         try:
             with open(path, "rb", buffering=0) as file:
                 text = file.read(8192)
         except OSError:
-            return 0
-        _, found, rest = text.partition(b"\nSigBlk:")
-        return int(rest.split(maxsplit=1)[0], 16) if found else 0
+            return None
+        _, found, rest = text.partition(b"\n" + what + b":")
+        return int(rest.split(maxsplit=1)[0], 16) if found else None
 
 else:
+
+    def is_caught(pid: int, signum: int) -> bool:  # noqa: ARG001  as above
+        """Whether a process has a handler for a signal: not known here."""
+        return True
 
     def threads_that_block(pid: int, signum: int) -> frozenset[str]:  # noqa: ARG001  as above
         """The threads of a process that a signal is kept from: not known here, so none."""

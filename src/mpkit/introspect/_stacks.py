@@ -16,7 +16,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from mpkit._platform import families, identity
-from mpkit._platform.handlers_at_work import HandlerWatch
+from mpkit._platform.handlers_at_work import HandlerWatch, is_caught
 from mpkit._platform.readiness import read_available
 from mpkit.errors import AccessDenied, MpkitError, ProcessGone
 from mpkit.introspect._pools import worker_row
@@ -132,5 +132,8 @@ def _asked(worker: FoundWorker, pipes: list[int]) -> _Asked | ProcessGone | Acce
     # What lies in it is old.
     read_available(pipe)
     assert STACK_SIGNAL is not None
+    # It may have become another program, whose owner would have it ended by us.
+    if not is_caught(pid, STACK_SIGNAL):
+        return None
     asked = _Asked(pipe, HandlerWatch(pid, STACK_SIGNAL))
     return asked if families.send_signal(who, STACK_SIGNAL) else ProcessGone(pid=pid)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 
 from mpkit._platform import families
-from mpkit._platform.handlers_at_work import HandlerWatch
+from mpkit._platform.handlers_at_work import HandlerWatch, is_caught
 from mpkit._platform.readiness import MOST_AT_ONCE, read_available, wait_any_readable
 from mpkit.pool._channel import INITIALIZING, STATE
 from mpkit.pool._lane import Lane
@@ -34,6 +34,9 @@ def _ask(lane: Lane, deadline: float) -> str:
     # Under the lock: the supervisor closes the pipe of a worker that has ended.
     pipe, worker = lane.stack_pipe, lane.identity
     if pipe is None or STACK_SIGNAL is None or worker is None or lane.words[STATE] < INITIALIZING:
+        return ""
+    # A task may have taken the handler away, and the signal would end the worker.
+    if not is_caught(worker.pid, STACK_SIGNAL):
         return ""
     descriptor = pipe.fileno()
     read_available(descriptor)

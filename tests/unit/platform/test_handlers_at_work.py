@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from mpkit._platform import handlers_at_work
-from mpkit._platform.handlers_at_work import threads_that_block
+from mpkit._platform.handlers_at_work import is_caught, threads_that_block
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is known")
 
@@ -25,6 +25,13 @@ def test_a_thread_that_a_signal_is_kept_from_is_known() -> None:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     assert threads_that_block(os.getpid(), signal.SIGRTMAX) == frozenset()
+
+
+def test_whether_a_signal_has_a_handler_is_known() -> None:
+    assert is_caught(os.getpid(), signal.SIGINT)
+    assert not is_caught(os.getpid(), signal.SIGRTMAX)
+    # Who cannot be looked at is asked, as ever.
+    assert is_caught(2**30, signal.SIGRTMAX)
 
 
 def test_of_a_process_that_is_not_there_nothing_is_known() -> None:
