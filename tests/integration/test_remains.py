@@ -208,6 +208,13 @@ def a_segment() -> None:
     Segment.create(1, kind="test").close()
 
 
+def an_old_segment() -> None:
+    segment = Segment.create(1, kind="test")
+    for _ in range(50):
+        notes.note("/of-others", "semaphore")
+    segment.close()
+
+
 def a_semaphore() -> None:
     Semaphore.create(1, 1, kind="test").close()
 
@@ -241,7 +248,7 @@ class Mortal:
         return self._notes[:]
 
 
-@pytest.mark.parametrize("operation", [a_queue, a_segment, a_semaphore, a_private_semaphore])
+@pytest.mark.parametrize("operation", [a_queue, a_segment, an_old_segment, a_semaphore, a_private_semaphore])
 @pytest.mark.parametrize("steps", ["words", "lines"])
 def test_whoever_is_killed_while_it_makes_and_removes_something_leaves_nothing(
     operation: Callable[[], None], steps: str, tracker: Tracker
