@@ -4,6 +4,7 @@ has nothing to complain of.
 
 from __future__ import annotations
 
+import functools
 import mmap
 import os
 import pickle
@@ -149,12 +150,33 @@ class Tracker:
 
     def __init__(self, file: Path) -> None:
         self._file = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        #: After so many words this process is killed: just after it has told of a name, or just before it
+        #: would tell that one is gone.
+        self.words_left = -1
 
     def register(self, name: str, rtype: str) -> None:
         os.write(self._file, f"+ {rtype} {name}\n".encode())
+        self._die_or_go_on()
 
     def unregister(self, name: str, rtype: str) -> None:
+        self._die_or_go_on()
         os.write(self._file, f"- {rtype} {name}\n".encode())
+
+    def _die_or_go_on(self) -> None:
+        if self.words_left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.words_left -= 1
+
+    def die_after(self, words: int, operation: Callable[[], object]) -> bool:
+        """Run it in a child that is killed; False when it did not have so many words to tell."""
+        pid = os.fork()
+        if pid == 0:
+            try:
+                self.words_left = words
+                operation()
+            finally:
+                os._exit(0)
+        return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
 
     def knows(self) -> set[str]:
         known: set[str] = set()
@@ -169,94 +191,104 @@ class Tracker:
 def tracker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Tracker:
     made = Tracker(tmp_path / "tracker")
     # What lingers from earlier tests has been told to the real one.
-    monkeypatch.setattr(names, "_lingering", deque())
+    none: deque[names._Lingering] = deque()
+    monkeypatch.setattr(names, "_lingering", none)
     monkeypatch.setattr(seam, "tracker_register", made.register)
     monkeypatch.setattr(seam, "tracker_unregister", made.unregister)
     return made
 
 
-def make_and_let_go() -> None:
+def a_queue() -> None:
     queue: BoundedQueue[int] = BoundedQueue()
     queue.put(1)
     queue.close()
 
 
-def make_in_private() -> None:
+def a_segment() -> None:
+    Segment.create(1, kind="test").close()
+
+
+def an_old_segment() -> None:
+    segment = Segment.create(1, kind="test")
+    for _ in range(50):
+        notes.note("/of-others", "semaphore")
+    segment.close()
+
+
+def a_semaphore() -> None:
+    Semaphore.create(1, 1, kind="test").close()
+
+
+def a_private_semaphore() -> None:
     Semaphore.private()
 
 
-def make_a_lock_and_keep_it() -> None:
-    kept.append(Lock())
+class Mortal:
+    """A process that notes, does something, and is killed; or not."""
 
+    def __init__(self) -> None:
+        self._who = mmap.mmap(-1, 16)
+        self._notes = mmap.mmap(-1, notes.SIZE)
 
-@pytest.mark.parametrize("operation", [make_and_let_go, make_in_private, make_a_lock_and_keep_it])
-def test_whoever_is_killed_at_any_step_leaves_nothing(
-    operation: Callable[[], None], tracker: Tracker
-) -> None:
-    """Neither a file, nor a name that the tracker knows and nobody else: it would warn of it at the end."""
-    memory = mmap.mmap(-1, 16 + notes.SIZE)
-
-    def write(at: int, record: bytes) -> None:
-        memory[16 + at : 16 + at + len(record)] = record
-
-    def work() -> None:
-        memory[:16] = b"".join(number.to_bytes(8, "little") for number in identity.current())
-        notes.keep(write)
+    def __call__(self, operation: Callable[[], object]) -> None:
+        """In the child."""
+        self._who[:] = b"".join(number.to_bytes(8, "little") for number in identity.current())
+        notes.keep(self._keep)
         operation()
 
-    step, stride = 0, 1 if EVERY_STEP else 61
-    while True:
-        memory[:] = bytes(len(memory))
-        died = die_at(step, work)
-        pid, started = (int.from_bytes(memory[at : at + 8], "little") for at in (0, 8))
-        remains.remove(ProcessIdentity(pid, started), memory[16:])
-        assert not names_of(pid)
+    def _keep(self, at: int, record: bytes) -> None:
+        self._notes[at : at + len(record)] = record
+
+    @property
+    def who(self) -> ProcessIdentity:
+        return ProcessIdentity(*(int.from_bytes(self._who[at : at + 8], "little") for at in (0, 8)))
+
+    @property
+    def notes(self) -> bytes:
+        return self._notes[:]
+
+
+@pytest.mark.parametrize("operation", [a_queue, a_segment, an_old_segment, a_semaphore, a_private_semaphore])
+@pytest.mark.parametrize("steps", ["words", "lines"])
+def test_whoever_is_killed_while_it_makes_and_removes_something_leaves_nothing(
+    operation: Callable[[], None], steps: str, tracker: Tracker
+) -> None:
+    """Neither a file, nor a name that the tracker knows and nobody else: it would warn of it at the end."""
+    die, stride = (tracker.die_after, 1) if steps == "words" else (die_at, 1 if EVERY_STEP else 97)
+    step = 0
+    died = True
+    while died:
+        mortal = Mortal()
+        died = die(step, functools.partial(mortal, operation))
+        remains.remove(mortal.who, mortal.notes)
+        assert not names_of(mortal.who.pid)
         assert tracker.knows() == set(), f"killed at step {step}"
-        if not died:
-            break
         step += stride
-    assert step > 15
+    assert step > 2
 
 
 def test_whoever_removes_it_may_be_killed_as_well(tracker: Tracker) -> None:
-    """The next one up removes what is left, of the one that was dead before, too."""
-    places = [mmap.mmap(-1, notes.SIZE) for _ in range(2)]
-
-    def dead_child() -> ProcessIdentity:
-        places[0][:] = bytes(notes.SIZE)
-        reader, writer = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            notes.keep(lambda at, data: _write(places[0], at, data))
-            kept.append(Lock())
-            os.write(writer, b"%d %d" % identity.current())
-            os.kill(os.getpid(), signal.SIGKILL)
-        os.waitpid(pid, 0)
-        found = os.read(reader, 100).split()
-        os.close(reader)
-        os.close(writer)
-        return ProcessIdentity(int(found[0]), int(found[1]))
-
+    """The next one up removes what both have left."""
+    died = True
     step = 0
-    while True:
-        child = dead_child()
-
-        def remove(child: ProcessIdentity = child) -> None:
-            notes.keep(lambda at, data: _write(places[1], at, data))
-            remains.remove(child, bytes(places[0]))
-
-        died = die_at(step, remove)
-        # Only the notes of who was removing tell of names that are gone by now, and that the tracker knows.
-        remains._remove(child, bytes(places[1]))
-        assert not names_of(child.pid)
+    while died:
+        first, second = Mortal(), Mortal()
+        assert tracker.die_after(-1, functools.partial(first, make_a_lock_and_die))
+        assert len(names_of(first.who.pid)) == 2
+        remove = functools.partial(remains.remove, first.who, first.notes)
+        died = tracker.die_after(step, functools.partial(second, remove))
+        # Of what is gone by now, and known to the tracker, the notes of the second one tell.
+        remains.remove(second.who, second.notes)
+        remains.remove(first.who, b"")
+        assert not names_of(first.who.pid)
         assert tracker.knows() == set(), f"killed at step {step}"
-        if not died:
-            break
-        step += 1 if EVERY_STEP else 17
+        step += 1
+    assert step > 4
 
 
-def _write(place: mmap.mmap, at: int, data: bytes) -> None:
-    place[at : at + len(data)] = data
+def make_a_lock_and_die() -> None:
+    kept.append(Lock())
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_who_is_found_by_nobody_any_more_ends_before_it_makes_a_name() -> None:
