@@ -11,10 +11,10 @@ import math
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pickle import PickleBuffer
-from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from mpkit._platform.deadlines import check_timeout, deadline_of
-from mpkit._platform.hints import Self
+from mpkit._platform.hints import NamedTuple, Self
 from mpkit._shm.get_side import GetSide, Record
 from mpkit._shm.handle import SharedHandle, checked_integer
 from mpkit._shm.held_items import BigRecord, HeldItem

@@ -10,10 +10,10 @@ import contextlib
 import errno
 import os
 import sys
-from typing import NamedTuple
 
 from mpkit._platform import stat_file
 from mpkit._platform.forks import in_forked_children
+from mpkit._platform.hints import NamedTuple
 
 __all__ = ["ProcessIdentity", "current", "is_alive", "is_lack_of_means", "look", "of"]
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import mmap
-from typing import NamedTuple
 
 from mpkit._platform.fences import full_fence as _fence
+from mpkit._platform.hints import NamedTuple
 from mpkit._shm import layout
 from mpkit._shm.layout import (
     GENERATION_MASK,

@@ -8,10 +8,10 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from mpkit._platform.deadlines import has_passed
 from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
+from mpkit._platform.hints import NamedTuple
 from mpkit._shm import records
 from mpkit._shm.layout import (
     GET_GENERATION,

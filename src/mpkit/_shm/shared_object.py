@@ -33,12 +33,12 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import ClassVar, TypeVar
 
 from mpkit._platform import identity, seam, use_marks
 from mpkit._platform.deadlines import has_passed, remaining
 from mpkit._platform.forks import around_forks
-from mpkit._platform.hints import Self
+from mpkit._platform.hints import NamedTuple, Self
 from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._shm import names, robust_lock
 from mpkit._shm.robust_lock import REENTERED, RobustLock

@@ -14,8 +14,9 @@ import pickle
 import pickletools
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from mpkit._platform.hints import NamedTuple
 from mpkit._wire.codec import cannot_unpickle, contained
 
 if TYPE_CHECKING:

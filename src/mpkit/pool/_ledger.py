@@ -20,10 +20,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from mpkit._platform.deadlines import NEVER
-from mpkit._platform.hints import override
+from mpkit._platform.hints import NamedTuple, override
 from mpkit.pool._functions import Function
 
 UNSENT = 0

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from multiprocessing.context import BaseContext
-from typing import Any, NamedTuple
+from typing import Any
 
 from mpkit._platform.contexts import resolve_context
 from mpkit._platform.deadlines import check_seconds, check_timeout
+from mpkit._platform.hints import NamedTuple
 from mpkit._wire import codec
 from mpkit._wire.codec import Pickler
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import mmap
 import os
-from typing import NamedTuple
 
+from mpkit._platform.hints import NamedTuple
 from mpkit._shm.ring import COUNT_MASK, INDEX_BITS
 from mpkit.pool._channel import (
     DONE,

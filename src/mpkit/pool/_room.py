@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import NamedTuple
 
+from mpkit._platform.hints import NamedTuple
 from mpkit.pool._dispatcher import Dispatcher
 from mpkit.pool._ledger import Task
 

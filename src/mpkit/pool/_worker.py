@@ -16,12 +16,12 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from types import FrameType
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 from mpkit._platform import seam
 from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._platform.forks import in_forked_children
-from mpkit._platform.hints import override
+from mpkit._platform.hints import NamedTuple, override
 from mpkit._platform.parent_watch import ParentLink
 from mpkit._wire import codec, failure
 from mpkit._wire.codec import Pickler

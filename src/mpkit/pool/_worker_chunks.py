@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import starmap
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
+from mpkit._platform.hints import NamedTuple
 from mpkit._wire import codec, failure
 from mpkit._wire.codec import Pickler
 from mpkit.errors import SerializationError
