@@ -50,3 +50,7 @@ for _module, _name in _ASKED:
     _originals.append((_module, _name, vars(_module)[_name]))
     setattr(_module, _name, _bearing(vars(_module)[_name]))
 os.register_at_fork(after_in_child=_give_back)
+
+# Besides: each child compiles the main module, and would have to wait a millisecond for the first use of the
+# compiler in its process.
+compile("None", __name__, "eval")
