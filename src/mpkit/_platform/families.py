@@ -34,7 +34,10 @@ __all__ = [
     "with_descendants",
 ]
 
-HOUSEKEEPERS = ("multiprocessing.resource_tracker", os.path.join("_platform", "guardian.py"))
+HOUSEKEEPERS = (
+    "from multiprocessing.resource_tracker import main",
+    "from mpkit._platform.guardian import main",
+)
 """Marks in the command line of a process that must outlive its family, to clean up after it."""
 
 _FORK_SERVER: Final = "multiprocessing.forkserver"

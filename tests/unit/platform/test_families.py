@@ -349,6 +349,14 @@ def test_the_children_of_a_process(parent: Parent) -> None:
     assert families.children_of(parent.who) == [first]
 
 
+@pytest.mark.parametrize("argument", ["multiprocessing.resource_tracker", "src/mpkit/_platform/guardian.py"])
+def test_a_program_that_only_names_a_housekeeper_is_none(parent: Parent, argument: str) -> None:
+    """A search for that word survived the task that had started it."""
+    searching = parent.start(argument)
+    assert families.children_of(parent.who) == [searching]
+    assert families.descendants([parent.who]) == [searching]
+
+
 def test_where_children_cannot_be_told_cheaply(parent: Parent, monkeypatch: pytest.MonkeyPatch) -> None:
     child = parent.start()
     monkeypatch.setattr(families, "_child_pids", lambda _pid, _threads=None: None)
