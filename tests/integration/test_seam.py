@@ -97,6 +97,23 @@ print(forkserver._forkserver._preload_modules)
     assert in_a_fork_server(tmp_path, body) == ["['wave']", "['wave', 'mpkit.pool._worker'] []"]
 
 
+def test_what_the_application_has_the_server_import_does_not_fail_silently(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("raise ValueError")
+    body = """
+options = {'on_error': 'fail'} if sys.version_info >= (3, 15) else {}
+context.set_forkserver_preload(['broken'], **options)
+from mpkit import TaskPool, WorkerProcess
+for start in WorkerProcess(start_method='forkserver').start, lambda: TaskPool(1, context='forkserver'):
+    try:
+        start()
+    except RuntimeError as error:
+        print(type(error).__name__, 'the fork server of multiprocessing has died' in str(error))
+"""
+    path = os.pathsep.join([str(ROOT / "src"), str(tmp_path)])
+    said = in_a_fork_server(tmp_path, body, PYTHONPATH=path)
+    assert said == ["WorkerCrashed True", "PoolBroken True"]
+
+
 def test_a_fork_server_that_runs_stays_as_it_is(tmp_path: Path) -> None:
     body = f"""
 forkserver.ensure_running()
