@@ -252,10 +252,12 @@ def fork_servers_of(process: ProcessIdentity) -> list[ProcessIdentity]:
 
 def has_children() -> bool:
     """Whether this process has children, at the price of one system call. Ended ones count until somebody has
-    waited for them. False where the system cannot tell (Windows; macOS before Python 3.13).
+    waited for them. Where that cannot be told so: true before Python 3.13 on macOS, false on Windows.
     """
-    if sys.platform == "win32" or not hasattr(os, "waitid"):
+    if sys.platform == "win32":
         return False
+    if not hasattr(os, "waitid"):
+        return True
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:

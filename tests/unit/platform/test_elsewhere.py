@@ -102,6 +102,13 @@ def test_a_file_that_is_closed_meanwhile_is_no_error(tmp_path: Path, monkeypatch
     assert "released" in repr(lock)
 
 
+def test_who_cannot_tell_that_he_has_no_children_may_have_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else `stop` would miss what is started in the last moment (on macOS before Python 3.13)."""
+    families = as_on("darwin", "families", monkeypatch)
+    monkeypatch.delattr(os, "waitid", raising=False)
+    assert families.has_children()
+
+
 def test_without_a_descriptor_for_a_kqueue_the_pids_are_examined(monkeypatch: pytest.MonkeyPatch) -> None:
     exits = as_on("darwin", "exits", monkeypatch)
 
