@@ -16,7 +16,6 @@ import contextlib
 import os
 import re
 import stat
-import sys
 from collections.abc import Iterator
 from typing import Final
 
@@ -46,8 +45,6 @@ def remove(process: ProcessIdentity, notes: bytes) -> None:
 
     Blocking: for a look at each name in shared memory for each of those processes.
     """
-    if sys.platform == "win32":
-        return
     for dead, its_notes in [(process, notes), *_family_of(process)]:
         if not identity.is_alive(dead):
             with deferred_interrupts():

@@ -64,7 +64,7 @@ class Ties:
             failed.callback(report.close)
             stack = AnonymousFile.create("stack")
             failed.callback(stack.close)
-            blob = None if orphan or not notes.are_kept() else _make_trail()
+            blob = _make_trail() if notes.are_kept() and not orphan else None
             if blob is not None:
                 failed.callback(blob.close)
             link = ParentLink.create(orphan=orphan)
@@ -86,7 +86,7 @@ class Ties:
         wanted = self.report.arrived()
         if self.trail:
             wanted = _follow(self.trail, self.link) and wanted
-        else:
+        elif os.name == "posix":
             notes.keep(self.report.note)
         if not wanted:
             # The parent was interrupted while it started this process, and has let go of it; or it has died.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 import signal
 import sys
 import types
@@ -231,7 +232,9 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             # Started by multiprocessing, it would die of a Ctrl-C that comes early.
             seam.start_fork_server(())
         interrupts.hand_on()
-        ties.shares_tracker = self._start_method != "fork" or seam.tracker_is_running()
+        ties.shares_tracker = os.name == "posix" and (
+            self._start_method != "fork" or seam.tracker_is_running()
+        )
         super().start()
         self._mpkit_look_after(handle, ties)
         # What has come meanwhile ends the start here, where it can be taken back in peace.
