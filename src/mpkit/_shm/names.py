@@ -99,13 +99,14 @@ def remove(name: str) -> None:
 
 
 def _remove(name: str) -> NameType | None:
-    """What kind of name has been removed here; None: it was not owned."""
+    """What kind of name has been removed here; None: it was not owned, or is left to the tracker."""
     kind = _owned.get(name)
-    if kind is not None:
-        # Only then is it forgotten: what cannot be removed is left to the next call, or to the exit.
-        _unlink(name, kind)
-        _owned.pop(name, None)
-    return kind
+    if kind is None:
+        return None
+    # Only then is it forgotten: what cannot be removed is left to the next call, or to the exit.
+    is_gone = _unlink(name, kind)
+    _owned.pop(name, None)
+    return kind if is_gone else None
 
 
 def _untrack(name: str, kind: NameType | None) -> None:
@@ -223,7 +224,10 @@ def _remove_all() -> None:
     tracker.tell()
 
 
-def _unlink(name: str, kind: NameType) -> None:
+def _unlink(name: str, kind: NameType) -> bool:
+    """Whether the name is gone. It stays if this process has given up the rights with which it was made; the
+    tracker, which is older, may still have them.
+    """
     try:
         if kind == "semaphore":
             seam.sem_unlink(name)
@@ -231,8 +235,11 @@ def _unlink(name: str, kind: NameType) -> None:
             os.unlink(name)
     except OSError as error:
         # Gone already, or never made because nothing can be made there (read-only, or not for this user).
-        if error.errno not in (errno.ENOENT, errno.EROFS, errno.EACCES):
+        if error.errno not in (errno.ENOENT, errno.EROFS, errno.EACCES, errno.EPERM):
             raise
+        path = name if kind == "segment" else f"{SHM_DIRECTORY}/sem.{name.lstrip('/')}"
+        return error.errno == errno.ENOENT or not os.path.lexists(path)
+    return True
 
 
 def _tracked(name: str, kind: NameType) -> bool:

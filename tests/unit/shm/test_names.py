@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections import deque
@@ -36,6 +37,28 @@ def test_the_owner_removes(file: str) -> None:
 def test_a_file_that_is_gone_already_is_no_error(file: str) -> None:
     os.unlink(file)
     names.remove(file)
+
+
+def test_what_a_process_has_lost_the_right_to_remove_is_left_to_the_tracker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After `os.setuid`; an error there ended the thread that looks after a pool."""
+    untold: list[str] = []
+    monkeypatch.setattr(tracker, "track", lambda *_: None)
+    monkeypatch.setattr(tracker, "untrack", lambda name, _rtype: untold.append(name))
+    path = os.path.join(names.SHM_DIRECTORY, "mpkit-test-1-1-1")
+
+    def unlink(path: str) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", path)
+
+    for exists in (True, False):
+        names.own(path, "segment")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "unlink", unlink)
+            patch.setattr(os.path, "lexists", lambda _path: exists)  # noqa: B023  called at once
+            names.remove(path)
+        assert path not in names.owned_names()
+        assert untold == ([] if exists else ["/mpkit-test-1-1-1"])
 
 
 def test_what_is_handed_over_is_left_alone(file: str) -> None:
