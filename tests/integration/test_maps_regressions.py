@@ -371,12 +371,17 @@ def test_a_map_that_failed_is_the_first_exception(pool: TaskPool, tmp_path: Path
     assert "finished" in repr(works)
 
 
-def test_of_big_results_too_it_is_known_whether_one_failed(pool: TaskPool) -> None:
+def test_of_big_results_too_it_is_known_whether_one_failed(pool: TaskPool, tmp_path: Path) -> None:
     waiter = Mock()
     for number, function in enumerate((tasks.big_or_fail_if_odd, tasks.echo), 1):
+        # Not before somebody waits for it.
+        gate = tmp_path / str(number)
+        for _ in range(2):
+            pool.submit(tasks.wait_for_file, str(gate))
         handle = pool.map_async(function, [0, 1], chunksize=2)
         with handle._condition:
             handle._waiters.append(waiter)
+        gate.touch()
         handle.wait(PATIENCE)
         # It may have been another thread that fetched it, and that tells right after.
         wait_until(lambda: len(waiter.method_calls) == number, "the waiter is told")  # noqa: B023  called at once

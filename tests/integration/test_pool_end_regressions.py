@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 
+from mpkit._platform.identity import ProcessIdentity
 from mpkit.errors import InitializerFailed, TaskCancelled, WorkerCrashed
 from mpkit.pool import TaskPool, _collector, _losses
 from mpkit.pool._collector import Collector
 from mpkit.pool._dispatcher import Settlements
+from mpkit.pool._lane import Lane
 from mpkit.pool._ledger import Ledger
 from mpkit.pool._supervisor import Supervisor
 from tests.contract import pool_tasks as tasks
@@ -30,6 +32,18 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="fork")
 def pool() -> Iterator[TaskPool]:
     with TaskPool(1, context="fork") as pool:
         yield pool
+
+
+def test_a_program_that_may_not_signal_its_workers_can_end(
+    pool: TaskPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had given up its rights (`os.setuid`), and waited at its end for workers that waited for tasks."""
+    no_programs: list[ProcessIdentity] = []
+    monkeypatch.setattr(Lane, "terminate", lambda _lane: no_programs)
+    monkeypatch.setattr(Lane, "kill", lambda _lane, **_options: None)
+    assert pool.submit(abs, -1).result(PATIENCE) == 1
+    pool.terminate()
+    assert pool.join(PATIENCE)
 
 
 @pytest.mark.parametrize("end", [TaskPool.close, TaskPool.terminate])

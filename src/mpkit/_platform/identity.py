@@ -104,11 +104,27 @@ def current() -> ProcessIdentity:
     """
     global _current
     if _current is None:
-        identity = look(os.getpid())
-        if identity is None:  # pragma: no cover  only without /proc
-            raise RuntimeError("cannot examine this very process; is /proc mounted?")
+        me = os.getpid()
+        identity = look(me)
+        if identity is None or not _is_shown_under(me):
+            raise RuntimeError(
+                "cannot examine this very process; is /proc mounted, and does it show the pid namespace of "
+                "this process? (unshare needs --mount-proc)"
+            )
         _current = identity
     return _current
+
+
+def _is_shown_under(pid: int) -> bool:
+    """Whether the system shows this very process under this pid.
+
+    In a pid namespace that has kept the /proc of another one, other processes stand there: one that has died
+    would pass for alive.
+    """
+    try:
+        return sys.platform != "linux" or os.readlink("/proc/self") == str(pid)
+    except OSError:
+        return True
 
 
 def of(pid: int) -> ProcessIdentity | None:

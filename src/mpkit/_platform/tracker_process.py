@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from multiprocessing import process, spawn
 from typing import Any
 
 __all__ = ["start_tracker"]
@@ -21,7 +22,12 @@ def start_tracker() -> None:
     """Start the resource tracker, unless this process has one. Does nothing on Windows.
 
     One that the application has started before, by using multiprocessing, stays as it is.
+
+    Raises:
+        RuntimeError: This is a frozen program without `multiprocessing.freeze_support`.
     """
+    if getattr(sys, "frozen", False):
+        _refuse_helper_that_does_not_know()
     if sys.platform == "win32":
         return
     from multiprocessing import resource_tracker  # noqa: PLC0415  POSIX only
@@ -39,3 +45,19 @@ def start_tracker() -> None:
     finally:
         # Whenever a signal handler raises: this thread, and its children, must not keep them blocked.
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _refuse_helper_that_does_not_know() -> None:
+    """Raise in a frozen program that multiprocessing has started in the place of an interpreter (as its fork
+    server, say), and that has come to use mpkit instead: it would start itself without end.
+    """
+    arguments = sys.argv
+    is_helper = spawn.is_forking(arguments) or (
+        arguments[-2:-1] == ["-c"] and arguments[-1].startswith("from multiprocessing.")
+    )
+    # The fork server itself may import the main module.
+    if is_helper and not getattr(process.current_process(), "_inheriting", False):
+        raise RuntimeError(
+            "this frozen program starts itself again for each child; call multiprocessing.freeze_support() "
+            'first of all under `if __name__ == "__main__":`'
+        )

@@ -467,6 +467,10 @@ class Engine:
                     lane.update_ready()
                 lane.leave_by = now + self.options.grace_period
                 self.programs.follow(lane.terminate())
+                # They are told as well: a program that has given up its rights (setuid) may send no signal.
+                with self.dispatcher.lock:
+                    lane.channel.inbox.try_put(LEAVE_RECORD)
+                    self.dispatcher.wake(lane)
             elif now >= lane.leave_by:
                 lane.kill(spare_earlier=True)
                 lane.leave_by = NEVER

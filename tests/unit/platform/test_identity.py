@@ -116,3 +116,12 @@ def _redirect_open(monkeypatch: pytest.MonkeyPatch, asked: str, answer: str) -> 
         return open(answer, mode, buffering)
 
     monkeypatch.setattr(stat_file, "open", stand_in, raising=False)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there is /proc asked")
+def test_the_proc_of_another_pid_namespace_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other processes stand there under our numbers: a lock of one that had died was not handed on."""
+    monkeypatch.setattr(identity, "_current", None)
+    monkeypatch.setattr(os, "readlink", lambda _path: str(os.getpid() + 1))
+    with pytest.raises(RuntimeError, match="pid namespace"):
+        identity.current()

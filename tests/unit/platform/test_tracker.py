@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from mpkit import LockedCounter
 from mpkit._platform import seam, tracker, tracker_process
 from mpkit._shm.semaphore import Semaphore
 from tests.helpers.processes import forked
@@ -113,3 +115,25 @@ def test_an_exception_of_a_signal_handler_at_its_start_leaves_no_signal_blocked(
         if not interrupted:
             break
     assert step > 5
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-B", "-S", "-c", "from multiprocessing.forkserver import main; main(3, 4)"],
+        ["-c", "from multiprocessing.resource_tracker import main;main(3)"],
+        ["--multiprocessing-fork", "tracker_fd=3", "pipe_handle=4"],
+    ],
+)
+def test_a_frozen_program_that_does_not_know_what_it_was_started_for(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would start itself without end."""
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    LockedCounter().close()
+    monkeypatch.setattr(sys, "argv", ["program", *arguments])
+    with pytest.raises(RuntimeError, match="freeze_support"):
+        LockedCounter()
+    # The fork server imports the main module.
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    LockedCounter().close()
