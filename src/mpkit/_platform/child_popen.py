@@ -192,7 +192,7 @@ class _OwnChild(_ExactWaiting):
         try:
             super()._launch(child)
         except OSError as error:
-            if self.method == "fork" and "pid" not in vars(self):
+            if sys.platform != "win32" and self.method == "fork" and "pid" not in vars(self):
                 from multiprocessing import popen_fork  # noqa: PLC0415  POSIX only
 
                 pipes = ("parent_r", "child_w", "child_r", "parent_w")
@@ -291,7 +291,7 @@ class _ChildOfServer(_ExactWaiting):
 
             ask = vars(forkserver.ForkServer)["connect_to_new_process"]
             _close_what_is_forgotten(error, ask, ("parent_r", "child_w"), until="child_r")
-            if "sentinel" in vars(self) and self.finalizer is None:
+            if sys.platform != "win32" and "sentinel" in vars(self) and self.finalizer is None:
                 # It has been forked, and waits for what it is to do.
                 _close_what_is_forgotten(error, vars(popen_forkserver.Popen)["_launch"], ("w",))
                 os.close(self.sentinel)
