@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 from mpkit._platform.deadlines import check_timeout, deadline_of
 from mpkit._platform.hints import Self
-from mpkit._shm.get_side import GetSide, Record
-from mpkit._shm.handle import SharedHandle, checked_integer
-from mpkit._shm.held_items import BigRecord, HeldItem
-from mpkit._shm.open_queue import OpenQueue
-from mpkit._shm.packs import MOST_ITEMS, PackSlice, pack
-from mpkit._shm.put_side import PutSide, WrittenItem
-from mpkit._shm.records import BIG, weight_of
+from mpkit._shm.locks.handle import SharedHandle, checked_integer
+from mpkit._shm.queues.get_side import GetSide, Record
+from mpkit._shm.queues.held_items import BigRecord, HeldItem
+from mpkit._shm.queues.open_queue import OpenQueue
+from mpkit._shm.queues.packs import MOST_ITEMS, PackSlice, pack
+from mpkit._shm.queues.put_side import PutSide, WrittenItem
+from mpkit._shm.queues.records import BIG, weight_of
 from mpkit._wire.codec import Encoder, decode, loads
 from mpkit.errors import ClosedError, HandleLost, QueueEmpty, QueueFull, QueueShutDown, SharedMemoryExhausted
 
 if TYPE_CHECKING:
-    from mpkit._shm.outside import QueueStatistics
+    from mpkit._shm.queues.outside import QueueStatistics
 
 __all__ = ["BoundedQueue", "QueueStatistics"]
 
@@ -341,7 +341,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
 
     def statistics(self) -> QueueStatistics:
         """Numbers about the queue. Never blocks."""
-        from mpkit._shm.outside import numbers_of  # noqa: PLC0415  dataclasses load a dozen modules
+        from mpkit._shm.queues.outside import numbers_of  # noqa: PLC0415  dataclasses load a dozen modules
 
         file = self._opened()
         return numbers_of(file.words, file.generations, file.regions)
@@ -593,7 +593,7 @@ def _waited(block: bool, timeout: float | None) -> str:
 def __getattr__(name: str) -> object:
     if name != "QueueStatistics":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from mpkit._shm.outside import QueueStatistics  # noqa: PLC0415  see `BoundedQueue.statistics`
+    from mpkit._shm.queues.outside import QueueStatistics  # noqa: PLC0415  see `BoundedQueue.statistics`
 
     globals()[name] = QueueStatistics
     return QueueStatistics

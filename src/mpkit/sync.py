@@ -6,9 +6,9 @@ from collections.abc import Callable
 from types import TracebackType
 
 from mpkit._platform.deadlines import check_timeout, deadline_of
-from mpkit._shm.counter_file import HIGHEST, LOWEST, VALUE, CounterFile
-from mpkit._shm.handle import SharedHandle, checked_integer
-from mpkit._shm.lock_file import LockFile
+from mpkit._shm.locks.counter_file import HIGHEST, LOWEST, VALUE, CounterFile
+from mpkit._shm.locks.handle import SharedHandle, checked_integer
+from mpkit._shm.locks.lock_file import LockFile
 from mpkit.errors import HandleLost, SharedMemoryExhausted
 
 __all__ = ["CompoundUpdate", "Lock", "LockedCounter"]

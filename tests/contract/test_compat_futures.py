@@ -20,7 +20,7 @@ import pytest
 from mpkit import compat
 from mpkit.compat import futures
 from mpkit.pool import TaskPool
-from mpkit.pool._options import PoolOptions
+from mpkit.pool._engine.options import PoolOptions
 from tests.contract import compat_tasks as tasks
 from tests.helpers.processes import reap, run_python
 from tests.helpers.waiting import PATIENCE, wait_until

@@ -25,7 +25,9 @@ from mpkit.errors import (
     WaitTimeout,
     WorkerCrashed,
 )
-from mpkit.pool import TaskHandle, TaskPool, _insight, _limits
+from mpkit.pool import TaskHandle, TaskPool
+from mpkit.pool._engine import insight as _insight
+from mpkit.pool._engine import limits as _limits
 from mpkit.process import WorkerProcess
 from tests.contract import pool_tasks as tasks
 from tests.helpers.waiting import PATIENCE, wait_until

@@ -21,7 +21,7 @@ from mpkit._platform import exits, families, guardian, identity, parent_watch, s
 from mpkit._platform.exits import ExitWatcher
 from mpkit._platform.hints import override
 from mpkit._platform.parent_watch import ParentLink
-from mpkit.pool import _supervisor
+from mpkit.pool._engine import supervisor as _supervisor
 from tests.helpers.processes import gone, reap, wait_gone
 from tests.helpers.waiting import PATIENCE, wait_until
 

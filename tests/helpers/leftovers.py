@@ -221,7 +221,7 @@ def _other_programs() -> bool:
 
 def _lingering() -> set[str]:
     """The files whose removal this process has put off, because a handle to them may be under way."""
-    names = sys.modules.get("mpkit._shm.names")
+    names = sys.modules.get("mpkit._shm.memory.names")
     if names is None:
         return set()
     waiting = {os.path.basename(entry[1]) for entry in list(names._lingering)}

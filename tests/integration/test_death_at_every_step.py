@@ -18,13 +18,14 @@ from itertools import count, pairwise
 
 import pytest
 
-from mpkit._shm import layout, lock_file, regions, robust_lock
-from mpkit._shm import places as places_module
-from mpkit._shm.counter_file import VALUE, CounterFile
-from mpkit._shm.held_items import BigRecord, HeldItem
-from mpkit._shm.lock_file import LockFile
-from mpkit._shm.open_queue import OpenQueue
-from mpkit._shm.packs import PackSlice, pack
+from mpkit._shm.locks import lock_file, robust_lock
+from mpkit._shm.locks.counter_file import VALUE, CounterFile
+from mpkit._shm.locks.lock_file import LockFile
+from mpkit._shm.queues import layout, regions
+from mpkit._shm.queues import places as places_module
+from mpkit._shm.queues.held_items import BigRecord, HeldItem
+from mpkit._shm.queues.open_queue import OpenQueue
+from mpkit._shm.queues.packs import PackSlice, pack
 from tests.helpers.stepping import die_at
 from tests.helpers.waiting import PATIENCE
 

@@ -19,7 +19,7 @@ import pytest
 from mpkit import BoundedQueue, TaskPool, compat
 from mpkit.compat import futures
 from mpkit.pool import _executor
-from mpkit.pool._engine import Engine
+from mpkit.pool._engine.engine import Engine
 from tests.contract import pool_tasks as tasks
 from tests.helpers.waiting import PATIENCE
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a SIGKILL, and 
 WITHOUT_SHM = """
 import sys
 from mpkit import BoundedQueue
-from mpkit._shm import names, segment
+from mpkit._shm.memory import names, segment
 names.SHM_DIRECTORY = segment.SHM_DIRECTORY = "/nowhere"
 """
 CREATE = """

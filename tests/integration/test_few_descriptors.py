@@ -20,7 +20,7 @@ import pytest
 
 from mpkit import BoundedQueue, Lock, LockedCounter, TaskPool, WorkerProcess
 from mpkit.errors import MpkitError, WorkerCrashed
-from mpkit.pool import _crew
+from mpkit.pool._engine import crew as _crew
 from tests.contract import pool_tasks as tasks
 from tests.helpers.shortage import open_descriptors, spare_descriptors
 from tests.helpers.waiting import PATIENCE, wait_until

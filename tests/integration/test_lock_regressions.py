@@ -17,11 +17,11 @@ import pytest
 from mpkit import Lock
 from mpkit._platform import identity
 from mpkit._platform.filelock import FileLock
-from mpkit._shm import lock_file
-from mpkit._shm.lock_file import LockFile
-from mpkit._shm.lock_rows import ATTEMPTS, COMPLETED, OUT, TRYING, LockRows
-from mpkit._shm.semaphore import Semaphore
-from mpkit._shm.shared_object import ROWS_USED
+from mpkit._shm.locks import lock_file
+from mpkit._shm.locks.lock_file import LockFile
+from mpkit._shm.locks.lock_rows import ATTEMPTS, COMPLETED, OUT, TRYING, LockRows
+from mpkit._shm.locks.shared_object import ROWS_USED
+from mpkit._shm.memory.semaphore import Semaphore
 from mpkit.errors import ClosedError
 from tests.helpers.waiting import PATIENCE, wait_until
 from tests.unit.shm.others import Call

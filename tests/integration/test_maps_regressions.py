@@ -21,9 +21,10 @@ import pytest
 
 from mpkit import TaskPool
 from mpkit.errors import ClosedError, SerializationError, SharedMemoryExhausted, TaskCancelled
-from mpkit.pool import ImapIterator, TaskHandle, _imap, _maps, _progress
-from mpkit.pool import _payload as payload
-from mpkit.pool._channel import FRONT, SOON, WANTED
+from mpkit.pool import ImapIterator, TaskHandle, _imap, _maps
+from mpkit.pool._engine import progress as _progress
+from mpkit.pool._protocol import payload
+from mpkit.pool._protocol.channel import FRONT, SOON, WANTED
 from tests.contract import pool_tasks as tasks
 from tests.helpers.processes import run_python
 from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises

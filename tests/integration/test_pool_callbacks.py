@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 
 from mpkit.errors import WorkerCrashed
-from mpkit.pool import TaskHandle, TaskPool, _caller, _worker_outbox
-from mpkit.pool._channel import LOGS_LATE
+from mpkit.pool import TaskHandle, TaskPool
+from mpkit.pool._engine import caller as _caller
+from mpkit.pool._protocol.channel import LOGS_LATE
+from mpkit.pool._worker import outbox as _worker_outbox
 from tests.contract import pool_tasks as tasks
 from tests.helpers.waiting import PATIENCE, wait_until
 

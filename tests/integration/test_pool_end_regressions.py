@@ -16,12 +16,14 @@ import pytest
 
 from mpkit._platform.identity import ProcessIdentity
 from mpkit.errors import InitializerFailed, TaskCancelled, WorkerCrashed
-from mpkit.pool import TaskPool, _collector, _losses
-from mpkit.pool._collector import Collector
-from mpkit.pool._dispatcher import Settlements
-from mpkit.pool._lane import Lane
-from mpkit.pool._ledger import Ledger
-from mpkit.pool._supervisor import Supervisor
+from mpkit.pool import TaskPool
+from mpkit.pool._engine import collector as _collector
+from mpkit.pool._engine import losses as _losses
+from mpkit.pool._engine.collector import Collector
+from mpkit.pool._engine.dispatcher import Settlements
+from mpkit.pool._engine.lane import Lane
+from mpkit.pool._engine.ledger import Ledger
+from mpkit.pool._engine.supervisor import Supervisor
 from tests.contract import pool_tasks as tasks
 from tests.helpers.waiting import PATIENCE, wait_until
 
@@ -88,7 +90,7 @@ def test_join_waits_for_a_thread_that_has_outcomes_to_tell(
 def test_a_thread_that_never_tells_does_not_keep_the_pool_for_ever(
     pool: TaskPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mpkit.pool._engine._TELLING_SECONDS", 0.2)
+    monkeypatch.setattr("mpkit.pool._engine.engine._TELLING_SECONDS", 0.2)
     pool._engine.collector._telling[0] = []
     pool.close()
     assert pool.join(PATIENCE)
@@ -205,7 +207,7 @@ def test_tasks_of_a_broken_pool_have_failed(tmp_path: Path) -> None:
 def test_a_cancelled_task_makes_room_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever waits in `submit` noticed it a second later."""
     # Else its time would be over before the test is: then it looks by itself.
-    monkeypatch.setattr("mpkit.pool._room._SLICE_SECONDS", 10 * PATIENCE)
+    monkeypatch.setattr("mpkit.pool._engine.room._SLICE_SECONDS", 10 * PATIENCE)
     gate = tmp_path / "gate"
     with TaskPool(1, context="fork", max_pending=1) as pool:
         running = pool.submit(tasks.wait_for_file, str(gate))

@@ -24,7 +24,9 @@ from mpkit.errors import (
     TaskTimeout,
     WorkerCrashed,
 )
-from mpkit.pool import TaskPool, _crew, _engine
+from mpkit.pool import TaskPool
+from mpkit.pool._engine import crew as _crew
+from mpkit.pool._engine import engine as _engine
 from tests.contract import pool_tasks as tasks
 from tests.helpers.processes import python, wait_gone
 from tests.helpers.waiting import PATIENCE, wait_until

@@ -12,9 +12,9 @@ import pytest
 
 from mpkit import BoundedQueue, TaskPool
 from mpkit.errors import SerializationError, WorkerCrashed
-from mpkit.pool._channel import EACH
-from mpkit.pool._engine import Engine
-from mpkit.pool._functions import Function
+from mpkit.pool._engine.engine import Engine
+from mpkit.pool._engine.functions import Function
+from mpkit.pool._protocol.channel import EACH
 from tests.contract import pool_tasks as tasks
 from tests.helpers.waiting import PATIENCE
 

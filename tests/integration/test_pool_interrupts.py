@@ -25,9 +25,10 @@ import pytest
 from mpkit._platform.build import FREE_THREADED
 from mpkit._platform.interruptible_lock import InterruptibleLock
 from mpkit.errors import ClosedError, TaskCancelled
-from mpkit.pool import TaskHandle, TaskPool, _crew
-from mpkit.pool._collector import Collector
-from mpkit.pool._engine import Engine
+from mpkit.pool import TaskHandle, TaskPool
+from mpkit.pool._engine import crew as _crew
+from mpkit.pool._engine.collector import Collector
+from mpkit.pool._engine.engine import Engine
 from tests.contract import pool_tasks as tasks
 from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
 from tests.helpers.waiting import PATIENCE, wait_until

@@ -15,9 +15,13 @@ import pytest
 
 from mpkit._platform import identity
 from mpkit.errors import ClosedError, InitializerFailed, PoolBroken
-from mpkit.pool import TaskPool, _crew, _engine, _leavers, _worker
-from mpkit.pool._channel import LEAVING, STATE
-from mpkit.pool._worker import _Worker
+from mpkit.pool import TaskPool
+from mpkit.pool._engine import crew as _crew
+from mpkit.pool._engine import engine as _engine
+from mpkit.pool._engine import leavers as _leavers
+from mpkit.pool._protocol.channel import LEAVING, STATE
+from mpkit.pool._worker import worker as _worker
+from mpkit.pool._worker.worker import _Worker
 from tests.contract import pool_tasks as tasks
 from tests.helpers.processes import wait_gone
 from tests.helpers.waiting import PATIENCE, wait_until

@@ -21,8 +21,8 @@ import numpy as np
 import psutil
 import pytest
 
-from mpkit._shm.segment import SHM_DIRECTORY
-from mpkit._shm.semaphore import Semaphore
+from mpkit._shm.memory.segment import SHM_DIRECTORY
+from mpkit._shm.memory.semaphore import Semaphore
 from mpkit.errors import (
     ClosedError,
     PoolBroken,
@@ -32,7 +32,8 @@ from mpkit.errors import (
     WorkerCrashed,
     WorkerMemoryExceeded,
 )
-from mpkit.pool import TaskHandle, TaskPool, _payload
+from mpkit.pool import TaskHandle, TaskPool
+from mpkit.pool._protocol import payload as _payload
 from tests.contract import pool_tasks as tasks
 from tests.helpers.processes import gone, run_python, to_be_killed, wait_gone
 from tests.helpers.waiting import PATIENCE, wait_until

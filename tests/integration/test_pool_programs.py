@@ -16,8 +16,10 @@ import pytest
 
 from mpkit._platform import families, identity
 from mpkit.errors import TaskCancelled, TaskTimeout, WorkerCrashed, WorkerMemoryExceeded
-from mpkit.pool import TaskHandle, TaskPool, _limits, _worker_outbox
-from mpkit.pool._lane import Lane
+from mpkit.pool import TaskHandle, TaskPool
+from mpkit.pool._engine import limits as _limits
+from mpkit.pool._engine.lane import Lane
+from mpkit.pool._worker import outbox as _worker_outbox
 from tests.contract import pool_tasks as tasks
 from tests.helpers import leftovers
 from tests.helpers.processes import ROOT, gone, python, wait_gone

@@ -24,11 +24,13 @@ import pytest
 
 from mpkit import LockedCounter
 from mpkit.errors import ClosedError, SerializationError, TaskCancelled, TaskTimeout
-from mpkit.pool import TaskHandle, TaskPool, _collector, _seen_shared
-from mpkit.pool import _payload as payload
-from mpkit.pool._channel import LONGEST_TASK
-from mpkit.pool._ledger import Task
-from mpkit.pool._payload import INLINE_BYTES
+from mpkit.pool import TaskHandle, TaskPool
+from mpkit.pool._engine import collector as _collector
+from mpkit.pool._engine import seen_shared as _seen_shared
+from mpkit.pool._engine.ledger import Task
+from mpkit.pool._protocol import payload
+from mpkit.pool._protocol.channel import LONGEST_TASK
+from mpkit.pool._protocol.payload import INLINE_BYTES
 from tests.contract import pool_tasks as tasks
 from tests.helpers.processes import forked
 from tests.helpers.waiting import PATIENCE, wait_until

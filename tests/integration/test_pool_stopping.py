@@ -12,9 +12,10 @@ import pytest
 
 from mpkit._platform import families
 from mpkit.errors import TaskTimeout
-from mpkit.pool import TaskPool, _limits
-from mpkit.pool._channel import STOP
-from mpkit.pool._worker import _Worker
+from mpkit.pool import TaskPool
+from mpkit.pool._engine import limits as _limits
+from mpkit.pool._protocol.channel import STOP
+from mpkit.pool._worker.worker import _Worker
 from tests.contract import pool_tasks as tasks
 from tests.helpers.waiting import PATIENCE, wait_until
 

@@ -23,12 +23,17 @@ from mpkit import LockedCounter
 from mpkit._platform import families, memory, readiness
 from mpkit._platform.exits import ExitWatcher
 from mpkit._platform.stat_file import is_stopped
-from mpkit._shm import remains
+from mpkit._shm.locks import remains
 from mpkit.errors import PoolBroken, TaskTimeout, WaitTimeout, WorkerCrashed
 from mpkit.introspect import _stacks
-from mpkit.pool import TaskPool, _crew, _insight, _limits, _reports, _supervisor
-from mpkit.pool._channel import STACK_PIPE
-from mpkit.pool._stack_signal import STACK_SIGNAL
+from mpkit.pool import TaskPool
+from mpkit.pool._engine import crew as _crew
+from mpkit.pool._engine import insight as _insight
+from mpkit.pool._engine import limits as _limits
+from mpkit.pool._engine import reports as _reports
+from mpkit.pool._engine import supervisor as _supervisor
+from mpkit.pool._protocol.channel import STACK_PIPE
+from mpkit.pool._protocol.stack_signal import STACK_SIGNAL
 from tests.contract import pool_tasks as tasks
 from tests.helpers.waiting import PATIENCE, wait_until
 
@@ -287,7 +292,7 @@ def test_kills_of_the_system_are_counted_in_the_control_group(
 
 def test_a_worker_does_without_typing_extensions() -> None:
     """They take ten milliseconds of each start."""
-    code = "import sys, mpkit.pool._worker; print('typing_extensions' in sys.modules)"
+    code = "import sys, mpkit.pool._worker.worker; print('typing_extensions' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from mpkit.errors import WorkerCrashed
-from mpkit.pool import TaskPool, _worker_outbox
+from mpkit.pool import TaskPool
+from mpkit.pool._worker import outbox as _worker_outbox
 from tests.contract import pool_tasks as tasks
 from tests.helpers.waiting import PATIENCE
 

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
-from mpkit.pool import TaskPool, _crew
+from mpkit.pool import TaskPool
+from mpkit.pool._engine import crew as _crew
 from tests.contract import pool_tasks as tasks
 from tests.helpers.processes import run_python
 

@@ -21,7 +21,8 @@ import pytest
 
 from mpkit import BoundedQueue, Lock, LockedCounter
 from mpkit._platform.contexts import resolve_context
-from mpkit._shm import layout, put_side, regions, robust_lock
+from mpkit._shm.locks import robust_lock
+from mpkit._shm.queues import layout, put_side, regions
 from mpkit.errors import QueueEmpty, QueueFull
 from tests.contract import queue_targets as targets
 from tests.helpers.processes import forked, python, reap, run_python, to_be_killed

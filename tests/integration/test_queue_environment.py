@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from mpkit import BoundedQueue, Lock, LockedCounter
-from mpkit._shm.names import owned_names
+from mpkit._shm.memory.names import owned_names
 from tests.helpers.processes import ROOT, run_python
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/dev/shm, name spaces and limits of Linux")

@@ -23,9 +23,10 @@ from mpkit import BoundedQueue, Lock, LockedCounter, TaskPool, WorkerProcess
 from mpkit._platform import identity, notes, seam
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._platform.parent_watch import ParentLink
-from mpkit._shm import names, remains, shared_object, trail
-from mpkit._shm.segment import Segment
-from mpkit._shm.semaphore import Semaphore
+from mpkit._shm.locks import remains, shared_object
+from mpkit._shm.memory import names, trail
+from mpkit._shm.memory.segment import Segment
+from mpkit._shm.memory.semaphore import Semaphore
 from mpkit.errors import HandleLost, WorkerCrashed
 from mpkit.process import handle as handle_module
 from tests.contract import pool_tasks as tasks
@@ -135,7 +136,7 @@ def test_a_handle_under_way_may_arrive_for_a_while(pool: TaskPool, monkeypatch: 
     assert pickle.loads(under_way[0]).get_nowait()
     # The second one has been forgotten by the time that is looked at again.
     later = time.monotonic() + names.LINGER_SECONDS + 1
-    monkeypatch.setattr("mpkit._shm.names.time.monotonic", lambda: later)
+    monkeypatch.setattr("mpkit._shm.memory.names.time.monotonic", lambda: later)
     names._sweep()
     with pytest.raises(HandleLost):
         pickle.loads(under_way[1]).get_nowait()

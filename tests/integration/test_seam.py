@@ -48,7 +48,7 @@ SHOW = """
 import sys
 def show():
     import signal
-    loaded = [name for name in ("wave", "mpkit.pool._worker") if name in sys.modules]
+    loaded = [name for name in ("wave", "mpkit.pool._worker.worker") if name in sys.modules]
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     print(loaded, sorted(blocked), flush=True)
 def sleep():
@@ -90,11 +90,11 @@ def test_the_fork_server_imports_what_is_needed_and_takes_nothing_from_the_appli
 ) -> None:
     body = f"""
 context.set_forkserver_preload(["wave"])
-seam.start_fork_server(["mpkit.pool._worker"])
+seam.start_fork_server(["mpkit.pool._worker.worker"])
 print(forkserver._forkserver._preload_modules)
 {CHILD}
 """
-    assert in_a_fork_server(tmp_path, body) == ["['wave']", "['wave', 'mpkit.pool._worker'] []"]
+    assert in_a_fork_server(tmp_path, body) == ["['wave']", "['wave', 'mpkit.pool._worker.worker'] []"]
 
 
 def test_what_the_application_has_the_server_import_does_not_fail_silently(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ for start in WorkerProcess(start_method='forkserver').start, lambda: TaskPool(1,
 def test_a_fork_server_that_runs_stays_as_it_is(tmp_path: Path) -> None:
     body = f"""
 forkserver.ensure_running()
-seam.start_fork_server(["mpkit.pool._worker"])
+seam.start_fork_server(["mpkit.pool._worker.worker"])
 {CHILD}
 """
     assert in_a_fork_server(tmp_path, body) == ["[] []"]
@@ -147,7 +147,7 @@ with TaskPool(1, context="forkserver") as pool:
     assert pool.submit(abs, -1).result() == 1
 {CHILD}
 """
-    assert in_a_fork_server(tmp_path, body) == ["['mpkit.pool._worker'] []"]
+    assert in_a_fork_server(tmp_path, body) == ["['mpkit.pool._worker.worker'] []"]
 
 
 def test_ctrl_c_while_the_fork_server_starts_ends_neither_it_nor_its_children(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_ctrl_c_while_the_fork_server_starts_ends_neither_it_nor_its_children(tm
     )
     body = f"""
 context.set_forkserver_preload(["interrupting"])
-seam.start_fork_server(["mpkit.pool._worker"])
+seam.start_fork_server(["mpkit.pool._worker.worker"])
 server = forkserver._forkserver._forkserver_pid
 {CHILD}
 print(child.exitcode, server == forkserver._forkserver._forkserver_pid)
@@ -166,7 +166,7 @@ print(child.exitcode)
 import signal; print(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
 """
     lines = in_a_fork_server(tmp_path, body, PYTHONPATH=f"{ROOT / 'src'}{os.pathsep}{tmp_path}")
-    assert lines == ["['mpkit.pool._worker'] []", "0 True", "7", "set()"]
+    assert lines == ["['mpkit.pool._worker.worker'] []", "0 True", "7", "set()"]
 
 
 def test_ctrl_c_while_a_process_starts_the_fork_server(tmp_path: Path) -> None:
@@ -325,7 +325,7 @@ def test_where_another_interpreter_would_find_another_mpkit_nothing_is_imported_
     body = f"""
 import mpkit
 print("other" in mpkit.__path__[0])
-seam.start_fork_server(["mpkit.pool._worker"])
+seam.start_fork_server(["mpkit.pool._worker.worker"])
 {CHILD}
 """
     # The program has found its mpkit; from here on the environment names another one.
@@ -372,7 +372,7 @@ KILLED_IN_THE_MAKING = """
 import os, signal, sys
 from mpkit import TaskPool, WorkerProcess
 from mpkit._platform import identity, seam
-from mpkit._shm.semaphore import Semaphore
+from mpkit._shm.memory.semaphore import Semaphore
 from mpkit.errors import WorkerCrashed
 made = seam.SemLock
 

@@ -23,10 +23,11 @@ import pytest
 from mpkit import BoundedQueue, LockedCounter
 from mpkit._platform import filelock, use_marks
 from mpkit._platform.filelock import FileLock
-from mpkit._shm import names, shared_object, sleepers
-from mpkit._shm.layout import REGION_SLOTS, REGIONS
-from mpkit._shm.regions import ENTRY_WORDS, QUEUED, Regions
-from mpkit._shm.sleepers import Sleepers
+from mpkit._shm.locks import shared_object, sleepers
+from mpkit._shm.locks.sleepers import Sleepers
+from mpkit._shm.memory import names
+from mpkit._shm.queues.layout import REGION_SLOTS, REGIONS
+from mpkit._shm.queues.regions import ENTRY_WORDS, QUEUED, Regions
 from tests.helpers.processes import run_python
 from tests.helpers.waiting import PATIENCE, wait_until
 from tests.unit.shm.others import Call, permits

@@ -1,4 +1,4 @@
-"""The lock that knows its owner (`mpkit._shm.lock_rows` and `lock_file`) as a model: any number of
+"""The lock that knows its owner (`mpkit._shm.locks.lock_rows` and `lock_file`) as a model: any number of
 acquisitions by a few processes, each of which may die at any step, be interrupted around the operations on
 the semaphore, or release what another one holds.
 

@@ -1,5 +1,5 @@
-"""One ring (`mpkit._shm.ring`, and its twins in `put_ring`, `put_side` and `get_side`) word by word: where
-records go, what a death in the middle of one leaves, and what a getter reads meanwhile.
+"""One ring (`mpkit._shm.queues.ring`, and its twins in `put_ring`, `put_side` and `get_side`) word by word:
+where records go, what a death in the middle of one leaves, and what a getter reads meanwhile.
 
 The locks make it one putter and one getter at a time. A killed one is followed by another one, which knows
 nothing of it: so a death is simply the way back to the beginning. Stores and loads keep their order, as on

@@ -1,5 +1,5 @@
-"""The robust lock (`mpkit._shm.robust_lock`) as a model: any number of acquisitions by a few processes, each
-of which may die at any step.
+"""The robust lock (`mpkit._shm.locks.robust_lock`) as a model: any number of acquisitions by a few processes,
+each of which may die at any step.
 
 What is kept of the code, and what is not:
 

@@ -1,5 +1,5 @@
-"""Sleeping and waking (`mpkit._shm.sleepers`, with `GetSide._wait` and `PutSide.try_put` around it) as a
-model: getters that wait for items, putters that wake them one at a time, and woken getters that pass it on.
+"""Sleeping and waking (`mpkit._shm.locks.sleepers`, with `GetSide._wait` and `PutSide.try_put` around it) as
+a model: getters that wait for items, putters that wake them one at a time, and woken getters that pass it on.
 
 What is kept of the code, and what is not:
 

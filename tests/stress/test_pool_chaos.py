@@ -16,7 +16,7 @@ import pytest
 
 from mpkit._platform import identity
 from mpkit._platform.identity import ProcessIdentity
-from mpkit._shm import remains
+from mpkit._shm.locks import remains
 from mpkit.errors import SerializationError, TaskCancelled, TaskTimeout, WorkerCrashed
 from mpkit.pool import TaskHandle, TaskPool
 from tests.contract import pool_tasks as tasks

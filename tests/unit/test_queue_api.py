@@ -24,11 +24,12 @@ import numpy as np
 import pytest
 
 from mpkit import BoundedQueue, QueueStatistics
-from mpkit._shm import get_side, held_items, robust_lock, sleepers, views
-from mpkit._shm.layout import PUT_GENERATION
-from mpkit._shm.names import owned_names
-from mpkit._shm.put_ring import PutRing
-from mpkit._shm.shared_object import ROWS_USED
+from mpkit._shm.locks import robust_lock, sleepers
+from mpkit._shm.locks.shared_object import ROWS_USED
+from mpkit._shm.memory.names import owned_names
+from mpkit._shm.queues import get_side, held_items, views
+from mpkit._shm.queues.layout import PUT_GENERATION
+from mpkit._shm.queues.put_ring import PutRing
 from mpkit.errors import (
     ClosedError,
     MpkitError,
@@ -980,7 +981,7 @@ def test_a_refused_map_loses_nothing(queue: BoundedQueue[Any], monkeypatch: pyte
     def refuse(*_args: object) -> None:
         raise OSError(12, "Cannot allocate memory")
 
-    monkeypatch.setattr("mpkit._shm.regions.map_file", refuse)
+    monkeypatch.setattr("mpkit._shm.queues.regions.map_file", refuse)
     with pytest.raises(SharedMemoryExhausted):
         queue.get(timeout=1)
     assert queue.qsize() == 1

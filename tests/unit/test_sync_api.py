@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from mpkit import Lock, LockedCounter
-from mpkit._shm.names import owned_names
+from mpkit._shm.memory.names import owned_names
 from mpkit.errors import ClosedError
 from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
 from tests.helpers.waiting import PATIENCE

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from mpkit import BoundedQueue, Lock, LockedCounter
-from mpkit._shm.async_waiters import AsyncWaiters
-from mpkit._shm.robust_lock import RobustLock
+from mpkit._shm.locks.robust_lock import RobustLock
+from mpkit._shm.queues.async_waiters import AsyncWaiters
 from mpkit.errors import MpkitError
 from tests.helpers.waiting import PATIENCE
 

@@ -20,10 +20,10 @@ from mpkit.compat._numbers import not_bool, not_negative
 from mpkit.compat._processes import default_start_method, processes_of, worker_names
 from mpkit.errors import SerializationError, WaitTimeout
 from mpkit.pool import TaskHandle, TaskPool
+from mpkit.pool._engine.options import PoolOptions
+from mpkit.pool._engine.states import CLOSED, RUNNING
 from mpkit.pool._maps import MapHandle
-from mpkit.pool._options import PoolOptions
 from mpkit.pool._shared_results import SharedResults
-from mpkit.pool._states import CLOSED, RUNNING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

@@ -6,7 +6,7 @@ import contextlib
 import os
 from dataclasses import dataclass
 
-from mpkit._shm.outside import QueueStatistics, read_queue
+from mpkit._shm.queues.outside import QueueStatistics, read_queue
 from mpkit.introspect import _segments
 from mpkit.introspect._translate import checked_pid, find
 

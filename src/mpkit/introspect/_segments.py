@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import psutil
 
 from mpkit._platform.identity import ProcessIdentity
-from mpkit._shm.names import PREFIX, SEGMENT_NAME, SEMAPHORE_FILE
+from mpkit._shm.memory.names import PREFIX, SEGMENT_NAME, SEMAPHORE_FILE
 from mpkit.errors import AccessDenied, ProcessGone
 from mpkit.introspect._translate import translated
 

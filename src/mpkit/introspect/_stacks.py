@@ -1,9 +1,9 @@
 """The Python stack of a pool's worker, asked for from outside its pool.
 
-A worker writes its stack into a pipe of its own when it gets a certain signal (see `mpkit.pool._stacks`),
-from inside the signal handler, so C code that holds the interpreter lock does not stand in the way. On
-Linux that pipe can be opened from outside as well. Should the pool ask at the very same moment, each of
-the two may get a part of the text.
+A worker writes its stack into a pipe of its own when it gets a certain signal (see
+`mpkit.pool._engine.stacks`), from inside the signal handler, so C code that holds the interpreter lock does
+not stand in the way. On Linux that pipe can be opened from outside as well. Should the pool ask at the very
+same moment, each of the two may get a part of the text.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from mpkit._platform.readiness import read_available
 from mpkit.errors import AccessDenied, MpkitError, ProcessGone
 from mpkit.introspect._pools import worker_row
 from mpkit.introspect._translate import find, translated
-from mpkit.pool._stack_signal import STACK_SIGNAL
-from mpkit.pool._stacks import read_stacks
+from mpkit.pool._engine.stacks import read_stacks
+from mpkit.pool._protocol.stack_signal import STACK_SIGNAL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -6,9 +6,9 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
-from mpkit.pool import _payload as payload
-from mpkit.pool._channel import BIG_VALUE, PART, VALUE
-from mpkit.pool._ledger import Chunk, Task
+from mpkit.pool._engine.ledger import Chunk, Task
+from mpkit.pool._protocol import payload
+from mpkit.pool._protocol.channel import BIG_VALUE, PART, VALUE
 
 __all__ = ["automatic_chunks", "chunks_of", "open_chunk", "piece_of"]
 

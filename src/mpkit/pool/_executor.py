@@ -18,7 +18,7 @@ from mpkit._platform.weak_group import WeakGroup
 from mpkit.pool._handle import TaskHandle
 
 if TYPE_CHECKING:
-    from mpkit.pool._engine import Engine
+    from mpkit.pool._engine.engine import Engine
 
 __all__ = ["ExecutorTasks", "PoolExecutor", "map_in_order"]
 

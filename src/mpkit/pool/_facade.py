@@ -21,21 +21,27 @@ from mpkit._platform.hints import Self
 from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._wire.unsendable import Unsendable
 from mpkit.errors import ClosedError, PoolBroken
-from mpkit.pool._channel import KEYWORDS
+from mpkit.pool._engine.options import (
+    DEFAULT_TASK_OPTIONS,
+    Pickler,
+    PoolOptions,
+    TaskOptions,
+    check_chunksize,
+)
+from mpkit.pool._engine.progress import Progress
+from mpkit.pool._engine.server import start_server
+from mpkit.pool._engine.states import RUNNING
 from mpkit.pool._handle import TaskHandle
 from mpkit.pool._imap import ImapIterator, LazyMap
-from mpkit.pool._importing import refuse_pool_without_end
 from mpkit.pool._maps import MapHandle
-from mpkit.pool._options import DEFAULT_TASK_OPTIONS, Pickler, PoolOptions, TaskOptions, check_chunksize
-from mpkit.pool._progress import Progress
-from mpkit.pool._server import start_server
+from mpkit.pool._protocol.channel import KEYWORDS
 from mpkit.pool._shared import Shared
-from mpkit.pool._states import RUNNING
+from mpkit.pool._worker.importing import refuse_pool_without_end
 
 if TYPE_CHECKING:
-    from mpkit.pool._engine import Engine
+    from mpkit.pool._engine.engine import Engine
+    from mpkit.pool._engine.statistics import PoolStatistics, WorkerSnapshot
     from mpkit.pool._executor import ExecutorTasks
-    from mpkit.pool._statistics import PoolStatistics, WorkerSnapshot
 
 __all__ = ["PoolView", "TaskPool"]
 
@@ -397,7 +403,7 @@ class TaskPool(PoolView):
         _refuse_greenlets()
         # First: it comes up while the rest is made.
         start_server(options.context)
-        from mpkit.pool._engine import Engine  # noqa: PLC0415  see the top of this file
+        from mpkit.pool._engine.engine import Engine  # noqa: PLC0415  see the top of this file
 
         task_options = (
             DEFAULT_TASK_OPTIONS if options.pickler == "pickle" else TaskOptions(pickler=options.pickler)

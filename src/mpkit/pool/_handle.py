@@ -32,12 +32,12 @@ from mpkit._platform.hints import override
 from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._wire.unsendable import Unsendable
 from mpkit.errors import TaskCancelled, WaitTimeout
-from mpkit.pool import _payload as payload
-from mpkit.pool._channel import BIG_ERROR, BIG_VALUE, ERROR, PLAIN, RAISED, VALUE
+from mpkit.pool._protocol import payload
+from mpkit.pool._protocol.channel import BIG_ERROR, BIG_VALUE, ERROR, PLAIN, RAISED, VALUE
 
 if TYPE_CHECKING:
-    from mpkit.pool._engine import Engine
-    from mpkit.pool._ledger import Task
+    from mpkit.pool._engine.engine import Engine
+    from mpkit.pool._engine.ledger import Task
 
 __all__ = ["TaskHandle"]
 

@@ -22,20 +22,20 @@ from mpkit._platform import seam
 from mpkit._platform.deadlines import check_timeout
 from mpkit._platform.hints import Self
 from mpkit._platform.interrupts import deferred_interrupts
-from mpkit._shm.packs import are_plain
+from mpkit._shm.queues.packs import are_plain
 from mpkit._wire.unsendable import Unsendable
 from mpkit.errors import SerializationError, SharedMemoryExhausted, TaskCancelled, WaitTimeout
-from mpkit.pool import _payload as payload
-from mpkit.pool._channel import CHUNK, EACH, PART, RAISED, SOON
 from mpkit.pool._chunking import open_chunk, piece_of
-from mpkit.pool._functions import Function, GroupedFunction
+from mpkit.pool._engine.functions import Function, GroupedFunction
+from mpkit.pool._engine.ledger import SENT, UNSENT, Chunk, Task
+from mpkit.pool._engine.options import TaskOptions, check_chunksize, check_count
+from mpkit.pool._engine.progress import Progress
 from mpkit.pool._handle import CONDITION_SECONDS
-from mpkit.pool._ledger import SENT, UNSENT, Chunk, Task
-from mpkit.pool._options import TaskOptions, check_chunksize, check_count
-from mpkit.pool._progress import Progress
+from mpkit.pool._protocol import payload
+from mpkit.pool._protocol.channel import CHUNK, EACH, PART, RAISED, SOON
 
 if TYPE_CHECKING:
-    from mpkit.pool._engine import Engine
+    from mpkit.pool._engine.engine import Engine
 
 __all__ = ["ImapIterator", "LazyMap"]
 

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mpkit._platform import seam
 from mpkit._platform.hints import override
 from mpkit.errors import TaskCancelled
-from mpkit.pool import _payload as payload
-from mpkit.pool._channel import BIG_VALUE, CHUNK, ERROR, PART, PLAIN, RAISED, STAR, VALUE
 from mpkit.pool._chunking import automatic_chunks, chunks_of, open_chunk, piece_of
+from mpkit.pool._engine.ledger import Chunk, Task
+from mpkit.pool._engine.options import TaskOptions
+from mpkit.pool._engine.progress import Progress
 from mpkit.pool._handle import TaskHandle
-from mpkit.pool._ledger import Chunk, Task
-from mpkit.pool._options import TaskOptions
-from mpkit.pool._progress import Progress
+from mpkit.pool._protocol import payload
+from mpkit.pool._protocol.channel import BIG_VALUE, CHUNK, ERROR, PART, PLAIN, RAISED, STAR, VALUE
 
 if TYPE_CHECKING:
-    from mpkit.pool._engine import Engine
+    from mpkit.pool._engine.engine import Engine
 
 __all__ = ["MapHandle"]
 

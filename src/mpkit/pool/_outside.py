@@ -6,9 +6,9 @@ import os
 from typing import NamedTuple
 
 from mpkit._platform.positioned import read_at
-from mpkit._shm.outside import open_to_look
-from mpkit._shm.ring import COUNT_MASK, INDEX_BITS
-from mpkit.pool._channel import (
+from mpkit._shm.queues.outside import open_to_look
+from mpkit._shm.queues.ring import COUNT_MASK, INDEX_BITS
+from mpkit.pool._protocol.channel import (
     DONE,
     IN_HEAD,
     IN_TAIL,

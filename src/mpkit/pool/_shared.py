@@ -11,17 +11,17 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from mpkit._platform.hints import Self
-from mpkit._shm.blob import Blob
+from mpkit._shm.memory.blob import Blob
 from mpkit.errors import ClosedError
-from mpkit.pool import _payload as payload
-from mpkit.pool._opened import open_shared
-from mpkit.pool._options import Pickler
-from mpkit.pool._seen_shared import (
+from mpkit.pool._engine.options import Pickler
+from mpkit.pool._engine.seen_shared import (
     forget_seen_shared,
     note_shared,
     pickles_for_tasks,
     take_seen_shared,
 )
+from mpkit.pool._protocol import payload
+from mpkit.pool._worker.opened import open_shared
 
 __all__ = ["Shared"]
 

@@ -23,7 +23,7 @@ from mpkit.errors import HandleLost, SerializationError, SharedMemoryExhausted
 from mpkit.process.report import Report, Stage
 
 if TYPE_CHECKING:
-    from mpkit._shm.blob import Blob
+    from mpkit._shm.memory.blob import Blob
 
 __all__ = ["Arrival", "Handle", "Ties"]
 
@@ -40,8 +40,8 @@ class Ties:
         self.link = link
         self.report = report
         self.stack = stack
-        #: The file by which the child is found if its parent dies as well (see `mpkit._shm.trail`); empty: a
-        #: parent whose remains nobody removes needs none.
+        #: The file by which the child is found if its parent dies as well (see `mpkit._shm.memory.trail`);
+        #: empty: a parent whose remains nobody removes needs none.
         self.trail = trail
         # In the parent, which removes that.
         self._blob = blob
@@ -166,7 +166,8 @@ class Ties:
         """
         if not self.shares_tracker:
             return
-        from mpkit._shm import remains, trail  # noqa: PLC0415  rarely needed
+        from mpkit._shm.locks import remains  # noqa: PLC0415  rarely needed
+        from mpkit._shm.memory import trail  # noqa: PLC0415  rarely needed
 
         its_notes = self.report.notes()
         if self.trail and (found := trail.read(self.trail)) is not None:
@@ -179,8 +180,8 @@ class Ties:
 
 
 def _make_trail() -> Blob | None:
-    from mpkit._shm import trail  # noqa: PLC0415  most processes start none
-    from mpkit._shm.blob import Blob  # noqa: PLC0415
+    from mpkit._shm.memory import trail  # noqa: PLC0415  most processes start none
+    from mpkit._shm.memory.blob import Blob  # noqa: PLC0415
 
     # Where there is no room the resource tracker does what is to be done, with a warning.
     with contextlib.suppress(SharedMemoryExhausted):
@@ -190,8 +191,8 @@ def _make_trail() -> Blob | None:
 
 def _follow(name: str, link: ParentLink) -> bool:
     """In the child: be found by that file. Whether the parent goes on; else nobody may look there again."""
-    from mpkit._shm import trail  # noqa: PLC0415  most processes have none
-    from mpkit._shm.segment import Segment  # noqa: PLC0415
+    from mpkit._shm.memory import trail  # noqa: PLC0415  most processes have none
+    from mpkit._shm.memory.segment import Segment  # noqa: PLC0415
 
     try:
         segment = Segment.attach(name)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mpkit._platform import identity
-from mpkit._shm.segment import PAGE, Segment
+from mpkit._shm.memory.segment import PAGE, Segment
 from mpkit.cli.doctor import leftovers
 
 # Larger than any pid that Linux gives out.

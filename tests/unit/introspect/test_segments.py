@@ -13,9 +13,10 @@ import pytest
 
 from mpkit import BoundedQueue, Lock, introspect
 from mpkit._platform import identity
-from mpkit._shm import layout, shared_object
-from mpkit._shm.outside import read_queue
-from mpkit._shm.segment import Segment
+from mpkit._shm.locks import shared_object
+from mpkit._shm.memory.segment import Segment
+from mpkit._shm.queues import layout
+from mpkit._shm.queues.outside import read_queue
 from mpkit.introspect import _segments
 from mpkit.introspect._translate import find
 from mpkit.pool._outside import read_name, read_row

@@ -14,7 +14,7 @@ import pytest
 
 from mpkit import LockedCounter
 from mpkit._platform import seam, tracker, tracker_process
-from mpkit._shm.semaphore import Semaphore
+from mpkit._shm.memory.semaphore import Semaphore
 from tests.helpers.processes import forked
 from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
 from tests.helpers.waiting import PATIENCE

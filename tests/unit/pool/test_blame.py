@@ -9,7 +9,7 @@ import pytest
 
 from mpkit import TaskPool
 from mpkit.errors import SerializationError
-from mpkit.pool._blame import blame
+from mpkit.pool._engine.blame import blame
 from tests.contract import pool_tasks as tasks
 
 

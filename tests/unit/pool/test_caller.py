@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from mpkit.pool import _caller
-from mpkit.pool._caller import Caller
-from mpkit.pool._channel import LOGS_LATE
+from mpkit.pool._engine import caller as _caller
+from mpkit.pool._engine.caller import Caller
+from mpkit.pool._protocol.channel import LOGS_LATE
 from tests.helpers.waiting import PATIENCE, wait_until
 
 

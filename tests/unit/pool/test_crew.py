@@ -8,8 +8,8 @@ from unittest.mock import Mock
 import pytest
 
 from mpkit.errors import PoolBroken, SharedMemoryExhausted
-from mpkit.pool._crew import MOST_FAILURES, MOST_KILLED, Crew, Failure
-from mpkit.pool._dispatcher import Dispatcher
+from mpkit.pool._engine.crew import MOST_FAILURES, MOST_KILLED, Crew, Failure
+from mpkit.pool._engine.dispatcher import Dispatcher
 
 
 def test_only_failures_in_a_row_count() -> None:

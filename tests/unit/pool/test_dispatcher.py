@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from mpkit.pool._channel import BIG_VALUE, NONE, RAISED, RESULT_HEAD, TASK, TASK_HEAD, Channel
-from mpkit.pool._dispatcher import Dispatcher, Settlements
-from mpkit.pool._functions import Function
-from mpkit.pool._lane import Lane
-from mpkit.pool._ledger import Task
+from mpkit.pool._engine.dispatcher import Dispatcher, Settlements
+from mpkit.pool._engine.functions import Function
+from mpkit.pool._engine.lane import Lane
+from mpkit.pool._engine.ledger import Task
+from mpkit.pool._protocol.channel import BIG_VALUE, NONE, RAISED, RESULT_HEAD, TASK, TASK_HEAD, Channel
 
 
 class _Sink:

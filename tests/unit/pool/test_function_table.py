@@ -11,7 +11,7 @@ import pytest
 
 from mpkit import TaskPool
 from mpkit.errors import SerializationError
-from mpkit.pool._function_table import FunctionTable
+from mpkit.pool._engine.function_table import FunctionTable
 from tests.contract import pool_tasks as tasks
 from tests.helpers.waiting import PATIENCE
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mpkit.pool._functions import AHEAD_NS, GROUP_NS, MOST_AHEAD, Function, GroupedFunction
+from mpkit.pool._engine.functions import AHEAD_NS, GROUP_NS, MOST_AHEAD, Function, GroupedFunction
 
 
 def test_nothing_is_sent_ahead_until_something_is_known() -> None:

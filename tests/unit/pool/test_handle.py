@@ -21,8 +21,8 @@ import pytest
 
 from mpkit.errors import TaskCancelled
 from mpkit.pool import TaskHandle
-from mpkit.pool._channel import PLAIN, RAISED
 from mpkit.pool._handle import _is_of_asyncio
+from mpkit.pool._protocol.channel import PLAIN, RAISED
 from tests.helpers.conditions import Alarm, InterruptedCondition
 
 

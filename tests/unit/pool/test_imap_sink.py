@@ -9,11 +9,11 @@ from unittest.mock import Mock
 import pytest
 
 from mpkit.pool import _imap
-from mpkit.pool._channel import PART, VALUE
-from mpkit.pool._functions import Function
+from mpkit.pool._engine.functions import Function
+from mpkit.pool._engine.ledger import Chunk
+from mpkit.pool._engine.progress import Progress
 from mpkit.pool._imap import LazyMap, _ImapSink
-from mpkit.pool._ledger import Chunk
-from mpkit.pool._progress import Progress
+from mpkit.pool._protocol.channel import PART, VALUE
 from tests.helpers.conditions import Alarm, InterruptedCondition
 from tests.helpers.waiting import PATIENCE
 

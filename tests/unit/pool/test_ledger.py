@@ -13,8 +13,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from mpkit.pool._functions import Function
-from mpkit.pool._ledger import CANCELLED, ENDED, QUEUED, SENT, TIMED_OUT, Chunk, Death, Ledger, Task
+from mpkit.pool._engine.functions import Function
+from mpkit.pool._engine.ledger import CANCELLED, ENDED, QUEUED, SENT, TIMED_OUT, Chunk, Death, Ledger, Task
 
 _DEATH = Death(1, -9, "SIGKILL", "", None, False)
 _FUNCTION = Function("f", b"")

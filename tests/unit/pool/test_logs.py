@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpkit.pool import _logs
-from mpkit.pool._channel import HEAD_SIZE
+from mpkit.pool._protocol import logs as _logs
+from mpkit.pool._protocol.channel import HEAD_SIZE
 
 NAME = "mpkit-test-logs"
 MOST = 12 << 10

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mpkit._shm.ring import TornRingError
+from mpkit._shm.queues.ring import TornRingError
 from mpkit.errors import SharedMemoryExhausted
-from mpkit.pool import _payload
-from mpkit.pool._channel import BIG_VALUE, HEAD_SIZE, LONGEST_TASK, RAISED, Channel
+from mpkit.pool._protocol import payload as _payload
+from mpkit.pool._protocol.channel import BIG_VALUE, HEAD_SIZE, LONGEST_TASK, RAISED, Channel
 
 
 def test_the_longest_task_fits_into_an_inbox_wherever_its_index_stands() -> None:

@@ -11,8 +11,8 @@ import pytest
 from mpkit._platform import families
 from mpkit._platform.deadlines import NEVER
 from mpkit._platform.identity import ProcessIdentity
-from mpkit.pool import _programs
-from mpkit.pool._programs import Programs
+from mpkit.pool._engine import programs as _programs
+from mpkit.pool._engine.programs import Programs
 
 _ONE, _TWO, _CHILD = (ProcessIdentity(1_000_000 + number, number) for number in range(3))
 _GRACE = 10.0

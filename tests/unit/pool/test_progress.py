@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 from tqdm import tqdm
 
-from mpkit.pool._progress import Progress
+from mpkit.pool._engine.progress import Progress
 from tests.helpers.waiting import PATIENCE
 
 

@@ -9,9 +9,9 @@ from typing import Any, cast
 import pytest
 
 from mpkit._platform import seam
-from mpkit.pool import _room
-from mpkit.pool._ledger import Task
-from mpkit.pool._room import Place, Room
+from mpkit.pool._engine import room as _room
+from mpkit.pool._engine.ledger import Task
+from mpkit.pool._engine.room import Place, Room
 from tests.helpers.waiting import PATIENCE, wait_until
 
 TASK, EARLIER = cast("list[Task]", [object(), object()])

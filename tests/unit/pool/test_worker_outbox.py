@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any, cast
 
-from mpkit.pool._worker_outbox import Outbox
+from mpkit.pool._worker.outbox import Outbox
 from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
 from tests.unit.shm.others import Call
 

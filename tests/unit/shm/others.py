@@ -12,10 +12,10 @@ import pytest
 
 from mpkit._platform import identity
 from mpkit._platform.identity import ProcessIdentity
-from mpkit._shm.robust_lock import COMPLETED, INSIDE
-from mpkit._shm.rows import FIRST_LOCK, LOCK_WORDS
-from mpkit._shm.semaphore import Semaphore
-from mpkit._shm.shared_object import SharedObject
+from mpkit._shm.locks.robust_lock import COMPLETED, INSIDE
+from mpkit._shm.locks.shared_object import SharedObject
+from mpkit._shm.memory.rows import FIRST_LOCK, LOCK_WORDS
+from mpkit._shm.memory.semaphore import Semaphore
 from tests.helpers.waiting import PATIENCE
 
 T = TypeVar("T")

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from mpkit import BoundedQueue
-from mpkit._shm import async_waiters
-from mpkit._shm.put_side import PutSide
+from mpkit._shm.queues import async_waiters
+from mpkit._shm.queues.put_side import PutSide
 from tests.helpers.processes import forked
 from tests.helpers.waiting import PATIENCE, wait_until
 

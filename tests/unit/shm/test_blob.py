@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from mpkit._shm import blob as blob_module
-from mpkit._shm import names
-from mpkit._shm import segment as segment_module
-from mpkit._shm.blob import Blob
+from mpkit._shm.memory import blob as blob_module
+from mpkit._shm.memory import names
+from mpkit._shm.memory import segment as segment_module
+from mpkit._shm.memory.blob import Blob
 from mpkit.errors import SharedMemoryExhausted
 
 

@@ -17,10 +17,10 @@ import pytest
 
 from mpkit import BoundedQueue
 from mpkit._platform import identity
-from mpkit._shm import held_items, layout, views
-from mpkit._shm.borrowers import SLOT_WORDS, Borrowers
-from mpkit._shm.queue_file import QueueFile
-from mpkit._shm.regions import FREE, HELD, LEFT, LENT, PINNED
+from mpkit._shm.queues import held_items, layout, views
+from mpkit._shm.queues.borrowers import SLOT_WORDS, Borrowers
+from mpkit._shm.queues.queue_file import QueueFile
+from mpkit._shm.queues.regions import FREE, HELD, LEFT, LENT, PINNED
 from tests.helpers.stepping import needs_a_trace_that_raises
 from tests.helpers.waiting import wait_until
 from tests.unit.shm.others import dead_process, living_stranger

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from mpkit._shm import generations, layout, put_ring
-from mpkit._shm.layout import GENERATION_MASK, GET_GENERATION, PUT_GENERATION
-from mpkit._shm.open_queue import OpenQueue
-from mpkit._shm.ring import COUNT_LIMIT, COUNT_MASK, INDEX_BITS, ONE
+from mpkit._shm.queues import generations, layout, put_ring
+from mpkit._shm.queues.layout import GENERATION_MASK, GET_GENERATION, PUT_GENERATION
+from mpkit._shm.queues.open_queue import OpenQueue
+from mpkit._shm.queues.ring import COUNT_LIMIT, COUNT_MASK, INDEX_BITS, ONE
 from mpkit.errors import QueueShutDown, SharedMemoryExhausted
 from tests.helpers.waiting import PATIENCE
 
@@ -141,7 +141,7 @@ def test_no_memory_to_grow_leaves_the_queue_as_it_is(
 
     put(queue, item(0))
     with monkeypatch.context() as patch:
-        patch.setattr("mpkit._shm.regions.reserve", refuse)
+        patch.setattr("mpkit._shm.queues.regions.reserve", refuse)
         number = 1
         with pytest.raises(SharedMemoryExhausted):
             while True:

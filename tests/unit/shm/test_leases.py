@@ -16,11 +16,12 @@ from typing import Any, TypeAlias
 import pytest
 
 from mpkit import BoundedQueue, Lock, LockedCounter
-from mpkit._shm import robust_lock, segment, semaphore, shared_object
-from mpkit._shm.names import owned_names, remove_unneeded
-from mpkit._shm.rows import Rows
-from mpkit._shm.segment import Segment
-from mpkit._shm.shared_object import SharedObject
+from mpkit._shm.locks import robust_lock, shared_object
+from mpkit._shm.locks.shared_object import SharedObject
+from mpkit._shm.memory import segment, semaphore
+from mpkit._shm.memory.names import owned_names, remove_unneeded
+from mpkit._shm.memory.rows import Rows
+from mpkit._shm.memory.segment import Segment
 from mpkit.errors import SharedMemoryExhausted
 from tests.helpers.waiting import PATIENCE
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mpkit._platform import seam, tracker
-from mpkit._shm import names
+from mpkit._shm.memory import names
 from tests.helpers.waiting import PATIENCE, wait_until
 
 
@@ -74,7 +74,7 @@ def test_a_name_that_nobody_needs_goes_at_once(file: str) -> None:
 
 def test_a_name_that_may_be_needed_lingers(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
-    monkeypatch.setattr("mpkit._shm.names.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("mpkit._shm.memory.names.time.monotonic", lambda: now[0])
     # What earlier tests have let go lingers by the real clock, and would stand in front.
     monkeypatch.setattr(names, "_lingering", deque())
     asked = []

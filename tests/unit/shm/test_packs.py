@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from mpkit import BoundedQueue
-from mpkit._shm import put_side
-from mpkit._shm.packs import FEWEST_ITEMS, MOST_BYTES, MOST_ITEMS, Pack, pack
-from mpkit._shm.ring import COUNT_LIMIT, INDEX_BITS, INDEX_MASK
-from mpkit._shm.robust_lock import RobustLock
+from mpkit._shm.locks.robust_lock import RobustLock
+from mpkit._shm.queues import put_side
+from mpkit._shm.queues.packs import FEWEST_ITEMS, MOST_BYTES, MOST_ITEMS, Pack, pack
+from mpkit._shm.queues.ring import COUNT_LIMIT, INDEX_BITS, INDEX_MASK
 from mpkit.errors import QueueEmpty, QueueFull
 from tests.helpers.waiting import PATIENCE
 
@@ -102,7 +102,7 @@ def test_a_list_that_holds_itself_is_not_packed() -> None:
 
 
 def test_what_another_thread_slips_in_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mpkit._shm import packs
+    from mpkit._shm.queues import packs
 
     monkeypatch.setattr(packs, "are_plain", lambda _items: True)
     assert pack([1, 2, 3, Pair(1, 2)]) is None

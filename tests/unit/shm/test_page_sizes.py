@@ -11,7 +11,8 @@ import pytest
 
 from mpkit import BoundedQueue
 from mpkit._platform import file_maps
-from mpkit._shm import places, queue_file, regions, segment
+from mpkit._shm.memory import segment
+from mpkit._shm.queues import places, queue_file, regions
 
 
 @pytest.fixture(params=[16 * 1024, 64 * 1024])

@@ -16,10 +16,11 @@ import pytest
 from mpkit._platform import identity
 from mpkit._platform.file_maps import map_file
 from mpkit._platform.identity import ProcessIdentity
-from mpkit._shm import regions as regions_module
-from mpkit._shm.places import offset_of, size_of
-from mpkit._shm.region_uses import UseIsOver, Writing
-from mpkit._shm.regions import (
+from mpkit._shm.memory.segment import PAGE, Segment, reserve
+from mpkit._shm.queues import regions as regions_module
+from mpkit._shm.queues.places import offset_of, size_of
+from mpkit._shm.queues.region_uses import UseIsOver, Writing
+from mpkit._shm.queues.regions import (
     DROPPED,
     ENTRY_WORDS,
     FREE,
@@ -33,8 +34,7 @@ from mpkit._shm.regions import (
     IsOver,
     Regions,
 )
-from mpkit._shm.ring import COUNT_MASK
-from mpkit._shm.segment import PAGE, Segment, reserve
+from mpkit._shm.queues.ring import COUNT_MASK
 from mpkit.errors import SharedMemoryExhausted
 from tests.unit.shm.others import dead_process, living_stranger
 

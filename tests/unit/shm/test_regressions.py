@@ -27,26 +27,18 @@ from mpkit import BoundedQueue, Lock, LockedCounter
 from mpkit._platform.file_maps import map_file
 from mpkit._platform.filelock import FileLock
 from mpkit._platform.seam import InterruptibleLock
-from mpkit._shm import (
-    async_waiters,
-    get_side,
-    held_items,
-    names,
-    outside,
-    put_side,
-    robust_lock,
-    shared_object,
-    sleepers,
-)
-from mpkit._shm.counter_file import VALUE, CounterFile
-from mpkit._shm.layout import DISCARD_FROM, REGIONS, RING_HEAD, RING_RECORDS, RING_TAIL
-from mpkit._shm.open_queue import OpenQueue
-from mpkit._shm.put_side import PutSide
-from mpkit._shm.records import BIG
-from mpkit._shm.regions import ENTRY_WORDS, FREE, WRITING, Look, Regions
-from mpkit._shm.ring import COUNT_LIMIT, ONE
-from mpkit._shm.robust_lock import RobustLock
-from mpkit._shm.rows import Rows
+from mpkit._shm.locks import robust_lock, shared_object, sleepers
+from mpkit._shm.locks.counter_file import VALUE, CounterFile
+from mpkit._shm.locks.robust_lock import RobustLock
+from mpkit._shm.memory import names
+from mpkit._shm.memory.rows import Rows
+from mpkit._shm.queues import async_waiters, get_side, held_items, outside, put_side
+from mpkit._shm.queues.layout import DISCARD_FROM, REGIONS, RING_HEAD, RING_RECORDS, RING_TAIL
+from mpkit._shm.queues.open_queue import OpenQueue
+from mpkit._shm.queues.put_side import PutSide
+from mpkit._shm.queues.records import BIG
+from mpkit._shm.queues.regions import ENTRY_WORDS, FREE, WRITING, Look, Regions
+from mpkit._shm.queues.ring import COUNT_LIMIT, ONE
 from mpkit.errors import ClosedError, HandleLost, QueueEmpty, QueueFull, QueueShutDown, SharedMemoryExhausted
 from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
 from tests.helpers.waiting import PATIENCE, wait_until
@@ -923,7 +915,7 @@ def test_a_queue_that_is_closed_as_its_file_is_mapped_maps_no_other_file(
             os.dup2(another.fileno(), fd)
         return map_file(number, size, offset)
 
-    monkeypatch.setattr("mpkit._shm.regions.map_file", map_late)
+    monkeypatch.setattr("mpkit._shm.queues.regions.map_file", map_late)
     with path.open("r+b") as another:
         with pytest.raises(ClosedError):
             queue.put(b"?" * 100_000)

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from mpkit._shm.ring import COUNT_LIMIT, INDEX_MASK, ONE, WRAP, Ring, TornRingError
+from mpkit._shm.queues.ring import COUNT_LIMIT, INDEX_MASK, ONE, WRAP, Ring, TornRingError
 
 START = 16
 

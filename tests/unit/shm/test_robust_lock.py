@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from mpkit import BoundedQueue, LockedCounter
-from mpkit._shm import robust_lock
-from mpkit._shm.counter_file import CounterFile
-from mpkit._shm.robust_lock import ATTEMPTS, COMPLETED, INSIDE, RobustLock
+from mpkit._shm.locks import robust_lock
+from mpkit._shm.locks.counter_file import CounterFile
+from mpkit._shm.locks.robust_lock import ATTEMPTS, COMPLETED, INSIDE, RobustLock
 from mpkit.errors import ClosedError, QueueShutDown
 from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
 from tests.helpers.waiting import PATIENCE, wait_until
@@ -289,7 +289,7 @@ def test_a_holder_that_moves_on_meanwhile_is_no_reason(
         moved.append(1)
         lock.words[other.row + 2] = COMPLETED + INSIDE
 
-    monkeypatch.setattr("mpkit._shm.robust_lock.time.sleep", pause)
+    monkeypatch.setattr("mpkit._shm.locks.robust_lock.time.sleep", pause)
     assert lock.local_acquire(False)
     lock._recover(time.monotonic() + PATIENCE)
     lock.local_release()

@@ -9,8 +9,8 @@ import pytest
 
 from mpkit._platform import identity
 from mpkit._platform.identity import ProcessIdentity
-from mpkit._shm.rows import ROW_WORDS, Rows
-from mpkit._shm.segment import PAGE, Segment
+from mpkit._shm.memory.rows import ROW_WORDS, Rows
+from mpkit._shm.memory.segment import PAGE, Segment
 from mpkit.errors import SharedMemoryExhausted
 from tests.unit.shm.others import dead_process, living_stranger
 
@@ -82,7 +82,7 @@ def test_no_memory_for_another_row_leaves_the_table_as_it_was(
     def refuse(_fd: int, _offset: int, _size: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mpkit._shm.rows.reserve", refuse)
+    monkeypatch.setattr("mpkit._shm.memory.rows.reserve", refuse)
     with pytest.raises(SharedMemoryExhausted):
         rows.join(None)
     assert rows.words[USED] == 0

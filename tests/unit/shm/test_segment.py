@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from mpkit._shm import names
-from mpkit._shm import segment as segment_module
-from mpkit._shm.segment import PAGE, Segment, exhausted, reserve
+from mpkit._shm.memory import names
+from mpkit._shm.memory import segment as segment_module
+from mpkit._shm.memory.segment import PAGE, Segment, exhausted, reserve
 from mpkit.errors import HandleLost, SharedMemoryExhausted
 
 

@@ -13,8 +13,8 @@ import pytest
 from mpkit import Lock
 from mpkit._platform import identity, seam
 from mpkit._platform.identity import ProcessIdentity
-from mpkit._shm import names
-from mpkit._shm.semaphore import MAX_VALUE, Semaphore
+from mpkit._shm.memory import names
+from mpkit._shm.memory.semaphore import MAX_VALUE, Semaphore
 from mpkit.errors import HandleLost, SharedMemoryExhausted
 
 

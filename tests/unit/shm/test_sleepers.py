@@ -10,10 +10,10 @@ from typing import TypeVar, cast
 
 import pytest
 
-from mpkit._shm import sleepers as sleepers_module
-from mpkit._shm.robust_lock import RobustLock
-from mpkit._shm.semaphore import MAX_VALUE, Semaphore
-from mpkit._shm.sleepers import FIRST_TICKET, Sleepers, Ticket, Waker
+from mpkit._shm.locks import sleepers as sleepers_module
+from mpkit._shm.locks.robust_lock import RobustLock
+from mpkit._shm.locks.sleepers import FIRST_TICKET, Sleepers, Ticket, Waker
+from mpkit._shm.memory.semaphore import MAX_VALUE, Semaphore
 from tests.helpers.waiting import PATIENCE
 from tests.unit.shm.others import Call, permits
 

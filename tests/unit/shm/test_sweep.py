@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from mpkit._platform import identity
-from mpkit._shm import names, sweep
-from mpkit._shm.segment import PAGE, Segment
+from mpkit._shm.memory import names, sweep
+from mpkit._shm.memory.segment import PAGE, Segment
 from tests.unit.shm.others import dead_process, living_stranger
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="an open file cannot be removed there")
@@ -36,7 +36,7 @@ def of_the_dead(folder: Path, *, kind: str = "queue", age: float = OLD) -> Path:
 @pytest.fixture
 def fall_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Segments go to `tmp_path`, as if there were no /dev/shm, and this process has not swept yet."""
-    monkeypatch.setattr("mpkit._shm.segment._directories", lambda: [str(tmp_path)])
+    monkeypatch.setattr("mpkit._shm.memory.segment._directories", lambda: [str(tmp_path)])
     monkeypatch.setattr(sweep, "_swept_by", 0)
     yield tmp_path
     assert not [name for name in names.owned_names() if name.startswith(str(tmp_path))]

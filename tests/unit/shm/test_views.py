@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from mpkit._shm import views
-from mpkit._shm.regions import FREE, HELD, KEPT_FOR_RINGS, PINNED, WRITING, Regions
-from mpkit._shm.segment import PAGE, Segment
-from mpkit._shm.views import open_views
+from mpkit._shm.memory.segment import PAGE, Segment
+from mpkit._shm.queues import views
+from mpkit._shm.queues.regions import FREE, HELD, KEPT_FOR_RINGS, PINNED, WRITING, Regions
+from mpkit._shm.queues.views import open_views
 from tests.helpers.waiting import PATIENCE
 
 START, END = 64, 60

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from mpkit import BoundedQueue
-from mpkit._shm.robust_lock import RobustLock
-from mpkit._shm.sleepers import Sleepers
+from mpkit._shm.locks.robust_lock import RobustLock
+from mpkit._shm.locks.sleepers import Sleepers
 
 Operation = Callable[[BoundedQueue[Any]], object]
 

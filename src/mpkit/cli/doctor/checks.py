@@ -13,8 +13,8 @@ from mpkit import introspect
 from mpkit._platform.build import FREE_THREADED
 from mpkit._platform.contexts import resolve_context
 from mpkit._platform.cpus import usable_cpus
-from mpkit._shm.segment import SHM_DIRECTORY, Segment
-from mpkit._shm.semaphore import Semaphore
+from mpkit._shm.memory.segment import SHM_DIRECTORY, Segment
+from mpkit._shm.memory.semaphore import Semaphore
 from mpkit.cli import _text
 from mpkit.cli.doctor import leftovers
 from mpkit.cli.doctor.finding import Finding, fine, note, problem

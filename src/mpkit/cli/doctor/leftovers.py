@@ -5,9 +5,10 @@ does. What is left is the work of a machine-wide kill (the tracker included), or
 does not look.
 
 Who created a file and who has it open is told by pids. Containers that share a directory have pids of their
-own each, so from inside a container the living next door look dead. Unlike the files that `mpkit._shm.sweep`
-removes, those in ``/dev/shm`` (and semaphores, which cannot be locked) bear nothing by which the kernel could
-tell that they are in use. So only one who sees every process of the machine can judge: `sees_every_process`.
+own each, so from inside a container the living next door look dead. Unlike the files that
+`mpkit._shm.memory.sweep` removes, those in ``/dev/shm`` (and semaphores, which cannot be locked) bear nothing
+by which the kernel could tell that they are in use. So only one who sees every process of the machine can
+judge: `sees_every_process`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from mpkit._platform import identity
 from mpkit._platform.descriptors import is_ours
-from mpkit._shm.names import SHM_DIRECTORY, temporary_directory
+from mpkit._shm.memory.names import SHM_DIRECTORY, temporary_directory
 from mpkit.introspect import _segments
 
 if TYPE_CHECKING:

@@ -48,9 +48,9 @@ from mpkit.compat._numbers import not_bool, not_negative
 from mpkit.compat._processes import default_start_method, processes_of, worker_names
 from mpkit.errors import ClosedError, SerializationError
 from mpkit.pool import TaskHandle, TaskPool
+from mpkit.pool._engine.options import PoolOptions, check_count
+from mpkit.pool._engine.states import BROKEN
 from mpkit.pool._executor import PoolExecutor, map_in_order
-from mpkit.pool._options import PoolOptions, check_count
-from mpkit.pool._states import BROKEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

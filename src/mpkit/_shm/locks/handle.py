@@ -1,0 +1,131 @@
+"""What the public objects have in common: they open a shared object, can be pickled anywhere, and may arrive
+too late.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from types import MemberDescriptorType
+from typing import Any, ClassVar, Generic, TypeVar, cast
+
+from mpkit._platform.hints import without_type_arguments
+from mpkit._shm.locks.shared_object import Lease, SharedObject
+from mpkit.errors import HandleLost, SharedMemoryExhausted
+
+S = TypeVar("S", bound=SharedObject)
+
+
+class SharedHandle(Generic[S]):
+    """A handle to a shared object.
+
+    A handle that arrives in a process after the last name of its object has gone is not an error of the
+    message it came in: it says so where it is first used.
+    """
+
+    __slots__ = ("__weakref__", "_lease", "_lost", "_name", "_shared")
+
+    _shared_type: ClassVar[type[SharedObject]]
+
+    def _begin(self, shared: S) -> None:
+        """Use `shared` from now on, which has just been created for this handle."""
+        self._lease: Lease | None = shared.lease()
+        self._bind(shared)
+
+    def _bind(self, shared: S) -> None:
+        """Use `shared` from now on; subclasses keep more of it at hand."""
+        self._name = shared.name
+        self._shared: S | None = shared
+        self._lost: HandleLost | SharedMemoryExhausted | None = None
+
+    def _bind_nothing(self, name: str, reason: HandleLost | SharedMemoryExhausted) -> None:
+        """The object could not be opened: every use raises `reason`."""
+        self._name = name
+        self._shared = None
+        self._lease = None
+        self._lost = reason
+
+    def _opened(self) -> S:
+        """The open object, or the reason why there is none."""
+        shared = self._shared
+        if shared is None:
+            lost = self._lost
+            assert lost is not None
+            import copy  # noqa: PLC0415  rarely needed
+
+            # A new one each time: an exception that is raised again gathers the frames of all its callers.
+            raise copy.copy(lost) from lost.__cause__
+        shared.check_open()
+        return shared
+
+    def close(self) -> None:
+        """Close the object in this process: every later use of any handle here raises `ClosedError`. Calling
+        it again does no harm.
+
+        The handles of other processes are not affected, nor are the items of a queue. Calls that wait in
+        other threads end with `ClosedError`.
+
+        Raises:
+            RuntimeError: called in the middle of an operation of the same thread (from a signal handler or a
+                ``__del__``).
+
+        Blocking: for at most 5 s, if another thread is in the middle of an operation that is held up by a
+        stopped process.
+        """
+        if self._shared is not None:
+            self._shared.close()
+
+    def _state(self) -> str:
+        """For `repr`: "" while open."""
+        if self._shared is None:
+            return "lost"
+        return "closed" if self._shared.closed else ""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        more = self._attributes()
+        made = _arrive, (type(self), self._name, self._opened().mark_exported())
+        return made if more is None else (*made, more)
+
+    def _attributes(self) -> object:
+        """What a class that somebody has derived has put into it, as `object` would pickle that."""
+        kind = type(self)
+        own = getattr(kind, "__getstate__", None)
+        if own is not None and own is not getattr(object, "__getstate__", None):
+            return own(self)
+        # Ours have no dictionary.
+        more = without_type_arguments(getattr(self, "__dict__", {})) or None
+        slots = {name: getattr(self, name) for name in _derived_slots(kind) if hasattr(self, name)}
+        return (more, slots) if slots else more
+
+
+def _derived_slots(kind: type) -> Iterator[str]:
+    """Those of the classes that somebody has derived from one of ours."""
+    for base in kind.__mro__:
+        if "_shared_type" in vars(base):
+            return
+        yield from (name for name, value in vars(base).items() if isinstance(value, MemberDescriptorType))
+
+
+def checked_integer(name: str, value: object) -> int:
+    """An argument of a public method as an integer.
+
+    Raises:
+        TypeError: it is none.
+    """
+    try:
+        return operator.index(cast("Any", value))
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, not {value!r}") from None
+
+
+def _arrive(cls: type[SharedHandle[Any]], name: str, export: int) -> SharedHandle[Any]:
+    """Unpickle a handle."""
+    handle = cls.__new__(cls)
+    try:
+        shared, handle._lease = cls._shared_type.arrive(name, export)
+    except (HandleLost, SharedMemoryExhausted) as error:
+        # Without its traceback, which would keep alive what was being unpickled.
+        handle._bind_nothing(name, error.with_traceback(None))
+    else:
+        handle._bind(shared)
+    return handle

@@ -1,0 +1,139 @@
+"""What a killed process has left in shared memory, and how whoever started it removes that.
+
+Each name tells which process made it, with its start time. Once that one is dead, what only it could use
+goes: parcels, and what it shares with the workers of its pools. A queue, a lock or a counter goes as well,
+unless a living process has it open or a handle to it is under way: then it is treated like one that its
+creator has dropped. The names are this process's from then on, which looks at them again from time to time,
+and removes them at its exit.
+
+What a process had only told the resource tracker, or had already removed without telling it, is known from
+its notes (`mpkit._platform.notes`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+from collections.abc import Iterator
+from typing import Final
+
+from mpkit._platform import identity
+from mpkit._platform.descriptors import is_ours
+from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.interrupts import deferred_interrupts
+from mpkit._platform.notes import read as read_notes
+from mpkit._shm.locks.shared_object import in_use_elsewhere
+from mpkit._shm.memory import names, trail
+from mpkit._shm.memory.names import PREFIX, SEGMENT_NAME, SEMAPHORE_FILE, SHM_DIRECTORY, NameType
+
+__all__ = ["living_family_of", "remove"]
+
+#: Of these others may have a handle.
+_SHARED: Final = frozenset({"queue", "lock", "counter"})
+
+
+def remove(process: ProcessIdentity, notes: bytes) -> None:
+    """Remove what a dead process has left, and those of its family that are dead.
+
+    To be called by whoever has started the process, once, or once more when more of its family are dead.
+
+    Args:
+        process: It. It has had the same resource tracker as this process.
+        notes: What it has noted.
+
+    Blocking: for a look at each name in shared memory for each of those processes.
+    """
+    for dead, its_notes in [(process, notes), *_family_of(process)]:
+        if not identity.is_alive(dead):
+            with deferred_interrupts():
+                _remove(dead, its_notes)
+
+
+def living_family_of(process: ProcessIdentity) -> list[ProcessIdentity]:
+    """Those that die with a dead process, and with them, and so on, and have not ended yet."""
+    return [member for member, _ in _family_of(process) if identity.is_alive(member)]
+
+
+def _family_of(process: ProcessIdentity) -> list[tuple[ProcessIdentity, bytes]]:
+    """All of them, each with its notes.
+
+    (The workers of its pools, and each `WorkerProcess`. None is missing: see `trail`.)
+    """
+    found: dict[ProcessIdentity, bytes] = {}
+    unseen = [process]
+    while unseen:
+        for name, kind, base in _left_by(unseen.pop()):
+            if kind == "segment" and base.startswith(f"{PREFIX}{trail.KIND}-"):
+                # Gone meanwhile, or no descriptor left.
+                with contextlib.suppress(OSError):
+                    member = trail.read(name)
+                    if member is not None and member[0] not in found:
+                        found[member[0]] = member[1]
+                        unseen.append(member[0])
+    return list(found.items())
+
+
+def _remove(process: ProcessIdentity, notes: bytes) -> None:
+    left = list(_left_by(process))
+    left += _noted(notes)
+    paths = {base: name for name, kind, base in left if kind == "segment"}
+    used: dict[str, bool] = {}
+    for name, kind, base in dict.fromkeys(left):
+        path = paths.get(base, f"{SHM_DIRECTORY}/{base}")
+        if path not in used:
+            shared = base.split("-")[1] in _SHARED
+            used[path] = shared and in_use_elsewhere(path, under_way=True)
+        # The tracker may know the name or not, and told once more knows it once. So it can be told that it is
+        # gone, whether there is a file or not.
+        names.own(name, kind)
+        if used[path]:
+            names.let_go(name, path, in_use_elsewhere)
+        else:
+            names.remove(name)
+
+
+def _left_by(process: ProcessIdentity) -> Iterator[tuple[str, NameType, str]]:
+    """Each name that a process has made and that is there: as `names.own` takes it, what it is, and the name
+    of its segment without the directory.
+    """
+    is_its = re.compile(f"-{process.pid}-{process.started}-").search
+    directories = [SHM_DIRECTORY]
+    # There may be none, or no descriptor left to look for it with.
+    with contextlib.suppress(OSError):
+        directories.append(names.temporary_directory())
+    for directory in dict.fromkeys(directories):
+        with contextlib.suppress(OSError):
+            for entry in filter(is_its, os.listdir(directory)):
+                path = os.path.join(directory, entry)
+                if not _is_ours(path):
+                    continue
+                if SEGMENT_NAME.fullmatch(entry):
+                    yield path, "segment", entry
+                elif SEMAPHORE_FILE.fullmatch(entry):
+                    yield _semaphore(entry)
+
+
+def _is_ours(path: str) -> bool:
+    """Whether it is a file of this user. Everybody may make files there, of whatever name."""
+    # Gone meanwhile.
+    with contextlib.suppress(OSError):
+        status = os.lstat(path)
+        return stat.S_ISREG(status.st_mode) and is_ours(status)
+    return False
+
+
+def _noted(notes: bytes) -> Iterator[tuple[str, NameType, str]]:
+    """The same of what it has noted; these may be there or not."""
+    for name, rtype in read_notes(notes):
+        base = name[1:]
+        if rtype == "shared_memory" and SEGMENT_NAME.fullmatch(base):
+            yield f"{SHM_DIRECTORY}/{base}", "segment", base
+        elif rtype == "semaphore" and SEMAPHORE_FILE.fullmatch(f"sem.{base}"):
+            yield _semaphore(f"sem.{base}")
+
+
+def _semaphore(file: str) -> tuple[str, NameType, str]:
+    base = file.removeprefix("sem.")
+    return f"/{base}", "semaphore", base.rpartition("-")[0]

@@ -1,0 +1,190 @@
+"""Which processes take part: one row for each (in a lock one for each thread that is at it), in which it says
+what it is doing.
+
+A row is one cache line, so that neighbours do not slow each other down::
+
+    word 0        pid, 0 in a free row; stored last when a process joins, first when it leaves
+    word 1        start time of that process (a pid alone may have been given to another process since)
+    word 2 to 7   two words for each robust lock of the segment (see robust_lock), or three for a lock
+                  that knows its owner (see lock_rows)
+
+Only the process itself writes these words (but for a release by another one). Rows are handed out, and rows
+of the dead taken back, under a lock of the file system (`Rows.exclusive`), which the kernel frees when its
+holder dies.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+from mpkit._platform import identity
+from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
+from mpkit._platform.filelock import FileLock
+from mpkit._platform.identity import ProcessIdentity
+from mpkit._shm.memory.segment import Segment, exhausted, reserve
+from mpkit.errors import ClosedError, SharedMemoryExhausted
+
+ROW_WORDS = 8
+FIRST_LOCK = 2
+LOCK_WORDS = 2
+
+# How often a process looks again for the file lock that another one holds; its holders are done in
+# microseconds (joining) or in well under a second (investigating), and file locks cannot be waited for with a
+# time limit.
+_RETRY_SECONDS = 0.002
+# Rows whose process may be dead that are looked at before a new one is used.
+_LOOKS = 4
+
+
+class Exclusive:
+    """The file lock of a segment for the length of a block. A class of its own instead of a generator, so
+    that an exception between its instructions does not leave the lock behind.
+    """
+
+    __slots__ = ("_deadline", "_lock", "_segment")
+
+    def __init__(self, segment: Segment, deadline: float | None) -> None:
+        self._segment = segment
+        self._deadline = deadline
+        self._lock: FileLock | None = None
+
+    def __enter__(self) -> bool:
+        deadline = self._deadline
+        try:
+            while True:
+                fd = self._segment.fd
+                try:
+                    self._lock = FileLock.try_acquire(fd) if fd >= 0 else None
+                except OSError:
+                    if self._segment.fd == fd:
+                        raise
+                if self._segment.fd < 0:
+                    # Before, or meanwhile by another thread.
+                    raise ClosedError("this object is closed in this process")
+                if self._lock is not None or not (deadline is None or time.monotonic() < deadline):
+                    break
+                time.sleep(_RETRY_SECONDS)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self._lock is not None
+
+    def __exit__(self, *_exc_info: object) -> None:
+        lock = self._lock
+        if lock is not None:
+            try:
+                lock.release()
+            finally:
+                # An exception may have come first. It does nothing the second time.
+                lock.release()
+
+
+class Rows:
+    """The table of rows in one segment, seen from one process.
+
+    Args:
+        segment: where the table lies; its file is the file lock.
+        start: index of the table's first word.
+        capacity: how many rows there are.
+        used_at: index of the word that counts the rows ever handed out (what lies above has never been used).
+        must_stay: tells of the row of a dead process (by its first word) that somebody still needs it.
+    """
+
+    __slots__ = ("_capacity", "_must_stay", "_start", "_used_at", "segment", "words")
+
+    def __init__(
+        self,
+        segment: Segment,
+        *,
+        start: int,
+        capacity: int,
+        used_at: int,
+        must_stay: Callable[[int], bool] | None = None,
+    ) -> None:
+        self.segment: Segment = segment
+        self.words: memoryview[int] = segment.words
+        self._start = start
+        self._capacity = capacity
+        self._used_at = used_at
+        self._must_stay = must_stay
+
+    def take_apart(self) -> None:
+        """Know the owner no more: it has been closed, and nobody uses it."""
+        self._must_stay = None
+
+    def exclusive(self, deadline: float | None) -> Exclusive:
+        """Be the only one in all processes and threads who changes rows or investigates.
+
+        A context manager whose value is False when the deadline passed first.
+
+        Raises:
+            ClosedError: (the context manager) this process has closed the object.
+        """
+        return Exclusive(self.segment, deadline)
+
+    def join(self, deadline: float | None) -> int:
+        """Take a row for this process and return the index of its first word, or -1 when the deadline passed.
+
+        Raises:
+            SharedMemoryExhausted: every row belongs to a living process.
+        """
+        me = identity.current()
+        with self.exclusive(deadline) as alone:
+            if not alone:
+                return -1
+            at = self._free_row()
+            words = self.words
+            for word in range(1, ROW_WORDS):
+                words[at + word] = 0
+            words[at + 1] = me.started
+            if not TOTAL_STORE_ORDER:
+                # Others read without a lock: whoever sees the pid sees when that process started.
+                full_fence()
+            words[at] = me.pid
+            return at
+
+    def leave(self, at: int) -> None:
+        """Give back this process's row or (under `exclusive`) that of a dead one."""
+        self.words[at] = 0
+
+    def taken(self) -> list[tuple[int, ProcessIdentity]]:
+        """First word and process of every row in use, dead ones included."""
+        words = self.words
+        found: list[tuple[int, ProcessIdentity]] = []
+        for number in range(words[self._used_at]):
+            at = self._start + number * ROW_WORDS
+            pid = words[at]
+            if pid:
+                found.append((at, ProcessIdentity(pid, words[at + 1])))
+        return found
+
+    def _free_row(self) -> int:
+        words = self.words
+        used = words[self._used_at]
+        for number in range(used):
+            at = self._start + number * ROW_WORDS
+            if words[at] == 0:
+                return at
+        # Of those who ended without a word a few are looked at each time, all only when the table is full.
+        taken = self.taken()
+        turn = identity.current().pid % (used or 1)
+        for at, process in (taken[turn:] + taken[:turn])[: _LOOKS if used < self._capacity else used]:
+            if not identity.is_alive(process) and not (self._must_stay and self._must_stay(at)):
+                self.leave(at)
+                return at
+        if used < self._capacity:
+            at = self._start + used * ROW_WORDS
+            # The table is reserved page by page; a queue of two processes should not cost what five hundred
+            # need.
+            try:
+                reserve(self.segment.fd, at << 3, ROW_WORDS << 3)
+            except OSError as error:
+                raise exhausted(error, ROW_WORDS << 3, os.path.dirname(self.segment.name)) from error
+            words[self._used_at] = used + 1
+            return at
+        raise SharedMemoryExhausted(
+            f"{self._capacity} living processes use this object already, which is the most; let some of "
+            "them close it"
+        )

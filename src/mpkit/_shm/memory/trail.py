@@ -1,0 +1,68 @@
+"""How a process is found by whoever removes what the one that has started it has left.
+
+A worker of a pool writes who it is, and what it notes (`mpkit._platform.notes`), into the file that it shares
+with the pool. The name of that tells who made it. So when both have died, the worker is found by what the
+other one has left, and by that what the worker has left itself (`mpkit._shm.locks.remains`). The same is done
+for a `WorkerProcess` that is started by another one, or by a task; it has a file for that alone.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Final
+
+from mpkit._platform import identity, notes
+from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
+from mpkit._platform.identity import ProcessIdentity
+from mpkit._shm.memory.segment import Segment, check_private
+
+__all__ = ["END", "KIND", "begin", "notes_in", "read"]
+
+#: What the names of such files tell.
+KIND: Final = "worker"
+#: In words: pid and start time, which is stored first; on the next cache lines the notes.
+_PID, _STARTED, _NOTES = 48, 49, 56
+#: Where it ends.
+END: Final = _NOTES + (notes.SIZE >> 3)
+_NOTES_AT: Final = _NOTES << 3
+
+
+def begin(segment: Segment) -> None:
+    """In the process that is to be found: this is its file, of which only the mapping is needed."""
+    me = identity.current()
+    segment.words[_STARTED] = me.started
+    if not TOTAL_STORE_ORDER:
+        full_fence()
+    segment.words[_PID] = me.pid
+    mm = segment.mm
+
+    def write(at: int, record: bytes) -> None:
+        mm[_NOTES_AT + at : _NOTES_AT + at + len(record)] = record
+
+    notes.keep(write)
+
+
+def notes_in(segment: Segment) -> bytes:
+    """What the worker has noted."""
+    return segment.mm[_NOTES_AT : _NOTES_AT + notes.SIZE]
+
+
+def read(path: str) -> tuple[ProcessIdentity, bytes] | None:
+    """Whose file it is, and what that process has noted; None if it has not come so far.
+
+    Raises:
+        OSError: It is gone, or cannot be read, or is not this user's alone.
+    """
+    if sys.platform == "win32":
+        return None
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        # Who it names may be killed.
+        check_private(path, os.fstat(fd))
+        head = os.pread(fd, 16, _PID << 3)
+        noted = os.pread(fd, notes.SIZE, _NOTES_AT)
+    finally:
+        os.close(fd)
+    pid, started = int.from_bytes(head[:8], "little"), int.from_bytes(head[8:], "little")
+    return (ProcessIdentity(pid, started), noted) if pid else None

@@ -1,0 +1,128 @@
+"""The rings of a queue: one after the other, each in a region of its own."""
+
+from __future__ import annotations
+
+import mmap
+from typing import NamedTuple
+
+from mpkit._platform.fences import full_fence as _fence
+from mpkit._shm.queues import layout
+from mpkit._shm.queues.layout import (
+    GENERATION_MASK,
+    GENERATION_SLOTS,
+    GENERATIONS,
+    GET_GENERATION,
+    PUT_GENERATION,
+    RING_HEAD,
+    RING_RECORDS,
+    RING_TAIL,
+    RING_WRAPPED_AT,
+)
+from mpkit._shm.queues.regions import Regions
+from mpkit._shm.queues.ring import COUNT_MASK, INDEX_BITS, INDEX_MASK, WRAP
+
+
+class RingView(NamedTuple):
+    """One generation's ring as this process sees it; `RING_TAIL`, `RING_HEAD` and `RING_RECORDS` index
+    `words`.
+    """
+
+    words: memoryview[int]
+    mm: mmap.mmap
+    base: int
+    """Offset in `mm` of the first record's length word."""
+    capacity: int
+    """Words for records."""
+
+    def used(self) -> int:
+        """Bytes of the records between head and tail, with their length words and padding."""
+        tail, head = self.words[RING_TAIL], self.words[RING_HEAD]
+        if tail == head:
+            return 0
+        first, end = head & INDEX_MASK, tail & INDEX_MASK
+        return (end - first if end > first else self.words[RING_WRAPPED_AT] - first + end) << 3
+
+
+class Generations:
+    """Finds and makes the rings. The numbers of the two current ones are words that each side writes under
+    its lock.
+    """
+
+    __slots__ = ("_first_words", "_mm", "_regions", "_words")
+
+    def __init__(self, words: memoryview[int], mm: mmap.mmap, regions: Regions) -> None:
+        self._words = words
+        self._mm = mm
+        self._regions = regions
+        self._first_words = words[layout.FIRST_RING : layout.FIRST_RING + layout.FIRST_RING_WORDS]
+
+    def view(self, generation: int) -> RingView:
+        """The ring of a generation that is in use (by the caller's side, under its lock; else what it shows
+        may be stale).
+        """
+        return self.in_region(self._words[GENERATIONS + generation % GENERATION_SLOTS])
+
+    def in_region(self, region: int) -> RingView:
+        if region == 0:
+            return RingView(
+                self._first_words,
+                self._mm,
+                (layout.FIRST_RING + RING_RECORDS) << 3,
+                layout.FIRST_RING_WORDS - RING_RECORDS - 1,
+            )
+        mapped = self._regions.map(region)
+        words = memoryview(mapped).cast("B").cast("Q")
+        return RingView(words, mapped, RING_RECORDS << 3, min(len(words), INDEX_MASK) - RING_RECORDS - 1)
+
+    def begin(self, generation: int, region: int, count: int) -> None:
+        """Make an empty ring in `region` that goes on counting at `count`, and enter it as `generation` (not
+        yet current).
+        """
+        ring = self.in_region(region)
+        ring.words[RING_TAIL] = ring.words[RING_HEAD] = count << INDEX_BITS
+        ring.words[RING_RECORDS + ring.capacity] = WRAP
+        self._words[GENERATIONS + generation % GENERATION_SLOTS] = region
+
+    def snapshot(self) -> tuple[int, int, int]:
+        """How many items have been taken and put, and the bytes that those between occupy in rings: exact at
+        one moment.
+
+        Reads without a lock and again when a side has moved meanwhile.
+        """
+        words = self._words
+        while True:
+            first = words[GET_GENERATION]
+            head_ring = self.view(first)
+            head = head_ring.words[RING_HEAD]
+            _fence()
+            last = words[PUT_GENERATION] & GENERATION_MASK
+            tail_ring = self.view(last)
+            tail = tail_ring.words[RING_TAIL]
+            # (In the file of somebody else these may be any numbers.)
+            between = range(first, min(last + 1, first + GENERATION_SLOTS))
+            used = sum(self.view(generation).used() for generation in between)
+            _fence()
+            if (
+                words[GET_GENERATION] == first
+                and head_ring.words[RING_HEAD] == head
+                and words[PUT_GENERATION] & GENERATION_MASK == last
+            ):
+                return head >> INDEX_BITS, tail >> INDEX_BITS, used
+
+    def size(self) -> int:
+        """How many items are queued: exact at one moment during the call."""
+        words = self._words
+        while True:
+            first = words[GET_GENERATION]
+            head_words = self.view(first).words
+            head = head_words[RING_HEAD]
+            _fence()
+            last = words[PUT_GENERATION] & GENERATION_MASK
+            tail = self.view(last).words[RING_TAIL]
+            _fence()
+            if (
+                words[GET_GENERATION] == first
+                and head_words[RING_HEAD] == head
+                and words[PUT_GENERATION] & GENERATION_MASK == last
+            ):
+                return ((tail >> INDEX_BITS) - (head >> INDEX_BITS)) & COUNT_MASK

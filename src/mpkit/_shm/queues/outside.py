@@ -1,0 +1,153 @@
+"""What the file of a queue says at one moment, also seen from a process that does not use it: read, and never
+changed.
+
+The administrator may look at the programs of others: what lies in their files may be anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from dataclasses import dataclass
+
+from mpkit._platform import identity
+from mpkit._shm.locks import shared_object
+from mpkit._shm.memory.rows import Rows
+from mpkit._shm.memory.segment import Segment
+from mpkit._shm.queues import layout
+from mpkit._shm.queues.generations import Generations
+from mpkit._shm.queues.queue_file import QueueFile
+from mpkit._shm.queues.regions import Regions
+from mpkit._shm.queues.ring import COUNT_MASK
+
+__all__ = ["QueueStatistics", "numbers_of", "open_to_look", "read_queue"]
+
+_OPEN_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+
+
+def open_to_look(path: str, access: int = os.O_RDONLY) -> int:
+    """Open a file that has the name of one of mpkit's, which a named pipe may have as well. Never waits.
+
+    Raises:
+        OSError: it is gone (FileNotFoundError; so is what is no regular file), or may not be read.
+    """
+    fd = os.open(path, access | _OPEN_FLAGS)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise FileNotFoundError(errno.ENOENT, "no regular file", path)
+    return fd
+
+
+@dataclass(frozen=True)
+class QueueStatistics:
+    """Numbers about a queue at one moment.
+
+    Attributes:
+        size: items in the queue.
+        bytes: what they occupy in shared memory, including 8 to 15 bytes of overhead for each (small items
+            that `put_many` has packed together occupy less, but until the last of them is taken).
+        maxsize: the bound on items, 0 for none.
+        max_bytes: the bound on bytes, None for none.
+        puts: items ever put, modulo ``2**36``.
+        gets: items ever taken (or discarded by ``shutdown(immediate=True)``), modulo ``2**36``.
+        waiting_putters: calls that wait for room now. A process that is killed while it waits may stay
+            counted until the next wake-up.
+        waiting_getters: calls that wait for an item now; the same applies.
+        recoveries: how often a lock was taken over from a process that died while it held it.
+    """
+
+    size: int
+    bytes: int
+    maxsize: int
+    max_bytes: int | None
+    puts: int
+    gets: int
+    waiting_putters: int
+    waiting_getters: int
+    recoveries: int
+
+
+def read_queue(name: str, path: str) -> tuple[QueueStatistics, tuple[int, ...]] | None:
+    """Read the queue that was created as `name` and can be opened at `path`.
+
+    Args:
+        name: of its file.
+        path: where that is.
+
+    Returns:
+        The numbers, and the living processes that have a row: those that opened the queue by name, or have
+        used it. None if it is none of this version.
+
+    Raises:
+        OSError: the file is gone, or may not be read.
+    """
+    # Opening the file a second time and closing it would give up the file lock of a process that uses the
+    # queue itself (see `filelock`): then it is read through what is open already, and nobody may open it
+    # meanwhile.
+    return shared_object.while_nobody_opens(name, lambda known: _read_alone(name, path, known))
+
+
+def numbers_of(words: memoryview[int], generations: Generations, regions: Regions) -> QueueStatistics:
+    """The numbers of a queue. Never blocks.
+
+    Args:
+        words: of the queue's file.
+        generations: the rings in it.
+        regions: the regions in it.
+    """
+    gets, puts, in_rings = generations.snapshot()
+    return QueueStatistics(
+        size=(puts - gets) & COUNT_MASK,
+        bytes=in_rings + regions.queued_bytes(gets, puts, COUNT_MASK),
+        maxsize=words[layout.MAXSIZE],
+        max_bytes=words[layout.MAX_BYTES] or None,
+        puts=puts,
+        gets=gets,
+        waiting_putters=max(words[layout.ROOM_SLEPT] - words[layout.ROOM_POSTED], 0),
+        waiting_getters=max(words[layout.ITEMS_SLEPT] - words[layout.ITEMS_POSTED], 0),
+        recoveries=words[shared_object.RECOVERIES],
+    )
+
+
+def _read_alone(
+    name: str, path: str, known: shared_object.SharedObject | None
+) -> tuple[QueueStatistics, tuple[int, ...]] | None:
+    if isinstance(known, QueueFile):
+        # ValueError: another thread closes it at this moment.
+        with contextlib.suppress(ValueError):
+            return None if known.closed else _read(known.segment, known.generations, known.regions)
+        return None
+    fd = open_to_look(path, os.O_RDWR)
+    size = os.fstat(fd).st_size
+    if size < layout.FILE_BYTES:
+        os.close(fd)
+        return None
+    try:
+        # It is mapped for writing because the parts of it know no other way; nothing here writes.
+        segment = Segment(name, fd, layout.FILE_BYTES, owned=False)
+    except BaseException:
+        os.close(fd)
+        raise
+    regions = Regions(
+        segment, start=layout.REGIONS, capacity=layout.REGION_SLOTS, begin_at=layout.FIRST_REGION
+    )
+    try:
+        if segment.words[shared_object.MAGIC] != layout.MAGIC_VALUE:
+            return None
+        return _read(segment, Generations(segment.words, segment.mm, regions), regions)
+    except (IndexError, TypeError, ValueError):
+        # What it says leads out of it.
+        return None
+    finally:
+        regions.close()
+        segment.close()
+
+
+def _read(
+    segment: Segment, generations: Generations, regions: Regions
+) -> tuple[QueueStatistics, tuple[int, ...]]:
+    rows = Rows(segment, start=layout.ROWS, capacity=layout.ROW_SLOTS, used_at=shared_object.ROWS_USED)
+    users = tuple(sorted(process.pid for _, process in rows.taken() if identity.is_alive(process)))
+    return numbers_of(segment.words, generations, regions), users

@@ -1,0 +1,104 @@
+"""The file and the semaphores of a queue."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from mpkit._shm.locks.shared_object import Form, SharedObject
+from mpkit._shm.locks.sleepers import FIRST_TICKET, Sleepers, Waker
+from mpkit._shm.memory.segment import PAGE, Segment, round_up
+from mpkit._shm.memory.semaphore import MAX_VALUE, Semaphore
+from mpkit._shm.queues import layout
+from mpkit._shm.queues.borrowers import Borrowers
+from mpkit._shm.queues.generations import Generations
+from mpkit._shm.queues.regions import Regions
+from mpkit._shm.queues.ring import WRAP
+
+#: The words that count tickets and tokens of all sleepers.
+_TICKETS = (
+    layout.ITEMS_SLEPT,
+    layout.ITEMS_POSTED,
+    layout.ROOM_SLEPT,
+    layout.ROOM_POSTED,
+    layout.DONE_SLEPT,
+    layout.DONE_POSTED,
+)
+_PUT, _GET, _ITEMS, _ROOM, _DONE = range(5)
+
+
+class QueueFile(SharedObject):
+    """One queue as this process has it open."""
+
+    __slots__ = (
+        "done",
+        "generations",
+        "get_lock",
+        "getters",
+        "items",
+        "max_bytes",
+        "maxsize",
+        "put_lock",
+        "putters",
+        "regions",
+        "room",
+    )
+
+    form: ClassVar[Form] = Form(
+        kind="queue",
+        magic=layout.MAGIC_VALUE,
+        file_bytes=layout.FILE_BYTES,
+        reserved_bytes=layout.RESERVED_BYTES,
+        rows_at=layout.ROWS,
+        rows_capacity=layout.ROW_SLOTS,
+        semaphores=((1, 1), (1, 1), (0, MAX_VALUE), (0, MAX_VALUE), (0, MAX_VALUE)),
+        locks=2,
+        noun="queue",
+    )
+
+    def __init__(self, segment: Segment, semaphores: list[Semaphore]) -> None:
+        super().__init__(segment, semaphores)
+        words = self.words
+        self.maxsize = words[layout.MAXSIZE]
+        self.max_bytes = words[layout.MAX_BYTES]
+        self.put_lock, self.get_lock = self.locks
+        borrowers = Borrowers(
+            words,
+            start=layout.BORROWERS,
+            capacity=layout.BORROWER_SLOTS,
+            loans_at=layout.LOANS,
+            lock=self.get_lock,
+        )
+        self.regions = Regions(
+            segment,
+            start=layout.REGIONS,
+            capacity=layout.REGION_SLOTS,
+            begin_at=layout.FIRST_REGION,
+            borrowers=borrowers,
+        )
+        self.generations = Generations(words, segment.mm, self.regions)
+        self.items = Sleepers(
+            words, slept_at=layout.ITEMS_SLEPT, posted_at=layout.ITEMS_POSTED, tokens=semaphores[_ITEMS]
+        )
+        self.room = Sleepers(
+            words, slept_at=layout.ROOM_SLEPT, posted_at=layout.ROOM_POSTED, tokens=semaphores[_ROOM]
+        )
+        self.done = Sleepers(
+            words, slept_at=layout.DONE_SLEPT, posted_at=layout.DONE_POSTED, tokens=semaphores[_DONE]
+        )
+        #: Whom a put wakes, and whom a get wakes.
+        self.getters = Waker(self.items, self.put_lock)
+        self.putters = Waker(self.room, self.get_lock)
+
+    @classmethod
+    def _format(cls, words: memoryview[int], **options: int) -> None:
+        words[layout.MAXSIZE] = options["maxsize"]
+        words[layout.MAX_BYTES] = options["max_bytes"]
+        # Regions come behind it, and only whole pages can be mapped: of 16 or 64 KiB on some machines.
+        words[layout.FIRST_REGION] = round_up(layout.FILE_BYTES, PAGE)
+        for at in _TICKETS:
+            words[at] = FIRST_TICKET
+        # Generation 0 lies in region 0; its head and tail are zero as the file is.
+        words[layout.FIRST_RING + layout.FIRST_RING_WORDS - 1] = WRAP
+
+    def _close_more(self) -> None:
+        self.regions.close()
