@@ -136,6 +136,8 @@ def test_a_launch_that_is_refused_one_half_way_leaves_nothing(
     refused: tuple[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another thread has taken it since the look: two stayed open, and a fork waited for its orders."""
+    # One that multiprocessing has started by itself, in another test, would end.
+    vars(forkserver)["_forkserver"]._stop()
     use_process("forkserver")
     server = psutil.Process(vars(forkserver)["_forkserver"]._forkserver_pid)
     children = set(server.children())
