@@ -10,7 +10,8 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, find, settings
+from hypothesis.strategies import booleans
 
 from mpkit import BoundedQueue, Lock, LockedCounter
 from tests.helpers import leftovers
@@ -32,6 +33,8 @@ def pytest_collection_finish() -> None:
     """All that has been imported stays until the end: no collection need look through it again, and a fork
     copies no page of it only because a collection has counted there.
     """
+    # At its first run Hypothesis looks for what refers to its random numbers, and would not see what is frozen.
+    find(booleans(), bool)
     gc.collect()
     gc.freeze()
 
