@@ -33,7 +33,7 @@ def pytest_collection_finish() -> None:
     """All that has been imported stays until the end: no collection need look through it again, and a fork
     copies no page of it only because a collection has counted there.
     """
-    # At its first run Hypothesis looks for what refers to its random numbers, and would not see what is frozen.
+    # At its first run Hypothesis looks for what refers to its random numbers, and would see nothing frozen.
     find(booleans(), bool)
     gc.collect()
     gc.freeze()
