@@ -25,7 +25,7 @@
 - `anonymous`: files without a name
 - `positioned`: reading and writing at an offset
 - `file_maps`: mapping files
-- `descriptors`: whether one still is what it was, and whose a file is
+- `descriptors`: whether one still is what it was, whose a file is, and how one is opened
 - `tracker`: the resource tracker of multiprocessing; `notes`: what it may not know of a killed process
 - `families`: the descendants of a process, and how to end them
 - `parent_watch`, `guardian`: how a child dies with its parent

@@ -1,4 +1,4 @@
-"""Whether a descriptor still is what it was, and whose a file is.
+"""Whether a descriptor still is what it was, whose a file is, and how one is opened.
 
 A program that turns itself into a daemon closes every descriptor, and the number is soon another file's.
 """
@@ -7,8 +7,17 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Final
 
-__all__ = ["file_behind", "is_ours", "is_still"]
+__all__ = ["NOT_INHERITED", "NO_LINK", "NO_WAIT", "file_behind", "is_ours", "is_still"]
+
+# Flags for `os.open`, as far as the system has them.
+NOT_INHERITED: Final = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+"""No program that is started meanwhile gets it; and bytes are as they are (Windows)."""
+NO_LINK: Final = getattr(os, "O_NOFOLLOW", 0)
+"""An error where somebody has put a symbolic link in the place of the file."""
+NO_WAIT: Final = getattr(os, "O_NONBLOCK", 0)
+"""Nobody is waited for where somebody has put a named pipe there."""
 
 
 def file_behind(descriptor: int) -> tuple[int, int]:

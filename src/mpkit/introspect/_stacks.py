@@ -16,6 +16,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from mpkit._platform import families, identity
+from mpkit._platform.descriptors import NO_WAIT, NOT_INHERITED
 from mpkit._platform.handlers_at_work import HandlerWatch, is_caught
 from mpkit._platform.readiness import read_available
 from mpkit.errors import AccessDenied, MpkitError, ProcessGone
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 _QUIET_SECONDS = 0.02
 _ANSWER_SECONDS = 2.0
 
-_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+_OPEN_FLAGS = os.O_RDONLY | NOT_INHERITED | NO_WAIT
 
 
 class FoundWorker(NamedTuple):

@@ -107,7 +107,7 @@ def _left_by(process: ProcessIdentity) -> Iterator[tuple[str, NameType, str]]:
         with contextlib.suppress(OSError):
             for entry in filter(is_its, os.listdir(directory)):
                 path = os.path.join(directory, entry)
-                if not _is_ours(path):
+                if not _is_file_of_ours(path):
                     continue
                 if SEGMENT_NAME.fullmatch(entry):
                     yield path, "segment", entry
@@ -115,7 +115,7 @@ def _left_by(process: ProcessIdentity) -> Iterator[tuple[str, NameType, str]]:
                     yield _semaphore(entry)
 
 
-def _is_ours(path: str) -> bool:
+def _is_file_of_ours(path: str) -> bool:
     """Whether it is a file of this user. Everybody may make files there, of whatever name."""
     # Gone meanwhile.
     with contextlib.suppress(OSError):

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
 from mpkit._platform import use_marks
-from mpkit._platform.descriptors import is_ours
+from mpkit._platform.descriptors import NO_LINK, NOT_INHERITED, is_ours
 from mpkit._platform.file_maps import map_file
 from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._platform.positioned import write_at
@@ -46,9 +46,7 @@ T = TypeVar("T")
 _NO_ROOM = {errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EFBIG}
 _NOT_FOR_US = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT}
 _TRY_ELSEWHERE = _NOT_FOR_US | {errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}
-_OPEN_FLAGS = (
-    os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-)
+_OPEN_FLAGS = os.O_RDWR | NOT_INHERITED | NO_LINK
 
 
 # What a closed segment maps: nothing of anybody.

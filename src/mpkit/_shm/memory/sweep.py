@@ -29,7 +29,7 @@ import time
 from typing import Final
 
 from mpkit._platform import identity
-from mpkit._platform.descriptors import is_ours
+from mpkit._platform.descriptors import NO_LINK, NO_WAIT, NOT_INHERITED, is_ours
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._platform.use_marks import nobody_uses
 from mpkit._shm.memory.names import SEGMENT_NAME
@@ -91,7 +91,7 @@ def _is_our_old_file(status: os.stat_result) -> bool:
 def _remove_if_unused(path: str) -> bool:
     if sys.platform == "win32":
         return False  # there an open file cannot be removed
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    fd = os.open(path, os.O_RDWR | NOT_INHERITED | NO_LINK | NO_WAIT)
     try:
         # Once more, of what is open now: a name can be given to another file at any time.
         if not _is_our_old_file(os.fstat(fd)) or not nobody_uses(fd):

@@ -9,12 +9,13 @@ for a `WorkerProcess` that is started by another one, or by a task; it has a fil
 from __future__ import annotations
 
 import os
-import sys
 from typing import Final
 
 from mpkit._platform import identity, notes
+from mpkit._platform.descriptors import NO_LINK, NO_WAIT, NOT_INHERITED
 from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.positioned import read_at
 from mpkit._shm.memory.segment import Segment, check_private
 
 __all__ = ["END", "KIND", "begin", "notes_in", "read"]
@@ -54,14 +55,12 @@ def read(path: str) -> tuple[ProcessIdentity, bytes] | None:
     Raises:
         OSError: It is gone, or cannot be read, or is not this user's alone.
     """
-    if sys.platform == "win32":
-        return None
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    fd = os.open(path, os.O_RDONLY | NOT_INHERITED | NO_LINK | NO_WAIT)
     try:
         # Who it names may be killed.
         check_private(path, os.fstat(fd))
-        head = os.pread(fd, 16, _PID << 3)
-        noted = os.pread(fd, notes.SIZE, _NOTES_AT)
+        head = read_at(fd, 16, _PID << 3)
+        noted = read_at(fd, notes.SIZE, _NOTES_AT)
     finally:
         os.close(fd)
     pid, started = int.from_bytes(head[:8], "little"), int.from_bytes(head[8:], "little")

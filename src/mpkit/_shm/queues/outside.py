@@ -13,6 +13,7 @@ import stat
 from dataclasses import dataclass
 
 from mpkit._platform import identity
+from mpkit._platform.descriptors import NO_WAIT, NOT_INHERITED
 from mpkit._shm.locks import shared_object
 from mpkit._shm.memory.rows import Rows
 from mpkit._shm.memory.segment import Segment
@@ -24,8 +25,6 @@ from mpkit._shm.queues.ring import COUNT_MASK
 
 __all__ = ["QueueStatistics", "numbers_of", "open_to_look", "read_queue"]
 
-_OPEN_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
-
 
 def open_to_look(path: str, access: int = os.O_RDONLY) -> int:
     """Open a file that has the name of one of mpkit's, which a named pipe may have as well. Never waits.
@@ -33,7 +32,7 @@ def open_to_look(path: str, access: int = os.O_RDONLY) -> int:
     Raises:
         OSError: it is gone (FileNotFoundError; so is what is no regular file), or may not be read.
     """
-    fd = os.open(path, access | _OPEN_FLAGS)
+    fd = os.open(path, access | NOT_INHERITED | NO_WAIT)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise FileNotFoundError(errno.ENOENT, "no regular file", path)

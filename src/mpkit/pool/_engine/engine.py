@@ -433,11 +433,10 @@ class Engine:
         return present < wanted and not self.leavers.are_too_many(now)
 
     def _send_home(self, now: float) -> float:
-        told: list[Lane] = []
+        has_told = False
         for lane in list(self.dispatcher.lanes.values()):
             if not lane.told_to_leave:
-                lane.told_to_leave = True
-                told.append(lane)
+                lane.told_to_leave = has_told = True
                 lane.leave_by = now + max(_LEAVE_SECONDS, 10 * self.options.grace_period)
                 with self.dispatcher.lock:
                     lane.leaving = True
@@ -452,7 +451,7 @@ class Engine:
                 lane.kill()
                 lane.leave_by = NEVER
         # While they end, which takes longer: they have open what they need, and nobody comes after them.
-        if told:
+        if has_told:
             self.board.discard()
         return self._next_leave()
 

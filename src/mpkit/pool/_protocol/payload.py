@@ -18,6 +18,7 @@ import os
 import pickle
 from typing import Any, cast
 
+from mpkit._platform.descriptors import NO_LINK, NO_WAIT, NOT_INHERITED
 from mpkit._platform.file_maps import map_privately, map_read_only
 from mpkit._shm.memory import names
 from mpkit._shm.memory.blob import Blob
@@ -44,13 +45,7 @@ from mpkit.pool._protocol.channel import (
 INLINE_BYTES = 16 << 10
 
 # Without waiting: when the name is free again, anybody may give it to a named pipe.
-_OPEN_FLAGS = (
-    os.O_RDONLY
-    | getattr(os, "O_CLOEXEC", 0)
-    | getattr(os, "O_NOFOLLOW", 0)
-    | getattr(os, "O_NONBLOCK", 0)
-    | getattr(os, "O_BINARY", 0)
-)
+_OPEN_FLAGS = os.O_RDONLY | NOT_INHERITED | NO_LINK | NO_WAIT
 
 _encode = codec.Encoder(codec.DEFAULT_THRESHOLD).encode
 
