@@ -10,11 +10,12 @@ from contextlib import closing
 from typing import Any
 
 import pytest
+import pytest_timeout
 from hypothesis import HealthCheck, find, settings
 from hypothesis.strategies import booleans
 
 from mpkit import BoundedQueue, Lock, LockedCounter
-from tests.helpers import leftovers
+from tests.helpers import leftovers, stuck
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started in the background by a shell, the tests would ignore Ctrl-C, and so would what they start.
@@ -27,6 +28,9 @@ settings.register_profile(
 )
 settings.register_profile("explore", settings.get_profile("steady"), derandomize=False, max_examples=1000)
 settings.load_profile("steady")
+
+
+pytest_timeout.dump_stacks = stuck.tell_before(pytest_timeout.dump_stacks)
 
 
 def pytest_collection_finish() -> None:
