@@ -10,7 +10,7 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-import pytest_timeout
+import pytest_timeout  # type: ignore[import-untyped]
 from hypothesis import HealthCheck, find, settings
 from hypothesis.strategies import booleans
 
