@@ -13,6 +13,8 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
+from mpkit._platform.interruptible_lock import is_free
+
 __all__ = ["around_forks", "held_across_forks", "in_forked_children", "in_forking_parents"]
 
 F = TypeVar("F", bound=Callable[[], object])
@@ -55,9 +57,7 @@ def held_across_forks(lock: object) -> None:
 
 def _free_if_lost(lock: Any) -> None:  # noqa: ANN401  the stubs do not know what it has
     """Where an exception has ended the waiting for the lock, a thread has it that is not in the child."""
-    if lock.acquire(blocking=False):
-        lock.release()
-    else:
+    if not is_free(lock):
         lock._at_fork_reinit()
 
 

@@ -70,7 +70,7 @@ from mpkit._platform.child_process import (
 )
 from mpkit._platform.fork_server import start_fork_server
 from mpkit._platform.forks import in_forked_children
-from mpkit._platform.interruptible_lock import InterruptibleLock
+from mpkit._platform.interruptible_lock import InterruptibleLock, is_free
 from mpkit._platform.tracker_process import start_tracker
 
 if TYPE_CHECKING:
@@ -121,6 +121,7 @@ __all__ = [
     "is_closed",
     "is_created_here",
     "is_current",
+    "is_free",
     "is_started",
     "look_at",
     "pass_descriptor",

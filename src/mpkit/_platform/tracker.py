@@ -14,7 +14,7 @@ from collections import deque
 
 from mpkit._platform import notes, seam
 from mpkit._platform.forks import in_forked_children
-from mpkit._platform.interrupts import deferred_interrupts
+from mpkit._platform.interruptible_lock import is_free
 from mpkit._platform.seam import TrackedType
 
 __all__ = ["tell", "track", "untrack", "untrack_at_once"]
@@ -69,8 +69,4 @@ def _is_talking() -> bool:
     if hasattr(lock, "_is_owned"):
         return bool(lock._is_owned())
     # Before 3.11.6 the lock does not know who has it: perhaps this thread.
-    with deferred_interrupts():
-        free: bool = lock.acquire(False)
-        if free:
-            lock.release()
-    return not free
+    return not is_free(lock)

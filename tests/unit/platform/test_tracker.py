@@ -98,6 +98,38 @@ def test_a_fork_while_another_thread_talks_to_it_leaves_no_lock_behind() -> None
         thread.join(PATIENCE)
 
 
+class Alarm(Exception):
+    """What the handler of a signal raises."""
+
+
+@needs_a_trace_that_raises
+def test_an_exception_of_a_signal_handler_leaves_it_unlocked(
+    told: list[tuple[str, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before Python 3.11.6 the next queue, lock or pool waited for ever."""
+    lock = threading.Lock()
+    monkeypatch.setattr(seam, "tracker_lock", lambda: lock)
+
+    def on_signal(_signum: int, _frame: object) -> None:
+        raise Alarm
+
+    before = signal.signal(signal.SIGUSR1, on_signal)
+    try:
+        for step in itertools.count():
+            tracker._untold.append((NAME, "semaphore"))
+            interrupted = interrupt_at(
+                step, tracker.tell, traced=("tracker.py",), signum=signal.SIGUSR1, raises=Alarm
+            )
+            assert not lock.locked(), f"at step {step}"
+            if not interrupted:
+                break
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        tracker._untold.clear()
+    assert step > 5
+    assert told
+
+
 @needs_a_trace_that_raises
 def test_an_exception_of_a_signal_handler_at_its_start_leaves_no_signal_blocked(
     monkeypatch: pytest.MonkeyPatch,

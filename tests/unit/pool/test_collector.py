@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 
 from mpkit._platform.hints import override
 from mpkit.pool import TaskPool
+from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
 from tests.helpers.waiting import PATIENCE
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="fork")
@@ -42,38 +44,67 @@ class _Waiting:
         return self.condition
 
 
+def follow_and_leave(
+    collector: Any, wait: Callable[[Callable[[], object]], object] = lambda wait_for: wait_for()
+) -> tuple[_Waiting, _Waiting]:
+    """Wait while another thread leads, which leaves just as the outcome is there: who waits, and who waits
+    besides.
+    """
+    leads, leave = threading.Event(), threading.Event()
+
+    def lead() -> None:
+        with collector._front:
+            leads.set()
+            assert leave.wait(PATIENCE)
+
+    leader = threading.Thread(target=lead)
+    leader.start()
+    assert leads.wait(PATIENCE)
+    other = _Waiting(lambda: False)
+    collector._followers[other] = other
+
+    def is_settled() -> bool:
+        # Asked before it follows, and again just before it would sleep: then the leader leaves, and the
+        # outcome is there.
+        if this not in collector._followers.values():
+            return not leader.is_alive()
+        leave.set()
+        leader.join(PATIENCE)
+        return True
+
+    this = _Waiting(is_settled)
+    try:
+        wait(lambda: collector.wait_for(this, PATIENCE))
+    finally:
+        leave.set()
+        leader.join(PATIENCE)
+        del collector._followers[other]
+    return this, other
+
+
 def test_a_follower_who_has_no_use_for_the_lead_hands_it_on() -> None:
     """Else the next one sleeps until its slice is over: the leader has offered the lead to this one."""
     with TaskPool(1, context="fork") as pool:
-        collector: Any = pool._engine.collector
-        leads, leave = threading.Event(), threading.Event()
+        this, other = follow_and_leave(pool._engine.collector)
+    assert other.condition.notified
+    assert not this.condition.notified
 
-        def lead() -> None:
-            with collector._front:
-                leads.set()
-                assert leave.wait(PATIENCE)
 
-        leader = threading.Thread(target=lead)
-        leader.start()
-        assert leads.wait(PATIENCE)
-        other = _Waiting(lambda: False)
-        collector._followers[other] = other
+@needs_a_trace_that_raises
+def test_an_interrupt_as_a_follower_leaves_does_not_keep_the_lead() -> None:
+    """From then on nobody fetched the results that other threads waited for."""
+    with TaskPool(1, context="fork") as pool:
+        front = pool._engine.collector._front
+        for step in itertools.count():
+            reached: list[bool] = []
 
-        def is_settled() -> bool:
-            # Asked before it follows, and again just before it would sleep: then the leader leaves, and the
-            # outcome is there.
-            if this not in collector._followers.values():
-                return not leader.is_alive()
-            leave.set()
-            leader.join(PATIENCE)
-            return True
+            def wait(wait_for: Callable[[], object], step: int = step, reached: list[bool] = reached) -> None:
+                reached.append(interrupt_at(step, wait_for, traced=("collector.py",)))
 
-        this = _Waiting(is_settled)
-        try:
-            assert collector.wait_for(this, PATIENCE)
-            assert other.condition.notified
-            assert not this.condition.notified
-        finally:
-            leave.set()
-            leader.join(PATIENCE)
-            del collector._followers[other]
+            follow_and_leave(pool._engine.collector, wait)
+            was_kept = front.is_owned()
+            front.unwind()
+            assert not was_kept, f"at step {step}"
+            if not reached[0]:
+                break
+        assert step > 20

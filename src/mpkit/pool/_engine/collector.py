@@ -426,7 +426,7 @@ class Collector:
                     return is_done()
         finally:
             # The lead may just have been offered to this thread, which has no use for it any more.
-            if followed and self._followers and self._is_lead_free():
+            if followed and self._followers and seam.is_free(self._front):
                 self._hand_over()
             if inner:
                 # What was fetched here may be what the outer waiting sleeps for.
@@ -509,17 +509,11 @@ class Collector:
         try:
             self._followers[key] = handle
             # The leader leaves first and looks at the followers then: so look at the lead once more.
-            if handle._is_settled() or self._is_lead_free():
+            if handle._is_settled() or seam.is_free(self._front):
                 return
             condition.wait(self._slice(deadline))
         finally:
             self._followers.pop(key, None)
-
-    def _is_lead_free(self) -> bool:
-        free = self._front.acquire(False)
-        if free:
-            self._front.release()
-        return free
 
     def _hand_over(self) -> None:
         for handle in list(self._followers.values()):
