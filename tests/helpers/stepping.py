@@ -7,11 +7,12 @@ observe. (Opcodes on Python 3.10 and 3.11: from 3.12 on the first call of a func
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -71,6 +72,20 @@ def die_at(step: int, operation: Callable[[], object], *, opcodes: bool = False)
     return False
 
 
+@contextlib.contextmanager
+def without_collections() -> Iterator[None]:
+    """For a test whose one signal has a handler that raises: a collection would call destructors of what
+    earlier tests have left (and what Hypothesis has asked for), and Python drops what is raised in those.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
 def interrupt_at(
     step: int,
     operation: Callable[[], object],
@@ -107,19 +122,14 @@ def interrupt_at(
         signal.raise_signal(signum)
 
     before = sys.gettrace()
-    # A collection in the middle would call destructors of what earlier tests have left, and Python drops what
-    # is raised in those.
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        _trace(step, opcodes, interrupt, traced, times)
-        operation()
-    except raises:
-        assert reached
-    finally:
-        sys.settrace(before)
-        if collects:
-            gc.enable()
+    with without_collections():
+        try:
+            _trace(step, opcodes, interrupt, traced, times)
+            operation()
+        except raises:
+            assert reached
+        finally:
+            sys.settrace(before)
     # An exception in a `__del__` goes no further, so that the outcome does not tell.
     return reached
 

@@ -29,6 +29,7 @@ from mpkit.pool._engine import crew as _crew
 from mpkit.pool._engine import engine as _engine
 from tests.contract import pool_tasks as tasks
 from tests.helpers.processes import python, wait_gone
+from tests.helpers.stepping import without_collections
 from tests.helpers.waiting import PATIENCE, wait_until
 
 LONG = PATIENCE
@@ -502,7 +503,7 @@ def test_an_alarm_while_a_result_is_unpickled_does_not_become_the_result(tmp_pat
 
     before = signal.signal(signal.SIGALRM, on_alarm)
     try:
-        with TaskPool(processes=1, context="fork") as pool:
+        with without_collections(), TaskPool(processes=1, context="fork") as pool:
             handle = pool.submit(tasks.WaitsWhenUnpickled, str(begun), str(gate))
             handle.wait(LONG)
             alarm = threading.Thread(target=ring)
