@@ -37,6 +37,8 @@ def pytest_collection_finish() -> None:
     """All that has been imported stays until the end: no collection need look through it again, and a fork
     copies no page of it only because a collection has counted there.
     """
+    # Only now: pytest has set its own hooks.
+    stuck.listen()
     # At its first run Hypothesis looks for what refers to its random numbers, and would see nothing frozen.
     find(booleans(), bool)
     gc.collect()

@@ -1,7 +1,8 @@
 """What to tell of a test that has run out of time: what each process below it does.
 
 pytest-timeout prints the stacks of the threads of the tests, and ends them. Whom they wait for is usually
-another process, and gone a moment later.
+another process, and gone a moment later. Or nobody sends what they wait for, because of an exception in
+another thread, or in a destructor: pytest would tell of it at the end of the test.
 """
 
 from __future__ import annotations
@@ -9,16 +10,44 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
+import traceback
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-__all__ = ["describe_descendants", "tell_before"]
+__all__ = ["describe_descendants", "listen", "tell_before"]
 
 #: How long each look may take, in seconds: nothing of this may keep the tests from ending.
 _PATIENCE = 20.0
+
+#: What was raised lately where only a hook hears of it.
+_unheard: deque[str] = deque(maxlen=10)
+
+
+def listen() -> None:
+    """Take note, from now on, of what is raised in destructors, and ends threads."""
+    unraisable_hook, thread_hook = sys.unraisablehook, threading.excepthook
+
+    def hear_unraisable(report: Any) -> None:
+        unraisable_hook(report)
+        _note(f"{report.err_msg or 'Exception ignored in'} {report.object!r}", report)
+
+    def hear_thread(report: Any) -> None:
+        thread_hook(report)
+        _note(f"{report.thread!r} was ended by", report)
+
+    sys.unraisablehook, threading.excepthook = hear_unraisable, hear_thread
+
+
+def _note(what: str, report: Any) -> None:
+    # Text only: what was raised holds frames.
+    raised = traceback.format_exception(report.exc_type, report.exc_value, report.exc_traceback)
+    _unheard.append(f"{time.monotonic():.1f}: {what}\n{''.join(raised)}")
 
 
 def tell_before(dump_stacks: Callable[..., None]) -> Callable[..., None]:
@@ -27,6 +56,8 @@ def tell_before(dump_stacks: Callable[..., None]) -> Callable[..., None]:
     def tell(terminal: Any, *more: Any) -> None:
         terminal.sep("~", title="Processes below the tests")
         terminal.write(describe_descendants() + "\n")
+        terminal.sep("~", title=f"Raised where nobody hears of it, lately (it is {time.monotonic():.1f} now)")
+        terminal.write("\n".join(_unheard) + "\n")
         dump_stacks(terminal, *more)
 
     return tell
