@@ -7,11 +7,12 @@ observe. (Opcodes on Python 3.10 and 3.11: from 3.12 on the first call of a func
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from types import FrameType
 from typing import Any
 
@@ -107,21 +108,32 @@ def interrupt_at(
         signal.raise_signal(signum)
 
     before = sys.gettrace()
-    # A collection in the middle would call destructors of what earlier tests have left, and Python drops what
-    # is raised in those.
+    with no_collection():
+        try:
+            _trace(step, opcodes, interrupt, traced, times)
+            operation()
+        except raises:
+            assert reached
+        finally:
+            sys.settrace(before)
+    # An exception in a `__del__` goes no further, so that the outcome does not tell.
+    return reached
+
+
+@contextlib.contextmanager
+def no_collection() -> Generator[None]:
+    """For tests with one signal: no collection of garbage comes in the block.
+
+    It would destroy what earlier tests have left. Python drops what the handler of a signal raises in a
+    destructor or in the callback of a weak reference, and nothing would come of that signal.
+    """
     collects = gc.isenabled()
     gc.disable()
     try:
-        _trace(step, opcodes, interrupt, traced, times)
-        operation()
-    except raises:
-        assert reached
+        yield
     finally:
-        sys.settrace(before)
         if collects:
             gc.enable()
-    # An exception in a `__del__` goes no further, so that the outcome does not tell.
-    return reached
 
 
 def _trace(

@@ -29,6 +29,7 @@ from mpkit.pool._engine import crew as _crew
 from mpkit.pool._engine import engine as _engine
 from tests.contract import pool_tasks as tasks
 from tests.helpers.processes import python, wait_gone
+from tests.helpers.stepping import no_collection
 from tests.helpers.waiting import PATIENCE, wait_until
 
 LONG = PATIENCE
@@ -506,10 +507,11 @@ def test_an_alarm_while_a_result_is_unpickled_does_not_become_the_result(tmp_pat
             handle = pool.submit(tasks.WaitsWhenUnpickled, str(begun), str(gate))
             handle.wait(LONG)
             alarm = threading.Thread(target=ring)
-            alarm.start()
-            with pytest.raises(SerializationError) as failed:
-                handle.result()
-            alarm.join()
+            with no_collection():
+                alarm.start()
+                with pytest.raises(SerializationError) as failed:
+                    handle.result()
+                alarm.join()
             assert isinstance(failed.value.__cause__, Alarm)
             gate.touch()
             assert str(handle.result()) == str(gate)

@@ -30,7 +30,7 @@ from mpkit.pool._engine import crew as _crew
 from mpkit.pool._engine.collector import Collector
 from mpkit.pool._engine.engine import Engine
 from tests.contract import pool_tasks as tasks
-from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
+from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises, no_collection
 from tests.helpers.waiting import PATIENCE, wait_until
 
 # See tests/unit/shm/test_interrupts.py.
@@ -161,11 +161,8 @@ def alarms() -> Iterator[None]:
         raise Alarm
 
     before = signal.signal(signal.SIGUSR1, raise_alarm)
-    # Python drops what is raised in a destructor, and a collection would call those of what earlier tests
-    # have left: the one signal of a test would be lost.
-    gc.disable()
-    yield
-    gc.enable()
+    with no_collection():
+        yield
     signal.signal(signal.SIGUSR1, before)
 
 
