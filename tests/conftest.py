@@ -41,6 +41,9 @@ def pytest_collection_finish() -> None:
     stuck.listen()
     # At its first run Hypothesis looks for what refers to its random numbers, and would see nothing frozen.
     find(booleans(), bool)
+    # From then on it has each collection timed, for deadlines that there are none of here. Python drops what
+    # the handler of a signal raises in such a callback: the one signal that a test waits for would be lost.
+    gc.callbacks.clear()
     gc.collect()
     gc.freeze()
 
