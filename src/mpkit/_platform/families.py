@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from enum import Enum, auto
 from typing import Final, Protocol
 
@@ -381,7 +381,11 @@ def kill_families(
 
 
 def signal_families(
-    roots: Iterable[ProcessIdentity], signum: int, *, since: int = 0
+    roots: Iterable[ProcessIdentity],
+    signum: int,
+    *,
+    since: int = 0,
+    announce: Callable[[list[ProcessIdentity]], object] | None = None,
 ) -> list[ProcessIdentity]:
     """Send a signal to `roots` and all their descendants; what may not be signalled is passed over.
 
@@ -394,6 +398,7 @@ def signal_families(
         signum: The signal.
         since: Descendants that have started before this (see `ProcessIdentity.started`) are passed over,
             together with their own.
+        announce: Called with all those that it is meant for, before any of them gets it.
 
     Returns:
         All those that it was meant for, the roots first.
@@ -401,6 +406,8 @@ def signal_families(
     targets = list(roots)
     try:
         _stop_all(targets, (), since)
+        if announce is not None:
+            announce(targets)
         for process in targets:
             send_signal_if_allowed(process, signum)
     finally:
@@ -422,20 +429,20 @@ def _continue_all(targets: list[ProcessIdentity]) -> None:
 
 def _stop_all(targets: list[ProcessIdentity], spared: Collection[ProcessIdentity], since: int) -> None:
     """Stop `targets` and what descends from them, which is added before it is stopped."""
-    roots = tuple(targets)
     # This process itself comes last: what is stopped does nothing any more.
     me = identity.current()
-    stopped: set[ProcessIdentity] = set()
-    fresh = list(roots)
+    # Looked at before anything is stopped: the kernel hangs up a group of processes whose leader goes while
+    # members of it are stopped. Who dies of that has no children any more when it is looked at next.
+    targets.extend(_descendants_if_seen(targets, spared, since))
+    fresh = list(targets)
     for _ in range(_MOST_ROUNDS):
         for process in fresh:
             if sys.platform != "win32" and process != me:
                 send_signal_if_allowed(process, signal.SIGSTOP)
-            stopped.add(process)
         # Sent is not stopped: since Linux 4.19 a fork that is under way goes on to its end, and the child is
         # in no table before that. It inherits nothing of the signal.
         _wait_until_still(process for process in fresh if process != me)
-        fresh = [process for process in _descendants_if_seen(roots, spared, since) if process not in stopped]
+        fresh = _descendants_if_seen(targets, spared, since)
         if not fresh:
             break
         targets.extend(fresh)
@@ -461,8 +468,13 @@ def _wait_until_still(processes: Iterable[ProcessIdentity]) -> None:
 def _kill_all(targets: list[ProcessIdentity]) -> None:
     me = identity.current()
     failed: OSError | None = None
+    # Children, who are younger, first. When a parent goes, the kernel continues a child of it that is stopped and
+    # has a group of its own, and that might start something. And should this process be killed in the middle,
+    # those that are left still have the parent by whom others find them.
+    ordered = sorted(targets, key=lambda process: process.started)
+    ordered.reverse()
     with deferred_interrupts():
-        for process in sorted(targets, key=lambda process: process == me):
+        for process in sorted(ordered, key=lambda process: process == me):
             try:
                 send_signal_if_allowed(process, KILL)
             except OSError as error:
