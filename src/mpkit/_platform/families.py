@@ -468,9 +468,9 @@ def _wait_until_still(processes: Iterable[ProcessIdentity]) -> None:
 def _kill_all(targets: list[ProcessIdentity]) -> None:
     me = identity.current()
     failed: OSError | None = None
-    # Children, who are younger, first. When a parent goes, the kernel continues a child of it that is stopped and
-    # has a group of its own, and that might start something. And should this process be killed in the middle,
-    # those that are left still have the parent by whom others find them.
+    # Children, who are younger, first. When a parent goes, the kernel continues a child of it that is stopped
+    # and has a group of its own, and that might start something. And should this process be killed in the
+    # middle, those that are left still have the parent by whom others find them.
     ordered = sorted(targets, key=lambda process: process.started)
     ordered.reverse()
     with deferred_interrupts():
