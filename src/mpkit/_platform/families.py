@@ -429,40 +429,43 @@ def _continue_all(targets: list[ProcessIdentity]) -> None:
 
 def _stop_all(targets: list[ProcessIdentity], spared: Collection[ProcessIdentity], since: int) -> None:
     """Stop `targets` and what descends from them, which is added before it is stopped."""
-    # This process itself comes last: what is stopped does nothing any more.
-    me = identity.current()
+    # Not stopped: this process, which comes last, for what is stopped does nothing any more; and those that
+    # cannot be, or take too long.
+    loose = {identity.current()}
     # Looked at before anything is stopped: the kernel hangs up a group of processes whose leader goes while
     # members of it are stopped. Who dies of that has no children any more when it is looked at next.
     targets.extend(_descendants_if_seen(targets, spared, since))
     fresh = list(targets)
     for _ in range(_MOST_ROUNDS):
-        for process in fresh:
-            if sys.platform != "win32" and process != me:
-                send_signal_if_allowed(process, signal.SIGSTOP)
-        # Sent is not stopped: since Linux 4.19 a fork that is under way goes on to its end, and the child is
-        # in no table before that. It inherits nothing of the signal.
-        _wait_until_still(process for process in fresh if process != me)
-        fresh = _descendants_if_seen(targets, spared, since)
+        loose.update(_stop([process for process in fresh if process not in loose]))
+        new = _descendants_if_seen(targets, spared, since)
+        # Who does not die of being hung up is continued by it.
+        continued = (p for p in targets if p not in loose and _motion(p) is _Motion.MOVING)
+        fresh = [*continued, *new]
         if not fresh:
             break
-        targets.extend(fresh)
+        targets.extend(new)
 
 
-def _wait_until_still(processes: Iterable[ProcessIdentity]) -> None:
-    """Wait until those that have been sent SIGSTOP have stopped, unless that takes too long."""
-    if sys.platform == "win32":
-        return
-    moving = [process for process in processes if _motion(process) is not _Motion.STILL]
+def _stop(moving: list[ProcessIdentity]) -> list[ProcessIdentity]:
+    """Stop processes and wait until they have stopped; those that cannot be, or take too long."""
     began = time.monotonic()
     pause = _FIRST_PAUSE_S
-    while moving:
-        time.sleep(pause)
-        pause = min(2.0 * pause, _LONGEST_PAUSE_S)
+    while moving and sys.platform != "win32":
+        # Again and again: one that is continued before it has stopped does not stop.
+        for process in moving:
+            send_signal_if_allowed(process, signal.SIGSTOP)
+        # Sent is not stopped: since Linux 4.19 a fork that is under way goes on to its end, and the child is
+        # in no table before that. It inherits nothing of the signal.
         passed = time.monotonic() - began
-        if passed >= _STOPPING_PATIENCE_S:
-            return
         given_up = {_Motion.STILL} if passed < _HELD_PATIENCE_S else {_Motion.STILL, _Motion.HELD}
         moving = [process for process in moving if _motion(process) not in given_up]
+        if passed >= _STOPPING_PATIENCE_S:
+            break
+        if moving:
+            time.sleep(pause)
+            pause = min(2.0 * pause, _LONGEST_PAUSE_S)
+    return moving
 
 
 def _kill_all(targets: list[ProcessIdentity]) -> None:
