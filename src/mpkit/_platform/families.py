@@ -433,8 +433,10 @@ def _stop_all(targets: list[ProcessIdentity], spared: Collection[ProcessIdentity
     # cannot be, or take too long.
     loose = {identity.current()}
     # Looked at before anything is stopped: the kernel hangs up a group of processes whose leader goes while
-    # members of it are stopped. Who dies of that has no children any more when it is looked at next.
-    targets.extend(_descendants_if_seen(targets, spared, since))
+    # members of it are stopped. Who dies of that has no children any more when it is looked at next. (Most are
+    # one that has none.)
+    if len(targets) != 1 or _child_pids(targets[0].pid) != []:
+        targets.extend(_descendants_if_seen(targets, spared, since))
     fresh = list(targets)
     for _ in range(_MOST_ROUNDS):
         loose.update(_stop([process for process in fresh if process not in loose]))
