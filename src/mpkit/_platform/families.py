@@ -433,8 +433,8 @@ def _stop_all(targets: list[ProcessIdentity], spared: Collection[ProcessIdentity
     # cannot be, or take too long.
     loose = {identity.current()}
     # Looked at before anything is stopped: the kernel hangs up a group of processes whose leader goes while
-    # members of it are stopped. Who dies of that has no children any more when it is looked at next. (Most are
-    # one that has none.)
+    # members of it are stopped. Who dies of that has no children any more when it is looked at next. (A
+    # single one often has none now.)
     if len(targets) != 1 or _child_pids(targets[0].pid) != []:
         targets.extend(_descendants_if_seen(targets, spared, since))
     fresh = list(targets)
