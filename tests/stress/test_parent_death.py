@@ -198,8 +198,10 @@ class Round:
 
     def _look_at_orphans(self) -> int:
         """Those must live whose start was over before anybody died, with what they had."""
-        if "worker" in self.way:
-            return 0  # they may have been the workers
+        if "worker" in self.way or self.signum == signal.SIGINT:
+            # They may have been the workers; or the program, which takes its leave, has stopped a child with
+            # all that was below it.
+            return 0
         found = 0
         for path in self.notes.glob("orphan-*"):
             process = _identity_in(path)
