@@ -178,7 +178,11 @@ else:
 
 
 def descendants(
-    roots: Iterable[ProcessIdentity], *, spared: Collection[ProcessIdentity] = (), since: int = 0
+    roots: Iterable[ProcessIdentity],
+    *,
+    spared: Collection[ProcessIdentity] = (),
+    since: int = 0,
+    known: Iterable[ProcessIdentity] = (),
 ) -> list[ProcessIdentity]:
     """The living descendants of `roots`, parents before their children; housekeepers are left out.
 
@@ -187,6 +191,7 @@ def descendants(
         spared: Processes that are passed over together with their own descendants.
         since: So are those that have started before this (see `ProcessIdentity.started`), unless they are
             roots. What the fork server of a root starts counts as started by that root.
+        known: What an earlier call has returned: it counts, whoever its parents are now.
 
     Raises:
         OSError: If there is no descriptor or memory left to look with.
@@ -199,6 +204,12 @@ def descendants(
     queue = [root for root in roots if table.get(root.pid, (0, None))[1] == root]
     seen = set(queue)
     found: list[ProcessIdentity] = []
+    for process in known:
+        # It may have executed the program of a housekeeper since.
+        if table.get(process.pid, (0, None))[1] == process and not _is_housekeeper(process.pid):
+            seen.add(process)
+            found.append(process)
+            queue.append(process)
     for process in queue:
         for child in children.get(process.pid, ()):
             if child in seen or child in spared or _is_housekeeper(child.pid):
@@ -276,12 +287,15 @@ def with_descendants(processes: Iterable[ProcessIdentity]) -> list[ProcessIdenti
 
 
 def _descendants_if_seen(
-    roots: Iterable[ProcessIdentity], spared: Collection[ProcessIdentity], since: int = 0
+    roots: Iterable[ProcessIdentity],
+    spared: Collection[ProcessIdentity],
+    since: int = 0,
+    known: Collection[ProcessIdentity] = (),
 ) -> list[ProcessIdentity]:
     roots = tuple(roots)
     for _ in range(_LOOKS):
         try:
-            return descendants(roots, spared=spared, since=since)
+            return descendants(roots, spared=spared, since=since, known=known)
         except OSError as error:
             if not identity.is_lack_of_means(error):
                 raise
@@ -435,12 +449,15 @@ def _stop_all(targets: list[ProcessIdentity], spared: Collection[ProcessIdentity
     # Looked at before anything is stopped: the kernel hangs up a group of processes whose leader goes while
     # members of it are stopped. Who dies of that has no children any more when it is looked at next. (A
     # single one often has none now.)
+    known: list[ProcessIdentity] = []
     if len(targets) != 1 or _child_pids(targets[0].pid) != []:
-        targets.extend(_descendants_if_seen(targets, spared, since))
+        known = _descendants_if_seen(targets, spared, since)
     fresh = list(targets)
     for _ in range(_MOST_ROUNDS):
         loose.update(_stop([process for process in fresh if process not in loose]))
-        new = _descendants_if_seen(targets, spared, since)
+        # Only now is a housekeeper that was being started told from any other fork: until it has executed its
+        # program, whoever starts it does not stop.
+        new, known = _descendants_if_seen(targets, spared, since, known), []
         # Who does not die of being hung up is continued by it.
         continued = (p for p in targets if p not in loose and _motion(p) is _Motion.MOVING)
         fresh = [*continued, *new]

@@ -173,6 +173,20 @@ def test_one_that_dies_while_it_is_being_stopped_leaves_nobody(
     assert families.wait_gone([its_child], PATIENCE) == []
 
 
+def test_a_housekeeper_that_is_just_being_started_is_spared(
+    family: tuple[subprocess.Popen[bytes], ProcessIdentity, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process, who, child = family
+    its_child = identity.of(child)
+    assert its_child is not None
+    answers = iter([False])
+    monkeypatch.setattr(families, "_is_housekeeper", lambda _: next(answers, True))
+    families.kill_families([who])
+    assert process.wait(PATIENCE) == -signal.SIGKILL
+    assert identity.is_alive(its_child)
+    assert not stat_file.is_stopped(child)
+
+
 def test_one_that_is_continued_meanwhile_is_stopped_again(
     family: tuple[subprocess.Popen[bytes], ProcessIdentity, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
