@@ -122,6 +122,35 @@ def test_a_fork_that_does_not_come_as_far_as_registering_itself(kind: str, tmp_p
     all_of_it_goes(HANGING_FORK, tmp_path, kind)
 
 
+STUBBORN = """
+import threading
+
+def child() -> None:
+    if os.fork() == 0:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, signal.SIG_IGN)
+        sleep("stubborn")
+    wait_for("stubborn")
+    sleep("child")
+
+if method == "pool":
+    pool = TaskPool(1, context="fork", grace_period=600)
+    pool.submit(child)
+else:
+    process = WorkerProcess(target=child, start_method="fork")
+    process.start()
+ending = identity.of(wait_for("child"))
+threading.Thread(target=pool.terminate if method == "pool" else process.stop, daemon=True).start()
+families.wait_gone([ending], None)
+die()
+"""
+
+
+@pytest.mark.parametrize("kind", ["process", "pool"])
+def test_the_parent_dies_while_it_waits_for_what_it_has_told_to_end(kind: str, tmp_path: Path) -> None:
+    all_of_it_goes(STUBBORN, tmp_path, kind)
+
+
 HANGING_ORPHAN = """
 def hang() -> None:
     note("orphan")

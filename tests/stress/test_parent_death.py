@@ -24,7 +24,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mpkit._platform import identity
+from mpkit._platform import identity, stat_file
 from mpkit._platform.identity import ProcessIdentity
 from tests.helpers.marked import Mark
 from tests.helpers.processes import ROOT, gone
@@ -54,6 +54,10 @@ _WHO = {
     "tracker": "multiprocessing.resource_tracker",
 }
 _HELPERS = tuple(_WHO.values())
+
+#: Of what `stat_file.fields_of` returns, and in it: forked, and nothing executed since (linux/sched.h).
+_FLAGS = 6
+_PF_FORKNOEXEC = 0x40
 
 
 class Round:
@@ -133,7 +137,7 @@ class Round:
         victims = [word for word in self.way.split() if word in _WHO]
         self.struck = time.monotonic()
         for pid, line in self.mark.living().items():
-            if any(_WHO[victim] in line for victim in victims):
+            if any(_is_helper(pid, line, _WHO[victim]) for victim in victims):
                 _send(pid, signal.SIGKILL)
                 if "guardian" in line:
                     # The program has not waited for it.
@@ -148,21 +152,13 @@ class Round:
             # Looked at before: what is just being started has the command line of whoever starts it.
             noted = {process.pid for process in self._noted("process")}
             workers = [
-                pid for pid, line in self.mark.living().items() if pid in noted and self._is_worker(pid, line)
+                pid
+                for pid, line in self.mark.living().items()
+                if pid in noted and pid != self._program.pid and not _is_one_of_helpers(pid, line)
             ]
             self.rng.shuffle(workers)
             for pid in workers[: 2 if "two" in self.way else 1]:
                 _send(pid, signal.SIGSTOP if "stopped" in self.way else signal.SIGKILL)
-
-    def _is_worker(self, pid: int, line: str) -> bool:
-        if pid == self._program.pid or not line or any(helper in line for helper in _HELPERS[::2]):
-            return False
-        if _HELPERS[1] in line:
-            # The command line of a fork server is also that of its children. A server that is stopped stays.
-            with suppress(psutil.NoSuchProcess):
-                return _HELPERS[1] in " ".join(psutil.Process(psutil.Process(pid).ppid()).cmdline())
-            return False
-        return True
 
     def _let_it_die(self, figures: collections.Counter[str]) -> None:
         if self.way == "itself":
@@ -202,8 +198,10 @@ class Round:
 
     def _look_at_orphans(self) -> int:
         """Those must live whose start was over before anybody died, with what they had."""
-        if "worker" in self.way:
-            return 0  # they may have been the workers
+        if "worker" in self.way or self.signum == signal.SIGINT:
+            # They may have been the workers; or the program, which takes its leave, has stopped a child with
+            # all that was below it.
+            return 0
         found = 0
         for path in self.notes.glob("orphan-*"):
             process = _identity_in(path)
@@ -258,10 +256,28 @@ def _identity_in(path: Path) -> ProcessIdentity:
 
 def _is_with(free: set[int], pid: int, line: str) -> bool:
     """Whether it is one of those, or descends from one, or serves them."""
-    if pid in free or any(helper in line for helper in _HELPERS):
+    if pid in free or _is_one_of_helpers(pid, line):
         return True
     with suppress(psutil.NoSuchProcess):
         return any(parent.pid in free for parent in psutil.Process(pid).parents())
+    return False
+
+
+def _is_one_of_helpers(pid: int, line: str) -> bool:
+    return any(_is_helper(pid, line, words) for words in _HELPERS)
+
+
+def _is_helper(pid: int, line: str, words: str) -> bool:
+    """Whether a process with this command line is the helper that has these words there.
+
+    The children of a fork server have its command line. It alone has executed that itself.
+    """
+    if words not in line:
+        return False
+    if words != _WHO["server"]:
+        return True
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return not int(stat_file.fields_of(pid)[_FLAGS]) & _PF_FORKNOEXEC
     return False
 
 

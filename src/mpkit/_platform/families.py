@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from enum import Enum, auto
 from typing import Final, Protocol
 
@@ -178,7 +178,11 @@ else:
 
 
 def descendants(
-    roots: Iterable[ProcessIdentity], *, spared: Collection[ProcessIdentity] = (), since: int = 0
+    roots: Iterable[ProcessIdentity],
+    *,
+    spared: Collection[ProcessIdentity] = (),
+    since: int = 0,
+    known: Iterable[ProcessIdentity] = (),
 ) -> list[ProcessIdentity]:
     """The living descendants of `roots`, parents before their children; housekeepers are left out.
 
@@ -187,6 +191,7 @@ def descendants(
         spared: Processes that are passed over together with their own descendants.
         since: So are those that have started before this (see `ProcessIdentity.started`), unless they are
             roots. What the fork server of a root starts counts as started by that root.
+        known: What an earlier call has returned: it counts, whoever its parents are now.
 
     Raises:
         OSError: If there is no descriptor or memory left to look with.
@@ -199,6 +204,12 @@ def descendants(
     queue = [root for root in roots if table.get(root.pid, (0, None))[1] == root]
     seen = set(queue)
     found: list[ProcessIdentity] = []
+    for process in known:
+        # It may have executed the program of a housekeeper since.
+        if table.get(process.pid, (0, None))[1] == process and not _is_housekeeper(process.pid):
+            seen.add(process)
+            found.append(process)
+            queue.append(process)
     for process in queue:
         for child in children.get(process.pid, ()):
             if child in seen or child in spared or _is_housekeeper(child.pid):
@@ -276,12 +287,15 @@ def with_descendants(processes: Iterable[ProcessIdentity]) -> list[ProcessIdenti
 
 
 def _descendants_if_seen(
-    roots: Iterable[ProcessIdentity], spared: Collection[ProcessIdentity], since: int = 0
+    roots: Iterable[ProcessIdentity],
+    spared: Collection[ProcessIdentity],
+    since: int = 0,
+    known: Collection[ProcessIdentity] = (),
 ) -> list[ProcessIdentity]:
     roots = tuple(roots)
     for _ in range(_LOOKS):
         try:
-            return descendants(roots, spared=spared, since=since)
+            return descendants(roots, spared=spared, since=since, known=known)
         except OSError as error:
             if not identity.is_lack_of_means(error):
                 raise
@@ -381,7 +395,11 @@ def kill_families(
 
 
 def signal_families(
-    roots: Iterable[ProcessIdentity], signum: int, *, since: int = 0
+    roots: Iterable[ProcessIdentity],
+    signum: int,
+    *,
+    since: int = 0,
+    announce: Callable[[list[ProcessIdentity]], object] | None = None,
 ) -> list[ProcessIdentity]:
     """Send a signal to `roots` and all their descendants; what may not be signalled is passed over.
 
@@ -394,6 +412,7 @@ def signal_families(
         signum: The signal.
         since: Descendants that have started before this (see `ProcessIdentity.started`) are passed over,
             together with their own.
+        announce: Called with all those that it is meant for, before any of them gets it.
 
     Returns:
         All those that it was meant for, the roots first.
@@ -401,6 +420,8 @@ def signal_families(
     targets = list(roots)
     try:
         _stop_all(targets, (), since)
+        if announce is not None:
+            announce(targets)
         for process in targets:
             send_signal_if_allowed(process, signum)
     finally:
@@ -422,47 +443,60 @@ def _continue_all(targets: list[ProcessIdentity]) -> None:
 
 def _stop_all(targets: list[ProcessIdentity], spared: Collection[ProcessIdentity], since: int) -> None:
     """Stop `targets` and what descends from them, which is added before it is stopped."""
-    roots = tuple(targets)
-    # This process itself comes last: what is stopped does nothing any more.
-    me = identity.current()
-    stopped: set[ProcessIdentity] = set()
-    fresh = list(roots)
+    # Not stopped: this process, which comes last, for what is stopped does nothing any more; and those that
+    # cannot be, or take too long.
+    loose = {identity.current()}
+    # Looked at before anything is stopped: the kernel hangs up a group of processes whose leader goes while
+    # members of it are stopped. Who dies of that has no children any more when it is looked at next. (A
+    # single one often has none now.)
+    known: list[ProcessIdentity] = []
+    if len(targets) != 1 or _child_pids(targets[0].pid) != []:
+        known = _descendants_if_seen(targets, spared, since)
+    fresh = list(targets)
     for _ in range(_MOST_ROUNDS):
-        for process in fresh:
-            if sys.platform != "win32" and process != me:
-                send_signal_if_allowed(process, signal.SIGSTOP)
-            stopped.add(process)
-        # Sent is not stopped: since Linux 4.19 a fork that is under way goes on to its end, and the child is
-        # in no table before that. It inherits nothing of the signal.
-        _wait_until_still(process for process in fresh if process != me)
-        fresh = [process for process in _descendants_if_seen(roots, spared, since) if process not in stopped]
+        loose.update(_stop([process for process in fresh if process not in loose]))
+        # Only now is a housekeeper that was being started told from any other fork: until it has executed its
+        # program, whoever starts it does not stop.
+        new, known = _descendants_if_seen(targets, spared, since, known), []
+        # Who does not die of being hung up is continued by it.
+        continued = (p for p in targets if p not in loose and _motion(p) is _Motion.MOVING)
+        fresh = [*continued, *new]
         if not fresh:
             break
-        targets.extend(fresh)
+        targets.extend(new)
 
 
-def _wait_until_still(processes: Iterable[ProcessIdentity]) -> None:
-    """Wait until those that have been sent SIGSTOP have stopped, unless that takes too long."""
-    if sys.platform == "win32":
-        return
-    moving = [process for process in processes if _motion(process) is not _Motion.STILL]
+def _stop(moving: list[ProcessIdentity]) -> list[ProcessIdentity]:
+    """Stop processes and wait until they have stopped; those that cannot be, or take too long."""
     began = time.monotonic()
     pause = _FIRST_PAUSE_S
-    while moving:
-        time.sleep(pause)
-        pause = min(2.0 * pause, _LONGEST_PAUSE_S)
+    while moving and sys.platform != "win32":
+        # Again and again: one that is continued before it has stopped does not stop.
+        for process in moving:
+            send_signal_if_allowed(process, signal.SIGSTOP)
+        # Sent is not stopped: since Linux 4.19 a fork that is under way goes on to its end, and the child is
+        # in no table before that. It inherits nothing of the signal.
         passed = time.monotonic() - began
-        if passed >= _STOPPING_PATIENCE_S:
-            return
         given_up = {_Motion.STILL} if passed < _HELD_PATIENCE_S else {_Motion.STILL, _Motion.HELD}
         moving = [process for process in moving if _motion(process) not in given_up]
+        if passed >= _STOPPING_PATIENCE_S:
+            break
+        if moving:
+            time.sleep(pause)
+            pause = min(2.0 * pause, _LONGEST_PAUSE_S)
+    return moving
 
 
 def _kill_all(targets: list[ProcessIdentity]) -> None:
     me = identity.current()
     failed: OSError | None = None
+    # Children, who are younger, first. When a parent goes, the kernel continues a child of it that is stopped
+    # and has a group of its own, and that might start something. And should this process be killed in the
+    # middle, those that are left still have the parent by whom others find them.
+    ordered = sorted(targets, key=lambda process: process.started)
+    ordered.reverse()
     with deferred_interrupts():
-        for process in sorted(targets, key=lambda process: process == me):
+        for process in sorted(ordered, key=lambda process: process == me):
             try:
                 send_signal_if_allowed(process, KILL)
             except OSError as error:

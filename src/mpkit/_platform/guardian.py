@@ -10,7 +10,7 @@ first process is started that is to die with its parent, and passes it one end o
 of the application has the other end and writes lines:
 
 - ``W <parent pid> <parent start> <child pid> <child start>``: when the parent dies, kill the child and its
-  descendants;
+  descendants. (Child is also what it has told to end, see `parent_watch.take_along`, whoever started that);
 - ``F <pid> <start>``: this one is free; it is spared together with its descendants when a family is killed.
 
 It ends by itself once every process of the application has, and everything it was to kill is dead. It holds
@@ -124,6 +124,8 @@ class Guardian:
             return
         if not self._watcher.add(parent):
             self._found_ended.add(parent)
+        # An orphan that has been told to end is none any more.
+        self._free.discard(child)
         self._parents[child] = parent
         self._children.setdefault(parent, set()).add(child)
 

@@ -26,7 +26,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, suppress
 from typing import Any
 
@@ -38,7 +38,10 @@ from mpkit._platform.hints import override
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._platform.interrupts import deferred_interrupts
 
-__all__ = ["ParentLink", "guardian_pid"]
+__all__ = ["ParentLink", "guardian_pid", "signal_to_end", "take_along"]
+
+# So many lines in one write stay far below what the kernel would split.
+_LINES_AT_ONCE = 20
 
 
 class ParentLink:
@@ -92,6 +95,25 @@ class ParentLink:
         return _arrive, (self._parent, self._orphan, _line.for_child())
 
 
+def take_along(processes: Sequence[ProcessIdentity]) -> None:
+    """Have these die with this process, whoever their parents are; each with its descendants.
+
+    For what is being ended, and may lose its parent before it ends itself. Never waits.
+    """
+    me = identity.current()
+    for k in range(0, len(processes), _LINES_AT_ONCE):
+        some = processes[k : k + _LINES_AT_ONCE]
+        _line.send(b"\n".join(b"W %d %d %d %d" % (*me, *process) for process in some))
+
+
+def signal_to_end(roots: Iterable[ProcessIdentity], signum: int, *, since: int = 0) -> list[ProcessIdentity]:
+    """As `families.signal_families`, for families that have to end.
+
+    Who outlives the signal dies with this process, also when its parent has not outlived it.
+    """
+    return families.signal_families(roots, signum, since=since, announce=take_along)
+
+
 def _arrive(parent: ProcessIdentity, orphan: bool, passed: seam.PassedDescriptor | None) -> ParentLink:
     if passed is not None:
         _line.adopt(passed.detach())
@@ -136,8 +158,8 @@ class _Line:
             self._start(executable)
 
     def send(self, line: bytes) -> bool:
-        """Write one line; False when nobody is listening. Never waits."""
-        # A line is a single write, far below what the kernel would split. No SIGPIPE: the application may
+        """Write one line, or some; False when nobody is listening. Never waits."""
+        # It is a single write, far below what the kernel would split. No SIGPIPE: the application may
         # have restored its default.
         try:
             return self._on_the_line(lambda line_socket: line_socket.send(line + b"\n", _AT_ONCE)) is not None

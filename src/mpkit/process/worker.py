@@ -21,7 +21,7 @@ from typing import (
     cast,
 )
 
-from mpkit._platform import families, identity, seam
+from mpkit._platform import families, identity, parent_watch, seam
 from mpkit._platform.contexts import resolve_context
 from mpkit._platform.deadlines import check_timeout
 from mpkit._platform.hints import Self, TypeVar, override, without_type_arguments
@@ -777,7 +777,7 @@ def _end_family(root: ProcessIdentity, grace: float | None, handle: Handle, *, i
     family = [root]
     for signum in steps if grace != 0 else ():
         if signum is not None:
-            families.signal_families(family, signum)
+            parent_watch.signal_to_end(family, signum)
         family = families.wait_families_gone(family, grace)
         # Those that it started last may be known to itself alone.
         known = set(family)

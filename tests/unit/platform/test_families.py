@@ -151,8 +151,64 @@ def test_a_family_is_stopped_before_any_of_it_is_killed(
     signals = [signum for signum, _ in sent]
     killing = signals.index(signal.SIGKILL)
     assert {pid for signum, pid in sent[:killing] if signum == signal.SIGSTOP} >= {who.pid, child}
-    assert {pid for _, pid in sent[killing:]} >= {who.pid, child}
-    assert signal.SIGSTOP not in signals[killing:]
+    # Children first: when a parent goes, the kernel may continue a child that is stopped.
+    assert sent[killing:] == [(signal.SIGKILL, child), (signal.SIGKILL, who.pid)]
+
+
+def test_one_that_dies_while_it_is_being_stopped_leaves_nobody(
+    family: tuple[subprocess.Popen[bytes], ProcessIdentity, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel hangs up its group, say, because the leader of that has ended."""
+    process, who, child = family
+    its_child = identity.of(child)
+    assert its_child is not None
+
+    def stop(_: object) -> list[ProcessIdentity]:
+        process.kill()
+        process.wait(PATIENCE)
+        return []
+
+    monkeypatch.setattr(families, "_stop", stop)
+    families.kill_families([who])
+    assert families.wait_gone([its_child], PATIENCE) == []
+
+
+def test_a_housekeeper_that_is_just_being_started_is_spared(
+    family: tuple[subprocess.Popen[bytes], ProcessIdentity, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process, who, child = family
+    its_child = identity.of(child)
+    assert its_child is not None
+    answers = iter([False])
+    monkeypatch.setattr(families, "_is_housekeeper", lambda _: next(answers, True))
+    families.kill_families([who])
+    assert process.wait(PATIENCE) == -signal.SIGKILL
+    assert identity.is_alive(its_child)
+    assert not stat_file.is_stopped(child)
+
+
+def test_one_that_is_continued_meanwhile_is_stopped_again(
+    family: tuple[subprocess.Popen[bytes], ProcessIdentity, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the kernel does with those that ignore SIGHUP."""
+    _, who, child = family
+    really_stop, send, states = families._stop, families.send_signal, list[bytes]()
+
+    def stop(processes: list[ProcessIdentity]) -> list[ProcessIdentity]:
+        left = really_stop(processes)
+        if who in processes:
+            os.kill(child, signal.SIGCONT)
+        return left
+
+    def send_signal(process: ProcessIdentity, signum: int) -> bool:
+        if signum == signal.SIGKILL:
+            states.append(stat_file.fields_of(process.pid)[stat_file.STATE])
+        return send(process, signum)
+
+    monkeypatch.setattr(families, "_stop", stop)
+    monkeypatch.setattr(families, "send_signal", send_signal)
+    families.kill_families([who])
+    assert states == [b"T", b"T"]
 
 
 @pytest.mark.parametrize("where", ["stat", "cmdline"])
@@ -237,8 +293,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_when_a_process_is_still(family: tuple[subprocess.Popen[bytes], ProcessIdentity, int]) -> None:
     process, who, _ = family
     assert families._motion(who) is not families._Motion.STILL
-    process.send_signal(signal.SIGSTOP)
-    families._wait_until_still([who])
+    assert families._stop([who]) == []
     assert families._motion(who) is families._Motion.STILL
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
@@ -262,8 +317,7 @@ def test_every_thread_has_to_be_still() -> None:
         assert who is not None
         assert len(os.listdir(f"/proc/{process.pid}/task")) == 2
         assert not stat_file.thread_states(process.pid) & stat_file.NOT_RUNNING
-        process.send_signal(signal.SIGSTOP)
-        families._wait_until_still([who])
+        assert families._stop([who]) == []
         assert stat_file.thread_states(process.pid) == {b"T"}
         process.kill()
 

@@ -114,6 +114,19 @@ def test_free_ones_are_spared_while_they_live(scene: Scene) -> None:
     assert scene.killed == [({A}, {C})]
 
 
+def test_what_has_been_told_to_end_has_a_second_parent_and_is_not_spared(scene: Scene) -> None:
+    scene.watch(APP, A)
+    scene.watch(A, B)
+    scene.free(C)
+    scene.watch(APP, B)
+    scene.watch(APP, C)
+    scene.die(A)
+    assert scene.killed == [({B}, set())]
+    scene.die(APP)
+    assert scene.killed[1:] == [({C}, set())]
+    assert scene.guardian.idle
+
+
 @pytest.mark.parametrize(
     "line", [b"", b"W", b"W 1 2 3", b"W 1 2 3 x", b"F", b"F 1 2 3", b"Q 1 2 3 4", b"\xff\xfe", b"W 1 2 3 4 5"]
 )

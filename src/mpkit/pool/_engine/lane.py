@@ -9,7 +9,7 @@ from itertools import starmap
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
-from mpkit._platform import families, seam
+from mpkit._platform import families, parent_watch, seam
 from mpkit._platform.identity import ProcessIdentity
 from mpkit._platform.start_times import StartClock
 from mpkit.pool._engine.ledger import Task
@@ -174,7 +174,7 @@ class Lane:
             families.send_signal_if_allowed(worker, signal.SIGTERM)
             return []
         known = [] if self.stop is None else self.stop.programs
-        told = families.signal_families([worker, *known], signal.SIGTERM, since=since)
+        told = parent_watch.signal_to_end([worker, *known], signal.SIGTERM, since=since)
         return [process for process in told if process != worker]
 
     def kill(self, *, spare_earlier: bool = False) -> None:

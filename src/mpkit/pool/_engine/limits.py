@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import time
 
-from mpkit._platform import families, identity
+from mpkit._platform import families, identity, parent_watch
 from mpkit._platform.deadlines import NEVER
 from mpkit._platform.memory import rss_bytes
 from mpkit.pool._engine.collector import Collector
@@ -186,6 +186,8 @@ class Limits:
         else:
             if lane.identity is not None:
                 stop.programs = families.descendants_since(lane.identity, lane.start_clock.at(stop.began))
+                # An interrupt may cost them their parent.
+                parent_watch.take_along(stop.programs)
             lane.words[STOP] = task.number
             if lane.identity is not None:
                 families.send_signal_if_allowed(lane.identity, signal.SIGINT)
@@ -266,11 +268,12 @@ class Limits:
         stop.due = 0.0
         if lane.identity is not None:
             since = lane.start_clock.at(stop.began)
+            doomed = [lane.identity, *stop.programs]
             if stage == _TERMINATED:
-                told = families.signal_families([lane.identity, *stop.programs], signal.SIGTERM, since=since)
+                told = parent_watch.signal_to_end(doomed, signal.SIGTERM, since=since)
                 self._programs.follow(process for process in told if process != lane.identity)
             else:
-                families.kill_families([lane.identity, *stop.programs], since=since)
+                families.kill_families(doomed, since=since)
         stop.stage = stage
         stop.due = time.monotonic() + self._options.grace_period
 

@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 
-from mpkit._platform import families
+from mpkit._platform import families, parent_watch
 from mpkit._platform.deadlines import NEVER
 from mpkit._platform.identity import ProcessIdentity
 
@@ -43,7 +43,7 @@ class Programs:
     def terminate(self, programs: Iterable[ProcessIdentity]) -> list[ProcessIdentity]:
         """Tell these to end, and all that descends from them: all that have been told."""
         found = [program for program in programs if program not in self._told]
-        told = families.signal_families(found, signal.SIGTERM) if found else []
+        told = parent_watch.signal_to_end(found, signal.SIGTERM) if found else []
         self.follow(told)
         return told
 
