@@ -468,9 +468,11 @@ def _stop_all(targets: list[ProcessIdentity], spared: Collection[ProcessIdentity
 
 def _stop(moving: list[ProcessIdentity]) -> list[ProcessIdentity]:
     """Stop processes and wait until they have stopped; those that cannot be, or take too long."""
+    if sys.platform == "win32":
+        return moving
     began = time.monotonic()
     pause = _FIRST_PAUSE_S
-    while moving and sys.platform != "win32":
+    while moving:
         # Again and again: one that is continued before it has stopped does not stop.
         for process in moving:
             send_signal_if_allowed(process, signal.SIGSTOP)
@@ -493,10 +495,9 @@ def _kill_all(targets: list[ProcessIdentity]) -> None:
     # Children, who are younger, first. When a parent goes, the kernel continues a child of it that is stopped
     # and has a group of its own, and that might start something. And should this process be killed in the
     # middle, those that are left still have the parent by whom others find them.
-    ordered = sorted(targets, key=lambda process: process.started)
-    ordered.reverse()
+    ordered = sorted(targets, key=lambda process: (process != me, process.started))
     with deferred_interrupts():
-        for process in sorted(ordered, key=lambda process: process == me):
+        for process in reversed(ordered):
             try:
                 send_signal_if_allowed(process, KILL)
             except OSError as error:
