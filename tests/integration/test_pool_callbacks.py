@@ -304,7 +304,7 @@ def test_terminate_does_not_wait_for_a_callback_that_close_has_been_waiting_for(
     begin_callback(pool, hanging)
     pool.close()
     # Its last thread is just waiting for the callback.
-    assert not pool.join(1)
+    assert not pool.join(0.3)
     pool.terminate()
     assert pool.join(PATIENCE)
     assert not hanging.go_on.is_set()
