@@ -88,6 +88,16 @@ def counter() -> Iterator[LockedCounter]:
         yield counter
 
 
+#: What there was when the last check was over, as long as nothing can have come since.
+_known: list[leftovers.Snapshot] = []
+
+
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> None:
+    """What a fixture for several tests starts stays beyond the next one."""
+    if fixturedef.scope != "function":
+        _known.clear()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_left_behind_by_the_session() -> Iterator[None]:
     """What module- and session-scoped fixtures start must end too."""
@@ -103,14 +113,15 @@ def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
 
     The fork server and the resource tracker of multiprocessing may stay: they serve until the end.
     """
-    before = leftovers.take()
+    before = _known.pop() if _known else leftovers.take()
     yield
-    _check(before, request.node.nodeid)
+    _known.append(_check(before, request.node.nodeid))
 
 
-def _check(before: leftovers.Snapshot, where: str) -> None:
-    left = leftovers.since(before)
+def _check(before: leftovers.Snapshot, where: str) -> leftovers.Snapshot:
+    left, now = leftovers.settle(before)
     if left:
         text = "\n  ".join(left.describe())
         left.remove()
         pytest.fail(f"{where} left behind:\n  {text}", pytrace=False)
+    return now

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -49,12 +50,17 @@ def named(path: Path) -> str:
     return str(path.relative_to(SOURCE))
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imports(path: Path, *, at_import: bool = False, for_types: bool = False) -> Iterator[str]:
     """The modules that `path` names in imports; with `at_import` only what runs when it is imported.
 
     With `for_types` also those that only type checkers import.
     """
-    pending: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    pending: list[ast.AST] = [tree_of(path)]
     while pending:
         node = pending.pop()
         if at_import and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
@@ -109,8 +115,7 @@ def test_no_module_leads_back_to_itself() -> None:
     ],
 )
 def test_the_map_of_a_package_shows_each_of_its_modules(package: str) -> None:
-    tree = ast.parse((SOURCE / package / "__init__.py").read_text(encoding="utf-8"))
-    shown = set(re.findall(r"`(\w+)`", ast.get_docstring(tree) or ""))
+    shown = set(re.findall(r"`(\w+)`", ast.get_docstring(tree_of(SOURCE / package / "__init__.py")) or ""))
     there = {path.parent.name for path in (SOURCE / package).glob("*/__init__.py")}
     there |= {path.stem for path in (SOURCE / package).glob("*.py")} - {"__init__"}
     assert sorted(there - shown) == []

@@ -262,7 +262,8 @@ def test_an_exit_handler_finds_all_work_done_and_no_more_taken(tmp_path: Any) ->
 def _leave_work(path: str, keep: bool) -> None:
     # What it kept as a global variable is there to the end of the child.
     executor = futures.ProcessPoolExecutor(1)
-    for _ in range(20):
+    # More than a worker is sent in advance.
+    for _ in range(8):
         executor.submit(tasks.nap, 7)
     executor.submit(open, path, "w")
     if keep:

@@ -42,19 +42,26 @@ def pool(start_method: str) -> Iterator[TaskPool]:
         yield pool
 
 
-def test_results_and_order(pool: TaskPool) -> None:
-    handles = [pool.submit(tasks.square, n) for n in range(50)]
+@pytest.fixture(scope="module")
+def same_pool(method: str) -> Iterator[TaskPool]:
+    """One for all the tests that leave its workers alive. What is dropped is cancelled, and costs one."""
+    with TaskPool(processes=2, context=method, grace_period=0.2) as pool:
+        yield pool
+
+
+def test_results_and_order(same_pool: TaskPool) -> None:
+    handles = [same_pool.submit(tasks.square, n) for n in range(50)]
     assert [handle.result(LONG) for handle in handles] == [n * n for n in range(50)]
-    assert pool.apply(tasks.add, (1,), {"b": 2}) == 3
-    assert pool.map(tasks.square, range(100)) == [n * n for n in range(100)]
-    assert pool.map(tasks.square, range(99, -1, -3), chunksize=4) == [n * n for n in range(99, -1, -3)]
-    assert pool.starmap(tasks.add, [(1, 2), (3, 4)]) == [3, 7]
-    assert list(pool.imap(tasks.square, range(30), chunksize=4)) == [n * n for n in range(30)]
-    assert sorted(pool.imap_unordered(tasks.square, range(30))) == [n * n for n in range(30)]
+    assert same_pool.apply(tasks.add, (1,), {"b": 2}) == 3
+    assert same_pool.map(tasks.square, range(100)) == [n * n for n in range(100)]
+    assert same_pool.map(tasks.square, range(99, -1, -3), chunksize=4) == [n * n for n in range(99, -1, -3)]
+    assert same_pool.starmap(tasks.add, [(1, 2), (3, 4)]) == [3, 7]
+    assert list(same_pool.imap(tasks.square, range(30), chunksize=4)) == [n * n for n in range(30)]
+    assert sorted(same_pool.imap_unordered(tasks.square, range(30))) == [n * n for n in range(30)]
 
 
-def test_an_error_comes_back_as_itself(pool: TaskPool) -> None:
-    handle = pool.submit(tasks.fail, "why")
+def test_an_error_comes_back_as_itself(same_pool: TaskPool) -> None:
+    handle = same_pool.submit(tasks.fail, "why")
     with pytest.raises(ValueError, match="why") as caught:
         handle.result(LONG)
     assert "in fail" in str(caught.value.__cause__)
@@ -75,13 +82,16 @@ def test_an_error_comes_back_as_itself(pool: TaskPool) -> None:
     ],
 )
 def test_what_cannot_travel_hurts_one_task_only(
-    pool: TaskPool, function: Callable[..., object], args: tuple[object, ...], expected: type[BaseException]
+    same_pool: TaskPool,
+    function: Callable[..., object],
+    args: tuple[object, ...],
+    expected: type[BaseException],
 ) -> None:
-    started = pool.statistics().workers_started
+    started = same_pool.statistics().workers_started
     with pytest.raises(expected):
-        pool.submit(function, *args).result(LONG)
-    assert pool.submit(tasks.square, 3).result(LONG) == 9
-    assert pool.statistics().workers_started == started
+        same_pool.submit(function, *args).result(LONG)
+    assert same_pool.submit(tasks.square, 3).result(LONG) == 9
+    assert same_pool.statistics().workers_started == started
 
 
 def test_what_cannot_be_pickled_is_refused_in_submit(pool: TaskPool) -> None:
@@ -116,13 +126,13 @@ def test_what_belongs_to_the_pool_says_what_to_send_instead(pool: TaskPool) -> N
             pickle.dumps(value)
 
 
-def test_a_copy_of_a_handle_is_the_handle(pool: TaskPool) -> None:
-    handle = pool.submit(tasks.square, 3)
+def test_a_copy_of_a_handle_is_the_handle(same_pool: TaskPool) -> None:
+    handle = same_pool.submit(tasks.square, 3)
     copied = copy.copy(handle)
     assert copied.result(LONG) == 9
-    view = copy.copy(pool.with_options(retries=1))
+    view = copy.copy(same_pool.with_options(retries=1))
     assert view.apply(tasks.square, (3,)) == 9
-    results = pool.imap(tasks.square, [1, 2])
+    results = same_pool.imap(tasks.square, [1, 2])
     del handle, copied
     assert next(copy.copy(results)) == 1
     assert next(results) == 4, "the end of the copy has cancelled it"
@@ -204,23 +214,23 @@ def test_a_running_task_can_be_cancelled(pool: TaskPool, tmp_path: Path) -> None
     assert pool.map(tasks.square, range(4)) == [0, 1, 4, 9]
 
 
-def test_a_queued_task_that_is_cancelled_never_begins(pool: TaskPool, tmp_path: Path) -> None:
+def test_a_queued_task_that_is_cancelled_never_begins(same_pool: TaskPool, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
-    holders = [pool.submit(tasks.wait_for_file, str(gate)) for _ in range(2)]
-    handle = pool.submit(tasks.touch, str(tmp_path / "begun"))
+    holders = [same_pool.submit(tasks.wait_for_file, str(gate)) for _ in range(2)]
+    handle = same_pool.submit(tasks.touch, str(tmp_path / "begun"))
     assert handle.cancel()
     gate.touch()
     for holder in holders:
         holder.result(LONG)
-    assert pool.submit(tasks.square, 3).result(LONG) == 9
+    assert same_pool.submit(tasks.square, 3).result(LONG) == 9
     assert not (tmp_path / "begun").exists()
     with pytest.raises(TaskCancelled):
         handle.result(0)
 
 
-def test_waiting_has_an_end_and_the_task_goes_on(pool: TaskPool, tmp_path: Path) -> None:
+def test_waiting_has_an_end_and_the_task_goes_on(same_pool: TaskPool, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
-    handle = pool.submit(tasks.wait_for_file, str(gate))
+    handle = same_pool.submit(tasks.wait_for_file, str(gate))
     with pytest.raises(WaitTimeout):
         handle.result(0.05)
     with pytest.raises(WaitTimeout):
@@ -233,13 +243,13 @@ def test_waiting_has_an_end_and_the_task_goes_on(pool: TaskPool, tmp_path: Path)
     assert handle.get(LONG) == str(gate)
 
 
-def test_handles_are_futures(pool: TaskPool) -> None:
-    handles = [pool.submit(tasks.square, n) for n in range(10)]
+def test_handles_are_futures(same_pool: TaskPool) -> None:
+    handles = [same_pool.submit(tasks.square, n) for n in range(10)]
     assert all(isinstance(handle, concurrent.futures.Future) for handle in handles)
     done, not_done = concurrent.futures.wait(handles, timeout=LONG)
     assert len(done) == 10
     assert not not_done
-    handles = [pool.submit(tasks.square, n) for n in range(10)]
+    handles = [same_pool.submit(tasks.square, n) for n in range(10)]
     assert sorted(handle.result() for handle in concurrent.futures.as_completed(handles, timeout=LONG)) == [
         n * n for n in range(10)
     ]
@@ -325,24 +335,24 @@ def test_a_worker_that_dies_idle_is_replaced(pool: TaskPool) -> None:
     wait_until(lambda: not {worker.pid for worker in pool.workers()} & set(victims), "both are replaced")
 
 
-def test_big_arguments_and_results(pool: TaskPool) -> None:
+def test_big_arguments_and_results(same_pool: TaskPool) -> None:
     data = os.urandom(300_000)
-    assert pool.submit(tasks.echo, data).result(LONG) == data
+    assert same_pool.submit(tasks.echo, data).result(LONG) == data
     array = bytearray(data)
-    back = pool.submit(tasks.echo, array).result(LONG)
+    back = same_pool.submit(tasks.echo, array).result(LONG)
     assert back == array
     back[0] ^= 1
-    assert pool.map(tasks.echo, [data] * 3, chunksize=2) == [data] * 3
+    assert same_pool.map(tasks.echo, [data] * 3, chunksize=2) == [data] * 3
 
 
-def test_stacks(pool: TaskPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stacks(same_pool: TaskPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A worker that does not get a core in time has no stack to show.
     monkeypatch.setattr(_insight, "_STACKS_SECONDS", LONG)
     gate = tmp_path / "gate"
     begun = tmp_path / "begun"
-    handle = pool.submit(tasks._touch_and_wait_for, str(begun), str(gate))
-    pool.submit(tasks.wait_for_file, str(begun)).result(LONG)
-    assert any("_touch_and_wait_for" in stack for stack in pool.stacks().values())
+    handle = same_pool.submit(tasks._touch_and_wait_for, str(begun), str(gate))
+    same_pool.submit(tasks.wait_for_file, str(begun)).result(LONG)
+    assert any("_touch_and_wait_for" in stack for stack in same_pool.stacks().values())
     gate.touch()
     handle.result(LONG)
 

@@ -34,12 +34,19 @@ from mpkit.errors import (
     WorkerMemoryExceeded,
 )
 from mpkit.process import memory_watch
+from tests.conftest import START_METHODS
 from tests.contract import process_targets as targets
 from tests.helpers.processes import gone, wait_gone
 from tests.helpers.stepping import STARTING, interrupt_at, needs_a_trace_that_raises
 from tests.helpers.waiting import PATIENCE, wait_until
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals")
+
+#: For what this process does with a child that has started: a spawned one is its own as a forked one is, of
+#: the same class (`_OwnChild`); and what it is given by pickling, one of the server is given so, too.
+own_or_of_the_server = pytest.mark.parametrize(
+    "start_method", [method for method in START_METHODS if method != "spawn"] or START_METHODS
+)
 
 #: The last argument of what is started here: a place to report to.
 Start = Callable[..., tuple["WorkerProcess[Any]", Any]]
@@ -152,6 +159,7 @@ def test_a_result_that_cannot_be_unpickled(start_method: str) -> None:
         process.result()
 
 
+@own_or_of_the_server
 def test_nobody_waits_for_what_another_thread_unpickles(
     start_method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,6 +190,7 @@ def test_nobody_waits_for_what_another_thread_unpickles(
     assert results[0] is results[1] is process.result()
 
 
+@own_or_of_the_server
 def test_unpickling_may_ask_the_process(start_method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     process = run(start_method, targets.telling)
     inner: list[object] = []
@@ -324,6 +333,7 @@ def test_the_memory_limit(start: Start) -> None:
     assert error.rss_bytes > 200_000_000
 
 
+@own_or_of_the_server
 def test_a_memory_limit_that_is_kept(start_method: str) -> None:
     process = run(start_method, targets.multiply, 5, max_memory_bytes=2_000_000_000)
     assert process.result() == 5
@@ -336,6 +346,7 @@ def test_a_memory_limit_that_is_kept(start_method: str) -> None:
 # --- waiting ------------------------------------------------------------------------------------------------
 
 
+@own_or_of_the_server
 def test_time_outs(start: Start) -> None:
     process, _ = start(targets.report_and_wait)
     process.join(0)
@@ -350,6 +361,7 @@ def test_time_outs(start: Start) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="the sentinel is a pipe, which the grandchild has")
+@own_or_of_the_server
 def test_the_sentinel_is_ready_though_a_forked_grandchild_lives(start: Start) -> None:
     process, grandchild = start(targets.fork_and_return)
     assert connection.wait([process.sentinel], PATIENCE) == [process.sentinel]
@@ -382,6 +394,7 @@ def test_threads_that_start_and_join_at_once(start_method: str) -> None:
     assert wrong == []
 
 
+@own_or_of_the_server
 def test_threads_that_wait_for_one_process(start: Start) -> None:
     process, _ = start(targets.report_and_wait)
     codes: list[int | None] = []
@@ -414,6 +427,7 @@ def test_somebody_else_reaps_it(start: Start, start_method: str) -> None:
     assert "SIGCHLD" in str(error)
 
 
+@own_or_of_the_server
 def test_the_longest_of_time_outs(start: Start) -> None:
     process, _ = start(targets.report_and_wait)
     for seconds in (1e8, 1e300):
@@ -454,6 +468,7 @@ def test_stop_interrupts_first(start: Start) -> None:
 
 
 @posix
+@own_or_of_the_server
 def test_stop_needs_not_know_how_far_it_has_come(start: Start) -> None:
     process, _ = start(targets.leave_quietly_when_interrupted)
     # As a program does that turns itself into a daemon.
@@ -461,6 +476,7 @@ def test_stop_needs_not_know_how_far_it_has_come(start: Start) -> None:
     assert process.stop(PATIENCE) == 0
 
 
+@own_or_of_the_server
 def test_stop_needs_not_know_which_process_it_is(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     process, _ = start(targets.leave_quietly_when_interrupted)
     monkeypatch.setattr(seam, "identity_of", lambda _process: None)
@@ -476,12 +492,14 @@ def test_stop_does_not_wait_for_what_has_not_begun(start_method: str) -> None:
     assert time.monotonic() - began < PATIENCE
 
 
+@own_or_of_the_server
 def test_stop_terminates_next(start: Start) -> None:
     process, _ = start(targets.resist, signal.SIGINT)
     assert process.stop(0.2) == -signal.SIGTERM
 
 
 @posix
+@own_or_of_the_server
 def test_stop_kills_last(start: Start) -> None:
     process, _ = start(targets.resist, signal.SIGINT, signal.SIGTERM)
     assert process.stop(0.1) == -signal.SIGKILL
@@ -527,6 +545,7 @@ def test_nothing_is_written_into_a_file_that_has_got_the_number(start_method: st
 
 
 @posix
+@own_or_of_the_server
 def test_stop_lets_one_that_is_stopped_clear_up(start: Start) -> None:
     process, pid = start(targets.report_and_wait)
     os.kill(pid, signal.SIGSTOP)
@@ -535,6 +554,7 @@ def test_stop_lets_one_that_is_stopped_clear_up(start: Start) -> None:
 
 
 @posix
+@own_or_of_the_server
 def test_stop_misses_no_program_that_is_just_being_started(start: Start, tmp_path: Path) -> None:
     for number in range(3):
         started = tmp_path / str(number)
@@ -550,11 +570,12 @@ def test_stop_misses_no_program_that_is_just_being_started(start: Start, tmp_pat
 
 
 @posix
+@own_or_of_the_server
 def test_stop_ends_what_is_started_in_the_last_moment(start: Start, tmp_path: Path) -> None:
     """By a child that is gone before anybody has looked again: it tells what it leaves."""
     for number in range(3):
         started = tmp_path / str(number)
-        grace_period = 0.5
+        grace_period = 0.2
         while not started.exists() or not started.read_text():
             process, _ = start(targets.start_a_program_when_interrupted, started)
             # The program does not end by itself, so this takes as long as it may. On a busy machine it can be
@@ -566,9 +587,11 @@ def test_stop_ends_what_is_started_in_the_last_moment(start: Start, tmp_path: Pa
 
 @posix
 @pytest.mark.parametrize("ignored", [(), (signal.SIGINT,), (signal.SIGINT, signal.SIGTERM)], ids=str)
+@own_or_of_the_server
 def test_stop_ends_the_whole_family(start: Start, ignored: tuple[int, ...]) -> None:
     process, pids = start(targets.have_a_family, *ignored)
-    process.stop(0.5 if ignored else PATIENCE)
+    # Whoever is too slow for it is ended by the next step.
+    process.stop(0.1 if ignored else PATIENCE)
     assert all(gone(pid) for pid in pids)
 
 
@@ -592,6 +615,7 @@ def test_leaving_a_with_block(start_method: str) -> None:
 
 
 @posix
+@own_or_of_the_server
 def test_a_second_interrupt_while_leaving_a_with_block_kills_at_once(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -612,6 +636,7 @@ def test_a_second_interrupt_while_leaving_a_with_block_kills_at_once(
 
 
 @posix
+@own_or_of_the_server
 def test_an_interrupt_while_a_with_block_waits_stops_the_process(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -700,6 +725,7 @@ def test_another_thread_may_close_it_as_soon_as_it_has_ended(monkeypatch: pytest
         process.result()
 
 
+@own_or_of_the_server
 def test_a_time_limit_holds_though_what_it_waits_at_is_another_file_now(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -785,6 +811,7 @@ def test_pickling_a_result_exits(start_method: str) -> None:
 
 @posix
 @pytest.mark.parametrize("raises", [False, True])
+@own_or_of_the_server
 def test_a_signal_may_end_the_program_as_an_outcome_is_unpickled(start_method: str, raises: bool) -> None:
     def leave(*_args: object) -> None:
         sys.exit(7)
@@ -798,6 +825,7 @@ def test_a_signal_may_end_the_program_as_an_outcome_is_unpickled(start_method: s
         signal.signal(signal.SIGUSR1, before)
 
 
+@own_or_of_the_server
 def test_with_a_process_that_was_started(start: Start) -> None:
     process, _ = start(targets.report_and_wait)
     with process as same:
@@ -810,6 +838,7 @@ def test_with_a_process_that_was_started(start: Start) -> None:
 
 
 @posix
+@own_or_of_the_server
 def test_states(start: Start, start_method: str) -> None:
     process: WorkerProcess[Any] = WorkerProcess(start_method=start_method)
     assert process.state is ProcessState.NEW
@@ -825,6 +854,7 @@ def test_states(start: Start, start_method: str) -> None:
 
 
 @posix
+@own_or_of_the_server
 def test_info_and_children(start: Start) -> None:
     process, (pid, child, _) = start(targets.have_a_family)
     info = process.info()
@@ -838,6 +868,7 @@ def test_info_and_children(start: Start) -> None:
         process.children()
 
 
+@own_or_of_the_server
 def test_reprs(start: Start, start_method: str) -> None:
     process: WorkerProcess[Any] = WorkerProcess(name="it", start_method=start_method)
     assert repr(process) == "<WorkerProcess name='it' new>"
@@ -853,6 +884,7 @@ def test_reprs(start: Start, start_method: str) -> None:
 # --- misuse -------------------------------------------------------------------------------------------------
 
 
+@own_or_of_the_server
 def test_after_close(start_method: str) -> None:
     process = run(start_method, targets.multiply, 1)
     process.close()
@@ -881,6 +913,7 @@ def test_after_close(start_method: str) -> None:
     assert process.name
 
 
+@own_or_of_the_server
 def test_another_thread_that_is_looking_at_the_children_while_one_is_closed(
     start_method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -901,6 +934,7 @@ def test_another_thread_that_is_looking_at_the_children_while_one_is_closed(
     assert repr(process) == f"<WorkerProcess name={process.name!r} closed>"
 
 
+@own_or_of_the_server
 def test_close_while_it_runs(start: Start) -> None:
     process, _ = start(targets.report_and_wait)
     with pytest.raises(ValueError, match="while it is still running"):
@@ -928,6 +962,7 @@ def test_before_the_start(start_method: str) -> None:
     process.close()
 
 
+@own_or_of_the_server
 def test_twice(start_method: str) -> None:
     process = run(start_method, targets.multiply, 1)
     with pytest.raises(AssertionError, match="cannot start a process twice"):
@@ -935,6 +970,7 @@ def test_twice(start_method: str) -> None:
     assert process.result() == 1
 
 
+@own_or_of_the_server
 def test_bad_time_outs(start: Start) -> None:
     process, _ = start(targets.report_and_wait)
     for call in (process.join, process.result, process.exception, process.stop):

@@ -17,6 +17,7 @@ import pytest
 from mpkit.errors import WorkerCrashed
 from mpkit.pool import TaskHandle, TaskPool
 from mpkit.pool._engine import caller as _caller
+from mpkit.pool._engine import engine as _engine
 from mpkit.pool._protocol.channel import LOGS_LATE
 from mpkit.pool._worker import outbox as _worker_outbox
 from tests.contract import pool_tasks as tasks
@@ -52,8 +53,11 @@ def slow() -> Iterator[Slow]:
 
 
 @pytest.fixture
-def hanging(slow: Slow) -> Slow:
-    """The same without a deadline: who waits for it is seen to."""
+def hanging(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> Slow:
+    """The same without a deadline: who waits for it is seen to. The end of a pool does not wait as long as
+    users may have to.
+    """
+    monkeypatch.setattr(_engine, "_CALLBACK_SECONDS", 0.1)
     slow.patience = None
     return slow
 
@@ -304,7 +308,7 @@ def test_terminate_does_not_wait_for_a_callback_that_close_has_been_waiting_for(
     begin_callback(pool, hanging)
     pool.close()
     # Its last thread is just waiting for the callback.
-    assert not pool.join(1)
+    assert not pool.join(0.3)
     pool.terminate()
     assert pool.join(PATIENCE)
     assert not hanging.go_on.is_set()

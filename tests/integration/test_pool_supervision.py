@@ -177,6 +177,8 @@ def test_a_signal_that_is_not_allowed_is_no_reason_to_stop_looking(
         return send(process, signum)
 
     monkeypatch.setattr(families, "send_signal", refuse)
+    # None comes, however long one waits.
+    monkeypatch.setattr("mpkit.pool._engine.insight._STACKS_SECONDS", 0.1)
     assert set(pool.stacks().values()) == {""}
     with pytest.raises(TaskTimeout):
         pool.with_options(timeout=0.1).submit(time.sleep, 1000).result(PATIENCE)

@@ -145,7 +145,7 @@ def test_a_queue_that_began_while_there_was_room(tmp_path: Path) -> None:
     pid = os.fork()
     if pid == 0:
         try:
-            queue.get(timeout=5)
+            queue.get(timeout=60)
         except SharedMemoryExhausted as error:
             check(error)
             os._exit(7)

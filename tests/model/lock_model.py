@@ -11,6 +11,7 @@ what another one has released for it: that is a mistake of the program, as with 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import NamedTuple
 
 from tests.model.checker import Step
@@ -136,7 +137,9 @@ class LockModel:
                 )
             if process.at == DEAD:
                 continue
-            yield Step(f"killed at [{process.at}]", _killed(state.permits, process, others), fair=False)
+            if not process.buffer:
+                # What a process has stored arrives although it is dead: the same as a death after that.
+                yield Step(f"killed at [{process.at}]", _killed(state.permits, process, others), fair=False)
             if self._interrupts and process.at in {GOT, LET_GO} and len(process.buffer) < BUFFER:
                 lost = _store(process, *((ATTEMPTS, DONE) if process.at == GOT else (COMPLETED, DONE)))
                 yield Step("interrupted: the permit is lost", _state(state.permits, lost, others), fair=False)
@@ -356,10 +359,15 @@ def _owns(process: Process) -> bool:
     return process.word == HELD and process.row and not process.buffer and process.at in {HOLD, DEAD}
 
 
+# A process is in one of a few hundred ways, in hundreds of thousands of states.
+
+
+@cache
 def _store(process: Process, what: str, at: str) -> Process:
     return process._replace(at=at, buffer=(*process.buffer, what))
 
 
+@cache
 def _arrive(process: Process) -> Process:
     """The oldest store reaches memory, where the investigator may notice it."""
     what = process.buffer[0]
@@ -380,16 +388,22 @@ def _counted(process: Process, what: str) -> Process:
 
 
 def _killed(permits: int, process: Process, others: tuple[Process, ...]) -> State:
-    """What a process has stored arrives although it is dead. Its file lock is free."""
-    had_lock = process.at in _LOCKERS
-    while process.buffer:
-        process = _arrive(process)
-    process = process._replace(at=DEAD)
-    return _state(permits, process, _forgotten(others) if had_lock else others)
+    """Its file lock is free."""
+    return _state(permits, _dead(process), _forgotten(others) if process.at in _LOCKERS else others)
+
+
+@cache
+def _dead(process: Process) -> Process:
+    return process._replace(at=DEAD)
+
+
+@cache
+def _unseen(process: Process) -> Process:
+    return process._replace(seen=UNSEEN)
 
 
 def _forgotten(processes: tuple[Process, ...]) -> tuple[Process, ...]:
-    return tuple(process._replace(seen=UNSEEN) for process in processes)
+    return tuple([_unseen(process) for process in processes])
 
 
 def _with(processes: tuple[Process, ...], number: int, process: Process) -> tuple[Process, ...]:
@@ -398,8 +412,8 @@ def _with(processes: tuple[Process, ...], number: int, process: Process) -> tupl
 
 def _state(permits: int, process: Process, others: tuple[Process, ...]) -> State:
     everyone = [process, *others]
-    if not any(one.at in _LOCKERS for one in everyone):
-        everyone = [one if one.seen in {UNSEEN, "h"} else one._replace(seen=UNSEEN) for one in everyone]
+    if _LOCKERS.isdisjoint([one.at for one in everyone]):
+        everyone = [one if one.seen in {UNSEEN, "h"} else _unseen(one) for one in everyone]
     # The buried are alike, and so are the dead that hold nothing.
     everyone = [
         Process(DEAD, row=False)

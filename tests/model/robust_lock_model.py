@@ -20,6 +20,7 @@ Each step names the line of the code that it stands for.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import NamedTuple
 
 from tests.model.checker import Step
@@ -129,7 +130,9 @@ class RobustLockModel:
                 )
             if process.at == DEAD:
                 continue
-            yield Step(f"killed at [{process.at}]", _killed(state.permits, process, others), fair=False)
+            if not process.buffer:
+                # What a process has stored arrives although it is dead: the same as a death after that.
+                yield Step(f"killed at [{process.at}]", _killed(state.permits, process, others), fair=False)
             for label, permits, after, rest in self._steps_of(state.permits, process, others):
                 yield Step(label, _state(permits, after, rest))
 
@@ -307,10 +310,15 @@ def arrived(state: State) -> bool:
     return any(process.at == HOLD for process in state.processes)
 
 
+# A process is in one of a few hundred ways, in tens of thousands of states.
+
+
+@cache
 def _store(process: Process, what: str, at: str) -> Process:
     return process._replace(at=at, buffer=(*process.buffer, what))
 
 
+@cache
 def _arrive(process: Process) -> Process:
     """The oldest store reaches memory, where the investigator may notice it."""
     what = process.buffer[0]
@@ -324,16 +332,22 @@ def _arrive(process: Process) -> Process:
 
 
 def _killed(permits: int, process: Process, others: tuple[Process, ...]) -> State:
-    """What a process has stored arrives although it is dead. Its file lock is free."""
-    had_lock = process.at in _LOCKERS
-    while process.buffer:
-        process = _arrive(process)
-    process = process._replace(at=DEAD)
-    return _state(permits, process, _forgotten(others) if had_lock else others)
+    """Its file lock is free."""
+    return _state(permits, _dead(process), _forgotten(others) if process.at in _LOCKERS else others)
+
+
+@cache
+def _dead(process: Process) -> Process:
+    return process._replace(at=DEAD)
+
+
+@cache
+def _unseen(process: Process) -> Process:
+    return process._replace(seen=UNSEEN)
 
 
 def _forgotten(processes: tuple[Process, ...]) -> tuple[Process, ...]:
-    return tuple(process._replace(seen=UNSEEN) for process in processes)
+    return tuple([_unseen(process) for process in processes])
 
 
 def _with(processes: tuple[Process, ...], number: int, process: Process) -> tuple[Process, ...]:
@@ -342,8 +356,8 @@ def _with(processes: tuple[Process, ...], number: int, process: Process) -> tupl
 
 def _state(permits: int, process: Process, others: tuple[Process, ...]) -> State:
     everyone = [process, *others]
-    if not any(one.at in _LOCKERS for one in everyone):
-        everyone = [one._replace(seen=UNSEEN) if one.seen else one for one in everyone]
+    if _LOCKERS.isdisjoint([one.at for one in everyone]):
+        everyone = [_unseen(one) if one.seen else one for one in everyone]
     # The dead are alike, unless an investigator has noted something about one while it lived.
     everyone = [Process(DEAD) if one.at == DEAD and one.seen == UNSEEN else one for one in everyone]
     everyone.sort()

@@ -15,6 +15,7 @@ What is kept of the code, and what is not:
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import NamedTuple
 
 from tests.model.checker import Step
@@ -147,12 +148,10 @@ class SleepersModel:
         gone = process.at in {DEAD, DONE} or (
             isinstance(process, Putter) and process.at == IDLE and not process.left
         )
-        if state.deaths and not gone:
-            after = state
-            for at, value in process.buffer:
-                after = _store(after, at, value)
+        # What a process has stored arrives although it is dead: the same as a death after that.
+        if state.deaths and not gone and not process.buffer:
             dead: Getter | Putter = Putter(DEAD, left=0) if puts else Getter(DEAD)
-            after = _put_back(after, dead, number)
+            after = _put_back(state, dead, number)
             yield Step(
                 f"killed at [{process.at}]", after._replace(deaths=state.deaths - 1, hurt=SLICES), fair=False
             )
@@ -378,8 +377,7 @@ def arrived(state: State) -> bool:
 
 
 def _is_free(state: State, lockers: frozenset[str]) -> bool:
-    getters, putters = state.getters, state.putters
-    return not any(one.at in lockers for one in getters) and not any(one.at in lockers for one in putters)
+    return lockers.isdisjoint([one.at for one in state.getters + state.putters])
 
 
 def _healed(state: State) -> State:
@@ -404,13 +402,20 @@ def _store(state: State, at: int, value: int) -> State:
 
 
 def _set(state: State, process: Getter | Putter, number: int, **changes: object) -> State:
-    return _put_back(state, process._replace(**changes), number)  # type: ignore[arg-type]
+    return _put_back(state, _changed(process, **changes), number)
+
+
+@cache
+def _changed(process: Getter | Putter, **changes: object) -> Getter | Putter:
+    """A process is in one of a few thousand ways, in a hundred thousand states."""
+    return process._replace(**changes)  # type: ignore[arg-type]
 
 
 def _put_back(state: State, process: Getter | Putter, number: int) -> State:
     """Processes of one kind are alike: who is who does not matter."""
+    words, tokens, getters, putters, deaths, hurt = state
     if isinstance(process, Getter):
-        getters = [*state.getters[:number], process, *state.getters[number + 1 :]]
-        return state._replace(getters=tuple(sorted(getters)))
-    putters = [*state.putters[:number], process, *state.putters[number + 1 :]]
-    return state._replace(putters=tuple(sorted(putters)))
+        getters = tuple(sorted([*getters[:number], process, *getters[number + 1 :]]))
+    else:
+        putters = tuple(sorted([*putters[:number], process, *putters[number + 1 :]]))
+    return State(words, tokens, getters, putters, deaths, hurt)
