@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mpkit._platform import families
+from mpkit._platform import families, parent_watch
 from mpkit._platform.deadlines import NEVER
 from mpkit._platform.identity import ProcessIdentity
 from mpkit.pool._engine import programs as _programs
@@ -29,7 +29,7 @@ class Scene:
         self.gone: set[ProcessIdentity] = set()
         self.programs = Programs(_GRACE, lambda program: program not in self.gone)
         monkeypatch.setattr(_programs, "time", SimpleNamespace(monotonic=lambda: self.now))
-        monkeypatch.setattr(families, "signal_families", self._signal)
+        monkeypatch.setattr(parent_watch, "signal_to_end", self._signal)
         monkeypatch.setattr(families, "kill_families", self._kill)
         monkeypatch.setattr(families, "may_be_signalled", lambda program: program not in self.foreign)
 
