@@ -31,6 +31,7 @@ from mpkit.pool._engine.ledger import Task
 from mpkit.pool._protocol import payload
 from mpkit.pool._protocol.channel import LONGEST_TASK
 from mpkit.pool._protocol.payload import INLINE_BYTES
+from mpkit.pool._worker import worker as _worker
 from tests.contract import pool_tasks as tasks
 from tests.helpers.processes import forked
 from tests.helpers.waiting import PATIENCE, wait_until
@@ -471,7 +472,11 @@ def test_a_worker_has_one_closed_object_after_the_other_open_not_all_of_them() -
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="Linux")
 @pytest.mark.parametrize("busy", [True, False])
-def test_a_worker_lets_go_of_an_object_that_has_been_closed(busy: bool) -> None:
+def test_a_worker_lets_go_of_an_object_that_has_been_closed(
+    busy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An idle worker looks when it wakes by itself.
+    monkeypatch.setattr(_worker, "_SLICE_SECONDS", 0.2)
     with TaskPool(1, context="fork") as pool:
         with pool.share(big_buffer()) as shared, pool.share(big_buffer()) as other:
             assert pool.apply(count_mapped, (shared,)) == 1
