@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import TypeAlias
 
 import pytest
 
@@ -19,9 +20,12 @@ from tests.helpers.waiting import PATIENCE
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and stops processes")
 
 
+Family: TypeAlias = tuple[subprocess.Popen[bytes], ProcessIdentity, ProcessIdentity]
+
+
 @pytest.fixture
-def family() -> Iterator[tuple[subprocess.Popen[bytes], ProcessIdentity, int]]:
-    """A process with a child: the process, its identity, the pid of the child."""
+def family() -> Iterator[Family]:
+    """A process with a child: the process, which one it is, and which one its child is."""
     code = (
         "import subprocess, sys\n"
         "child = subprocess.Popen(['sleep', '600'])\n"
@@ -30,9 +34,10 @@ def family() -> Iterator[tuple[subprocess.Popen[bytes], ProcessIdentity, int]]:
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
     assert process.stdout is not None
-    child = int(process.stdout.readline())
+    child = identity.of(int(process.stdout.readline()))
     who = identity.of(process.pid)
     assert who is not None
+    assert child is not None
     yield process, who, child
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -52,9 +57,7 @@ def no_descriptor(times: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "listdir", listdir)
 
 
-def test_without_a_descriptor_the_roots_are_killed(
-    family: tuple[subprocess.Popen[bytes], ProcessIdentity, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_descriptor_the_roots_are_killed(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     process, who, _ = family
     no_descriptor(1_000_000, monkeypatch)
     families.kill_families([who])
@@ -62,24 +65,20 @@ def test_without_a_descriptor_the_roots_are_killed(
     assert families.with_descendants([who]) == [who]
 
 
-def test_a_lack_that_passes_hides_nobody(
-    family: tuple[subprocess.Popen[bytes], ProcessIdentity, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lack_that_passes_hides_nobody(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     process, who, child = family
-    its_child = identity.of(child)
-    assert its_child is not None
     no_descriptor(1, monkeypatch)
-    assert families.with_descendants([who]) == [who, its_child]
+    assert families.with_descendants([who]) == [who, child]
     no_descriptor(1, monkeypatch)
     families.kill_families([who])
     assert process.wait(PATIENCE) == -signal.SIGKILL
-    assert families.wait_gone([its_child], PATIENCE) == []
+    assert families.wait_gone([child], PATIENCE) == []
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError(errno.EIO, "broken")])
 def test_whatever_comes_between_stopping_and_killing(
     error: type[BaseException] | BaseException,
-    family: tuple[subprocess.Popen[bytes], ProcessIdentity, int],
+    family: Family,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     process, who, _ = family
@@ -93,12 +92,8 @@ def test_whatever_comes_between_stopping_and_killing(
     assert process.wait(PATIENCE) == -signal.SIGKILL
 
 
-def test_an_interrupt_among_the_kills_spares_nobody(
-    family: tuple[subprocess.Popen[bytes], ProcessIdentity, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupt_among_the_kills_spares_nobody(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     process, who, child = family
-    its_child = identity.of(child)
-    assert its_child is not None
     real, interrupts = families.send_signal, iter([KeyboardInterrupt, KeyboardInterrupt])
 
     def send_signal(process: ProcessIdentity, signum: int) -> bool:
@@ -111,15 +106,13 @@ def test_an_interrupt_among_the_kills_spares_nobody(
     with pytest.raises(KeyboardInterrupt):
         families.kill_families([who])
     assert process.wait(PATIENCE) == -signal.SIGKILL
-    assert families.wait_gone([its_child], PATIENCE) == []
+    assert families.wait_gone([child], PATIENCE) == []
 
 
 def test_one_that_cannot_be_signalled_does_not_save_the_others(
-    family: tuple[subprocess.Popen[bytes], ProcessIdentity, int], monkeypatch: pytest.MonkeyPatch
+    family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process, who, child = family
-    its_child = identity.of(child)
-    assert its_child is not None
     real = families.send_signal
 
     def send_signal(process: ProcessIdentity, signum: int) -> bool:
@@ -130,12 +123,12 @@ def test_one_that_cannot_be_signalled_does_not_save_the_others(
     monkeypatch.setattr(families, "send_signal", send_signal)
     with pytest.raises(OSError, match="broken"):
         families.kill_families([who])
-    assert families.wait_gone([its_child], PATIENCE) == []
+    assert families.wait_gone([child], PATIENCE) == []
     process.kill()
 
 
 def test_a_family_is_stopped_before_any_of_it_is_killed(
-    family: tuple[subprocess.Popen[bytes], ProcessIdentity, int], monkeypatch: pytest.MonkeyPatch
+    family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else one that goes on meanwhile may start a child that nobody knows of."""
     _, who, child = family
@@ -150,18 +143,16 @@ def test_a_family_is_stopped_before_any_of_it_is_killed(
     families.kill_families([who])
     signals = [signum for signum, _ in sent]
     killing = signals.index(signal.SIGKILL)
-    assert {pid for signum, pid in sent[:killing] if signum == signal.SIGSTOP} >= {who.pid, child}
+    assert {pid for signum, pid in sent[:killing] if signum == signal.SIGSTOP} >= {who.pid, child.pid}
     # Children first: when a parent goes, the kernel may continue a child that is stopped.
-    assert sent[killing:] == [(signal.SIGKILL, child), (signal.SIGKILL, who.pid)]
+    assert sent[killing:] == [(signal.SIGKILL, child.pid), (signal.SIGKILL, who.pid)]
 
 
 def test_one_that_dies_while_it_is_being_stopped_leaves_nobody(
-    family: tuple[subprocess.Popen[bytes], ProcessIdentity, int], monkeypatch: pytest.MonkeyPatch
+    family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel hangs up its group, say, because the leader of that has ended."""
     process, who, child = family
-    its_child = identity.of(child)
-    assert its_child is not None
 
     def stop(_: object) -> list[ProcessIdentity]:
         process.kill()
@@ -170,34 +161,34 @@ def test_one_that_dies_while_it_is_being_stopped_leaves_nobody(
 
     monkeypatch.setattr(families, "_stop", stop)
     families.kill_families([who])
-    assert families.wait_gone([its_child], PATIENCE) == []
+    assert families.wait_gone([child], PATIENCE) == []
 
 
 def test_a_housekeeper_that_is_just_being_started_is_spared(
-    family: tuple[subprocess.Popen[bytes], ProcessIdentity, int], monkeypatch: pytest.MonkeyPatch
+    family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process, who, child = family
-    its_child = identity.of(child)
-    assert its_child is not None
     answers = iter([False])
     monkeypatch.setattr(families, "_is_housekeeper", lambda _: next(answers, True))
     families.kill_families([who])
     assert process.wait(PATIENCE) == -signal.SIGKILL
-    assert identity.is_alive(its_child)
-    assert not stat_file.is_stopped(child)
+    assert identity.is_alive(child)
+    assert not stat_file.is_stopped(child.pid)
 
 
 def test_one_that_is_continued_meanwhile_is_stopped_again(
-    family: tuple[subprocess.Popen[bytes], ProcessIdentity, int], monkeypatch: pytest.MonkeyPatch
+    family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the kernel does with those that ignore SIGHUP."""
     _, who, child = family
     really_stop, send, states = families._stop, families.send_signal, list[bytes]()
+    continued: list[ProcessIdentity] = []
 
     def stop(processes: list[ProcessIdentity]) -> list[ProcessIdentity]:
         left = really_stop(processes)
-        if who in processes:
-            os.kill(child, signal.SIGCONT)
+        if child in processes and not continued:
+            os.kill(child.pid, signal.SIGCONT)
+            continued.append(child)
         return left
 
     def send_signal(process: ProcessIdentity, signum: int) -> bool:
@@ -208,20 +199,21 @@ def test_one_that_is_continued_meanwhile_is_stopped_again(
     monkeypatch.setattr(families, "_stop", stop)
     monkeypatch.setattr(families, "send_signal", send_signal)
     families.kill_families([who])
+    assert continued
     assert states == [b"T", b"T"]
 
 
 @pytest.mark.parametrize("where", ["stat", "cmdline"])
 def test_a_table_with_holes_is_none(
     where: str,
-    family: tuple[subprocess.Popen[bytes], ProcessIdentity, int],
+    family: Family,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # A housekeeper whose command line cannot be read would be killed as anybody else.
     _, who, child = family
 
     def no_descriptor_for(path: str, mode: str, buffering: int) -> object:
-        if path == f"/proc/{child}/{where}":
+        if path == f"/proc/{child.pid}/{where}":
             raise OSError(errno.EMFILE, "no descriptor left")
         return open(path, mode, buffering)
 
@@ -290,7 +282,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("patient")
-def test_when_a_process_is_still(family: tuple[subprocess.Popen[bytes], ProcessIdentity, int]) -> None:
+def test_when_a_process_is_still(family: Family) -> None:
     process, who, _ = family
     assert families._motion(who) is not families._Motion.STILL
     assert families._stop([who]) == []
