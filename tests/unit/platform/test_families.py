@@ -77,9 +77,7 @@ def test_a_lack_that_passes_hides_nobody(family: Family, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError(errno.EIO, "broken")])
 def test_whatever_comes_between_stopping_and_killing(
-    error: type[BaseException] | BaseException,
-    family: Family,
-    monkeypatch: pytest.MonkeyPatch,
+    error: type[BaseException] | BaseException, family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process, who, _ = family
 
@@ -203,12 +201,19 @@ def test_one_that_is_continued_meanwhile_is_stopped_again(
     assert states == [b"T", b"T"]
 
 
+@pytest.mark.usefixtures("patient")
+def test_one_that_is_continued_before_it_has_stopped_is_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has not taken effect by then is lost."""
+    who, told = ProcessIdentity(1_000_000, 5), list[int]()
+    motions = iter([families._Motion.MOVING, families._Motion.MOVING, families._Motion.STILL])
+    monkeypatch.setattr(families, "_motion", lambda _: next(motions))
+    monkeypatch.setattr(families, "send_signal_if_allowed", lambda _, signum: told.append(signum))
+    assert families._stop([who]) == []
+    assert told == [signal.SIGSTOP] * 3
+
+
 @pytest.mark.parametrize("where", ["stat", "cmdline"])
-def test_a_table_with_holes_is_none(
-    where: str,
-    family: Family,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_table_with_holes_is_none(where: str, family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     # A housekeeper whose command line cannot be read would be killed as anybody else.
     _, who, child = family
 
