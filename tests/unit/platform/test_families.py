@@ -174,6 +174,7 @@ def test_a_housekeeper_that_is_just_being_started_is_spared(
     assert not stat_file.is_stopped(child.pid)
 
 
+@pytest.mark.usefixtures("patient")
 def test_one_that_is_continued_meanwhile_is_stopped_again(
     family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
