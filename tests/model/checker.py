@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterable
-from typing import Generic, TypeVar
+from functools import lru_cache
+from typing import Any, Generic, Protocol, TypeVar
 
 # A generic named tuple: on 3.10 the standard library has none.
 from typing_extensions import NamedTuple
@@ -24,6 +25,24 @@ class Step(NamedTuple, Generic[S]):
     state: S
     fair: bool = True
     """Whether `stuck` may use it. A death is not fair: nobody may be rescued by one."""
+
+
+P = TypeVar("P")
+
+
+class _Changed(Protocol):
+    def __call__(self, process: P, **changes: object) -> P: ...
+
+
+# By type as well: named tuples of different kinds with the same values are equal.
+@lru_cache(maxsize=None, typed=True)
+def _replaced(process: Any, **changes: object) -> Any:
+    return process._replace(**changes)
+
+
+#: A process, a named tuple, with other values in some of its fields. It is in one of a few thousand ways, in
+#: hundreds of thousands of states: so each change is made once.
+changed: _Changed = _replaced
 
 
 class Violation(AssertionError):

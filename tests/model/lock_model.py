@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
-from tests.model.checker import Step
+from tests.model.checker import Step, changed
 
 # Where a process is, and what it does next.
 IDLE = "idle"  # does not want the lock
@@ -389,21 +389,13 @@ def _counted(process: Process, what: str) -> Process:
 
 def _killed(permits: int, process: Process, others: tuple[Process, ...]) -> State:
     """Its file lock is free."""
-    return _state(permits, _dead(process), _forgotten(others) if process.at in _LOCKERS else others)
-
-
-@cache
-def _dead(process: Process) -> Process:
-    return process._replace(at=DEAD)
-
-
-@cache
-def _unseen(process: Process) -> Process:
-    return process._replace(seen=UNSEEN)
+    return _state(
+        permits, changed(process, at=DEAD), _forgotten(others) if process.at in _LOCKERS else others
+    )
 
 
 def _forgotten(processes: tuple[Process, ...]) -> tuple[Process, ...]:
-    return tuple([_unseen(process) for process in processes])
+    return tuple([changed(process, seen=UNSEEN) for process in processes])
 
 
 def _with(processes: tuple[Process, ...], number: int, process: Process) -> tuple[Process, ...]:
@@ -413,7 +405,7 @@ def _with(processes: tuple[Process, ...], number: int, process: Process) -> tupl
 def _state(permits: int, process: Process, others: tuple[Process, ...]) -> State:
     everyone = [process, *others]
     if _LOCKERS.isdisjoint([one.at for one in everyone]):
-        everyone = [one if one.seen in {UNSEEN, "h"} else _unseen(one) for one in everyone]
+        everyone = [one if one.seen in {UNSEEN, "h"} else changed(one, seen=UNSEEN) for one in everyone]
     # The buried are alike, and so are the dead that hold nothing.
     everyone = [
         Process(DEAD, row=False)

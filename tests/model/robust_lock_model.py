@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
-from tests.model.checker import Step
+from tests.model.checker import Step, changed
 
 # Where a process is. Outside an investigation:
 NEW = "new"  # no row: has not joined, or has left
@@ -333,21 +333,13 @@ def _arrive(process: Process) -> Process:
 
 def _killed(permits: int, process: Process, others: tuple[Process, ...]) -> State:
     """Its file lock is free."""
-    return _state(permits, _dead(process), _forgotten(others) if process.at in _LOCKERS else others)
-
-
-@cache
-def _dead(process: Process) -> Process:
-    return process._replace(at=DEAD)
-
-
-@cache
-def _unseen(process: Process) -> Process:
-    return process._replace(seen=UNSEEN)
+    return _state(
+        permits, changed(process, at=DEAD), _forgotten(others) if process.at in _LOCKERS else others
+    )
 
 
 def _forgotten(processes: tuple[Process, ...]) -> tuple[Process, ...]:
-    return tuple([_unseen(process) for process in processes])
+    return tuple([changed(process, seen=UNSEEN) for process in processes])
 
 
 def _with(processes: tuple[Process, ...], number: int, process: Process) -> tuple[Process, ...]:
@@ -357,7 +349,7 @@ def _with(processes: tuple[Process, ...], number: int, process: Process) -> tupl
 def _state(permits: int, process: Process, others: tuple[Process, ...]) -> State:
     everyone = [process, *others]
     if _LOCKERS.isdisjoint([one.at for one in everyone]):
-        everyone = [_unseen(one) if one.seen else one for one in everyone]
+        everyone = [changed(one, seen=UNSEEN) if one.seen else one for one in everyone]
     # The dead are alike, unless an investigator has noted something about one while it lived.
     everyone = [Process(DEAD) if one.at == DEAD and one.seen == UNSEEN else one for one in everyone]
     everyone.sort()

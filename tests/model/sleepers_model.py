@@ -15,10 +15,9 @@ What is kept of the code, and what is not:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 from typing import NamedTuple
 
-from tests.model.checker import Step
+from tests.model.checker import Step, changed
 
 # Getters.
 OUT = "out"  # about to take the getters' lock
@@ -402,13 +401,7 @@ def _store(state: State, at: int, value: int) -> State:
 
 
 def _set(state: State, process: Getter | Putter, number: int, **changes: object) -> State:
-    return _put_back(state, _changed(process, **changes), number)
-
-
-@cache
-def _changed(process: Getter | Putter, **changes: object) -> Getter | Putter:
-    """A process is in one of a few thousand ways, in a hundred thousand states."""
-    return process._replace(**changes)  # type: ignore[arg-type]
+    return _put_back(state, changed(process, **changes), number)
 
 
 def _put_back(state: State, process: Getter | Putter, number: int) -> State:
