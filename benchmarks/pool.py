@@ -434,6 +434,7 @@ WORKLOADS: Final = (
         "tasks/s",
         submit_then_collect,
         (AtLeastTimes(3, STDLIB), AtLeastTimes(10, EXECUTOR), AtLeastTimes(3, BEST)),
+        (*CONTENDERS, "bare Python"),
     ),
     _row(
         "apply",

@@ -27,6 +27,8 @@ CONTENDERS: Final = (
     "py-sharedmemory",
     "ZooQueue",
 )
+#: A ring for one putter and one getter.
+BARE: Final = "bare Python"
 #: Those that let several processes put.
 MANY_PUTTERS: Final = tuple(name for name in CONTENDERS if QUEUES[name].putters > 1)
 
@@ -259,6 +261,8 @@ def _small(
         return small_items(contender, scale, putters=putters, getters=getters, bound=bound)
 
     contenders = MANY_PUTTERS if putters > 1 else CONTENDERS
+    if putters == getters == 1 and not bound:
+        contenders = (*CONTENDERS, BARE)
     return Workload(name, "queue", title, "items/s", "higher", run, contenders, STDLIB, targets)
 
 
@@ -297,7 +301,7 @@ WORKLOADS: Final = (
         "round trip between two processes",
         "us",
         round_trip,
-        (*CONTENDERS[:3], "Pipe", *CONTENDERS[3:]),
+        (*CONTENDERS[:3], "Pipe", *CONTENDERS[3:], BARE),
         (AtLeastTimes(10, STDLIB), AtLeastTimes(5, "Pipe")),
     ),
     _row(

@@ -66,7 +66,7 @@ def _cycle_with_four(contender: str, scale: Scale) -> Sample:
 
 
 _COUNTERS: Final = ("mpkit", VALUE, "ZooLock + RawValue")
-_LOCKS: Final = ("mpkit", LOCK, "ZooLock")
+_LOCKS: Final = ("mpkit", LOCK, "ZooLock", "bare Python")
 
 WORKLOADS: Final = (
     Workload(

@@ -6,6 +6,7 @@ import importlib.metadata
 from typing import Final
 
 from benchmarks.peers import (
+    bare,
     billiard,
     dejaq,
     faster_fifo,
@@ -32,6 +33,7 @@ _MODULES: Final = (
     pebble,
     mpire,
     billiard,
+    bare,
 )
 
 QUEUES: Final[dict[str, QueuePeer]] = {
