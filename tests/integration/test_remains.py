@@ -20,9 +20,10 @@ from typing import Any
 import pytest
 
 from mpkit import BoundedQueue, Lock, LockedCounter, TaskPool, WorkerProcess
-from mpkit._platform import identity, notes, seam
-from mpkit._platform.identity import ProcessIdentity
-from mpkit._platform.parent_watch import ParentLink
+from mpkit._platform.parent_death.parent_watch import ParentLink
+from mpkit._platform.processes import identity
+from mpkit._platform.processes.identity import ProcessIdentity
+from mpkit._platform.stdlib import notes, seam
 from mpkit._shm.locks import remains, shared_object
 from mpkit._shm.memory import names, trail
 from mpkit._shm.memory.segment import Segment
@@ -371,7 +372,7 @@ def test_the_end_of_a_program_is_quiet(tmp_path: Path) -> None:
             """
             import os, signal
             from mpkit import BoundedQueue, TaskPool, WorkerProcess
-            from mpkit._platform import seam
+            from mpkit._platform.stdlib import seam
             from mpkit.errors import WorkerCrashed
 
             def make(words):

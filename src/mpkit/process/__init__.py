@@ -15,7 +15,7 @@ Examples:
 
 from __future__ import annotations
 
-from mpkit._platform.process_state import ProcessState
+from mpkit._platform.processes.process_state import ProcessState
 from mpkit.process.worker import WorkerProcess
 
 __all__ = ["ProcessState", "WorkerProcess"]

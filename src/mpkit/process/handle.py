@@ -12,12 +12,15 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from mpkit._platform import deadlines, families, identity, memory, notes, seam
-from mpkit._platform.anonymous import AnonymousFile
+from mpkit._platform.files.anonymous import AnonymousFile
 from mpkit._platform.hints import override
-from mpkit._platform.identity import ProcessIdentity
-from mpkit._platform.interrupts import deferred_interrupts
-from mpkit._platform.parent_watch import ParentLink
+from mpkit._platform.parent_death.parent_watch import ParentLink
+from mpkit._platform.processes import families, identity
+from mpkit._platform.processes.identity import ProcessIdentity
+from mpkit._platform.resources import memory
+from mpkit._platform.signals.interrupts import deferred_interrupts
+from mpkit._platform.stdlib import notes, seam
+from mpkit._platform.threads import deadlines
 from mpkit._wire import codec
 from mpkit.errors import HandleLost, SerializationError, SharedMemoryExhausted
 from mpkit.process.report import Report, Stage

@@ -21,14 +21,16 @@ from typing import (
     cast,
 )
 
-from mpkit._platform import families, identity, parent_watch, seam
-from mpkit._platform.contexts import resolve_context
-from mpkit._platform.deadlines import check_timeout
 from mpkit._platform.hints import Self, TypeVar, override, without_type_arguments
-from mpkit._platform.identity import ProcessIdentity
-from mpkit._platform.interrupts import deferred_interrupts
-from mpkit._platform.process_state import ProcessState
-from mpkit._platform.signals import signal_name
+from mpkit._platform.parent_death import parent_watch
+from mpkit._platform.processes import families, identity
+from mpkit._platform.processes.identity import ProcessIdentity
+from mpkit._platform.processes.process_state import ProcessState
+from mpkit._platform.signals.interrupts import deferred_interrupts
+from mpkit._platform.signals.names import signal_name
+from mpkit._platform.stdlib import seam
+from mpkit._platform.stdlib.contexts import resolve_context
+from mpkit._platform.threads.deadlines import check_timeout
 from mpkit._wire import codec
 from mpkit.errors import ProcessGone, SerializationError, WaitTimeout, WorkerCrashed, WorkerMemoryExceeded
 from mpkit.process import memory_watch
