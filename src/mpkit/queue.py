@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pickle import PickleBuffer
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
-from mpkit._platform.deadlines import check_timeout, deadline_of
 from mpkit._platform.hints import Self
+from mpkit._platform.threads.deadlines import check_timeout, deadline_of
 from mpkit._shm.locks.handle import SharedHandle, checked_integer
 from mpkit._shm.queues.get_side import GetSide, Record
 from mpkit._shm.queues.held_items import BigRecord, HeldItem

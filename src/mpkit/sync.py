@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import TracebackType
 
-from mpkit._platform.deadlines import check_timeout, deadline_of
+from mpkit._platform.threads.deadlines import check_timeout, deadline_of
 from mpkit._shm.locks.counter_file import HIGHEST, LOWEST, VALUE, CounterFile
 from mpkit._shm.locks.handle import SharedHandle, checked_integer
 from mpkit._shm.locks.lock_file import LockFile

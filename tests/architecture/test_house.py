@@ -36,12 +36,12 @@ PRIVATE = {
 SEAM = {
     SOURCE / "_platform" / name
     for name in (
-        "seam.py",
-        "child_popen.py",
-        "child_process.py",
-        "fork_server.py",
-        "signal_handlers.py",
-        "tracker_process.py",
+        "signals/signal_handlers.py",
+        "stdlib/child_popen.py",
+        "stdlib/child_process.py",
+        "stdlib/fork_server.py",
+        "stdlib/seam.py",
+        "stdlib/tracker_process.py",
     )
 }
 
@@ -102,6 +102,13 @@ def test_no_module_leads_back_to_itself() -> None:
     "package",
     [
         "_platform",
+        "_platform/files",
+        "_platform/parent_death",
+        "_platform/processes",
+        "_platform/resources",
+        "_platform/signals",
+        "_platform/stdlib",
+        "_platform/threads",
         "_shm",
         "_shm/locks",
         "_shm/memory",

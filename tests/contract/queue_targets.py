@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from mpkit import BoundedQueue, Lock, LockedCounter
-from mpkit._platform.contexts import resolve_context
+from mpkit._platform.stdlib.contexts import resolve_context
 from tests.helpers.waiting import PATIENCE, wait_until
 
 #: What a peer keeps between two calls.

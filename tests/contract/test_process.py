@@ -23,8 +23,9 @@ import psutil
 import pytest
 
 from mpkit import ProcessState, TaskPool, WorkerProcess, compat
-from mpkit._platform import families, identity, seam
-from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.processes import families, identity
+from mpkit._platform.processes.identity import ProcessIdentity
+from mpkit._platform.stdlib import seam
 from mpkit.errors import (
     ClosedError,
     ProcessGone,

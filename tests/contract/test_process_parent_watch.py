@@ -17,10 +17,12 @@ from typing import Any, cast
 import psutil
 import pytest
 
-from mpkit._platform import exits, families, guardian, identity, parent_watch, seam
-from mpkit._platform.exits import ExitWatcher
 from mpkit._platform.hints import override
-from mpkit._platform.parent_watch import ParentLink
+from mpkit._platform.parent_death import guardian, parent_watch
+from mpkit._platform.parent_death.parent_watch import ParentLink
+from mpkit._platform.processes import exits, families, identity
+from mpkit._platform.processes.exits import ExitWatcher
+from mpkit._platform.stdlib import seam
 from mpkit.pool._engine import supervisor as _supervisor
 from tests.helpers.processes import gone, reap, wait_gone
 from tests.helpers.waiting import PATIENCE, wait_until

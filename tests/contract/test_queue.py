@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mpkit import BoundedQueue
-from mpkit._platform.contexts import resolve_context
+from mpkit._platform.stdlib.contexts import resolve_context
 from mpkit.errors import HandleLost, QueueEmpty, QueueFull, QueueShutDown, SerializationError
 from tests.contract import queue_targets as targets
 from tests.contract.queue_targets import Peer, do

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mpkit import BoundedQueue, Lock, LockedCounter
-from mpkit._platform.contexts import resolve_context
+from mpkit._platform.stdlib.contexts import resolve_context
 from mpkit.errors import HandleLost
 from tests.contract import queue_targets as targets
 from tests.contract.queue_targets import Peer, do, look

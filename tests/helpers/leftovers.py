@@ -22,8 +22,8 @@ from pathlib import Path
 
 import psutil
 
-from mpkit._platform import stat_file
-from mpkit._platform.families import has_children
+from mpkit._platform.processes import stat_file
+from mpkit._platform.processes.families import has_children
 
 __all__ = ["PATIENCE", "Snapshot", "adopt_orphans", "names_of", "settle", "since", "take"]
 
@@ -127,8 +127,8 @@ def _processes() -> Iterable[psutil.Process]:
         return []
     multiprocessing.active_children()  # joins those that have ended
     servants = {forkserver._forkserver._forkserver_pid, resource_tracker._resource_tracker._pid}  # type: ignore[attr-defined]
-    if "mpkit._platform.parent_watch" in sys.modules:
-        servants.add(sys.modules["mpkit._platform.parent_watch"].guardian_pid())
+    if "mpkit._platform.parent_death.parent_watch" in sys.modules:
+        servants.add(sys.modules["mpkit._platform.parent_death.parent_watch"].guardian_pid())
     running = []
     for pid in _descendants():
         if pid in servants:

@@ -28,7 +28,7 @@ needs_a_trace_that_raises = pytest.mark.skipif(
 
 _TRACED = tuple(
     os.sep + os.path.join("mpkit", *part)
-    for part in (("_shm", ""), ("pool", ""), ("_platform", "seam.py"), ("sync.py",))
+    for part in (("_shm", ""), ("pool", ""), ("_platform", "stdlib", "seam.py"), ("sync.py",))
 )
 
 #: The code that starts processes.
@@ -36,10 +36,10 @@ STARTING = tuple(
     os.sep + os.path.join(*part)
     for part in (
         ("mpkit", "process", ""),
-        ("mpkit", "_platform", "child_"),
-        ("mpkit", "_platform", "parent_watch.py"),
-        ("mpkit", "_platform", "anonymous.py"),
-        ("mpkit", "_platform", "descriptors.py"),
+        ("mpkit", "_platform", "stdlib", "child_"),
+        ("mpkit", "_platform", "parent_death", "parent_watch.py"),
+        ("mpkit", "_platform", "files", "anonymous.py"),
+        ("mpkit", "_platform", "files", "descriptors.py"),
         ("multiprocessing", "popen_"),
         ("multiprocessing", "process.py"),
         ("multiprocessing", "forkserver.py"),

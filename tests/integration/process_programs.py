@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 from mpkit import WorkerProcess
-from mpkit._platform import seam
+from mpkit._platform.stdlib import seam
 
 
 def say(*pids: int | None) -> None:
@@ -130,7 +130,10 @@ def reached_when_asked(start_method: str, question: str, step: int) -> bool:
     Python runs a handler between two steps of the main thread. So does it run a trace function, and that at a
     step of our choice.
     """
-    traced = {f"mpkit._platform.{name}" for name in ("child_popen", "child_process", "interruptible_lock")}
+    traced = {
+        f"mpkit._platform.{name}"
+        for name in ("stdlib.child_popen", "stdlib.child_process", "threads.interruptible_lock")
+    }
     process = WorkerProcess(target=os._exit, args=(7,), start_method=start_method)
     process.start()
     connection.wait([process.sentinel])

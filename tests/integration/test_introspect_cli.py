@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from mpkit import introspect
-from mpkit._platform import identity
+from mpkit._platform.processes import identity
 from mpkit.cli.doctor import leftovers
 from mpkit.errors import AccessDenied
 from mpkit.introspect import _pools, _stacks

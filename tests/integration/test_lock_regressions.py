@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from mpkit import Lock
-from mpkit._platform import identity
-from mpkit._platform.filelock import FileLock
+from mpkit._platform.files.filelock import FileLock
+from mpkit._platform.processes import identity
 from mpkit._shm.locks import lock_file
 from mpkit._shm.locks.lock_file import LockFile
 from mpkit._shm.locks.lock_rows import ATTEMPTS, COMPLETED, OUT, TRYING, LockRows

@@ -87,7 +87,7 @@ def test_a_main_file_of_a_package_is_told_that_it_is_not_imported_again(
 THREADS = """
 import multiprocessing, threading
 from mpkit import WorkerProcess
-from mpkit._platform.contexts import resolve_context
+from mpkit._platform.stdlib.contexts import resolve_context
 
 def start():
     for _ in range(5):

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mpkit._platform.guardian import IGNORED
+from mpkit._platform.parent_death.guardian import IGNORED
 from tests.helpers.marked import Mark
 from tests.helpers.processes import gone, python, to_be_killed, wait_gone
 from tests.helpers.waiting import PATIENCE, wait_until
@@ -26,7 +26,9 @@ import os, signal, sys, time
 import multiprocessing
 from pathlib import Path
 from mpkit import TaskPool, WorkerProcess
-from mpkit._platform import families, identity, parent_watch, seam
+from mpkit._platform.parent_death import parent_watch
+from mpkit._platform.processes import families, identity
+from mpkit._platform.stdlib import seam
 
 directory, method = Path(sys.argv[1]), sys.argv[2]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit.errors import InitializerFailed, TaskCancelled, WorkerCrashed
 from mpkit.pool import TaskPool
 from mpkit.pool._engine import collector as _collector

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mpkit._platform import identity
+from mpkit._platform.processes import identity
 from mpkit.errors import ClosedError, InitializerFailed, PoolBroken
 from mpkit.pool import TaskPool
 from mpkit.pool._engine import crew as _crew

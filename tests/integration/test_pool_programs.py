@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mpkit._platform import families, identity
+from mpkit._platform.processes import families, identity
 from mpkit.errors import TaskCancelled, TaskTimeout, WorkerCrashed, WorkerMemoryExceeded
 from mpkit.pool import TaskHandle, TaskPool
 from mpkit.pool._engine import limits as _limits

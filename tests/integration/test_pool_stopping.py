@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mpkit._platform import families
+from mpkit._platform.processes import families
 from mpkit.errors import TaskTimeout
 from mpkit.pool import TaskPool
 from mpkit.pool._engine import limits as _limits

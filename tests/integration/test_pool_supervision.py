@@ -20,9 +20,11 @@ from typing import Any
 import pytest
 
 from mpkit import LockedCounter
-from mpkit._platform import families, memory, readiness
-from mpkit._platform.exits import ExitWatcher
-from mpkit._platform.stat_file import is_stopped
+from mpkit._platform.processes import families
+from mpkit._platform.processes.exits import ExitWatcher
+from mpkit._platform.processes.stat_file import is_stopped
+from mpkit._platform.resources import memory
+from mpkit._platform.threads import readiness
 from mpkit._shm.locks import remains
 from mpkit.errors import PoolBroken, TaskTimeout, WaitTimeout, WorkerCrashed
 from mpkit.introspect import _stacks

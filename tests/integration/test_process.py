@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from mpkit import WorkerProcess
-from mpkit._platform import anonymous, file_maps
+from mpkit._platform.files import anonymous, file_maps
 from mpkit.errors import ClosedError
 from tests.helpers.leftovers import names_of
 from tests.helpers.processes import ROOT, gone, python, run_python, to_be_killed, wait_gone
@@ -281,7 +281,7 @@ if __name__ == "__main__":
     import os, signal, time
     from multiprocessing import forkserver
     from mpkit import WorkerProcess
-    from mpkit._platform import child_popen
+    from mpkit._platform.stdlib import child_popen
 
     child_popen._TOLD_WITHIN_S = 0.1
     process = WorkerProcess(target=time.sleep, args=(600,), start_method="forkserver")

@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from mpkit import BoundedQueue, Lock, LockedCounter
-from mpkit._platform.contexts import resolve_context
+from mpkit._platform.stdlib.contexts import resolve_context
 from mpkit._shm.locks import robust_lock
 from mpkit._shm.queues import layout, put_side, regions
 from mpkit.errors import QueueEmpty, QueueFull

@@ -20,15 +20,16 @@ from typing import Any
 import pytest
 
 from mpkit import BoundedQueue, Lock, LockedCounter, TaskPool, WorkerProcess
-from mpkit._platform import identity, notes, seam
-from mpkit._platform.identity import ProcessIdentity
-from mpkit._platform.parent_watch import ParentLink
+from mpkit._platform.parent_death.parent_watch import ParentLink
+from mpkit._platform.processes import identity
+from mpkit._platform.processes.identity import ProcessIdentity
+from mpkit._platform.stdlib import notes, seam
 from mpkit._shm.locks import remains, shared_object
 from mpkit._shm.memory import names, trail
 from mpkit._shm.memory.segment import Segment
 from mpkit._shm.memory.semaphore import Semaphore
 from mpkit.errors import HandleLost, WorkerCrashed
-from mpkit.process import handle as handle_module
+from mpkit.process import ties
 from tests.contract import pool_tasks as tasks
 from tests.helpers.leftovers import names_of
 from tests.helpers.processes import run_python
@@ -297,15 +298,15 @@ def test_who_is_found_by_nobody_any_more_ends_before_it_makes_a_name() -> None:
     segment = Segment.create(trail.END << 3, kind=trail.KIND)
     try:
         link = ParentLink.create()
-        assert handle_module._follow(segment.name, link)
+        assert ties._follow(segment.name, link)
         assert trail.read(segment.name) == (identity.current(), bytes(notes.SIZE))
         me = identity.current()
-        assert not handle_module._follow(segment.name, ParentLink(ProcessIdentity(me.pid, 1), orphan=False))
+        assert not ties._follow(segment.name, ParentLink(ProcessIdentity(me.pid, 1), orphan=False))
         name = segment.name
     finally:
         segment.close()
         notes._forget_after_fork()
-    assert not handle_module._follow(name, link)
+    assert not ties._follow(name, link)
 
 
 def test_what_another_user_has_put_there_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -371,7 +372,7 @@ def test_the_end_of_a_program_is_quiet(tmp_path: Path) -> None:
             """
             import os, signal
             from mpkit import BoundedQueue, TaskPool, WorkerProcess
-            from mpkit._platform import seam
+            from mpkit._platform.stdlib import seam
             from mpkit.errors import WorkerCrashed
 
             def make(words):

@@ -1,4 +1,4 @@
-"""`mpkit._platform.seam` in programs: the exit of multiprocessing, and its fork server."""
+"""`mpkit._platform.stdlib.seam` in programs: the exit of multiprocessing, and its fork server."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def test_multiprocessing_runs_it_before_it_waits_for_children() -> None:
     code = """
 import os, sys
 if sys.argv[1] == "early":
-    from mpkit._platform import seam
+    from mpkit._platform.stdlib import seam
 import multiprocessing.util
-from mpkit._platform import seam
+from mpkit._platform.stdlib import seam
 
 reader, writer = os.pipe()
 context = multiprocessing.get_context("fork")
@@ -75,7 +75,7 @@ def in_a_fork_server(tmp_path: Path, body: str, **environment: str) -> list[str]
         "if __name__ == '__main__':\n"
         "    import multiprocessing, sys\n"
         "    from multiprocessing import forkserver\n"
-        "    from mpkit._platform import seam\n"
+        "    from mpkit._platform.stdlib import seam\n"
         "    context = multiprocessing.get_context('forkserver')\n"
         + "".join(f"    {line}\n" for line in body.strip().splitlines())
     )
@@ -371,7 +371,8 @@ def test_a_working_directory_that_is_gone_is_named(tmp_path: Path, method: str) 
 KILLED_IN_THE_MAKING = """
 import os, signal, sys
 from mpkit import TaskPool, WorkerProcess
-from mpkit._platform import identity, seam
+from mpkit._platform.processes import identity
+from mpkit._platform.stdlib import seam
 from mpkit._shm.memory.semaphore import Semaphore
 from mpkit.errors import WorkerCrashed
 made = seam.SemLock

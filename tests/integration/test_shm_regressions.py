@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 
 from mpkit import BoundedQueue, LockedCounter
-from mpkit._platform import filelock, use_marks
-from mpkit._platform.filelock import FileLock
+from mpkit._platform.files import filelock, use_marks
+from mpkit._platform.files.filelock import FileLock
 from mpkit._shm.locks import shared_object, sleepers
 from mpkit._shm.locks.sleepers import Sleepers
 from mpkit._shm.memory import names

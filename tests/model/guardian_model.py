@@ -1,5 +1,5 @@
-"""The guardian (`mpkit._platform.guardian`) and what surrounds it as a model: a parent, its children, their
-lines, and deaths in between.
+"""The guardian (`mpkit._platform.parent_death.guardian`) and what surrounds it as a model: a parent, its
+children, their lines, and deaths in between.
 
 What is kept of the code, and what is not:
 
@@ -22,9 +22,10 @@ from typing import NamedTuple
 
 import pytest
 
-from mpkit._platform import exits, guardian, identity
 from mpkit._platform.hints import override
-from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.parent_death import guardian
+from mpkit._platform.processes import exits, identity
+from mpkit._platform.processes.identity import ProcessIdentity
 from tests.model.checker import Step
 
 __all__ = ["PROGRAMS", "GuardianModel", "State", "arrived", "waits_for", "wrong"]

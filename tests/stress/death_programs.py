@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mpkit import BoundedQueue, Lock, LockedCounter, TaskPool, WorkerProcess, compat
-from mpkit._platform import identity
+from mpkit._platform.processes import identity
 from mpkit.compat import futures
 from tests.helpers import marked
 

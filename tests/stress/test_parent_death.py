@@ -24,8 +24,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mpkit._platform import identity, stat_file
-from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.processes import identity, stat_file
+from mpkit._platform.processes.identity import ProcessIdentity
 from tests.helpers.marked import Mark
 from tests.helpers.processes import ROOT, gone
 from tests.helpers.waiting import PATIENCE, wait_until
@@ -49,7 +49,7 @@ WAYS = [
 ]
 
 _WHO = {
-    "guardian": "_platform/guardian.py",
+    "guardian": "_platform/parent_death/guardian.py",
     "server": "multiprocessing.forkserver",
     "tracker": "multiprocessing.resource_tracker",
 }

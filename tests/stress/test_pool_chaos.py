@@ -14,8 +14,8 @@ import time
 
 import pytest
 
-from mpkit._platform import identity
-from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.processes import identity
+from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._shm.locks import remains
 from mpkit.errors import SerializationError, TaskCancelled, TaskTimeout, WorkerCrashed
 from mpkit.pool import TaskHandle, TaskPool

@@ -21,7 +21,7 @@ from collections import ChainMap
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeVar, cast
 
-from mpkit._platform import seam
+from mpkit._platform.stdlib import seam
 from mpkit.errors import MpkitError, SerializationError
 
 if TYPE_CHECKING:

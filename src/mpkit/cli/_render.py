@@ -20,7 +20,7 @@ _SERVANTS = {
     "multiprocessing.resource_tracker": "multiprocessing's resource tracker",
     "multiprocessing.forkserver": "child of multiprocessing's fork server, or the server",
     "multiprocessing.spawn": "child of multiprocessing, spawned",
-    os.path.join("_platform", "guardian.py"): "mpkit's guardian",
+    os.path.join("_platform", "parent_death", "guardian.py"): "mpkit's guardian",
 }
 _MOST_QUEUES = 20
 # Generations that are drawn; the width of the table would grow with each of those below.

@@ -6,8 +6,8 @@ import argparse
 from typing import TYPE_CHECKING
 
 import mpkit
-from mpkit._platform import identity
 from mpkit._platform.hints import override
+from mpkit._platform.processes import identity
 from mpkit.cli import _output, _text, ps, stacks, top
 from mpkit.cli.demo import command as demo
 from mpkit.cli.doctor import command as doctor

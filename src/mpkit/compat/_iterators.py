@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from mpkit._platform.deadlines import check_timeout
 from mpkit._platform.hints import Self
+from mpkit._platform.threads.deadlines import check_timeout
 from mpkit.compat._errors import pool_errors
 from mpkit.compat._numbers import not_negative
 

@@ -12,8 +12,8 @@ from multiprocessing import pool as stdlib
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
-from mpkit._platform.deadlines import check_timeout, deadline_of, remaining
 from mpkit._platform.hints import Self, override
+from mpkit._platform.threads.deadlines import check_timeout, deadline_of, remaining
 from mpkit.compat._errors import original_error, pool_error, pool_errors
 from mpkit.compat._iterators import IMapIterator
 from mpkit.compat._numbers import not_bool, not_negative

@@ -7,8 +7,8 @@ import sys
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, SupportsFloat, cast
 
-from mpkit._platform import seam
 from mpkit._platform.hints import override
+from mpkit._platform.stdlib import seam
 from mpkit.compat._numbers import not_negative
 from mpkit.errors import ClosedError
 from mpkit.process import WorkerProcess

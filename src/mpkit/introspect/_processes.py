@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import psutil
 
-from mpkit._platform.process_state import ProcessState
+from mpkit._platform.processes.process_state import ProcessState
 from mpkit.errors import ProcessGone
 from mpkit.introspect._translate import checked_pid, find, translated
 

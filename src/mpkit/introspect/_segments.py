@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import psutil
 
-from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._shm.memory.names import PREFIX, SEGMENT_NAME, SEMAPHORE_FILE
 from mpkit.errors import AccessDenied, ProcessGone
 from mpkit.introspect._translate import translated

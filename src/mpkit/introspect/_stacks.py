@@ -15,10 +15,10 @@ import sys
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from mpkit._platform import families, identity
-from mpkit._platform.descriptors import NO_WAIT, NOT_INHERITED
-from mpkit._platform.handlers_at_work import HandlerWatch, is_caught
-from mpkit._platform.readiness import read_available
+from mpkit._platform.files.descriptors import NO_WAIT, NOT_INHERITED
+from mpkit._platform.processes import families, identity
+from mpkit._platform.signals.handlers_at_work import HandlerWatch, is_caught
+from mpkit._platform.threads.readiness import read_available
 from mpkit.errors import AccessDenied, MpkitError, ProcessGone
 from mpkit.introspect._pools import worker_row
 from mpkit.introspect._translate import find, translated

@@ -7,8 +7,8 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mpkit._platform.deadlines import check_seconds
-from mpkit._platform.readiness import LONGEST_WAIT_S
+from mpkit._platform.threads.deadlines import check_seconds
+from mpkit._platform.threads.readiness import LONGEST_WAIT_S
 from mpkit.errors import ProcessGone
 from mpkit.introspect._processes import ProcessSnapshot, read, share
 from mpkit.introspect._translate import checked_pid, find

@@ -11,10 +11,10 @@ from concurrent.futures import Executor, Future, wait
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
-from mpkit._platform import seam
-from mpkit._platform.deadlines import check_timeout, deadline_of, remaining
 from mpkit._platform.hints import override
-from mpkit._platform.weak_group import WeakGroup
+from mpkit._platform.stdlib import seam
+from mpkit._platform.threads.deadlines import check_timeout, deadline_of, remaining
+from mpkit._platform.threads.weak_group import WeakGroup
 from mpkit.pool._handle import TaskHandle
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from multiprocessing.context import BaseContext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
-from mpkit._platform.deadlines import check_timeout
-from mpkit._platform.greenlets import patched_by
 from mpkit._platform.hints import Self
-from mpkit._platform.interrupts import deferred_interrupts
+from mpkit._platform.signals.interrupts import deferred_interrupts
+from mpkit._platform.threads.deadlines import check_timeout
+from mpkit._platform.threads.greenlets import patched_by
 from mpkit._wire.unsendable import Unsendable
 from mpkit.errors import ClosedError, PoolBroken
 from mpkit.pool._engine.options import (

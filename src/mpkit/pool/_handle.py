@@ -25,11 +25,11 @@ from functools import partial
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mpkit._platform import seam
-from mpkit._platform.deadlines import check_timeout
-from mpkit._platform.forks import in_forked_children
 from mpkit._platform.hints import override
-from mpkit._platform.interrupts import deferred_interrupts
+from mpkit._platform.signals.interrupts import deferred_interrupts
+from mpkit._platform.stdlib import seam
+from mpkit._platform.threads.deadlines import check_timeout
+from mpkit._platform.threads.forks import in_forked_children
 from mpkit._wire.unsendable import Unsendable
 from mpkit.errors import TaskCancelled, WaitTimeout
 from mpkit.pool._protocol import payload

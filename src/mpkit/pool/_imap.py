@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from mpkit._platform import seam
-from mpkit._platform.deadlines import check_timeout
 from mpkit._platform.hints import Self
-from mpkit._platform.interrupts import deferred_interrupts
+from mpkit._platform.signals.interrupts import deferred_interrupts
+from mpkit._platform.stdlib import seam
+from mpkit._platform.threads.deadlines import check_timeout
 from mpkit._shm.queues.packs import are_plain
 from mpkit._wire.unsendable import Unsendable
 from mpkit.errors import SerializationError, SharedMemoryExhausted, TaskCancelled, WaitTimeout

@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mpkit._platform import seam
 from mpkit._platform.hints import override
+from mpkit._platform.stdlib import seam
 from mpkit.errors import TaskCancelled
 from mpkit.pool._chunking import automatic_chunks, chunks_of, open_chunk, piece_of
 from mpkit.pool._engine.ledger import Chunk, Task

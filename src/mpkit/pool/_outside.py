@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from mpkit._platform.positioned import read_at
+from mpkit._platform.files.positioned import read_at
 from mpkit._shm.queues.outside import open_to_look
 from mpkit._shm.queues.ring import COUNT_MASK, INDEX_BITS
 from mpkit.pool._protocol.channel import (

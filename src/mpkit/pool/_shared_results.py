@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from mpkit._platform import seam
-from mpkit._platform.deadlines import deadline_of, remaining
+from mpkit._platform.stdlib import seam
+from mpkit._platform.threads.deadlines import deadline_of, remaining
 from mpkit.errors import ClosedError, WaitTimeout
 from mpkit.pool._imap import ImapIterator
 

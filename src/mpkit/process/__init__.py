@@ -1,7 +1,12 @@
 """`WorkerProcess`: a process that returns a result, ends with its parent, and can be stopped for good.
 
 - `worker`: the class
-- `handle`: what parent and child have in common, and what the parent alone keeps
+- `arguments`: what it is given, checked
+- `sending`: how its object gets into the child
+- `ending`: how it is ended with all its descendants
+- `outcome`: what came of it
+- `handle`: what the parent alone keeps
+- `ties`: what parent and child have in common
 - `report`: the result, on its way through a file
 - `memory_watch`: who is over the memory limit
 
@@ -15,7 +20,7 @@ Examples:
 
 from __future__ import annotations
 
-from mpkit._platform.process_state import ProcessState
+from mpkit._platform.processes.process_state import ProcessState
 from mpkit.process.worker import WorkerProcess
 
 __all__ = ["ProcessState", "WorkerProcess"]

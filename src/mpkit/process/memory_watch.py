@@ -15,9 +15,11 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from mpkit._platform import families, identity, memory, seam
-from mpkit._platform.forks import in_forked_children
-from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.processes import families, identity
+from mpkit._platform.processes.identity import ProcessIdentity
+from mpkit._platform.resources import memory
+from mpkit._platform.stdlib import seam
+from mpkit._platform.threads.forks import in_forked_children
 
 __all__ = ["watch"]
 

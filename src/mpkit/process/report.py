@@ -13,9 +13,10 @@ from collections.abc import Iterable
 from enum import IntEnum
 from typing import Final
 
-from mpkit._platform import identity, notes
-from mpkit._platform.anonymous import AnonymousFile
-from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.files.anonymous import AnonymousFile
+from mpkit._platform.processes import identity
+from mpkit._platform.processes.identity import ProcessIdentity
+from mpkit._platform.stdlib import notes
 from mpkit._wire import codec, failure, frame
 from mpkit.errors import SerializationError
 
@@ -163,7 +164,7 @@ class Report:
         return Stage(*_STAGE.unpack_from(self._words()))
 
     def notes(self) -> bytes:
-        """What it has noted (see `mpkit._platform.notes`)."""
+        """What it has noted (see `mpkit._platform.stdlib.notes`)."""
         return self._words()[_NOTES_AT:]
 
     def close(self) -> None:

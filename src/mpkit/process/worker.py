@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 import os
-import signal
-import sys
 import types
 from collections.abc import Callable, Iterable, Mapping
 from multiprocessing.context import BaseContext
 from typing import (
     TYPE_CHECKING,
     Any,
-    Final,
     Generic,
     ParamSpec,
     SupportsFloat,
@@ -21,19 +17,23 @@ from typing import (
     cast,
 )
 
-from mpkit._platform import families, identity, parent_watch, seam
-from mpkit._platform.contexts import resolve_context
-from mpkit._platform.deadlines import check_timeout
 from mpkit._platform.hints import Self, TypeVar, override, without_type_arguments
-from mpkit._platform.identity import ProcessIdentity
-from mpkit._platform.interrupts import deferred_interrupts
-from mpkit._platform.process_state import ProcessState
-from mpkit._platform.signals import signal_name
+from mpkit._platform.processes import families
+from mpkit._platform.processes.process_state import ProcessState
+from mpkit._platform.signals.interrupts import deferred_interrupts
+from mpkit._platform.signals.names import signal_name
+from mpkit._platform.stdlib import seam
+from mpkit._platform.stdlib.contexts import resolve_context
+from mpkit._platform.threads.deadlines import check_timeout
 from mpkit._wire import codec
-from mpkit.errors import ProcessGone, SerializationError, WaitTimeout, WorkerCrashed, WorkerMemoryExceeded
-from mpkit.process import memory_watch
-from mpkit.process.handle import Arrival, Handle, Ties
+from mpkit.errors import ProcessGone, SerializationError, WaitTimeout
+from mpkit.process import memory_watch, outcome
+from mpkit.process.arguments import checked_args, checked_kwargs, checked_limit
+from mpkit.process.ending import end_family
+from mpkit.process.handle import Handle
 from mpkit.process.report import Stage
+from mpkit.process.sending import Arrival, refuse_what_cannot_be_pickled, unpicklable
+from mpkit.process.ties import Ties
 
 if TYPE_CHECKING:
     from mpkit.introspect import ProcessSnapshot
@@ -45,9 +45,6 @@ T = TypeVar("T")
 R_co = TypeVar("R_co", covariant=True, default=None)
 
 _Target: TypeAlias = "tuple[object, tuple[object, ...], dict[str, object]]"
-
-# How long `stop` waits for what it has killed; only a process inside the kernel can take that long.
-_KILL_PATIENCE_S: Final = 10.0
 
 
 class _Shadowable:
@@ -138,9 +135,9 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             raise TypeError(f"name must be a string, or None; got {name!r}")
         method = None if start_method is None else resolve_context(start_method).get_start_method()
         if method is not None:
-            _refuse_what_cannot_be_pickled(target, method)
-        self._mpkit = Handle(method=method, limit=_checked_limit(max_memory_bytes), orphan=bool(orphan))
-        super().__init__(target, name, _checked_args(args), _checked_kwargs(kwargs), daemon=daemon)
+            refuse_what_cannot_be_pickled(target, method)
+        self._mpkit = Handle(method=method, limit=checked_limit(max_memory_bytes), orphan=bool(orphan))
+        super().__init__(target, name, checked_args(args), checked_kwargs(kwargs), daemon=daemon)
 
     @classmethod
     def call(cls, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> WorkerProcess[T]:
@@ -210,12 +207,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         except (EOFError, ConnectionError) as error:
             # What talking to the fork server ends in. From 3.14 on (and 3.13.8) the server imports the main
             # module.
-            raise WorkerCrashed(
-                "the fork server of multiprocessing has died, or the system has no process left for it "
-                f"({type(error).__name__}: {error}); if its error output says that the main module of the "
-                f"program could not be imported: {_GUARD}; one that is read from standard input can never be "
-                "imported again, so save it to a file"
-            ) from error
+            raise outcome.server_died(error) from error
         except BaseException:
             # At the very edge of the block.
             if handle.is_claimed_by(interrupts):
@@ -558,7 +550,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
                 # What has not begun never will now: there is nothing to interrupt, and under forkserver the
                 # signal would be lost.
                 grace = grace if grace == 0 or handle.has_begun() else 0.0
-                _end_family(root, grace, handle, interrupted=interrupted)
+                end_family(root, grace, handle, interrupted=interrupted)
         # Not for its exit code at any price: a fork server that somebody has stopped does not tell.
         seam.wait_for_end_and_code(self)
         self._mpkit_join(None)
@@ -615,49 +607,10 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         # Unpickling runs foreign code: under a lock it would make others wait for it, or for themselves. So
         # two threads may both do it; all get what the first one has kept.
         try:
-            return handle.outcome or handle.keep_outcome(self._mpkit_read_outcome(handle))
+            return handle.outcome or handle.keep_outcome(outcome.of(self, handle, self._mpkit_own_ties()))
         except (ValueError, OSError):
             self._check_closed()  # another thread may have closed it by now
             raise
-
-    def _mpkit_read_outcome(self, handle: Handle) -> tuple[Stage, object]:
-        ties = self._mpkit_own_ties()
-        try:
-            stage, value = ties.report.read()
-        except SerializationError as error:
-            return Stage.RAISED, error
-        if stage in (Stage.NOTHING, Stage.ARRIVED):
-            value = self._mpkit_cause_of_death(stage, handle, ties)
-        return stage, value
-
-    def _mpkit_cause_of_death(self, stage: Stage, handle: Handle, ties: Ties) -> BaseException:
-        pid, code = self.pid, self.exitcode
-        if handle.memory_exceeded is not None:
-            return WorkerMemoryExceeded(pid=pid, rss_bytes=handle.memory_exceeded, limit=handle.limit)
-        message = None
-        if code is not None and code >= 0:
-            message = f"process {pid} ended with exit code {code} before its target had returned"
-            if lost := seam.code_lost_because(self):
-                message = f"process {pid} ended before its target had returned; how is not known: {lost}"
-            elif handle.stopped:
-                message += ": it was stopped (stop, interrupt or terminate)"
-            elif stage is Stage.ARRIVED:
-                message += " (os._exit, or C code that exits)"
-            else:
-                message += (
-                    "; it did not get as far as calling it: the main module of the program could not be "
-                    "imported in the child, as its error output tells (one that is read from standard input "
-                    f"never can); {_GUARD}"
-                )
-        return WorkerCrashed(
-            message,
-            pid=pid,
-            exitcode=code,
-            signal=signal_name(code),
-            stack=ties.last_words(),
-            rss_bytes=seam.peak_rss_bytes_of(self),
-            likely_oom=handle.likely_oom(code),
-        )
 
     @override
     def _mpkit_arrived(self) -> None:
@@ -691,102 +644,8 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         try:
             payload = codec.dumps(self)
         except SerializationError as error:
-            raise self._mpkit_unpicklable(error) from (error.__cause__ or error)
+            raise unpicklable(self, self._start_method, error) from (error.__cause__ or error)
         finally:
             handle.payload_under_way = False
         ties = handle.ties
         return Arrival, (self.name, ties.link, ties.report, ties.stack, ties.trail, payload)
-
-    def _mpkit_unpicklable(self, error: SerializationError) -> SerializationError:
-        """What to tell when this cannot be pickled: which part of it."""
-        target, args, kwargs = seam.target_of(self)
-        parts: list[tuple[str, object]] = [("target", target)]
-        parts += [(f"argument number {number}", value) for number, value in enumerate(args, 1)]
-        parts += [(f"argument {name!r}", value) for name, value in kwargs.items()]
-        inner = {"_target", "_args", "_kwargs", "_mpkit"}
-        parts += [(f"attribute {name!r}", value) for name, value in vars(self).items() if name not in inner]
-        culprit = f"a {type(self).__name__}"
-        for label, value in parts:
-            try:
-                codec.dumps(value)
-            except SerializationError as found:
-                culprit, error = f"its {label} ({codec.described(value)})", found
-                break
-        cause = error.__cause__ or error
-        remedy = "" if codec.names_its_remedy(cause) else f"; {_REMEDY}"
-        return SerializationError(
-            f"cannot start {self.name!r} by {self._start_method}: {culprit} cannot be pickled: "
-            f"{codec.error_line(cause)}{remedy}"
-        )
-
-
-_GUARD: Final = "a program that starts processes needs the line: if __name__ == '__main__':"
-
-_REMEDY: Final = (
-    "define functions at the top level of a module and send plain values, or use start_method='fork'"
-)
-
-
-def _checked_limit(limit: int | None) -> int | None:
-    if limit is None:
-        return None
-    try:
-        number = operator.index(limit)
-    except TypeError:
-        raise TypeError(f"max_memory_bytes must be a whole number of bytes, or None; got {limit!r}") from None
-    if number <= 0:
-        raise ValueError(f"max_memory_bytes must be positive, or None for no limit; got {limit!r}")
-    return number
-
-
-def _checked_args(args: Iterable[Any]) -> tuple[Any, ...]:
-    try:
-        return tuple(args)
-    except TypeError:
-        raise TypeError(f"args must be a tuple of arguments, such as args=(1,); got {args!r}") from None
-
-
-def _checked_kwargs(kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
-    try:
-        checked = dict(kwargs or {})
-    except (TypeError, ValueError):
-        raise TypeError(f"kwargs must map names to arguments, or be None; got {kwargs!r}") from None
-    for name in checked:
-        if not isinstance(name, str):
-            raise TypeError(f"kwargs must have strings as keys; got {name!r}")
-    return checked
-
-
-def _refuse_what_cannot_be_pickled(target: object, method: str) -> None:
-    """Say at once what `start` would say, where it is plain: functions are pickled by name."""
-    if method == "fork" or not isinstance(target, types.FunctionType):
-        return
-    if types.FunctionType in seam.extra_reducers():
-        return  # somebody has taught multiprocessing to pickle them otherwise
-    if "<lambda>" in target.__qualname__ or "<locals>" in target.__qualname__:
-        raise SerializationError(
-            f"target {target.__qualname__} cannot be sent to a process that is started by {method}; {_REMEDY}"
-        )
-
-
-def _end_family(root: ProcessIdentity, grace: float | None, handle: Handle, *, interrupted: bool) -> None:
-    """Interrupt (unless it has been), terminate and kill a process with all its descendants."""
-    steps: tuple[int | None, ...] = (None if interrupted else signal.SIGINT, signal.SIGTERM)
-    if sys.platform == "win32":
-        steps = (signal.SIGTERM,)
-    family = [root]
-    for signum in steps if grace != 0 else ():
-        if signum is not None:
-            parent_watch.signal_to_end(family, signum)
-        family = families.wait_families_gone(family, grace)
-        # Those that it started last may be known to itself alone.
-        known = set(family)
-        family += [other for other in handle.survivors() if other not in known and identity.is_alive(other)]
-        if not family:
-            return
-    handle.killed = True
-    family = families.with_descendants(family)
-    families.kill_families(family)
-    # Our caller waits for the root. One of another user goes on, whatever we do.
-    others = [process for process in family if process != root]
-    families.wait_gone(filter(families.may_be_signalled, others), _KILL_PATIENCE_S)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mpkit._platform import identity
+from mpkit._platform.processes import identity
 from mpkit._shm.memory.segment import PAGE, Segment
 from mpkit.cli.doctor import leftovers
 

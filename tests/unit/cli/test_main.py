@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 import mpkit
-from mpkit._platform import identity
+from mpkit._platform.processes import identity
 from mpkit.cli import _arguments, ps
 from mpkit.cli.main import main
 from mpkit.errors import ProcessGone

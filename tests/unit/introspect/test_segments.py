@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mpkit import BoundedQueue, Lock, introspect
-from mpkit._platform import identity
+from mpkit._platform.processes import identity
 from mpkit._shm.locks import shared_object
 from mpkit._shm.memory.segment import Segment
 from mpkit._shm.queues import layout

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mpkit._platform.anonymous import AnonymousFile
+from mpkit._platform.files.anonymous import AnonymousFile
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="descriptors")
 

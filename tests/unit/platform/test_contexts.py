@@ -1,4 +1,4 @@
-"""`mpkit._platform.contexts`: which start method holds."""
+"""`mpkit._platform.stdlib.contexts`: which start method holds."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import threading
 
 import pytest
 
-from mpkit._platform import child_process, contexts
-from mpkit._platform.contexts import resolve_context
+from mpkit._platform.stdlib import child_process, contexts
+from mpkit._platform.stdlib.contexts import resolve_context
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from mpkit._platform.cpu_time import cpu_seconds
+from mpkit._platform.resources.cpu_time import cpu_seconds
 
 
 def test_it_grows_with_what_the_process_does() -> None:

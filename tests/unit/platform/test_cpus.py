@@ -1,4 +1,4 @@
-"""`mpkit._platform.cpus`: affinity and the quotas of control groups, on laid-out file systems."""
+"""`mpkit._platform.resources.cpus`: affinity and the quotas of control groups, on laid-out file systems."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mpkit._platform import cpus
+from mpkit._platform.resources import cpus
 from tests.helpers.processes import run_python
 
 V2_MOUNT = "30 24 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
@@ -36,7 +36,9 @@ def test_a_quota_below_the_affinity_wins_and_is_rounded_up(monkeypatch: pytest.M
 
 @pytest.mark.skipif(sys.version_info < (3, 13), reason="Python cannot be told")
 def test_what_the_user_has_said_takes_the_place_of_the_affinity() -> None:
-    code = "from mpkit._platform import cpus; cpus._quota = lambda _: None; print(cpus.usable_cpus())"
+    code = (
+        "from mpkit._platform.resources import cpus; cpus._quota = lambda _: None; print(cpus.usable_cpus())"
+    )
     assert run_python("-c", code, env={"PYTHON_CPU_COUNT": "77"}).stdout == "77\n"
     assert run_python("-X", "cpu_count=78", "-c", code).stdout == "78\n"
 

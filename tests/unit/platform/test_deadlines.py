@@ -1,4 +1,4 @@
-"""`mpkit._platform.deadlines`: what counts as a timeout, and how much of it is left."""
+"""`mpkit._platform.threads.deadlines`: what counts as a timeout, and how much of it is left."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from fractions import Fraction
 
 import pytest
 
-from mpkit._platform import deadlines
-from mpkit._platform.deadlines import check_seconds, check_timeout, deadline_of, remaining
+from mpkit._platform.threads import deadlines
+from mpkit._platform.threads.deadlines import check_seconds, check_timeout, deadline_of, remaining
 
 
 @pytest.mark.parametrize(

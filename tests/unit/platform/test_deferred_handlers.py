@@ -10,7 +10,7 @@ from types import FrameType
 
 import pytest
 
-from mpkit._platform.deferred_handlers import deferred_handlers, end_deferral_of_handlers
+from mpkit._platform.signals.deferred_handlers import deferred_handlers, end_deferral_of_handlers
 from tests.helpers.processes import in_a_fork
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks")

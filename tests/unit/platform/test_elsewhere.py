@@ -15,8 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-import mpkit._platform
-from mpkit._platform.identity import current
+from mpkit._platform.processes.identity import current
 from tests.helpers.processes import in_a_fork, run_python
 
 
@@ -29,13 +28,14 @@ def as_on(platform: str, name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     assert spec.loader is not None
     module: ModuleType = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, full_name, module)
-    monkeypatch.setattr(mpkit._platform, name, module, raising=False)
+    room, _, its_name = full_name.rpartition(".")
+    monkeypatch.setattr(sys.modules[room], its_name, module, raising=False)
     spec.loader.exec_module(module)
     return module
 
 
 def test_setting_the_clock_makes_nobody_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    identity = as_on("darwin", "identity", monkeypatch)
+    identity = as_on("darwin", "processes.identity", monkeypatch)
     me = identity.look(os.getpid())
     told = psutil.Process.create_time
     # As for a process that has imported psutil before that.
@@ -45,8 +45,8 @@ def test_setting_the_clock_makes_nobody_another_process(monkeypatch: pytest.Monk
 
 
 def test_a_process_with_the_pid_of_an_earlier_one_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    identity = as_on("darwin", "identity", monkeypatch)
-    families = as_on("darwin", "families", monkeypatch)
+    identity = as_on("darwin", "processes.identity", monkeypatch)
+    families = as_on("darwin", "processes.families", monkeypatch)
     me = identity.look(os.getpid())
     # psutil remembers the processes that it has seen.
     earlier = {process.pid: process for process in psutil.process_iter()}[os.getpid()]
@@ -55,7 +55,7 @@ def test_a_process_with_the_pid_of_an_earlier_one_is_found(monkeypatch: pytest.M
 
 
 def test_a_lock_that_nobody_has_any_more_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    filelock = as_on("darwin", "filelock", monkeypatch)
+    filelock = as_on("darwin", "files.filelock", monkeypatch)
     fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
     try:
         lock = filelock.FileLock.try_acquire(fd)
@@ -71,8 +71,8 @@ def test_more_is_read_and_written_than_macos_takes_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a file without a name: the result of a process may have more than 2 GiB."""
-    positioned = as_on("darwin", "positioned", monkeypatch)
-    anonymous = as_on("darwin", "anonymous", monkeypatch)
+    positioned = as_on("darwin", "files.positioned", monkeypatch)
+    anonymous = as_on("darwin", "files.anonymous", monkeypatch)
     write, read = os.pwrite, os.pread
     monkeypatch.setattr(positioned, "_MOST_AT_ONCE", 1000, raising=False)
 
@@ -94,7 +94,7 @@ def test_more_is_read_and_written_than_macos_takes_at_once(
 
 
 def test_a_file_that_is_closed_meanwhile_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    filelock = as_on("darwin", "filelock", monkeypatch)
+    filelock = as_on("darwin", "files.filelock", monkeypatch)
     fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
     lock = filelock.FileLock.try_acquire(fd)
     os.close(fd)
@@ -104,13 +104,13 @@ def test_a_file_that_is_closed_meanwhile_is_no_error(tmp_path: Path, monkeypatch
 
 def test_who_cannot_tell_that_he_has_no_children_may_have_some(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else `stop` would miss what is started in the last moment (on macOS before Python 3.13)."""
-    families = as_on("darwin", "families", monkeypatch)
+    families = as_on("darwin", "processes.families", monkeypatch)
     monkeypatch.delattr(os, "waitid", raising=False)
     assert families.has_children()
 
 
 def test_without_a_descriptor_for_a_kqueue_the_pids_are_examined(monkeypatch: pytest.MonkeyPatch) -> None:
-    exits = as_on("darwin", "exits", monkeypatch)
+    exits = as_on("darwin", "processes.exits", monkeypatch)
 
     def no_descriptor() -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -125,8 +125,8 @@ def test_without_a_descriptor_for_a_kqueue_the_pids_are_examined(monkeypatch: py
 
 
 def test_on_windows_signals_reach_only_whom_they_should(monkeypatch: pytest.MonkeyPatch) -> None:
-    identity = as_on("win32", "identity", monkeypatch)
-    families = as_on("win32", "families", monkeypatch)
+    identity = as_on("win32", "processes.identity", monkeypatch)
+    families = as_on("win32", "processes.families", monkeypatch)
     me = identity.look(os.getpid())
     sent: list[int] = []
 
@@ -145,7 +145,7 @@ def test_on_windows_signals_reach_only_whom_they_should(monkeypatch: pytest.Monk
 
 def test_on_windows_a_child_is_known_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without its identity `stop` finds no descendants."""
-    child_process = as_on("win32", "child_process", monkeypatch)
+    child_process = as_on("win32", "stdlib.child_process", monkeypatch)
     child = child_process.ChildProcess(start_method="spawn")
     assert child_process.identity_of(child) is None
     # As multiprocessing's own there.

@@ -1,4 +1,4 @@
-"""`mpkit._platform.families`: what is stopped is killed, whatever happens in between."""
+"""`mpkit._platform.processes.families`: what is stopped is killed, whatever happens in between."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import TypeAlias
 
 import pytest
 
-from mpkit._platform import families, identity, stat_file
-from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.processes import families, identity, stat_file
+from mpkit._platform.processes.identity import ProcessIdentity
 from tests.helpers.waiting import PATIENCE
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and stops processes")
@@ -401,7 +401,9 @@ def test_the_children_of_a_process(parent: Parent) -> None:
     assert families.children_of(parent.who) == [first]
 
 
-@pytest.mark.parametrize("argument", ["multiprocessing.resource_tracker", "src/mpkit/_platform/guardian.py"])
+@pytest.mark.parametrize(
+    "argument", ["multiprocessing.resource_tracker", "src/mpkit/_platform/parent_death/guardian.py"]
+)
 def test_a_program_that_only_names_a_housekeeper_is_none(parent: Parent, argument: str) -> None:
     """A search for that word survived the task that had started it."""
     searching = parent.start(argument)

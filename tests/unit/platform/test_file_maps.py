@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from mpkit._platform import file_maps
-from mpkit._platform.file_maps import map_privately, map_read_only
+from mpkit._platform.files import file_maps
+from mpkit._platform.files.file_maps import map_privately, map_read_only
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="descriptors")
 

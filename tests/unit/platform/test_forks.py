@@ -18,7 +18,7 @@ def test_an_interrupt_in_a_hook_takes_nothing_from_a_child() -> None:
         "-c",
         textwrap.dedent("""
         import os, sys
-        from mpkit._platform import forks
+        from mpkit._platform.threads import forks
 
         calls = []
 
@@ -52,7 +52,7 @@ def test_a_fork_while_its_thread_has_the_lock_leaves_it_taken_there() -> None:
         "-c",
         textwrap.dedent("""
         import os, threading
-        from mpkit._platform import forks
+        from mpkit._platform.threads import forks
 
         lock = threading.RLock()
         forks.held_across_forks(lock)
@@ -72,7 +72,7 @@ def test_a_lock_that_could_not_be_waited_for_is_free_in_the_child() -> None:
         "-c",
         textwrap.dedent("""
         import functools, os, signal, sys, threading
-        from mpkit._platform import forks
+        from mpkit._platform.threads import forks
 
         lock, taken, go = threading.RLock(), threading.Event(), threading.Event()
         forks.held_across_forks(lock)
@@ -123,7 +123,7 @@ def test_an_interrupt_during_a_fork_leaves_no_lock_taken() -> None:
         # Python calls the handler at the first step of the next hook that is Python code.
         os.register_at_fork(after_in_parent=functools.partial(signal.raise_signal, signal.SIGINT))
         from mpkit import Lock
-        from mpkit._platform import filelock
+        from mpkit._platform.files import filelock
 
         sys.unraisablehook = lambda report: None
         try:

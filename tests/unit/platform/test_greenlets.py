@@ -1,4 +1,4 @@
-"""`mpkit._platform.greenlets`: told by what gevent and eventlet tell; and a pool is not made there."""
+"""`mpkit._platform.threads.greenlets`: told by what gevent and eventlet tell; no pool is made there."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from mpkit import TaskPool
-from mpkit._platform.greenlets import patched_by
+from mpkit._platform.threads.greenlets import patched_by
 from mpkit.errors import PoolBroken
 
 LIBRARIES = [

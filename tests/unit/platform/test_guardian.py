@@ -1,4 +1,4 @@
-"""`mpkit._platform.guardian.Guardian`: who is killed when, with a watcher and a killing of our own."""
+"""The `Guardian`: who is killed when, with a watcher and a killing of our own."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterable
 
 import pytest
 
-from mpkit._platform.guardian import Guardian
-from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.parent_death.guardian import Guardian
+from mpkit._platform.processes.identity import ProcessIdentity
 
 APP, A, B, C = (ProcessIdentity(pid, pid * 10) for pid in (1, 2, 3, 4))
 

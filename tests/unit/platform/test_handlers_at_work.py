@@ -9,8 +9,8 @@ import threading
 
 import pytest
 
-from mpkit._platform import handlers_at_work
-from mpkit._platform.handlers_at_work import is_caught, threads_that_block
+from mpkit._platform.signals import handlers_at_work
+from mpkit._platform.signals.handlers_at_work import is_caught, threads_that_block
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is known")
 

@@ -1,4 +1,4 @@
-"""`mpkit._platform.identity`: a pid together with the moment its process started."""
+"""`mpkit._platform.processes.identity`: a pid together with the moment its process started."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from mpkit._platform import identity, stat_file
-from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.processes import identity, stat_file
+from mpkit._platform.processes.identity import ProcessIdentity
 
 
 def test_current_is_this_process_and_does_not_change() -> None:

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from mpkit._platform.interrupts import deferred_interrupts, end_deferral
+from mpkit._platform.signals.interrupts import deferred_interrupts, end_deferral
 from tests.helpers.processes import in_a_fork
 
 forks = pytest.mark.skipif(sys.platform == "win32", reason="forks")

@@ -1,4 +1,4 @@
-"""`mpkit._platform.memory`: resident memory, and what the out-of-memory killer has done."""
+"""`mpkit._platform.resources.memory`: resident memory, and what the out-of-memory killer has done."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mpkit._platform import memory
+from mpkit._platform.resources import memory
 from tests.unit.platform.test_cpus import V2_MOUNT, lay_out
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="counted on Linux only")

@@ -1,4 +1,4 @@
-"""The canary: each private name that `mpkit._platform.seam` uses is there and behaves."""
+"""The canary: each private name that `mpkit._platform.stdlib.seam` uses is there and behaves."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from mpkit._platform import seam, signal_handlers
+from mpkit._platform.signals import signal_handlers
+from mpkit._platform.stdlib import seam
 from tests.helpers.processes import run_python
 from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
 

@@ -1,4 +1,4 @@
-"""`mpkit._platform.signals` and `mpkit._platform.fences`."""
+"""`mpkit._platform.signals.names` and `mpkit._platform.threads.fences`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from mpkit._platform import fences
-from mpkit._platform.signals import signal_name
+from mpkit._platform.signals.names import signal_name
+from mpkit._platform.threads import fences
 
 
 def test_names_of_signals() -> None:

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from mpkit._platform import identity, start_times
-from mpkit._platform.start_times import StartClock
+from mpkit._platform.processes import identity, start_times
+from mpkit._platform.processes.start_times import StartClock
 from tests.helpers.waiting import wait_until
 
 

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from mpkit import LockedCounter
-from mpkit._platform import seam, tracker, tracker_process
+from mpkit._platform.stdlib import seam, tracker, tracker_process
 from mpkit._shm.memory.semaphore import Semaphore
 from tests.helpers.processes import forked
 from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises

@@ -7,7 +7,7 @@ import weakref
 from types import FrameType
 from typing import Any
 
-from mpkit._platform.weak_group import WeakGroup
+from mpkit._platform.threads.weak_group import WeakGroup
 
 
 class Thing:

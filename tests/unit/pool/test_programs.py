@@ -8,9 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from mpkit._platform import families, parent_watch
-from mpkit._platform.deadlines import NEVER
-from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.parent_death import parent_watch
+from mpkit._platform.processes import families
+from mpkit._platform.processes.identity import ProcessIdentity
+from mpkit._platform.threads.deadlines import NEVER
 from mpkit.pool._engine import programs as _programs
 from mpkit.pool._engine.programs import Programs
 

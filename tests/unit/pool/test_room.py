@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from mpkit._platform import seam
+from mpkit._platform.stdlib import seam
 from mpkit.pool._engine import room as _room
 from mpkit.pool._engine.ledger import Task
 from mpkit.pool._engine.room import Place, Room

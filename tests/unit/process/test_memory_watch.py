@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from mpkit._platform import families, identity, memory
-from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.processes import families, identity
+from mpkit._platform.processes.identity import ProcessIdentity
+from mpkit._platform.resources import memory
 from mpkit.process import memory_watch
 from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
 from tests.helpers.waiting import PATIENCE, wait_until

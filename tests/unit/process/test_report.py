@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpkit._platform import identity
-from mpkit._platform.anonymous import AnonymousFile
-from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.files.anonymous import AnonymousFile
+from mpkit._platform.processes import identity
+from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit.errors import SerializationError
 from mpkit.process.handle import Handle
 from mpkit.process.report import Report, Stage

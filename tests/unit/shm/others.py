@@ -10,8 +10,8 @@ from typing import Generic, TypeVar
 
 import pytest
 
-from mpkit._platform import identity
-from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.processes import identity
+from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._shm.locks.robust_lock import COMPLETED, INSIDE
 from mpkit._shm.locks.shared_object import SharedObject
 from mpkit._shm.memory.rows import FIRST_LOCK, LOCK_WORDS

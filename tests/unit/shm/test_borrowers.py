@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from mpkit import BoundedQueue
-from mpkit._platform import identity
+from mpkit._platform.processes import identity
 from mpkit._shm.queues import held_items, layout, views
 from mpkit._shm.queues.borrowers import SLOT_WORDS, Borrowers
 from mpkit._shm.queues.queue_file import QueueFile

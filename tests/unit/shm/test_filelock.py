@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mpkit._platform import filelock
-from mpkit._platform.filelock import FileLock
+from mpkit._platform.files import filelock
+from mpkit._platform.files.filelock import FileLock
 from tests.unit.shm.others import Call
 
 pytestmark = pytest.mark.skipif(

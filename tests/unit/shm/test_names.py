@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mpkit._platform import seam, tracker
+from mpkit._platform.stdlib import seam, tracker
 from mpkit._shm.memory import names
 from tests.helpers.waiting import PATIENCE, wait_until
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mpkit import BoundedQueue
-from mpkit._platform import file_maps
+from mpkit._platform.files import file_maps
 from mpkit._shm.memory import segment
 from mpkit._shm.queues import places, queue_file, regions
 

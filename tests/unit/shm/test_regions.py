@@ -13,9 +13,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from mpkit._platform import identity
-from mpkit._platform.file_maps import map_file
-from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.files.file_maps import map_file
+from mpkit._platform.processes import identity
+from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._shm.memory.segment import PAGE, Segment, reserve
 from mpkit._shm.queues import regions as regions_module
 from mpkit._shm.queues.places import offset_of, size_of

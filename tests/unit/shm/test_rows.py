@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from mpkit._platform import identity
-from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.processes import identity
+from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._shm.memory.rows import ROW_WORDS, Rows
 from mpkit._shm.memory.segment import PAGE, Segment
 from mpkit.errors import SharedMemoryExhausted

@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import pytest
 
 from mpkit import Lock
-from mpkit._platform import identity, seam
-from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.processes import identity
+from mpkit._platform.processes.identity import ProcessIdentity
+from mpkit._platform.stdlib import seam
 from mpkit._shm.memory import names
 from mpkit._shm.memory.semaphore import MAX_VALUE, Semaphore
 from mpkit.errors import HandleLost, SharedMemoryExhausted
@@ -92,7 +93,7 @@ def test_a_system_without_room_is_a_clear_error(make: str, monkeypatch: pytest.M
     def refuse(*_args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("mpkit._platform.seam.SemLock", refuse)
+    monkeypatch.setattr("mpkit._platform.stdlib.seam.SemLock", refuse)
     with pytest.raises(SharedMemoryExhausted):
         if make == "create":
             Semaphore.create(1, 1, kind="test")

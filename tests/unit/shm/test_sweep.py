@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mpkit._platform import identity
+from mpkit._platform.processes import identity
 from mpkit._shm.memory import names, sweep
 from mpkit._shm.memory.segment import PAGE, Segment
 from tests.unit.shm.others import dead_process, living_stranger

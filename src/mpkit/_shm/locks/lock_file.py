@@ -14,9 +14,10 @@ import time
 from collections.abc import Callable
 from typing import ClassVar
 
-from mpkit._platform import identity, seam
-from mpkit._platform.deadlines import has_passed
-from mpkit._platform.fences import TOTAL_STORE_ORDER
+from mpkit._platform.processes import identity
+from mpkit._platform.stdlib import seam
+from mpkit._platform.threads.deadlines import has_passed
+from mpkit._platform.threads.fences import TOTAL_STORE_ORDER
 from mpkit._shm.locks.lock_rows import ATTEMPTS, COMPLETED, HELD, OUT, RELEASING, TRYING, LockRows
 from mpkit._shm.locks.robust_lock import REENTERED, fenced
 from mpkit._shm.locks.shared_object import MAGIC_BASE, RECOVERIES, Form, SharedObject

@@ -35,8 +35,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from mpkit._platform import identity
-from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.processes import identity
+from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._shm.memory.rows import FIRST_LOCK, Rows
 
 OUT, TRYING, HELD, RELEASING = range(4)

@@ -7,7 +7,7 @@ creator has dropped. The names are this process's from then on, which looks at t
 and removes them at its exit.
 
 What a process had only told the resource tracker, or had already removed without telling it, is known from
-its notes (`mpkit._platform.notes`).
+its notes (`mpkit._platform.stdlib.notes`).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import stat
 from collections.abc import Iterator
 from typing import Final
 
-from mpkit._platform import identity
-from mpkit._platform.descriptors import is_ours
-from mpkit._platform.identity import ProcessIdentity
-from mpkit._platform.interrupts import deferred_interrupts
-from mpkit._platform.notes import read as read_notes
+from mpkit._platform.files.descriptors import is_ours
+from mpkit._platform.processes import identity
+from mpkit._platform.processes.identity import ProcessIdentity
+from mpkit._platform.signals.interrupts import deferred_interrupts
+from mpkit._platform.stdlib.notes import read as read_notes
 from mpkit._shm.locks.shared_object import in_use_elsewhere
 from mpkit._shm.memory import names, trail
 from mpkit._shm.memory.names import PREFIX, SEGMENT_NAME, SEMAPHORE_FILE, SHM_DIRECTORY, NameType

@@ -39,10 +39,10 @@ import time
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from mpkit._platform import identity
-from mpkit._platform.deadlines import has_passed
-from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
-from mpkit._platform.scheduling import yield_cpu
+from mpkit._platform.processes import identity
+from mpkit._platform.threads.deadlines import has_passed
+from mpkit._platform.threads.fences import TOTAL_STORE_ORDER, full_fence
+from mpkit._platform.threads.scheduling import yield_cpu
 from mpkit._shm.locks.thread_lock import ThreadLock
 from mpkit._shm.memory.rows import FIRST_LOCK, LOCK_WORDS, Rows
 from mpkit._shm.memory.semaphore import Semaphore

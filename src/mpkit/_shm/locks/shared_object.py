@@ -35,11 +35,13 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import ClassVar, NamedTuple, TypeVar
 
-from mpkit._platform import identity, seam, use_marks
-from mpkit._platform.deadlines import has_passed, remaining
-from mpkit._platform.forks import around_forks
+from mpkit._platform.files import use_marks
 from mpkit._platform.hints import Self
-from mpkit._platform.interrupts import deferred_interrupts
+from mpkit._platform.processes import identity
+from mpkit._platform.signals.interrupts import deferred_interrupts
+from mpkit._platform.stdlib import seam
+from mpkit._platform.threads.deadlines import has_passed, remaining
+from mpkit._platform.threads.forks import around_forks
 from mpkit._shm.locks import robust_lock
 from mpkit._shm.locks.robust_lock import REENTERED, RobustLock
 from mpkit._shm.memory import names

@@ -22,7 +22,7 @@ SHORT_SLEEP_SECONDS = 0.0002
 @functools.cache
 def _has_several_cpus() -> bool:
     # Asked once: it reads the files of the control groups, which takes longer than making a queue.
-    from mpkit._platform.cpus import usable_cpus  # noqa: PLC0415  and few processes wait
+    from mpkit._platform.resources.cpus import usable_cpus  # noqa: PLC0415  and few processes wait
 
     return usable_cpus() > 1
 

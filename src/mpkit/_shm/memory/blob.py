@@ -11,8 +11,8 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 
-from mpkit._platform.interrupts import deferred_interrupts
-from mpkit._platform.positioned import write_at
+from mpkit._platform.files.positioned import write_at
+from mpkit._platform.signals.interrupts import deferred_interrupts
 from mpkit._shm.memory import names
 from mpkit._shm.memory.segment import create_file
 

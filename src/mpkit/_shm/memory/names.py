@@ -26,9 +26,10 @@ import weakref
 from collections import deque
 from typing import Final, Literal, Protocol, TypeAlias
 
-from mpkit._platform import identity, notes, seam, tracker
-from mpkit._platform.forks import in_forked_children
-from mpkit._platform.interrupts import deferred_interrupts
+from mpkit._platform.processes import identity
+from mpkit._platform.signals.interrupts import deferred_interrupts
+from mpkit._platform.stdlib import notes, seam, tracker
+from mpkit._platform.threads.forks import in_forked_children
 
 #: Where Linux keeps shared memory; what lies there the resource tracker can remove.
 SHM_DIRECTORY = "/dev/shm"  # noqa: S108  files there are created exclusively and checked when opened

@@ -19,10 +19,10 @@ import os
 import time
 from collections.abc import Callable
 
-from mpkit._platform import identity
-from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
-from mpkit._platform.filelock import FileLock
-from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.files.filelock import FileLock
+from mpkit._platform.processes import identity
+from mpkit._platform.processes.identity import ProcessIdentity
+from mpkit._platform.threads.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._shm.memory.segment import Segment, exhausted, reserve
 from mpkit.errors import ClosedError, SharedMemoryExhausted
 

@@ -17,11 +17,11 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
-from mpkit._platform import use_marks
-from mpkit._platform.descriptors import NO_LINK, NOT_INHERITED, is_ours
-from mpkit._platform.file_maps import map_file
-from mpkit._platform.interrupts import deferred_interrupts
-from mpkit._platform.positioned import write_at
+from mpkit._platform.files import use_marks
+from mpkit._platform.files.descriptors import NO_LINK, NOT_INHERITED, is_ours
+from mpkit._platform.files.file_maps import map_file
+from mpkit._platform.files.positioned import write_at
+from mpkit._platform.signals.interrupts import deferred_interrupts
 from mpkit._shm.memory import names
 from mpkit._shm.memory.names import PREFIX, SHM_DIRECTORY
 from mpkit.errors import HandleLost, SharedMemoryExhausted

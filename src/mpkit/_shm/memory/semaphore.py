@@ -8,8 +8,8 @@ import os
 import sys
 from collections.abc import Callable
 
-from mpkit._platform import seam, tracker
-from mpkit._platform.interrupts import deferred_interrupts
+from mpkit._platform.signals.interrupts import deferred_interrupts
+from mpkit._platform.stdlib import seam, tracker
 from mpkit._shm.memory import names
 from mpkit._shm.memory.segment import SHM_DIRECTORY, exhausted
 from mpkit.errors import HandleLost

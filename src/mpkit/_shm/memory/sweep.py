@@ -8,7 +8,7 @@ Nothing is taken from the living. A file goes only if all of this holds:
 
 - it has a name that `Segment.create` gives, is a regular file, and belongs to this user;
 - its creator, which its name tells, is dead;
-- no process has it open as a `Segment`: each one that has marks it (`mpkit._platform.use_marks`);
+- no process has it open as a `Segment`: each one that has marks it (`mpkit._platform.files.use_marks`);
 - it is older than a minute: a creator marks its file just after it has made it, and one that is on its way
   in a pickle is opened in that time. A parcel that was handed over (`names.hand_over`) has a day.
 
@@ -28,10 +28,10 @@ import sys
 import time
 from typing import Final
 
-from mpkit._platform import identity
-from mpkit._platform.descriptors import NO_LINK, NO_WAIT, NOT_INHERITED, is_ours
-from mpkit._platform.identity import ProcessIdentity
-from mpkit._platform.use_marks import nobody_uses
+from mpkit._platform.files.descriptors import NO_LINK, NO_WAIT, NOT_INHERITED, is_ours
+from mpkit._platform.files.use_marks import nobody_uses
+from mpkit._platform.processes import identity
+from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._shm.memory.names import SEGMENT_NAME
 
 __all__ = ["remove_abandoned", "sweep_once"]

@@ -1,9 +1,9 @@
 """How a process is found by whoever removes what the one that has started it has left.
 
-A worker of a pool writes who it is, and what it notes (`mpkit._platform.notes`), into the file that it shares
-with the pool. The name of that tells who made it. So when both have died, the worker is found by what the
-other one has left, and by that what the worker has left itself (`mpkit._shm.locks.remains`). The same is done
-for a `WorkerProcess` that is started by another one, or by a task; it has a file for that alone.
+A worker of a pool writes who it is, and what it notes (`mpkit._platform.stdlib.notes`), into the file that it
+shares with the pool. The name of that tells who made it. So when both have died, the worker is found by what
+the other one has left, and by that what the worker has left itself (`mpkit._shm.locks.remains`). The same is
+done for a `WorkerProcess` that is started by another one, or by a task; it has a file for that alone.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from mpkit._platform import identity, notes
-from mpkit._platform.descriptors import NO_LINK, NO_WAIT, NOT_INHERITED
-from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
-from mpkit._platform.identity import ProcessIdentity
-from mpkit._platform.positioned import read_at
+from mpkit._platform.files.descriptors import NO_LINK, NO_WAIT, NOT_INHERITED
+from mpkit._platform.files.positioned import read_at
+from mpkit._platform.processes import identity
+from mpkit._platform.processes.identity import ProcessIdentity
+from mpkit._platform.stdlib import notes
+from mpkit._platform.threads.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._shm.memory.segment import Segment, check_private
 
 __all__ = ["END", "KIND", "begin", "notes_in", "read"]

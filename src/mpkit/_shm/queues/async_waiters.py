@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from mpkit._platform import seam
+from mpkit._platform.stdlib import seam
 from mpkit._shm.queues.get_side import GetSide
 from mpkit._shm.queues.put_side import PutSide
 from mpkit._shm.queues.queue_file import QueueFile

@@ -32,9 +32,9 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 
-from mpkit._platform import identity
-from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
-from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.processes import identity
+from mpkit._platform.processes.identity import ProcessIdentity
+from mpkit._platform.threads.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._shm.locks.robust_lock import RobustLock
 from mpkit.errors import MpkitError
 

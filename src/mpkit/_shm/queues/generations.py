@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 from typing import NamedTuple
 
-from mpkit._platform.fences import full_fence as _fence
+from mpkit._platform.threads.fences import full_fence as _fence
 from mpkit._shm.queues import layout
 from mpkit._shm.queues.layout import (
     GENERATION_MASK,

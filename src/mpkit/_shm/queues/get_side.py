@@ -6,8 +6,8 @@ import contextlib
 import mmap
 import time
 
-from mpkit._platform.deadlines import has_passed
-from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
+from mpkit._platform.threads.deadlines import has_passed
+from mpkit._platform.threads.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._shm.locks import sleepers
 from mpkit._shm.locks.robust_lock import COMPLETED
 from mpkit._shm.locks.sleepers import EVERYBODY, Ticket

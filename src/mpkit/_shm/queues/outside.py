@@ -12,8 +12,8 @@ import os
 import stat
 from dataclasses import dataclass
 
-from mpkit._platform import identity
-from mpkit._platform.descriptors import NO_WAIT, NOT_INHERITED
+from mpkit._platform.files.descriptors import NO_WAIT, NOT_INHERITED
+from mpkit._platform.processes import identity
 from mpkit._shm.locks import shared_object
 from mpkit._shm.memory.rows import Rows
 from mpkit._shm.memory.segment import Segment

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
+from mpkit._platform.threads.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._shm.queues import records
 from mpkit._shm.queues.layout import (
     GENERATION_MASK,

@@ -11,8 +11,8 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mpkit._platform.deadlines import has_passed
-from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
+from mpkit._platform.threads.deadlines import has_passed
+from mpkit._platform.threads.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._shm.locks.robust_lock import COMPLETED, PATIENCE_SECONDS
 from mpkit._shm.locks.sleepers import EVERYBODY, Ticket
 from mpkit._shm.locks.spin import SpinBudget

@@ -6,9 +6,9 @@ import itertools
 import weakref
 from collections.abc import Callable
 
-from mpkit._platform import identity
-from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
-from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.processes import identity
+from mpkit._platform.processes.identity import ProcessIdentity
+from mpkit._platform.threads.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._shm.queues.generations import Generations
 from mpkit._shm.queues.layout import GENERATION_MASK, GET_GENERATION, PUT_GENERATION
 from mpkit._shm.queues.regions import HELD, LEFT, LENT, QUEUED, RING, WRITING

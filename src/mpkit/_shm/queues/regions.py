@@ -46,10 +46,10 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
-from mpkit._platform import identity
-from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
-from mpkit._platform.file_maps import MAP_HAS_DESCRIPTOR, give_back, map_file
-from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.files.file_maps import MAP_HAS_DESCRIPTOR, give_back, map_file
+from mpkit._platform.processes import identity
+from mpkit._platform.processes.identity import ProcessIdentity
+from mpkit._platform.threads.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._shm.memory.segment import PAGE, Segment, exhausted, reserve, round_up
 from mpkit._shm.queues.borrowers import Borrowers
 from mpkit._shm.queues.places import offset_of, place_at, size_of

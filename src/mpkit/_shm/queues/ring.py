@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import mmap
 
-from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
+from mpkit._platform.threads.fences import TOTAL_STORE_ORDER, full_fence
 
 INDEX_BITS = 26
 INDEX_MASK = (1 << INDEX_BITS) - 1

@@ -19,9 +19,9 @@ import weakref
 from collections.abc import Callable
 from types import ModuleType
 
-from mpkit._platform import seam
-from mpkit._platform.forks import around_forks, in_forking_parents
-from mpkit._platform.interrupts import deferred_interrupts
+from mpkit._platform.signals.interrupts import deferred_interrupts
+from mpkit._platform.stdlib import seam
+from mpkit._platform.threads.forks import around_forks, in_forking_parents
 from mpkit._shm.queues.regions import Regions
 
 #: In the place of a slot: it has been given back.

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from mpkit._platform import identity
-from mpkit._platform.descriptors import is_ours
+from mpkit._platform.files.descriptors import is_ours
+from mpkit._platform.processes import identity
 from mpkit._shm.memory.names import SHM_DIRECTORY, temporary_directory
 from mpkit.introspect import _segments
 

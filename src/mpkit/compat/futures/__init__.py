@@ -38,10 +38,10 @@ from concurrent.futures.process import BrokenProcessPool
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
-from mpkit._platform import seam
-from mpkit._platform.forks import in_forked_children
 from mpkit._platform.hints import override
-from mpkit._platform.weak_group import WeakGroup
+from mpkit._platform.stdlib import seam
+from mpkit._platform.threads.forks import in_forked_children
+from mpkit._platform.threads.weak_group import WeakGroup
 from mpkit._wire.codec import UnsendableError
 from mpkit.compat._errors import executor_error, original_error
 from mpkit.compat._numbers import not_bool, not_negative

@@ -26,9 +26,9 @@ from collections import deque
 from collections.abc import Callable, Generator
 from typing import Protocol
 
-from mpkit._platform import seam
-from mpkit._platform.deadlines import deadline_of, remaining
-from mpkit._platform.interrupts import deferred_interrupts
+from mpkit._platform.signals.interrupts import deferred_interrupts
+from mpkit._platform.stdlib import seam
+from mpkit._platform.threads.deadlines import deadline_of, remaining
 from mpkit._shm.memory.semaphore import Semaphore
 from mpkit.errors import ClosedError
 from mpkit.pool._engine.caller import Caller

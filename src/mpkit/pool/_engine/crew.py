@@ -14,12 +14,14 @@ import time
 from enum import Enum, auto
 from multiprocessing.connection import Connection
 
-from mpkit._platform import identity, memory, seam
-from mpkit._platform.forks import in_forked_children
-from mpkit._platform.interrupts import without_interrupts
-from mpkit._platform.parent_watch import ParentLink
-from mpkit._platform.readiness import never_wait
-from mpkit._platform.signals import signal_name
+from mpkit._platform.parent_death.parent_watch import ParentLink
+from mpkit._platform.processes import identity
+from mpkit._platform.resources import memory
+from mpkit._platform.signals.interrupts import without_interrupts
+from mpkit._platform.signals.names import signal_name
+from mpkit._platform.stdlib import seam
+from mpkit._platform.threads.forks import in_forked_children
+from mpkit._platform.threads.readiness import never_wait
 from mpkit.errors import PoolBroken
 from mpkit.pool._engine.dispatcher import Dispatcher
 from mpkit.pool._engine.fork_warning import without_fork_warning

@@ -16,11 +16,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from mpkit._platform import identity, seam
-from mpkit._platform.deadlines import NEVER
-from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
-from mpkit._platform.interrupts import deferred_interrupts
-from mpkit._platform.stat_file import is_stopped
+from mpkit._platform.processes import identity
+from mpkit._platform.processes.stat_file import is_stopped
+from mpkit._platform.signals.interrupts import deferred_interrupts
+from mpkit._platform.stdlib import seam
+from mpkit._platform.threads.deadlines import NEVER
+from mpkit._platform.threads.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._shm.queues.ring import TornRingError
 from mpkit.errors import TaskCancelled, TaskTimeout, WorkerMemoryExceeded
 from mpkit.pool._engine.lane import Lane, Stop

@@ -16,12 +16,14 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
-from mpkit._platform import families, identity, memory, seam
-from mpkit._platform.deadlines import NEVER
-from mpkit._platform.forks import in_forked_children
-from mpkit._platform.identity import ProcessIdentity
-from mpkit._platform.interrupts import deferred_interrupts, without_interrupts
-from mpkit._platform.signals import signal_name
+from mpkit._platform.processes import families, identity
+from mpkit._platform.processes.identity import ProcessIdentity
+from mpkit._platform.resources import memory
+from mpkit._platform.signals.interrupts import deferred_interrupts, without_interrupts
+from mpkit._platform.signals.names import signal_name
+from mpkit._platform.stdlib import seam
+from mpkit._platform.threads.deadlines import NEVER
+from mpkit._platform.threads.forks import in_forked_children
 from mpkit._shm.memory import trail
 from mpkit._wire import failure
 from mpkit.errors import (

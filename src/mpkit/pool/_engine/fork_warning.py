@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Generator
 from typing import Any, cast
 
-from mpkit._platform.forks import in_forked_children
+from mpkit._platform.threads.forks import in_forked_children
 
 # The group makes it unlike any filter of the application, which must not be removed in its place.
 _FILTER = ("ignore", re.compile("(?P<mpkit>.*fork.*)", re.IGNORECASE), DeprecationWarning, None, 0)

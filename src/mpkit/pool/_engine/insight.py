@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from mpkit._platform import memory
-from mpkit._platform.cpu_time import cpu_seconds
+from mpkit._platform.resources import memory
+from mpkit._platform.resources.cpu_time import cpu_seconds
 from mpkit.pool._engine.collector import Collector
 from mpkit.pool._engine.crew import Crew
 from mpkit.pool._engine.dispatcher import Dispatcher

@@ -9,9 +9,11 @@ from itertools import starmap
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
-from mpkit._platform import families, parent_watch, seam
-from mpkit._platform.identity import ProcessIdentity
-from mpkit._platform.start_times import StartClock
+from mpkit._platform.parent_death import parent_watch
+from mpkit._platform.processes import families
+from mpkit._platform.processes.identity import ProcessIdentity
+from mpkit._platform.processes.start_times import StartClock
+from mpkit._platform.stdlib import seam
 from mpkit.pool._engine.ledger import Task
 from mpkit.pool._protocol.channel import DONE, INITIALIZING, STARTED, STATE, TASK, Channel
 

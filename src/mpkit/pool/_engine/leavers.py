@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 
-from mpkit._platform.deadlines import NEVER
+from mpkit._platform.threads.deadlines import NEVER
 from mpkit.pool._engine.collector import Collector
 from mpkit.pool._engine.dispatcher import Dispatcher, Settlements
 from mpkit.pool._engine.lane import Lane

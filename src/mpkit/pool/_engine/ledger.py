@@ -22,8 +22,8 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
-from mpkit._platform.deadlines import NEVER
 from mpkit._platform.hints import override
+from mpkit._platform.threads.deadlines import NEVER
 from mpkit.pool._engine.functions import Function
 
 UNSENT = 0

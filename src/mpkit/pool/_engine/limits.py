@@ -9,9 +9,10 @@ from __future__ import annotations
 import signal
 import time
 
-from mpkit._platform import families, identity, parent_watch
-from mpkit._platform.deadlines import NEVER
-from mpkit._platform.memory import rss_bytes
+from mpkit._platform.parent_death import parent_watch
+from mpkit._platform.processes import families, identity
+from mpkit._platform.resources.memory import rss_bytes
+from mpkit._platform.threads.deadlines import NEVER
 from mpkit.pool._engine.collector import Collector
 from mpkit.pool._engine.dispatcher import Dispatcher, Settlements, ending_error
 from mpkit.pool._engine.lane import Lane, Stop

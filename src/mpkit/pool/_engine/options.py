@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from multiprocessing.context import BaseContext
 from typing import Any, NamedTuple
 
-from mpkit._platform.contexts import resolve_context
-from mpkit._platform.deadlines import check_seconds, check_timeout
+from mpkit._platform.stdlib.contexts import resolve_context
+from mpkit._platform.threads.deadlines import check_seconds, check_timeout
 from mpkit._wire import codec
 from mpkit._wire.codec import Pickler
 
@@ -115,7 +115,7 @@ class PoolOptions(NamedTuple):
 
 
 def _usable_cpus() -> int:
-    from mpkit._platform.cpus import usable_cpus  # noqa: PLC0415  workers that import `TaskPool` never ask
+    from mpkit._platform.resources.cpus import usable_cpus  # noqa: PLC0415  workers that import `TaskPool` never ask
 
     return usable_cpus()
 

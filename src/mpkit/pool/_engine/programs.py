@@ -11,9 +11,10 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 
-from mpkit._platform import families, parent_watch
-from mpkit._platform.deadlines import NEVER
-from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.parent_death import parent_watch
+from mpkit._platform.processes import families
+from mpkit._platform.processes.identity import ProcessIdentity
+from mpkit._platform.threads.deadlines import NEVER
 
 #: How long it is waited for what has been killed; only a process inside the kernel can take that long.
 _KILL_PATIENCE = 2.0

@@ -9,9 +9,9 @@ import logging
 from collections import deque
 from typing import Any
 
-from mpkit._platform import seam
-from mpkit._platform.contexts import resolve_context
-from mpkit._platform.interrupts import deferred_interrupts
+from mpkit._platform.signals.interrupts import deferred_interrupts
+from mpkit._platform.stdlib import seam
+from mpkit._platform.stdlib.contexts import resolve_context
 
 __all__ = ["Progress"]
 

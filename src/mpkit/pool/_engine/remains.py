@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit.pool._engine.programs import Programs
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from multiprocessing.context import BaseContext
 
-from mpkit._platform import seam
+from mpkit._platform.stdlib import seam
 
 __all__ = ["start_server"]
 

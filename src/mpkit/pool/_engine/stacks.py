@@ -12,9 +12,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from mpkit._platform import families
-from mpkit._platform.handlers_at_work import HandlerWatch, is_caught
-from mpkit._platform.readiness import MOST_AT_ONCE, read_available, wait_any_readable
+from mpkit._platform.processes import families
+from mpkit._platform.signals.handlers_at_work import HandlerWatch, is_caught
+from mpkit._platform.threads.readiness import MOST_AT_ONCE, read_available, wait_any_readable
 from mpkit.pool._engine.lane import Lane
 from mpkit.pool._protocol.channel import INITIALIZING, STATE
 from mpkit.pool._protocol.stack_signal import STACK_SIGNAL

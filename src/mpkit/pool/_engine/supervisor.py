@@ -14,10 +14,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from mpkit._platform.deadlines import NEVER
-from mpkit._platform.exits import MOST_EVENTS, ExitWatcher
-from mpkit._platform.identity import ProcessIdentity
-from mpkit._platform.readiness import never_wait, read_available
+from mpkit._platform.processes.exits import MOST_EVENTS, ExitWatcher
+from mpkit._platform.processes.identity import ProcessIdentity
+from mpkit._platform.threads.deadlines import NEVER
+from mpkit._platform.threads.readiness import never_wait, read_available
 from mpkit.errors import MpkitError, PoolBroken
 from mpkit.pool._engine.lane import Lane
 from mpkit.pool._engine.limits import Limits

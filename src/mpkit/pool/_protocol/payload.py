@@ -18,8 +18,8 @@ import os
 import pickle
 from typing import Any, cast
 
-from mpkit._platform.descriptors import NO_LINK, NO_WAIT, NOT_INHERITED
-from mpkit._platform.file_maps import map_privately, map_read_only
+from mpkit._platform.files.descriptors import NO_LINK, NO_WAIT, NOT_INHERITED
+from mpkit._platform.files.file_maps import map_privately, map_read_only
 from mpkit._shm.memory import names
 from mpkit._shm.memory.blob import Blob
 from mpkit._shm.memory.segment import check_private, raise_refusal

@@ -6,7 +6,7 @@ import os
 from collections import OrderedDict
 from typing import Any
 
-from mpkit._platform import seam
+from mpkit._platform.stdlib import seam
 from mpkit.pool._protocol import payload
 
 __all__ = ["forget_closed", "open_shared", "opened"]

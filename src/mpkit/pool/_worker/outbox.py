@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 import time
 
-from mpkit._platform import seam
 from mpkit._platform.hints import override
+from mpkit._platform.stdlib import seam
 from mpkit.pool._protocol.channel import LOG, RESULT_HEAD, SLEEPING, STOP, Barrier, Channel, ring_bell
 from mpkit.pool._worker.bells import Bells
 from mpkit.pool._worker.fork import end_fork

@@ -18,12 +18,12 @@ from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any, NamedTuple, TypeAlias, cast
 
-from mpkit._platform import seam
-from mpkit._platform.fences import TOTAL_STORE_ORDER, full_fence
-from mpkit._platform.forks import in_forked_children
 from mpkit._platform.hints import override
-from mpkit._platform.parent_watch import ParentLink
-from mpkit._platform.readiness import never_wait
+from mpkit._platform.parent_death.parent_watch import ParentLink
+from mpkit._platform.stdlib import seam
+from mpkit._platform.threads.fences import TOTAL_STORE_ORDER, full_fence
+from mpkit._platform.threads.forks import in_forked_children
+from mpkit._platform.threads.readiness import never_wait
 from mpkit._shm.memory import trail
 from mpkit._wire import codec, failure
 from mpkit._wire.codec import Pickler
@@ -466,7 +466,7 @@ class _Worker:
 
 def own_rss_bytes() -> int | None:
     """Resident memory of this process, or None if it cannot be read."""
-    from mpkit._platform import memory  # noqa: PLC0415  only with a limit
+    from mpkit._platform.resources import memory  # noqa: PLC0415  only with a limit
 
     return memory.rss_bytes(os.getpid())
 

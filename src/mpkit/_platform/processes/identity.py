@@ -12,8 +12,8 @@ import os
 import sys
 from typing import Any, NamedTuple
 
-from mpkit._platform import stat_file
-from mpkit._platform.forks import in_forked_children
+from mpkit._platform.processes import stat_file
+from mpkit._platform.threads.forks import in_forked_children
 
 __all__ = ["ProcessIdentity", "current", "is_alive", "is_lack_of_means", "look", "of"]
 

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Final, cast
 
 from mpkit._platform.hints import Self
-from mpkit._platform.signal_handlers import get_signal_handler, set_signal_handler
+from mpkit._platform.signals.signal_handlers import get_signal_handler, set_signal_handler
 
 __all__ = ["deferred_handlers", "end_deferral_of_handlers"]
 

@@ -11,8 +11,8 @@ import weakref
 from io import FileIO
 from typing import Final
 
-from mpkit._platform.forks import held_across_forks, in_forked_children
-from mpkit._platform.interruptible_lock import InterruptibleLock
+from mpkit._platform.threads.forks import held_across_forks, in_forked_children
+from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 
 if sys.platform == "linux":
     import fcntl

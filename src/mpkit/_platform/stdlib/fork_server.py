@@ -1,6 +1,6 @@
 """Starting the fork server of multiprocessing with modules of ours, and taking nothing from the application.
 
-Part of the seam (`mpkit._platform.seam`): the server's object and its list of modules are private.
+Part of the seam (`mpkit._platform.stdlib.seam`): the server's object and its list of modules are private.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from multiprocessing import util
 from types import FrameType
 from typing import Any
 
-from mpkit._platform.child_process import starting_by
-from mpkit._platform.forks import in_forked_children
-from mpkit._platform.interruptible_lock import InterruptibleLock
-from mpkit._platform.interrupts import deferred_interrupts
-from mpkit._platform.tracker_process import start_tracker
+from mpkit._platform.signals.interrupts import deferred_interrupts
+from mpkit._platform.stdlib.child_process import starting_by
+from mpkit._platform.stdlib.tracker_process import start_tracker
+from mpkit._platform.threads.forks import in_forked_children
+from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 
 __all__ = ["start_fork_server"]
 
@@ -55,7 +55,7 @@ def start_fork_server(modules: Sequence[str]) -> None:
     has loaded too. A server that runs already stays as it is.
 
     A Ctrl-C while it starts does not end it, nor does a client that dies while it asks: see
-    `mpkit._platform.server_mask` and `mpkit._platform.server_clients`.
+    `mpkit._platform.stdlib.server_mask` and `mpkit._platform.stdlib.server_clients`.
 
     Args:
         modules: What its children need; a child then starts without importing anything.
@@ -97,9 +97,9 @@ def _ensure_running(server: Any, modules: Sequence[str]) -> None:  # noqa: ANN40
             start_tracker()
             if server._forkserver_pid is None and polite and _is_found_by_every_interpreter():
                 server._preload_modules = with_ours
-                with_ours.append("mpkit._platform.server_clients")
+                with_ours.append("mpkit._platform.stdlib.server_clients")
                 if not is_blocked:
-                    with_ours.append("mpkit._platform.server_mask")
+                    with_ours.append("mpkit._platform.stdlib.server_mask")
                     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             server.ensure_running()
     finally:
@@ -129,7 +129,7 @@ def _is_found_by_every_interpreter() -> bool:
         return False
     import site  # noqa: PLC0415  loaded at the start of nearly every interpreter, but not of all
 
-    home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
     sites = [*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else [])]
     places = [os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep), *sites]
     for place in places:
@@ -140,7 +140,7 @@ def _is_found_by_every_interpreter() -> bool:
 
 
 def _directories_added_in(place: str) -> list[str]:
-    from mpkit._platform.cgroups import lines_of  # noqa: PLC0415  asked once in a program, by the parent
+    from mpkit._platform.resources.cgroups import lines_of  # noqa: PLC0415  asked once in a program, by the parent
 
     with contextlib.suppress(OSError):
         return [

@@ -10,9 +10,9 @@ from collections.abc import Callable, Generator
 from types import FrameType
 from typing import cast
 
-from mpkit._platform.forks import in_forked_children
 from mpkit._platform.hints import Self
-from mpkit._platform.signal_handlers import get_signal_handler, set_signal_handler
+from mpkit._platform.signals.signal_handlers import get_signal_handler, set_signal_handler
+from mpkit._platform.threads.forks import in_forked_children
 
 __all__ = ["deferred_interrupts", "end_deferral", "without_interrupts"]
 

@@ -30,13 +30,15 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, suppress
 from typing import Any
 
-from mpkit._platform import families, guardian, identity, seam
-from mpkit._platform.descriptors import file_behind, is_still
-from mpkit._platform.exits import ExitWatcher
-from mpkit._platform.forks import in_forked_children
+from mpkit._platform.files.descriptors import file_behind, is_still
 from mpkit._platform.hints import override
-from mpkit._platform.identity import ProcessIdentity
-from mpkit._platform.interrupts import deferred_interrupts
+from mpkit._platform.parent_death import guardian
+from mpkit._platform.processes import families, identity
+from mpkit._platform.processes.exits import ExitWatcher
+from mpkit._platform.processes.identity import ProcessIdentity
+from mpkit._platform.signals.interrupts import deferred_interrupts
+from mpkit._platform.stdlib import seam
+from mpkit._platform.threads.forks import in_forked_children
 
 __all__ = ["ParentLink", "guardian_pid", "signal_to_end", "take_along"]
 
@@ -256,8 +258,8 @@ class _Line:
 _GUARDIAN = os.path.abspath(guardian.__file__)
 _START_GUARDIAN = (
     # Isolated from the environment and without `site`, it has to be told where its package is.
-    "import sys, os.path as p; sys.path.append(p.dirname(p.dirname(p.dirname(sys.argv[1])))); "
-    "from mpkit._platform.guardian import main; main(int(sys.argv[2]))"
+    "import sys, os.path as p; sys.path.append(p.dirname(p.dirname(p.dirname(p.dirname(sys.argv[1]))))); "
+    "from mpkit._platform.parent_death.guardian import main; main(int(sys.argv[2]))"
 )
 _AT_ONCE = getattr(socket, "MSG_DONTWAIT", 0) | getattr(socket, "MSG_NOSIGNAL", 0)
 _GUARDIAN_POSSIBLE = os.name == "posix" and not getattr(sys, "frozen", False) and os.path.isfile(_GUARDIAN)

@@ -8,7 +8,7 @@ import sys
 __all__ = ["cpu_seconds"]
 
 if sys.platform == "linux":
-    from mpkit._platform import stat_file
+    from mpkit._platform.processes import stat_file
 
     def cpu_seconds(pid: int) -> float | None:
         """CPU seconds that a process has used, its own and the kernel's; None when it cannot be read."""

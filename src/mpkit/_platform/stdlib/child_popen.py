@@ -1,6 +1,7 @@
 """How a child is waited for and signalled: what is mixed into the Popen classes of multiprocessing.
 
-Part of the seam (`mpkit._platform.seam`): those classes are private, and so is what they promise each other.
+Part of the seam (`mpkit._platform.stdlib.seam`): those classes are private, and so is what they promise each
+other.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from multiprocessing import util
 from multiprocessing.process import BaseProcess
 from typing import Any, Final
 
-from mpkit._platform import families, identity
-from mpkit._platform.deadlines import deadline_of, remaining
-from mpkit._platform.deferred_handlers import deferred_handlers
-from mpkit._platform.forks import in_forked_children
 from mpkit._platform.hints import override
-from mpkit._platform.identity import ProcessIdentity
-from mpkit._platform.interruptible_lock import InterruptibleLock
-from mpkit._platform.interrupts import deferred_interrupts
-from mpkit._platform.readiness import wait_readable
-from mpkit._platform.signals import KILL
-from mpkit._platform.tracker_process import start_tracker
+from mpkit._platform.processes import families, identity
+from mpkit._platform.processes.identity import ProcessIdentity
+from mpkit._platform.signals.deferred_handlers import deferred_handlers
+from mpkit._platform.signals.interrupts import deferred_interrupts
+from mpkit._platform.signals.names import KILL
+from mpkit._platform.stdlib.tracker_process import start_tracker
+from mpkit._platform.threads.deadlines import deadline_of, remaining
+from mpkit._platform.threads.forks import in_forked_children
+from mpkit._platform.threads.interruptible_lock import InterruptibleLock
+from mpkit._platform.threads.readiness import wait_readable
 
 __all__ = ["gives_way", "popen_class", "spawning"]
 

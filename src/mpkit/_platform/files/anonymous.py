@@ -11,11 +11,11 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from mpkit._platform import seam
-from mpkit._platform.descriptors import file_behind, is_still
-from mpkit._platform.file_maps import map_privately
+from mpkit._platform.files.descriptors import file_behind, is_still
+from mpkit._platform.files.file_maps import map_privately
+from mpkit._platform.files.positioned import read_at, write_at
 from mpkit._platform.hints import override
-from mpkit._platform.positioned import read_at, write_at
+from mpkit._platform.stdlib import seam
 
 __all__ = ["AnonymousFile"]
 

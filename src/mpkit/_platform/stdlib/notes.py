@@ -15,8 +15,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Final, TypeAlias, cast
 
-from mpkit._platform.forks import in_forked_children
-from mpkit._platform.seam import TrackedType
+from mpkit._platform.stdlib.seam import TrackedType
+from mpkit._platform.threads.forks import in_forked_children
 
 __all__ = ["SIZE", "are_kept", "keep", "note", "read"]
 

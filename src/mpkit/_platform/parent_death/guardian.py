@@ -25,9 +25,9 @@ import signal
 import sys
 from typing import Final, Protocol
 
-from mpkit._platform import families
-from mpkit._platform.exits import ExitWatcher
-from mpkit._platform.identity import ProcessIdentity
+from mpkit._platform.processes import families
+from mpkit._platform.processes.exits import ExitWatcher
+from mpkit._platform.processes.identity import ProcessIdentity
 
 __all__ = ["IGNORED", "Guardian", "main"]
 

@@ -6,7 +6,7 @@ import math
 import os
 import sys
 
-from mpkit._platform.cgroups import hierarchies, lines_of
+from mpkit._platform.resources.cgroups import hierarchies, lines_of
 
 __all__ = ["usable_cpus"]
 

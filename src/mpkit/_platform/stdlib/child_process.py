@@ -1,6 +1,6 @@
 """A process of multiprocessing with a start method of its own, and what the handle of one tells.
 
-Part of the seam (`mpkit._platform.seam`, through which other rooms use it). Of it are private to
+Part of the seam (`mpkit._platform.stdlib.seam`, through which other rooms use it). Of it are private to
 multiprocessing: ``BaseProcess._bootstrap``, ``_Popen``, ``_after_fork`` and the attributes of a process,
 ``process._children`` and ``spawn.get_start_method``.
 """
@@ -20,13 +20,13 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from multiprocessing import process
 from typing import Any, cast
 
-from mpkit._platform import identity
-from mpkit._platform.child_popen import popen_class
-from mpkit._platform.deferred_handlers import end_deferral_of_handlers
-from mpkit._platform.forks import in_forked_children
 from mpkit._platform.hints import override
-from mpkit._platform.identity import ProcessIdentity
-from mpkit._platform.interrupts import end_deferral
+from mpkit._platform.processes import identity
+from mpkit._platform.processes.identity import ProcessIdentity
+from mpkit._platform.signals.deferred_handlers import end_deferral_of_handlers
+from mpkit._platform.signals.interrupts import end_deferral
+from mpkit._platform.stdlib.child_popen import popen_class
+from mpkit._platform.threads.forks import in_forked_children
 from mpkit.errors import ClosedError
 
 __all__ = [

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-from mpkit._platform.interruptible_lock import is_free
+from mpkit._platform.threads.interruptible_lock import is_free
 
 __all__ = ["around_forks", "held_across_forks", "in_forked_children", "in_forking_parents"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from multiprocessing.context import BaseContext
 
-from mpkit._platform import seam
+from mpkit._platform.stdlib import seam
 
 __all__ = ["resolve_context"]
 

@@ -10,11 +10,12 @@ from collections.abc import Callable, Collection, Iterable
 from enum import Enum, auto
 from typing import Final, Protocol
 
-from mpkit._platform import deadlines, identity, stat_file
-from mpkit._platform.exits import MOST_EVENTS, ExitWatcher
-from mpkit._platform.identity import ProcessIdentity
-from mpkit._platform.interrupts import deferred_interrupts
-from mpkit._platform.signals import KILL
+from mpkit._platform.processes import identity, stat_file
+from mpkit._platform.processes.exits import MOST_EVENTS, ExitWatcher
+from mpkit._platform.processes.identity import ProcessIdentity
+from mpkit._platform.signals.interrupts import deferred_interrupts
+from mpkit._platform.signals.names import KILL
+from mpkit._platform.threads import deadlines
 
 __all__ = [
     "HOUSEKEEPERS",
@@ -36,7 +37,7 @@ __all__ = [
 
 HOUSEKEEPERS = (
     "from multiprocessing.resource_tracker import main",
-    "from mpkit._platform.guardian import main",
+    "from mpkit._platform.parent_death.guardian import main",
 )
 """Marks in the command line of a process that must outlive its family, to clean up after it."""
 

@@ -6,7 +6,7 @@ import functools
 import os
 import sys
 
-from mpkit._platform.cgroups import hierarchies, lines_of
+from mpkit._platform.resources.cgroups import hierarchies, lines_of
 
 __all__ = ["oom_killed_since", "oom_kills", "rss_bytes"]
 

@@ -13,11 +13,11 @@ import sys
 import time
 from typing import Final
 
-from mpkit._platform import identity
-from mpkit._platform.deadlines import deadline_of, remaining
-from mpkit._platform.identity import ProcessIdentity
-from mpkit._platform.interrupts import deferred_interrupts
-from mpkit._platform.readiness import LONGEST_WAIT_S, wait_readable
+from mpkit._platform.processes import identity
+from mpkit._platform.processes.identity import ProcessIdentity
+from mpkit._platform.signals.interrupts import deferred_interrupts
+from mpkit._platform.threads.deadlines import deadline_of, remaining
+from mpkit._platform.threads.readiness import LONGEST_WAIT_S, wait_readable
 
 __all__ = ["MOST_EVENTS", "ExitWatcher"]
 

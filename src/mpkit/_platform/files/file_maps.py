@@ -12,8 +12,8 @@ import sys
 import weakref
 from typing import Any, Final
 
-from mpkit._platform.identity import is_lack_of_means
-from mpkit._platform.positioned import read_at
+from mpkit._platform.files.positioned import read_at
+from mpkit._platform.processes.identity import is_lack_of_means
 
 __all__ = ["MAP_HAS_DESCRIPTOR", "MOST_MAPS", "give_back", "map_file", "map_privately", "map_read_only"]
 

@@ -6,7 +6,7 @@ Other rooms use all of it from here. What has to do with child processes is writ
 (`tests/architecture/test_house.py` sees to it). Elsewhere stand only:
 
 - methods of the objects that come from here: `SemLock._count` and `_is_zero`; `_is_owned` of the lock that
-  `tracker_lock` returns (`mpkit._platform.tracker`);
+  `tracker_lock` returns (`mpkit._platform.stdlib.tracker`);
 - ``concurrent.futures._base``, on whose `Future` the handle of a task is built (`mpkit.pool._handle`).
 
 `tests/unit/platform/test_seam.py` is its canary: it says which name is gone, or behaves otherwise, in a new
@@ -49,8 +49,8 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from multiprocessing import process, reduction, spawn, util
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
-from mpkit._platform.child_popen import gives_way, spawning
-from mpkit._platform.child_process import (
+from mpkit._platform.stdlib.child_popen import gives_way, spawning
+from mpkit._platform.stdlib.child_process import (
     ChildProcess,
     call_target,
     chosen_start_method,
@@ -68,10 +68,10 @@ from mpkit._platform.child_process import (
     target_of,
     wait_for_end_and_code,
 )
-from mpkit._platform.fork_server import start_fork_server
-from mpkit._platform.forks import in_forked_children
-from mpkit._platform.interruptible_lock import InterruptibleLock, is_free
-from mpkit._platform.tracker_process import start_tracker
+from mpkit._platform.stdlib.fork_server import start_fork_server
+from mpkit._platform.stdlib.tracker_process import start_tracker
+from mpkit._platform.threads.forks import in_forked_children
+from mpkit._platform.threads.interruptible_lock import InterruptibleLock, is_free
 
 if TYPE_CHECKING:
 

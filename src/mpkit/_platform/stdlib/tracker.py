@@ -12,10 +12,10 @@ import contextlib
 import sys
 from collections import deque
 
-from mpkit._platform import notes, seam
-from mpkit._platform.forks import in_forked_children
-from mpkit._platform.interruptible_lock import is_free
-from mpkit._platform.seam import TrackedType
+from mpkit._platform.stdlib import notes, seam
+from mpkit._platform.stdlib.seam import TrackedType
+from mpkit._platform.threads.forks import in_forked_children
+from mpkit._platform.threads.interruptible_lock import is_free
 
 __all__ = ["tell", "track", "untrack", "untrack_at_once"]
 

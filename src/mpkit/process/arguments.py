@@ -1,0 +1,42 @@
+"""The arguments of a `WorkerProcess`, checked where they are given."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+__all__ = ["checked_args", "checked_kwargs", "checked_limit"]
+
+
+def checked_limit(limit: int | None) -> int | None:
+    """A number of bytes that is positive; None: no limit."""
+    if limit is None:
+        return None
+    try:
+        number = operator.index(limit)
+    except TypeError:
+        raise TypeError(f"max_memory_bytes must be a whole number of bytes, or None; got {limit!r}") from None
+    if number <= 0:
+        raise ValueError(f"max_memory_bytes must be positive, or None for no limit; got {limit!r}")
+    return number
+
+
+def checked_args(args: Iterable[Any]) -> tuple[Any, ...]:
+    """Positional arguments."""
+    try:
+        return tuple(args)
+    except TypeError:
+        raise TypeError(f"args must be a tuple of arguments, such as args=(1,); got {args!r}") from None
+
+
+def checked_kwargs(kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Keyword arguments: a copy."""
+    try:
+        checked = dict(kwargs or {})
+    except (TypeError, ValueError):
+        raise TypeError(f"kwargs must map names to arguments, or be None; got {kwargs!r}") from None
+    for name in checked:
+        if not isinstance(name, str):
+            raise TypeError(f"kwargs must have strings as keys; got {name!r}")
+    return checked

@@ -1,0 +1,102 @@
+"""How a process object gets into its child where it has to be pickled: under spawn and forkserver."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+import types
+from collections.abc import Callable
+from typing import Any, Final
+
+from mpkit._platform.files.anonymous import AnonymousFile
+from mpkit._platform.hints import override
+from mpkit._platform.parent_death.parent_watch import ParentLink
+from mpkit._platform.stdlib import seam
+from mpkit._wire import codec
+from mpkit.errors import SerializationError
+from mpkit.process.handle import Handle
+from mpkit.process.report import Report
+from mpkit.process.ties import Ties
+
+__all__ = ["Arrival", "refuse_what_cannot_be_pickled", "unpicklable"]
+
+_REMEDY: Final = (
+    "define functions at the top level of a module and send plain values, or use start_method='fork'"
+)
+
+
+def refuse_what_cannot_be_pickled(target: object, method: str) -> None:
+    """Say at once what `start` would say, where it is plain: functions are pickled by name."""
+    if method == "fork" or not isinstance(target, types.FunctionType):
+        return
+    if types.FunctionType in seam.extra_reducers():
+        return  # somebody has taught multiprocessing to pickle them otherwise
+    if "<lambda>" in target.__qualname__ or "<locals>" in target.__qualname__:
+        raise SerializationError(
+            f"target {target.__qualname__} cannot be sent to a process that is started by {method}; {_REMEDY}"
+        )
+
+
+def unpicklable(process: seam.ChildProcess, method: str, error: SerializationError) -> SerializationError:
+    """What to tell when a process object cannot be pickled: which part of it.
+
+    Args:
+        process: That object.
+        method: Its start method.
+        error: What came of trying.
+    """
+    target, args, kwargs = seam.target_of(process)
+    parts: list[tuple[str, object]] = [("target", target)]
+    parts += [(f"argument number {number}", value) for number, value in enumerate(args, 1)]
+    parts += [(f"argument {name!r}", value) for name, value in kwargs.items()]
+    inner = {"_target", "_args", "_kwargs", "_mpkit"}
+    parts += [(f"attribute {name!r}", value) for name, value in vars(process).items() if name not in inner]
+    culprit = f"a {type(process).__name__}"
+    for label, value in parts:
+        try:
+            codec.dumps(value)
+        except SerializationError as found:
+            culprit, error = f"its {label} ({codec.described(value)})", found
+            break
+    cause = error.__cause__ or error
+    remedy = "" if codec.names_its_remedy(cause) else f"; {_REMEDY}"
+    return SerializationError(
+        f"cannot start {process.name!r} by {method}: {culprit} cannot be pickled: "
+        f"{codec.error_line(cause)}{remedy}"
+    )
+
+
+class Arrival:
+    """What is sent to a child of spawn or forkserver in place of the process object.
+
+    The ties come first, and the process object in a pickle of its own, so that the child is guarded before
+    foreign code runs, and so that an error in unpickling it reaches the parent.
+    """
+
+    def __init__(
+        self, name: str, link: ParentLink, report: Report, stack: AnonymousFile, trail: str, payload: bytes
+    ) -> None:
+        self._name = name
+        self._parts = (link, report, stack, trail)
+        self._payload = payload
+
+    @override
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return Arrival, (self._name, *self._parts, self._payload)
+
+    def _bootstrap(self, parent_sentinel: object) -> int:
+        """What multiprocessing calls once this has been unpickled; returns the exit code."""
+        ties = Ties(*self._parts)
+        ties.enter()
+        try:
+            with seam.inheriting():
+                process = codec.contained(codec.loads, self._payload)
+        except SerializationError as error:
+            ties.report_failure(error)
+            sys.stderr.write(f"Process {self._name}:\n")
+            traceback.print_exc()
+            return 1
+        if not isinstance(process, seam.ChildProcess):
+            raise TypeError(f"{self._name} arrived as {process!r}: its class has an unfit __reduce__")
+        vars(process)["_mpkit"] = Handle(ties=ties)
+        return process._bootstrap(parent_sentinel)
