@@ -20,7 +20,7 @@ import pytest
 from mpkit._platform.hints import override
 from mpkit._platform.parent_death import guardian, parent_watch
 from mpkit._platform.parent_death.parent_watch import ParentLink
-from mpkit._platform.processes import exits, families, identity
+from mpkit._platform.processes import exits, families, family_tree, identity, signalling
 from mpkit._platform.processes.exits import ExitWatcher
 from mpkit._platform.stdlib import seam
 from mpkit.pool._engine import supervisor as _supervisor
@@ -278,11 +278,11 @@ def test_few_descriptors_are_taken_for_many_processes(
     descriptors: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A task that had started a thousand programs took a thousand from the program, and so did `stop`."""
-    for module in (families, _supervisor):
+    for module in (exits, _supervisor):
         monkeypatch.setattr(module, "MOST_EVENTS", 2)
     with sleeping_program() as one, sleeping_program() as two, sleeping_program() as three:
         processes = [identity_of(program) for program in (one, two, three)]
-        assert sorted(families.wait_gone(processes, 0)) == sorted(processes)
+        assert sorted(exits.wait_gone(processes, 0)) == sorted(processes)
         assert descriptors == [one.pid, two.pid]
         supervisor = _supervisor.Supervisor(cast("Any", None), "pool")
         assert all(map(supervisor.watch, processes))
@@ -335,18 +335,18 @@ def test_families() -> None:
     )
     with subprocess.Popen([sys.executable, "-S", "-c", code]) as program:
         child = identity_of(program)
-        wait_until(lambda: families.descendants([child]), "the grandchild is there")
-        (grandchild,) = families.descendants([child])
-        found = families.descendants([me])
+        wait_until(lambda: family_tree.descendants([child]), "the grandchild is there")
+        (grandchild,) = family_tree.descendants([child])
+        found = family_tree.descendants([me])
         assert found.index(child) < found.index(grandchild)
-        assert not {child, grandchild} & set(families.descendants([me], spared={child}))
-        assert families.descendants([child._replace(started=child.started + 1)]) == []
-        assert families.wait_gone([child, grandchild], 0.01) != []
-        assert not families.send_signal(grandchild._replace(started=1), signal.SIGKILL)
-        assert families.send_signal(grandchild, 0)
+        assert not {child, grandchild} & set(family_tree.descendants([me], spared={child}))
+        assert family_tree.descendants([child._replace(started=child.started + 1)]) == []
+        assert exits.wait_gone([child, grandchild], 0.01) != []
+        assert not signalling.send_signal(grandchild._replace(started=1), signal.SIGKILL)
+        assert signalling.send_signal(grandchild, 0)
         families.kill_families([child])
-        assert families.wait_gone([child, grandchild], PATIENCE) == []
-        assert not families.send_signal(child, 0)
+        assert exits.wait_gone([child, grandchild], PATIENCE) == []
+        assert not signalling.send_signal(child, 0)
 
 
 def test_housekeepers_are_no_family() -> None:
@@ -354,4 +354,4 @@ def test_housekeepers_are_no_family() -> None:
     pid = parent_watch.guardian_pid()
     assert pid is not None
     assert guardian.__file__ in psutil.Process(pid).cmdline()
-    assert pid not in {process.pid for process in families.descendants([identity.current()])}
+    assert pid not in {process.pid for process in family_tree.descendants([identity.current()])}

@@ -11,6 +11,7 @@ import os
 import select
 import sys
 import time
+from collections.abc import Iterable
 from typing import Final
 
 from mpkit._platform.processes import identity
@@ -19,7 +20,7 @@ from mpkit._platform.signals.interrupts import deferred_interrupts
 from mpkit._platform.threads.deadlines import deadline_of, remaining
 from mpkit._platform.threads.readiness import LONGEST_WAIT_S, wait_readable
 
-__all__ = ["MOST_EVENTS", "ExitWatcher"]
+__all__ = ["MOST_EVENTS", "ExitWatcher", "wait_gone"]
 
 MOST_EVENTS: Final = 32
 """The most descriptors for processes of which there may be any number: the program needs some, too."""
@@ -112,6 +113,34 @@ class ExitWatcher:
         if self._source is not None:
             with deferred_interrupts():
                 self._source.close()
+
+
+def wait_gone(processes: Iterable[ProcessIdentity], timeout: float | None) -> list[ProcessIdentity]:
+    """Wait until all of `processes` have ended (a zombie has).
+
+    Args:
+        processes: They need not be children of this process.
+        timeout: Seconds at the longest for all together, None for ever.
+
+    Returns:
+        Those that still live when the time is out.
+
+    Blocking: for at most `timeout`.
+    """
+    deadline = deadline_of(timeout)
+    watcher = ExitWatcher()
+    try:
+        living = {
+            process for process in processes if watcher.add(process, by_event=len(watcher) < MOST_EVENTS)
+        }
+        while living:
+            ended, _ = watcher.wait(remaining(deadline))
+            if not ended:
+                break
+            living -= ended
+        return list(living)
+    finally:
+        watcher.close()
 
 
 def _sleep(pause: float | None, also: int | None) -> tuple[set[ProcessIdentity], bool]:

@@ -23,7 +23,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Final
 
 from mpkit._platform.hints import override
-from mpkit._platform.processes import families, identity
+from mpkit._platform.processes import exits, identity, signalling
 from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._platform.signals.deferred_handlers import deferred_handlers
 from mpkit._platform.signals.interrupts import deferred_interrupts
@@ -253,7 +253,7 @@ class _OwnChild(_ExactWaiting):
             return wait_readable(self.sentinel, timeout)
         if self.identity is None:
             return True
-        return self.identity not in families.wait_gone([self.identity], timeout)
+        return self.identity not in exits.wait_gone([self.identity], timeout)
 
     def _signal(self, signum: int) -> None:
         # Not reaped yet, and no other thread is reaping it now: the pid is still its own. A signal handler of
@@ -334,7 +334,7 @@ class _ChildOfServer(_ExactWaiting):
 
     def _wait_for_end(self, timeout: float | None) -> bool:
         if self._server_died and self._identity is not None:
-            return self._identity not in families.wait_gone([self._identity], timeout)
+            return self._identity not in exits.wait_gone([self._identity], timeout)
         return wait_readable(self.sentinel, timeout)
 
     @override
@@ -344,7 +344,7 @@ class _ChildOfServer(_ExactWaiting):
 
     def _signal(self, signum: int) -> None:
         if self.identity is not None:
-            families.send_signal(self.identity, signum)
+            signalling.send_signal(self.identity, signum)
         elif self._pid_is_its_own():
             # It could not be looked at so far: better so than not at all.
             with contextlib.suppress(ProcessLookupError):
