@@ -18,7 +18,8 @@ import psutil
 import pytest
 
 from mpkit._platform.hints import override
-from mpkit._platform.parent_death import guardian, parent_watch
+from mpkit._platform.parent_death import guardian, guardian_process, parent_watch
+from mpkit._platform.parent_death.guardian_line import GuardianLine
 from mpkit._platform.parent_death.parent_watch import ParentLink
 from mpkit._platform.processes import exits, families, family_tree, identity, signalling
 from mpkit._platform.processes.exits import ExitWatcher
@@ -58,9 +59,9 @@ def start_one_and_report(link: ParentLink, connection: Connection, orphan: bool)
 
 
 @contextmanager
-def a_line() -> Iterator[parent_watch._Line]:
+def a_line() -> Iterator[GuardianLine]:
     """A line besides the one of this process, with a guardian of its own once it is asked for one."""
-    line = parent_watch._Line()
+    line = GuardianLine()
     try:
         yield line
     finally:
@@ -175,8 +176,8 @@ def test_a_guardian_that_was_killed_is_replaced() -> None:
 
 
 def test_without_a_guardian_a_thread_watches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parent_watch, "_GUARDIAN_POSSIBLE", False)
-    monkeypatch.setattr(parent_watch, "_line", parent_watch._Line())
+    monkeypatch.setattr(guardian_process, "IS_POSSIBLE", False)
+    monkeypatch.setattr(parent_watch, "_line", GuardianLine())
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=wait_for_a_line, args=(ParentLink.create(), theirs))
@@ -186,7 +187,7 @@ def test_without_a_guardian_a_thread_watches(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_line_whose_number_was_taken_over_is_not_written_to() -> None:
-    line = parent_watch._Line()
+    line = GuardianLine()
     ours, theirs = socket.socketpair()
     with theirs:
         line.adopt(ours.detach())
