@@ -40,6 +40,7 @@ SEAM = {
         "stdlib/child_popen.py",
         "stdlib/child_process.py",
         "stdlib/fork_server.py",
+        "stdlib/preparation.py",
         "stdlib/seam.py",
         "stdlib/tracker_process.py",
     )

@@ -2,6 +2,7 @@
 
 - `seam`: all private parts of the standard library, with
     - `child_process` and `child_popen`: a process with a start method of its own, which is waited for exactly
+    - `preparation`: what a child is told about the program that starts it
     - `fork_server`: starting that of multiprocessing; `server_mask` and `server_clients`, which it imports
     - `tracker_process`: starting the resource tracker
 - `contexts`: the start method
