@@ -224,7 +224,7 @@ def identity_of(process: subprocess.Popen[bytes]) -> identity.ProcessIdentity:
 @pytest.fixture(params=["events", "looking"])
 def watcher(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ExitWatcher:
     if request.param == "looking":
-        monkeypatch.setattr(exits, "_event_source", lambda: None)
+        monkeypatch.setattr(exits, "_event_source", exits._Events)
     return ExitWatcher()
 
 

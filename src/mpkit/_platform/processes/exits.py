@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable
 from typing import Final
 
+from mpkit._platform.hints import override
 from mpkit._platform.processes import identity
 from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._platform.signals.interrupts import deferred_interrupts
@@ -52,11 +53,11 @@ class ExitWatcher:
             return identity.is_alive(process)
         # An interrupt between a descriptor and the note of it would leave it open.
         with deferred_interrupts():
-            watched = by_event and self._source is not None and self._source.add(process)
+            watched = by_event and self._source.add(process)
         # Looked at only now, with the event in place: what ends after this look is reported by the event. The
         # look also tells whether the pid still means the same process.
         if not identity.is_alive(process):
-            if watched and self._source is not None:
+            if watched:
                 self._source.discard(process)
             return False
         if not watched:
@@ -72,9 +73,8 @@ class ExitWatcher:
         """Stop watching `process`, if it is watched."""
         self._watched.discard(process)
         self._blind.discard(process)
-        if self._source is not None:
-            with deferred_interrupts():
-                self._source.discard(process)
+        with deferred_interrupts():
+            self._source.discard(process)
 
     def wait(self, timeout: float | None, *, also: int | None = None) -> tuple[set[ProcessIdentity], bool]:
         """Wait until at least one of the processes has ended.
@@ -93,10 +93,7 @@ class ExitWatcher:
             pause = None if left is None else min(left, LONGEST_WAIT_S)
             if self._blind:
                 pause = _EXAMINE_EVERY_S if pause is None else min(pause, _EXAMINE_EVERY_S)
-            if self._source is not None:
-                ended, readable = self._source.wait(pause, also)
-            else:
-                ended, readable = _sleep(pause, also)
+            ended, readable = self._source.wait(pause, also)
             ended |= {process for process in self._blind if not identity.is_alive(process)}
             if ended and also is not None and not readable:
                 # Looked at last. (Only Linux looks at descriptors in order; and what is blind has none.)
@@ -110,9 +107,8 @@ class ExitWatcher:
         """Give back what the system lent for it."""
         self._watched.clear()
         self._blind.clear()
-        if self._source is not None:
-            with deferred_interrupts():
-                self._source.close()
+        with deferred_interrupts():
+            self._source.close()
 
 
 def wait_gone(processes: Iterable[ProcessIdentity], timeout: float | None) -> list[ProcessIdentity]:
@@ -143,17 +139,33 @@ def wait_gone(processes: Iterable[ProcessIdentity], timeout: float | None) -> li
         watcher.close()
 
 
-def _sleep(pause: float | None, also: int | None) -> tuple[set[ProcessIdentity], bool]:
-    if also is None:
-        # Without anything to watch there is nothing to wait for, and waiting for ever would be a trap.
-        time.sleep(_EXAMINE_EVERY_S if pause is None else pause)
-        return set(), False
-    return set(), wait_readable(also, pause)
+class _Events:
+    """What tells of the end of processes: nothing, where the system has no event for it, or no descriptor is
+    left for that. `ExitWatcher` examines the pids then.
+    """
+
+    def add(self, process: ProcessIdentity) -> bool:  # noqa: ARG002  as below
+        """Whether the end of this process will be told by `wait`."""
+        return False
+
+    def discard(self, process: ProcessIdentity) -> None:
+        """It need not be told any more."""
+
+    def wait(self, timeout: float | None, also: int | None) -> tuple[set[ProcessIdentity], bool]:
+        """Those that have ended, and whether `also` is readable, after this time at the latest."""
+        if also is None:
+            # Without anything to watch there is nothing to wait for, and waiting for ever would be a trap.
+            time.sleep(_EXAMINE_EVERY_S if timeout is None else timeout)
+            return set(), False
+        return set(), wait_readable(also, timeout)
+
+    def close(self) -> None:
+        """Give back what the system lent."""
 
 
 if sys.platform == "linux":
 
-    class _Events:
+    class _Descriptors(_Events):
         """Process descriptors: readable once the process has ended (pidfd_open(2))."""
 
         def __init__(self) -> None:
@@ -161,6 +173,7 @@ if sys.platform == "linux":
             self._processes: dict[int, ProcessIdentity] = {}
             self._poll = select.poll()
 
+        @override
         def add(self, process: ProcessIdentity) -> bool:
             if process in self._descriptors:
                 return True
@@ -175,6 +188,7 @@ if sys.platform == "linux":
             self._poll.register(descriptor, select.POLLIN)
             return True
 
+        @override
         def discard(self, process: ProcessIdentity) -> None:
             descriptor = self._descriptors.pop(process, None)
             if descriptor is not None:
@@ -182,6 +196,7 @@ if sys.platform == "linux":
                 self._poll.unregister(descriptor)
                 os.close(descriptor)
 
+        @override
         def wait(self, timeout: float | None, also: int | None) -> tuple[set[ProcessIdentity], bool]:
             if also is not None:
                 self._poll.register(also, select.POLLIN)
@@ -192,34 +207,38 @@ if sys.platform == "linux":
                     self._poll.unregister(also)
             return {self._processes[fd] for fd in ready if fd != also}, also in ready
 
+        @override
         def close(self) -> None:
             for process in list(self._descriptors):
                 self.discard(process)
 
-    def _event_source() -> _Events | None:
-        return _Events() if hasattr(os, "pidfd_open") else None
+    def _event_source() -> _Events:
+        return _Descriptors() if hasattr(os, "pidfd_open") else _Events()
 
 elif sys.platform == "darwin":
 
-    class _Events:
+    class _Queue(_Events):
         """The exit filter of kqueue(2)."""
 
         def __init__(self) -> None:
             self._queue = select.kqueue()
             self._processes: dict[int, ProcessIdentity] = {}
 
+        @override
         def add(self, process: ProcessIdentity) -> bool:
             if not self._control(process.pid, select.KQ_EV_ADD | select.KQ_EV_ONESHOT):
                 return False
             self._processes[process.pid] = process
             return True
 
+        @override
         def discard(self, process: ProcessIdentity) -> None:
             if self._processes.get(process.pid) == process:
                 del self._processes[process.pid]
                 # It has removed itself if the event has been delivered.
                 self._control(process.pid, select.KQ_EV_DELETE)
 
+        @override
         def wait(self, timeout: float | None, also: int | None) -> tuple[set[ProcessIdentity], bool]:
             changes = []
             if also is not None:
@@ -236,6 +255,7 @@ elif sys.platform == "darwin":
                 event.filter == select.KQ_FILTER_READ and event.ident == also for event in events
             )
 
+        @override
         def close(self) -> None:
             self._processes.clear()
             self._queue.close()
@@ -248,28 +268,13 @@ elif sys.platform == "darwin":
                 return False
             return True
 
-    def _event_source() -> _Events | None:
+    def _event_source() -> _Events:
         try:
-            return _Events()
+            return _Queue()
         except OSError:
-            return None  # no descriptor left
+            return _Events()  # no descriptor left
 
 else:
 
-    class _Events:
-        """No system event that we know of: `ExitWatcher` examines the pids."""
-
-        def add(self, process: ProcessIdentity) -> bool:  # noqa: ARG002  as above
-            return False
-
-        def discard(self, process: ProcessIdentity) -> None:
-            """Nothing is watched."""
-
-        def wait(self, timeout: float | None, also: int | None) -> tuple[set[ProcessIdentity], bool]:
-            return _sleep(timeout, also)
-
-        def close(self) -> None:
-            """Nothing was lent."""
-
-    def _event_source() -> _Events | None:
+    def _event_source() -> _Events:
         return _Events()
