@@ -37,6 +37,7 @@ SEAM = {
     SOURCE / "_platform" / name
     for name in (
         "signals/signal_handlers.py",
+        "stdlib/child_launch.py",
         "stdlib/child_popen.py",
         "stdlib/child_process.py",
         "stdlib/fork_server.py",

@@ -174,7 +174,7 @@ class ChildProcess(process.BaseProcess):
 
 
 def _run(run: Callable[[], object]) -> object:
-    # A fork comes here from inside blocks that keep signals away (`child_popen`). Only now may one come:
+    # A fork comes here from inside blocks that keep signals away (`child_launch`). Only now may one come:
     # before, it would not be the target's, and would find the process half made.
     try:
         end_deferral_of_handlers()
