@@ -37,9 +37,11 @@ SEAM = {
     SOURCE / "_platform" / name
     for name in (
         "signals/signal_handlers.py",
+        "stdlib/child_launch.py",
         "stdlib/child_popen.py",
         "stdlib/child_process.py",
         "stdlib/fork_server.py",
+        "stdlib/preparation.py",
         "stdlib/seam.py",
         "stdlib/tracker_process.py",
     )

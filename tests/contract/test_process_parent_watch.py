@@ -18,9 +18,10 @@ import psutil
 import pytest
 
 from mpkit._platform.hints import override
-from mpkit._platform.parent_death import guardian, parent_watch
+from mpkit._platform.parent_death import guardian, guardian_process, parent_watch
+from mpkit._platform.parent_death.guardian_line import GuardianLine
 from mpkit._platform.parent_death.parent_watch import ParentLink
-from mpkit._platform.processes import exits, families, identity
+from mpkit._platform.processes import exits, families, family_tree, identity, signalling
 from mpkit._platform.processes.exits import ExitWatcher
 from mpkit._platform.stdlib import seam
 from mpkit.pool._engine import supervisor as _supervisor
@@ -58,9 +59,9 @@ def start_one_and_report(link: ParentLink, connection: Connection, orphan: bool)
 
 
 @contextmanager
-def a_line() -> Iterator[parent_watch._Line]:
+def a_line() -> Iterator[GuardianLine]:
     """A line besides the one of this process, with a guardian of its own once it is asked for one."""
-    line = parent_watch._Line()
+    line = GuardianLine()
     try:
         yield line
     finally:
@@ -175,8 +176,8 @@ def test_a_guardian_that_was_killed_is_replaced() -> None:
 
 
 def test_without_a_guardian_a_thread_watches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parent_watch, "_GUARDIAN_POSSIBLE", False)
-    monkeypatch.setattr(parent_watch, "_line", parent_watch._Line())
+    monkeypatch.setattr(guardian_process, "IS_POSSIBLE", False)
+    monkeypatch.setattr(parent_watch, "_line", GuardianLine())
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=wait_for_a_line, args=(ParentLink.create(), theirs))
@@ -186,7 +187,7 @@ def test_without_a_guardian_a_thread_watches(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_line_whose_number_was_taken_over_is_not_written_to() -> None:
-    line = parent_watch._Line()
+    line = GuardianLine()
     ours, theirs = socket.socketpair()
     with theirs:
         line.adopt(ours.detach())
@@ -223,7 +224,7 @@ def identity_of(process: subprocess.Popen[bytes]) -> identity.ProcessIdentity:
 @pytest.fixture(params=["events", "looking"])
 def watcher(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ExitWatcher:
     if request.param == "looking":
-        monkeypatch.setattr(exits, "_event_source", lambda: None)
+        monkeypatch.setattr(exits, "_event_source", exits._Events)
     return ExitWatcher()
 
 
@@ -278,11 +279,11 @@ def test_few_descriptors_are_taken_for_many_processes(
     descriptors: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A task that had started a thousand programs took a thousand from the program, and so did `stop`."""
-    for module in (families, _supervisor):
+    for module in (exits, _supervisor):
         monkeypatch.setattr(module, "MOST_EVENTS", 2)
     with sleeping_program() as one, sleeping_program() as two, sleeping_program() as three:
         processes = [identity_of(program) for program in (one, two, three)]
-        assert sorted(families.wait_gone(processes, 0)) == sorted(processes)
+        assert sorted(exits.wait_gone(processes, 0)) == sorted(processes)
         assert descriptors == [one.pid, two.pid]
         supervisor = _supervisor.Supervisor(cast("Any", None), "pool")
         assert all(map(supervisor.watch, processes))
@@ -335,18 +336,18 @@ def test_families() -> None:
     )
     with subprocess.Popen([sys.executable, "-S", "-c", code]) as program:
         child = identity_of(program)
-        wait_until(lambda: families.descendants([child]), "the grandchild is there")
-        (grandchild,) = families.descendants([child])
-        found = families.descendants([me])
+        wait_until(lambda: family_tree.descendants([child]), "the grandchild is there")
+        (grandchild,) = family_tree.descendants([child])
+        found = family_tree.descendants([me])
         assert found.index(child) < found.index(grandchild)
-        assert not {child, grandchild} & set(families.descendants([me], spared={child}))
-        assert families.descendants([child._replace(started=child.started + 1)]) == []
-        assert families.wait_gone([child, grandchild], 0.01) != []
-        assert not families.send_signal(grandchild._replace(started=1), signal.SIGKILL)
-        assert families.send_signal(grandchild, 0)
+        assert not {child, grandchild} & set(family_tree.descendants([me], spared={child}))
+        assert family_tree.descendants([child._replace(started=child.started + 1)]) == []
+        assert exits.wait_gone([child, grandchild], 0.01) != []
+        assert not signalling.send_signal(grandchild._replace(started=1), signal.SIGKILL)
+        assert signalling.send_signal(grandchild, 0)
         families.kill_families([child])
-        assert families.wait_gone([child, grandchild], PATIENCE) == []
-        assert not families.send_signal(child, 0)
+        assert exits.wait_gone([child, grandchild], PATIENCE) == []
+        assert not signalling.send_signal(child, 0)
 
 
 def test_housekeepers_are_no_family() -> None:
@@ -354,4 +355,4 @@ def test_housekeepers_are_no_family() -> None:
     pid = parent_watch.guardian_pid()
     assert pid is not None
     assert guardian.__file__ in psutil.Process(pid).cmdline()
-    assert pid not in {process.pid for process in families.descendants([identity.current()])}
+    assert pid not in {process.pid for process in family_tree.descendants([identity.current()])}

@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 
 from mpkit._platform.processes import stat_file
-from mpkit._platform.processes.families import has_children
+from mpkit._platform.processes.family_tree import has_children
 
 __all__ = ["PATIENCE", "Snapshot", "adopt_orphans", "names_of", "settle", "since", "take"]
 

@@ -37,7 +37,7 @@ STARTING = tuple(
     for part in (
         ("mpkit", "process", ""),
         ("mpkit", "_platform", "stdlib", "child_"),
-        ("mpkit", "_platform", "parent_death", "parent_watch.py"),
+        ("mpkit", "_platform", "parent_death", ""),
         ("mpkit", "_platform", "files", "anonymous.py"),
         ("mpkit", "_platform", "files", "descriptors.py"),
         ("multiprocessing", "popen_"),

@@ -27,7 +27,7 @@ import multiprocessing
 from pathlib import Path
 from mpkit import TaskPool, WorkerProcess
 from mpkit._platform.parent_death import parent_watch
-from mpkit._platform.processes import families, identity
+from mpkit._platform.processes import exits, identity
 from mpkit._platform.stdlib import seam
 
 directory, method = Path(sys.argv[1]), sys.argv[2]
@@ -143,7 +143,7 @@ else:
     process.start()
 ending = identity.of(wait_for("child"))
 threading.Thread(target=pool.terminate if method == "pool" else process.stop, daemon=True).start()
-families.wait_gone([ending], None)
+exits.wait_gone([ending], None)
 die()
 """
 
@@ -298,7 +298,7 @@ if __name__ == "__main__":
         assert "the fork server of multiprocessing has died" in str(error), error
     # It ends, although this program lives.
     worker = identity.of(wait_for("worker"))
-    assert worker is None or families.wait_gone([worker], None) == []
+    assert worker is None or exits.wait_gone([worker], None) == []
     die()
 """
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mpkit._platform.processes import families
+from mpkit._platform.processes import signalling
 from mpkit.errors import TaskTimeout
 from mpkit.pool import TaskPool
 from mpkit.pool._engine import limits as _limits
@@ -62,7 +62,7 @@ def test_an_interrupt_that_comes_when_the_worker_has_just_taken_the_task(
     """It was lost: the task ran on for a grace period, and its worker was then terminated."""
     interrupts: list[int] = []
     run, on_interrupt = _Worker._run, _Worker._on_interrupt
-    send = families.send_signal_if_allowed
+    send = signalling.send_signal_if_allowed
 
     def note(worker: _Worker, signum: int, frame: Any) -> None:
         interrupts.append(signum)
@@ -82,7 +82,7 @@ def test_an_interrupt_that_comes_when_the_worker_has_just_taken_the_task(
 
     monkeypatch.setattr(_Worker, "_on_interrupt", note)
     monkeypatch.setattr(_Worker, "_run", run_late)
-    monkeypatch.setattr(families, "send_signal_if_allowed", send_late)
+    monkeypatch.setattr(signalling, "send_signal_if_allowed", send_late)
     with TaskPool(1, context="fork", grace_period=_FOR_EVER) as pool:
         lane = next(iter(pool._engine.dispatcher.lanes.values()))
         handle = pool.submit(time.sleep, 1000)

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from mpkit import LockedCounter
-from mpkit._platform.processes import families
+from mpkit._platform.processes import families, signalling
 from mpkit._platform.processes.exits import ExitWatcher
 from mpkit._platform.processes.stat_file import is_stopped
 from mpkit._platform.resources import memory
@@ -171,14 +171,14 @@ def test_a_signal_that_is_not_allowed_is_no_reason_to_stop_looking(
     pool: TaskPool, monkeypatch: pytest.MonkeyPatch, reported: list[BaseException | None]
 ) -> None:
     """A task may have changed its user."""
-    send = families.send_signal
+    send = signalling.send_signal
 
     def refuse(process: Any, signum: int) -> bool:
         if signum != signal.SIGKILL:
             raise PermissionError(signum)
         return send(process, signum)
 
-    monkeypatch.setattr(families, "send_signal", refuse)
+    monkeypatch.setattr(signalling, "send_signal", refuse)
     # None comes, however long one waits.
     monkeypatch.setattr("mpkit.pool._engine.insight._STACKS_SECONDS", 0.1)
     assert set(pool.stacks().values()) == {""}

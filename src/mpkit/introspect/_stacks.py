@@ -16,7 +16,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from mpkit._platform.files.descriptors import NO_WAIT, NOT_INHERITED
-from mpkit._platform.processes import families, identity
+from mpkit._platform.processes import identity, signalling
 from mpkit._platform.signals.handlers_at_work import HandlerWatch, is_caught
 from mpkit._platform.threads.readiness import read_available
 from mpkit.errors import AccessDenied, MpkitError, ProcessGone
@@ -137,4 +137,4 @@ def _asked(worker: FoundWorker, pipes: list[int]) -> _Asked | ProcessGone | Acce
     if not is_caught(pid, STACK_SIGNAL):
         return None
     asked = _Asked(pipe, HandlerWatch(pid, STACK_SIGNAL))
-    return asked if families.send_signal(who, STACK_SIGNAL) else ProcessGone(pid=pid)
+    return asked if signalling.send_signal(who, STACK_SIGNAL) else ProcessGone(pid=pid)

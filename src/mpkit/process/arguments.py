@@ -6,7 +6,28 @@ import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["checked_args", "checked_kwargs", "checked_limit"]
+__all__ = ["check_group", "check_name", "check_target", "checked_args", "checked_kwargs", "checked_limit"]
+
+
+def check_group(group: object) -> None:
+    """None, as for a thread."""
+    if group is not None:
+        raise ValueError(f"group must be None; got {group!r}")
+
+
+def check_target(target: object) -> None:
+    """What can be called, or None."""
+    if target is not None and not callable(target):
+        raise TypeError(
+            f"target must be callable, or None; got {target!r}. Pass the function itself, and its "
+            "arguments as args: WorkerProcess(target=f, args=(1, 2)), or use WorkerProcess.call(f, 1, 2)"
+        )
+
+
+def check_name(name: object) -> None:
+    """A string, or None."""
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"name must be a string, or None; got {name!r}")
 
 
 def checked_limit(limit: int | None) -> int | None:

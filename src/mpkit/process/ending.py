@@ -7,7 +7,7 @@ import sys
 from typing import Final
 
 from mpkit._platform.parent_death import parent_watch
-from mpkit._platform.processes import families, identity
+from mpkit._platform.processes import exits, families, family_tree, identity, signalling
 from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit.process.handle import Handle
 
@@ -33,8 +33,8 @@ def end_family(root: ProcessIdentity, grace: float | None, handle: Handle, *, in
         if not family:
             return
     handle.killed = True
-    family = families.with_descendants(family)
+    family = family_tree.with_descendants(family)
     families.kill_families(family)
     # Our caller waits for the root. One of another user goes on, whatever we do.
     others = [process for process in family if process != root]
-    families.wait_gone(filter(families.may_be_signalled, others), _KILL_PATIENCE_S)
+    exits.wait_gone(filter(signalling.may_be_signalled, others), _KILL_PATIENCE_S)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from mpkit._platform.files.anonymous import AnonymousFile
 from mpkit._platform.parent_death.parent_watch import ParentLink
-from mpkit._platform.processes import families, identity
+from mpkit._platform.processes import exits, family_tree, identity
 from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._platform.signals.interrupts import deferred_interrupts
 from mpkit._platform.stdlib import notes
@@ -133,8 +133,8 @@ class Ties:
         """
         # Who lacks the means to look, or to tell, leaves it to the parent.
         with deferred_interrupts(), contextlib.suppress(OSError):
-            if families.has_children():
-                self.report.leaves(families.descendants([identity.current()]))
+            if family_tree.has_children():
+                self.report.leaves(family_tree.descendants([identity.current()]))
 
     def last_words(self) -> str | None:
         """In the parent: what the child's fault handler wrote, if anything."""
@@ -173,7 +173,7 @@ class Ties:
         deadline = deadlines.deadline_of(_FAMILY_PATIENCE_S)
         # They may start others until they are killed.
         while (living := remains.living_family_of(process)) and not deadlines.has_passed(deadline):
-            families.wait_gone(living, deadlines.remaining(deadline))
+            exits.wait_gone(living, deadlines.remaining(deadline))
         remains.remove(process, its_notes)
 
 

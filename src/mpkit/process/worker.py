@@ -28,7 +28,14 @@ from mpkit._platform.threads.deadlines import check_timeout
 from mpkit._wire import codec
 from mpkit.errors import ProcessGone, SerializationError, WaitTimeout
 from mpkit.process import memory_watch, outcome
-from mpkit.process.arguments import checked_args, checked_kwargs, checked_limit
+from mpkit.process.arguments import (
+    check_group,
+    check_name,
+    check_target,
+    checked_args,
+    checked_kwargs,
+    checked_limit,
+)
 from mpkit.process.ending import end_family
 from mpkit.process.handle import Handle
 from mpkit.process.report import Stage
@@ -124,15 +131,9 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         max_memory_bytes: int | None = None,
         orphan: bool = False,
     ) -> None:
-        if group is not None:
-            raise ValueError(f"group must be None; got {group!r}")
-        if target is not None and not callable(target):
-            raise TypeError(
-                f"target must be callable, or None; got {target!r}. Pass the function itself, and its "
-                "arguments as args: WorkerProcess(target=f, args=(1, 2)), or use WorkerProcess.call(f, 1, 2)"
-            )
-        if name is not None and not isinstance(name, str):
-            raise TypeError(f"name must be a string, or None; got {name!r}")
+        check_group(group)
+        check_target(target)
+        check_name(name)
         method = None if start_method is None else resolve_context(start_method).get_start_method()
         if method is not None:
             refuse_what_cannot_be_pickled(target, method)

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from mpkit._platform.stdlib import child_process, contexts
+from mpkit._platform.stdlib import contexts, preparation
 from mpkit._platform.stdlib.contexts import resolve_context
 
 
@@ -48,9 +48,9 @@ def test_what_the_application_has_set_is_followed(method: str) -> None:
 
 @pytest.mark.usefixtures("nothing_set")
 def test_a_child_is_told_its_own_method_and_nothing_is_settled() -> None:
-    with child_process.starting_by("spawn"):
+    with preparation.starting_by("spawn"):
         assert multiprocessing.spawn.get_preparation_data("x")["start_method"] == "spawn"
-        with child_process.starting_by("forkserver"):
+        with preparation.starting_by("forkserver"):
             assert multiprocessing.spawn.get_preparation_data("x")["start_method"] == "forkserver"
         assert multiprocessing.spawn.get_preparation_data("x")["start_method"] == "spawn"
         assert multiprocessing.get_start_method(allow_none=True) is None
@@ -60,7 +60,7 @@ def test_a_child_is_told_its_own_method_and_nothing_is_settled() -> None:
 @pytest.mark.usefixtures("nothing_set")
 @pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
 def test_a_child_is_told_what_the_application_sets(method: str) -> None:
-    with child_process.starting_by("spawn"):
+    with preparation.starting_by("spawn"):
         multiprocessing.set_start_method(method)
         assert multiprocessing.spawn.get_preparation_data("x")["start_method"] == method
     assert multiprocessing.get_start_method(allow_none=True) == method
@@ -76,7 +76,7 @@ def test_other_threads_see_nothing_of_it() -> None:
         # What the standard library's own processes are told.
         seen.append(multiprocessing.spawn.get_preparation_data("x")["start_method"])
 
-    with child_process.starting_by("spawn"):
+    with preparation.starting_by("spawn"):
         thread = threading.Thread(target=look)
         thread.start()
         thread.join()

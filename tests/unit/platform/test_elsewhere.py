@@ -46,12 +46,12 @@ def test_setting_the_clock_makes_nobody_another_process(monkeypatch: pytest.Monk
 
 def test_a_process_with_the_pid_of_an_earlier_one_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     identity = as_on("darwin", "processes.identity", monkeypatch)
-    families = as_on("darwin", "processes.families", monkeypatch)
+    family_tree = as_on("darwin", "processes.family_tree", monkeypatch)
     me = identity.look(os.getpid())
     # psutil remembers the processes that it has seen.
     earlier = {process.pid: process for process in psutil.process_iter()}[os.getpid()]
     monkeypatch.setattr(earlier, "_ident", (earlier.pid, 0.0))
-    assert families._parents()[os.getpid()] == (os.getppid(), me)
+    assert family_tree._parents()[os.getpid()] == (os.getppid(), me)
 
 
 def test_a_lock_that_nobody_has_any_more_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,9 +104,9 @@ def test_a_file_that_is_closed_meanwhile_is_no_error(tmp_path: Path, monkeypatch
 
 def test_who_cannot_tell_that_he_has_no_children_may_have_some(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else `stop` would miss what is started in the last moment (on macOS before Python 3.13)."""
-    families = as_on("darwin", "processes.families", monkeypatch)
+    family_tree = as_on("darwin", "processes.family_tree", monkeypatch)
     monkeypatch.delattr(os, "waitid", raising=False)
-    assert families.has_children()
+    assert family_tree.has_children()
 
 
 def test_without_a_descriptor_for_a_kqueue_the_pids_are_examined(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +126,7 @@ def test_without_a_descriptor_for_a_kqueue_the_pids_are_examined(monkeypatch: py
 
 def test_on_windows_signals_reach_only_whom_they_should(monkeypatch: pytest.MonkeyPatch) -> None:
     identity = as_on("win32", "processes.identity", monkeypatch)
-    families = as_on("win32", "processes.families", monkeypatch)
+    signalling = as_on("win32", "processes.signalling", monkeypatch)
     me = identity.look(os.getpid())
     sent: list[int] = []
 
@@ -135,11 +135,11 @@ def test_on_windows_signals_reach_only_whom_they_should(monkeypatch: pytest.Monk
         raise OSError(errno.EINVAL, "The parameter is incorrect")  # there is no such process
 
     monkeypatch.setattr(os, "kill", kill)
-    assert families.may_be_signalled(me)
+    assert signalling.may_be_signalled(me)
     assert sent == [], "0 is Ctrl-C there"
     alive = iter([True, False])
     monkeypatch.setattr(identity, "is_alive", lambda _: next(alive))
-    assert not families.send_signal(me, signal.SIGTERM)
+    assert not signalling.send_signal(me, signal.SIGTERM)
     assert sent == [signal.SIGTERM]
 
 

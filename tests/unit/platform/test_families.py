@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import pytest
 
-from mpkit._platform.processes import families, identity, stat_file
+from mpkit._platform.processes import exits, families, family_tree, identity, signalling, stat_file
 from mpkit._platform.processes.identity import ProcessIdentity
 from tests.helpers.waiting import PATIENCE
 
@@ -62,17 +62,17 @@ def test_without_a_descriptor_the_roots_are_killed(family: Family, monkeypatch: 
     no_descriptor(1_000_000, monkeypatch)
     families.kill_families([who])
     assert process.wait(PATIENCE) == -signal.SIGKILL
-    assert families.with_descendants([who]) == [who]
+    assert family_tree.with_descendants([who]) == [who]
 
 
 def test_a_lack_that_passes_hides_nobody(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     process, who, child = family
     no_descriptor(1, monkeypatch)
-    assert families.with_descendants([who]) == [who, child]
+    assert family_tree.with_descendants([who]) == [who, child]
     no_descriptor(1, monkeypatch)
     families.kill_families([who])
     assert process.wait(PATIENCE) == -signal.SIGKILL
-    assert families.wait_gone([child], PATIENCE) == []
+    assert exits.wait_gone([child], PATIENCE) == []
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError(errno.EIO, "broken")])
@@ -84,7 +84,7 @@ def test_whatever_comes_between_stopping_and_killing(
     def raising() -> dict[int, tuple[int, ProcessIdentity]]:
         raise error
 
-    monkeypatch.setattr(families, "_parents", raising)
+    monkeypatch.setattr(family_tree, "_parents", raising)
     with pytest.raises(error if isinstance(error, type) else type(error)):
         families.kill_families([who])
     assert process.wait(PATIENCE) == -signal.SIGKILL
@@ -92,7 +92,7 @@ def test_whatever_comes_between_stopping_and_killing(
 
 def test_an_interrupt_among_the_kills_spares_nobody(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     process, who, child = family
-    real, interrupts = families.send_signal, iter([KeyboardInterrupt, KeyboardInterrupt])
+    real, interrupts = signalling.send_signal, iter([KeyboardInterrupt, KeyboardInterrupt])
 
     def send_signal(process: ProcessIdentity, signum: int) -> bool:
         if signum == signal.SIGKILL:
@@ -100,28 +100,28 @@ def test_an_interrupt_among_the_kills_spares_nobody(family: Family, monkeypatch:
                 raise interrupt
         return real(process, signum)
 
-    monkeypatch.setattr(families, "send_signal", send_signal)
+    monkeypatch.setattr(signalling, "send_signal", send_signal)
     with pytest.raises(KeyboardInterrupt):
         families.kill_families([who])
     assert process.wait(PATIENCE) == -signal.SIGKILL
-    assert families.wait_gone([child], PATIENCE) == []
+    assert exits.wait_gone([child], PATIENCE) == []
 
 
 def test_one_that_cannot_be_signalled_does_not_save_the_others(
     family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process, who, child = family
-    real = families.send_signal
+    real = signalling.send_signal
 
     def send_signal(process: ProcessIdentity, signum: int) -> bool:
         if signum == signal.SIGKILL and process == who:
             raise OSError(errno.EIO, "broken")
         return real(process, signum)
 
-    monkeypatch.setattr(families, "send_signal", send_signal)
+    monkeypatch.setattr(signalling, "send_signal", send_signal)
     with pytest.raises(OSError, match="broken"):
         families.kill_families([who])
-    assert families.wait_gone([child], PATIENCE) == []
+    assert exits.wait_gone([child], PATIENCE) == []
     process.kill()
 
 
@@ -131,13 +131,13 @@ def test_a_family_is_stopped_before_any_of_it_is_killed(
     """Else one that goes on meanwhile may start a child that nobody knows of."""
     _, who, child = family
     sent: list[tuple[int, int]] = []
-    real = families.send_signal
+    real = signalling.send_signal
 
     def send_signal(process: ProcessIdentity, signum: int) -> bool:
         sent.append((signum, process.pid))
         return real(process, signum)
 
-    monkeypatch.setattr(families, "send_signal", send_signal)
+    monkeypatch.setattr(signalling, "send_signal", send_signal)
     families.kill_families([who])
     signals = [signum for signum, _ in sent]
     killing = signals.index(signal.SIGKILL)
@@ -159,7 +159,7 @@ def test_one_that_dies_while_it_is_being_stopped_leaves_nobody(
 
     monkeypatch.setattr(families, "_stop", stop)
     families.kill_families([who])
-    assert families.wait_gone([child], PATIENCE) == []
+    assert exits.wait_gone([child], PATIENCE) == []
 
 
 def test_a_housekeeper_that_is_just_being_started_is_spared(
@@ -167,7 +167,7 @@ def test_a_housekeeper_that_is_just_being_started_is_spared(
 ) -> None:
     process, who, child = family
     answers = iter([False])
-    monkeypatch.setattr(families, "_is_housekeeper", lambda _: next(answers, True))
+    monkeypatch.setattr(family_tree, "_is_housekeeper", lambda _: next(answers, True))
     families.kill_families([who])
     assert process.wait(PATIENCE) == -signal.SIGKILL
     assert identity.is_alive(child)
@@ -180,7 +180,7 @@ def test_one_that_is_continued_meanwhile_is_stopped_again(
 ) -> None:
     """As the kernel does with those that ignore SIGHUP."""
     _, who, child = family
-    really_stop, send, states = families._stop, families.send_signal, list[bytes]()
+    really_stop, send, states = families._stop, signalling.send_signal, list[bytes]()
     continued: list[ProcessIdentity] = []
 
     def stop(processes: list[ProcessIdentity]) -> list[ProcessIdentity]:
@@ -196,7 +196,7 @@ def test_one_that_is_continued_meanwhile_is_stopped_again(
         return send(process, signum)
 
     monkeypatch.setattr(families, "_stop", stop)
-    monkeypatch.setattr(families, "send_signal", send_signal)
+    monkeypatch.setattr(signalling, "send_signal", send_signal)
     families.kill_families([who])
     assert continued
     assert states == [b"T", b"T"]
@@ -208,7 +208,7 @@ def test_one_that_is_continued_before_it_has_stopped_is_told_again(monkeypatch: 
     who, told = ProcessIdentity(1_000_000, 5), list[int]()
     motions = iter([families._Motion.MOVING, families._Motion.MOVING, families._Motion.STILL])
     monkeypatch.setattr(families, "_motion", lambda _: next(motions))
-    monkeypatch.setattr(families, "send_signal_if_allowed", lambda _, signum: told.append(signum))
+    monkeypatch.setattr(signalling, "send_signal_if_allowed", lambda _, signum: told.append(signum))
     assert families._stop([who]) == []
     assert told == [signal.SIGSTOP] * 3
 
@@ -223,10 +223,10 @@ def test_a_table_with_holes_is_none(where: str, family: Family, monkeypatch: pyt
             raise OSError(errno.EMFILE, "no descriptor left")
         return open(path, mode, buffering)
 
-    for module in (families, stat_file):
+    for module in (family_tree, stat_file):
         monkeypatch.setattr(module, "open", no_descriptor_for, raising=False)
     with pytest.raises(OSError, match="no descriptor left"):
-        families.descendants([who])
+        family_tree.descendants([who])
 
 
 class SlowFork:
@@ -241,9 +241,9 @@ class SlowFork:
         self.sent: list[tuple[int, ProcessIdentity]] = []
         self._looks = looks
         self._on_the_way = families._Motion.HELD if held else families._Motion.MOVING
-        monkeypatch.setattr(families, "send_signal", self.send)
+        monkeypatch.setattr(signalling, "send_signal", self.send)
         monkeypatch.setattr(families, "_motion", self.motion)
-        monkeypatch.setattr(families, "_parents", self.table)
+        monkeypatch.setattr(family_tree, "_parents", self.table)
 
     def send(self, process: ProcessIdentity, signum: int) -> bool:
         self.sent.append((signum, process))
@@ -374,31 +374,31 @@ def parent() -> Iterator[Parent]:
 
 
 def test_what_was_started_before_is_passed_over(parent: Parent) -> None:
-    assert families.descendants_since(parent.who, 0) == []
+    assert family_tree.descendants_since(parent.who, 0) == []
     old, new = parent.start(), parent.later()
-    found = families.descendants_since(parent.who, new.started)
+    found = family_tree.descendants_since(parent.who, new.started)
     assert new in found
     assert old not in found
-    assert families.descendants_since(parent.who, new.started + 10**9) == []
+    assert family_tree.descendants_since(parent.who, new.started + 10**9) == []
     told = families.signal_families([parent.who], signal.SIGCONT, since=new.started)
     assert told == [parent.who, *found]
     families.kill_families([parent.who], since=new.started)
-    assert families.wait_gone([parent.who, new], PATIENCE) == []
+    assert exits.wait_gone([parent.who, new], PATIENCE) == []
     assert identity.is_alive(old)
 
 
 def test_the_children_of_a_process(parent: Parent) -> None:
-    assert families.children_of(parent.who) == []
-    first, housekeeper, last = parent.start(), parent.start(families.HOUSEKEEPERS[0]), parent.start()
-    assert families.children_of(parent.who) == [first, last]
-    assert families.children_of(parent.who, 1) == [first]
-    assert families.children_of(parent.who, threads=1) == [first, last]
-    assert families.children_of(parent.who, threads=0) == []
-    assert families.children_of(parent.who._replace(started=1)) == []
+    assert family_tree.children_of(parent.who) == []
+    first, housekeeper, last = parent.start(), parent.start(family_tree.HOUSEKEEPERS[0]), parent.start()
+    assert family_tree.children_of(parent.who) == [first, last]
+    assert family_tree.children_of(parent.who, 1) == [first]
+    assert family_tree.children_of(parent.who, threads=1) == [first, last]
+    assert family_tree.children_of(parent.who, threads=0) == []
+    assert family_tree.children_of(parent.who._replace(started=1)) == []
     os.kill(last.pid, signal.SIGKILL)
     os.kill(housekeeper.pid, signal.SIGKILL)
-    assert families.wait_gone([housekeeper, last], PATIENCE) == []
-    assert families.children_of(parent.who) == [first]
+    assert exits.wait_gone([housekeeper, last], PATIENCE) == []
+    assert family_tree.children_of(parent.who) == [first]
 
 
 @pytest.mark.parametrize(
@@ -407,22 +407,22 @@ def test_the_children_of_a_process(parent: Parent) -> None:
 def test_a_program_that_only_names_a_housekeeper_is_none(parent: Parent, argument: str) -> None:
     """A search for that word survived the task that had started it."""
     searching = parent.start(argument)
-    assert families.children_of(parent.who) == [searching]
-    assert families.descendants([parent.who]) == [searching]
+    assert family_tree.children_of(parent.who) == [searching]
+    assert family_tree.descendants([parent.who]) == [searching]
 
 
 def test_where_children_cannot_be_told_cheaply(parent: Parent, monkeypatch: pytest.MonkeyPatch) -> None:
     child = parent.start()
-    monkeypatch.setattr(families, "_child_pids", lambda _pid, _threads=None: None)
-    assert families.children_of(parent.who) == []
-    assert families.descendants_since(parent.who, 0) == [child]
+    monkeypatch.setattr(family_tree, "_child_pids", lambda _pid, _threads=None: None)
+    assert family_tree.children_of(parent.who) == []
+    assert family_tree.descendants_since(parent.who, 0) == [child]
 
 
 def test_what_an_older_fork_server_starts_counts(parent: Parent, monkeypatch: pytest.MonkeyPatch) -> None:
     server, new = parent.start("multiprocessing.forkserver"), parent.later()
-    assert families.fork_servers_of(parent.who) == [server]
-    parents = families._parents()
+    assert family_tree.fork_servers_of(parent.who) == [server]
+    parents = family_tree._parents()
     # As if the server had started it.
-    monkeypatch.setattr(families, "_parents", lambda: {**parents, new.pid: (server.pid, new)})
-    assert new in families.descendants([parent.who], since=new.started)
-    assert server not in families.descendants([parent.who], since=new.started)
+    monkeypatch.setattr(family_tree, "_parents", lambda: {**parents, new.pid: (server.pid, new)})
+    assert new in family_tree.descendants([parent.who], since=new.started)
+    assert server not in family_tree.descendants([parent.who], since=new.started)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from mpkit._platform.parent_death import parent_watch
-from mpkit._platform.processes import families
+from mpkit._platform.processes import families, signalling
 from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._platform.threads.deadlines import NEVER
 from mpkit.pool._engine import programs as _programs
@@ -32,7 +32,7 @@ class Scene:
         monkeypatch.setattr(_programs, "time", SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setattr(parent_watch, "signal_to_end", self._signal)
         monkeypatch.setattr(families, "kill_families", self._kill)
-        monkeypatch.setattr(families, "may_be_signalled", lambda program: program not in self.foreign)
+        monkeypatch.setattr(signalling, "may_be_signalled", lambda program: program not in self.foreign)
 
     def _signal(self, roots: list[ProcessIdentity], signum: int) -> list[ProcessIdentity]:
         assert signum == signal.SIGTERM

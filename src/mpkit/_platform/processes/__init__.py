@@ -5,7 +5,9 @@
 - `process_state`: what a process is doing
 - `stat_file`: where Linux tells it
 - `exits`: waiting for the end of any process
-- `families`: the descendants of a process, and how to end them
+- `signalling`: sending a signal to one very process
+- `family_tree`: who descends from whom
+- `families`: signalling and ending processes together with all their descendants
 """
 
 from __future__ import annotations

@@ -11,15 +11,17 @@ import os
 import select
 import sys
 import time
+from collections.abc import Iterable
 from typing import Final
 
+from mpkit._platform.hints import override
 from mpkit._platform.processes import identity
 from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._platform.signals.interrupts import deferred_interrupts
 from mpkit._platform.threads.deadlines import deadline_of, remaining
 from mpkit._platform.threads.readiness import LONGEST_WAIT_S, wait_readable
 
-__all__ = ["MOST_EVENTS", "ExitWatcher"]
+__all__ = ["MOST_EVENTS", "ExitWatcher", "wait_gone"]
 
 MOST_EVENTS: Final = 32
 """The most descriptors for processes of which there may be any number: the program needs some, too."""
@@ -51,11 +53,11 @@ class ExitWatcher:
             return identity.is_alive(process)
         # An interrupt between a descriptor and the note of it would leave it open.
         with deferred_interrupts():
-            watched = by_event and self._source is not None and self._source.add(process)
+            watched = by_event and self._source.add(process)
         # Looked at only now, with the event in place: what ends after this look is reported by the event. The
         # look also tells whether the pid still means the same process.
         if not identity.is_alive(process):
-            if watched and self._source is not None:
+            if watched:
                 self._source.discard(process)
             return False
         if not watched:
@@ -71,9 +73,8 @@ class ExitWatcher:
         """Stop watching `process`, if it is watched."""
         self._watched.discard(process)
         self._blind.discard(process)
-        if self._source is not None:
-            with deferred_interrupts():
-                self._source.discard(process)
+        with deferred_interrupts():
+            self._source.discard(process)
 
     def wait(self, timeout: float | None, *, also: int | None = None) -> tuple[set[ProcessIdentity], bool]:
         """Wait until at least one of the processes has ended.
@@ -92,10 +93,7 @@ class ExitWatcher:
             pause = None if left is None else min(left, LONGEST_WAIT_S)
             if self._blind:
                 pause = _EXAMINE_EVERY_S if pause is None else min(pause, _EXAMINE_EVERY_S)
-            if self._source is not None:
-                ended, readable = self._source.wait(pause, also)
-            else:
-                ended, readable = _sleep(pause, also)
+            ended, readable = self._source.wait(pause, also)
             ended |= {process for process in self._blind if not identity.is_alive(process)}
             if ended and also is not None and not readable:
                 # Looked at last. (Only Linux looks at descriptors in order; and what is blind has none.)
@@ -109,22 +107,65 @@ class ExitWatcher:
         """Give back what the system lent for it."""
         self._watched.clear()
         self._blind.clear()
-        if self._source is not None:
-            with deferred_interrupts():
-                self._source.close()
+        with deferred_interrupts():
+            self._source.close()
 
 
-def _sleep(pause: float | None, also: int | None) -> tuple[set[ProcessIdentity], bool]:
-    if also is None:
-        # Without anything to watch there is nothing to wait for, and waiting for ever would be a trap.
-        time.sleep(_EXAMINE_EVERY_S if pause is None else pause)
-        return set(), False
-    return set(), wait_readable(also, pause)
+def wait_gone(processes: Iterable[ProcessIdentity], timeout: float | None) -> list[ProcessIdentity]:
+    """Wait until all of `processes` have ended (a zombie has).
+
+    Args:
+        processes: They need not be children of this process.
+        timeout: Seconds at the longest for all together, None for ever.
+
+    Returns:
+        Those that still live when the time is out.
+
+    Blocking: for at most `timeout`.
+    """
+    deadline = deadline_of(timeout)
+    watcher = ExitWatcher()
+    try:
+        living = {
+            process for process in processes if watcher.add(process, by_event=len(watcher) < MOST_EVENTS)
+        }
+        while living:
+            ended, _ = watcher.wait(remaining(deadline))
+            if not ended:
+                break
+            living -= ended
+        return list(living)
+    finally:
+        watcher.close()
+
+
+class _Events:
+    """What tells of the end of processes: nothing, where the system has no event for it, or no descriptor is
+    left for that. `ExitWatcher` examines the pids then.
+    """
+
+    def add(self, process: ProcessIdentity) -> bool:  # noqa: ARG002  as below
+        """Whether the end of this process will be told by `wait`."""
+        return False
+
+    def discard(self, process: ProcessIdentity) -> None:
+        """It need not be told any more."""
+
+    def wait(self, timeout: float | None, also: int | None) -> tuple[set[ProcessIdentity], bool]:
+        """Those that have ended, and whether `also` is readable, after this time at the latest."""
+        if also is None:
+            # Without anything to watch there is nothing to wait for, and waiting for ever would be a trap.
+            time.sleep(_EXAMINE_EVERY_S if timeout is None else timeout)
+            return set(), False
+        return set(), wait_readable(also, timeout)
+
+    def close(self) -> None:
+        """Give back what the system lent."""
 
 
 if sys.platform == "linux":
 
-    class _Events:
+    class _Descriptors(_Events):
         """Process descriptors: readable once the process has ended (pidfd_open(2))."""
 
         def __init__(self) -> None:
@@ -132,6 +173,7 @@ if sys.platform == "linux":
             self._processes: dict[int, ProcessIdentity] = {}
             self._poll = select.poll()
 
+        @override
         def add(self, process: ProcessIdentity) -> bool:
             if process in self._descriptors:
                 return True
@@ -146,6 +188,7 @@ if sys.platform == "linux":
             self._poll.register(descriptor, select.POLLIN)
             return True
 
+        @override
         def discard(self, process: ProcessIdentity) -> None:
             descriptor = self._descriptors.pop(process, None)
             if descriptor is not None:
@@ -153,6 +196,7 @@ if sys.platform == "linux":
                 self._poll.unregister(descriptor)
                 os.close(descriptor)
 
+        @override
         def wait(self, timeout: float | None, also: int | None) -> tuple[set[ProcessIdentity], bool]:
             if also is not None:
                 self._poll.register(also, select.POLLIN)
@@ -163,34 +207,38 @@ if sys.platform == "linux":
                     self._poll.unregister(also)
             return {self._processes[fd] for fd in ready if fd != also}, also in ready
 
+        @override
         def close(self) -> None:
             for process in list(self._descriptors):
                 self.discard(process)
 
-    def _event_source() -> _Events | None:
-        return _Events() if hasattr(os, "pidfd_open") else None
+    def _event_source() -> _Events:
+        return _Descriptors() if hasattr(os, "pidfd_open") else _Events()
 
 elif sys.platform == "darwin":
 
-    class _Events:
+    class _Queue(_Events):
         """The exit filter of kqueue(2)."""
 
         def __init__(self) -> None:
             self._queue = select.kqueue()
             self._processes: dict[int, ProcessIdentity] = {}
 
+        @override
         def add(self, process: ProcessIdentity) -> bool:
             if not self._control(process.pid, select.KQ_EV_ADD | select.KQ_EV_ONESHOT):
                 return False
             self._processes[process.pid] = process
             return True
 
+        @override
         def discard(self, process: ProcessIdentity) -> None:
             if self._processes.get(process.pid) == process:
                 del self._processes[process.pid]
                 # It has removed itself if the event has been delivered.
                 self._control(process.pid, select.KQ_EV_DELETE)
 
+        @override
         def wait(self, timeout: float | None, also: int | None) -> tuple[set[ProcessIdentity], bool]:
             changes = []
             if also is not None:
@@ -207,6 +255,7 @@ elif sys.platform == "darwin":
                 event.filter == select.KQ_FILTER_READ and event.ident == also for event in events
             )
 
+        @override
         def close(self) -> None:
             self._processes.clear()
             self._queue.close()
@@ -219,28 +268,13 @@ elif sys.platform == "darwin":
                 return False
             return True
 
-    def _event_source() -> _Events | None:
+    def _event_source() -> _Events:
         try:
-            return _Events()
+            return _Queue()
         except OSError:
-            return None  # no descriptor left
+            return _Events()  # no descriptor left
 
 else:
 
-    class _Events:
-        """No system event that we know of: `ExitWatcher` examines the pids."""
-
-        def add(self, process: ProcessIdentity) -> bool:  # noqa: ARG002  as above
-            return False
-
-        def discard(self, process: ProcessIdentity) -> None:
-            """Nothing is watched."""
-
-        def wait(self, timeout: float | None, also: int | None) -> tuple[set[ProcessIdentity], bool]:
-            return _sleep(timeout, also)
-
-        def close(self) -> None:
-            """Nothing was lent."""
-
-    def _event_source() -> _Events | None:
+    def _event_source() -> _Events:
         return _Events()

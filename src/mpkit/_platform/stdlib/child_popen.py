@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import multiprocessing.context as mp_context
 import operator
 import os
 import signal
@@ -17,24 +16,35 @@ import struct
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
 from multiprocessing import util
 from multiprocessing.process import BaseProcess
 from typing import Any, Final
 
 from mpkit._platform.hints import override
-from mpkit._platform.processes import families, identity
+from mpkit._platform.processes import exits, identity, signalling
 from mpkit._platform.processes.identity import ProcessIdentity
-from mpkit._platform.signals.deferred_handlers import deferred_handlers
-from mpkit._platform.signals.interrupts import deferred_interrupts
 from mpkit._platform.signals.names import KILL
-from mpkit._platform.stdlib.tracker_process import start_tracker
+from mpkit._platform.stdlib.child_launch import LaunchByServer, LaunchOfOwn
 from mpkit._platform.threads.deadlines import deadline_of, remaining
-from mpkit._platform.threads.forks import in_forked_children
 from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit._platform.threads.readiness import wait_readable
 
-__all__ = ["gives_way", "popen_class", "spawning"]
+__all__ = ["popen_class"]
+
+_FIRST_PAUSE_S: Final = 0.005
+_LONGEST_PAUSE_S: Final = 0.2
+
+#: How long a fork server may take to tell the exit code of a process that has ended.
+_TOLD_WITHIN_S = 5.0
+
+_FIRST: Final = operator.itemgetter(0)
+
+# As `multiprocessing.forkserver.write_signed` writes it. Its `read_signed` is Python code, between whose
+# steps a signal handler may come.
+_EXIT_CODE: Final = struct.Struct("q")
+
+_CODE_LOST: Final = 255
+"""The exit code of a process that has ended nobody knows how; multiprocessing uses the same."""
 
 
 class _ExactWaiting:
@@ -50,7 +60,6 @@ class _ExactWaiting:
     pid: int
     sentinel: int
     returncode: int | None
-    finalizer: util.Finalize | None
 
     def __init__(self, child: BaseProcess) -> None:
         self._guard = InterruptibleLock()
@@ -61,48 +70,6 @@ class _ExactWaiting:
         self.code_lost_because: str | None = None
         super().__init__(child)  # type: ignore[call-arg]  # the other base class: starts it
         self._identity = identity.of(self.pid)
-
-    def _launch(self, child: BaseProcess) -> None:
-        # A child whose pid did not arrive here, or that waits for what is not sent any more, would stay for
-        # ever. A fork leaves the blocks by `end_deferral` and its like, just before it calls its target.
-        self._interrupts = deferred_interrupts(gives_way)
-        self._launch_began = time.monotonic()
-        with self._interrupts:
-            try:
-                if self.method != "fork":
-                    _launches.append(self)
-                    start_tracker()
-                with deferred_handlers() if self.method == "fork" else contextlib.nullcontext():
-                    super()._launch(child)  # type: ignore[misc]  # the other base class has it
-                self._launched()
-            finally:
-                with contextlib.suppress(ValueError):
-                    _launches.remove(self)
-
-    def _is_stuck(self) -> bool:
-        return self._interrupts.has_arrived() and time.monotonic() - self._launch_began > _STUCK_S
-
-    def _launched(self) -> None:
-        """What is to be done at once, in the parent."""
-
-    def give_up(self) -> None:
-        """After an error (or an interrupt) half way through the start: let nothing go on that has begun."""
-        its = vars(self)
-        if its.get("_owner", os.getpid()) != os.getpid():
-            # The fork itself, interrupted before it got to what it is for: it must not go on as a second one
-            # of the program.
-            os._exit(1)
-        with deferred_interrupts():
-            if "pid" in its:
-                self._kill_at_once()
-            if "finalizer" in its:
-                self.close()
-
-    def _kill_at_once(self) -> None:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        super().close()  # type: ignore[misc]  # the other base class has it
 
     @property
     def identity(self) -> ProcessIdentity | None:
@@ -177,7 +144,7 @@ class _ExactWaiting:
         raise NotImplementedError
 
 
-class _OwnChild(_ExactWaiting):
+class _OwnChild(_ExactWaiting, LaunchOfOwn):
     """For fork and spawn: the process is a child of ours."""
 
     def __init__(self, child: BaseProcess) -> None:
@@ -187,18 +154,6 @@ class _OwnChild(_ExactWaiting):
         self._ended: deque[tuple[int, int, Any]] = deque()
         self._close_descriptor: util.Finalize | None = None
         super().__init__(child)
-
-    @override
-    def _launch(self, child: BaseProcess) -> None:
-        try:
-            super()._launch(child)
-        except OSError as error:
-            if sys.platform != "win32" and self.method == "fork" and "pid" not in vars(self):
-                from multiprocessing import popen_fork  # noqa: PLC0415  POSIX only
-
-                pipes = ("parent_r", "child_w", "child_r", "parent_w")
-                _close_what_is_forgotten(error, vars(popen_fork.Popen)["_launch"], pipes)
-            raise
 
     @override
     def _launched(self) -> None:
@@ -253,7 +208,7 @@ class _OwnChild(_ExactWaiting):
             return wait_readable(self.sentinel, timeout)
         if self.identity is None:
             return True
-        return self.identity not in families.wait_gone([self.identity], timeout)
+        return self.identity not in exits.wait_gone([self.identity], timeout)
 
     def _signal(self, signum: int) -> None:
         # Not reaped yet, and no other thread is reaping it now: the pid is still its own. A signal handler of
@@ -270,7 +225,7 @@ class _OwnChild(_ExactWaiting):
         super().close()
 
 
-class _ChildOfServer(_ExactWaiting):
+class _ChildOfServer(_ExactWaiting, LaunchByServer):
     """For forkserver: the process is a child of the server, which tells us the pid and then the exit code."""
 
     _server_died = False
@@ -278,25 +233,6 @@ class _ChildOfServer(_ExactWaiting):
     def __init__(self, child: BaseProcess) -> None:
         self._told: deque[bytes] = deque()
         super().__init__(child)
-
-    @override
-    def _launch(self, child: BaseProcess) -> None:
-        # multiprocessing begins to talk to the server, and asks for the last descriptor when that has forked.
-        # Failing in between, it would leave the server dead, or the fork waiting for ever.
-        _require_descriptors(_LAUNCH_DESCRIPTORS)
-        try:
-            super()._launch(child)
-        except OSError as error:
-            # Another thread may have taken them meanwhile.
-            from multiprocessing import forkserver, popen_forkserver  # noqa: PLC0415  POSIX only
-
-            ask = vars(forkserver.ForkServer)["connect_to_new_process"]
-            _close_what_is_forgotten(error, ask, ("parent_r", "child_w"), until="child_r")
-            if sys.platform != "win32" and "sentinel" in vars(self) and self.finalizer is None:
-                # It has been forked, and waits for what it is to do.
-                _close_what_is_forgotten(error, vars(popen_forkserver.Popen)["_launch"], ("w",))
-                os.close(self.sentinel)
-            raise
 
     def _reap(self) -> None:
         if not self._told and not self._server_died:
@@ -334,7 +270,7 @@ class _ChildOfServer(_ExactWaiting):
 
     def _wait_for_end(self, timeout: float | None) -> bool:
         if self._server_died and self._identity is not None:
-            return self._identity not in families.wait_gone([self._identity], timeout)
+            return self._identity not in exits.wait_gone([self._identity], timeout)
         return wait_readable(self.sentinel, timeout)
 
     @override
@@ -344,85 +280,11 @@ class _ChildOfServer(_ExactWaiting):
 
     def _signal(self, signum: int) -> None:
         if self.identity is not None:
-            families.send_signal(self.identity, signum)
+            signalling.send_signal(self.identity, signum)
         elif self._pid_is_its_own():
             # It could not be looked at so far: better so than not at all.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signum)
-
-
-def _close_what_is_forgotten(error: OSError, by: Any, names: Sequence[str], until: str = "") -> None:  # noqa: ANN401
-    """Close what a function of multiprocessing had opened for a child when the system refused it the rest.
-
-    Args:
-        error: What it has raised.
-        by: The function, which forgets it.
-        names: Its variables that are descriptors, as far as it has come to them.
-        until: A variable that it has once it, or somebody else, closes them.
-    """
-    step = error.__traceback__
-    while step is not None:
-        its = step.tb_frame.f_locals
-        if step.tb_frame.f_code is by.__code__ and until not in its:
-            for name in names:
-                if name in its:
-                    os.close(its[name])
-        step = step.tb_next
-
-
-def _require_descriptors(number: int) -> None:
-    """See that so many more can be had at this moment.
-
-    Raises:
-        OSError: If not (EMFILE, ENFILE).
-    """
-    taken: list[int] = []
-    try:
-        for _ in range(number // 2):
-            taken.extend(os.pipe())
-    finally:
-        for descriptor in taken:
-            os.close(descriptor)
-
-
-def gives_way() -> bool:
-    """Whether the start of a process, which keeps interrupts away, gives way to one.
-
-    To the first while arguments are pickled, which is foreign code; to a further one once a launch has taken
-    long: a server or a child that is stopped makes it wait.
-    """
-    return spawning() or any(launch._is_stuck() for launch in _launches)
-
-
-def spawning() -> bool:
-    """Whether this thread is just starting a child by spawn or forkserver, and pickling what it gets."""
-    return mp_context.get_spawning_popen() is not None
-
-
-#: Launches under way by spawn and forkserver, of all threads.
-_launches: Final[list[_ExactWaiting]] = []
-in_forked_children(_launches.clear)
-
-_FIRST_PAUSE_S: Final = 0.005
-_LONGEST_PAUSE_S: Final = 0.2
-
-#: How long a fork server may take to tell the exit code of a process that has ended.
-_TOLD_WITHIN_S = 5.0
-
-#: No launch takes as long as this, unless it waits for a process that is stopped.
-_STUCK_S: Final = 1.0
-
-#: What a launch by the fork server has open at most (a socket and two pipes), and some for what is imported.
-_LAUNCH_DESCRIPTORS: Final = 8
-
-_FIRST: Final = operator.itemgetter(0)
-
-# As `multiprocessing.forkserver.write_signed` writes it. Its `read_signed` is Python code, between whose
-# steps a signal handler may come.
-_EXIT_CODE: Final = struct.Struct("q")
-
-_CODE_LOST: Final = 255
-"""The exit code of a process that has ended nobody knows how; multiprocessing uses the same."""
 
 
 @functools.cache

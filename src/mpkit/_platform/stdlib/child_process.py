@@ -1,22 +1,18 @@
 """A process of multiprocessing with a start method of its own, and what the handle of one tells.
 
 Part of the seam (`mpkit._platform.stdlib.seam`, through which other rooms use it). Of it are private to
-multiprocessing: ``BaseProcess._bootstrap``, ``_Popen``, ``_after_fork`` and the attributes of a process,
-``process._children`` and ``spawn.get_start_method``.
+multiprocessing: ``BaseProcess._bootstrap``, ``_Popen``, ``_after_fork`` and the attributes of a process, and
+``process._children``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
-import multiprocessing
 import os
 import signal
 import sys
-import threading
-import weakref
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from multiprocessing import process
 from typing import Any, cast
 
@@ -26,13 +22,13 @@ from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._platform.signals.deferred_handlers import end_deferral_of_handlers
 from mpkit._platform.signals.interrupts import end_deferral
 from mpkit._platform.stdlib.child_popen import popen_class
+from mpkit._platform.stdlib.preparation import starting_by
 from mpkit._platform.threads.forks import in_forked_children
 from mpkit.errors import ClosedError
 
 __all__ = [
     "ChildProcess",
     "call_target",
-    "chosen_start_method",
     "code_lost_because",
     "exit_code_of",
     "identity_of",
@@ -43,19 +39,11 @@ __all__ = [
     "is_started",
     "look_at",
     "peak_rss_bytes_of",
-    "starting_by",
     "take_back_start",
     "target_of",
     "wait_for_end_and_code",
 ]
 
-
-# The interpreter takes the name of its file away from the main module when that has run to its end. Threads
-# and exit handlers go on, and a child that is started by them has to find the functions of the main module.
-# It is held weakly: when the program ends, its objects go first, and find the other modules whole.
-_main = weakref.ref(sys.modules.get("__main__", sys))  # sys, which has no file, stands for none
-_main_file: str | None = getattr(_main(), "__file__", None)
-_main_is_file = _main_file is not None and os.path.isfile(_main_file)
 
 # How long it may take to be told that a killed process has ended.
 _PATIENCE_S = 5.0
@@ -68,8 +56,13 @@ def _forget_children_of_parent() -> None:
     At its end multiprocessing would join them, which is an error, and so join no others: the child's own
     would die with it. (A child of multiprocessing forgets all of them by itself.)
     """
-    children = cast("set[object]", vars(process)["_children"])
+    children = _children()
     children.difference_update([child for child in children if isinstance(child, ChildProcess)])
+
+
+def _children() -> set[object]:
+    """The children of this process that multiprocessing has started, and joins at the end."""
+    return cast("set[object]", vars(process)["_children"])
 
 
 class ChildProcess(process.BaseProcess):
@@ -121,7 +114,7 @@ class ChildProcess(process.BaseProcess):
         if popen is not None and not is_closed(self):
             if popen.poll() is None:
                 raise ValueError(f"cannot close {self!r} while it is still running; join or stop it first")
-            cast("set[object]", vars(process)["_children"]).discard(self)
+            _children().discard(self)
             popen.close()
             # Another thread may be closing it as well.
             its.pop("_sentinel", None)
@@ -181,7 +174,7 @@ class ChildProcess(process.BaseProcess):
 
 
 def _run(run: Callable[[], object]) -> object:
-    # A fork comes here from inside blocks that keep signals away (`child_popen`). Only now may one come:
+    # A fork comes here from inside blocks that keep signals away (`child_launch`). Only now may one come:
     # before, it would not be the target's, and would find the process half made.
     try:
         end_deferral_of_handlers()
@@ -279,7 +272,7 @@ def take_back_start(
     popen.kill()
     popen.wait(_PATIENCE_S)
     popen.close()
-    cast("set[object]", vars(process)["_children"]).discard(child)
+    _children().discard(child)
     its["_target"], its["_args"], its["_kwargs"] = target
     its.pop("_sentinel", None)
     its["_popen"] = None
@@ -296,73 +289,3 @@ def interrupt(child: ChildProcess) -> None:
     popen = vars(child)["_popen"]
     # On Windows there is no way to interrupt one process alone.
     (popen.terminate if sys.platform == "win32" else popen.interrupt)()
-
-
-def chosen_start_method() -> str | None:
-    """What the application has set as its start method, or settled by using it; None while it has not."""
-    # What typeshed does not know: None as long as nobody has set or used a start method.
-    return cast("str | None", multiprocessing.get_start_method(allow_none=True))
-
-
-class _BeingStarted(threading.local):
-    """The start method of the child that this thread is just starting."""
-
-    method: str | None = None
-
-
-_being_started = _BeingStarted()
-
-
-@contextlib.contextmanager
-def starting_by(method: str) -> Generator[None]:
-    """What is started in this block, in this thread, settles nothing for the application.
-
-    Starting a process by spawn or forkserver tells it the application's start method, and asking for that
-    settles it (before 3.14) on the default of the running Python. So where the application has none, the
-    child is told its own: with that, importing a main module that starts processes without
-    `if __name__ == "__main__"` is an error in the child, as it should be, and does not do everything twice.
-
-    Raises:
-        FileNotFoundError: The working directory is gone, in which the child would begin.
-    """
-    try:
-        os.getcwd()
-    except FileNotFoundError as error:
-        # multiprocessing asks for it, too, and only says that there is no such file or directory.
-        raise FileNotFoundError(
-            error.errno,
-            "the working directory of this program has been removed, and a process that is started by "
-            f"{method!r} begins in it; change to another one (os.chdir)",
-        ) from error
-    spawn: Any = importlib.import_module("multiprocessing.spawn")
-    if spawn.get_start_method is not _told_start_method:
-        spawn.get_start_method = _told_start_method
-    _give_back_main_file()
-    before, _being_started.method = _being_started.method, method
-    try:
-        yield
-    finally:
-        _being_started.method = before
-
-
-def _give_back_main_file() -> None:
-    """After the end of the main module, tell children again which file it is."""
-    # A program that has taken it away itself, while it ran, does not want it imported again; standard input
-    # cannot be.
-    main = sys.modules.get("__main__")
-    if (
-        _main_is_file
-        and main is not None
-        and main is _main()
-        and getattr(main, "__file__", None) is None
-        and not threading.main_thread().is_alive()
-    ):
-        vars(main)["__file__"] = _main_file
-
-
-def _told_start_method(allow_none: bool = False) -> str | None:
-    """In the place of `multiprocessing.get_start_method`, where it is made up what a child is told."""
-    method = _being_started.method
-    if method is None:
-        return multiprocessing.get_start_method(allow_none=allow_none)
-    return chosen_start_method() or method

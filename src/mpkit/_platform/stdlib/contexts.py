@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from multiprocessing.context import BaseContext
 
-from mpkit._platform.stdlib import seam
+from mpkit._platform.stdlib.preparation import chosen_start_method
 
 __all__ = ["resolve_context"]
 
@@ -26,7 +26,7 @@ def resolve_context(context: str | BaseContext | None, *, name: str = "start_met
         TypeError: If it is neither a name nor a context.
     """
     if context is None:
-        chosen = seam.chosen_start_method()
+        chosen = chosen_start_method()
         if chosen is None:
             chosen = "forkserver" if "forkserver" in _available() else "spawn"
         return multiprocessing.get_context(chosen)

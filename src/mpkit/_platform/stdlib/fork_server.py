@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 from mpkit._platform.signals.interrupts import deferred_interrupts
-from mpkit._platform.stdlib.child_process import starting_by
+from mpkit._platform.stdlib.preparation import starting_by
 from mpkit._platform.stdlib.tracker_process import start_tracker
 from mpkit._platform.threads.forks import in_forked_children
 from mpkit._platform.threads.interruptible_lock import InterruptibleLock

@@ -1,8 +1,8 @@
 """Where mpkit meets what the standard library does not promise: the private parts of `multiprocessing`.
 
 Other rooms use all of it from here. What has to do with child processes is written in `child_process`,
-`child_popen`, `fork_server` and `tracker_process`, and passed on; what has to do with signals, in
-`signal_handlers`. No other file imports a private module of `multiprocessing`
+`child_popen`, `child_launch`, `preparation`, `fork_server` and `tracker_process`, and passed on; what has to
+do with signals, in `signal_handlers`. No other file imports a private module of `multiprocessing`
 (`tests/architecture/test_house.py` sees to it). Elsewhere stand only:
 
 - methods of the objects that come from here: `SemLock._count` and `_is_zero`; `_is_owned` of the lock that
@@ -49,11 +49,10 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from multiprocessing import process, reduction, spawn, util
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
-from mpkit._platform.stdlib.child_popen import gives_way, spawning
+from mpkit._platform.stdlib.child_launch import gives_way, spawning
 from mpkit._platform.stdlib.child_process import (
     ChildProcess,
     call_target,
-    chosen_start_method,
     code_lost_because,
     exit_code_of,
     identity_of,
@@ -69,6 +68,7 @@ from mpkit._platform.stdlib.child_process import (
     wait_for_end_and_code,
 )
 from mpkit._platform.stdlib.fork_server import start_fork_server
+from mpkit._platform.stdlib.preparation import chosen_start_method
 from mpkit._platform.stdlib.tracker_process import start_tracker
 from mpkit._platform.threads.forks import in_forked_children
 from mpkit._platform.threads.interruptible_lock import InterruptibleLock, is_free

@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 from mpkit._platform.parent_death import parent_watch
-from mpkit._platform.processes import families
+from mpkit._platform.processes import families, signalling
 from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._platform.processes.start_times import StartClock
 from mpkit._platform.stdlib import seam
@@ -173,7 +173,7 @@ class Lane:
             return []
         since = self.task_since()
         if since is None:
-            families.send_signal_if_allowed(worker, signal.SIGTERM)
+            signalling.send_signal_if_allowed(worker, signal.SIGTERM)
             return []
         known = [] if self.stop is None else self.stop.programs
         told = parent_watch.signal_to_end([worker, *known], signal.SIGTERM, since=since)

@@ -10,7 +10,7 @@ import signal
 import time
 
 from mpkit._platform.parent_death import parent_watch
-from mpkit._platform.processes import families, identity
+from mpkit._platform.processes import families, family_tree, identity, signalling
 from mpkit._platform.resources.memory import rss_bytes
 from mpkit._platform.threads.deadlines import NEVER
 from mpkit.pool._engine.collector import Collector
@@ -142,7 +142,7 @@ class Limits:
             if worker is None or not lane.running():
                 lane.children = []
             else:
-                lane.children = families.children_of(worker, _MOST_CHILDREN, _MOST_THREADS)
+                lane.children = family_tree.children_of(worker, _MOST_CHILDREN, _MOST_THREADS)
 
     def _stop_task(self, lane: Lane, task: Task, reason: str) -> None:
         """Begin to stop a running task."""
@@ -186,12 +186,12 @@ class Limits:
             self._take_step(lane, stop, _KILLED)
         else:
             if lane.identity is not None:
-                stop.programs = families.descendants_since(lane.identity, lane.start_clock.at(stop.began))
+                stop.programs = family_tree.descendants_since(lane.identity, lane.start_clock.at(stop.began))
                 # An interrupt may cost them their parent.
                 parent_watch.take_along(stop.programs)
             lane.words[STOP] = task.number
             if lane.identity is not None:
-                families.send_signal_if_allowed(lane.identity, signal.SIGINT)
+                signalling.send_signal_if_allowed(lane.identity, signal.SIGINT)
 
     def _ask_for_stack(self, lane: Lane, stop: Stop) -> None:
         stop.stack = live_stack(lane, _STACK_SECONDS)
@@ -231,11 +231,11 @@ class Limits:
         clock = lane.start_clock
         # What is later than that may be of the next task.
         end = clock.at(stop.over_at)
-        later = families.descendants_since(worker, clock.at(stop.began))
+        later = family_tree.descendants_since(worker, clock.at(stop.began))
         # Each once, and parents before their children.
         found = dict.fromkeys([*stop.programs, *(program for program in later if program.started < end)])
         # Tasks to come need the fork server: it is the worker's, whoever had it started.
-        spared = families.fork_servers_of(worker) if found else ()
+        spared = family_tree.fork_servers_of(worker) if found else ()
         self._programs.terminate(
             program for program in found if program not in spared and identity.is_alive(program)
         )

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from mpkit._platform.parent_death import parent_watch
-from mpkit._platform.processes import families
+from mpkit._platform.processes import families, signalling
 from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._platform.threads.deadlines import NEVER
 
@@ -52,7 +52,7 @@ class Programs:
         """These have been told to end: kill those that do not within the grace period."""
         due = time.monotonic() + self._grace_period
         for program in told:
-            if families.may_be_signalled(program) and self._watch(program):
+            if signalling.may_be_signalled(program) and self._watch(program):
                 self._told.setdefault(program, due)
 
     def ended(self, program: ProcessIdentity) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from mpkit._platform.processes import families
+from mpkit._platform.processes import signalling
 from mpkit._platform.signals.handlers_at_work import HandlerWatch, is_caught
 from mpkit._platform.threads.readiness import MOST_AT_ONCE, read_available, wait_any_readable
 from mpkit.pool._engine.lane import Lane
@@ -43,7 +43,7 @@ def _ask(lane: Lane, deadline: float) -> str:
     read_available(descriptor)
     handler = HandlerWatch(worker.pid, STACK_SIGNAL)
     try:
-        if not families.send_signal(worker, STACK_SIGNAL):
+        if not signalling.send_signal(worker, STACK_SIGNAL):
             return ""
     except PermissionError:
         # It has become another user's: so it cannot be asked.
