@@ -103,7 +103,7 @@ class _ExecutorFuture(TaskHandle[R]):
         return value, executor_error(error)
 
 
-class ProcessPoolExecutor(Executor):
+class ProcessPoolExecutor(concurrent.futures.process.ProcessPoolExecutor):
     """`concurrent.futures.ProcessPoolExecutor`: workers that call functions, as futures.
 
     The workers start with the first task, and belong to the process that submits it. So an executor can be
@@ -155,7 +155,7 @@ class ProcessPoolExecutor(Executor):
         names = worker_names(options.context.get_start_method(), "Process")
         self._options = options._replace(worker_names=names)
         # Not public either, but programs start processes of their own in the same way.
-        self._mp_context: BaseContext = self._options.context if mp_context is None else mp_context
+        self._mp_context = self._options.context if mp_context is None else mp_context
         #: There are none before the first task.
         self._pool: TaskPool | None = None
         self._futures: PoolExecutor | None = None
@@ -165,30 +165,33 @@ class ProcessPoolExecutor(Executor):
         self._open_in: int | None = None
         _open_executors.add(self)
 
-    @property
-    def _max_workers(self) -> int:
-        # Not public in the standard library either, but other libraries (dask, for one) read it.
-        return self._options.processes
+    if not TYPE_CHECKING:
+        # Not public in the standard library either, where they are attributes, but other libraries read them
+        # (dask, for one).
 
-    @property
-    def _pending_work_items(self) -> dict[int, str]:
-        # Likewise, to see how much is left to do. There, what has been submitted stands by the numbers.
-        return {} if self._pool is None else self._pool._engine.insight.unfinished()
+        @property
+        def _max_workers(self) -> int:
+            return self._options.processes
 
-    @property
-    def _processes(self) -> dict[int | None, BaseProcess]:
-        # Likewise: before Python 3.14 it was the way to end workers that hang.
-        return {} if self._pool is None else {each.pid: each for each in processes_of(self._pool)}
+        @property
+        def _pending_work_items(self) -> dict[int, str]:
+            # To see how much is left to do. There, what has been submitted stands by the numbers.
+            return {} if self._pool is None else self._pool._engine.insight.unfinished()
 
-    @property
-    def _shutdown_thread(self) -> bool:
-        # Likewise, to see whether it takes tasks.
-        return self._is_shut_down
+        @property
+        def _processes(self) -> dict[int | None, BaseProcess]:
+            # Before Python 3.14 it was the way to end workers that hang.
+            return {} if self._pool is None else {each.pid: each for each in processes_of(self._pool)}
 
-    @property
-    def _broken(self) -> bool:
-        # Likewise, to make another one. The death of a worker breaks nothing here.
-        return self._ended_by_force or (self._pool is not None and self._pool._engine.state == BROKEN)
+        @property
+        def _shutdown_thread(self) -> bool:
+            # To see whether it takes tasks.
+            return self._is_shut_down
+
+        @property
+        def _broken(self) -> bool:
+            # To make another one. The death of a worker breaks nothing here.
+            return self._ended_by_force or (self._pool is not None and self._pool._engine.state == BROKEN)
 
     @override
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
