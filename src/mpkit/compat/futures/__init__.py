@@ -43,11 +43,12 @@ from mpkit._platform.forks import in_forked_children
 from mpkit._platform.hints import override
 from mpkit._platform.weak_group import WeakGroup
 from mpkit._wire.codec import UnsendableError
-from mpkit.compat._errors import executor_error, original_error
-from mpkit.compat._numbers import not_bool, not_negative
+from mpkit.compat._errors import original_error
+from mpkit.compat._numbers import not_bool
 from mpkit.compat._processes import default_start_method, processes_of, worker_names
+from mpkit.compat.futures._future import ExecutorFuture
 from mpkit.errors import ClosedError, SerializationError
-from mpkit.pool import TaskHandle, TaskPool
+from mpkit.pool import TaskPool
 from mpkit.pool._engine.options import PoolOptions, check_count
 from mpkit.pool._engine.states import BROKEN
 from mpkit.pool._executor import PoolExecutor, map_in_order
@@ -84,23 +85,6 @@ if sys.version_info >= (3, 14):
         from concurrent.futures import InterpreterPoolExecutor
 
         __all__ += ["InterpreterPoolExecutor"]
-
-
-class _ExecutorFuture(TaskHandle[R]):
-    """The handle of a task, with the timeouts and the errors that a future of an executor has."""
-
-    @override
-    def result(self, timeout: float | None = None) -> R:
-        return super().result(not_negative(timeout))
-
-    @override
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        return super().exception(not_negative(timeout))
-
-    @override
-    def _outcome(self) -> tuple[R | None, BaseException | None]:
-        value, error = super()._outcome()
-        return value, executor_error(error)
 
 
 class ProcessPoolExecutor(concurrent.futures.process.ProcessPoolExecutor):
@@ -219,7 +203,7 @@ class ProcessPoolExecutor(concurrent.futures.process.ProcessPoolExecutor):
             return failed
         # The pool makes its handles itself. A future around each one would cost more than a short task does,
         # and take from `result` that the thread that waits fetches outcomes itself.
-        handle.__class__ = _ExecutorFuture
+        handle.__class__ = ExecutorFuture
         return handle
 
     def _start(self) -> PoolExecutor:
