@@ -19,6 +19,7 @@ import pytest
 
 from mpkit import compat
 from mpkit.compat import futures
+from mpkit.compat.futures import _future
 from mpkit.pool import TaskPool
 from mpkit.pool._engine.options import PoolOptions
 from tests.contract import compat_tasks as tasks
@@ -88,6 +89,59 @@ def test_map_ends_when_its_time_is_over() -> None:
     with futures.ProcessPoolExecutor(1) as executor, pytest.raises(futures.TimeoutError):
         # What runs is not stopped.
         list(executor.map(time.sleep, [1], timeout=0.05))
+
+
+@pytest.mark.parametrize("ask", ["wait", "as_completed", "result", "exception", "cancel"])
+def test_callbacks_have_been_called_when_an_outcome_is_seen(
+    ask: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Programs collect results with them; tqdm draws its bar."""
+    monkeypatch.setattr(_future, "_HEAD_START_SECONDS", PATIENCE)
+    gate: Any = compat.SimpleQueue()
+    called: list[futures.Future[None]] = []
+
+    def take_notice(future: futures.Future[None]) -> None:
+        time.sleep(0.05)
+        called.append(future)
+
+    with futures.ProcessPoolExecutor(1) as executor:
+        first, last = executor.submit(tasks.take, gate), executor.submit(tasks.take, gate)
+        first.add_done_callback(take_notice)
+        last.add_done_callback(take_notice)
+        if ask == "cancel":
+            assert last.cancel()
+            assert called == [last]
+        gate.put(None)
+        gate.put(None)
+        match ask:
+            case "wait":
+                futures.wait([last])
+            case "as_completed":
+                assert list(futures.as_completed([last])) == [last]
+            case "result" | "exception":
+                getattr(last, ask)()
+                assert called == [first, last]
+        # Those two are told before, as in the standard library.
+        assert ask == "cancel" or called[0] is first
+    gate.close()
+
+
+def test_a_callback_that_does_not_return_keeps_nobody_waiting() -> None:
+    gate = threading.Event()
+    results: list[int] = []
+    with futures.ProcessPoolExecutor(1) as executor:
+        first, last = executor.submit(tasks.square, 2), executor.submit(tasks.square, 3)
+
+        def take_other(_future: futures.Future[int]) -> None:
+            results.append(last.result())
+            gate.wait(PATIENCE)
+
+        first.add_done_callback(take_other)
+        last.add_done_callback(id)
+        assert first.result() == 4
+        assert last.result() == 9
+        gate.set()
+    assert results == [9]
 
 
 def test_errors_come_out_of_the_future() -> None:
@@ -206,6 +260,7 @@ def test_an_executor_that_is_dropped_finishes_its_work() -> None:
 PROGRAM = """
 import os
 from mpkit.compat import futures
+from mpkit.compat.futures import _future
 from mpkit.pool import TaskPool
 from tests.contract import compat_tasks as tasks
 

@@ -46,6 +46,20 @@ def test_a_queue_is_one_of_the_standard_library(kind: str) -> None:
     queue.close()
 
 
+def test_pools_and_what_they_return_are_of_the_standard_library() -> None:
+    """Whoever is given one may ask: dask does of a pool, adaptive of an executor."""
+    with compat.Pool(1) as pool:
+        assert isinstance(pool, multiprocessing.pool.Pool)
+        assert isinstance(pool.apply_async(abs, (1,)), multiprocessing.pool.AsyncResult)
+        for result in (pool.map_async(abs, [1]), pool.starmap_async(abs, [(1,)])):
+            assert isinstance(result, multiprocessing.pool.MapResult)
+        for results in (pool.imap(abs, [-1]), pool.imap_unordered(abs, [-1])):
+            assert isinstance(results, multiprocessing.pool.IMapIterator)
+            assert list(results) == [1]
+    with futures.ProcessPoolExecutor(1) as executor:
+        assert isinstance(executor, concurrent.futures.ProcessPoolExecutor)
+
+
 def test_every_public_name_of_multiprocessing_is_there() -> None:
     assert set(multiprocessing.__all__) <= set(compat.__all__)
     # Some are not in that list: the levels for its log.
@@ -251,7 +265,7 @@ def test_a_pool_tells_what_is_left_to_do() -> None:
         wait_until(lambda: not pool._cache, "all have ended")
         wait_until(pool._taskqueue.empty, "nothing waits")
         with pytest.raises(AttributeError):
-            single._number_left  # noqa: B018
+            getattr(single, "_number_left")  # noqa: B009
     gate.close()
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import ctypes
+import multiprocessing.pool
 import multiprocessing.shared_memory
+import multiprocessing.synchronize
 from multiprocessing.pool import ThreadPool as StdlibThreadPool
 from typing import Any
 
@@ -10,10 +14,12 @@ from typing_extensions import assert_type
 
 from mpkit import compat
 from mpkit import compat as mp
+from mpkit.compat.context import BaseContext, ForkContext, ForkServerContext, SpawnContext, SpawnProcess
 from mpkit.compat.futures.process import BrokenProcessPool, ProcessPoolExecutor
-from mpkit.compat.pool import Pool, ThreadPool
+from mpkit.compat.pool import AsyncResult, MapResult, Pool, ThreadPool
 from mpkit.compat.queues import Empty, Queue
 from mpkit.compat.shared_memory import SharedMemory
+from mpkit.compat.synchronize import Lock
 
 
 def submodules(queue: Queue[int]) -> None:
@@ -35,3 +41,40 @@ def as_in_a_program_written_for_multiprocessing() -> None:
     assert_type(mp.SimpleQueue(), mp.SimpleQueue[Any])
     numbers: mp.Queue[int] = mp.Queue()
     assert_type(numbers.get(), int)
+
+
+def contexts(context: BaseContext) -> SpawnProcess:
+    """Annotated with the names that the standard library has for them (as uvicorn is, say)."""
+    queue: Queue[int] = context.Queue()
+    lock: Lock = context.Lock()
+    assert_type(mp.get_context("fork"), ForkContext)
+    assert_type(mp.get_context("forkserver"), ForkServerContext)
+    spawn: SpawnContext = mp.get_context("spawn")
+    return spawn.Process(target=print, args=(queue, lock))
+
+
+def a_lock_where_the_standard_library_takes_one() -> None:
+    lock = mp.Lock()
+    mp.Condition(lock)
+    mp.Value("i", 0, lock=lock)
+    assert_type(mp.Value(ctypes.c_int, 0, lock=lock).value, int)
+    mp.Array("i", 3, lock=lock)
+
+
+def results(pool: Pool) -> None:
+    result: MapResult[int] = pool.map_async(abs, [1])
+    assert_type(result.get(), list[int])
+    single: AsyncResult[int] = pool.apply_async(abs, (1,))
+    assert_type(single.get(), int)
+
+
+def in_a_program_that_uses_both(
+    pool: multiprocessing.pool.Pool,
+    result: multiprocessing.pool.AsyncResult[int],
+    lock: multiprocessing.synchronize.Lock,
+    executor: concurrent.futures.ProcessPoolExecutor,
+) -> None:
+    with lock, executor, pool:
+        print(result.get())
+    with mp.Pool() as ours:
+        in_a_program_that_uses_both(ours, ours.apply_async(abs, (1,)), mp.Lock(), ProcessPoolExecutor(2))

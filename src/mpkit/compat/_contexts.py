@@ -7,7 +7,7 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.context as mp_context
 import sys
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 
 from mpkit.compat import _locks, _pool, _processes, _queues
 
@@ -23,7 +23,6 @@ class Context(mp_context.BaseContext):
     that queue, which mpkit's own does not have.
     """
 
-    # Its locks and pools are none of typeshed's, although they do what those do: hence the ignored errors.
     Process: ClassVar[type[_processes.Process]]
     # What `get_start_method` of the base class returns.
     _name: ClassVar[str]
@@ -36,11 +35,11 @@ class Context(mp_context.BaseContext):
         """A `JoinableQueue`."""
         return _queues.JoinableQueue(maxsize)
 
-    def Lock(self) -> _locks.Lock:  # type: ignore[override]
+    def Lock(self) -> _locks.Lock:
         """A `Lock`."""
         return _locks.Lock()
 
-    def Pool(  # type: ignore[override]
+    def Pool(
         self,
         processes: int | None = None,
         initializer: Callable[..., object] | None = None,
@@ -59,7 +58,7 @@ class SpawnContext(Context):
     """Processes start in a fresh interpreter."""
 
     _name = "spawn"
-    Process: ClassVar[type[_processes.Process]] = _processes.SpawnProcess
+    Process: ClassVar[type[_processes.SpawnProcess]] = _processes.SpawnProcess  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 _contexts: dict[str, Context] = {"spawn": SpawnContext()}
@@ -70,17 +69,31 @@ if sys.platform != "win32":
         """Processes are forked."""
 
         _name = "fork"
-        Process: ClassVar[type[_processes.Process]] = _processes.ForkProcess
+        Process: ClassVar[type[_processes.ForkProcess]] = _processes.ForkProcess  # pyright: ignore[reportIncompatibleVariableOverride]
 
     class ForkServerContext(Context):
         """Processes are forked by the fork server."""
 
         _name = "forkserver"
-        Process: ClassVar[type[_processes.Process]] = _processes.ForkServerProcess
+        Process: ClassVar[type[_processes.ForkServerProcess]] = _processes.ForkServerProcess  # pyright: ignore[reportIncompatibleVariableOverride]
 
     _contexts |= {"fork": ForkContext(), "forkserver": ForkServerContext()}
 
 
+@overload
+def get_context(method: Literal["spawn"]) -> SpawnContext: ...
+
+
+if sys.platform != "win32":
+
+    @overload
+    def get_context(method: Literal["fork"]) -> ForkContext: ...
+    @overload
+    def get_context(method: Literal["forkserver"]) -> ForkServerContext: ...
+
+
+@overload
+def get_context(method: str | None = None) -> Context: ...
 def get_context(method: str | None = None) -> Context:
     """A context: an object with the functions of this module, bound to a start method.
 

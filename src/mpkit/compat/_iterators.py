@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from multiprocessing import pool as stdlib
+from types import GenericAlias
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from mpkit._platform.hints import Self
@@ -18,8 +20,14 @@ __all__ = ["IMapIterator"]
 
 R = TypeVar("R")
 
+# At run time it cannot be written with a parameter.
+if TYPE_CHECKING:
+    _StdlibIMapIterator = stdlib.IMapIterator[R]
+else:
+    _StdlibIMapIterator = GenericAlias(stdlib.IMapIterator, R)
 
-class IMapIterator(Generic[R]):
+
+class IMapIterator(_StdlibIMapIterator[R], Generic[R]):
     """What `imap` and `imap_unordered` return: `multiprocessing.pool.IMapIterator`.
 
     Args:
@@ -37,8 +45,8 @@ class IMapIterator(Generic[R]):
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> R:
-        return self.next()
+    def __next__(self, timeout: float | None = None) -> R:
+        return self.next(timeout)
 
     def next(self, timeout: float | None = None) -> R:
         """The next result.

@@ -11,9 +11,13 @@ from mpkit.compat._numbers import not_negative
 
 if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
+    from multiprocessing.synchronize import Lock as _StdlibLock
+else:
+    # For type checkers only, which else refuse it where the standard library takes a lock.
+    _StdlibLock = object
 
 
-class Lock(sync.Lock):
+class Lock(sync.Lock, _StdlibLock):
     """`multiprocessing.Lock`: a lock between processes that is not recursive and that anybody may release.
 
     If its holder dies, the lock goes to the next process that asks for it, instead of blocking all others

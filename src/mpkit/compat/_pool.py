@@ -34,12 +34,16 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 T = TypeVar("T")
+A = TypeVar("A", bound="AsyncResult[Any]")
+
+# Code that is given a pool, a result or an iterator may ask whether it is one of the standard library (dask
+# does). Ours have no more of those than the kind; not even their `__init__` runs.
 
 _NO_KEYWORDS: Mapping[str, Any] = MappingProxyType({})
 _FEW_ITERATORS = 16
 
 
-class AsyncResult(Generic[R]):
+class AsyncResult(stdlib.ApplyResult[R]):
     """What the ``_async`` methods of a pool return: `multiprocessing.pool.AsyncResult`.
 
     It is ready when its callback has returned.
@@ -104,16 +108,18 @@ class AsyncResult(Generic[R]):
             raise ValueError(f"{self!r} not ready")
         return not self._handle.cancelled() and self._handle.exception() is None
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._handle!r}>"
+
+
+class MapResult(AsyncResult[list[R]], stdlib.MapResult[R]):
+    """What the ``_async`` maps of a pool return: `multiprocessing.pool.MapResult`."""
+
     @property
     def _number_left(self) -> int:
         # A private name of the standard library, by which programs show the progress of a map.
         handle: Future[Any] = self._handle
-        if not isinstance(handle, MapHandle):
-            raise AttributeError("only the result of a map has a number of chunks left")  # noqa: TRY004
-        return 0 if handle.done() else len(handle._sink.tasks)
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self._handle!r}>"
+        return len(handle._sink.tasks) if isinstance(handle, MapHandle) and not handle.done() else 0
 
 
 class _Callbacks(Generic[R]):
@@ -196,7 +202,7 @@ class _TaskQueue:
 _STATES = {RUNNING: stdlib.RUN, CLOSED: stdlib.CLOSE}
 
 
-class Pool:
+class Pool(stdlib.Pool):
     """`multiprocessing.Pool`: workers that call functions. Leaving a ``with`` block terminates it.
 
     A worker that dies fails the task that it ran, with `mpkit.errors.WorkerCrashed`, instead of hanging the
@@ -285,6 +291,7 @@ class Pool:
         The callbacks are called in a thread of the pool.
         """
         return self._submitted(
+            AsyncResult,
             lambda *hooks: self._task_pool.apply_async(func, args, dict(kwds), *hooks),
             callback,
             error_callback,
@@ -304,7 +311,7 @@ class Pool:
         chunksize: int | None = None,
         callback: Callable[[list[R]], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
-    ) -> AsyncResult[list[R]]:
+    ) -> MapResult[R]:
         """Have workers call `func` for each item."""
         return self._mapped(self._task_pool.map_async, func, iterable, chunksize, callback, error_callback)
 
@@ -321,17 +328,21 @@ class Pool:
         chunksize: int | None = None,
         callback: Callable[[list[R]], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
-    ) -> AsyncResult[list[R]]:
+    ) -> MapResult[R]:
         """The same as `map_async`, but each item holds the arguments of one call."""
         return self._mapped(
             self._task_pool.starmap_async, func, iterable, chunksize, callback, error_callback
         )
 
-    def imap(self, func: Callable[[T], R], iterable: Iterable[T], chunksize: int = 1) -> IMapIterator[R]:
+    # None, which typeshed allows, is an error there as well.
+
+    def imap(  # type: ignore[override]
+        self, func: Callable[[T], R], iterable: Iterable[T], chunksize: int = 1
+    ) -> IMapIterator[R]:
         """Have workers call `func` for each item; returns an iterator over the results, in input order."""
         return self._iterator(lambda: self._task_pool.imap(func, iterable, chunksize))
 
-    def imap_unordered(
+    def imap_unordered(  # type: ignore[override]
         self, func: Callable[[T], R], iterable: Iterable[T], chunksize: int = 1
     ) -> IMapIterator[R]:
         """The same as `imap`, with the results in the order in which they arrive."""
@@ -367,23 +378,27 @@ class Pool:
         chunksize: int | None,
         callback: Callable[[list[R]], object] | None,
         error_callback: Callable[[BaseException], object] | None,
-    ) -> AsyncResult[list[R]]:
+    ) -> MapResult[R]:
         """The result of calls for each item."""
         items = iterable if isinstance(iterable, Sized) else list(iterable)
         if not len(items):
             # As there: nothing has been called, so there is nothing to tell.
             callback = error_callback = None
-        return self._submitted(lambda *hooks: verb(func, items, chunksize, *hooks), callback, error_callback)
+        return self._submitted(
+            MapResult, lambda *hooks: verb(func, items, chunksize, *hooks), callback, error_callback
+        )
 
     def _submitted(
         self,
-        submit: Callable[..., Future[R]],
-        callback: Callable[[R], object] | None,
+        kind: Callable[..., A],
+        submit: Callable[..., Future[Any]],
+        callback: Callable[[Any], object] | None,
         error_callback: Callable[[BaseException], object] | None,
-    ) -> AsyncResult[R]:
+    ) -> A:
         """The result of calls that have been submitted, or could not be: their arguments cannot be pickled.
 
         Args:
+            kind: of the result.
             submit: is given what is to be called with the result, and with the error.
             callback: as the user has given it.
             error_callback: likewise.
@@ -393,18 +408,18 @@ class Pool:
             callbacks = _Callbacks(self, callback, error_callback)
         try:
             if callbacks is None:
-                return AsyncResult(submit(None, None), self)
-            return AsyncResult(submit(callbacks.succeeded, callbacks.failed), self, callbacks)
+                return kind(submit(None, None), self)
+            return kind(submit(callbacks.succeeded, callbacks.failed), self, callbacks)
         except SerializationError as error:
             # The standard library finds out in a thread of the pool: the original error comes out of get().
             original = original_error(error)
-        failed: Future[R] = Future()
+        failed: Future[Any] = Future()
         failed.set_exception(original)
         if callbacks is not None:
             # There; what it raises goes into the log, as with a call that has run.
             tell = functools.partial(failed.add_done_callback, lambda _: callbacks.failed(original))
             self._task_pool._engine.collector.call_back(tell)
-        return AsyncResult(failed, None, callbacks)
+        return kind(failed, None, callbacks)
 
     # -- the end
     # -------------------------------------------------------------------------------------------------------
@@ -443,6 +458,9 @@ class Pool:
     @override
     def __reduce__(self) -> NoReturn:
         raise NotImplementedError("pool objects cannot be passed between processes or pickled")
+
+    def __del__(self) -> None:
+        """Nothing, unlike there: the pool inside knows what to do."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} over {self._task_pool!r}>"

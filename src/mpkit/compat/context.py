@@ -6,15 +6,20 @@ import multiprocessing.context
 import sys
 from multiprocessing.context import (
     AuthenticationError,
-    BaseContext,
     BufferTooShort,
     ProcessError,
     TimeoutError,  # noqa: A004  multiprocessing calls it so
 )
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mpkit.compat._contexts import SpawnContext
 from mpkit.compat._processes import Process, SpawnProcess
+
+if TYPE_CHECKING:
+    # So that the objects of a context are those of this package.
+    from mpkit.compat._contexts import Context as BaseContext
+else:
+    from multiprocessing.context import BaseContext
 
 __all__ = [
     "AuthenticationError",

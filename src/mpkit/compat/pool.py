@@ -10,9 +10,9 @@ from typing import Any
 
 from mpkit._wire.failure import RemoteTraceback
 from mpkit.compat._iterators import IMapIterator
-from mpkit.compat._pool import AsyncResult, Pool
+from mpkit.compat._pool import AsyncResult, MapResult, Pool
 
-__all__ = ["ApplyResult", "AsyncResult", "IMapIterator", "Pool", "RemoteTraceback", "ThreadPool"]
+__all__ = ["ApplyResult", "AsyncResult", "IMapIterator", "MapResult", "Pool", "RemoteTraceback", "ThreadPool"]
 
 ApplyResult = AsyncResult
 

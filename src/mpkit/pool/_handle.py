@@ -74,7 +74,7 @@ def _holding(condition: threading.Condition, function: Callable[..., T], *args: 
     return function(*args, False) if result is None else result[0]
 
 
-def _is_of_asyncio(callback: _Callback) -> bool:
+def is_of_asyncio(callback: _Callback) -> bool:
     """Whether a callback is the one of `asyncio.wrap_future`, which only tells an event loop.
 
     Should a new Python have it elsewhere, it waits for its turn behind the callbacks of the program.
@@ -211,8 +211,8 @@ class TaskHandle(Unsendable, Future[R]):
         callbacks = self._done_callbacks
         if callbacks:
             self._due = (
-                [callback for callback in callbacks if _is_of_asyncio(callback)],
-                [callback for callback in callbacks if not _is_of_asyncio(callback)],
+                [callback for callback in callbacks if is_of_asyncio(callback)],
+                [callback for callback in callbacks if not is_of_asyncio(callback)],
             )
         self._state = state
         if owned:

@@ -21,7 +21,7 @@ import pytest
 
 from mpkit.errors import TaskCancelled
 from mpkit.pool import TaskHandle
-from mpkit.pool._handle import _is_of_asyncio
+from mpkit.pool._handle import is_of_asyncio
 from mpkit.pool._protocol.channel import PLAIN, RAISED
 from tests.helpers.conditions import Alarm, InterruptedCondition
 
@@ -212,7 +212,7 @@ def test_the_callback_of_asyncio_is_told_from_others() -> None:
     async def wrap() -> None:
         asyncio.wrap_future(handle)
         handle.add_done_callback(print)
-        assert [_is_of_asyncio(callback) for callback in handle._done_callbacks] == [True, False]
+        assert [is_of_asyncio(callback) for callback in handle._done_callbacks] == [True, False]
         handle._settle(None, PLAIN, 1)
 
     asyncio.run(wrap())

@@ -43,11 +43,12 @@ from mpkit._platform.stdlib import seam
 from mpkit._platform.threads.forks import in_forked_children
 from mpkit._platform.threads.weak_group import WeakGroup
 from mpkit._wire.codec import UnsendableError
-from mpkit.compat._errors import executor_error, original_error
-from mpkit.compat._numbers import not_bool, not_negative
+from mpkit.compat._errors import original_error
+from mpkit.compat._numbers import not_bool
 from mpkit.compat._processes import default_start_method, processes_of, worker_names
+from mpkit.compat.futures._future import ExecutorFuture
 from mpkit.errors import ClosedError, SerializationError
-from mpkit.pool import TaskHandle, TaskPool
+from mpkit.pool import TaskPool
 from mpkit.pool._engine.options import PoolOptions, check_count
 from mpkit.pool._engine.states import BROKEN
 from mpkit.pool._executor import PoolExecutor, map_in_order
@@ -86,24 +87,7 @@ if sys.version_info >= (3, 14):
         __all__ += ["InterpreterPoolExecutor"]
 
 
-class _ExecutorFuture(TaskHandle[R]):
-    """The handle of a task, with the timeouts and the errors that a future of an executor has."""
-
-    @override
-    def result(self, timeout: float | None = None) -> R:
-        return super().result(not_negative(timeout))
-
-    @override
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        return super().exception(not_negative(timeout))
-
-    @override
-    def _outcome(self) -> tuple[R | None, BaseException | None]:
-        value, error = super()._outcome()
-        return value, executor_error(error)
-
-
-class ProcessPoolExecutor(Executor):
+class ProcessPoolExecutor(concurrent.futures.process.ProcessPoolExecutor):
     """`concurrent.futures.ProcessPoolExecutor`: workers that call functions, as futures.
 
     The workers start with the first task, and belong to the process that submits it. So an executor can be
@@ -155,7 +139,7 @@ class ProcessPoolExecutor(Executor):
         names = worker_names(options.context.get_start_method(), "Process")
         self._options = options._replace(worker_names=names)
         # Not public either, but programs start processes of their own in the same way.
-        self._mp_context: BaseContext = self._options.context if mp_context is None else mp_context
+        self._mp_context = self._options.context if mp_context is None else mp_context
         #: There are none before the first task.
         self._pool: TaskPool | None = None
         self._futures: PoolExecutor | None = None
@@ -165,30 +149,33 @@ class ProcessPoolExecutor(Executor):
         self._open_in: int | None = None
         _open_executors.add(self)
 
-    @property
-    def _max_workers(self) -> int:
-        # Not public in the standard library either, but other libraries (dask, for one) read it.
-        return self._options.processes
+    if not TYPE_CHECKING:
+        # Not public in the standard library either, where they are attributes, but other libraries read them
+        # (dask, for one).
 
-    @property
-    def _pending_work_items(self) -> dict[int, str]:
-        # Likewise, to see how much is left to do. There, what has been submitted stands by the numbers.
-        return {} if self._pool is None else self._pool._engine.insight.unfinished()
+        @property
+        def _max_workers(self) -> int:
+            return self._options.processes
 
-    @property
-    def _processes(self) -> dict[int | None, BaseProcess]:
-        # Likewise: before Python 3.14 it was the way to end workers that hang.
-        return {} if self._pool is None else {each.pid: each for each in processes_of(self._pool)}
+        @property
+        def _pending_work_items(self) -> dict[int, str]:
+            # To see how much is left to do. There, what has been submitted stands by the numbers.
+            return {} if self._pool is None else self._pool._engine.insight.unfinished()
 
-    @property
-    def _shutdown_thread(self) -> bool:
-        # Likewise, to see whether it takes tasks.
-        return self._is_shut_down
+        @property
+        def _processes(self) -> dict[int | None, BaseProcess]:
+            # Before Python 3.14 it was the way to end workers that hang.
+            return {} if self._pool is None else {each.pid: each for each in processes_of(self._pool)}
 
-    @property
-    def _broken(self) -> bool:
-        # Likewise, to make another one. The death of a worker breaks nothing here.
-        return self._ended_by_force or (self._pool is not None and self._pool._engine.state == BROKEN)
+        @property
+        def _shutdown_thread(self) -> bool:
+            # To see whether it takes tasks.
+            return self._is_shut_down
+
+        @property
+        def _broken(self) -> bool:
+            # To make another one. The death of a worker breaks nothing here.
+            return self._ended_by_force or (self._pool is not None and self._pool._engine.state == BROKEN)
 
     @override
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
@@ -216,7 +203,7 @@ class ProcessPoolExecutor(Executor):
             return failed
         # The pool makes its handles itself. A future around each one would cost more than a short task does,
         # and take from `result` that the thread that waits fetches outcomes itself.
-        handle.__class__ = _ExecutorFuture
+        handle.__class__ = ExecutorFuture
         return handle
 
     def _start(self) -> PoolExecutor:

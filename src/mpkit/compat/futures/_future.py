@@ -1,0 +1,91 @@
+"""The future of an executor: a handle of a task that keeps to the customs of `concurrent.futures`.
+
+There, one thread fetches each outcome, tells whoever waits for it, and calls the callbacks. Who waits hardly
+ever gets ahead of it, and programs count on that: they collect results with callbacks, or draw a progress bar
+(tqdm), and look at it after `wait` or the last `result`. Here, the callbacks have a thread of their own. So
+it is that thread that tells `wait` and `as_completed`, and `result` and `cancel` give it a little time.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+from mpkit._platform.hints import override
+from mpkit.compat._errors import executor_error
+from mpkit.compat._numbers import not_negative
+from mpkit.pool import TaskHandle
+from mpkit.pool._handle import is_of_asyncio
+
+__all__ = ["ExecutorFuture"]
+
+R = TypeVar("R")
+
+#: No more: a callback may need what the thread has that waits for it.
+_HEAD_START_SECONDS: Final = 0.1
+
+
+class ExecutorFuture(TaskHandle[R]):
+    """The handle of a task, with the timeouts, errors and order of events that an executor's future has."""
+
+    #: Set when its callbacks have returned; None: there are none, or they have had their time.
+    _called: threading.Event | None = None
+
+    @override
+    def add_done_callback(self, fn: Callable[[Any], object]) -> None:
+        if not (self._called or self.done() or is_of_asyncio(fn)):
+            self._called = threading.Event()
+        super().add_done_callback(fn)
+
+    @override
+    def cancel(self) -> bool:
+        cancelled = super().cancel()
+        self._wait_for_callbacks(None)
+        return cancelled
+
+    @override
+    def result(self, timeout: float | None = None) -> R:
+        timeout = not_negative(timeout)
+        try:
+            return super().result(timeout)
+        finally:
+            self._wait_for_callbacks(timeout)
+
+    @override
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        timeout = not_negative(timeout)
+        try:
+            return super().exception(timeout)
+        finally:
+            self._wait_for_callbacks(timeout)
+
+    def _wait_for_callbacks(self, timeout: float | None) -> None:
+        called = self._called
+        # A callback that asks for results does not wait for itself, or for those behind it.
+        if called is not None and self.done() and not self._engine.collector.is_current_thread():
+            called.wait(_HEAD_START_SECONDS if timeout is None else min(timeout, _HEAD_START_SECONDS))
+            self._called = None
+
+    @override
+    def _tell(self, *, again: bool = False) -> None:
+        collector = self._engine.collector
+        if self._due is not None and self._due[1]:
+            collector.unwatch(self)
+            collector.call_back(self._tell_and_call)
+        else:
+            super()._tell(again=again)
+
+    def _tell_and_call(self) -> None:
+        assert self._due is not None  # made before anybody is told
+        of_asyncio, others = self._due
+        self._due = of_asyncio, []
+        super()._tell(again=True)
+        self._call_all(others)
+        if self._called is not None:
+            self._called.set()
+
+    @override
+    def _outcome(self) -> tuple[R | None, BaseException | None]:
+        value, error = super()._outcome()
+        return value, executor_error(error)
