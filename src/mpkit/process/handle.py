@@ -115,10 +115,19 @@ class Ties:
             except KeyboardInterrupt:
                 if not self._handed_in:  # it came just before interrupts were kept away
                     self.report_failure(error)
+            if isinstance(error, KeyboardInterrupt) and self._is_being_stopped():
+                # Whoever stops many because of the error of one is to find that one's traceback.
+                raise SystemExit(1) from None
             raise
         finally:
             if os.getpid() == pid:
                 self._name_survivors()
+
+    def _is_being_stopped(self) -> bool:
+        # Whoever has closed all descriptors does not get to know.
+        with contextlib.suppress(OSError, ValueError):
+            return self.report.is_being_stopped()
+        return False
 
     def report_failure(self, error: BaseException) -> None:
         """In the child: report an error."""
@@ -286,12 +295,16 @@ class Handle:
         """Let go of it."""
         self._outcomes.clear()
 
-    def has_begun(self) -> bool:
-        """In the parent, which wants it to end: whether the target may have begun. If not, it never will."""
+    def has_begun(self, *, interrupts: bool) -> bool:
+        """In the parent, which wants it to end: whether the target may have begun. If not, it never will.
+
+        Args:
+            interrupts: Whether this parent will then interrupt it (and not somebody else: Ctrl-C).
+        """
         ties = self.ties
         # Whoever has closed all descriptors (a daemon), or lacks room for eight bytes, does not get to know.
         with contextlib.suppress(OSError, ValueError):
-            return ties is None or ties.report.unwanted() is not None
+            return ties is None or ties.report.unwanted(interrupts=interrupts) is not None
         return True
 
     def survivors(self) -> list[ProcessIdentity]:

@@ -78,7 +78,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
     - several threads may start, query and join processes at the same time.
 
     If the target raises, the child prints the traceback, as multiprocessing does, whether or not anybody asks
-    for the result.
+    for the result; but not for the interrupt of `stop`.
 
     Args:
         group: Must be None; it exists for compatibility with the signature of `threading.Thread`.
@@ -557,7 +557,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             else:
                 # What has not begun never will now: there is nothing to interrupt, and under forkserver the
                 # signal would be lost.
-                grace = grace if grace == 0 or handle.has_begun() else 0.0
+                grace = grace if grace == 0 or handle.has_begun(interrupts=not interrupted) else 0.0
                 _end_family(root, grace, handle, interrupted=interrupted)
         # Not for its exit code at any price: a fork server that somebody has stopped does not tell.
         seam.wait_for_end_and_code(self)
@@ -635,11 +635,12 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         if handle.memory_exceeded is not None:
             return WorkerMemoryExceeded(pid=pid, rss_bytes=handle.memory_exceeded, limit=handle.limit)
         message = None
-        if code is not None and code >= 0:
+        if lost := seam.code_lost_because(self):
+            message = f"process {pid} ended before its target had returned; how is not known: {lost}"
+            code = None
+        elif code is not None and code >= 0:
             message = f"process {pid} ended with exit code {code} before its target had returned"
-            if lost := seam.code_lost_because(self):
-                message = f"process {pid} ended before its target had returned; how is not known: {lost}"
-            elif handle.stopped:
+            if handle.stopped:
                 message += ": it was stopped (stop, interrupt or terminate)"
             elif stage is Stage.ARRIVED:
                 message += " (os._exit, or C code that exits)"
