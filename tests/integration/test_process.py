@@ -330,20 +330,21 @@ except OSError:
     assert run_python("-c", program).stdout.split() == ["-9", "True"]
 
 
-def test_an_exit_code_that_died_with_the_fork_server_is_not_invented() -> None:
+def test_who_outlives_the_fork_server_is_waited_for_and_no_exit_code_is_invented() -> None:
     program = """
 import os, signal, time
-from multiprocessing import forkserver
+from multiprocessing import connection, forkserver
 from mpkit import TaskPool, WorkerProcess
 if __name__ == "__main__":
     with WorkerProcess.call(time.sleep, 600) as process, TaskPool(1) as pool:
         pool.apply(abs, (-1,))
         os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)
         print(pool.submit(os.abort).exception().exitcode)
+        print(process.is_alive(), connection.wait([process.sentinel], 0))
         process.kill()
-        print(process.exception().exitcode)
+        print(connection.wait([process.sentinel]) == [process.sentinel], process.exception().exitcode)
 """
-    assert run_python("-c", program).stdout.split() == ["None", "None"]
+    assert run_python("-c", program).stdout.splitlines() == ["None", "True []", "True None"]
 
 
 def test_a_start_that_lacks_a_descriptor_harms_neither_the_fork_server_nor_other_processes() -> None:
