@@ -193,6 +193,18 @@ other.kill()
     assert run_python("-c", program).stdout.split() == ["KeyboardInterrupt", "1", "True"]
 
 
+def test_who_is_stopped_prints_no_traceback() -> None:
+    program = """
+from mpkit import BoundedQueue, WorkerProcess
+if __name__ == "__main__":
+    with BoundedQueue(1) as queue, WorkerProcess.call(list, queue) as process:
+        queue.put_many([1, 2, 3])  # returns when it has begun to take them
+        print(process.stop(), type(process.exception()).__name__)
+"""
+    done = run_python("-c", program)
+    assert (done.stdout, done.stderr) == ("1 KeyboardInterrupt\n", "")
+
+
 @pytest.mark.parametrize("where", ["before", "after_in_parent", "after_in_child"])
 def test_what_a_handler_raises_in_the_middle_of_a_fork_is_not_lost(where: str) -> None:
     """A hook at a fork would print it and go on."""
@@ -316,6 +328,23 @@ except OSError:
     print(code, time.monotonic() - began < 50)
 """
     assert run_python("-c", program).stdout.split() == ["-9", "True"]
+
+
+def test_who_outlives_the_fork_server_is_waited_for_and_no_exit_code_is_invented() -> None:
+    program = """
+import os, signal, time
+from multiprocessing import connection, forkserver
+from mpkit import TaskPool, WorkerProcess
+if __name__ == "__main__":
+    with WorkerProcess.call(time.sleep, 600) as process, TaskPool(1) as pool:
+        pool.apply(abs, (-1,))
+        os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)
+        print(pool.submit(os.abort).exception().exitcode)
+        print(process.is_alive(), connection.wait([process.sentinel], 0))
+        process.kill()
+        print(connection.wait([process.sentinel]) == [process.sentinel], process.exception().exitcode)
+"""
+    assert run_python("-c", program).stdout.splitlines() == ["None", "True []", "True None"]
 
 
 def test_a_start_that_lacks_a_descriptor_harms_neither_the_fork_server_nor_other_processes() -> None:

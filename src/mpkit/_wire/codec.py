@@ -368,6 +368,8 @@ def _cannot_pickle(obj: object, error: Exception) -> Exception:
         remedy = "; define it at the top level of a module, or, for a pool, use pickler='cloudpickle'"
     elif isinstance(error, RecursionError):
         remedy = "; it is nested too deeply; flatten it, or raise sys.setrecursionlimit()"
+    elif "'generator'" in text:
+        remedy = "; send a list of what it yields"
     else:
         remedy = "; send what it was made from and make it anew there, or give its class a __reduce__"
     return SerializationError(f"cannot pickle {described(obj)}: {error_line(error)}{remedy}")

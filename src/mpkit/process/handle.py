@@ -97,12 +97,16 @@ class Handle:
         """Let go of it."""
         self._outcomes.clear()
 
-    def has_begun(self) -> bool:
-        """In the parent, which wants it to end: whether the target may have begun. If not, it never will."""
+    def has_begun(self, *, interrupts: bool) -> bool:
+        """In the parent, which wants it to end: whether the target may have begun. If not, it never will.
+
+        Args:
+            interrupts: Whether this parent will then interrupt it (and not somebody else: Ctrl-C).
+        """
         ties = self.ties
         # Whoever has closed all descriptors (a daemon), or lacks room for eight bytes, does not get to know.
         with contextlib.suppress(OSError, ValueError):
-            return ties is None or ties.report.unwanted() is not None
+            return ties is None or ties.report.unwanted(interrupts=interrupts) is not None
         return True
 
     def survivors(self) -> list[ProcessIdentity]:

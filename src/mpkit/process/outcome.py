@@ -39,11 +39,12 @@ def _death(process: seam.ChildProcess, stage: Stage, handle: Handle, ties: Ties)
     if handle.memory_exceeded is not None:
         return WorkerMemoryExceeded(pid=pid, rss_bytes=handle.memory_exceeded, limit=handle.limit)
     message = None
-    if code is not None and code >= 0:
+    if lost := seam.code_lost_because(process):
+        message = f"process {pid} ended before its target had returned; how is not known: {lost}"
+        code = None
+    elif code is not None and code >= 0:
         message = f"process {pid} ended with exit code {code} before its target had returned"
-        if lost := seam.code_lost_because(process):
-            message = f"process {pid} ended before its target had returned; how is not known: {lost}"
-        elif handle.stopped:
+        if handle.stopped:
             message += ": it was stopped (stop, interrupt or terminate)"
         elif stage is Stage.ARRIVED:
             message += " (os._exit, or C code that exits)"

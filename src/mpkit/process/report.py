@@ -28,7 +28,8 @@ _STAGE: Final = struct.Struct("<Q")
 # Written by the child: its pid and start time.
 _WHO: Final = struct.Struct("<QQ")
 _WHO_AT: Final = _STAGE.size
-# Written by the parent: 1 when the start has failed on its side, or it has been stopped before it arrived.
+# Written by the parent: 1 when the start has failed on its side, or it has been stopped before it arrived; 2
+# when the parent goes on to interrupt it, should it have arrived.
 _UNWANTED: Final = struct.Struct("<Q")
 _UNWANTED_AT: Final = _WHO_AT + _WHO.size
 # Written by the child: how many of its descendants it has left behind, then the pid and start time of each.
@@ -82,6 +83,10 @@ class Report:
         self._file.write([_STAGE.pack(Stage.ARRIVED), _WHO.pack(me.pid, me.started)], at=0)
         return _UNWANTED.unpack_from(self._words(), _UNWANTED_AT) == (0,)
 
+    def is_being_stopped(self) -> bool:
+        """Whether an interrupt that has come is the parent's."""
+        return _UNWANTED.unpack_from(self._words(), _UNWANTED_AT) == (2,)
+
     def note(self, at: int, record: bytes) -> None:
         """For `notes.keep`."""
         # Whoever has closed all descriptors (a daemon) goes without.
@@ -126,9 +131,13 @@ class Report:
 
     # --- in the parent ------------------------------------------------------------------------------------
 
-    def unwanted(self) -> ProcessIdentity | None:
-        """The child is not wanted: arriving from now on it ends at once. Who it is, if it has arrived."""
-        self._file.write([_UNWANTED.pack(1)], at=_UNWANTED_AT)
+    def unwanted(self, *, interrupts: bool = False) -> ProcessIdentity | None:
+        """The child is not wanted: arriving from now on it ends at once. Who it is, if it has arrived.
+
+        Args:
+            interrupts: Whether it is interrupted then.
+        """
+        self._file.write([_UNWANTED.pack(1 + interrupts)], at=_UNWANTED_AT)
         pid, started = _WHO.unpack_from(self._words(), _WHO_AT)
         return ProcessIdentity(pid, started) if pid else None
 

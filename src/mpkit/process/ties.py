@@ -113,10 +113,19 @@ class Ties:
             except KeyboardInterrupt:
                 if not self._handed_in:  # it came just before interrupts were kept away
                     self.report_failure(error)
+            if isinstance(error, KeyboardInterrupt) and self._is_being_stopped():
+                # Whoever stops many because of the error of one is to find that one's traceback.
+                raise SystemExit(1) from None
             raise
         finally:
             if os.getpid() == pid:
                 self._name_survivors()
+
+    def _is_being_stopped(self) -> bool:
+        # Whoever has closed all descriptors does not get to know.
+        with contextlib.suppress(OSError, ValueError):
+            return self.report.is_being_stopped()
+        return False
 
     def report_failure(self, error: BaseException) -> None:
         """In the child: report an error."""

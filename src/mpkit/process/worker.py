@@ -82,7 +82,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
     - several threads may start, query and join processes at the same time.
 
     If the target raises, the child prints the traceback, as multiprocessing does, whether or not anybody asks
-    for the result.
+    for the result; but not for the interrupt of `stop`.
 
     Args:
         group: Must be None; it exists for compatibility with the signature of `threading.Thread`.
@@ -550,7 +550,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             else:
                 # What has not begun never will now: there is nothing to interrupt, and under forkserver the
                 # signal would be lost.
-                grace = grace if grace == 0 or handle.has_begun() else 0.0
+                grace = grace if grace == 0 or handle.has_begun(interrupts=not interrupted) else 0.0
                 end_family(root, grace, handle, interrupted=interrupted)
         # Not for its exit code at any price: a fork server that somebody has stopped does not tell.
         seam.wait_for_end_and_code(self)

@@ -6,7 +6,7 @@ import signal
 import sys
 from typing import Final
 
-__all__ = ["KILL", "signal_name"]
+__all__ = ["KILL", "how_it_ended", "signal_name"]
 
 if sys.platform == "win32":
     KILL: Final = signal.SIGTERM
@@ -32,3 +32,11 @@ def signal_name(exitcode: int | None) -> str | None:
     except ValueError:
         # Real-time signals between the first and the last have no name.
         return f"signal {-exitcode}"
+
+
+def how_it_ended(exitcode: int | None) -> str:
+    """What an exit code tells of a process, for people; None: nothing is known."""
+    if exitcode is None:
+        return "died"
+    name = signal_name(exitcode)
+    return f"ended with exit code {exitcode}" if name is None else f"was killed by {name}"

@@ -234,6 +234,10 @@ class _ChildOfServer(_ExactWaiting, LaunchByServer):
         self._told: deque[bytes] = deque()
         super().__init__(child)
 
+    @override
+    def _launched(self) -> None:
+        self._pipe = os.fstat(self.sentinel)
+
     def _reap(self) -> None:
         if not self._told and not self._server_died:
             if not wait_readable(self.sentinel, 0):
@@ -243,11 +247,30 @@ class _ChildOfServer(_ExactWaiting, LaunchByServer):
                 # or a signal handler has read them just before.
                 self._told.extend(filter(None, map(os.read, (self.sentinel,), (_EXIT_CODE.size,))))
             self._server_died = not self._told
+            if self._server_died:
+                self._mend_sentinel()
         if self._told:
             self.returncode = _EXIT_CODE.unpack(self._told[0])[0]
         elif self._server_died and (self._identity is None or not identity.is_alive(self._identity)):
             self.code_lost_because = "the fork server of multiprocessing, which waits for it, has died"
             self.returncode = _CODE_LOST
+
+    def _mend_sentinel(self) -> None:
+        """The pipe from the server has ended before the process: whoever waits at it is to wait for that."""
+        process = self._identity
+        if process is None or not hasattr(os, "pidfd_open"):
+            return
+        opened: list[int] = []
+        try:
+            opened.extend(map(os.pidfd_open, (self.pid,)))
+            # Only what is still ours (the program may have closed descriptors that are not its own).
+            if identity.is_alive(process) and os.path.samestat(os.fstat(self.sentinel), self._pipe):
+                os.dup2(opened[0], self.sentinel, inheritable=False)
+        except OSError:
+            return  # an old kernel, a sandbox, out of descriptors: it stays readable
+        finally:
+            for descriptor in opened:
+                os.close(descriptor)
 
     @override
     def wait_for_end_and_code(self) -> None:

@@ -18,7 +18,7 @@ from mpkit._platform.parent_death.parent_watch import ParentLink
 from mpkit._platform.processes import identity
 from mpkit._platform.resources import memory
 from mpkit._platform.signals.interrupts import without_interrupts
-from mpkit._platform.signals.names import signal_name
+from mpkit._platform.signals.names import how_it_ended, signal_name
 from mpkit._platform.stdlib import seam
 from mpkit._platform.threads.forks import in_forked_children
 from mpkit._platform.threads.readiness import never_wait
@@ -174,11 +174,9 @@ class Crew:
         if lane.greeted or lane.told_to_leave:
             # Who is sent home while it starts is killed, which is no failure.
             return None
-        name = signal_name(exitcode)
-        how = f"was killed by {name}" if name else f"ended with exit code {exitcode}"
         return self.note_failure(
-            f"process {lane.pid} {how}" + (f"\n{last_words}" if last_words else ""),
-            Failure.EXITED if name is None else Failure.KILLED,
+            f"process {lane.pid} {how_it_ended(exitcode)}" + (f"\n{last_words}" if last_words else ""),
+            Failure.EXITED if signal_name(exitcode) is None else Failure.KILLED,
             initializing=self.is_initializing(lane),
         )
 
@@ -286,7 +284,7 @@ def _start(process: seam.ChildProcess, method: str) -> None:
 
 
 def exit_code(lane: Lane) -> int | None:
-    """Reap a worker that has ended; its exit code, or None when it is not told in time.
+    """Reap a worker that has ended; its exit code, or None when it is not told in time, or lost.
 
     Blocking: for a moment, until the system (or the fork server) tells.
     """
@@ -295,7 +293,8 @@ def exit_code(lane: Lane) -> int | None:
     for _ in range(50):
         process.join(0.1)
         if process.exitcode is not None:
-            return process.exitcode
+            # One that is lost stands as 255 there, which says something else to whoever reads the error.
+            return None if seam.code_lost_because(process) else process.exitcode
     return None
 
 

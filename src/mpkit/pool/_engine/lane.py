@@ -7,7 +7,6 @@ import sys
 import time
 from itertools import starmap
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 
 from mpkit._platform.parent_death import parent_watch
 from mpkit._platform.processes import families, signalling
@@ -91,7 +90,7 @@ class Lane:
         self.stack_lock: seam.InterruptibleLock = seam.InterruptibleLock()
         # How many tasks it does in its life (maxtasksperchild); None: no limit.
         self._tasks: int | None = tasks
-        self.process: BaseProcess | None = None
+        self.process: seam.ChildProcess | None = None
         self.identity: ProcessIdentity | None = None
         #: Whether it may be given tasks now: see `update_ready`.
         self.ready: bool = False

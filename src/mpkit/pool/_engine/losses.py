@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, cast
 
+from mpkit._platform.signals.names import how_it_ended
 from mpkit.errors import WorkerCrashed
 from mpkit.pool._engine.dispatcher import Dispatcher, Settlements, ending_error
 from mpkit.pool._engine.lane import Lane
@@ -121,14 +122,10 @@ def _crash_error(task: Task, deaths: list[Death]) -> WorkerCrashed:
     }
     error = WorkerCrashed(**fields)
     if len(deaths) > 1:
-        each = "; ".join(f"process {death.pid} {_how(death)}" for death in deaths)
+        each = "; ".join(f"process {death.pid} {how_it_ended(death.exitcode)}" for death in deaths)
         error = WorkerCrashed(
             f"task {task.number} ({task.function.name}) was tried {len(deaths)} times, "
             f"and its worker died each time: {each}",
             **fields,
         )
     return error
-
-
-def _how(death: Death) -> str:
-    return f"was killed by {death.signal}" if death.signal else f"ended with exit code {death.exitcode}"
