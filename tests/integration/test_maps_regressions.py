@@ -284,7 +284,7 @@ def test_input_that_is_slow_delays_a_result_that_is_ready_by_one_item(
         patch.setattr(pool._engine.dispatcher, "has_outcomes", lambda: True)
         results = iterator_of(pool, numbers(), ordered=ordered, chunksize=chunksize)
     assert len(read) == chunksize
-    assert pool._engine.collector.wait_for(results._lazy.sink, PATIENCE)
+    assert pool._engine.lead.wait_for(results._lazy.sink, PATIENCE)
     next(results)
     assert len(read) == 2 * chunksize
     results.close()

@@ -16,8 +16,10 @@ import pytest
 
 from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit.errors import InitializerFailed, TaskCancelled, WorkerCrashed
-from mpkit.pool import TaskPool
+from mpkit.pool import PoolView, TaskPool
 from mpkit.pool._engine import collector as _collector
+from mpkit.pool._engine import lead as _lead
+from mpkit.pool._engine import limits as _limits
 from mpkit.pool._engine import losses as _losses
 from mpkit.pool._engine.collector import Collector
 from mpkit.pool._engine.dispatcher import Settlements
@@ -148,7 +150,9 @@ def test_a_handler_that_waits_in_the_middle_of_a_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It fetched the outcome that the outer one waits for, which slept on."""
-    monkeypatch.setattr(_collector, "_SLICE_SECONDS", 2 * PATIENCE)
+    for module in (_lead, _collector):
+        monkeypatch.setattr(module, "_SLICE_SECONDS", 2 * PATIENCE)
+    monkeypatch.setattr(_limits, "_LOOK_AROUND", 2 * PATIENCE)
     gate = str(tmp_path / "gate")
     with TaskPool(2, context="fork") as pool:
         waiting = pool.submit(tasks.wait_for_file, gate)
@@ -290,3 +294,20 @@ def test_an_exception_in_the_last_step_of_the_start_leaves_nothing(monkeypatch: 
     assert threading.active_count() == threads
     assert not reported
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("part", [Lane, PoolView])
+def test_an_exception_while_a_pool_is_made_leaves_nothing(
+    part: type[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker, or all of the pool, stayed until the program ended, which waited for the worker then."""
+
+    def fail(*_: object) -> None:
+        raise SystemExit("of the handler of a signal")
+
+    monkeypatch.setattr(part, "__init__", fail)
+    threads = threading.active_count()
+    with pytest.raises(SystemExit, match="of the handler"):
+        TaskPool(1, context="fork")
+    wait_until(lambda: not multiprocessing.active_children(), "no worker is left")
+    assert threading.active_count() == threads

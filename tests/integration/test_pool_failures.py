@@ -27,6 +27,7 @@ from mpkit.errors import (
 from mpkit.pool import TaskPool
 from mpkit.pool._engine import crew as _crew
 from mpkit.pool._engine import engine as _engine
+from mpkit.pool._engine import leavers as _leavers
 from tests.contract import pool_tasks as tasks
 from tests.helpers.processes import python, wait_gone
 from tests.helpers.stepping import without_collections
@@ -65,7 +66,7 @@ def test_an_initializer_that_hangs_has_an_end(start_method: str, tmp_path: Path)
 def test_a_pool_without_tasks_closes_although_its_initializer_hangs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_engine, "_LEAVE_SECONDS", 0.2)
+    monkeypatch.setattr(_leavers, "_LEAST_SECONDS", 0.2)
     begun = tmp_path / "begun"
     with TaskPool(
         processes=1,
@@ -152,6 +153,25 @@ def test_the_error_of_an_initializer_may_be_long() -> None:
         TaskPool(processes=1, initializer=tasks.raise_much_in_initializer, context="fork") as pool,
     ):
         pool.submit(tasks.square, 1).result(LONG)
+
+
+class Wordless(Exception):
+    def __str__(self) -> str:
+        raise LookupError("no words")
+
+
+def fail_without_words() -> None:
+    raise Wordless
+
+
+def test_an_error_of_an_initializer_that_has_no_text_is_told_all_the_same() -> None:
+    """The pool could not say it, and was broken after some seconds by that, with an error of its own."""
+    with (
+        pytest.raises(InitializerFailed, match="Wordless: <no text>") as caught,
+        TaskPool(processes=1, initializer=fail_without_words, context="fork") as pool,
+    ):
+        pool.submit(tasks.square, 1).result(LONG)
+    assert isinstance(caught.value.__cause__, Wordless)
 
 
 def test_a_worker_killed_while_it_starts_is_replaced(start_method: str, tmp_path: Path) -> None:

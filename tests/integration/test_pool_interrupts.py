@@ -27,8 +27,8 @@ from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit.errors import ClosedError, TaskCancelled
 from mpkit.pool import TaskHandle, TaskPool
 from mpkit.pool._engine import crew as _crew
-from mpkit.pool._engine.collector import Collector
 from mpkit.pool._engine.engine import Engine
+from mpkit.pool._engine.lead import Lead
 from tests.contract import pool_tasks as tasks
 from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises, without_collections
 from tests.helpers.waiting import PATIENCE, wait_until
@@ -222,7 +222,7 @@ def test_ctrl_c_while_a_bar_is_noted_leaves_nothing_locked(pool: TaskPool) -> No
     sys.settrace(trace)
     try:
         with contextlib.suppress(KeyboardInterrupt):
-            pool._engine.has_bar(bar)
+            pool._engine.bars.add(bar)
     finally:
         sys.settrace(before)
     was_locked = pool._engine.dispatcher.lock.is_owned()
@@ -255,7 +255,7 @@ def test_what_nobody_can_ask_for_any_more_is_cancelled(
 
     def is_waiting() -> bool:
         # An exception while the tasks are being sent is another matter.
-        waiting = (TaskHandle.result.__code__, Collector.wait_for.__code__)
+        waiting = (TaskHandle.result.__code__, Lead.wait_for.__code__)
         frame: FrameType | None = sys._current_frames()[main]
         while frame is not None and frame.f_code not in waiting:
             frame = frame.f_back

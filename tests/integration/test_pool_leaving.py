@@ -17,7 +17,6 @@ from mpkit._platform.processes import identity
 from mpkit.errors import ClosedError, InitializerFailed, PoolBroken
 from mpkit.pool import TaskPool
 from mpkit.pool._engine import crew as _crew
-from mpkit.pool._engine import engine as _engine
 from mpkit.pool._engine import leavers as _leavers
 from mpkit.pool._protocol.channel import LEAVING, STATE
 from mpkit.pool._worker import worker as _worker
@@ -116,7 +115,7 @@ def test_what_was_sent_ahead_to_a_worker_that_leaves_goes_to_others(
             stay(str(never), "")
         return number
 
-    monkeypatch.setattr(_engine, "_LEAVE_SECONDS", 0.1)
+    monkeypatch.setattr(_leavers, "_LEAST_SECONDS", 0.1)
     options: dict[str, Any] = {"max_memory_bytes": _LIMIT, "pickler": "cloudpickle", "grace_period": 0.01}
     with TaskPool(1, context="fork", **options) as pool:
         for _ in range(20):
@@ -137,7 +136,7 @@ def test_what_was_sent_ahead_to_a_worker_that_leaves_goes_to_others(
 
 def test_the_end_of_a_pool_does_not_wait_for_what_tasks_have_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """`join` never came back."""
-    monkeypatch.setattr(_engine, "_LEAVE_SECONDS", 0.2)
+    monkeypatch.setattr(_leavers, "_LEAST_SECONDS", 0.2)
     with TaskPool(2, maxtasksperchild=1, context="fork", grace_period=0.01) as pool:
         handles = [pool.submit(leave_child, number) for number in range(4)]
         pool.close()
@@ -204,7 +203,7 @@ def test_terminate_does_not_wait_as_long_as_close_would(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker that `close` had told to leave was not told to end."""
-    monkeypatch.setattr(_engine, "_LEAVE_SECONDS", 2 * PATIENCE)
+    monkeypatch.setattr(_leavers, "_LEAST_SECONDS", 2 * PATIENCE)
     with TaskPool(1, context="fork") as pool:
         pid = pool.submit(stay, str(tmp_path / "never"), "").result(PATIENCE)
         (lane,) = pool._engine.dispatcher.lanes.values()

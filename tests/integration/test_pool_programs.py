@@ -36,7 +36,7 @@ _STUBBORN = ("SIGINT", "SIGTERM")
 def _short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a worker has started is noted soon."""
     monkeypatch.setattr(_limits, "_SAMPLE_WITHOUT", 0.05)
-    monkeypatch.setattr(_limits, "_LOOK_AT_CHILDREN", 0.05)
+    monkeypatch.setattr(_limits, "_LOOK_AROUND", 0.05)
 
 
 def pid_in(path: Path) -> int:

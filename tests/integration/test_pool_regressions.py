@@ -26,7 +26,10 @@ from mpkit import LockedCounter
 from mpkit.errors import ClosedError, SerializationError, TaskCancelled, TaskTimeout
 from mpkit.pool import TaskHandle, TaskPool
 from mpkit.pool._engine import collector as _collector
+from mpkit.pool._engine import lead as _lead
+from mpkit.pool._engine import limits as _limits
 from mpkit.pool._engine import seen_shared as _seen_shared
+from mpkit.pool._engine.functions import Function
 from mpkit.pool._engine.ledger import Task
 from mpkit.pool._protocol import payload
 from mpkit.pool._protocol.channel import LONGEST_TASK
@@ -598,11 +601,13 @@ def test_a_task_that_raises_stop_iteration_ends_for_those_who_await_it(pool: Tas
 
 def test_of_many_threads_that_wait_one_always_looks(pool: TaskPool, monkeypatch: pytest.MonkeyPatch) -> None:
     # What is not told by the protocol would be found by the net below it only, which is out of reach here.
-    monkeypatch.setattr(_collector, "_SLICE_SECONDS", 1000.0)
+    for module in (_lead, _collector):
+        monkeypatch.setattr(module, "_SLICE_SECONDS", 1000.0)
+    monkeypatch.setattr(_limits, "_LOOK_AROUND", 1000.0)
     gate = LockedCounter()
 
     def all_but_one_sleep() -> bool:
-        return len(pool._engine.collector._followers) == 5
+        return len(pool._engine.lead._followers) == 5
 
     for round_ in range(10):
         first, second = (pool.submit(gate.wait_for, 2 * round_ + n) for n in (1, 2))
@@ -649,3 +654,35 @@ def test_what_has_ended_needs_no_garbage_collection(pool: TaskPool) -> None:
         wait_until(lambda: sink() is None, "its tasks have ended")
     finally:
         gc.enable()
+
+
+def pass_gate(gate: str, done: str) -> None:
+    """One function for all, so that it is known to be short and is sent ahead."""
+    if gate:
+        tasks.wait_for_file(gate)
+    if done:
+        Path(done).touch()
+
+
+def test_a_worker_that_idles_takes_over_though_nobody_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What had been sent ahead behind a task that took long was not begun before somebody asked for it."""
+    monkeypatch.setattr(_limits, "_LOOK_AROUND", 0.02)
+    took = Function.took
+    monkeypatch.setattr(Function, "took", lambda self, run_ns: took(self, min(run_ns, 5_000)))
+    gates, done = (tmp_path / "first", tmp_path / "second"), tmp_path / "done"
+    with TaskPool(2, context="fork") as pool:
+        pool.apply(pass_gate, ("", ""))
+        wait_until(lambda: pool.statistics().idle == 2, "both are there")
+        handles = [pool.submit(pass_gate, str(gate), "") for gate in gates]
+        wait_until(lambda: all(handle.running() for handle in handles), "both are busy")
+        first = handles[0]._task
+        last = pool.submit(pass_gate, "", str(done))._task
+        assert first is not None
+        assert last is not None
+        # The one that it has not been sent to has nothing to do from now on.
+        gates[first.worker == last.worker].touch()
+        wait_until(done.exists, "the other one has done it")
+        for gate in gates:
+            gate.touch()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import logging.handlers
 import multiprocessing
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +16,8 @@ import pytest
 
 from mpkit.errors import WorkerCrashed
 from mpkit.pool import TaskPool
+from mpkit.pool._engine import limits as _limits
+from mpkit.pool._protocol.channel import PID, STARTED, TASK, Channel
 from mpkit.pool._worker import outbox as _worker_outbox
 from tests.contract import pool_tasks as tasks
 from tests.helpers.waiting import PATIENCE
@@ -156,6 +160,28 @@ def test_a_torn_outbox_costs_its_worker_and_nobody_else(
         pool.close()
         assert pool.join(PATIENCE)
     assert "has written into the memory" in caplog.text
+
+
+def scribble(at: int, value: int) -> None:
+    """Like a wild store of an extension. Then the task does not end."""
+    channels = [found for found in gc.get_objects() if type(found) is Channel]
+    mine = next(channel for channel in channels if channel.words[PID] == os.getpid())
+    mine.words[at] = value
+    time.sleep(10 * PATIENCE)
+
+
+@pytest.mark.parametrize("at, value", [(TASK, 77_777), (STARTED, (1 << 64) - 1)], ids=["which", "when"])
+def test_a_task_that_has_written_over_its_row_ends(
+    at: int, value: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its time limit was never over, and the pool never either."""
+    monkeypatch.setattr(_limits, "_SAMPLE_WITHOUT", 0.02)
+    monkeypatch.setattr(_limits, "_LOOK_AROUND", 0.02)
+    with TaskPool(1, context="fork") as pool:
+        handle = pool.with_options(timeout=600).submit(scribble, at, value)
+        with pytest.raises(WorkerCrashed, match="SIGKILL"):
+            handle.result(PATIENCE)
+        assert pool.submit(tasks.square, 3).result(PATIENCE) == 9
 
 
 def test_a_fork_that_comes_back_from_a_big_function_pickles_nothing() -> None:

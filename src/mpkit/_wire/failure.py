@@ -21,7 +21,7 @@ from mpkit._platform.hints import override
 from mpkit._wire.codec import Pickler, contained, dumps, loads
 from mpkit.errors import SerializationError
 
-__all__ = ["RemoteTraceback", "pack_exception", "unpack_exception"]
+__all__ = ["RemoteTraceback", "in_words", "pack_exception", "unpack_exception"]
 
 _State = dict[str, Any]
 
@@ -124,6 +124,15 @@ def unpack_exception(data: bytes, *, contain: bool = False) -> BaseException:
         )
     _attach(error, RemoteTraceback(text, pid))
     return error
+
+
+def in_words(error: BaseException, most: int | None = None) -> str:
+    """The name of its class and its text, or so much of that, whatever the class does."""
+    try:
+        text = str(error)[:most]
+    except Exception:  # noqa: BLE001  foreign code
+        text = "<no text>"
+    return f"{type(error).__name__}: {text}".encode(errors="backslashreplace").decode()
 
 
 # --- without the constructor ------------------------------------------------------------------------------
@@ -311,8 +320,4 @@ def _name(error: BaseException) -> str:
 def _one_line(trouble: BaseException) -> str:
     # A SerializationError of the codec speaks of sending and its remedies; the reason is what it came from.
     cause = trouble.__cause__ if isinstance(trouble, SerializationError) and trouble.__cause__ else trouble
-    try:
-        text = str(cause)[:1000]
-    except Exception:  # noqa: BLE001  foreign code
-        text = "<no text>"
-    return f"{type(cause).__name__}: {text}".encode(errors="backslashreplace").decode()
+    return in_words(cause, 1000)

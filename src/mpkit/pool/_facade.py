@@ -408,18 +408,21 @@ class TaskPool(PoolView):
         task_options = (
             DEFAULT_TASK_OPTIONS if options.pickler == "pickle" else TaskOptions(pickler=options.pickler)
         )
+        engine: Engine | None = None
         with deferred_interrupts() as interrupts:
-            super().__init__(Engine(options), task_options, None)
-            self._executor_tasks: ExecutorTasks | None = None
-            self._finalizer = weakref.finalize(self, _dropped, self._engine, repr(self))
-            # The pool's own exit hook comes first.
-            self._finalizer.atexit = False
             try:
+                engine = Engine(options)
+                super().__init__(engine, task_options, None)
+                self._executor_tasks: ExecutorTasks | None = None
+                self._finalizer = weakref.finalize(self, _dropped, engine, repr(self))
+                # The pool's own exit hook comes first.
+                self._finalizer.atexit = False
                 interrupts.hand_on()
             except BaseException:
-                # Nobody will ever have this pool.
-                self.terminate()
-                self.join()
+                if engine is not None:
+                    # Nobody will ever have this pool.
+                    engine.terminate()
+                    engine.join(None)
                 raise
 
     # -- options ---------------------------------------------------------------------------------------------

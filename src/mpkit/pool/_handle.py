@@ -302,7 +302,7 @@ class TaskHandle(Unsendable, Future[R]):
     def _wait(self, timeout: float | None, what: str) -> None:
         if timeout is not None:
             timeout = check_timeout(timeout)
-        if not self._engine.collector.wait_for(self, timeout):
+        if not self._engine.lead.wait_for(self, timeout):
             raise WaitTimeout(
                 f"task {self.task_id} did not end within {timeout:g} s; "
                 f"it goes on ({what} can be called again)"
@@ -380,7 +380,7 @@ class TaskHandle(Unsendable, Future[R]):
         Blocking: for `timeout` seconds at most; None: until the task has ended.
         """
         if self._state is _PENDING:
-            self._engine.collector.wait_for(self, check_timeout(timeout))
+            self._engine.lead.wait_for(self, check_timeout(timeout))
 
     @override
     def done(self) -> bool:

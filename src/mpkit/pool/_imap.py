@@ -289,7 +289,7 @@ class LazyMap(Generic[R]):
         except TypeError:
             total = None
         self._progress = Progress(progress, total, self.function.name)
-        engine.has_bar(self._progress)
+        engine.bars.add(self._progress)
         self.sink: _ImapSink = _ImapSink(engine, self._progress, function, ordered=ordered)
         self.read()
 
@@ -415,7 +415,7 @@ class LazyMap(Generic[R]):
                         raise error
                     raise StopIteration
                 self.read()
-            elif not self.engine.collector.wait_for(sink, timeout):
+            elif not self.engine.lead.wait_for(sink, timeout):
                 raise WaitTimeout(f"no result within {timeout:g} s; the iteration can go on")
         length, kind, data, of_chunk = sink.take()
         if of_chunk:

@@ -192,7 +192,7 @@ class MapHandle(TaskHandle[list[R]]):
             # It does not hold for the unpickling, which therefore comes at the end.
             super()._wait(timeout, what)
         while not self._is_settled():
-            self._engine.collector.wait_for(self, None, until=self._has_come_further)
+            self._engine.lead.wait_for(self, None, until=self._has_come_further)
             self._open_pieces()
 
     def _has_come_further(self) -> bool:

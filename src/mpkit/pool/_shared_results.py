@@ -86,7 +86,7 @@ class SharedResults(Generic[R]):
             taken = _holding(self._reading, deadline, self._read_and_take)
             if taken is not None:
                 return taken[0]
-            if not results.engine.collector.wait_for(results.sink, remaining(deadline)):
+            if not results.engine.lead.wait_for(results.sink, remaining(deadline)):
                 raise _late()
         return results.next(remaining(deadline))
 

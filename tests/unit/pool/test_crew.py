@@ -13,7 +13,7 @@ from mpkit.pool._engine.dispatcher import Dispatcher
 
 
 def test_only_failures_in_a_row_count() -> None:
-    dispatcher = Dispatcher(lambda: None)
+    dispatcher = Dispatcher()
     crew = Crew(Mock(), dispatcher, Mock(), None)
     for _ in range(3 * MOST_FAILURES):
         assert crew.note_failure("no memory", Failure.RAISED) is None
@@ -36,7 +36,7 @@ def test_only_failures_in_a_row_count() -> None:
 def test_what_may_pass_is_tried_for_longer_and_told_as_what_it_is(error: Exception) -> None:
     options = Mock()
     options.context.get_start_method.return_value = "forkserver"
-    crew = Crew(options, Dispatcher(lambda: None), Mock(), None)
+    crew = Crew(options, Dispatcher(), Mock(), None)
     for _ in range(MOST_KILLED - 1):
         assert crew.note_error(error) is None
     broken = crew.note_error(error)
@@ -48,7 +48,7 @@ def test_what_may_pass_is_tried_for_longer_and_told_as_what_it_is(error: Excepti
 
 
 def test_an_error_that_will_stay_breaks_the_pool_soon() -> None:
-    crew = Crew(Mock(), Dispatcher(lambda: None), Mock(), None)
+    crew = Crew(Mock(), Dispatcher(), Mock(), None)
     for _ in range(MOST_FAILURES - 1):
         assert crew.note_error(ValueError("something else")) is None
     broken = str(crew.note_error(ValueError("something else")))

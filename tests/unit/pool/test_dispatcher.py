@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +11,17 @@ from mpkit.pool._engine.dispatcher import Dispatcher, Settlements
 from mpkit.pool._engine.functions import Function
 from mpkit.pool._engine.lane import Lane
 from mpkit.pool._engine.ledger import Task
-from mpkit.pool._protocol.channel import BIG_VALUE, NONE, RAISED, RESULT_HEAD, TASK, TASK_HEAD, Channel
+from mpkit.pool._protocol.channel import (
+    BIG_VALUE,
+    IN_TAIL,
+    NONE,
+    RAISED,
+    RESULT_HEAD,
+    STARTED,
+    TASK,
+    TASK_HEAD,
+    Channel,
+)
 
 
 class _Sink:
@@ -32,7 +43,8 @@ class _Bench:
     def __init__(self, workers: int) -> None:
         #: How often somebody was asked to send later.
         self.asked = 0
-        self.dispatcher = Dispatcher(self._ask)
+        self.dispatcher = Dispatcher()
+        self.dispatcher.on_queue = self._ask
         self.function = Function("f", b"")
         self.function.ahead = 256
         self.lanes = [self._add(key) for key in range(workers)]
@@ -42,11 +54,9 @@ class _Bench:
         self.asked += 1
 
     def _add(self, key: int) -> Lane:
-        ledger = self.dispatcher.ledger
-        ledger.add_worker(key)
-        lane = Lane(key, Channel.create(), ledger.sent[key], None, None)
+        lane = Lane(key, Channel.create(), None, None)
         lane.greeted = lane.ready = True
-        self.dispatcher.lanes[key] = lane
+        self.dispatcher.add(lane)
         return lane
 
     def send(self, lane: Lane, size: int) -> Task:
@@ -220,3 +230,45 @@ def test_a_cancelled_task_is_not_stolen(bench: _Bench) -> None:
     cancelled = tasks.pop(1)
     _assert_each_is_somewhere(bench, tasks)
     assert cancelled.number not in thief.sent
+
+
+@pytest.mark.parametrize("how", ["a task is nowhere", "it begins in the future", "the ends of the inbox"])
+def test_a_worker_whose_words_make_no_sense_is_torn(bench: _Bench, how: str) -> None:
+    """Nobody ever heard of its tasks again, or their time limit was never over."""
+    lane, other = bench.lanes
+    tasks = [bench.send(lane, 16) for _ in range(3)]
+    bench.send(other, 16)
+    bench.begin(lane)
+    look = bench.dispatcher.look_whether_sane
+    if how == "a task is nowhere":
+        lane.words[TASK] = 77_777
+    elif how == "it begins in the future":
+        lane.words[STARTED] = time.monotonic_ns() + 10**12
+    else:
+        lane.words[IN_TAIL] += 5
+    for _ in range(2):
+        look(lane)
+        look(other)
+    assert lane.is_torn
+    assert not other.is_torn
+    assert list(lane.sent) == [task.number for task in tasks]
+
+
+def test_a_worker_is_sane_wherever_its_tasks_are(bench: _Bench) -> None:
+    lane = bench.lanes[0]
+    tasks = [bench.send(lane, 16) for _ in range(2)]
+    look = bench.dispatcher.look_whether_sane
+    for task in tasks:
+        look(lane)
+        bench.begin(lane)
+        look(lane)
+        # The outcome comes before the row is cleared.
+        lane.channel.outbox.try_put(RESULT_HEAD.pack(task.number, 0, NONE))
+        look(lane)
+        lane.words[TASK] = 0
+        look(lane)
+    with bench.dispatcher.lock:
+        bench.dispatcher.drain([])
+    look(lane)
+    assert not lane.is_torn
+    assert not lane.lost

@@ -1,19 +1,16 @@
-"""Who waits for outcomes, and who fetches them: leader and followers, and the collector's own thread.
+"""Who fetches outcomes where no thread waits for them: the collector, a thread of the pool.
 
-A thread that waits in `result()` becomes the *leader* if nobody leads: it takes the outcomes out of the
-outboxes itself, for everybody, and sleeps at the front bell. That saves two hand-overs between threads for
-each call. Others who wait follow: they sleep on their handle's condition, and one of them takes over when the
-leader leaves.
+It sleeps at the back bell, and serves whatever has no thread that waits: callbacks, coroutines,
+`concurrent.futures.wait`, tasks that queue for a free worker, log records, outboxes that fill. With nothing
+of that kind it is not rung, and costs nothing. It never runs code of the program: callbacks and log records
+go to another thread (`mpkit.pool._engine.caller`), because all tasks would wait with it for that code.
 
-The *collector* thread sleeps at the back bell. It serves whatever has no thread that waits: callbacks,
-`concurrent.futures.wait`, coroutines, tasks that queue for a free worker, log records, outboxes that fill.
-With nothing of that kind it is not rung, and costs nothing. It never runs code of the program: callbacks and
-log records go to another thread (`mpkit.pool._engine.caller`), because all tasks would wait with it for that
-code.
+What it does to fetch, and to tell those concerned, others do as well: whoever waits for an outcome
+(`mpkit.pool._engine.lead`), or asks whether it is there.
 
 No wake-up is lost: whoever goes to sleep stores its word on the board, passes a full barrier, and looks at
 the outboxes once more; a worker puts its outcome into the outbox, passes a full barrier, and looks at the
-board. All sleeps are sliced nevertheless while tasks are under way.
+board. All sleeps are limited nevertheless while tasks are under way.
 """
 
 from __future__ import annotations
@@ -21,38 +18,31 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Generator
 from typing import Protocol
 
 from mpkit._platform.signals.interrupts import deferred_interrupts
-from mpkit._platform.stdlib import seam
 from mpkit._platform.threads.deadlines import deadline_of, remaining
 from mpkit._shm.memory.semaphore import Semaphore
 from mpkit.errors import ClosedError
 from mpkit.pool._engine.caller import Caller
-from mpkit.pool._engine.dispatcher import Dispatcher, Settlements
+from mpkit.pool._engine.dispatcher import Dispatcher, Settlements, do_nothing
 from mpkit.pool._engine.reports import attempt, report
 from mpkit.pool._protocol.channel import (
     ALWAYS,
-    ANY,
     AWAKE,
     BACK,
     FRONT,
     NONE,
-    NOT_NOW,
     PART,
     PLAIN,
-    SOON,
-    WANTED,
     WHEN_FULL,
     WHEN_LOW,
     Barrier,
     Board,
     ring_bell,
 )
-from mpkit.pool._protocol.patience import Patience
 
 
 class Waiter(Protocol):
@@ -72,16 +62,8 @@ class Waiter(Protocol):
         ...
 
 
-REENTERED = (
-    "this thread is already inside an operation of the same pool (called from a signal handler or a __del__ "
-    "that came in the middle of it), and would wait for itself; wait in another thread or later"
-)
-
 #: The longest sleep without a look while somebody waits: a net below the protocol.
 _SLICE_SECONDS = 0.5
-#: How late an outcome may be told while outcomes come at least twice as fast: a wake-up costs the workers
-#: some 50 us, so this many of them take less than two hundredths of a core.
-_NAP_SECONDS = 0.003
 
 
 class Collector:
@@ -91,7 +73,6 @@ class Collector:
         dispatcher: whose outboxes are emptied.
         board: the bells.
         name: what the names of the threads begin with.
-        on_empty: called when the last task of a closed pool has ended.
         handle_log: what is done with a worker's log record; called in the caller's thread.
     """
 
@@ -101,22 +82,16 @@ class Collector:
         board: Board,
         name: str,
         handle_log: Callable[[bytes], None],
-        on_empty: Callable[[], None],
     ) -> None:
         self._dispatcher = dispatcher
         self._board = board
-        self._words = board.words
         self._name = name
-        self.on_empty = on_empty
+        #: Called when the last task of a closed pool has ended.
+        self.on_empty: Callable[[], None] = do_nothing
         self._caller = Caller(name, handle_log, self.wake, board)
         dispatcher.on_log = self._caller.handle_log
-        self._front = seam.InterruptibleLock()
-        self._front_barrier = Barrier()
-        self._patience = Patience()
-        #: The last wait of the leader was so short that the next one may be a nap.
-        self._streaming = False
-        #: Who sleeps until a leader brings the outcome, or leaves; several may wait for the same.
-        self._followers: dict[object, Waiter] = {}
+        # It sleeps with the wrong level on the board then. (Ringing takes no lock.)
+        dispatcher.on_queue = self.wake
         #: Who is waited for by somebody who is no thread of ours.
         self._watched: set[Waiter] = set()
         # What the thread itself has to do besides: the pool's own work, which never waits.
@@ -167,10 +142,6 @@ class Collector:
                 return False
         return self._caller.join(remaining(deadline))
 
-    def let_go(self) -> None:
-        """The board is closed: look at it no more."""
-        self._words = self._board.words
-
     def is_current_thread(self) -> bool:
         """Whether this is a callback, or something else in a thread of the pool's: a `__del__`, say."""
         return self._caller.is_current_thread() or threading.current_thread() is self._thread
@@ -195,7 +166,7 @@ class Collector:
         if self._ended:
             # It may have looked for the last time before this was there.
             self._do_chores()
-        elif self._words[BACK] or threading.current_thread() is not self._thread:
+        elif self._board.words[BACK] or threading.current_thread() is not self._thread:
             self.wake()
 
     def watch(self, handle: Waiter) -> None:
@@ -210,7 +181,7 @@ class Collector:
         # In this order: it is settled first, and then taken out if it is there.
         if handle._is_settled():
             self._watched.discard(handle)
-        elif self._words[BACK] != ALWAYS:
+        elif self._board.words[BACK] != ALWAYS:
             # Else it sleeps as it should.
             self.wake()
 
@@ -240,7 +211,7 @@ class Collector:
 
     def _take_turn(self, back: Semaphore, barrier: Barrier) -> bool:
         """Fetch what there is and see to it that it is told, then sleep; True when all is over."""
-        dispatcher, words = self._dispatcher, self._words
+        dispatcher, words = self._dispatcher, self._board.words
         self.work()
         self._do_chores()
         self._caller.serve()
@@ -252,13 +223,8 @@ class Collector:
         if self._chores or (level > WHEN_FULL and dispatcher.has_outcomes()) or self._stopping:
             words[BACK] = AWAKE
             return False
-        if level > WHEN_FULL:
-            back.acquire(True, _SLICE_SECONDS)
-        elif dispatcher.ledger.under_way:
-            back.acquire(True, 20 * _SLICE_SECONDS)
-        else:
-            # For ever: there is nothing that could go wrong.
-            back.acquire(True, None)
+        # Else for ever: while there are tasks, the supervisor wakes it now and then.
+        back.acquire(True, _SLICE_SECONDS if level > WHEN_FULL else None)
         words[BACK] = AWAKE
         while back.acquire(False):
             pass
@@ -268,7 +234,7 @@ class Collector:
         """When the workers are to ring for the thread."""
         if self._watched or self.draining:
             return ALWAYS
-        return WHEN_LOW if self._dispatcher.ledger.queued else WHEN_FULL
+        return WHEN_LOW if self._dispatcher.lows_set else WHEN_FULL
 
     def _do_chores(self) -> None:
         chores = self._chores
@@ -352,9 +318,9 @@ class Collector:
         else:
             with deferred_interrupts():
                 self._tell(settlements)
-        if not leading and self._words[FRONT]:
+        if not leading and self._board.words[FRONT]:
             # The leader sleeps, and this was not him: his task may be among them.
-            self._words[FRONT] = 0
+            self._board.words[FRONT] = 0
             ring_bell(self._board.front)
 
     def settle_surely(self, settlements: Settlements) -> None:
@@ -379,148 +345,3 @@ class Collector:
         dispatcher = self._dispatcher
         if dispatcher.has_outcomes():
             self.work()
-
-    # -- waiting ---------------------------------------------------------------------------------------------
-
-    def wait_for(
-        self, handle: Waiter, timeout: float | None, *, until: Callable[[], bool] | None = None
-    ) -> bool:
-        """Wait until the handle has ended; False when the time was over.
-
-        Args:
-            handle: What is waited for.
-            timeout: Seconds, None: no limit.
-            until: Ends the waiting as well, if this thread fetches outcomes itself.
-
-        Raises:
-            RuntimeError: This thread is in the middle of something else with the pool (this is a signal
-                handler or a `__del__`), and would wait for itself.
-            ClosedError: This process is a fork of the pool's.
-        """
-        if (self.forked or self._dispatcher.lock.is_owned()) and not handle._is_settled():
-            raise ClosedError(self.forked) if self.forked else RuntimeError(REENTERED)
-        # A signal handler, in the middle of this very thread's waiting for the pool.
-        inner = self._front.is_owned()
-        deadline = None if timeout is None else time.monotonic() + timeout
-        is_done = until or handle._is_settled
-        followed = False
-        try:
-            while not is_done():
-                try:
-                    if self._front.acquire(False):
-                        done = self._lead(is_done, handle.task_id or SOON, deadline)
-                        self._stop_leading()
-                        if done:
-                            break
-                    else:
-                        followed = True
-                        self._follow(handle, deadline)
-                except BaseException:
-                    try:
-                        self._stop_leading()
-                    finally:
-                        self._stop_leading()
-                    raise
-                if deadline is not None and not is_done() and time.monotonic() >= deadline:
-                    self.work()
-                    return is_done()
-        finally:
-            # The lead may just have been offered to this thread, which has no use for it any more.
-            if followed and self._followers and seam.is_free(self._front):
-                self._hand_over()
-            if inner:
-                # What was fetched here may be what the outer waiting sleeps for.
-                ring_bell(self._board.front)
-        return True
-
-    def _stop_leading(self) -> None:
-        """Leave the lead to the next one, if this thread has it."""
-        if self._front.is_owned():
-            self._words[FRONT] = 0
-            self._front.release()
-            if self._followers:
-                self._hand_over()
-
-    def _lead(self, is_done: Callable[[], bool], wanted: int, deadline: float | None) -> bool:
-        """Fetch outcomes until the wanted one is there (True), or the time is over."""
-        dispatcher, words = self._dispatcher, self._words
-        front = self._board.front
-        patience = self._patience
-        has_outcomes = dispatcher.has_outcomes
-        self.work()
-        while not is_done():
-            few = dispatcher.ledger.live <= len(dispatcher.lanes)
-            looks = patience.looks() if few else 0
-            if looks:
-                if self._look_for_a_while(looks):
-                    patience.paid()
-                    self.work(leading=True)
-                    continue
-                patience.failed()
-            # Outcomes follow each other so quickly that being rung for each would cost more than they do.
-            napping = self._streaming and not few
-            words[WANTED] = ANY if few else NOT_NOW if napping else wanted
-            words[FRONT] = 1
-            self._front_barrier()
-            # What was put into an outbox before the store above could be seen is fetched now; what comes
-            # later rings.
-            if has_outcomes():
-                self.work(leading=True)
-            if is_done():
-                words[FRONT] = 0
-                return True
-            wait = _NAP_SECONDS if napping else _SLICE_SECONDS
-            began = time.monotonic()
-            if deadline is not None:
-                wait = min(wait, deadline - began)
-                if wait <= 0:
-                    words[FRONT] = 0
-                    return False
-            front.acquire(True, wait)
-            words[FRONT] = 0
-            while front.acquire(False):
-                pass
-            self.work()
-            self._streaming = is_done() and (napping or time.monotonic() - began < _NAP_SECONDS / 2)
-        return True
-
-    def _look_for_a_while(self, looks: int) -> bool:
-        """Look at the outboxes again and again; whether there was something."""
-        pairs = self._dispatcher.outbox_words()
-        for _ in range(looks // (len(pairs) or 1)):
-            for words, head, tail in pairs:
-                if words[head] != words[tail]:
-                    return True
-        return False
-
-    def _follow(self, handle: Waiter, deadline: float | None) -> None:
-        """Sleep until the handle has ended, the leader has left, or the time is over."""
-        condition = handle._ensure_condition()
-        lock = seam.InterruptibleLock(condition)
-        lock.run_within(self._slice(deadline), self._sleep_on, condition, handle, deadline)
-
-    def _slice(self, deadline: float | None) -> float:
-        if deadline is None:
-            return _SLICE_SECONDS
-        return min(_SLICE_SECONDS, max(deadline - time.monotonic(), 0.0))
-
-    def _sleep_on(self, condition: threading.Condition, handle: Waiter, deadline: float | None) -> None:
-        key = object()
-        try:
-            self._followers[key] = handle
-            # The leader leaves first and looks at the followers then: so look at the lead once more.
-            if handle._is_settled() or seam.is_free(self._front):
-                return
-            condition.wait(self._slice(deadline))
-        finally:
-            self._followers.pop(key, None)
-
-    def _hand_over(self) -> None:
-        for handle in list(self._followers.values()):
-            if handle._is_settled():
-                continue  # it is on its way out
-            condition = handle._ensure_condition()
-            lock = seam.InterruptibleLock(condition)
-            # Not for ever: see `mpkit.pool._handle._holding`.
-            if lock.run_within(_SLICE_SECONDS, condition.notify_all) is not None:
-                return

@@ -22,14 +22,15 @@ from mpkit._platform.signals.names import how_it_ended, signal_name
 from mpkit._platform.stdlib import seam
 from mpkit._platform.threads.forks import in_forked_children
 from mpkit._platform.threads.readiness import never_wait
-from mpkit.errors import PoolBroken
+from mpkit._wire import failure
+from mpkit.errors import InitializerFailed, PoolBroken
 from mpkit.pool._engine.dispatcher import Dispatcher
 from mpkit.pool._engine.fork_warning import without_fork_warning
 from mpkit.pool._engine.function_table import name_of
 from mpkit.pool._engine.lane import Lane
 from mpkit.pool._engine.options import PoolOptions
 from mpkit.pool._engine.server import start_server
-from mpkit.pool._protocol.channel import INITIALIZING, STATE, Board, Channel
+from mpkit.pool._protocol.channel import HEAD_SIZE, INITIALIZING, STATE, Board, Channel
 from mpkit.pool._worker import worker
 from mpkit.pool._worker.importing import generation
 
@@ -147,7 +148,11 @@ class Crew:
                 _, _, number = process.name.rpartition("-")
                 process.name = f"{options.worker_names}-{number}"
             _starting.run(_start_alone, process, method)
-            plan.link.started(seam.identity_of(process))
+            identified = seam.identity_of(process)
+            plan.link.started(identified)
+            lane = Lane(key, channel, reader, options.maxtasksperchild)
+            lane.process, lane.identity, lane.oom_kills = process, identified, oom_kills
+            dispatcher.lock.run(dispatcher.add, lane)
         except BaseException:
             # A fork server that dies after the fork has not told us of it.
             channel.dismiss()
@@ -158,13 +163,6 @@ class Crew:
         finally:
             if writer is not None:
                 writer.close()
-        with dispatcher.lock:
-            dispatcher.ledger.add_worker(key)
-            lane = Lane(key, channel, dispatcher.ledger.sent[key], reader, options.maxtasksperchild)
-            lane.process = process
-            lane.oom_kills = oom_kills
-            lane.identity = seam.identity_of(process)
-            dispatcher.lanes[key] = lane
         self.workers_started += 1
         return lane
 
@@ -180,13 +178,24 @@ class Crew:
             initializing=self.is_initializing(lane),
         )
 
+    def initializer_error(self, lane: Lane) -> InitializerFailed | None:
+        """What the initializer has raised in a worker, for those who wait for the pool."""
+        if lane.bad_initializer is None:
+            return None
+        cause = failure.unpack_exception(lane.bad_initializer[HEAD_SIZE:], contain=True)
+        broken = InitializerFailed(
+            f"the initializer of {self._options.name} raised {failure.in_words(cause)}"
+        )
+        broken.__cause__ = cause
+        return broken
+
     def is_initializing(self, lane: Lane) -> bool:
         """Whether a worker is in the pool's initializer, or has died there."""
         return self._options.initializer is not None and lane.words[STATE] == INITIALIZING
 
     def note_error(self, error: Exception) -> PoolBroken | None:
         """`start` has raised an error. The one for the pool, once there is no more hope."""
-        how = f"starting a process raised {type(error).__name__}: {error}"
+        how = f"starting a process raised {failure.in_words(error)}"
         refused = isinstance(error, MemoryError) or (
             isinstance(error, OSError) and (identity.is_lack_of_means(error) or error.errno in _REFUSED)
         )

@@ -42,6 +42,7 @@ from mpkit.pool._protocol.channel import (
     RAISED,
     RESULT_HEAD,
     SLEEPING,
+    STARTED,
     VALUE,
     Barrier,
     ring_bell,
@@ -64,7 +65,7 @@ Settlements = list[tuple[Task, int, Any]]
 class Dispatcher:
     """The pool's lock, ledger and lanes."""
 
-    def __init__(self, on_queue: Callable[[], None]) -> None:
+    def __init__(self) -> None:
         self.lock: seam.InterruptibleLock = seam.InterruptibleLock()
         self.ledger: Ledger = Ledger()
         self.lanes: dict[int, Lane] = {}
@@ -74,12 +75,13 @@ class Dispatcher:
         #: Called, under the lock, with each log record of a worker: those of one come in order.
         self.on_log: Callable[[bytes], object] = _drop
         #: Called, under the lock, when tasks begin to queue: somebody has to send them later.
-        self._on_queue = on_queue
+        self.on_queue: Callable[[], None] = do_nothing
         self._barrier = Barrier()
         self._turn = 0
         # The one that the last task was sent ahead to: as long as it may have more, nobody else is asked.
         self._favourite: Lane | None = None
-        self._lows_set = False
+        #: Whether workers have been told to ring when they run low.
+        self.lows_set: bool = False
         self._since_look = 0
         #: True while something is being done that an interrupt may leave half done.
         self.suspect: bool = False
@@ -92,13 +94,18 @@ class Dispatcher:
         self.stopped: deque[tuple[Lane, Stop]] = deque()
         #: Called, under the lock, when there is something for the supervisor to do: a worker takes no more
         #: tasks by its own choice, or is torn; or a task is one of `stopped`.
-        self.on_worker: Callable[[], None] = _nothing
+        self.on_worker: Callable[[], None] = do_nothing
 
     def forget_after_fork(self) -> None:
         """In a fork of the pool's process: what comes through the rings is the parent's."""
         self.lock = seam.InterruptibleLock()
         self.lanes = {}
         self.idle = {}
+
+    def add(self, lane: Lane) -> None:
+        """There is one more worker (holding the lock)."""
+        lane.sent = self.ledger.add_worker(lane.key)
+        self.lanes[lane.key] = lane
 
     def note_interruption(self) -> None:
         """An exception came in the middle of something: the next `drain` looks for what it left undone."""
@@ -125,10 +132,14 @@ class Dispatcher:
             lane = self._lane_for(task)
             if lane is not None and lane.channel.inbox.try_put(task.record):
                 ledger.send_new(lane.key, task)
+                if len(lane.sent) > 1 and not self.lows_set:
+                    # What is before it may take long, or be of another kind: others have to say that they
+                    # idle.
+                    self._set_lows()
                 return lane
             ledger.submit(task)
             self._set_lows()
-            self._on_queue()
+            self.on_queue()
             self._since_look = _LOOK_EVERY
         else:
             ledger.submit(task)
@@ -189,7 +200,7 @@ class Dispatcher:
             # Between a ring and the ledger an interrupt would have a task run twice, or never.
             with deferred_interrupts():
                 self._move()
-        if ledger.under_way > 1 or self._lows_set:
+        if ledger.under_way > 1 or self.lows_set:
             self._set_lows()
         if self.on_room is not None:
             self.on_room()
@@ -287,7 +298,7 @@ class Dispatcher:
         ended = self.ledger.take_back(lane.key, numbers)
         if len(ended) < len(numbers):
             # Whoever would send them later may sleep, and a worker that is not told does not ring for more.
-            self._on_queue()
+            self.on_queue()
         return ended
 
     def take_records(self, lane: Lane) -> list[tuple[int, bytes]]:
@@ -351,6 +362,29 @@ class Dispatcher:
             self.idle.pop(lane, None)
             self.give_to_others(lane, settlements)
 
+    def look_whether_sane(self, lane: Lane) -> None:
+        """Have a worker killed that nobody would hear of again, because some code in it has written over its
+        words (holding the lock).
+
+        On its way a task goes from the inbox into the row and then into the outbox, and is in one of the next
+        two before it leaves the one before. So whoever looks at them in this order finds it.
+        """
+        if self.suspect or lane.doomed or lane.is_torn:
+            return
+        try:
+            waiting = {_number_of(record) for record in lane.channel.inbox.peek_many(_ALL)[0]}
+        except TornRingError:
+            self._condemn(lane)
+            return
+        running = lane.running()
+        lost = {number for number in lane.sent if number != running and number not in waiting}
+        if not lane.channel.outbox.is_empty():
+            lost.clear()
+        # Twice: on machines with weak memory order an outcome may be seen a little later than it should.
+        if lost & lane.lost or lane.words[STARTED] > time.monotonic_ns():
+            self._condemn(lane)
+        lane.lost = lost
+
     def give_to_others(self, lane: Lane, settlements: Settlements) -> None:
         """What a worker has not begun goes to those who are ready (holding the lock; in the supervisor)."""
         records = self.take_records(lane)
@@ -360,7 +394,7 @@ class Dispatcher:
 
     def _set_lows(self) -> None:
         """Tell each worker when to ring for more."""
-        self._lows_set = False
+        self.lows_set = False
         lanes = self.lanes.values()
         queued = self.ledger.queued
         spare = not queued and any(len(lane.sent) > 1 for lane in lanes)
@@ -373,7 +407,7 @@ class Dispatcher:
             else:
                 low = 0
             if low:
-                self._lows_set = True
+                self.lows_set = True
             if low != lane.low:
                 lane.low = low
                 lane.words[LOW] = low
@@ -403,7 +437,7 @@ class Dispatcher:
                 found = True
                 self.drain_lane(lane, settlements)
         reconciled = not suspect or self._reconcile(settlements)
-        if found or self.ledger.queued:
+        if found or self.ledger.queued or self.lows_set:
             self.fill()
         self.suspect = not reconciled
 
@@ -665,8 +699,8 @@ def cancelled_error(task: Task) -> TaskCancelled:
     return TaskCancelled(f"task {task.number} was cancelled")
 
 
-def _nothing() -> None:
-    """Where there is no supervisor."""
+def do_nothing() -> None:
+    """What is called where there is nobody to tell."""
 
 
 def _drop(_record: bytes) -> None:

@@ -1,4 +1,4 @@
-"""One pool behind its facade: puts the parts together, and decides what a death, a cancel or the end means.
+"""One pool behind its facade: puts the parts together, takes tasks, and decides what the end means.
 
 The facade (`TaskPool`) holds the engine; the threads hold the engine and never the facade, so that a pool
 that is just dropped is noticed.
@@ -13,68 +13,38 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any
 
-from mpkit._platform.processes import families, identity
-from mpkit._platform.processes.identity import ProcessIdentity
-from mpkit._platform.resources import memory
+from mpkit._platform.processes import families
 from mpkit._platform.signals.interrupts import deferred_interrupts, without_interrupts
-from mpkit._platform.signals.names import signal_name
 from mpkit._platform.stdlib import seam
 from mpkit._platform.threads.deadlines import NEVER
 from mpkit._platform.threads.forks import in_forked_children
-from mpkit._shm.memory import trail
-from mpkit._wire import failure
-from mpkit.errors import (
-    ClosedError,
-    InitializerFailed,
-    MpkitError,
-    PoolBroken,
-    SerializationError,
-    TaskCancelled,
-)
-from mpkit.pool._engine import crew as crew_module
-from mpkit.pool._engine.collector import REENTERED, Collector
-from mpkit.pool._engine.crew import Crew
+from mpkit.errors import ClosedError, MpkitError, PoolBroken, TaskCancelled
+from mpkit.pool._engine.collector import Collector
+from mpkit.pool._engine.crew import Crew, exit_code
+from mpkit.pool._engine.deaths import Deaths
 from mpkit.pool._engine.dispatcher import Dispatcher, Settlements, cancelled_error
 from mpkit.pool._engine.function_table import FunctionTable
 from mpkit.pool._engine.functions import Function
 from mpkit.pool._engine.initializer import packed_initializer
 from mpkit.pool._engine.insight import Insight
 from mpkit.pool._engine.lane import Lane
+from mpkit.pool._engine.lead import REENTERED, Lead
 from mpkit.pool._engine.leavers import Leavers
-from mpkit.pool._engine.ledger import CANCELLED, POOL_BROKEN, UNSENT, Chunk, ChunkSink, Death, Sink, Task
+from mpkit.pool._engine.ledger import CANCELLED, POOL_BROKEN, UNSENT, Sink, Task
 from mpkit.pool._engine.limits import Limits
-from mpkit.pool._engine.losses import settle_loss
 from mpkit.pool._engine.options import PoolOptions, TaskOptions
+from mpkit.pool._engine.packing import packed_task
 from mpkit.pool._engine.programs import Programs
-from mpkit.pool._engine.progress import Progress
-from mpkit.pool._engine.remains import Remains
-from mpkit.pool._engine.reports import attempt
+from mpkit.pool._engine.progress import Bars
+from mpkit.pool._engine.reports import attempt, call_aside
 from mpkit.pool._engine.room import Room
-from mpkit.pool._engine.seen_shared import pickles_for_tasks, seen_shared, take_seen_shared
-from mpkit.pool._engine.stacks import last_words
 from mpkit.pool._engine.states import BROKEN, CLOSED, RUNNING, TERMINATED
 from mpkit.pool._engine.supervisor import Supervisor
-from mpkit.pool._protocol import logs, payload
-from mpkit.pool._protocol.channel import (
-    BY_REFERENCE,
-    BY_VALUE,
-    CHUNK,
-    FUNCTION_INSIDE,
-    HEAD_SIZE,
-    LEAVE_RECORD,
-    LEAVING,
-    LONGEST_TASK,
-    LOW,
-    PARCELS,
-    RAISED,
-    RANGE,
-    STATE,
-    TASK_HEAD,
-    Board,
-)
+from mpkit.pool._protocol import logs
+from mpkit.pool._protocol.channel import RAISED, Board
+from mpkit.pool._worker.worker import Initializer
 
 _logger = logging.getLogger("mpkit.pool")
 
@@ -89,12 +59,9 @@ class Engine:
         self.options = options
         self.pid: int = os.getpid()
         self.state: str = RUNNING
-        self._numbers = itertools.count(1)
-        self.functions: FunctionTable = FunctionTable()
+        self.dropped = False
         self._why_broken: MpkitError | None = None
         self._over = threading.Event()
-        self.dropped = False
-        self._bars: set[weakref.ref[Progress]] = set()
         #: Until when the end waits for threads that have outcomes to tell; it does not wait yet.
         self.told_by: float = NEVER
         # Pickled before anything is created: what cannot be pickled leaves nothing behind.
@@ -105,25 +72,13 @@ class Engine:
             functools.partial(_end_at_exit, weakref.ref(self))
         )
         try:
-            self.dispatcher: Dispatcher = Dispatcher(self._on_queue)
-            most = options.max_pending
-            self.room: Room | None = None if most is None else Room(self.dispatcher, most)
-            self.collector: Collector = Collector(
-                self.dispatcher, self.board, f"mpkit-{options.name}", logs.handle, self._on_empty
-            )
-            self.crew: Crew = Crew(options, self.dispatcher, self.board, initializer)
-            self.insight: Insight = Insight(self.dispatcher, self.collector, self.crew)
-            self.leavers: Leavers = Leavers(options, self.dispatcher, self.collector)
-            self.supervisor: Supervisor = Supervisor(self, f"mpkit-{options.name}")
-            self.programs: Programs = Programs(options.grace_period, self.supervisor.watch)
-            self.remains: Remains = Remains(self.programs)
-            self.limits: Limits = Limits(options, self.dispatcher, self.collector, self.programs)
-            self.dispatcher.on_worker = self.supervisor.poke
+            self._assemble(initializer)
             try:
                 for _ in range(options.processes):
                     self.supervisor.add(self.crew.start())
                 with without_interrupts():
                     self.supervisor.start()
+                _engines.add(self)
             except BaseException:
                 self._undo_start()
                 raise
@@ -131,7 +86,32 @@ class Engine:
             self._forget_exit_hook()
             self.board.close()
             raise
-        _engines.add(self)
+
+    def _assemble(self, initializer: bytes | Initializer | None) -> None:
+        """Make the parts, and tell each of those that it needs."""
+        options, board, name = self.options, self.board, f"mpkit-{self.options.name}"
+        self._numbers = itertools.count(1)
+        self.functions: FunctionTable = FunctionTable()
+        self.bars: Bars = Bars()
+        # Tasks on their way.
+        self.dispatcher: Dispatcher = Dispatcher()
+        most = options.max_pending
+        self.room: Room | None = None if most is None else Room(self.dispatcher, most)
+        self.collector: Collector = Collector(self.dispatcher, board, name, logs.handle)
+        self.lead: Lead = Lead(self.collector, self.dispatcher, board)
+        # The workers, and what goes wrong with them.
+        self.crew: Crew = Crew(options, self.dispatcher, board, initializer)
+        self.supervisor: Supervisor = Supervisor(self, name)
+        self.dispatcher.on_worker = self.collector.on_empty = self.supervisor.poke
+        self.programs: Programs = Programs(options.grace_period, self.supervisor.watch)
+        self.limits: Limits = Limits(options, self.dispatcher, self.collector, self.programs)
+        self.leavers: Leavers = Leavers(
+            options, board, self.dispatcher, self.collector, self.crew, self.programs
+        )
+        self.deaths: Deaths = Deaths(
+            options, self.dispatcher, self.collector, self.crew, self.programs, self._numbers
+        )
+        self.insight: Insight = Insight(self.dispatcher, self.collector, self.crew)
 
     def _undo_start(self) -> None:
         if not self.supervisor.discard():
@@ -147,7 +127,6 @@ class Engine:
 
     # -- submitting ------------------------------------------------------------------------------------------
 
-    @pickles_for_tasks
     def submit(
         self,
         function: Function,
@@ -157,52 +136,14 @@ class Engine:
         sink: Sink,
         options: TaskOptions,
     ) -> Task:
-        """Pickle the arguments and send or queue a task. With the flag `CHUNK` the sink is a `ChunkSink`.
+        """Pickle the arguments and send or queue a task: see `packed_task`.
 
         Raises:
             SerializationError: the arguments cannot be pickled.
             ClosedError: the pool is closed.
             InitializerFailed, PoolBroken: the pool is broken.
         """
-        kept: Any = None
-        items = len(arguments)
-        given, given_flags = arguments, flags
-        if len(blob) > payload.INLINE_BYTES:
-            # A big closure travels like a big argument.
-            arguments, flags = (blob, arguments), flags & ~BY_REFERENCE | FUNCTION_INSIDE
-            blob = b""
-        if arguments:
-            # Function and arguments together: of a longer record nobody would ever be rid.
-            most = LONGEST_TASK - HEAD_SIZE - RANGE.size - len(blob)
-            try:
-                more, data, kept = payload.dump_arguments(arguments, options.pickler, most)
-            except SerializationError as error:
-                from mpkit.pool._engine.blame import blame, parts_of_task  # noqa: PLC0415  rarely needed
-
-                parts = parts_of_task(function.name, given, given_flags, sink._next_item())
-                raise blame(error, parts, options.pickler) from error.__cause__
-            flags |= more
-        else:
-            data = b""
-        if seen_shared:
-            kept = (kept, take_seen_shared())
-        if options.retries or flags & CHUNK:
-            # What is sent may be sent again: queues, locks and counters among the arguments must live until
-            # then, though the caller has let go of them and the worker that had them open is dead.
-            kept = (kept, arguments)
-        number = next(self._numbers)
-        if options.pickler == "cloudpickle":
-            flags |= BY_VALUE
-        record = TASK_HEAD.pack(number, len(blob), flags) + blob
-        task: Task
-        if flags & CHUNK:
-            record += RANGE.pack(0, items) + data
-            chunk_sink = cast("ChunkSink", sink)
-            task = Chunk(
-                number, chunk_sink, record, function, options.timeout, options.retries, kept, 0, items
-            )
-        else:
-            task = Task(number, sink, record + data, function, options.timeout, options.retries, kept)
+        task = packed_task(self._numbers, function, blob, flags, arguments, sink, options)
         sink._sent(task)
         dispatcher = self.dispatcher
         lock = dispatcher.lock
@@ -291,11 +232,6 @@ class Engine:
         if self.state is not RUNNING or self.pid != os.getpid():
             self._refuse()
 
-    def _on_queue(self) -> None:
-        # The collector sleeps with the wrong level on the board. Under the dispatcher's lock; ringing takes
-        # no lock.
-        self.collector.wake()
-
     # -- cancelling ------------------------------------------------------------------------------------------
 
     def cancel(self, task: Task, *, even_begun: bool = True) -> None:
@@ -313,18 +249,17 @@ class Engine:
         with self.collector.telling() as settlements, deferred_interrupts():
             try:
                 never_began = dispatcher.lock.run(dispatcher.cancel, task, settlements, even_begun=even_begun)
-                # Of other tasks, perhaps: an interrupt comes after them.
-                self.collector.settle(settlements)
                 if task.ending == CANCELLED:
-                    self.collector.settle([(task, RAISED, cancelled_error(task))])
+                    settlements.append((task, RAISED, cancelled_error(task)))
+                self.collector.settle(settlements)
                 if not never_began and even_begun:
-                    self.supervisor.request(lambda: self.limits.cancel_running(task))
+                    # It runs: see `Limits`.
+                    self.supervisor.poke()
             except BaseException:
                 # The handler of another signal than SIGINT.
                 dispatcher.note_interruption()
                 self.cancel_later([task], even_begun=even_begun)
                 raise
-        self._on_change()
 
     def cancel_later(self, tasks: list[Task], *, even_begun: bool = True) -> None:
         """Cancel tasks in the supervisor's thread; takes no lock, so a `__del__` may call it."""
@@ -344,70 +279,36 @@ class Engine:
         lane = self.dispatcher.lanes.get(task.worker)
         return lane.pid if lane is not None and lane.running() == task.number else None
 
-    # -- workers ---------------------------------------------------------------------------------------------
+    # -- workers (in the supervisor's thread: see `Supervised`) ----------------------------------------------
+
+    def begun(self) -> None:
+        """The first act of that thread: the caller need not wait for a second thread to start."""
+        try:
+            self.collector.start()
+        except Exception as error:  # noqa: BLE001  whatever it is, this thread has to go on
+            broken = PoolBroken(f"the system refuses {self.options.name} a thread: {error}")
+            broken.__cause__ = error
+            self.break_down(broken)
 
     def bury(self, lane: Lane) -> None:
-        """A worker is dead: settle what it had, and see whether it must be replaced. In the supervisor's
-        thread.
-        """
-        exitcode = crew_module.exit_code(lane)
-        words = last_words(lane)
-        died = signal_name(exitcode)
-        likely_oom = died == "SIGKILL" and not lane.doomed and memory.oom_killed_since(lane.oom_kills)
-        death = Death(lane.pid, exitcode, died, words, lane.rss_bytes, likely_oom)
-        dispatcher = self.dispatcher
-        settlements: Settlements = []
-        try:
-            with dispatcher.lock:
-                # Not a second time, should something after this have failed.
-                if lane.key in dispatcher.ledger.sent:
-                    settle_loss(dispatcher, lane, death, self._numbers, settlements)
-                dispatcher.fill()
-        finally:
-            # Also what was found before it failed (no memory); the rest when it is tried again.
-            self.collector.settle_surely(settlements)
-        if lane.is_torn:
-            problem = (
-                "%s: worker %d was killed: something in it has written into the memory that it shares with "
-                "the pool"
-            )
-            self.collector.log(_logger.error, problem, self.options.name, lane.pid)
-        told = self.programs.terminate(self._left_by(lane))
-        if lane.identity is not None and (
-            exitcode != 0 or lane.words[STATE] != LEAVING or lane.words[PARCELS]
-        ):
-            # Else it has left in order, and removed what was its own, and has never made a parcel.
-            self.remains.add(lane.identity, trail.notes_in(lane.channel.segment), told)
-            self.remains.look_after()
-        broken: MpkitError | None = self.crew.note_death_of(lane, exitcode, words)
-        broken = self._initializer_error(lane) or broken
-        self.crew.dispose(lane)
+        """A worker is dead."""
+        broken = self.deaths.bury(lane)
         if broken is not None and self.state in (RUNNING, CLOSED):
             self.break_down(broken)
 
-    def _left_by(self, lane: Lane) -> list[ProcessIdentity]:
-        """What the task that a worker has died with had started, as far as it has been seen."""
-        known = [] if lane.stop is None else lane.stop.programs
-        since = lane.task_since()
-        if since is not None:
-            known = known + [child for child in lane.children if child.started >= since]
-        return [program for program in known if identity.is_alive(program)]
-
     def look_after_crew(self, now: float) -> float:
-        """Replace who is missing, send home who is not needed; when to look again. In the supervisor's
-        thread.
-        """
-        self.remains.look_after()
+        """Replace who is missing, send home who is not needed; when to look again."""
+        self.deaths.remains.look_after()
         if self.dropped and self.state is RUNNING:
             self.terminate()
         if self.state in (TERMINATED, BROKEN):
-            return self._end_all(now)
+            return self.leavers.end_all(now)
         if self.state is CLOSED and not self.dispatcher.ledger.live:
-            return self._send_home(now)
+            return self.leavers.send_home(now)
         next_look = self.leavers.look_after(now)
-        # Its process may not end, so its death is not waited for.
-        failed = next((lane for lane in self.dispatcher.lanes.values() if lane.bad_initializer), None)
-        broken = None if failed is None else self._initializer_error(failed)
+        # The process of one whose initializer has failed may not end, so its death is not waited for.
+        errors = map(self.crew.initializer_error, self.dispatcher.lanes.values())
+        broken: MpkitError | None = next(filter(None, errors), None)
         while broken is None and self._is_worker_missing(now):
             if now < self.crew.not_before:
                 return min(next_look, self.crew.not_before)
@@ -433,63 +334,6 @@ class Engine:
             wanted = min(wanted, self.dispatcher.ledger.live)
         present = len(self.dispatcher.lanes) - self.leavers.staying(now)
         return present < wanted and not self.leavers.are_too_many(now)
-
-    def _send_home(self, now: float) -> float:
-        has_told = False
-        for lane in list(self.dispatcher.lanes.values()):
-            if not lane.told_to_leave:
-                lane.told_to_leave = has_told = True
-                lane.leave_by = now + max(_LEAVE_SECONDS, 10 * self.options.grace_period)
-                with self.dispatcher.lock:
-                    lane.leaving = True
-                    lane.update_ready()
-                    lane.words[LOW] = 0
-                    lane.channel.inbox.try_put(LEAVE_RECORD)
-                    self.dispatcher.wake(lane)
-                if not lane.greeted and lane.process is not None and not self.crew.is_initializing(lane):
-                    # It is still starting, for nothing. (The initializer finishes what it has begun.)
-                    lane.process.kill()
-            elif now >= lane.leave_by:
-                lane.kill()
-                lane.leave_by = NEVER
-        # While they end, which takes longer: they have open what they need, and nobody comes after them.
-        if has_told:
-            self.board.discard()
-        return self._next_leave()
-
-    def _end_all(self, now: float) -> float:
-        for lane in list(self.dispatcher.lanes.values()):
-            if not lane.told_to_end:
-                # Also one that was told to leave, or leaves by itself, and has not ended.
-                lane.told_to_end = lane.told_to_leave = True
-                with self.dispatcher.lock:
-                    lane.leaving = True
-                    lane.update_ready()
-                lane.leave_by = now + self.options.grace_period
-                self.programs.follow(lane.terminate())
-                # They are told as well: a program that has given up its rights (setuid) may send no signal.
-                with self.dispatcher.lock:
-                    lane.channel.inbox.try_put(LEAVE_RECORD)
-                    self.dispatcher.wake(lane)
-            elif now >= lane.leave_by:
-                lane.kill(spare_earlier=True)
-                lane.leave_by = NEVER
-        return self._next_leave()
-
-    def _next_leave(self) -> float:
-        """When to look again after workers that leave."""
-        return min((lane.leave_by for lane in self.dispatcher.lanes.values()), default=NEVER)
-
-    def _initializer_error(self, lane: Lane) -> MpkitError | None:
-        """What the initializer of a worker has raised, for those who wait for the pool."""
-        if lane.bad_initializer is None:
-            return None
-        cause = failure.unpack_exception(lane.bad_initializer[HEAD_SIZE:], contain=True)
-        broken = InitializerFailed(
-            f"the initializer of {self.options.name} raised {type(cause).__name__}: {cause}"
-        )
-        broken.__cause__ = cause
-        return broken
 
     # -- the end ---------------------------------------------------------------------------------------------
 
@@ -549,7 +393,7 @@ class Engine:
         for lane in lanes:
             if lane.process is not None:
                 attempt(lane.process.kill)
-            attempt(functools.partial(crew_module.exit_code, lane))
+            attempt(functools.partial(exit_code, lane))
             attempt(functools.partial(self.crew.dispose, lane))
 
     def _end(self, state: str, why: MpkitError) -> None:
@@ -601,26 +445,11 @@ class Engine:
         self.told_by = min(self.told_by, now + _TELLING_SECONDS)
         return now >= self.told_by
 
-    def begun(self) -> None:
-        """The first act of the supervisor's thread: the caller need not wait for a second thread to start."""
-        try:
-            self.collector.start()
-        except Exception as error:  # noqa: BLE001  whatever it is, this thread has to go on
-            broken = PoolBroken(f"the system refuses {self.options.name} a thread: {error}")
-            broken.__cause__ = error
-            self.break_down(broken)
-
-    def has_bar(self, progress: Progress) -> None:
-        """Close this progress bar at the end of the pool, should nobody have done so before."""
-        if progress.is_shown:
-            # Added, and taken out again with its bar, in one step each: this needs no lock.
-            self._bars.add(weakref.ref(progress, self._bars.discard))
-
     def over(self) -> None:
         """The last act of the supervisor's thread. Whatever happens here, `join` comes to an end."""
         try:
             self._give_back()
-            self._close_bars()
+            self.bars.close(_CALLBACK_SECONDS)
         finally:
             self._forget_exit_hook()
             self._over.set()
@@ -628,49 +457,25 @@ class Engine:
     def _give_back(self) -> None:
         self.collector.stop()
         # Also of what has been killed and does not end.
-        self.remains.look_after()
+        attempt(self.deaths.remains.look_after)
         # Callbacks of a closed pool are all called, unless it is terminated meanwhile. A terminated one does
         # not wait for one that hangs: its thread is a daemon, and ends when the callback does.
         ended = False
         while not ended and self.state is CLOSED:
             ended = self.collector.join(_LOOK_SECONDS)
         if not ended and not self.collector.join(_CALLBACK_SECONDS):
-            attempt(self._tell_of_hanging_callback)
+            # What hangs may be a log handler, which whoever logs would wait for.
+            problem = "%s: a callback or a log handler has not returned; its thread is left alone"
+            warn = functools.partial(_logger.warning, problem, self.options.name)
+            attempt(functools.partial(call_aside, _CALLBACK_SECONDS, warn))
         # Now, and not when the garbage collector comes: a program may make and keep many pools. Handles have
         # their outcomes, and need nothing of it.
         self.board.close()
-        self.collector.let_go()
-
-    def _close_bars(self) -> None:
-        """Close what is shown of an `imap` that somebody still holds: at the end of the program, when modules
-        are half gone, tqdm cannot do it any more (on Python 3.13.0 it crashes).
-        """
-        bars = [bar for reference in list(self._bars) if (bar := reference()) is not None and bar.is_shown]
-        if bars:
-            # The terminal may take nothing, and the lock of all bars be held by a thread which waits for this
-            # end in a signal's handler.
-            try:
-                _call_aside(_close_each, bars)
-            except RuntimeError:
-                # The system refuses a thread, or the interpreter is ending.
-                _close_each(bars)
-
-    def _tell_of_hanging_callback(self) -> None:
-        """Warn of it. What hangs may be a log handler, which whoever logs would wait for."""
-        problem = "%s: a callback or a log handler has not returned; its thread is left alone"
-        _call_aside(_logger.warning, problem, self.options.name)
 
     def refuse_reentry(self) -> None:
         """Raise RuntimeError if this thread is in the middle of its work with the pool (a signal handler)."""
         if self.dispatcher.lock.is_owned():
             raise RuntimeError(REENTERED)
-
-    def forget_after_fork(self) -> None:
-        """In a fork of the pool's process: rings, workers and threads are the parent's."""
-        self.state = TERMINATED
-        self.dispatcher.forget_after_fork()
-        self.collector.forked = self.forked_message()
-        self.supervisor.forget_after_fork()
 
     def join(self, timeout: float | None) -> bool:
         """Wait until the workers and threads of a closed pool are gone."""
@@ -685,12 +490,12 @@ class Engine:
             return False
         return self.supervisor.join(timeout)
 
-    def _on_empty(self) -> None:
-        self.supervisor.poke()
-
-    def _on_change(self) -> None:
-        if self.state is not RUNNING and not self.dispatcher.ledger.live:
-            self.supervisor.poke()
+    def forget_after_fork(self) -> None:
+        """In a fork of the pool's process: rings, workers and threads are the parent's."""
+        self.state = TERMINATED
+        self.dispatcher.forget_after_fork()
+        self.collector.forked = self.forked_message()
+        self.supervisor.forget_after_fork()
 
 
 #: How long the end of a pool waits for a thread that has taken outcomes and not told them: it takes some
@@ -700,28 +505,10 @@ _TELLING_SECONDS = 5.0
 _CALLBACK_SECONDS = 2.0
 #: How often the end of a closed pool looks whether it has been terminated, while a callback is running.
 _LOOK_SECONDS = 0.5
-#: How long a worker that has been told to leave may take to run its exit handlers.
-_LEAVE_SECONDS = 10.0
 _FORKED = (
     "{} belongs to the process that created it; this process is a fork of that one and cannot use it. "
     "Create a pool here, or send the work to the parent through a queue"
 )
-
-
-def _call_aside(function: Callable[..., object], *arguments: object) -> None:
-    """Call something that may hang in a thread of its own, which is left alone then.
-
-    Raises:
-        RuntimeError: There can be no further thread.
-    """
-    thread = threading.Thread(target=function, args=arguments, daemon=True)
-    thread.start()
-    thread.join(_CALLBACK_SECONDS)
-
-
-def _close_each(bars: Iterable[Progress]) -> None:
-    for bar in bars:
-        bar.close()
 
 
 def _copy_of(error: MpkitError) -> MpkitError:

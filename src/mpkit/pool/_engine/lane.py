@@ -56,6 +56,7 @@ class Lane:
         "leave_by",
         "leaving",
         "left_at",
+        "lost",
         "low",
         "oom_kills",
         "pending",
@@ -78,14 +79,14 @@ class Lane:
         self,
         key: int,
         channel: Channel,
-        sent: dict[int, Task],
         stack_pipe: Connection | None,
         tasks: int | None,
     ) -> None:
         self.key: int = key
         self.channel: Channel = channel
         self.words: memoryview[int] = channel.words
-        self.sent: dict[int, Task] = sent
+        #: The tasks that it has, by number. (In the pool it is the ledger's.)
+        self.sent: dict[int, Task] = {}
         self.stack_pipe: Connection | None = stack_pipe
         self.stack_lock: seam.InterruptibleLock = seam.InterruptibleLock()
         # How many tasks it does in its life (maxtasksperchild); None: no limit.
@@ -107,6 +108,8 @@ class Lane:
         #: What its outbox holds cannot be its own records; it is to be killed, and it has been.
         self.is_torn: bool = False
         self.killed_as_torn: bool = False
+        #: The tasks that were nowhere when it was looked for them last: see `look_whether_sane`.
+        self.lost: set[int] = set()
         #: One element while this process holds the lock of its inbox.
         self.inbox_locks: list[bool] = []
         self.low: int = 0

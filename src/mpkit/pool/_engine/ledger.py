@@ -330,9 +330,10 @@ class Ledger:
 
     # -- workers ---------------------------------------------------------------------------------------------
 
-    def add_worker(self, worker: int) -> None:
-        """A worker exists, with nothing sent to it."""
+    def add_worker(self, worker: int) -> dict[int, Task]:
+        """A worker exists, with nothing sent to it: where that will be noted, by number."""
         self.sent[worker] = {}
+        return self.sent[worker]
 
     def ending_with(self, worker: int, begun: int | None) -> list[Task]:
         """The tasks that `lose_worker` would end: whoever waits for them is told before they are forgotten.
@@ -411,11 +412,7 @@ class Ledger:
 
     def unfinished(self) -> list[Task]:
         """The tasks that have not ended, oldest first."""
-        tasks = [task for task in self.queue if task.state == QUEUED]
-        for sent in self.sent.values():
-            tasks.extend(sent.values())
-        tasks.sort(key=_number)
-        return tasks
+        return sorted((task for task in self.snapshot() if task.state != ENDED), key=_number)
 
     def shortest_timeout(self) -> float:
         """The shortest time limit of the tasks that have not ended; `NEVER`: none has one."""

@@ -16,7 +16,7 @@ from mpkit._platform.threads.deadlines import NEVER
 from mpkit.pool._engine.collector import Collector
 from mpkit.pool._engine.dispatcher import Dispatcher, Settlements, ending_error
 from mpkit.pool._engine.lane import Lane, Stop
-from mpkit.pool._engine.ledger import CANCELLED, TIMED_OUT, TOO_BIG, Task
+from mpkit.pool._engine.ledger import TIMED_OUT, TOO_BIG, Task
 from mpkit.pool._engine.options import PoolOptions
 from mpkit.pool._engine.programs import Programs
 from mpkit.pool._engine.reports import attempt
@@ -31,9 +31,10 @@ _SAMPLE_WITHOUT = 1.0
 _FIRST_SAMPLE = 0.05
 #: With few tasks the shortest limit is looked for this seldom.
 _FEW_LOOKS = 16
-#: How often it is noted which children running workers have, should one of them die; and how many of one
-#: worker (each costs a tenth of a millisecond), of how many of its threads (each a hundredth).
-_LOOK_AT_CHILDREN = 1.0
+#: How often is looked after what need not be seen at once.
+_LOOK_AROUND = 1.0
+#: How many children of one worker are noted, should it die (each costs a tenth of a millisecond), of how many
+#: of its threads (each a hundredth).
 _MOST_CHILDREN = 100
 _MOST_THREADS = 20
 #: How long a worker may take to write its stack before it is stopped all the same.
@@ -55,13 +56,13 @@ class Limits:
         self._dispatcher = dispatcher
         self._collector = collector
         self._programs = programs
-        # When the memory of the workers is read next, and when it is noted which children they have.
-        self._sample_at = self._children_at = time.monotonic() + _FIRST_SAMPLE
+        # When the memory of the workers is read next, and when it is looked around.
+        self._sample_at = self._look_around_at = time.monotonic() + _FIRST_SAMPLE
         # Since the shortest time limit was looked for last.
         self._looks = 0
 
     def look_at_running(self, now: float) -> float:
-        """Stop what is over its limit; when to look again."""
+        """Stop what has been cancelled, or is over its limit; when to look again."""
         dispatcher = self._dispatcher
         if not dispatcher.ledger.live:
             with dispatcher.lock:
@@ -78,11 +79,9 @@ class Limits:
         next_look = min(next_look, self._sample_at)
         with dispatcher.lock:
             lanes = [lane for lane in dispatcher.lanes.values() if lane.sent or lane.set_aside]
-        if sample:
-            self._look_whether_stopped(lanes)
-        if now >= self._children_at:
-            self._children_at = now + _LOOK_AT_CHILDREN
-            self._note_children(lanes)
+        if now >= self._look_around_at:
+            self._look_around_at = now + _LOOK_AROUND
+            self._look_around(lanes)
         for lane in lanes:
             measured = 0
             if sample:
@@ -98,16 +97,16 @@ class Limits:
             with dispatcher.lock:
                 number, started = lane.running_since()
                 task = lane.sent.get(number)
+                reason = "" if task is None else task.ending
                 # Only of the task that ran while it was measured: the next one may be innocent.
                 if is_big and task is not None and number == measured:
                     reason = TOO_BIG
-                elif task is not None and task.timeout is not None:
+                elif task is not None and task.timeout is not None and not reason:
                     due = started / 1e9 + task.timeout
-                    reason = TIMED_OUT if now >= due else ""
-                    if not reason:
+                    if now >= due:
+                        reason = TIMED_OUT
+                    else:
                         next_look = min(next_look, due)
-                else:
-                    reason = ""
             if reason and task is not None:
                 self._stop_task(lane, task, reason)
         return next_look
@@ -127,22 +126,26 @@ class Limits:
                     dispatcher.shortest_timeout = dispatcher.ledger.shortest_timeout()
         return dispatcher.shortest_timeout
 
-    def _look_whether_stopped(self, lanes: list[Lane]) -> None:
+    def _look_around(self, lanes: list[Lane]) -> None:
+        """What may take a second to be seen."""
+        dispatcher = self._dispatcher
         settlements: Settlements = []
         for lane in lanes:
-            with self._dispatcher.lock:
-                if lane.key in self._dispatcher.lanes:
-                    self._dispatcher.look_whether_stopped(lane, settlements)
+            with dispatcher.lock:
+                if lane.key in dispatcher.lanes:
+                    dispatcher.look_whether_stopped(lane, settlements)
+                    dispatcher.look_whether_sane(lane)
         self._collector.settle_surely(settlements)
-
-    def _note_children(self, lanes: list[Lane]) -> None:
-        """Once a worker is dead, nothing tells any more what it has started."""
+        # It sees whether one worker idles while another one has more than it can do: where nobody waits for
+        # outcomes, no worker rings as long as no task is queued.
+        self._collector.wake()
         for lane in lanes:
-            worker = lane.identity
-            if worker is None or not lane.running():
-                lane.children = []
-            else:
-                lane.children = family_tree.children_of(worker, _MOST_CHILDREN, _MOST_THREADS)
+            # Once it is dead, nothing tells any more what it has started.
+            lane.children = (
+                family_tree.children_of(lane.identity, _MOST_CHILDREN, _MOST_THREADS)
+                if lane.identity is not None and lane.running()
+                else []
+            )
 
     def _stop_task(self, lane: Lane, task: Task, reason: str) -> None:
         """Begin to stop a running task."""
@@ -277,10 +280,3 @@ class Limits:
                 families.kill_families(doomed, since=since)
         stop.stage = stage
         stop.due = time.monotonic() + self._options.grace_period
-
-    def cancel_running(self, task: Task) -> None:
-        """Stop a task that was cancelled while it ran."""
-        dispatcher = self._dispatcher
-        lane = dispatcher.lanes.get(task.worker)
-        if lane is not None and lane.stop is None and task.number in lane.sent:
-            self._stop_task(lane, task, CANCELLED)

@@ -6,14 +6,16 @@ import contextlib
 import functools
 import importlib
 import logging
+import weakref
 from collections import deque
 from typing import Any
 
 from mpkit._platform.signals.interrupts import deferred_interrupts
 from mpkit._platform.stdlib import seam
 from mpkit._platform.stdlib.contexts import resolve_context
+from mpkit.pool._engine.reports import call_aside
 
-__all__ = ["Progress"]
+__all__ = ["Bars", "Progress"]
 
 _logger = logging.getLogger("mpkit.pool")
 
@@ -78,6 +80,39 @@ class Progress:
         except BaseException as error:  # noqa: BLE001  see above
             _bar_stopped(error)
             self._bar = None
+
+
+class Bars:
+    """What is shown of the lazy maps of one pool, which anybody may hold until the end of the program: when
+    modules are half gone, tqdm cannot close a bar any more (on Python 3.13.0 it crashes).
+    """
+
+    def __init__(self) -> None:
+        self._shown: set[weakref.ref[Progress]] = set()
+
+    def add(self, progress: Progress) -> None:
+        """Close it with the pool, should nobody have done so before."""
+        if progress.is_shown:
+            # Added, and taken out again with its bar, in one step each: this needs no lock.
+            self._shown.add(weakref.ref(progress, self._shown.discard))
+
+    def close(self, seconds: float) -> None:
+        """Close those that are left, but do not wait longer than this for one that hangs."""
+        bars = [bar for shown in list(self._shown) if (bar := shown()) is not None and bar.is_shown]
+        if not bars:
+            return
+        # The terminal may take nothing, and the lock of all bars be held by a thread which waits for the end
+        # of the pool in a signal's handler.
+        try:
+            call_aside(seconds, _close_each, bars)
+        except RuntimeError:
+            # The system refuses a thread, or the interpreter is ending.
+            _close_each(bars)
+
+
+def _close_each(bars: list[Progress]) -> None:
+    for bar in bars:
+        bar.close()
 
 
 @functools.cache

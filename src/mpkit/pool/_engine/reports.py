@@ -29,6 +29,17 @@ def attempt(call: Callable[[], object]) -> None:
         report()
 
 
+def call_aside(seconds: float, function: Callable[..., object], *arguments: object) -> None:
+    """Call something that may hang in a thread of its own, which is left alone after so many seconds.
+
+    Raises:
+        RuntimeError: there can be no further thread.
+    """
+    thread = threading.Thread(target=function, args=arguments, daemon=True)
+    thread.start()
+    thread.join(seconds)
+
+
 def _report_without_hook(told: threading.ExceptHookArgs) -> None:
     """Write the exception to standard error, and then why the application's hook did not."""
     kind, error, traceback = sys.exc_info()

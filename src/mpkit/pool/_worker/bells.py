@@ -25,7 +25,10 @@ _ANNOUNCE_NS = 1_000_000
 
 
 class Bells:
-    """The two bells of a pool, as one of its workers rings them (see `mpkit.pool._engine.collector`)."""
+    """The two bells of a pool, as one of its workers rings them.
+
+    For whom: see `mpkit.pool._engine.lead` and `mpkit.pool._engine.collector`.
+    """
 
     def __init__(self, channel: Channel, board: Board) -> None:
         self._channel = channel

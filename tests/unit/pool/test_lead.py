@@ -32,7 +32,7 @@ class _Condition(threading.Condition):
 
 
 class _Waiting:
-    """Somebody who waits, as the collector knows it."""
+    """Somebody who waits, as the lead knows it."""
 
     task_id = 0
 
@@ -45,28 +45,28 @@ class _Waiting:
 
 
 def follow_and_leave(
-    collector: Any, wait: Callable[[Callable[[], object]], object] = lambda wait_for: wait_for()
+    lead: Any, wait: Callable[[Callable[[], object]], object] = lambda wait_for: wait_for()
 ) -> tuple[_Waiting, _Waiting]:
     """Wait while another thread leads, which leaves just as the outcome is there: who waits, and who waits
     besides.
     """
     leads, leave = threading.Event(), threading.Event()
 
-    def lead() -> None:
-        with collector._front:
+    def keep_the_lead() -> None:
+        with lead._front:
             leads.set()
             assert leave.wait(PATIENCE)
 
-    leader = threading.Thread(target=lead)
+    leader = threading.Thread(target=keep_the_lead)
     leader.start()
     assert leads.wait(PATIENCE)
     other = _Waiting(lambda: False)
-    collector._followers[other] = other
+    lead._followers[other] = other
 
     def is_settled() -> bool:
         # Asked before it follows, and again just before it would sleep: then the leader leaves, and the
         # outcome is there.
-        if this not in collector._followers.values():
+        if this not in lead._followers.values():
             return not leader.is_alive()
         leave.set()
         leader.join(PATIENCE)
@@ -74,18 +74,18 @@ def follow_and_leave(
 
     this = _Waiting(is_settled)
     try:
-        wait(lambda: collector.wait_for(this, PATIENCE))
+        wait(lambda: lead.wait_for(this, PATIENCE))
     finally:
         leave.set()
         leader.join(PATIENCE)
-        del collector._followers[other]
+        del lead._followers[other]
     return this, other
 
 
 def test_a_follower_who_has_no_use_for_the_lead_hands_it_on() -> None:
     """Else the next one sleeps until its slice is over: the leader has offered the lead to this one."""
     with TaskPool(1, context="fork") as pool:
-        this, other = follow_and_leave(pool._engine.collector)
+        this, other = follow_and_leave(pool._engine.lead)
     assert other.condition.notified
     assert not this.condition.notified
 
@@ -94,14 +94,14 @@ def test_a_follower_who_has_no_use_for_the_lead_hands_it_on() -> None:
 def test_an_interrupt_as_a_follower_leaves_does_not_keep_the_lead() -> None:
     """From then on nobody fetched the results that other threads waited for."""
     with TaskPool(1, context="fork") as pool:
-        front = pool._engine.collector._front
+        front = pool._engine.lead._front
         for step in itertools.count():
             reached: list[bool] = []
 
             def wait(wait_for: Callable[[], object], step: int = step, reached: list[bool] = reached) -> None:
-                reached.append(interrupt_at(step, wait_for, traced=("collector.py",)))
+                reached.append(interrupt_at(step, wait_for, traced=("lead.py",)))
 
-            follow_and_leave(pool._engine.collector, wait)
+            follow_and_leave(pool._engine.lead, wait)
             was_kept = front.is_owned()
             front.unwind()
             assert not was_kept, f"at step {step}"

@@ -1,0 +1,101 @@
+"""A worker is dead: all that follows from it (for its tasks: see `mpkit.pool._engine.losses`)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+from mpkit._platform.processes import identity
+from mpkit._platform.processes.identity import ProcessIdentity
+from mpkit._platform.resources import memory
+from mpkit._platform.signals.names import signal_name
+from mpkit._shm.memory import trail
+from mpkit.errors import MpkitError
+from mpkit.pool._engine.collector import Collector
+from mpkit.pool._engine.crew import Crew, exit_code
+from mpkit.pool._engine.dispatcher import Dispatcher, Settlements
+from mpkit.pool._engine.lane import Lane
+from mpkit.pool._engine.ledger import Death
+from mpkit.pool._engine.losses import settle_loss
+from mpkit.pool._engine.options import PoolOptions
+from mpkit.pool._engine.programs import Programs
+from mpkit.pool._engine.remains import Remains
+from mpkit.pool._engine.stacks import last_words
+from mpkit.pool._protocol.channel import LEAVING, PARCELS, STATE
+
+_logger = logging.getLogger("mpkit.pool")
+
+
+class Deaths:
+    """Buries the workers of one pool. In the supervisor's thread."""
+
+    def __init__(
+        self,
+        options: PoolOptions,
+        dispatcher: Dispatcher,
+        collector: Collector,
+        crew: Crew,
+        programs: Programs,
+        numbers: Iterator[int],
+    ) -> None:
+        self._name = options.name
+        self._dispatcher = dispatcher
+        self._collector = collector
+        self._crew = crew
+        self._programs = programs
+        self._numbers = numbers
+        self.remains: Remains = Remains(programs)
+
+    def bury(self, lane: Lane) -> MpkitError | None:
+        """Settle what a dead worker had, and give back what belonged to it.
+
+        After an exception it is to be called again.
+
+        Returns:
+            Why the pool cannot go on, if this was its last hope.
+        """
+        exitcode = exit_code(lane)
+        words = last_words(lane)
+        self._settle(lane, exitcode, words)
+        told = self._programs.terminate(self._left_by(lane))
+        if lane.identity is not None and (
+            exitcode != 0 or lane.words[STATE] != LEAVING or lane.words[PARCELS]
+        ):
+            # Else it has left in order, and removed what was its own, and has never made a parcel.
+            self.remains.add(lane.identity, trail.notes_in(lane.channel.segment), told)
+            self.remains.look_after()
+        broken = self._crew.note_death_of(lane, exitcode, words)
+        failed = self._crew.initializer_error(lane)
+        self._crew.dispose(lane)
+        return failed or broken
+
+    def _settle(self, lane: Lane, exitcode: int | None, words: str) -> None:
+        """Have its tasks tried again, or end."""
+        died = signal_name(exitcode)
+        likely_oom = died == "SIGKILL" and not lane.doomed and memory.oom_killed_since(lane.oom_kills)
+        death = Death(lane.pid, exitcode, died, words, lane.rss_bytes, likely_oom)
+        dispatcher = self._dispatcher
+        settlements: Settlements = []
+        try:
+            with dispatcher.lock:
+                # Not a second time, should something after this have failed.
+                if lane.key in dispatcher.ledger.sent:
+                    settle_loss(dispatcher, lane, death, self._numbers, settlements)
+                dispatcher.fill()
+        finally:
+            # Also what was found before it failed (no memory); the rest when it is tried again.
+            self._collector.settle_surely(settlements)
+        if lane.is_torn:
+            problem = (
+                "%s: worker %d was killed: something in it has written into the memory that it shares with "
+                "the pool"
+            )
+            self._collector.log(_logger.error, problem, self._name, lane.pid)
+
+    def _left_by(self, lane: Lane) -> list[ProcessIdentity]:
+        """What the task that a worker has died with had started, as far as it has been seen."""
+        known = [] if lane.stop is None else lane.stop.programs
+        since = lane.task_since()
+        if since is not None:
+            known = known + [child for child in lane.children if child.started >= since]
+        return [program for program in known if identity.is_alive(program)]
