@@ -22,7 +22,6 @@ from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._wire.unsendable import Unsendable
 from mpkit.errors import ClosedError, PoolBroken
 from mpkit.pool._engine.options import (
-    DEFAULT_TASK_OPTIONS,
     Pickler,
     PoolOptions,
     TaskOptions,
@@ -376,7 +375,7 @@ class TaskPool(PoolView):
         forward_logs: bool = True,
     ) -> None:
         self._start(
-            PoolOptions.checked(
+            PoolOptions(
                 processes,
                 initializer,
                 initargs,
@@ -405,11 +404,8 @@ class TaskPool(PoolView):
         start_server(options.context)
         from mpkit.pool._engine.engine import Engine  # noqa: PLC0415  see the top of this file
 
-        task_options = (
-            DEFAULT_TASK_OPTIONS if options.pickler == "pickle" else TaskOptions(pickler=options.pickler)
-        )
         with deferred_interrupts() as interrupts:
-            super().__init__(Engine(options), task_options, None)
+            super().__init__(Engine(options), TaskOptions(pickler=options.pickler), None)
             self._executor_tasks: ExecutorTasks | None = None
             self._finalizer = weakref.finalize(self, _dropped, self._engine, repr(self))
             # The pool's own exit hook comes first.
@@ -450,7 +446,7 @@ class TaskPool(PoolView):
         """
         if pickler is None:
             pickler = self._engine.options.pickler
-        return PoolView(self._engine, TaskOptions.checked(timeout, retries, pickler), self)
+        return PoolView(self._engine, TaskOptions(timeout, retries, pickler), self)
 
     @property
     def executor(self) -> Executor:

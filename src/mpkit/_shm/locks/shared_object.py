@@ -33,7 +33,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import ClassVar, TypeVar
 
 from mpkit._platform import identity, seam, use_marks
 from mpkit._platform.deadlines import has_passed, remaining
@@ -74,8 +74,8 @@ def while_nobody_opens(name: str, look: Callable[[SharedObject | None], T]) -> T
     return _opening.run(lambda: look(_open_objects.get(name)))
 
 
-class Form(NamedTuple):
-    """What the file of one kind of object looks like."""
+class Form:
+    """What the file of one kind of object looks like; each kind has a class of its own."""
 
     kind: str
     """A word for the file's name."""
@@ -131,7 +131,7 @@ class SharedObject:
         "words",
     )
 
-    form: ClassVar[Form]
+    form: ClassVar[type[Form]]
 
     def __init__(self, segment: Segment, semaphores: list[Semaphore]) -> None:
         form = self.form
