@@ -13,7 +13,7 @@ import threading
 from collections.abc import Sequence
 from multiprocessing import util
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 from mpkit._platform.child_process import starting_by
 from mpkit._platform.forks import in_forked_children
@@ -22,6 +22,10 @@ from mpkit._platform.interrupts import deferred_interrupts
 from mpkit._platform.tracker_process import start_tracker
 
 __all__ = ["start_fork_server"]
+
+#: What every child comes to import by itself: for the descriptors that it gets, and for the main module. (The
+#: first use of the compiler, for the text of that, makes the classes of all syntax trees: a millisecond.)
+_FOR_EVERY_CHILD: Final = ("multiprocessing.popen_forkserver", "pkgutil", "_ast")
 
 _starting_server = InterruptibleLock()
 
@@ -97,7 +101,7 @@ def _ensure_running(server: Any, modules: Sequence[str]) -> None:  # noqa: ANN40
             start_tracker()
             if server._forkserver_pid is None and polite and _is_found_by_every_interpreter():
                 server._preload_modules = with_ours
-                with_ours.append("mpkit._platform.server_clients")
+                with_ours += ("mpkit._platform.server_clients", *_FOR_EVERY_CHILD)
                 if not is_blocked:
                     with_ours.append("mpkit._platform.server_mask")
                     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
