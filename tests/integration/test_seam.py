@@ -101,14 +101,15 @@ def test_children_find_in_the_fork_server_what_each_of_them_needs(tmp_path: Path
     """Each process imported what it consists of, for 20 ms, and all of them what multiprocessing needs."""
     (tmp_path / "noting.py").write_text(
         "import sys\n"
-        "BEFORE = ['mpkit.process.worker', 'multiprocessing.popen_forkserver', 'pkgutil', '_ast']\n"
-        "BEFORE = [name for name in BEFORE if name not in sys.modules]\n"
+        "NEEDED = 'mpkit.process.worker', 'mpkit.queue'\n"
+        "NEEDED += 'multiprocessing.popen_forkserver', 'pkgutil', '_ast'\n"
+        "MISSING = [name for name in NEEDED if name not in sys.modules]\n"
     )
     script = tmp_path / "program.py"
     script.write_text(
         "import noting\n"
-        "from mpkit import WorkerProcess\n"
-        "def missing(): return noting.BEFORE\n"
+        "from mpkit import BoundedQueue, WorkerProcess\n"
+        "def missing(): return noting.MISSING\n"
         "if __name__ == '__main__':\n"
         "    import multiprocessing\n"
         "    multiprocessing.set_forkserver_preload([])\n"  # else newer versions import the main module first

@@ -229,9 +229,8 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
     def _mpkit_start_or_fail(self, handle: Handle, interrupts: deferred_interrupts) -> None:
         ties = handle.prepare()
         if self._start_method == "forkserver":
-            # Started by multiprocessing, it would die of a Ctrl-C that comes early. It imports this module
-            # for all its children, each of which would take longer for that than for all the rest.
-            seam.start_fork_server((__name__,))
+            # Started by multiprocessing, it would die of an early Ctrl-C, and import nothing of ours.
+            seam.start_fork_server(())
         interrupts.hand_on()
         ties.shares_tracker = os.name == "posix" and (
             self._start_method != "fork" or seam.tracker_is_running()
