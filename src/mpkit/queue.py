@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pickle import PickleBuffer
-from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from mpkit._platform.hints import Self
 from mpkit._platform.threads.deadlines import check_timeout, deadline_of
@@ -39,12 +39,8 @@ _encode = Encoder(_INLINE_BYTES).encode
 _Encoded = tuple[bytes, list[PickleBuffer]]
 
 
-class _Chunk(NamedTuple):
-    """Some of the items of a `put_many`: as a pack, or as they go one by one."""
-
-    number: int
-    packed: bytes | None
-    encoded: list[_Encoded]
+#: Some of the items of a `put_many`, how many: as a pack, or as they go one by one.
+_Chunk = tuple[int, bytes | None, list[_Encoded]]
 
 
 class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
@@ -250,7 +246,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
             fits = not file.max_bytes and (not file.maxsize or len(chunk) <= file.maxsize)
             packed = pack(chunk) if fits else None
             encoded = [] if packed is not None else [_encode(item) for item in chunk]
-            chunks.append(_Chunk(len(chunk), packed, encoded))
+            chunks.append((len(chunk), packed, encoded))
         for _, _, encoded in chunks if file.max_bytes else ():
             for head, buffers in encoded:
                 self._check_size(len(head) + sum(buffer.raw().nbytes for buffer in buffers))

@@ -97,6 +97,29 @@ print(forkserver._forkserver._preload_modules)
     assert in_a_fork_server(tmp_path, body) == ["['wave']", "['wave', 'mpkit.pool._worker.worker'] []"]
 
 
+def test_children_find_in_the_fork_server_what_each_of_them_needs(tmp_path: Path) -> None:
+    """Each process imported what it consists of, for 20 ms, and all of them what multiprocessing needs."""
+    (tmp_path / "noting.py").write_text(
+        "import sys\n"
+        "NEEDED = 'mpkit.process.worker', 'mpkit.queue'\n"
+        "NEEDED += 'multiprocessing.popen_forkserver', 'pkgutil', '_ast'\n"
+        "MISSING = [name for name in NEEDED if name not in sys.modules]\n"
+    )
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import noting\n"
+        "from mpkit import BoundedQueue, WorkerProcess\n"
+        "def missing(): return noting.MISSING\n"
+        "if __name__ == '__main__':\n"
+        "    import multiprocessing\n"
+        "    multiprocessing.set_forkserver_preload([])\n"  # else newer versions import the main module first
+        "    with WorkerProcess(target=missing, start_method='forkserver') as process:\n"
+        "        print(process.result())\n"
+    )
+    path = os.pathsep.join([str(ROOT / "src"), str(tmp_path)])
+    assert run_python(script, env={"PYTHONPATH": path}).stdout == "[]\n"
+
+
 def test_what_the_application_has_the_server_import_does_not_fail_silently(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("raise ValueError")
     body = """

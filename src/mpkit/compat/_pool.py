@@ -236,10 +236,11 @@ class Pool(stdlib.Pool):
         # Asked of whatever was given, as there: a name instead of a context is an AttributeError.
         method = default_start_method() if context is None else context.get_start_method()
         # Programs have set up the logging of their workers themselves, mostly in the initializer.
-        options = PoolOptions.checked(
+        options = PoolOptions(
             not_bool(processes), initializer, initargs, not_bool(maxtasksperchild), method, forward_logs=False
         )
-        self._task_pool = TaskPool._of(options._replace(worker_names=worker_names(method, "PoolWorker")))
+        options.worker_names = worker_names(method, "PoolWorker")
+        self._task_pool = TaskPool._of(options)
         # The standard library runs what was given to imap to its end even if nobody takes the results.
         self._iterators: set[SharedResults[Any]] = set()
         #: With so many, those of them that nobody needs any more are looked for.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections import defaultdict
 from typing import TYPE_CHECKING, NamedTuple
@@ -43,7 +44,7 @@ def creator(name: str) -> ProcessIdentity | None:
     """Which process created a file of this name (without its folder); None for a name that mpkit does not
     give.
     """
-    found = SEGMENT_NAME.fullmatch(name) or SEMAPHORE_FILE.fullmatch(name)
+    found = re.fullmatch(SEGMENT_NAME, name) or re.fullmatch(SEMAPHORE_FILE, name)
     return ProcessIdentity(int(found["pid"]), int(found["started"])) if found else None
 
 

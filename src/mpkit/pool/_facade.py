@@ -22,7 +22,6 @@ from mpkit._platform.threads.greenlets import patched_by
 from mpkit._wire.unsendable import Unsendable
 from mpkit.errors import ClosedError, PoolBroken
 from mpkit.pool._engine.options import (
-    DEFAULT_TASK_OPTIONS,
     Pickler,
     PoolOptions,
     TaskOptions,
@@ -376,7 +375,7 @@ class TaskPool(PoolView):
         forward_logs: bool = True,
     ) -> None:
         self._start(
-            PoolOptions.checked(
+            PoolOptions(
                 processes,
                 initializer,
                 initargs,
@@ -405,14 +404,11 @@ class TaskPool(PoolView):
         start_server(options.context)
         from mpkit.pool._engine.engine import Engine  # noqa: PLC0415  see the top of this file
 
-        task_options = (
-            DEFAULT_TASK_OPTIONS if options.pickler == "pickle" else TaskOptions(pickler=options.pickler)
-        )
         engine: Engine | None = None
         with deferred_interrupts() as interrupts:
             try:
                 engine = Engine(options)
-                super().__init__(engine, task_options, None)
+                super().__init__(engine, TaskOptions(pickler=options.pickler), None)
                 self._executor_tasks: ExecutorTasks | None = None
                 self._finalizer = weakref.finalize(self, _dropped, engine, repr(self))
                 # The pool's own exit hook comes first.
@@ -453,7 +449,7 @@ class TaskPool(PoolView):
         """
         if pickler is None:
             pickler = self._engine.options.pickler
-        return PoolView(self._engine, TaskOptions.checked(timeout, retries, pickler), self)
+        return PoolView(self._engine, TaskOptions(timeout, retries, pickler), self)
 
     @property
     def executor(self) -> Executor:

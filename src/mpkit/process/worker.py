@@ -222,7 +222,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
     def _mpkit_start_or_fail(self, handle: Handle, interrupts: deferred_interrupts) -> None:
         ties = handle.prepare()
         if self._start_method == "forkserver":
-            # Started by multiprocessing, it would die of a Ctrl-C that comes early.
+            # Started by multiprocessing, it would die of an early Ctrl-C, and import nothing of ours.
             seam.start_fork_server(())
         interrupts.hand_on()
         ties.shares_tracker = os.name == "posix" and (

@@ -97,7 +97,7 @@ def test_no_room_anywhere_is_a_clear_error_and_leaves_nothing(monkeypatch: pytes
     with pytest.raises(SharedMemoryExhausted, match="--shm-size"):
         Blob.create([(0, b"x")], 1, kind="test")
     monkeypatch.undo()
-    assert tried == segment_module._directories()
+    assert tried == list(segment_module._directories())
     assert not set(names.owned_names()).difference(owned)  # names of earlier tests may go meanwhile
     assert len(os.listdir("/proc/self/fd")) == files
 
@@ -111,7 +111,7 @@ def test_where_shared_memory_is_full_in_the_middle_the_temporary_directory_serve
     def full_after_one(fd: int, at: int, piece: bytes) -> None:
         nonlocal written
         written += 1
-        if written == 2 and len(segment_module._directories()) > 1:
+        if written == 2 and len(list(segment_module._directories())) > 1:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(fd, at, piece)
 

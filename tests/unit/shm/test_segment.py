@@ -135,7 +135,7 @@ def test_no_room_anywhere_is_a_clear_error_and_leaves_nothing(monkeypatch: pytes
         Segment.create(PAGE, kind="test")
     assert isinstance(caught.value, OSError)
     assert caught.value.errno == errno.ENOSPC
-    assert tried == segment_module._directories()
+    assert tried == list(segment_module._directories())
     assert not set(names.owned_names()).difference(owned)  # names of earlier tests may go meanwhile
     assert len(os.listdir("/proc/self/fd")) == files
 
@@ -162,7 +162,7 @@ def test_where_shared_memory_is_full_the_temporary_directory_serves(
 
     def refuse_first(fd: int, offset: int, size: int) -> None:
         calls.append(fd)
-        if len(calls) == 1 and len(segment_module._directories()) > 1:
+        if len(calls) == 1 and len(list(segment_module._directories())) > 1:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(fd, offset, size)
 

@@ -27,12 +27,11 @@ def is_lack_of_means(error: OSError) -> bool:
     return error.errno in _NO_MEANS
 
 
-class ProcessIdentity(NamedTuple):
-    """A process, for good: the pid together with the moment at which it started."""
+ProcessIdentity = NamedTuple("ProcessIdentity", [("pid", int), ("started", int)])
+"""A process, for good: the pid together with the moment at which it started.
 
-    pid: int
-    started: int
-    """In clock ticks since boot on Linux, else in microseconds since the epoch."""
+That is told in clock ticks since boot on Linux, else in microseconds since the epoch.
+"""
 
 
 if sys.platform == "linux":

@@ -16,13 +16,13 @@ from types import FrameType
 from typing import Final, cast
 
 from mpkit._platform.hints import Self
-from mpkit._platform.signals.signal_handlers import get_signal_handler, set_signal_handler
+from mpkit._platform.signals.signal_handlers import get_signal_handler, set_signal_handler, valid_signals
 
 __all__ = ["deferred_handlers", "end_deferral_of_handlers"]
 
 _Handler = Callable[[int, FrameType | None], object]
 
-_SIGNALS: Final = tuple(sorted(int(signum) for signum in signal.valid_signals() - {signal.SIGINT}))
+_SIGNALS: Final = tuple(sorted(valid_signals() - {int(signal.SIGINT)}))
 
 
 class deferred_handlers:  # noqa: N801  a context manager, named as a function is

@@ -1,4 +1,4 @@
-"""The handlers of signals, as C functions.
+"""The handlers of signals, and which signals there are, as C functions.
 
 Part of the seam (`mpkit._platform.stdlib.seam`): ``_signal`` is private. The functions of `signal` turn its
 numbers into enumerations, which costs ten times as much as the system call (11 us to keep interrupts from one
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 else:
     import _signal
 
-__all__ = ["get_signal_handler", "set_signal_handler"]
+__all__ = ["get_signal_handler", "set_signal_handler", "valid_signals"]
 
 get_signal_handler: Callable[[int], object] = _signal.getsignal
 set_signal_handler: Callable[[int, object], object] = cast("Any", _signal.signal)
+valid_signals: Callable[[], set[int]] = cast("Any", _signal.valid_signals)

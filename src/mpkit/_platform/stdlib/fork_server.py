@@ -13,7 +13,7 @@ import threading
 from collections.abc import Sequence
 from multiprocessing import util
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 from mpkit._platform.signals.interrupts import deferred_interrupts
 from mpkit._platform.stdlib.preparation import starting_by
@@ -22,6 +22,13 @@ from mpkit._platform.threads.forks import in_forked_children
 from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 
 __all__ = ["start_fork_server"]
+
+#: What a program may take from mpkit. If it has by now, most likely its main module has, which its children
+#: import.
+_TAKEN: Final = ("mpkit.pool._facade", "mpkit.process.worker", "mpkit.queue", "mpkit.sync", "mpkit.compat")
+#: What every child comes to import by itself: for the descriptors that it gets, and for the main module. (The
+#: first use of the compiler, for the text of that, makes the classes of all syntax trees: a millisecond.)
+_FOR_EVERY_CHILD: Final = ("multiprocessing.popen_forkserver", "pkgutil", "_ast")
 
 _starting_server = InterruptibleLock()
 
@@ -58,7 +65,8 @@ def start_fork_server(modules: Sequence[str]) -> None:
     `mpkit._platform.stdlib.server_mask` and `mpkit._platform.stdlib.server_clients`.
 
     Args:
-        modules: What its children need; a child then starts without importing anything.
+        modules: What its children need, besides what the program has taken from mpkit by now; a child then
+            starts without importing anything.
 
     Raises:
         OSError: The system refuses a process or descriptors.
@@ -97,7 +105,8 @@ def _ensure_running(server: Any, modules: Sequence[str]) -> None:  # noqa: ANN40
             start_tracker()
             if server._forkserver_pid is None and polite and _is_found_by_every_interpreter():
                 server._preload_modules = with_ours
-                with_ours.append("mpkit._platform.stdlib.server_clients")
+                with_ours += ("mpkit._platform.stdlib.server_clients", *_FOR_EVERY_CHILD)
+                with_ours += (name for name in _TAKEN if name in sys.modules)
                 if not is_blocked:
                     with_ours.append("mpkit._platform.stdlib.server_mask")
                     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

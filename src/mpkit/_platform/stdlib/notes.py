@@ -28,7 +28,7 @@ SIZE: Final = _RECORD * _RECORDS
 Write: TypeAlias = "Callable[[int, bytes], object]"
 
 # Strict: a record may be half written. The name starts with a slash.
-_NOTED: Final = re.compile(rb"(semaphore|shared_memory):(/[a-z0-9-]+)\0*")
+_NOTED: Final = rb"(semaphore|shared_memory):(/[a-z0-9-]+)\0*"
 
 _write: Write | None = None
 _numbers = itertools.count()
@@ -58,7 +58,7 @@ def note(name: str, rtype: TrackedType) -> None:
 def read(notes: bytes) -> Iterator[tuple[str, TrackedType]]:
     """The names in those `SIZE` bytes (or none)."""
     for at in range(0, len(notes), _RECORD):
-        found = _NOTED.fullmatch(notes, at, at + _RECORD)
+        found = re.fullmatch(_NOTED, notes[at : at + _RECORD])
         if found is not None:
             yield found[2].decode(), cast("TrackedType", found[1].decode())
 

@@ -28,22 +28,26 @@ _REENTERED = (
 )
 
 
+class _CounterForm(Form):
+    """What the file of a counter looks like."""
+
+    kind = "counter"
+    magic = MAGIC_BASE | 0x43
+    file_bytes = (_ROWS_AT + _ROW_SLOTS * ROW_WORDS) * 8
+    reserved_bytes = _ROWS_AT * 8
+    rows_at = _ROWS_AT
+    rows_capacity = _ROW_SLOTS
+    semaphores = ((1, 1), (0, MAX_VALUE))
+    locks = 1
+    noun = "counter"
+
+
 class CounterFile(SharedObject):
     """One counter as this process has it open."""
 
     __slots__ = ("_quiet", "_sleepers", "_waker", "lock", "signed")
 
-    form: ClassVar[Form] = Form(
-        kind="counter",
-        magic=MAGIC_BASE | 0x43,
-        file_bytes=(_ROWS_AT + _ROW_SLOTS * ROW_WORDS) * 8,
-        reserved_bytes=_ROWS_AT * 8,
-        rows_at=_ROWS_AT,
-        rows_capacity=_ROW_SLOTS,
-        semaphores=((1, 1), (0, MAX_VALUE)),
-        locks=1,
-        noun="counter",
-    )
+    form: ClassVar[type[Form]] = _CounterForm
 
     def __init__(self, segment: Segment, semaphores: list[Semaphore]) -> None:
         super().__init__(segment, semaphores)

@@ -55,6 +55,20 @@ class _GivenBack(list[int]):
         self._rows.leave(place)
 
 
+class _LockForm(Form):
+    """What the file of a lock looks like."""
+
+    kind = "lock"
+    magic = MAGIC_BASE | 0x4C
+    file_bytes = (_ROWS_AT + _ROW_SLOTS * ROW_WORDS) * 8
+    reserved_bytes = _ROWS_AT * 8
+    rows_at = _ROWS_AT
+    rows_capacity = _ROW_SLOTS
+    semaphores = ((1, 1),)
+    locks = 0
+    noun = "lock"
+
+
 class LockFile(SharedObject):
     """One lock as this process has it open."""
 
@@ -72,17 +86,7 @@ class LockFile(SharedObject):
         "permit_release",
     )
 
-    form: ClassVar[Form] = Form(
-        kind="lock",
-        magic=MAGIC_BASE | 0x4C,
-        file_bytes=(_ROWS_AT + _ROW_SLOTS * ROW_WORDS) * 8,
-        reserved_bytes=_ROWS_AT * 8,
-        rows_at=_ROWS_AT,
-        rows_capacity=_ROW_SLOTS,
-        semaphores=((1, 1),),
-        locks=0,
-        noun="lock",
-    )
+    form: ClassVar[type[Form]] = _LockForm
 
     def __init__(self, segment: Segment, semaphores: list[Semaphore]) -> None:
         super().__init__(segment, semaphores)

@@ -109,9 +109,9 @@ def _left_by(process: ProcessIdentity) -> Iterator[tuple[str, NameType, str]]:
                 path = os.path.join(directory, entry)
                 if not _is_file_of_ours(path):
                     continue
-                if SEGMENT_NAME.fullmatch(entry):
+                if re.fullmatch(SEGMENT_NAME, entry):
                     yield path, "segment", entry
-                elif SEMAPHORE_FILE.fullmatch(entry):
+                elif re.fullmatch(SEMAPHORE_FILE, entry):
                     yield _semaphore(entry)
 
 
@@ -128,9 +128,9 @@ def _noted(notes: bytes) -> Iterator[tuple[str, NameType, str]]:
     """The same of what it has noted; these may be there or not."""
     for name, rtype in read_notes(notes):
         base = name[1:]
-        if rtype == "shared_memory" and SEGMENT_NAME.fullmatch(base):
+        if rtype == "shared_memory" and re.fullmatch(SEGMENT_NAME, base):
             yield f"{SHM_DIRECTORY}/{base}", "segment", base
-        elif rtype == "semaphore" and SEMAPHORE_FILE.fullmatch(f"sem.{base}"):
+        elif rtype == "semaphore" and re.fullmatch(SEMAPHORE_FILE, f"sem.{base}"):
             yield _semaphore(f"sem.{base}")
 
 

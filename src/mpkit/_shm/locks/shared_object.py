@@ -33,7 +33,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import ClassVar, TypeVar
 
 from mpkit._platform.files import use_marks
 from mpkit._platform.hints import Self
@@ -76,8 +76,8 @@ def while_nobody_opens(name: str, look: Callable[[SharedObject | None], T]) -> T
     return _opening.run(lambda: look(_open_objects.get(name)))
 
 
-class Form(NamedTuple):
-    """What the file of one kind of object looks like."""
+class Form:
+    """What the file of one kind of object looks like; each kind has a class of its own."""
 
     kind: str
     """A word for the file's name."""
@@ -133,7 +133,7 @@ class SharedObject:
         "words",
     )
 
-    form: ClassVar[Form]
+    form: ClassVar[type[Form]]
 
     def __init__(self, segment: Segment, semaphores: list[Semaphore]) -> None:
         form = self.form

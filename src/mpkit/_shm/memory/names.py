@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import sys
 import time
 import weakref
@@ -37,13 +36,12 @@ SHM_DIRECTORY = "/dev/shm"  # noqa: S108  files there are created exclusively an
 #: What the names of all files begin with.
 PREFIX = "mpkit-"
 
-#: The file of a segment. Strict, because what matches may be removed, and anybody may give a name. The kind
-#: is what `new_name` was told; pid and start time are those of the creator.
-SEGMENT_NAME: Final = re.compile(
-    rf"{PREFIX}(?P<kind>[a-z]+)-(?P<pid>\d{{1,9}})-(?P<started>\d{{1,20}})-[0-9a-f]{{16}}"
-)
+#: The file of a segment, as a pattern for `re.fullmatch`: most processes never ask, and to compile it takes
+#: longer than to load this module. Strict, because what matches may be removed, and anybody may give a name.
+#: The kind is what `new_name` was told; pid and start time are those of the creator.
+SEGMENT_NAME: Final = rf"{PREFIX}(?P<kind>[a-z]+)-(?P<pid>\d{{1,9}})-(?P<started>\d{{1,20}})-[0-9a-f]{{16}}"
 #: The file that Linux shows for a semaphore (with musl as its C library, without the beginning).
-SEMAPHORE_FILE: Final = re.compile(rf"(?:sem\.)?{SEGMENT_NAME.pattern}-\d+")
+SEMAPHORE_FILE: Final = rf"(?:sem\.)?{SEGMENT_NAME}-\d+"
 
 #: For how long a fall-back file that has been handed over is left alone, whoever is alive: it is named after
 #: the process that made it, and the one it belongs to now may not have opened it yet.

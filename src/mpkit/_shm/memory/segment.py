@@ -14,7 +14,7 @@ import mmap
 import os
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn, TypeVar
 
 from mpkit._platform.files import use_marks
@@ -307,7 +307,7 @@ def exhausted(error: OSError, size: int, only: str | None = None) -> SharedMemor
         only: The one directory where it can be: that of a file that was to grow, or of semaphores.
     """
     available: int | None = None
-    places = _directories() if only is None else [only]
+    places = list(_directories()) if only is None else [only]
     if error.errno in (errno.EMFILE, errno.ENFILE):
         remedy = "too many open files: raise RLIMIT_NOFILE (ulimit -n) or close what is not needed"
     elif error.errno == errno.ENOMEM:
@@ -348,7 +348,9 @@ def round_up(value: int, unit: int) -> int:
     return -(-value // unit) * unit
 
 
-def _directories() -> list[str]:
+def _directories() -> Iterator[str]:
     # tmpfs first: its pages never travel to a disk.
-    fall_back = names.temporary_directory()
-    return [SHM_DIRECTORY, fall_back] if os.path.isdir(SHM_DIRECTORY) else [fall_back]
+    if os.path.isdir(SHM_DIRECTORY):
+        yield SHM_DIRECTORY
+    # Only where that has no room: what its real name is costs a look at each directory above it.
+    yield names.temporary_directory()

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 import sys
 import time
@@ -71,7 +72,7 @@ def remove_abandoned(directory: str) -> list[str]:
 
 
 def _looks_abandoned(entry: os.DirEntry[str]) -> bool:
-    named = SEGMENT_NAME.fullmatch(entry.name)
+    named = re.fullmatch(SEGMENT_NAME, entry.name)
     if named is None:
         return False
     status = entry.stat(follow_symlinks=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-from typing import NamedTuple
 
 from mpkit._platform.threads.fences import full_fence as _fence
 from mpkit._shm.queues import layout
@@ -22,17 +21,20 @@ from mpkit._shm.queues.regions import Regions
 from mpkit._shm.queues.ring import COUNT_MASK, INDEX_BITS, INDEX_MASK, WRAP
 
 
-class RingView(NamedTuple):
+class RingView:
     """One generation's ring as this process sees it; `RING_TAIL`, `RING_HEAD` and `RING_RECORDS` index
     `words`.
     """
 
-    words: memoryview[int]
-    mm: mmap.mmap
-    base: int
-    """Offset in `mm` of the first record's length word."""
-    capacity: int
-    """Words for records."""
+    __slots__ = ("base", "capacity", "mm", "words")
+
+    def __init__(self, words: memoryview[int], mm: mmap.mmap, base: int, capacity: int) -> None:
+        self.words: memoryview[int] = words
+        self.mm: mmap.mmap = mm
+        #: Offset in `mm` of the first record's length word.
+        self.base: int = base
+        #: Words for records.
+        self.capacity: int = capacity
 
     def used(self) -> int:
         """Bytes of the records between head and tail, with their length words and padding."""

@@ -33,16 +33,14 @@ from mpkit._shm.queues.ring import INDEX_MASK, ONE
 from mpkit._wire import frame
 from mpkit.errors import ClosedError, QueueShutDown, SharedMemoryExhausted
 
+WrittenItem = NamedTuple(
+    "WrittenItem", [("record", bytes), ("flag", int), ("region", int), ("writing", Writing | None)]
+)
+"""A big item that lies in its region and has not been put yet.
 
-class WrittenItem(NamedTuple):
-    """A big item that lies in its region and has not been put yet."""
-
-    record: bytes
-    flag: int
-    """`BIG`: the record describes the region; `PACKED`: it holds everything, because there was no region."""
-    region: int
-    writing: Writing | None
-    """What keeps the region from being taken for one that was given up."""
+The flag is `BIG` if the record describes the region; `PACKED` if it holds everything, because there was no
+region. The last one is what keeps the region from being taken for one that was given up.
+"""
 
 
 class PutSide:

@@ -26,6 +26,20 @@ _TICKETS = (
 _PUT, _GET, _ITEMS, _ROOM, _DONE = range(5)
 
 
+class _QueueForm(Form):
+    """What the file of a queue looks like."""
+
+    kind = "queue"
+    magic = layout.MAGIC_VALUE
+    file_bytes = layout.FILE_BYTES
+    reserved_bytes = layout.RESERVED_BYTES
+    rows_at = layout.ROWS
+    rows_capacity = layout.ROW_SLOTS
+    semaphores = ((1, 1), (1, 1), (0, MAX_VALUE), (0, MAX_VALUE), (0, MAX_VALUE))
+    locks = 2
+    noun = "queue"
+
+
 class QueueFile(SharedObject):
     """One queue as this process has it open."""
 
@@ -43,17 +57,7 @@ class QueueFile(SharedObject):
         "room",
     )
 
-    form: ClassVar[Form] = Form(
-        kind="queue",
-        magic=layout.MAGIC_VALUE,
-        file_bytes=layout.FILE_BYTES,
-        reserved_bytes=layout.RESERVED_BYTES,
-        rows_at=layout.ROWS,
-        rows_capacity=layout.ROW_SLOTS,
-        semaphores=((1, 1), (1, 1), (0, MAX_VALUE), (0, MAX_VALUE), (0, MAX_VALUE)),
-        locks=2,
-        noun="queue",
-    )
+    form: ClassVar[type[Form]] = _QueueForm
 
     def __init__(self, segment: Segment, semaphores: list[Semaphore]) -> None:
         super().__init__(segment, semaphores)

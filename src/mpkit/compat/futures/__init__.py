@@ -133,11 +133,10 @@ class ProcessPoolExecutor(concurrent.futures.process.ProcessPoolExecutor):
                     "supply a different mp_context."
                 )
         # Programs have set up the logging of their workers themselves, mostly in the initializer.
-        options = PoolOptions.checked(
+        self._options = options = PoolOptions(
             max_workers, initializer, initargs, max_tasks_per_child, context, forward_logs=False
         )
-        names = worker_names(options.context.get_start_method(), "Process")
-        self._options = options._replace(worker_names=names)
+        options.worker_names = worker_names(options.context.get_start_method(), "Process")
         # Not public either, but programs start processes of their own in the same way.
         self._mp_context = self._options.context if mp_context is None else mp_context
         #: There are none before the first task.

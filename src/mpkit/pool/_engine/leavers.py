@@ -114,9 +114,12 @@ class Leavers:
             elif now >= lane.leave_by:
                 lane.kill()
                 lane.leave_by = NEVER
-        # While they end, which takes longer: they have open what they need, and nobody comes after them.
+        # While they end, which takes longer: they have open what they need, and nobody comes after them. (The
+        # files of the workers stay: by them those are found whose pool dies meanwhile.)
         if has_told:
             self._board.discard()
+            for lane in self._lanes():
+                lane.channel.discard_semaphores()
         return self._next_leave()
 
     def end_all(self, now: float) -> float:

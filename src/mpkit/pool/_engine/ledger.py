@@ -44,15 +44,18 @@ POOL_BROKEN = "broken"
 _MOST_ENDED = 64
 
 
-class Death(NamedTuple):
-    """How a worker ended while it ran a task."""
-
-    pid: int
-    exitcode: int | None
-    signal: str | None
-    stack: str
-    rss_bytes: int | None
-    likely_oom: bool
+Death = NamedTuple(
+    "Death",
+    [
+        ("pid", int),
+        ("exitcode", int | None),
+        ("signal", str | None),
+        ("stack", str),
+        ("rss_bytes", int | None),
+        ("likely_oom", bool),
+    ],
+)
+"""How a worker ended while it ran a task."""
 
 
 class Sink(Protocol):

@@ -4,70 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from multiprocessing.context import BaseContext
-from typing import Any, NamedTuple
+from typing import Any
 
 from mpkit._platform.stdlib.contexts import resolve_context
 from mpkit._platform.threads.deadlines import check_seconds, check_timeout
 from mpkit._wire import codec
 from mpkit._wire.codec import Pickler
 
-__all__ = ["DEFAULT_TASK_OPTIONS", "Pickler", "PoolOptions", "TaskOptions"]
+__all__ = ["Pickler", "PoolOptions", "TaskOptions"]
 
 
-class TaskOptions(NamedTuple):
+class TaskOptions:
     """What holds for the tasks of one view of a pool.
 
-    Attributes:
+    Args:
         timeout: seconds that a task may run, or None.
         retries: how often it is sent again after its worker died.
         pickler: how function, arguments and outcome are pickled.
+
+    Raises:
+        TypeError: something has the wrong type.
+        ValueError: something is out of range.
     """
 
-    timeout: float | None = None
-    retries: int = 0
-    pickler: Pickler = "pickle"
+    __slots__ = ("pickler", "retries", "timeout")
 
-    @staticmethod
-    def checked(timeout: float | None, retries: int, pickler: Pickler) -> TaskOptions:
-        """Options from what a caller gave.
-
-        Raises:
-            TypeError: something has the wrong type.
-            ValueError: something is out of range.
-        """
-        timeout = check_timeout(timeout)
-        if timeout == 0:
+    def __init__(self, timeout: float | None = None, retries: int = 0, pickler: Pickler = "pickle") -> None:
+        self.timeout: float | None = check_timeout(timeout)
+        if self.timeout == 0:
             raise ValueError(
                 "timeout must be more than 0 seconds (a task takes some time), or None for no limit; got 0"
             )
-        return TaskOptions(timeout, check_count(retries, "retries", least=0), codec.check_pickler(pickler))
+        self.retries: int = check_count(retries, "retries", least=0)
+        self.pickler: Pickler = codec.check_pickler(pickler)
 
 
-DEFAULT_TASK_OPTIONS = TaskOptions()
-
-
-class PoolOptions(NamedTuple):
+class PoolOptions:
     """How a pool is made; see `TaskPool` for the meaning.
 
-    `worker_names` is for `mpkit.compat`: what the names of the workers begin with that are numbered among all
-    children of the program. None: they have the name of the pool, and are numbered in it.
+    Raises:
+        TypeError: something has the wrong type.
+        ValueError: something is out of range.
     """
 
-    processes: int
-    initializer: Callable[..., object] | None
-    initargs: tuple[Any, ...]
-    maxtasksperchild: int | None
-    context: BaseContext
-    max_memory_bytes: int | None
-    grace_period: float
-    max_pending: int | None
-    pickler: Pickler
-    name: str
-    forward_logs: bool
-    worker_names: str | None = None
-
-    @staticmethod
-    def checked(
+    def __init__(
+        self,
         processes: int | None,
         initializer: Callable[..., object] | None,
         initargs: Iterable[Any],
@@ -79,13 +60,7 @@ class PoolOptions(NamedTuple):
         pickler: Pickler = "pickle",
         name: str | None = None,
         forward_logs: bool = True,
-    ) -> PoolOptions:
-        """Options from what a caller gave.
-
-        Raises:
-            TypeError: something has the wrong type.
-            ValueError: something is out of range.
-        """
+    ) -> None:
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be callable or None; got {initializer!r}")
         if isinstance(initargs, str | bytes) or not isinstance(initargs, Iterable):
@@ -95,29 +70,30 @@ class PoolOptions(NamedTuple):
             )
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name must be a string or None; got {name!r}")
-        return PoolOptions(
-            processes=_usable_cpus() if processes is None else check_count(processes, "processes"),
-            initializer=initializer,
-            initargs=tuple(initargs),
-            maxtasksperchild=None
-            if maxtasksperchild is None
-            else check_count(maxtasksperchild, "maxtasksperchild"),
-            context=resolve_context(context, name="context"),
-            max_memory_bytes=None
-            if max_memory_bytes is None
-            else check_count(max_memory_bytes, "max_memory_bytes"),
-            grace_period=check_seconds(grace_period, name="grace_period"),
-            max_pending=None if max_pending is None else check_count(max_pending, "max_pending"),
-            pickler=codec.check_pickler(pickler),
-            name="TaskPool" if name is None else name,
-            forward_logs=bool(forward_logs),
-        )
+        self.processes: int = _usable_cpus() if processes is None else check_count(processes, "processes")
+        self.initializer: Callable[..., object] | None = initializer
+        self.initargs: tuple[Any, ...] = tuple(initargs)
+        self.maxtasksperchild: int | None = _count_or_none(maxtasksperchild, "maxtasksperchild")
+        self.context: BaseContext = resolve_context(context, name="context")
+        self.max_memory_bytes: int | None = _count_or_none(max_memory_bytes, "max_memory_bytes")
+        self.grace_period: float = check_seconds(grace_period, name="grace_period")
+        self.max_pending: int | None = _count_or_none(max_pending, "max_pending")
+        self.pickler: Pickler = codec.check_pickler(pickler)
+        self.name: str = "TaskPool" if name is None else name
+        self.forward_logs: bool = bool(forward_logs)
+        #: For `mpkit.compat`: what the names of the workers begin with that are numbered among all children
+        #: of the program. None: they have the name of the pool, and are numbered in it.
+        self.worker_names: str | None = None
 
 
 def _usable_cpus() -> int:
     from mpkit._platform.resources.cpus import usable_cpus  # noqa: PLC0415  workers that import `TaskPool` never ask
 
     return usable_cpus()
+
+
+def _count_or_none(value: object, name: str) -> int | None:
+    return None if value is None else check_count(value, name)
 
 
 def check_count(value: object, name: str, *, least: int = 1) -> int:

@@ -13,12 +13,8 @@ from mpkit.pool._engine.ledger import Task
 _SLICE_SECONDS = 1.0
 
 
-class Place(NamedTuple):
-    """The place in the line of one task that cannot be submitted yet."""
-
-    thread: int
-    condition: threading.Condition
-    """What the thread sleeps at."""
+Place = NamedTuple("Place", [("thread", int), ("condition", threading.Condition)])
+"""The place in the line of one task that cannot be submitted yet; the thread sleeps at the condition."""
 
 
 class _OfThread(threading.local):

@@ -8,8 +8,8 @@ from mpkit._platform.stdlib import seam
 
 __all__ = ["start_server"]
 
-#: What a worker imports: its own code, and what the main module probably takes from mpkit.
-_PRELOADED = ("mpkit.pool._worker.worker", "mpkit.pool._facade")
+#: What a worker imports: its own code, and what it needs for log records and when it has nothing to do.
+_PRELOADED = ("mpkit.pool._worker.worker", "mpkit.pool._protocol.logs", "mpkit._platform.resources.cpus")
 
 
 def start_server(context: BaseContext) -> None:

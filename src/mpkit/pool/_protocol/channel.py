@@ -228,11 +228,15 @@ class Channel:
         self.inbox.try_put(LEAVE_RECORD)
         self.wake.release()
 
+    def discard_semaphores(self) -> None:
+        """In the parent: remove their names. The worker that is to come has come, and has them open."""
+        self.lock.close()
+        self.wake.close()
+
     def discard(self) -> None:
         """In the parent: remove the names. The memory goes with the last thread that looks at it."""
         self.segment.unlink()
-        self.lock.close()
-        self.wake.close()
+        self.discard_semaphores()
 
 
 class Board:

@@ -231,10 +231,8 @@ def _told_in_short(packed: bytes, trouble: BaseException) -> tuple[int, bytes]:
     return payload.dump_chunk([None], [(0, failure.pack_exception(error))], "pickle")
 
 
-class Broken(NamedTuple):
-    """Stands for an item that could not be unpickled."""
-
-    error: Exception
+Broken = NamedTuple("Broken", [("error", Exception)])
+"""Stands for an item that could not be unpickled."""
 
 
 def except_of_broken(function: Callable[..., Any]) -> Callable[..., Any]:

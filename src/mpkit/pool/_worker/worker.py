@@ -88,22 +88,25 @@ _LONGEST_RUN = (1 << 32) - 1
 Initializer: TypeAlias = tuple[Callable[..., object], tuple[Any, ...]]
 
 
-class WorkerPlan(NamedTuple):
-    """What a worker is told when it starts."""
-
-    channel: Channel
-    board: Board
-    stack_pipe: Connection | None
-    #: Pickled; or as it is, because it can only be inherited, or be pickled while a process is started.
-    initializer: bytes | Initializer | None
-    pickler: Pickler
-    tasks: int | None
-    max_memory_bytes: int | None
-    forward_logs: bool
-    log_level: int
-    #: 1; in a pool that a worker makes, one more than that worker's.
-    generation: int
-    link: ParentLink
+WorkerPlan = NamedTuple(
+    "WorkerPlan",
+    [
+        ("channel", Channel),
+        ("board", Board),
+        ("stack_pipe", Connection | None),
+        # Pickled; or as it is, because it can only be inherited, or be pickled while a process is started.
+        ("initializer", bytes | Initializer | None),
+        ("pickler", Pickler),
+        ("tasks", int | None),
+        ("max_memory_bytes", int | None),
+        ("forward_logs", bool),
+        ("log_level", int),
+        # 1; in a pool that a worker makes, one more than that worker's.
+        ("generation", int),
+        ("link", ParentLink),
+    ],
+)
+"""What a worker is told when it starts."""
 
 
 class WorkerChild(seam.ChildProcess):
