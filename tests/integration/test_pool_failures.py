@@ -458,7 +458,7 @@ def test_ctrl_c_while_workers_start(start_method: str, delay: float, tmp_path: P
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])},
         start_new_session=True,
     )
     assert process.stdout is not None

@@ -49,7 +49,7 @@ def run_script(
 ) -> subprocess.Popen[str]:
     path = tmp_path / "script.py"
     path.write_text(body)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), **(env or {})}
     return subprocess.Popen(
         [sys.executable, str(path)],
         stdout=subprocess.PIPE,
