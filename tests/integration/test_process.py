@@ -340,11 +340,11 @@ if __name__ == "__main__":
         pool.apply(abs, (-1,))
         os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)
         print(pool.submit(os.abort).exception().exitcode)
-        print(process.is_alive(), connection.wait([process.sentinel], 0))
+        print(connection.wait([process.sentinel], 0), process.is_alive())
         process.kill()
         print(connection.wait([process.sentinel]) == [process.sentinel], process.exception().exitcode)
 """
-    assert run_python("-c", program).stdout.splitlines() == ["None", "True []", "True None"]
+    assert run_python("-c", program).stdout.splitlines() == ["None", "[] True", "True None"]
 
 
 def test_a_start_that_lacks_a_descriptor_harms_neither_the_fork_server_nor_other_processes() -> None:

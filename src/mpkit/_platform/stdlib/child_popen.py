@@ -232,45 +232,48 @@ class _ChildOfServer(_ExactWaiting, LaunchByServer):
 
     def __init__(self, child: BaseProcess) -> None:
         self._told: deque[bytes] = deque()
+        self._end: int | None = None
+        self._close_end: util.Finalize | None = None
         super().__init__(child)
 
-    @override
-    def _launched(self) -> None:
-        self._pipe = os.fstat(self.sentinel)
+    def end_descriptor(self) -> int:
+        """What is readable once the process has ended: not the pipe, which the death of the server ends."""
+        if self._end is None and self.returncode is None and self._owner == os.getpid():
+            self._guard.run(self._open_end)
+        return self.sentinel if self._end is None else self._end
+
+    def _open_end(self) -> None:
+        if self._end is not None or not hasattr(os, "pidfd_open"):
+            return
+        try:
+            descriptor = os.pidfd_open(self.pid)
+        except OSError:
+            return  # it has ended; or an old kernel, a sandbox, out of descriptors: the pipe has to do
+        if self._pid_is_its_own() or (self._identity is not None and identity.is_alive(self._identity)):
+            self._close_end = util.Finalize(self, os.close, (descriptor,))
+            self._end = descriptor
+        else:
+            os.close(descriptor)
 
     def _reap(self) -> None:
         if not self._told and not self._server_died:
             if not wait_readable(self.sentinel, 0):
-                return
+                if self._end is None or not wait_readable(self._end, 0):
+                    return
+                # Who has waited for the end is to find it ended. A server that is not stopped tells at once.
+                if not wait_readable(self.sentinel, _TOLD_WITHIN_S):
+                    self._lose_code()
+                    return
             with contextlib.suppress(OSError):
                 # Eight bytes that were written at once come at once. If nothing comes, the server has died;
                 # or a signal handler has read them just before.
                 self._told.extend(filter(None, map(os.read, (self.sentinel,), (_EXIT_CODE.size,))))
             self._server_died = not self._told
-            if self._server_died:
-                self._mend_sentinel()
         if self._told:
             self.returncode = _EXIT_CODE.unpack(self._told[0])[0]
         elif self._server_died and (self._identity is None or not identity.is_alive(self._identity)):
             self.code_lost_because = "the fork server of multiprocessing, which waits for it, has died"
             self.returncode = _CODE_LOST
-
-    def _mend_sentinel(self) -> None:
-        """The pipe from the server has ended before the process: whoever waits at it is to wait for that."""
-        process = self._identity
-        if process is None or not hasattr(os, "pidfd_open"):
-            return
-        opened: list[int] = []
-        try:
-            opened.extend(map(os.pidfd_open, (self.pid,)))
-            # Only what is still ours (the program may have closed descriptors that are not its own).
-            if identity.is_alive(process) and os.path.samestat(os.fstat(self.sentinel), self._pipe):
-                os.dup2(opened[0], self.sentinel, inheritable=False)
-        except OSError:
-            return  # an old kernel, a sandbox, out of descriptors: it stays readable
-        finally:
-            for descriptor in opened:
-                os.close(descriptor)
 
     @override
     def wait_for_end_and_code(self) -> None:
@@ -290,6 +293,12 @@ class _ChildOfServer(_ExactWaiting, LaunchByServer):
     def _kill_at_once(self) -> None:
         # The server waits for it.
         self._signal(KILL)
+
+    @override
+    def close(self) -> None:
+        if self._close_end is not None:
+            self._close_end()
+        super().close()
 
     def _wait_for_end(self, timeout: float | None) -> bool:
         if self._server_died and self._identity is not None:

@@ -141,6 +141,13 @@ class ChildProcess(process.BaseProcess):
             raise
         return cast("object", popen)
 
+    @property
+    @override
+    def sentinel(self) -> int:
+        pipe = super().sentinel  # also where there is no process
+        ask = getattr(vars(self).get("_popen"), "end_descriptor", None)
+        return pipe if ask is None else cast("int", ask())
+
     def _after_fork(self) -> None:
         # A spawned child has not forked: what is registered there has been registered by itself.
         if self._start_method != "spawn":
