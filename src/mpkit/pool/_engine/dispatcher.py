@@ -131,10 +131,6 @@ class Dispatcher:
             lane = self._lane_for(task)
             if lane is not None and lane.channel.inbox.try_put(task.record):
                 ledger.send_new(lane.key, task)
-                if len(lane.sent) > 1 and not self.lows_set:
-                    # What is before it may take long, or be of another kind: others have to say that they
-                    # idle.
-                    self._set_lows()
                 return lane
             ledger.submit(task)
             self._set_lows()
@@ -167,13 +163,18 @@ class Dispatcher:
         idle = self.idle
         while idle:
             lane, _ = idle.popitem()
-            if lane.ready and not lane.sent and lane.room() > 0:
+            if lane.ready and not lane.sent and (lane.tasks is None or lane.room() > 0):
                 return lane
         ahead = task.function.ahead
         if ahead <= 1:
             return None
         favourite = self._favourite
-        if favourite is not None and favourite.ready and len(favourite.sent) < ahead and favourite.room() > 0:
+        if (
+            favourite is not None
+            and favourite.ready
+            and len(favourite.sent) < ahead
+            and (favourite.tasks is None or favourite.room() > 0)
+        ):
             return favourite
         lanes = list(self.lanes.values())
         for turn in range(self._turn, self._turn + len(lanes)):
@@ -436,7 +437,9 @@ class Dispatcher:
                 found = True
                 self.drain_lane(lane, settlements)
         reconciled = not suspect or self._reconcile(settlements)
-        if found or self.ledger.queued or self.lows_set:
+        ledger = self.ledger
+        # Also where nothing was found: whoever looks may be about to sleep until a worker that idles rings.
+        if found or ledger.under_way > 1 or ledger.queued or self.lows_set:
             self.fill()
         self.suspect = not reconciled
 
