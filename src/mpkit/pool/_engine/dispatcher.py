@@ -53,6 +53,8 @@ _BATCH = 512
 _ALL = 1 << 20
 #: How long the lock of an inbox is waited for. A worker that is ready to run needs it for a microsecond.
 _INBOX_SECONDS = 5.0
+#: Clocks may differ a little from core to core, and no more than this.
+_FUTURE_NS = 1_000_000_000
 #: How often a submitting thread looks after the workers itself while tasks are queued.
 _LOOK_EVERY = 64
 
@@ -381,7 +383,7 @@ class Dispatcher:
         if not lane.channel.outbox.is_empty():
             lost.clear()
         # Twice: on machines with weak memory order an outcome may be seen a little later than it should.
-        if lost & lane.lost or lane.words[STARTED] > time.monotonic_ns():
+        if lost & lane.lost or lane.words[STARTED] > time.monotonic_ns() + _FUTURE_NS:
             self._condemn(lane)
         lane.lost = lost
 
