@@ -54,6 +54,8 @@ _BATCH = 512
 _ALL = 1 << 20
 #: How long the lock of an inbox is waited for. A worker that is ready to run needs it for a microsecond.
 _INBOX_SECONDS = 5.0
+#: Clocks may differ a little from core to core, and no more than this.
+_FUTURE_NS = 1_000_000_000
 #: How often a submitting thread looks after the workers itself while tasks are queued.
 _LOOK_EVERY = 64
 
@@ -132,10 +134,6 @@ class Dispatcher:
             lane = self._lane_for(task)
             if lane is not None and lane.channel.inbox.try_put(task.record):
                 ledger.send_new(lane.key, task)
-                if len(lane.sent) > 1 and not self.lows_set:
-                    # What is before it may take long, or be of another kind: others have to say that they
-                    # idle.
-                    self._set_lows()
                 return lane
             ledger.submit(task)
             self._set_lows()
@@ -168,13 +166,18 @@ class Dispatcher:
         idle = self.idle
         while idle:
             lane, _ = idle.popitem()
-            if lane.ready and not lane.sent and lane.room() > 0:
+            if lane.ready and not lane.sent and (lane.tasks is None or lane.room() > 0):
                 return lane
         ahead = task.function.ahead
         if ahead <= 1:
             return None
         favourite = self._favourite
-        if favourite is not None and favourite.ready and len(favourite.sent) < ahead and favourite.room() > 0:
+        if (
+            favourite is not None
+            and favourite.ready
+            and len(favourite.sent) < ahead
+            and (favourite.tasks is None or favourite.room() > 0)
+        ):
             return favourite
         lanes = list(self.lanes.values())
         for turn in range(self._turn, self._turn + len(lanes)):
@@ -381,7 +384,7 @@ class Dispatcher:
         if not lane.channel.outbox.is_empty():
             lost.clear()
         # Twice: on machines with weak memory order an outcome may be seen a little later than it should.
-        if lost & lane.lost or lane.words[STARTED] > time.monotonic_ns():
+        if lost & lane.lost or lane.words[STARTED] > time.monotonic_ns() + _FUTURE_NS:
             self._condemn(lane)
         lane.lost = lost
 
@@ -437,7 +440,9 @@ class Dispatcher:
                 found = True
                 self.drain_lane(lane, settlements)
         reconciled = not suspect or self._reconcile(settlements)
-        if found or self.ledger.queued or self.lows_set:
+        ledger = self.ledger
+        # Also where nothing was found: whoever looks may be about to sleep until a worker that idles rings.
+        if found or ledger.under_way > 1 or ledger.queued or self.lows_set:
             self.fill()
         self.suspect = not reconciled
 

@@ -42,7 +42,6 @@ class Lane:
     """One worker, as the parent sees it."""
 
     __slots__ = (
-        "_tasks",
         "bad_initializer",
         "channel",
         "children",
@@ -70,6 +69,7 @@ class Lane:
         "start_clock",
         "started_at",
         "stop",
+        "tasks",
         "told_to_end",
         "told_to_leave",
         "words",
@@ -89,8 +89,8 @@ class Lane:
         self.sent: dict[int, Task] = {}
         self.stack_pipe: Connection | None = stack_pipe
         self.stack_lock: seam.InterruptibleLock = seam.InterruptibleLock()
-        # How many tasks it does in its life (maxtasksperchild); None: no limit.
-        self._tasks: int | None = tasks
+        #: How many tasks it does in its life (maxtasksperchild); None: no limit.
+        self.tasks: int | None = tasks
         self.process: seam.ChildProcess | None = None
         self.identity: ProcessIdentity | None = None
         #: Whether it may be given tasks now: see `update_ready`.
@@ -150,9 +150,9 @@ class Lane:
         An outcome may be here before it is counted there: one task too many goes, comes back when the worker
         says that it leaves, and is sent to the next one.
         """
-        if self._tasks is None:
+        if self.tasks is None:
             return 1 << 30
-        return self._tasks - self.words[DONE] - len(self.sent)
+        return self.tasks - self.words[DONE] - len(self.sent)
 
     def lock_inbox(self, seconds: float | None = None) -> bool:
         """Take the lock of its inbox, waiting so long at most (None: not at all); whether it was got."""

@@ -115,16 +115,17 @@ class Lead:
         """Fetch outcomes until the wanted one is there (True), or the time is over."""
         dispatcher, words = self._dispatcher, self._board.words
         front = self._board.front
+        work = self._collector.work
         patience = self._patience
         has_outcomes = dispatcher.has_outcomes
-        self._collector.work()
+        work()
         while not is_done():
             few = dispatcher.ledger.live <= len(dispatcher.lanes)
             looks = patience.looks() if few else 0
             if looks:
                 if self._look_for_a_while(looks):
                     patience.paid()
-                    self._collector.work(leading=True)
+                    work(leading=True)
                     continue
                 patience.failed()
             # Outcomes follow each other so quickly that being rung for each would cost more than they do.
@@ -135,7 +136,7 @@ class Lead:
             # What was put into an outbox before the store above could be seen is fetched now; what comes
             # later rings.
             if has_outcomes():
-                self._collector.work(leading=True)
+                work(leading=True)
             if is_done():
                 words[FRONT] = 0
                 return True
@@ -150,7 +151,7 @@ class Lead:
             words[FRONT] = 0
             while front.acquire(False):
                 pass
-            self._collector.work()
+            work()
             self._streaming = is_done() and (napping or time.monotonic() - began < _NAP_SECONDS / 2)
         return True
 

@@ -22,6 +22,9 @@ from mpkit.pool._protocol.channel import (
     TASK_HEAD,
 )
 
+#: Function and arguments together: of a longer record nobody would ever be rid.
+_MOST_BYTES = LONGEST_TASK - HEAD_SIZE - RANGE.size
+
 
 @pickles_for_tasks
 def packed_task(
@@ -48,38 +51,39 @@ def packed_task(
         SerializationError: the arguments cannot be pickled.
         SharedMemoryExhausted: there is no room for big ones.
     """
+    timeout, retries, pickler = options
+    is_chunk = flags & CHUNK
     kept: Any = None
-    items = len(arguments)
-    given, given_flags = arguments, flags
-    if len(blob) > payload.INLINE_BYTES:
+    data = b""
+    packed = arguments
+    inside = len(blob) > payload.INLINE_BYTES
+    if inside:
         # A big closure travels like a big argument.
-        arguments, flags = (blob, arguments), flags & ~BY_REFERENCE | FUNCTION_INSIDE
+        packed = (blob, arguments)
         blob = b""
-    if arguments:
-        # Function and arguments together: of a longer record nobody would ever be rid.
-        most = LONGEST_TASK - HEAD_SIZE - RANGE.size - len(blob)
+    if packed:
         try:
-            more, data, kept = payload.dump_arguments(arguments, options.pickler, most)
+            big, data, kept = payload.dump_arguments(packed, pickler, _MOST_BYTES - len(blob))
         except SerializationError as error:
             from mpkit.pool._engine.blame import blame, parts_of_task  # noqa: PLC0415  rarely needed
 
-            parts = parts_of_task(function.name, given, given_flags, sink._next_item())
-            raise blame(error, parts, options.pickler) from error.__cause__
-        flags |= more
-    else:
-        data = b""
+            parts = parts_of_task(function.name, arguments, flags, sink._next_item())
+            raise blame(error, parts, pickler) from error.__cause__
+        flags |= big
     if seen_shared:
         kept = (kept, take_seen_shared())
-    if options.retries or flags & CHUNK:
+    if retries or is_chunk:
         # What is sent may be sent again: queues, locks and counters among the arguments must live until
         # then, though the caller has let go of them and the worker that had them open is dead.
-        kept = (kept, arguments)
-    number = next(numbers)
-    if options.pickler == "cloudpickle":
+        kept = (kept, packed)
+    if inside:
+        flags = flags & ~BY_REFERENCE | FUNCTION_INSIDE
+    if pickler == "cloudpickle":
         flags |= BY_VALUE
+    number = next(numbers)
     record = TASK_HEAD.pack(number, len(blob), flags) + blob
-    if flags & CHUNK:
+    if is_chunk:
+        items = len(arguments)
         record += RANGE.pack(0, items) + data
-        chunk_sink = cast("ChunkSink", sink)
-        return Chunk(number, chunk_sink, record, function, options.timeout, options.retries, kept, 0, items)
-    return Task(number, sink, record + data, function, options.timeout, options.retries, kept)
+        return Chunk(number, cast("ChunkSink", sink), record, function, timeout, retries, kept, 0, items)
+    return Task(number, sink, record + data, function, timeout, retries, kept)
