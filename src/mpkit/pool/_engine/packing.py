@@ -51,7 +51,7 @@ def packed_task(
         SerializationError: the arguments cannot be pickled.
         SharedMemoryExhausted: there is no room for big ones.
     """
-    timeout, retries, pickler = options
+    timeout, retries, pickler = options.timeout, options.retries, options.pickler
     is_chunk = flags & CHUNK
     kept: Any = None
     data = b""
