@@ -165,6 +165,11 @@ def test_importing_the_doorway_loads_nothing_of_the_house() -> None:
     assert run_python("-c", code).stdout.split() == []
 
 
+def test_the_rooms_of_the_platform_pass_nothing_on() -> None:
+    rooms = [path for path in MODULES if path.name == "__init__.py" and named(path).startswith("_platform")]
+    assert {name for room in rooms for name in imports(room)} == {"__future__", "__future__.annotations"}
+
+
 @pytest.mark.parametrize("room", ["compat", "errors", "introspect", "pool", "process", "queue", "sync"])
 def test_each_room_can_be_reached_through_the_doorway(room: str) -> None:
     assert run_python("-c", f"import mpkit; print(mpkit.{room}.__name__)").stdout == f"mpkit.{room}\n"
