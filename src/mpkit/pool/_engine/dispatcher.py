@@ -74,7 +74,7 @@ class Dispatcher:
         #: A dictionary as an ordered set, from which lanes are taken and to which they are added in one step.
         self.idle: dict[Lane, None] = {}
         #: Called, under the lock, with each log record of a worker: those of one come in order.
-        self.on_log: Callable[[bytes], object] = _drop
+        self.on_log: Callable[[bytes], object] = do_nothing
         #: Called, under the lock, when tasks begin to queue: somebody has to send them later.
         self.on_queue: Callable[[], None] = do_nothing
         self._barrier = Barrier()
@@ -708,12 +708,8 @@ def cancelled_error(task: Task) -> TaskCancelled:
     return TaskCancelled(f"task {task.number} was cancelled")
 
 
-def do_nothing() -> None:
+def do_nothing(*_: object) -> None:
     """What is called where there is nobody to tell."""
-
-
-def _drop(_record: bytes) -> None:
-    """Where nobody wants the log records."""
 
 
 def _number_of(record: bytes) -> int:
