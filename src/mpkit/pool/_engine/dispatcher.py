@@ -75,7 +75,7 @@ class Dispatcher:
         #: A dictionary as an ordered set, from which lanes are taken and to which they are added in one step.
         self.idle: dict[Lane, None] = {}
         #: Called, under the lock, with each log record of a worker: those of one come in order.
-        self.on_log: Callable[[bytes], object] = _drop
+        self.on_log: Callable[[bytes], object] = do_nothing
         #: Called, under the lock, when tasks begin to queue: somebody has to send them later.
         self.on_queue: Callable[[], None] = do_nothing
         self._barrier = Barrier()
@@ -368,25 +368,33 @@ class Dispatcher:
     def look_whether_sane(self, lane: Lane) -> None:
         """Have a worker killed that nobody would hear of again, because some code in it has written over its
         words (holding the lock).
-
-        On its way a task goes from the inbox into the row and then into the outbox, and is in one of the next
-        two before it leaves the one before. So whoever looks at them in this order finds it.
         """
         if self.suspect or lane.doomed or lane.is_torn:
             return
         try:
-            waiting = {_number_of(record) for record in lane.channel.inbox.peek_many(_ALL)[0]}
+            lost = self._handed_in(lane)
         except TornRingError:
             self._condemn(lane)
             return
-        running = lane.running()
-        lost = {number for number in lane.sent if number != running and number not in waiting}
         if not lane.channel.outbox.is_empty():
             lost.clear()
         # Twice: on machines with weak memory order an outcome may be seen a little later than it should.
         if lost & lane.lost or lane.words[STARTED] > time.monotonic_ns() + _FUTURE_NS:
             self._condemn(lane)
         lane.lost = lost
+
+    def _handed_in(self, lane: Lane) -> set[int]:
+        """The tasks of a worker that have an outcome in its outbox; if that is empty, nobody has them.
+
+        A task goes from the inbox into the row and then into the outbox, and is in the next one before it
+        leaves the one before. So whoever looks at them in this order, the outbox last, misses none.
+
+        Raises:
+            TornRingError: what is in its inbox cannot be the records of tasks.
+        """
+        waiting = {_number_of(record) for record in lane.channel.inbox.peek_many(_ALL)[0]}
+        running = lane.running()
+        return {number for number in lane.sent if number != running and number not in waiting}
 
     def give_to_others(self, lane: Lane, settlements: Settlements) -> None:
         """What a worker has not begun goes to those who are ready (holding the lock; in the supervisor)."""
@@ -601,12 +609,10 @@ class Dispatcher:
     def _reconcile_lane(self, lane: Lane, settlements: Settlements) -> bool:
         # The exception may have come just when this was locked.
         lane.unlock_inbox()
-        inbox = lane.channel.inbox
         try:
             if not self.lock_inbox(lane):
                 return False
-            waiting = {_number_of(record) for record in inbox.peek_many(_ALL)[0]}
-            running = lane.running()
+            handed_in = self._handed_in(lane)
         except TornRingError:
             self._condemn(lane)
             return False
@@ -615,9 +621,8 @@ class Dispatcher:
         # Under the lock of its inbox a worker begins nothing, and it hands in an outcome before it says that
         # it runs nothing. So what was not there, and has no outcome now, no worker has. Ctrl-C is kept from
         # where that could happen; the handlers of other signals, which may raise as well, are not.
-        sent = [number for number in lane.sent if number != running and number not in waiting]
         self.drain_lane(lane, settlements)
-        for number in sent:
+        for number in sorted(handed_in):
             task = self.ledger.finish(lane.key, number, False)
             if task is not None:
                 text = f"task {number} was lost when the handler of a signal raised an exception"
@@ -704,12 +709,8 @@ def cancelled_error(task: Task) -> TaskCancelled:
     return TaskCancelled(f"task {task.number} was cancelled")
 
 
-def do_nothing() -> None:
+def do_nothing(*_: object) -> None:
     """What is called where there is nobody to tell."""
-
-
-def _drop(_record: bytes) -> None:
-    """Where nobody wants the log records."""
 
 
 def _number_of(record: bytes) -> int:

@@ -51,7 +51,6 @@ class Lane:
         "inbox_locks",
         "is_torn",
         "key",
-        "killed_as_torn",
         "leave_by",
         "leaving",
         "left_at",
@@ -105,9 +104,8 @@ class Lane:
         self.left_at: float = 0.0
         #: Terminated or killed by the pool; its inbox is locked for good.
         self.doomed: bool = False
-        #: What its outbox holds cannot be its own records; it is to be killed, and it has been.
+        #: What it shares with the pool cannot be what it has written there itself; it is to be killed.
         self.is_torn: bool = False
-        self.killed_as_torn: bool = False
         #: The tasks that were nowhere when it was looked for them last: see `look_whether_sane`.
         self.lost: set[int] = set()
         #: One element while this process holds the lock of its inbox.
@@ -187,12 +185,13 @@ class Lane:
         Args:
             spare_earlier: Of its descendants only what its task has started.
         """
-        self.doomed = True
         if self.identity is not None:
             since = self.task_since() if spare_earlier else 0
             known = [] if self.stop is None else self.stop.programs
             # None: no process will ever have been started so late.
             families.kill_families([self.identity, *known], since=sys.maxsize if since is None else since)
+        # Only now: what could not be done is tried again.
+        self.doomed = True
 
     def task_since(self) -> int | None:
         """From when on it was its task that has started what descends from it (`ProcessIdentity.started`).

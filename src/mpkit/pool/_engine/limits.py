@@ -212,11 +212,9 @@ class Limits:
         with dispatcher.lock:
             lanes = list(dispatcher.lanes.values())
         for lane in lanes:
-            if lane.is_torn and not lane.killed_as_torn:
+            if lane.is_torn and not lane.doomed:
                 # With its descendants, which may be what has done it.
                 lane.kill()
-                # Only now: what could not be done is tried again.
-                lane.killed_as_torn = True
             stop: Stop | None = lane.stop
             if stop is None:
                 continue
