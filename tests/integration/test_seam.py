@@ -122,6 +122,21 @@ def test_children_find_in_the_fork_server_what_each_of_them_needs(tmp_path: Path
     assert run_python(script, env={"PYTHONPATH": path}).stdout == "[]\n"
 
 
+def test_children_of_the_fork_server_do_not_begin_with_its_garbage(tmp_path: Path) -> None:
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import gc\n"
+        "from mpkit import WorkerProcess\n"
+        "def waiting(): return gc.get_count()[1:]\n"
+        "if __name__ == '__main__':\n"
+        "    for _ in range(2):\n"
+        "        with WorkerProcess(target=waiting, start_method='forkserver') as process:\n"
+        "            print(*process.result())\n"
+    )
+    said = run_python(script, env={"PYTHONPATH": str(ROOT / "src")}).stdout.split()
+    assert [int(count) <= 3 for count in said] == [True] * 4, said
+
+
 def test_what_the_application_has_the_server_import_does_not_fail_silently(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("raise ValueError")
     body = """
