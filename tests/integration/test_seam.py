@@ -97,27 +97,44 @@ print(forkserver._forkserver._preload_modules)
     assert in_a_fork_server(tmp_path, body) == ["['wave']", "['wave', 'mpkit.pool._worker.worker'] []"]
 
 
-def test_children_find_in_the_fork_server_what_each_of_them_needs(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "WorkerProcess(target=loaded_since, start_method='forkserver') as child: print(child.result())",
+        "TaskPool(1, context='forkserver') as pool: print(pool.apply(loaded_since))",
+    ],
+    ids=["process", "pool"],
+)
+def test_children_find_in_the_fork_server_what_each_of_them_needs(tmp_path: Path, asked: str) -> None:
     """Each process imported what it consists of, for 20 ms, and all of them what multiprocessing needs."""
-    (tmp_path / "noting.py").write_text(
-        "import sys\n"
-        "NEEDED = 'mpkit.process.worker', 'mpkit.queue'\n"
-        "NEEDED += 'multiprocessing.popen_forkserver', 'pkgutil', '_ast'\n"
-        "MISSING = [name for name in NEEDED if name not in sys.modules]\n"
-    )
+    (tmp_path / "noting.py").write_text("import sys\nBEFORE = set(sys.modules)\n")
     script = tmp_path / "program.py"
     script.write_text(
-        "import noting\n"
-        "from mpkit import BoundedQueue, WorkerProcess\n"
-        "def missing(): return noting.MISSING\n"
+        "import noting, sys\n"
+        "from mpkit import BoundedQueue, TaskPool, WorkerProcess\n"
+        "def loaded_since(): return sorted(set(sys.modules) - noting.BEFORE)\n"
         "if __name__ == '__main__':\n"
         "    import multiprocessing\n"
         "    multiprocessing.set_forkserver_preload([])\n"  # else newer versions import the main module first
-        "    with WorkerProcess(target=missing, start_method='forkserver') as process:\n"
-        "        print(process.result())\n"
+        f"    with {asked}\n"
     )
     path = os.pathsep.join([str(ROOT / "src"), str(tmp_path)])
     assert run_python(script, env={"PYTHONPATH": path}).stdout == "[]\n"
+
+
+def test_children_of_the_fork_server_do_not_begin_with_its_garbage(tmp_path: Path) -> None:
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import gc\n"
+        "from mpkit import WorkerProcess\n"
+        "def waiting(): return gc.get_count()[1:]\n"
+        "if __name__ == '__main__':\n"
+        "    for _ in range(2):\n"
+        "        with WorkerProcess(target=waiting, start_method='forkserver') as process:\n"
+        "            print(*process.result())\n"
+    )
+    said = run_python(script, env={"PYTHONPATH": str(ROOT / "src")}).stdout.split()
+    assert [int(count) <= 3 for count in said] == [True] * 4, said
 
 
 def test_what_the_application_has_the_server_import_does_not_fail_silently(tmp_path: Path) -> None:
