@@ -1,7 +1,7 @@
 """`TaskPool`: the verbs of a pool, and nothing else.
 
 A worker imports the main module of the program, and with it most likely this one, for nothing: so what a pool
-consists of is imported when one is made.
+consists of is imported when one is made, and what only some verbs need, with these.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from mpkit.pool._engine.progress import Progress
 from mpkit.pool._engine.server import start_server
 from mpkit.pool._engine.states import RUNNING
 from mpkit.pool._handle import TaskHandle
-from mpkit.pool._imap import ImapIterator, LazyMap
 from mpkit.pool._maps import MapHandle
 from mpkit.pool._protocol.channel import KEYWORDS
-from mpkit.pool._shared import Shared
 from mpkit.pool._worker.importing import refuse_pool_without_end
 
 if TYPE_CHECKING:
     from mpkit.pool._engine.engine import Engine
     from mpkit.pool._engine.statistics import PoolStatistics, WorkerSnapshot
     from mpkit.pool._executor import ExecutorTasks
+    from mpkit.pool._imap import ImapIterator
+    from mpkit.pool._shared import Shared
 
 __all__ = ["PoolView", "TaskPool"]
 
@@ -278,6 +278,8 @@ class PoolView(Unsendable):
         *,
         ordered: bool,
     ) -> ImapIterator[R]:
+        from mpkit.pool._imap import ImapIterator, LazyMap  # noqa: PLC0415  see the top of this file
+
         lazy = LazyMap(
             self._engine,
             func,
@@ -487,6 +489,8 @@ class TaskPool(PoolView):
             SharedMemoryExhausted: There is no room.
         """
         self._engine.check_usable()
+        from mpkit.pool._shared import Shared  # noqa: PLC0415  see the top of this file
+
         return Shared(obj, self._options.pickler)
 
     # -- the end ---------------------------------------------------------------------------------------------
