@@ -32,7 +32,7 @@ from mpkit.pool._engine import seen_shared as _seen_shared
 from mpkit.pool._engine.functions import Function
 from mpkit.pool._engine.ledger import Task
 from mpkit.pool._protocol import payload
-from mpkit.pool._protocol.channel import LONGEST_TASK
+from mpkit.pool._protocol.channel import FRONT, LONGEST_TASK
 from mpkit.pool._protocol.payload import INLINE_BYTES
 from mpkit.pool._worker import worker as _worker
 from tests.contract import pool_tasks as tasks
@@ -664,11 +664,13 @@ def pass_gate(gate: str, done: str) -> None:
         Path(done).touch()
 
 
-def test_a_worker_that_idles_takes_over_though_nobody_waits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_waited_for", [False, True])
+def test_a_worker_that_idles_takes_over_what_is_behind_a_long_task(
+    is_waited_for: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What had been sent ahead behind a task that took long was not begun before somebody asked for it."""
-    monkeypatch.setattr(_limits, "_LOOK_AROUND", 0.02)
+    """It was begun half a second late if somebody waited for it, else not before the long one had ended."""
+    monkeypatch.setattr(_limits, "_LOOK_AROUND", 1000.0 if is_waited_for else 0.02)
+    monkeypatch.setattr(_lead, "_SLICE_SECONDS", 1000.0)
     took = Function.took
     monkeypatch.setattr(Function, "took", lambda self, run_ns: took(self, min(run_ns, 5_000)))
     gates, done = (tmp_path / "first", tmp_path / "second"), tmp_path / "done"
@@ -678,11 +680,22 @@ def test_a_worker_that_idles_takes_over_though_nobody_waits(
         handles = [pool.submit(pass_gate, str(gate), "") for gate in gates]
         wait_until(lambda: all(handle.running() for handle in handles), "both are busy")
         first = handles[0]._task
-        last = pool.submit(pass_gate, "", str(done))._task
+        behind = pool.submit(pass_gate, "", str(done))
         assert first is not None
-        assert last is not None
+        assert behind._task is not None
         # The one that it has not been sent to has nothing to do from now on.
-        gates[first.worker == last.worker].touch()
+        others = gates[first.worker == behind._task.worker]
+
+        def free_the_other_one() -> None:
+            if is_waited_for:
+                wait_until(lambda: pool._engine.board.words[FRONT], "it is waited for")
+            others.touch()
+
+        thread = threading.Thread(target=free_the_other_one)
+        thread.start()
+        if is_waited_for:
+            behind.result(PATIENCE)
         wait_until(done.exists, "the other one has done it")
+        thread.join()
         for gate in gates:
             gate.touch()

@@ -76,12 +76,12 @@ class Limits:
         limit = self._options.max_memory_bytes
         if sample:
             self._sample_at = now + (_SAMPLE_WITHOUT if limit is None else _SAMPLE_WITH_LIMIT)
-        next_look = min(next_look, self._sample_at)
         with dispatcher.lock:
             lanes = [lane for lane in dispatcher.lanes.values() if lane.sent or lane.set_aside]
         if now >= self._look_around_at:
             self._look_around_at = now + _LOOK_AROUND
             self._look_around(lanes)
+        next_look = min(next_look, self._sample_at, self._look_around_at)
         for lane in lanes:
             measured = 0
             if sample:
