@@ -58,6 +58,8 @@ def test_pools_and_what_they_return_are_of_the_standard_library() -> None:
             assert list(results) == [1]
     with futures.ProcessPoolExecutor(1) as executor:
         assert isinstance(executor, concurrent.futures.ProcessPoolExecutor)
+    with compat.pool.ThreadPool(1) as threads:
+        assert isinstance(threads, compat.Pool)
 
 
 def test_every_public_name_of_multiprocessing_is_there() -> None:

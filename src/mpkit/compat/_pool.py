@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import threading
+from abc import ABCMeta
 from collections.abc import Sized
 from concurrent.futures import Future
 from multiprocessing import pool as stdlib
@@ -202,7 +203,7 @@ class _TaskQueue:
 _STATES = {RUNNING: stdlib.RUN, CLOSED: stdlib.CLOSE}
 
 
-class Pool(stdlib.Pool):
+class Pool(stdlib.Pool, metaclass=ABCMeta):
     """`multiprocessing.Pool`: workers that call functions. Leaving a ``with`` block terminates it.
 
     A worker that dies fails the task that it ran, with `mpkit.errors.WorkerCrashed`, instead of hanging the
@@ -465,3 +466,7 @@ class Pool(stdlib.Pool):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} over {self._task_pool!r}>"
+
+
+# As there: whoever is given a pool asks whether it is one (dask does).
+Pool.register(stdlib.ThreadPool)
