@@ -378,7 +378,7 @@ class Dispatcher:
             return
         if not lane.channel.outbox.is_empty():
             lost.clear()
-        task = lane.sent.get(running)
+        task = lane.sent.get(lane.running())
         # Without a limit no clock is asked: a test of the program may have replaced that of this process, but
         # not the worker's (freezegun does).
         limited = task is not None and task.timeout is not None
