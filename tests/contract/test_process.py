@@ -373,6 +373,29 @@ def test_the_sentinel_is_ready_though_a_forked_grandchild_lives(start: Start) ->
     wait_gone(grandchild)
 
 
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="the sentinel is a pipe, opened at the start")
+def test_an_interrupt_while_the_sentinel_is_opened_leaves_nothing_open(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """That of the server's child is opened when it is asked for."""
+    process = WorkerProcess(target=time.sleep, args=(10 * PATIENCE,), start_method="forkserver")
+    process.start()
+    request.addfinalizer(lambda: process.stop(0))
+    really_open = os.pidfd_open
+    opened: list[int] = []
+
+    def open_and_interrupt(pid: int) -> int:
+        opened.append(really_open(pid))
+        signal.raise_signal(signal.SIGINT)
+        return opened[-1]
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "pidfd_open", open_and_interrupt)
+        process.sentinel  # noqa: B018
+    assert process.sentinel == opened[0]
+    assert len(opened) == 1
+
+
 def test_threads_that_start_and_join_at_once(start_method: str) -> None:
     wrong: list[object] = []
 

@@ -8,16 +8,18 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mpkit._platform.processes import identity
-from mpkit.errors import ClosedError, InitializerFailed, PoolBroken
+from mpkit.errors import ClosedError, InitializerFailed, PoolBroken, WorkerMemoryExceeded
 from mpkit.pool import TaskPool
 from mpkit.pool._engine import crew as _crew
 from mpkit.pool._engine import leavers as _leavers
+from mpkit.pool._engine import limits as _limits
 from mpkit.pool._protocol.channel import LEAVING, STATE
 from mpkit.pool._worker import worker as _worker
 from mpkit.pool._worker.worker import _Worker
@@ -171,6 +173,26 @@ def test_a_worker_that_has_left_does_not_stay_for_ever(
     with TaskPool(1, maxtasksperchild=1, context="fork", grace_period=0.01) as pool:
         wait_gone(pool.submit(stay, str(tmp_path / "never"), "").result(PATIENCE))
         assert pool.submit(tasks.square, 3).result(PATIENCE) == 9
+
+
+def test_a_worker_that_stays_does_not_keep_the_others_from_being_looked_at(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without a time limit a task was first looked at when that one was due, in up to a minute."""
+    monkeypatch.setattr(_leavers, "_GOING_SECONDS", 0.0)
+    monkeypatch.setattr(_leavers, "_MOST_SECONDS", 10 * PATIENCE)
+    with TaskPool(1, maxtasksperchild=1, context="fork", max_memory_bytes=_LIMIT) as pool:
+        pool.submit(stay, str(tmp_path / "never"), "").result(PATIENCE)
+        supervisor = pool._engine.supervisor
+        wait_until(lambda: supervisor.looks_at > time.monotonic() + PATIENCE, "it sleeps")
+
+        def too_many(_pid: int) -> int:
+            return _LIMIT + 1
+
+        monkeypatch.setattr(_limits, "rss_bytes", too_many)
+        with pytest.raises(WorkerMemoryExceeded):
+            pool.submit(time.sleep, 10 * PATIENCE).result(PATIENCE)
+        pool.terminate()
 
 
 def test_a_worker_that_leaves_is_not_idle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

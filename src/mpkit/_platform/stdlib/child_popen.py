@@ -23,6 +23,7 @@ from typing import Any, Final
 from mpkit._platform.hints import override
 from mpkit._platform.processes import exits, identity, signalling
 from mpkit._platform.processes.identity import ProcessIdentity
+from mpkit._platform.signals.interrupts import deferred_interrupts
 from mpkit._platform.signals.names import KILL
 from mpkit._platform.stdlib.child_launch import LaunchByServer, LaunchOfOwn
 from mpkit._platform.threads.deadlines import deadline_of, remaining
@@ -239,7 +240,9 @@ class _ChildOfServer(_ExactWaiting, LaunchByServer):
     def end_descriptor(self) -> int:
         """What is readable once the process has ended: not the pipe, which the death of the server ends."""
         if self._end is None and self.returncode is None and self._owner == os.getpid():
-            self._guard.run(self._open_end)
+            # Between the system's answer and the note of it an interrupt would leave the descriptor open.
+            with deferred_interrupts():
+                self._guard.run(self._open_end)
         return self.sentinel if self._end is None else self._end
 
     def _open_end(self) -> None:

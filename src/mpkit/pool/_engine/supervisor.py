@@ -83,7 +83,8 @@ class Supervisor:
         never_wait(self._poke_writer)
         self._requests: deque[Callable[[], None]] = deque()
         self._thread = threading.Thread(target=self._run, name=f"{name}-supervisor", daemon=True)
-        #: When it looks next without being poked (monotonic).
+        #: When it looks at running tasks next without being poked (monotonic); `NEVER` where there are none,
+        #: whatever else it looks after.
         self.looks_at: float = 0.0
         self._gone: list[Lane] = []
         # Whether the thread looks after all this, or it was discarded before. Who comes first decides, in one
@@ -202,10 +203,10 @@ class Supervisor:
             return True
         if self._gone or self._requests:
             return False
-        self.looks_at = min(*looks, engine.told_by)
+        self.looks_at = looks[1]
         # Whoever gave a task a nearer limit before the line above took effect has been overlooked: look once
         # more, cheaply.
-        wait = self._next_wait(now)
+        wait = self._next_wait(now, min(*looks, engine.told_by))
         ended, poked = self._watcher.wait(wait, also=self._poke_reader)
         if poked:
             read_available(self._poke_reader)
@@ -234,12 +235,12 @@ class Supervisor:
         time.sleep(min(_FIRST_PAUSE * 2 ** (failures - 1), _LONGEST_PAUSE))
         return False
 
-    def _next_wait(self, now: float) -> float | None:
-        looks_at = min(self.looks_at, self._engine.limits.look_at_running(now))
-        self.looks_at = looks_at
-        if looks_at == NEVER:
+    def _next_wait(self, now: float, next_look: float) -> float | None:
+        self.looks_at = min(self.looks_at, self._engine.limits.look_at_running(now))
+        next_look = min(next_look, self.looks_at)
+        if next_look == NEVER:
             return None
-        return max(looks_at - time.monotonic(), 0.0)
+        return max(next_look - time.monotonic(), 0.0)
 
     def _close_pipe_unless_poked(self) -> None:
         # Whoever has found it pokable is noted, and may be about to write: its number must not be another
