@@ -22,9 +22,9 @@ from mpkit.pool._engine import lead as _lead
 from mpkit.pool._engine import limits as _limits
 from mpkit.pool._engine import losses as _losses
 from mpkit.pool._engine.collector import Collector
-from mpkit.pool._engine.dispatcher import Settlements
 from mpkit.pool._engine.lane import Lane
 from mpkit.pool._engine.ledger import Ledger
+from mpkit.pool._engine.settlements import Settlements
 from mpkit.pool._engine.supervisor import Supervisor
 from tests.contract import pool_tasks as tasks
 from tests.helpers.waiting import PATIENCE, wait_until

@@ -599,7 +599,7 @@ def test_a_pool_ends_although_an_interrupt_has_lost_an_idle_worker() -> None:
     assert pool.apply(abs, (-1,)) == 1
     dispatcher = pool._engine.dispatcher
     with dispatcher.lock:
-        dispatcher.idle.clear()
+        dispatcher.roster.idle.clear()
     pool.close()
     assert pool.join(LONG)
 

@@ -17,7 +17,7 @@ def test_only_failures_in_a_row_count() -> None:
     crew = Crew(Mock(), dispatcher, Mock(), None)
     for _ in range(3 * MOST_FAILURES):
         assert crew.note_failure("no memory", Failure.RAISED) is None
-        dispatcher.hellos += 1  # another one has started well
+        dispatcher.roster.hellos += 1  # another one has started well
     for _ in range(MOST_FAILURES - 1):
         assert crew.note_failure("no memory", Failure.RAISED) is None
     assert "no memory" in str(crew.note_failure("no memory", Failure.RAISED))

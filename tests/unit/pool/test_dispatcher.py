@@ -7,10 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from mpkit.pool._engine.dispatcher import Dispatcher, Settlements
+from mpkit.pool._engine.dispatcher import Dispatcher
 from mpkit.pool._engine.functions import Function
 from mpkit.pool._engine.lane import Lane
 from mpkit.pool._engine.ledger import Task
+from mpkit.pool._engine.settlements import Settlements
 from mpkit.pool._protocol.channel import (
     BIG_VALUE,
     IN_TAIL,
@@ -44,7 +45,7 @@ class _Bench:
         #: How often somebody was asked to send later.
         self.asked = 0
         self.dispatcher = Dispatcher()
-        self.dispatcher.on_queue = self._ask
+        self.dispatcher.balancer.on_queue = self._ask
         self.function = Function("f", b"")
         self.function.ahead = 256
         self.lanes = [self._add(key) for key in range(workers)]
@@ -169,7 +170,7 @@ def test_stolen_records_that_do_not_fit_are_queued_again(bench: _Bench) -> None:
     bench.begin(busy)
     # Behind the index there are 40 KiB, for two big ones; before it 24 KiB, for one, and then too few.
     tasks += [bench.send(busy, size) for size in (16_200, 16_200, 16_200, 12_000, 16, 16, 16, 16)]
-    dispatcher.idle[thief] = None
+    dispatcher.roster.idle[thief] = None
     with dispatcher.lock:
         dispatcher.fill()
     _assert_each_is_somewhere(bench, tasks)
@@ -224,7 +225,7 @@ def test_a_cancelled_task_is_not_stolen(bench: _Bench) -> None:
         assert not dispatcher.cancel(tasks[1], [])
     busy.channel.lock.release()
     busy.doomed = False
-    dispatcher.idle[thief] = None
+    dispatcher.roster.idle[thief] = None
     with dispatcher.lock:
         dispatcher.fill()
     cancelled = tasks.pop(1)

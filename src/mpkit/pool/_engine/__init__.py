@@ -5,11 +5,14 @@
 - tasks: ``packing`` (one as it is sent), ``ledger`` (the pure state machine), ``function_table`` and
   ``functions`` (what they call, and how long it takes), ``seen_shared`` (which shared objects they need),
   ``blame`` (what cannot be pickled), ``initializer`` (the initializer as bytes);
-- on their way: ``dispatcher`` (who gets which task), ``room`` (who waits to submit), ``lead`` (who waits for
-  outcomes) and ``collector`` (who fetches them where nobody waits), ``caller`` (who calls callbacks);
+- on their way: ``dispatcher`` (all that happens under the pool's one lock) and its parts: ``placement`` (who
+  gets how many, who gives some away), ``balancer`` (sends and takes back), ``inbox`` (what a worker has not
+  begun), ``receiver`` (what comes back), ``recovery`` (what an exception has left half done);
+- who waits: ``room`` (to submit), ``lead`` (for outcomes) and ``collector`` (fetches them where nobody does),
+  ``caller`` (calls callbacks), ``settlements`` (what they are told);
 - the workers: ``crew`` (starting and replacing them; ``server``, ``fork_warning``), ``lane`` (one of them),
-  ``leavers`` (those that leave, by themselves or at the end), ``insight`` and ``stacks`` (what they are
-  doing);
+  ``roster`` (all of them, as the dispatcher knows them), ``leavers`` (those that leave, by themselves or at
+  the end), ``insight`` and ``stacks`` (what they are doing);
 - what goes wrong: ``supervisor`` (the thread that looks after the workers), ``limits`` (tasks that must not
   go on), ``programs`` (what those have started), ``deaths``, ``losses`` and ``remains`` (what a death means,
   for tasks, and in shared memory), ``reports`` (what goes wrong in a thread of the pool).

@@ -27,8 +27,9 @@ from mpkit._platform.threads.deadlines import deadline_of, remaining
 from mpkit._shm.memory.semaphore import Semaphore
 from mpkit.errors import ClosedError
 from mpkit.pool._engine.caller import Caller
-from mpkit.pool._engine.dispatcher import Dispatcher, Settlements, do_nothing
+from mpkit.pool._engine.dispatcher import Dispatcher
 from mpkit.pool._engine.reports import attempt, report
+from mpkit.pool._engine.settlements import Settlements, do_nothing
 from mpkit.pool._protocol.channel import (
     ALWAYS,
     AWAKE,
@@ -89,9 +90,9 @@ class Collector:
         #: Called when the last task of a closed pool has ended.
         self.on_empty: Callable[[], None] = do_nothing
         self._caller = Caller(name, handle_log, self.wake, board)
-        dispatcher.on_log = self._caller.handle_log
+        dispatcher.receiver.on_log = self._caller.handle_log
         # It sleeps with the wrong level on the board then. (Ringing takes no lock.)
-        dispatcher.on_queue = self.wake
+        dispatcher.balancer.on_queue = self.wake
         #: Who is waited for by somebody who is no thread of ours.
         self._watched: set[Waiter] = set()
         # What the thread itself has to do besides: the pool's own work, which never waits.
@@ -234,7 +235,7 @@ class Collector:
         """When the workers are to ring for the thread."""
         if self._watched or self.draining:
             return ALWAYS
-        return WHEN_LOW if self._dispatcher.lows_set else WHEN_FULL
+        return WHEN_LOW if self._dispatcher.balancer.lows_set else WHEN_FULL
 
     def _do_chores(self) -> None:
         chores = self._chores

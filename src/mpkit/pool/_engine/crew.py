@@ -254,8 +254,8 @@ class Crew:
 
     def _forget_failures_before_a_greeting(self) -> None:
         # In a row are those without a start between them that went well.
-        if self._hellos_seen != self._dispatcher.hellos:
-            self._hellos_seen = self._dispatcher.hellos
+        if self._hellos_seen != self._dispatcher.roster.hellos:
+            self._hellos_seen = self._dispatcher.roster.hellos
             self._failures.clear()
             self._failed = self._killed = 0
 

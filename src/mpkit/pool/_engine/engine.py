@@ -24,7 +24,7 @@ from mpkit.errors import ClosedError, MpkitError, PoolBroken, TaskCancelled
 from mpkit.pool._engine.collector import Collector
 from mpkit.pool._engine.crew import Crew, exit_code
 from mpkit.pool._engine.deaths import Deaths
-from mpkit.pool._engine.dispatcher import Dispatcher, Settlements, cancelled_error
+from mpkit.pool._engine.dispatcher import Dispatcher
 from mpkit.pool._engine.function_table import FunctionTable
 from mpkit.pool._engine.functions import Function
 from mpkit.pool._engine.initializer import packed_initializer
@@ -40,6 +40,7 @@ from mpkit.pool._engine.programs import Programs
 from mpkit.pool._engine.progress import Bars
 from mpkit.pool._engine.reports import attempt, call_aside
 from mpkit.pool._engine.room import Room
+from mpkit.pool._engine.settlements import Settlements, cancelled_error
 from mpkit.pool._engine.states import BROKEN, CLOSED, RUNNING, TERMINATED
 from mpkit.pool._engine.supervisor import Supervisor
 from mpkit.pool._protocol import logs
@@ -102,7 +103,7 @@ class Engine:
         # The workers, and what goes wrong with them.
         self.crew: Crew = Crew(options, self.dispatcher, board, initializer)
         self.supervisor: Supervisor = Supervisor(self, name)
-        self.dispatcher.on_worker = self.collector.on_empty = self.supervisor.poke
+        self.dispatcher.roster.on_worker = self.collector.on_empty = self.supervisor.poke
         self.programs: Programs = Programs(options.grace_period, self.supervisor.watch)
         self.limits: Limits = Limits(options, self.dispatcher, self.collector, self.programs)
         self.leavers: Leavers = Leavers(
@@ -164,7 +165,7 @@ class Engine:
                 lane = dispatcher.submit(task)
                 lock.release()
                 if lane is not None:
-                    dispatcher.nudge(lane)
+                    lane.nudge()
             except BaseException as error:
                 self._end_submit(task, error)
                 raise
@@ -207,7 +208,7 @@ class Engine:
             return False
         lane = self.dispatcher.submit(task)
         if lane is not None:
-            self.dispatcher.wake(lane)
+            lane.wake()
         return True
 
     def _look_after_limit(self, timeout: float | None) -> None:
@@ -386,7 +387,7 @@ class Engine:
                 self.state = BROKEN
                 self._refuse_who_waits()
             dispatcher.lanes.clear()
-            dispatcher.idle.clear()
+            dispatcher.roster.idle.clear()
             tasks: list[Task] = []
             dispatcher.ledger.fail_everything(tasks, POOL_BROKEN)
         attempt(lambda: self.collector.settle_surely([(task, RAISED, _copy_of(why)) for task in tasks]))

@@ -13,8 +13,19 @@ from mpkit._platform.processes import families, signalling
 from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._platform.processes.start_times import StartClock
 from mpkit._platform.stdlib import seam
+from mpkit._platform.threads.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit.pool._engine.ledger import Task
-from mpkit.pool._protocol.channel import DONE, INITIALIZING, STARTED, STATE, TASK, Channel
+from mpkit.pool._protocol.channel import (
+    DONE,
+    INITIALIZING,
+    SLEEPING,
+    STARTED,
+    STATE,
+    TASK,
+    Barrier,
+    Channel,
+    ring_bell,
+)
 
 
 class Stop:
@@ -42,6 +53,7 @@ class Lane:
     """One worker, as the parent sees it."""
 
     __slots__ = (
+        "_barrier",
         "bad_initializer",
         "channel",
         "children",
@@ -84,6 +96,7 @@ class Lane:
         self.key: int = key
         self.channel: Channel = channel
         self.words: memoryview[int] = channel.words
+        self._barrier = Barrier()
         #: The tasks that it has, by number. (In the pool it is the ledger's.)
         self.sent: dict[int, Task] = {}
         self.stack_pipe: Connection | None = stack_pipe
@@ -151,6 +164,25 @@ class Lane:
         if self.tasks is None:
             return 1 << 30
         return self.tasks - self.words[DONE] - len(self.sent)
+
+    def wake(self) -> None:
+        """Wake the worker if it sleeps: there is something in its inbox, or room in its outbox (holding the
+        dispatcher's lock).
+        """
+        if TOTAL_STORE_ORDER:
+            # Elsewhere `nudge` has one.
+            self._barrier()
+        self.nudge()
+
+    def nudge(self) -> None:
+        """`wake`, for callers that have given the lock back since they put the record there."""
+        if not TOTAL_STORE_ORDER:
+            # Giving the lock back is a full barrier on x86 only, where it is an atomic exchange.
+            full_fence()
+        words = self.words
+        if words[SLEEPING]:
+            words[SLEEPING] = 0
+            ring_bell(self.channel.wake)
 
     def lock_inbox(self, seconds: float | None = None) -> bool:
         """Take the lock of its inbox, waiting so long at most (None: not at all); whether it was got."""

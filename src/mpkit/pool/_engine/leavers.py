@@ -14,10 +14,11 @@ import logging
 from mpkit._platform.threads.deadlines import NEVER
 from mpkit.pool._engine.collector import Collector
 from mpkit.pool._engine.crew import Crew
-from mpkit.pool._engine.dispatcher import Dispatcher, Settlements
+from mpkit.pool._engine.dispatcher import Dispatcher
 from mpkit.pool._engine.lane import Lane
 from mpkit.pool._engine.options import PoolOptions
 from mpkit.pool._engine.programs import Programs
+from mpkit.pool._engine.settlements import Settlements
 from mpkit.pool._protocol.channel import LEAVE_RECORD, LOW, Board
 
 _logger = logging.getLogger("mpkit.pool")
@@ -143,7 +144,7 @@ class Leavers:
             lane.update_ready()
             lane.words[LOW] = 0
             lane.channel.inbox.try_put(LEAVE_RECORD)
-            self._dispatcher.wake(lane)
+            lane.wake()
 
     def _next_leave(self) -> float:
         return min((lane.leave_by for lane in self._lanes()), default=NEVER)

@@ -1,0 +1,161 @@
+"""Moves tasks: from the queue into inboxes, from the inbox of one worker into that of another, and back.
+
+What a stalled worker has not begun is taken back when another one idles. All methods are called under the
+dispatcher's lock; nothing here waits, except for the lock of an inbox, which a worker holds for microseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mpkit._shm.queues.ring import TornRingError
+from mpkit.pool._engine.inbox import ALL, lock_inbox, number_of
+from mpkit.pool._engine.lane import Lane
+from mpkit.pool._engine.ledger import Ledger, Task
+from mpkit.pool._engine.placement import even_share, low_mark, most_loaded, stolen_share
+from mpkit.pool._engine.roster import Roster
+from mpkit.pool._engine.settlements import do_nothing
+from mpkit.pool._protocol.channel import LOW
+
+
+class Balancer:
+    """Keeps the workers of one pool in work."""
+
+    def __init__(self, ledger: Ledger, roster: Roster) -> None:
+        self._ledger = ledger
+        self._roster = roster
+        #: Called when tasks begin to queue: somebody has to send them later.
+        self.on_queue: Callable[[], None] = do_nothing
+        #: Whether workers have been told to ring when they run low.
+        self.lows_set: bool = False
+
+    def send_queued(self) -> None:
+        """Send queued tasks to all that may have more; if none are left, have the idle ones steal. With
+        interrupts deferred: between a ring and the ledger one would have a task run twice, or never.
+        """
+        ledger, roster = self._ledger, self._roster
+        while roster.idle and ledger.queued:
+            lane, _ = roster.idle.popitem()
+            if lane.ready and not lane.sent:
+                self._send(lane, 1)
+        if ledger.queued:
+            lanes = [lane for lane in roster.lanes.values() if lane.ready]
+            share = even_share(ledger.queued, len(lanes))
+            for lane in lanes:
+                self._send(lane, share)
+        if roster.idle and ledger.under_way > 1 and not ledger.queued:
+            self._steal()
+
+    def _send(self, lane: Lane, most: int) -> None:
+        """Send up to `most` tasks from the queue, as far as it makes sense to send them ahead."""
+        ledger = self._ledger
+        task = ledger.first()
+        if task is None:
+            return
+        sent = lane.sent
+        key = lane.key
+        number = 0
+        try_put = lane.channel.inbox.try_put
+        most = min(most, lane.room())
+        while task is not None and number < most and len(sent) < task.function.ahead:
+            if not try_put(task.record):
+                break
+            ledger.send_first(key)
+            number += 1
+            task = ledger.first()
+        if number:
+            lane.wake()
+
+    def _steal(self) -> None:
+        """Take back what busy workers have not begun, for those that idle."""
+        roster = self._roster
+        while roster.idle:
+            thief = next(reversed(roster.idle))
+            if not thief.ready or thief.sent or thief.room() <= 0:
+                del roster.idle[thief]
+                continue
+            victim = most_loaded(roster.lanes.values())
+            if victim is None or victim is thief or victim.channel.inbox.is_empty():
+                return
+            records = self.take_unbegun(victim)
+            if not records:
+                return
+            del roster.idle[thief]
+            # The oldest go to the one that is free now.
+            cut = stolen_share(len(records), thief.room())
+            left = self.hand_on(victim, thief, records[:cut])
+            left += self.hand_on(victim, victim, records[cut:])
+            if left:
+                # A task among them that has ended was cancelled, and whoever waited for it has been told.
+                self.requeue(victim, left)
+                return
+
+    def take_unbegun(self, lane: Lane) -> list[tuple[int, bytes]]:
+        """Everything that a worker has not begun, out of its inbox: (number, record). Empty if the worker is
+        dead.
+        """
+        if lane.doomed:
+            # Perhaps locked for good.
+            return []
+        try:
+            if not lock_inbox(lane):
+                return []
+            records = lane.channel.inbox.try_get_many(ALL)
+        except TornRingError:
+            self._roster.condemn(lane)
+            return []
+        finally:
+            lane.unlock_inbox()
+        return [(number_of(record), record) for record in records]
+
+    def hand_on(self, victim: Lane, target: Lane, records: list[tuple[int, bytes]]) -> list[int]:
+        """Put records that were taken out of the inbox of `victim` into that of `target`, which is empty.
+
+        Returns:
+            The tasks that are with neither of them now. A ring takes again what came out of it; another one,
+            though empty, may not: no record goes round its end, and its index may stand anywhere.
+        """
+        left: list[int] = []
+        try_put = target.channel.inbox.try_put
+        for number, record in records:
+            task = victim.sent.get(number)
+            if task is None:
+                continue
+            # Behind one that did not fit no other goes: they stay in order.
+            if left or task.ending or not try_put(record):
+                left.append(number)
+                continue
+            if target is not victim:
+                # In this order: after an exception in between it belongs to the one that `worker` says.
+                target.sent[number] = task
+                task.worker = target.key
+                del victim.sent[number]
+        if len(left) < len(records):
+            target.wake()
+        return left
+
+    def requeue(self, lane: Lane, numbers: list[int]) -> list[Task]:
+        """Tasks were taken out of a worker's inbox, and wait again before all others.
+
+        Returns:
+            Those that were to be stopped: they have ended instead.
+        """
+        ended = self._ledger.take_back(lane.key, numbers)
+        if len(ended) < len(numbers):
+            # Whoever would send them later may sleep, and a worker that is not told does not ring for more.
+            self.on_queue()
+        return ended
+
+    def set_lows(self) -> None:
+        """Tell each worker when to ring for more."""
+        self.lows_set = False
+        lanes = self._roster.lanes.values()
+        queued = self._ledger.queued
+        spare = not queued and any(len(lane.sent) > 1 for lane in lanes)
+        for lane in lanes:
+            low = low_mark(len(lane.sent), queued, spare=spare)
+            if low:
+                self.lows_set = True
+            if low != lane.low:
+                lane.low = low
+                lane.words[LOW] = low

@@ -1,0 +1,33 @@
+"""What is to be told to those who wait for tasks, and the errors of tasks that were ended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mpkit.errors import TaskCancelled, TaskTimeout, WorkerMemoryExceeded
+from mpkit.pool._engine.lane import Lane
+from mpkit.pool._engine.ledger import TIMED_OUT, TOO_BIG, Task
+
+#: Collected under the pool's lock, and told to the sinks when that is free: (task, kind, data).
+Settlements = list[tuple[Task, int, Any]]
+
+
+def ending_error(task: Task, lane: Lane) -> BaseException:
+    """The error of a task that was stopped."""
+    stop = lane.stop
+    stack = stop.stack if stop is not None and stop.number == task.number else ""
+    if task.ending == TIMED_OUT:
+        return TaskTimeout(task_id=task.number, pid=lane.pid, timeout=task.timeout, stack=stack or None)
+    if task.ending == TOO_BIG:
+        limit = None if stop is None else stop.limit
+        return WorkerMemoryExceeded(task_id=task.number, pid=lane.pid, rss_bytes=lane.rss_bytes, limit=limit)
+    return cancelled_error(task)
+
+
+def cancelled_error(task: Task) -> TaskCancelled:
+    """The error of a task that was cancelled."""
+    return TaskCancelled(f"task {task.number} was cancelled")
+
+
+def do_nothing(*_: object) -> None:
+    """What is called where there is nobody to tell."""
