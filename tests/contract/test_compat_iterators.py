@@ -14,7 +14,7 @@ import pytest
 from mpkit import compat
 from mpkit._platform.stdlib.seam import InterruptibleLock
 from mpkit.compat._iterators import IMapIterator
-from mpkit.pool import _imap
+from mpkit.pool._imap_sink import ImapSink
 from tests.contract import compat_tasks as tasks
 from tests.helpers.waiting import PATIENCE, wait_until
 
@@ -85,7 +85,7 @@ def test_one_thread_at_a_time_reads_the_input(other: str) -> None:
 @pytest.mark.parametrize("verb", ["imap", "imap_unordered"])
 def test_a_result_goes_to_one_thread(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
     together = threading.Barrier(2)
-    take = _imap._ImapSink.take
+    take = ImapSink.take
 
     def take_together(sink: Any) -> Any:
         with contextlib.suppress(threading.BrokenBarrierError):
@@ -95,7 +95,7 @@ def test_a_result_goes_to_one_thread(verb: str, monkeypatch: pytest.MonkeyPatch)
     def take_one(results: IMapIterator[int]) -> int | None:
         return next(results, None)
 
-    monkeypatch.setattr(_imap._ImapSink, "take", take_together)
+    monkeypatch.setattr(ImapSink, "take", take_together)
     gate: compat.SimpleQueue[None] = compat.SimpleQueue()
     with compat.Pool(1, _keep, (gate,)) as pool, ThreadPoolExecutor(2) as threads:
         results = getattr(pool, verb)(_first_waits_at_gate, [0])

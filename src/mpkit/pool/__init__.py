@@ -4,8 +4,8 @@ Rooms, from what users call to what the workers do:
 
 - the verbs: ``_facade`` (`TaskPool`), ``_verbs`` (their protocol), ``_executor``;
 - what they return: ``_handle`` (the outcome of a task), ``_maps`` and ``_imap`` (many calls, at once and
-  lazily; ``_chunking`` serves both, ``_shared_results`` several threads), ``_shared`` (one object for many
-  tasks);
+  lazily: there ``_lazy_map`` reads and sends, and outcomes arrive in ``_imap_sink``; ``_chunking`` serves
+  both, ``_shared_results`` several threads), ``_shared`` (one object for many tasks);
 - `_engine`: the parent's side; ``_outside``: a look from other programs;
 - `_worker`: what runs in a worker;
 - `_protocol`: what both sides agree on.

@@ -278,7 +278,8 @@ class PoolView(Unsendable):
         *,
         ordered: bool,
     ) -> ImapIterator[R]:
-        from mpkit.pool._imap import ImapIterator, LazyMap  # noqa: PLC0415  see the top of this file
+        from mpkit.pool._imap import ImapIterator  # noqa: PLC0415  see the top of this file
+        from mpkit.pool._lazy_map import LazyMap  # noqa: PLC0415
 
         lazy = LazyMap(
             self._engine,

@@ -8,17 +8,18 @@ from unittest.mock import Mock
 
 import pytest
 
-from mpkit.pool import _imap
+from mpkit.pool import _imap_sink
 from mpkit.pool._engine.functions import Function
 from mpkit.pool._engine.ledger import Chunk
 from mpkit.pool._engine.progress import Progress
-from mpkit.pool._imap import LazyMap, _ImapSink
+from mpkit.pool._imap_sink import ImapSink
+from mpkit.pool._lazy_map import LazyMap
 from mpkit.pool._protocol.channel import PART, VALUE
 from tests.helpers.conditions import Alarm, InterruptedCondition
 from tests.helpers.waiting import PATIENCE
 
 
-def chunk_of(sink: _ImapSink, start: int, stop: int) -> Chunk:
+def chunk_of(sink: ImapSink, start: int, stop: int) -> Chunk:
     return Chunk(10 * start + stop, sink, b"", Function("f", b""), None, 0, None, start, stop)
 
 
@@ -27,11 +28,11 @@ def a_part(first: int, length: int) -> tuple[int, int, bytes, int]:
 
 
 @pytest.fixture(params=[True, False], ids=["ordered", "unordered"])
-def sink(request: pytest.FixtureRequest) -> _ImapSink:
-    return _ImapSink(Mock(), Progress(False, None, ""), None, ordered=request.param)
+def sink(request: pytest.FixtureRequest) -> ImapSink:
+    return ImapSink(Mock(), Progress(False, None, ""), None, ordered=request.param)
 
 
-def test_a_part_that_another_thread_has_in_its_hands_is_waited_for(sink: _ImapSink) -> None:
+def test_a_part_that_another_thread_has_in_its_hands_is_waited_for(sink: ImapSink) -> None:
     chunk = chunk_of(sink, 0, 4)
     sink._sent(chunk)
     # Two threads have taken the first items, and one of them is slow: another one brings the end before it.
@@ -47,7 +48,7 @@ def test_a_part_that_another_thread_has_in_its_hands_is_waited_for(sink: _ImapSi
     assert sink.is_idle()
 
 
-def test_so_it_is_when_the_worker_has_died_meanwhile(sink: _ImapSink) -> None:
+def test_so_it_is_when_the_worker_has_died_meanwhile(sink: ImapSink) -> None:
     chunk = chunk_of(sink, 0, 4)
     sink._sent(chunk)
     chunk.done = 2
@@ -61,7 +62,7 @@ def test_so_it_is_when_the_worker_has_died_meanwhile(sink: _ImapSink) -> None:
     assert sink.is_idle()
 
 
-def test_all_parts_may_be_there_when_the_worker_dies(sink: _ImapSink) -> None:
+def test_all_parts_may_be_there_when_the_worker_dies(sink: ImapSink) -> None:
     chunk = chunk_of(sink, 0, 4)
     sink._sent(chunk)
     chunk.done = 2
@@ -74,7 +75,7 @@ def test_all_parts_may_be_there_when_the_worker_dies(sink: _ImapSink) -> None:
     assert sink.is_idle()
 
 
-def test_nothing_is_taken_twice(sink: _ImapSink) -> None:
+def test_nothing_is_taken_twice(sink: ImapSink) -> None:
     chunk = chunk_of(sink, 0, 2)
     sink._sent(chunk)
     for _ in range(2):
@@ -90,7 +91,7 @@ def test_nothing_is_taken_twice(sink: _ImapSink) -> None:
 
 
 def test_whoever_has_taken_the_last_outcome_waits_no_longer_than_it_takes_to_be_brought(
-    sink: _ImapSink,
+    sink: ImapSink,
 ) -> None:
     chunk = chunk_of(sink, 0, 2)
     sink._sent(chunk)
@@ -109,7 +110,7 @@ def test_whoever_has_taken_the_last_outcome_waits_no_longer_than_it_takes_to_be_
     assert sink._is_settled()
 
 
-def test_an_interrupt_while_those_who_wait_are_told_leaves_their_condition_free(sink: _ImapSink) -> None:
+def test_an_interrupt_while_those_who_wait_are_told_leaves_their_condition_free(sink: ImapSink) -> None:
     """The collector's thread waited for it without end."""
     condition = sink._made_condition = InterruptedCondition()
     chunk = chunk_of(sink, 0, 2)
@@ -120,9 +121,9 @@ def test_an_interrupt_while_those_who_wait_are_told_leaves_their_condition_free(
 
 
 def test_an_outcome_does_not_wait_for_ever_for_those_who_wait(
-    sink: _ImapSink, monkeypatch: pytest.MonkeyPatch
+    sink: ImapSink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_imap, "CONDITION_SECONDS", 0.05)
+    monkeypatch.setattr(_imap_sink, "CONDITION_SECONDS", 0.05)
     chunk = chunk_of(sink, 0, 2)
     sink._sent(chunk)
     with sink._ensure_condition():
