@@ -31,32 +31,24 @@ from mpkit.errors import SerializationError
 from mpkit.pool._protocol import payload
 from mpkit.pool._protocol.channel import (
     BAD_INITIALIZER,
-    BY_REFERENCE,
     BY_VALUE,
     CHUNK,
     DONE,
-    EACH,
     ERROR,
     FRONT,
-    FUNCTION_INSIDE,
     GOODBYE,
-    HEAD_SIZE,
     HELLO,
     INITIALIZING,
     ITEM,
-    KEYWORDS,
     LEAVE,
     LEAVING,
-    NONE,
     PARCELS,
     PID,
     POOL,
-    RANGE,
     READY,
     RESULT_HEAD,
     SLEEPING,
     STACK_PIPE,
-    STAR,
     STARTED,
     STATE,
     STOP,
@@ -69,7 +61,8 @@ from mpkit.pool._protocol.channel import (
 from mpkit.pool._protocol.patience import Patience
 from mpkit.pool._protocol.stack_signal import STACK_SIGNAL
 from mpkit.pool._worker.bells import Bells
-from mpkit.pool._worker.chunks import Broken, ChunkRunner, except_of_broken
+from mpkit.pool._worker.calls import Calls
+from mpkit.pool._worker.chunks import ChunkRunner
 from mpkit.pool._worker.fork import end_fork, give_up_stack_pipe
 from mpkit.pool._worker.importing import become_worker, is_importing
 from mpkit.pool._worker.opened import forget_closed, opened
@@ -80,8 +73,6 @@ from mpkit.pool._worker.outbox import Outbox, OutboxOfFork
 _SLICE_SECONDS = 2.0
 #: It looks this often whether shared objects that it has open have been closed.
 _LOOK_AFTER_SHARED_NS = 500_000_000
-#: Functions that a worker keeps unpickled.
-_MOST_FUNCTIONS = 1024
 _LONGEST_RUN = (1 << 32) - 1
 
 
@@ -150,7 +141,7 @@ class _Worker:
         self.bells = Bells(self.channel, self.board)
         self.outbox = Outbox(self.channel, self.bells)
         self.chunks = ChunkRunner(self, self.channel, self.bells)
-        self.functions: dict[bytes, Callable[..., Any]] = {}
+        self.calls = Calls(self, self.chunks)
         # A fork has its parent's count.
         self.parcels_before = payload.parcels_made()
         #: The number of the task whose code is running; 0 while the worker's own code is.
@@ -358,7 +349,7 @@ class _Worker:
                     self.stopping = True
                     self.channel.words[STOP] = 0
                     raise KeyboardInterrupt
-                outcome = self._call(number, length, flags, record, pickler)
+                outcome = self.calls.make(number, length, flags, record, pickler)
             finally:
                 # From here on an interrupt comes too late. One that comes just before is caught below: there
                 # is only one for each task.
@@ -373,80 +364,6 @@ class _Worker:
                 text = f"the task raised {type(error).__name__}, which cannot be sent: {second!r}"
                 return ERROR, failure.pack_exception(SerializationError(text))
         return outcome
-
-    def _call(
-        self, number: int, length: int, flags: int, record: bytes, pickler: Pickler
-    ) -> tuple[int, bytes]:
-        start = HEAD_SIZE + length
-        blob = record[HEAD_SIZE:start]
-        if flags & (CHUNK | FUNCTION_INSIDE):
-            return self._call_specially(number, blob, flags, memoryview(record)[start:], pickler)
-        function = self.functions.get(blob)
-        if function is None:
-            function = self._load_function(blob, flags)
-        if len(record) == start:
-            value = function()
-        else:
-            args, kwargs = payload.load_arguments(flags, memoryview(record)[start:])
-            value = function(*args) if kwargs is None else function(*args, **kwargs)
-        return self._outcome_of(value, pickler)
-
-    def _outcome_of(self, value: object, pickler: Pickler) -> tuple[int, bytes]:
-        """The outcome of a call that has returned; of one that has returned in a fork, too, there is none."""
-        if self.forked:
-            end_fork(None)
-        return (NONE, b"") if value is None else payload.dump_value(value, pickler)
-
-    def _call_specially(
-        self, number: int, blob: bytes, flags: int, rest: memoryview, pickler: Pickler
-    ) -> tuple[int, bytes]:
-        """What is not just one call of a known function: a chunk, or a function that came as an argument."""
-        first = stop = 0
-        if flags & CHUNK:
-            first, stop = RANGE.unpack_from(rest)
-            rest = rest[RANGE.size :]
-        function: Any
-        args: Any
-        kwargs: Any = None
-        try:
-            if flags & FUNCTION_INSIDE:
-                (blob, args), _ = payload.load_arguments(flags & ~KEYWORDS, rest)
-            else:
-                args, kwargs = payload.load_arguments(flags, rest)
-        except SerializationError as error:
-            if not flags & CHUNK:
-                raise
-            try:
-                inside, items = payload.load_items(flags, rest)
-            except Exception:  # noqa: BLE001  they cannot be told apart
-                raise error from error.__cause__
-            function = except_of_broken(self._function(inside or blob, flags))
-            args = [item if reason is None else Broken(reason) for item, reason in items]
-            if flags & STAR:
-                args = [(item,) if type(item) is Broken else item for item in args]
-        else:
-            function = self._function(blob, flags)
-            if flags & FUNCTION_INSIDE and flags & KEYWORDS:
-                args, kwargs = args
-        if flags & EACH:
-            return self.chunks.run_each(function, args, number, first, stop, pickler)
-        if flags & CHUNK:
-            return self.chunks.run(function, args, number, flags, first, stop, pickler)
-        value = function(*args) if kwargs is None else function(*args, **kwargs)
-        return self._outcome_of(value, pickler)
-
-    def _function(self, blob: bytes, flags: int) -> Callable[..., Any]:
-        if flags & FUNCTION_INSIDE:
-            return cast("Callable[..., Any]", codec.contained(codec.loads, blob))
-        return self.functions.get(blob) or self._load_function(blob, flags)
-
-    def _load_function(self, blob: bytes, flags: int) -> Callable[..., Any]:
-        function: Callable[..., Any] = cast("Callable[..., Any]", codec.contained(codec.loads, blob))
-        if flags & BY_REFERENCE:
-            if len(self.functions) >= _MOST_FUNCTIONS:
-                self.functions.clear()
-            self.functions[blob] = function
-        return function
 
     def _sleep(self, patience: Patience, barrier: Barrier, *, parent_awake: bool) -> None:
         """Wait for a record: look for a moment, then sleep."""
