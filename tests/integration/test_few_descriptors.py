@@ -20,7 +20,7 @@ import pytest
 
 from mpkit import BoundedQueue, Lock, LockedCounter, TaskPool, WorkerProcess
 from mpkit.errors import MpkitError, WorkerCrashed
-from mpkit.pool._engine import crew as _crew
+from mpkit.pool._engine import start_ups as _start_ups
 from tests.contract import pool_tasks as tasks
 from tests.helpers.shortage import open_descriptors, spare_descriptors
 from tests.helpers.waiting import PATIENCE, wait_until
@@ -103,7 +103,7 @@ OPERATIONS: dict[str, Callable[[], None]] = {
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_with_so_many_descriptors_to_spare(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_crew, "_LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(_start_ups, "_LONGEST_PAUSE", 0.01)
     operation = OPERATIONS[name]
     # What is made once, and stays: the servants of the program, modules.
     operation()

@@ -25,9 +25,9 @@ from mpkit.errors import (
     WorkerCrashed,
 )
 from mpkit.pool import TaskPool
-from mpkit.pool._engine import crew as _crew
 from mpkit.pool._engine import engine as _engine
 from mpkit.pool._engine import leavers as _leavers
+from mpkit.pool._engine import start_ups as _start_ups
 from tests.contract import pool_tasks as tasks
 from tests.helpers.processes import python, wait_gone
 from tests.helpers.stepping import without_collections
@@ -187,7 +187,7 @@ def test_a_worker_killed_while_it_starts_is_replaced(start_method: str, tmp_path
 
 
 def test_start_ups_that_are_killed_again_and_again_break_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_crew, "_LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(_start_ups, "_LONGEST_PAUSE", 0.01)
     with TaskPool(processes=1, initializer=tasks.kill_myself, context="fork", grace_period=0.2) as pool:
         handle = pool.submit(tasks.square, 3)
         with pytest.raises(PoolBroken, match=r"10 start-ups in a row failed.*SIGKILL") as caught:

@@ -17,9 +17,9 @@ import pytest
 from mpkit._platform.processes import identity
 from mpkit.errors import ClosedError, InitializerFailed, PoolBroken, WorkerMemoryExceeded
 from mpkit.pool import TaskPool
-from mpkit.pool._engine import crew as _crew
 from mpkit.pool._engine import leavers as _leavers
 from mpkit.pool._engine import limits as _limits
+from mpkit.pool._engine import start_ups as _start_ups
 from mpkit.pool._protocol.channel import LEAVING, STATE
 from mpkit.pool._worker import worker as _worker
 from mpkit.pool._worker.worker import _Worker
@@ -35,7 +35,7 @@ _LIMIT = 1 << 40
 def test_workers_that_are_sent_home_while_they_start_are_no_failures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each counted as a start-up that had failed: ten of them made a closed pool a broken one."""
     monkeypatch.setattr(_Worker, "prepare", lambda _worker: signal.pause())
-    pool = TaskPool(_crew.MOST_KILLED, context="fork")
+    pool = TaskPool(_start_ups.MOST_KILLED, context="fork")
     pool.close()
     assert pool.join(PATIENCE)
     with pytest.raises(ClosedError) as caught:

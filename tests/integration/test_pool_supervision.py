@@ -29,10 +29,10 @@ from mpkit._shm.locks import remains
 from mpkit.errors import PoolBroken, TaskTimeout, WaitTimeout, WorkerCrashed
 from mpkit.introspect import _stacks
 from mpkit.pool import TaskPool
-from mpkit.pool._engine import crew as _crew
 from mpkit.pool._engine import insight as _insight
 from mpkit.pool._engine import limits as _limits
 from mpkit.pool._engine import reports as _reports
+from mpkit.pool._engine import start_ups as _start_ups
 from mpkit.pool._engine import supervisor as _supervisor
 from mpkit.pool._protocol.channel import STACK_PIPE
 from mpkit.pool._protocol.stack_signal import STACK_SIGNAL
@@ -108,17 +108,17 @@ def test_a_lack_of_descriptors_that_passes_does_not_break_the_pool(
     refused: list[None] = []
 
     def start_unless_refused() -> Any:
-        if len(refused) < _crew.MOST_KILLED - 1:
+        if len(refused) < _start_ups.MOST_KILLED - 1:
             refused.append(None)
             raise OSError(errno.EMFILE, "Too many open files")
         return start()
 
-    monkeypatch.setattr(_crew, "_LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(_start_ups, "_LONGEST_PAUSE", 0.01)
     monkeypatch.setattr(crew, "start", start_unless_refused)
     with pytest.raises(WorkerCrashed):
         pool.submit(os._exit, 3).result(PATIENCE)
     assert pool.submit(tasks.square, 3).result(PATIENCE) == 9
-    assert len(refused) == _crew.MOST_KILLED - 1
+    assert len(refused) == _start_ups.MOST_KILLED - 1
 
 
 @pytest.mark.parametrize("step", ["look_after_crew", "bury", "is_over", "break_down"])

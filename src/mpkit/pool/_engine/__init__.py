@@ -10,9 +10,9 @@
   begun), ``receiver`` (what comes back), ``recovery`` (what an exception has left half done);
 - who waits: ``room`` (to submit), ``lead`` (for outcomes) and ``collector`` (fetches them where nobody does),
   ``caller`` (calls callbacks), ``settlements`` (what they are told);
-- the workers: ``crew`` (starting and replacing them; ``server``, ``fork_warning``), ``lane`` (one of them),
-  ``roster`` (all of them, as the dispatcher knows them), ``leavers`` (those that leave, by themselves or at
-  the end), ``insight`` and ``stacks`` (what they are doing);
+- the workers: ``crew`` (starting them; ``server``, ``fork_warning``) and ``start_ups`` (when to give up),
+  ``lane`` (one of them), ``roster`` (all of them, as the dispatcher knows them), ``leavers`` (those that
+  leave, by themselves or at the end), ``insight`` and ``stacks`` (what they are doing);
 - what goes wrong: ``supervisor`` (the thread that looks after the workers), ``limits`` (tasks that must not
   go on), ``programs`` (what those have started), ``deaths``, ``losses`` and ``remains`` (what a death means,
   for tasks, and in shared memory), ``reports`` (what goes wrong in a thread of the pool).

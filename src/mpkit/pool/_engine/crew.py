@@ -1,21 +1,11 @@
-"""The worker processes: started, replaced, counted; and when to give up.
-
-A pool whose workers cannot be started must say so instead of trying for ever: after `MOST_FAILURES` start-ups
-in a row that end with an exit code (an exception in ``__main__``, usually), or `MOST_KILLED` that die of a
-signal or do not come about (for want of descriptors, say), none succeeding in between, it is broken. Between
-two attempts lies a growing pause.
-"""
+"""The worker processes: started, told from those that have failed to start, and given back."""
 
 from __future__ import annotations
 
-import errno
 import sys
-import time
-from enum import Enum, auto
 from multiprocessing.connection import Connection
 
 from mpkit._platform.parent_death.parent_watch import ParentLink
-from mpkit._platform.processes import identity
 from mpkit._platform.resources import memory
 from mpkit._platform.signals.interrupts import without_interrupts
 from mpkit._platform.signals.names import how_it_ended, signal_name
@@ -26,30 +16,13 @@ from mpkit._wire import failure
 from mpkit.errors import InitializerFailed, PoolBroken
 from mpkit.pool._engine.dispatcher import Dispatcher
 from mpkit.pool._engine.fork_warning import without_fork_warning
-from mpkit.pool._engine.function_table import name_of
 from mpkit.pool._engine.lane import Lane
 from mpkit.pool._engine.options import PoolOptions
 from mpkit.pool._engine.server import start_server
+from mpkit.pool._engine.start_ups import GUARD, NOT_IMPORTABLE, Failure, StartUps
 from mpkit.pool._protocol.channel import HEAD_SIZE, INITIALIZING, STATE, Board, Channel
 from mpkit.pool._worker import worker
 from mpkit.pool._worker.importing import generation
-
-MOST_FAILURES = 3
-MOST_KILLED = 10
-_FIRST_PAUSE = 0.05
-_LONGEST_PAUSE = 2.0
-
-# No process, or no shared memory; like what `identity.is_lack_of_means` tells, it may pass.
-_REFUSED = frozenset({errno.EAGAIN, errno.ENOSPC})
-
-_GUARD = (
-    "the main module creates the pool when it is imported, which every worker does; put that under "
-    '`if __name__ == "__main__":`'
-)
-_NOT_IMPORTABLE = (
-    "the main module cannot be imported again (an interactive session, code read from standard input); save "
-    "the program to a file, and put the functions into that or into a module of their own"
-)
 
 # Starting a process asks all children of multiprocessing for their exit codes. Two threads that do so at the
 # same moment take those of the application's own processes from each other (not those of `WorkerChild`); the
@@ -63,21 +36,8 @@ def _forget_after_fork() -> None:
     _starting = seam.InterruptibleLock()
 
 
-class Failure(Enum):
-    """How a start-up has failed."""
-
-    EXITED = auto()
-    """The worker ended with an exit code: it has told on its standard error what was wrong."""
-    KILLED = auto()
-    """It was killed by a signal."""
-    RAISED = auto()
-    """There is none: starting it raised an error."""
-    REFUSED = auto()
-    """There is none, and nothing is wrong with it: it may be over in a moment."""
-
-
 class Crew:
-    """Starts workers, and knows how the start-ups have gone lately."""
+    """Starts the workers of one pool."""
 
     def __init__(
         self,
@@ -92,12 +52,7 @@ class Crew:
         self._initializer = initializer
         self._next_key = 0
         self.workers_started: int = 0
-        self._failures: list[str] = []
-        self._failed = 0
-        self._killed = 0
-        self._hellos_seen = 0
-        #: No worker is started before this moment (monotonic).
-        self.not_before: float = 0.0
+        self.start_ups: StartUps = StartUps(options, dispatcher.roster)
 
     def start(self) -> Lane:
         """Start one worker and give it a lane.
@@ -168,11 +123,10 @@ class Crew:
 
     def note_death_of(self, lane: Lane, exitcode: int | None, last_words: str) -> PoolBroken | None:
         """A worker is dead: count it if it never became ready. The error, once there is no more hope."""
-        self._forget_failures_before_a_greeting()
         if lane.greeted or lane.told_to_leave:
             # Who is sent home while it starts is killed, which is no failure.
             return None
-        return self.note_failure(
+        return self.start_ups.note_failure(
             f"process {lane.pid} {how_it_ended(exitcode)}" + (f"\n{last_words}" if last_words else ""),
             Failure.EXITED if signal_name(exitcode) is None else Failure.KILLED,
             initializing=self.is_initializing(lane),
@@ -192,72 +146,6 @@ class Crew:
     def is_initializing(self, lane: Lane) -> bool:
         """Whether a worker is in the pool's initializer, or has died there."""
         return self._options.initializer is not None and lane.words[STATE] == INITIALIZING
-
-    def note_error(self, error: Exception) -> PoolBroken | None:
-        """`start` has raised an error. The one for the pool, once there is no more hope."""
-        how = f"starting a process raised {failure.in_words(error)}"
-        refused = isinstance(error, MemoryError) or (
-            isinstance(error, OSError) and (identity.is_lack_of_means(error) or error.errno in _REFUSED)
-        )
-        if refused:
-            how += (
-                "; the system has none left of what a worker needs (descriptors, processes, memory): raise "
-                "the limit, or give back what is not needed"
-            )
-        # A fork server that has died is replaced as soon as it is seen to have ended.
-        may_pass = refused or isinstance(error, PoolBroken)
-        broken = self.note_failure(how, Failure.REFUSED if may_pass else Failure.RAISED)
-        if broken is not None:
-            broken.__cause__ = error
-        return broken
-
-    def note_failure(self, how: str, kind: Failure, *, initializing: bool = False) -> PoolBroken | None:
-        """A start-up has failed. The error, once there is no more hope.
-
-        Args:
-            how: What has happened, for people.
-            kind: The same, for what is to follow from it.
-            initializing: In the pool's initializer.
-        """
-        self._forget_failures_before_a_greeting()
-        self._failures.append(how)
-        if kind in (Failure.KILLED, Failure.REFUSED):
-            self._killed += 1
-        else:
-            self._failed += 1
-        tries = self._failed + self._killed
-        self.not_before = time.monotonic() + min(_FIRST_PAUSE * 2 ** (tries - 1), _LONGEST_PAUSE)
-        if self._failed < MOST_FAILURES and self._killed < MOST_KILLED:
-            return None
-        method = self._options.context.get_start_method()
-        text = (
-            f"the workers of {self._options.name} cannot be started (start method {method!r}): "
-            f"{tries} start-ups in a row failed. The last one: {self._failures[-1]}."
-        )
-        if initializing:
-            # Whoever has come so far has imported the main module.
-            text += (
-                f" It was running the initializer {name_of(self._options.initializer)}, which may be what "
-                "ended it (os._exit, os.abort, a crash in C code)."
-            )
-        elif kind is Failure.EXITED and method != "fork":
-            text += (
-                f" The error itself was printed by the worker (standard error). A frequent cause: {_GUARD}."
-                f" Another: {_NOT_IMPORTABLE}."
-            )
-        if kind is Failure.KILLED:
-            text += (
-                f" {'Otherwise something' if initializing else 'Something'} kills them: the out-of-memory "
-                "killer, a limit of the system, or another program."
-            )
-        return PoolBroken(text)
-
-    def _forget_failures_before_a_greeting(self) -> None:
-        # In a row are those without a start between them that went well.
-        if self._hellos_seen != self._dispatcher.roster.hellos:
-            self._hellos_seen = self._dispatcher.roster.hellos
-            self._failures.clear()
-            self._failed = self._killed = 0
 
     def dispose(self, lane: Lane) -> None:
         """Give back everything of a dead worker."""
@@ -288,7 +176,7 @@ def _start(process: seam.ChildProcess, method: str) -> None:
         raise PoolBroken(
             "the fork server of multiprocessing has died, or the system has no process left for it "
             f"({type(error).__name__}: {error}); if its error output says that the main module could not be "
-            f"imported, a frequent cause is that {_GUARD}. Another is that {_NOT_IMPORTABLE}"
+            f"imported, a frequent cause is that {GUARD}. Another is that {NOT_IMPORTABLE}"
         ) from error
 
 

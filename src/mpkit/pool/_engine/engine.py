@@ -311,8 +311,8 @@ class Engine:
         errors = map(self.crew.initializer_error, self.dispatcher.lanes.values())
         broken: MpkitError | None = next(filter(None, errors), None)
         while broken is None and self._is_worker_missing(now):
-            if now < self.crew.not_before:
-                return min(next_look, self.crew.not_before)
+            if now < self.crew.start_ups.not_before:
+                return min(next_look, self.crew.start_ups.not_before)
             broken = self._start_worker()
         if broken is not None:
             self.break_down(broken)
@@ -324,7 +324,7 @@ class Engine:
         try:
             lane = self.crew.start()
         except Exception as error:  # noqa: BLE001  whatever it is, the pool has to say it in the end
-            return self.crew.note_error(error)
+            return self.crew.start_ups.note_error(error)
         self.supervisor.add(lane)
         return None
 

@@ -8,19 +8,19 @@ from unittest.mock import Mock
 import pytest
 
 from mpkit.errors import PoolBroken, SharedMemoryExhausted
-from mpkit.pool._engine.crew import MOST_FAILURES, MOST_KILLED, Crew, Failure
-from mpkit.pool._engine.dispatcher import Dispatcher
+from mpkit.pool._engine.roster import Roster
+from mpkit.pool._engine.start_ups import MOST_FAILURES, MOST_KILLED, Failure, StartUps
 
 
 def test_only_failures_in_a_row_count() -> None:
-    dispatcher = Dispatcher()
-    crew = Crew(Mock(), dispatcher, Mock(), None)
+    roster = Roster()
+    start_ups = StartUps(Mock(), roster)
     for _ in range(3 * MOST_FAILURES):
-        assert crew.note_failure("no memory", Failure.RAISED) is None
-        dispatcher.roster.hellos += 1  # another one has started well
+        assert start_ups.note_failure("no memory", Failure.RAISED) is None
+        roster.hellos += 1  # another one has started well
     for _ in range(MOST_FAILURES - 1):
-        assert crew.note_failure("no memory", Failure.RAISED) is None
-    assert "no memory" in str(crew.note_failure("no memory", Failure.RAISED))
+        assert start_ups.note_failure("no memory", Failure.RAISED) is None
+    assert "no memory" in str(start_ups.note_failure("no memory", Failure.RAISED))
 
 
 @pytest.mark.parametrize(
@@ -36,10 +36,10 @@ def test_only_failures_in_a_row_count() -> None:
 def test_what_may_pass_is_tried_for_longer_and_told_as_what_it_is(error: Exception) -> None:
     options = Mock()
     options.context.get_start_method.return_value = "forkserver"
-    crew = Crew(options, Dispatcher(), Mock(), None)
+    start_ups = StartUps(options, Roster())
     for _ in range(MOST_KILLED - 1):
-        assert crew.note_error(error) is None
-    broken = crew.note_error(error)
+        assert start_ups.note_error(error) is None
+    broken = start_ups.note_error(error)
     assert isinstance(broken, PoolBroken)
     assert broken.__cause__ is error
     assert str(error) in str(broken)
@@ -48,10 +48,10 @@ def test_what_may_pass_is_tried_for_longer_and_told_as_what_it_is(error: Excepti
 
 
 def test_an_error_that_will_stay_breaks_the_pool_soon() -> None:
-    crew = Crew(Mock(), Dispatcher(), Mock(), None)
+    start_ups = StartUps(Mock(), Roster())
     for _ in range(MOST_FAILURES - 1):
-        assert crew.note_error(ValueError("something else")) is None
-    broken = str(crew.note_error(ValueError("something else")))
+        assert start_ups.note_error(ValueError("something else")) is None
+    broken = str(start_ups.note_error(ValueError("something else")))
     assert "something else" in broken
     # There was no worker that could have imported the main module, or printed anything.
     assert "printed" not in broken
