@@ -384,3 +384,33 @@ def test_the_shortest_time_limit_is_that_of_a_task_that_has_not_ended() -> None:
     assert ledger.shortest_timeout() == 3.0
     ledger.finish(0, 0, True)
     assert ledger.shortest_timeout() == math.inf
+
+
+def test_a_task_that_an_exception_has_left_in_two_places_counts_once() -> None:
+    """It stayed counted for ever, and a closed pool never came to its end."""
+    ledger = Ledger()
+    task, last = make(0), make(1)
+    sent = ledger.add_worker(0)
+    ledger.submit(task)
+    # The handler of a signal raised in the middle of `send_first`.
+    task.worker = 0
+    sent[task.number] = task
+    ledger.recount()
+    assert (ledger.queued, ledger.under_way) == (0, 1)
+    assert ledger.first() is None
+    ledger.submit(last)
+    assert ledger.first() is last
+    assert ledger.finish(0, 0, True) is task
+    assert (ledger.live, ledger.succeeded) == (1, 1)
+
+
+def test_a_task_that_was_sent_twice_is_taken_back_once() -> None:
+    """It was queued twice, and counted so for ever."""
+    ledger = Ledger()
+    task, other = make(0), make(1)
+    ledger.add_worker(0)
+    ledger.send_new(0, task)
+    ledger.send_new(0, other)
+    assert ledger.take_back(0, [0, 1, 0]) == []
+    assert list(ledger.queue) == [task, other]
+    assert (ledger.queued, ledger.under_way) == (2, 0)

@@ -286,7 +286,8 @@ class Ledger:
         sent = self.sent[worker]
         ended: list[Task] = []
         back: list[Task] = []
-        for number in numbers:
+        # After an exception that came between a ring and the ledger, one was sent twice.
+        for number in dict.fromkeys(numbers):
             task = sent.get(number)
             if task is not None:
                 (ended if task.ending else back).append(task)
@@ -430,7 +431,12 @@ class Ledger:
         return self.queued + self.under_way
 
     def recount(self) -> None:
-        """Count what there is: an interrupt may have come between a task and its count."""
+        """Count what there is: an exception may have come between a task and its count."""
+        for sent in self.sent.values():
+            for task in sent.values():
+                if task.state == QUEUED:
+                    # It is with the worker (see `send_first`), and counts once.
+                    task.state = SENT
         self.queued = sum(1 for task in self.queue if task.state == QUEUED)
         self.under_way = sum(map(len, self.sent.values()))
 
