@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from mpkit._platform.hints import Self
 from mpkit._platform.signals.interrupts import deferred_interrupts
-from mpkit._platform.stdlib import seam
 from mpkit._platform.threads.deadlines import check_timeout
+from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit._shm.queues.packs import are_plain
 from mpkit._wire.unsendable import Unsendable
 from mpkit.errors import SerializationError, SharedMemoryExhausted, TaskCancelled, WaitTimeout
@@ -146,7 +146,7 @@ class _ImapSink:
         condition = self._made_condition
         if condition is not None:
             # Not for ever: who sleeps at it sleeps in slices, and the collector's thread must go on.
-            seam.InterruptibleLock(condition).run_within(CONDITION_SECONDS, condition.notify_all)
+            InterruptibleLock(condition).run_within(CONDITION_SECONDS, condition.notify_all)
 
     def split(self, task: Chunk, pieces: Sequence[Chunk]) -> None:
         """Pieces stand from now on for what of a task had not been done."""

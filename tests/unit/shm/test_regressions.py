@@ -26,7 +26,7 @@ import pytest
 from mpkit import BoundedQueue, Lock, LockedCounter
 from mpkit._platform.files.file_maps import map_file
 from mpkit._platform.files.filelock import FileLock
-from mpkit._platform.stdlib.seam import InterruptibleLock
+from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit._shm.locks import robust_lock, shared_object, sleepers
 from mpkit._shm.locks.counter_file import VALUE, CounterFile
 from mpkit._shm.locks.robust_lock import RobustLock

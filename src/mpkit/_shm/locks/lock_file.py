@@ -15,9 +15,9 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from mpkit._platform.processes import identity
-from mpkit._platform.stdlib import seam
 from mpkit._platform.threads.deadlines import has_passed
 from mpkit._platform.threads.fences import TOTAL_STORE_ORDER
+from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit._shm.locks.lock_rows import ATTEMPTS, COMPLETED, HELD, OUT, RELEASING, TRYING, LockRows
 from mpkit._shm.locks.robust_lock import REENTERED, fenced
 from mpkit._shm.locks.shared_object import MAGIC_BASE, RECOVERIES, Form, SharedObject
@@ -107,7 +107,7 @@ class LockFile(SharedObject):
         self._seen_completed = -1
         #: Threads that may have the file lock now.
         self._looking: set[int] = set()
-        self._taking_back = seam.InterruptibleLock()
+        self._taking_back = InterruptibleLock()
 
     @classmethod
     def _format(cls, words: memoryview[int], **options: int) -> None:
@@ -410,4 +410,4 @@ class LockFile(SharedObject):
         self._held.clear()
         self._heir_of = None
         self._looking.clear()
-        self._taking_back = seam.InterruptibleLock()
+        self._taking_back = InterruptibleLock()

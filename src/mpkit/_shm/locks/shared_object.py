@@ -39,9 +39,9 @@ from mpkit._platform.files import use_marks
 from mpkit._platform.hints import Self
 from mpkit._platform.processes import identity
 from mpkit._platform.signals.interrupts import deferred_interrupts
-from mpkit._platform.stdlib import seam
 from mpkit._platform.threads.deadlines import has_passed, remaining
 from mpkit._platform.threads.forks import around_forks
+from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit._shm.locks import robust_lock
 from mpkit._shm.locks.robust_lock import REENTERED, RobustLock
 from mpkit._shm.memory import names
@@ -66,7 +66,7 @@ _open_objects: weakref.WeakValueDictionary[str, SharedObject] = weakref.WeakValu
 _idle: dict[str, None] = {}
 #: As many are left open (until the next garbage collection).
 _MOST_IDLE = 16
-_opening = seam.InterruptibleLock()
+_opening = InterruptibleLock()
 
 
 def while_nobody_opens(name: str, look: Callable[[SharedObject | None], T]) -> T:
@@ -147,7 +147,7 @@ class SharedObject:
         self._dropped = False
         # Neither created here, nor in a process that this is a fork of.
         self._is_received = False
-        self._joining_or_closing = seam.InterruptibleLock()
+        self._joining_or_closing = InterruptibleLock()
         # Whether a child has been forked from the process that created it; and marks on the file that tell
         # whether any of those children still has it open.
         self._forked = False
@@ -517,7 +517,7 @@ class SharedObject:
         anything.
         """
         self._process = os.getpid()
-        self._joining_or_closing = seam.InterruptibleLock()
+        self._joining_or_closing = InterruptibleLock()
         self._closing = set()
         self._row = 0
         if not self.closed:
@@ -606,7 +606,7 @@ def _go_on() -> None:
 
 def _forget_after_fork() -> None:
     global _opening
-    _opening = seam.InterruptibleLock()
+    _opening = InterruptibleLock()
     for shared in _all_open():
         shared.forget_after_fork()
 

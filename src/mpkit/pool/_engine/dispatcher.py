@@ -19,9 +19,9 @@ from typing import Any
 from mpkit._platform.processes import identity
 from mpkit._platform.processes.stat_file import is_stopped
 from mpkit._platform.signals.interrupts import deferred_interrupts
-from mpkit._platform.stdlib import seam
 from mpkit._platform.threads.deadlines import NEVER
 from mpkit._platform.threads.fences import TOTAL_STORE_ORDER, full_fence
+from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit._shm.queues.ring import TornRingError
 from mpkit.errors import TaskCancelled, TaskTimeout, WorkerMemoryExceeded
 from mpkit.pool._engine.lane import Lane, Stop
@@ -68,7 +68,7 @@ class Dispatcher:
     """The pool's lock, ledger and lanes."""
 
     def __init__(self) -> None:
-        self.lock: seam.InterruptibleLock = seam.InterruptibleLock()
+        self.lock: InterruptibleLock = InterruptibleLock()
         self.ledger: Ledger = Ledger()
         self.lanes: dict[int, Lane] = {}
         #: Lanes with nothing to do, the one that became so last on top: its worker is still awake.
@@ -100,7 +100,7 @@ class Dispatcher:
 
     def forget_after_fork(self) -> None:
         """In a fork of the pool's process: what comes through the rings is the parent's."""
-        self.lock = seam.InterruptibleLock()
+        self.lock = InterruptibleLock()
         self.lanes = {}
         self.idle = {}
 
