@@ -20,7 +20,7 @@ from mpkit._platform.processes import identity
 from mpkit._shm.locks import lock_file
 from mpkit._shm.locks.lock_file import LockFile
 from mpkit._shm.locks.lock_rows import ATTEMPTS, COMPLETED, OUT, TRYING, LockRows
-from mpkit._shm.locks.shared_object import ROWS_USED
+from mpkit._shm.locks.shared_file import RECOVERIES, ROWS_USED
 from mpkit._shm.memory.semaphore import Semaphore
 from mpkit.errors import ClosedError
 from tests.helpers.waiting import PATIENCE, wait_until
@@ -146,7 +146,7 @@ def test_no_descriptors_left_to_look_at_the_owner(
     assert lock.acquire(timeout=PATIENCE)
     assert lock.abandoned_by == other
     lock.release()
-    assert shared.recoveries() == 1
+    assert shared.words[RECOVERIES] == 1
 
 
 def test_closing_while_a_release_waits_for_the_file_lock(lock: Lock, shared: LockFile) -> None:

@@ -18,15 +18,13 @@ from mpkit._platform.processes import identity
 from mpkit._platform.threads.deadlines import has_passed
 from mpkit._platform.threads.fences import TOTAL_STORE_ORDER
 from mpkit._platform.threads.interruptible_lock import InterruptibleLock
-from mpkit._shm.locks.lock_rows import ATTEMPTS, COMPLETED, HELD, OUT, RELEASING, TRYING, LockRows
+from mpkit._shm.locks.lock_rows import ATTEMPTS, COMPLETED, HELD, OUT, RELEASING, TRYING, LockRows, is_held
 from mpkit._shm.locks.robust_lock import REENTERED, fenced
-from mpkit._shm.locks.shared_object import MAGIC_BASE, RECOVERIES, Form, SharedObject
-from mpkit._shm.memory.rows import ROW_WORDS
+from mpkit._shm.locks.shared_file import MAGIC_BASE, RECOVERIES, Form
+from mpkit._shm.locks.shared_object import SharedObject
 from mpkit._shm.memory.segment import Segment
 from mpkit._shm.memory.semaphore import Semaphore
 
-_ROWS_AT = 64
-_ROW_SLOTS = 4096
 #: A waiter steps out after so long, and looks for a dead owner; each time after twice as long, up to the
 #: longest (which an investigation must be able to wait for).
 SLICE_SECONDS = 0.05
@@ -55,20 +53,6 @@ class _GivenBack(list[int]):
         self._rows.leave(place)
 
 
-class _LockForm(Form):
-    """What the file of a lock looks like."""
-
-    kind = "lock"
-    magic = MAGIC_BASE | 0x4C
-    file_bytes = (_ROWS_AT + _ROW_SLOTS * ROW_WORDS) * 8
-    reserved_bytes = _ROWS_AT * 8
-    rows_at = _ROWS_AT
-    rows_capacity = _ROW_SLOTS
-    semaphores = ((1, 1),)
-    locks = 0
-    noun = "lock"
-
-
 class LockFile(SharedObject):
     """One lock as this process has it open."""
 
@@ -86,7 +70,15 @@ class LockFile(SharedObject):
         "permit_release",
     )
 
-    form: ClassVar[type[Form]] = _LockForm
+    form: ClassVar[Form] = Form(
+        "lock",
+        MAGIC_BASE | 0x4C,
+        rows_at=64,
+        rows_capacity=4096,
+        semaphores=((1, 1),),
+        locks=0,
+        must_stay=is_held,
+    )
 
     def __init__(self, segment: Segment, semaphores: list[Semaphore]) -> None:
         super().__init__(segment, semaphores)
@@ -108,10 +100,6 @@ class LockFile(SharedObject):
         #: Threads that may have the file lock now.
         self._looking: set[int] = set()
         self._taking_back = InterruptibleLock()
-
-    @classmethod
-    def _format(cls, words: memoryview[int], **options: int) -> None:
-        """A new lock is free, and zeros say so."""
 
     # -- acquire and release ---------------------------------------------------------------------------------
 
@@ -378,10 +366,6 @@ class LockFile(SharedObject):
         self._spare.append(place)
         if self.closed:
             self._leave(outside=True)
-
-    def _must_stay(self, row: int) -> bool:
-        # Whoever takes the place of a dead owner is to be told of it.
-        return self._lock_rows.is_held(row)
 
     def _take_row(self, deadline: float | None) -> bool:
         place = self._lock_rows.join(deadline)

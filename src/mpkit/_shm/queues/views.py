@@ -20,7 +20,7 @@ from collections.abc import Callable
 from types import ModuleType
 
 from mpkit._platform.signals.interrupts import deferred_interrupts
-from mpkit._platform.threads.forks import around_forks, in_forking_parents
+from mpkit._platform.threads.forks import before_forks, in_forked_children, in_forking_parents
 from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit._shm.queues.regions import Regions
 
@@ -202,6 +202,7 @@ def _sweep() -> None:
             hold.end(None)
 
 
+@before_forks
 def _before_fork() -> None:
     # Nobody hears of what a hook raises (an interrupt, say), and the fork comes all the same.
     lent: dict[_Hold, int] = {}
@@ -229,6 +230,7 @@ def _before_fork() -> None:
                     hold.keep_for_ever()
 
 
+@in_forking_parents
 def _after_fork_in_parent() -> None:
     me = threading.get_ident()
     with deferred_interrupts():
@@ -245,6 +247,7 @@ def _after_fork_in_parent() -> None:
         _opening.unwind()
 
 
+@in_forked_children
 def _after_fork_in_child() -> None:
     # Called again if an exception ends it: what has been seen to by then is not among the lent ones any more.
     global _opening
@@ -270,10 +273,7 @@ def _after_fork_in_child() -> None:
     _lent.clear()
 
 
+@in_forking_parents
 def _let_go() -> None:
     """Once more, should an interrupt have come at the first step of the hook before."""
     _opening.unwind()
-
-
-around_forks(_before_fork, _after_fork_in_parent, _after_fork_in_child)
-in_forking_parents(_let_go)
