@@ -55,13 +55,13 @@ def test_names_are_as_short_as_macos_wants_them(
     """PSEMNAMLEN counts the zero at the end. There pids have five digits, and starts are microseconds."""
     made: list[str] = []
 
-    def sem_lock(kind: int, value: int, maxvalue: int, name: str, unlink: bool) -> None:
+    def make(kind: int, value: int, maxvalue: int, name: str, unlink: bool) -> None:
         made.append(name)
         raise OSError(errno.ENOSPC, "enough seen")
 
     monkeypatch.setattr(identity, "current", lambda: ProcessIdentity(99_998, 1_796_014_441_441_516))
     monkeypatch.setattr(names, "sys", SimpleNamespace(platform="darwin"))
-    monkeypatch.setattr(sem_lock, "SemLock", sem_lock)
+    monkeypatch.setattr(sem_lock, "SemLock", make)
     with pytest.raises(SharedMemoryExhausted):
         make()
     assert made
