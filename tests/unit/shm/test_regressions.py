@@ -37,7 +37,8 @@ from mpkit._shm.queues.layout import DISCARD_FROM, REGIONS, RING_HEAD, RING_RECO
 from mpkit._shm.queues.open_queue import OpenQueue
 from mpkit._shm.queues.put_side import PutSide
 from mpkit._shm.queues.records import BIG
-from mpkit._shm.queues.regions import ENTRY_WORDS, FREE, WRITING, Look, Regions
+from mpkit._shm.queues.region_supply import RegionSupply
+from mpkit._shm.queues.regions import ENTRY_WORDS, FREE, WRITING, Regions
 from mpkit._shm.queues.ring import COUNT_LIMIT, ONE
 from mpkit.errors import ClosedError, HandleLost, QueueEmpty, QueueFull, QueueShutDown, SharedMemoryExhausted
 from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
@@ -776,7 +777,7 @@ def test_a_big_item_for_which_there_is_no_room_is_not_copied(
     with BoundedQueue[Any](**bounds) as queue:
         queue.put(bytes(50_000))
         with monkeypatch.context() as patch:
-            patch.delattr(Regions, "claim")
+            patch.delattr(RegionSupply, "claim")
             with pytest.raises(QueueFull):
                 queue.put_nowait(bytes(60_000))
             assert queue.put_many([bytes(60_000)], block=False) == 0
@@ -853,10 +854,10 @@ def test_an_exception_just_when_a_region_has_been_claimed_does_not_keep_it(
 ) -> None:
     """It came before anybody knew the region's number, and that was taken until the process ended."""
     regions = opened(queue).regions
-    real = Regions.claim
+    real = RegionSupply.claim
 
-    def claim(self: Regions, size: int, state: int, serial: int, look: Look) -> int:
-        real(self, size, state, serial, look)
+    def claim(self: RegionSupply, size: int, state: int, serial: int) -> int:
+        real(self, size, state, serial)
         raise KeyboardInterrupt
 
     def written() -> int:
@@ -864,7 +865,7 @@ def test_an_exception_just_when_a_region_has_been_claimed_does_not_keep_it(
         return sum(regions.words[at] == WRITING for at in table)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Regions, "claim", claim)
+        patch.setattr(RegionSupply, "claim", claim)
         # Not pytest.raises, which keeps the traceback, and with it all that was under way.
         with contextlib.suppress(KeyboardInterrupt):
             queue.put(bytes(100_000))

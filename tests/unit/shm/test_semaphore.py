@@ -13,6 +13,7 @@ import pytest
 from mpkit import Lock
 from mpkit._platform.processes import identity
 from mpkit._platform.processes.identity import ProcessIdentity
+from mpkit._platform.stdlib import sem_lock
 from mpkit._shm.memory import names
 from mpkit._shm.memory.semaphore import MAX_VALUE, Semaphore
 from mpkit.errors import HandleLost, SharedMemoryExhausted
@@ -55,13 +56,13 @@ def test_names_are_as_short_as_macos_wants_them(
     """PSEMNAMLEN counts the zero at the end. There pids have five digits, and starts are microseconds."""
     made: list[str] = []
 
-    def make(kind: int, value: int, maxvalue: int, name: str, unlink: bool) -> None:
+    def refuse(kind: int, value: int, maxvalue: int, name: str, unlink: bool) -> None:
         made.append(name)
         raise OSError(errno.ENOSPC, "enough seen")
 
     monkeypatch.setattr(identity, "current", lambda: ProcessIdentity(99_998, 1_796_014_441_441_516))
     monkeypatch.setattr(names, "sys", SimpleNamespace(platform="darwin"))
-    monkeypatch.setattr(sem_lock, "SemLock", make)
+    monkeypatch.setattr(sem_lock, "SemLock", refuse)
     with pytest.raises(SharedMemoryExhausted):
         make()
     assert made

@@ -99,7 +99,7 @@ def numbers_of(words: memoryview[int], generations: Generations, regions: Region
     gets, puts, in_rings = generations.snapshot()
     return QueueStatistics(
         size=(puts - gets) & COUNT_MASK,
-        bytes=in_rings + regions.queued_bytes(gets, puts, COUNT_MASK),
+        bytes=in_rings + regions.queued_bytes(gets, puts),
         maxsize=words[layout.MAXSIZE],
         max_bytes=words[layout.MAX_BYTES] or None,
         puts=puts,
@@ -127,9 +127,7 @@ def _read_alone(name: str, path: str, known: object) -> tuple[QueueStatistics, t
     except BaseException:
         os.close(fd)
         raise
-    regions = Regions(
-        segment, start=layout.REGIONS, capacity=layout.REGION_SLOTS, begin_at=layout.FIRST_REGION
-    )
+    regions = Regions(segment, start=layout.REGIONS, capacity=layout.REGION_SLOTS)
     try:
         if segment.words[MAGIC] != layout.FORM.magic:
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
 from mpkit._shm.locks.shared_file import Form
@@ -12,6 +13,8 @@ from mpkit._shm.memory.semaphore import Semaphore
 from mpkit._shm.queues import layout
 from mpkit._shm.queues.borrowers import Borrowers
 from mpkit._shm.queues.generations import Generations
+from mpkit._shm.queues.region_supply import RegionSupply
+from mpkit._shm.queues.region_uses import look_at_uses
 from mpkit._shm.queues.regions import Regions
 from mpkit._shm.queues.ring import WRAP
 
@@ -41,6 +44,7 @@ class QueueFile(SharedObject):
         "putters",
         "regions",
         "room",
+        "supply",
     )
 
     form: ClassVar[Form] = layout.FORM
@@ -63,10 +67,12 @@ class QueueFile(SharedObject):
             segment,
             start=layout.REGIONS,
             capacity=layout.REGION_SLOTS,
-            begin_at=layout.FIRST_REGION,
             borrowers=borrowers,
         )
         self.generations = Generations(words, segment.mm, self.regions)
+        self.supply = RegionSupply(
+            self.regions, layout.FIRST_REGION, partial(look_at_uses, words, self.generations)
+        )
         self.items = Sleepers(words, slept_at=layout.ITEMS_SLEPT, posted_at=layout.ITEMS_POSTED, tokens=items)
         self.room = Sleepers(words, slept_at=layout.ROOM_SLEPT, posted_at=layout.ROOM_POSTED, tokens=room)
         self.done = Sleepers(words, slept_at=layout.DONE_SLEPT, posted_at=layout.DONE_POSTED, tokens=done)
