@@ -40,9 +40,12 @@ SEAM = {
         "stdlib/child_launch.py",
         "stdlib/child_popen.py",
         "stdlib/child_process.py",
+        "stdlib/exit_hooks.py",
         "stdlib/fork_server.py",
         "stdlib/preparation.py",
-        "stdlib/seam.py",
+        "stdlib/programs.py",
+        "stdlib/sem_lock.py",
+        "stdlib/tracker.py",
         "stdlib/tracker_process.py",
     )
 }

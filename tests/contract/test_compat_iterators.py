@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mpkit import compat
-from mpkit._platform.stdlib.seam import InterruptibleLock
+from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit.compat._iterators import IMapIterator
 from mpkit.pool._imap_sink import ImapSink
 from tests.contract import compat_tasks as tasks

@@ -25,7 +25,7 @@ import pytest
 from mpkit import ProcessState, TaskPool, WorkerProcess, compat
 from mpkit._platform.processes import families, identity
 from mpkit._platform.processes.identity import ProcessIdentity
-from mpkit._platform.stdlib import seam
+from mpkit._platform.stdlib import child_process
 from mpkit.errors import (
     ClosedError,
     ProcessGone,
@@ -64,7 +64,7 @@ def start(start_method: str, request: pytest.FixtureRequest) -> Start:
         )
         process.start()
         theirs.close()
-        request.addfinalizer(lambda: None if seam.is_closed(process) else process.stop(0))
+        request.addfinalizer(lambda: None if child_process.is_closed(process) else process.stop(0))
         assert ours.poll(PATIENCE)
         said = ours.recv()
         ours.close()
@@ -503,7 +503,7 @@ def test_stop_needs_not_know_how_far_it_has_come(start: Start) -> None:
 @own_or_of_the_server
 def test_stop_needs_not_know_which_process_it_is(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     process, _ = start(targets.leave_quietly_when_interrupted)
-    monkeypatch.setattr(seam, "identity_of", lambda _process: None)
+    monkeypatch.setattr(child_process, "identity_of", lambda _process: None)
     assert process.stop() == -signal.SIGKILL
 
 
@@ -691,7 +691,7 @@ def interrupt_starts(start_method: str, *, every: int = 1, times: int = 1) -> in
     for step in range(0, 10_000, every):
         process = WorkerProcess(target=time.sleep, args=(600,), start_method=start_method)
         reached = interrupt_at(step, process.start, traced=STARTING, times=times)
-        if seam.is_started(process):
+        if child_process.is_started(process):
             process.stop(0)
             process.close()
         else:
@@ -731,13 +731,13 @@ def test_of_two_threads_that_start_it_one_does(start_method: str, monkeypatch: p
 
 
 def test_another_thread_may_close_it_as_soon_as_it_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    join = seam.ChildProcess.join
+    join = child_process.ChildProcess.join
 
     def join_and_be_closed(process: BaseProcess, timeout: float | None = None) -> None:
         join(process, timeout)
         process.close()
 
-    monkeypatch.setattr(seam.ChildProcess, "join", join_and_be_closed)
+    monkeypatch.setattr(child_process.ChildProcess, "join", join_and_be_closed)
     for ask, expected in (("join", None), ("stop", 0)):
         process: WorkerProcess[int] = WorkerProcess(target=os.getpid)
         process.start()
@@ -1167,9 +1167,9 @@ def test_one_that_could_not_be_looked_at_right_after_its_start_has_an_owner_all_
     with monkeypatch.context() as patch:
         blind(patch, [])
         process.start()
-        assert seam.identity_of(process) is None
+        assert child_process.identity_of(process) is None
     assert process in multiprocessing.active_children()
-    who = seam.identity_of(process)
+    who = child_process.identity_of(process)
     assert who is not None
     assert who.pid == process.pid
     assert process.stop(0) == -signal.SIGKILL

@@ -28,7 +28,13 @@ needs_a_trace_that_raises = pytest.mark.skipif(
 
 _TRACED = tuple(
     os.sep + os.path.join("mpkit", *part)
-    for part in (("_shm", ""), ("pool", ""), ("_platform", "stdlib", "seam.py"), ("sync.py",))
+    for part in (
+        ("_shm", ""),
+        ("pool", ""),
+        ("_platform", "stdlib", "sem_lock.py"),
+        ("_platform", "stdlib", "tracker.py"),
+        ("sync.py",),
+    )
 )
 
 #: The code that starts processes.

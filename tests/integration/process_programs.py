@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 from mpkit import WorkerProcess
-from mpkit._platform.stdlib import seam
+from mpkit._platform.stdlib import fork_server
 
 
 def say(*pids: int | None) -> None:
@@ -115,7 +115,7 @@ def asked_at_every_step(start_method: str, question: str) -> None:
     """
     stride = 2 if question == "terminate" else 1
     if start_method == "forkserver":
-        seam.start_fork_server(["mpkit.process"])  # each child is there at once
+        fork_server.start_fork_server(["mpkit.process"])  # each child is there at once
     # From Python 3.12 on the first call of a function under trace shows no opcodes.
     assert not reached_when_asked(start_method, question, sys.maxsize)
     step = 1

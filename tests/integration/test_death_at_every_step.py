@@ -21,7 +21,7 @@ import pytest
 from mpkit._shm.locks import lock_file, robust_lock
 from mpkit._shm.locks.counter_file import VALUE, CounterFile
 from mpkit._shm.locks.lock_file import LockFile
-from mpkit._shm.queues import layout, regions
+from mpkit._shm.queues import layout, region_supply, regions
 from mpkit._shm.queues import places as places_module
 from mpkit._shm.queues.held_items import BigRecord, HeldItem
 from mpkit._shm.queues.open_queue import OpenQueue
@@ -258,7 +258,7 @@ def test_put_of_a_big_item_for_which_a_region_gets_another_place(
 ) -> None:
     """Every free region is too small, and no entry of the table is left for a larger one."""
     few = 3
-    monkeypatch.setattr(regions, "KEPT_FOR_RINGS", layout.REGION_SLOTS - few)
+    monkeypatch.setattr(region_supply, "KEPT_FOR_RINGS", layout.REGION_SLOTS - few)
     small, big = bytes(range(256)) * 200, bytes(range(256)) * 1600
 
     def make() -> tuple[object, Callable[[], object], Callable[[], None]]:
@@ -268,7 +268,7 @@ def test_put_of_a_big_item_for_which_a_region_gets_another_place(
         assert [get(queue) for _ in range(few + 1)] == [ITEMS[0], *[small] * few]
         put(queue, ITEMS[0])
         if dropped:
-            queue.regions.drop_free(queue.puts.ring._look_at_uses)
+            queue.supply.drop_free()
         rest = check_rest(queue, [ITEMS[:1], [ITEMS[0], big]])
 
         def check() -> None:
@@ -290,7 +290,7 @@ def assert_apart(queue: OpenQueue) -> None:
     """No two regions lie in one place of the file."""
     table = [layout.REGIONS + number * regions.ENTRY_WORDS for number in range(1, layout.REGION_SLOTS)]
     places = [
-        (places_module.offset_of(queue.words[at + 2]), queue.regions._own(number))
+        (places_module.offset_of(queue.words[at + 2]), queue.supply._own(number))
         for number, at in enumerate(table, 1)
         if queue.words[at] != regions.NONE
     ]

@@ -20,7 +20,8 @@ from mpkit._platform.processes import identity
 from mpkit._shm.locks import lock_file
 from mpkit._shm.locks.lock_file import LockFile
 from mpkit._shm.locks.lock_rows import ATTEMPTS, COMPLETED, OUT, TRYING, LockRows
-from mpkit._shm.locks.shared_object import ROWS_USED
+from mpkit._shm.locks.shared_file import RECOVERIES, ROWS_USED
+from mpkit._shm.memory.rows import Rows
 from mpkit._shm.memory.semaphore import Semaphore
 from mpkit.errors import ClosedError
 from tests.helpers.waiting import PATIENCE, wait_until
@@ -146,7 +147,7 @@ def test_no_descriptors_left_to_look_at_the_owner(
     assert lock.acquire(timeout=PATIENCE)
     assert lock.abandoned_by == other
     lock.release()
-    assert shared.recoveries() == 1
+    assert shared.words[RECOVERIES] == 1
 
 
 def test_closing_while_a_release_waits_for_the_file_lock(lock: Lock, shared: LockFile) -> None:
@@ -280,3 +281,24 @@ def test_a_lock_that_changes_hands_is_not_investigated(
     assert not lock.acquire(False)
     assert investigations
     permit.release()
+
+
+def test_a_signal_handler_in_the_middle_of_the_first_use_does_not_wait_for_its_own_thread(
+    lock: Lock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waited for the file lock that its thread had: without a timeout for ever."""
+    real = Rows._free_row
+    told: list[str] = []
+
+    def free_row(rows: Rows) -> int:
+        monkeypatch.undo()
+        # As a handler does that comes here.
+        for use in (lambda: lock.acquire(timeout=0.0), lock.close):
+            with pytest.raises(RuntimeError, match="already inside an operation") as refused:
+                use()
+            told.append(str(refused.value))
+        return real(rows)
+
+    monkeypatch.setattr(Rows, "_free_row", free_row)
+    assert lock.acquire()
+    assert len(told) == 2

@@ -23,7 +23,8 @@ from mpkit import BoundedQueue, Lock, LockedCounter, TaskPool, WorkerProcess
 from mpkit._platform.parent_death.parent_watch import ParentLink
 from mpkit._platform.processes import identity
 from mpkit._platform.processes.identity import ProcessIdentity
-from mpkit._platform.stdlib import notes, seam
+from mpkit._platform.stdlib import notes
+from mpkit._platform.stdlib import tracker as real_tracker
 from mpkit._shm.locks import remains, shared_object
 from mpkit._shm.memory import names, trail
 from mpkit._shm.memory.segment import Segment
@@ -195,8 +196,8 @@ def tracker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Tracker:
     # What lingers from earlier tests has been told to the real one.
     none: deque[names._Lingering] = deque()
     monkeypatch.setattr(names, "_lingering", none)
-    monkeypatch.setattr(seam, "tracker_register", made.register)
-    monkeypatch.setattr(seam, "tracker_unregister", made.unregister)
+    monkeypatch.setattr(real_tracker, "register", made.register)
+    monkeypatch.setattr(real_tracker, "unregister", made.unregister)
     return made
 
 
@@ -372,7 +373,7 @@ def test_the_end_of_a_program_is_quiet(tmp_path: Path) -> None:
             """
             import os, signal
             from mpkit import BoundedQueue, TaskPool, WorkerProcess
-            from mpkit._platform.stdlib import seam
+            from mpkit._platform.stdlib import tracker
             from mpkit.errors import WorkerCrashed
 
             def make(words):
@@ -386,7 +387,7 @@ def test_the_end_of_a_program_is_quiet(tmp_path: Path) -> None:
                     os.kill(os.getpid(), signal.SIGKILL)
 
             def make_on(words, tell):
-                register, unregister = seam.tracker_register, seam.tracker_unregister
+                register, unregister = tracker.register, tracker.unregister
 
                 def hold_or_go_on():
                     nonlocal words
@@ -404,7 +405,7 @@ def test_the_end_of_a_program_is_quiet(tmp_path: Path) -> None:
                     hold_or_go_on()
                     unregister(name, rtype)
 
-                seam.tracker_register, seam.tracker_unregister = register_and_hold, hold_and_unregister
+                tracker.register, tracker.unregister = register_and_hold, hold_and_unregister
                 while True:
                     BoundedQueue().put(bytes(100_000))
 

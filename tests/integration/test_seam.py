@@ -1,4 +1,4 @@
-"""`mpkit._platform.stdlib.seam` in programs: the exit of multiprocessing, and its fork server."""
+"""`mpkit._platform.stdlib` in programs: the exit of multiprocessing, and its fork server."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def test_multiprocessing_runs_it_before_it_waits_for_children() -> None:
     code = """
 import os, sys
 if sys.argv[1] == "early":
-    from mpkit._platform.stdlib import seam
+    from mpkit._platform.stdlib import exit_hooks
 import multiprocessing.util
-from mpkit._platform.stdlib import seam
+from mpkit._platform.stdlib import exit_hooks
 
 reader, writer = os.pipe()
 context = multiprocessing.get_context("fork")
@@ -35,8 +35,10 @@ def let_go():
     print("before", len(multiprocessing.active_children()), flush=True)
     os.close(writer)
 
-seam.at_exit_before_children_joined(let_go)
-seam.at_exit_after_children_joined(lambda: print("after", len(multiprocessing.active_children()), flush=True))
+exit_hooks.at_exit_before_children_joined(let_go)
+exit_hooks.at_exit_after_children_joined(
+    lambda: print("after", len(multiprocessing.active_children()), flush=True)
+)
 context.Process(target=wait).start()
 """
     for when in ("early", "late"):
@@ -75,7 +77,7 @@ def in_a_fork_server(tmp_path: Path, body: str, **environment: str) -> list[str]
         "if __name__ == '__main__':\n"
         "    import multiprocessing, sys\n"
         "    from multiprocessing import forkserver\n"
-        "    from mpkit._platform.stdlib import seam\n"
+        "    from mpkit._platform.stdlib import fork_server\n"
         "    context = multiprocessing.get_context('forkserver')\n"
         + "".join(f"    {line}\n" for line in body.strip().splitlines())
     )
@@ -90,7 +92,7 @@ def test_the_fork_server_imports_what_is_needed_and_takes_nothing_from_the_appli
 ) -> None:
     body = f"""
 context.set_forkserver_preload(["wave"])
-seam.start_fork_server(["mpkit.pool._worker.worker"])
+fork_server.start_fork_server(["mpkit.pool._worker.worker"])
 print(forkserver._forkserver._preload_modules)
 {CHILD}
 """
@@ -157,7 +159,7 @@ for start in WorkerProcess(start_method='forkserver').start, lambda: TaskPool(1,
 def test_a_fork_server_that_runs_stays_as_it_is(tmp_path: Path) -> None:
     body = f"""
 forkserver.ensure_running()
-seam.start_fork_server(["mpkit.pool._worker.worker"])
+fork_server.start_fork_server(["mpkit.pool._worker.worker"])
 {CHILD}
 """
     assert in_a_fork_server(tmp_path, body) == ["[] []"]
@@ -173,7 +175,7 @@ file_address = connection.arbitrary_address
 def arbitrary_address(family):
     return f"\\0mpkit-{os.getpid()}" if util.abstract_sockets_supported else file_address(family)
 connection.arbitrary_address = arbitrary_address
-seam.start_fork_server([])
+fork_server.start_fork_server([])
 address = forkserver._forkserver._forkserver_address
 print(address[:1], oct(os.stat(address).st_mode & 0o777))
 """
@@ -197,7 +199,7 @@ def test_ctrl_c_while_the_fork_server_starts_ends_neither_it_nor_its_children(tm
     )
     body = f"""
 context.set_forkserver_preload(["interrupting"])
-seam.start_fork_server(["mpkit.pool._worker.worker"])
+fork_server.start_fork_server(["mpkit.pool._worker.worker"])
 server = forkserver._forkserver._forkserver_pid
 {CHILD}
 print(child.exitcode, server == forkserver._forkserver._forkserver_pid)
@@ -270,7 +272,7 @@ def test_a_client_that_goes_away_while_it_asks_does_not_end_the_fork_server(tmp_
 import acknowledging, os, select, signal, socket
 from multiprocessing import resource_tracker
 context.set_forkserver_preload(["acknowledging"])
-seam.start_fork_server([])
+fork_server.start_fork_server([])
 other = context.Process(target=sleep, daemon=True); other.start()
 server = forkserver._forkserver
 pid = server._forkserver_pid
@@ -313,7 +315,7 @@ import os
 from mpkit import TaskPool, WorkerProcess
 os.chdir(os.path.dirname(os.path.abspath(sys.argv[0])))
 context.set_forkserver_preload(["refusing"])
-seam.start_fork_server([])
+fork_server.start_fork_server([])
 other = context.Process(target=sleep, daemon=True); other.start()
 server = forkserver._forkserver._forkserver_pid
 descriptors = lambda: len(os.listdir(f"/proc/{server}/fd")) if sys.platform == "linux" else 0
@@ -365,7 +367,7 @@ def test_where_another_interpreter_would_find_another_mpkit_nothing_is_imported_
     body = f"""
 import mpkit
 print("other" in mpkit.__path__[0])
-seam.start_fork_server(["mpkit.pool._worker.worker"])
+fork_server.start_fork_server(["mpkit.pool._worker.worker"])
 {CHILD}
 """
     # The program has found its mpkit; from here on the environment names another one.
@@ -412,17 +414,17 @@ KILLED_IN_THE_MAKING = """
 import os, signal, sys
 from mpkit import TaskPool, WorkerProcess
 from mpkit._platform.processes import identity
-from mpkit._platform.stdlib import seam
+from mpkit._platform.stdlib import sem_lock
 from mpkit._shm.memory.semaphore import Semaphore
 from mpkit.errors import WorkerCrashed
-made = seam.SemLock
+made = sem_lock.SemLock
 
 def die_where_it_is_made(stays):
     def make(kind, value, maxvalue, name, unlink):
         if stays:
             made(kind, value, maxvalue, name, False)
         os.kill(os.getpid(), signal.SIGKILL)
-    seam.SemLock = make
+    sem_lock.SemLock = make
     Semaphore.private()
 
 if __name__ == "__main__":

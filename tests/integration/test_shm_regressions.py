@@ -23,7 +23,7 @@ import pytest
 from mpkit import BoundedQueue, LockedCounter
 from mpkit._platform.files import filelock, use_marks
 from mpkit._platform.files.filelock import FileLock
-from mpkit._shm.locks import shared_object, sleepers
+from mpkit._shm.locks import sleepers, users
 from mpkit._shm.locks.sleepers import Sleepers
 from mpkit._shm.memory import names
 from mpkit._shm.queues.layout import REGION_SLOTS, REGIONS
@@ -305,7 +305,7 @@ def test_a_fork_has_the_queue_open_though_it_has_not_used_it(monkeypatch: pytest
 
         def hand_on() -> None:
             handle = pickle.dumps(queue)
-            shared_object._open_objects.clear()  # as in the process that gets it
+            users.open_here.clear()  # as in the process that gets it
             pickle.loads(handle).put("from there")
             assert queue.get() == "from there"
 

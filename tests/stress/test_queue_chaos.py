@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 from mpkit import BoundedQueue, Lock, LockedCounter
+from mpkit._shm.locks.shared_file import RECOVERIES
 from tests.stress.queue_chaos_workers import (
     DONE,
     LARGEST_BATCH,
@@ -181,7 +182,7 @@ class Arena:
 
     def report(self) -> str:
         recoveries = {
-            OBJECT_OF[role]: self.objects[role]._opened().recoveries()
+            OBJECT_OF[role]: self.objects[role]._opened().words[RECOVERIES]
             for role in ("putter", "adder", "locker")
         }
         return (

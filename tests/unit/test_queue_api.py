@@ -25,7 +25,7 @@ import pytest
 
 from mpkit import BoundedQueue, QueueStatistics
 from mpkit._shm.locks import robust_lock, sleepers
-from mpkit._shm.locks.shared_object import ROWS_USED
+from mpkit._shm.locks.shared_file import ROWS_USED
 from mpkit._shm.memory.names import owned_names
 from mpkit._shm.queues import get_side, held_items, views
 from mpkit._shm.queues.layout import PUT_GENERATION

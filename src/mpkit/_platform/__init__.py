@@ -4,7 +4,7 @@ Its rooms, from the top down; each imports only those below it, and none passes 
 
 - `parent_death`: how a child dies with its parent
 - `files`: descriptors, mappings, locks on files, and files without a name
-- `stdlib`: all private parts of the standard library, in the `seam` and what belongs to it
+- `stdlib`: the private parts of the standard library, and what is made of them
 - `resources`: CPUs and memory, how much this process may use and how much another one has used
 - `processes`: which process a pid means, what it is doing, its descendants, and its end
 - `signals`: their names and handlers, and how they are kept away for a moment

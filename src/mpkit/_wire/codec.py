@@ -21,7 +21,7 @@ from collections import ChainMap
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeVar, cast
 
-from mpkit._platform.stdlib import seam
+from mpkit._platform.stdlib.passing import extra_reducers
 from mpkit.errors import MpkitError, SerializationError
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def contained(load: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
 
 _Reducer = Callable[[Any], Any]
 
-_extra_reducers = seam.extra_reducers()
+_extra_reducers = extra_reducers()
 _copyreg_reducers: dict[type[Any], _Reducer] = copyreg.dispatch_table
 
 

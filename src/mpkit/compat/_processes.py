@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, SupportsFloat, cast
 
 from mpkit._platform.hints import override
-from mpkit._platform.stdlib import seam
+from mpkit._platform.stdlib.preparation import chosen_start_method
 from mpkit.compat._numbers import not_negative
 from mpkit.errors import ClosedError
 from mpkit.process import WorkerProcess
@@ -107,7 +107,7 @@ class ForkServerProcess(Process):
 def default_start_method() -> str:
     """What the program has set, else the default of the running Python. Asking does not settle it."""
     # The first one of the list is documented to be the default.
-    return seam.chosen_start_method() or multiprocessing.get_all_start_methods()[0]
+    return chosen_start_method() or multiprocessing.get_all_start_methods()[0]
 
 
 def worker_names(start_method: str, kind: str) -> str:

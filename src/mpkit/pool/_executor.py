@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from mpkit._platform.hints import override
-from mpkit._platform.stdlib import seam
 from mpkit._platform.threads.deadlines import check_timeout, deadline_of, remaining
+from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit._platform.threads.weak_group import WeakGroup
 from mpkit.pool._handle import TaskHandle
 
@@ -34,7 +34,7 @@ class ExecutorTasks:
     """
 
     def __init__(self) -> None:
-        self._lock = seam.InterruptibleLock()
+        self._lock = InterruptibleLock()
         self._handles: WeakGroup[TaskHandle[Any]] = WeakGroup()
         self.is_shut_down = False
 

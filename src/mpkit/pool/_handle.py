@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpkit._platform.hints import override
 from mpkit._platform.signals.interrupts import deferred_interrupts
-from mpkit._platform.stdlib import seam
 from mpkit._platform.threads.deadlines import check_timeout
 from mpkit._platform.threads.forks import in_forked_children
+from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit._wire.unsendable import Unsendable
 from mpkit.errors import TaskCancelled, WaitTimeout
 from mpkit.pool._protocol import payload
@@ -55,13 +55,13 @@ CONDITION_SECONDS = 1.0
 
 # Decides between "settled without a condition" and "a condition exists". Held for a few instructions, and
 # never while another lock is taken.
-_creation = seam.InterruptibleLock()
+_creation = InterruptibleLock()
 
 
 @in_forked_children
 def _forget_after_fork() -> None:
     global _creation
-    _creation = seam.InterruptibleLock()
+    _creation = InterruptibleLock()
 
 
 def _holding(condition: threading.Condition, function: Callable[..., T], *args: object) -> T:
@@ -70,7 +70,7 @@ def _holding(condition: threading.Condition, function: Callable[..., T], *args: 
     Ctrl-C in `concurrent.futures.wait` can leave it taken for ever. Without it nobody who sleeps at it is
     woken; but those sleep in slices.
     """
-    result = seam.InterruptibleLock(condition).run_within(CONDITION_SECONDS, function, *args, True)
+    result = InterruptibleLock(condition).run_within(CONDITION_SECONDS, function, *args, True)
     return function(*args, False) if result is None else result[0]
 
 
@@ -263,7 +263,7 @@ class TaskHandle(Unsendable, Future[R]):
         The thread that submits may hold a lock that the callback takes.
         """
         with deferred_interrupts():
-            if not seam.InterruptibleLock(self._condition).run(self._add_callback, callback):
+            if not InterruptibleLock(self._condition).run(self._add_callback, callback):
                 self._engine.collector.call_back(partial(self._call, callback))
 
     def _add_callback(self, callback: _Callback) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mpkit._platform.signals.interrupts import deferred_interrupts
-from mpkit._platform.stdlib import seam
+from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit.errors import TaskCancelled
 from mpkit.pool._chunking import piece_of
 from mpkit.pool._engine.ledger import SENT, UNSENT, Chunk, Task
@@ -118,7 +118,7 @@ class ImapSink:
         condition = self._made_condition
         if condition is not None:
             # Not for ever: who sleeps at it sleeps in slices, and the collector's thread must go on.
-            seam.InterruptibleLock(condition).run_within(CONDITION_SECONDS, condition.notify_all)
+            InterruptibleLock(condition).run_within(CONDITION_SECONDS, condition.notify_all)
 
     def split(self, task: Chunk, pieces: Sequence[Chunk]) -> None:
         """Pieces stand from now on for what of a task had not been done."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpkit._platform.hints import override
-from mpkit._platform.stdlib import seam
+from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit.errors import TaskCancelled
 from mpkit.pool._chunking import automatic_chunks, chunks_of, open_chunk, piece_of
 from mpkit.pool._engine.ledger import Chunk, Task
@@ -109,7 +109,7 @@ class MapHandle(TaskHandle[list[R]]):
         self._unopened: deque[int] = deque()
         #: Pieces that have come and are not among them yet.
         self._brought: deque[tuple[int, int, int, Any]] = deque()
-        self._count_lock = seam.InterruptibleLock()
+        self._count_lock = InterruptibleLock()
         self._progress = progress
 
     #: What the pieces were unpickled to, by whoever was first.

@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from mpkit._platform.stdlib import seam
 from mpkit._platform.threads.deadlines import deadline_of, remaining
+from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit.errors import ClosedError, WaitTimeout
 from mpkit.pool._imap import ImapIterator
 
@@ -32,8 +32,8 @@ class SharedResults(Generic[R]):
         # Its end would be that of the map.
         self._iterator = results
         self._results = results._lazy
-        self._turn = seam.InterruptibleLock()
-        self._reading = seam.InterruptibleLock()
+        self._turn = InterruptibleLock()
+        self._reading = InterruptibleLock()
         # Written while holding the lock of the input only: the last item is on its way a moment longer than
         # there is something to read.
         self._is_all_read: bool = self._results.is_all_read
@@ -104,9 +104,7 @@ class SharedResults(Generic[R]):
             self._is_all_read = results.is_all_read
 
 
-def _holding(
-    lock: seam.InterruptibleLock, deadline: float | None, function: Callable[[float | None], T]
-) -> T:
+def _holding(lock: InterruptibleLock, deadline: float | None, function: Callable[[float | None], T]) -> T:
     held = lock.run_within(remaining(deadline), function, deadline)
     if held is None:
         raise _late()

@@ -18,8 +18,8 @@ from typing import Final
 from mpkit._platform.processes import families, identity
 from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._platform.resources import memory
-from mpkit._platform.stdlib import seam
 from mpkit._platform.threads.forks import in_forked_children
+from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 
 __all__ = ["watch"]
 
@@ -36,7 +36,7 @@ class _Watcher:
     """
 
     def __init__(self) -> None:
-        self._lock = seam.InterruptibleLock()
+        self._lock = InterruptibleLock()
         self._limits: dict[ProcessIdentity, tuple[int, Callable[[int], None]]] = {}
         #: The thread that looks; any other one ends.
         self._thread: threading.Thread | None = None

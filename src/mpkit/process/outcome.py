@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from mpkit._platform.signals.names import signal_name
-from mpkit._platform.stdlib import seam
+from mpkit._platform.stdlib import child_process
+from mpkit._platform.stdlib.child_process import ChildProcess
 from mpkit.errors import SerializationError, WorkerCrashed, WorkerMemoryExceeded
 from mpkit.process.handle import Handle
 from mpkit.process.report import Stage
@@ -16,7 +17,7 @@ __all__ = ["of", "server_died"]
 _GUARD: Final = "a program that starts processes needs the line: if __name__ == '__main__':"
 
 
-def of(process: seam.ChildProcess, handle: Handle, ties: Ties) -> tuple[Stage, object]:
+def of(process: ChildProcess, handle: Handle, ties: Ties) -> tuple[Stage, object]:
     """How far a process that has ended came, and what its target returned; or the error that tells the rest.
 
     Unpickles what it has left, which runs foreign code.
@@ -34,12 +35,12 @@ def of(process: seam.ChildProcess, handle: Handle, ties: Ties) -> tuple[Stage, o
     return stage, value
 
 
-def _death(process: seam.ChildProcess, stage: Stage, handle: Handle, ties: Ties) -> BaseException:
+def _death(process: ChildProcess, stage: Stage, handle: Handle, ties: Ties) -> BaseException:
     pid, code = process.pid, process.exitcode
     if handle.memory_exceeded is not None:
         return WorkerMemoryExceeded(pid=pid, rss_bytes=handle.memory_exceeded, limit=handle.limit)
     message = None
-    if lost := seam.code_lost_because(process):
+    if lost := child_process.code_lost_because(process):
         message = f"process {pid} ended before its target had returned; how is not known: {lost}"
         code = None
     elif code is not None and code >= 0:
@@ -60,7 +61,7 @@ def _death(process: seam.ChildProcess, stage: Stage, handle: Handle, ties: Ties)
         exitcode=code,
         signal=signal_name(code),
         stack=ties.last_words(),
-        rss_bytes=seam.peak_rss_bytes_of(process),
+        rss_bytes=child_process.peak_rss_bytes_of(process),
         likely_oom=handle.likely_oom(code),
     )
 

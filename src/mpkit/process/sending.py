@@ -11,7 +11,9 @@ from typing import Any, Final
 from mpkit._platform.files.anonymous import AnonymousFile
 from mpkit._platform.hints import override
 from mpkit._platform.parent_death.parent_watch import ParentLink
-from mpkit._platform.stdlib import seam
+from mpkit._platform.stdlib import child_process
+from mpkit._platform.stdlib.child_process import ChildProcess
+from mpkit._platform.stdlib.passing import extra_reducers, inheriting
 from mpkit._wire import codec
 from mpkit.errors import SerializationError
 from mpkit.process.handle import Handle
@@ -29,7 +31,7 @@ def refuse_what_cannot_be_pickled(target: object, method: str) -> None:
     """Say at once what `start` would say, where it is plain: functions are pickled by name."""
     if method == "fork" or not isinstance(target, types.FunctionType):
         return
-    if types.FunctionType in seam.extra_reducers():
+    if types.FunctionType in extra_reducers():
         return  # somebody has taught multiprocessing to pickle them otherwise
     if "<lambda>" in target.__qualname__ or "<locals>" in target.__qualname__:
         raise SerializationError(
@@ -37,7 +39,7 @@ def refuse_what_cannot_be_pickled(target: object, method: str) -> None:
         )
 
 
-def unpicklable(process: seam.ChildProcess, method: str, error: SerializationError) -> SerializationError:
+def unpicklable(process: ChildProcess, method: str, error: SerializationError) -> SerializationError:
     """What to tell when a process object cannot be pickled: which part of it.
 
     Args:
@@ -45,7 +47,7 @@ def unpicklable(process: seam.ChildProcess, method: str, error: SerializationErr
         method: Its start method.
         error: What came of trying.
     """
-    target, args, kwargs = seam.target_of(process)
+    target, args, kwargs = child_process.target_of(process)
     parts: list[tuple[str, object]] = [("target", target)]
     parts += [(f"argument number {number}", value) for number, value in enumerate(args, 1)]
     parts += [(f"argument {name!r}", value) for name, value in kwargs.items()]
@@ -89,14 +91,14 @@ class Arrival:
         ties = Ties(*self._parts)
         ties.enter()
         try:
-            with seam.inheriting():
+            with inheriting():
                 process = codec.contained(codec.loads, self._payload)
         except SerializationError as error:
             ties.report_failure(error)
             sys.stderr.write(f"Process {self._name}:\n")
             traceback.print_exc()
             return 1
-        if not isinstance(process, seam.ChildProcess):
+        if not isinstance(process, ChildProcess):
             raise TypeError(f"{self._name} arrived as {process!r}: its class has an unfit __reduce__")
         vars(process)["_mpkit"] = Handle(ties=ties)
         return process._bootstrap(parent_sentinel)

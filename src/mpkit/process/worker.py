@@ -22,8 +22,12 @@ from mpkit._platform.processes import families
 from mpkit._platform.processes.process_state import ProcessState
 from mpkit._platform.signals.interrupts import deferred_interrupts
 from mpkit._platform.signals.names import signal_name
-from mpkit._platform.stdlib import seam
+from mpkit._platform.stdlib import child_process, tracker
+from mpkit._platform.stdlib.child_launch import gives_way
+from mpkit._platform.stdlib.child_process import ChildProcess
 from mpkit._platform.stdlib.contexts import resolve_context
+from mpkit._platform.stdlib.fork_server import start_fork_server
+from mpkit._platform.stdlib.passing import spawning
 from mpkit._platform.threads.deadlines import check_timeout
 from mpkit._wire import codec
 from mpkit.errors import ProcessGone, SerializationError, WaitTimeout
@@ -69,7 +73,7 @@ class _Shadowable:
         return self if instance is None else self._ask(instance)
 
 
-class WorkerProcess(seam.ChildProcess, Generic[R_co]):
+class WorkerProcess(ChildProcess, Generic[R_co]):
     """A multiprocessing process that returns a result, dies with its parent and can be stopped.
 
     It is a `multiprocessing.process.BaseProcess`: it is in `multiprocessing.active_children()`, it is joined
@@ -169,7 +173,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         (For type checkers, an override with a result conflicts with the `run` of `multiprocessing`, which
         returns None.)
         """
-        return cast("R_co", seam.call_target(self))
+        return cast("R_co", child_process.call_target(self))
 
     @override
     def start(self) -> None:
@@ -192,13 +196,13 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         """
         self._check_closed()
         handle = self._mpkit
-        interrupts = deferred_interrupts(seam.gives_way)
+        interrupts = deferred_interrupts(gives_way)
         target: _Target | None = None
         try:
-            if seam.is_started(self) or not handle.claim(interrupts):
+            if child_process.is_started(self) or not handle.claim(interrupts):
                 raise AssertionError(f"cannot start a process twice: {self!r}")
             self._start_method = handle.method or self._mpkit_default_method()
-            target = seam.target_of(self)
+            target = child_process.target_of(self)
             with interrupts:
                 try:
                     self._mpkit_start_or_fail(handle, interrupts)
@@ -223,11 +227,9 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         ties = handle.prepare()
         if self._start_method == "forkserver":
             # Started by multiprocessing, it would die of an early Ctrl-C, and import nothing of ours.
-            seam.start_fork_server(())
+            start_fork_server(())
         interrupts.hand_on()
-        ties.shares_tracker = os.name == "posix" and (
-            self._start_method != "fork" or seam.tracker_is_running()
-        )
+        ties.shares_tracker = os.name == "posix" and (self._start_method != "fork" or tracker.is_running())
         super().start()
         self._mpkit_look_after(handle, ties)
         # What has come meanwhile ends the start here, where it can be taken back in peace.
@@ -237,7 +239,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         """After an error or an interrupt at any step of it: a process that nobody has must not go on."""
         with deferred_interrupts():
             handle = self._mpkit
-            process = seam.identity_of(self)
+            process = child_process.identity_of(self)
             try:
                 # First: from here on one that arrives ends by itself.
                 process = handle.abandon() or process
@@ -245,17 +247,17 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
                 try:
                     if process is not None:
                         families.kill_families([process])
-                    if target is not None and seam.is_started(self):
-                        seam.take_back_start(self, target)
+                    if target is not None and child_process.is_started(self):
+                        child_process.take_back_start(self, target)
                     handle.unclaim()
                 finally:
                     handle.forget_start(process)
 
     def _mpkit_look_after(self, handle: Handle, ties: Ties) -> None:
         """What is to be done right after the start."""
-        ties.link.started(seam.identity_of(self))
+        ties.link.started(child_process.identity_of(self))
         if handle.limit is not None:
-            process = seam.look_at(self)
+            process = child_process.look_at(self)
             if process is not None:
                 memory_watch.watch(process, handle.limit, handle.exceeded_memory)
 
@@ -289,7 +291,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             RuntimeError: If another process created it.
         """
         self._mpkit_note_stop()
-        seam.interrupt(self)
+        child_process.interrupt(self)
 
     @override
     def terminate(self) -> None:
@@ -357,7 +359,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         """
         super().close()
         handle = self._mpkit
-        if seam.is_created_here(self):
+        if child_process.is_created_here(self):
             # Nobody need have joined it.
             self._mpkit_tidy_up()
         if handle.ties is not None:
@@ -367,7 +369,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
     def __enter__(self) -> Self:
         """Start the process, unless it has been."""
         self._check_closed()
-        if not seam.is_started(self):
+        if not child_process.is_started(self):
             self.start()
         return self
 
@@ -381,7 +383,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
 
         A second Ctrl-C while it is being stopped kills it at once.
         """
-        if seam.is_closed(self):
+        if child_process.is_closed(self):
             return
         if exc_type is not None:
             self._mpkit_stop_for_good(exc_type)
@@ -463,10 +465,10 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
             RuntimeError: If another process created it.
         """
         self._check_closed()
-        if seam.is_current(self):
+        if child_process.is_current(self):
             return ProcessState.RUNNING
         self._mpkit_require_created_here()
-        if not seam.is_started(self):
+        if not child_process.is_started(self):
             return ProcessState.NEW
         try:
             # Not by way of `info`: a subclass may mean something else by that.
@@ -513,13 +515,13 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
     # --- inside -------------------------------------------------------------------------------------------
 
     def _mpkit_described_state(self) -> str:
-        if seam.is_closed(self):
+        if child_process.is_closed(self):
             return "closed"
-        if seam.is_current(self):
+        if child_process.is_current(self):
             return f"pid={self.pid} running"
-        if not seam.is_created_here(self):
+        if not child_process.is_created_here(self):
             return "of another process"
-        if not seam.is_started(self):
+        if not child_process.is_started(self):
             return "new"
         code = self.exitcode
         if code is None:
@@ -528,13 +530,13 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         return f"pid={self.pid} exited exitcode={code}{f' ({name})' if name else ''}"
 
     def _mpkit_require_created_here(self) -> None:
-        if not seam.is_created_here(self):
+        if not child_process.is_created_here(self):
             raise RuntimeError(f"only the process that created it can do this with {self!r}")
 
     def _mpkit_require_started(self) -> Handle:
         self._check_closed()
         self._mpkit_require_created_here()
-        if not seam.is_started(self):
+        if not child_process.is_started(self):
             raise ValueError(
                 f"{self!r} has not been started; call start() first, or use it in a with statement"
             )
@@ -542,7 +544,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
 
     def _mpkit_stop(self, grace: float | None, *, interrupted: bool) -> int:
         handle = self._mpkit_note_stop()
-        root = seam.identity_of(self)
+        root = child_process.identity_of(self)
         if self.exitcode is None:
             if root is None:
                 # It cannot be looked at, so there is no family to be found.
@@ -553,9 +555,9 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
                 grace = grace if grace == 0 or handle.has_begun(interrupts=not interrupted) else 0.0
                 end_family(root, grace, handle, interrupted=interrupted)
         # Not for its exit code at any price: a fork server that somebody has stopped does not tell.
-        seam.wait_for_end_and_code(self)
+        child_process.wait_for_end_and_code(self)
         self._mpkit_join(None)
-        return cast("int", seam.exit_code_of(self))
+        return cast("int", child_process.exit_code_of(self))
 
     def _mpkit_stop_for_good(self, reason: type[BaseException]) -> None:
         """Stop it because of an exception; after another one (a second Ctrl-C), at once."""
@@ -579,9 +581,9 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
 
     def _mpkit_tidy_up(self) -> None:
         # Not by way of the property: another thread may have closed it by now.
-        code = seam.exit_code_of(self)
+        code = child_process.exit_code_of(self)
         if code is not None:
-            self._mpkit.tidy_up(seam.identity_of(self), code, self.name)
+            self._mpkit.tidy_up(child_process.identity_of(self), code, self.name)
 
     def _mpkit_look(self) -> ProcessSnapshot:
         from mpkit.introspect import snapshot  # noqa: PLC0415  it imports psutil
@@ -591,7 +593,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
     def _mpkit_living_pid(self) -> int:
         self._check_closed()
         pid = cast("int", self.pid)
-        if seam.is_current(self):
+        if child_process.is_current(self):
             return pid
         self._mpkit_require_started()
         if self.exitcode is not None:
@@ -603,7 +605,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         seconds = check_timeout(timeout)
         handle = self._mpkit_require_started()
         self._mpkit_join(seconds)
-        if seam.exit_code_of(self) is None:
+        if child_process.exit_code_of(self) is None:
             raise WaitTimeout(f"{self!r} has not ended within {seconds:g} s; it goes on")
         # Unpickling runs foreign code: under a lock it would make others wait for it, or for themselves. So
         # two threads may both do it; all get what the first one has kept.
@@ -629,7 +631,7 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
     @override
     def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
         handle = self._mpkit
-        if not seam.spawning() or handle.ties is None or seam.is_started(self):
+        if not spawning() or handle.ties is None or child_process.is_started(self):
             raise codec.UnsendableError(
                 f"{self!r} belongs to the process that created it and cannot be sent to another; send "
                 "its pid, or what its result() returned"

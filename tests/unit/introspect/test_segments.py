@@ -13,7 +13,7 @@ import pytest
 
 from mpkit import BoundedQueue, Lock, introspect
 from mpkit._platform.processes import identity
-from mpkit._shm.locks import shared_object
+from mpkit._shm.locks import shared_file
 from mpkit._shm.memory.segment import Segment
 from mpkit._shm.queues import layout
 from mpkit._shm.queues.outside import read_queue
@@ -114,7 +114,7 @@ def test_a_named_pipe_that_has_such_a_name_is_not_waited_for(
 
 @linux
 @pytest.mark.parametrize(
-    "word", [shared_object.ROWS_USED, layout.GENERATIONS, layout.PUT_GENERATION, layout.ROWS], ids=str
+    "word", [shared_file.ROWS_USED, layout.GENERATIONS, layout.PUT_GENERATION, layout.ROWS], ids=str
 )
 def test_a_queue_that_says_what_cannot_be_does_no_harm(word: int, tmp_path: Path) -> None:
     with BoundedQueue[int]() as queue:

@@ -1,4 +1,4 @@
-"""The canary: each private name that `mpkit._platform.stdlib.seam` uses is there and behaves."""
+"""The canary: each private name that `mpkit._platform.stdlib` uses is there and behaves."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 
 from mpkit._platform.signals import signal_handlers
-from mpkit._platform.stdlib import seam
+from mpkit._platform.stdlib import exit_hooks, passing, sem_lock, tracker
+from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from tests.helpers.processes import run_python
 from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
 
@@ -36,19 +37,19 @@ def name() -> str:
 
 @posix
 def test_a_semaphore_is_opened_by_name(name: str) -> None:
-    made = seam.SemLock(seam.SEMAPHORE_KIND, 1, 5, name, False)
+    made = sem_lock.SemLock(sem_lock.SEMAPHORE_KIND, 1, 5, name, False)
     try:
-        opened = seam.rebuild_semaphore(name, 5)
+        opened = sem_lock.rebuild_semaphore(name, 5)
         assert opened.acquire(True, 10)
         assert not made.acquire(False)
         made.release()
         assert opened.acquire(False)
     finally:
-        seam.sem_unlink(name)
+        sem_lock.sem_unlink(name)
     with pytest.raises(FileNotFoundError):
-        seam.sem_unlink(name)
+        sem_lock.sem_unlink(name)
     with pytest.raises(FileNotFoundError):
-        seam.rebuild_semaphore(name, 5)
+        sem_lock.rebuild_semaphore(name, 5)
 
 
 @posix
@@ -56,10 +57,10 @@ def test_the_tracker_takes_names_and_shows_its_lock(name: str, monkeypatch: pyte
     told: list[tuple[str, str, str]] = []
     monkeypatch.setattr(resource_tracker, "register", lambda name, rtype: told.append(("+", name, rtype)))
     monkeypatch.setattr(resource_tracker, "unregister", lambda name, rtype: told.append(("-", name, rtype)))
-    seam.tracker_register(name, "semaphore")
-    seam.tracker_unregister(name, "semaphore")
+    tracker.register(name, "semaphore")
+    tracker.unregister(name, "semaphore")
     assert told == [("+", name, "semaphore"), ("-", name, "semaphore")]
-    with seam.tracker_lock():
+    with tracker._lock():
         pass
 
 
@@ -76,7 +77,7 @@ def test_handlers_of_signals_are_those_of_the_public_functions() -> None:
 
 
 def test_reducers_know_what_pickle_does_not() -> None:
-    assert socket.socket in seam.extra_reducers()
+    assert socket.socket in passing.extra_reducers()
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def finalizers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     real.clear()
     # Among those are some that register finalizers, which end what the other tests need.
     monkeypatch.setattr(mp_util, "_afterfork_registry", weakref.WeakValueDictionary())
-    monkeypatch.setattr(seam, "_exit_callbacks", seam._ExitCallbacks())
+    monkeypatch.setattr(exit_hooks, "_exit_callbacks", exit_hooks._ExitCallbacks())
     yield
     real.clear()
     real.update(kept)
@@ -98,9 +99,9 @@ def finalizers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("finalizers")
 def test_exit_callbacks_run_after_the_children_were_joined_last_one_first() -> None:
     ran: list[str] = []
-    seam.at_exit_after_children_joined(lambda: ran.append("first"))
-    seam.at_exit_after_children_joined(lambda: ran.append("second"))
-    cancel = seam.at_exit_after_children_joined(lambda: ran.append("cancelled"))
+    exit_hooks.at_exit_after_children_joined(lambda: ran.append("first"))
+    exit_hooks.at_exit_after_children_joined(lambda: ran.append("second"))
+    cancel = exit_hooks.at_exit_after_children_joined(lambda: ran.append("cancelled"))
     cancel()
     cancel()
     mp_util._run_finalizers(0)
@@ -112,7 +113,7 @@ def test_exit_callbacks_run_after_the_children_were_joined_last_one_first() -> N
 @pytest.mark.usefixtures("finalizers")
 def test_exit_callbacks_outlive_what_multiprocessing_clears_in_a_new_child() -> None:
     ran: list[str] = []
-    seam.at_exit_after_children_joined(lambda: ran.append("here"))
+    exit_hooks.at_exit_after_children_joined(lambda: ran.append("here"))
     # What BaseProcess._after_fork does in a forkserver child, after the arguments were unpickled.
     mp_util._finalizer_registry.clear()
     mp_util._run_after_forkers()
@@ -123,11 +124,11 @@ def test_exit_callbacks_outlive_what_multiprocessing_clears_in_a_new_child() -> 
 @pytest.mark.usefixtures("finalizers")
 def test_exit_callbacks_of_the_parent_do_not_run_in_a_forked_child() -> None:
     ran: list[str] = []
-    seam.at_exit_after_children_joined(lambda: ran.append("parent"))
-    seam._exit_callbacks._pid = -1  # as if inherited
+    exit_hooks.at_exit_after_children_joined(lambda: ran.append("parent"))
+    exit_hooks._exit_callbacks._pid = -1  # as if inherited
     mp_util._run_finalizers()
-    seam._exit_callbacks.forget()  # as at each fork
-    seam.at_exit_after_children_joined(lambda: ran.append("child"))
+    exit_hooks._exit_callbacks.forget()  # as at each fork
+    exit_hooks.at_exit_after_children_joined(lambda: ran.append("child"))
     mp_util._run_finalizers()
     assert ran == ["child"]
 
@@ -139,8 +140,8 @@ def test_an_exit_callback_that_raises_does_not_stop_the_others(capsys: pytest.Ca
     def fail() -> None:
         raise LookupError("on purpose")
 
-    seam.at_exit_after_children_joined(lambda: ran.append("ran"))
-    seam.at_exit_after_children_joined(fail)
+    exit_hooks.at_exit_after_children_joined(lambda: ran.append("ran"))
+    exit_hooks.at_exit_after_children_joined(fail)
     mp_util._run_finalizers()
     assert ran == ["ran"]
     assert "on purpose" in capsys.readouterr().err
@@ -155,8 +156,8 @@ def test_what_comes_first_comes_before_all_else_in_a_child_too(monkeypatch: pyte
     def first() -> None:
         ran.append("first")
 
-    seam.at_exit_before_children_joined(lambda: ran.append("second"))
-    seam.at_exit_first(first)
+    exit_hooks.at_exit_before_children_joined(lambda: ran.append("second"))
+    exit_hooks.at_exit_first(first)
     assert registered == [first]
     mp_util._run_finalizers(0)
     assert ran == ["first", "second"]
@@ -180,8 +181,8 @@ threading._register_atexit(print, "first")
 @pytest.mark.usefixtures("finalizers")
 def test_what_comes_before_the_children_are_joined_runs_first_and_once() -> None:
     ran: list[str] = []
-    seam.at_exit_before_children_joined(lambda: ran.append("before"))
-    cancel = seam.at_exit_before_children_joined(lambda: ran.append("cancelled"))
+    exit_hooks.at_exit_before_children_joined(lambda: ran.append("before"))
+    cancel = exit_hooks.at_exit_before_children_joined(lambda: ran.append("cancelled"))
     cancel()
     cancel()
     # What multiprocessing does at exit: these, then the children are joined, then the rest.
@@ -192,7 +193,7 @@ def test_what_comes_before_the_children_are_joined_runs_first_and_once() -> None
 
 
 def test_an_interruptible_lock_knows_its_owner() -> None:
-    lock = seam.InterruptibleLock()
+    lock = InterruptibleLock()
     lock.unwind()
     assert lock.acquire()
     taken: list[bool] = []
@@ -219,16 +220,16 @@ def test_an_interruptible_lock_knows_its_owner() -> None:
 
 
 either_way = pytest.mark.parametrize(
-    "run", [seam.InterruptibleLock.run, lambda lock, function: lock.run_within(None, function)]
+    "run", [InterruptibleLock.run, lambda lock, function: lock.run_within(None, function)]
 )
 
 
 @needs_a_trace_that_raises
 @either_way
 def test_an_interrupt_while_an_error_passes_leaves_an_interruptible_lock_free(
-    run: Callable[[seam.InterruptibleLock, Callable[[], object]], object],
+    run: Callable[[InterruptibleLock, Callable[[], object]], object],
 ) -> None:
-    lock = seam.InterruptibleLock()
+    lock = InterruptibleLock()
 
     def fail() -> None:
         raise KeyError
@@ -247,10 +248,10 @@ def test_an_interrupt_while_an_error_passes_leaves_an_interruptible_lock_free(
 
 @either_way
 def test_an_error_in_the_middle_takes_an_interruptible_lock_from_nobody(
-    run: Callable[[seam.InterruptibleLock, Callable[[], object]], object],
+    run: Callable[[InterruptibleLock, Callable[[], object]], object],
 ) -> None:
     """A `__del__` that ran in the middle, and raised, gave the lock back twice."""
-    lock = seam.InterruptibleLock()
+    lock = InterruptibleLock()
 
     def fail() -> None:
         assert lock.is_owned()
@@ -267,7 +268,7 @@ def test_an_error_in_the_middle_takes_an_interruptible_lock_from_nobody(
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_threads_of_a_forked_child_lose_no_exit_callback() -> None:
-    kept = seam._exit_callbacks
+    kept = exit_hooks._exit_callbacks
     take_back = kept.add(_nothing)
     added = 0
 

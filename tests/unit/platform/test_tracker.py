@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from mpkit import LockedCounter
-from mpkit._platform.stdlib import seam, tracker, tracker_process
+from mpkit._platform.stdlib import tracker, tracker_process
 from mpkit._shm.memory.semaphore import Semaphore
 from tests.helpers.processes import forked
 from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
@@ -27,8 +27,8 @@ NAME = "/mpkit-not-there"
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
     told: list[tuple[str, str, str]] = []
-    monkeypatch.setattr(seam, "tracker_register", lambda name, rtype: told.append(("+", name, rtype)))
-    monkeypatch.setattr(seam, "tracker_unregister", lambda name, rtype: told.append(("-", name, rtype)))
+    monkeypatch.setattr(tracker, "register", lambda name, rtype: told.append(("+", name, rtype)))
+    monkeypatch.setattr(tracker, "unregister", lambda name, rtype: told.append(("-", name, rtype)))
     return told
 
 
@@ -42,7 +42,7 @@ def test_what_is_taken_back_in_the_middle_of_a_call_is_told_by_the_next(
     told: list[tuple[str, str, str]],
 ) -> None:
     """As a garbage collection does: on 3.10 it would wait for itself, later it would be refused."""
-    with seam.tracker_lock():
+    with tracker._lock():
         tracker.untrack(NAME, "semaphore")
     assert told == []
     tracker.track(NAME, "shared_memory")
@@ -52,7 +52,7 @@ def test_what_is_taken_back_in_the_middle_of_a_call_is_told_by_the_next(
 def test_a_name_that_comes_again_is_forgotten_at_once(told: list[tuple[str, str, str]]) -> None:
     """Told later, by another thread, it was the next use that the tracker forgot; and then it complained."""
     # As if another thread were just telling what is on the list.
-    with seam.tracker_lock():
+    with tracker._lock():
         assert Semaphore.private().acquire(False)
     assert [what for what, _, _ in told] == ["+", "-"]
 
@@ -65,7 +65,7 @@ def test_what_the_parent_has_still_to_tell_no_child_tells(told: list[tuple[str, 
         tracker.track(NAME, "shared_memory")
         assert told == [("+", NAME, "shared_memory")]
 
-    with seam.tracker_lock():
+    with tracker._lock():
         tracker.untrack(NAME, "semaphore")
     assert forked(child) == 0
     assert told == []
@@ -78,12 +78,12 @@ def test_a_fork_while_another_thread_talks_to_it_leaves_no_lock_behind() -> None
     talking, go_on = threading.Event(), threading.Event()
 
     def talk() -> None:
-        with seam.tracker_lock():
+        with tracker._lock():
             talking.set()
             go_on.wait(PATIENCE)
 
     def child() -> None:
-        lock = seam.tracker_lock()
+        lock = tracker._lock()
         assert lock.acquire(False), "the child would wait for a thread that it does not have"
         lock.release()
 
@@ -92,7 +92,7 @@ def test_a_fork_while_another_thread_talks_to_it_leaves_no_lock_behind() -> None
     try:
         assert talking.wait(PATIENCE)
         assert forked(child) == 0
-        assert not seam.tracker_lock().acquire(False), "the parent's lock is that thread's"
+        assert not tracker._lock().acquire(False), "the parent's lock is that thread's"
     finally:
         go_on.set()
         thread.join(PATIENCE)
@@ -108,7 +108,7 @@ def test_an_exception_of_a_signal_handler_leaves_it_unlocked(
 ) -> None:
     """Before Python 3.11.6 the next queue, lock or pool waited for ever."""
     lock = threading.Lock()
-    monkeypatch.setattr(seam, "tracker_lock", lambda: lock)
+    monkeypatch.setattr(tracker, "_lock", lambda: lock)
 
     def on_signal(_signum: int, _frame: object) -> None:
         raise Alarm

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from mpkit._platform.stdlib import seam
+from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit.pool._engine import room as _room
 from mpkit.pool._engine.ledger import Task
 from mpkit.pool._engine.room import Place, Room
@@ -19,7 +19,7 @@ TASK, EARLIER = cast("list[Task]", [object(), object()])
 
 @pytest.fixture
 def dispatcher() -> Any:
-    return SimpleNamespace(lock=seam.InterruptibleLock(), ledger=SimpleNamespace(queued=0), on_room=None)
+    return SimpleNamespace(lock=InterruptibleLock(), ledger=SimpleNamespace(queued=0), on_room=None)
 
 
 def place_of_another(dispatcher: Any) -> Place:

@@ -156,7 +156,7 @@ def reclaim(queue: BoundedQueue[Any]) -> None:
     """What a putter does when no free region fits."""
     file = queue._opened()
     assert file.put_lock.acquire()
-    file.regions._reclaim(queue._puts.ring._look_at_uses())
+    file.supply._reclaim()
     file.put_lock.release()
 
 

@@ -141,7 +141,7 @@ def test_no_memory_to_grow_leaves_the_queue_as_it_is(
 
     put(queue, item(0))
     with monkeypatch.context() as patch:
-        patch.setattr("mpkit._shm.queues.regions.reserve", refuse)
+        patch.setattr("mpkit._shm.queues.region_supply.reserve", refuse)
         number = 1
         with pytest.raises(SharedMemoryExhausted):
             while True:
@@ -173,11 +173,11 @@ def test_an_item_that_fits_into_no_ring_makes_none(queue: OpenQueue, monkeypatch
     for module in (generations, put_ring):
         monkeypatch.setattr(module, "INDEX_MASK", largest)
     monkeypatch.setattr(put_ring, "_MOST_WORDS", most)
-    end = queue.regions._end()
+    end = queue.supply._end()
     with pytest.raises(SharedMemoryExhausted, match="too many big items"):
         put(queue, bytes(8 * most - 7))
     assert generation(queue) == 0
-    assert queue.regions._end() == end
+    assert queue.supply._end() == end
     put(queue, item(1))
     put(queue, bytes(8 * most - 8))
     assert generation(queue) == 1

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import pytest
 
 from mpkit import BoundedQueue, Lock, LockedCounter
-from mpkit._shm.locks import robust_lock, shared_object
+from mpkit._shm.locks import robust_lock, shared_file, shared_object, users
 from mpkit._shm.locks.shared_object import SharedObject
 from mpkit._shm.memory import segment, semaphore
 from mpkit._shm.memory.names import owned_names, remove_unneeded
@@ -108,13 +108,12 @@ def test_a_handle_that_arrives_just_when_the_last_one_goes(monkeypatch: pytest.M
     message = pickle.dumps(queue)
     others = [queue]
     del queue
-    mark_arrived = SharedObject._mark_arrived
 
-    def mark_arrived_late(shared: SharedObject, number: int) -> None:
+    def mark_arrived_late(rows: Rows, number: int) -> None:
         others.clear()
-        mark_arrived(shared, number)
+        shared_file.mark_arrived(rows, number)
 
-    monkeypatch.setattr(SharedObject, "_mark_arrived", mark_arrived_late)
+    monkeypatch.setattr(shared_object, "mark_arrived", mark_arrived_late)
     with pickle.loads(message) as arrived:
         arrived.put(2)
         assert arrived.get() == 2
@@ -364,7 +363,7 @@ def test_names_stay_if_a_fork_sends_a_handle_on_and_ends_just_then(
             os._exit(0)
     os.close(send)
     messages: list[bytes] = []
-    others = shared_object._others
+    others = users._others
 
     def others_late(rows: Rows) -> bool:
         if not messages:
@@ -376,7 +375,7 @@ def test_names_stay_if_a_fork_sends_a_handle_on_and_ends_just_then(
     if when == "looking":
         queue.close()
     with monkeypatch.context() as patches:
-        patches.setattr(shared_object, "_others", others_late)
+        patches.setattr(users, "_others", others_late)
         if when == "looking":
             remove_unneeded()
         else:
@@ -397,7 +396,7 @@ def test_a_handle_that_comes_in_the_middle_of_dropping_the_last(monkeypatch: pyt
     message = pickle.dumps(queue)
     back: list[BoundedQueue[int]] = []
 
-    class Interrupted(weakref.WeakValueDictionary[str, SharedObject]):
+    class Interrupted(weakref.WeakValueDictionary[str, users.Opened]):
         def get(self, key: str, default: Any = None) -> Any:
             if key == name and not coming:
                 coming.append(True)
@@ -405,7 +404,7 @@ def test_a_handle_that_comes_in_the_middle_of_dropping_the_last(monkeypatch: pyt
             return super().get(key, default)
 
     coming: list[bool] = []
-    monkeypatch.setattr(shared_object, "_open_objects", Interrupted(shared_object._open_objects))
+    monkeypatch.setattr(users, "open_here", Interrupted(users.open_here))
     del queue
     with back[0] as arrived:
         arrived.put(1)
@@ -423,7 +422,7 @@ def test_what_this_thread_is_inside_of_is_left_to_the_garbage_collection(
     locked = counter.__enter__()
     del counter
     assert unraisable == []
-    assert any(found is shared() for found in shared_object._open_objects.values())
+    assert any(found is shared() for found in users.open_here.values())
     locked.value += 1
     locked.end()
     del locked
@@ -442,7 +441,7 @@ def test_a_child_closes_before_the_hook_without_the_locks_of_its_parent(
     shared = queue._opened()
     monkeypatch.setattr(robust_lock, "SHUT_SECONDS", 10 * PATIENCE)
     # So the hook does not find it.
-    del shared_object._open_objects[shared.name]
+    del users.open_here[shared.name]
     lock = shared.get_lock
     inside, done = threading.Event(), threading.Event()
 
@@ -490,7 +489,7 @@ def test_what_has_been_closed_may_go_when_the_modules_have_gone(monkeypatch: pyt
 def test_a_fork_is_prepared_while_other_threads_create_and_drop() -> None:
     """The hook broke off, and the creator did not know of its child."""
     made: list[Lock] = []
-    data: dict[str, Any] = shared_object._open_objects.data  # type: ignore[attr-defined]
+    data: dict[str, Any] = users.open_here.data  # type: ignore[attr-defined]
     first = Lock()
 
     def create_meanwhile() -> None:
@@ -501,7 +500,7 @@ def test_a_fork_is_prepared_while_other_threads_create_and_drop() -> None:
         with BoundedQueue[int]() as queue:
             shared_object._prepare_fork()
             assert made
-            assert queue._opened()._forked
+            assert queue._opened()._marks.forked
     finally:
         del data["/another thread"]
     first.close()

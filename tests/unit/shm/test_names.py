@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mpkit._platform.stdlib import seam, tracker
+from mpkit._platform.stdlib import tracker
 from mpkit._shm.memory import names
 from tests.helpers.waiting import PATIENCE, wait_until
 
@@ -181,7 +181,7 @@ def test_macos_allows_thirty_one_characters(monkeypatch: pytest.MonkeyPatch) -> 
 def test_whoever_talks_to_the_tracker_may_be_interrupted_by_a_destructor() -> None:
     name = f"{names.SHM_DIRECTORY}/mpkit-test-0-0-talk"
     names.own(name, "segment")
-    with seam.tracker_lock():
+    with tracker._lock():
         thread = threading.Thread(target=names.remove, args=(name,))
         thread.start()
         wait_until(lambda: name not in names._owned, "the other thread has come to the tracker")

@@ -17,21 +17,21 @@ from mpkit._platform.files.file_maps import map_file
 from mpkit._platform.processes import identity
 from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._shm.memory.segment import PAGE, Segment, reserve
+from mpkit._shm.queues import region_supply
 from mpkit._shm.queues import regions as regions_module
 from mpkit._shm.queues.places import offset_of, size_of
+from mpkit._shm.queues.region_supply import KEPT_FOR_RINGS, IsOver, RegionSupply
 from mpkit._shm.queues.region_uses import UseIsOver, Writing
 from mpkit._shm.queues.regions import (
     DROPPED,
     ENTRY_WORDS,
     FREE,
     HELD,
-    KEPT_FOR_RINGS,
     NONE,
     PINNED,
     QUEUED,
     RING,
     WRITING,
-    IsOver,
     Regions,
 )
 from mpkit._shm.queues.ring import COUNT_MASK
@@ -52,12 +52,17 @@ def segment() -> Iterator[Segment]:
 
 @pytest.fixture
 def regions(segment: Segment) -> Regions:
-    return Regions(segment, start=START, capacity=CAPACITY, begin_at=END)
+    return Regions(segment, start=START, capacity=CAPACITY)
 
 
 def never() -> IsOver:
     """Nothing is over."""
     return lambda _state, _serial, _process: False
+
+
+@pytest.fixture
+def supply(regions: Regions) -> RegionSupply:
+    return RegionSupply(regions, END, never)
 
 
 def state(regions: Regions, number: int) -> int:
@@ -69,9 +74,9 @@ def belongs_to(regions: Regions, number: int, process: ProcessIdentity) -> None:
     regions.words[at + 4], regions.words[at + 5] = process.pid, process.started
 
 
-def test_a_new_region_is_mapped_and_its_own(regions: Regions) -> None:
-    first = regions.claim(100, WRITING, 1, never)
-    second = regions.claim(100, WRITING, 2, never)
+def test_a_new_region_is_mapped_and_its_own(regions: Regions, supply: RegionSupply) -> None:
+    first = supply.claim(100, WRITING, 1)
+    second = supply.claim(100, WRITING, 2)
     assert (first, second) == (1, 2)
     regions.map(first)[:3] = b"abc"
     regions.map(second)[:3] = b"xyz"
@@ -80,27 +85,29 @@ def test_a_new_region_is_mapped_and_its_own(regions: Regions) -> None:
     assert regions.map(first) is regions.map(first)
 
 
-def test_a_free_region_is_used_again(regions: Regions) -> None:
-    number = regions.claim(3 * PAGE, WRITING, 1, never)
+def test_a_free_region_is_used_again(regions: Regions, supply: RegionSupply) -> None:
+    number = supply.claim(3 * PAGE, WRITING, 1)
     regions.free(number)
-    assert regions.claim(3 * PAGE, RING, 7, never) == number
+    assert supply.claim(3 * PAGE, RING, 7) == number
     assert state(regions, number) == RING
 
 
-def test_a_small_use_does_not_take_a_large_region(regions: Regions) -> None:
-    large = regions.claim(200 * PAGE, WRITING, 1, never)
+def test_a_small_use_does_not_take_a_large_region(regions: Regions, supply: RegionSupply) -> None:
+    large = supply.claim(200 * PAGE, WRITING, 1)
     regions.free(large)
-    assert regions.claim(PAGE, WRITING, 2, never) != large
+    assert supply.claim(PAGE, WRITING, 2) != large
 
 
-def test_the_closest_fit_is_used_and_pages_that_are_there_come_first(regions: Regions) -> None:
-    numbers = [regions.claim(size * PAGE, WRITING, size, never) for size in (12, 8, 4)]
+def test_the_closest_fit_is_used_and_pages_that_are_there_come_first(
+    regions: Regions, supply: RegionSupply
+) -> None:
+    numbers = [supply.claim(size * PAGE, WRITING, size) for size in (12, 8, 4)]
     for number in numbers:
         regions.free(number)
-    assert regions.claim(3 * PAGE, WRITING, 9, never) == numbers[2]
+    assert supply.claim(3 * PAGE, WRITING, 9) == numbers[2]
     regions.free(numbers[2])
     regions.words[START + numbers[2] * ENTRY_WORDS] = DROPPED
-    assert regions.claim(3 * PAGE, WRITING, 9, never) == numbers[1]
+    assert supply.claim(3 * PAGE, WRITING, 9) == numbers[1]
 
 
 ALIVE, DEAD = "alive", "dead"
@@ -128,10 +135,13 @@ ALIVE, DEAD = "alive", "dead"
         (PINNED, 9, DEAD, False),
     ],
 )
-def test_when_a_use_is_over(regions: Regions, use: int, serial: int, process: str, over: bool) -> None:
-    number = regions.claim(PAGE, use, serial, never)
+def test_when_a_use_is_over(
+    regions: Regions, supply: RegionSupply, use: int, serial: int, process: str, over: bool
+) -> None:
+    number = supply.claim(PAGE, use, serial)
     belongs_to(regions, number, living_stranger() if process is ALIVE else dead_process())
-    regions._reclaim(UseIsOver(gets=10, puts=15, first=3, last=4))
+    supply._look = lambda: UseIsOver(gets=10, puts=15, first=3, last=4)
+    supply._reclaim()
     assert state(regions, number) == (FREE if over else use)
 
 
@@ -144,16 +154,17 @@ def test_item_numbers_that_have_begun_again_at_zero(regions: Regions) -> None:
     assert is_over(HELD, COUNT_MASK - 2, dead)
 
 
-def test_what_is_over_is_reclaimed_before_the_file_grows(regions: Regions) -> None:
-    number = regions.claim(3 * PAGE, WRITING, 1, never)
-    end = regions._end()
+def test_what_is_over_is_reclaimed_before_the_file_grows(regions: Regions, supply: RegionSupply) -> None:
+    number = supply.claim(3 * PAGE, WRITING, 1)
+    end = supply._end()
     belongs_to(regions, number, dead_process())
-    assert regions.claim(3 * PAGE, WRITING, 2, lambda: UseIsOver(0, 0, 0, 0)) == number
-    assert regions._end() == end
+    supply._look = lambda: UseIsOver(0, 0, 0, 0)
+    assert supply.claim(3 * PAGE, WRITING, 2) == number
+    assert supply._end() == end
 
 
-def test_a_put_that_failed_frees_its_region_only(regions: Regions) -> None:
-    number = regions.claim(PAGE, WRITING, 5, never)
+def test_a_put_that_failed_frees_its_region_only(regions: Regions, supply: RegionSupply) -> None:
+    number = supply.claim(PAGE, WRITING, 5)
     regions.free_unpublished(number, 6)
     assert state(regions, number) == WRITING
     belongs_to(regions, number, living_stranger())
@@ -164,80 +175,83 @@ def test_a_put_that_failed_frees_its_region_only(regions: Regions) -> None:
     assert state(regions, number) == FREE
 
 
-def test_items_that_were_never_published_are_freed(regions: Regions) -> None:
-    numbers = [regions.claim(PAGE, WRITING, serial, never) for serial in (1, 2, 3)]
+def test_items_that_were_never_published_are_freed(regions: Regions, supply: RegionSupply) -> None:
+    numbers = [supply.claim(PAGE, WRITING, serial) for serial in (1, 2, 3)]
     for number, serial in zip(numbers, (3, 4, 5), strict=True):
         regions.mark_queued(number, serial, 10)
-    regions.free_unpublished_items(4, COUNT_MASK)
+    regions.free_unpublished_items(4)
     assert [state(regions, number) for number in numbers] == [QUEUED, FREE, FREE]
 
 
-def test_bytes_are_counted_as_long_as_the_item_is_queued(regions: Regions) -> None:
-    first = regions.claim(PAGE, WRITING, 1, never)
-    second = regions.claim(PAGE, WRITING, 2, never)
+def test_bytes_are_counted_as_long_as_the_item_is_queued(regions: Regions, supply: RegionSupply) -> None:
+    first = supply.claim(PAGE, WRITING, 1)
+    second = supply.claim(PAGE, WRITING, 2)
     regions.mark_queued(first, 7, 100)
     regions.mark_queued(second, 8, 1000)
-    assert regions.queued_bytes(7, 9, COUNT_MASK) == 1100
+    assert regions.queued_bytes(7, 9) == 1100
     regions.mark_held(first)
-    assert regions.queued_bytes(7, 9, COUNT_MASK) == 1100
-    assert regions.queued_bytes(8, 9, COUNT_MASK) == 1000
+    assert regions.queued_bytes(7, 9) == 1100
+    assert regions.queued_bytes(8, 9) == 1000
     assert regions.with_getters() == 1
 
 
-def test_a_pinned_region_is_never_used_again(regions: Regions) -> None:
-    number = regions.claim(PAGE, WRITING, 1, never)
+def test_a_pinned_region_is_never_used_again(regions: Regions, supply: RegionSupply) -> None:
+    number = supply.claim(PAGE, WRITING, 1)
     regions.pin(number)
     assert state(regions, number) == WRITING, "only what is held can be pinned"
     regions.mark_held(number)
     regions.pin(number)
     assert state(regions, number) == PINNED
-    assert regions.claim(PAGE, WRITING, 2, lambda: UseIsOver(5, 5, 9, 9)) != number
+    supply._look = lambda: UseIsOver(5, 5, 9, 9)
+    assert supply.claim(PAGE, WRITING, 2) != number
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="counts the blocks of a file")
 def test_dropping_gives_the_memory_back_and_using_it_again_takes_it(
-    segment: Segment, regions: Regions
+    segment: Segment, regions: Regions, supply: RegionSupply
 ) -> None:
-    number = regions.claim(64 * PAGE, WRITING, 1, never)
+    number = supply.claim(64 * PAGE, WRITING, 1)
     size = len(regions.map(number))
     regions.map(number)[:] = b"x" * size
     before = os.fstat(segment.fd).st_blocks * 512
     regions.free(number)
-    assert regions.drop_free(never) == size - PAGE
+    assert supply.drop_free() == size - PAGE
     assert state(regions, number) == DROPPED
     assert os.fstat(segment.fd).st_blocks * 512 == before - (size - PAGE)
-    assert regions.drop_free(never) == 0
-    assert regions.claim(64 * PAGE, WRITING, 2, never) == number
+    assert supply.drop_free() == 0
+    assert supply.claim(64 * PAGE, WRITING, 2) == number
     assert os.fstat(segment.fd).st_blocks * 512 == before
     assert regions.map(number)[PAGE : PAGE + 4] == bytes(4)
 
 
-def test_a_full_table_leaves_entries_to_the_rings(regions: Regions) -> None:
+def test_a_full_table_leaves_entries_to_the_rings(regions: Regions, supply: RegionSupply) -> None:
     taken = 0
-    while regions.claim(PAGE, WRITING, taken, never) > 0:
+    while supply.claim(PAGE, WRITING, taken) > 0:
         taken += 1
     assert taken == CAPACITY - KEPT_FOR_RINGS
     rings = 0
-    while regions.claim(PAGE, RING, rings, never) > 0:
+    while supply.claim(PAGE, RING, rings) > 0:
         rings += 1
     assert taken + rings == CAPACITY - 1
-    assert regions.claim(PAGE, RING, rings, never) == -1
+    assert supply.claim(PAGE, RING, rings) == -1
     regions.free(1)
-    assert regions.claim(PAGE, RING, rings, never) == 1
+    assert supply.claim(PAGE, RING, rings) == 1
 
 
-def test_no_room_changes_nothing(segment: Segment, regions: Regions, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = regions.claim(4 * PAGE, WRITING, 1, never)
+def test_no_room_changes_nothing(
+    segment: Segment, regions: Regions, supply: RegionSupply, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = supply.claim(4 * PAGE, WRITING, 1)
     before = (list(segment.words[: START + CAPACITY * ENTRY_WORDS]), os.fstat(segment.fd).st_size)
 
     def refuse(fd: int, offset: int, size: int) -> None:
         os.ftruncate(fd, offset + size)  # as far as it came
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(regions_module, "reserve", refuse)
+    monkeypatch.setattr(region_supply, "reserve", refuse)
     # It cannot grow elsewhere, so that there is room elsewhere is no news.
     with pytest.raises(SharedMemoryExhausted, match=f"no room in {os.path.dirname(segment.name)}: free some"):
-        regions.claim(64 * PAGE, WRITING, 2, never)
+        supply.claim(64 * PAGE, WRITING, 2)
     assert before == (
         list(segment.words[: START + CAPACITY * ENTRY_WORDS]),
         os.fstat(segment.fd).st_size,
@@ -256,26 +270,28 @@ def refuse_memory_once(monkeypatch: pytest.MonkeyPatch) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(fd, offset, size)
 
-    monkeypatch.setattr(regions_module, "reserve", refuse_once)
+    monkeypatch.setattr(region_supply, "reserve", refuse_once)
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="gives pages back")
 def test_no_room_is_made_from_what_is_free(
-    segment: Segment, regions: Regions, monkeypatch: pytest.MonkeyPatch
+    segment: Segment, regions: Regions, supply: RegionSupply, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = regions.claim(4 * PAGE, WRITING, 1, never)
+    small = supply.claim(4 * PAGE, WRITING, 1)
     regions.free(small)
     refuse_memory_once(monkeypatch)
-    assert regions.claim(64 * PAGE, WRITING, 2, never) == small + 1
+    assert supply.claim(64 * PAGE, WRITING, 2) == small + 1
     assert state(regions, small) == DROPPED
 
 
-def test_a_stretch_that_the_dead_have_grown_is_used(segment: Segment, regions: Regions) -> None:
-    number = regions.claim(4 * PAGE, WRITING, 1, never)
+def test_a_stretch_that_the_dead_have_grown_is_used(
+    segment: Segment, regions: Regions, supply: RegionSupply
+) -> None:
+    number = supply.claim(4 * PAGE, WRITING, 1)
     size = os.fstat(segment.fd).st_size
     # Killed after the growth and before the entry was used.
     regions.words[START + number * ENTRY_WORDS] = NONE
-    assert regions.claim(4 * PAGE, WRITING, 2, never) == number
+    assert supply.claim(4 * PAGE, WRITING, 2) == number
     assert os.fstat(segment.fd).st_size == size
 
 
@@ -285,10 +301,10 @@ def test_a_stretch_that_the_dead_have_grown_is_used(segment: Segment, regions: R
 MOST = CAPACITY - KEPT_FOR_RINGS
 
 
-def full_of(regions: Regions, size: int) -> None:
+def full_of(regions: Regions, supply: RegionSupply, size: int) -> None:
     """Have as many regions of that size as big items may have, all of them free."""
     for serial in range(MOST):
-        assert regions.claim(size, WRITING, serial, never) > 0
+        assert supply.claim(size, WRITING, serial) > 0
     for number in range(1, MOST + 1):
         regions.free(number)
 
@@ -299,34 +315,38 @@ def lies(regions: Regions, number: int) -> tuple[int, int]:
     return offset_of(place), offset_of(place) + size_of(place)
 
 
-def assert_apart(segment: Segment, regions: Regions) -> None:
+def assert_apart(segment: Segment, regions: Regions, supply: RegionSupply) -> None:
     """No two regions lie in one place, and all of them in the file."""
     made = [number for number in range(1, CAPACITY) if state(regions, number) != NONE]
-    owned = sorted((lies(regions, number)[0], regions._own(number)) for number in made)
+    owned = sorted((lies(regions, number)[0], supply._own(number)) for number in made)
     assert owned[0][0] >= 2 * PAGE
     for (offset, own), (following, _) in itertools.pairwise(owned):
         assert offset + own <= following
-    assert owned[-1][0] + owned[-1][1] <= regions._end() <= os.fstat(segment.fd).st_size
+    assert owned[-1][0] + owned[-1][1] <= supply._end() <= os.fstat(segment.fd).st_size
 
 
-def test_a_free_region_that_is_too_small_is_given_another_place(segment: Segment, regions: Regions) -> None:
+def test_a_free_region_that_is_too_small_is_given_another_place(
+    segment: Segment, regions: Regions, supply: RegionSupply
+) -> None:
     """After a burst of small ones no larger item ever got a region again."""
-    full_of(regions, 2 * PAGE)
-    regions.claim(3 * PAGE, RING, 1, never)
-    number = regions.claim(100 * PAGE, WRITING, 1, never)
+    full_of(regions, supply, 2 * PAGE)
+    supply.claim(3 * PAGE, RING, 1)
+    number = supply.claim(100 * PAGE, WRITING, 1)
     assert number > 0
     assert len(regions.map(number)) >= 100 * PAGE
     regions.map(number)[:] = b"x" * len(regions.map(number))
-    assert_apart(segment, regions)
+    assert_apart(segment, regions, supply)
     regions.free(number)
-    assert regions.claim(100 * PAGE, WRITING, 2, never) == number
+    assert supply.claim(100 * PAGE, WRITING, 2) == number
 
 
-def test_a_mapping_of_the_old_place_is_not_used_for_the_new_one(segment: Segment, regions: Regions) -> None:
-    full_of(regions, 2 * PAGE)
-    other = Regions(segment, start=START, capacity=CAPACITY, begin_at=END)
+def test_a_mapping_of_the_old_place_is_not_used_for_the_new_one(
+    segment: Segment, regions: Regions, supply: RegionSupply
+) -> None:
+    full_of(regions, supply, 2 * PAGE)
+    other = Regions(segment, start=START, capacity=CAPACITY)
     before = [other.map(number) for number in range(1, MOST + 1)]
-    number = regions.claim(100 * PAGE, WRITING, 1, never)
+    number = supply.claim(100 * PAGE, WRITING, 1)
     assert number > 0
     regions.map(number)[:3] = b"new"
     assert other.map(number)[:3] == b"new"
@@ -334,52 +354,58 @@ def test_a_mapping_of_the_old_place_is_not_used_for_the_new_one(segment: Segment
     assert before[number - 1][:3] == bytes(3)
 
 
-def test_the_last_region_of_the_file_is_made_longer_where_it_lies(regions: Regions) -> None:
-    full_of(regions, 2 * PAGE)
+def test_the_last_region_of_the_file_is_made_longer_where_it_lies(
+    regions: Regions, supply: RegionSupply
+) -> None:
+    full_of(regions, supply, 2 * PAGE)
     for serial in range(MOST - 1):
-        regions.claim(2 * PAGE, WRITING, serial, never)
+        supply.claim(2 * PAGE, WRITING, serial)
     first, _ = lies(regions, MOST)
-    assert regions.claim(50 * PAGE, WRITING, 1, never) == MOST
-    assert lies(regions, MOST) == (first, regions._end())
+    assert supply.claim(50 * PAGE, WRITING, 1) == MOST
+    assert lies(regions, MOST) == (first, supply._end())
 
 
-def test_a_region_that_is_made_smaller_can_grow_again(segment: Segment, regions: Regions) -> None:
+def test_a_region_that_is_made_smaller_can_grow_again(
+    segment: Segment, regions: Regions, supply: RegionSupply
+) -> None:
     """Of one whose pages are gone only as many as needed are taken again."""
-    full_of(regions, 100 * PAGE)
-    regions.drop_free(never)
-    end = regions._end()
-    number = regions.claim(PAGE, WRITING, 1, never)
+    full_of(regions, supply, 100 * PAGE)
+    supply.drop_free()
+    end = supply._end()
+    number = supply.claim(PAGE, WRITING, 1)
     assert len(regions.map(number)) == PAGE
-    assert_apart(segment, regions)
+    assert_apart(segment, regions, supply)
     regions.free(number)
     for serial in range(MOST):
-        assert regions.claim(100 * PAGE, WRITING, serial, never) > 0
-    assert_apart(segment, regions)
-    assert regions._end() == end
+        assert supply.claim(100 * PAGE, WRITING, serial) > 0
+    assert_apart(segment, regions, supply)
+    assert supply._end() == end
 
 
-def test_a_far_larger_region_is_better_than_none(regions: Regions) -> None:
-    full_of(regions, 100 * PAGE)
+def test_a_far_larger_region_is_better_than_none(regions: Regions, supply: RegionSupply) -> None:
+    full_of(regions, supply, 100 * PAGE)
     for serial in range(MOST):
-        number = regions.claim(PAGE, WRITING, serial, never)
+        number = supply.claim(PAGE, WRITING, serial)
         assert number > 0
         assert len(regions.map(number)) >= 100 * PAGE
-    assert regions.claim(PAGE, WRITING, 1, never) == -1
+    assert supply.claim(PAGE, WRITING, 1) == -1
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="counts the blocks of a file")
-def test_what_is_left_for_another_place_gives_its_memory_back(segment: Segment, regions: Regions) -> None:
-    full_of(regions, 64 * PAGE)
+def test_what_is_left_for_another_place_gives_its_memory_back(
+    segment: Segment, regions: Regions, supply: RegionSupply
+) -> None:
+    full_of(regions, supply, 64 * PAGE)
     before = os.fstat(segment.fd).st_blocks * 512
-    regions.claim(128 * PAGE, WRITING, 1, never)
+    supply.claim(128 * PAGE, WRITING, 1)
     assert os.fstat(segment.fd).st_blocks * 512 == before + (128 - 64 + 1) * PAGE
 
 
 def test_no_memory_for_another_place_leaves_the_old_one(
-    segment: Segment, regions: Regions, monkeypatch: pytest.MonkeyPatch
+    segment: Segment, regions: Regions, supply: RegionSupply, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    full_of(regions, 2 * PAGE)
-    regions.claim(2 * PAGE, WRITING, 1, never)
+    full_of(regions, supply, 2 * PAGE)
+    supply.claim(2 * PAGE, WRITING, 1)
     before = [lies(regions, number) for number in range(1, MOST + 1)]
     size = os.fstat(segment.fd).st_size
 
@@ -387,16 +413,18 @@ def test_no_memory_for_another_place_leaves_the_old_one(
         os.ftruncate(fd, offset + size)  # as far as it came
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(regions_module, "reserve", refuse)
+    monkeypatch.setattr(region_supply, "reserve", refuse)
     with pytest.raises(SharedMemoryExhausted):
-        regions.claim(100 * PAGE, WRITING, 2, never)
+        supply.claim(100 * PAGE, WRITING, 2)
     monkeypatch.undo()
     assert [lies(regions, number) for number in range(1, MOST + 1)] == before
     assert os.fstat(segment.fd).st_size == size
-    assert regions.claim(2 * PAGE, WRITING, 2, never) > 0
+    assert supply.claim(2 * PAGE, WRITING, 2) > 0
 
 
-def test_any_order_of_sizes_keeps_them_apart(segment: Segment, regions: Regions) -> None:
+def test_any_order_of_sizes_keeps_them_apart(
+    segment: Segment, regions: Regions, supply: RegionSupply
+) -> None:
     chance = random.Random(7)
     used: dict[int, bytes] = {}
     for serial in range(1, 600):
@@ -406,38 +434,38 @@ def test_any_order_of_sizes_keeps_them_apart(segment: Segment, regions: Regions)
             assert regions.map(number)[:8] == regions.map(number)[-8:] == mark
             regions.free(number)
             if chance.random() < 0.1:
-                regions.drop_free(never)
+                supply.drop_free()
         else:
             size = int(PAGE * 2 ** (chance.random() * 8))
-            number = regions.claim(size, chance.choice((WRITING, RING)), serial, never)
+            number = supply.claim(size, chance.choice((WRITING, RING)), serial)
             if number > 0:
                 used[number] = serial.to_bytes(8, "little")
                 assert len(regions.map(number)) >= size
                 regions.map(number)[:8] = regions.map(number)[-8:] = used[number]
             else:
                 assert len(used) >= MOST
-        assert_apart(segment, regions)
+        assert_apart(segment, regions, supply)
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="gives pages back")
 def test_to_use_pages_again_those_of_other_free_regions_are_given_back(
-    segment: Segment, regions: Regions, monkeypatch: pytest.MonkeyPatch
+    segment: Segment, regions: Regions, supply: RegionSupply, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A region whose pages had been given back was refused, while others that were free had theirs."""
-    dropped = regions.claim(64 * PAGE, WRITING, 1, never)
+    dropped = supply.claim(64 * PAGE, WRITING, 1)
     regions.free(dropped)
-    regions.drop_free(never)
-    other = regions.claim(4 * PAGE, WRITING, 2, never)
+    supply.drop_free()
+    other = supply.claim(4 * PAGE, WRITING, 2)
     regions.free(other)
     refuse_memory_once(monkeypatch)
-    assert regions.claim(64 * PAGE, WRITING, 3, never) == dropped
+    assert supply.claim(64 * PAGE, WRITING, 3) == dropped
     assert state(regions, other) == DROPPED
 
 
 def test_a_map_that_the_system_refuses_is_the_public_error(
-    regions: Regions, monkeypatch: pytest.MonkeyPatch
+    regions: Regions, supply: RegionSupply, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    number = regions.claim(PAGE, WRITING, 1, never)
+    number = supply.claim(PAGE, WRITING, 1)
 
     def refuse(_fd: int, _size: int, _offset: int = 0) -> None:
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
@@ -450,9 +478,11 @@ def test_a_map_that_the_system_refuses_is_the_public_error(
 # -- mappings ------------------------------------------------------------------------------------------------
 
 
-def test_few_mappings_are_kept(regions: Regions, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_mappings_are_kept(
+    regions: Regions, supply: RegionSupply, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(regions_module, "MOST_MAPS", 4)
-    numbers = [regions.claim(PAGE, WRITING, serial, never) for serial in range(10)]
+    numbers = [supply.claim(PAGE, WRITING, serial) for serial in range(10)]
     for number in numbers:
         regions.map(number)[:1] = bytes([number])
         assert len(regions._maps) <= 4
@@ -462,7 +492,7 @@ def test_few_mappings_are_kept(regions: Regions, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENOMEM])
 def test_mappings_that_nobody_uses_make_room_for_others(
-    code: int, regions: Regions, monkeypatch: pytest.MonkeyPatch
+    code: int, regions: Regions, supply: RegionSupply, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process with few descriptors, or little address space, could use no region any more."""
     living: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
@@ -475,7 +505,7 @@ def test_mappings_that_nobody_uses_make_room_for_others(
         return mapped
 
     monkeypatch.setattr(regions_module, "map_file", three_at_most)
-    numbers = [regions.claim(PAGE, WRITING, serial, never) for serial in range(10)]
+    numbers = [supply.claim(PAGE, WRITING, serial) for serial in range(10)]
     view = memoryview(regions.map(numbers[0]))
     for number in numbers[1:]:
         regions.map(number)[:1] = bytes([number])
@@ -497,7 +527,7 @@ def test_a_mapping_needs_no_descriptor(segment: Segment) -> None:
 
 
 def test_the_system_is_asked_once_about_who_has_many_regions(
-    regions: Regions, monkeypatch: pytest.MonkeyPatch
+    regions: Regions, supply: RegionSupply, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[ProcessIdentity] = []
     real = identity.is_alive
@@ -509,9 +539,10 @@ def test_the_system_is_asked_once_about_who_has_many_regions(
     monkeypatch.setattr(identity, "is_alive", is_alive)
     alive, dead = living_stranger(), dead_process()
     for process in (alive, dead) * 4:
-        number = regions.claim(PAGE, HELD, 9, never)
+        number = supply.claim(PAGE, HELD, 9)
         belongs_to(regions, number, process)
-    assert regions._reclaim(UseIsOver(gets=10, puts=15, first=3, last=4)) == 4
+    supply._look = lambda: UseIsOver(gets=10, puts=15, first=3, last=4)
+    assert supply._reclaim() == 4
     assert sorted(asked) == sorted([alive, dead])
 
 

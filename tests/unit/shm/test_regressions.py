@@ -26,8 +26,8 @@ import pytest
 from mpkit import BoundedQueue, Lock, LockedCounter
 from mpkit._platform.files.file_maps import map_file
 from mpkit._platform.files.filelock import FileLock
-from mpkit._platform.stdlib.seam import InterruptibleLock
-from mpkit._shm.locks import robust_lock, shared_object, sleepers
+from mpkit._platform.threads.interruptible_lock import InterruptibleLock
+from mpkit._shm.locks import robust_lock, shared_file, shared_object, sleepers, users
 from mpkit._shm.locks.counter_file import VALUE, CounterFile
 from mpkit._shm.locks.robust_lock import RobustLock
 from mpkit._shm.memory import names
@@ -37,7 +37,8 @@ from mpkit._shm.queues.layout import DISCARD_FROM, REGIONS, RING_HEAD, RING_RECO
 from mpkit._shm.queues.open_queue import OpenQueue
 from mpkit._shm.queues.put_side import PutSide
 from mpkit._shm.queues.records import BIG
-from mpkit._shm.queues.regions import ENTRY_WORDS, FREE, WRITING, Look, Regions
+from mpkit._shm.queues.region_supply import RegionSupply
+from mpkit._shm.queues.regions import ENTRY_WORDS, FREE, WRITING, Regions
 from mpkit._shm.queues.ring import COUNT_LIMIT, ONE
 from mpkit.errors import ClosedError, HandleLost, QueueEmpty, QueueFull, QueueShutDown, SharedMemoryExhausted
 from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
@@ -222,8 +223,8 @@ def test_a_look_at_the_names_does_not_give_the_file_lock_up() -> None:
         with shared.rows.exclusive(None) as alone:
             assert alone
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(shared_object, "_open_objects", {})  # as another program would look
-                assert not shared_object.in_use_elsewhere(shared.name)
+                patch.setattr(users, "open_here", {})  # as another program would look
+                assert not users.in_use_elsewhere(shared.name)
             with rows.exclusive(time.monotonic()) as also:
                 assert not also
 
@@ -344,7 +345,7 @@ def test_a_handle_under_way_counts_though_another_was_unpickled_many_times() -> 
 
 def test_a_handle_that_has_arrived_is_under_way_no_more() -> None:
     counter = arrived = LockedCounter()
-    for _ in range(shared_object._NUMBERS + 2):
+    for _ in range(shared_file.NUMBERS + 2):
         arrived = pickle.loads(pickle.dumps(counter))
     assert not counter._opened()._may_be_in_use()
     kept = [pickle.dumps(counter) for _ in range(2)]
@@ -359,7 +360,7 @@ def test_a_handle_that_arrives_for_the_second_time_does_not_stand_for_a_later_on
     counter = LockedCounter()
     first = pickle.dumps(counter)
     pickle.loads(first)
-    for _ in range(shared_object._NUMBERS - 1):
+    for _ in range(shared_file.NUMBERS - 1):
         pickle.loads(pickle.dumps(counter))
     under_way = pickle.dumps(counter)
     pickle.loads(first)
@@ -547,12 +548,12 @@ def test_who_cannot_look_takes_no_name_away(code: int, monkeypatch: pytest.Monke
 
     with closing(LockedCounter()) as counter:
         name = counter._name
-        monkeypatch.setattr(shared_object, "_open_objects", {})
-        assert not shared_object.in_use_elsewhere(name)
+        monkeypatch.setattr(users, "open_here", {})
+        assert not users.in_use_elsewhere(name)
         with monkeypatch.context() as patch:
             patch.setattr(os, "open", refuse)
-            assert shared_object.in_use_elsewhere(name)
-    assert not shared_object.in_use_elsewhere(name), "it is gone"
+            assert users.in_use_elsewhere(name)
+    assert not users.in_use_elsewhere(name), "it is gone"
 
 
 def is_taken(lock: InterruptibleLock) -> bool:
@@ -776,7 +777,7 @@ def test_a_big_item_for_which_there_is_no_room_is_not_copied(
     with BoundedQueue[Any](**bounds) as queue:
         queue.put(bytes(50_000))
         with monkeypatch.context() as patch:
-            patch.delattr(Regions, "claim")
+            patch.delattr(RegionSupply, "claim")
             with pytest.raises(QueueFull):
                 queue.put_nowait(bytes(60_000))
             assert queue.put_many([bytes(60_000)], block=False) == 0
@@ -853,10 +854,10 @@ def test_an_exception_just_when_a_region_has_been_claimed_does_not_keep_it(
 ) -> None:
     """It came before anybody knew the region's number, and that was taken until the process ended."""
     regions = opened(queue).regions
-    real = Regions.claim
+    real = RegionSupply.claim
 
-    def claim(self: Regions, size: int, state: int, serial: int, look: Look) -> int:
-        real(self, size, state, serial, look)
+    def claim(self: RegionSupply, size: int, state: int, serial: int) -> int:
+        real(self, size, state, serial)
         raise KeyboardInterrupt
 
     def written() -> int:
@@ -864,7 +865,7 @@ def test_an_exception_just_when_a_region_has_been_claimed_does_not_keep_it(
         return sum(regions.words[at] == WRITING for at in table)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Regions, "claim", claim)
+        patch.setattr(RegionSupply, "claim", claim)
         # Not pytest.raises, which keeps the traceback, and with it all that was under way.
         with contextlib.suppress(KeyboardInterrupt):
             queue.put(bytes(100_000))
@@ -1010,4 +1011,4 @@ def test_a_fork_is_prepared_while_another_thread_opens_objects() -> None:
         sys.settrace(None)
     # A child of a fork is one more who needs the names.
     assert opened
-    assert all(counter._opened()._forked for counter in there)
+    assert all(counter._opened()._marks.forked for counter in there)

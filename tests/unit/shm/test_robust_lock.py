@@ -14,6 +14,7 @@ from mpkit import BoundedQueue, LockedCounter
 from mpkit._shm.locks import robust_lock
 from mpkit._shm.locks.counter_file import CounterFile
 from mpkit._shm.locks.robust_lock import ATTEMPTS, COMPLETED, INSIDE, RobustLock
+from mpkit._shm.locks.shared_file import RECOVERIES
 from mpkit.errors import ClosedError, QueueShutDown
 from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
 from tests.helpers.waiting import PATIENCE, wait_until
@@ -210,7 +211,7 @@ def test_a_dead_holder_is_found(shared: CounterFile, lock: RobustLock) -> None:
     lock.release()
     other = Holder(shared, 0, dead_process())
     assert lock.acquire(time.monotonic() + PATIENCE)
-    assert shared.recoveries() == 1
+    assert shared.words[RECOVERIES] == 1
     assert repaired == [True], "what the dead left is put in order before the permit is given back"
     assert other.row not in dict(shared.rows.taken())
     lock.release()
@@ -226,7 +227,7 @@ def test_short_time_outs_find_the_dead_together(shared: CounterFile, lock: Robus
     Holder(shared, 0, dead_process())
     wait_until(lambda: lock.acquire(time.monotonic() + 0.005), "one of them is lucky")
     lock.release()
-    assert shared.recoveries() == 1
+    assert shared.words[RECOVERIES] == 1
 
 
 def test_nothing_is_taken_from_a_living_holder(
@@ -256,11 +257,11 @@ def test_nothing_is_taken_from_a_living_holder(
     call = Call(take)
     wait_until(lambda: len(looks) >= 5, "it has looked for the dead five times")
     assert call.running()
-    assert shared.recoveries() == 0
+    assert shared.words[RECOVERIES] == 0
     other.release()
     call.join()
     assert call.value is True
-    assert shared.recoveries() == 0
+    assert shared.words[RECOVERIES] == 0
 
 
 def test_an_investigation_that_gets_the_permit_gives_it_back(shared: CounterFile, lock: RobustLock) -> None:
@@ -270,7 +271,7 @@ def test_an_investigation_that_gets_the_permit_gives_it_back(shared: CounterFile
     lock._investigate(None)
     lock.local_release()
     assert not word(lock) & INSIDE
-    assert shared.recoveries() == 0
+    assert shared.words[RECOVERIES] == 0
     assert lock.try_acquire()
     lock.release()
 
@@ -294,7 +295,7 @@ def test_a_holder_that_moves_on_meanwhile_is_no_reason(
     lock._recover(time.monotonic() + PATIENCE)
     lock.local_release()
     assert moved
-    assert shared.recoveries() == 0
+    assert shared.words[RECOVERIES] == 0
     assert shared.semaphores[0].raw._is_zero()
 
 

@@ -59,8 +59,10 @@ def test_the_row_of_a_dead_process_is_used_again(rows: Rows) -> None:
 
 
 def test_the_row_of_a_dead_process_that_somebody_needs_stays(segment: Segment) -> None:
-    needed = segment.words
-    rows = Rows(segment, start=START, capacity=3, used_at=USED, must_stay=lambda at: needed[at + 2] == 5)
+    def is_needed(words: memoryview[int], row: int) -> bool:
+        return words[row + 2] == 5
+
+    rows = Rows(segment, start=START, capacity=3, used_at=USED, must_stay=is_needed)
     dead = enter(rows, dead_process())
     rows.words[dead + 2] = 5
     assert rows.join(None) == START + ROW_WORDS

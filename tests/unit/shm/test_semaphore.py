@@ -13,7 +13,7 @@ import pytest
 from mpkit import Lock
 from mpkit._platform.processes import identity
 from mpkit._platform.processes.identity import ProcessIdentity
-from mpkit._platform.stdlib import seam
+from mpkit._platform.stdlib import sem_lock
 from mpkit._shm.memory import names
 from mpkit._shm.memory.semaphore import MAX_VALUE, Semaphore
 from mpkit.errors import HandleLost, SharedMemoryExhausted
@@ -56,13 +56,13 @@ def test_names_are_as_short_as_macos_wants_them(
     """PSEMNAMLEN counts the zero at the end. There pids have five digits, and starts are microseconds."""
     made: list[str] = []
 
-    def sem_lock(kind: int, value: int, maxvalue: int, name: str, unlink: bool) -> None:
+    def refuse(kind: int, value: int, maxvalue: int, name: str, unlink: bool) -> None:
         made.append(name)
         raise OSError(errno.ENOSPC, "enough seen")
 
     monkeypatch.setattr(identity, "current", lambda: ProcessIdentity(99_998, 1_796_014_441_441_516))
     monkeypatch.setattr(names, "sys", SimpleNamespace(platform="darwin"))
-    monkeypatch.setattr(seam, "SemLock", sem_lock)
+    monkeypatch.setattr(sem_lock, "SemLock", refuse)
     with pytest.raises(SharedMemoryExhausted):
         make()
     assert made
@@ -93,7 +93,7 @@ def test_a_system_without_room_is_a_clear_error(make: str, monkeypatch: pytest.M
     def refuse(*_args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("mpkit._platform.stdlib.seam.SemLock", refuse)
+    monkeypatch.setattr("mpkit._platform.stdlib.sem_lock.SemLock", refuse)
     with pytest.raises(SharedMemoryExhausted):
         if make == "create":
             Semaphore.create(1, 1, kind="test")

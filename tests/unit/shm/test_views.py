@@ -14,7 +14,8 @@ import pytest
 
 from mpkit._shm.memory.segment import PAGE, Segment
 from mpkit._shm.queues import views
-from mpkit._shm.queues.regions import FREE, HELD, KEPT_FOR_RINGS, PINNED, WRITING, Regions
+from mpkit._shm.queues.region_supply import KEPT_FOR_RINGS, RegionSupply
+from mpkit._shm.queues.regions import FREE, HELD, PINNED, WRITING, Regions
 from mpkit._shm.queues.views import open_views
 from tests.helpers.waiting import PATIENCE
 
@@ -27,13 +28,18 @@ def regions() -> Iterator[Regions]:
     segment = Segment.create(PAGE, kind="views")
     segment.words[END] = PAGE
     # More than are kept for rings: else a big item gets none.
-    yield Regions(segment, start=START, capacity=KEPT_FOR_RINGS + 8, begin_at=END)
+    yield Regions(segment, start=START, capacity=KEPT_FOR_RINGS + 8)
     segment.close()
 
 
 @pytest.fixture
-def number(regions: Regions) -> int:
-    number = regions.claim(PAGE, WRITING, SERIAL, lambda: lambda *_: False)
+def supply(regions: Regions) -> RegionSupply:
+    return RegionSupply(regions, END, lambda: lambda *_: False)
+
+
+@pytest.fixture
+def number(regions: Regions, supply: RegionSupply) -> int:
+    number = supply.claim(PAGE, WRITING, SERIAL)
     assert number > 0
     regions.map(number)[:8] = b"abcdefgh"
     regions.mark_held(number)
@@ -151,7 +157,7 @@ def _reads_state(frame: FrameType) -> bool:
 
 
 def test_a_region_is_freed_once_though_two_threads_come_to_its_last_view(
-    regions: Regions, number: int
+    regions: Regions, supply: RegionSupply, number: int
 ) -> None:
     # One of them in the callback of the view, the other one because the callback has yet to come to its end.
     reached, go_on = threading.Event(), threading.Event()
@@ -175,7 +181,7 @@ def test_a_region_is_freed_once_though_two_threads_come_to_its_last_view(
     views._sweep()
     # If it is free by now, somebody may use it again.
     if state(regions, number) == FREE:
-        again = regions.claim(PAGE, WRITING, SERIAL + 1, lambda: lambda *_: False)
+        again = supply.claim(PAGE, WRITING, SERIAL + 1)
         assert again == number
         regions.mark_held(number)
         go_on.set()

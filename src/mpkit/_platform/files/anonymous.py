@@ -15,7 +15,7 @@ from mpkit._platform.files.descriptors import file_behind, is_still
 from mpkit._platform.files.file_maps import map_privately
 from mpkit._platform.files.positioned import read_at, write_at
 from mpkit._platform.hints import override
-from mpkit._platform.stdlib import seam
+from mpkit._platform.stdlib.passing import PassedDescriptor, pass_descriptor
 
 __all__ = ["AnonymousFile"]
 
@@ -125,10 +125,10 @@ class AnonymousFile:
     def __reduce__(self) -> tuple[Callable[..., AnonymousFile], tuple[Any, ...]]:
         if self._path is not None:
             return _open, (self._path,)
-        return _arrive, (seam.pass_descriptor(self.fileno()),)
+        return _arrive, (pass_descriptor(self.fileno()),)
 
 
-def _arrive(passed: seam.PassedDescriptor) -> AnonymousFile:
+def _arrive(passed: PassedDescriptor) -> AnonymousFile:
     descriptor = passed.detach()
     os.set_inheritable(descriptor, False)
     return AnonymousFile(descriptor)

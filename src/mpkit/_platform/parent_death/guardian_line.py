@@ -11,7 +11,9 @@ from contextlib import suppress
 from mpkit._platform.files.descriptors import file_behind, is_still
 from mpkit._platform.parent_death import guardian_process
 from mpkit._platform.signals.interrupts import deferred_interrupts
-from mpkit._platform.stdlib import seam
+from mpkit._platform.stdlib.passing import PassedDescriptor, pass_descriptor
+from mpkit._platform.stdlib.programs import PlainSocket, python_executable
+from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 
 __all__ = ["GuardianLine"]
 
@@ -26,16 +28,16 @@ class GuardianLine:
         #: What the descriptor was, as of `file_behind`.
         self._socket = (0, 0)
         self.guardian_pid: int | None = None
-        self._lock = seam.InterruptibleLock()
+        self._lock = InterruptibleLock()
 
     def after_fork(self) -> None:
         # The line is shared with the parent; the guardian is not our child, and the lock may have been held.
         self.guardian_pid = None
-        self._lock = seam.InterruptibleLock()
+        self._lock = InterruptibleLock()
 
     def ensure_guardian(self) -> None:
         """Start a guardian unless one is listening. Does nothing where there can be none."""
-        executable = seam.python_executable()
+        executable = python_executable()
         if executable is None or not guardian_process.IS_POSSIBLE:
             return
         if self._lock.is_owned():
@@ -79,14 +81,14 @@ class GuardianLine:
             return False
         return False
 
-    def _on_the_line(self, use: Callable[[seam.PlainSocket], object]) -> object | None:
+    def _on_the_line(self, use: Callable[[PlainSocket], object]) -> object | None:
         """Do this with the line, and return what it returns; None if there is no line."""
         descriptor = self._descriptor
         if sys.platform == "win32" or descriptor is None or not self._is_ours(descriptor):
             return None
         # Interrupted before it has let go of the line, the socket would close it.
         with deferred_interrupts():
-            line_socket = seam.PlainSocket(socket.AF_UNIX, socket.SOCK_STREAM, 0, descriptor)
+            line_socket = PlainSocket(socket.AF_UNIX, socket.SOCK_STREAM, 0, descriptor)
             try:
                 # With the time limit that a program sets for its own sockets (`socket.setdefaulttimeout`)
                 # each call would wait that long, whatever its flags say, and the guardian count as gone.
@@ -95,12 +97,12 @@ class GuardianLine:
             finally:
                 line_socket.detach()
 
-    def for_child(self) -> seam.PassedDescriptor | None:
+    def for_child(self) -> PassedDescriptor | None:
         """What to send to a child that is being started by spawn or forkserver."""
         descriptor = self._descriptor
         if descriptor is None or not self._is_ours(descriptor):
             return None
-        return seam.pass_descriptor(descriptor)
+        return pass_descriptor(descriptor)
 
     def adopt(self, descriptor: int) -> None:
         """Use this end from now on."""

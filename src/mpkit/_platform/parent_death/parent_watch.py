@@ -30,7 +30,7 @@ from mpkit._platform.parent_death.guardian_line import GuardianLine
 from mpkit._platform.processes import families, identity
 from mpkit._platform.processes.exits import ExitWatcher
 from mpkit._platform.processes.identity import ProcessIdentity
-from mpkit._platform.stdlib import seam
+from mpkit._platform.stdlib.passing import PassedDescriptor
 from mpkit._platform.threads.forks import in_forked_children
 
 __all__ = ["ParentLink", "guardian_pid", "signal_to_end", "take_along"]
@@ -109,7 +109,7 @@ def signal_to_end(roots: Iterable[ProcessIdentity], signum: int, *, since: int =
     return families.signal_families(roots, signum, since=since, announce=take_along)
 
 
-def _arrive(parent: ProcessIdentity, orphan: bool, passed: seam.PassedDescriptor | None) -> ParentLink:
+def _arrive(parent: ProcessIdentity, orphan: bool, passed: PassedDescriptor | None) -> ParentLink:
     if passed is not None:
         _line.adopt(passed.detach())
     return ParentLink(parent, orphan=orphan)

@@ -1,8 +1,8 @@
 """The handlers of signals, and which signals there are, as C functions.
 
-Part of the seam (`mpkit._platform.stdlib.seam`): ``_signal`` is private. The functions of `signal` turn its
-numbers into enumerations, which costs ten times as much as the system call (11 us to keep interrupts from one
-block on Python 3.10).
+``_signal`` is private (as what `mpkit._platform.stdlib` uses). The functions of `signal` turn its numbers
+into enumerations, which costs ten times as much as the system call (11 us to keep interrupts from one block
+on Python 3.10).
 """
 
 from __future__ import annotations

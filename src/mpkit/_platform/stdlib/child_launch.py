@@ -1,13 +1,12 @@
 """How a child is launched: so that nobody loses it, and that nothing stays open where the system refuses it.
 
-Part of the seam (`mpkit._platform.stdlib.seam`): it is mixed into the Popen classes of multiprocessing, which
-are private, and so is what they promise each other.
+It is mixed into the Popen classes of multiprocessing, which are private, and so is what they promise each
+other.
 """
 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing.context as mp_context
 import os
 import sys
 import time
@@ -19,10 +18,11 @@ from typing import Any, Final
 from mpkit._platform.hints import override
 from mpkit._platform.signals.deferred_handlers import deferred_handlers
 from mpkit._platform.signals.interrupts import deferred_interrupts
+from mpkit._platform.stdlib.passing import spawning
 from mpkit._platform.stdlib.tracker_process import start_tracker
 from mpkit._platform.threads.forks import in_forked_children
 
-__all__ = ["Launch", "LaunchByServer", "LaunchOfOwn", "gives_way", "spawning"]
+__all__ = ["Launch", "LaunchByServer", "LaunchOfOwn", "gives_way"]
 
 #: No launch takes as long as this, unless it waits for a process that is stopped.
 _STUCK_S: Final = 1.0
@@ -166,8 +166,3 @@ def gives_way() -> bool:
     long: a server or a child that is stopped makes it wait.
     """
     return spawning() or any(launch._is_stuck() for launch in _launches)
-
-
-def spawning() -> bool:
-    """Whether this thread is just starting a child by spawn or forkserver, and pickling what it gets."""
-    return mp_context.get_spawning_popen() is not None

@@ -1,7 +1,6 @@
 """How a child is waited for and signalled: what is mixed into the Popen classes of multiprocessing.
 
-Part of the seam (`mpkit._platform.stdlib.seam`): those classes are private, and so is what they promise each
-other.
+Those classes are private, and so is what they promise each other; `child_process` tells why they are used.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A process of multiprocessing with a start method of its own, and what the handle of one tells.
 
-Part of the seam (`mpkit._platform.stdlib.seam`, through which other rooms use it). Of it are private to
-multiprocessing: ``BaseProcess._bootstrap``, ``_Popen``, ``_after_fork`` and the attributes of a process, and
-``process._children``.
+Private are ``BaseProcess._bootstrap``, ``_Popen``, ``_after_fork`` and the attributes of a process,
+``process._children`` and the Popen classes: each start method has a process class of its own there, which a
+class with a start method per instance cannot inherit from, and they race (see `ChildProcess`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Starting the fork server of multiprocessing with modules of ours, and taking nothing from the application.
 
-Part of the seam (`mpkit._platform.stdlib.seam`): the server's object and its list of modules are private.
+Private are the server's object, ``forkserver._forkserver``, and its list of modules: the public
+`set_forkserver_preload` replaces what the application has asked for, and does not tell what that was.
 """
 
 from __future__ import annotations

@@ -13,17 +13,19 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterator
-from typing import Final, TypeAlias, cast
+from typing import Final, Literal, TypeAlias, cast
 
-from mpkit._platform.stdlib.seam import TrackedType
 from mpkit._platform.threads.forks import in_forked_children
 
-__all__ = ["SIZE", "are_kept", "keep", "note", "read"]
+__all__ = ["SIZE", "TrackedType", "are_kept", "keep", "note", "read"]
 
 _RECORD: Final = 64
 _RECORDS: Final = 32
 #: Bytes for all of them.
 SIZE: Final = _RECORD * _RECORDS
+
+#: What the resource tracker calls the kinds of names that there are here.
+TrackedType = Literal["shared_memory", "semaphore"]
 
 Write: TypeAlias = "Callable[[int, bytes], object]"
 

@@ -1,8 +1,8 @@
 """What a child of spawn or forkserver is told about the program that starts it: the start method of that, and
 which file its main module is.
 
-Part of the seam (`mpkit._platform.stdlib.seam`). Of it ``spawn.get_start_method`` is private to
-multiprocessing.
+Private is ``spawn.get_start_method``, the name by which `multiprocessing.spawn` asks what to tell a child:
+asking settles the application's start method.
 """
 
 from __future__ import annotations

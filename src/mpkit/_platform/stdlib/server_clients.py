@@ -5,7 +5,7 @@ One that goes away has been killed, say, or has found no descriptor for what com
 multiprocessing would end with a traceback, and with it the exit codes of all its children, whoever has
 started them: before Python 3.14 in any case, since then if the client has not read all that it was sent. It
 passes over connections that were aborted, so this counts as one, and a fork that is refused does, too. (See
-`seam.start_fork_server` for who imports this module.) Its children have multiprocessing as it is.
+`fork_server` for who imports this module.) Its children have multiprocessing as it is.
 
 Before its first fork it collects its garbage. All that it has imported leaves the collector near to its next
 turn, which each child would take then, for some milliseconds, before it has done anything.

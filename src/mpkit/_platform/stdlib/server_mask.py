@@ -1,7 +1,7 @@
 """For the fork server, which is started with interrupts blocked: its children get them again.
 
 The server comes to ignore SIGINT by itself, but only when it has imported everything; a Ctrl-C before that
-would end it with a traceback. It imports this module (see `seam.start_fork_server`), keeps the mask for good,
+would end it with a traceback. It imports this module (see `fork_server`), keeps the mask for good,
 and unblocks the signal in each child at the moment of the fork. A child sees what it always does: the handler
 that the server had at its start, and nothing blocked.
 """

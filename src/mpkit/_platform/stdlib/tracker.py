@@ -4,6 +4,9 @@ It is a process of its own that outlives a SIGKILL. A garbage collection may com
 and a ``__del__`` take a name back: that would wait for its own thread for ever (Python 3.10), or be refused
 with a warning. So names are taken back through a list, and whoever finds its thread in the middle of a call
 leaves it to the next one.
+
+Private is ``multiprocessing.resource_tracker``, which has no public registration, and of it the lock with
+that lock's `_is_owned` and `_at_fork_reinit`: before Python 3.14 a fork may leave it locked for ever.
 """
 
 from __future__ import annotations
@@ -11,13 +14,15 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections import deque
+from typing import Any
 
-from mpkit._platform.stdlib import notes, seam
-from mpkit._platform.stdlib.seam import TrackedType
+from mpkit._platform.stdlib import notes
+from mpkit._platform.stdlib.notes import TrackedType
+from mpkit._platform.stdlib.tracker_process import start_tracker
 from mpkit._platform.threads.forks import in_forked_children
 from mpkit._platform.threads.interruptible_lock import is_free
 
-__all__ = ["tell", "track", "untrack", "untrack_at_once"]
+__all__ = ["is_running", "register", "tell", "track", "unregister", "untrack"]
 
 #: Names that it is still to forget.
 _untold: deque[tuple[str, TrackedType]] = deque()
@@ -26,7 +31,7 @@ _untold: deque[tuple[str, TrackedType]] = deque()
 def track(name: str, rtype: TrackedType) -> None:
     """Have `name`, which starts with a slash, removed when all is over."""
     notes.note(name, rtype)
-    seam.tracker_register(name, rtype)
+    register(name, rtype)
     tell()
 
 
@@ -36,13 +41,25 @@ def untrack(name: str, rtype: TrackedType) -> None:
     tell()
 
 
-def untrack_at_once(name: str, rtype: TrackedType) -> None:
-    """The same for a name that is going to be tracked again: it is forgotten before this returns.
+def register(name: str, rtype: TrackedType) -> None:
+    """Tell it of a name, and nobody else; most use `track`."""
+    if sys.platform != "win32":
+        from multiprocessing import resource_tracker  # noqa: PLC0415  POSIX only
+
+        start_tracker()
+        resource_tracker.register(name, rtype)
+
+
+def unregister(name: str, rtype: TrackedType) -> None:
+    """`untrack`, and the name is forgotten before this returns: for one that is going to be tracked again.
 
     (Through the list another thread might tell it later, and so of the next use of the name.) Not for a
     ``__del__``.
     """
-    seam.tracker_unregister(name, rtype)
+    if sys.platform != "win32":
+        from multiprocessing import resource_tracker  # noqa: PLC0415  POSIX only
+
+        resource_tracker.unregister(name, rtype)
 
 
 def tell() -> None:
@@ -52,7 +69,35 @@ def tell() -> None:
     with contextlib.suppress(IndexError):
         # Several threads may be at it.
         while True:
-            seam.tracker_unregister(*_untold.popleft())
+            unregister(*_untold.popleft())
+
+
+def is_running() -> bool:
+    """Whether this process has a resource tracker, which its children that were spawned have, too."""
+    resource_tracker = sys.modules.get("multiprocessing.resource_tracker")
+    return resource_tracker is not None and vars(resource_tracker)["_resource_tracker"]._fd is not None
+
+
+def _lock() -> Any:  # noqa: ANN401  of a class that the versions do not agree on
+    """What it holds while a thread talks to it: an RLock from Python 3.11.6 on, a Lock before."""
+    from multiprocessing import resource_tracker  # noqa: PLC0415  POSIX only
+
+    return vars(resource_tracker)["_resource_tracker"]._lock
+
+
+@in_forked_children
+def _free_tracker_lock() -> None:
+    # Another thread of the parent may have been talking to it, which does not exist here and never gives the
+    # lock back. Python does this itself from 3.14 on.
+    module = sys.modules.get("multiprocessing.resource_tracker")
+    tracker: Any = None if module is None else vars(module).get("_resource_tracker")
+    if tracker is None:
+        return
+    lock = tracker._lock
+    # Where a signal handler has forked in the middle of such a call, this very thread gives it back. (Before
+    # 3.11.6 the lock does not know who has it; then the child has a RuntimeError there, and not a hang.)
+    if not (hasattr(lock, "_is_owned") and lock._is_owned()):
+        lock._at_fork_reinit()
 
 
 @in_forked_children
@@ -65,7 +110,7 @@ def _forget_after_fork() -> None:
 def _is_talking() -> bool:
     if sys.platform == "win32":
         return False
-    lock = seam.tracker_lock()
+    lock = _lock()
     if hasattr(lock, "_is_owned"):
         return bool(lock._is_owned())
     # Before 3.11.6 the lock does not know who has it: perhaps this thread.

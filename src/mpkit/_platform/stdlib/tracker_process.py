@@ -1,6 +1,6 @@
 """Starting the resource tracker of multiprocessing so that it outlives a terminal.
 
-Part of the seam (`mpkit._platform.stdlib.seam`): the tracker's object is private.
+The tracker's object is private. What it is told, and when, is in `tracker`.
 
 The tracker removes the names of an application that has been killed, and belongs to its process group. It
 ignores Ctrl-C and SIGTERM, but not what a terminal sends to the whole group when its window is closed or the

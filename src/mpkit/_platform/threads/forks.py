@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 
 from mpkit._platform.threads.interruptible_lock import is_free
 
-__all__ = ["around_forks", "held_across_forks", "in_forked_children", "in_forking_parents"]
+__all__ = ["before_forks", "held_across_forks", "in_forked_children", "in_forking_parents"]
 
 F = TypeVar("F", bound=Callable[[], object])
 
@@ -32,19 +32,18 @@ def in_forked_children(function: F) -> F:
     return function
 
 
-def in_forking_parents(function: Callable[[], object]) -> None:
-    """Have something called after each fork in the parent, also if the fork has failed."""
+def in_forking_parents(function: F) -> F:
+    """Decorator: the function is called after each fork in the parent, also if the fork has failed."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_parent=function)
+    return function
 
 
-def around_forks(
-    before: Callable[[], object], in_parent: Callable[[], object], in_child: Callable[[], object]
-) -> None:
-    """Have them called before each fork, after it in the parent (also if it has failed), and in the child."""
+def before_forks(function: F) -> F:
+    """Decorator: the function is called before each fork, the one that was registered last first."""
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=before, after_in_parent=in_parent)
-        in_forked_children(in_child)
+        os.register_at_fork(before=function)
+    return function
 
 
 def held_across_forks(lock: object) -> None:

@@ -6,17 +6,15 @@ from collections.abc import Callable
 from typing import ClassVar, Final
 
 from mpkit._shm.locks.robust_lock import COMPLETED, RobustLock
-from mpkit._shm.locks.shared_object import MAGIC_BASE, Form, SharedObject
+from mpkit._shm.locks.shared_file import MAGIC_BASE, Form
+from mpkit._shm.locks.shared_object import SharedObject
 from mpkit._shm.locks.sleepers import EVERYBODY, FIRST_TICKET, Sleepers, Waker
-from mpkit._shm.memory.rows import ROW_WORDS
 from mpkit._shm.memory.segment import Segment
 from mpkit._shm.memory.semaphore import MAX_VALUE, Semaphore
 
 VALUE = 8
 SLEPT = 9
 POSTED = 10
-_ROWS_AT = 512
-_ROW_SLOTS = 4096
 LOWEST: Final = -(1 << 63)
 HIGHEST: Final = (1 << 63) - 1
 
@@ -28,26 +26,19 @@ _REENTERED = (
 )
 
 
-class _CounterForm(Form):
-    """What the file of a counter looks like."""
-
-    kind = "counter"
-    magic = MAGIC_BASE | 0x43
-    file_bytes = (_ROWS_AT + _ROW_SLOTS * ROW_WORDS) * 8
-    reserved_bytes = _ROWS_AT * 8
-    rows_at = _ROWS_AT
-    rows_capacity = _ROW_SLOTS
-    semaphores = ((1, 1), (0, MAX_VALUE))
-    locks = 1
-    noun = "counter"
-
-
 class CounterFile(SharedObject):
     """One counter as this process has it open."""
 
     __slots__ = ("_quiet", "_sleepers", "_waker", "lock", "signed")
 
-    form: ClassVar[type[Form]] = _CounterForm
+    form: ClassVar[Form] = Form(
+        "counter",
+        MAGIC_BASE | 0x43,
+        rows_at=512,
+        rows_capacity=4096,
+        semaphores=((1, 1), (0, MAX_VALUE)),
+        locks=1,
+    )
 
     def __init__(self, segment: Segment, semaphores: list[Semaphore]) -> None:
         super().__init__(segment, semaphores)

@@ -1,32 +1,25 @@
 """A lock that knows its owner, and outlives it.
 
-The truth is a semaphore with one permit. Who is at it, and how far, stands in the rows (see lock_rows): so
-what the dead had is found out and handed on. A row belongs to one thread from the try to the end of it, and
-then to the lock for as long as it is held, whoever releases it: the lists `_spare` and `_held` hand the rows
-on, by single calls of `append` and `pop`, which are atomic with and without a global interpreter lock.
+The truth is a semaphore with one permit. Who is at it, and how far, stands in the rows (see `lock_rows`): so
+what the dead had is found out and handed on. Here is the order of the steps; which rows this process has for
+that is in `own_rows`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import threading
 import time
 from collections.abc import Callable
-from typing import ClassVar
 
+from mpkit._platform.hints import override
 from mpkit._platform.processes import identity
-from mpkit._platform.stdlib import seam
 from mpkit._platform.threads.deadlines import has_passed
 from mpkit._platform.threads.fences import TOTAL_STORE_ORDER
 from mpkit._shm.locks.lock_rows import ATTEMPTS, COMPLETED, HELD, OUT, RELEASING, TRYING, LockRows
-from mpkit._shm.locks.robust_lock import REENTERED, fenced
-from mpkit._shm.locks.shared_object import MAGIC_BASE, RECOVERIES, Form, SharedObject
-from mpkit._shm.memory.rows import ROW_WORDS
+from mpkit._shm.locks.own_rows import OwnRows
+from mpkit._shm.locks.robust_lock import fenced
 from mpkit._shm.memory.segment import Segment
 from mpkit._shm.memory.semaphore import Semaphore
 
-_ROWS_AT = 64
-_ROW_SLOTS = 4096
 #: A waiter steps out after so long, and looks for a dead owner; each time after twice as long, up to the
 #: longest (which an investigation must be able to wait for).
 SLICE_SECONDS = 0.05
@@ -39,54 +32,17 @@ STUCK_SECONDS = 0.08
 _PATIENCE_SECONDS = 1.0
 
 
-class _GivenBack(list[int]):
-    """In the place of the list of spare rows when the lock is closed: always empty.
-
-    So `release` need not ask whether it is closed, and no interrupt comes between its putting a row back and
-    that question.
-    """
-
-    def __init__(self, rows: LockRows) -> None:
-        super().__init__()
-        self._rows = rows
-
-    def append(self, place: int) -> None:
-        """Give the row back."""
-        self._rows.leave(place)
-
-
-class _LockForm(Form):
-    """What the file of a lock looks like."""
-
-    kind = "lock"
-    magic = MAGIC_BASE | 0x4C
-    file_bytes = (_ROWS_AT + _ROW_SLOTS * ROW_WORDS) * 8
-    reserved_bytes = _ROWS_AT * 8
-    rows_at = _ROWS_AT
-    rows_capacity = _ROW_SLOTS
-    semaphores = ((1, 1),)
-    locks = 0
-    noun = "lock"
-
-
-class LockFile(SharedObject):
+class LockFile(OwnRows):
     """One lock as this process has it open."""
 
     __slots__ = (
         "_heir_of",
-        "_held",
-        "_lock_rows",
-        "_looking",
         "_next_look",
         "_ownerless_since",
         "_seen_completed",
-        "_spare",
-        "_taking_back",
         "permit_acquire",
         "permit_release",
     )
-
-    form: ClassVar[type[Form]] = _LockForm
 
     def __init__(self, segment: Segment, semaphores: list[Semaphore]) -> None:
         super().__init__(segment, semaphores)
@@ -95,23 +51,10 @@ class LockFile(SharedObject):
         self.permit_release: Callable[[], None] = permit.release
         if not TOTAL_STORE_ORDER:
             self.permit_acquire, self.permit_release = fenced(permit)
-        self._lock_rows = LockRows(self.rows, recoveries_at=RECOVERIES)
-        #: Places of rows of this process that nobody uses.
-        self._spare: list[int] = []
-        #: The place of the row in which this process holds the lock. (Before it, those of locks that others
-        #: have released.)
-        self._held: list[int] = []
         #: Whom this process has taken the lock over from last, and what its row had completed before.
         self._heir_of: tuple[int, int, int] | None = None
         self._ownerless_since = self._next_look = 0.0
         self._seen_completed = -1
-        #: Threads that may have the file lock now.
-        self._looking: set[int] = set()
-        self._taking_back = seam.InterruptibleLock()
-
-    @classmethod
-    def _format(cls, words: memoryview[int], **options: int) -> None:
-        """A new lock is free, and zeros say so."""
 
     # -- acquire and release ---------------------------------------------------------------------------------
 
@@ -265,22 +208,6 @@ class LockFile(SharedObject):
             self.check_open()
             return False  # the owner itself has been quicker
 
-    def _with_file_lock(self, work: Callable[[], bool]) -> bool:
-        """Do what may take the file lock, so that a signal handler in this thread does not wait for it."""
-        me = threading.get_ident()
-        try:
-            self._looking.add(me)
-            return work()
-        finally:
-            try:
-                self._looking.discard(me)
-            finally:
-                self._looking.discard(me)
-
-    def _refuse_reentry(self) -> None:
-        if threading.get_ident() in self._looking:
-            raise RuntimeError(REENTERED)
-
     # -- after an exception ----------------------------------------------------------------------------------
 
     # Where an exception (Ctrl-C) comes between the semaphore's operation and the store that tells of it, the
@@ -330,84 +257,7 @@ class LockFile(SharedObject):
             words[place + COMPLETED] += 1
         words[place] = OUT
 
-    # -- rows ------------------------------------------------------------------------------------------------
-
-    def _row_for_this_thread(self, deadline: float | None) -> int:
-        """The place of a row that nobody else uses; -1 when the deadline passed.
-
-        Raises:
-            ClosedError: this process has closed the lock.
-            RuntimeError: this very thread is looking at the rows now (a signal handler has come in between).
-        """
-        while True:
-            if self.closed:
-                self._leave(outside=True)
-            self.check_open()
-            try:
-                return self._spare.pop()
-            except IndexError:
-                self._refuse_reentry()
-            if not self._take_back_released() and not self._join(deadline):
-                return -1
-
-    def _take_back_released(self) -> bool:
-        """Use rows again in which this process held the lock until somebody else released it.
-
-        A row is out while it is in the list only then, and goes into the list of spare ones here or, under
-        the same lock, where a release has come upon it.
-        """
-        return self._taking_back.run(self._move_released)
-
-    def _move_released(self) -> bool:
-        found = False
-        for place in self._held[:]:
-            if self.words[place] != OUT:
-                continue
-            with contextlib.suppress(ValueError):  # a release has just come upon it
-                self._held.remove(place)
-                # Only who has taken it out may say what it is: another thread may just have released the lock
-                # and taken it again in this very row.
-                if self.words[place] == OUT:
-                    self._spare.append(place)
-                    found = True
-                else:
-                    self._held.append(place)
-        return found
-
-    def _put_back(self, place: int) -> None:
-        self._spare.append(place)
-        if self.closed:
-            self._leave(outside=True)
-
-    def _must_stay(self, row: int) -> bool:
-        # Whoever takes the place of a dead owner is to be told of it.
-        return self._lock_rows.is_held(row)
-
-    def _take_row(self, deadline: float | None) -> bool:
-        place = self._lock_rows.join(deadline)
-        if place >= 0:
-            self._spare.append(place)
-        return place >= 0
-
-    def _leave(self, *, outside: bool) -> None:  # noqa: ARG002  there is no lock inside the process
-        # Rows in use are given back by their threads. The one that holds the lock stays: closing does not
-        # release.
-        self._held.clear()
-        spare = self._spare
-        if not isinstance(spare, _GivenBack):
-            # For what a thread in the middle of an operation is about to put there: it does not ask whether
-            # the lock is closed by now.
-            self._spare = _GivenBack(self._lock_rows)
-        with contextlib.suppress(IndexError):
-            # Several threads may be at it.
-            while True:
-                self._lock_rows.leave(spare.pop())
-
+    @override
     def forget_after_fork(self) -> None:
         super().forget_after_fork()
-        # The rows, and what they hold, are the parent's.
-        self._spare.clear()
-        self._held.clear()
         self._heir_of = None
-        self._looking.clear()
-        self._taking_back = seam.InterruptibleLock()

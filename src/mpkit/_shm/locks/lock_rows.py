@@ -105,10 +105,6 @@ class LockRows:
             if not identity.is_alive(process) and self._words[place] == HELD
         ]
 
-    def is_held(self, row: int) -> bool:
-        """Whether the row that begins at word `row` says that its process holds the lock."""
-        return self._words[row + FIRST_LOCK] == HELD
-
     def inherit(self, place: int, deadline: float) -> ProcessIdentity | None:
         """Hold the lock in the row at `place`, which is out, in place of somebody who died with it.
 
@@ -209,3 +205,11 @@ class LockRows:
     def _bury(self, dead: list[tuple[int, ProcessIdentity]]) -> None:
         for place, _ in dead:
             self._rows.leave(place - FIRST_LOCK)
+
+
+def is_held(words: memoryview[int], row: int) -> bool:
+    """Whether the row that begins at word `row` says that its process holds the lock.
+
+    Such a row of a dead process stays: whoever takes its place is to be told of it.
+    """
+    return words[row + FIRST_LOCK] == HELD

@@ -24,7 +24,7 @@ from mpkit._platform.processes import identity
 from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._platform.signals.interrupts import deferred_interrupts
 from mpkit._platform.stdlib.notes import read as read_notes
-from mpkit._shm.locks.shared_object import in_use_elsewhere
+from mpkit._shm.locks.users import in_use_elsewhere
 from mpkit._shm.memory import names, trail
 from mpkit._shm.memory.names import PREFIX, SEGMENT_NAME, SEMAPHORE_FILE, SHM_DIRECTORY, NameType
 

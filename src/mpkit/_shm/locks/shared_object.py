@@ -1,23 +1,8 @@
-"""What a queue, a lock and a counter have in common: one file, some semaphores, a table of processes, robust
-locks.
-
-Every such file begins with the same words, so that whoever finds one can tell what it is and who uses
-it::
-
-    word 0   magic: what it is, and the version of its layout; stored last by the creator
-    word 1   index of the table of processes
-    word 2   capacity of that table
-    word 3   rows of it that have ever been used
-    word 4   how many locks were taken over from the dead
-    word 5   how many handles have been pickled    } under the file lock
-    word 6   which of the last 64 are under way    }
-
-A handle is under way until it is unpickled for the first time: it may be unpickled any number of times (the
-arguments of an initializer, in each worker), so counting would not do.
+"""What this process has open, and until when: the queues, locks and counters that its handles share.
 
 One process has one `SharedObject` for one file, however many handles it has: it has one row.
 
-Its parts know each other, so by itself it goes with the next garbage collection. In a program that has many
+It knows itself, so without a handle it stays until the next garbage collection. In a program that has many
 objects that may be far away, or never come, and each has a descriptor and shared memory. So each handle has a
 `Lease`, and when the last of them has gone the object is closed at once. One that was received may wait for
 that until some others have been dropped as well: the next task that gets the same queue finds it open.
@@ -25,72 +10,31 @@ that until some others have been dropped as well: the next task that gets the sa
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import os
 import sys
-import threading
 import time
-import weakref
 from collections.abc import Callable, Mapping
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
-from mpkit._platform.files import use_marks
 from mpkit._platform.hints import Self
-from mpkit._platform.processes import identity
 from mpkit._platform.signals.interrupts import deferred_interrupts
-from mpkit._platform.stdlib import seam
-from mpkit._platform.threads.deadlines import has_passed, remaining
-from mpkit._platform.threads.forks import around_forks
-from mpkit._shm.locks import robust_lock
-from mpkit._shm.locks.robust_lock import REENTERED, RobustLock
+from mpkit._platform.threads.forks import before_forks, in_forked_children
+from mpkit._platform.threads.interruptible_lock import InterruptibleLock
+from mpkit._shm.locks import users
+from mpkit._shm.locks.participant import Participant
+from mpkit._shm.locks.shared_file import OPENING_SECONDS, mark_arrived, mark_exported
 from mpkit._shm.memory import names
-from mpkit._shm.memory.rows import Rows
 from mpkit._shm.memory.segment import Segment
 from mpkit._shm.memory.semaphore import Semaphore
-from mpkit.errors import ClosedError, HandleLost, SharedMemoryExhausted
+from mpkit.errors import SharedMemoryExhausted
 
 T = TypeVar("T")
 
-MAGIC, ROWS_AT, ROWS_CAPACITY, ROWS_USED, RECOVERIES, EXPORTS, UNDER_WAY = range(7)
-#: How long opening a handle may wait for a process that was stopped while it had the file lock.
-_OPENING_SECONDS = 5.0
-#: As many handles are known by their number while they are under way.
-_NUMBERS = 64
-#: "mpkit" in ASCII, the version of all layouts, and room for the kind.
-MAGIC_BASE = 0x6D706B6974 << 16 | 1 << 8
-
-
-_open_objects: weakref.WeakValueDictionary[str, SharedObject] = weakref.WeakValueDictionary()
 #: The names of those that were received, and have no handle here now; who has had one last at the end.
 _idle: dict[str, None] = {}
 #: As many are left open (until the next garbage collection).
 _MOST_IDLE = 16
-_opening = seam.InterruptibleLock()
-
-
-def while_nobody_opens(name: str, look: Callable[[SharedObject | None], T]) -> T:
-    """Call `look` with what this process has open under that name, or None. Nobody here opens any object
-    before it has returned.
-    """
-    return _opening.run(lambda: look(_open_objects.get(name)))
-
-
-class Form:
-    """What the file of one kind of object looks like; each kind has a class of its own."""
-
-    kind: str
-    """A word for the file's name."""
-    magic: int
-    file_bytes: int
-    reserved_bytes: int
-    rows_at: int
-    rows_capacity: int
-    semaphores: tuple[tuple[int, int], ...]
-    """First value and maximum of each semaphore; the first `locks` are the permits of robust locks."""
-    locks: int
-    noun: str
-    """What users call it."""
+_opening = InterruptibleLock()
 
 
 class Lease:
@@ -109,74 +53,19 @@ class Lease:
             shared.end_lease()
 
 
-class SharedObject:
+class SharedObject(Participant):
     """One object as this process has it open; every handle and thread of the process shares it."""
 
-    __slots__ = (
-        "__weakref__",
-        "_closing",
-        "_dropped",
-        "_forked",
-        "_is_received",
-        "_joining_or_closing",
-        "_leases",
-        "_left",
-        "_marks",
-        "_process",
-        "_row",
-        "closed",
-        "locks",
-        "name",
-        "rows",
-        "segment",
-        "semaphores",
-        "words",
-    )
-
-    form: ClassVar[type[Form]]
+    __slots__ = ("_dropped", "_is_received", "_itself", "_leases")
 
     def __init__(self, segment: Segment, semaphores: list[Semaphore]) -> None:
-        form = self.form
-        self.closed: bool = False  # no later use
-        self._row = 0
-        # Whose the row is, and the threads that are inside.
-        self._process = os.getpid()
-        self._left = False  # closed to the end
         # How many leases there are, and whether the last one has ended for good.
         self._leases = 0
         self._dropped = False
         # Neither created here, nor in a process that this is a fork of.
         self._is_received = False
-        self._joining_or_closing = seam.InterruptibleLock()
-        # Whether a child has been forked from the process that created it; and marks on the file that tell
-        # whether any of those children still has it open.
-        self._forked = False
-        self._marks: list[int] = []
-        # The threads that are about to close it.
-        self._closing: set[int] = set()
-        self.name: str = segment.name
-        self.segment: Segment = segment
-        self.semaphores: list[Semaphore] = semaphores
-        self.words: memoryview[int] = segment.words
-        # Only `close` knows whether anybody else still needs the names.
-        segment.managed = True
-        for semaphore in semaphores:
-            semaphore.managed = True
-        self.rows: Rows = Rows(
-            segment,
-            start=form.rows_at,
-            capacity=form.rows_capacity,
-            used_at=ROWS_USED,
-            must_stay=self._must_stay,
-        )
-        self.locks: list[RobustLock] = [
-            RobustLock(self.rows, number, semaphores[number], recoveries_at=RECOVERIES, join=self._join)
-            for number in range(form.locks)
-        ]
-
-    def _must_stay(self, row: int) -> bool:  # noqa: ARG002  of a lock it matters
-        """Whether the row of a dead process at word `row` is still needed."""
-        return False
+        self._itself: SharedObject | None = self
+        super().__init__(segment, semaphores)
 
     @classmethod
     def create(cls, **options: int) -> Self:
@@ -193,34 +82,13 @@ class SharedObject:
 
     @classmethod
     def _create(cls, options: Mapping[str, int]) -> Self:
-        form = cls.form
-        segment = Segment.create(form.file_bytes, kind=form.kind, reserved=form.reserved_bytes)
-        semaphores: list[Semaphore] = []
-        try:
-            for number, (value, maximum) in enumerate(form.semaphores):
-                semaphores.append(
-                    Semaphore.create(
-                        value, maximum, kind=form.kind, name=names.semaphore_name(segment.name, number)
-                    )
-                )
-            words = segment.words
-            words[ROWS_AT] = form.rows_at
-            words[ROWS_CAPACITY] = form.rows_capacity
-            cls._format(words, **options)
-            words[MAGIC] = form.magic
-            made = cls(segment, semaphores)
-        except BaseException:
-            for semaphore in semaphores:
-                semaphore.close()
-            segment.close()
-            raise
-        _opening.run(_open_objects.__setitem__, made.name, made)
+        made = cls.form.create(lambda words: cls._format(words, **options), cls)
+        _opening.run(users.open_here.__setitem__, made.name, made)
         return made
 
     @classmethod
-    def _format(cls, words: memoryview[int], **options: int) -> None:  # noqa: ARG003  subclasses use them
-        """Write what a new object of this class begins with."""
-        raise TypeError(f"{cls.__name__} cannot be created")
+    def _format(cls, words: memoryview[int], **options: int) -> None:
+        """Write what a new object of this class begins with, where that is not zero."""
 
     @classmethod
     def arrive(cls, name: str, export: int) -> tuple[Self, Lease]:
@@ -242,62 +110,33 @@ class SharedObject:
 
     @classmethod
     def _arrive(cls, name: str, export: int) -> tuple[Self, Lease]:
-        form = cls.form
-        known = _open_objects.get(name)
+        known = users.open_here.get(name)
         if isinstance(known, cls):
             # First: now it is not dropped any more, should a finalizer or a signal handler drop others. And
             # the handle counts as under way until this process has one that keeps it.
             lease = known._lend()
             if not known.closed and not known._dropped:
-                known._mark_arrived(export)
+                mark_arrived(known.rows, export)
                 return known, lease
-        segment = Segment.attach(name, form.file_bytes)
-        if segment.words[MAGIC] != form.magic:
-            raise HandleLost(
-                f"{name!r} is no {form.noun} of this version of mpkit, or its creator died making it"
-            )
-        semaphores = [
-            Semaphore.attach(names.semaphore_name(name, number), maximum)
-            for number, (_, maximum) in enumerate(form.semaphores)
-        ]
-        found = cls(segment, semaphores)
+        found = cls(*cls.form.attach(name))
         found._is_received = True
         # At once, not at the first use: the rows tell the creator that its names are still needed.
-        found._join(time.monotonic() + _OPENING_SECONDS)
+        found._join(time.monotonic() + OPENING_SECONDS)
         # In this order: whoever sees that the handle is not under way any more sees who has it open here. (In
         # the table of processes that would be no other than the creator itself.)
-        _open_objects[name] = found
+        users.open_here[name] = found
         lease = found._lend()
-        found._mark_arrived(export)
+        mark_arrived(found.rows, export)
         return found, lease
 
     def mark_exported(self) -> int:
         """A handle is being pickled: until it is unpickled the names must outlive this process's handles.
 
         Returns:
-            Its number, for `arrive`; -1 if a stopped process keeps this one from giving it one, which only
-            makes the names go sooner.
+            What `arrive` takes.
         """
         self.check_open()
-        words = self.words
-        with self.rows.exclusive(time.monotonic() + _OPENING_SECONDS) as alone:
-            if not alone:
-                return -1
-            number = words[EXPORTS]
-            words[UNDER_WAY] |= 1 << number % _NUMBERS
-            words[EXPORTS] = number + 1
-        return number
-
-    def _mark_arrived(self, number: int) -> None:
-        bit = 1 << number % _NUMBERS
-        # Looked at first: most often it has arrived before, or everybody is a child of a fork.
-        words = self.words
-        if number < 0 or not words[UNDER_WAY] & bit:
-            return
-        with self.rows.exclusive(time.monotonic() + _OPENING_SECONDS) as alone:
-            # Else its place is another's by now: it arrives for the second time, or very late.
-            if alone and words[EXPORTS] - number <= _NUMBERS:
-                words[UNDER_WAY] &= ~bit
+        return mark_exported(self.rows)
 
     def lease(self) -> Lease:
         """For the handle that it has been created for."""
@@ -330,8 +169,8 @@ class SharedObject:
             return None
         oldest = next(iter(_idle))
         del _idle[oldest]
-        known = _open_objects.get(oldest)
-        return None if known is None else known._drop()
+        known = users.open_here.get(oldest)
+        return known._drop() if isinstance(known, SharedObject) else None
 
     def _drop(self) -> SharedObject | None:
         """Take it out of what is open, for the caller to close it; None if it must stay, or has gone."""
@@ -348,231 +187,22 @@ class SharedObject:
         if not self._dropped:
             return None
         # Another one may have taken its place, if it was closed before.
-        if _open_objects.get(self.name) is self:
-            del _open_objects[self.name]
+        if users.open_here.get(self.name) is self:
+            del users.open_here[self.name]
         return self
 
     def _take_apart(self) -> None:
-        """Nobody uses it any more: let its parts know no more of each other, so that they go at once."""
+        """Nobody uses it any more: let it, and its parts, know no more of each other; so they go at once."""
+        self._itself = None
         for lock in self.locks:
             lock.take_apart()
-        self.rows.take_apart()
-
-    def check_open(self) -> None:
-        """Raise ClosedError if this process has closed the object."""
-        if self.closed:
-            raise ClosedError(f"this {self.form.noun} is closed in this process")
-
-    def recoveries(self) -> int:
-        """How many locks were taken over from dead processes."""
-        return self.words[RECOVERIES]
-
-    def close(self) -> None:
-        """Leave the object: operations of other threads that are under way end first, later ones raise
-        ClosedError.
-
-        Raises:
-            RuntimeError: called from inside an operation of this very thread (a signal handler).
-        """
-        if self._process != os.getpid():
-            # In a child a garbage collection has come before the hook for forks: the locks between threads
-            # are the parent's as well, and each process would wait for the other.
-            self.forget_after_fork()
-        self._refuse_inside()
-        lock = self._joining_or_closing
-        me = threading.get_ident()
-        try:
-            # First: a thread that has it may wait for as long as a stopped process stays stopped.
-            self._closing.add(me)
-            lock.acquire()
-            self._close()
-            lock.release()
-        except BaseException:
-            try:
-                # What an interrupt has left half done is ended first.
-                if lock.is_owned():
-                    self._close()
-                lock.unwind()
-            finally:
-                lock.unwind()
-            raise
-        finally:
-            self._closing.discard(me)
-
-    def _close(self) -> None:
-        """Each step does nothing the second time, so that after an interrupt the whole can be done again."""
-        if self._left:
-            return
-        deadline = time.monotonic() + robust_lock.SHUT_SECONDS
-        outside = [lock.begin_to_shut(deadline) for lock in self.locks]
-        self.closed = True
-        for lock, is_outside in zip(self.locks, outside, strict=True):
-            lock.shut(outside=is_outside)
-        in_use = in_use_elsewhere if self._may_be_in_use() else None
-        self._leave(outside=all(outside))
-        self._close_more()
-        self.segment.close(in_use)
-        for semaphore in self.semaphores:
-            semaphore.close(self.name, in_use)
-        self._left = True
-
-    def _may_be_in_use(self) -> bool:
-        """Whether another process has the object open, or a handle of it may be under way to one."""
-        marked = self._drop_marks()
-        # A child that was forked has no row before its first use. Where no mark tells of it, it may be there.
-        if self.segment.closed or (self._forked and not marked):
-            return True
-        return _is_in_use(self.name, self.segment, self.rows, under_way=True, besides=self)
-
-    def _drop_marks(self) -> bool:
-        """Give back this process's copies of the marks; whether there were any."""
-        dropped = False
-        # IndexError: several threads may be at it. OSError: somebody has closed what is not his.
-        with deferred_interrupts(), contextlib.suppress(IndexError, OSError):
-            while True:
-                mark = self._marks.pop()
-                dropped = True
-                os.close(mark)
-        return dropped
-
-    def _leave(self, *, outside: bool) -> None:
-        """Give the row back."""
-        # First it is forgotten: given back twice it might be another's the second time.
-        row, self._row = self._row, 0
-        # A thread that is still inside may come to hold the lock: only its row lets the others know.
-        if row and outside:
-            self.rows.leave(row)
-
-    def _close_more(self) -> None:
-        """What a subclass has to let go of as well."""
-
-    def _join(self, deadline: float | None) -> bool:
-        """Have this process take part; called by a slow path where it does not.
-
-        Raises:
-            ClosedError: this process has closed the object.
-            RuntimeError: this very thread is in the middle of joining or closing (a signal handler has come
-                in between).
-        """
-        self._refuse_reentry()
-        joined = self._joining_or_closing.run_within(remaining(deadline), self._join_if_open, deadline)
-        return joined is not None and joined[0]
-
-    def _join_if_open(self, deadline: float | None) -> bool:
-        while True:
-            self.check_open()
-            if self._row:
-                return True
-            # In slices: whoever wants to close waits for this thread.
-            slice_ends = time.monotonic() + robust_lock.SHUT_SLICE_SECONDS
-            if self._take_row(slice_ends if deadline is None else min(slice_ends, deadline)):
-                return True
-            if self._closing:
-                raise ClosedError(f"this {self.form.noun} is just being closed in this process")
-            if has_passed(deadline):
-                return False
-
-    def _refuse_reentry(self) -> None:
-        if self._joining_or_closing.is_owned():
-            raise RuntimeError(REENTERED)
-
-    def _refuse_inside(self) -> None:
-        """Raise RuntimeError if this very thread is in the middle of an operation."""
-        self._refuse_reentry()
-        for lock in self.locks:
-            lock.refuse_reentry()
-
-    def _take_row(self, deadline: float | None) -> bool:
-        """Give this process a row and open the locks."""
-        row = self.rows.join(deadline)
-        if row < 0:
-            return False
-        try:
-            for lock in self.locks:
-                lock.open(row)
-        except BaseException:
-            # No room for the locks between threads: the row must not be lost with every try.
-            for lock in self.locks:
-                lock.shut()
-            self.rows.leave(row)
-            raise
-        self._row = row
-        return True
-
-    def prepare_fork(self) -> None:
-        """Before a fork: the child is going to have the object open as well, and the creator shall know."""
-        if self.segment._owner_pid != os.getpid():
-            return
-        self._forked = True
-        if not self._marks:
-            with contextlib.suppress(OSError):
-                # Two threads that fork at the same time make one each, which does no harm.
-                self._marks.append(use_marks.mark_of_its_own(self.segment.fd))
-        if self.closed:
-            # By another thread, perhaps meanwhile.
-            self._drop_marks()
-
-    def forget_after_fork(self) -> None:
-        """In the child: the row is the parent's, and threads that do not exist here may have held
-        anything.
-        """
-        self._process = os.getpid()
-        self._joining_or_closing = seam.InterruptibleLock()
-        self._closing = set()
-        self._row = 0
-        if not self.closed:
-            for lock in self.locks:
-                lock.forget()
-
-    def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        # At the end of the interpreter the exit hook of `names` has removed everything, and modules are half
-        # gone.
-        if not _is_finalizing() and not getattr(self, "_left", True) and hasattr(self, "locks"):
-            self.close()
 
 
-def in_use_elsewhere(name: str, *, under_way: bool = False) -> bool:
-    """Whether a living process has the object in the file `name` open or, if `under_way`, a handle to it may
-    be under way to one. So it counts while this process has no descriptor or memory left to look.
+def while_nobody_opens(name: str, look: Callable[[object], T]) -> T:
+    """Call `look` with what this process has open under that name, or None. Nobody here opens any object
+    before it has returned.
     """
-    if _is_open_here(name):
-        return True
-    try:
-        segment = Segment.attach(name)
-    except (HandleLost, ValueError):
-        return False
-    except OSError:
-        return True
-    try:
-        words = segment.words
-        rows = Rows(segment, start=words[ROWS_AT], capacity=words[ROWS_CAPACITY], used_at=ROWS_USED)
-        return _is_in_use(name, segment, rows, under_way=under_way)
-    finally:
-        segment.close()
-
-
-def _is_in_use(
-    name: str, segment: Segment, rows: Rows, *, under_way: bool, besides: SharedObject | None = None
-) -> bool:
-    words = segment.words
-    # Looked at first and last: who had it open, and has sent it on and closed it meanwhile, may be seen
-    # neither here nor there.
-    exports = words[EXPORTS]
-    return (
-        (under_way and words[UNDER_WAY] != 0)
-        or _others(rows)
-        # A child that was forked.
-        or use_marks.is_marked(segment.fd)
-        # A handle may have arrived here meanwhile.
-        or _is_open_here(name, besides)
-        or words[EXPORTS] != exports
-    )
-
-
-def _is_open_here(name: str, besides: SharedObject | None = None) -> bool:
-    """Whether this process has the object in that file open, as another one than `besides`."""
-    known = _open_objects.get(name)
-    return known is not None and known is not besides and not known.closed
+    return _opening.run(lambda: look(users.open_here.get(name)))
 
 
 def _make_room() -> None:
@@ -583,16 +213,13 @@ def _make_room() -> None:
     names.remove_unneeded()
 
 
-def _others(rows: Rows) -> bool:
-    me = identity.current()
-    return any(process != me and identity.is_alive(process) for _, process in rows.taken())
-
-
 def _all_open() -> list[SharedObject]:
     # Not by `values()`, which fails where another thread opens one or lets one go meanwhile.
-    return [one for reference in _open_objects.valuerefs() if (one := reference()) is not None]
+    found = [reference() for reference in users.open_here.valuerefs()]
+    return [one for one in found if isinstance(one, SharedObject)]
 
 
+@before_forks
 def _prepare_fork() -> None:
     # Nobody hears of what a hook raises, and an interrupt would leave a mark that nobody gives back.
     with deferred_interrupts():
@@ -600,15 +227,9 @@ def _prepare_fork() -> None:
             shared.prepare_fork()
 
 
-def _go_on() -> None:
-    """In the parent there is nothing to be done."""
-
-
+@in_forked_children
 def _forget_after_fork() -> None:
     global _opening
-    _opening = seam.InterruptibleLock()
+    _opening = InterruptibleLock()
     for shared in _all_open():
         shared.forget_after_fork()
-
-
-around_forks(_prepare_fork, _go_on, _forget_after_fork)

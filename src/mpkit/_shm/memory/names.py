@@ -27,8 +27,11 @@ from typing import Final, Literal, Protocol, TypeAlias
 
 from mpkit._platform.processes import identity
 from mpkit._platform.signals.interrupts import deferred_interrupts
-from mpkit._platform.stdlib import notes, seam, tracker
+from mpkit._platform.stdlib import notes, sem_lock, tracker
+from mpkit._platform.stdlib.exit_hooks import at_exit_after_children_joined
+from mpkit._platform.stdlib.notes import TrackedType
 from mpkit._platform.threads.forks import in_forked_children
+from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 
 #: Where Linux keeps shared memory; what lies there the resource tracker can remove.
 SHM_DIRECTORY = "/dev/shm"  # noqa: S108  files there are created exclusively and checked when opened
@@ -95,7 +98,7 @@ _owners: dict[weakref.ref[object], str] = {}
 _gone: deque[weakref.ref[object]] = deque()
 # It can be taken again by the thread that has it, because a garbage collection, and with it a `__del__` that
 # lets a name go, can start meanwhile.
-_guard = seam.InterruptibleLock()
+_guard = InterruptibleLock()
 _exit_hook_pid = 0
 
 
@@ -115,7 +118,7 @@ def _record(name: str, kind: NameType) -> None:
     _owned[name] = kind
     if _exit_hook_pid != os.getpid():
         _exit_hook_pid = os.getpid()
-        seam.at_exit_after_children_joined(_remove_all)
+        at_exit_after_children_joined(_remove_all)
 
 
 def remove(name: str) -> None:
@@ -270,7 +273,7 @@ def _unlink(name: str, kind: NameType) -> bool:
     """Remove it; whether it is gone."""
     try:
         if kind == "semaphore":
-            seam.sem_unlink(name)
+            sem_lock.sem_unlink(name)
         else:
             os.unlink(name)
     except OSError as error:
@@ -291,7 +294,7 @@ def _tracker_name(name: str) -> str:
     return "/" + os.path.basename(name)
 
 
-def _tracker_type(kind: NameType) -> seam.TrackedType:
+def _tracker_type(kind: NameType) -> TrackedType:
     return "semaphore" if kind == "semaphore" else "shared_memory"
 
 
@@ -299,7 +302,7 @@ def _tracker_type(kind: NameType) -> seam.TrackedType:
 def _forget_after_fork() -> None:
     global _guard, _exit_hook_pid
     # The names belong to the parent; its lock may have been held by a thread that does not exist here.
-    _guard = seam.InterruptibleLock()
+    _guard = InterruptibleLock()
     _exit_hook_pid = 0
     _owned.clear()
     _lingering.clear()

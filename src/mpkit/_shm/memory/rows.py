@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from typing import TypeAlias
 
 from mpkit._platform.files.filelock import FileLock
 from mpkit._platform.processes import identity
@@ -25,6 +26,9 @@ from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._platform.threads.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._shm.memory.segment import Segment, exhausted, reserve
 from mpkit.errors import ClosedError, SharedMemoryExhausted
+
+#: Told the words of the segment, and which of them is the first one of the row.
+MustStay: TypeAlias = "Callable[[memoryview[int], int], bool]"
 
 ROW_WORDS = 8
 FIRST_LOCK = 2
@@ -89,7 +93,7 @@ class Rows:
         start: index of the table's first word.
         capacity: how many rows there are.
         used_at: index of the word that counts the rows ever handed out (what lies above has never been used).
-        must_stay: tells of the row of a dead process (by its first word) that somebody still needs it.
+        must_stay: tells of the row of a dead process that somebody still needs it.
     """
 
     __slots__ = ("_capacity", "_must_stay", "_start", "_used_at", "segment", "words")
@@ -101,7 +105,7 @@ class Rows:
         start: int,
         capacity: int,
         used_at: int,
-        must_stay: Callable[[int], bool] | None = None,
+        must_stay: MustStay | None = None,
     ) -> None:
         self.segment: Segment = segment
         self.words: memoryview[int] = segment.words
@@ -109,10 +113,6 @@ class Rows:
         self._capacity = capacity
         self._used_at = used_at
         self._must_stay = must_stay
-
-    def take_apart(self) -> None:
-        """Know the owner no more: it has been closed, and nobody uses it."""
-        self._must_stay = None
 
     def exclusive(self, deadline: float | None) -> Exclusive:
         """Be the only one in all processes and threads who changes rows or investigates.
@@ -171,7 +171,7 @@ class Rows:
         taken = self.taken()
         turn = identity.current().pid % (used or 1)
         for at, process in (taken[turn:] + taken[:turn])[: _LOOKS if used < self._capacity else used]:
-            if not identity.is_alive(process) and not (self._must_stay and self._must_stay(at)):
+            if not identity.is_alive(process) and not (self._must_stay and self._must_stay(words, at)):
                 self.leave(at)
                 return at
         if used < self._capacity:

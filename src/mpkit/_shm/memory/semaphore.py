@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 
 from mpkit._platform.signals.interrupts import deferred_interrupts
-from mpkit._platform.stdlib import seam, tracker
+from mpkit._platform.stdlib import sem_lock, tracker
 from mpkit._shm.memory import names
 from mpkit._shm.memory.segment import SHM_DIRECTORY, exhausted
 from mpkit.errors import HandleLost
@@ -36,9 +36,9 @@ class Semaphore:
 
     __slots__ = ("_owner_pid", "acquire", "managed", "name", "raw", "release")
 
-    def __init__(self, name: str, raw: seam.SemLock, *, owner_pid: int) -> None:
+    def __init__(self, name: str, raw: sem_lock.SemLock, *, owner_pid: int) -> None:
         self.name: str = name
-        self.raw: seam.SemLock = raw
+        self.raw: sem_lock.SemLock = raw
         self._owner_pid = owner_pid
         # Set by an owner that closes it: a garbage collection may come to the semaphore before it comes to
         # the owner.
@@ -58,7 +58,7 @@ class Semaphore:
             # First: whenever a kill comes, the resource tracker knows the name.
             names.own(name, "semaphore")
             try:
-                raw = seam.SemLock(seam.SEMAPHORE_KIND, value, maxvalue, name, False)
+                raw = sem_lock.SemLock(sem_lock.SEMAPHORE_KIND, value, maxvalue, name, False)
             except OSError as error:
                 names.remove(name)
                 raise exhausted(error, 32, SHM_DIRECTORY) from error
@@ -72,7 +72,7 @@ class Semaphore:
             HandleLost: the name is gone.
         """
         try:
-            raw = seam.rebuild_semaphore(name, maxvalue)
+            raw = sem_lock.rebuild_semaphore(name, maxvalue)
         except FileNotFoundError as error:
             raise HandleLost(
                 f"semaphore {name!r} is gone: the process that created it has closed it or has exited"
@@ -92,11 +92,11 @@ class Semaphore:
         with deferred_interrupts():
             tracker.track(name, "semaphore")
             try:
-                raw = seam.SemLock(seam.SEMAPHORE_KIND, 1, 1, name, True)
+                raw = sem_lock.SemLock(sem_lock.SEMAPHORE_KIND, 1, 1, name, True)
             except OSError as error:
                 raise exhausted(error, 32, SHM_DIRECTORY) from error
             finally:
-                tracker.untrack_at_once(name, "semaphore")
+                tracker.unregister(name, "semaphore")
         return cls("", raw, owner_pid=0)
 
     def close(self, segment_name: str = "", in_use: names.InUse | None = None) -> None:

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from mpkit._platform.stdlib import seam
+from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit._shm.queues.get_side import GetSide
 from mpkit._shm.queues.put_side import PutSide
 from mpkit._shm.queues.queue_file import QueueFile
@@ -76,7 +76,7 @@ class _Watch:
         self._pid = os.getpid()
         self._condition = threading.Condition()
         # The same lock, for the threads of event loops: where Ctrl-C may come.
-        self._lock = seam.InterruptibleLock(self._condition)
+        self._lock = InterruptibleLock(self._condition)
         # In the order in which they came; dictionaries, because there may be thousands.
         self._waiters: dict[_Waiter, None] = {}
         #: Have been told, and not tried yet.

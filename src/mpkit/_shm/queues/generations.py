@@ -85,34 +85,22 @@ class Generations:
         ring.words[RING_RECORDS + ring.capacity] = WRAP
         self._words[GENERATIONS + generation % GENERATION_SLOTS] = region
 
-    def snapshot(self) -> tuple[int, int, int]:
-        """How many items have been taken and put, and the bytes that those between occupy in rings: exact at
-        one moment.
-
-        Reads without a lock and again when a side has moved meanwhile.
-        """
-        words = self._words
-        while True:
-            first = words[GET_GENERATION]
-            head_ring = self.view(first)
-            head = head_ring.words[RING_HEAD]
-            _fence()
-            last = words[PUT_GENERATION] & GENERATION_MASK
-            tail_ring = self.view(last)
-            tail = tail_ring.words[RING_TAIL]
-            # (In the file of somebody else these may be any numbers.)
-            between = range(first, min(last + 1, first + GENERATION_SLOTS))
-            used = sum(self.view(generation).used() for generation in between)
-            _fence()
-            if (
-                words[GET_GENERATION] == first
-                and head_ring.words[RING_HEAD] == head
-                and words[PUT_GENERATION] & GENERATION_MASK == last
-            ):
-                return head >> INDEX_BITS, tail >> INDEX_BITS, used
+    def counts(self) -> tuple[int, int]:
+        """How many items have been taken and put: exact at one moment."""
+        gets, puts, _ = self._look(bytes_too=False)
+        return gets, puts
 
     def size(self) -> int:
         """How many items are queued: exact at one moment during the call."""
+        gets, puts, _ = self._look(bytes_too=False)
+        return (puts - gets) & COUNT_MASK
+
+    def snapshot(self) -> tuple[int, int, int]:
+        """`counts`, and the bytes that the items between occupy in rings, at the same moment."""
+        return self._look(bytes_too=True)
+
+    def _look(self, *, bytes_too: bool) -> tuple[int, int, int]:
+        """Reads without a lock, and again when a side has moved meanwhile."""
         words = self._words
         while True:
             first = words[GET_GENERATION]
@@ -121,10 +109,15 @@ class Generations:
             _fence()
             last = words[PUT_GENERATION] & GENERATION_MASK
             tail = self.view(last).words[RING_TAIL]
+            used = 0
+            if bytes_too:
+                # (In the file of somebody else these may be any numbers.)
+                between = range(first, min(last + 1, first + GENERATION_SLOTS))
+                used = sum(self.view(generation).used() for generation in between)
             _fence()
             if (
                 words[GET_GENERATION] == first
                 and head_words[RING_HEAD] == head
                 and words[PUT_GENERATION] & GENERATION_MASK == last
             ):
-                return ((tail >> INDEX_BITS) - (head >> INDEX_BITS)) & COUNT_MASK
+                return head >> INDEX_BITS, tail >> INDEX_BITS, used

@@ -176,7 +176,7 @@ class GetSide:
         """
         words = self._words
         if words[DISCARD_FROM]:
-            gets, puts, _ = self._file.generations.snapshot()
+            gets, puts = self._file.generations.counts()
             done = words[DISCARD_DONE]
             thrown_away = (gets + 1 - words[DISCARD_FROM]) & COUNT_MASK
             words[DONE] = (done + min(thrown_away, (puts - done) & COUNT_MASK)) & COUNT_MASK
@@ -204,7 +204,7 @@ class GetSide:
 
     def unfinished(self) -> int:
         """How many items have been put and not been counted as finished."""
-        _, puts, _ = self._file.generations.snapshot()
+        _, puts = self._file.generations.counts()
         return (puts - self._words[DONE]) & COUNT_MASK
 
     def wait_until_done(self, deadline: float | None) -> bool:
@@ -224,7 +224,7 @@ class GetSide:
 
     def progress(self) -> int:
         """A number that changes when something is put or the queue is shut down."""
-        _, puts, _ = self._file.generations.snapshot()
+        _, puts = self._file.generations.counts()
         return -1 if self._puts.ring.is_shut_down else puts
 
     def wait_for_item(self, deadline: float) -> bool:
@@ -288,7 +288,7 @@ class GetSide:
     def _discard_all_locked(self) -> int:
         """How many tokens are due to those who wait until all is done; likewise `_task_done_locked`."""
         self._words[DISCARD_DONE] = self._words[DONE]
-        gets, _, _ = self._file.generations.snapshot()
+        gets, _ = self._file.generations.counts()
         try:
             try:
                 self._words[DISCARD_FROM] = gets + 1
@@ -303,7 +303,7 @@ class GetSide:
         return self._file.done.due(EVERYBODY)
 
     def _task_done_locked(self, number: int) -> int | None:
-        _, puts, _ = self._file.generations.snapshot()
+        _, puts = self._file.generations.counts()
         done = self._words[DONE]
         if number > (puts - done) & COUNT_MASK:
             return None

@@ -3,7 +3,7 @@
 Words that different sides write lie on different cache lines (8 words), so that putters and getters do not
 slow each other down::
 
-    line 0      what every shared object has (see shared_object)
+    line 0      what every shared object has (see shared_file)
     line 1      written by putters, under their lock
     line 2      written by getters, under their lock
     line 3      written under the getters' lock by task_done and join; and what is fixed
@@ -19,14 +19,10 @@ says WRAP, so that a getter at the end of the records need not compare its index
 
 from __future__ import annotations
 
-from mpkit._shm.locks.shared_object import MAGIC_BASE
-from mpkit._shm.memory.rows import ROW_WORDS
+from mpkit._shm.locks.shared_file import MAGIC_BASE, Form
+from mpkit._shm.memory.semaphore import MAX_VALUE
 from mpkit._shm.queues.borrowers import SLOT_WORDS
 from mpkit._shm.queues.regions import ENTRY_WORDS
-
-MAGIC_VALUE = MAGIC_BASE | 0x51
-"""A queue of this version."""
-
 
 PUT_GENERATION = 8
 ITEMS_POSTED = 9
@@ -63,14 +59,19 @@ BORROWERS = REGIONS + REGION_SLOTS * ENTRY_WORDS
 BORROWER_SLOTS = 128
 
 FIRST_RING = BORROWERS + BORROWER_SLOTS * SLOT_WORDS
-#: What is reserved for a new queue.
-RESERVED_BYTES = 56 * 1024
-FIRST_RING_WORDS = RESERVED_BYTES // 8 - FIRST_RING
+#: What lies before it, 56 KiB, is reserved for a new queue.
+ROWS = 7 * 1024
+FIRST_RING_WORDS = ROWS - FIRST_RING
 
-ROWS = RESERVED_BYTES // 8
-#: As many processes may use one queue at a time.
-ROW_SLOTS = 4096
-FILE_BYTES = (ROWS + ROW_SLOTS * ROW_WORDS) * 8
+FORM = Form(
+    "queue",
+    MAGIC_BASE | 0x51,
+    rows_at=ROWS,
+    rows_capacity=4096,
+    # The two locks; then the tokens for items, for room, and for the end of all work.
+    semaphores=((1, 1), (1, 1), (0, MAX_VALUE), (0, MAX_VALUE), (0, MAX_VALUE)),
+    locks=2,
+)
 
 RING_TAIL = 0
 #: Where the last record before a WRAP ended; means something only while the records go round the end.

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from mpkit._platform.files.descriptors import NO_WAIT, NOT_INHERITED
 from mpkit._platform.processes import identity
-from mpkit._shm.locks import shared_object
-from mpkit._shm.memory.rows import Rows
+from mpkit._shm.locks.shared_file import MAGIC, RECOVERIES
+from mpkit._shm.locks.shared_object import while_nobody_opens
 from mpkit._shm.memory.segment import Segment
 from mpkit._shm.queues import layout
 from mpkit._shm.queues.generations import Generations
@@ -85,7 +85,7 @@ def read_queue(name: str, path: str) -> tuple[QueueStatistics, tuple[int, ...]] 
     # Opening the file a second time and closing it would give up the file lock of a process that uses the
     # queue itself (see `filelock`): then it is read through what is open already, and nobody may open it
     # meanwhile.
-    return shared_object.while_nobody_opens(name, lambda known: _read_alone(name, path, known))
+    return while_nobody_opens(name, lambda known: _read_alone(name, path, known))
 
 
 def numbers_of(words: memoryview[int], generations: Generations, regions: Regions) -> QueueStatistics:
@@ -99,20 +99,18 @@ def numbers_of(words: memoryview[int], generations: Generations, regions: Region
     gets, puts, in_rings = generations.snapshot()
     return QueueStatistics(
         size=(puts - gets) & COUNT_MASK,
-        bytes=in_rings + regions.queued_bytes(gets, puts, COUNT_MASK),
+        bytes=in_rings + regions.queued_bytes(gets, puts),
         maxsize=words[layout.MAXSIZE],
         max_bytes=words[layout.MAX_BYTES] or None,
         puts=puts,
         gets=gets,
         waiting_putters=max(words[layout.ROOM_SLEPT] - words[layout.ROOM_POSTED], 0),
         waiting_getters=max(words[layout.ITEMS_SLEPT] - words[layout.ITEMS_POSTED], 0),
-        recoveries=words[shared_object.RECOVERIES],
+        recoveries=words[RECOVERIES],
     )
 
 
-def _read_alone(
-    name: str, path: str, known: shared_object.SharedObject | None
-) -> tuple[QueueStatistics, tuple[int, ...]] | None:
+def _read_alone(name: str, path: str, known: object) -> tuple[QueueStatistics, tuple[int, ...]] | None:
     if isinstance(known, QueueFile):
         # ValueError: another thread closes it at this moment.
         with contextlib.suppress(ValueError):
@@ -120,20 +118,18 @@ def _read_alone(
         return None
     fd = open_to_look(path, os.O_RDWR)
     size = os.fstat(fd).st_size
-    if size < layout.FILE_BYTES:
+    if size < layout.FORM.file_bytes:
         os.close(fd)
         return None
     try:
         # It is mapped for writing because the parts of it know no other way; nothing here writes.
-        segment = Segment(name, fd, layout.FILE_BYTES, owned=False)
+        segment = Segment(name, fd, layout.FORM.file_bytes, owned=False)
     except BaseException:
         os.close(fd)
         raise
-    regions = Regions(
-        segment, start=layout.REGIONS, capacity=layout.REGION_SLOTS, begin_at=layout.FIRST_REGION
-    )
+    regions = Regions(segment, start=layout.REGIONS, capacity=layout.REGION_SLOTS)
     try:
-        if segment.words[shared_object.MAGIC] != layout.MAGIC_VALUE:
+        if segment.words[MAGIC] != layout.FORM.magic:
             return None
         return _read(segment, Generations(segment.words, segment.mm, regions), regions)
     except (IndexError, TypeError, ValueError):
@@ -147,6 +143,6 @@ def _read_alone(
 def _read(
     segment: Segment, generations: Generations, regions: Regions
 ) -> tuple[QueueStatistics, tuple[int, ...]]:
-    rows = Rows(segment, start=layout.ROWS, capacity=layout.ROW_SLOTS, used_at=shared_object.ROWS_USED)
+    rows = layout.FORM.rows(segment)
     users = tuple(sorted(process.pid for _, process in rows.taken() if identity.is_alive(process)))
     return numbers_of(segment.words, generations, regions), users

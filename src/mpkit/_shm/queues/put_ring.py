@@ -27,7 +27,6 @@ from mpkit._shm.queues.layout import (
 )
 from mpkit._shm.queues.queue_file import QueueFile
 from mpkit._shm.queues.records import BIG, PACK, PACK_BITS
-from mpkit._shm.queues.region_uses import UseIsOver, look_at_uses
 from mpkit._shm.queues.regions import RING, WRITING
 from mpkit._shm.queues.ring import COUNT_LIMIT, COUNT_MASK, INDEX_BITS, INDEX_MASK, ONE, WRAP
 from mpkit.errors import QueueShutDown, SharedMemoryExhausted
@@ -230,7 +229,7 @@ class PutRing:
         self._follow()
         if if_room_for is not None and self._is_full_for(if_room_for):
             return None
-        return self._file.regions.claim(size, WRITING, serial, self._look_at_uses)
+        return self._file.supply.claim(size, WRITING, serial)
 
     def refuse_further_puts(self) -> bool:
         """Shut the queue down."""
@@ -249,12 +248,12 @@ class PutRing:
                 words[GET_GENERATION] = self.generation
         with contextlib.suppress(SharedMemoryExhausted):
             # A map that the system refuses can wait; the caller only wanted an item.
-            file.regions.drop_free(self._look_at_uses)
+            file.supply.drop_free()
 
     def repair(self) -> None:
         """Free the regions of what was never published; whoever calls has the lock, or takes it over."""
-        _, puts, _ = self._file.generations.snapshot()
-        self._file.regions.free_unpublished_items(puts, COUNT_MASK)
+        _, puts = self._file.generations.counts()
+        self._file.regions.free_unpublished_items(puts)
 
     # -- looking, which needs no lock ------------------------------------------------------------------------
 
@@ -282,7 +281,7 @@ class PutRing:
         blocks.
         """
         gets, puts, used = self._file.generations.snapshot()
-        return used + self._file.regions.queued_bytes(gets, puts, COUNT_MASK)
+        return used + self._file.regions.queued_bytes(gets, puts)
 
     # -- inside ----------------------------------------------------------------------------------------------
 
@@ -378,9 +377,7 @@ class PutRing:
         grown = now * (GROWTH if now < SLOWER_GROWTH else 2)
         size = max(min(grown, LARGEST_RING), (length << 3) * 2, now)
         size = min(size, _MOST_WORDS << 3)
-        region = self._file.regions.claim(
-            size + ((RING_RECORDS + 1) << 3), RING, generation, self._look_at_uses
-        )
+        region = self._file.supply.claim(size + ((RING_RECORDS + 1) << 3), RING, generation)
         if region < 0:
             raise SharedMemoryExhausted(
                 "the table of regions of this queue is full: it and its getters keep too many big items"
@@ -394,6 +391,3 @@ class PutRing:
             full_fence()
         self._queue_words[PUT_GENERATION] = generation | (self._queue_words[PUT_GENERATION] & SHUT_DOWN)
         self._load(generation)
-
-    def _look_at_uses(self) -> UseIsOver:
-        return look_at_uses(self._queue_words, self._file.generations)

@@ -272,7 +272,7 @@ class PutSide:
 
     def progress(self) -> int:
         """A number that changes when room is made or the queue is shut down."""
-        gets, _, _ = self._file.generations.snapshot()
+        gets, _ = self._file.generations.counts()
         return -1 if self.ring.is_shut_down else gets
 
     def room_to_try(self) -> tuple[int, int]:

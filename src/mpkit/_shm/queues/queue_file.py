@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
-from mpkit._shm.locks.shared_object import Form, SharedObject
+from mpkit._shm.locks.shared_file import Form
+from mpkit._shm.locks.shared_object import SharedObject
 from mpkit._shm.locks.sleepers import FIRST_TICKET, Sleepers, Waker
 from mpkit._shm.memory.segment import PAGE, Segment, round_up
-from mpkit._shm.memory.semaphore import MAX_VALUE, Semaphore
+from mpkit._shm.memory.semaphore import Semaphore
 from mpkit._shm.queues import layout
 from mpkit._shm.queues.borrowers import Borrowers
 from mpkit._shm.queues.generations import Generations
+from mpkit._shm.queues.region_supply import RegionSupply
+from mpkit._shm.queues.region_uses import look_at_uses
 from mpkit._shm.queues.regions import Regions
 from mpkit._shm.queues.ring import WRAP
 
@@ -23,21 +27,6 @@ _TICKETS = (
     layout.DONE_SLEPT,
     layout.DONE_POSTED,
 )
-_PUT, _GET, _ITEMS, _ROOM, _DONE = range(5)
-
-
-class _QueueForm(Form):
-    """What the file of a queue looks like."""
-
-    kind = "queue"
-    magic = layout.MAGIC_VALUE
-    file_bytes = layout.FILE_BYTES
-    reserved_bytes = layout.RESERVED_BYTES
-    rows_at = layout.ROWS
-    rows_capacity = layout.ROW_SLOTS
-    semaphores = ((1, 1), (1, 1), (0, MAX_VALUE), (0, MAX_VALUE), (0, MAX_VALUE))
-    locks = 2
-    noun = "queue"
 
 
 class QueueFile(SharedObject):
@@ -55,9 +44,10 @@ class QueueFile(SharedObject):
         "putters",
         "regions",
         "room",
+        "supply",
     )
 
-    form: ClassVar[type[Form]] = _QueueForm
+    form: ClassVar[Form] = layout.FORM
 
     def __init__(self, segment: Segment, semaphores: list[Semaphore]) -> None:
         super().__init__(segment, semaphores)
@@ -65,6 +55,7 @@ class QueueFile(SharedObject):
         self.maxsize = words[layout.MAXSIZE]
         self.max_bytes = words[layout.MAX_BYTES]
         self.put_lock, self.get_lock = self.locks
+        items, room, done = semaphores[layout.FORM.locks :]
         borrowers = Borrowers(
             words,
             start=layout.BORROWERS,
@@ -76,19 +67,15 @@ class QueueFile(SharedObject):
             segment,
             start=layout.REGIONS,
             capacity=layout.REGION_SLOTS,
-            begin_at=layout.FIRST_REGION,
             borrowers=borrowers,
         )
         self.generations = Generations(words, segment.mm, self.regions)
-        self.items = Sleepers(
-            words, slept_at=layout.ITEMS_SLEPT, posted_at=layout.ITEMS_POSTED, tokens=semaphores[_ITEMS]
+        self.supply = RegionSupply(
+            self.regions, layout.FIRST_REGION, partial(look_at_uses, words, self.generations)
         )
-        self.room = Sleepers(
-            words, slept_at=layout.ROOM_SLEPT, posted_at=layout.ROOM_POSTED, tokens=semaphores[_ROOM]
-        )
-        self.done = Sleepers(
-            words, slept_at=layout.DONE_SLEPT, posted_at=layout.DONE_POSTED, tokens=semaphores[_DONE]
-        )
+        self.items = Sleepers(words, slept_at=layout.ITEMS_SLEPT, posted_at=layout.ITEMS_POSTED, tokens=items)
+        self.room = Sleepers(words, slept_at=layout.ROOM_SLEPT, posted_at=layout.ROOM_POSTED, tokens=room)
+        self.done = Sleepers(words, slept_at=layout.DONE_SLEPT, posted_at=layout.DONE_POSTED, tokens=done)
         #: Whom a put wakes, and whom a get wakes.
         self.getters = Waker(self.items, self.put_lock)
         self.putters = Waker(self.room, self.get_lock)
@@ -98,7 +85,7 @@ class QueueFile(SharedObject):
         words[layout.MAXSIZE] = options["maxsize"]
         words[layout.MAX_BYTES] = options["max_bytes"]
         # Regions come behind it, and only whole pages can be mapped: of 16 or 64 KiB on some machines.
-        words[layout.FIRST_REGION] = round_up(layout.FILE_BYTES, PAGE)
+        words[layout.FIRST_REGION] = round_up(layout.FORM.file_bytes, PAGE)
         for at in _TICKETS:
             words[at] = FIRST_TICKET
         # Generation 0 lies in region 0; its head and tail are zero as the file is.

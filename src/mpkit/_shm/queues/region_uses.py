@@ -51,7 +51,7 @@ def look_at_uses(words: memoryview[int], generations: Generations) -> UseIsOver:
 
     An item that had been taken then, by whoever is dead now, is nobody's.
     """
-    gets, puts, _ = generations.snapshot()
+    gets, puts = generations.counts()
     if not TOTAL_STORE_ORDER:
         full_fence()
     return UseIsOver(gets, puts, words[GET_GENERATION], words[PUT_GENERATION] & GENERATION_MASK)

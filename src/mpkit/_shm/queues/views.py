@@ -20,8 +20,8 @@ from collections.abc import Callable
 from types import ModuleType
 
 from mpkit._platform.signals.interrupts import deferred_interrupts
-from mpkit._platform.stdlib import seam
-from mpkit._platform.threads.forks import around_forks, in_forking_parents
+from mpkit._platform.threads.forks import before_forks, in_forked_children, in_forking_parents
+from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit._shm.queues.regions import Regions
 
 #: In the place of a slot: it has been given back.
@@ -140,7 +140,7 @@ _opened = 0
 _lent: dict[int, list[dict[_Hold, int]]] = {}
 # Taken by whoever opens views, and by whoever forks, from before the fork until after it: so that no views
 # come that have not been lent. The same thread may take it twice (a fork in a signal handler).
-_opening = seam.InterruptibleLock()
+_opening = InterruptibleLock()
 
 
 def open_views(
@@ -202,6 +202,7 @@ def _sweep() -> None:
             hold.end(None)
 
 
+@before_forks
 def _before_fork() -> None:
     # Nobody hears of what a hook raises (an interrupt, say), and the fork comes all the same.
     lent: dict[_Hold, int] = {}
@@ -229,6 +230,7 @@ def _before_fork() -> None:
                     hold.keep_for_ever()
 
 
+@in_forking_parents
 def _after_fork_in_parent() -> None:
     me = threading.get_ident()
     with deferred_interrupts():
@@ -245,10 +247,11 @@ def _after_fork_in_parent() -> None:
         _opening.unwind()
 
 
+@in_forked_children
 def _after_fork_in_child() -> None:
     # Called again if an exception ends it: what has been seen to by then is not among the lent ones any more.
     global _opening
-    _opening = seam.InterruptibleLock()
+    _opening = InterruptibleLock()
     lent = _lent.get(threading.get_ident(), [{}])[-1]
     for hold in list(_holds):
         if not lent.get(hold) and not hold.is_of_this_process():
@@ -270,10 +273,7 @@ def _after_fork_in_child() -> None:
     _lent.clear()
 
 
+@in_forking_parents
 def _let_go() -> None:
     """Once more, should an interrupt have come at the first step of the hook before."""
     _opening.unwind()
-
-
-around_forks(_before_fork, _after_fork_in_parent, _after_fork_in_child)
-in_forking_parents(_let_go)

@@ -39,8 +39,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 from mpkit._platform.hints import override
-from mpkit._platform.stdlib import seam
+from mpkit._platform.stdlib.exit_hooks import at_exit_first
 from mpkit._platform.threads.forks import in_forked_children
+from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit._platform.threads.weak_group import WeakGroup
 from mpkit._wire.codec import UnsendableError
 from mpkit.compat._errors import original_error
@@ -372,7 +373,7 @@ def _checked(count: int | None, name: str) -> int | None:
 
 _open_executors: WeakGroup[ProcessPoolExecutor] = WeakGroup()
 #: Held while one of them starts its workers, or is shut down.
-_starting = seam.InterruptibleLock()
+_starting = InterruptibleLock()
 #: Pools of executors that were shut down and may still have tasks. Nobody else need keep them.
 _finishing: set[TaskPool] = set()
 #: This process has come to its end, and takes no more tasks.
@@ -412,13 +413,13 @@ def _shut_down_all() -> None:
         pool.join()
 
 
-seam.at_exit_first(_shut_down_all)
+at_exit_first(_shut_down_all)
 
 
 @in_forked_children
 def _forget_after_fork() -> None:
     global _starting, _is_ending
-    _starting = seam.InterruptibleLock()  # a thread that is not here may have it
+    _starting = InterruptibleLock()  # a thread that is not here may have it
     _is_ending = False
     # A fork cannot wait for the pools of its parent.
     _finishing.clear()

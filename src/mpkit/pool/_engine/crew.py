@@ -9,8 +9,10 @@ from mpkit._platform.parent_death.parent_watch import ParentLink
 from mpkit._platform.resources import memory
 from mpkit._platform.signals.interrupts import without_interrupts
 from mpkit._platform.signals.names import how_it_ended, signal_name
-from mpkit._platform.stdlib import seam
+from mpkit._platform.stdlib import child_process
+from mpkit._platform.stdlib.child_process import ChildProcess
 from mpkit._platform.threads.forks import in_forked_children
+from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit._platform.threads.readiness import never_wait
 from mpkit._wire import failure
 from mpkit.errors import InitializerFailed, PoolBroken
@@ -27,13 +29,13 @@ from mpkit.pool._worker.importing import generation
 # Starting a process asks all children of multiprocessing for their exit codes. Two threads that do so at the
 # same moment take those of the application's own processes from each other (not those of `WorkerChild`); the
 # standard library has no lock for it.
-_starting = seam.InterruptibleLock()
+_starting = InterruptibleLock()
 
 
 @in_forked_children
 def _forget_after_fork() -> None:
     global _starting
-    _starting = seam.InterruptibleLock()
+    _starting = InterruptibleLock()
 
 
 class Crew:
@@ -103,7 +105,7 @@ class Crew:
                 _, _, number = process.name.rpartition("-")
                 process.name = f"{options.worker_names}-{number}"
             _starting.run(_start_alone, process, method)
-            identified = seam.identity_of(process)
+            identified = child_process.identity_of(process)
             plan.link.started(identified)
             lane = Lane(key, channel, reader, options.maxtasksperchild)
             lane.process, lane.identity, lane.oom_kills = process, identified, oom_kills
@@ -161,12 +163,12 @@ class Crew:
             process.close()
 
 
-def _start_alone(process: seam.ChildProcess, method: str) -> None:
+def _start_alone(process: ChildProcess, method: str) -> None:
     with without_interrupts(), without_fork_warning(method):
         _start(process, method)
 
 
-def _start(process: seam.ChildProcess, method: str) -> None:
+def _start(process: ChildProcess, method: str) -> None:
     try:
         process.start()
     except (EOFError, ConnectionError) as error:
@@ -191,7 +193,7 @@ def exit_code(lane: Lane) -> int | None:
         process.join(0.1)
         if process.exitcode is not None:
             # One that is lost stands as 255 there, which says something else to whoever reads the error.
-            return None if seam.code_lost_because(process) else process.exitcode
+            return None if child_process.code_lost_because(process) else process.exitcode
     return None
 
 

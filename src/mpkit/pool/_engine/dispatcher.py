@@ -17,9 +17,9 @@ from collections.abc import Callable
 
 from mpkit._platform.processes.stat_file import is_stopped
 from mpkit._platform.signals.interrupts import deferred_interrupts
-from mpkit._platform.stdlib import seam
 from mpkit._platform.threads.deadlines import NEVER
 from mpkit._platform.threads.fences import TOTAL_STORE_ORDER, full_fence
+from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit._shm.queues.ring import TornRingError
 from mpkit.pool._engine.balancer import Balancer
 from mpkit.pool._engine.inbox import lock_inbox, unbegun
@@ -42,7 +42,7 @@ class Dispatcher:
     """The pool's lock, and what is done under it."""
 
     def __init__(self) -> None:
-        self.lock: seam.InterruptibleLock = seam.InterruptibleLock()
+        self.lock: InterruptibleLock = InterruptibleLock()
         self.ledger: Ledger = Ledger()
         self.roster: Roster = Roster()
         self.receiver: Receiver = Receiver(self.ledger, self.roster)
@@ -61,7 +61,7 @@ class Dispatcher:
 
     def forget_after_fork(self) -> None:
         """In a fork of the pool's process: what comes through the rings is the parent's."""
-        self.lock = seam.InterruptibleLock()
+        self.lock = InterruptibleLock()
         self.roster.forget_after_fork()
         self.lanes = self.roster.lanes
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from mpkit._platform.processes import families
 from mpkit._platform.signals.interrupts import deferred_interrupts, without_interrupts
-from mpkit._platform.stdlib import seam
+from mpkit._platform.stdlib.exit_hooks import at_exit_before_children_joined
 from mpkit._platform.threads.deadlines import NEVER
 from mpkit._platform.threads.forks import in_forked_children
 from mpkit.errors import ClosedError, MpkitError, PoolBroken, TaskCancelled
@@ -69,7 +69,7 @@ class Engine:
         initializer = packed_initializer(options)
         self.board: Board = Board.create(options.name)
         # Else multiprocessing would wait at exit for workers that wait for tasks.
-        self._forget_exit_hook = seam.at_exit_before_children_joined(
+        self._forget_exit_hook = at_exit_before_children_joined(
             functools.partial(_end_at_exit, weakref.ref(self))
         )
         try:

@@ -12,8 +12,9 @@ from mpkit._platform.parent_death import parent_watch
 from mpkit._platform.processes import families, signalling
 from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._platform.processes.start_times import StartClock
-from mpkit._platform.stdlib import seam
+from mpkit._platform.stdlib.child_process import ChildProcess
 from mpkit._platform.threads.fences import TOTAL_STORE_ORDER, full_fence
+from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit.pool._engine.ledger import Task
 from mpkit.pool._protocol.channel import (
     DONE,
@@ -100,10 +101,10 @@ class Lane:
         #: The tasks that it has, by number. (In the pool it is the ledger's.)
         self.sent: dict[int, Task] = {}
         self.stack_pipe: Connection | None = stack_pipe
-        self.stack_lock: seam.InterruptibleLock = seam.InterruptibleLock()
+        self.stack_lock: InterruptibleLock = InterruptibleLock()
         #: How many tasks it does in its life (maxtasksperchild); None: no limit.
         self.tasks: int | None = tasks
-        self.process: seam.ChildProcess | None = None
+        self.process: ChildProcess | None = None
         self.identity: ProcessIdentity | None = None
         #: Whether it may be given tasks now: see `update_ready`.
         self.ready: bool = False

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from mpkit._platform.stdlib import seam
+from mpkit._platform.threads.interruptible_lock import InterruptibleLock, is_free
 from mpkit.errors import ClosedError
 from mpkit.pool._engine.collector import Collector, Waiter
 from mpkit.pool._engine.dispatcher import Dispatcher
@@ -44,7 +44,7 @@ class Lead:
         self._collector = collector
         self._dispatcher = dispatcher
         self._board = board
-        self._front = seam.InterruptibleLock()
+        self._front = InterruptibleLock()
         self._front_barrier = Barrier()
         self._patience = Patience()
         #: The last wait of the leader was so short that the next one may be a nap.
@@ -96,7 +96,7 @@ class Lead:
                     return is_done()
         finally:
             # The lead may just have been offered to this thread, which has no use for it any more.
-            if followed and self._followers and seam.is_free(self._front):
+            if followed and self._followers and is_free(self._front):
                 self._hand_over()
             if inner:
                 # What was fetched here may be what the outer waiting sleeps for.
@@ -167,7 +167,7 @@ class Lead:
     def _follow(self, handle: Waiter, deadline: float | None) -> None:
         """Sleep until the handle has ended, the leader has left, or the time is over."""
         condition = handle._ensure_condition()
-        lock = seam.InterruptibleLock(condition)
+        lock = InterruptibleLock(condition)
         lock.run_within(self._slice(deadline), self._sleep_on, condition, handle, deadline)
 
     def _slice(self, deadline: float | None) -> float:
@@ -180,7 +180,7 @@ class Lead:
         try:
             self._followers[key] = handle
             # The leader leaves first and looks at the followers then: so look at the lead once more.
-            if handle._is_settled() or seam.is_free(self._front):
+            if handle._is_settled() or is_free(self._front):
                 return
             condition.wait(self._slice(deadline))
         finally:
@@ -191,7 +191,7 @@ class Lead:
             if handle._is_settled():
                 continue  # it is on its way out
             condition = handle._ensure_condition()
-            lock = seam.InterruptibleLock(condition)
+            lock = InterruptibleLock(condition)
             # Not for ever: see `mpkit.pool._handle._holding`.
             if lock.run_within(_SLICE_SECONDS, condition.notify_all) is not None:
                 return

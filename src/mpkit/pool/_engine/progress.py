@@ -11,8 +11,8 @@ from collections import deque
 from typing import Any
 
 from mpkit._platform.signals.interrupts import deferred_interrupts
-from mpkit._platform.stdlib import seam
 from mpkit._platform.stdlib.contexts import resolve_context
+from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit.pool._engine.reports import call_aside
 
 __all__ = ["Bars", "Progress"]
@@ -32,7 +32,7 @@ class Progress:
         #: Items that are done and not shown yet.
         self._steps: deque[int] = deque()
         self._is_over = False
-        self._lock = seam.InterruptibleLock()
+        self._lock = InterruptibleLock()
         if wanted:
             try:
                 bar_class = _bar_class()

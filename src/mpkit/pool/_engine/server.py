@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from multiprocessing.context import BaseContext
 
-from mpkit._platform.stdlib import seam
+from mpkit._platform.stdlib.fork_server import start_fork_server
 
 __all__ = ["start_server"]
 
@@ -16,10 +16,10 @@ def start_server(context: BaseContext) -> None:
     """Start it unless it runs, or is not needed; returns before it is up.
 
     It imports what workers need, once: they start three times as fast as if each did. See
-    `seam.start_fork_server` for why that takes nothing from the application.
+    `start_fork_server` for why that takes nothing from the application.
 
     Raises:
         OSError: The system refuses a process or descriptors.
     """
     if context.get_start_method() == "forkserver":
-        seam.start_fork_server(_PRELOADED)
+        start_fork_server(_PRELOADED)

@@ -6,7 +6,7 @@ import os
 from collections import OrderedDict
 from typing import Any
 
-from mpkit._platform.stdlib import seam
+from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit.pool._protocol import payload
 
 __all__ = ["forget_closed", "open_shared", "opened"]
@@ -16,7 +16,7 @@ _MOST_OPEN = 16
 
 #: By the names of their files, the one used last at the end. Only to be looked at, outside this module.
 opened: OrderedDict[str, Any] = OrderedDict()
-_lock = seam.InterruptibleLock()
+_lock = InterruptibleLock()
 _NOT_OPEN = object()
 
 

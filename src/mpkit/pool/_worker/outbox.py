@@ -6,7 +6,7 @@ import threading
 import time
 
 from mpkit._platform.hints import override
-from mpkit._platform.stdlib import seam
+from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit.pool._protocol.channel import LOG, RESULT_HEAD, SLEEPING, STOP, Barrier, Channel, ring_bell
 from mpkit.pool._worker.bells import Bells
 from mpkit.pool._worker.fork import end_fork
@@ -24,7 +24,7 @@ class Outbox:
         self._channel = channel
         self._ring = channel.outbox
         self._bells = bells
-        self._lock = seam.InterruptibleLock()
+        self._lock = InterruptibleLock()
         self._late: list[bytes] = []
         #: An interrupt came in the middle of a put; it is raised when the record is there.
         self.interrupted = False

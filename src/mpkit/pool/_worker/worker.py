@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 
 from mpkit._platform.hints import override
 from mpkit._platform.parent_death.parent_watch import ParentLink
-from mpkit._platform.stdlib import seam
+from mpkit._platform.stdlib.child_process import ChildProcess
 from mpkit._platform.threads.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._platform.threads.forks import in_forked_children
 from mpkit._platform.threads.readiness import never_wait
@@ -100,7 +100,7 @@ WorkerPlan = NamedTuple(
 """What a worker is told when it starts."""
 
 
-class WorkerChild(seam.ChildProcess):
+class WorkerChild(ChildProcess):
     """The process that a worker is.
 
     The pool closes it when the worker has ended, and programs may have it in hand then: `active_children`
