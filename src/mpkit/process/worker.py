@@ -649,4 +649,4 @@ class WorkerProcess(seam.ChildProcess, Generic[R_co]):
         finally:
             handle.payload_under_way = False
         ties = handle.ties
-        return Arrival, (self.name, ties.link, ties.report, ties.stack, ties.trail, payload)
+        return Arrival, (self.name, ties.link, ties.report, ties.stack, ties.trail, ties.above, payload)
