@@ -212,6 +212,19 @@ if __name__ == "__main__":
     assert (done.stdout, done.stderr) == ("1 KeyboardInterrupt\n" * 2, "")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere only mpkit knows the name")
+def test_the_system_lists_a_process_under_the_name_it_was_given() -> None:
+    read_name = Path("/proc/self/comm").read_text
+    with (
+        WorkerProcess(target=read_name) as numbered,
+        WorkerProcess(target=read_name, name="reader of the catalogue") as named,
+        WorkerProcess(target=read_name, name="reader", start_method="fork") as fork,
+    ):
+        assert named.result() == "reader of the c\n"
+        assert fork.result() == "reader\n"
+        assert numbered.result().startswith("python")
+
+
 @pytest.mark.parametrize("where", ["before", "after_in_parent", "after_in_child"])
 def test_what_a_handler_raises_in_the_middle_of_a_fork_is_not_lost(where: str) -> None:
     """A hook at a fork would print it and go on."""
