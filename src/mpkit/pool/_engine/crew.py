@@ -12,6 +12,7 @@ import errno
 import sys
 import time
 from enum import Enum, auto
+from functools import partial
 from multiprocessing.connection import Connection
 
 from mpkit._platform.parent_death.parent_watch import ParentLink
@@ -29,6 +30,7 @@ from mpkit.pool._engine.fork_warning import without_fork_warning
 from mpkit.pool._engine.function_table import name_of
 from mpkit.pool._engine.lane import Lane
 from mpkit.pool._engine.options import PoolOptions
+from mpkit.pool._engine.reports import attempt, call_aside
 from mpkit.pool._engine.server import start_server
 from mpkit.pool._protocol.channel import HEAD_SIZE, INITIALIZING, STATE, Board, Channel
 from mpkit.pool._worker import worker
@@ -38,6 +40,8 @@ MOST_FAILURES = 3
 MOST_KILLED = 10
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 2.0
+#: How long unpickling what the initializer has raised may take: it may have to import a big package.
+_UNPICKLING_SECONDS = 10.0
 
 # No process, or no shared memory; like what `identity.is_lack_of_means` tells, it may pass.
 _REFUSED = frozenset({errno.EAGAIN, errno.ENOSPC})
@@ -96,6 +100,8 @@ class Crew:
         self._failed = 0
         self._killed = 0
         self._hellos_seen = 0
+        # One for all workers, once one has told of one.
+        self._initializer_errors: list[InitializerFailed] = []
         #: No worker is started before this moment (monotonic).
         self.not_before: float = 0.0
 
@@ -182,12 +188,22 @@ class Crew:
         """What the initializer has raised in a worker, for those who wait for the pool."""
         if lane.bad_initializer is None:
             return None
-        cause = failure.unpack_exception(lane.bad_initializer[HEAD_SIZE:], contain=True)
+        if not self._initializer_errors:
+            data = lane.bad_initializer[HEAD_SIZE:]
+            # To unpickle it, and to ask it for its text, runs code of its class, for which the supervisor
+            # cannot wait for ever.
+            attempt(partial(call_aside, _UNPICKLING_SECONDS, self._note_initializer_error, data))
+            if not self._initializer_errors:
+                self._note_initializer_error(data, "unpickling it takes too long")
+        return self._initializer_errors[0]
+
+    def _note_initializer_error(self, data: bytes, refused: str = "") -> None:
+        cause = failure.unpack_exception(data, contain=True, refused=refused)
         broken = InitializerFailed(
             f"the initializer of {self._options.name} raised {failure.in_words(cause)}"
         )
         broken.__cause__ = cause
-        return broken
+        self._initializer_errors.append(broken)
 
     def is_initializing(self, lane: Lane) -> bool:
         """Whether a worker is in the pool's initializer, or has died there."""
