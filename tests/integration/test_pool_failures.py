@@ -25,6 +25,7 @@ from mpkit.errors import (
     WorkerCrashed,
 )
 from mpkit.pool import TaskPool
+from mpkit.pool._engine import crew as _crew
 from mpkit.pool._engine import engine as _engine
 from mpkit.pool._engine import leavers as _leavers
 from mpkit.pool._engine import start_ups as _start_ups
@@ -120,6 +121,34 @@ def test_an_error_of_an_initializer_that_would_end_who_unpickles_it() -> None:
             initargs=(os.getpid(),),
             context="fork",
         ) as pool,
+    ):
+        pool.submit(tasks.square, 1).result(LONG)
+
+
+class HangsIn(Exception):
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def __reduce__(self) -> tuple[Callable[[int], HangsIn], tuple[int]]:
+        return hang_in, (self.pid,)
+
+
+def hang_in(pid: int) -> HangsIn:
+    if os.getpid() == pid:
+        time.sleep(10 * LONG)
+    return HangsIn(pid)
+
+
+def fail_and_hang_in(pid: int) -> None:
+    raise HangsIn(pid)
+
+
+def test_an_error_of_an_initializer_that_hangs_who_unpickles_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The supervisor hung, and so did the pool and its end."""
+    monkeypatch.setattr(_crew, "_UNPICKLING_SECONDS", 0.1)
+    with (
+        pytest.raises(InitializerFailed, match=r"HangsIn.*unpickling it takes too long"),
+        TaskPool(1, fail_and_hang_in, (os.getpid(),), context="fork") as pool,
     ):
         pool.submit(tasks.square, 1).result(LONG)
 

@@ -196,13 +196,33 @@ other.kill()
 def test_who_is_stopped_prints_no_traceback() -> None:
     program = """
 from mpkit import BoundedQueue, WorkerProcess
+inner = '''
+from mpkit import WorkerProcess
+with WorkerProcess(target=list, args=(queue,), start_method=method):
+    pass
+'''
 if __name__ == "__main__":
-    with BoundedQueue(1) as queue, WorkerProcess.call(list, queue) as process:
-        queue.put_many([1, 2, 3])  # returns when it has begun to take them
-        print(process.stop(), type(process.exception()).__name__)
+    for method in "fork", "forkserver":
+        with BoundedQueue(1) as queue:
+            with WorkerProcess.call(exec, inner, {"queue": queue, "method": method}) as process:
+                queue.put_many([1, 2, 3])  # returns when the inner one has begun to take them
+                print(process.stop(), type(process.exception()).__name__)
 """
     done = run_python("-c", program)
-    assert (done.stdout, done.stderr) == ("1 KeyboardInterrupt\n", "")
+    assert (done.stdout, done.stderr) == ("1 KeyboardInterrupt\n" * 2, "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere only mpkit knows the name")
+def test_the_system_lists_a_process_under_the_name_it_was_given() -> None:
+    read_name = Path("/proc/self/comm").read_text
+    with (
+        WorkerProcess(target=read_name) as numbered,
+        WorkerProcess(target=read_name, name="reader of the catalogue") as named,
+        WorkerProcess(target=read_name, name="reader", start_method="fork") as fork,
+    ):
+        assert named.result() == "reader of the c\n"
+        assert fork.result() == "reader\n"
+        assert numbered.result().startswith("python")
 
 
 @pytest.mark.parametrize("where", ["before", "after_in_parent", "after_in_child"])

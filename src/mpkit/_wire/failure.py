@@ -87,12 +87,13 @@ def pack_exception(error: BaseException, pickler: Pickler = "pickle") -> bytes:
     return dumps((payload, _name(error), reason, text, os.getpid()))
 
 
-def unpack_exception(data: bytes, *, contain: bool = False) -> BaseException:
+def unpack_exception(data: bytes, *, contain: bool = False, refused: str = "") -> BaseException:
     """Bring back what `pack_exception` has made. Never fails.
 
     Args:
         data: What that was.
         contain: Also where unpickling raises SystemExit; else that passes: see `codec.contained`.
+        refused: Why the exception itself is not to be unpickled, if it is not.
 
     Returns:
         The exception, with its type and state. A `RemoteTraceback` is its ``__cause__``, and the same text is
@@ -107,7 +108,8 @@ def unpack_exception(data: bytes, *, contain: bool = False) -> BaseException:
         damaged.__cause__ = trouble
         return damaged
     error: BaseException | None = None
-    if payload is not None:
+    reason = refused or reason
+    if payload is not None and not refused:
         try:
             restored = contained(loads, payload) if contain else loads(payload)
         except Exception as trouble:  # noqa: BLE001  foreign code, and whatever it raises must not get out of here

@@ -81,11 +81,18 @@ def processes(
 
 
 def command(process: ProcessSnapshot) -> str:
-    """The command line on one line; a name in brackets where there is none (as `ps` does)."""
+    """The command line on one line; a name in brackets where there is none (as `ps` does). In front the name
+    that the process has given itself.
+    """
     line = _text.visible(" ".join(" ".join(process.cmdline).split()))
     # The servants that multiprocessing and mpkit start have long command lines that say little.
     servant = next((role for mark, role in _SERVANTS.items() if mark in line), None)
-    return f"[{servant}]" if servant else line or f"[{_text.visible(process.name)}]"
+    name = _text.visible(process.name)
+    if not line:
+        return f"[{name}]"
+    # Else the system has named it, after the program or the script.
+    own = all(os.path.basename(part).lstrip("-")[:15] != process.name[:15] for part in process.cmdline[:3])
+    return (f"{name}: " if own else "") + (f"[{servant}]" if servant else line)
 
 
 def _branches(top: ProcessTree) -> Iterator[tuple[str, ProcessSnapshot]]:

@@ -176,6 +176,12 @@ class Report:
         """What it has noted (see `mpkit._platform.stdlib.notes`)."""
         return self._words()[_NOTES_AT:]
 
+    def is_open(self) -> bool:
+        """Whether it can be handed on: not where somebody has closed all descriptors (a daemon)."""
+        with contextlib.suppress(OSError, ValueError):
+            return self._file.fileno() >= 0
+        return False
+
     def close(self) -> None:
         """Let go of the file; what was read from it stays."""
         self._file.close()

@@ -76,10 +76,17 @@ class Arrival:
     """
 
     def __init__(
-        self, name: str, link: ParentLink, report: Report, stack: AnonymousFile, trail: str, payload: bytes
+        self,
+        name: str,
+        link: ParentLink,
+        report: Report,
+        stack: AnonymousFile,
+        trail: str,
+        above: tuple[Report, ...],
+        payload: bytes,
     ) -> None:
         self._name = name
-        self._parts = (link, report, stack, trail)
+        self._parts = (link, report, stack, trail, above)
         self._payload = payload
 
     @override

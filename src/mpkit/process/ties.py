@@ -33,7 +33,13 @@ class Ties:
     """What the parent makes for each start: the link to it, the child's report, its fault handler's file."""
 
     def __init__(
-        self, link: ParentLink, report: Report, stack: AnonymousFile, trail: str, blob: Blob | None = None
+        self,
+        link: ParentLink,
+        report: Report,
+        stack: AnonymousFile,
+        trail: str,
+        above: tuple[Report, ...] = (),
+        blob: Blob | None = None,
     ) -> None:
         self.link = link
         self.report = report
@@ -41,6 +47,8 @@ class Ties:
         #: The file by which the child is found if its parent dies as well (see `mpkit._shm.memory.trail`);
         #: empty: a parent whose remains nobody removes needs none.
         self.trail = trail
+        #: Those of the processes that it descends from: who stops one of them stops it as well.
+        self.above = above
         # In the parent, which removes that.
         self._blob = blob
         #: Whether the child has the resource tracker of this process. (A fork that is the first to need one
@@ -67,7 +75,9 @@ class Ties:
                 failed.callback(blob.close)
             link = ParentLink.create(orphan=orphan)
             failed.pop_all()
-        return cls(link, report, stack, "" if blob is None else blob.name, blob)
+        # An orphan outlives them, and what they have left in there.
+        above = () if orphan else tuple(other for other in _lineage if other.is_open())
+        return cls(link, report, stack, "" if blob is None else blob.name, above, blob)
 
     def enter(self) -> None:
         """In the child, before anything else. A second time does nothing."""
@@ -77,8 +87,10 @@ class Ties:
         self.link.die_with_parent()
         for other in list(_open):
             # After a fork: what belongs to other children would keep their results in memory while we live.
-            if other is not self:
+            if other is not self and other.report not in self.above:
                 other.close()
+        global _lineage
+        _lineage = (self.report, *self.above)
         # All threads: what the others did may be what matters. It writes from inside the signal handler.
         faulthandler.enable(self.stack.fileno(), all_threads=True)
         wanted = self.report.arrived()
@@ -124,7 +136,7 @@ class Ties:
     def _is_being_stopped(self) -> bool:
         # Whoever has closed all descriptors does not get to know.
         with contextlib.suppress(OSError, ValueError):
-            return self.report.is_being_stopped()
+            return any(report.is_being_stopped() for report in (self.report, *self.above))
         return False
 
     def report_failure(self, error: BaseException) -> None:
@@ -209,6 +221,9 @@ def _follow(name: str, link: ParentLink) -> bool:
     segment.close()
     return link.is_parent_alive()
 
+
+# The reports of this process and of those that it descends from, if it is a child of this kind.
+_lineage: tuple[Report, ...] = ()
 
 # Those of all the children of this process that have not been let go of.
 _open: weakref.WeakSet[Ties] = weakref.WeakSet()

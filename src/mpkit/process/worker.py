@@ -91,7 +91,8 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
     Args:
         group: Must be None; it exists for compatibility with the signature of `threading.Thread`.
         target: What to call in the child. None: `run` is overridden, or there is nothing to do.
-        name: For people. The default consists of the class name and a number.
+        name: For people. The default consists of the class name and a number. On Linux, `ps`, `top` and the
+            like show any other one, cut to 15 bytes, and `pkill python` no longer finds the process.
         args: Positional arguments for the target.
         kwargs: Keyword arguments for the target.
         daemon: Whether it is terminated when its parent exits, instead of waited for; it cannot have children
@@ -618,6 +619,7 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
     @override
     def _mpkit_arrived(self) -> None:
         self._mpkit_own_ties().enter()
+        child_process.show_name(self)
 
     @override
     def _mpkit_perform(self, run: Callable[[], object]) -> None:
@@ -651,4 +653,4 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
         finally:
             handle.payload_under_way = False
         ties = handle.ties
-        return Arrival, (self.name, ties.link, ties.report, ties.stack, ties.trail, payload)
+        return Arrival, (self.name, ties.link, ties.report, ties.stack, ties.trail, ties.above, payload)

@@ -15,7 +15,7 @@ def process(pid: int, *cmdline: str, num_fds: int | None = 4) -> ProcessSnapshot
     return ProcessSnapshot(
         pid=pid,
         ppid=1,
-        name="python",
+        name=cmdline[0] if cmdline else "python",
         cmdline=cmdline,
         state=ProcessState.WAITING,
         create_time=1000.0,
@@ -53,6 +53,15 @@ def test_a_command_line_is_one_line() -> None:
     assert "resource tracker" in _render.command(
         process(1, "python", "-c", "from multiprocessing.resource_tracker import")
     )
+
+
+def test_a_name_of_its_own_stands_before_the_command_line() -> None:
+    reader = replace(process(1, "python", "-c", "from multiprocessing.forkserver import main"), name="reader")
+    assert _render.command(reader).startswith("reader: [child of multiprocessing's fork server")
+    # Names that the system gives: a script, which it cuts to 15 bytes; a login shell.
+    script = replace(process(1, "/bin/sh", "-e", "/opt/nightly-clean-up.sh"), name="nightly-clean-u")
+    assert _render.command(script) == "/bin/sh -e /opt/nightly-clean-up.sh"
+    assert _render.command(replace(process(1, "-bash"), name="bash")) == "-bash"
 
 
 def test_a_command_line_does_nothing_to_the_terminal() -> None:

@@ -14,6 +14,7 @@ from mpkit.pool._engine.ledger import Task
 from mpkit.pool._engine.settlements import Settlements
 from mpkit.pool._protocol.channel import (
     BIG_VALUE,
+    DONE,
     IN_TAIL,
     NONE,
     RAISED,
@@ -254,6 +255,17 @@ def test_a_worker_whose_words_make_no_sense_is_torn(bench: _Bench, how: str) -> 
     assert lane.is_torn
     assert not other.is_torn
     assert list(lane.sent) == [task.number for task in tasks]
+
+
+def test_a_worker_that_says_it_has_done_more_than_it_may_still_gets_tasks(bench: _Bench) -> None:
+    """It idled for ever, and so did a pool of such workers."""
+    lane = bench.lanes[0]
+    lane.tasks = 3
+    lane.words[DONE] = 1 << 40
+    bench.send(lane, 16)
+    assert lane.room() == 2
+    lane.words[DONE] = 2
+    assert lane.room() == 0
 
 
 def test_a_worker_is_sane_wherever_its_tasks_are(bench: _Bench) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from multiprocessing.connection import Connection
 
 from mpkit._platform.parent_death.parent_watch import ParentLink
@@ -20,11 +21,15 @@ from mpkit.pool._engine.dispatcher import Dispatcher
 from mpkit.pool._engine.fork_warning import without_fork_warning
 from mpkit.pool._engine.lane import Lane
 from mpkit.pool._engine.options import PoolOptions
+from mpkit.pool._engine.reports import attempt, call_aside
 from mpkit.pool._engine.server import start_server
 from mpkit.pool._engine.start_ups import GUARD, NOT_IMPORTABLE, Failure, StartUps
 from mpkit.pool._protocol.channel import HEAD_SIZE, INITIALIZING, STATE, Board, Channel
 from mpkit.pool._worker import worker
 from mpkit.pool._worker.importing import generation
+
+#: How long unpickling what the initializer has raised may take: it may have to import a big package.
+_UNPICKLING_SECONDS = 10.0
 
 # Starting a process asks all children of multiprocessing for their exit codes. Two threads that do so at the
 # same moment take those of the application's own processes from each other (not those of `WorkerChild`); the
@@ -55,6 +60,8 @@ class Crew:
         self._next_key = 0
         self.workers_started: int = 0
         self.start_ups: StartUps = StartUps(options, dispatcher.roster)
+        # One for all workers, once one has told of one.
+        self._initializer_errors: list[InitializerFailed] = []
 
     def start(self) -> Lane:
         """Start one worker and give it a lane.
@@ -138,12 +145,22 @@ class Crew:
         """What the initializer has raised in a worker, for those who wait for the pool."""
         if lane.bad_initializer is None:
             return None
-        cause = failure.unpack_exception(lane.bad_initializer[HEAD_SIZE:], contain=True)
+        if not self._initializer_errors:
+            data = lane.bad_initializer[HEAD_SIZE:]
+            # To unpickle it, and to ask it for its text, runs code of its class, for which the supervisor
+            # cannot wait for ever.
+            attempt(partial(call_aside, _UNPICKLING_SECONDS, self._note_initializer_error, data))
+            if not self._initializer_errors:
+                self._note_initializer_error(data, "unpickling it takes too long")
+        return self._initializer_errors[0]
+
+    def _note_initializer_error(self, data: bytes, refused: str = "") -> None:
+        cause = failure.unpack_exception(data, contain=True, refused=refused)
         broken = InitializerFailed(
             f"the initializer of {self._options.name} raised {failure.in_words(cause)}"
         )
         broken.__cause__ = cause
-        return broken
+        self._initializer_errors.append(broken)
 
     def is_initializing(self, lane: Lane) -> bool:
         """Whether a worker is in the pool's initializer, or has died there."""

@@ -164,7 +164,10 @@ class Lane:
         """
         if self.tasks is None:
             return 1 << 30
-        return self.tasks - self.words[DONE] - len(self.sent)
+        done = self.words[DONE]
+        # The worker counts for itself as well, and leaves in time. If it says more than it can have done,
+        # something has written over that word, and it must not idle for ever.
+        return self.tasks - (done if done <= self.tasks else 0) - len(self.sent)
 
     def wake(self) -> None:
         """Wake the worker if it sleeps: there is something in its inbox, or room in its outbox (holding the
