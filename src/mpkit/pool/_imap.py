@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from mpkit._platform.hints import Self
 from mpkit._platform.signals.interrupts import deferred_interrupts
 from mpkit._platform.stdlib import seam
+from mpkit._platform.threads.clock import CLOCK
 from mpkit._platform.threads.deadlines import check_timeout
 from mpkit._shm.queues.packs import are_plain
 from mpkit._wire.unsendable import Unsendable
@@ -316,7 +316,7 @@ class LazyMap(Generic[R]):
             return
         engine, sink, size, groups = self.engine, self.sink, self._chunksize, self._groups
         most = self._delivered + self._most
-        clock = time.monotonic
+        clock = CLOCK.monotonic
         deadline = clock() + _READ_SECONDS
         while sink.sent_items + size <= most:
             if groups is not None:

@@ -30,7 +30,6 @@ import gc
 import os
 import sys
 import threading
-import time
 import weakref
 from collections.abc import Callable, Mapping
 from typing import ClassVar, TypeVar
@@ -40,6 +39,7 @@ from mpkit._platform.hints import Self
 from mpkit._platform.processes import identity
 from mpkit._platform.signals.interrupts import deferred_interrupts
 from mpkit._platform.stdlib import seam
+from mpkit._platform.threads.clock import CLOCK
 from mpkit._platform.threads.deadlines import has_passed, remaining
 from mpkit._platform.threads.forks import around_forks
 from mpkit._shm.locks import robust_lock
@@ -263,7 +263,7 @@ class SharedObject:
         found = cls(segment, semaphores)
         found._is_received = True
         # At once, not at the first use: the rows tell the creator that its names are still needed.
-        found._join(time.monotonic() + _OPENING_SECONDS)
+        found._join(CLOCK.monotonic() + _OPENING_SECONDS)
         # In this order: whoever sees that the handle is not under way any more sees who has it open here. (In
         # the table of processes that would be no other than the creator itself.)
         _open_objects[name] = found
@@ -280,7 +280,7 @@ class SharedObject:
         """
         self.check_open()
         words = self.words
-        with self.rows.exclusive(time.monotonic() + _OPENING_SECONDS) as alone:
+        with self.rows.exclusive(CLOCK.monotonic() + _OPENING_SECONDS) as alone:
             if not alone:
                 return -1
             number = words[EXPORTS]
@@ -294,7 +294,7 @@ class SharedObject:
         words = self.words
         if number < 0 or not words[UNDER_WAY] & bit:
             return
-        with self.rows.exclusive(time.monotonic() + _OPENING_SECONDS) as alone:
+        with self.rows.exclusive(CLOCK.monotonic() + _OPENING_SECONDS) as alone:
             # Else its place is another's by now: it arrives for the second time, or very late.
             if alone and words[EXPORTS] - number <= _NUMBERS:
                 words[UNDER_WAY] &= ~bit
@@ -403,7 +403,7 @@ class SharedObject:
         """Each step does nothing the second time, so that after an interrupt the whole can be done again."""
         if self._left:
             return
-        deadline = time.monotonic() + robust_lock.SHUT_SECONDS
+        deadline = CLOCK.monotonic() + robust_lock.SHUT_SECONDS
         outside = [lock.begin_to_shut(deadline) for lock in self.locks]
         self.closed = True
         for lock, is_outside in zip(self.locks, outside, strict=True):
@@ -464,7 +464,7 @@ class SharedObject:
             if self._row:
                 return True
             # In slices: whoever wants to close waits for this thread.
-            slice_ends = time.monotonic() + robust_lock.SHUT_SLICE_SECONDS
+            slice_ends = CLOCK.monotonic() + robust_lock.SHUT_SLICE_SECONDS
             if self._take_row(slice_ends if deadline is None else min(slice_ends, deadline)):
                 return True
             if self._closing:

@@ -20,7 +20,6 @@ import contextlib
 import errno
 import os
 import sys
-import time
 import weakref
 from collections import deque
 from typing import Final, Literal, Protocol, TypeAlias
@@ -28,6 +27,7 @@ from typing import Final, Literal, Protocol, TypeAlias
 from mpkit._platform.processes import identity
 from mpkit._platform.signals.interrupts import deferred_interrupts
 from mpkit._platform.stdlib import notes, seam, tracker
+from mpkit._platform.threads.clock import CLOCK
 from mpkit._platform.threads.forks import in_forked_children
 
 #: Where Linux keeps shared memory; what lies there the resource tracker can remove.
@@ -157,7 +157,7 @@ def hand_over(name: str) -> None:
     """Another process owns `name` from now on, and removes it; the resource tracker goes on watching it."""
     _guard.run(_owned.pop, name, None)
     if is_fall_back(name):
-        until = time.time() + HANDED_OVER_SECONDS
+        until = CLOCK.time() + HANDED_OVER_SECONDS
         # Gone already: taken, and removed.
         with contextlib.suppress(FileNotFoundError):
             os.utime(name, (until, until))
@@ -191,7 +191,7 @@ def let_go(name: str, about: str, in_use: InUse | None) -> None:
     if in_use is None:
         remove(name)
     elif name in _owned:
-        _guard.run(_lingering.append, (time.monotonic() + LINGER_SECONDS, name, about, in_use))
+        _guard.run(_lingering.append, (CLOCK.monotonic() + LINGER_SECONDS, name, about, in_use))
 
 
 def remove_unneeded(groups: int | None = None) -> None:
@@ -215,7 +215,7 @@ def _remove_unneeded(groups: int | None) -> None:
         if entry[2] != about:
             if groups is not None:
                 since = entry[0] - LINGER_SECONDS
-                if groups <= 0 or time.monotonic() < since + _LEAST_LINGER_SECONDS:
+                if groups <= 0 or CLOCK.monotonic() < since + _LEAST_LINGER_SECONDS:
                     _guard.run(_lingering.appendleft, entry)
                     return
                 groups -= 1
@@ -237,7 +237,7 @@ def owned_names() -> list[str]:
 
 
 def _sweep() -> None:
-    now = time.monotonic()
+    now = CLOCK.monotonic()
     while (due := _guard.run(_due, now)) is not None:
         _, name, about, in_use = due
         let_go(name, about, in_use if in_use(about) else None)

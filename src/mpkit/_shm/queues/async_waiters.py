@@ -15,10 +15,10 @@ import asyncio
 import contextlib
 import os
 import threading
-import time
 from collections.abc import Callable
 
 from mpkit._platform.stdlib import seam
+from mpkit._platform.threads.clock import CLOCK
 from mpkit._shm.queues.get_side import GetSide
 from mpkit._shm.queues.put_side import PutSide
 from mpkit._shm.queues.queue_file import QueueFile
@@ -148,7 +148,7 @@ class _Watch:
                     return
                 seen = next(iter(self._waiters)).seen
             try:
-                ready = self._wait(seen, time.monotonic() + _LOOK_SECONDS)
+                ready = self._wait(seen, CLOCK.monotonic() + _LOOK_SECONDS)
                 with self._condition:
                     left_over = self._tell_due()
                     if self._waiters and self._trying:

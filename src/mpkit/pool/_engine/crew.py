@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import sys
-import time
 from enum import Enum, auto
 from functools import partial
 from multiprocessing.connection import Connection
@@ -21,6 +20,7 @@ from mpkit._platform.resources import memory
 from mpkit._platform.signals.interrupts import without_interrupts
 from mpkit._platform.signals.names import how_it_ended, signal_name
 from mpkit._platform.stdlib import seam
+from mpkit._platform.threads.clock import CLOCK
 from mpkit._platform.threads.forks import in_forked_children
 from mpkit._platform.threads.readiness import never_wait
 from mpkit._wire import failure
@@ -242,7 +242,7 @@ class Crew:
         else:
             self._failed += 1
         tries = self._failed + self._killed
-        self.not_before = time.monotonic() + min(_FIRST_PAUSE * 2 ** (tries - 1), _LONGEST_PAUSE)
+        self.not_before = CLOCK.monotonic() + min(_FIRST_PAUSE * 2 ** (tries - 1), _LONGEST_PAUSE)
         if self._failed < MOST_FAILURES and self._killed < MOST_KILLED:
             return None
         method = self._options.context.get_start_method()

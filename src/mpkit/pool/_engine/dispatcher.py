@@ -11,7 +11,6 @@ released.
 from __future__ import annotations
 
 import struct
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +19,7 @@ from mpkit._platform.processes import identity
 from mpkit._platform.processes.stat_file import is_stopped
 from mpkit._platform.signals.interrupts import deferred_interrupts
 from mpkit._platform.stdlib import seam
+from mpkit._platform.threads.clock import CLOCK
 from mpkit._platform.threads.deadlines import NEVER
 from mpkit._platform.threads.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._shm.queues.ring import TornRingError
@@ -332,13 +332,13 @@ class Dispatcher:
             return True
         # The worker holds it for a microsecond, unless it died or was stopped just there. (That it is stopped
         # cannot be seen everywhere.)
-        deadline = time.monotonic() + _INBOX_SECONDS
+        deadline = CLOCK.monotonic() + _INBOX_SECONDS
         while not lane.lock_inbox(0.01):
             if (
                 lane.identity is None
                 or not identity.is_alive(lane.identity)
                 or is_stopped(lane.identity.pid)
-                or time.monotonic() > deadline
+                or CLOCK.monotonic() > deadline
             ):
                 return False
         return True
@@ -382,7 +382,7 @@ class Dispatcher:
         # Without a limit no clock is asked: a test of the program may have replaced that of this process, but
         # not the worker's (freezegun does).
         limited = task is not None and task.timeout is not None
-        begins_later = limited and lane.words[STARTED] > time.monotonic_ns() + _FUTURE_NS
+        begins_later = limited and lane.words[STARTED] > CLOCK.monotonic_ns() + _FUTURE_NS
         # Twice: on machines with weak memory order an outcome may be seen a little later than it should.
         if lost & lane.lost or begins_later:
             self._condemn(lane)
@@ -580,7 +580,7 @@ class Dispatcher:
     def _note_leaving(self, lane: Lane) -> None:
         lane.leaving = True
         lane.update_ready()
-        lane.left_at = lane.left_at or time.monotonic()
+        lane.left_at = lane.left_at or CLOCK.monotonic()
         # What it has not begun is taken back there: whoever drains may be in the middle of something.
         self.on_worker()
 
@@ -589,7 +589,7 @@ class Dispatcher:
         stop = lane.stop
         if stop is not None:
             # The worker has not begun another task before this: none was sent.
-            stop.over_at = time.monotonic_ns()
+            stop.over_at = CLOCK.monotonic_ns()
             self.stopped.append((lane, stop))
             self.on_worker()
         lane.stop = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-import time
 from itertools import starmap
 from multiprocessing.connection import Connection
 
@@ -13,6 +12,7 @@ from mpkit._platform.processes import families, signalling
 from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._platform.processes.start_times import StartClock
 from mpkit._platform.stdlib import seam
+from mpkit._platform.threads.clock import CLOCK
 from mpkit.pool._engine.ledger import Task
 from mpkit.pool._protocol.channel import DONE, INITIALIZING, STARTED, STATE, TASK, Channel
 
@@ -116,7 +116,7 @@ class Lane:
         self.oom_kills: int | None = None
         #: Records of its outbox that are just being gone through, and the place behind them.
         self.pending: tuple[list[bytes], int] | None = None
-        self.started_at: float = time.monotonic()
+        self.started_at: float = CLOCK.monotonic()
         self.start_clock: StartClock = StartClock()
         #: The children that it had when it was last looked at, running a task.
         self.children: list[ProcessIdentity] = []

@@ -7,6 +7,7 @@ import time
 
 from mpkit._platform.hints import override
 from mpkit._platform.stdlib import seam
+from mpkit._platform.threads.clock import CLOCK
 from mpkit.pool._protocol.channel import LOG, RESULT_HEAD, SLEEPING, STOP, Barrier, Channel, ring_bell
 from mpkit.pool._worker.bells import Bells
 from mpkit.pool._worker.fork import end_fork
@@ -61,8 +62,8 @@ class Outbox:
         self._catch_up()
 
     def _wait_for_log_handlers(self) -> None:
-        deadline = time.monotonic() + _LATE_SECONDS
-        while self._bells.logs_are_late() and time.monotonic() < deadline:
+        deadline = CLOCK.monotonic() + _LATE_SECONDS
+        while self._bells.logs_are_late() and CLOCK.monotonic() < deadline:
             time.sleep(_LATE_SLICE_SECONDS)
 
     def put_part(self, record: bytes) -> None:

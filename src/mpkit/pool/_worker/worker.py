@@ -12,7 +12,6 @@ import faulthandler
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from types import FrameType
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 from mpkit._platform.hints import override
 from mpkit._platform.parent_death.parent_watch import ParentLink
 from mpkit._platform.stdlib import seam
+from mpkit._platform.threads.clock import CLOCK
 from mpkit._platform.threads.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._platform.threads.forks import in_forked_children
 from mpkit._platform.threads.readiness import never_wait
@@ -261,7 +261,7 @@ class _Worker:
         awake = False
         patience = Patience()
         barrier = Barrier()
-        clock = time.monotonic_ns
+        clock = CLOCK.monotonic_ns
         finished = 0
         while True:
             record = self._take()
@@ -336,7 +336,7 @@ class _Worker:
             record = inbox.peek()
             if record is not None:
                 # When it began, then which: whoever sees the number sees the right time.
-                channel.words[STARTED] = time.monotonic_ns()
+                channel.words[STARTED] = CLOCK.monotonic_ns()
                 channel.words[TASK] = int.from_bytes(record[:8], "little")
                 if not TOTAL_STORE_ORDER:
                     full_fence()
