@@ -140,6 +140,20 @@ def test_psutil_is_imported_at_module_level_in_introspect_alone(path: Path) -> N
     assert not any(name.split(".")[0] == "psutil" for name in imports(path, at_import=True))
 
 
+def test_the_clocks_are_asked_in_one_place() -> None:
+    """A test of the program that stops the time would stop what asks elsewhere."""
+    stoppable = {"monotonic", "monotonic_ns", "time"}
+    askers = {
+        named(path)
+        for path in MODULES
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Attribute) and node.attr in stoppable and ast.unparse(node.value) == "time"
+    }
+    assert {name for name in askers if not name.startswith(("cli/", "introspect/"))} == {
+        "_platform/threads/clock.py"
+    }
+
+
 @pytest.mark.parametrize("path", MODULES, ids=named)
 def test_private_parts_of_the_standard_library_are_used_in_the_seam_alone(path: Path) -> None:
     if path in SEAM:

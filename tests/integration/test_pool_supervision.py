@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import faulthandler
+import itertools
 import math
 import os
 import select
@@ -19,14 +20,14 @@ from typing import Any
 
 import pytest
 
-from mpkit import LockedCounter
+from mpkit import BoundedQueue, LockedCounter
 from mpkit._platform.processes import families, signalling
 from mpkit._platform.processes.exits import ExitWatcher
 from mpkit._platform.processes.stat_file import is_stopped
 from mpkit._platform.resources import memory
 from mpkit._platform.threads import readiness
 from mpkit._shm.locks import remains
-from mpkit.errors import PoolBroken, TaskTimeout, WaitTimeout, WorkerCrashed
+from mpkit.errors import PoolBroken, QueueEmpty, TaskTimeout, WaitTimeout, WorkerCrashed
 from mpkit.introspect import _stacks
 from mpkit.pool import TaskPool
 from mpkit.pool._engine import insight as _insight
@@ -588,3 +589,25 @@ def test_a_short_time_limit_is_forgotten_though_the_pool_always_has_tasks(tmp_pa
         pool.with_options(timeout=PATIENCE).submit(tasks.nothing)
         assert look_often() == PATIENCE, "one that waits has it"
         Path(gate).touch()
+
+
+def test_who_stops_the_time_stops_no_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As freezegun does for tests: waiting never ended, and a worker had begun its task in the future."""
+    monkeypatch.setattr(_limits, "_LOOK_AROUND", 0.02)
+    asked = itertools.count()
+
+    def stopped() -> int:
+        # Whoever waits for the time to go on is let go in the end.
+        return max(0, next(asked) - 10_000)
+
+    for clock in ("monotonic", "monotonic_ns", "time"):
+        monkeypatch.setattr(time, clock, stopped)
+    with TaskPool(1, context="fork") as pool, BoundedQueue[int]() as queue:
+        handle = pool.with_options(timeout=600).submit(queue.get)
+        with pytest.raises(QueueEmpty):
+            BoundedQueue[int]().get(timeout=0.01)
+        with pytest.raises(WaitTimeout):
+            handle.result(0.1)
+        queue.put(7)
+        assert handle.result(PATIENCE) == 7
+    assert not stopped()

@@ -138,7 +138,7 @@ def test_a_handle_under_way_may_arrive_for_a_while(pool: TaskPool, monkeypatch: 
     assert pickle.loads(under_way[0]).get_nowait()
     # The second one has been forgotten by the time that is looked at again.
     later = time.monotonic() + names.LINGER_SECONDS + 1
-    monkeypatch.setattr("mpkit._shm.memory.names.time.monotonic", lambda: later)
+    monkeypatch.setattr("mpkit._shm.memory.names.CLOCK.monotonic", lambda: later)
     names._sweep()
     with pytest.raises(HandleLost):
         pickle.loads(under_way[1]).get_nowait()

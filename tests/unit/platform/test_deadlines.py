@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from decimal import Decimal
 from fractions import Fraction
+from types import SimpleNamespace
 
 import pytest
 
@@ -58,7 +59,7 @@ def test_a_duration_that_must_end() -> None:
 
 def test_a_deadline_counts_down_and_never_below_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(deadlines, "monotonic", lambda: now)
+    monkeypatch.setattr(deadlines, "CLOCK", SimpleNamespace(monotonic=lambda: now))
     deadline = deadline_of(2.5)
     assert remaining(deadline) == 2.5
     now = 102.0

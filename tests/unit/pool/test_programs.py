@@ -29,7 +29,7 @@ class Scene:
         self.foreign: set[ProcessIdentity] = set()
         self.gone: set[ProcessIdentity] = set()
         self.programs = Programs(_GRACE, lambda program: program not in self.gone)
-        monkeypatch.setattr(_programs, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(_programs, "CLOCK", SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setattr(parent_watch, "signal_to_end", self._signal)
         monkeypatch.setattr(families, "kill_families", self._kill)
         monkeypatch.setattr(signalling, "may_be_signalled", lambda program: program not in self.foreign)

@@ -74,7 +74,7 @@ def test_a_name_that_nobody_needs_goes_at_once(file: str) -> None:
 
 def test_a_name_that_may_be_needed_lingers(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
-    monkeypatch.setattr("mpkit._shm.memory.names.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("mpkit._shm.memory.names.CLOCK.monotonic", lambda: now[0])
     # What earlier tests have let go lingers by the real clock, and would stand in front.
     monkeypatch.setattr(names, "_lingering", deque())
     asked = []

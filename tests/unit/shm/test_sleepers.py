@@ -205,7 +205,7 @@ def test_what_has_come_is_seen_though_the_lock_is_not_to_be_had(
 def test_what_has_come_by_the_deadline_is_seen(group: Sleepers, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who waited for the lock until then said that it had not come."""
     now = [5.0]
-    monkeypatch.setattr(sleepers_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(sleepers_module, "CLOCK", SimpleNamespace(monotonic=lambda: now[0]))
     lock = _TakenByAStoppedProcess()
 
     def run(deadline: float | None, _function: Callable[[], object]) -> None:

@@ -14,6 +14,7 @@ from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._platform.signals.interrupts import deferred_interrupts
 from mpkit._platform.signals.names import KILL
 from mpkit._platform.threads import deadlines
+from mpkit._platform.threads.clock import CLOCK
 
 __all__ = ["KillFamilies", "kill_families", "signal_families", "wait_families_gone"]
 
@@ -178,7 +179,7 @@ def _stop(moving: list[ProcessIdentity]) -> list[ProcessIdentity]:
     """Stop processes and wait until they have stopped; those that cannot be, or take too long."""
     if sys.platform == "win32":
         return moving
-    began = time.monotonic()
+    began = CLOCK.monotonic()
     pause = _FIRST_PAUSE_S
     while moving:
         # Again and again: one that is continued before it has stopped does not stop.
@@ -186,7 +187,7 @@ def _stop(moving: list[ProcessIdentity]) -> list[ProcessIdentity]:
             signalling.send_signal_if_allowed(process, signal.SIGSTOP)
         # Sent is not stopped: since Linux 4.19 a fork that is under way goes on to its end, and the child is
         # in no table before that. It inherits nothing of the signal.
-        passed = time.monotonic() - began
+        passed = CLOCK.monotonic() - began
         given_up = {_Motion.STILL} if passed < _HELD_PATIENCE_S else {_Motion.STILL, _Motion.HELD}
         moving = [process for process in moving if _motion(process) not in given_up]
         if passed >= _STOPPING_PATIENCE_S:

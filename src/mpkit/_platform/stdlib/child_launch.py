@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import time
 from collections.abc import Sequence
 from multiprocessing import util
 from multiprocessing.process import BaseProcess
@@ -20,6 +19,7 @@ from mpkit._platform.signals.deferred_handlers import deferred_handlers
 from mpkit._platform.signals.interrupts import deferred_interrupts
 from mpkit._platform.stdlib.passing import spawning
 from mpkit._platform.stdlib.tracker_process import start_tracker
+from mpkit._platform.threads.clock import CLOCK
 from mpkit._platform.threads.forks import in_forked_children
 
 __all__ = ["Launch", "LaunchByServer", "LaunchOfOwn", "gives_way"]
@@ -47,7 +47,7 @@ class Launch:
         # A child whose pid did not arrive here, or that waits for what is not sent any more, would stay for
         # ever. A fork leaves the blocks by `end_deferral` and its like, just before it calls its target.
         self._interrupts = deferred_interrupts(gives_way)
-        self._launch_began = time.monotonic()
+        self._launch_began = CLOCK.monotonic()
         with self._interrupts:
             try:
                 if self.method != "fork":
@@ -61,7 +61,7 @@ class Launch:
                     _launches.remove(self)
 
     def _is_stuck(self) -> bool:
-        return self._interrupts.has_arrived() and time.monotonic() - self._launch_began > _STUCK_S
+        return self._interrupts.has_arrived() and CLOCK.monotonic() - self._launch_began > _STUCK_S
 
     def _launched(self) -> None:
         """What is to be done at once, in the parent."""

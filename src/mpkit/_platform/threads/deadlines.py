@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from time import monotonic
 from typing import Final, SupportsFloat
+
+from mpkit._platform.threads.clock import CLOCK
 
 __all__ = ["NEVER", "check_seconds", "check_timeout", "deadline_of", "has_passed", "remaining"]
 
@@ -77,14 +78,14 @@ def _not_a_number(timeout: object, name: str) -> TypeError:
 
 def deadline_of(timeout: float | None) -> float | None:
     """The moment (on the monotonic clock) at which a checked timeout is over; None for never."""
-    return None if timeout is None else monotonic() + timeout
+    return None if timeout is None else CLOCK.monotonic() + timeout
 
 
 def has_passed(deadline: float | None) -> bool:
     """Whether that moment has come; never for None."""
-    return deadline is not None and monotonic() >= deadline
+    return deadline is not None and CLOCK.monotonic() >= deadline
 
 
 def remaining(deadline: float | None) -> float | None:
     """The seconds left until `deadline`, never negative; None for ever."""
-    return None if deadline is None else max(0.0, deadline - monotonic())
+    return None if deadline is None else max(0.0, deadline - CLOCK.monotonic())

@@ -130,7 +130,7 @@ class LockFile(OwnRows):
     def _acquire_slowly(self, block: bool, deadline: float | None) -> bool:
         words, take = self.words, self.permit_acquire
         # Waiting for the file lock is not waiting for the lock: it is kept for microseconds.
-        patience = time.monotonic() + _PATIENCE_SECONDS
+        patience = CLOCK.monotonic() + _PATIENCE_SECONDS
         place = self._row_for_this_thread(
             None if block and deadline is None else max(deadline or 0.0, patience)
         )
@@ -141,7 +141,7 @@ class LockFile(OwnRows):
         try:
             while True:
                 words[place] = TRYING
-                wait = slice_ if deadline is None else min(slice_, deadline - time.monotonic())
+                wait = slice_ if deadline is None else min(slice_, deadline - CLOCK.monotonic())
                 taken = take(True, wait) if block and wait > 0 else take(False)
                 if taken:
                     self.check_open()
@@ -168,7 +168,7 @@ class LockFile(OwnRows):
         """Look for a dead owner, and take its place if there is one. `place` is a row of this thread, which
         is out.
         """
-        rows, now = self._lock_rows, time.monotonic()
+        rows, now = self._lock_rows, CLOCK.monotonic()
         if block and now < self._next_look:
             return False  # another thread of this process has just looked
         self._next_look = now + SLICE_SECONDS / 2

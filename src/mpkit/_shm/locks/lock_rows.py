@@ -37,6 +37,7 @@ from collections.abc import Callable
 
 from mpkit._platform.processes import identity
 from mpkit._platform.processes.identity import ProcessIdentity
+from mpkit._platform.threads.clock import CLOCK
 from mpkit._shm.memory.rows import FIRST_LOCK, Rows
 
 OUT, TRYING, HELD, RELEASING = range(4)
@@ -138,7 +139,7 @@ class LockRows:
             RuntimeError: somebody who takes over or joins has been stopped, or is this very thread.
         """
         words = self._words
-        with self._rows.exclusive(time.monotonic() + _RELEASE_SECONDS) as alone:
+        with self._rows.exclusive(CLOCK.monotonic() + _RELEASE_SECONDS) as alone:
             if not alone:
                 raise RuntimeError(
                     "cannot release the lock for its owner: another process has been stopped while it took "
@@ -155,7 +156,7 @@ class LockRows:
 
     def restore(self, place: int, take: Callable[[bool], bool], give: Callable[[], None]) -> None:
         """Give the permit back if nobody living has it. `place` is a row of this thread, which is out."""
-        now = time.monotonic()
+        now = CLOCK.monotonic()
         # Whoever has the file lock already is about to find out for everybody.
         with self._rows.exclusive(now) as alone:
             if alone:
@@ -189,7 +190,7 @@ class LockRows:
             ]
             if not waiting:
                 break
-            if time.monotonic() >= give_up or any(words[other] == HELD for other in waiting):
+            if CLOCK.monotonic() >= give_up or any(words[other] == HELD for other in waiting):
                 return
             time.sleep(_LOOK_AGAIN_SECONDS)
         for other, process in living:

@@ -40,6 +40,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 from mpkit._platform.processes import identity
+from mpkit._platform.threads.clock import CLOCK
 from mpkit._platform.threads.deadlines import has_passed
 from mpkit._platform.threads.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._platform.threads.scheduling import yield_cpu
@@ -194,7 +195,7 @@ class RobustLock:
         if self._local is None or self.held_here():
             return True
         # Whoever waits for the permit meanwhile looks at `_local` in every slice.
-        return self.local_acquire(True, max(deadline - time.monotonic(), 0.0))
+        return self.local_acquire(True, max(deadline - CLOCK.monotonic(), 0.0))
 
     def shut(self, *, outside: bool = True) -> None:
         """Stop: every further attempt ends in the slow path, where `join` decides what to say.
@@ -332,7 +333,7 @@ class RobustLock:
             wait = (
                 SHUT_SLICE_SECONDS
                 if deadline is None
-                else min(SHUT_SLICE_SECONDS, deadline - time.monotonic())
+                else min(SHUT_SLICE_SECONDS, deadline - CLOCK.monotonic())
             )
             if local.acquire(True, wait) if wait > 0 else local.acquire(False):
                 return True
@@ -347,7 +348,7 @@ class RobustLock:
         """
         words, at = self.words, self.at
         while True:
-            now = time.monotonic()
+            now = CLOCK.monotonic()
             wait = SLICE_SECONDS if deadline is None else min(SLICE_SECONDS, deadline - now)
             words[at] = self.value + INSIDE
             if self.permit_acquire(True, wait) if wait > 0 else self.permit_acquire(False):
@@ -356,10 +357,10 @@ class RobustLock:
                     self._join(deadline)
                 return True
             self.step_out(self.value)
-            now = time.monotonic()
+            now = CLOCK.monotonic()
             if self._stuck_for(now) >= STUCK_SECONDS:
                 self._investigate(deadline)
-                self._stuck_since = time.monotonic()
+                self._stuck_since = CLOCK.monotonic()
                 if self._try_permit():
                     return True
             if self._shut:
@@ -392,14 +393,14 @@ class RobustLock:
         """Give the permit back for its holder, if that is dead. Called while outside (and holding the local
         lock).
         """
-        now = time.monotonic()
+        now = CLOCK.monotonic()
         give_up = now + INVESTIGATION_SECONDS
         if deadline is not None:
             # Even the shortest timeouts together must find the dead: what is left of the time, but at least
             # a short look.
             give_up = min(give_up, max(deadline, now + SHORTEST_LOOK_SECONDS))
         # Whoever has the file lock already is about to find out for everybody.
-        with self.rows.exclusive(time.monotonic()) as alone:
+        with self.rows.exclusive(CLOCK.monotonic()) as alone:
             if alone:
                 self._recover(give_up)
 
@@ -418,7 +419,7 @@ class RobustLock:
         after = {at: (words[at + column], words[at + column + ATTEMPTS]) for at, _ in living}
         waiting = [at for at, _ in living if after[at][0] & INSIDE]
         while waiting:
-            if time.monotonic() >= give_up:
+            if CLOCK.monotonic() >= give_up:
                 return
             time.sleep(_LOOK_AGAIN_SECONDS)
             waiting = [

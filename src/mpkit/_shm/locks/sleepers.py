@@ -25,9 +25,9 @@ that, and who takes the token looks after that.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable
 
+from mpkit._platform.threads.clock import CLOCK
 from mpkit._shm.locks.robust_lock import PATIENCE_SECONDS, RobustLock
 from mpkit._shm.locks.spin import SpinBudget
 from mpkit._shm.memory.semaphore import MAX_VALUE, Semaphore
@@ -112,7 +112,7 @@ class Sleepers:
         ticket = Ticket(self)
         try:
             while not is_true():
-                now = time.monotonic()
+                now = CLOCK.monotonic()
                 if deadline is not None and now >= deadline:
                     return False
                 # What is waited for may come while somebody who is stopped has the lock.
@@ -129,7 +129,7 @@ class Sleepers:
         """Wait for a token: until one comes (True), the slice is over or the deadline has passed (False)."""
         if deadline is None:
             return self.tokens.acquire(True, SLICE_SECONDS)
-        return self.tokens.acquire(True, min(SLICE_SECONDS, max(deadline - time.monotonic(), 0.0)))
+        return self.tokens.acquire(True, min(SLICE_SECONDS, max(deadline - CLOCK.monotonic(), 0.0)))
 
     # -- the waking side, under its lock ---------------------------------------------------------------------
 
@@ -233,7 +233,7 @@ class Ticket:
         """Hand back what is held, under `lock`; if that cannot be had, it costs others a look in vain."""
         if self._is_held:
             with contextlib.suppress(ClosedError):
-                lock.run(time.monotonic() + PATIENCE_SECONDS, self.hand_back)
+                lock.run(CLOCK.monotonic() + PATIENCE_SECONDS, self.hand_back)
 
     def pass_on(self, is_left: Callable[[], bool], waker: Waker) -> None:
         """At the very end: a token that has come stood for all there was, and what is left of that is for the
@@ -276,7 +276,7 @@ class Waker:
             # Whoever takes the token that lies there sees what has been stored before, and passes on.
             return -1
         try:
-            promise = self._lock.run(time.monotonic() + PATIENCE_SECONDS, self._promise, number)
+            promise = self._lock.run(CLOCK.monotonic() + PATIENCE_SECONDS, self._promise, number)
         except ClosedError:
             return -1
         if promise is None:

@@ -9,8 +9,9 @@ partner from running).
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable
+
+from mpkit._platform.threads.clock import CLOCK
 
 #: Looks in a full spin: one costs some 60 to 90 ns, so this is about 50 microseconds.
 MOST_LOOKS = 700
@@ -46,8 +47,8 @@ class SpinBudget:
 
     def sleep(self, sleep: Callable[[float | None], bool], deadline: float | None) -> bool:
         """Sleep, and learn from it: after a short sleep the next wait may look for longer again."""
-        begun = time.monotonic()
+        begun = CLOCK.monotonic()
         woken = sleep(deadline)
-        if woken and time.monotonic() - begun < SHORT_SLEEP_SECONDS:
+        if woken and CLOCK.monotonic() - begun < SHORT_SLEEP_SECONDS:
             self.paid()
         return woken

@@ -20,7 +20,6 @@ import contextlib
 import errno
 import os
 import sys
-import time
 import weakref
 from collections import deque
 from typing import Final, Literal, Protocol, TypeAlias
@@ -160,7 +159,7 @@ def hand_over(name: str) -> None:
     """Another process owns `name` from now on, and removes it; the resource tracker goes on watching it."""
     _guard.run(_owned.pop, name, None)
     if is_fall_back(name):
-        until = time.time() + HANDED_OVER_SECONDS
+        until = CLOCK.time() + HANDED_OVER_SECONDS
         # Gone already: taken, and removed.
         with contextlib.suppress(FileNotFoundError):
             os.utime(name, (until, until))
@@ -194,7 +193,7 @@ def let_go(name: str, about: str, in_use: InUse | None) -> None:
     if in_use is None:
         remove(name)
     elif name in _owned:
-        _guard.run(_lingering.append, (time.monotonic() + LINGER_SECONDS, name, about, in_use))
+        _guard.run(_lingering.append, (CLOCK.monotonic() + LINGER_SECONDS, name, about, in_use))
 
 
 def remove_unneeded(groups: int | None = None) -> None:
@@ -218,7 +217,7 @@ def _remove_unneeded(groups: int | None) -> None:
         if entry[2] != about:
             if groups is not None:
                 since = entry[0] - LINGER_SECONDS
-                if groups <= 0 or time.monotonic() < since + _LEAST_LINGER_SECONDS:
+                if groups <= 0 or CLOCK.monotonic() < since + _LEAST_LINGER_SECONDS:
                     _guard.run(_lingering.appendleft, entry)
                     return
                 groups -= 1
@@ -240,7 +239,7 @@ def owned_names() -> list[str]:
 
 
 def _sweep() -> None:
-    now = time.monotonic()
+    now = CLOCK.monotonic()
     while (due := _guard.run(_due, now)) is not None:
         _, name, about, in_use = due
         let_go(name, about, in_use if in_use(about) else None)

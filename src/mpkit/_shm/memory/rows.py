@@ -23,6 +23,7 @@ from typing import TypeAlias
 from mpkit._platform.files.filelock import FileLock
 from mpkit._platform.processes import identity
 from mpkit._platform.processes.identity import ProcessIdentity
+from mpkit._platform.threads.clock import CLOCK
 from mpkit._platform.threads.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._shm.memory.segment import Segment, exhausted, reserve
 from mpkit.errors import ClosedError, SharedMemoryExhausted
@@ -67,7 +68,7 @@ class Exclusive:
                 if self._segment.fd < 0:
                     # Before, or meanwhile by another thread.
                     raise ClosedError("this object is closed in this process")
-                if self._lock is not None or not (deadline is None or time.monotonic() < deadline):
+                if self._lock is not None or not (deadline is None or CLOCK.monotonic() < deadline):
                     break
                 time.sleep(_RETRY_SECONDS)
         except BaseException:

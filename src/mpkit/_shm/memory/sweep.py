@@ -26,13 +26,13 @@ import os
 import re
 import stat
 import sys
-import time
 from typing import Final
 
 from mpkit._platform.files.descriptors import NO_LINK, NO_WAIT, NOT_INHERITED, is_ours
 from mpkit._platform.files.use_marks import nobody_uses
 from mpkit._platform.processes import identity
 from mpkit._platform.processes.identity import ProcessIdentity
+from mpkit._platform.threads.clock import CLOCK
 from mpkit._shm.memory.names import SEGMENT_NAME
 
 __all__ = ["remove_abandoned", "sweep_once"]
@@ -85,7 +85,7 @@ def _looks_abandoned(entry: os.DirEntry[str]) -> bool:
 
 def _is_our_old_file(status: os.stat_result) -> bool:
     return (
-        stat.S_ISREG(status.st_mode) and is_ours(status) and time.time() - status.st_mtime > YOUNGEST_SECONDS
+        stat.S_ISREG(status.st_mode) and is_ours(status) and CLOCK.time() - status.st_mtime > YOUNGEST_SECONDS
     )
 
 

@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import os
 import threading
-import time
 from collections.abc import Callable
 
 from mpkit._platform.threads.interruptible_lock import InterruptibleLock
@@ -148,7 +147,7 @@ class _Watch:
                     return
                 seen = next(iter(self._waiters)).seen
             try:
-                ready = self._wait(seen, time.monotonic() + _LOOK_SECONDS)
+                ready = self._wait(seen, CLOCK.monotonic() + _LOOK_SECONDS)
                 with self._condition:
                     left_over = self._tell_due()
                     if self._waiters and self._trying:

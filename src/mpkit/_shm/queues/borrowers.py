@@ -29,11 +29,11 @@ When no slot is free, or the lock is not to be had soon, the region is pinned in
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator, Sequence
 
 from mpkit._platform.processes import identity
 from mpkit._platform.processes.identity import ProcessIdentity
+from mpkit._platform.threads.clock import CLOCK
 from mpkit._platform.threads.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._shm.locks.robust_lock import RobustLock
 from mpkit.errors import MpkitError
@@ -74,7 +74,7 @@ class Borrowers:
         slots = None
         # RuntimeError: a fork in a signal handler, in the middle of a get. Else no means to take part in it.
         with contextlib.suppress(RuntimeError, OSError, MpkitError):
-            slots = self._lock.run(time.monotonic() + _LOCK_SECONDS, self._lend_each, regions)
+            slots = self._lock.run(CLOCK.monotonic() + _LOCK_SECONDS, self._lend_each, regions)
         return slots or [0] * len(regions)
 
     def _lend_each(self, regions: Sequence[int]) -> list[int]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-import time
 
+from mpkit._platform.threads.clock import CLOCK
 from mpkit._platform.threads.deadlines import has_passed
 from mpkit._platform.threads.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._shm.locks import sleepers
@@ -315,7 +315,7 @@ class GetSide:
 
         Told by the count of puts, over calls: many short timeouts make a slice, a short one alone does not.
         """
-        count, now = self._ring[RING_TAIL] >> INDEX_BITS, time.monotonic()
+        count, now = self._ring[RING_TAIL] >> INDEX_BITS, CLOCK.monotonic()
         if count != self._last_count:
             self._last_count, self._last_time, self._is_trimmed = count, now, False
         return not self._is_trimmed and now - self._last_time >= sleepers.SLICE_SECONDS

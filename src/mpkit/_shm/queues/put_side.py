@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from mpkit._platform.threads.clock import CLOCK
 from mpkit._platform.threads.deadlines import has_passed
 from mpkit._platform.threads.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._shm.locks.robust_lock import COMPLETED, PATIENCE_SECONDS
@@ -266,7 +266,7 @@ class PutSide:
         if item.writing is not None:
             self._file.regions.free_unpublished(item.region, item.writing.serial)
         with contextlib.suppress(ClosedError):
-            self._lock.run(time.monotonic() + PATIENCE_SECONDS, self.ring.repair)
+            self._lock.run(CLOCK.monotonic() + PATIENCE_SECONDS, self.ring.repair)
 
     # -- for those who wait without putting ------------------------------------------------------------------
 
@@ -353,5 +353,5 @@ def lock_deadline(block: bool, deadline: float | None) -> float | None:
     """
     if block and deadline is None:
         return None
-    soon = time.monotonic() + PATIENCE_SECONDS
+    soon = CLOCK.monotonic() + PATIENCE_SECONDS
     return soon if not block or deadline is None else max(deadline, soon)

@@ -11,7 +11,6 @@ import itertools
 import logging
 import os
 import threading
-import time
 import weakref
 from typing import Any
 
@@ -214,7 +213,7 @@ class Engine:
     def _look_after_limit(self, timeout: float | None) -> None:
         """Have the supervisor know of a new task and its time limit."""
         looks_at = self.supervisor.looks_at
-        if looks_at == NEVER or (timeout is not None and looks_at > time.monotonic() + timeout):
+        if looks_at == NEVER or (timeout is not None and looks_at > CLOCK.monotonic() + timeout):
             self.supervisor.poke()
 
     def _refuse(self) -> None:
@@ -442,7 +441,7 @@ class Engine:
         if not self.collector.has_to_tell():
             return True
         # Another thread has outcomes in hand, and will poke. Not for ever: it may be gone.
-        now = time.monotonic()
+        now = CLOCK.monotonic()
         self.told_by = min(self.told_by, now + _TELLING_SECONDS)
         return now >= self.told_by
 

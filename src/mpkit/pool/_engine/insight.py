@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from mpkit._platform.resources import memory
 from mpkit._platform.resources.cpu_time import cpu_seconds
+from mpkit._platform.threads.clock import CLOCK
 from mpkit.pool._engine.collector import Collector
 from mpkit.pool._engine.crew import Crew
 from mpkit.pool._engine.dispatcher import Dispatcher
@@ -33,7 +33,7 @@ class Insight:
         """What each worker is doing now."""
         from mpkit.pool._engine.statistics import WorkerSnapshot  # noqa: PLC0415  dataclasses load a dozen modules
 
-        now = time.monotonic_ns()
+        now = CLOCK.monotonic_ns()
         return [
             WorkerSnapshot(
                 pid=lane.pid,
@@ -95,12 +95,12 @@ class Insight:
     def stacks(self) -> dict[int, str]:
         """The Python stack of each worker now."""
         lanes = self._dispatcher.lock.run(list, self._dispatcher.lanes.values())
-        deadline = time.monotonic() + _STACKS_SECONDS
-        return {lane.pid: live_stack(lane, max(deadline - time.monotonic(), 0.01)) for lane in lanes}
+        deadline = CLOCK.monotonic() + _STACKS_SECONDS
+        return {lane.pid: live_stack(lane, max(deadline - CLOCK.monotonic(), 0.01)) for lane in lanes}
 
 
 def _cpu_percent(lane: Lane) -> float | None:
-    used, seconds = cpu_seconds(lane.pid), time.monotonic() - lane.started_at
+    used, seconds = cpu_seconds(lane.pid), CLOCK.monotonic() - lane.started_at
     return None if used is None or seconds <= 0 else 100.0 * used / seconds
 
 

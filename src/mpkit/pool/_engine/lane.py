@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-import time
 from itertools import starmap
 from multiprocessing.connection import Connection
 
@@ -130,7 +129,7 @@ class Lane:
         self.oom_kills: int | None = None
         #: Records of its outbox that are just being gone through, and the place behind them.
         self.pending: tuple[list[bytes], int] | None = None
-        self.started_at: float = time.monotonic()
+        self.started_at: float = CLOCK.monotonic()
         self.start_clock: StartClock = StartClock()
         #: The children that it had when it was last looked at, running a task.
         self.children: list[ProcessIdentity] = []

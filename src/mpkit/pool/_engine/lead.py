@@ -9,7 +9,6 @@ leader leaves.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 
 from mpkit._platform.threads.interruptible_lock import InterruptibleLock, is_free
@@ -71,7 +70,7 @@ class Lead:
             raise ClosedError(self._collector.forked) if self._collector.forked else RuntimeError(REENTERED)
         # A signal handler, in the middle of this very thread's waiting for the pool.
         inner = self._front.is_owned()
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else CLOCK.monotonic() + timeout
         is_done = until or handle._is_settled
         followed = False
         try:
@@ -91,7 +90,7 @@ class Lead:
                     finally:
                         self._stop_leading()
                     raise
-                if deadline is not None and not is_done() and time.monotonic() >= deadline:
+                if deadline is not None and not is_done() and CLOCK.monotonic() >= deadline:
                     self._collector.work()
                     return is_done()
         finally:
@@ -141,7 +140,7 @@ class Lead:
                 words[FRONT] = 0
                 return True
             wait = _NAP_SECONDS if napping else _SLICE_SECONDS
-            began = time.monotonic()
+            began = CLOCK.monotonic()
             if deadline is not None:
                 wait = min(wait, deadline - began)
                 if wait <= 0:
@@ -152,7 +151,7 @@ class Lead:
             while front.acquire(False):
                 pass
             work()
-            self._streaming = is_done() and (napping or time.monotonic() - began < _NAP_SECONDS / 2)
+            self._streaming = is_done() and (napping or CLOCK.monotonic() - began < _NAP_SECONDS / 2)
         return True
 
     def _look_for_a_while(self, looks: int) -> bool:
@@ -173,7 +172,7 @@ class Lead:
     def _slice(self, deadline: float | None) -> float:
         if deadline is None:
             return _SLICE_SECONDS
-        return min(_SLICE_SECONDS, max(deadline - time.monotonic(), 0.0))
+        return min(_SLICE_SECONDS, max(deadline - CLOCK.monotonic(), 0.0))
 
     def _sleep_on(self, condition: threading.Condition, handle: Waiter, deadline: float | None) -> None:
         key = object()

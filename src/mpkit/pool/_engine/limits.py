@@ -7,11 +7,11 @@ started ends with it (see `Programs`). All of this happens in the supervisor's t
 from __future__ import annotations
 
 import signal
-import time
 
 from mpkit._platform.parent_death import parent_watch
 from mpkit._platform.processes import families, family_tree, identity, signalling
 from mpkit._platform.resources.memory import rss_bytes
+from mpkit._platform.threads.clock import CLOCK
 from mpkit._platform.threads.deadlines import NEVER
 from mpkit.pool._engine.collector import Collector
 from mpkit.pool._engine.dispatcher import Dispatcher, Settlements, ending_error
@@ -57,7 +57,7 @@ class Limits:
         self._collector = collector
         self._programs = programs
         # When the memory of the workers is read next, and when it is looked around.
-        self._sample_at = self._look_around_at = time.monotonic() + _FIRST_SAMPLE
+        self._sample_at = self._look_around_at = CLOCK.monotonic() + _FIRST_SAMPLE
         # Since the shortest time limit was looked for last.
         self._looks = 0
 
@@ -180,7 +180,7 @@ class Limits:
                 dispatcher.fill()
             else:
                 stop.stage = _INTERRUPTED
-                stop.due = time.monotonic() + self._options.grace_period
+                stop.due = CLOCK.monotonic() + self._options.grace_period
         self._collector.settle_surely(settlements)
         if lane.stop is not stop:
             return
@@ -277,4 +277,4 @@ class Limits:
             else:
                 families.kill_families(doomed, since=since)
         stop.stage = stage
-        stop.due = time.monotonic() + self._options.grace_period
+        stop.due = CLOCK.monotonic() + self._options.grace_period

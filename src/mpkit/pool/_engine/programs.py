@@ -8,12 +8,12 @@ started with it: nobody else knows of that, and a task that is tried again would
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Callable, Iterable
 
 from mpkit._platform.parent_death import parent_watch
 from mpkit._platform.processes import families, signalling
 from mpkit._platform.processes.identity import ProcessIdentity
+from mpkit._platform.threads.clock import CLOCK
 from mpkit._platform.threads.deadlines import NEVER
 
 #: How long it is waited for what has been killed; only a process inside the kernel can take that long.
@@ -50,7 +50,7 @@ class Programs:
 
     def follow(self, told: Iterable[ProcessIdentity]) -> None:
         """These have been told to end: kill those that do not within the grace period."""
-        due = time.monotonic() + self._grace_period
+        due = CLOCK.monotonic() + self._grace_period
         for program in told:
             if signalling.may_be_signalled(program) and self._watch(program):
                 self._told.setdefault(program, due)
@@ -67,7 +67,7 @@ class Programs:
             families.kill_families(due)
             for program in due:
                 del self._told[program]
-                self._killed[program] = time.monotonic() + _KILL_PATIENCE
+                self._killed[program] = CLOCK.monotonic() + _KILL_PATIENCE
         for program in [program for program, at in self._killed.items() if now >= at]:
             del self._killed[program]
         return min((*self._told.values(), *self._killed.values()), default=NEVER)

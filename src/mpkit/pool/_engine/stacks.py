@@ -9,11 +9,11 @@ off.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 
 from mpkit._platform.processes import signalling
 from mpkit._platform.signals.handlers_at_work import HandlerWatch, is_caught
+from mpkit._platform.threads.clock import CLOCK
 from mpkit._platform.threads.readiness import MOST_AT_ONCE, read_available, wait_any_readable
 from mpkit.pool._engine.lane import Lane
 from mpkit.pool._protocol.channel import INITIALIZING, STATE
@@ -28,7 +28,7 @@ def live_stack(lane: Lane, timeout: float) -> str:
 
     Blocking: for `timeout` seconds at most, usually a few milliseconds.
     """
-    return lane.stack_lock.run(_ask, lane, time.monotonic() + timeout)
+    return lane.stack_lock.run(_ask, lane, CLOCK.monotonic() + timeout)
 
 
 def _ask(lane: Lane, deadline: float) -> str:
@@ -65,7 +65,7 @@ def read_stacks(asked: Mapping[int, HandlerWatch], deadline: float, quiet: float
     # Those of workers that have not ended, and of those that have not answered.
     living, silent = set(asked), set(asked)
     while living:
-        ready = wait_any_readable(living, max(deadline - time.monotonic(), 0.0) if silent else quiet)
+        ready = wait_any_readable(living, max(deadline - CLOCK.monotonic(), 0.0) if silent else quiet)
         for pipe in ready:
             more = read_available(pipe)
             texts[pipe] += more
@@ -74,7 +74,7 @@ def read_stacks(asked: Mapping[int, HandlerWatch], deadline: float, quiet: float
                 # The worker has ended; or it never does: this is no stack.
                 living.discard(pipe)
         # One that has lost its core in the middle of it is not done.
-        if time.monotonic() >= deadline or (
+        if CLOCK.monotonic() >= deadline or (
             not ready and (silent or not any(handler.is_at_work() for handler in asked.values()))
         ):
             break

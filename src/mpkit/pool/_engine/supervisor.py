@@ -16,6 +16,7 @@ from typing import Protocol
 
 from mpkit._platform.processes.exits import MOST_EVENTS, ExitWatcher
 from mpkit._platform.processes.identity import ProcessIdentity
+from mpkit._platform.threads.clock import CLOCK
 from mpkit._platform.threads.deadlines import NEVER
 from mpkit._platform.threads.readiness import never_wait, read_available
 from mpkit.errors import MpkitError, PoolBroken
@@ -191,7 +192,7 @@ class Supervisor:
             self._requests.popleft()()
         if self._gone:
             return False
-        now = time.monotonic()
+        now = CLOCK.monotonic()
         looks = [
             engine.look_after_crew(now),
             engine.limits.look_at_running(now),
@@ -240,7 +241,7 @@ class Supervisor:
         next_look = min(next_look, self.looks_at)
         if next_look == NEVER:
             return None
-        return max(next_look - time.monotonic(), 0.0)
+        return max(next_look - CLOCK.monotonic(), 0.0)
 
     def _close_pipe_unless_poked(self) -> None:
         # Whoever has found it pokable is noted, and may be about to write: its number must not be another

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-
+from mpkit._platform.threads.clock import CLOCK
 from mpkit.pool._protocol.channel import (
     ALWAYS,
     ANY,
@@ -70,7 +69,7 @@ class Bells:
         """Wake whoever waits for a part of task `number`, or for anything, now and then."""
         board = self._board.words
         if board[FRONT] and board[WANTED] in (ANY, SOON, number):
-            now = time.monotonic_ns()
+            now = CLOCK.monotonic_ns()
             if now - self._last_ring > _ANNOUNCE_NS:
                 self._last_ring = now
                 board[FRONT] = 0

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import starmap
 from typing import Any, NamedTuple, Protocol
 
+from mpkit._platform.threads.clock import CLOCK
 from mpkit._wire import codec, failure
 from mpkit._wire.codec import Pickler
 from mpkit.errors import SerializationError
@@ -64,7 +64,7 @@ class ChunkRunner:
         for each of them would cost more than they do.
         """
         words = self._words
-        clock = time.monotonic_ns
+        clock = CLOCK.monotonic_ns
         results: list[Any] = []
         errors: list[tuple[int, bytes]] = []
         base = at = first

@@ -61,8 +61,8 @@ class Outbox:
         self._catch_up()
 
     def _wait_for_log_handlers(self) -> None:
-        deadline = time.monotonic() + _LATE_SECONDS
-        while self._bells.logs_are_late() and time.monotonic() < deadline:
+        deadline = CLOCK.monotonic() + _LATE_SECONDS
+        while self._bells.logs_are_late() and CLOCK.monotonic() < deadline:
             time.sleep(_LATE_SLICE_SECONDS)
 
     def put_part(self, record: bytes) -> None:

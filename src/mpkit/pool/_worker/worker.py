@@ -12,7 +12,6 @@ import faulthandler
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from types import FrameType
@@ -252,7 +251,7 @@ class _Worker:
         awake = False
         patience = Patience()
         barrier = Barrier()
-        clock = time.monotonic_ns
+        clock = CLOCK.monotonic_ns
         finished = 0
         while True:
             record = self._take()
@@ -327,7 +326,7 @@ class _Worker:
             record = inbox.peek()
             if record is not None:
                 # When it began, then which: whoever sees the number sees the right time.
-                channel.words[STARTED] = time.monotonic_ns()
+                channel.words[STARTED] = CLOCK.monotonic_ns()
                 channel.words[TASK] = int.from_bytes(record[:8], "little")
                 if not TOTAL_STORE_ORDER:
                     full_fence()
