@@ -10,11 +10,11 @@ is as good as one for each; there is no time limit; and workers are not replaced
 from __future__ import annotations
 
 import sys
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from mpkit._platform.threads.clock import CLOCK
 from mpkit._platform.threads.deadlines import check_timeout
 from mpkit._shm.queues.packs import are_plain
 from mpkit.errors import SerializationError, SharedMemoryExhausted, WaitTimeout
@@ -119,7 +119,7 @@ class LazyMap(Generic[R]):
             return
         engine, sink, size, groups = self.engine, self.sink, self._chunksize, self._groups
         most = self._delivered + self._most
-        clock = time.monotonic
+        clock = CLOCK.monotonic
         deadline = clock() + _READ_SECONDS
         while sink.sent_items + size <= most:
             if groups is not None:

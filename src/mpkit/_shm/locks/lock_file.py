@@ -7,11 +7,11 @@ that is in `own_rows`.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 from mpkit._platform.hints import override
 from mpkit._platform.processes import identity
+from mpkit._platform.threads.clock import CLOCK
 from mpkit._platform.threads.deadlines import has_passed
 from mpkit._platform.threads.fences import TOTAL_STORE_ORDER
 from mpkit._shm.locks.lock_rows import ATTEMPTS, COMPLETED, HELD, OUT, RELEASING, TRYING, LockRows

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable
 from typing import ClassVar
 
+from mpkit._platform.threads.clock import CLOCK
 from mpkit._platform.threads.deadlines import has_passed, remaining
 from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit._shm.locks import robust_lock
@@ -113,7 +113,7 @@ class Participant:
         """Each step does nothing the second time, so that after an interrupt the whole can be done again."""
         if self._left:
             return
-        deadline = time.monotonic() + robust_lock.SHUT_SECONDS
+        deadline = CLOCK.monotonic() + robust_lock.SHUT_SECONDS
         outside = [lock.begin_to_shut(deadline) for lock in self.locks]
         self.closed = True
         for lock, is_outside in zip(self.locks, outside, strict=True):
@@ -163,7 +163,7 @@ class Participant:
             if self._row:
                 return True
             # In slices: whoever wants to close waits for this thread.
-            slice_ends = time.monotonic() + robust_lock.SHUT_SLICE_SECONDS
+            slice_ends = CLOCK.monotonic() + robust_lock.SHUT_SLICE_SECONDS
             if self._take_row(slice_ends if deadline is None else min(slice_ends, deadline)):
                 return True
             if self._closing:

@@ -17,10 +17,10 @@ arguments of an initializer, in each worker), so counting would not do.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from mpkit._platform.threads.clock import CLOCK
 from mpkit._shm.memory import names
 from mpkit._shm.memory.rows import ROW_WORDS, MustStay, Rows
 from mpkit._shm.memory.segment import Segment
@@ -153,7 +153,7 @@ def mark_exported(rows: Rows) -> int:
         makes the names go sooner.
     """
     words = rows.words
-    with rows.exclusive(time.monotonic() + OPENING_SECONDS) as alone:
+    with rows.exclusive(CLOCK.monotonic() + OPENING_SECONDS) as alone:
         if not alone:
             return -1
         number = words[EXPORTS]
@@ -169,7 +169,7 @@ def mark_arrived(rows: Rows, number: int) -> None:
     words = rows.words
     if number < 0 or not words[UNDER_WAY] & bit:
         return
-    with rows.exclusive(time.monotonic() + OPENING_SECONDS) as alone:
+    with rows.exclusive(CLOCK.monotonic() + OPENING_SECONDS) as alone:
         # Else its place is another's by now: it arrives for the second time, or very late.
         if alone and words[EXPORTS] - number <= NUMBERS:
             words[UNDER_WAY] &= ~bit

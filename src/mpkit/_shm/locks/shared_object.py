@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import gc
 import sys
-import time
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from mpkit._platform.hints import Self
 from mpkit._platform.signals.interrupts import deferred_interrupts
+from mpkit._platform.threads.clock import CLOCK
 from mpkit._platform.threads.forks import before_forks, in_forked_children
 from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit._shm.locks import users
@@ -121,7 +121,7 @@ class SharedObject(Participant):
         found = cls(*cls.form.attach(name))
         found._is_received = True
         # At once, not at the first use: the rows tell the creator that its names are still needed.
-        found._join(time.monotonic() + OPENING_SECONDS)
+        found._join(CLOCK.monotonic() + OPENING_SECONDS)
         # In this order: whoever sees that the handle is not under way any more sees who has it open here. (In
         # the table of processes that would be no other than the creator itself.)
         users.open_here[name] = found

@@ -29,6 +29,7 @@ from mpkit._platform.signals.interrupts import deferred_interrupts
 from mpkit._platform.stdlib import notes, sem_lock, tracker
 from mpkit._platform.stdlib.exit_hooks import at_exit_after_children_joined
 from mpkit._platform.stdlib.notes import TrackedType
+from mpkit._platform.threads.clock import CLOCK
 from mpkit._platform.threads.forks import in_forked_children
 from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 

@@ -17,6 +17,7 @@ import os
 import threading
 from collections.abc import Callable
 
+from mpkit._platform.threads.clock import CLOCK
 from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit._shm.queues.get_side import GetSide
 from mpkit._shm.queues.put_side import PutSide

@@ -17,6 +17,7 @@ from typing import Any
 from mpkit._platform.processes import families
 from mpkit._platform.signals.interrupts import deferred_interrupts, without_interrupts
 from mpkit._platform.stdlib.exit_hooks import at_exit_before_children_joined
+from mpkit._platform.threads.clock import CLOCK
 from mpkit._platform.threads.deadlines import NEVER
 from mpkit._platform.threads.forks import in_forked_children
 from mpkit.errors import ClosedError, MpkitError, PoolBroken, TaskCancelled

@@ -6,10 +6,9 @@ one before. Whoever holds the lock of the inbox may take records out; the worker
 
 from __future__ import annotations
 
-import time
-
 from mpkit._platform.processes import identity
 from mpkit._platform.processes.stat_file import is_stopped
+from mpkit._platform.threads.clock import CLOCK
 from mpkit.pool._engine.lane import Lane
 
 #: More records than an inbox can hold.
@@ -33,13 +32,13 @@ def lock_inbox(lane: Lane) -> bool:
         return True
     # The worker holds it for a microsecond, unless it died or was stopped just there. (That it is stopped
     # cannot be seen everywhere.)
-    deadline = time.monotonic() + _PATIENCE_SECONDS
+    deadline = CLOCK.monotonic() + _PATIENCE_SECONDS
     while not lane.lock_inbox(0.01):
         if (
             lane.identity is None
             or not identity.is_alive(lane.identity)
             or is_stopped(lane.identity.pid)
-            or time.monotonic() > deadline
+            or CLOCK.monotonic() > deadline
         ):
             return False
     return True

@@ -12,6 +12,7 @@ from mpkit._platform.processes import families, signalling
 from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._platform.processes.start_times import StartClock
 from mpkit._platform.stdlib.child_process import ChildProcess
+from mpkit._platform.threads.clock import CLOCK
 from mpkit._platform.threads.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit.pool._engine.ledger import Task

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from mpkit._platform.threads.clock import CLOCK
 from mpkit._platform.threads.interruptible_lock import InterruptibleLock, is_free
 from mpkit.errors import ClosedError
 from mpkit.pool._engine.collector import Collector, Waiter

@@ -6,10 +6,10 @@ or when some code in a worker has written over its words. All of this under the 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 from mpkit._platform.signals.interrupts import deferred_interrupts
+from mpkit._platform.threads.clock import CLOCK
 from mpkit._shm.queues.ring import TornRingError
 from mpkit.errors import TaskCancelled
 from mpkit.pool._engine.inbox import handed_in, lock_inbox
@@ -89,7 +89,7 @@ def is_sane(lane: Lane) -> bool:
     # Without a limit no clock is asked: a test of the program may have replaced that of this process, but not
     # the worker's (freezegun does).
     limited = task is not None and task.timeout is not None
-    begins_later = limited and lane.words[STARTED] > time.monotonic_ns() + _FUTURE_NS
+    begins_later = limited and lane.words[STARTED] > CLOCK.monotonic_ns() + _FUTURE_NS
     # Twice: on machines with weak memory order an outcome may be seen a little later than it should.
     lost_again = lost & lane.lost
     lane.lost = lost

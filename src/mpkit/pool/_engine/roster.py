@@ -5,10 +5,10 @@ All methods are called under the dispatcher's lock.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable
 
+from mpkit._platform.threads.clock import CLOCK
 from mpkit.pool._engine.lane import Lane, Stop
 from mpkit.pool._engine.settlements import do_nothing
 
@@ -51,7 +51,7 @@ class Roster:
         """A worker takes no more tasks, by its own choice."""
         lane.leaving = True
         lane.update_ready()
-        lane.left_at = lane.left_at or time.monotonic()
+        lane.left_at = lane.left_at or CLOCK.monotonic()
         # What it has not begun is taken back there: whoever drains may be in the middle of something.
         self.on_worker()
 
@@ -70,7 +70,7 @@ class Roster:
         stop = lane.stop
         if stop is not None:
             # The worker has not begun another task before this: none was sent.
-            stop.over_at = time.monotonic_ns()
+            stop.over_at = CLOCK.monotonic_ns()
             self.stopped.append((lane, stop))
             self.on_worker()
         lane.stop = None

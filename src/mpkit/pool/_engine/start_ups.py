@@ -9,10 +9,10 @@ two attempts lies a growing pause.
 from __future__ import annotations
 
 import errno
-import time
 from enum import Enum, auto
 
 from mpkit._platform.processes import identity
+from mpkit._platform.threads.clock import CLOCK
 from mpkit._wire import failure
 from mpkit.errors import PoolBroken
 from mpkit.pool._engine.function_table import name_of
@@ -97,7 +97,7 @@ class StartUps:
         else:
             self._failed += 1
         tries = self._failed + self._killed
-        self.not_before = time.monotonic() + min(_FIRST_PAUSE * 2 ** (tries - 1), _LONGEST_PAUSE)
+        self.not_before = CLOCK.monotonic() + min(_FIRST_PAUSE * 2 ** (tries - 1), _LONGEST_PAUSE)
         if self._failed < MOST_FAILURES and self._killed < MOST_KILLED:
             return None
         method = self._options.context.get_start_method()

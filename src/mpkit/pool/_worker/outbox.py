@@ -6,6 +6,7 @@ import threading
 import time
 
 from mpkit._platform.hints import override
+from mpkit._platform.threads.clock import CLOCK
 from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit.pool._protocol.channel import LOG, RESULT_HEAD, SLEEPING, STOP, Barrier, Channel, ring_bell
 from mpkit.pool._worker.bells import Bells

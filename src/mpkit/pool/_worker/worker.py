@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 from mpkit._platform.hints import override
 from mpkit._platform.parent_death.parent_watch import ParentLink
 from mpkit._platform.stdlib.child_process import ChildProcess
+from mpkit._platform.threads.clock import CLOCK
 from mpkit._platform.threads.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._platform.threads.forks import in_forked_children
 from mpkit._platform.threads.readiness import never_wait
