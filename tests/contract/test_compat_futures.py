@@ -186,9 +186,9 @@ def test_nothing_is_taken_after_shutdown() -> None:
 def test_shutdown_can_cancel_what_has_not_begun() -> None:
     event = compat.get_context("spawn").Event()
     executor = futures.ProcessPoolExecutor(
-        1, initializer=_keep, initargs=(event,), mp_context=compat.get_context("spawn")
+        1, initializer=tasks.keep, initargs=(event,), mp_context=compat.get_context("spawn")
     )
-    running = executor.submit(_wait_for_kept, 1)
+    running = executor.submit(tasks.wait_for_kept, 1)
     wait_until(running.running, "the first task has begun")
     waiting = [executor.submit(tasks.square, x) for x in range(500)]
     told: list[futures.Future[int]] = []
@@ -202,17 +202,6 @@ def test_shutdown_can_cancel_what_has_not_begun() -> None:
     event.set()
     assert running.result(PATIENCE) == 1
     executor.shutdown()
-
-
-_kept: list[Any] = []
-
-
-def _keep(event: Any) -> None:
-    _kept.append(event)
-
-
-def _wait_for_kept(x: int) -> int:
-    return tasks.wait_for(_kept[-1], x)
 
 
 @pytest.mark.parametrize("verb", ["terminate_workers", "kill_workers"])
@@ -320,21 +309,10 @@ def test_an_exit_handler_finds_all_work_done_and_no_more_taken(tmp_path: Any) ->
     assert ended.stderr == ""
 
 
-def _leave_work(path: str, keep: bool) -> None:
-    # What it kept as a global variable is there to the end of the child.
-    executor = futures.ProcessPoolExecutor(1)
-    # More than a worker is sent in advance.
-    for _ in range(8):
-        executor.submit(tasks.nap, 7)
-    executor.submit(open, path, "w")
-    if keep:
-        globals()["_kept"] = executor
-
-
 @pytest.mark.parametrize("keep", [False, True])
 def test_a_child_that_ends_waits_for_its_work(context: Any, tmp_path: Any, keep: bool) -> None:
     path = tmp_path / "done"
-    process = context.Process(target=_leave_work, args=(str(path), keep))
+    process = context.Process(target=tasks.leave_work, args=(str(path), keep))
     with reap(process):
         process.join(PATIENCE)
         assert process.exitcode == 0

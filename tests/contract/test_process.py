@@ -35,19 +35,13 @@ from mpkit.errors import (
     WorkerMemoryExceeded,
 )
 from mpkit.process import memory_watch
-from tests.conftest import START_METHODS
+from tests.conftest import own_or_of_the_server
 from tests.contract import process_targets as targets
 from tests.helpers.processes import gone, wait_gone
 from tests.helpers.stepping import STARTING, interrupt_at, needs_a_trace_that_raises
 from tests.helpers.waiting import PATIENCE, wait_until
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals")
-
-#: For what this process does with a child that has started: a spawned one is its own as a forked one is, of
-#: the same class (`_OwnChild`); and what it is given by pickling, one of the server is given so, too.
-own_or_of_the_server = pytest.mark.parametrize(
-    "start_method", [method for method in START_METHODS if method != "spawn"] or START_METHODS
-)
 
 #: The last argument of what is started here: a place to report to.
 Start = Callable[..., tuple["WorkerProcess[Any]", Any]]

@@ -77,9 +77,9 @@ def test_processes_exclude_one_another(peer: Peer, other: Peer, lock: Lock, meth
         # Raw memory of the standard library travels only to a process that starts; the counter's own value,
         # read and written in two steps, is as unprotected as that.
         counter = LockedCounter()
-        peer.begin(guarded_resets, lock, counter, 200)
-        other.begin(guarded_resets, lock, counter, 200)
-        guarded_resets(lock, counter, 200)
+        peer.begin(targets.guarded_resets, lock, counter, 200)
+        other.begin(targets.guarded_resets, lock, counter, 200)
+        targets.guarded_resets(lock, counter, 200)
         peer.end()
         other.end()
         assert counter.value == 600
@@ -89,12 +89,6 @@ def test_processes_exclude_one_another(peer: Peer, other: Peer, lock: Lock, meth
     with reap(*children):
         targets.guarded_increments(lock, plain, 300)
     assert plain[0] == 900
-
-
-def guarded_resets(lock: Lock, counter: LockedCounter, number: int) -> None:
-    for _ in range(number):
-        with lock:
-            counter.reset(counter.value + 1)
 
 
 @posix
@@ -254,7 +248,7 @@ def test_handles_travel_inside_items(peer: Peer, lock: Lock, counter: LockedCoun
 def test_the_creators_handles_may_go_as_soon_as_the_process_has_started(
     method: str, counter: LockedCounter
 ) -> None:
-    child = process(method, guarded_resets, Lock(), counter, 10)
+    child = process(method, targets.guarded_resets, Lock(), counter, 10)
     with reap(child):
         # The lock that went with the process has no handle here any more.
         gc.collect()
@@ -262,14 +256,9 @@ def test_the_creators_handles_may_go_as_soon_as_the_process_has_started(
     assert counter.value == 10
 
 
-def create_both(connection: Any) -> None:
-    connection.send_bytes(pickle.dumps((Lock(), LockedCounter(5))))
-    connection.recv_bytes()
-
-
 def test_handles_outlive_their_creator_or_say_that_they_are_lost(method: str) -> None:
     here, there = resolve_context(method).Pipe()
-    child = process(method, create_both, there)
+    child = process(method, targets.create_both, there)
     with reap(child):
         there.close()
         assert here.poll(PATIENCE)
