@@ -17,11 +17,12 @@ from typing import Any, cast
 
 import pytest
 
-from mpkit import compat
+from mpkit import LockedCounter, compat
 from mpkit.compat import futures
 from mpkit.compat.futures import _future
 from mpkit.pool import TaskPool
 from mpkit.pool._engine.options import PoolOptions
+from tests.conftest import own_or_of_the_server
 from tests.contract import compat_tasks as tasks
 from tests.helpers.processes import reap, run_python
 from tests.helpers.waiting import PATIENCE, wait_until
@@ -86,9 +87,11 @@ def test_map_checks_its_options(options: dict[str, Any], error: type[Exception])
 
 
 def test_map_ends_when_its_time_is_over() -> None:
-    with futures.ProcessPoolExecutor(1) as executor, pytest.raises(futures.TimeoutError):
-        # What runs is not stopped.
-        list(executor.map(time.sleep, [1], timeout=0.05))
+    gate = LockedCounter()
+    with futures.ProcessPoolExecutor(1) as executor:
+        with pytest.raises(futures.TimeoutError):
+            list(executor.map(gate.wait_for, [1], timeout=0.05))
+        gate.add()
 
 
 @pytest.mark.parametrize("ask", ["wait", "as_completed", "result", "exception", "cancel"])
@@ -205,8 +208,9 @@ def test_shutdown_can_cancel_what_has_not_begun() -> None:
 
 
 @pytest.mark.parametrize("verb", ["terminate_workers", "kill_workers"])
-def test_workers_can_be_ended_by_force(context: Any, verb: str) -> None:
-    executor = futures.ProcessPoolExecutor(2, context)
+@own_or_of_the_server
+def test_workers_can_be_ended_by_force(start_method: str, verb: str) -> None:
+    executor = futures.ProcessPoolExecutor(2, compat.get_context(start_method))
     running = [executor.submit(tasks.sleep_for_ever) for _ in range(2)]
     for future in running:
         wait_until(future.running, "the task has begun")

@@ -23,6 +23,7 @@ from mpkit._platform.processes import exits, families, family_tree, identity, si
 from mpkit._platform.processes.exits import ExitWatcher
 from mpkit._platform.stdlib import seam
 from mpkit.pool._engine import supervisor as _supervisor
+from tests.conftest import own_or_of_the_server
 from tests.contract import process_targets as targets
 from tests.helpers.processes import gone, reap, wait_gone
 from tests.helpers.waiting import PATIENCE, wait_until
@@ -118,6 +119,7 @@ def test_a_handler_that_starts_a_process_while_a_guardian_is_started_goes_withou
 
 
 @pytest.mark.parametrize("orphan", [False, True])
+@own_or_of_the_server
 def test_a_child_that_is_killed_takes_its_family_along(start_method: str, orphan: bool) -> None:
     context: Any = multiprocessing.get_context(start_method)
     ours, theirs = context.Pipe()
