@@ -14,6 +14,7 @@ import pytest
 
 from mpkit import BoundedQueue, Lock, LockedCounter
 from mpkit._platform.stdlib.contexts import resolve_context
+from mpkit._shm.locks import lock_file, robust_lock
 from mpkit.errors import HandleLost
 from tests.contract import queue_targets as targets
 from tests.contract.queue_targets import Peer, do, look
@@ -27,6 +28,14 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def reached() -> Iterator[BoundedQueue[int]]:
     with BoundedQueue[int]() as queue:
         yield queue
+
+
+@pytest.fixture
+def _look_for_the_dead_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rule for taking over does not depend on these times."""
+    for module in (robust_lock, lock_file):
+        monkeypatch.setattr(module, "SLICE_SECONDS", 0.01)
+        monkeypatch.setattr(module, "STUCK_SECONDS", 0.02)
 
 
 def process(method: str, target: Any, *args: Any) -> Any:
@@ -130,13 +139,14 @@ def test_the_new_owner_is_told_who_died(method: str, lock: Lock, reached: Bounde
 
 
 @posix
+@pytest.mark.usefixtures("_look_for_the_dead_soon")
 def test_a_stopped_owner_keeps_its_lock(method: str, lock: Lock, reached: BoundedQueue[int]) -> None:
     holder = process(method, targets.acquire_and_stop, lock, reached)
     with reap(holder):
         pid = reached.get(timeout=PATIENCE)
         wait_until(lambda: stopped(pid), "the owner is stopped")
         assert lock.acquire(block=False) is False
-        assert lock.acquire(timeout=0.6) is False  # longer than taking over from the dead takes
+        assert lock.acquire(timeout=0.15) is False  # longer than taking over from the dead takes
         assert lock.owner() == pid
         os.kill(pid, signal.SIGCONT)
         assert lock.acquire(timeout=PATIENCE)
@@ -201,6 +211,7 @@ def test_a_process_killed_inside_a_compound_update(method: str, counter: LockedC
 
 
 @posix
+@pytest.mark.usefixtures("_look_for_the_dead_soon")
 def test_a_process_stopped_inside_a_compound_update_is_waited_for(
     method: str, counter: LockedCounter, reached: BoundedQueue[int]
 ) -> None:
@@ -209,7 +220,7 @@ def test_a_process_stopped_inside_a_compound_update_is_waited_for(
         pid = reached.get(timeout=PATIENCE)
         wait_until(lambda: stopped(pid), "the child is stopped")
         assert counter.value == 1
-        assert not counter.wait_for(2, timeout=0.6)
+        assert not counter.wait_for(2, timeout=0.15)
         os.kill(pid, signal.SIGCONT)
         assert counter.add() == 3
     assert child.exitcode == 0
