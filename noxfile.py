@@ -5,7 +5,7 @@ from __future__ import annotations
 import nox
 
 nox.needs_version = ">=2024.10"
-nox.options.sessions = ["lint", "layers", "types", "verifytypes", "tests", "examples"]
+nox.options.sessions = ["lint", "layers", "types", "verifytypes", "tests"]
 nox.options.reuse_existing_virtualenvs = True
 nox.options.error_on_missing_interpreters = False
 

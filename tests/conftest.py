@@ -53,6 +53,13 @@ START_METHODS = [
 ]
 
 
+#: For what this process does with a child that has started: a spawned one is its own as a forked one is, of
+#: the same class (`_OwnChild`); and what it is given by pickling, one of the server is given so, too.
+own_or_of_the_server = pytest.mark.parametrize(
+    "start_method", [method for method in START_METHODS if method != "spawn"] or START_METHODS
+)
+
+
 @pytest.fixture(params=START_METHODS)
 def start_method(request: pytest.FixtureRequest) -> str:
     """Each start method that this platform has, by its name."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -144,3 +145,51 @@ def initialized(_x: object = None) -> list[object]:
 
 def broken_initializer() -> NoReturn:
     raise LookupError("no such thing")
+
+
+# Workers wait at mpkit's queues: when the garbage collector finds a semaphore of multiprocessing while
+# another one is being registered, there is a warning.
+_kept: list[Any] = []
+
+
+def keep(*objects: Any) -> None:
+    _kept[:] = objects
+
+
+def wait_for_kept(x: int) -> int:
+    return wait_for(_kept[-1], x)
+
+
+def wait_at_gate(x: int) -> int:
+    _kept[-1].get()
+    return x
+
+
+def tell_and_wait(x: int) -> int:
+    """Say that it has begun, wait to be let through, and say that it has ended."""
+    told, gate = _kept
+    told.put(f"begun {x}")
+    gate.get()
+    told.put(f"ended {x}")
+    return x
+
+
+def leave_work(path: str, keep: bool) -> None:
+    from mpkit.compat import futures
+
+    executor = futures.ProcessPoolExecutor(1)
+    # More than a worker is sent in advance.
+    for _ in range(8):
+        executor.submit(nap, 7)
+    executor.submit(open, path, "w")
+    if keep:
+        # A global variable is there to the end of the child.
+        _kept.append(executor)
+
+
+def log_into(path: str) -> None:
+    logging.basicConfig(filename=path, level=logging.INFO, format="%(message)s")
+
+
+def log(item: int) -> None:
+    logging.getLogger("app").info("item %d", item)

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mpkit import WorkerProcess
+from mpkit._platform.parent_death.parent_watch import ParentLink
+from mpkit._platform.processes import identity
 
 
 def multiply(x: int, y: int = 1) -> int:
@@ -351,3 +353,30 @@ class ErrorThatSignals(Exception):
 def _signal_in(pid: int) -> None:
     if os.getpid() == pid:
         signal.raise_signal(signal.SIGUSR1)
+
+
+def wait_for_a_line(link: ParentLink, connection: Connection) -> None:
+    """A child that reports whether it has a thread of its own, then waits."""
+    link.die_with_parent()
+    connection.send((os.getpid(), [thread.name for thread in threading.enumerate()]))
+    connection.recv()
+
+
+def report_and_wait_to_be_killed(link: ParentLink, connection: Connection) -> None:
+    link.die_with_parent()
+    connection.send(os.getpid())
+    while True:
+        signal.pause()
+
+
+def start_one_and_report(link: ParentLink, connection: Connection, orphan: bool) -> None:
+    """A child that starts a child of its own, and a program that knows nothing of us."""
+    link.die_with_parent()
+    ours, theirs = multiprocessing.Pipe()
+    inner = ParentLink.create(orphan=orphan)
+    process = multiprocessing.Process(target=report_and_wait_to_be_killed, args=(inner, theirs))
+    process.start()
+    inner.started(identity.of(process.pid or 0))
+    with subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"]) as program:
+        connection.send((ours.recv(), program.pid))
+        connection.recv()

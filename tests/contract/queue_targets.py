@@ -6,7 +6,6 @@ one call after the other, and sends the results or exceptions back.
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import os
 import pickle
@@ -18,8 +17,6 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
-
-import numpy as np
 
 from mpkit import BoundedQueue, Lock, LockedCounter
 from mpkit._platform.stdlib.contexts import resolve_context
@@ -210,12 +207,15 @@ def change_array(queue: BoundedQueue[Any]) -> tuple[int, int, bool]:
 
 
 def squares(queue: BoundedQueue[Any], number: int) -> None:
+    import numpy as np  # not at the top: it takes as long as all else that a child does
+
     for count in range(number):
         queue.put(np.full(20_000, count, "i8"))
 
 
 def get_async_and_cancel(queue: BoundedQueue[int], others: BoundedQueue[int]) -> list[int]:
     """Cancel some coroutines that wait, then take what comes; `others` says when everybody waits."""
+    import asyncio
 
     async def main() -> list[int]:
         impatient = [asyncio.ensure_future(queue.aget()) for _ in range(5)]
@@ -312,3 +312,14 @@ def guarded_increments(lock: Lock, plain: Any, number: int) -> None:
     for _ in range(number):
         with lock:
             plain[0] = plain[0] + 1
+
+
+def guarded_resets(lock: Lock, counter: LockedCounter, number: int) -> None:
+    for _ in range(number):
+        with lock:
+            counter.reset(counter.value + 1)
+
+
+def create_both(connection: Any) -> None:
+    connection.send_bytes(pickle.dumps((Lock(), LockedCounter(5))))
+    connection.recv_bytes()

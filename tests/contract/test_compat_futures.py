@@ -17,11 +17,12 @@ from typing import Any, cast
 
 import pytest
 
-from mpkit import compat
+from mpkit import LockedCounter, compat
 from mpkit.compat import futures
 from mpkit.compat.futures import _future
 from mpkit.pool import TaskPool
 from mpkit.pool._engine.options import PoolOptions
+from tests.conftest import own_or_of_the_server
 from tests.contract import compat_tasks as tasks
 from tests.helpers.processes import reap, run_python
 from tests.helpers.waiting import PATIENCE, wait_until
@@ -86,9 +87,11 @@ def test_map_checks_its_options(options: dict[str, Any], error: type[Exception])
 
 
 def test_map_ends_when_its_time_is_over() -> None:
-    with futures.ProcessPoolExecutor(1) as executor, pytest.raises(futures.TimeoutError):
-        # What runs is not stopped.
-        list(executor.map(time.sleep, [1], timeout=0.05))
+    gate = LockedCounter()
+    with futures.ProcessPoolExecutor(1) as executor:
+        with pytest.raises(futures.TimeoutError):
+            list(executor.map(gate.wait_for, [1], timeout=0.05))  # what runs is not stopped
+        gate.add()
 
 
 @pytest.mark.parametrize("ask", ["wait", "as_completed", "result", "exception", "cancel"])
@@ -186,9 +189,9 @@ def test_nothing_is_taken_after_shutdown() -> None:
 def test_shutdown_can_cancel_what_has_not_begun() -> None:
     event = compat.get_context("spawn").Event()
     executor = futures.ProcessPoolExecutor(
-        1, initializer=_keep, initargs=(event,), mp_context=compat.get_context("spawn")
+        1, initializer=tasks.keep, initargs=(event,), mp_context=compat.get_context("spawn")
     )
-    running = executor.submit(_wait_for_kept, 1)
+    running = executor.submit(tasks.wait_for_kept, 1)
     wait_until(running.running, "the first task has begun")
     waiting = [executor.submit(tasks.square, x) for x in range(500)]
     told: list[futures.Future[int]] = []
@@ -204,20 +207,10 @@ def test_shutdown_can_cancel_what_has_not_begun() -> None:
     executor.shutdown()
 
 
-_kept: list[Any] = []
-
-
-def _keep(event: Any) -> None:
-    _kept.append(event)
-
-
-def _wait_for_kept(x: int) -> int:
-    return tasks.wait_for(_kept[-1], x)
-
-
 @pytest.mark.parametrize("verb", ["terminate_workers", "kill_workers"])
-def test_workers_can_be_ended_by_force(context: Any, verb: str) -> None:
-    executor = futures.ProcessPoolExecutor(2, context)
+@own_or_of_the_server
+def test_workers_can_be_ended_by_force(start_method: str, verb: str) -> None:
+    executor = futures.ProcessPoolExecutor(2, compat.get_context(start_method))
     running = [executor.submit(tasks.sleep_for_ever) for _ in range(2)]
     for future in running:
         wait_until(future.running, "the task has begun")
@@ -320,21 +313,10 @@ def test_an_exit_handler_finds_all_work_done_and_no_more_taken(tmp_path: Any) ->
     assert ended.stderr == ""
 
 
-def _leave_work(path: str, keep: bool) -> None:
-    # What it kept as a global variable is there to the end of the child.
-    executor = futures.ProcessPoolExecutor(1)
-    # More than a worker is sent in advance.
-    for _ in range(8):
-        executor.submit(tasks.nap, 7)
-    executor.submit(open, path, "w")
-    if keep:
-        globals()["_kept"] = executor
-
-
 @pytest.mark.parametrize("keep", [False, True])
 def test_a_child_that_ends_waits_for_its_work(context: Any, tmp_path: Any, keep: bool) -> None:
     path = tmp_path / "done"
-    process = context.Process(target=_leave_work, args=(str(path), keep))
+    process = context.Process(target=tasks.leave_work, args=(str(path), keep))
     with reap(process):
         process.join(PATIENCE)
         assert process.exitcode == 0

@@ -124,29 +124,6 @@ def test_a_worker_that_ignores_being_terminated_does_not_keep_the_program_from_e
 # ---------------------------------------------------------------------------------------------------------
 
 
-# Workers wait at mpkit's queues: when the garbage collector finds a semaphore of multiprocessing while
-# another one is being registered, there is a warning.
-_kept: list[Any] = []
-
-
-def _keep(*objects: Any) -> None:
-    _kept[:] = objects
-
-
-def _wait_at_gate(x: int) -> int:
-    _kept[-1].get()
-    return x
-
-
-def _tell_and_wait(x: int) -> int:
-    """Say that it has begun, wait to be let through, and say that it has ended."""
-    told, gate = _kept
-    told.put(f"begun {x}")
-    gate.get()
-    told.put(f"ended {x}")
-    return x
-
-
 def _all_of(queue: compat.SimpleQueue[str]) -> list[str]:
     found = []
     while not queue.empty():
@@ -159,8 +136,8 @@ def test_a_map_whose_time_is_over_lets_a_running_task_finish_and_cancels_the_res
     spawn = compat.get_context("spawn")
     told: compat.SimpleQueue[str] = compat.SimpleQueue()
     gate: compat.SimpleQueue[None] = compat.SimpleQueue()
-    with futures.ProcessPoolExecutor(1, spawn, _keep, (told, gate)) as executor:
-        results = executor.map(_tell_and_wait, range(100), timeout=0.05, chunksize=2)
+    with futures.ProcessPoolExecutor(1, spawn, tasks.keep, (told, gate)) as executor:
+        results = executor.map(tasks.tell_and_wait, range(100), timeout=0.05, chunksize=2)
         assert told.get() == "begun 0"
         with pytest.raises(futures.TimeoutError):
             next(results)
@@ -176,8 +153,8 @@ def test_a_map_that_is_abandoned_lets_a_running_task_finish_and_cancels_the_rest
     told: compat.SimpleQueue[str] = compat.SimpleQueue()
     gate: compat.SimpleQueue[None] = compat.SimpleQueue()
     gate.put(None)
-    with futures.ProcessPoolExecutor(1, spawn, _keep, (told, gate)) as executor:
-        results = cast("Any", executor.map(_tell_and_wait, range(100)))
+    with futures.ProcessPoolExecutor(1, spawn, tasks.keep, (told, gate)) as executor:
+        results = cast("Any", executor.map(tasks.tell_and_wait, range(100)))
         assert next(results) == 0
         assert [told.get() for _ in range(3)] == ["begun 0", "ended 0", "begun 1"]
         results.close()
@@ -189,8 +166,8 @@ def test_a_map_that_is_abandoned_lets_a_running_task_finish_and_cancels_the_rest
 def test_a_negative_timeout_of_a_future_is_no_time() -> None:
     spawn = compat.get_context("spawn")
     gate: compat.SimpleQueue[None] = compat.SimpleQueue()
-    with futures.ProcessPoolExecutor(1, spawn, _keep, (gate,)) as executor:
-        future = executor.submit(_wait_at_gate, 1)
+    with futures.ProcessPoolExecutor(1, spawn, tasks.keep, (gate,)) as executor:
+        future = executor.submit(tasks.wait_at_gate, 1)
         with pytest.raises(futures.TimeoutError):
             future.result(timeout=-1)
         with pytest.raises(futures.TimeoutError):
@@ -443,8 +420,8 @@ def test_a_result_is_not_ready_while_its_callback_runs() -> None:
         go_on.wait()
 
     gate: compat.SimpleQueue[None] = compat.SimpleQueue()
-    with compat.Pool(1, _keep, (gate,)) as pool:
-        result = pool.apply_async(_wait_at_gate, (9,), callback=slow)
+    with compat.Pool(1, tasks.keep, (gate,)) as pool:
+        result = pool.apply_async(tasks.wait_at_gate, (9,), callback=slow)
         # Not before: a result that is there at once has its callback called by who submits.
         gate.put(None)
         assert begun.wait(PATIENCE)
@@ -477,10 +454,10 @@ def test_a_callback_that_asks_for_results_does_not_wait_for_callbacks() -> None:
         seen.append(result)
         seen.extend(each.get(PATIENCE) for each in results)
 
-    with compat.Pool(1, _keep, (gate,)) as pool:
+    with compat.Pool(1, tasks.keep, (gate,)) as pool:
         results += [
-            pool.apply_async(_wait_at_gate, (3,), callback=ask),
-            pool.apply_async(_wait_at_gate, (4,), callback=lambda _result: None),
+            pool.apply_async(tasks.wait_at_gate, (3,), callback=ask),
+            pool.apply_async(tasks.wait_at_gate, (4,), callback=lambda _result: None),
         ]
         gate.put(None)
         gate.put(None)
@@ -571,8 +548,8 @@ def test_a_callback_that_cannot_be_called_is_refused(which: str) -> None:
 def waiting() -> Iterator[tuple[compat.Pool, Any]]:
     """A pool, and a result that is not there while the test runs."""
     gate: compat.SimpleQueue[None] = compat.SimpleQueue()
-    with compat.Pool(1, _keep, (gate,)) as pool:
-        result = pool.apply_async(_wait_at_gate, (3,))
+    with compat.Pool(1, tasks.keep, (gate,)) as pool:
+        result = pool.apply_async(tasks.wait_at_gate, (3,))
         yield pool, result
         gate.put(None)
         assert result.get(PATIENCE) == 3
@@ -871,14 +848,6 @@ def test_a_result_that_the_caller_drops_is_gone(chunksize: int) -> None:
 # -- logging -------------------------------------------------------------------------------------------------
 
 
-def log_into(path: str) -> None:
-    logging.basicConfig(filename=path, level=logging.INFO, format="%(message)s")
-
-
-def log(item: int) -> None:
-    logging.getLogger("app").info("item %d", item)
-
-
 @pytest.mark.parametrize("kind", [compat.Pool, futures.ProcessPoolExecutor])
 def test_a_worker_logs_where_its_initializer_says(
     tmp_path: Any, caplog: pytest.LogCaptureFixture, kind: Any
@@ -888,7 +857,7 @@ def test_a_worker_logs_where_its_initializer_says(
     # Under spawn the handlers that this process has for its tests do not get there.
     context = compat.get_context("spawn")
     how = {"context": context} if kind is compat.Pool else {"mp_context": context}
-    with kind(1, initializer=log_into, initargs=(path,), **how) as pool:
-        assert list(pool.map(log, range(2))) == [None, None]
+    with kind(1, initializer=tasks.log_into, initargs=(path,), **how) as pool:
+        assert list(pool.map(tasks.log, range(2))) == [None, None]
     assert (tmp_path / "log").read_text() == "item 0\nitem 1\n"
     assert caplog.messages == []

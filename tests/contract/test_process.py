@@ -35,19 +35,13 @@ from mpkit.errors import (
     WorkerMemoryExceeded,
 )
 from mpkit.process import memory_watch
-from tests.conftest import START_METHODS
+from tests.conftest import own_or_of_the_server
 from tests.contract import process_targets as targets
 from tests.helpers.processes import gone, wait_gone
 from tests.helpers.stepping import STARTING, interrupt_at, needs_a_trace_that_raises
 from tests.helpers.waiting import PATIENCE, wait_until
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals")
-
-#: For what this process does with a child that has started: a spawned one is its own as a forked one is, of
-#: the same class (`_OwnChild`); and what it is given by pickling, one of the server is given so, too.
-own_or_of_the_server = pytest.mark.parametrize(
-    "start_method", [method for method in START_METHODS if method != "spawn"] or START_METHODS
-)
 
 #: The last argument of what is started here: a place to report to.
 Start = Callable[..., tuple["WorkerProcess[Any]", Any]]
@@ -118,6 +112,7 @@ def test_an_exception_arrives_as_itself_and_is_printed(
 
 
 @pytest.mark.parametrize("code, exitcode", [(None, 0), (0, 0), (7, 7), ("text", 1)])
+@own_or_of_the_server
 def test_sys_exit(start_method: str, code: object, exitcode: int) -> None:
     process = run(start_method, targets.exit_with, code)
     assert process.exitcode == exitcode
@@ -396,6 +391,7 @@ def test_an_interrupt_while_the_sentinel_is_opened_leaves_nothing_open(
     assert len(opened) == 1
 
 
+@own_or_of_the_server
 def test_threads_that_start_and_join_at_once(start_method: str) -> None:
     wrong: list[object] = []
 
@@ -545,6 +541,7 @@ def test_one_that_was_stopped_on_its_way_to_the_target_is_not_said_to_have_faile
 
 @posix
 @pytest.mark.parametrize("how", ["returns", "raises", "exits"])
+@own_or_of_the_server
 def test_what_a_fork_of_the_target_comes_to_is_not_the_result(start_method: str, how: str) -> None:
     with WorkerProcess(target=targets.fork_a_helper, args=(how,), start_method=start_method) as process:
         assert process.result(PATIENCE) == 42

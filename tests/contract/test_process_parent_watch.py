@@ -8,10 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from multiprocessing.connection import Connection
 from typing import Any, cast
 
 import psutil
@@ -25,37 +23,12 @@ from mpkit._platform.processes import exits, families, family_tree, identity, si
 from mpkit._platform.processes.exits import ExitWatcher
 from mpkit._platform.stdlib import programs
 from mpkit.pool._engine import supervisor as _supervisor
+from tests.conftest import own_or_of_the_server
+from tests.contract import process_targets as targets
 from tests.helpers.processes import gone, reap, wait_gone
 from tests.helpers.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a guardian is a POSIX thing")
-
-
-def wait_for_a_line(link: ParentLink, connection: Connection) -> None:
-    """A child that reports whether it has a thread of its own, then waits."""
-    link.die_with_parent()
-    connection.send((os.getpid(), [thread.name for thread in threading.enumerate()]))
-    connection.recv()
-
-
-def report_and_wait_to_be_killed(link: ParentLink, connection: Connection) -> None:
-    link.die_with_parent()
-    connection.send(os.getpid())
-    while True:
-        signal.pause()
-
-
-def start_one_and_report(link: ParentLink, connection: Connection, orphan: bool) -> None:
-    """A child that starts a child of its own, and a program that knows nothing of us."""
-    link.die_with_parent()
-    ours, theirs = multiprocessing.Pipe()
-    inner = ParentLink.create(orphan=orphan)
-    process = multiprocessing.Process(target=report_and_wait_to_be_killed, args=(inner, theirs))
-    process.start()
-    inner.started(identity.of(process.pid or 0))
-    with subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"]) as program:
-        connection.send((ours.recv(), program.pid))
-        connection.recv()
 
 
 @contextmanager
@@ -78,7 +51,9 @@ def test_no_thread_in_the_child_and_one_guardian(start_method: str) -> None:
     pid = parent_watch.guardian_pid()
     second = ParentLink.create()
     assert parent_watch.guardian_pid() == pid
-    processes = [context.Process(target=wait_for_a_line, args=(link, theirs)) for link in (first, second)]
+    processes = [
+        context.Process(target=targets.wait_for_a_line, args=(link, theirs)) for link in (first, second)
+    ]
     with reap(*processes):
         for _ in processes:
             assert ours.recv()[1] == ["MainThread"]
@@ -144,11 +119,12 @@ def test_a_handler_that_starts_a_process_while_a_guardian_is_started_goes_withou
 
 
 @pytest.mark.parametrize("orphan", [False, True])
+@own_or_of_the_server
 def test_a_child_that_is_killed_takes_its_family_along(start_method: str, orphan: bool) -> None:
     context: Any = multiprocessing.get_context(start_method)
     ours, theirs = context.Pipe()
     link = ParentLink.create()
-    process = context.Process(target=start_one_and_report, args=(link, theirs, orphan))
+    process = context.Process(target=targets.start_one_and_report, args=(link, theirs, orphan))
     process.start()
     link.started(identity.of(process.pid or 0))
     grandchild, program = ours.recv()
@@ -180,7 +156,7 @@ def test_without_a_guardian_a_thread_watches(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(parent_watch, "_line", GuardianLine())
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=wait_for_a_line, args=(ParentLink.create(), theirs))
+    process = context.Process(target=targets.wait_for_a_line, args=(ParentLink.create(), theirs))
     with reap(process):
         assert "mpkit-parent-watch" in ours.recv()[1]
         ours.send(None)

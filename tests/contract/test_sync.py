@@ -14,6 +14,7 @@ import pytest
 
 from mpkit import BoundedQueue, Lock, LockedCounter
 from mpkit._platform.stdlib.contexts import resolve_context
+from mpkit._shm.locks import lock_file, robust_lock
 from mpkit.errors import HandleLost
 from tests.contract import queue_targets as targets
 from tests.contract.queue_targets import Peer, do, look
@@ -27,6 +28,14 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def reached() -> Iterator[BoundedQueue[int]]:
     with BoundedQueue[int]() as queue:
         yield queue
+
+
+@pytest.fixture
+def _look_for_the_dead_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rule for taking over does not depend on these times."""
+    for module in (robust_lock, lock_file):
+        monkeypatch.setattr(module, "SLICE_SECONDS", 0.01)
+        monkeypatch.setattr(module, "STUCK_SECONDS", 0.02)
 
 
 def process(method: str, target: Any, *args: Any) -> Any:
@@ -77,9 +86,9 @@ def test_processes_exclude_one_another(peer: Peer, other: Peer, lock: Lock, meth
         # Raw memory of the standard library travels only to a process that starts; the counter's own value,
         # read and written in two steps, is as unprotected as that.
         counter = LockedCounter()
-        peer.begin(guarded_resets, lock, counter, 200)
-        other.begin(guarded_resets, lock, counter, 200)
-        guarded_resets(lock, counter, 200)
+        peer.begin(targets.guarded_resets, lock, counter, 200)
+        other.begin(targets.guarded_resets, lock, counter, 200)
+        targets.guarded_resets(lock, counter, 200)
         peer.end()
         other.end()
         assert counter.value == 600
@@ -89,12 +98,6 @@ def test_processes_exclude_one_another(peer: Peer, other: Peer, lock: Lock, meth
     with reap(*children):
         targets.guarded_increments(lock, plain, 300)
     assert plain[0] == 900
-
-
-def guarded_resets(lock: Lock, counter: LockedCounter, number: int) -> None:
-    for _ in range(number):
-        with lock:
-            counter.reset(counter.value + 1)
 
 
 @posix
@@ -136,13 +139,14 @@ def test_the_new_owner_is_told_who_died(method: str, lock: Lock, reached: Bounde
 
 
 @posix
+@pytest.mark.usefixtures("_look_for_the_dead_soon")
 def test_a_stopped_owner_keeps_its_lock(method: str, lock: Lock, reached: BoundedQueue[int]) -> None:
     holder = process(method, targets.acquire_and_stop, lock, reached)
     with reap(holder):
         pid = reached.get(timeout=PATIENCE)
         wait_until(lambda: stopped(pid), "the owner is stopped")
         assert lock.acquire(block=False) is False
-        assert lock.acquire(timeout=0.6) is False  # longer than taking over from the dead takes
+        assert lock.acquire(timeout=0.15) is False  # longer than taking over from the dead takes
         assert lock.owner() == pid
         os.kill(pid, signal.SIGCONT)
         assert lock.acquire(timeout=PATIENCE)
@@ -207,6 +211,7 @@ def test_a_process_killed_inside_a_compound_update(method: str, counter: LockedC
 
 
 @posix
+@pytest.mark.usefixtures("_look_for_the_dead_soon")
 def test_a_process_stopped_inside_a_compound_update_is_waited_for(
     method: str, counter: LockedCounter, reached: BoundedQueue[int]
 ) -> None:
@@ -215,7 +220,7 @@ def test_a_process_stopped_inside_a_compound_update_is_waited_for(
         pid = reached.get(timeout=PATIENCE)
         wait_until(lambda: stopped(pid), "the child is stopped")
         assert counter.value == 1
-        assert not counter.wait_for(2, timeout=0.6)
+        assert not counter.wait_for(2, timeout=0.15)
         os.kill(pid, signal.SIGCONT)
         assert counter.add() == 3
     assert child.exitcode == 0
@@ -254,7 +259,7 @@ def test_handles_travel_inside_items(peer: Peer, lock: Lock, counter: LockedCoun
 def test_the_creators_handles_may_go_as_soon_as_the_process_has_started(
     method: str, counter: LockedCounter
 ) -> None:
-    child = process(method, guarded_resets, Lock(), counter, 10)
+    child = process(method, targets.guarded_resets, Lock(), counter, 10)
     with reap(child):
         # The lock that went with the process has no handle here any more.
         gc.collect()
@@ -262,14 +267,9 @@ def test_the_creators_handles_may_go_as_soon_as_the_process_has_started(
     assert counter.value == 10
 
 
-def create_both(connection: Any) -> None:
-    connection.send_bytes(pickle.dumps((Lock(), LockedCounter(5))))
-    connection.recv_bytes()
-
-
 def test_handles_outlive_their_creator_or_say_that_they_are_lost(method: str) -> None:
     here, there = resolve_context(method).Pipe()
-    child = process(method, create_both, there)
+    child = process(method, targets.create_both, there)
     with reap(child):
         there.close()
         assert here.poll(PATIENCE)

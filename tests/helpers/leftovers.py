@@ -186,18 +186,15 @@ def _files() -> Iterator[str]:
 
 def _created_here(files: Iterable[str]) -> frozenset[str]:
     """Those of `files` that this process or a descendant created, and that nobody is about to remove."""
+    lingering = _lingering()
+    files = [file for file in files if os.path.basename(file) not in lingering]
     # The pid of the creator stands in the name. Asked once for each creator: there may be thousands of files.
     ours = {pid: _is_ours(pid) for pid in map(_creator, files)}
     if None in ours.values() and _other_programs():
         # Nothing tells any more whose child a dead creator was. The resource tracker of another program may
         # have the file in its care.
         ours = {pid: verdict is True for pid, verdict in ours.items()}
-    lingering = _lingering()
-    return frozenset(
-        file
-        for file in files
-        if ours[_creator(file)] is not False and os.path.basename(file) not in lingering
-    )
+    return frozenset(file for file in files if ours[_creator(file)] is not False)
 
 
 def names_of(creator: int) -> list[Path]:
@@ -212,8 +209,13 @@ def _creator(file: str) -> int:
 def _is_ours(pid: int) -> bool | None:
     """Whether `pid` is this process or descends from it; None when it is dead."""
     try:
-        return os.getpid() in (pid, *(parent.pid for parent in psutil.Process(pid).parents()))
-    except psutil.NoSuchProcess:
+        if sys.platform != "linux":
+            return os.getpid() in (pid, *(parent.pid for parent in psutil.Process(pid).parents()))
+        # Asked as long as something is going away: psutil takes ten times as long.
+        while pid not in (0, os.getpid()):
+            pid = int(stat_file.fields_of(pid)[stat_file.PARENT])
+        return pid != 0
+    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
         return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,21 +78,32 @@ def check_program(program: Program, folder: Path) -> None:
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_programs_print_what_the_page_says(page: str, tmp_path: Path) -> None:
-    found = programs(page)
-    lacking = [name for program in found for name in missing(program.code)]
-    # Side by side: most of them wait for something.
+@pytest.fixture(scope="module")
+def checks(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[Future[None]]]:
+    """The programs of each page that is asked for, run to their ends."""
+    asked_for = {item.name for item in request.session.items}
+    # Side by side, those of all pages: most of them wait for something.
     with ThreadPoolExecutor(4) as executor:
-        checks = [
-            executor.submit(check_program, program, tmp_path)
-            for program in found
-            if not missing(program.code)
-        ]
-    for check in checks:
+        return {
+            page: [
+                executor.submit(check_program, program, tmp_path_factory.mktemp("page"))
+                for program in programs(page)
+                if not missing(program.code)
+            ]
+            for page in PAGES
+            if f"{test_programs_print_what_the_page_says.__name__}[{page}]" in asked_for
+        }
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_programs_print_what_the_page_says(page: str, checks: dict[str, list[Future[None]]]) -> None:
+    for check in checks[page]:
         check.result()
+    lacking = sorted({name for program in programs(page) for name in missing(program.code)})
     if lacking:
-        pytest.skip(f"not installed: {', '.join(sorted(set(lacking)))}; the others are fine")
+        pytest.skip(f"not installed: {', '.join(lacking)}; the others are fine")
 
 
 #: In a process of its own, which has no other pool or queue.

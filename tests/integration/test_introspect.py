@@ -16,6 +16,7 @@ import pytest
 from mpkit import BoundedQueue, TaskPool, introspect
 from mpkit.errors import ProcessGone
 from mpkit.process import ProcessState
+from tests.conftest import own_or_of_the_server
 from tests.helpers.waiting import PATIENCE, wait_until
 
 SLEEPER = "import sys; print('ready', flush=True); sys.stdin.read()"
@@ -151,6 +152,7 @@ def wait_for_the_end(queue: BoundedQueue[str]) -> int:
     return os.getpid()
 
 
+@own_or_of_the_server
 def test_the_pools_of_this_process_are_seen_as_from_outside(start_method: str) -> None:
     with BoundedQueue[str](10) as queue, TaskPool(2, context=start_method) as pool:
         handles = [pool.submit(wait_for_the_end, queue) for _ in range(2)]

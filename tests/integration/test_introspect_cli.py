@@ -5,23 +5,24 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import selectors
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
 from mpkit import introspect
 from mpkit._platform.processes import identity
+from mpkit._platform.threads import readiness
 from mpkit.cli.doctor import leftovers
+from mpkit.cli.main import main
 from mpkit.errors import AccessDenied
 from mpkit.introspect import _pools, _stacks
+from mpkit.pool._engine import stacks
 from mpkit.pool._outside import WorkerRow
 from tests.helpers.processes import python, run_python
 from tests.helpers.waiting import PATIENCE, wait_until
@@ -32,16 +33,15 @@ PROGRAM = """
 import sys, time
 from mpkit import BoundedQueue, TaskPool
 
-def spin_for_ever(started):
+def work_for_ever(started):
     started.put("begun")
-    while True:
-        pass
+    time.sleep(600)
 
 if __name__ == "__main__":
     with BoundedQueue(maxsize=5) as queue, BoundedQueue() as started, TaskPool(2) as pool:
         queue.put_many(["a", "b"])
         for _ in range(2):
-            pool.submit(spin_for_ever, started)
+            pool.submit(work_for_ever, started)
             started.get()
         print("ready", flush=True)
         sys.stdin.read()
@@ -49,10 +49,10 @@ if __name__ == "__main__":
 """
 
 
-@contextmanager
-def program(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A program with a queue and a pool whose two workers never stop."""
-    path = tmp_path / "program.py"
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str]]:
+    """A program with a queue and a pool whose two workers never stop. To look at it does it no harm."""
+    path = tmp_path_factory.mktemp("watched") / "program.py"
     path.write_text(PROGRAM)
     with python(path, stdin=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -62,41 +62,45 @@ def program(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         assert (process.returncode, out, err) == (0, "", "")
 
 
+@pytest.fixture(scope="module")
+def workers(program: subprocess.Popen[str]) -> list[int]:
+    """Their pids."""
+    pids = [worker.pid for pool in introspect.pools(program.pid) for worker in pool.workers]
+    assert len(pids) == 2
+    return pids
+
+
 @linux
-def test_ps_shows_processes_workers_and_queues(tmp_path: Path) -> None:
-    with program(tmp_path) as process:
-        workers = [worker.pid for pool in introspect.pools(process.pid) for worker in pool.workers]
-        shown = run_python("-m", "mpkit", "ps", str(process.pid)).stdout
-        everything = run_python("-m", "mpkit", "ps").stdout
+def test_ps_shows_processes_workers_and_queues(program: subprocess.Popen[str], workers: list[int]) -> None:
+    shown = run_python("-m", "mpkit", "ps", str(program.pid)).stdout
+    everything = run_python("-m", "mpkit", "ps").stdout
     assert "program.py" in shown
-    assert f"of process {process.pid}: 2 workers" in shown
+    assert f"of process {program.pid}: 2 workers" in shown
     for pid in workers:
         assert re.search(rf"^ *{pid} +running +\d+ ", shown, re.MULTILINE), shown
-    assert re.search(rf"^[0-9a-f]{{8}} +{process.pid} +2 +5 ", shown, re.MULTILINE), shown
-    assert f"{process.pid}" in everything
-
-
-#: The command for a machine so busy that a worker cannot answer in two seconds.
-PATIENT_STACKS = f"""
-import sys
-from mpkit.cli.main import main
-from mpkit.introspect import _stacks
-_stacks._ANSWER_SECONDS = {PATIENCE / 2}
-sys.exit(main())
-"""
+    assert re.search(rf"^[0-9a-f]{{8}} +{program.pid} +2 +5 ", shown, re.MULTILINE), shown
+    assert f"{program.pid}" in everything
 
 
 @linux
-def test_stacks_shows_where_the_workers_are(tmp_path: Path) -> None:
-    with program(tmp_path) as process, python("-c", "import time; time.sleep(600)") as other:
-        workers = [worker.pid for pool in introspect.pools(process.pid) for worker in pool.workers]
-        of_all = run_python("-c", PATIENT_STACKS, "stacks", str(process.pid)).stdout
-        of_one = run_python("-c", PATIENT_STACKS, "stacks", str(workers[0])).stdout
+def test_stacks_shows_where_the_workers_are(
+    program: subprocess.Popen[str],
+    workers: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # On a machine so busy that a worker cannot answer in two seconds.
+    monkeypatch.setattr(_stacks, "_ANSWER_SECONDS", PATIENCE / 2)
+    assert main(["stacks", str(program.pid)]) == 0
+    of_all = capsys.readouterr().out
+    assert main(["stacks", str(workers[0])]) == 0
+    of_one = capsys.readouterr().out
+    with python("-c", "import time; time.sleep(600)") as other:
         refused = run_python("-m", "mpkit", "stacks", str(other.pid), check=False)
-        # Asking does the workers no harm.
-        assert [psutil.pid_exists(pid) for pid in workers] == [True, True]
-    assert of_all.count("in spin_for_ever") == 2
-    assert of_one.count("in spin_for_ever") == 1
+    # Asking does the workers no harm.
+    assert [psutil.pid_exists(pid) for pid in workers] == [True, True]
+    assert of_all.count("in work_for_ever") == 2
+    assert of_one.count("in work_for_ever") == 1
     assert [f"worker {pid}, running" in of_all for pid in workers] == [True, True]
     assert refused.returncode == 1
     assert "is not a worker of an mpkit pool" in refused.stderr
@@ -104,10 +108,10 @@ def test_stacks_shows_where_the_workers_are(tmp_path: Path) -> None:
 
 @linux
 def test_workers_are_found_below_a_process_that_may_not_be_examined(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    program: subprocess.Popen[str], workers: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     look = _pools.worker_row
-    forbidden = set[int]()
+    forbidden = {program.pid}
 
     def examined(process: psutil.Process) -> WorkerRow | None:
         if process.pid in forbidden:
@@ -115,70 +119,76 @@ def test_workers_are_found_below_a_process_that_may_not_be_examined(
         return look(process)
 
     monkeypatch.setattr(_stacks, "worker_row", examined)
-    with program(tmp_path) as process:
-        forbidden.add(process.pid)
-        workers = [worker.process.pid for worker in _stacks.workers_under(process.pid)]
-        assert len(workers) == 2
-        forbidden.update(workers)
-        with pytest.raises(AccessDenied):
-            _stacks.workers_under(process.pid)
+    found = [worker.process.pid for worker in _stacks.workers_under(program.pid)]
+    assert sorted(found) == sorted(workers)
+    forbidden.update(workers)
+    with pytest.raises(AccessDenied):
+        _stacks.workers_under(program.pid)
+
+
+@contextmanager
+def stopping() -> Iterator[Callable[[int], None]]:
+    """What stops a process until the block is left."""
+    stopped: list[int] = []
+
+    def stop(pid: int) -> None:
+        stopped.append(pid)
+        os.kill(pid, signal.SIGSTOP)
+
+    try:
+        yield stop
+    finally:
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
 
 
 @linux
-def test_a_stopped_worker_does_not_answer(tmp_path: Path) -> None:
-    with program(tmp_path) as process:
-        (worker, _) = [worker.pid for pool in introspect.pools(process.pid) for worker in pool.workers]
-        os.kill(worker, signal.SIGSTOP)
-        try:
-            shown = run_python("-m", "mpkit", "stacks", str(worker), check=False)
-        finally:
-            os.kill(worker, signal.SIGCONT)
-    assert shown.returncode == 1
-    assert "it does not answer" in shown.stdout
+def test_a_stopped_worker_does_not_answer(
+    workers: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_stacks, "_ANSWER_SECONDS", 0.1)
+    with stopping() as stop:
+        stop(workers[0])
+        assert main(["stacks", str(workers[0])]) == 1
+    assert "it does not answer" in capsys.readouterr().out
 
 
 @linux
 def test_workers_that_do_not_answer_are_waited_for_together(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    program: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waits: list[float | None] = []
+    waits: list[float] = []
 
-    class Selector(selectors.DefaultSelector):
-        """Notes how long it may wait: a busy machine takes longer for it."""
+    def wait(descriptors: Iterable[int], timeout: float) -> list[int]:
+        """Notes how long it may take: a busy machine takes longer for it."""
+        waits.append(timeout)
+        return readiness.wait_any_readable(descriptors, timeout)
 
-        def select(self, timeout: float | None = None) -> Any:
-            waits.append(timeout)
-            return super().select(timeout)
-
-    monkeypatch.setattr(selectors, "DefaultSelector", Selector)
-    with program(tmp_path) as process:
-        workers = _stacks.workers_under(process.pid)
-        pids = [worker.process.pid for worker in workers]
-        assert len(pids) == 2
-        try:
-            os.kill(pids[0], signal.SIGSTOP)
-            first, second, seconds = "", "", 1.0
-            # The second one has to get a core for its answer. The first one is waited for just as long.
-            while not second and seconds < PATIENCE:
-                monkeypatch.setattr(_stacks, "_ANSWER_SECONDS", seconds)
-                first, second = map(str, _stacks.stacks_of(workers))
-                seconds *= 4
-            os.kill(pids[1], signal.SIGSTOP)
-            waits.clear()
-            monkeypatch.setattr(_stacks, "_ANSWER_SECONDS", 1.0)
-            assert _stacks.stacks_of(workers) == ["", ""]
-            assert sum(wait or 0.0 for wait in waits) < 1.9
-        finally:
-            for pid in pids:
-                os.kill(pid, signal.SIGCONT)
+    monkeypatch.setattr(stacks, "wait_any_readable", wait)
+    found = _stacks.workers_under(program.pid)
+    pids = [worker.process.pid for worker in found]
+    assert len(pids) == 2
+    with stopping() as stop:
+        stop(pids[0])
+        first, second, seconds = "", "", 0.25
+        # The second one has to get a core for its answer. The first one is waited for just as long.
+        while not second and seconds < PATIENCE:
+            monkeypatch.setattr(_stacks, "_ANSWER_SECONDS", seconds)
+            first, second = map(str, _stacks.stacks_of(found))
+            seconds *= 4
+        stop(pids[1])
+        waits.clear()
+        monkeypatch.setattr(_stacks, "_ANSWER_SECONDS", 0.25)
+        assert _stacks.stacks_of(found) == ["", ""]
+        assert waits
+        assert sum(waits) < 0.45
     assert first == ""
-    assert "in spin_for_ever" in second, "it does answer"
+    assert "in work_for_ever" in second, "it does answer"
 
 
-def test_top_shows_as_many_pages_as_asked_for() -> None:
-    shown = run_python(
-        "-m", "mpkit", "top", str(os.getpid()), "--plain", "--count", "2", "--interval", "0.01"
-    ).stdout
+def test_top_shows_as_many_pages_as_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["top", str(os.getpid()), "--plain", "--count", "2", "--interval", "0.01"]) == 0
+    shown = capsys.readouterr().out
     assert len(re.findall(r"^\d\d:\d\d:\d\d$", shown, re.MULTILINE)) == 2
     assert shown.count("COMMAND") == 2
     assert "pytest" in shown
@@ -256,24 +266,20 @@ def test_top_prints_pages_where_rich_was_told_not_to_draw() -> None:
 
 
 @linux
-@pytest.mark.parametrize("command", ["ps", "top"])
-def test_what_others_call_themselves_does_nothing_to_output_or_terminal(command: str) -> None:
+def test_what_others_call_themselves_does_nothing_to_output_or_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     hostile = os.fsdecode(b"caf\xe9 \x1b[2J\x07")
     program = "print(flush=True); input()"
     with python("-c", program, hostile, stdin=subprocess.PIPE) as watched:
         assert watched.stdout is not None
         watched.stdout.readline()
-        arguments = (
-            "-m",
-            "mpkit",
-            command,
-            str(watched.pid),
-            *(("--count", "1") if command == "top" else ()),
-        )
-        shown = run_python(*arguments, env={"PYTHONIOENCODING": "utf-8:strict"})
+        for command in (["ps"], ["top", "--count", "1"]):
+            assert main([*command, str(watched.pid)]) == 0
+            shown = capsys.readouterr()
+            assert shown.out.endswith(f"{program} caf\\xe9 \\x1b[2J\\x07\n")
+            assert shown.err == ""
         assert watched.communicate("\n", timeout=PATIENCE) == ("", "")
-    assert shown.stdout.endswith(f"{program} caf\\xe9 \\x1b[2J\\x07\n")
-    assert shown.stderr == ""
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="there are no such terminals")
@@ -300,10 +306,9 @@ def test_top_ends_with_its_program_and_at_ctrl_c() -> None:
 
 
 @pytest.mark.parametrize("command", ["ps", "top", "stacks"])
-def test_a_process_that_is_not_there_is_one_line(command: str) -> None:
-    ended = run_python("-m", "mpkit", command, str(2**22 + 1), check=False)
-    assert (ended.returncode, ended.stdout) == (1, "")
-    assert ended.stderr == f"mpkit {command}: process {2**22 + 1} does not exist (any more)\n"
+def test_a_process_that_is_not_there_is_one_line(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, str(2**22 + 1)]) == 1
+    assert capsys.readouterr() == ("", f"mpkit {command}: process {2**22 + 1} does not exist (any more)\n")
 
 
 def test_a_reader_that_goes_away_is_no_traceback() -> None:
@@ -334,30 +339,31 @@ def test_output_that_nothing_has_room_for_is_one_line(arguments: list[str], unbu
     assert err == f"{name}: cannot write to standard output: No space left on device\n"
 
 
+#: Each command, and what becomes of it. That of the last one is the exit code.
 WITHOUT_OUTPUT = """
 import os, sys
-os.close(1)
-os.execv(sys.executable, [sys.executable, "-m", "mpkit", *sys.argv[1:]])
+from mpkit.cli.main import main
+
+if sys.stdout is not None:
+    os.close(1)
+    os.execv(sys.executable, sys.orig_argv)
+for line in sys.argv[1:]:
+    print(main(line.split()), end=" ", file=sys.stderr, flush=True)
+sys.exit(main(["--version"]))
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX closes by number")
-@pytest.mark.parametrize("command", [["ps"], ["top", "--count", "1"], ["doctor"], ["stacks", "1"], ["demo"]])
-def test_without_an_output_nothing_is_done_but_to_say_so(command: list[str], tmp_path: Path) -> None:
-    with python("-c", WITHOUT_OUTPUT, *command, cwd=tmp_path) as process:
+def test_without_an_output_nothing_is_done_but_to_say_so(tmp_path: Path) -> None:
+    """Not even help is given elsewhere."""
+    commands = ["ps", "top --count 1", "doctor", "stacks 1", "demo", "--help"]
+    with python("-c", WITHOUT_OUTPUT, *commands, cwd=tmp_path) as process:
         out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (1, "")
-    assert err == f"mpkit {command[0]}: cannot write to standard output: it is closed\n"
+    complaint = "cannot write to standard output: it is closed\n"
+    names = [f"mpkit {command}" for command in ("ps", "top", "doctor", "stacks", "demo")] + ["mpkit"]
+    assert err == "".join(f"{name}: {complaint}1 " for name in names) + f"mpkit: {complaint}"
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX closes by number")
-@pytest.mark.parametrize("argument", ["--help", "--version"])
-def test_help_without_an_output_is_not_given_elsewhere(argument: str, tmp_path: Path) -> None:
-    with python("-c", WITHOUT_OUTPUT, argument, cwd=tmp_path) as process:
-        out, err = process.communicate(timeout=PATIENCE)
-    assert (process.returncode, out) == (1, "")
-    assert err == "mpkit: cannot write to standard output: it is closed\n"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes end otherwise there")

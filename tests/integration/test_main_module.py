@@ -26,7 +26,8 @@ PROCESS = {"start": "WorkerProcess.call(abs, -1)", "result": "started.result()"}
 POOL = {"start": "TaskPool(1)", "result": "started.apply(abs, [-1])"}
 
 
-@pytest.mark.parametrize("method", ["default", "spawn", "forkserver"])
+# By default it is forkserver.
+@pytest.mark.parametrize("method", ["default", "spawn"])
 @pytest.mark.parametrize("what", [PROCESS, POOL], ids=["process", "pool"])
 def test_a_program_that_would_start_itself_again_is_told_so(
     method: str, what: dict[str, str], tmp_path: Path

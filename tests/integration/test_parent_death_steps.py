@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from mpkit._platform.parent_death.guardian import IGNORED
+from tests.conftest import own_or_of_the_server
 from tests.helpers.marked import Mark
 from tests.helpers.processes import gone, python, to_be_killed, wait_gone
 from tests.helpers.waiting import PATIENCE, wait_until
@@ -171,6 +172,7 @@ if __name__ == "__main__":
 """
 
 
+@own_or_of_the_server
 def test_an_orphan_that_does_not_come_as_far_as_registering_itself_lives_on(
     start_method: str, tmp_path: Path
 ) -> None:
@@ -262,6 +264,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("kind", ["process", "pool"])
+@own_or_of_the_server
 def test_the_guardian_dies_before_the_child_is_started(start_method: str, kind: str, tmp_path: Path) -> None:
     """Nobody hears that the child registers itself: so it looks after itself."""
     all_of_it_goes(GUARDIAN_DIES_BEFORE_THE_CHILD_IS_STARTED, tmp_path, start_method, kind)
@@ -279,6 +282,7 @@ if __name__ == "__main__":
 """
 
 
+@own_or_of_the_server
 def test_the_guardian_dies_before_the_next_child(start_method: str, tmp_path: Path) -> None:
     with program(GUARDIAN_DIES_BEFORE_THE_NEXT_CHILD, tmp_path, start_method) as running:
         wait_gone(running.pid("second"))

@@ -391,6 +391,7 @@ def test_a_task_that_logs_goes_on_though_no_record_is_handled(
 ) -> None:
     """The handler may be waiting for this very task."""
     monkeypatch.setattr(_caller, "_MOST_CALLS", 10)
+    monkeypatch.setattr(_worker_outbox, "_LATE_SECONDS", 0.01)
     with TaskPool(1, context="fork") as pool:
         begin_handling(pool, hanging, slow_logger)
         pool.submit(log_much, slow_logger, 20).result(PATIENCE)

@@ -12,12 +12,14 @@ from collections import Counter
 
 from mpkit import TaskPool
 from mpkit.errors import WorkerCrashed
+from tests.conftest import own_or_of_the_server
 
 
 def crash() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@own_or_of_the_server
 def test_nobody_takes_a_worker_s_exit_code_away(start_method: str) -> None:
     over = threading.Event()
 

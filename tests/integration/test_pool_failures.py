@@ -29,6 +29,7 @@ from mpkit.pool._engine import crew as _crew
 from mpkit.pool._engine import engine as _engine
 from mpkit.pool._engine import leavers as _leavers
 from mpkit.pool._engine import start_ups as _start_ups
+from tests.conftest import own_or_of_the_server
 from tests.contract import pool_tasks as tasks
 from tests.helpers.processes import python, wait_gone
 from tests.helpers.stepping import without_collections
@@ -43,6 +44,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals, and start m
 # -- the start -----------------------------------------------------------------------------------------------
 
 
+@own_or_of_the_server
 def test_an_initializer_that_hangs_has_an_end(start_method: str, tmp_path: Path) -> None:
     begun = tmp_path / "begun"
     pool = TaskPool(
@@ -229,6 +231,7 @@ def test_start_ups_that_are_killed_again_and_again_break_the_pool(monkeypatch: p
 # -- deaths --------------------------------------------------------------------------------------------------
 
 
+@own_or_of_the_server
 def test_a_stack_overflow_in_c_fails_its_own_task(start_method: str) -> None:
     with TaskPool(processes=1, context=start_method) as pool:
         with pytest.raises(WorkerCrashed) as caught:

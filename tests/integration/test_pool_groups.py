@@ -22,8 +22,9 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals")
 
 
 @pytest.fixture
-def pool(start_method: str) -> Iterator[TaskPool]:
-    with TaskPool(2, context=start_method) as pool:
+def pool() -> Iterator[TaskPool]:
+    # Groups are made here and taken apart by the worker, however that was started.
+    with TaskPool(2, context="fork") as pool:
         yield pool
 
 

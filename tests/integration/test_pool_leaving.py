@@ -32,6 +32,12 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="fork")
 _LIMIT = 1 << 40
 
 
+@pytest.fixture(autouse=True)
+def _replaced_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has left and stays; most workers here do, whatever time they are given."""
+    monkeypatch.setattr(_leavers, "_GOING_SECONDS", 0.1)
+
+
 def test_workers_that_are_sent_home_while_they_start_are_no_failures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each counted as a start-up that had failed: ten of them made a closed pool a broken one."""
     monkeypatch.setattr(_Worker, "prepare", lambda _worker: signal.pause())

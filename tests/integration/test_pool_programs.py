@@ -20,6 +20,7 @@ from mpkit.pool import TaskHandle, TaskPool
 from mpkit.pool._engine import limits as _limits
 from mpkit.pool._engine.lane import Lane
 from mpkit.pool._worker import outbox as _worker_outbox
+from tests.conftest import own_or_of_the_server
 from tests.contract import pool_tasks as tasks
 from tests.helpers import leftovers
 from tests.helpers.processes import ROOT, gone, python, wait_gone
@@ -111,6 +112,7 @@ Stopping = Callable[[TaskPool, TaskHandle[Any]], None]
     "stop", [reach_the_time_limit, be_cancelled, outgrow_the_memory_limit, lose_its_worker]
 )
 @pytest.mark.parametrize("ignored", [(), _STUBBORN], ids=["", "stubborn"])
+@own_or_of_the_server
 def test_what_a_task_has_started_ends_with_it(
     start_method: str, stop: Stopping, ignored: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -141,6 +143,7 @@ def test_however_it_has_been_started(stop: Stopping, starter: Callable[..., None
 
 
 @pytest.mark.parametrize("ignored", [(), _STUBBORN], ids=["", "stubborn"])
+@own_or_of_the_server
 def test_what_is_terminated_is_gone_when_the_pool_has_been_joined(
     start_method: str, ignored: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -270,6 +273,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("how", ["end", "Ctrl-C", "SIGKILL"])
+@own_or_of_the_server
 def test_the_end_of_the_program_is_the_end_of_what_its_tasks_have_started(
     start_method: str, how: str, tmp_path: Path
 ) -> None:

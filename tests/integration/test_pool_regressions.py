@@ -479,7 +479,8 @@ def test_a_worker_lets_go_of_an_object_that_has_been_closed(
     busy: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # An idle worker looks when it wakes by itself.
-    monkeypatch.setattr(_worker, "_SLICE_SECONDS", 0.2)
+    monkeypatch.setattr(_worker, "_SLICE_SECONDS", 0.02)
+    monkeypatch.setattr(_worker, "_LOOK_AFTER_SHARED_NS", 20_000_000)
     with TaskPool(1, context="fork") as pool:
         with pool.share(big_buffer()) as shared, pool.share(big_buffer()) as other:
             assert pool.apply(count_mapped, (shared,)) == 1

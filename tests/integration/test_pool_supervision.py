@@ -181,7 +181,8 @@ def test_a_signal_that_is_not_allowed_is_no_reason_to_stop_looking(
 
     monkeypatch.setattr(signalling, "send_signal", refuse)
     # None comes, however long one waits.
-    monkeypatch.setattr("mpkit.pool._engine.insight._STACKS_SECONDS", 0.1)
+    monkeypatch.setattr(_insight, "_STACKS_SECONDS", 0.1)
+    monkeypatch.setattr(families, "_STOPPING_PATIENCE_S", 0.1)
     assert set(pool.stacks().values()) == {""}
     with pytest.raises(TaskTimeout):
         pool.with_options(timeout=0.1).submit(time.sleep, 1000).result(PATIENCE)
@@ -220,7 +221,10 @@ def test_a_machine_without_temporary_directory(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is not known who is stopped")
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
-def test_what_a_stopped_worker_has_not_begun_goes_to_others(busy: bool) -> None:
+def test_what_a_stopped_worker_has_not_begun_goes_to_others(
+    busy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_limits, "_LOOK_AROUND", 0.05)
     with TaskPool(2, context="fork") as pool:
 
         def workers() -> list[int]:

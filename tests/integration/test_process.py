@@ -20,6 +20,7 @@ import pytest
 from mpkit import WorkerProcess
 from mpkit._platform.files import anonymous, file_maps
 from mpkit.errors import ClosedError
+from tests.conftest import own_or_of_the_server
 from tests.helpers.leftovers import names_of
 from tests.helpers.processes import ROOT, gone, python, run_python, to_be_killed, wait_gone
 from tests.helpers.waiting import PATIENCE, wait_until
@@ -47,6 +48,7 @@ def parent(*arguments: str) -> Iterator[Popen[str]]:
 
 
 @pytest.mark.parametrize("kind", ["sleep", "spin", "gil", "no gil", "stopped"])
+@own_or_of_the_server
 def test_a_killed_parent_takes_its_child_along_whatever_it_does(start_method: str, kind: str) -> None:
     with parent(start_method, kind, "kill") as program:
         pids = pids_of(program, 2)

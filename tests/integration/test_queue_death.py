@@ -21,7 +21,7 @@ import pytest
 
 from mpkit import BoundedQueue, Lock, LockedCounter
 from mpkit._platform.stdlib.contexts import resolve_context
-from mpkit._shm.locks import robust_lock
+from mpkit._shm.locks import robust_lock, sleepers
 from mpkit._shm.queues import layout, put_side, regions
 from mpkit.errors import QueueEmpty, QueueFull
 from tests.contract import queue_targets as targets
@@ -71,6 +71,11 @@ def test_whoever_dies_with_the_queues_own_lock_is_replaced(queue: BoundedQueue[A
 
 @pytest.mark.parametrize("side", ["put_lock", "get_lock"])
 def test_a_stopped_process_is_never_robbed(side: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The rules do not depend on these times.
+    for module in (put_side, sleepers):
+        monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(robust_lock, "SLICE_SECONDS", 0.01)
+    monkeypatch.setattr(robust_lock, "STUCK_SECONDS", 0.02)
     with BoundedQueue[int]() as reached, BoundedQueue[Any](maxsize=3) as queue:
         queue.put("there")
         child = process(targets.stop_inside_queue, queue, side, reached)
@@ -81,13 +86,13 @@ def test_a_stopped_process_is_never_robbed(side: str, monkeypatch: pytest.Monkey
             if side == "put_lock":
                 for item in ("x", b"x" * BIG):
                     with pytest.raises(QueueFull):
-                        queue.put(item, timeout=0.4)
+                        queue.put(item, timeout=0.15)
                 assert queue.put_many([1, 2], timeout=0.1) == 0
                 assert queue.qsize() == 1
                 assert queue.get() == "there"
             else:
                 with pytest.raises(QueueEmpty):
-                    queue.get(timeout=0.4)
+                    queue.get(timeout=0.15)
                 with pytest.raises(QueueEmpty):
                     queue.get_many(timeout=0.1)
                 queue.put("more", timeout=PATIENCE)

@@ -32,9 +32,9 @@ from mpkit._shm.memory.semaphore import Semaphore
 from mpkit.errors import HandleLost, WorkerCrashed
 from mpkit.process import ties
 from tests.contract import pool_tasks as tasks
+from tests.helpers.dying import die_at
 from tests.helpers.leftovers import names_of
 from tests.helpers.processes import run_python
-from tests.helpers.stepping import die_at
 from tests.helpers.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /dev/shm")

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from mpkit import Lock, LockedCounter
+from mpkit._shm.locks import lock_file
 from mpkit._shm.memory.names import owned_names
 from mpkit.errors import ClosedError
 from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
@@ -232,7 +233,12 @@ def test_an_interrupted_call_leaves_the_lock_in_order(lock: Lock, name: str, whe
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # a file lock that closes itself
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="interval timers")
-def test_interrupts_at_any_moment_leave_the_lock_in_order(lock: Lock) -> None:
+def test_interrupts_at_any_moment_leave_the_lock_in_order(
+    lock: Lock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What an interrupt has kept from being given back is found after that long.
+    monkeypatch.setattr(lock_file, "SLICE_SECONDS", 0.01)
+    monkeypatch.setattr(lock_file, "STUCK_SECONDS", 0.02)
     taken = 0
     dice = random.Random(7)
 
