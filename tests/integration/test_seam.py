@@ -268,9 +268,7 @@ if __name__ == "__main__":
 """
     (tmp_path / "program.py").write_text(program)
     said = run_python(tmp_path / "program.py").stdout.splitlines()
-    assert (
-        said == ["this thread is just asking the fork server of multiprocessing for something", "outer"] * 2
-    )
+    assert said == ["this thread is already talking to the fork server of multiprocessing", "outer"] * 2
 
 
 def test_a_client_that_goes_away_while_it_asks_does_not_end_the_fork_server(tmp_path: Path) -> None:

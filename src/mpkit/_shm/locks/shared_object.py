@@ -468,7 +468,7 @@ class SharedObject:
             if self._take_row(slice_ends if deadline is None else min(slice_ends, deadline)):
                 return True
             if self._closing:
-                raise ClosedError(f"this {self.form.noun} is just being closed in this process")
+                raise ClosedError(f"this {self.form.noun} is being closed in this process")
             if has_passed(deadline):
                 return False
 
