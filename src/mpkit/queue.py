@@ -423,7 +423,8 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         Raises:
             QueueShutDown, ClosedError, SerializationError, ValueError, SharedMemoryExhausted, HandleLost: as
                 `put`.
-            RuntimeError: there is no room, and the system refuses the thread that waits; the item is not in.
+            RuntimeError: there is no room, and the system refuses the thread that is to wait; the item is
+                not in.
 
         Blocking: the event loop, while the item is pickled and copied; for a second at each attempt while a
         process stays stopped (SIGSTOP) in the middle of an operation on the queue.
@@ -463,7 +464,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
 
         Raises:
             QueueShutDown, ClosedError, SerializationError, HandleLost: as `get`.
-            RuntimeError: it is empty, and the system refuses the thread that waits.
+            RuntimeError: the queue is empty, and the system refuses the thread that is to wait.
 
         Blocking: the event loop, while the item is unpickled; otherwise as `aput`.
         """

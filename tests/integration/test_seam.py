@@ -192,6 +192,19 @@ with TaskPool(1, context="forkserver") as pool:
     assert in_a_fork_server(tmp_path, body) == ["['mpkit.pool._worker.worker'] []"]
 
 
+def test_a_fork_server_hears_of_its_children_where_the_program_has_sigchld_blocked(tmp_path: Path) -> None:
+    # As a program has that takes it from `sigwait` or a descriptor; it keeps that, and what is pending.
+    body = f"""
+import os, signal
+signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGCHLD}})
+os.kill(os.getpid(), signal.SIGCHLD)
+seam.start_fork_server(["mpkit.pool._worker.worker"])
+{CHILD}
+print(child.exitcode, signal.sigpending() == {{signal.SIGCHLD}})
+"""
+    assert in_a_fork_server(tmp_path, body) == ["['mpkit.pool._worker.worker'] []", "0 True"]
+
+
 def test_ctrl_c_while_the_fork_server_starts_ends_neither_it_nor_its_children(tmp_path: Path) -> None:
     # What the application has the server import stands for the moments before it ignores the signal.
     (tmp_path / "interrupting.py").write_text(
@@ -257,9 +270,7 @@ if __name__ == "__main__":
 """
     (tmp_path / "program.py").write_text(program)
     said = run_python(tmp_path / "program.py").stdout.splitlines()
-    assert (
-        said == ["this thread is just asking the fork server of multiprocessing for something", "outer"] * 2
-    )
+    assert said == ["this thread is already talking to the fork server of multiprocessing", "outer"] * 2
 
 
 def test_a_client_that_goes_away_while_it_asks_does_not_end_the_fork_server(tmp_path: Path) -> None:

@@ -351,7 +351,7 @@ def test_the_readme_tells_what_was_measured() -> None:
     (calls,) = figures(r"single pool calls about ([\d.]+) times as fast", "README.md")
     assert float(calls) == pytest.approx(measured("one call at a time"), rel=ROUGHLY)
     part, contended = figures(
-        r"Locks are slower, with about (an? \w+) of the speed \(([\d.]+) where four processes", "README.md"
+        r"Locks are slower: about (an? \w+) of the speed \(([\d.]+) of it where four processes", "README.md"
     )
     assert 1 / PARTS[part] == pytest.approx(measured("acquire and release, one process"), rel=ROUGHLY)
     four = measured("acquire and release, four processes at once")

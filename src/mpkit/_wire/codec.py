@@ -354,6 +354,10 @@ CANNOT_UNPICKLE: Final = "cannot unpickle what was received"
 ABOUT_RESULT: Final = "the result: "
 
 
+#: In what `pickle` says of functions and classes: up to Python 3.13, and since.
+_NOT_BY_THIS_NAME: Final = ("not the same object as", "attribute lookup", "not found as")
+
+
 def _cannot_pickle(obj: object, error: Exception) -> Exception:
     if isinstance(error, SerializationError | MemoryError):
         # The former comes from within: what is pickled holds a handle that pickles by itself, and says it
@@ -365,13 +369,23 @@ def _cannot_pickle(obj: object, error: Exception) -> Exception:
     elif "inheritance" in text:
         remedy = "; hand it to a process when starting it, or use mpkit's queue, lock or counter"
     elif "<lambda>" in text or "<locals>" in text or "local object" in text:
-        remedy = "; define it at the top level of a module, or, for a pool, use pickler='cloudpickle'"
+        remedy = (
+            "; define it at the top level of a module (in a decorator, use functools.wraps), or, for a pool, "
+            "use pickler='cloudpickle'"
+        )
     elif isinstance(error, RecursionError):
         remedy = "; it is nested too deeply; flatten it, or raise sys.setrecursionlimit()"
     elif "'generator'" in text:
         remedy = "; send a list of what it yields"
+    elif any(words in text for words in _NOT_BY_THIS_NAME):
+        remedy = (
+            "; functions and classes are sent by name, which must mean this very object in its module; or, "
+            "for a pool, use pickler='cloudpickle'"
+        )
+    elif isinstance(obj, types.MethodType):
+        remedy = "; a method takes its object along: use a function, or a static method"
     else:
-        remedy = "; send what it was made from and make it anew there, or give its class a __reduce__"
+        remedy = "; send the data it is made from and build it there, or give its class a __reduce__"
     return SerializationError(f"cannot pickle {described(obj)}: {error_line(error)}{remedy}")
 
 
@@ -401,6 +415,8 @@ def about_result(error: SerializationError) -> SerializationError:
 
 def described(obj: object) -> str:
     """A short name of `obj` that never runs its own code, and tells nothing of what is in it."""
+    if isinstance(obj, types.MethodType):
+        obj = obj.__func__
     if isinstance(obj, types.FunctionType | type):
         return f"{obj.__module__}.{obj.__qualname__}"
     kind = type(obj)

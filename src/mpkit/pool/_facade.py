@@ -108,8 +108,8 @@ class PoolView(Unsendable):
     ) -> R:
         """Call ``func(*args, **kwds)`` in a worker and wait for what it returns.
 
-        Should the waiting be interrupted (Ctrl-C, the exception of a signal handler), the task is cancelled,
-        a running one too: nobody could ask for its outcome any more.
+        If the wait is interrupted (by Ctrl-C or an exception of a signal handler), the task is cancelled,
+        even if it is running. Errors are those of `submit` and of `TaskHandle.result`.
 
         Blocking: until the task has ended.
         """
@@ -129,8 +129,8 @@ class PoolView(Unsendable):
             func: What to call.
             args: Its positional arguments.
             kwds: Its keyword arguments.
-            callback: Called with the result, always in the thread that the pool keeps for callbacks, one
-                after the other. It may wait for other tasks: they go on, and only their callbacks wait.
+            callback: Called with the result, in the one thread that the pool has for callbacks. It may wait
+                for other tasks; only other callbacks have to wait meanwhile.
             error_callback: Called with the exception, in the same way.
         """
         _check_callbacks(callback, error_callback)
@@ -159,8 +159,8 @@ class PoolView(Unsendable):
         within the last two milliseconds, or that the worker had in hand together with the fatal one. Pass
         ``chunksize=1`` if no item may ever run twice.
 
-        Should the waiting be interrupted (Ctrl-C, the exception of a signal handler), everything that has not
-        ended is cancelled, as by `TaskHandle.cancel`: nobody could ask for the results any more.
+        If the wait is interrupted (by Ctrl-C or an exception of a signal handler), everything that has not
+        ended is cancelled, as by `TaskHandle.cancel`.
 
         Raises:
             Exception: The first error in the order of the input, after all items have been tried.
@@ -202,8 +202,7 @@ class PoolView(Unsendable):
     ) -> list[R]:
         """The same as `map`, but each item holds the arguments of one call.
 
-        As with `map`, items may be called again after the death of a worker, unless `chunksize` is 1, and
-        whatever has not ended is cancelled if the waiting is interrupted.
+        What `map` says about the death of a worker, interrupts, errors and blocking holds here as well.
         """
         items = [tuple(item) for item in iterable]
         return _outcome_of(self._map(func, items, chunksize, progress, star=True))
@@ -244,7 +243,8 @@ class PoolView(Unsendable):
                 in groups anyway, but each is still a task of its own; more is only useful for short calls
                 over a generator. With more than 1, items may be called again after the death of a worker, as
                 with `map`.
-            buffersize: The most items between input and consumer; None: 256 per worker (or four chunks).
+            buffersize: How many items may have been read whose results have not been taken; None: 256 per
+                worker (or four chunks).
             progress: Show a progress bar (needs ``mpkit[progress]``).
 
         Raises:
@@ -647,10 +647,9 @@ def _refuse_greenlets() -> None:
     library = patched_by()
     if library is not None:
         raise PoolBroken(
-            f"{library} has put greenlets in the place of this process's threads, or of its waiting for "
-            "files, and the threads of a pool would keep them all waiting, for ever. Use the pool in a "
-            "process that is not patched: a server's worker class with threads (gunicorn: gthread), or a "
-            "WorkerProcess"
+            f"{library} has replaced the threads of this process, or its select, by greenlets, and the "
+            "threads of a pool would block all of these forever. Use the pool in a process that is not "
+            "patched: a server's worker class with threads (gunicorn: gthread), or a WorkerProcess"
         )
 
 

@@ -320,7 +320,7 @@ class TaskHandle(Unsendable, Future[R]):
 
         Args:
             timeout: Seconds to wait for the task; None: until it has ended. If the time runs out, the task
-                goes on. Unpickling comes on top.
+                goes on. Unpickling is not included.
 
         Raises:
             WaitTimeout: The time ran out.

@@ -52,7 +52,7 @@ class SharedResults(Generic[R]):
             raise ClosedError(engine.forked_message())
         if self._turn.is_owned() or self._reading.is_owned():
             raise RuntimeError(
-                "this thread is just taking a result of this very iterator, or reading its input (this was "
+                "this thread is already taking a result from this iterator, or reading its input (this was "
                 "called by the input, a signal handler or a __del__): take it in another thread, or later"
             )
         deadline = deadline_of(timeout)

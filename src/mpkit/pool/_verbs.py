@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class PoolVerbs(Protocol):
-    """Functions called elsewhere. If you only accept a `TaskPool` and its views, annotate `PoolView`."""
+    """What any pool can do. To accept only a `TaskPool` and its views, annotate `PoolView` instead."""
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Call it; the future of what it returns."""

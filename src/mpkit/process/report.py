@@ -152,7 +152,7 @@ class Report:
             return Stage.NOTHING, None
         (number,) = _STAGE.unpack_from(contents)
         if number > Stage.RAISED:
-            raise SerializationError("what the process has left is damaged")
+            raise SerializationError("the result that the process left behind is damaged")
         stage = Stage(number)
         if stage < Stage.RETURNED:
             return stage, None

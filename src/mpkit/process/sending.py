@@ -106,6 +106,6 @@ class Arrival:
             traceback.print_exc()
             return 1
         if not isinstance(process, ChildProcess):
-            raise TypeError(f"{self._name} arrived as {process!r}: its class has an unfit __reduce__")
+            raise TypeError(f"{self._name} arrived as {process!r}: the __reduce__ of its class is unsuitable")
         vars(process)["_mpkit"] = Handle(ties=ties)
         return process._bootstrap(parent_sentinel)

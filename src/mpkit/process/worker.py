@@ -409,7 +409,7 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
         the same exception.
 
         Args:
-            timeout: How many seconds to wait for the process; None: no limit. Unpickling comes on top.
+            timeout: How many seconds to wait for the process; None: no limit. Unpickling is not included.
 
         Returns:
             What the target, or an overridden `run`, returned.
@@ -441,7 +441,7 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
         A result is unpickled, to check that this is possible: see `result`.
 
         Args:
-            timeout: How many seconds to wait for the process; None: no limit. Unpickling comes on top.
+            timeout: How many seconds to wait for the process; None: no limit. Unpickling is not included.
 
         Raises:
             WaitTimeout: If it has not ended in time. It goes on.

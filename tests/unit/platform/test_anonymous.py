@@ -23,7 +23,7 @@ def test_a_number_that_is_another_files_by_now_is_left_alone(tmp_path: Path) -> 
     other = os.open(path, os.O_RDWR)
     # As `os.closerange` in a daemon, and the next file that is opened.
     os.dup2(other, number)
-    with pytest.raises(OSError, match="leave descriptors open that are not your own"):
+    with pytest.raises(OSError, match="close only descriptors that are your own"):
         file.write([b"ours"], at=0)
     with pytest.raises(OSError, match="has been closed"):
         file.size()

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+from multiprocessing import spawn
 from types import SimpleNamespace
 
 import pytest
@@ -169,3 +170,14 @@ def test_a_frozen_program_that_does_not_know_what_it_was_started_for(
     # The fork server imports the main module.
     monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
     LockedCounter().close()
+
+
+@pytest.mark.parametrize("executable", [None, "", "/nowhere/python"])
+def test_an_interpreter_that_is_not_there(executable: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Python is embedded, or was removed meanwhile, a broken pipe was all that anybody saw."""
+    from multiprocessing import resource_tracker  # POSIX only
+
+    monkeypatch.setattr(resource_tracker, "_resource_tracker", SimpleNamespace(_fd=None))
+    monkeypatch.setattr(spawn, "_python_exe", executable)
+    with pytest.raises(FileNotFoundError, match="set_executable"):
+        tracker_process.start_tracker()

@@ -334,6 +334,22 @@ def local_function() -> Callable[[], None]:
     return inner
 
 
+def another_function() -> None: ...
+
+
+under_this_name_before = another_function
+
+
+def another_function() -> None: ...  # type: ignore[no-redef]
+
+
+class HoldingALock:
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def method(self) -> None: ...
+
+
 def deep() -> list[object]:
     value: list[object] = []
     for _ in range(100_000):
@@ -354,8 +370,10 @@ def deep() -> list[object]:
         (local_function(), "local_function.<locals>.inner", "pickler='cloudpickle'"),
         (multiprocessing.get_context("spawn").Lock(), "Lock", "mpkit's queue, lock or counter"),
         (deep(), "RecursionError", "nested too deeply"),
+        (under_this_name_before, "pickle tests.unit.wire.test_codec.another_function: ", "sent by name"),
+        (HoldingALock().method, "test_codec.HoldingALock.method: ", "a method takes its object along"),
     ],
-    ids=["reduce", "lock", "lambda", "local", "multiprocessing lock", "deep"],
+    ids=["reduce", "lock", "lambda", "local", "multiprocessing lock", "deep", "another name", "method"],
 )
 @pytest.mark.parametrize("function", [dumps, encode])
 def test_what_cannot_be_pickled(

@@ -72,8 +72,8 @@ class AnonymousFile:
         if not is_still(self._descriptor, self._file):
             raise OSError(
                 errno.EBADF,
-                f"descriptor {self._descriptor}, which mpkit needs to hand over what the process leaves, has "
-                "been closed; leave descriptors open that are not your own",
+                f"descriptor {self._descriptor}, which mpkit needs for the result of the process, has been "
+                "closed; close only descriptors that are your own",
             )
         return self._descriptor
 

@@ -107,7 +107,7 @@ def current() -> ProcessIdentity:
         identity = look(me)
         if identity is None or not _is_shown_under(me):
             raise RuntimeError(
-                "cannot examine this very process; is /proc mounted, and does it show the pid namespace of "
+                "cannot examine this process itself; is /proc mounted, and does it show the pid namespace of "
                 "this process? (unshare needs --mount-proc)"
             )
         _current = identity

@@ -99,9 +99,7 @@ class ChildProcess(process.BaseProcess):
     def _check_closed(self) -> None:
         # Called by nearly every method of the base class.
         if is_closed(self):
-            raise ClosedError(
-                "this process handle is closed; keep it open for as long as you ask it for anything"
-            )
+            raise ClosedError("this process handle is closed; keep it open for as long as you use it")
 
     @override
     def close(self) -> None:

@@ -80,8 +80,8 @@ def start_fork_server(modules: Sequence[str]) -> None:
     # Whoever has come in between cannot wait for the locks of its own thread.
     if _starting_server.is_owned() or _is_being_executed(its_class.ensure_running):
         raise RuntimeError(
-            "this thread is just asking the fork server of multiprocessing for something (a signal handler "
-            "or a __del__ has called this): start the process in another thread, later, or by another method"
+            "this thread is already talking to the fork server of multiprocessing (this was called by a "
+            "signal handler or a __del__): start the process in another thread, later, or by another method"
         )
     # Among the locks is one of multiprocessing, in a `with` block, which an interrupt may leave locked.
     with deferred_interrupts():

@@ -7,6 +7,10 @@ started them: before Python 3.14 in any case, since then if the client has not r
 passes over connections that were aborted, so this counts as one, and a fork that is refused does, too. (See
 `fork_server` for who imports this module.) Its children have multiprocessing as it is.
 
+It hears of the end of its children by SIGCHLD, and has that blocked if the program has (to take it from
+`sigwait` or a descriptor). Nobody would be told of an exit code, and `join` never end: so it is unblocked
+here, and with that in the children.
+
 Before its first fork it collects its garbage. All that it has imported leaves the collector near to its next
 turn, which each child would take then, for some milliseconds, before it has done anything.
 
@@ -20,6 +24,7 @@ import contextlib
 import errno
 import gc
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -105,4 +110,5 @@ if sys.platform != "win32":
     if getattr(reduction, "ACKNOWLEDGE", False):
         _replace(reduction, "ACKNOWLEDGE", False)
         _replace(reduction, "recvfds", _acknowledging(vars(reduction)["recvfds"]))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
     os.register_at_fork(before=_collect_once, after_in_child=_give_back)

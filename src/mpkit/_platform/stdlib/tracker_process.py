@@ -10,6 +10,8 @@ everything in shared memory remain. So it is started with these two blocked, and
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import sys
 from multiprocessing import process, spawn
@@ -25,6 +27,7 @@ def start_tracker() -> None:
 
     Raises:
         RuntimeError: This is a frozen program without `multiprocessing.freeze_support`.
+        FileNotFoundError: There is no interpreter to run it.
     """
     if getattr(sys, "frozen", False):
         _refuse_helper_that_does_not_know()
@@ -35,6 +38,7 @@ def start_tracker() -> None:
     tracker: Any = vars(resource_tracker)["_resource_tracker"]
     if tracker._fd is not None:
         return
+    _refuse_missing_interpreter()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
         try:
@@ -45,6 +49,17 @@ def start_tracker() -> None:
     finally:
         # Whenever a signal handler raises: this thread, and its children, must not keep them blocked.
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _refuse_missing_interpreter() -> None:
+    """Raise where Python is embedded, or was removed meanwhile: all that shows is a broken pipe otherwise."""
+    executable = os.fsdecode(spawn.get_executable() or "")
+    if not os.path.exists(executable):
+        raise FileNotFoundError(
+            errno.ENOENT,
+            f"multiprocessing starts processes with the interpreter {executable!r}, which is not there; "
+            "name another one with multiprocessing.set_executable()",
+        )
 
 
 def _refuse_helper_that_does_not_know() -> None:

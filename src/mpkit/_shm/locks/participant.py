@@ -167,7 +167,7 @@ class Participant:
             if self._take_row(slice_ends if deadline is None else min(slice_ends, deadline)):
                 return True
             if self._closing:
-                raise ClosedError(f"this {self.form.kind} is just being closed in this process")
+                raise ClosedError(f"this {self.form.kind} is being closed in this process")
             if has_passed(deadline):
                 return False
 

@@ -186,6 +186,6 @@ class Rows:
             words[self._used_at] = used + 1
             return at
         raise SharedMemoryExhausted(
-            f"{self._capacity} living processes use this object already, which is the most; let some of "
-            "them close it"
+            f"{self._capacity} living processes already use this object, which is the maximum; close it in "
+            "some of them"
         )

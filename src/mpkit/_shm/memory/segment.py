@@ -124,8 +124,7 @@ class Segment:
         except FileNotFoundError as error:
             raise HandleLost(
                 f"{name!r} is gone: the process that created it has closed it or has exited; keep the "
-                "creator alive until every "
-                "handle under way has been opened"
+                "creator alive until every handle that was sent has been used"
             ) from error
         except OSError as error:
             raise_refusal(error)

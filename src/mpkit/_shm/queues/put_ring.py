@@ -364,8 +364,8 @@ class PutRing:
         if length > _MOST_WORDS:
             # Else one ring after the other would be made, and none be large enough.
             raise SharedMemoryExhausted(
-                f"this queue and its getters keep too many big items: one of {length << 3} bytes gets no "
-                f"memory of its own, and among the small ones there is room for {_MOST_WORDS << 3} at most"
+                f"this queue and its receivers hold too many big items: there is no separate memory left for "
+                f"one of {length << 3} bytes, and the memory for small ones takes {_MOST_WORDS << 3} at most"
             )
         generation = self.generation + 1
         if generation - self._queue_words[GET_GENERATION] >= GENERATION_SLOTS:
@@ -380,7 +380,7 @@ class PutRing:
         region = self._file.supply.claim(size + ((RING_RECORDS + 1) << 3), RING, generation)
         if region < 0:
             raise SharedMemoryExhausted(
-                "the table of regions of this queue is full: it and its getters keep too many big items"
+                "the table of regions of this queue is full: it and its receivers hold too many big items"
             )
         self._begin(region, self.words[RING_TAIL])
 

@@ -210,8 +210,8 @@ class ProcessPoolExecutor(concurrent.futures.process.ProcessPoolExecutor):
         """What takes the tasks, with its workers, made now unless another thread has done so."""
         if _starting.is_owned():
             raise RuntimeError(
-                "this thread is just starting an executor (a signal handler or a __del__ has called this): "
-                "submit in another thread, or later"
+                "this thread is already starting an executor (this was called by a signal handler or a "
+                "__del__): submit in another thread, or later"
             )
         return _starting.run(self._start_once)
 

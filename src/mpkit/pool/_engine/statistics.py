@@ -19,7 +19,7 @@ class PoolStatistics:
         submitted: tasks ever submitted (a chunk of a map is one, and so is a group of short items of an
             imap).
         succeeded: tasks that returned.
-        failed: tasks that raised, exceeded their limit, or were ended with the pool.
+        failed: tasks that raised or exceeded a limit, or that could not run because the pool is broken.
         cancelled: tasks that were cancelled, or ended by `terminate`.
         crashed: tasks whose worker died while it ran them, without retries left.
         retried: how often a task was sent again because its worker had died.

@@ -300,7 +300,7 @@ def _map(name: str, *, read_only: bool = False) -> mmap.mmap:
         fd = os.open(name, _OPEN_FLAGS)
     except FileNotFoundError as error:
         raise HandleLost(
-            f"the file {name!r} with the data of a task is gone: its creator has exited or let go of it",
+            f"the file {name!r} with the data of a task is gone: its creator has exited or released it",
             name=name,
         ) from error
     except OSError as error:
