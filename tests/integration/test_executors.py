@@ -19,7 +19,7 @@ import pytest
 from mpkit import BoundedQueue, TaskPool, compat
 from mpkit.compat import futures
 from mpkit.pool import _executor
-from mpkit.pool._engine.engine import Engine
+from mpkit.pool._engine.submission import Submission
 from tests.contract import pool_tasks as tasks
 from tests.helpers.waiting import PATIENCE
 
@@ -99,16 +99,16 @@ def test_a_task_that_begins_while_the_executor_is_shut_down_is_not_stopped(
     first = executor.submit(tell_and_wait, 1)
     assert told() == "begun 1"
     second = executor.submit(tell_and_wait, 2)
-    cancel = Engine.cancel
+    cancel = Submission.cancel
 
-    def cancel_late(engine: Engine, task: Any, **options: Any) -> None:
+    def cancel_late(submission: Submission, task: Any, **options: Any) -> None:
         if not first.done():
             _gate.put(None)
             assert [told(), told()] == ["ended 1", "begun 2"]
             first.result(PATIENCE)
-        cancel(engine, task, **options)
+        cancel(submission, task, **options)
 
-    monkeypatch.setattr(Engine, "cancel", cancel_late)
+    monkeypatch.setattr(Submission, "cancel", cancel_late)
     executor.shutdown(wait=False, cancel_futures=True)
     _gate.put(None)
     assert second.result(PATIENCE) == 2

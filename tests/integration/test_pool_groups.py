@@ -12,8 +12,8 @@ import pytest
 
 from mpkit import BoundedQueue, TaskPool
 from mpkit.errors import SerializationError, WorkerCrashed
-from mpkit.pool._engine.engine import Engine
 from mpkit.pool._engine.functions import Function
+from mpkit.pool._engine.submission import Submission
 from mpkit.pool._protocol.channel import EACH
 from tests.contract import pool_tasks as tasks
 from tests.helpers.waiting import PATIENCE
@@ -32,14 +32,14 @@ def pool() -> Iterator[TaskPool]:
 def groups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many items each group has that is sent from now on."""
     numbers: list[int] = []
-    real = Engine.submit
+    real = Submission.submit
 
-    def submit(self: Engine, function: Any, blob: bytes, flags: int, arguments: Any, *rest: Any) -> Any:
+    def submit(self: Submission, function: Any, blob: bytes, flags: int, arguments: Any, *rest: Any) -> Any:
         if flags & EACH:
             numbers.append(len(arguments))
         return real(self, function, blob, flags, arguments, *rest)
 
-    monkeypatch.setattr(Engine, "submit", submit)
+    monkeypatch.setattr(Submission, "submit", submit)
     # They are short, however long they take on a machine that is busy with other things.
     took = Function.took
     monkeypatch.setattr(Function, "took", lambda self, run_ns: took(self, min(run_ns, 5_000)))

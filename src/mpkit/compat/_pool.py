@@ -265,7 +265,7 @@ class Pool(stdlib.Pool, metaclass=ABCMeta):
 
     @property
     def _state(self) -> str:
-        return _STATES.get(self._task_pool._engine.state, stdlib.TERMINATE)
+        return _STATES.get(self._task_pool._engine.status.state, stdlib.TERMINATE)
 
     @property
     def _taskqueue(self) -> _TaskQueue:

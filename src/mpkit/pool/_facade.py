@@ -6,7 +6,6 @@ consists of is imported when one is made, and what only some verbs need, with th
 
 from __future__ import annotations
 
-import os
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +19,7 @@ from mpkit._platform.signals.interrupts import deferred_interrupts
 from mpkit._platform.threads.deadlines import check_timeout
 from mpkit._platform.threads.greenlets import patched_by
 from mpkit._wire.unsendable import Unsendable
-from mpkit.errors import ClosedError, PoolBroken
+from mpkit.errors import PoolBroken
 from mpkit.pool._engine.options import (
     Pickler,
     PoolOptions,
@@ -98,9 +97,9 @@ class PoolView(Unsendable):
         known, blob, flags = engine.functions.look_up(fn, options.pickler)
         handle: TaskHandle[R] = TaskHandle(engine)
         if kwargs:
-            engine.submit(known, blob, flags | KEYWORDS, (args, kwargs), handle, options)
+            engine.submission.submit(known, blob, flags | KEYWORDS, (args, kwargs), handle, options)
         else:
-            engine.submit(known, blob, flags, args, handle, options)
+            engine.submission.submit(known, blob, flags, args, handle, options)
         return handle
 
     def apply(
@@ -303,7 +302,7 @@ class PoolView(Unsendable):
         star: bool,
     ) -> MapHandle[R]:
         engine = self._engine
-        engine.check_usable()
+        engine.status.check_usable()
         if chunksize is not None:
             chunksize = check_chunksize(chunksize)
         name = getattr(func, "__name__", "map")
@@ -489,7 +488,7 @@ class TaskPool(PoolView):
             SerializationError: The object cannot be pickled.
             SharedMemoryExhausted: There is no room.
         """
-        self._engine.check_usable()
+        self._engine.status.check_usable()
         from mpkit.pool._shared import Shared  # noqa: PLC0415  see the top of this file
 
         return Shared(obj, self._options.pickler)
@@ -532,16 +531,15 @@ class TaskPool(PoolView):
         """
         self._check_process()
         self._engine.refuse_reentry()
-        if self._engine.state is RUNNING:
+        if self._engine.status.state is RUNNING:
             raise ValueError(f"{self!r} is still open: call close() or terminate() before join()")
         return self._engine.join(check_timeout(timeout))
 
     def _check_process(self) -> None:
-        if self._engine.pid != os.getpid():
-            raise ClosedError(self._engine.forked_message())
+        self._engine.status.check_process()
 
     def __enter__(self) -> Self:
-        self._engine.check_usable()
+        self._engine.status.check_usable()
         return self
 
     def __exit__(
@@ -586,7 +584,8 @@ class TaskPool(PoolView):
         engine = self._engine
         options = engine.options
         pending = engine.dispatcher.ledger.live
-        return f"<TaskPool {options.name!r} {engine.state} processes={options.processes} pending={pending}>"
+        state = engine.status.state
+        return f"<TaskPool {options.name!r} {state} processes={options.processes} pending={pending}>"
 
 
 class _Callbacks(Generic[R]):
@@ -656,7 +655,7 @@ def _refuse_greenlets() -> None:
 def _dropped(engine: Engine, name: str) -> None:
     # Runs in whatever thread the garbage collector runs in, perhaps in the middle of a critical section of
     # this very pool: so it takes no lock.
-    if engine.pid == os.getpid() and engine.state is RUNNING:
+    if engine.status.state is RUNNING and not engine.status.is_forked():
         engine.dropped = True
         engine.supervisor.poke()
         # Above us is only `weakref.finalize`, and above that the line which dropped the pool.

@@ -411,7 +411,7 @@ class TaskHandle(Unsendable, Future[R]):
     def running(self) -> bool:
         """Whether a worker is running the task at this moment."""
         task = self._task
-        return not self.done() and task is not None and self._engine.running_on(task) is not None
+        return not self.done() and task is not None and self._engine.insight.running_on(task) is not None
 
     @override
     def cancelled(self) -> bool:
@@ -422,7 +422,7 @@ class TaskHandle(Unsendable, Future[R]):
     def worker_pid(self) -> int | None:
         """The worker that runs the task now, or None."""
         task = self._task
-        return None if task is None else self._engine.running_on(task)
+        return None if task is None else self._engine.insight.running_on(task)
 
     @override
     def cancel(self) -> bool:
@@ -438,7 +438,7 @@ class TaskHandle(Unsendable, Future[R]):
         if self._state is _PENDING:
             task = self._task
             if task is not None:
-                self._engine.cancel(task)
+                self._engine.submission.cancel(task)
         return self._state is _CANCELLED
 
     def _cancel_unless_begun(self) -> None:
@@ -449,7 +449,7 @@ class TaskHandle(Unsendable, Future[R]):
         if self._state is _PENDING:
             task = self._task
             if task is not None:
-                self._engine.cancel(task, even_begun=False)
+                self._engine.submission.cancel(task, even_begun=False)
 
     def __await__(self) -> Generator[Any, None, R]:
         """Wait for the task in a coroutine; cancelling that cancels the task, even if it is running."""

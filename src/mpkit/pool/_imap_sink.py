@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -128,7 +127,7 @@ class ImapSink:
         task.drained = True
         self._forget_if_told(task)
         if self._is_closed:
-            self._engine.cancel_later(list(pieces))
+            self._engine.submission.cancel_later(list(pieces))
 
     def _forget_if_told(self, task: Chunk) -> None:
         # Its end may be told while another thread still has an earlier part of it in its hands. Each notes
@@ -201,9 +200,9 @@ class ImapSink:
         # It has this sink, and would stay with it, and with the function, until the next garbage collection.
         self._latest = None
         engine = self._engine
-        if engine.pid == os.getpid():
+        if not engine.status.is_forked():
             if self.tasks:
-                engine.cancel_later(list(self.tasks.values()))
+                engine.submission.cancel_later(list(self.tasks.values()))
             if self._progress.is_shown:
                 engine.supervisor.request(self._progress.close)
         self.tasks.clear()

@@ -68,7 +68,7 @@ class LazyMap(Generic[R]):
         else:
             self._most = check_count(buffersize, "buffersize")
             self._chunksize = min(self._chunksize, self._most)
-        engine.check_usable()
+        engine.status.check_usable()
         self._input: Iterator[Any] | None = iter(iterable)
         self._options = options
         known, self._blob, self._flags = engine.functions.look_up(function, options.pickler)
@@ -180,7 +180,9 @@ class LazyMap(Generic[R]):
 
     def _submit_task(self, flags: int, arguments: Any) -> None:
         try:
-            self.engine.submit(self.function, self._blob, flags, arguments, self.sink, self._options)
+            self.engine.submission.submit(
+                self.function, self._blob, flags, arguments, self.sink, self._options
+            )
         except BaseException:
             self.sink.forget_unsent()
             raise

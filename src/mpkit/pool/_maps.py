@@ -66,7 +66,7 @@ class _MapSink:
         owner = self._map
         if owner is not None and owner._is_settled():
             # It was cancelled meanwhile, and the pieces were not there yet.
-            owner._engine.cancel_later(list(pieces))
+            owner._engine.submission.cancel_later(list(pieces))
 
     def forget(self) -> None:
         """All items have ended: break the reference cycle, so that the results go with the handle."""
@@ -144,10 +144,10 @@ class MapHandle(TaskHandle[list[R]]):
             chunks = automatic_chunks(items, engine.options.processes, most)
         try:
             for chunk in chunks:
-                engine.submit(known, blob, flags, chunk, self._sink, options)
+                engine.submission.submit(known, blob, flags, chunk, self._sink, options)
         except BaseException:
             # Nobody will ever ask for what has been sent already.
-            engine.cancel_later(list(self._sink.tasks.values()))
+            engine.submission.cancel_later(list(self._sink.tasks.values()))
             self._progress.close()
             raise
 
@@ -240,16 +240,16 @@ class MapHandle(TaskHandle[list[R]]):
                 self._progress.close()
                 # The last first: else those behind would begin in the place of those that run.
                 for task in reversed(list(self._sink.tasks.values())):
-                    self._engine.cancel(task)
+                    self._engine.submission.cancel(task)
         except BaseException:
             # Ctrl-C: nobody would cancel the others.
             if self.cancelled():
-                self._engine.cancel_later(list(self._sink.tasks.values()))
+                self._engine.submission.cancel_later(list(self._sink.tasks.values()))
             raise
         return self.cancelled()
 
     @override
     def running(self) -> bool:
         return not self.done() and any(
-            self._engine.running_on(task) is not None for task in list(self._sink.tasks.values())
+            self._engine.insight.running_on(task) is not None for task in list(self._sink.tasks.values())
         )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from mpkit._platform.threads.deadlines import deadline_of, remaining
 from mpkit._platform.threads.interruptible_lock import InterruptibleLock
-from mpkit.errors import ClosedError, WaitTimeout
+from mpkit.errors import WaitTimeout
 from mpkit.pool._imap import ImapIterator
 
 __all__ = ["SharedResults"]
@@ -47,9 +46,8 @@ class SharedResults(Generic[R]):
             ClosedError: this process is a fork of the pool's.
         """
         engine = self._results.engine
-        if engine.pid != os.getpid():
-            # A thread that is not here may have the locks.
-            raise ClosedError(engine.forked_message())
+        # In a fork: a thread that is not there may have the locks.
+        engine.status.check_process()
         if self._turn.is_owned() or self._reading.is_owned():
             raise RuntimeError(
                 "this thread is already taking a result from this iterator, or reading its input (this was "
@@ -64,7 +62,7 @@ class SharedResults(Generic[R]):
         What is reading it in this very thread (the input itself has closed the pool, or a signal handler) is
         left alone.
         """
-        if self._results.engine.pid == os.getpid() and not self._reading.is_owned():
+        if not self._results.engine.status.is_forked() and not self._reading.is_owned():
             self._reading.run(self._read_all)
 
     def is_over(self) -> bool:

@@ -175,7 +175,9 @@ class ProcessPoolExecutor(concurrent.futures.process.ProcessPoolExecutor):
         @property
         def _broken(self) -> bool:
             # To make another one. The death of a worker breaks nothing here.
-            return self._ended_by_force or (self._pool is not None and self._pool._engine.state == BROKEN)
+            return self._ended_by_force or (
+                self._pool is not None and self._pool._engine.status.state == BROKEN
+            )
 
     @override
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:

@@ -2,9 +2,9 @@
 
 - the whole: ``engine`` (puts the rest together, and ends it; ``states``), ``options`` (arguments, checked),
   ``statistics`` and ``progress`` (what is shown of it);
-- tasks: ``packing`` (one as it is sent), ``ledger`` (the pure state machine), ``function_table`` and
-  ``functions`` (what they call, and how long it takes), ``seen_shared`` (which shared objects they need),
-  ``blame`` (what cannot be pickled), ``initializer`` (the initializer as bytes);
+- tasks: ``submission`` (submitted and cancelled), ``packing`` (one as it is sent), ``ledger`` (the pure state
+  machine), ``function_table`` and ``functions`` (what they call, and how long it takes), ``seen_shared``
+  (which shared objects they need), ``blame`` (what cannot be pickled), ``initializer`` (it, as bytes);
 - on their way: ``dispatcher`` (all that happens under the pool's one lock) and its parts: ``placement`` (who
   gets how many, who gives some away), ``balancer`` (sends and takes back), ``inbox`` (what a worker has not
   begun), ``receiver`` (what comes back), ``recovery`` (what an exception has left half done);

@@ -36,7 +36,7 @@ def parts_of_task(function: str, arguments: Any, flags: int, first: int | None) 
 
     Args:
         function: its name.
-        arguments: as they are given to `Engine.submit`.
+        arguments: as they are given to `Submission.submit`.
         flags: likewise.
         first: the index of its first item in the input of a map; None for a single call.
     """

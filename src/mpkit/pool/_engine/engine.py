@@ -1,4 +1,4 @@
-"""One pool behind its facade: puts the parts together, takes tasks, and decides what the end means.
+"""One pool behind its facade: puts the parts together, and decides what the end means.
 
 The facade (`TaskPool`) holds the engine; the threads hold the engine and never the facade, so that a pool
 that is just dropped is noticed.
@@ -9,10 +9,8 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
-import os
 import threading
 import weakref
-from typing import Any
 
 from mpkit._platform.processes import families
 from mpkit._platform.signals.interrupts import deferred_interrupts, without_interrupts
@@ -20,28 +18,27 @@ from mpkit._platform.stdlib.exit_hooks import at_exit_before_children_joined
 from mpkit._platform.threads.clock import CLOCK
 from mpkit._platform.threads.deadlines import NEVER
 from mpkit._platform.threads.forks import in_forked_children
-from mpkit.errors import ClosedError, MpkitError, PoolBroken, TaskCancelled
+from mpkit.errors import MpkitError, PoolBroken, TaskCancelled
 from mpkit.pool._engine.collector import Collector
 from mpkit.pool._engine.crew import Crew, exit_code
 from mpkit.pool._engine.deaths import Deaths
 from mpkit.pool._engine.dispatcher import Dispatcher
 from mpkit.pool._engine.function_table import FunctionTable
-from mpkit.pool._engine.functions import Function
 from mpkit.pool._engine.initializer import packed_initializer
 from mpkit.pool._engine.insight import Insight
 from mpkit.pool._engine.lane import Lane
 from mpkit.pool._engine.lead import REENTERED, Lead
 from mpkit.pool._engine.leavers import Leavers
-from mpkit.pool._engine.ledger import CANCELLED, POOL_BROKEN, UNSENT, Sink, Task
+from mpkit.pool._engine.ledger import CANCELLED, POOL_BROKEN, Task
 from mpkit.pool._engine.limits import Limits
-from mpkit.pool._engine.options import PoolOptions, TaskOptions
-from mpkit.pool._engine.packing import packed_task
+from mpkit.pool._engine.options import PoolOptions
 from mpkit.pool._engine.programs import Programs
 from mpkit.pool._engine.progress import Bars
 from mpkit.pool._engine.reports import attempt, call_aside
 from mpkit.pool._engine.room import Room
-from mpkit.pool._engine.settlements import Settlements, cancelled_error
-from mpkit.pool._engine.states import BROKEN, CLOSED, RUNNING, TERMINATED
+from mpkit.pool._engine.settlements import Settlements
+from mpkit.pool._engine.states import BROKEN, CLOSED, RUNNING, TERMINATED, Status, copy_of
+from mpkit.pool._engine.submission import Submission
 from mpkit.pool._engine.supervisor import Supervisor
 from mpkit.pool._protocol import logs
 from mpkit.pool._protocol.channel import RAISED, Board
@@ -58,10 +55,8 @@ class Engine:
     def __init__(self, options: PoolOptions) -> None:
         """Start everything. The caller keeps interrupts away meanwhile (`deferred_interrupts`)."""
         self.options = options
-        self.pid: int = os.getpid()
-        self.state: str = RUNNING
+        self.status: Status = Status(options.name)
         self.dropped = False
-        self._why_broken: MpkitError | None = None
         self._over = threading.Event()
         #: Until when the end waits for threads that have outcomes to tell; it does not wait yet.
         self.told_by: float = NEVER
@@ -112,6 +107,15 @@ class Engine:
         self.deaths: Deaths = Deaths(
             options, self.dispatcher, self.collector, self.crew, self.programs, self._numbers
         )
+        self.submission: Submission = Submission(
+            options.name,
+            self.status,
+            self._numbers,
+            self.dispatcher,
+            self.collector,
+            self.supervisor,
+            self.room,
+        )
         self.insight: Insight = Insight(self.dispatcher, self.collector, self.crew)
 
     def _undo_start(self) -> None:
@@ -125,160 +129,6 @@ class Engine:
                 lane.process.kill()
                 lane.process.join()
             self.crew.dispose(lane)
-
-    # -- submitting ------------------------------------------------------------------------------------------
-
-    def submit(
-        self,
-        function: Function,
-        blob: bytes,
-        flags: int,
-        arguments: Any,
-        sink: Sink,
-        options: TaskOptions,
-    ) -> Task:
-        """Pickle the arguments and send or queue a task: see `packed_task`.
-
-        Raises:
-            SerializationError: the arguments cannot be pickled.
-            ClosedError: the pool is closed.
-            InitializerFailed, PoolBroken: the pool is broken.
-        """
-        task = packed_task(self._numbers, function, blob, flags, arguments, sink, options)
-        sink._sent(task)
-        dispatcher = self.dispatcher
-        lock = dispatcher.lock
-        if lock.is_owned():
-            # A signal handler or a `__del__`, in the middle of this very thread's work with the pool.
-            self.check_usable()
-            self.collector.do_later(functools.partial(self._submit_later, task))
-            return task
-        try:
-            try:
-                lock.acquire()
-                if self.state is not RUNNING:
-                    self._refuse()
-                room = self.room
-                # Callbacks do not wait: those of all other tasks would wait with them.
-                if room is not None and room.is_short() and not self.collector.is_current_thread():
-                    room.wait(task, self.check_usable)
-                lane = dispatcher.submit(task)
-                lock.release()
-                if lane is not None:
-                    lane.nudge()
-            except BaseException as error:
-                self._end_submit(task, error)
-                raise
-        except BaseException as error:
-            # See `InterruptibleLock`.
-            self._end_submit(task, error)
-            raise
-        if options.timeout is not None or self.supervisor.looks_at == NEVER:
-            self._look_after_limit(options.timeout)
-        if lane is None and dispatcher.is_look_due():
-            self.collector.work()
-        return task
-
-    def _end_submit(self, task: Task, error: BaseException) -> None:
-        """A `submit` that fails leaves nothing taken; may be done again."""
-        try:
-            if self.room is not None:
-                self.room.leave(task)
-        finally:
-            self.dispatcher.lock.unwind()
-        if not isinstance(error, MpkitError):
-            # Ctrl-C, perhaps between a task and its count, or before its worker knew.
-            self.dispatcher.note_interruption()
-            self.collector.wake()
-
-    def _submit_later(self, task: Task) -> None:
-        """Submit a task of a signal handler or a `__del__`, in the collector's thread."""
-        if self.dispatcher.lock.run(self._submit_if_running, task):
-            self._look_after_limit(task.timeout)
-            self.collector.work()
-        else:
-            text = f"{self.options.name} was {self.state} before the task was sent"
-            self.collector.settle([(task, RAISED, TaskCancelled(text))])
-
-    def _submit_if_running(self, task: Task) -> bool:
-        if task.ending:
-            # Cancelled before it was sent.
-            return True
-        if self.state is not RUNNING:
-            return False
-        lane = self.dispatcher.submit(task)
-        if lane is not None:
-            lane.wake()
-        return True
-
-    def _look_after_limit(self, timeout: float | None) -> None:
-        """Have the supervisor know of a new task and its time limit."""
-        looks_at = self.supervisor.looks_at
-        if looks_at == NEVER or (timeout is not None and looks_at > CLOCK.monotonic() + timeout):
-            self.supervisor.poke()
-
-    def _refuse(self) -> None:
-        if self.pid != os.getpid():
-            raise ClosedError(self.forked_message())
-        if self._why_broken is not None:
-            raise _copy_of(self._why_broken)
-        raise ClosedError(f"{self.options.name} is {self.state}; create a new pool for more tasks")
-
-    def forked_message(self) -> str:
-        """What to tell a fork of the process that this pool belongs to."""
-        return _FORKED.format(self.options.name)
-
-    def check_usable(self) -> None:
-        """Raise what `submit` would raise."""
-        if self.state is not RUNNING or self.pid != os.getpid():
-            self._refuse()
-
-    # -- cancelling ------------------------------------------------------------------------------------------
-
-    def cancel(self, task: Task, *, even_begun: bool = True) -> None:
-        """Cancel a task at whatever moment of its life; with `even_begun` false, unless it has begun.
-
-        In the middle of this thread's work with the pool (a signal handler, a `__del__`) it happens a little
-        later.
-        """
-        if self.pid != os.getpid():
-            raise ClosedError(self.forked_message())
-        dispatcher = self.dispatcher
-        if dispatcher.lock.is_owned():
-            self.cancel_later([task], even_begun=even_begun)
-            return
-        with self.collector.telling() as settlements, deferred_interrupts():
-            try:
-                never_began = dispatcher.lock.run(dispatcher.cancel, task, settlements, even_begun=even_begun)
-                if task.ending == CANCELLED:
-                    settlements.append((task, RAISED, cancelled_error(task)))
-                self.collector.settle(settlements)
-                if not never_began and even_begun:
-                    # It runs: see `Limits`.
-                    self.supervisor.poke()
-            except BaseException:
-                # The handler of another signal than SIGINT.
-                dispatcher.note_interruption()
-                self.cancel_later([task], even_begun=even_begun)
-                raise
-
-    def cancel_later(self, tasks: list[Task], *, even_begun: bool = True) -> None:
-        """Cancel tasks in the supervisor's thread; takes no lock, so a `__del__` may call it."""
-        for task in tasks:
-            if task.state == UNSENT:
-                # Submitted by this very handler, a moment ago: see `_submit_later`.
-                task.ending = CANCELLED
-
-        def cancel() -> None:
-            for task in tasks:
-                self.cancel(task, even_begun=even_begun)
-
-        self.supervisor.request(cancel)
-
-    def running_on(self, task: Task) -> int | None:
-        """The pid of the worker that runs a task at this moment."""
-        lane = self.dispatcher.lanes.get(task.worker)
-        return lane.pid if lane is not None and lane.running() == task.number else None
 
     # -- workers (in the supervisor's thread: see `Supervised`) ----------------------------------------------
 
@@ -294,17 +144,17 @@ class Engine:
     def bury(self, lane: Lane) -> None:
         """A worker is dead."""
         broken = self.deaths.bury(lane)
-        if broken is not None and self.state in (RUNNING, CLOSED):
+        if broken is not None and self.status.state in (RUNNING, CLOSED):
             self.break_down(broken)
 
     def look_after_crew(self, now: float) -> float:
         """Replace who is missing, send home who is not needed; when to look again."""
         self.deaths.remains.look_after()
-        if self.dropped and self.state is RUNNING:
+        if self.dropped and self.status.state is RUNNING:
             self.terminate()
-        if self.state in (TERMINATED, BROKEN):
+        if self.status.is_over():
             return self.leavers.end_all(now)
-        if self.state is CLOSED and not self.dispatcher.ledger.live:
+        if self.status.state is CLOSED and not self.dispatcher.ledger.live:
             return self.leavers.send_home(now)
         next_look = self.leavers.look_after(now)
         # The process of one whose initializer has failed may not end, so its death is not waited for.
@@ -330,7 +180,7 @@ class Engine:
 
     def _is_worker_missing(self, now: float) -> bool:
         wanted = self.options.processes
-        if self.state is CLOSED:
+        if self.status.state is CLOSED:
             # What is left may be fewer tasks than that.
             wanted = min(wanted, self.dispatcher.ledger.live)
         present = len(self.dispatcher.lanes) - self.leavers.staying(now)
@@ -349,8 +199,8 @@ class Engine:
 
     def _close(self) -> bool:
         """Whether there are tasks that go on."""
-        if self.state is RUNNING:
-            self.state = CLOSED
+        if self.status.state is RUNNING:
+            self.status.state = CLOSED
         self._refuse_who_waits()
         return self.dispatcher.ledger.live > 0
 
@@ -368,7 +218,7 @@ class Engine:
 
     def break_down(self, why: MpkitError) -> None:
         """The pool cannot go on: every pending task gets the reason."""
-        self._why_broken = why
+        self.status.why_broken = why
         self._end(BROKEN, why)
 
     def give_up(self, why: MpkitError) -> None:
@@ -382,15 +232,15 @@ class Engine:
         attempt(lambda: families.kill_families([lane.identity for lane in lanes if lane.identity]))
         attempt(self.programs.kill)
         with dispatcher.lock:
-            if self.state in (RUNNING, CLOSED):
-                self._why_broken = why
-                self.state = BROKEN
+            if self.status.state in (RUNNING, CLOSED):
+                self.status.why_broken = why
+                self.status.state = BROKEN
                 self._refuse_who_waits()
             dispatcher.lanes.clear()
             dispatcher.roster.idle.clear()
             tasks: list[Task] = []
             dispatcher.ledger.fail_everything(tasks, POOL_BROKEN)
-        attempt(lambda: self.collector.settle_surely([(task, RAISED, _copy_of(why)) for task in tasks]))
+        attempt(lambda: self.collector.settle_surely([(task, RAISED, copy_of(why)) for task in tasks]))
         for lane in lanes:
             if lane.process is not None:
                 attempt(lane.process.kill)
@@ -400,10 +250,10 @@ class Engine:
     def _end(self, state: str, why: MpkitError) -> None:
         if self.dispatcher.lock.is_owned():
             # A signal handler that ends the pool, in the middle of this thread's work with it.
-            self.state = CLOSED if self.state is RUNNING else self.state
+            self.status.state = CLOSED if self.status.state is RUNNING else self.status.state
             self.supervisor.request(functools.partial(self._end, state, why))
             return
-        if self.state in (TERMINATED, BROKEN):
+        if self.status.is_over():
             return
         ended: list[Task] = []
         with self.collector.telling() as settlements, deferred_interrupts():
@@ -419,12 +269,12 @@ class Engine:
         """End the pool; may be done again after an exception, with the same lists."""
         self.dispatcher.lock.run(self._end_tasks, state, settlements, ended)
         self.collector.draining = True
-        self.collector.settle_surely([*settlements, *((task, RAISED, _copy_of(why)) for task in ended)])
+        self.collector.settle_surely([*settlements, *((task, RAISED, copy_of(why)) for task in ended)])
         self.supervisor.poke()
 
     def _end_tasks(self, state: str, settlements: Settlements, ended: list[Task]) -> None:
-        if self.state not in (TERMINATED, BROKEN):
-            self.state = state
+        if not self.status.is_over():
+            self.status.state = state
         for lane in list(self.dispatcher.lanes.values()):
             self.dispatcher.drain_lane(lane, settlements)
         self.dispatcher.ledger.fail_everything(ended, CANCELLED if state is TERMINATED else POOL_BROKEN)
@@ -435,7 +285,7 @@ class Engine:
         has ended has been told.
         """
         dispatcher = self.dispatcher
-        if self.state is RUNNING or dispatcher.lanes or dispatcher.ledger.live:
+        if self.status.state is RUNNING or dispatcher.lanes or dispatcher.ledger.live:
             return False
         if dispatcher.stopped or self.programs:
             return False
@@ -462,7 +312,7 @@ class Engine:
         # Callbacks of a closed pool are all called, unless it is terminated meanwhile. A terminated one does
         # not wait for one that hangs: its thread is a daemon, and ends when the callback does.
         ended = False
-        while not ended and self.state is CLOSED:
+        while not ended and self.status.state is CLOSED:
             ended = self.collector.join(_LOOK_SECONDS)
         if not ended and not self.collector.join(_CALLBACK_SECONDS):
             # What hangs may be a log handler, which whoever logs would wait for.
@@ -493,9 +343,9 @@ class Engine:
 
     def forget_after_fork(self) -> None:
         """In a fork of the pool's process: rings, workers and threads are the parent's."""
-        self.state = TERMINATED
+        self.status.state = TERMINATED
         self.dispatcher.forget_after_fork()
-        self.collector.forked = self.forked_message()
+        self.collector.forked = self.status.forked_message()
         self.supervisor.forget_after_fork()
 
 
@@ -506,22 +356,11 @@ _TELLING_SECONDS = 5.0
 _CALLBACK_SECONDS = 2.0
 #: How often the end of a closed pool looks whether it has been terminated, while a callback is running.
 _LOOK_SECONDS = 0.5
-_FORKED = (
-    "{} belongs to the process that created it; this process is a fork of that one and cannot use it. "
-    "Create a pool here, or send the work to the parent through a queue"
-)
-
-
-def _copy_of(error: MpkitError) -> MpkitError:
-    # One exception object raised in several threads would collect all their tracebacks.
-    copy = type(error)(*error.args)
-    copy.__cause__ = error.__cause__
-    return copy
 
 
 def _end_at_exit(reference: weakref.ref[Engine]) -> None:
     engine = reference()
-    if engine is not None and engine.pid == os.getpid():
+    if engine is not None and not engine.status.is_forked():
         engine.terminate()
         engine.join(2 * engine.options.grace_period + 5.0)
 

@@ -11,7 +11,7 @@ from mpkit.pool._engine.collector import Collector
 from mpkit.pool._engine.crew import Crew
 from mpkit.pool._engine.dispatcher import Dispatcher
 from mpkit.pool._engine.lane import Lane
-from mpkit.pool._engine.ledger import ENDED
+from mpkit.pool._engine.ledger import ENDED, Task
 from mpkit.pool._engine.stacks import live_stack
 from mpkit.pool._protocol.channel import DONE, STATE, state_name
 
@@ -56,6 +56,11 @@ class Insight:
             task = lane.sent.get(number)
             seen.append((lane, number, started, task.function.name if task is not None else None))
         return seen
+
+    def running_on(self, task: Task) -> int | None:
+        """The pid of the worker that runs a task at this moment."""
+        lane = self._dispatcher.lanes.get(task.worker)
+        return lane.pid if lane is not None and lane.running() == task.number else None
 
     def unfinished(self) -> dict[int, str]:
         """What has been asked of the pool and has not ended: the function's name by a number.
