@@ -43,7 +43,7 @@ SEAM = {
         "stdlib/exit_hooks.py",
         "stdlib/fork_server.py",
         "stdlib/preparation.py",
-        "stdlib/programs.py",
+        "stdlib/passing.py",
         "stdlib/sem_lock.py",
         "stdlib/tracker.py",
         "stdlib/tracker_process.py",

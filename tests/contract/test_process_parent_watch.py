@@ -21,7 +21,7 @@ from mpkit._platform.parent_death.guardian_line import GuardianLine
 from mpkit._platform.parent_death.parent_watch import ParentLink
 from mpkit._platform.processes import exits, families, family_tree, identity, signalling
 from mpkit._platform.processes.exits import ExitWatcher
-from mpkit._platform.stdlib import programs
+from mpkit._platform.stdlib import passing
 from mpkit.pool._engine import supervisor as _supervisor
 from tests.conftest import own_or_of_the_server
 from tests.contract import process_targets as targets
@@ -104,7 +104,7 @@ def test_sockets_that_a_library_puts_in_the_place_of_all_are_not_the_line_s(
 def test_a_handler_that_starts_a_process_while_a_guardian_is_started_goes_without(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    spawn = programs.spawn_passing
+    spawn = passing.spawn_passing
 
     def interrupted(command: Sequence[str], descriptors: Sequence[int]) -> int:
         # In another thread that would wait for its end.
@@ -112,7 +112,7 @@ def test_a_handler_that_starts_a_process_while_a_guardian_is_started_goes_withou
         assert line.guardian_pid is None
         return spawn(command, descriptors)
 
-    monkeypatch.setattr(programs, "spawn_passing", interrupted)
+    monkeypatch.setattr(passing, "spawn_passing", interrupted)
     with a_line() as line:
         line.ensure_guardian()
         assert line.guardian_pid is not None

@@ -22,7 +22,6 @@ from mpkit._shm.locks import lock_file, robust_lock
 from mpkit._shm.locks.counter_file import VALUE, CounterFile
 from mpkit._shm.locks.lock_file import LockFile
 from mpkit._shm.queues import layout, region_supply, regions
-from mpkit._shm.queues import places as places_module
 from mpkit._shm.queues.held_items import BigRecord, HeldItem
 from mpkit._shm.queues.open_queue import OpenQueue
 from mpkit._shm.queues.packs import PackSlice, pack
@@ -311,7 +310,7 @@ def assert_apart(queue: OpenQueue) -> None:
     """No two regions lie in one place of the file."""
     table = [layout.REGIONS + number * regions.ENTRY_WORDS for number in range(1, layout.REGION_SLOTS)]
     places = [
-        (places_module.offset_of(queue.words[at + 2]), queue.supply._own(number))
+        (regions.offset_of(queue.words[at + 2]), queue.supply._own(number))
         for number, at in enumerate(table, 1)
         if queue.words[at] != regions.NONE
     ]

@@ -29,7 +29,7 @@ from pathlib import Path
 from mpkit import TaskPool, WorkerProcess
 from mpkit._platform.parent_death import parent_watch
 from mpkit._platform.processes import exits, identity
-from mpkit._platform.stdlib import programs
+from mpkit._platform.stdlib import passing
 
 directory, method = Path(sys.argv[1]), sys.argv[2]
 
@@ -200,13 +200,13 @@ def test_the_parent_dies_before_it_registers_the_child(start_method: str, kind: 
 
 PARENT_DIES_WITH_A_NEW_GUARDIAN = """
 if __name__ == "__main__":
-    spawn = programs.spawn_passing
+    spawn = passing.spawn_passing
 
     def spawn_and_die(*args: object) -> int:
         spawn(*args)
         die()
 
-    programs.spawn_passing = spawn_and_die
+    passing.spawn_passing = spawn_and_die
     WorkerProcess(target=sleep, args=("child",), start_method=method).start()
 """
 
@@ -217,14 +217,14 @@ def test_the_parent_dies_before_it_knows_its_guardian(tmp_path: Path) -> None:
 
 SIGNAL_WHILE_THE_GUARDIAN_COMES_UP = """
 if __name__ == "__main__":
-    spawn = programs.spawn_passing
+    spawn = passing.spawn_passing
 
     def spawn_and_stop(*args: object) -> int:
         pid = spawn(*args)
         os.kill(pid, signal.SIGSTOP)
         return pid
 
-    programs.spawn_passing = spawn_and_stop
+    passing.spawn_passing = spawn_and_stop
     WorkerProcess(target=sleep, args=("child",), start_method="fork").start()
     wait_for("child")
     # As from a terminal, to the whole group.

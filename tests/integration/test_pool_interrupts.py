@@ -22,8 +22,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from mpkit._platform.threads.build import FREE_THREADED
 from mpkit._platform.threads.interruptible_lock import InterruptibleLock
+from mpkit._platform.threads.scheduling import FREE_THREADED
 from mpkit.errors import ClosedError, TaskCancelled
 from mpkit.pool import TaskHandle, TaskPool
 from mpkit.pool._engine import crew as _crew

@@ -206,7 +206,7 @@ def test_one_that_is_continued_meanwhile_is_stopped_again(
 def test_one_that_is_continued_before_it_has_stopped_is_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """What has not taken effect by then is lost."""
     who, told = ProcessIdentity(1_000_000, 5), list[int]()
-    motions = iter([families._Motion.MOVING, families._Motion.MOVING, families._Motion.STILL])
+    motions = iter([families._MOVING, families._MOVING, families._STILL])
     monkeypatch.setattr(families, "_motion", lambda _: next(motions))
     monkeypatch.setattr(signalling, "send_signal_if_allowed", lambda _, signum: told.append(signum))
     assert families._stop([who]) == []
@@ -240,7 +240,7 @@ class SlowFork:
         self.parent, self.child = ProcessIdentity(1_000_001, 5), ProcessIdentity(1_000_002, 6)
         self.sent: list[tuple[int, ProcessIdentity]] = []
         self._looks = looks
-        self._on_the_way = families._Motion.HELD if held else families._Motion.MOVING
+        self._on_the_way = families._HELD if held else families._MOVING
         monkeypatch.setattr(signalling, "send_signal", self.send)
         monkeypatch.setattr(families, "_motion", self.motion)
         monkeypatch.setattr(family_tree, "_parents", self.table)
@@ -249,12 +249,12 @@ class SlowFork:
         self.sent.append((signum, process))
         return True
 
-    def motion(self, process: ProcessIdentity) -> families._Motion:
+    def motion(self, process: ProcessIdentity) -> int:
         if process == self.parent:
             self._looks -= 1
             if self._looks > 0:
                 return self._on_the_way
-        return families._Motion.STILL
+        return families._STILL
 
     def table(self) -> dict[int, tuple[int, ProcessIdentity]]:
         found = {self.parent.pid: (1, self.parent)}
@@ -290,14 +290,14 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("patient")
 def test_when_a_process_is_still(family: Family) -> None:
     process, who, _ = family
-    assert families._motion(who) is not families._Motion.STILL
+    assert families._motion(who) != families._STILL
     assert families._stop([who]) == []
-    assert families._motion(who) is families._Motion.STILL
+    assert families._motion(who) == families._STILL
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    assert families._motion(who) is families._Motion.STILL
+    assert families._motion(who) == families._STILL
     process.wait()
-    assert families._motion(who) is families._Motion.STILL
+    assert families._motion(who) == families._STILL
 
 
 @pytest.mark.usefixtures("patient")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from mpkit._platform.files import positioned
 from mpkit._shm.memory import blob as blob_module
 from mpkit._shm.memory import names
 from mpkit._shm.memory import segment as segment_module
@@ -36,7 +37,7 @@ def test_pieces_lie_where_they_belong() -> None:
 
 
 def test_what_is_too_long_for_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blob_module, "write_at", lambda fd, data, at: os.pwrite(fd, data[:7], at))
+    monkeypatch.setattr(positioned, "write_at", lambda fd, data, at: os.pwrite(fd, data[:7], at))
     data = os.urandom(100)
     blob = Blob.create([(5, data)], 105, kind="test")
     assert content(blob) == bytes(5) + data
@@ -87,11 +88,11 @@ def test_a_fork_leaves_it_alone() -> None:
 def test_no_room_anywhere_is_a_clear_error_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[str] = []
 
-    def refuse(fd: int, _at: int, _piece: object) -> None:
+    def refuse(fd: int, _piece: object, _at: int) -> None:
         tried.append(os.path.dirname(os.readlink(f"/proc/self/fd/{fd}")))
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(blob_module, "_write", refuse)
+    monkeypatch.setattr(blob_module, "write_all", refuse)
     gc.collect()  # what earlier tests have left must not be closed in between
     owned, files = names.owned_names(), len(os.listdir("/proc/self/fd"))
     with pytest.raises(SharedMemoryExhausted, match="--shm-size"):
@@ -106,16 +107,16 @@ def test_where_shared_memory_is_full_in_the_middle_the_temporary_directory_serve
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    real, written = blob_module._write, 0
+    written = 0
 
-    def full_after_one(fd: int, at: int, piece: bytes) -> None:
+    def full_after_one(fd: int, piece: bytes, at: int) -> None:
         nonlocal written
         written += 1
         if written == 2 and len(list(segment_module._directories())) > 1:
             raise OSError(errno.ENOSPC, "No space left on device")
-        real(fd, at, piece)
+        positioned.write_all(fd, piece, at)
 
-    monkeypatch.setattr(blob_module, "_write", full_after_one)
+    monkeypatch.setattr(blob_module, "write_all", full_after_one)
     data = os.urandom(50)
     blob = Blob.create([(0, data[:20]), (20, data[20:])], 50, kind="test")
     assert os.path.dirname(blob.name) == str(tmp_path)
@@ -127,10 +128,10 @@ def test_where_shared_memory_is_full_in_the_middle_the_temporary_directory_serve
 def test_ctrl_c_in_the_middle_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     owned = names.owned_names()
 
-    def interrupt(_fd: int, _at: int, _piece: bytes) -> None:
+    def interrupt(_fd: int, _piece: bytes, _at: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(blob_module, "_write", interrupt)
+    monkeypatch.setattr(blob_module, "write_all", interrupt)
     with pytest.raises(KeyboardInterrupt):
         Blob.create([(0, b"x")], 1, kind="test")
     assert not set(names.owned_names()).difference(owned)  # names of earlier tests may go meanwhile

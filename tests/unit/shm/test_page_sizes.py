@@ -12,7 +12,7 @@ import pytest
 from mpkit import BoundedQueue
 from mpkit._platform.files import file_maps
 from mpkit._shm.memory import segment
-from mpkit._shm.queues import places, queue_file, region_supply, regions
+from mpkit._shm.queues import queue_file, region_supply, regions
 
 
 @pytest.fixture(params=[16 * 1024, 64 * 1024])
@@ -28,7 +28,7 @@ def page(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int
             raise OSError(22, "Invalid argument")
         return real(fd, length, offset)
 
-    for module in (segment, places, regions, region_supply, queue_file):
+    for module in (segment, regions, region_supply, queue_file):
         monkeypatch.setattr(module, "PAGE", size, raising=False)
         monkeypatch.setattr(module, "map_file", map_file, raising=False)
     return size

@@ -19,7 +19,6 @@ from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._shm.memory.segment import PAGE, Segment, reserve
 from mpkit._shm.queues import region_supply
 from mpkit._shm.queues import regions as regions_module
-from mpkit._shm.queues.places import offset_of, size_of
 from mpkit._shm.queues.region_supply import KEPT_FOR_RINGS, IsOver, RegionSupply
 from mpkit._shm.queues.region_uses import UseIsOver, Writing
 from mpkit._shm.queues.regions import (
@@ -33,6 +32,8 @@ from mpkit._shm.queues.regions import (
     RING,
     WRITING,
     Regions,
+    offset_of,
+    size_of,
 )
 from mpkit._shm.queues.ring import COUNT_MASK
 from mpkit.errors import SharedMemoryExhausted

@@ -13,7 +13,7 @@ from typing import Any
 
 from mpkit._platform.files.descriptors import file_behind, is_still
 from mpkit._platform.files.file_maps import map_privately
-from mpkit._platform.files.positioned import read_at, write_at
+from mpkit._platform.files.positioned import read_at, write_all
 from mpkit._platform.hints import override
 from mpkit._platform.stdlib.passing import PassedDescriptor, pass_descriptor
 
@@ -85,11 +85,7 @@ class AnonymousFile:
         """
         descriptor = self.fileno()
         for part in parts:
-            rest = memoryview(part).cast("B")
-            while rest:
-                written = write_at(descriptor, rest, at)
-                at += written
-                rest = rest[written:]
+            at = write_all(descriptor, part, at)
 
     def size(self) -> int:
         """How many bytes it has."""

@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 
-__all__ = ["read_at", "write_at"]
+__all__ = ["read_at", "write_all"]
 
 if sys.platform == "win32":
     # There is no call for it, and no fork: only threads share a position.
@@ -42,3 +42,12 @@ else:
     def read_at(descriptor: int, size: int, at: int) -> bytes:
         """Read up to `size` bytes; none at the end of the file."""
         return os.pread(descriptor, min(size, _MOST_AT_ONCE), at)
+
+
+def write_all(descriptor: int, data: bytes | memoryview, at: int) -> int:
+    """Write all of it, in as many calls as that takes; where the next byte goes."""
+    with memoryview(data) as whole, whole.cast("B") as left:
+        done = 0
+        while done < len(left):
+            done += write_at(descriptor, left[done:], at + done)
+    return at + done

@@ -23,6 +23,7 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from mpkit._platform.processes import families
@@ -58,11 +59,7 @@ class Guardian:
         kill: What ends families: called with their roots and with the processes to spare.
     """
 
-    def __init__(
-        self,
-        watcher: Watcher,
-        kill: families.KillFamilies = families.kill_families,
-    ) -> None:
+    def __init__(self, watcher: Watcher, kill: Callable[..., object] = families.kill_families) -> None:
         self._watcher = watcher
         self._kill = kill
         self._children: dict[ProcessIdentity, set[ProcessIdentity]] = {}

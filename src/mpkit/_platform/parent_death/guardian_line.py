@@ -11,8 +11,7 @@ from contextlib import suppress
 from mpkit._platform.files.descriptors import file_behind, is_still
 from mpkit._platform.parent_death import guardian_process
 from mpkit._platform.signals.interrupts import deferred_interrupts
-from mpkit._platform.stdlib.passing import PassedDescriptor, pass_descriptor
-from mpkit._platform.stdlib.programs import PlainSocket, python_executable
+from mpkit._platform.stdlib.passing import PassedDescriptor, PlainSocket, pass_descriptor, python_executable
 from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 
 __all__ = ["GuardianLine"]

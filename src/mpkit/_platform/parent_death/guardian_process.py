@@ -11,7 +11,7 @@ from typing import Final
 
 from mpkit._platform.parent_death import guardian
 from mpkit._platform.processes.family_tree import GUARDIAN
-from mpkit._platform.stdlib import programs
+from mpkit._platform.stdlib import passing
 
 __all__ = ["IS_POSSIBLE", "start"]
 
@@ -26,7 +26,7 @@ IS_POSSIBLE = os.name == "posix" and not getattr(sys, "frozen", False) and os.pa
 """Whether there can be one."""
 
 
-def start(executable: str) -> tuple[programs.PlainSocket, int]:
+def start(executable: str) -> tuple[passing.PlainSocket, int]:
     """Start one.
 
     Args:
@@ -40,7 +40,7 @@ def start(executable: str) -> tuple[programs.PlainSocket, int]:
     """
     if sys.platform == "win32":
         raise NotImplementedError("it is not possible there")
-    ours, theirs = programs.plain_socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    ours, theirs = passing.plain_socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with closing(theirs):
         for end in (ours, theirs):
             # Where the program has set a time limit for its own sockets, these would not block; the
@@ -59,7 +59,7 @@ def start(executable: str) -> tuple[programs.PlainSocket, int]:
         ignored = {getattr(signal, name) for name in guardian.IGNORED}
         before = signal.pthread_sigmask(signal.SIG_BLOCK, ignored)
         try:
-            pid = programs.spawn_passing(command, [theirs.fileno()])
+            pid = passing.spawn_passing(command, [theirs.fileno()])
         except BaseException:
             ours.close()
             raise

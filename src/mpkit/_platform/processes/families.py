@@ -6,8 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable
-from enum import Enum, auto
-from typing import Final, Protocol
+from typing import Final
 
 from mpkit._platform.processes import exits, family_tree, identity, signalling, stat_file
 from mpkit._platform.processes.identity import ProcessIdentity
@@ -16,7 +15,7 @@ from mpkit._platform.signals.names import KILL
 from mpkit._platform.threads import deadlines
 from mpkit._platform.threads.clock import CLOCK
 
-__all__ = ["KillFamilies", "kill_families", "signal_families", "wait_families_gone"]
+__all__ = ["kill_families", "signal_families", "wait_families_gone"]
 
 # A family that is stopped has no new members after a few rounds of looking. Not so one with a member of
 # another user, which cannot be stopped, and goes on starting processes.
@@ -35,39 +34,33 @@ _FIRST_LOOK_S: Final = 0.005
 _LATER_LOOKS_S: Final = 0.25
 
 
-class _Motion(Enum):
-    """How far a process has come that is to stop."""
-
-    MOVING = auto()
-    HELD = auto()
-    """It waits inside the kernel; or nobody can tell."""
-    STILL = auto()
-    """No thread of it runs any more; or it has ended."""
-
+# How far a process has come that is to stop: it moves; it waits inside the kernel, or nobody can tell; no
+# thread of it runs any more, or it has ended.
+_MOVING, _HELD, _STILL = range(3)
 
 if sys.platform == "linux":
 
-    def _motion(process: ProcessIdentity) -> _Motion:
+    def _motion(process: ProcessIdentity) -> int:
         try:
             states = stat_file.thread_states(process.pid)
         except OSError as error:
-            return _Motion.HELD if identity.is_lack_of_means(error) else _Motion.STILL
+            return _HELD if identity.is_lack_of_means(error) else _STILL
         if states <= stat_file.NOT_RUNNING:
-            return _Motion.STILL
-        return _Motion.HELD if states <= stat_file.NOT_RUNNING | {b"D"} else _Motion.MOVING
+            return _STILL
+        return _HELD if states <= stat_file.NOT_RUNNING | {b"D"} else _MOVING
 
 else:
 
-    def _motion(process: ProcessIdentity) -> _Motion:
+    def _motion(process: ProcessIdentity) -> int:
         import psutil  # noqa: PLC0415  importing mpkit must not load it
 
         try:
             status = psutil.Process(process.pid).status()
         except psutil.AccessDenied:
-            return _Motion.HELD
+            return _HELD
         except psutil.NoSuchProcess:
-            return _Motion.STILL
-        return _Motion.STILL if status in {psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE} else _Motion.MOVING
+            return _STILL
+        return _STILL if status in {psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE} else _MOVING
 
 
 def kill_families(
@@ -168,7 +161,7 @@ def _stop_all(targets: list[ProcessIdentity], spared: Collection[ProcessIdentity
         # program, whoever starts it does not stop.
         new, known = family_tree.descendants_if_seen(targets, spared, since, known), []
         # Who does not die of being hung up is continued by it.
-        continued = (p for p in targets if p not in loose and _motion(p) is _Motion.MOVING)
+        continued = (p for p in targets if p not in loose and _motion(p) == _MOVING)
         fresh = [*continued, *new]
         if not fresh:
             break
@@ -188,7 +181,7 @@ def _stop(moving: list[ProcessIdentity]) -> list[ProcessIdentity]:
         # Sent is not stopped: since Linux 4.19 a fork that is under way goes on to its end, and the child is
         # in no table before that. It inherits nothing of the signal.
         passed = CLOCK.monotonic() - began
-        given_up = {_Motion.STILL} if passed < _HELD_PATIENCE_S else {_Motion.STILL, _Motion.HELD}
+        given_up = {_STILL} if passed < _HELD_PATIENCE_S else {_STILL, _HELD}
         moving = [process for process in moving if _motion(process) not in given_up]
         if passed >= _STOPPING_PATIENCE_S:
             break
@@ -214,14 +207,6 @@ def _kill_all(targets: list[ProcessIdentity]) -> None:
                 failed = error
     if failed is not None:
         raise failed
-
-
-class KillFamilies(Protocol):
-    """The shape of `kill_families`."""
-
-    def __call__(
-        self, roots: Iterable[ProcessIdentity], *, spared: Collection[ProcessIdentity] = ()
-    ) -> None: ...
 
 
 def wait_families_gone(roots: Iterable[ProcessIdentity], timeout: float | None) -> list[ProcessIdentity]:

@@ -10,13 +10,12 @@ on whose `Future` the handle of a task is built (`mpkit.pool._handle`).
 - `child_process`: a process with a start method of its own
     - `child_launch`: how it is launched; `child_popen`: how it is waited for, exactly, and signalled
     - `preparation`: what a child is told about the program that starts it; `contexts`: the start method
-    - `passing`: what travels to a child while it is started
+    - `passing`: what it gets while it is started, as programs of ours do
 - `fork_server`: starting that of multiprocessing; `server_mask` and `server_clients`, which it imports
 - `tracker`: the resource tracker of multiprocessing; `tracker_process`: starting it; `notes`: what it may not
   know of a killed process
 - `sem_lock`: semaphores that are opened by name
 - `exit_hooks`: what is called at the end of a process
-- `programs`: starting a program that gets descriptors
 """
 
 from __future__ import annotations

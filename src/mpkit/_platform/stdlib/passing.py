@@ -1,21 +1,40 @@
-"""What travels to a child while it is started, and nowhere else: descriptors; and how multiprocessing
-pickles.
+"""What a process gets while it is started: descriptors, for a child of multiprocessing or for a program of
+ours.
 
-Private are ``reduction.DupFd``, ``process._inheriting``, and ``ForkingPickler._extra_reducers``: the public
-`dumps` of that class makes a new pickler with two copies of a dictionary for each object, and cannot pickle
-out of band.
+Private are ``reduction.DupFd``, ``process._inheriting``, ``util.spawnv_passfds`` and
+``spawn.get_executable``; and
+
+- ``ForkingPickler._extra_reducers``: the public `dumps` of that class makes a new pickler with two copies of
+  a dictionary for each object, and cannot pickle out of band;
+- ``_socket.socket`` and ``socketpair``: libraries of greenlets put a class of their own in the place of
+  `socket.socket`, in the whole process, whose calls wait although they were told not to.
 """
 
 from __future__ import annotations
 
 import contextlib
 import multiprocessing.context as mp_context
+import os
 import sys
-from collections.abc import Callable, Generator, Mapping
-from multiprocessing import process, reduction
+from _socket import socket as PlainSocket  # noqa: N812
+from collections.abc import Callable, Generator, Mapping, Sequence
+from multiprocessing import process, reduction, spawn, util
 from typing import Any, Protocol
 
-__all__ = ["PassedDescriptor", "extra_reducers", "inheriting", "pass_descriptor", "spawning"]
+if sys.platform != "win32":
+    from _socket import socketpair as plain_socketpair
+
+__all__ = [
+    "PassedDescriptor",
+    "PlainSocket",
+    "extra_reducers",
+    "inheriting",
+    "pass_descriptor",
+    "plain_socketpair",
+    "python_executable",
+    "spawn_passing",
+    "spawning",
+]
 
 
 def spawning() -> bool:
@@ -57,6 +76,22 @@ def pass_descriptor(descriptor: int) -> PassedDescriptor:
         )
     passed: PassedDescriptor = reduction.DupFd(descriptor)
     return passed
+
+
+def spawn_passing(command: Sequence[str], descriptors: Sequence[int]) -> int:
+    """Start a program that gets these descriptors and the standard streams, no others (POSIX); its pid.
+
+    Unlike `subprocess.Popen` there is no object that must be kept and waited for.
+    """
+    arguments = [os.fsencode(argument) for argument in command]
+    pid: int = util.spawnv_passfds(arguments[0], arguments, descriptors)
+    return pid
+
+
+def python_executable() -> str | None:
+    """The interpreter that multiprocessing starts its children with; None where Python is embedded."""
+    executable: str | bytes | None = spawn.get_executable()
+    return None if executable is None else os.fsdecode(executable)
 
 
 def extra_reducers() -> Mapping[type[Any], Callable[[Any], Any]]:

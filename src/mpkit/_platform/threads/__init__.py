@@ -5,11 +5,10 @@ others see what they store.
 - `weak_group`: objects that are known as long as somebody else has them
 - `forks`: what is to be done at forks
 - `greenlets`: whether somebody has put them in the place of threads
-- `build`: whether this Python lets them run side by side
 - `clock`: the clocks, whatever a test of the program puts in their place
 - `deadlines`: checked timeouts and the time left of them
 - `readiness`: waiting for a descriptor
-- `scheduling`: letting others run
+- `scheduling`: whether this Python lets them run side by side, and letting others run
 - `fences`: memory order between processes
 """
 

@@ -18,25 +18,23 @@ from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit._shm.locks import robust_lock
 from mpkit._shm.locks.robust_lock import REENTERED, RobustLock
 from mpkit._shm.locks.shared_file import RECOVERIES, Form
-from mpkit._shm.locks.users import ForkMarks, in_use_elsewhere, is_in_use
+from mpkit._shm.locks.users import ForkMarks, Opened, in_use_elsewhere, is_in_use
 from mpkit._shm.memory.rows import Rows
 from mpkit._shm.memory.segment import Segment
 from mpkit._shm.memory.semaphore import Semaphore
 from mpkit.errors import ClosedError
 
 
-class Participant:
+class Participant(Opened):
     """One object as this process has it open, for all its threads."""
 
     __slots__ = (
-        "__weakref__",
         "_closing",
         "_joining_or_closing",
         "_left",
         "_marks",
         "_process",
         "_row",
-        "closed",
         "locks",
         "name",
         "rows",

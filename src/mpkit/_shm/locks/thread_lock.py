@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from mpkit._platform.threads.build import FREE_THREADED
+from mpkit._platform.threads.scheduling import FREE_THREADED
 from mpkit._shm.memory.semaphore import Semaphore
 
 __all__ = ["ThreadLock"]

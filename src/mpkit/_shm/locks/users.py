@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
-from typing import Protocol
 
 from mpkit._platform.files import use_marks
 from mpkit._platform.processes import identity
@@ -20,8 +19,10 @@ from mpkit._shm.memory.segment import Segment
 from mpkit.errors import HandleLost
 
 
-class Opened(Protocol):
-    """An object as a process has it open."""
+class Opened:
+    """An object as this process has it open, as far as it matters here: whether it still is."""
+
+    __slots__ = ("__weakref__", "closed")
 
     closed: bool
 

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 
-from mpkit._platform.files.positioned import write_at
+from mpkit._platform.files.positioned import write_all
 from mpkit._platform.signals.interrupts import deferred_interrupts
 from mpkit._shm.memory import names
 from mpkit._shm.memory.segment import create_file
@@ -56,7 +56,7 @@ class Blob:
 
         def write(path: str, fd: int) -> tuple[str, int]:
             for at, piece in pieces:
-                _write(fd, at, piece)
+                write_all(fd, piece, at)
             return path, fd
 
         # So that no interrupt comes between the file and its object: a tenth of a second for each gigabyte.
@@ -87,10 +87,3 @@ class Blob:
 
     def __repr__(self) -> str:
         return f"<Blob {os.path.basename(self.name)} {self.size} bytes>"
-
-
-def _write(fd: int, at: int, piece: bytes | memoryview) -> None:
-    with memoryview(piece) as view:
-        done = 0
-        while done < view.nbytes:
-            done += write_at(fd, view[done:], at + done)

@@ -20,7 +20,7 @@ from typing import NoReturn, TypeVar
 from mpkit._platform.files import use_marks
 from mpkit._platform.files.descriptors import NO_LINK, NOT_INHERITED, is_ours
 from mpkit._platform.files.file_maps import map_file
-from mpkit._platform.files.positioned import write_at
+from mpkit._platform.files.positioned import write_all
 from mpkit._platform.signals.interrupts import deferred_interrupts
 from mpkit._shm.memory import names
 from mpkit._shm.memory.names import PREFIX, SHM_DIRECTORY
@@ -272,7 +272,7 @@ def reserve(fd: int, offset: int, size: int) -> None:
         block = bytes(min(size, 1 << 20))
         end = offset + size
         while offset < end:
-            offset += write_at(fd, block[: end - offset], offset)
+            offset = write_all(fd, block[: end - offset], offset)
 
 
 def check_private(name: str, status: os.stat_result) -> None:

@@ -22,7 +22,6 @@ from typing import TypeAlias
 from mpkit._platform.files.file_maps import give_back
 from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._shm.memory.segment import PAGE, exhausted, reserve, round_up
-from mpkit._shm.queues.places import offset_of, place_at, size_of
 from mpkit._shm.queues.regions import (
     DROPPED,
     FREE,
@@ -39,6 +38,9 @@ from mpkit._shm.queues.regions import (
     STARTED,
     WRITING,
     Regions,
+    offset_of,
+    place_at,
+    size_of,
 )
 
 #: Big items leave so many entries to the rings, without which nothing could be put.

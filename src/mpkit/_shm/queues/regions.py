@@ -5,7 +5,8 @@ Each entry is one cache line::
     word 0   state
     word 1   serial: of a ring its generation, of a big item its number in the queue; while it is
              written, a number that its writer has made up
-    word 2   place: where it lies in the file and its size, in one word (see places)
+    word 2   place: where it lies in the file and its size, in one word: whoever looks without a lock while a
+             region is given another one sees the old place or the new one, never half of each
     word 3   so many bytes of the file, from its offset on, are its own: as many as its size, if that is more
     word 4   pid of the process that writes it or holds it
     word 5   start time of that process
@@ -38,13 +39,13 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 from mpkit._platform.files.file_maps import MAP_HAS_DESCRIPTOR, map_file
 from mpkit._platform.processes import identity
 from mpkit._platform.threads.fences import TOTAL_STORE_ORDER, full_fence
-from mpkit._shm.memory.segment import Segment, exhausted
+from mpkit._shm.memory.segment import PAGE, Segment, exhausted
 from mpkit._shm.queues.borrowers import Borrowers
-from mpkit._shm.queues.places import offset_of, size_of
 from mpkit._shm.queues.ring import COUNT_MASK
 from mpkit.errors import ClosedError
 
@@ -55,6 +56,25 @@ NONE, FREE, DROPPED, RING, WRITING, QUEUED, HELD, PINNED, LENT, LEFT = range(10)
 
 #: The words of an entry, from that of the state on.
 SERIAL, PLACE, OWN, PID, STARTED, USED, KEPT = range(1, 8)
+
+#: Regions of four terabytes, in files of sixty-four.
+_PAGES_BITS: Final = 30
+_PAGES_MASK: Final = (1 << _PAGES_BITS) - 1
+
+
+def place_at(offset: int, size: int) -> int:
+    """The place of `size` bytes at `offset`; both are whole pages."""
+    return offset // PAGE << _PAGES_BITS | size // PAGE
+
+
+def offset_of(place: int) -> int:
+    """Where in the file the place begins, in bytes."""
+    return (place >> _PAGES_BITS) * PAGE
+
+
+def size_of(place: int) -> int:
+    """How many bytes it has."""
+    return (place & _PAGES_MASK) * PAGE
 
 
 class Regions:
