@@ -249,6 +249,25 @@ def test_not_all_try_for_each_bit_of_room(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(tries) < 10 * number
 
 
+def test_the_only_place_is_kept_for_who_is_told_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that was told as well was quicker: beside four of them, it got one place in a hundred."""
+    passed_on: list[None] = []
+    monkeypatch.setattr(PutSide, "pass_on", lambda _side: passed_on.append(None))
+
+    async def program(queue: BoundedQueue[int]) -> None:
+        for number in range(5):
+            put = asyncio.create_task(queue.aput(number))
+            await asyncio.sleep(0)
+            wait_until(lambda: queue._opened().room.waiting() == 1, "the thread sleeps for it")
+            queue.get()
+            await asyncio.wait_for(put, PATIENCE)
+
+    with BoundedQueue[int](1) as queue:
+        queue.put(0)
+        asyncio.run(program(queue))
+    assert not passed_on
+
+
 def test_a_small_item_passes_a_big_one_that_does_not_fit() -> None:
     async def program(queue: BoundedQueue[bytes]) -> None:
         queue.put(bytes(400))

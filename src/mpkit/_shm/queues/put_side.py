@@ -293,9 +293,9 @@ class PutSide:
             return self.progress() != seen
 
         def woken() -> None:
-            # Whoever is told of it takes one place at most. (Passed on without any progress, a token too many
-            # would go round for ever.)
-            if has_changed():
+            # Whoever is told of it takes one place, for which others are not woken as well: threads would be
+            # quicker each time. (Passed on without any progress, a token too many would go round for ever.)
+            if has_changed() and self.room_to_try()[0] > 1:
                 self.pass_on()
 
         return self._file.room.wait_until(self._lock, has_changed, deadline, woken)
