@@ -10,7 +10,7 @@ import pytest
 from mpkit.pool._engine.functions import Function
 from mpkit.pool._engine.lane import Lane
 from mpkit.pool._engine.ledger import Task
-from mpkit.pool._engine.placement import Placement, even_share, low_mark, most_loaded, stolen_share
+from mpkit.pool._engine.placement import Placement, even_share, low_marks, most_loaded, stolen_share
 from mpkit.pool._engine.roster import Roster
 
 #: Only that it is there matters here.
@@ -102,10 +102,9 @@ def test_a_thief_takes_the_older_half(unbegun: int, room: int, share: int) -> No
 
 
 @pytest.mark.parametrize(
-    "sent, queued, spare, mark",
-    [(0, 3, False, 1), (9, 3, False, 5), (9, 0, True, 1), (1, 0, False, 0)],
+    "sent, queued, marks",
+    [([0, 9], 3, [1, 5]), ([9, 0], 0, [1, 1]), ([1, 1], 0, [0, 0]), ([], 0, [])],
+    ids=["half of what it has", "another one has more", "nothing is left", "nobody"],
 )
-def test_a_worker_rings_when_half_of_what_it_has_is_done(
-    sent: int, queued: int, spare: bool, mark: int
-) -> None:
-    assert low_mark(sent, queued, spare=spare) == mark
+def test_when_a_worker_rings_for_more(sent: list[int], queued: int, marks: list[int]) -> None:
+    assert low_marks(sent, queued) == marks

@@ -12,7 +12,7 @@ from mpkit._shm.queues.ring import TornRingError
 from mpkit.pool._engine.inbox import ALL, lock_inbox, number_of
 from mpkit.pool._engine.lane import Lane
 from mpkit.pool._engine.ledger import Ledger, Task
-from mpkit.pool._engine.placement import even_share, low_mark, most_loaded, stolen_share
+from mpkit.pool._engine.placement import even_share, low_marks, most_loaded, stolen_share
 from mpkit.pool._engine.roster import Roster
 from mpkit.pool._engine.settlements import do_nothing
 from mpkit.pool._protocol.channel import LOW
@@ -148,14 +148,10 @@ class Balancer:
 
     def set_lows(self) -> None:
         """Tell each worker when to ring for more."""
-        self.lows_set = False
         lanes = self._roster.lanes.values()
-        queued = self._ledger.queued
-        spare = not queued and any(len(lane.sent) > 1 for lane in lanes)
-        for lane in lanes:
-            low = low_mark(len(lane.sent), queued, spare=spare)
-            if low:
-                self.lows_set = True
+        marks = low_marks([len(lane.sent) for lane in lanes], self._ledger.queued)
+        self.lows_set = any(marks)
+        for lane, low in zip(lanes, marks, strict=True):
             if low != lane.low:
                 lane.low = low
                 lane.words[LOW] = low

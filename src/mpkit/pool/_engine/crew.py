@@ -1,4 +1,4 @@
-"""The worker processes: started, told from those that have failed to start, and given back."""
+"""The worker processes: started, and given back when they have ended."""
 
 from __future__ import annotations
 

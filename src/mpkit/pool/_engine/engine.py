@@ -144,7 +144,7 @@ class Engine:
     def bury(self, lane: Lane) -> None:
         """A worker is dead."""
         broken = self.deaths.bury(lane)
-        if broken is not None and self.status.state in (RUNNING, CLOSED):
+        if broken is not None and not self.status.has_ended():
             self.break_down(broken)
 
     def look_after_crew(self, now: float) -> float:
@@ -152,7 +152,7 @@ class Engine:
         self.deaths.remains.look_after()
         if self.dropped and self.status.state is RUNNING:
             self.terminate()
-        if self.status.is_over():
+        if self.status.has_ended():
             return self.leavers.end_all(now)
         if self.status.state is CLOSED and not self.dispatcher.ledger.live:
             return self.leavers.send_home(now)
@@ -232,7 +232,7 @@ class Engine:
         attempt(lambda: families.kill_families([lane.identity for lane in lanes if lane.identity]))
         attempt(self.programs.kill)
         with dispatcher.lock:
-            if self.status.state in (RUNNING, CLOSED):
+            if not self.status.has_ended():
                 self.status.why_broken = why
                 self.status.state = BROKEN
                 self._refuse_who_waits()
@@ -253,7 +253,7 @@ class Engine:
             self.status.state = CLOSED if self.status.state is RUNNING else self.status.state
             self.supervisor.request(functools.partial(self._end, state, why))
             return
-        if self.status.is_over():
+        if self.status.has_ended():
             return
         ended: list[Task] = []
         with self.collector.telling() as settlements, deferred_interrupts():
@@ -273,7 +273,7 @@ class Engine:
         self.supervisor.poke()
 
     def _end_tasks(self, state: str, settlements: Settlements, ended: list[Task]) -> None:
-        if not self.status.is_over():
+        if not self.status.has_ended():
             self.status.state = state
         for lane in list(self.dispatcher.lanes.values()):
             self.dispatcher.drain_lane(lane, settlements)

@@ -6,7 +6,7 @@ sleep meanwhile; long ones are not (`Function.ahead`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from mpkit.pool._engine.functions import Function
 from mpkit.pool._engine.lane import Lane
@@ -73,18 +73,18 @@ def stolen_share(unbegun: int, room: int) -> int:
     return min((unbegun + 1) // 2, room)
 
 
-def low_mark(sent: int, queued: int, *, spare: bool) -> int:
-    """When a worker is to ring for more (see `LOW`).
+def low_marks(sent: Sequence[int], queued: int) -> list[int]:
+    """When each worker is to ring for more (see `LOW`).
 
     Args:
-        sent: the tasks that it has.
-        queued: those that wait.
-        spare: None wait, but some worker has more than one, which others may take.
+        sent: how many tasks each of them has.
+        queued: how many wait.
     """
     if queued:
         # Half of what it has: it works on the other half while the parent wakes and sends more.
-        return 1 + (sent >> 1)
-    return 1 if spare else 0
+        return [1 + (number >> 1) for number in sent]
+    # Where one has more than it can have begun, others may take of that.
+    return [int(max(sent, default=0) > 1)] * len(sent)
 
 
 def _load(lane: Lane) -> int:

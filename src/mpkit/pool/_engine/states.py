@@ -33,7 +33,7 @@ class Status:
         self.state: str = RUNNING
         self.why_broken: MpkitError | None = None
 
-    def is_over(self) -> bool:
+    def has_ended(self) -> bool:
         """Whether it has ended, with all its tasks."""
         return self.state in (TERMINATED, BROKEN)
 
