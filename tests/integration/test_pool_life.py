@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 import pytest
 
-from mpkit._shm.memory.segment import SHM_DIRECTORY
+from mpkit._shm.memory.names import SHM_DIRECTORY
 from mpkit._shm.memory.semaphore import Semaphore
 from mpkit.errors import (
     ClosedError,

@@ -369,6 +369,27 @@ if __name__ == "__main__":
     assert run_python(script).stdout.splitlines() == ["2 3", "4"]
 
 
+def test_a_bare_fork_that_is_the_first_to_use_mpkit_starts_a_server_of_its_own(tmp_path: Path) -> None:
+    """Each start failed with ChildProcessError: what forgets the server of the parent was not there yet."""
+    script = tmp_path / "program.py"
+    script.write_text(
+        """
+import multiprocessing, os
+if __name__ == "__main__":
+    child = multiprocessing.get_context("forkserver").Process(target=int)
+    child.start(); child.join()
+    pid = os.fork()
+    if not pid:
+        from mpkit import WorkerProcess
+        with WorkerProcess(target=abs, args=(-3,), start_method="forkserver") as process:
+            print(process.result(), flush=True)
+        os._exit(0)
+    os.waitpid(pid, 0)
+"""
+    )
+    assert run_python(script).stdout.splitlines() == ["3"]
+
+
 def test_where_another_interpreter_would_find_another_mpkit_nothing_is_imported_beforehand(
     tmp_path: Path,
 ) -> None:

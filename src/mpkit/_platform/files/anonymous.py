@@ -1,4 +1,7 @@
-"""Files without a name: what a child leaves for its parent, and what nobody has to remove."""
+"""Files without a name: what a child leaves for its parent, and what nobody has to remove.
+
+A `WorkerProcess` leaves its report and its stacks in two of them (`mpkit.process`).
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """A lock on a file that the kernel frees when its holder dies: slow (system calls), but it cannot be left
 behind.
+
+It is the file lock of `mpkit._shm.memory.rows`, under which processes join, and find out about the dead.
 """
 
 from __future__ import annotations

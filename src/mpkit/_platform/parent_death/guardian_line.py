@@ -1,4 +1,7 @@
-"""The line to the guardian: how a process tells it who dies with whom, and whether anybody listens."""
+"""The line to the guardian: how a process tells it who dies with whom, and whether anybody listens.
+
+Each process of an application has one, that of `parent_watch`; the lines are those of `guardian`.
+"""
 
 from __future__ import annotations
 

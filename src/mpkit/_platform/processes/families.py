@@ -1,4 +1,8 @@
-"""Signalling and ending processes together with all their descendants, none of whom slips away."""
+"""Signalling and ending processes together with all their descendants, none of whom slips away.
+
+All that ends a worker, a `WorkerProcess` or the children of a dead parent ends it by this; who belongs to a
+family tells `family_tree`.
+"""
 
 from __future__ import annotations
 

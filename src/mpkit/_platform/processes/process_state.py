@@ -1,4 +1,4 @@
-"""The states of a process."""
+"""The states of a process, as `WorkerProcess.state` and `mpkit.introspect` tell them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Whether a process was started before a certain moment."""
+"""Whether a process was started before a certain moment: so a pool tells what its task has started from the
+rest.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether another process is still inside the handler of a signal."""
+"""Whether another process is still inside the handler of a signal: one that writes its stacks, say."""
 
 from __future__ import annotations
 

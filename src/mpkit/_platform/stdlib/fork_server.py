@@ -40,18 +40,22 @@ def _forget_after_fork() -> None:
     _starting_server = InterruptibleLock()
     forkserver = sys.modules.get("multiprocessing.forkserver")
     server: Any = vars(forkserver).get("_forkserver") if forkserver is not None else None
-    # In a bare fork (os.fork) the parent's server counts as a child of this process, and asking for another
-    # one fails for ever. It is forgotten, with the descriptor that keeps it alive: this process starts its
-    # own.
     if server is not None and getattr(server, "_forkserver_pid", None) is not None:
-        alive = server._forkserver_alive_fd
-        server._forkserver_pid = server._forkserver_alive_fd = server._forkserver_address = None
-        server._inherited_fds = None
-        # Another thread may have been at it; its lock is that thread's.
-        server._lock = threading.Lock()
-        if alive is not None:
-            with contextlib.suppress(OSError):
-                os.close(alive)
+        _forget(server)
+
+
+def _forget(server: Any) -> None:  # noqa: ANN401
+    """In a bare fork (os.fork) the parent's server counts as a child of this process, and asking for another
+    one fails for ever. It is forgotten, with the descriptor that keeps it alive: this process starts its own.
+    """
+    alive = server._forkserver_alive_fd
+    server._forkserver_pid = server._forkserver_alive_fd = server._forkserver_address = None
+    server._inherited_fds = None
+    # Another thread may have been at it; its lock is that thread's.
+    server._lock = threading.Lock()
+    if alive is not None:
+        with contextlib.suppress(OSError):
+            os.close(alive)
 
 
 def start_fork_server(modules: Sequence[str]) -> None:
@@ -85,7 +89,12 @@ def start_fork_server(modules: Sequence[str]) -> None:
         )
     # Among the locks is one of multiprocessing, in a `with` block, which an interrupt may leave locked.
     with deferred_interrupts():
-        _starting_server.run(_ensure_running, server, modules)
+        try:
+            _starting_server.run(_ensure_running, server, modules)
+        except ChildProcessError:
+            # It is the parent's, and this module was not there at the fork.
+            _forget(server)
+            _starting_server.run(_ensure_running, server, modules)
 
 
 def _ensure_running(server: Any, modules: Sequence[str]) -> None:  # noqa: ANN401

@@ -1,4 +1,4 @@
-"""A lock between threads that an interrupt cannot leave locked."""
+"""A lock between threads that an interrupt cannot leave locked: the one that mpkit uses inside a process."""
 
 from __future__ import annotations
 

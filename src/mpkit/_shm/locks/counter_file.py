@@ -1,4 +1,7 @@
-"""A 64-bit counter under a robust lock: the truth is one word, so every update is one store."""
+"""A 64-bit counter under a robust lock: the truth is one word, so every update is one store.
+
+`mpkit.LockedCounter` is a handle to it.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 """What the public objects have in common: they open a shared object, can be pickled anywhere, and may arrive
 too late.
+
+`BoundedQueue`, `Lock` and `LockedCounter` derive from `SharedHandle`; what all handles of one process share
+is the `SharedObject` below it.
 """
 
 from __future__ import annotations

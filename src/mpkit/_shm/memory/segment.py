@@ -30,8 +30,6 @@ PAGE = mmap.ALLOCATIONGRANULARITY
 
 __all__ = [
     "PAGE",
-    "PREFIX",
-    "SHM_DIRECTORY",
     "Segment",
     "check_private",
     "create_file",

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from mpkit._platform.signals.interrupts import deferred_interrupts
 from mpkit._platform.stdlib import sem_lock, tracker
 from mpkit._shm.memory import names
-from mpkit._shm.memory.segment import SHM_DIRECTORY, exhausted
+from mpkit._shm.memory.names import SHM_DIRECTORY
+from mpkit._shm.memory.segment import exhausted
 from mpkit.errors import HandleLost
 
 #: The most that a counting semaphore can hold (POSIX guarantees at least this much).

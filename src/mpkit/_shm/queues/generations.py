@@ -1,4 +1,8 @@
-"""The rings of a queue: one after the other, each in a region of its own."""
+"""The rings of a queue: one after the other, each in a region of its own.
+
+A ring here is a view for both sides, which know by themselves how to use it (`put_ring`, `get_side`); `ring`
+is the same for a single putter and a single getter.
+"""
 
 from __future__ import annotations
 
@@ -76,6 +80,11 @@ class Generations:
         words = memoryview(mapped).cast("B").cast("Q")
         return RingView(words, mapped, RING_RECORDS << 3, min(len(words), INDEX_MASK) - RING_RECORDS - 1)
 
+    def _words_of(self, generation: int) -> memoryview[int]:
+        """Those of `view` alone: most queues stay in their first ring."""
+        region = self._words[GENERATIONS + generation % GENERATION_SLOTS]
+        return self.in_region(region).words if region else self._first_words
+
     def begin(self, generation: int, region: int, count: int) -> None:
         """Make an empty ring in `region` that goes on counting at `count`, and enter it as `generation` (not
         yet current).
@@ -87,28 +96,28 @@ class Generations:
 
     def counts(self) -> tuple[int, int]:
         """How many items have been taken and put: exact at one moment."""
-        gets, puts, _ = self._look(bytes_too=False)
+        gets, puts, _ = self._look(False)
         return gets, puts
 
     def size(self) -> int:
         """How many items are queued: exact at one moment during the call."""
-        gets, puts, _ = self._look(bytes_too=False)
+        gets, puts, _ = self._look(False)
         return (puts - gets) & COUNT_MASK
 
     def snapshot(self) -> tuple[int, int, int]:
         """`counts`, and the bytes that the items between occupy in rings, at the same moment."""
-        return self._look(bytes_too=True)
+        return self._look(True)
 
-    def _look(self, *, bytes_too: bool) -> tuple[int, int, int]:
+    def _look(self, bytes_too: bool) -> tuple[int, int, int]:
         """Reads without a lock, and again when a side has moved meanwhile."""
         words = self._words
         while True:
             first = words[GET_GENERATION]
-            head_words = self.view(first).words
+            head_words = self._words_of(first)
             head = head_words[RING_HEAD]
             _fence()
             last = words[PUT_GENERATION] & GENERATION_MASK
-            tail = self.view(last).words[RING_TAIL]
+            tail = self._words_of(last)[RING_TAIL]
             used = 0
             if bytes_too:
                 # (In the file of somebody else these may be any numbers.)

@@ -1,4 +1,7 @@
-"""The getters' side of a queue, in one process."""
+"""The getters' side of a queue, in one process: who takes what when, who waits and who is woken.
+
+`BoundedQueue.get` and its like call it; it returns records, which the queue unpickles outside the lock.
+"""
 
 from __future__ import annotations
 

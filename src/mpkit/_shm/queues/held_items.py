@@ -1,4 +1,8 @@
-"""Big items that have been taken from a queue, and the memory they lie in."""
+"""Big items that have been taken from a queue, and the memory they lie in.
+
+`get_side` makes one under the lock; the queue opens it afterwards, as `views` or, if regions run short, as a
+copy.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The file and the semaphores of a queue."""
+"""The file and the semaphores of a queue, and the parts that know what lies in it.
+
+`open_queue` puts the two sides on top, whose words, locks and sleepers these are.
+"""
 
 from __future__ import annotations
 

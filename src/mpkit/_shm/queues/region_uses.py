@@ -1,4 +1,7 @@
-"""When the use of a region has ended: what the counts of a queue tell about an entry of its table."""
+"""When the use of a region has ended: what the counts of a queue tell about an entry of its table.
+
+`region_supply` asks, before it takes a region back.
+"""
 
 from __future__ import annotations
 

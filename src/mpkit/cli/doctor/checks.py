@@ -13,7 +13,8 @@ from mpkit import introspect
 from mpkit._platform.resources.cpus import usable_cpus
 from mpkit._platform.stdlib.contexts import resolve_context
 from mpkit._platform.threads.scheduling import FREE_THREADED
-from mpkit._shm.memory.segment import SHM_DIRECTORY, Segment
+from mpkit._shm.memory.names import SHM_DIRECTORY
+from mpkit._shm.memory.segment import Segment
 from mpkit._shm.memory.semaphore import Semaphore
 from mpkit.cli import _text
 from mpkit.cli.doctor import leftovers
