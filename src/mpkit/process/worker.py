@@ -277,7 +277,8 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
             RuntimeError: If another process created it.
 
         Blocking: for at most `timeout`; if it was killed, up to a second more, until those of its descendants
-        that die with it have ended.
+        that die with it have ended. If it has ended, its `sentinel` has been asked for, and the fork server
+        is stopped (SIGSTOP), up to five seconds, once; so do `is_alive` and `exitcode`.
         """
         seconds = check_timeout(timeout)
         self._mpkit_require_started()
