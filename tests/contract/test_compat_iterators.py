@@ -147,7 +147,7 @@ def test_an_input_may_close_its_pool_but_not_take_results() -> None:
         taken: list[int] = []
         with pytest.raises(ValueError, match="is closed"):
             taken.extend(each for each in results)
-        assert "taking a result of this very iterator" in str(seen[0])
+        assert "taking a result from this iterator" in str(seen[0])
         assert taken == [n * n for n in range(MANY // 2)]
         assert list(results) == []
 

@@ -192,6 +192,19 @@ with TaskPool(1, context="forkserver") as pool:
     assert in_a_fork_server(tmp_path, body) == ["['mpkit.pool._worker.worker'] []"]
 
 
+def test_a_fork_server_where_the_temporary_directory_has_a_long_name(tmp_path: Path) -> None:
+    # Before 3.14 the server's address was too long.
+    (long := tmp_path / ("long" * 20)).mkdir()
+    body = f"""
+import tempfile
+seam.start_fork_server(["mpkit.pool._worker.worker"])
+{CHILD}
+print(child.exitcode, tempfile.gettempdir() == {str(long)!r})
+"""
+    lines = in_a_fork_server(tmp_path, body, TMPDIR=str(long))
+    assert lines == ["['mpkit.pool._worker.worker'] []", "0 True"]
+
+
 def test_a_fork_server_hears_of_its_children_where_the_program_has_sigchld_blocked(tmp_path: Path) -> None:
     # As a program has that takes it from `sigwait` or a descriptor; it keeps that, and what is pending.
     body = f"""

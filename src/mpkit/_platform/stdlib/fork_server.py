@@ -31,6 +31,9 @@ _TAKEN: Final = ("mpkit.pool._facade", "mpkit.process.worker", "mpkit.queue", "m
 #: first use of the compiler, for the text of that, makes the classes of all syntax trees: a millisecond.)
 _FOR_EVERY_CHILD: Final = ("multiprocessing.popen_forkserver", "pkgutil", "_ast")
 
+#: Of the 104 bytes of an address (on macOS; four more on Linux) 32 are needed for the names in the directory.
+_LONGEST_DIRECTORY: Final = 71
+
 _starting_server = InterruptibleLock()
 
 
@@ -120,6 +123,8 @@ def _ensure_running(server: Any, modules: Sequence[str]) -> None:  # noqa: ANN40
                 if not is_blocked:
                     with_ours.append("mpkit._platform.stdlib.server_mask")
                     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            if server._forkserver_pid is None:
+                _keep_address_short()
             server.ensure_running()
     finally:
         # Unless another thread has just asked for others.
@@ -128,6 +133,21 @@ def _ensure_running(server: Any, modules: Sequence[str]) -> None:  # noqa: ANN40
         # Last: a Ctrl-C that has waited comes here.
         if not is_blocked:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _keep_address_short() -> None:
+    """Before 3.14 the server cannot listen in a temporary directory with a long name, as CI systems have."""
+    if sys.version_info >= (3, 14):
+        return
+    import tempfile  # noqa: PLC0415  multiprocessing imports it for the address, and only then
+
+    if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_DIRECTORY:
+        before = tempfile.tempdir
+        try:
+            tempfile.tempdir = "/tmp"  # noqa: S108  as 3.14 does; what is made there is for this user only
+            util.get_temp_dir()
+        finally:
+            tempfile.tempdir = before
 
 
 def _is_being_executed(function: Any) -> bool:  # noqa: ANN401
