@@ -67,6 +67,13 @@ def start_method(request: pytest.FixtureRequest) -> str:
     return method
 
 
+@pytest.fixture(scope="module")
+def _short_collections() -> None:
+    """For tests that collect at each step: what is there already is not looked through each time."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def queue() -> Iterator[BoundedQueue[Any]]:
     """An unbounded queue."""

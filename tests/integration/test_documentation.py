@@ -17,6 +17,7 @@ import mpkit.process
 import mpkit.queue
 import mpkit.sync
 from tests.helpers.processes import ROOT, run_python
+from tests.helpers.waiting import PATIENCE
 
 BLOCK = re.compile(
     r'^```python(?: title="(?P<title>[^"]+)")?\n(?P<code>.*?)^```\n(?P<after>.*?)(?=^```python|\Z)',
@@ -97,6 +98,7 @@ def checks(
         }
 
 
+@pytest.mark.timeout(10 * PATIENCE)  # of the first test: for the programs of all pages
 @pytest.mark.parametrize("page", PAGES)
 def test_programs_print_what_the_page_says(page: str, checks: dict[str, list[Future[None]]]) -> None:
     for check in checks[page]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import signal
 import sys
 import threading
@@ -13,10 +12,7 @@ from collections import Counter
 from mpkit import TaskPool
 from mpkit.errors import WorkerCrashed
 from tests.conftest import own_or_of_the_server
-
-
-def crash() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+from tests.contract import pool_tasks as tasks
 
 
 @own_or_of_the_server
@@ -39,9 +35,9 @@ def test_nobody_takes_a_worker_s_exit_code_away(start_method: str) -> None:
     seen: Counter[tuple[int | None, str | None]] = Counter()
     try:
         with TaskPool(2, context=start_method) as pool:
-            for _ in range(10):
+            for _ in range(20):
                 try:
-                    pool.submit(crash).result()
+                    pool.submit(tasks.kill_myself).result()
                 except WorkerCrashed as error:
                     seen[error.exitcode, error.signal] += 1
     finally:
@@ -49,4 +45,4 @@ def test_nobody_takes_a_worker_s_exit_code_away(start_method: str) -> None:
         over.set()
         for asker in askers:
             asker.join()
-    assert seen == {(-signal.SIGKILL, "SIGKILL"): 10}
+    assert seen == {(-signal.SIGKILL, "SIGKILL"): 20}

@@ -390,6 +390,7 @@ ended: list[weakref.ref[Engine]] = []
 @needs_a_trace_that_raises
 # The first lines of both are those that make the pool: the first run goes through them.
 @pytest.mark.parametrize("leave, first", [(leave_in_order, 0), (leave_by_an_error, 30)])
+@pytest.mark.usefixtures("_short_collections")
 def test_ctrl_c_at_the_end_of_a_block_leaves_no_pool_behind(leave: Callable[[], None], first: int) -> None:
     """It went on without an owner, until the program ended: it passed for one that somebody would end."""
     for step in range(first, 90):

@@ -605,6 +605,7 @@ def test_a_putter_that_finds_the_holder_dead_looks_for_loans_first(
 
 
 @needs_a_trace_that_raises
+@pytest.mark.usefixtures("_short_collections")
 def test_an_exception_in_the_hook_of_a_forked_child_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The hook is called again, and had forgotten by then what the child had been lent."""
     # That of pytest keeps the frames of the hook, and with them a view.

@@ -405,6 +405,7 @@ def assert_no_region_is_held(queue: BoundedQueue[bytearray]) -> None:
 
 @needs_a_trace_that_raises
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("_short_collections")
 def test_ctrl_c_while_a_big_item_is_opened_frees_its_memory_once() -> None:
     with BoundedQueue[bytearray]() as queue:
         for step in itertools.count():
@@ -422,6 +423,7 @@ def test_ctrl_c_while_a_big_item_is_opened_frees_its_memory_once() -> None:
 
 @needs_a_trace_that_raises
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("_short_collections")
 def test_ctrl_c_just_when_a_big_item_has_been_taken_frees_its_memory() -> None:
     with BoundedQueue[bytearray]() as queue:
         for step in itertools.count():
