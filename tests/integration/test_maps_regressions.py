@@ -21,7 +21,7 @@ import pytest
 
 from mpkit import TaskPool
 from mpkit.errors import ClosedError, SerializationError, SharedMemoryExhausted, TaskCancelled
-from mpkit.pool import ImapIterator, TaskHandle, _imap, _maps
+from mpkit.pool import ImapIterator, TaskHandle, _lazy_map, _maps
 from mpkit.pool._engine import progress as _progress
 from mpkit.pool._protocol import payload
 from mpkit.pool._protocol.channel import FRONT, SOON, WANTED
@@ -279,7 +279,7 @@ def test_input_that_is_slow_delays_a_result_that_is_ready_by_one_item(
             yield number
 
     # Each item takes longer than there is time for.
-    monkeypatch.setattr(_imap, "_READ_SECONDS", -1.0)
+    monkeypatch.setattr(_lazy_map, "_READ_SECONDS", -1.0)
     with monkeypatch.context() as patch:
         patch.setattr(pool._engine.dispatcher, "has_outcomes", lambda: True)
         results = iterator_of(pool, numbers(), ordered=ordered, chunksize=chunksize)
