@@ -247,6 +247,11 @@ class Mortal:
         return ProcessIdentity(*(int.from_bytes(self._who[at : at + 8], "little") for at in (0, 8)))
 
     @property
+    def names(self) -> list[Path]:
+        """What it has left; not what an earlier process with the same pid has, whose tracker still lives."""
+        return [file for file in names_of(self.who.pid) if f"-{self.who.started}-" in file.name]
+
+    @property
     def notes(self) -> bytes:
         return self._notes[:]
 
@@ -264,7 +269,7 @@ def test_whoever_is_killed_while_it_makes_and_removes_something_leaves_nothing(
         mortal = Mortal()
         died = die(step, functools.partial(mortal, operation))
         remains.remove(mortal.who, mortal.notes)
-        assert not names_of(mortal.who.pid)
+        assert not mortal.names
         assert tracker.knows() == set(), f"killed at step {step}"
         step += stride
     assert step > 2
@@ -277,13 +282,13 @@ def test_whoever_removes_it_may_be_killed_as_well(tracker: Tracker) -> None:
     while died:
         first, second = Mortal(), Mortal()
         assert tracker.die_after(-1, functools.partial(first, make_a_lock_and_die))
-        assert len(names_of(first.who.pid)) == 2
+        assert len(first.names) == 2
         remove = functools.partial(remains.remove, first.who, first.notes)
         died = tracker.die_after(step, functools.partial(second, remove))
         # Of what is gone by now, and known to the tracker, the notes of the second one tell.
         remains.remove(second.who, second.notes)
         remains.remove(first.who, b"")
-        assert not names_of(first.who.pid)
+        assert not first.names
         assert tracker.knows() == set(), f"killed at step {step}"
         step += 1
     assert step > 4

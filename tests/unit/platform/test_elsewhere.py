@@ -99,7 +99,7 @@ def test_a_file_that_is_closed_meanwhile_is_no_error(tmp_path: Path, monkeypatch
     lock = filelock.FileLock.try_acquire(fd)
     os.close(fd)
     lock.release()
-    assert "released" in repr(lock)
+    assert lock._fd < 0
 
 
 def test_who_cannot_tell_that_he_has_no_children_may_have_some(monkeypatch: pytest.MonkeyPatch) -> None:

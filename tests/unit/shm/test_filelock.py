@@ -32,9 +32,7 @@ def test_one_holder_until_release(fd: int) -> None:
     lock = FileLock.try_acquire(fd)
     assert lock is not None
     assert FileLock.try_acquire(fd) is None
-    assert "held" in repr(lock)
     lock.release()
-    assert "released" in repr(lock)
     again = FileLock.try_acquire(fd)
     assert again is not None
     lock.release()  # a second time: not the one of `again`

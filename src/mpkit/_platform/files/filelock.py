@@ -165,9 +165,6 @@ class FileLock:
             if getattr(self, "_fd", -1) >= 0:
                 self.release()
 
-    def __repr__(self) -> str:
-        return f"<FileLock {'released' if self._fd < 0 else 'held'}>"
-
 
 def _open_again(fd: int) -> FileIO | None:
     """A new open file description of the same file, which may have no name any more."""

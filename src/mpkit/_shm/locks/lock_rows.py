@@ -38,6 +38,7 @@ from collections.abc import Callable
 from mpkit._platform.processes import identity
 from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._platform.threads.clock import CLOCK
+from mpkit._shm.locks.shared_file import RECOVERIES
 from mpkit._shm.memory.rows import FIRST_LOCK, Rows
 
 OUT, TRYING, HELD, RELEASING = range(4)
@@ -58,15 +59,13 @@ class LockRows:
 
     Args:
         rows: the table.
-        recoveries_at: word that counts take-overs.
     """
 
-    __slots__ = ("_recoveries_at", "_rows", "_words")
+    __slots__ = ("_rows", "_words")
 
-    def __init__(self, rows: Rows, *, recoveries_at: int) -> None:
+    def __init__(self, rows: Rows) -> None:
         self._rows = rows
         self._words = rows.words
-        self._recoveries_at = recoveries_at
 
     def join(self, deadline: float | None) -> int:
         """The place of a new row of this process, or -1 when the deadline passed.
@@ -126,7 +125,7 @@ class LockRows:
                 if words[place] == HELD:
                     self._bury(dead)
                 raise
-            words[self._recoveries_at] += 1
+            words[RECOVERIES] += 1
         return dead[-1][1]
 
     def take_from_holder(self, give: Callable[[], None]) -> bool:
@@ -200,7 +199,7 @@ class LockRows:
         if any(words[other] == HELD for other, _ in dead):
             return  # somebody's to inherit
         self._bury(dead)
-        words[self._recoveries_at] += 1
+        words[RECOVERIES] += 1
         give()
 
     def _bury(self, dead: list[tuple[int, ProcessIdentity]]) -> None:

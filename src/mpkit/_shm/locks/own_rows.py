@@ -16,7 +16,7 @@ from mpkit._platform.hints import override
 from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit._shm.locks.lock_rows import OUT, LockRows, is_held
 from mpkit._shm.locks.robust_lock import REENTERED
-from mpkit._shm.locks.shared_file import MAGIC_BASE, RECOVERIES, Form
+from mpkit._shm.locks.shared_file import MAGIC_BASE, Form
 from mpkit._shm.locks.shared_object import SharedObject
 from mpkit._shm.memory.segment import Segment
 from mpkit._shm.memory.semaphore import Semaphore
@@ -55,7 +55,7 @@ class OwnRows(SharedObject):
 
     def __init__(self, segment: Segment, semaphores: list[Semaphore]) -> None:
         super().__init__(segment, semaphores)
-        self._lock_rows = LockRows(self.rows, recoveries_at=RECOVERIES)
+        self._lock_rows = LockRows(self.rows)
         #: Places of rows of this process that nobody uses.
         self._spare: list[int] = []
         #: The place of the row in which this process holds the lock. (Before it, those of locks that others

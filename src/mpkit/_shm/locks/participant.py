@@ -17,7 +17,7 @@ from mpkit._platform.threads.deadlines import has_passed, remaining
 from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit._shm.locks import robust_lock
 from mpkit._shm.locks.robust_lock import REENTERED, RobustLock
-from mpkit._shm.locks.shared_file import RECOVERIES, Form
+from mpkit._shm.locks.shared_file import Form
 from mpkit._shm.locks.users import ForkMarks, Opened, in_use_elsewhere, is_in_use
 from mpkit._shm.memory.rows import Rows
 from mpkit._shm.memory.segment import Segment
@@ -66,8 +66,7 @@ class Participant(Opened):
             semaphore.managed = True
         self.rows: Rows = form.rows(segment)
         self.locks: list[RobustLock] = [
-            RobustLock(self.rows, number, semaphores[number], recoveries_at=RECOVERIES, join=self._join)
-            for number in range(form.locks)
+            RobustLock(self.rows, number, semaphores[number], join=self._join) for number in range(form.locks)
         ]
 
     def check_open(self) -> None:

@@ -44,6 +44,7 @@ from mpkit._platform.threads.clock import CLOCK
 from mpkit._platform.threads.deadlines import has_passed
 from mpkit._platform.threads.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._platform.threads.scheduling import yield_cpu
+from mpkit._shm.locks.shared_file import RECOVERIES
 from mpkit._shm.locks.thread_lock import ThreadLock
 from mpkit._shm.memory.rows import FIRST_LOCK, LOCK_WORDS, Rows
 from mpkit._shm.memory.semaphore import Semaphore
@@ -111,7 +112,6 @@ class RobustLock:
         rows: the table of processes.
         number: which of the segment's locks this is, from 0.
         permit: the semaphore, created with one permit of at most one.
-        recoveries_at: word that counts take-overs.
         join: gives this process a row and opens its locks (`open`); False when the deadline passed; raises
             when the object is closed.
     """
@@ -122,7 +122,6 @@ class RobustLock:
         "_join",
         "_local",
         "_permit",
-        "_recoveries_at",
         "_shut",
         "_stuck_at",
         "_stuck_since",
@@ -144,7 +143,6 @@ class RobustLock:
         number: int,
         permit: Semaphore,
         *,
-        recoveries_at: int,
         join: Callable[[float | None], bool],
     ) -> None:
         self.rows: Rows = rows
@@ -155,7 +153,6 @@ class RobustLock:
         self.permit_release: Callable[[], None] = permit.release
         if not TOTAL_STORE_ORDER:
             self.permit_acquire, self.permit_release = fenced(permit)
-        self._recoveries_at = recoveries_at
         # Permits that this process has given back for the dead: the semaphore counts them as ours.
         self._given_for_dead = 0
         self._join = join
@@ -428,7 +425,7 @@ class RobustLock:
         for at, process in living:
             if words[at + column] >> 1 != before[at] >> 1 or not identity.is_alive(process):
                 return
-        words[self._recoveries_at] += 1
+        words[RECOVERIES] += 1
         for at, process in everyone:
             if (at, process) not in living:
                 self.rows.leave(at)

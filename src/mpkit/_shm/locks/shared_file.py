@@ -51,18 +51,6 @@ class Form:
         must_stay: as of `Rows`.
     """
 
-    __slots__ = (
-        "file_bytes",
-        "kind",
-        "locks",
-        "magic",
-        "must_stay",
-        "reserved_bytes",
-        "rows_at",
-        "rows_capacity",
-        "semaphores",
-    )
-
     def __init__(
         self,
         kind: str,

@@ -64,8 +64,8 @@ class SharedObject(Participant):
         self._dropped = False
         # Neither created here, nor in a process that this is a fork of.
         self._is_received = False
-        self._itself: SharedObject | None = self
         super().__init__(segment, semaphores)
+        self._itself: SharedObject | None = self
 
     @classmethod
     def create(cls, **options: int) -> Self:

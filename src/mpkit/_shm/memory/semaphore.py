@@ -120,6 +120,3 @@ class Semaphore:
         # are half gone. (Asked last: even that function may be.)
         if getattr(self, "_owner_pid", 0) > 0 and not self.managed and not _is_finalizing():
             self.close()
-
-    def __repr__(self) -> str:
-        return f"<Semaphore {self.name or 'private'}>"

@@ -86,9 +86,9 @@ class HeldItem:
             raise
 
     def _give_back(self) -> None:
-        # Once only, whatever comes in between: see `free_held`.
+        # Once only, whatever comes in between: see `let_go`.
         if self._number:
-            self._regions.free_held(self._number, self._serial)
+            self._regions.let_go(self._number, self._serial)
             self._number = 0
 
     def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:

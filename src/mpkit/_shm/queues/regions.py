@@ -142,11 +142,6 @@ class Regions:
             full_fence()
         self.words[self.at(number)] = FREE
 
-    def free_held(self, number: int, serial: int) -> None:
-        """Free a region whose item this process has taken, unless that has been done already."""
-        if self.words[self.at(number)] == HELD and self._is_mine(number, serial):
-            self.free(number)
-
     def is_held(self, number: int, serial: int) -> bool:
         """Whether this process holds that item in the region."""
         state = self.words[self.at(number)]
@@ -187,7 +182,7 @@ class Regions:
             self._borrowers.give_back(slot)
 
     def let_go(self, number: int, serial: int) -> None:
-        """By the holder: its last view of that item has gone (one store). A second time it does nothing."""
+        """By the holder: it has no view of that item any more (one store). A second time it does nothing."""
         if not self._is_mine(number, serial):
             return
         at = self.at(number)

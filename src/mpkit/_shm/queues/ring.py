@@ -227,19 +227,5 @@ class Ring:
 
     # -- anybody ---------------------------------------------------------------------------------------------
 
-    def count(self) -> int:
-        """How many records are in the ring: exact at one moment during the call."""
-        words = self.words
-        while True:
-            head = words[self.head_at]
-            full_fence()
-            tail = words[self.tail_at]
-            full_fence()
-            if words[self.head_at] == head:
-                return ((tail >> INDEX_BITS) - (head >> INDEX_BITS)) & COUNT_MASK
-
     def is_empty(self) -> bool:
         return self.words[self.tail_at] == self.words[self.head_at]
-
-    def __repr__(self) -> str:
-        return f"<Ring {self.count()} records, {self.capacity * 8} bytes>"
