@@ -7,6 +7,7 @@ import logging
 import logging.handlers
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ import pytest
 from mpkit.errors import WorkerCrashed
 from mpkit.pool import TaskPool
 from mpkit.pool._engine import limits as _limits
-from mpkit.pool._protocol.channel import PID, STARTED, TASK, Channel
+from mpkit.pool._protocol.channel import ITEM, PID, STARTED, TASK, Channel
 from mpkit.pool._worker import outbox as _worker_outbox
 from tests.contract import pool_tasks as tasks
 from tests.helpers.waiting import PATIENCE
@@ -164,10 +165,27 @@ def test_a_torn_outbox_costs_its_worker_and_nobody_else(
 
 def scribble(at: int, value: int) -> None:
     """Like a wild store of an extension. Then the task does not end."""
-    channels = [found for found in gc.get_objects() if type(found) is Channel]
-    mine = next(channel for channel in channels if channel.words[PID] == os.getpid())
-    mine.words[at] = value
+    words_of_this_worker()[at] = value
     time.sleep(10 * PATIENCE)
+
+
+def words_of_this_worker() -> memoryview[int]:
+    channels = [found for found in gc.get_objects() if type(found) is Channel]
+    return next(channel.words for channel in channels if channel.words[PID] == os.getpid())
+
+
+def die_of_a_wild_store(item: int) -> None:
+    if item == 2:
+        words_of_this_worker()[ITEM] = (1 << 64) - 1
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_chunk_that_has_written_over_what_is_in_hand_ends() -> None:
+    """Nothing was to blame, so all of it was sent again, to one worker after the other for ever."""
+    with TaskPool(1, context="fork") as pool:
+        with pytest.raises(WorkerCrashed, match="SIGKILL"):
+            pool.map_async(die_of_a_wild_store, range(4), chunksize=4).result(PATIENCE)
+        assert pool.submit(tasks.square, 3).result(PATIENCE) == 9
 
 
 @pytest.mark.parametrize("at, value", [(TASK, 77_777), (STARTED, (1 << 64) - 1)], ids=["which", "when"])

@@ -84,6 +84,10 @@ def _pieces(chunk: Chunk, item: int, death: Death, numbers: Iterator[int]) -> li
     end = min(max(item & 0xFFFF_FFFF, first), chunk.stop)
     parts = [(chunk.done, first), *((k, k + 1) for k in range(first, end)), (end, chunk.stop)]
     pieces = [_piece(chunk, next(numbers), start, stop) for start, stop in parts if start < stop]
+    if len(pieces) == 1 and chunk.done == chunk.start:
+        # It has begun, and nothing is done or in hand: something has written over that word, and might do so
+        # in each worker that is given the same items, for ever.
+        return []
     if end - first == 1:
         guilty = next(piece for piece in pieces if piece.start == first)
         guilty.deaths = [death]
