@@ -32,8 +32,7 @@ class IMapIterator(_StdlibIMapIterator[R], Generic[R]):
 
     Args:
         results: what it iterates over.
-        forget: the pool's, called once there are no more results; as long as there are, the pool so stays
-            alive.
+        forget: the pool's, called once there are no more results; until then it keeps the pool alive.
 
     Safe from: any thread.
     """
@@ -53,7 +52,7 @@ class IMapIterator(_StdlibIMapIterator[R], Generic[R]):
 
         Raises:
             StopIteration: there are no more.
-            multiprocessing.TimeoutError: the time is over; it can be asked for again.
+            multiprocessing.TimeoutError: the time ran out; you may ask again.
             multiprocessing.pool.MaybeEncodingError: the result could not be pickled.
             RuntimeError: called by what this iterator reads, or by a signal handler in the middle of `next`.
             Exception: what the call raised, or why the item could not be pickled.

@@ -301,12 +301,13 @@ class PoolView(Unsendable):
         *,
         star: bool,
     ) -> MapHandle[R]:
+        from mpkit.pool._engine.function_table import name_of  # noqa: PLC0415  see the top of this file
+
         engine = self._engine
         engine.status.check_usable()
         if chunksize is not None:
             chunksize = check_chunksize(chunksize)
-        name = getattr(func, "__name__", "map")
-        handle: MapHandle[R] = MapHandle(engine, Progress(progress, len(items), name))
+        handle: MapHandle[R] = MapHandle(engine, Progress(progress, len(items), name_of(func)))
         handle.start(func, items, chunksize, self._options, star=star)
         return handle
 

@@ -17,8 +17,8 @@ R = TypeVar("R")
 class ImapIterator(Unsendable, Generic[R]):
     """What `imap` and `imap_unordered` return: an iterator over the results that reads its input as it goes.
 
-    There are at most `buffersize` items between input and consumer. The input is read in the thread that asks
-    for results, so the iterable may be infinite, slow, or bound to a thread; if it blocks, results that are
+    It reads at most `buffersize` items ahead of the results that are taken, in the thread that asks for
+    them, so the iterable may be infinite, slow, or bound to a thread; if it blocks, results that are
     ready are delayed by at most one item (with a `chunksize`, by one chunk).
 
     If an item fails, or cannot be pickled, `next` raises its error; the iteration can go on after that. If

@@ -60,6 +60,27 @@ def test_what_can_be_called_is_taken(function: Callable[..., object]) -> None:
     FunctionTable().look_up(function, "pickle")
 
 
+class Proxy:
+    """As one to an object that is not there."""
+
+    def __call__(self, number: int) -> int:
+        return -number
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise RuntimeError("working outside of a context")
+        return []
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return Proxy, ()
+
+
+def test_a_callable_whose_attributes_raise() -> None:
+    with TaskPool(1) as pool:
+        assert pool.submit(Proxy(), 1).result(PATIENCE) == -1
+        assert pool.map(Proxy(), [2]) == [-2]
+
+
 class Named:
     """As the functions of older versions of numpy: without a qualified name."""
 

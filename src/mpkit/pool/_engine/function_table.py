@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from mpkit._wire import codec
@@ -35,7 +36,8 @@ class FunctionTable:
             forget_seen_shared()
         by_name = _is_pickled_by_name(fn) and pickler == "pickle"
         # Each lambda is another object, and has the code of the one before it; what has no code, a name.
-        key: Any = fn if by_name else getattr(fn, "__code__", None) or (type(fn), name_of(fn))
+        code = getattr(fn, "__code__", None) if isinstance(fn, FunctionType | MethodType) else None
+        key: Any = fn if by_name else code or (type(fn), name_of(fn))
         known = self._known.get(key)
         if known is not None and by_name:
             return known, known.blob, BY_REFERENCE
@@ -62,7 +64,7 @@ def _refuse_what_is_no_function(fn: object) -> None:
     called: object = fn
     while isinstance(called, functools.partial):
         called = called.func
-    code = getattr(called, "__code__", None)
+    code = getattr(called, "__code__", None) if isinstance(called, FunctionType | MethodType) else None
     if isinstance(code, CodeType) and code.co_flags & _CO_COROUTINE:
         raise TypeError(
             f"{name_of(fn)} is a coroutine function: calling it makes a coroutine, which cannot leave the "
@@ -79,9 +81,10 @@ def _is_pickled_by_name(fn: object) -> bool:
 
 def name_of(fn: object) -> str:
     """What messages call a function."""
-    for named in (fn, getattr(fn, "func", None)):
-        # The functions of older versions of numpy have only the latter.
-        name = getattr(named, "__qualname__", None) or getattr(named, "__name__", None)
-        if name:
-            return str(name)
+    with contextlib.suppress(Exception):  # a proxy may raise anything where it has no such attribute
+        for named in (fn, getattr(fn, "func", None)):
+            # The functions of older versions of numpy have only the latter.
+            name = getattr(named, "__qualname__", None) or getattr(named, "__name__", None)
+            if name:
+                return str(name)
     return type(fn).__qualname__
