@@ -16,6 +16,7 @@ from mpkit.pool._protocol.channel import BY_REFERENCE
 _MOST_FUNCTIONS = 1024
 #: `inspect.CO_COROUTINE`; that module takes longer to import than all of the pool's.
 _CO_COROUTINE = 0x80
+_WITH_CODE = (FunctionType, MethodType)
 
 
 class FunctionTable:
@@ -36,8 +37,7 @@ class FunctionTable:
             forget_seen_shared()
         by_name = _is_pickled_by_name(fn) and pickler == "pickle"
         # Each lambda is another object, and has the code of the one before it; what has no code, a name.
-        code = getattr(fn, "__code__", None) if isinstance(fn, FunctionType | MethodType) else None
-        key: Any = fn if by_name else code or (type(fn), name_of(fn))
+        key: Any = fn if by_name else _code_of(fn) or (type(fn), name_of(fn))
         known = self._known.get(key)
         if known is not None and by_name:
             return known, known.blob, BY_REFERENCE
@@ -64,7 +64,7 @@ def _refuse_what_is_no_function(fn: object) -> None:
     called: object = fn
     while isinstance(called, functools.partial):
         called = called.func
-    code = getattr(called, "__code__", None) if isinstance(called, FunctionType | MethodType) else None
+    code = _code_of(called)
     if isinstance(code, CodeType) and code.co_flags & _CO_COROUTINE:
         raise TypeError(
             f"{name_of(fn)} is a coroutine function: calling it makes a coroutine, which cannot leave the "
@@ -77,6 +77,11 @@ def _is_pickled_by_name(fn: object) -> bool:
     if kind is FunctionType or kind is type:
         return True
     return kind is BuiltinFunctionType and isinstance(fn.__self__, ModuleType | None)  # type: ignore[attr-defined]
+
+
+def _code_of(fn: object) -> object:
+    """The code of a function or method; the attributes of anything else may be what they like."""
+    return getattr(fn, "__code__", None) if isinstance(fn, _WITH_CODE) else None
 
 
 def name_of(fn: object) -> str:
