@@ -4,7 +4,7 @@ reordered.
 Each case makes one queue (counter, lock) for each step, lets a child die there, and then uses the object from
 here. The uses run in threads side by side, because taking over from the dead means waiting for a while.
 
-The cases run in a process of their own: to fork the process of the tests costs ten times as much.
+The cases run in a process of their own: to fork the process of the tests costs eight times as much.
 """
 
 from __future__ import annotations
