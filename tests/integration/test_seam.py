@@ -197,7 +197,7 @@ def test_a_fork_server_where_the_temporary_directory_has_a_long_name(tmp_path: P
     (long := tmp_path / ("long" * 20)).mkdir()
     body = f"""
 import tempfile
-seam.start_fork_server(["mpkit.pool._worker.worker"])
+fork_server.start_fork_server(["mpkit.pool._worker.worker"])
 {CHILD}
 print(child.exitcode, tempfile.gettempdir() == {str(long)!r})
 """
@@ -211,7 +211,7 @@ def test_a_fork_server_hears_of_its_children_where_the_program_has_sigchld_block
 import os, signal
 signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGCHLD}})
 os.kill(os.getpid(), signal.SIGCHLD)
-seam.start_fork_server(["mpkit.pool._worker.worker"])
+fork_server.start_fork_server(["mpkit.pool._worker.worker"])
 {CHILD}
 print(child.exitcode, signal.sigpending() == {{signal.SIGCHLD}})
 """

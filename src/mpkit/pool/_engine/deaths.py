@@ -13,13 +13,14 @@ from mpkit._shm.memory import trail
 from mpkit.errors import MpkitError
 from mpkit.pool._engine.collector import Collector
 from mpkit.pool._engine.crew import Crew, exit_code
-from mpkit.pool._engine.dispatcher import Dispatcher, Settlements
+from mpkit.pool._engine.dispatcher import Dispatcher
 from mpkit.pool._engine.lane import Lane
 from mpkit.pool._engine.ledger import Death
 from mpkit.pool._engine.losses import settle_loss
 from mpkit.pool._engine.options import PoolOptions
 from mpkit.pool._engine.programs import Programs
 from mpkit.pool._engine.remains import Remains
+from mpkit.pool._engine.settlements import Settlements
 from mpkit.pool._engine.stacks import last_words
 from mpkit.pool._protocol.channel import LEAVING, PARCELS, STATE
 

@@ -12,7 +12,6 @@ released.
 from __future__ import annotations
 
 import struct
-from collections import deque
 from collections.abc import Callable
 
 from mpkit._platform.processes.stat_file import is_stopped
@@ -22,8 +21,8 @@ from mpkit._platform.threads.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit._shm.queues.ring import TornRingError
 from mpkit.pool._engine.balancer import Balancer
-from mpkit.pool._engine.inbox import lock_inbox, unbegun
-from mpkit.pool._engine.lane import Lane, Stop
+from mpkit.pool._engine.inbox import unbegun
+from mpkit.pool._engine.lane import Lane
 from mpkit.pool._engine.ledger import CANCELLED, SENT, Ledger, Task
 from mpkit.pool._engine.placement import Placement
 from mpkit.pool._engine.receiver import Receiver
@@ -32,7 +31,7 @@ from mpkit.pool._engine.roster import Roster
 from mpkit.pool._engine.settlements import Settlements, ending_error
 from mpkit.pool._protocol.channel import RAISED
 
-__all__ = ["Dispatcher", "Settlements", "ending_error"]
+__all__ = ["Dispatcher"]
 
 #: How often a submitting thread looks after the workers itself while tasks are queued.
 _LOOK_EVERY = 64
@@ -50,7 +49,6 @@ class Dispatcher:
         self._placement = Placement(self.roster)
         #: Those of the roster.
         self.lanes: dict[int, Lane] = self.roster.lanes
-        self.stopped: deque[tuple[Lane, Stop]] = self.roster.stopped
         self._since_look = 0
         #: True while something is being done that an interrupt may leave half done.
         self.suspect: bool = False
@@ -227,13 +225,6 @@ class Dispatcher:
         self._placement.forget_favourite()
         self.roster.idle.pop(lane, None)
         return begun
-
-    #: Keep a worker from beginning a task (holding the lock).
-    lock_inbox = staticmethod(lock_inbox)
-
-    def stop_is_over(self, lane: Lane) -> None:
-        """A task that was being stopped has ended, and its worker is fit for others (holding the lock)."""
-        self.roster.stop_is_over(lane)
 
     def look_whether_stopped(self, lane: Lane, settlements: Settlements) -> None:
         """What a worker has not begun goes to others while it is stopped by a signal (holding the lock).

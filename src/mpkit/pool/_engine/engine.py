@@ -287,7 +287,7 @@ class Engine:
         dispatcher = self.dispatcher
         if self.status.state is RUNNING or dispatcher.lanes or dispatcher.ledger.live:
             return False
-        if dispatcher.stopped or self.programs:
+        if dispatcher.roster.stopped or self.programs:
             return False
         if not self.collector.has_to_tell():
             return True

@@ -14,12 +14,14 @@ from mpkit._platform.resources.memory import rss_bytes
 from mpkit._platform.threads.clock import CLOCK
 from mpkit._platform.threads.deadlines import NEVER
 from mpkit.pool._engine.collector import Collector
-from mpkit.pool._engine.dispatcher import Dispatcher, Settlements, ending_error
+from mpkit.pool._engine.dispatcher import Dispatcher
+from mpkit.pool._engine.inbox import lock_inbox
 from mpkit.pool._engine.lane import Lane, Stop
 from mpkit.pool._engine.ledger import TIMED_OUT, TOO_BIG, Task
 from mpkit.pool._engine.options import PoolOptions
 from mpkit.pool._engine.programs import Programs
 from mpkit.pool._engine.reports import attempt
+from mpkit.pool._engine.settlements import Settlements, ending_error
 from mpkit.pool._engine.stacks import live_stack
 from mpkit.pool._protocol.channel import RAISED, STARTED, STOP
 
@@ -176,7 +178,7 @@ class Limits:
             if stop.ended is not None:
                 # It ended while its stack was being written.
                 settlements.append((stop.ended, RAISED, ending_error(stop.ended, lane)))
-                dispatcher.stop_is_over(lane)
+                dispatcher.roster.stop_is_over(lane)
                 dispatcher.fill()
             else:
                 stop.stage = _INTERRUPTED
@@ -205,10 +207,10 @@ class Limits:
         """
         dispatcher = self._dispatcher
         next_look = NEVER
-        while dispatcher.stopped:
+        while dispatcher.roster.stopped:
             # It stays there until all is done: after an exception that is tried again.
-            self._end_programs(*dispatcher.stopped[0])
-            dispatcher.stopped.popleft()
+            self._end_programs(*dispatcher.roster.stopped[0])
+            dispatcher.roster.stopped.popleft()
         with dispatcher.lock:
             lanes = list(dispatcher.lanes.values())
         for lane in lanes:
@@ -251,12 +253,12 @@ class Limits:
             if alive and stop.stage < _TERMINATED:
                 # From here on it gets no task any more: it must not begin an innocent one just before the
                 # signal arrives. The lock is never given back; it goes with the worker.
-                locked = dispatcher.lock_inbox(lane)
+                locked = lock_inbox(lane)
                 if stop.number in lane.sent:
                     lane.leaving = lane.doomed = True
                 else:
                     alive = False
-                    dispatcher.stop_is_over(lane)
+                    dispatcher.roster.stop_is_over(lane)
                     if locked:
                         lane.unlock_inbox()
             # Whoever has become idle may take what waits behind a task of another one.

@@ -11,9 +11,10 @@ from typing import Any, cast
 
 from mpkit._platform.signals.names import how_it_ended
 from mpkit.errors import WorkerCrashed
-from mpkit.pool._engine.dispatcher import Dispatcher, Settlements, ending_error
+from mpkit.pool._engine.dispatcher import Dispatcher
 from mpkit.pool._engine.lane import Lane
 from mpkit.pool._engine.ledger import UNSENT, Chunk, ChunkSink, Death, Ledger, Task
+from mpkit.pool._engine.settlements import Settlements, ending_error
 from mpkit.pool._protocol.channel import HEAD_SIZE, ITEM, RAISED, RANGE, TASK_HEAD
 
 
