@@ -14,8 +14,9 @@ Python. What is used, and why there is no public way:
 
 - ``_multiprocessing.SemLock``: `multiprocessing.Semaphore` cannot be opened by name, and its `acquire` is a
   Python method, several times slower than the one of the C class.
-- ``multiprocessing.resource_tracker``: it has no public registration, dies with its terminal, and before
-  Python 3.14 a fork may leave its lock locked for ever (`_at_fork_reinit`).
+- ``multiprocessing.resource_tracker``: it has no public registration, and none of several names at once
+  (`_fd`), dies with its terminal, and before Python 3.14 a fork may leave its lock locked for ever
+  (`_at_fork_reinit`).
 - ``threading._register_atexit``: `atexit` calls the functions of a program before those that were registered
   earlier, while tasks go on and more can be submitted; `concurrent.futures` itself uses it.
 - ``multiprocessing.util.Finalize`` with a negative priority: `atexit` runs before multiprocessing has joined
@@ -47,7 +48,7 @@ import threading
 from _socket import socket as PlainSocket  # noqa: N812
 from collections.abc import Callable, Generator, Mapping, Sequence
 from multiprocessing import process, reduction, spawn, util
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
 
 from mpkit._platform.stdlib.child_launch import gives_way, spawning
 from mpkit._platform.stdlib.child_process import (
@@ -106,6 +107,7 @@ __all__ = [
     "PlainSocket",
     "SemLock",
     "TrackedType",
+    "TrackerMessage",
     "at_exit_after_children_joined",
     "at_exit_before_children_joined",
     "at_exit_first",
@@ -135,10 +137,9 @@ __all__ = [
     "start_fork_server",
     "take_back_start",
     "target_of",
+    "tell_tracker",
     "tracker_is_running",
     "tracker_lock",
-    "tracker_register",
-    "tracker_unregister",
     "wait_for_end_and_code",
 ]
 
@@ -177,21 +178,46 @@ def sem_unlink(name: str) -> None:
 TrackedType = Literal["shared_memory", "semaphore"]
 
 
-def tracker_register(name: str, rtype: TrackedType) -> None:
-    """Tell multiprocessing's resource tracker of a name, which starts with a slash. See `tracker`."""
-    if sys.platform != "win32":
-        from multiprocessing import resource_tracker  # noqa: PLC0415  POSIX only
+TrackerMessage: TypeAlias = tuple[Literal["REGISTER", "UNREGISTER"], str, TrackedType]
 
-        start_tracker()
-        resource_tracker.register(name, rtype)
+#: So many are shorter than what a pipe takes in one piece everywhere (512 bytes).
+_MESSAGES_AT_ONCE: Final = 6
 
 
-def tracker_unregister(name: str, rtype: TrackedType) -> None:
-    """Tell it that a name is gone."""
-    if sys.platform != "win32":
-        from multiprocessing import resource_tracker  # noqa: PLC0415  POSIX only
+def tell_tracker(messages: Sequence[TrackerMessage]) -> None:
+    """Tell multiprocessing's resource tracker of names that come and go; each starts with a slash. See
+    `tracker`.
 
-        resource_tracker.unregister(name, rtype)
+    multiprocessing wakes it for each of them, twice before Python 3.14, and it wants a core then.
+    """
+    if sys.platform == "win32":
+        return
+    from multiprocessing import resource_tracker  # noqa: PLC0415  POSIX only
+
+    start_tracker()
+    for begin in range(0, len(messages), _MESSAGES_AT_ONCE):
+        some = messages[begin : begin + _MESSAGES_AT_ONCE]
+        if not _reaches_tracker("".join([f"{what}:{name}:{rtype}\n" for what, name, rtype in some])):
+            # These start another one.
+            ways = {"REGISTER": resource_tracker.register, "UNREGISTER": resource_tracker.unregister}
+            for what, name, rtype in some:
+                ways[what](name, rtype)
+
+
+def _reaches_tracker(text: str) -> bool:
+    """Send it that; false if it has died."""
+    from multiprocessing import resource_tracker  # noqa: PLC0415  POSIX only
+
+    tracker: Any = vars(resource_tracker)["_resource_tracker"]
+    # Without its lock, as it does itself before Python 3.14: the handler of a signal could leave that locked.
+    descriptor = tracker._fd
+    if descriptor is None:
+        return False
+    try:
+        os.write(descriptor, text.encode("ascii"))
+    except OSError:
+        return False
+    return True
 
 
 def tracker_is_running() -> bool:

@@ -11,22 +11,29 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections import deque
+from collections.abc import Generator, Sequence
 
+from mpkit._platform.signals.interrupts import deferred_interrupts
 from mpkit._platform.stdlib import notes, seam
-from mpkit._platform.stdlib.seam import TrackedType
+from mpkit._platform.stdlib.seam import TrackedType, TrackerMessage
 from mpkit._platform.threads.forks import in_forked_children
 from mpkit._platform.threads.interruptible_lock import is_free
 
-__all__ = ["tell", "track", "untrack", "untrack_at_once"]
+__all__ = ["in_one_message", "tell", "track", "untrack", "untrack_at_once"]
 
 #: Names that it is still to forget.
 _untold: deque[tuple[str, TrackedType]] = deque()
+#: One for each block of `in_one_message` that a thread is in, and how many names may wait for its end: a
+#: process that is killed meanwhile has noted them.
+_blocks: deque[None] = deque()
+_MOST_WAIT = 16
 
 
-def track(name: str, rtype: TrackedType) -> None:
-    """Have `name`, which starts with a slash, removed when all is over."""
-    notes.note(name, rtype)
-    seam.tracker_register(name, rtype)
+def track(names: Sequence[str], rtype: TrackedType) -> None:
+    """Have these names, which start with a slash, removed when all is over."""
+    for name in names:
+        notes.note(name, rtype)
+    seam.tell_tracker([("REGISTER", name, rtype) for name in names])
     tell()
 
 
@@ -42,17 +49,32 @@ def untrack_at_once(name: str, rtype: TrackedType) -> None:
     (Through the list another thread might tell it later, and so of the next use of the name.) Not for a
     ``__del__``.
     """
-    seam.tracker_unregister(name, rtype)
+    seam.tell_tracker([("UNREGISTER", name, rtype)])
+
+
+@contextlib.contextmanager
+def in_one_message() -> Generator[None]:
+    """What is untracked in the block, it is told at the end of that."""
+    _blocks.append(None)
+    try:
+        yield
+    finally:
+        # IndexError: this process has been forked in the block.
+        with deferred_interrupts(), contextlib.suppress(IndexError):
+            _blocks.pop()
+            tell()
 
 
 def tell() -> None:
     """Have it forget what is to be forgotten, unless this thread is just talking to it."""
-    if not _untold or _is_talking():
+    if not _untold or (_blocks and len(_untold) < _MOST_WAIT) or _is_talking():
         return
+    messages: list[TrackerMessage] = []
     with contextlib.suppress(IndexError):
         # Several threads may be at it.
         while True:
-            seam.tracker_unregister(*_untold.popleft())
+            messages.append(("UNREGISTER", *_untold.popleft()))
+    seam.tell_tracker(messages)
 
 
 @in_forked_children
@@ -60,6 +82,7 @@ def _forget_after_fork() -> None:
     # The parent tells it, and it is the same one: told a second time it complains of a name that it does not
     # know.
     _untold.clear()
+    _blocks.clear()
 
 
 def _is_talking() -> bool:

@@ -39,7 +39,7 @@ from mpkit._platform.files import use_marks
 from mpkit._platform.hints import Self
 from mpkit._platform.processes import identity
 from mpkit._platform.signals.interrupts import deferred_interrupts
-from mpkit._platform.stdlib import seam
+from mpkit._platform.stdlib import seam, tracker
 from mpkit._platform.threads.deadlines import has_passed, remaining
 from mpkit._platform.threads.forks import around_forks
 from mpkit._shm.locks import robust_lock
@@ -197,12 +197,7 @@ class SharedObject:
         segment = Segment.create(form.file_bytes, kind=form.kind, reserved=form.reserved_bytes)
         semaphores: list[Semaphore] = []
         try:
-            for number, (value, maximum) in enumerate(form.semaphores):
-                semaphores.append(
-                    Semaphore.create(
-                        value, maximum, kind=form.kind, name=names.semaphore_name(segment.name, number)
-                    )
-                )
+            semaphores = Semaphore.create_all(form.semaphores, segment.name)
             words = segment.words
             words[ROWS_AT] = form.rows_at
             words[ROWS_CAPACITY] = form.rows_capacity
@@ -411,9 +406,10 @@ class SharedObject:
         in_use = in_use_elsewhere if self._may_be_in_use() else None
         self._leave(outside=all(outside))
         self._close_more()
-        self.segment.close(in_use)
-        for semaphore in self.semaphores:
-            semaphore.close(self.name, in_use)
+        with tracker.in_one_message():
+            self.segment.close(in_use)
+            for semaphore in self.semaphores:
+                semaphore.close(self.name, in_use)
         self._left = True
 
     def _may_be_in_use(self) -> bool:
