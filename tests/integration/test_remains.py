@@ -263,7 +263,7 @@ def test_whoever_is_killed_while_it_makes_and_removes_something_leaves_nothing(
     while died:
         mortal = Mortal()
         died = die(step, functools.partial(mortal, operation))
-        remains.remove(mortal.who, mortal.notes)
+        remains.remove(remains.family_of(mortal.who, mortal.notes))
         assert not names_of(mortal.who.pid)
         assert tracker.knows() == set(), f"killed at step {step}"
         step += stride
@@ -278,11 +278,11 @@ def test_whoever_removes_it_may_be_killed_as_well(tracker: Tracker) -> None:
         first, second = Mortal(), Mortal()
         assert tracker.die_after(-1, functools.partial(first, make_a_lock_and_die))
         assert len(names_of(first.who.pid)) == 2
-        remove = functools.partial(remains.remove, first.who, first.notes)
+        remove = functools.partial(remains.remove, remains.family_of(first.who, first.notes))
         died = tracker.die_after(step, functools.partial(second, remove))
         # Of what is gone by now, and known to the tracker, the notes of the second one tell.
-        remains.remove(second.who, second.notes)
-        remains.remove(first.who, b"")
+        remains.remove(remains.family_of(second.who, second.notes))
+        remains.remove(remains.family_of(first.who, b""))
         assert not names_of(first.who.pid)
         assert tracker.knows() == set(), f"killed at step {step}"
         step += 1
@@ -316,10 +316,15 @@ def test_what_another_user_has_put_there_is_left_alone(monkeypatch: pytest.Monke
         trail.begin(segment)
         me = identity.current()
         assert [base for _, _, base in remains._left_by(me) if segment.name.endswith(base)]
-        assert (me, bytes(notes.SIZE)) in remains._family_of(me)
+        # As if another process had written it.
+        other = ProcessIdentity(me.pid, me.started + 1)
+        segment.words[trail._STARTED] = other.started
+        mine, others = remains.family_of(me, b"")
+        assert (mine.process, mine.left) == (me, None)
+        assert (others.process, others.notes, others.left) == (other, bytes(notes.SIZE), [])
         monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
         assert list(remains._left_by(me)) == []
-        assert remains._family_of(me) == []
+        assert remains.family_of(me, b"") == [mine]
         with pytest.raises(PermissionError):
             trail.read(segment.name)
     finally:
