@@ -43,6 +43,7 @@ import atexit
 import contextlib
 import itertools
 import os
+import select
 import sys
 import threading
 from _socket import socket as PlainSocket  # noqa: N812
@@ -180,8 +181,8 @@ TrackedType = Literal["shared_memory", "semaphore"]
 
 TrackerMessage: TypeAlias = tuple[Literal["REGISTER", "UNREGISTER"], str, TrackedType]
 
-#: So many are shorter than what a pipe takes in one piece everywhere (512 bytes).
-_MESSAGES_AT_ONCE: Final = 6
+#: So many a pipe takes in one piece (none of mpkit's is longer than 80 bytes).
+_MESSAGES_AT_ONCE: Final = getattr(select, "PIPE_BUF", 512) // 80
 
 
 def tell_tracker(messages: Sequence[TrackerMessage]) -> None:
