@@ -24,7 +24,6 @@ from mpkit._platform.processes import identity
 from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._platform.signals.interrupts import deferred_interrupts
 from mpkit._platform.stdlib.notes import read as read_notes
-from mpkit._shm.locks.shared_object import in_use_elsewhere
 from mpkit._shm.memory import names, trail
 from mpkit._shm.memory.names import PREFIX, SEGMENT_NAME, SEMAPHORE_FILE, SHM_DIRECTORY, NameType
 
@@ -99,14 +98,21 @@ def _remove(left: list[Left], notes: bytes) -> None:
         path = paths.get(base, f"{SHM_DIRECTORY}/{base}")
         if path not in used:
             shared = base.split("-")[1] in _SHARED
-            used[path] = shared and in_use_elsewhere(path, under_way=True)
+            used[path] = shared and _is_in_use(path, under_way=True)
         # The tracker may know the name or not, and told once more knows it once. So it can be told that it is
         # gone, whether there is a file or not.
         names.own(name, kind)
         if used[path]:
-            names.let_go(name, path, in_use_elsewhere)
+            names.let_go(name, path, _is_in_use)
         else:
             names.remove(name)
+
+
+def _is_in_use(about: str, /, *, under_way: bool = False) -> bool:
+    # It loads a dozen modules, and most programs with a pool have no queue.
+    from mpkit._shm.locks.shared_object import in_use_elsewhere  # noqa: PLC0415
+
+    return in_use_elsewhere(about, under_way=under_way)
 
 
 def _left_by(process: ProcessIdentity) -> Iterator[Left]:
