@@ -114,8 +114,12 @@ class Crew:
         Raises:
             OSError, RuntimeError: see `start`. Those that have been started have their lanes.
         """
-        # Here, where no signal is blocked yet: all children of the server have the mask it was started with.
-        start_server(self._options.context)
+        if self._options.context.get_start_method() == "fork":
+            return self._start_together(number)
+        # The first one comes up while the others are started.
+        return [lane for _ in range(number) for lane in self._start_together(1)]
+
+    def _start_together(self, number: int) -> list[Lane]:
         link = ParentLink.create()
         # Counts from before the start: what the system kills meanwhile belongs to it.
         oom_kills = memory.oom_kills()
@@ -136,6 +140,8 @@ class Crew:
     def _start(self, channel: Channel, link: ParentLink, oom_kills: int | None) -> Lane:
         options = self._options
         dispatcher = self._dispatcher
+        # Here, where no signal is blocked yet: all children of the server have the mask it was started with.
+        start_server(options.context)
         method = options.context.get_start_method()
         reader: Connection | None = None
         writer: Connection | None = None
