@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from mpkit._platform.processes import identity
+from mpkit._shm.locks import remains as _remains
 from mpkit.errors import ClosedError, InitializerFailed, PoolBroken, WorkerMemoryExceeded
 from mpkit.pool import TaskPool
 from mpkit.pool._engine import leavers as _leavers
@@ -39,7 +40,17 @@ def _replaced_soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_workers_that_are_sent_home_while_they_start_are_no_failures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each counted as a start-up that had failed: ten of them made a closed pool a broken one."""
+    """Each counted as a start-up that had failed: ten of them made a closed pool a broken one.
+
+    And each was followed by looks at all names in shared memory, which took most of the time.
+    """
+    looked: list[object] = []
+
+    def look(*who: object) -> list[_remains.Member]:
+        looked.append(who)
+        return []
+
+    monkeypatch.setattr(_remains, "family_of", look)
     monkeypatch.setattr(_Worker, "prepare", lambda _worker: signal.pause())
     pool = TaskPool(_start_ups.MOST_KILLED, context="fork")
     pool.close()
@@ -47,6 +58,7 @@ def test_workers_that_are_sent_home_while_they_start_are_no_failures(monkeypatch
     with pytest.raises(ClosedError) as caught:
         pool.submit(tasks.square, 3)
     assert not isinstance(caught.value, PoolBroken)
+    assert looked == []
 
 
 def test_a_worker_that_nobody_can_look_at_does_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,11 +139,19 @@ class OldWatcher(exits.ExitWatcher):
 
 
 class OldGuardian(guardian.Guardian):
-    """Kills at once, and that child alone, when a line tells of a parent that has ended."""
+    """Looks at both at each line; kills at once, and that child alone, when it tells of a parent that has
+    ended.
+    """
 
     @override
     def _watch(self, parent: ProcessIdentity, child: ProcessIdentity) -> None:
-        super()._watch(parent, child)
+        if not self._watcher.add(child):
+            return
+        if not self._watcher.add(parent):
+            self._found_ended.add(parent)
+        self._free.discard(child)
+        self._parents[child] = parent
+        self._children.setdefault(parent, set()).add(child)
         if self.take_found_ended():
             self._forget_child(child)
             self._kill({child}, spared=self._free)

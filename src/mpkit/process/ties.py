@@ -193,9 +193,11 @@ class Ties:
             its_notes = found[1]
         deadline = deadlines.deadline_of(_FAMILY_PATIENCE_S)
         # They may start others until they are killed.
-        while (living := remains.living_family_of(process)) and not deadlines.has_passed(deadline):
+        family = remains.family_of(process, its_notes)
+        while (living := remains.living(family)) and not deadlines.has_passed(deadline):
             exits.wait_gone(living, deadlines.remaining(deadline))
-        remains.remove(process, its_notes)
+            family = remains.family_of(process, its_notes)
+        remains.remove(family)
 
 
 def _make_trail() -> Blob | None:

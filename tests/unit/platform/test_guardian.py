@@ -17,10 +17,12 @@ class Scene:
 
     def __init__(self) -> None:
         self.dead: set[ProcessIdentity] = set()
+        self.examined: list[ProcessIdentity] = []
         self.killed: list[tuple[set[ProcessIdentity], set[ProcessIdentity]]] = []
         self.guardian = Guardian(self, self.kill)
 
     def add(self, process: ProcessIdentity) -> bool:
+        self.examined.append(process)
         return process not in self.dead
 
     def kill(self, roots: Iterable[ProcessIdentity], *, spared: Collection[ProcessIdentity] = ()) -> None:
@@ -46,6 +48,7 @@ def test_children_die_with_their_parent(scene: Scene) -> None:
     scene.watch(APP, A)
     scene.watch(APP, B)
     scene.watch(APP, B)  # the parent and the child itself both say it
+    assert scene.examined == [A, APP, B]
     assert scene.killed == []
     scene.die(APP)
     assert scene.killed == [({A, B}, set())]

@@ -9,12 +9,13 @@ import os
 import secrets
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from mpkit._platform.stdlib import exit_hooks, passing, sem_lock, tracker
 from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from tests.helpers.processes import run_python
 from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
+from tests.helpers.waiting import PATIENCE
 
 mp_util: Any = multiprocessing.util
 
@@ -53,15 +55,41 @@ def test_a_semaphore_is_opened_by_name(name: str) -> None:
 
 
 @posix
-def test_the_tracker_takes_names_and_shows_its_lock(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tracker_understands_several_messages_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told with a program of its own, which this Python calls its tracker. It removes what is left."""
+    end, ours = os.pipe()
+    command = f"from multiprocessing.resource_tracker import main; main({end})"
+    theirs = subprocess.Popen(
+        [sys.executable, "-c", command], pass_fds=[end], stderr=subprocess.PIPE, text=True
+    )
+    os.close(end)
+    monkeypatch.setattr(resource_tracker, "_resource_tracker", SimpleNamespace(_fd=ours))
+    left = [f"{name}-{number}" for number in range(9)]
+    for each in left:
+        sem_lock.SemLock(sem_lock.SEMAPHORE_KIND, 1, 1, each, False)
+    tracker.send([("REGISTER", each, "semaphore") for each in [*left, name]])
+    tracker.send([("UNREGISTER", name, "semaphore")])
+    os.close(ours)
+    _, said = theirs.communicate(timeout=PATIENCE)
+    assert "There appear to be 9 leaked semaphore objects" in said
+    assert "Traceback" not in said
+    for each in left:
+        with pytest.raises(FileNotFoundError):
+            sem_lock.sem_unlink(each)
+
+
+@posix
+def test_a_tracker_that_has_died_is_replaced(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, str, str]] = []
     monkeypatch.setattr(resource_tracker, "register", lambda name, rtype: told.append(("+", name, rtype)))
     monkeypatch.setattr(resource_tracker, "unregister", lambda name, rtype: told.append(("-", name, rtype)))
-    tracker.register(name, "semaphore")
-    tracker.unregister(name, "semaphore")
+    end, ours = os.pipe()
+    os.close(end)
+    dead = SimpleNamespace(_fd=ours)
+    monkeypatch.setattr(resource_tracker, "_resource_tracker", dead)
+    tracker.send([("REGISTER", name, "semaphore"), ("UNREGISTER", name, "semaphore")])
+    os.close(ours)
     assert told == [("+", name, "semaphore"), ("-", name, "semaphore")]
-    with tracker._lock():
-        pass
 
 
 def test_handlers_of_signals_are_those_of_the_public_functions() -> None:

@@ -154,7 +154,7 @@ def test_only_what_the_resource_tracker_can_remove_is_tracked(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     tracked: list[tuple[str, str, str]] = []
-    monkeypatch.setattr(tracker, "track", lambda name, kind: tracked.append(("+", name, kind)))
+    monkeypatch.setattr(tracker, "track", lambda new, kind: tracked.extend(("+", name, kind) for name in new))
     monkeypatch.setattr(tracker, "untrack", lambda name, kind: tracked.append(("-", name, kind)))
     names.own(str(tmp_path / "mpkit-a"), "segment")
     names.remove(str(tmp_path / "mpkit-a"))

@@ -117,9 +117,11 @@ class Guardian:
             self._kill(doomed, spared=self._free)
 
     def _watch(self, parent: ProcessIdentity, child: ProcessIdentity) -> None:
-        if not self._watcher.add(child):
+        # Both of them say it, and the second one wakes us at a moment when the processors are needed: nothing
+        # is examined twice. Who is noted is watched.
+        if self._parents.get(child) != parent and not self._watcher.add(child):
             return
-        if not self._watcher.add(parent):
+        if parent not in self._children and not self._watcher.add(parent):
             self._found_ended.add(parent)
         # An orphan that has been told to end is none any more.
         self._free.discard(child)

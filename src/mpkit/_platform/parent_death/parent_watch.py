@@ -40,7 +40,8 @@ _LINES_AT_ONCE = 20
 
 
 class ParentLink:
-    """What a child needs to die with its parent. Make one per child with `create`.
+    """What a child needs to die with its parent. Make one with `create`, just before it is started; several
+    that are started together may have the same.
 
     Can be pickled while a child is being started, and only then.
     """

@@ -5,33 +5,47 @@ and a ``__del__`` take a name back: that would wait for its own thread for ever 
 with a warning. So names are taken back through a list, and whoever finds its thread in the middle of a call
 leaves it to the next one.
 
-Private is ``multiprocessing.resource_tracker``, which has no public registration, and of it the lock with
-that lock's `_is_owned` and `_at_fork_reinit`: before Python 3.14 a fork may leave it locked for ever.
+Private is ``multiprocessing.resource_tracker``, which has no public registration, none of several names at
+once (`_fd`), and of it the lock with that lock's `_is_owned` and `_at_fork_reinit`: before Python 3.14 a fork
+may leave it locked for ever.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import select
 import sys
 from collections import deque
-from typing import Any
+from collections.abc import Generator, Sequence
+from typing import Any, Final, Literal, TypeAlias
 
+from mpkit._platform.signals.interrupts import deferred_interrupts
 from mpkit._platform.stdlib import notes
 from mpkit._platform.stdlib.notes import TrackedType
 from mpkit._platform.stdlib.tracker_process import start_tracker
 from mpkit._platform.threads.forks import in_forked_children
 from mpkit._platform.threads.interruptible_lock import is_free
 
-__all__ = ["is_running", "register", "tell", "track", "unregister", "untrack"]
+__all__ = ["Message", "in_one_message", "is_running", "send", "tell", "track", "unregister", "untrack"]
+
+Message: TypeAlias = tuple[Literal["REGISTER", "UNREGISTER"], str, TrackedType]
 
 #: Names that it is still to forget.
 _untold: deque[tuple[str, TrackedType]] = deque()
+#: One for each block of `in_one_message` that a thread is in, and how many names may wait for its end: a
+#: process that is killed meanwhile has noted them.
+_blocks: deque[None] = deque()
+_MOST_WAIT = 16
+#: So many a pipe takes in one piece (none of mpkit's is longer than 80 bytes).
+_MESSAGES_AT_ONCE: Final = getattr(select, "PIPE_BUF", 512) // 80
 
 
-def track(name: str, rtype: TrackedType) -> None:
-    """Have `name`, which starts with a slash, removed when all is over."""
-    notes.note(name, rtype)
-    register(name, rtype)
+def track(names: Sequence[str], rtype: TrackedType) -> None:
+    """Have these names, which start with a slash, removed when all is over."""
+    for name in names:
+        notes.note(name, rtype)
+    send([("REGISTER", name, rtype) for name in names])
     tell()
 
 
@@ -41,35 +55,73 @@ def untrack(name: str, rtype: TrackedType) -> None:
     tell()
 
 
-def register(name: str, rtype: TrackedType) -> None:
-    """Tell it of a name, and nobody else; most use `track`."""
-    if sys.platform != "win32":
-        from multiprocessing import resource_tracker  # noqa: PLC0415  POSIX only
-
-        start_tracker()
-        resource_tracker.register(name, rtype)
-
-
 def unregister(name: str, rtype: TrackedType) -> None:
     """`untrack`, and the name is forgotten before this returns: for one that is going to be tracked again.
 
     (Through the list another thread might tell it later, and so of the next use of the name.) Not for a
     ``__del__``.
     """
-    if sys.platform != "win32":
-        from multiprocessing import resource_tracker  # noqa: PLC0415  POSIX only
+    send([("UNREGISTER", name, rtype)])
 
-        resource_tracker.unregister(name, rtype)
+
+@contextlib.contextmanager
+def in_one_message() -> Generator[None]:
+    """What is untracked in the block, it is told at the end of that."""
+    _blocks.append(None)
+    try:
+        yield
+    finally:
+        # IndexError: this process has been forked in the block.
+        with deferred_interrupts(), contextlib.suppress(IndexError):
+            _blocks.pop()
+            tell()
 
 
 def tell() -> None:
     """Have it forget what is to be forgotten, unless this thread is just talking to it."""
-    if not _untold or _is_talking():
+    if not _untold or (_blocks and len(_untold) < _MOST_WAIT) or _is_talking():
         return
+    messages: list[Message] = []
     with contextlib.suppress(IndexError):
         # Several threads may be at it.
         while True:
-            unregister(*_untold.popleft())
+            messages.append(("UNREGISTER", *_untold.popleft()))
+    send(messages)
+
+
+def send(messages: Sequence[Message]) -> None:
+    """Tell it of names that come and go, and note nothing; most use the others.
+
+    multiprocessing wakes it for each of them, twice before Python 3.14, and it wants a core then.
+    """
+    if sys.platform == "win32" or not messages:
+        return
+    from multiprocessing import resource_tracker  # noqa: PLC0415  POSIX only
+
+    start_tracker()
+    for begin in range(0, len(messages), _MESSAGES_AT_ONCE):
+        some = messages[begin : begin + _MESSAGES_AT_ONCE]
+        if not _reaches_it("".join([f"{what}:{name}:{rtype}\n" for what, name, rtype in some])):
+            # These start another one.
+            ways = {"REGISTER": resource_tracker.register, "UNREGISTER": resource_tracker.unregister}
+            for what, name, rtype in some:
+                ways[what](name, rtype)
+
+
+def _reaches_it(text: str) -> bool:
+    """Send it that; false if it has died."""
+    from multiprocessing import resource_tracker  # noqa: PLC0415  POSIX only
+
+    tracker: Any = vars(resource_tracker)["_resource_tracker"]
+    # Without its lock, as it does itself before Python 3.14: the handler of a signal could leave that locked.
+    descriptor = tracker._fd
+    if descriptor is None:
+        return False
+    try:
+        os.write(descriptor, text.encode("ascii"))
+    except OSError:
+        return False
+    return True
 
 
 def is_running() -> bool:
@@ -105,6 +157,7 @@ def _forget_after_fork() -> None:
     # The parent tells it, and it is the same one: told a second time it complains of a name that it does not
     # know.
     _untold.clear()
+    _blocks.clear()
 
 
 def _is_talking() -> bool:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import ClassVar
 
+from mpkit._platform.stdlib import tracker
 from mpkit._platform.threads.clock import CLOCK
 from mpkit._platform.threads.deadlines import has_passed, remaining
 from mpkit._platform.threads.interruptible_lock import InterruptibleLock
@@ -118,9 +119,10 @@ class Participant(Opened):
         in_use = in_use_elsewhere if self._may_be_in_use() else None
         self._leave(outside=all(outside))
         self._close_more()
-        self.segment.close(in_use)
-        for semaphore in self.semaphores:
-            semaphore.close(self.name, in_use)
+        with tracker.in_one_message():
+            self.segment.close(in_use)
+            for semaphore in self.semaphores:
+                semaphore.close(self.name, in_use)
         self._left = True
 
     def _may_be_in_use(self) -> bool:

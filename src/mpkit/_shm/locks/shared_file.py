@@ -90,9 +90,7 @@ class Form:
         segment = Segment.create(self.file_bytes, kind=self.kind, reserved=self.reserved_bytes)
         semaphores: list[Semaphore] = []
         try:
-            for number, (value, maximum) in enumerate(self.semaphores):
-                name = names.semaphore_name(segment.name, number)
-                semaphores.append(Semaphore.create(value, maximum, kind=self.kind, name=name))
+            semaphores = Semaphore.create_all(self.semaphores, segment.name)
             words = segment.words
             words[ROWS_AT] = self.rows_at
             words[ROWS_CAPACITY] = self.rows_capacity

@@ -22,6 +22,7 @@ import os
 import sys
 import weakref
 from collections import deque
+from collections.abc import Sequence
 from typing import Final, Literal, Protocol, TypeAlias
 
 from mpkit._platform.processes import identity
@@ -103,19 +104,25 @@ _exit_hook_pid = 0
 
 
 def own(name: str, kind: NameType) -> None:
-    """Record that this process created `name`, and see to its removal at exit or death."""
+    """Record that this process creates `name`, and see to its removal at exit or death."""
+    own_all([name], kind)
+
+
+def own_all(new: Sequence[str], kind: NameType) -> None:
+    """The same for several names."""
     with deferred_interrupts():
-        if _tracked(name, kind):
-            tracker.track(_tracker_name(name), _tracker_type(kind))
-        _guard.run(_record, name, kind)
+        tracked = [_tracker_name(name) for name in new if _tracked(name, kind)]
+        if tracked:
+            tracker.track(tracked, _tracker_type(kind))
+        _guard.run(_record, new, kind)
     _sweep()
     if kind == "segment" and len(_lingering) > _MANY_LINGER:
         remove_unneeded(_LOOKS)
 
 
-def _record(name: str, kind: NameType) -> None:
+def _record(new: Sequence[str], kind: NameType) -> None:
     global _exit_hook_pid
-    _owned[name] = kind
+    _owned.update(dict.fromkeys(new, kind))
     if _exit_hook_pid != os.getpid():
         _exit_hook_pid = os.getpid()
         at_exit_after_children_joined(_remove_all)

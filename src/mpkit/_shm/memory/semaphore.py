@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from mpkit._platform.signals.interrupts import deferred_interrupts
 from mpkit._platform.stdlib import sem_lock, tracker
@@ -48,22 +48,42 @@ class Semaphore:
         self.release: Callable[[], None] = raw.release
 
     @classmethod
-    def create(cls, value: int, maxvalue: int, *, kind: str, name: str | None = None) -> Semaphore:
-        """Create a semaphore with `value` permits of at most `maxvalue`, under a new name or the one given.
+    def create(cls, value: int, maxvalue: int, *, kind: str) -> Semaphore:
+        """Create a semaphore with `value` permits of at most `maxvalue`, under a new name.
 
         Raises:
             SharedMemoryExhausted: the system has no room for another one.
         """
-        name = name or names.semaphore_name(names.new_name(kind), 0)
+        return cls.create_all([(value, maxvalue)], names.new_name(kind))[0]
+
+    @classmethod
+    def create_all(cls, permits: Sequence[tuple[int, int]], segment_name: str) -> list[Semaphore]:
+        """Create the semaphores of a segment.
+
+        Args:
+            permits: For each, how many permits it has first, and at most.
+            segment_name: What they are named after.
+
+        Raises:
+            SharedMemoryExhausted: the system has no room for another one. Nothing is left behind.
+        """
+        new = [names.semaphore_name(segment_name, number) for number in range(len(permits))]
         with deferred_interrupts():
-            # First: whenever a kill comes, the resource tracker knows the name.
-            names.own(name, "semaphore")
+            # First: whenever a kill comes, the resource tracker knows the names.
+            names.own_all(new, "semaphore")
+            made: list[Semaphore] = []
             try:
-                raw = sem_lock.SemLock(sem_lock.SEMAPHORE_KIND, value, maxvalue, name, False)
-            except OSError as error:
-                names.remove(name)
-                raise exhausted(error, 32, SHM_DIRECTORY) from error
-            return cls(name, raw, owner_pid=os.getpid())
+                for name, (value, maxvalue) in zip(new, permits, strict=True):
+                    raw = sem_lock.SemLock(sem_lock.SEMAPHORE_KIND, value, maxvalue, name, False)
+                    made.append(cls(name, raw, owner_pid=os.getpid()))
+            except BaseException as error:
+                with tracker.in_one_message():
+                    for name in new:
+                        names.remove(name)
+                if isinstance(error, OSError):
+                    raise exhausted(error, 32, SHM_DIRECTORY) from error
+                raise
+            return made
 
     @classmethod
     def attach(cls, name: str, maxvalue: int) -> Semaphore:
@@ -91,7 +111,7 @@ class Semaphore:
         # The C code removes the name as soon as it has made it, so the tracker has to do it only for a
         # process that is killed just there.
         with deferred_interrupts():
-            tracker.track(name, "semaphore")
+            tracker.track([name], "semaphore")
             try:
                 raw = sem_lock.SemLock(sem_lock.SEMAPHORE_KIND, 1, 1, name, True)
             except OSError as error:

@@ -70,12 +70,43 @@ class Crew:
             OSError: the system refuses a process, memory or descriptors. Nothing is left behind.
             RuntimeError: this process may not start children now (an unguarded main module).
         """
+        return self.start_all(1)[0]
+
+    def start_all(self, number: int) -> list[Lane]:
+        """Start so many workers and give each a lane.
+
+        Raises:
+            OSError, RuntimeError: see `start`. Those that have been started have their lanes.
+        """
+        if self._options.context.get_start_method() == "fork":
+            return self._start_together(number)
+        # The first one comes up while the others are started.
+        return [lane for _ in range(number) for lane in self._start_together(1)]
+
+    def _start_together(self, number: int) -> list[Lane]:
+        link = ParentLink.create()
+        # Counts from before the start: what the system kills meanwhile belongs to it.
+        oom_kills = memory.oom_kills()
+        # First all of these: after each fork, the first touch of a page of memory costs a copy of it.
+        channels: list[Channel] = []
+        lanes: list[Lane] = []
+        try:
+            channels.extend(Channel.create() for _ in range(number))
+            lanes.extend(self._start(channel, link, oom_kills) for channel in channels)
+        except BaseException:
+            for channel in channels[len(lanes) :]:
+                # A fork server that dies after the fork has not told us of it.
+                channel.dismiss()
+                channel.discard()
+            raise
+        return lanes
+
+    def _start(self, channel: Channel, link: ParentLink, oom_kills: int | None) -> Lane:
         options = self._options
         dispatcher = self._dispatcher
         # Here, where no signal is blocked yet: all children of the server have the mask it was started with.
         start_server(options.context)
         method = options.context.get_start_method()
-        channel = Channel.create()
         reader: Connection | None = None
         writer: Connection | None = None
         try:
@@ -95,10 +126,8 @@ class Crew:
                 forward_logs=options.forward_logs,
                 log_level=_root_level() if options.forward_logs else 0,
                 generation=generation() + 1,
-                link=ParentLink.create(),
+                link=link,
             )
-            # Counts from before the start: what the system kills meanwhile belongs to it.
-            oom_kills = memory.oom_kills()
             # Not the context's own class: there, two threads that ask for an exit code take it from each
             # other, and starting any process asks for those of all the others.
             process = worker.WorkerChild(
@@ -118,9 +147,6 @@ class Crew:
             lane.process, lane.identity, lane.oom_kills = process, identified, oom_kills
             dispatcher.lock.run(dispatcher.add, lane)
         except BaseException:
-            # A fork server that dies after the fork has not told us of it.
-            channel.dismiss()
-            channel.discard()
             if reader is not None:
                 reader.close()
             raise

@@ -40,6 +40,7 @@ class Deaths:
         numbers: Iterator[int],
     ) -> None:
         self._name = options.name
+        self._method = options.context.get_start_method()
         self._dispatcher = dispatcher
         self._collector = collector
         self._crew = crew
@@ -59,10 +60,7 @@ class Deaths:
         words = last_words(lane)
         self._settle(lane, exitcode, words)
         told = self._programs.terminate(self._left_by(lane))
-        if lane.identity is not None and (
-            exitcode != 0 or lane.words[STATE] != LEAVING or lane.words[PARCELS]
-        ):
-            # Else it has left in order, and removed what was its own, and has never made a parcel.
+        if lane.identity is not None and self._may_have_left_names(lane, exitcode):
             self.remains.add(lane.identity, trail.notes_in(lane.channel.segment), told)
             self.remains.look_after()
         broken = self._crew.note_death_of(lane, exitcode, words)
@@ -92,6 +90,15 @@ class Deaths:
                 "the pool"
             )
             self._collector.log(_logger.error, problem, self._name, lane.pid)
+
+    def _may_have_left_names(self, lane: Lane, exitcode: int | None) -> bool:
+        state = lane.words[STATE]
+        if not state and self._method == "fork":
+            # Killed on the way, because the pool was closed; it has not come to any code but mpkit's. (Else
+            # it may have imported the main module.)
+            return False
+        # It has left in order, and removed what was its own, unless it has ever made a parcel.
+        return exitcode != 0 or state != LEAVING or lane.words[PARCELS] > 0
 
     def _left_by(self, lane: Lane) -> list[ProcessIdentity]:
         """What the task that a worker has died with had started, as far as it has been seen."""

@@ -70,8 +70,8 @@ class Engine:
         try:
             self._assemble(initializer)
             try:
-                for _ in range(options.processes):
-                    self.supervisor.add(self.crew.start())
+                for lane in self.crew.start_all(options.processes):
+                    self.supervisor.add(lane)
                 with without_interrupts():
                     self.supervisor.start()
                 _engines.add(self)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 
+from mpkit._platform.stdlib import tracker
 from mpkit._platform.threads.deadlines import NEVER
 from mpkit.pool._engine.collector import Collector
 from mpkit.pool._engine.crew import Crew
@@ -118,9 +119,10 @@ class Leavers:
         # While they end, which takes longer: they have open what they need, and nobody comes after them. (The
         # files of the workers stay: by them those are found whose pool dies meanwhile.)
         if has_told:
-            self._board.discard()
-            for lane in self._lanes():
-                lane.channel.discard_semaphores()
+            with tracker.in_one_message():
+                self._board.discard()
+                for lane in self._lanes():
+                    lane.channel.discard_semaphores()
         return self._next_leave()
 
     def end_all(self, now: float) -> float:

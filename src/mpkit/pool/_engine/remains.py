@@ -44,9 +44,10 @@ class Remains:
             if any(process in self._programs for process in known):
                 continue
             # The guardian kills them; until then they may have started others. Each is waited for once.
-            more = [member for member in remains.living_family_of(worker) if member not in known]
+            family = remains.family_of(worker, notes)
+            more = [member for member in remains.living(family) if member not in known]
             known += more
             self._programs.follow(more)
             if not any(process in self._programs for process in more):
-                remains.remove(worker, notes)
+                remains.remove(family)
                 self._waiting.remove(entry)

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from mpkit._platform.processes.exits import MOST_EVENTS, ExitWatcher
 from mpkit._platform.processes.identity import ProcessIdentity
+from mpkit._platform.stdlib import tracker
 from mpkit._platform.threads.clock import CLOCK
 from mpkit._platform.threads.deadlines import NEVER
 from mpkit._platform.threads.readiness import never_wait, read_available
@@ -184,10 +185,11 @@ class Supervisor:
     def _take_turn(self) -> bool:
         """Do what there is to do, then sleep; True when all is over."""
         engine = self._engine
-        while self._gone:
-            # It stays there until all is done: after an exception that is tried again.
-            engine.bury(self._gone[0])
-            del self._gone[0]
+        with tracker.in_one_message():
+            while self._gone:
+                # It stays there until all is done: after an exception that is tried again.
+                engine.bury(self._gone[0])
+                del self._gone[0]
         while self._requests:
             self._requests.popleft()()
         if self._gone:

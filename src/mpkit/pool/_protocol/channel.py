@@ -43,6 +43,7 @@ import threading
 from collections.abc import Callable
 
 from mpkit._platform.hints import override
+from mpkit._platform.stdlib import tracker
 from mpkit._shm.memory import trail
 from mpkit._shm.memory.segment import Segment
 from mpkit._shm.memory.semaphore import MAX_VALUE, Semaphore
@@ -208,9 +209,7 @@ class Channel:
         with contextlib.ExitStack() as failed:
             segment = Segment.create((RINGS << 3) + _INBOX_BYTES + _OUTBOX_BYTES, kind=trail.KIND)
             failed.callback(segment.close)
-            lock = Semaphore.create(1, 1, kind="worker")
-            failed.callback(lock.close)
-            wake = Semaphore.create(0, MAX_VALUE, kind="worker")
+            lock, wake = Semaphore.create_all([(1, 1), (0, MAX_VALUE)], segment.name)
             failed.pop_all()
         return cls(segment, lock, wake)
 
@@ -230,13 +229,15 @@ class Channel:
 
     def discard_semaphores(self) -> None:
         """In the parent: remove their names. The worker that is to come has come, and has them open."""
-        self.lock.close()
-        self.wake.close()
+        with tracker.in_one_message():
+            self.lock.close()
+            self.wake.close()
 
     def discard(self) -> None:
         """In the parent: remove the names. The memory goes with the last thread that looks at it."""
-        self.segment.unlink()
-        self.discard_semaphores()
+        with tracker.in_one_message():
+            self.segment.unlink()
+            self.discard_semaphores()
 
 
 class Board:
@@ -262,9 +263,7 @@ class Board:
         with contextlib.ExitStack() as failed:
             segment = Segment.create(1, kind="pool")
             failed.callback(segment.close)
-            front = Semaphore.create(0, MAX_VALUE, kind="pool")
-            failed.callback(front.close)
-            back = Semaphore.create(0, MAX_VALUE, kind="pool")
+            front, back = Semaphore.create_all([(0, MAX_VALUE), (0, MAX_VALUE)], segment.name)
             failed.pop_all()
         told = name.encode(errors="replace")[:_LONGEST_NAME]
         segment.mm[NAME_AT : NAME_AT + 1 + len(told)] = bytes((len(told),)) + told
@@ -283,9 +282,10 @@ class Board:
 
     def discard(self) -> None:
         """In the parent: remove the names."""
-        self.segment.unlink()
-        self.front.close()
-        self.back.close()
+        with tracker.in_one_message():
+            self.segment.unlink()
+            self.front.close()
+            self.back.close()
 
     def close(self) -> None:
         """In the parent, when no worker is left: give back names, descriptor and memory.
