@@ -12,7 +12,7 @@ import pytest
 from tqdm import tqdm
 
 from mpkit.pool._engine.progress import Progress
-from tests.helpers.waiting import PATIENCE
+from tests.helpers.waiting import PATIENCE, wait_until
 
 
 class _Terminal(io.StringIO):
@@ -82,6 +82,7 @@ def test_a_terminal_that_goes_away_is_reported_and_nothing_else(
     progress.step(2)
     terminal.is_gone = True
     progress.close()
+    wait_until(lambda: bool(caplog.records), "it is reported")
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     check_that_other_threads_can_show_bars()
 
@@ -101,4 +102,28 @@ def test_no_error_of_the_bar_gets_out(
         progress.step(1)
         progress.close()
     assert not progress.is_shown
+    wait_until(lambda: bool(caplog.records), "it is reported")
     assert len(caplog.records) == 1
+
+
+def test_a_log_handler_that_hangs_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The collector's thread hung, and with it all that wait for other tasks."""
+    told, go_on, returned = threading.Event(), threading.Event(), threading.Event()
+
+    class Handler(logging.Handler):
+        def emit(self, _record: logging.LogRecord) -> None:
+            told.set()
+            go_on.wait(PATIENCE)
+            returned.set()
+
+    handler, logger = Handler(), logging.getLogger("mpkit.pool")
+    logger.addHandler(handler)
+    try:
+        terminal_of(monkeypatch, is_gone=True)
+        Progress(True, 3, "work").step(1)
+        assert told.wait(PATIENCE)
+        assert not returned.is_set()
+        check_that_other_threads_can_show_bars()
+    finally:
+        go_on.set()
+        logger.removeHandler(handler)

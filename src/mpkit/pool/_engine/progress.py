@@ -170,6 +170,13 @@ def _bar_stopped(error: BaseException) -> None:
 
 
 def _bar_failed(error: Exception) -> None:
+    # In a thread of its own, which is not waited for: a handler may hang, or show bars itself, and everybody
+    # may depend on this thread. Where the system refuses one, nobody is told.
+    with contextlib.suppress(RuntimeError):
+        call_aside(0, _tell_of_failure, error)
+
+
+def _tell_of_failure(error: Exception) -> None:
     # A handler may write to the very terminal that is gone.
     with contextlib.suppress(Exception):
         _logger.warning("the progress bar cannot be shown, and is dropped: %r", error)
