@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mpkit._platform.processes import families, identity
+from mpkit._platform.processes import families, family_tree, identity
 from mpkit.errors import TaskCancelled, TaskTimeout, WorkerCrashed, WorkerMemoryExceeded
 from mpkit.pool import TaskHandle, TaskPool
 from mpkit.pool._engine import limits as _limits
@@ -105,6 +105,23 @@ def lose_its_worker(pool: TaskPool, handle: TaskHandle[Any]) -> None:
         handle.result(PATIENCE)
 
 
+def lose_its_worker_while_that_is_looked_at(pool: TaskPool, handle: TaskHandle[Any]) -> None:
+    """What had been seen of its children before was forgotten."""
+    lane = lane_of(pool)
+    look = family_tree.children_of
+
+    def die_and_look(worker: identity.ProcessIdentity, *most: int) -> list[identity.ProcessIdentity]:
+        if lane.children and worker == lane.identity and identity.is_alive(worker):
+            os.kill(worker.pid, signal.SIGKILL)
+            wait_until(lambda: not identity.is_alive(worker), "it is dead")
+        return look(worker, *most)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(family_tree, "children_of", die_and_look)
+        with pytest.raises(WorkerCrashed):
+            handle.result(PATIENCE)
+
+
 Stopping = Callable[[TaskPool, TaskHandle[Any]], None]
 
 
@@ -140,6 +157,15 @@ def test_however_it_has_been_started(stop: Stopping, starter: Callable[..., None
         stop(pool, handle)
         wait_gone(pid)
     assert not leftovers.names_of(worker)
+
+
+def test_a_worker_that_dies_while_its_children_are_looked_for(tmp_path: Path) -> None:
+    path = tmp_path / "program"
+    with TaskPool(1, context="fork", grace_period=0.1) as pool:
+        handle = pool.submit(programs.run, str(path), *_STUBBORN)
+        pid = pid_in(path)
+        lose_its_worker_while_that_is_looked_at(pool, handle)
+        wait_gone(pid)
 
 
 @pytest.mark.parametrize("ignored", [(), _STUBBORN], ids=["", "stubborn"])

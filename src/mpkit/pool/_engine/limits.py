@@ -142,12 +142,15 @@ class Limits:
         # outcomes, no worker rings as long as no task is queued.
         self._collector.wake()
         for lane in lanes:
-            # Once it is dead, nothing tells any more what it has started.
-            lane.children = (
-                family_tree.children_of(lane.identity, _MOST_CHILDREN, _MOST_THREADS)
-                if lane.identity is not None and lane.running()
+            worker = lane.identity
+            children = (
+                family_tree.children_of(worker, _MOST_CHILDREN, _MOST_THREADS)
+                if worker is not None and lane.running()
                 else []
             )
+            # It may have just died, and nothing tells then what it has started: what was seen before stays.
+            if worker is None or identity.is_alive(worker):
+                lane.children = children
 
     def _stop_task(self, lane: Lane, task: Task, reason: str) -> None:
         """Begin to stop a running task."""
