@@ -33,7 +33,7 @@ PRIVATE = {
     "multiprocessing.spawn",
     "multiprocessing.util",
 }
-SEAM = {
+MAY_USE_THEM = {
     SOURCE / "_platform" / name
     for name in (
         "signals/signal_handlers.py",
@@ -167,8 +167,8 @@ def test_the_clocks_are_asked_in_one_place() -> None:
     }
 
 
-def test_private_parts_of_the_standard_library_are_used_in_the_seam_alone() -> None:
-    used = {named(path): PRIVATE & set(imports(path)) for path in MODULES if path not in SEAM}
+def test_private_parts_of_the_standard_library_are_used_in_one_room_alone() -> None:
+    used = {named(path): PRIVATE & set(imports(path)) for path in MODULES if path not in MAY_USE_THEM}
     assert {name: parts for name, parts in used.items() if parts} == {}
 
 

@@ -129,12 +129,6 @@ def drop(name: str) -> None:
     del kept[name]
 
 
-def loads_and(method: str, data: bytes) -> Any:
-    """Unpickle a handle, which must work, and then use it."""
-    handle = pickle.loads(data)
-    return getattr(handle, method)()
-
-
 def refused(thing: Any, method: str, *args: Any) -> tuple[str, str, str]:
     """The error of a call, as text: its class, its cause's class and its message."""
     try:
@@ -172,10 +166,6 @@ def put_and_die(queue: BoundedQueue[Any], item: Any, how: str) -> None:
     if how == "exit":
         sys.exit(3)
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def put_from_new_process(queue: BoundedQueue[int], item: int) -> None:
-    queue.put(item)
 
 
 def create_and_send(connection: Connection) -> None:

@@ -11,7 +11,7 @@ import signal
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,6 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and for
 
 BIG = 100_000
 METHODS = [m for m in ("fork", "spawn", "forkserver") if m in multiprocessing.get_all_start_methods()]
-
-
-@pytest.fixture
-def queue() -> Iterator[BoundedQueue[Any]]:
-    with BoundedQueue[Any]() as queue:
-        yield queue
 
 
 def process(target: Any, *args: Any) -> Any:

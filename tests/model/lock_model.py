@@ -200,7 +200,7 @@ class LockModel:
                 if said_so and self._without == "dead first" and other.seen == UNSEEN:
                     yield "reads HELD", permits, me, _with(others, number, other._replace(seen="h"))
                 if other.at == DEAD and (said_so or other.seen == "h") and room:
-                    # dead_holders: dead first, then what it said. And at once: words[place] = HELD
+                    # `dead_ones`: dead first, then what it said. And at once: words[place] = HELD
                     yield "filelock; dead, and HELD", permits, _store(me, HELD, HEIR), others
         elif self._agents and not me.buffer and any(_owns(other) for other in others):
             yield "filelock (release for another)", permits, me._replace(at=AGENT), others

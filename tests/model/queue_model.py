@@ -306,7 +306,7 @@ class QueueModel:
             )
 
     def _is_over(self, state: State, use: str, one: Region, noted: tuple[int, ...]) -> bool:
-        """`_UseIsOver`."""
+        """`UseIsOver` (`mpkit._shm.queues.region_uses`)."""
         gets, puts, first, last = noted
         if use == RING:
             return not (first if self._without != "first" else last) <= one.serial <= last

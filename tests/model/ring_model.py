@@ -99,7 +99,7 @@ class RingModel:
         return state.head == state.tail
 
     def _place(self, state: State, length: int) -> int:
-        """`Ring._place`: where a record may begin, or -1."""
+        """As `Ring._tail_for`: where a record may begin, or -1."""
         index, first = state.tail[1], state.head[1]
         capacity = self._capacity
         if self._empty(state) or index > first:

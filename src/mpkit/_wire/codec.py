@@ -28,10 +28,13 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 __all__ = [
+    "ABOUT_RESULT",
+    "CANNOT_UNPICKLE",
     "DEFAULT_THRESHOLD",
     "Encoder",
     "Pickler",
     "UnsendableError",
+    "about_result",
     "cannot_unpickle",
     "check_pickler",
     "contained",

@@ -18,14 +18,10 @@ from mpkit._platform.hints import Self
 from mpkit._platform.signals.interrupts import deferred_interrupts
 from mpkit._platform.threads.deadlines import check_timeout
 from mpkit._platform.threads.greenlets import patched_by
+from mpkit._wire.codec import Pickler
 from mpkit._wire.unsendable import Unsendable
 from mpkit.errors import PoolBroken
-from mpkit.pool._engine.options import (
-    Pickler,
-    PoolOptions,
-    TaskOptions,
-    check_chunksize,
-)
+from mpkit.pool._engine.options import PoolOptions, TaskOptions, check_chunksize
 from mpkit.pool._engine.progress import Progress
 from mpkit.pool._engine.server import start_server
 from mpkit.pool._engine.states import RUNNING

@@ -48,8 +48,8 @@ class ImapSink:
         # or by the first one.
         self._arrived: deque[tuple[int, int, object, bool]] = deque()
         self._by_first: dict[int, tuple[int, int, object, bool]] = {}
-        #: As many as there are threads that are just bringing an outcome.
-        self._arriving: deque[None] = deque()
+        #: One for each outcome that a thread is just bringing.
+        self._arriving: set[object] = set()
         self._latest: Task | None = None
         self._is_closed = False
         self._made_condition: threading.Condition | None = None
@@ -94,30 +94,38 @@ class ImapSink:
 
     def _settle(self, task: Task, kind: int, data: object) -> None:
         """Take the outcome of a task, or a part of it."""
-        first, length, inner, data = piece_of(task, kind, data)
-        # See `is_idle`.
-        self._arriving.append(None)
+        mark = object()
         try:
-            if isinstance(task, Chunk):
-                if first in task.told:
-                    return
-                task.told[first] = length
-            elif self.tasks.pop(task.number, None) is None:
-                return
-            if self._is_closed:
-                return
-            self._arrive(first, length, inner, data, of_chunk=isinstance(task, Chunk))
-            if isinstance(task, Chunk):
-                if kind != PART:
-                    task.drained = True
-                if task.drained:
-                    self._forget_if_told(task)
+            try:
+                # See `is_idle`.
+                self._arriving.add(mark)
+                self._bring(task, kind, data)
+            finally:
+                self._arriving.discard(mark)
         finally:
-            self._arriving.pop()
+            # Once more: the handler of a signal may have raised an exception there.
+            self._arriving.discard(mark)
         condition = self._made_condition
         if condition is not None:
             # Not for ever: who sleeps at it sleeps in slices, and the collector's thread must go on.
             InterruptibleLock(condition).run_within(CONDITION_SECONDS, condition.notify_all)
+
+    def _bring(self, task: Task, kind: int, data: object) -> None:
+        """May be done again: what the exception of a signal handler has left out is done then."""
+        first, length, inner, data = piece_of(task, kind, data)
+        if isinstance(task, Chunk):
+            is_new = first not in task.told
+            if is_new:
+                task.told[first] = length
+        else:
+            is_new = self.tasks.pop(task.number, None) is not None
+        if is_new and not self._is_closed:
+            self._arrive(first, length, inner, data, of_chunk=isinstance(task, Chunk))
+        if isinstance(task, Chunk):
+            if kind != PART:
+                task.drained = True
+            if task.drained:
+                self._forget_if_told(task)
 
     def split(self, task: Chunk, pieces: Sequence[Chunk]) -> None:
         """Pieces stand from now on for what of a task had not been done."""

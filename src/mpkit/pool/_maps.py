@@ -2,8 +2,8 @@
 
 A chunk is one task with many calls. An error fails its own item: the worker goes on with the next one. When
 a worker dies, the item that it died of fails (or is tried again), and the others of its chunk are sent again
-unless their results have come (see `_losses`). A time limit holds for the whole chunk, so maps with one
-send items one by one unless told otherwise.
+unless their results have come (`mpkit.pool._engine.losses`). A time limit holds for the whole chunk, so maps
+with one send items one by one unless told otherwise.
 """
 
 from __future__ import annotations

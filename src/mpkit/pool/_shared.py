@@ -12,8 +12,8 @@ from typing import Any, Generic, TypeVar
 
 from mpkit._platform.hints import Self
 from mpkit._shm.memory.blob import Blob
+from mpkit._wire.codec import Pickler
 from mpkit.errors import ClosedError
-from mpkit.pool._engine.options import Pickler
 from mpkit.pool._engine.seen_shared import (
     forget_seen_shared,
     note_shared,

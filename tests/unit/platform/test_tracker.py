@@ -79,6 +79,33 @@ def test_what_waits_to_be_told_has_been_noted(told: list[tuple[str, str, str]]) 
     assert told[-1] == ("UNREGISTER", NAME, "semaphore")
 
 
+@needs_a_trace_that_raises
+def test_an_interrupt_leaves_no_block_whose_end_is_waited_for(told: list[tuple[str, str, str]]) -> None:
+    """Where Ctrl-C came at its begin or its end, what was removed later was told late, or never."""
+
+    def work() -> None:
+        with tracker.in_one_message():
+            tracker.untrack(NAME, "semaphore")
+
+    for step in itertools.count():
+        interrupted = interrupt_at(step, work, traced=("tracker.py",))
+        tracker.tell()
+        told.clear()
+        tracker.untrack(NAME, "semaphore")
+        assert told == [("UNREGISTER", NAME, "semaphore")], f"interrupted at step {step}"
+        if not interrupted:
+            break
+
+
+def test_at_the_end_of_the_program_it_is_told_whoever_is_in_a_block(told: list[tuple[str, str, str]]) -> None:
+    """A traceback that is kept (`sys.last_exc`) has the block in which Ctrl-C came."""
+    with tracker.in_one_message():
+        tracker.untrack(NAME, "semaphore")
+        assert told == []
+        tracker.tell()
+        assert told == [("UNREGISTER", NAME, "semaphore")]
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_what_the_parent_has_still_to_tell_no_child_tells(told: list[tuple[str, str, str]]) -> None:
     """The tracker is the same one, and complained of names that it did not know any more."""

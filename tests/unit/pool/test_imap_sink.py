@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import signal
+import sys
 import threading
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 from unittest.mock import Mock
 
@@ -10,17 +15,22 @@ import pytest
 
 from mpkit.pool import _imap_sink
 from mpkit.pool._engine.functions import Function
-from mpkit.pool._engine.ledger import Chunk
+from mpkit.pool._engine.ledger import Chunk, Task
 from mpkit.pool._engine.progress import Progress
 from mpkit.pool._imap_sink import ImapSink
 from mpkit.pool._lazy_map import LazyMap
 from mpkit.pool._protocol.channel import PART, VALUE
 from tests.helpers.conditions import Alarm, InterruptedCondition
+from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
 from tests.helpers.waiting import PATIENCE
 
 
 def chunk_of(sink: ImapSink, start: int, stop: int) -> Chunk:
     return Chunk(10 * start + stop, sink, b"", Function("f", b""), None, 0, None, start, stop)
+
+
+def task_of(sink: ImapSink, start: int, _stop: int) -> Task:
+    return Task(start, sink, b"", Function("f", b""), None, 0, None)
 
 
 def a_part(first: int, length: int) -> tuple[int, int, bytes, int]:
@@ -118,6 +128,42 @@ def test_an_interrupt_while_those_who_wait_are_told_leaves_their_condition_free(
     with pytest.raises(Alarm):
         sink._settle(chunk, VALUE, b"")
     assert condition.is_free()
+
+
+@needs_a_trace_that_raises
+@pytest.mark.skipif(sys.platform == "win32", reason="the signal")
+@pytest.mark.parametrize("made", [chunk_of, task_of])
+def test_an_exception_of_a_signal_handler_leaves_nothing_to_wait_for(
+    sink: ImapSink, made: Callable[[ImapSink, int, int], Task]
+) -> None:
+    """The next outcome, which did not come, was waited for without end."""
+
+    def on_signal(_signum: int, _frame: object) -> None:
+        raise Alarm
+
+    before = signal.signal(signal.SIGUSR1, on_signal)
+    try:
+        for step in itertools.count():
+            task = made(sink, 0, 1)
+            sink._sent(task)
+            interrupted = interrupt_at(
+                step,
+                partial(sink._settle, task, VALUE, b""),
+                traced=("_imap_sink.py",),
+                signum=signal.SIGUSR1,
+                raises=Alarm,
+            )
+            # By the collector's thread.
+            sink._settle(task, VALUE, b"")
+            while sink.has_next():
+                sink.take()
+            # The item may be lost.
+            sink.next = sink.sent_items
+            assert sink.is_idle(), f"interrupted at step {step}"
+            if not interrupted:
+                break
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_an_outcome_does_not_wait_for_ever_for_those_who_wait(

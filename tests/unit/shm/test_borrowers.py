@@ -199,11 +199,6 @@ class Child:
         assert status == how
 
 
-def big_item(queue: BoundedQueue[bytearray], fill: bytes = b"x") -> bytearray:
-    queue.put(bytearray(fill * 100_000))
-    return queue.get()
-
-
 class Held:
     """A big item, and a way to let it go in the child."""
 

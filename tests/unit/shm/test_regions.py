@@ -239,17 +239,22 @@ def test_a_full_table_leaves_entries_to_the_rings(regions: Regions, supply: Regi
     assert supply.claim(PAGE, RING, rings) == 1
 
 
-def test_no_room_changes_nothing(
-    segment: Segment, regions: Regions, supply: RegionSupply, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept = supply.claim(4 * PAGE, WRITING, 1)
-    before = (list(segment.words[: START + CAPACITY * ENTRY_WORDS]), os.fstat(segment.fd).st_size)
+def refuse_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if there were no room where memory is reserved."""
 
     def refuse(fd: int, offset: int, size: int) -> None:
         os.ftruncate(fd, offset + size)  # as far as it came
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(region_supply, "reserve", refuse)
+
+
+def test_no_room_changes_nothing(
+    segment: Segment, regions: Regions, supply: RegionSupply, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = supply.claim(4 * PAGE, WRITING, 1)
+    before = (list(segment.words[: START + CAPACITY * ENTRY_WORDS]), os.fstat(segment.fd).st_size)
+    refuse_memory(monkeypatch)
     # It cannot grow elsewhere, so that there is room elsewhere is no news.
     with pytest.raises(SharedMemoryExhausted, match=f"no room in {os.path.dirname(segment.name)}: free some"):
         supply.claim(64 * PAGE, WRITING, 2)
@@ -409,12 +414,7 @@ def test_no_memory_for_another_place_leaves_the_old_one(
     supply.claim(2 * PAGE, WRITING, 1)
     before = [lies(regions, number) for number in range(1, MOST + 1)]
     size = os.fstat(segment.fd).st_size
-
-    def refuse(fd: int, offset: int, size: int) -> None:
-        os.ftruncate(fd, offset + size)  # as far as it came
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(region_supply, "reserve", refuse)
+    refuse_memory(monkeypatch)
     with pytest.raises(SharedMemoryExhausted):
         supply.claim(100 * PAGE, WRITING, 2)
     monkeypatch.undo()

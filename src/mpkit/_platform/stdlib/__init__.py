@@ -2,8 +2,8 @@
 
 No module outside this room imports a private one (`tests/architecture/test_house.py` sees to it), except
 `mpkit._platform.signals.signal_handlers`. The head of each module here tells what private names it uses, and
-why there is no public way; `tests/unit/platform/test_seam.py` is their canary: it says which name is gone, or
-behaves otherwise, in a new Python. Elsewhere stand only ``RLock._is_owned``
+why there is no public way; `tests/unit/platform/test_canary.py` says which name is gone, or behaves
+otherwise, in a new Python. Elsewhere stand only ``RLock._is_owned``
 (`mpkit._platform.threads.interruptible_lock`), the methods of a `SemLock`, and ``concurrent.futures._base``,
 on whose `Future` the handle of a task is built (`mpkit.pool._handle`).
 

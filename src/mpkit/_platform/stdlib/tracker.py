@@ -16,6 +16,7 @@ import contextlib
 import os
 import select
 import sys
+import weakref
 from collections import deque
 from collections.abc import Generator, Sequence
 from typing import Any, Final, Literal, TypeAlias
@@ -33,9 +34,8 @@ Message: TypeAlias = tuple[Literal["REGISTER", "UNREGISTER"], str, TrackedType]
 
 #: Names that it is still to forget.
 _untold: deque[tuple[str, TrackedType]] = deque()
-#: One for each block of `in_one_message` that a thread is in, and how many names may wait for its end: a
-#: process that is killed meanwhile has noted them.
-_blocks: deque[None] = deque()
+#: How many of them may wait for the end of a block of `in_one_message`: a process that is killed meanwhile
+#: has noted them.
 _MOST_WAIT = 16
 #: So many a pipe takes in one piece (none of mpkit's is longer than 80 bytes).
 _MESSAGES_AT_ONCE: Final = getattr(select, "PIPE_BUF", 512) // 80
@@ -46,13 +46,13 @@ def track(names: Sequence[str], rtype: TrackedType) -> None:
     for name in names:
         notes.note(name, rtype)
     send([("REGISTER", name, rtype) for name in names])
-    tell()
+    _tell_unless_in_block()
 
 
 def untrack(name: str, rtype: TrackedType) -> None:
     """Take back `track`: the name has been removed. May be called by a ``__del__`` at any moment."""
     _untold.append((name, rtype))
-    tell()
+    _tell_unless_in_block()
 
 
 def unregister(name: str, rtype: TrackedType) -> None:
@@ -64,22 +64,36 @@ def unregister(name: str, rtype: TrackedType) -> None:
     send([("UNREGISTER", name, rtype)])
 
 
+class _Block:
+    """One that a thread is in. An interrupt may keep the thread from its end, but not from losing this."""
+
+    __slots__ = ("__weakref__",)
+
+
+_blocks: set[weakref.ref[_Block]] = set()
+
+
 @contextlib.contextmanager
 def in_one_message() -> Generator[None]:
     """What is untracked in the block, it is told at the end of that."""
-    _blocks.append(None)
+    block = _Block()
+    _blocks.add(weakref.ref(block, _blocks.discard))
     try:
         yield
     finally:
-        # IndexError: this process has been forked in the block.
-        with deferred_interrupts(), contextlib.suppress(IndexError):
-            _blocks.pop()
-            tell()
+        with deferred_interrupts():
+            del block
+            _tell_unless_in_block()
+
+
+def _tell_unless_in_block() -> None:
+    if not _blocks or len(_untold) >= _MOST_WAIT:
+        tell()
 
 
 def tell() -> None:
     """Have it forget what is to be forgotten, unless this thread is just talking to it."""
-    if not _untold or (_blocks and len(_untold) < _MOST_WAIT) or _is_talking():
+    if not _untold or _is_talking():
         return
     messages: list[Message] = []
     with contextlib.suppress(IndexError):

@@ -11,7 +11,7 @@ from mpkit._platform.threads.deadlines import check_seconds, check_timeout
 from mpkit._wire import codec
 from mpkit._wire.codec import Pickler
 
-__all__ = ["Pickler", "PoolOptions", "TaskOptions"]
+__all__ = ["PoolOptions", "TaskOptions", "check_chunksize", "check_count"]
 
 
 class TaskOptions:

@@ -1,4 +1,4 @@
-"""Telling of an exception in a thread of the pool that must not end it."""
+"""What may neither end nor hold up a thread of the pool: errors are told, what may hang is called aside."""
 
 from __future__ import annotations
 

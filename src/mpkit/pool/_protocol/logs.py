@@ -1,10 +1,11 @@
 """Log records of the workers reach the handlers of the parent.
 
 In the worker, one handler sends each record through the outbox: it is on the root logger, and on those that
-do not propagate to it. In the parent the thread for callbacks (`_caller`) hands it to the logger of the same
-name, so levels, filters and handlers configured there decide. The records of one worker stay in order, but a
-result may be there sooner than the records of its task; all have been handed on when the pool's `join`
-returns. Records carry ``process`` (the worker's pid) and ``mpkit_task_id`` (None outside a task).
+do not propagate to it. In the parent the thread for callbacks (`mpkit.pool._engine.caller`) hands it to the
+logger of the same name, so levels, filters and handlers configured there decide. The records of one worker
+stay in order, but a result may be there sooner than the records of its task; all have been handed on when the
+pool's `join` returns. Records carry ``process`` (the worker's pid) and ``mpkit_task_id`` (None outside a
+task).
 """
 
 from __future__ import annotations

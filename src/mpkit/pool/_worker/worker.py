@@ -391,4 +391,4 @@ def own_rss_bytes() -> int | None:
     return memory.rss_bytes(os.getpid())
 
 
-__all__ = ["Initializer", "WorkerPlan", "main"]
+__all__ = ["Initializer", "WorkerChild", "WorkerPlan", "main"]
