@@ -15,6 +15,7 @@ import pytest
 
 from mpkit import LockedCounter
 from mpkit._platform.stdlib import tracker, tracker_process
+from mpkit._shm.memory import names
 from mpkit._shm.memory.semaphore import Semaphore
 from tests.helpers.processes import forked
 from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
@@ -77,6 +78,18 @@ def test_what_waits_to_be_told_has_been_noted(told: list[tuple[str, str, str]]) 
         tracker.untrack(NAME, "semaphore")
         assert len(told) == tracker._MOST_WAIT
     assert told[-1] == ("UNREGISTER", NAME, "semaphore")
+
+
+def test_at_the_end_nobody_waits_for_a_thread_that_is_in_the_middle(
+    told: list[tuple[str, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon thread that closes a queue just then: the tracker complained of names of the main thread."""
+    monkeypatch.setattr(names, "_owned", {})
+    monkeypatch.setattr(names, "_lingering", type(names._lingering)())
+    with tracker.in_one_message():
+        tracker.untrack(NAME, "semaphore")
+        names._remove_all()
+        assert told[-1] == ("UNREGISTER", NAME, "semaphore")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")

@@ -77,9 +77,13 @@ def in_one_message() -> Generator[None]:
             tell()
 
 
-def tell() -> None:
-    """Have it forget what is to be forgotten, unless this thread is just talking to it."""
-    if not _untold or (_blocks and len(_untold) < _MOST_WAIT) or _is_talking():
+def tell(*, at_exit: bool = False) -> None:
+    """Have it forget what is to be forgotten, unless this thread is just talking to it.
+
+    Args:
+        at_exit: This process ends, and a thread that is in a block now may never come to the end of that.
+    """
+    if not _untold or (_blocks and len(_untold) < _MOST_WAIT and not at_exit) or _is_talking():
         return
     messages: list[Message] = []
     with contextlib.suppress(IndexError):
