@@ -80,6 +80,23 @@ def test_what_waits_to_be_told_has_been_noted(told: list[tuple[str, str, str]]) 
     assert told[-1] == ("UNREGISTER", NAME, "semaphore")
 
 
+@needs_a_trace_that_raises
+def test_an_interrupt_leaves_no_block(told: list[tuple[str, str, str]]) -> None:
+    """What was taken back later waited for others, and at the end of the process the tracker complained."""
+
+    def work() -> None:
+        with tracker.in_one_message():
+            tracker.untrack(NAME, "semaphore")
+
+    for step in itertools.count():
+        interrupted = interrupt_at(step, work, traced=("tracker.py", "contextlib.py"))
+        assert not tracker._blocks, f"at step {step}"
+        if not interrupted:
+            break
+    assert step > 10
+    assert told
+
+
 def test_at_the_end_nobody_waits_for_a_thread_that_is_in_the_middle(
     told: list[tuple[str, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

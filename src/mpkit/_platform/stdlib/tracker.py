@@ -35,7 +35,7 @@ Message: TypeAlias = tuple[Literal["REGISTER", "UNREGISTER"], str, TrackedType]
 _untold: deque[tuple[str, TrackedType]] = deque()
 #: One for each block of `in_one_message` that a thread is in, and how many names may wait for its end: a
 #: process that is killed meanwhile has noted them.
-_blocks: deque[None] = deque()
+_blocks: set[object] = set()
 _MOST_WAIT = 16
 #: So many a pipe takes in one piece (none of mpkit's is longer than 80 bytes).
 _MESSAGES_AT_ONCE: Final = getattr(select, "PIPE_BUF", 512) // 80
@@ -67,14 +67,23 @@ def unregister(name: str, rtype: TrackedType) -> None:
 @contextlib.contextmanager
 def in_one_message() -> Generator[None]:
     """What is untracked in the block, it is told at the end of that."""
-    _blocks.append(None)
+    block = object()
     try:
-        yield
+        try:
+            _blocks.add(block)
+            yield
+        finally:
+            _end(block)
     finally:
-        # IndexError: this process has been forked in the block.
-        with deferred_interrupts(), contextlib.suppress(IndexError):
-            _blocks.pop()
-            tell()
+        # Once more, should an interrupt come at the first step.
+        _end(block)
+
+
+def _end(block: object) -> None:
+    # It is not there in a process that has been forked in the block.
+    _blocks.discard(block)
+    with deferred_interrupts():
+        tell()
 
 
 def tell(*, at_exit: bool = False) -> None:
