@@ -385,7 +385,7 @@ def _cannot_pickle(obj: object, error: Exception) -> Exception:
             "; functions and classes are sent by name, which must mean this very object in its module; or, "
             "for a pool, use pickler='cloudpickle'"
         )
-    elif isinstance(obj, types.MethodType):
+    elif type(obj) is types.MethodType:
         remedy = "; a method takes its object along: use a function, or a static method"
     else:
         remedy = "; send the data it is made from and build it there, or give its class a __reduce__"
@@ -418,11 +418,14 @@ def about_result(error: SerializationError) -> SerializationError:
 
 def described(obj: object) -> str:
     """A short name of `obj` that never runs its own code, and tells nothing of what is in it."""
-    if isinstance(obj, types.MethodType):
-        obj = obj.__func__
-    if isinstance(obj, types.FunctionType | type):
-        return f"{obj.__module__}.{obj.__qualname__}"
+    # By its type: `isinstance` believes what an object says of itself, as mocks and proxies do.
     kind = type(obj)
+    if issubclass(kind, types.MethodType):
+        obj = cast("types.MethodType", obj).__func__
+        kind = type(obj)
+    if issubclass(kind, types.FunctionType | type):
+        named = cast("type", obj)
+        return f"{named.__module__}.{named.__qualname__}"
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     return f"an object of type {name}"
 

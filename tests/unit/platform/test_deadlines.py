@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import runpy
+import time
 from decimal import Decimal
 from fractions import Fraction
 from types import SimpleNamespace
 
 import pytest
 
-from mpkit._platform.threads import deadlines
+from mpkit._platform.threads import clock, deadlines
 from mpkit._platform.threads.deadlines import check_seconds, check_timeout, deadline_of, remaining
 
 
@@ -71,3 +73,16 @@ def test_a_deadline_counts_down_and_never_below_zero(monkeypatch: pytest.MonkeyP
 def test_no_deadline_is_for_ever() -> None:
     assert deadline_of(None) is None
     assert remaining(None) is None
+
+
+def test_the_clocks_are_the_real_ones_though_mpkit_is_loaded_while_others_stand_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After ``import mpkit`` alone that is where it is used first, in a test of the program, say."""
+    before = time.monotonic()
+    for name in ("monotonic", "monotonic_ns", "time"):
+        monkeypatch.setattr(time, name, lambda: 0)
+    there = runpy.run_path(clock.__file__)["CLOCK"]
+    assert there.monotonic() >= before
+    assert there.monotonic_ns() >= before
+    assert there.time() >= before

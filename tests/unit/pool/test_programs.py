@@ -12,8 +12,11 @@ from mpkit._platform.parent_death import parent_watch
 from mpkit._platform.processes import families, signalling
 from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._platform.threads.deadlines import NEVER
+from mpkit._shm.locks import remains as _remains
+from mpkit._shm.locks.remains import Member
 from mpkit.pool._engine import programs as _programs
 from mpkit.pool._engine.programs import Programs
+from mpkit.pool._engine.remains import Remains
 
 _ONE, _TWO, _CHILD = (ProcessIdentity(1_000_000 + number, number) for number in range(3))
 _GRACE = 10.0
@@ -116,3 +119,18 @@ def test_all_are_killed_when_nobody_looks_any_more(scene: Scene) -> None:
     scene.killed.clear()
     scene.programs.kill()
     assert sorted(scene.killed) == [_ONE, _TWO]
+
+
+def test_who_ends_between_two_looks_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it had noted and made in between was left to the resource tracker, with a warning."""
+    scene = Scene(monkeypatch)
+    dead = Member(_ONE, b"", [])
+    looks = iter([[dead, Member(_TWO, b"first", None)], [dead, Member(_TWO, b"last", [])]])
+    removed: list[list[Member]] = []
+    monkeypatch.setattr(_remains, "family_of", lambda _process, _notes: next(looks))
+    monkeypatch.setattr(_remains, "remove", removed.append)
+    remains = Remains(scene.programs)
+    remains.add(_ONE, b"", [])
+    scene.gone.add(_TWO)
+    remains.look_after()
+    assert removed == [[dead, Member(_TWO, b"last", [])]]

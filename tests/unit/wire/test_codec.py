@@ -11,6 +11,7 @@ import pickle
 import socket
 import sys
 import threading
+import types
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
@@ -323,6 +324,12 @@ class Unpicklable:
         raise ZeroDivisionError("on purpose")
 
 
+class SaysItIsAMethod(Unpicklable):
+    """As mocks and proxies do."""
+
+    __class__ = property(lambda _: types.MethodType)
+
+
 class UnpicklesBadly:
     def __reduce__(self) -> tuple[Any, ...]:
         return double, (1, 2, 3)
@@ -372,8 +379,23 @@ def deep() -> list[object]:
         (deep(), "RecursionError", "nested too deeply"),
         (under_this_name_before, "pickle tests.unit.wire.test_codec.another_function: ", "sent by name"),
         (HoldingALock().method, "test_codec.HoldingALock.method: ", "a method takes its object along"),
+        (
+            SaysItIsAMethod(),
+            "type tests.unit.wire.test_codec.SaysItIsAMethod: ZeroDivisionError",
+            "__reduce__",
+        ),
     ],
-    ids=["reduce", "lock", "lambda", "local", "multiprocessing lock", "deep", "another name", "method"],
+    ids=[
+        "reduce",
+        "lock",
+        "lambda",
+        "local",
+        "multiprocessing lock",
+        "deep",
+        "another name",
+        "method",
+        "no method",
+    ],
 )
 @pytest.mark.parametrize("function", [dumps, encode])
 def test_what_cannot_be_pickled(

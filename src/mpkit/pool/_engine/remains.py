@@ -49,5 +49,6 @@ class Remains:
             known += more
             self._programs.follow(more)
             if not any(process in self._programs for process in more):
-                remains.remove(family)
+                # Who lived, and has ended meanwhile, may have noted, made or started more.
+                remains.remove(remains.family_of(worker, notes) if more else family)
                 self._waiting.remove(entry)
