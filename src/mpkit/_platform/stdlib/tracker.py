@@ -77,9 +77,14 @@ def in_one_message() -> Generator[None]:
             tell()
 
 
-def tell() -> None:
-    """Have it forget what is to be forgotten, unless this thread is just talking to it."""
-    if not _untold or (_blocks and len(_untold) < _MOST_WAIT) or _is_talking():
+def tell(*, even_in_a_block: bool = False) -> None:
+    """Have it forget what is to be forgotten, unless this thread is just talking to it.
+
+    Args:
+        even_in_a_block: Of `in_one_message`. An exception of a signal handler may have kept one from its end.
+    """
+    waits = _blocks and len(_untold) < _MOST_WAIT and not even_in_a_block
+    if not _untold or waits or _is_talking():
         return
     messages: list[Message] = []
     with contextlib.suppress(IndexError):
