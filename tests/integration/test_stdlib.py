@@ -257,7 +257,7 @@ import signal; print(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
 def test_a_handler_that_comes_while_the_fork_server_is_asked_is_told_so(tmp_path: Path) -> None:
     program = """
 if __name__ == "__main__":
-    from multiprocessing import resource_tracker
+    from multiprocessing import reduction, resource_tracker
     from mpkit import WorkerProcess
 
     def ask(what):
@@ -276,14 +276,23 @@ if __name__ == "__main__":
         ask("inner")
         real()
 
+    def interrupted_when_connected(*arguments):
+        # The server waits for these.
+        reduction.sendfds = send
+        ask("inner")
+        send(*arguments)
+
     real = resource_tracker.ensure_running
     for _ in "starting", "running":
         resource_tracker.ensure_running = interrupted
         ask("outer")
+    send = reduction.sendfds
+    reduction.sendfds = interrupted_when_connected
+    ask("outer")
 """
     (tmp_path / "program.py").write_text(program)
     said = run_python(tmp_path / "program.py").stdout.splitlines()
-    assert said == ["this thread is already talking to the fork server of multiprocessing", "outer"] * 2
+    assert said == ["this thread is already talking to the fork server of multiprocessing", "outer"] * 3
 
 
 def test_a_client_that_goes_away_while_it_asks_does_not_end_the_fork_server(tmp_path: Path) -> None:

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from mpkit._platform.hints import override
 from mpkit.pool._engine.functions import Function
 from mpkit.pool._engine.ledger import CANCELLED, ENDED, QUEUED, SENT, TIMED_OUT, Chunk, Death, Ledger, Task
 
@@ -413,4 +414,29 @@ def test_a_task_that_was_sent_twice_is_taken_back_once() -> None:
     ledger.send_new(0, other)
     assert ledger.take_back(0, [0, 1, 0]) == []
     assert list(ledger.queue) == [task, other]
+    assert (ledger.queued, ledger.under_way) == (2, 0)
+
+
+def test_a_task_of_a_dead_worker_that_waits_again_counts_once() -> None:
+    """It was taken for one that a worker has, and nobody sent it any more."""
+
+    class NoMemory(list[Death]):
+        @override
+        def __iter__(self) -> Iterator[Death]:
+            raise MemoryError
+
+    ledger = Ledger()
+    running, other = make(0, retries=2), make(1)
+    ledger.add_worker(0)
+    ledger.send_new(0, running)
+    ledger.send_new(0, other)
+    running.deaths = NoMemory([_DEATH])
+    with pytest.raises(MemoryError):
+        ledger.lose_worker(0, 0, _DEATH)
+    # A thread that was interrupted looks before it is tried again.
+    ledger.recount()
+    running.deaths = [_DEATH]
+    ledger.lose_worker(0, 0, _DEATH)
+    assert ledger.first() is running
+    assert list(ledger.queue) == [running, other]
     assert (ledger.queued, ledger.under_way) == (2, 0)

@@ -13,7 +13,7 @@ import pytest
 
 from mpkit._platform.stdlib import tracker
 from mpkit._shm.memory import names
-from tests.helpers.waiting import PATIENCE, wait_until
+from tests.helpers.waiting import PATIENCE
 
 
 @pytest.fixture
@@ -177,21 +177,6 @@ def test_macos_allows_thirty_one_characters(monkeypatch: pytest.MonkeyPatch) -> 
     assert all(len(name) <= 31 for name in made)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="the resource tracker")
-def test_whoever_talks_to_the_tracker_may_be_interrupted_by_a_destructor() -> None:
-    name = f"{names.SHM_DIRECTORY}/mpkit-test-0-0-talk"
-    names.own(name, "segment")
-    with tracker._lock():
-        thread = threading.Thread(target=names.remove, args=(name,))
-        thread.start()
-        wait_until(lambda: name not in names._owned, "the other thread has come to the tracker")
-        # What a `__del__` needs that is run here.
-        free = names._guard.acquire(timeout=PATIENCE)
-    assert free
-    names._guard.release()
-    thread.join()
-
-
 def test_at_the_exit_everything_goes(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(names, "_owned", {file: "segment"})
     monkeypatch.setattr(names, "_lingering", type(names._lingering)())
@@ -199,3 +184,20 @@ def test_at_the_exit_everything_goes(file: str, monkeypatch: pytest.MonkeyPatch)
     names._remove_all()
     assert not os.path.exists(file)
     assert not names._lingering
+
+
+def test_a_signal_handler_in_the_middle_may_wait_for_a_thread_that_removes_a_name(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that made a pool and waited for it waited for ever."""
+
+    def on_signal(_hook: object) -> None:
+        thread = threading.Thread(target=names.remove, args=(file,))
+        thread.start()
+        thread.join(PATIENCE)
+        assert file not in names.owned_names()
+
+    monkeypatch.setattr(names, "_exit_hook_pid", 0)
+    monkeypatch.setattr(names, "at_exit_after_children_joined", on_signal)
+    names.own(str(tmp_path / "mpkit-test-1-1-1"), "segment")
+    names.remove(str(tmp_path / "mpkit-test-1-1-1"))

@@ -85,7 +85,9 @@ def start_fork_server(modules: Sequence[str]) -> None:
     server: Any = vars(forkserver)["_forkserver"]
     its_class: Any = vars(forkserver)["ForkServer"]
     # Whoever has come in between cannot wait for the locks of its own thread.
-    if _starting_server.is_owned() or _is_being_executed(its_class.ensure_running):
+    # The server, which listens to one at a time, may be waiting for the rest of what that is telling it.
+    talks = its_class.ensure_running, its_class.connect_to_new_process
+    if _starting_server.is_owned() or any(map(_is_being_executed, talks)):
         raise RuntimeError(
             "this thread is already talking to the fork server of multiprocessing (this was called by a "
             "signal handler or a __del__): start the process in another thread, later, or by another method"

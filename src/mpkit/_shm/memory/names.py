@@ -32,7 +32,6 @@ from mpkit._platform.stdlib.exit_hooks import at_exit_after_children_joined
 from mpkit._platform.stdlib.notes import TrackedType
 from mpkit._platform.threads.clock import CLOCK
 from mpkit._platform.threads.forks import in_forked_children
-from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 
 #: Where Linux keeps shared memory; what lies there the resource tracker can remove.
 SHM_DIRECTORY = "/dev/shm"  # noqa: S108  files there are created exclusively and checked when opened
@@ -97,9 +96,8 @@ _lingering: deque[_Lingering] = deque()
 # comes in a `__del__`, before it has done anything, cannot keep it from that.
 _owners: dict[weakref.ref[object], str] = {}
 _gone: deque[weakref.ref[object]] = deque()
-# It can be taken again by the thread that has it, because a garbage collection, and with it a `__del__` that
-# lets a name go, can start meanwhile.
-_guard = InterruptibleLock()
+# No lock: each step takes what it needs in one go. A signal handler may come anywhere, make a pool, and wait
+# for threads of that which come here, too; and a garbage collection with a `__del__` that lets a name go.
 _exit_hook_pid = 0
 
 
@@ -114,7 +112,7 @@ def own_all(new: Sequence[str], kind: NameType) -> None:
         tracked = [_tracker_name(name) for name in new if _tracked(name, kind)]
         if tracked:
             tracker.track(tracked, _tracker_type(kind))
-        _guard.run(_record, new, kind)
+        _record(new, kind)
     _sweep()
     if kind == "segment" and len(_lingering) > _MANY_LINGER:
         remove_unneeded(_LOOKS)
@@ -134,11 +132,11 @@ def remove(name: str) -> None:
         return
     # The resource tracker is told of each name once, and once that it is gone.
     with deferred_interrupts():
-        _untrack(name, _guard.run(_remove, name))
+        _untrack(name, _remove(name))
 
 
 def _remove(name: str) -> NameType | None:
-    """What kind of name is gone now; None: it was not owned, or is left to the resource tracker."""
+    """What kind of name is gone now; None: it is not owned, or left to the resource tracker."""
     kind = _owned.get(name)
     if kind is None:
         return None
@@ -146,14 +144,12 @@ def _remove(name: str) -> NameType | None:
         notes.note(_tracker_name(name), _tracker_type(kind))
     # Only then is it forgotten: what cannot be removed is left to the next call, or to the exit.
     is_gone = _unlink(name, kind)
-    _owned.pop(name, None)
-    return kind if is_gone else None
+    # Two threads may come so far; one of them tells the tracker.
+    owned = _owned.pop(name, None)
+    return owned if is_gone else None
 
 
 def _untrack(name: str, kind: NameType | None) -> None:
-    """Tell the tracker, without the guard: whoever is just talking to it may be interrupted by a garbage
-    collection whose ``__del__`` waits for the guard.
-    """
     if kind is not None and _tracked(name, kind):
         tracker.untrack(_tracker_name(name), _tracker_type(kind))
 
@@ -165,7 +161,7 @@ def belongs_to(owner: object, name: str) -> None:
 
 def hand_over(name: str) -> None:
     """Another process owns `name` from now on, and removes it; the resource tracker goes on watching it."""
-    _guard.run(_owned.pop, name, None)
+    _owned.pop(name, None)
     if is_fall_back(name):
         until = CLOCK.time() + HANDED_OVER_SECONDS
         # Gone already: taken, and removed.
@@ -201,7 +197,7 @@ def let_go(name: str, about: str, in_use: InUse | None) -> None:
     if in_use is None:
         remove(name)
     elif name in _owned:
-        _guard.run(_lingering.append, (CLOCK.monotonic() + LINGER_SECONDS, name, about, in_use))
+        _lingering.append((CLOCK.monotonic() + LINGER_SECONDS, name, about, in_use))
 
 
 def remove_unneeded(groups: int | None = None) -> None:
@@ -219,58 +215,68 @@ def remove_unneeded(groups: int | None = None) -> None:
 def _remove_unneeded(groups: int | None) -> None:
     about, stays = "", True
     for _ in range(len(_lingering)):
-        entry = _guard.run(_oldest)
+        entry = _oldest()
         if entry is None:
             return
         if entry[2] != about:
             if groups is not None:
                 since = entry[0] - LINGER_SECONDS
                 if groups <= 0 or CLOCK.monotonic() < since + _LEAST_LINGER_SECONDS:
-                    _guard.run(_lingering.appendleft, entry)
+                    _lingering.appendleft(entry)
                     return
                 groups -= 1
             _, _, about, in_use = entry
             stays = in_use(about, under_way=True)
         if stays:
-            _guard.run(_lingering.append, entry)
+            _lingering.append(entry)
         else:
             remove(entry[1])
 
 
 def _oldest() -> _Lingering | None:
-    return _lingering.popleft() if _lingering else None
+    # IndexError: there is none, or no more.
+    with contextlib.suppress(IndexError):
+        return _lingering.popleft()
+    return None
 
 
 def owned_names() -> list[str]:
     """The names that this process has created and not removed yet."""
-    return _guard.run(list, _owned)
+    return list(_owned)
 
 
 def _sweep() -> None:
     now = CLOCK.monotonic()
-    while (due := _guard.run(_due, now)) is not None:
+    while (due := _due(now)) is not None:
         _, name, about, in_use = due
         let_go(name, about, in_use if in_use(about) else None)
     if _gone:
         with deferred_interrupts():
-            for name, kind in _guard.run(_remove_gone):
-                _untrack(name, kind)
+            _remove_gone()
 
 
-def _remove_gone() -> list[tuple[str, NameType | None]]:
-    found: list[tuple[str, NameType | None]] = []
-    while _gone:
-        name = _owners.pop(_gone.popleft(), "")
-        found.append((name, _remove(name)))
-    return found
+def _remove_gone() -> None:
+    # IndexError: there is none, or no more.
+    with contextlib.suppress(IndexError):
+        while True:
+            remove(_owners.pop(_gone.popleft(), ""))
 
 
 def _due(now: float) -> _Lingering | None:
-    return _lingering.popleft() if _lingering and _lingering[0][0] <= now else None
+    # IndexError: there is none, or no more.
+    with contextlib.suppress(IndexError):
+        if _lingering[0][0] > now:
+            return None
+        entry = _lingering.popleft()
+        if entry[0] <= now:
+            return entry
+        # Another thread has taken the one that was the first.
+        _lingering.appendleft(entry)
+    return None
 
 
 def _remove_all() -> None:
-    _guard.run(_lingering.clear)
+    _lingering.clear()
     for name in owned_names():
         remove(name)
     tracker.tell()
@@ -307,9 +313,8 @@ def _tracker_type(kind: NameType) -> TrackedType:
 
 @in_forked_children
 def _forget_after_fork() -> None:
-    global _guard, _exit_hook_pid
-    # The names belong to the parent; its lock may have been held by a thread that does not exist here.
-    _guard = InterruptibleLock()
+    global _exit_hook_pid
+    # The names belong to the parent.
     _exit_hook_pid = 0
     _owned.clear()
     _lingering.clear()

@@ -432,13 +432,15 @@ class Ledger:
 
     def recount(self) -> None:
         """Count what there is: an exception may have come between a task and its count."""
-        for sent in self.sent.values():
+        self.under_way = 0
+        for worker, sent in self.sent.items():
             for task in sent.values():
-                if task.state == QUEUED:
+                # Else it is in the queue, and `lose_worker` has failed just there.
+                if task.worker == worker:
                     # It is with the worker (see `send_first`), and counts once.
                     task.state = SENT
+                    self.under_way += 1
         self.queued = sum(1 for task in self.queue if task.state == QUEUED)
-        self.under_way = sum(map(len, self.sent.values()))
 
     def _to_the_front(self, tasks: Sequence[Task]) -> None:
         for task in reversed(tasks):
