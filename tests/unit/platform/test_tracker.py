@@ -17,7 +17,7 @@ from mpkit import LockedCounter
 from mpkit._platform.stdlib import tracker, tracker_process
 from mpkit._shm.memory import names
 from mpkit._shm.memory.semaphore import Semaphore
-from tests.helpers.processes import forked, run_python
+from tests.helpers.processes import forked
 from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
 from tests.helpers.waiting import PATIENCE
 
@@ -111,19 +111,6 @@ def test_at_the_end_nobody_waits_for_a_thread_that_is_in_the_middle(
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_at_the_exit_it_is_told_of_all_names_wherever_a_signal_handler_raised() -> None:
-    """It complained of names that had long been removed."""
-    program = """
-from mpkit import LockedCounter
-from mpkit._platform.stdlib import tracker
-
-tracker._blocks.append(None)  # and an exception comes before its end
-LockedCounter().close()
-"""
-    ended = run_python("-c", program)
-    assert (ended.returncode, ended.stderr) == (0, "")
-
-
 def test_what_the_parent_has_still_to_tell_no_child_tells(told: list[tuple[str, str, str]]) -> None:
     """The tracker is the same one, and complained of names that it did not know any more."""
 
