@@ -62,15 +62,15 @@ class Form:
         locks: int,
         must_stay: MustStay | None = None,
     ) -> None:
-        self.kind = kind
-        self.magic = magic
-        self.rows_at = rows_at
-        self.rows_capacity = rows_capacity
-        self.semaphores = semaphores
-        self.locks = locks
-        self.must_stay = must_stay
-        self.reserved_bytes = rows_at * 8
-        self.file_bytes = (rows_at + rows_capacity * ROW_WORDS) * 8
+        self.kind: str = kind
+        self.magic: int = magic
+        self.rows_at: int = rows_at
+        self.rows_capacity: int = rows_capacity
+        self.semaphores: tuple[tuple[int, int], ...] = semaphores
+        self.locks: int = locks
+        self.must_stay: MustStay | None = must_stay
+        self.reserved_bytes: int = rows_at * 8
+        self.file_bytes: int = (rows_at + rows_capacity * ROW_WORDS) * 8
 
     def create(
         self, write: Callable[[memoryview[int]], object], use: Callable[[Segment, list[Semaphore]], T]
