@@ -80,6 +80,15 @@ def test_what_waits_to_be_told_has_been_noted(told: list[tuple[str, str, str]]) 
     assert told[-1] == ("UNREGISTER", NAME, "semaphore")
 
 
+def test_a_name_that_comes_again_in_a_block_is_forgotten_first(told: list[tuple[str, str, str]]) -> None:
+    """As what a dead worker had handed over does: forgotten twice, the tracker complained of it."""
+    with tracker.in_one_message():
+        for _ in range(2):
+            tracker.track([NAME], "shared_memory")
+            tracker.untrack(NAME, "shared_memory")
+    assert [what for what, _, _ in told] == ["REGISTER", "UNREGISTER"] * 2
+
+
 @needs_a_trace_that_raises
 def test_an_interrupt_leaves_no_block_whose_end_is_waited_for(told: list[tuple[str, str, str]]) -> None:
     """Where Ctrl-C came at its begin or its end, what was removed later was told late, or never."""

@@ -43,6 +43,9 @@ _MESSAGES_AT_ONCE: Final = getattr(select, "PIPE_BUF", 512) // 80
 
 def track(names: Sequence[str], rtype: TrackedType) -> None:
     """Have these names, which start with a slash, removed when all is over."""
+    if any((name, rtype) in _untold for name in names):
+        # It knows a name once, however often it is told of it, and complains if it is to forget it twice.
+        tell()
     for name in names:
         notes.note(name, rtype)
     send([("REGISTER", name, rtype) for name in names])
