@@ -132,25 +132,21 @@ def remove(name: str) -> None:
         return
     # The resource tracker is told of each name once, and once that it is gone.
     with deferred_interrupts():
-        _untrack(name, _remove(name))
+        _remove(name)
 
 
-def _remove(name: str) -> NameType | None:
-    """What kind of name is gone now; None: it is not owned, or left to the resource tracker."""
+def _remove(name: str) -> None:
     kind = _owned.get(name)
     if kind is None:
-        return None
-    if _tracked(name, kind):
+        return
+    tracked = _tracked(name, kind)
+    if tracked:
         notes.note(_tracker_name(name), _tracker_type(kind))
     # Only then is it forgotten: what cannot be removed is left to the next call, or to the exit.
     is_gone = _unlink(name, kind)
-    # Two threads may come so far; one of them tells the tracker.
-    owned = _owned.pop(name, None)
-    return owned if is_gone else None
-
-
-def _untrack(name: str, kind: NameType | None) -> None:
-    if kind is not None and _tracked(name, kind):
+    # Two threads may come so far; one of them tells the tracker. (What is not gone is left to that.)
+    is_first = _owned.pop(name, None) is not None
+    if is_first and is_gone and tracked:
         tracker.untrack(_tracker_name(name), _tracker_type(kind))
 
 
@@ -215,8 +211,10 @@ def remove_unneeded(groups: int | None = None) -> None:
 def _remove_unneeded(groups: int | None) -> None:
     about, stays = "", True
     for _ in range(len(_lingering)):
-        entry = _oldest()
-        if entry is None:
+        try:
+            entry = _lingering.popleft()
+        except IndexError:
+            # Another thread is at it, too.
             return
         if entry[2] != about:
             if groups is not None:
@@ -231,13 +229,6 @@ def _remove_unneeded(groups: int | None) -> None:
             _lingering.append(entry)
         else:
             remove(entry[1])
-
-
-def _oldest() -> _Lingering | None:
-    # IndexError: there is none, or no more.
-    with contextlib.suppress(IndexError):
-        return _lingering.popleft()
-    return None
 
 
 def owned_names() -> list[str]:

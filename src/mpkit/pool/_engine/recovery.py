@@ -86,8 +86,7 @@ def is_sane(lane: Lane) -> bool:
     if not lane.channel.outbox.is_empty():
         lost.clear()
     task = lane.sent.get(lane.running())
-    # Without a limit no clock is asked: a test of the program may have replaced that of this process, but not
-    # the worker's (freezegun does).
+    # Only a time limit is counted from that moment.
     limited = task is not None and task.timeout is not None
     begins_later = limited and lane.words[STARTED] > CLOCK.monotonic_ns() + _FUTURE_NS
     # Twice: on machines with weak memory order an outcome may be seen a little later than it should.
