@@ -36,6 +36,7 @@ from mpkit.pool._protocol.channel import FRONT, LONGEST_TASK
 from mpkit.pool._protocol.payload import INLINE_BYTES
 from mpkit.pool._worker import worker as _worker
 from tests.contract import pool_tasks as tasks
+from tests.helpers.collecting import collector_held
 from tests.helpers.processes import forked
 from tests.helpers.waiting import PATIENCE, wait_until
 
@@ -567,19 +568,22 @@ def test_ctrl_c_while_a_big_result_arrives_loses_none(
         adopted = adopt(kind, record)
         if threading.current_thread() is threading.main_thread() and waiting and len(interrupts) < 3:
             interrupts.append(kind)
+            # What is interrupted here is told by the collector's thread.
+            let_collector_go()
             signal.raise_signal(signal.SIGINT)
         return adopted
 
     monkeypatch.setattr(payload, "adopt", adopt_and_interrupt)
-    handle = pool.submit(bytes, 100_000)
-    results = pool.map_async(tasks.big_after_a_while, range(6), chunksize=6)
-    for waited_for in (handle, results):
-        while not waited_for._is_settled():
-            with contextlib.suppress(KeyboardInterrupt):
-                waiting.append(True)
-                waited_for.wait(PATIENCE)
-                waiting.clear()
-    waiting.clear()
+    with collector_held(pool) as let_collector_go:
+        handle = pool.submit(bytes, 100_000)
+        results = pool.map_async(tasks.big_after_a_while, range(6), chunksize=6)
+        for waited_for in (handle, results):
+            while not waited_for._is_settled():
+                with contextlib.suppress(KeyboardInterrupt):
+                    waiting.append(True)
+                    waited_for.wait(PATIENCE)
+                    waiting.clear()
+        waiting.clear()
     assert interrupts
     assert handle.result() == bytes(100_000)
     assert results.result() == [bytes([n]) * 100_000 for n in range(6)]
