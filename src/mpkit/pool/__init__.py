@@ -1,17 +1,17 @@
 """`TaskPool`: worker processes that call functions.
 
-Rooms, from what users call to what the workers do:
+The modules, from what users call down to what the workers do:
 
-- the verbs: ``_facade`` (`TaskPool`), ``_verbs`` (their protocol), ``_executor``;
-- what they return: ``_handle`` (the outcome of a task), ``_maps`` and ``_imap`` (many calls, at once and
-  lazily: there ``_lazy_map`` reads and sends, and outcomes arrive in ``_imap_sink``; ``_chunking`` serves
-  both, ``_shared_results`` several threads), ``_shared`` (one object for many tasks);
-- `_engine`: the parent's side; ``_outside``: a look from other programs;
+- the methods of a pool: ``_facade`` (`TaskPool`), ``_verbs`` (the same methods as a protocol), ``_executor``;
+- what these methods return: ``_handle`` (a future: the outcome of a task), ``_maps`` (a whole map as one
+  handle), ``_imap`` (the iterator of a lazy map; ``_lazy_map`` reads its input and sends it, and the outcomes
+  arrive in ``_imap_sink``), ``_shared`` (one object for many tasks);
+- helpers: ``_chunking`` (used by both kinds of map), ``_shared_results`` (lazy maps used by several threads);
+- `_engine`: the parent's side; ``_outside``: reads the state of the pools of other programs;
 - `_worker`: what runs in a worker;
-- `_protocol`: what both sides agree on.
+- `_protocol`: what the parent and the workers agree on.
 
-A worker imports this package as well, and needs next to nothing of it: the names are loaded when they are
-first used.
+A worker imports this package too, but needs almost nothing of it. So each name is loaded on first use.
 """
 
 from __future__ import annotations

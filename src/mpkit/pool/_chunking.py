@@ -1,4 +1,4 @@
-"""Many calls of one function in a few tasks: how items are cut into chunks, and outcomes taken apart."""
+"""Many calls of one function in a few tasks: cuts items into chunks, and takes their outcomes apart."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from mpkit.pool._protocol.channel import BIG_VALUE, PART, VALUE
 
 __all__ = ["automatic_chunks", "chunks_of", "open_chunk", "piece_of"]
 
-#: Into so many chunks for each worker a map would be cut if all were of the same size ...
+#: The size of the first chunks of a map is such that this many per worker would hold all of its items (as
+#: with `multiprocessing.Pool.map`). It is also the factor by which each further size is smaller.
 _CHUNKS_PER_WORKER = 4
-#: ... but there are so many sizes, each smaller than the last by the same number.
+#: How many different sizes there are.
 _CHUNK_SIZES = 3
 
 
@@ -25,16 +26,17 @@ def chunks_of(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 
 
 def automatic_chunks(items: Sequence[Any], workers: int, most: int) -> Iterator[Sequence[Any]]:
-    """Chunks that keep so many workers busy to the end, though some items take longer than others.
+    """Chunks that keep all workers busy to the end, even if some items take longer than others.
 
-    Three quarters of the items in three chunks for each worker, as large as those of
-    `multiprocessing.Pool.map`; of what is left three quarters in as many smaller ones, and so on. The idea of
-    factoring (Hummel, Schonberg and Flynn, CACM 35(8), 1992) with few sizes, as a chunk has its price.
+    Three quarters of the items go into three chunks for each worker, as large as those of
+    `multiprocessing.Pool.map`; three quarters of the remaining items into as many smaller chunks; the rest
+    into the smallest ones. This is factoring (Hummel, Schonberg and Flynn, CACM 35(8), 1992), with few sizes,
+    because each chunk has a fixed cost.
 
     Args:
         items: What to cut; not empty.
-        workers: How many there are.
-        most: The most items of a chunk.
+        workers: The number of workers.
+        most: The largest number of items in a chunk.
     """
     size = -(-len(items) // (_CHUNKS_PER_WORKER * workers))
     number = (_CHUNKS_PER_WORKER - 1) * workers
@@ -47,11 +49,17 @@ def automatic_chunks(items: Sequence[Any], workers: int, most: int) -> Iterator[
 
 
 def open_chunk(kind: int, data: object, length: int) -> list[tuple[Any, BaseException | None]]:
-    """The outcomes of the items of a chunk."""
+    """The result and the error of each item of a chunk, from the outcome of the chunk.
+
+    Args:
+        kind: That of the outcome.
+        data: That of the outcome.
+        length: The number of items.
+    """
     value, error = payload.open_outcome(kind, data)
     if error is not None:
         if kind in (VALUE, BIG_VALUE):
-            # One that cannot be unpickled does not take the others with it, if they can be told apart.
+            # One result cannot be unpickled. The others are still good, if the pickle can be taken apart.
             with contextlib.suppress(Exception):
                 salvaged = payload.open_items(kind, data)
                 if len(salvaged) == length:
@@ -65,7 +73,10 @@ def open_chunk(kind: int, data: object, length: int) -> list[tuple[Any, BaseExce
 
 
 def piece_of(task: Task, kind: int, data: object) -> tuple[int, int, int, object]:
-    """What an outcome says: the first item, how many, kind and data as `open_chunk` takes them."""
+    """Which items an outcome is about: the first one, their number, then kind and data for `open_chunk`.
+
+    The items of a map are counted from 0, in the order of its input.
+    """
     if not isinstance(task, Chunk):
         return task.offset, 1, kind, data
     if kind == PART:

@@ -29,8 +29,8 @@ R = TypeVar("R")
 class ExecutorTasks:
     """The tasks of an executor that have not ended, until it is shut down.
 
-    The pool keeps these, and not the executor, which keeps the pool: of a cycle, only the garbage collector
-    would notice that it was dropped.
+    The pool refers to this object and not to the executor, which refers to the pool: in a reference cycle, a
+    dropped pool would only be noticed by the garbage collector.
     """
 
     def __init__(self) -> None:
@@ -39,10 +39,10 @@ class ExecutorTasks:
         self.is_shut_down = False
 
     def add(self, handle: TaskHandle[Any]) -> bool:
-        """Add a task; False when it is too late.
+        """Add a task that has been submitted; False if the executor has been shut down.
 
-        After it was sent: with `max_pending` that waits for room, which callbacks may have to make that want
-        to submit as well, so the lock cannot be held meanwhile.
+        The lock is not held while the task is submitted: with `max_pending`, `submit` may wait for room, and
+        the callbacks that make room may want to submit as well.
         """
         return self._lock.run(self._add, handle)
 
@@ -52,9 +52,10 @@ class ExecutorTasks:
         return not self.is_shut_down
 
     def shut_down(self) -> list[TaskHandle[Any]]:
-        """Take no more; those there are, the latest first.
+        """Take no more tasks; return those that have not ended, the latest first.
 
-        Cancelled in this order, none begins in the place of another one that is being stopped.
+        In this order they are to be cancelled: then none of them begins in the place of one that is being
+        stopped.
         """
         return self._lock.run(self._shut_down)
 
@@ -64,17 +65,17 @@ class ExecutorTasks:
 
 
 class Pool(Protocol):
-    """A `TaskPool`, as far as its executor knows it."""
+    """What an executor uses of its `TaskPool`."""
 
     _engine: Engine
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:
-        """Have a worker call it."""
+        """Have a worker call ``fn(*args, **kwargs)``."""
         ...
 
 
 class PoolExecutor(Executor):
-    """What `TaskPool.executor` returns. Shutting it down waits for its own tasks; the pool stays as it is.
+    """What `TaskPool.executor` returns. Shutting it down waits for its own tasks; the pool is not affected.
 
     Safe from: any thread.
     """
@@ -111,22 +112,25 @@ class PoolExecutor(Executor):
         chunksize: int = 1,
         buffersize: int | None = None,
     ) -> Iterator[R]:
-        """As `concurrent.futures.ProcessPoolExecutor.map`: the results in order.
+        """Call `fn` for each item, as `concurrent.futures.ProcessPoolExecutor.map`; iterate over the results.
+
+        The results are in the order of the input. If the iteration ends early, tasks that have not begun are
+        cancelled; running ones go on.
 
         Args:
             fn: What to call, with one argument from each iterable.
             iterables: Read at once, or with `buffersize` as results are taken.
-            timeout: Seconds from now within which every result must be there.
-            chunksize: Items in one task.
+            timeout: Seconds from now within which every result must be there; None: no limit.
+            chunksize: Items per task.
             buffersize: The most tasks whose results have not been taken; None: no limit.
 
         Raises:
             ValueError: `chunksize` or `buffersize` is less than 1, or `timeout` is NaN.
-            TypeError: `buffersize` is no integer, or `timeout` no number.
-            WaitTimeout: From the iterator, when the time is over.
+            TypeError: `buffersize` is not an integer, or `timeout` is not a number.
+            WaitTimeout: From the iterator: the time has run out.
             Exception: From the iterator: what a call raised.
 
-        What has not begun when the iteration ends early is cancelled; what runs goes on.
+        Blocking: as `submit`. The iterator waits for results.
         """
         return map_in_order(self.submit, fn, iterables, timeout, chunksize, buffersize)
 
@@ -136,8 +140,10 @@ class PoolExecutor(Executor):
 
         Args:
             wait: Return only when the tasks of this executor have ended. Ctrl-C (`KeyboardInterrupt`) cancels
-                them, those that run as well.
-            cancel_futures: Cancel those that have not begun; those that run go on.
+                all of them, even if they are running.
+            cancel_futures: Cancel the tasks that have not begun; running ones go on.
+
+        Blocking: with `wait`, until the tasks of this executor have ended.
         """
         handles = self._tasks.shut_down()
         if cancel_futures:
@@ -151,9 +157,10 @@ class PoolExecutor(Executor):
                 raise
 
     def cancel_all(self) -> None:
-        """Take no more tasks, and cancel those there are, those that run as well.
+        """Take no more tasks, and cancel all that have not ended, even if they are running.
 
-        Ctrl-C in a terminal reaches the workers, too, who leave it to the parent what becomes of their tasks.
+        Needed after Ctrl-C in a terminal: it reaches the workers too, but they leave it to the parent to
+        decide about their tasks.
         """
         for handle in self._tasks.shut_down():
             handle.cancel()
@@ -162,7 +169,7 @@ class PoolExecutor(Executor):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Shut down, and wait for the tasks; after Ctrl-C they are cancelled."""
+        """Shut down, and wait for the tasks; after Ctrl-C they are cancelled first."""
         if isinstance(error, KeyboardInterrupt):
             self.cancel_all()
         self.shutdown(wait=True)
@@ -179,16 +186,16 @@ def map_in_order(
     chunksize: int,
     buffersize: int | None,
 ) -> Iterator[R]:
-    """What `Executor.map` returns, of tasks that `submit` sends: see `PoolExecutor.map`."""
+    """`Executor.map` over any function that submits tasks: see `PoolExecutor.map`."""
     if chunksize < 1:
         raise ValueError(f"chunksize must be >= 1, not {chunksize!r}")
     if buffersize is not None and not isinstance(buffersize, int):
         raise TypeError(f"buffersize must be an integer or None, not {buffersize!r}")
     if buffersize is not None and buffersize < 1:
         raise ValueError(f"buffersize must be None or > 0, not {buffersize!r}")
-    # A negative one is over at once, as with the standard library.
+    # A negative timeout has run out at once, as in the standard library.
     deadline = deadline_of(None if timeout is None else check_timeout(max(timeout, 0)))
-    calls = zip(*iterables)  # noqa: B905  the shortest one ends it, as with the built-in map
+    calls = zip(*iterables)  # noqa: B905  the shortest iterable ends it, as with the built-in map
     tasks: Iterator[Future[Any]]
     if chunksize == 1:
         tasks = (submit(fn, *arguments) for arguments in calls)
@@ -196,7 +203,7 @@ def map_in_order(
         chunks = iter(lambda: list(itertools.islice(calls, chunksize)), [])
         chunk = _Chunk(fn)
         tasks = (submit(chunk, arguments) for arguments in chunks)
-    # Submitted before the first result is asked for.
+    # Not lazily: tasks are submitted before the first result is asked for.
     pending = deque(itertools.islice(tasks, buffersize))
     if chunksize == 1:
         return _results(pending, tasks, deadline)
@@ -204,16 +211,18 @@ def map_in_order(
 
 
 class _Chunk:
+    """Calls a function for several items, as one task."""
+
     def __init__(self, fn: Callable[..., Any]) -> None:
-        #: As of `functools.partial`: statistics and snapshots have the name of this function.
+        #: Named as in `functools.partial`, so that snapshots show the name of this function.
         self.func = fn
 
     def __call__(self, items: list[tuple[Any, ...]]) -> list[Any]:
         return [self.func(*item) for item in items]
 
 
-# Whoever drops a result is the last who has it, as with the standard library: neither of these two keeps it
-# in a variable while it is away.
+# Neither of the next two functions refers to a result once it has been yielded: if the consumer drops it, it
+# is freed, as with the standard library.
 
 
 def _results(
@@ -232,7 +241,7 @@ def _result_of(pending: deque[Future[Any]], timeout: float | None) -> Any:
     try:
         return pending[0].result(timeout)
     finally:
-        # One that is not done in time; for the others this changes nothing.
+        # Only has an effect on a task that has not ended in time.
         _cancel_unless_begun(pending.popleft())
 
 
@@ -245,7 +254,7 @@ def _each(chunks: Generator[list[Any]]) -> Iterator[Any]:
 
 
 def _cancel_unless_begun(task: Future[Any]) -> None:
-    # Another one has ended: it tells that the arguments could not be pickled.
+    # Any other future has ended already: it says that the arguments could not be pickled.
     if isinstance(task, TaskHandle):
         task._cancel_unless_begun()
 

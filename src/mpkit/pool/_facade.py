@@ -1,7 +1,8 @@
-"""`TaskPool`: the verbs of a pool, and nothing else.
+"""`TaskPool`: the methods of a pool, and nothing else.
 
-A worker imports the main module of the program, and with it most likely this one, for nothing: so what a pool
-consists of is imported when one is made, and what only some verbs need, with these.
+A worker imports the main module of the program, and with it most likely this module, without ever creating a
+pool. So the parts of a pool are imported when a pool is created, and what only some methods need is imported
+in these methods.
 """
 
 from __future__ import annotations
@@ -127,6 +128,13 @@ class PoolView(Unsendable):
             callback: Called with the result, in the one thread that the pool has for callbacks. It may wait
                 for other tasks; only other callbacks have to wait meanwhile.
             error_callback: Called with the exception, in the same way.
+
+        Raises:
+            TypeError: As `submit`, or a callback is not callable.
+            SerializationError, SharedMemoryExhausted: As `submit`.
+            ClosedError, InitializerFailed, PoolBroken: As `submit`.
+
+        Blocking: as `submit`.
         """
         _check_callbacks(callback, error_callback)
         return _with_callbacks(self.submit(func, *args, **(kwds or {})), callback, error_callback)
@@ -181,6 +189,8 @@ class PoolView(Unsendable):
         """The same as `map`, without waiting: returns a handle for the whole list.
 
         The callbacks are called with the list or the error, as those of `apply_async`.
+
+        Blocking: as `submit`, and as long as reading the iterable takes.
         """
         _check_callbacks(callback, error_callback)
         return _with_callbacks(
@@ -215,6 +225,8 @@ class PoolView(Unsendable):
         """The same as `starmap`, without waiting: returns a handle for the whole list.
 
         The callbacks are called with the list or the error, as those of `apply_async`.
+
+        Blocking: as `submit`, and as long as reading the iterable takes.
         """
         _check_callbacks(callback, error_callback)
         handle = self._map(func, [tuple(item) for item in iterable], chunksize, progress, star=True)
@@ -235,11 +247,11 @@ class PoolView(Unsendable):
             func: What to call.
             iterable: May be infinite: it is only read as far as results are taken, plus `buffersize`.
             chunksize: Items per task. With 1, short items of a list or another built-in collection are sent
-                in groups anyway, but each is still a task of its own; more is only useful for short calls
-                over a generator. With more than 1, items may be called again after the death of a worker, as
+                in groups anyway, but each is still a task of its own. So a larger number is useful only for
+                short calls over a generator; items may then be called again after the death of a worker, as
                 with `map`.
-            buffersize: How many items may have been read whose results have not been taken; None: 256 per
-                worker (or four chunks).
+            buffersize: The most items that may have been read while their results have not been taken; None:
+                256 per worker, or four chunks per worker if that is more.
             progress: Show a progress bar (needs ``mpkit[progress]``).
 
         Raises:
@@ -391,7 +403,7 @@ class TaskPool(PoolView):
 
     @classmethod
     def _of(cls, options: PoolOptions) -> Self:
-        """A pool of options that have been checked before."""
+        """Create a pool from options that have been checked already."""
         pool = cls.__new__(cls)
         pool._start(options)
         return pool
@@ -399,7 +411,7 @@ class TaskPool(PoolView):
     def _start(self, options: PoolOptions) -> None:
         refuse_pool_without_end()
         _refuse_greenlets()
-        # First: it comes up while the rest is made.
+        # First, so that the fork server comes up while the rest is created.
         start_server(options.context)
         from mpkit.pool._engine.engine import Engine  # noqa: PLC0415  see the top of this file
 
@@ -410,7 +422,7 @@ class TaskPool(PoolView):
                 super().__init__(engine, TaskOptions(pickler=options.pickler), None)
                 self._executor_tasks: ExecutorTasks | None = None
                 self._finalizer = weakref.finalize(self, _dropped, engine, repr(self))
-                # The pool's own exit hook comes first.
+                # At exit the engine's own hook ends the pool, and earlier than this would.
                 self._finalizer.atexit = False
                 interrupts.hand_on()
             except BaseException:
@@ -460,7 +472,8 @@ class TaskPool(PoolView):
         """
         from mpkit.pool._executor import PoolExecutor  # noqa: PLC0415  see the top of this file
 
-        # Of two threads that are first both get the same: to shut down the one is to shut down the other.
+        # Under the lock: if two threads ask at once, both executors share their tasks, so that shutting down
+        # one shuts down the other.
         return PoolExecutor(self, self._engine.dispatcher.lock.run(self._tasks_of_executor))
 
     def _tasks_of_executor(self) -> ExecutorTasks:
@@ -471,7 +484,7 @@ class TaskPool(PoolView):
         return self._executor_tasks
 
     def share(self, obj: T) -> Shared[T]:
-        """Pickle an object once into shared memory, for many tasks.
+        """Pickle an object once into shared memory, for many tasks. Blocks only for as long as that takes.
 
         Pass the result to tasks as an argument, or inside a list, tuple, dict or another shared object: the
         function receives the object itself. Its big buffers (of a numpy array, for example) are mapped
@@ -484,6 +497,7 @@ class TaskPool(PoolView):
         Raises:
             SerializationError: The object cannot be pickled.
             SharedMemoryExhausted: There is no room.
+            ClosedError, InitializerFailed, PoolBroken: As `submit`.
         """
         self._engine.status.check_usable()
         from mpkit.pool._shared import Shared  # noqa: PLC0415  see the top of this file
@@ -497,13 +511,15 @@ class TaskPool(PoolView):
         self._check_process()
         with deferred_interrupts():
             self._engine.close()
-            # Last: a pool whose end an exception has prevented is ended when it is dropped.
+            # Last: if an exception comes before this, the pool is still ended when it is dropped.
             self._finalizer.detach()
 
     def terminate(self) -> None:
-        """End at once: pending handles end with `TaskCancelled`. Workers are terminated, and killed after the
-        grace period, together with everything that their current task has started. What earlier tasks have
-        left stays. Does not wait: see `join`.
+        """End the pool at once. Never blocks: to wait until the workers are gone, call `join`.
+
+        Pending handles end with `TaskCancelled`. Workers are terminated, and killed after the grace period,
+        together with everything that their current task has started. What earlier tasks have left running
+        stays.
         """
         self._check_process()
         with deferred_interrupts():
@@ -511,20 +527,24 @@ class TaskPool(PoolView):
             self._finalizer.detach()
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait until all workers and threads of a closed or terminated pool are gone, and everything that
-        stopped tasks have started.
+        """Wait until a closed or terminated pool has ended.
+
+        It has ended when all of its workers and threads are gone, and all processes that stopped tasks have
+        started.
 
         Args:
-            timeout: Seconds to wait; None: until it is over.
+            timeout: Seconds to wait; None: until it has ended.
 
         Returns:
-            Whether it is over.
+            Whether it has ended.
 
         Raises:
-            ValueError: The pool is still open, or `timeout` negative or NaN.
+            ValueError: The pool is still open, or `timeout` is negative or NaN.
             TypeError: `timeout` is not a number.
             RuntimeError: Called from a callback of this pool, or from a signal handler or a ``__del__`` that
                 interrupts this thread's own work with the pool: it would wait for itself.
+
+        Blocking: until the pool has ended, `timeout` seconds at most.
         """
         self._check_process()
         self._engine.refuse_reentry()
@@ -558,19 +578,20 @@ class TaskPool(PoolView):
     # -- insight ---------------------------------------------------------------------------------------------
 
     def workers(self) -> list[WorkerSnapshot]:
-        """What each worker is doing now."""
+        """What each worker is doing now. Blocks for a moment only."""
         self._check_process()
         return self._engine.insight.worker_snapshots()
 
     def statistics(self) -> PoolStatistics:
-        """How many tasks there are, and what happened to those that have ended."""
+        """How many tasks there are, and what happened to those that have ended. Blocks for a moment only."""
         self._check_process()
         return self._engine.insight.statistics()
 
     def stacks(self) -> dict[int, str]:
-        """The Python stack of each worker now, by pid; works while C code holds the interpreter lock.
+        """The Python stack of each worker now, by pid; works even while C code holds the interpreter lock.
 
-        A worker that does not answer within a second (it is stopped, or just starting) has an empty text.
+        The text is empty for a worker that does not answer within a second (because it is stopped by a
+        signal, or just starting).
 
         Blocking: a few milliseconds for each worker, a second at most.
         """
@@ -586,6 +607,8 @@ class TaskPool(PoolView):
 
 
 class _Callbacks(Generic[R]):
+    """The two callbacks of `apply_async` as one done callback."""
+
     def __init__(
         self, callback: Callable[[R], object] | None, error_callback: Callable[[BaseException], object] | None
     ) -> None:
@@ -595,7 +618,7 @@ class _Callbacks(Generic[R]):
     def __call__(self, handle: Any) -> None:
         try:
             value = handle.result()
-        except BaseException as error:  # noqa: BLE001  SystemExit of a task as well
+        except BaseException as error:  # noqa: BLE001  a task may have raised SystemExit
             if self._error_callback is not None:
                 self._error_callback(error)
         else:
@@ -620,21 +643,22 @@ def _with_callbacks(
 
 
 def _items_of(iterable: Iterable[Any]) -> Sequence[Any]:
-    """All that a map is to work on. A range travels as one: its numbers are made where they are used."""
+    """All items of a map. A range is pickled as a range: its numbers are created in the workers."""
     return iterable if type(iterable) is range else list(iterable)
 
 
 def _outcome_of(handle: TaskHandle[R]) -> R:
-    """Wait for what nobody else has a handle of."""
+    """The result of a task whose handle nobody else has."""
     try:
         return handle.result()
     except BaseException:
         try:
-            # Its own error, and then this does nothing; or the waiting was interrupted.
+            # If this is the task's own error, the task has ended and this does nothing. Otherwise the wait
+            # was interrupted.
             handle.cancel()
         finally:
-            # The handle has the error, and that, by its traceback, this frame and those of all callers: what
-            # they have in hand would stay until the next garbage collection.
+            # Break a reference cycle: the handle refers to the error, whose traceback refers to this frame
+            # and those of all callers. Their variables would live until the next garbage collection.
             del handle
         raise
 
@@ -650,12 +674,12 @@ def _refuse_greenlets() -> None:
 
 
 def _dropped(engine: Engine, name: str) -> None:
-    # Runs in whatever thread the garbage collector runs in, perhaps in the middle of a critical section of
-    # this very pool: so it takes no lock.
+    # Runs in whichever thread drops the pool or collects garbage, perhaps in the middle of a critical section
+    # of this very pool: so it takes no lock.
     if engine.status.state is RUNNING and not engine.status.is_forked():
         engine.dropped = True
         engine.supervisor.poke()
-        # Above us is only `weakref.finalize`, and above that the line which dropped the pool.
+        # Our caller is `weakref.finalize`, and the caller of that is the line which dropped the pool.
         warnings.warn(
             f"unclosed {name}: use `with`, or call close() and join()", ResourceWarning, stacklevel=3
         )

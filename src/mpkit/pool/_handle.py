@@ -1,18 +1,19 @@
-"""The handle of a task: a real `concurrent.futures.Future`, cheap to make, awaitable, an AsyncResult as well.
+"""The handle of a task: a real `concurrent.futures.Future` that is cheap to create, awaitable, and has the
+methods of `multiprocessing.pool.AsyncResult`.
 
-A plain Future makes a condition (a re-entrant lock and a queue) when it is created, which costs more than all
-the rest of sending a short task, and hardly any handle needs one. So here it is made when somebody first asks
-for it: `wait`, `as_completed`, `wrap_future`, `add_done_callback`. Private names of
-`concurrent.futures.Future` that this rests on (`tests/unit/pool/test_handle.py` is their canary):
+A plain Future creates a condition (a re-entrant lock and a queue) at once. That costs more than everything
+else that sending a short task takes, and hardly any handle needs one. So here the condition is created on
+first use: by `wait`, `as_completed`, `wrap_future` or `add_done_callback`. This relies on some private names
+of `concurrent.futures.Future` (`tests/unit/pool/test_handle.py` fails if a new Python changes them):
 
 - ``_state`` with the values ``PENDING``, ``CANCELLED_AND_NOTIFIED`` and ``FINISHED``;
 - ``_condition``, ``_waiters`` and ``_done_callbacks``, read through the instance;
-- ``_waiters`` hold objects with ``add_result``, ``add_exception`` and ``add_cancelled``;
+- ``_waiters`` holds objects with ``add_result``, ``add_exception`` and ``add_cancelled``;
 - ``_result`` and ``_exception``, which only `result`, `exception`, `__repr__` and (3.15) ``_get_snapshot``
-  read: all are overridden here.
+  read: all of these are overridden here.
 
-Outcomes are unpickled by whoever asks for them first, in that thread: a slow or broken ``__setstate__`` harms
-nobody else.
+An outcome is unpickled by the first thread that asks for it, in that thread: a slow or broken
+``__setstate__`` harms nobody else.
 """
 
 from __future__ import annotations
@@ -50,11 +51,11 @@ _PENDING = futures_base.PENDING
 _FINISHED = futures_base.FINISHED
 _CANCELLED = futures_base.CANCELLED_AND_NOTIFIED
 
-#: How long an outcome waits for the condition of its handle.
+#: How long a thread that brings an outcome waits to acquire the condition of the handle.
 CONDITION_SECONDS = 1.0
 
-# Decides between "settled without a condition" and "a condition exists". Held for a few instructions, and
-# never while another lock is taken.
+# For all handles: whether a handle is settled without a condition, or gets one first, is decided while
+# holding this lock. It is held for a few instructions, and no other lock is taken meanwhile.
 _creation = InterruptibleLock()
 
 
@@ -65,28 +66,28 @@ def _forget_after_fork() -> None:
 
 
 def _holding(condition: threading.Condition, function: Callable[..., T], *args: object) -> T:
-    """Call ``function(*args, True)`` holding the condition, or with False if it cannot be had.
+    """Call ``function(*args, True)`` holding the condition, or ``function(*args, False)`` without it.
 
-    Ctrl-C in `concurrent.futures.wait` can leave it taken for ever. Without it nobody who sleeps at it is
-    woken; but those sleep in slices.
+    The latter after `CONDITION_SECONDS`: Ctrl-C in `concurrent.futures.wait` can leave the condition acquired
+    for ever. Without it the function cannot notify the pool's own waiters, but these wait in time slices.
     """
     result = InterruptibleLock(condition).run_within(CONDITION_SECONDS, function, *args, True)
     return function(*args, False) if result is None else result[0]
 
 
 def is_of_asyncio(callback: _Callback) -> bool:
-    """Whether a callback is the one of `asyncio.wrap_future`, which only tells an event loop.
+    """Whether a callback is the one of `asyncio.wrap_future`, which only notifies an event loop.
 
-    Should a new Python have it elsewhere, it waits for its turn behind the callbacks of the program.
+    If a new Python has it in another module, this is false, and it is called in turn with other callbacks.
     """
     return isinstance(callback, FunctionType) and callback.__module__ == "asyncio.futures"
 
 
 class _ConditionOnDemand:
-    """The attribute `_condition` of a handle: made when it is first asked for, and a plain attribute then.
+    """The attribute `_condition` of a handle: created on first access, and a plain attribute from then on.
 
-    No property, because Ctrl-C may come whenever Python code is called: also where `concurrent.futures` is
-    just about to give the condition back.
+    It is not a property, because a property calls Python code on each access, and Ctrl-C may come in any
+    Python code: even where `concurrent.futures` is just about to release the condition.
     """
 
     def __get__(self, handle: TaskHandle[Any], owner: object) -> threading.Condition:
@@ -119,13 +120,13 @@ class TaskHandle(Unsendable, Future[R]):
     _result: R | None = None
     _exception: BaseException | None = None
     _made_condition: threading.Condition | None = None
-    #: Who waits in `concurrent.futures` and has not been told that it has ended; None: nobody is to be told.
+    #: Waiters of `concurrent.futures` that have still to be told that the task has ended; None: nobody.
     _untold: list[Any] | None = None
-    #: The callbacks to be called, once it has ended: asyncio's, and all others.
+    #: Once the task has ended, the callbacks that have still to be called: asyncio's, and all others.
     _due: tuple[list[_Callback], list[_Callback]] | None = None
     #: See `Sink`.
     _can_be_told_again: bool = True
-    #: Kind and data of the outcome: one tuple, so that nobody sees the one without the other.
+    #: Kind and data of the outcome: in one tuple, so that no thread sees one of them without the other.
     _got: tuple[int, Any] = (PLAIN, None)
     task_id: int = 0
 
@@ -134,31 +135,31 @@ class TaskHandle(Unsendable, Future[R]):
         self._engine = engine
         self._task: Task | None = None
 
-    # -- what Future's own methods, wait() and as_completed() reach for --------------------------------------
+    # -- what Future's own methods, wait() and as_completed() use --------------------------------------------
 
     if not TYPE_CHECKING:
-        # For type checkers it stays the attribute that `Future` has: their `as_completed` asks for one.
+        # For type checkers it stays the plain attribute of `Future`, because their stubs ask for one.
         _condition = _ConditionOnDemand()
 
     def _watch(self) -> None:
-        """Somebody waits for this handle who is no thread of ours."""
+        """Have the collector fetch the outcome: it is awaited in a way that fetches nothing by itself."""
         if self._state is _PENDING:
             self._engine.collector.watch(self)
 
     def _ensure_condition(self) -> threading.Condition:
-        """The condition; from now on the handle is settled under it."""
+        """The condition; from now on the handle is settled while holding it."""
         return self._made_condition or _creation.run(self._make_condition)
 
     def _make_condition(self) -> threading.Condition:
         if self._made_condition is None:
-            # Lists first: whoever sees the condition may use them.
+            # The lists first: any thread that sees the condition may use them.
             self._waiters: list[Any] = []
             self._done_callbacks: list[_Callback] = []
             self._made_condition = threading.Condition()
         return self._made_condition
 
     def _sent(self, task: Task) -> None:
-        """The pool has made a task for this handle, and is about to send it."""
+        """Note the task of this handle; the pool is about to send it."""
         self._task = task
         self.task_id = task.number
 
@@ -168,7 +169,7 @@ class TaskHandle(Unsendable, Future[R]):
     # -- the outcome -----------------------------------------------------------------------------------------
 
     def _settle(self, task: Task | None, kind: int, data: object) -> bool:  # noqa: ARG002  a Sink
-        """Take the outcome; False when there was one already. Called by the pool, holding no lock of it."""
+        """Take the outcome; False if there was one already. Called by the pool, which then holds no lock."""
         state = _CANCELLED if kind == RAISED and isinstance(data, TaskCancelled) else _FINISHED
         lock = _creation
         try:
@@ -188,25 +189,25 @@ class TaskHandle(Unsendable, Future[R]):
             raise
         if not first or condition is None:
             return first
-        # An interrupt must not keep anybody from being told.
+        # Deferred, so that an interrupt does not prevent waiters and callbacks from being told.
         with deferred_interrupts():
             try:
                 if not _holding(condition, self._end, state, kind, data):
                     return False
                 self._tell()
             except BaseException:
-                # The handler of another signal. Once more, in a thread where none comes.
+                # The handler of another signal has raised. Try again in a thread in which no handler runs.
                 self._engine.collector.do_later(partial(self._tell, again=True))
                 raise
         return True
 
     def _end(self, state: str, kind: int, data: object, owned: bool) -> bool:
-        """Take the outcome, unless there was one already."""
+        """Take the outcome; False if there was one already. With `owned`, this thread holds the condition."""
         if self._state is not _PENDING:
             return False
         self._got = (kind, data)
         self._task = None
-        # Whoever comes later sees that it has ended, and must not be told as well.
+        # A copy: a waiter that is added later sees by itself that the task has ended.
         self._untold = list(self._waiters)
         callbacks = self._done_callbacks
         if callbacks:
@@ -220,7 +221,10 @@ class TaskHandle(Unsendable, Future[R]):
         return True
 
     def _tell(self, *, again: bool = False) -> None:
-        """Tell those who wait in `concurrent.futures`, and have the callbacks called."""
+        """Tell the waiters of `concurrent.futures`, and have the callbacks called.
+
+        With `again`, an earlier call was ended by an exception: waiters that have been told are left out.
+        """
         for waiter in self._untold or ():
             if again and self in waiter.finished_futures:
                 continue
@@ -238,54 +242,54 @@ class TaskHandle(Unsendable, Future[R]):
                 self._done_callbacks = []
                 of_asyncio, others = self._due
                 if of_asyncio:
-                    # A coroutine need not wait until a slow callback of another task has returned.
+                    # Not in the caller's thread: a coroutine need not wait for slow callbacks of other tasks.
                     collector.do_later(partial(self._call_all, of_asyncio))
                 if others:
                     collector.call_back(partial(self._call_all, others))
 
     def _call_all(self, callbacks: list[_Callback]) -> None:
-        # Each taken away first: after an exception in `_tell` this may be called twice.
+        # Each is removed before it is called: after an exception in `_tell` this may be called twice.
         while callbacks:
             self._call(callbacks.pop(0))
 
     def _call(self, callback: _Callback) -> None:
         try:
             callback(self)
-        except BaseException as error:  # noqa: BLE001  as concurrent.futures does: it is logged, and stops nobody
-            # Not here, where this may be the collector's thread: the handlers of the program may be slow.
+        except BaseException as error:  # noqa: BLE001  it is logged, as in concurrent.futures
+            # Logged in the caller's thread: this may be the collector's, and log handlers may be slow.
             text = "exception calling callback for %r"
             log = partial(futures_base.LOGGER.error, text, self, exc_info=error)
             self._engine.collector.call_back(log)
 
     def _call_back(self, callback: _Callback) -> None:
-        """`add_done_callback`, except that the caller's thread calls it, also if the task has ended already.
+        """`add_done_callback`, but the callback is never called in this thread, even if the task has ended.
 
-        The thread that submits may hold a lock that the callback takes.
+        This thread has just submitted the task, and may hold a lock that the callback takes.
         """
         with deferred_interrupts():
             if not InterruptibleLock(self._condition).run(self._add_callback, callback):
                 self._engine.collector.call_back(partial(self._call, callback))
 
     def _add_callback(self, callback: _Callback) -> bool:
-        """Have it called when the task has ended; False if it has already."""
+        """Add a callback; False if the task has ended already (holding the condition)."""
         pending = self._state is _PENDING
         if pending:
             self._done_callbacks.append(callback)
         return pending
 
     def _outcome(self) -> tuple[R | None, BaseException | None]:
-        """The outcome, unpickled. Only when it is there."""
+        """The outcome, unpickled. To be called only when the task has ended."""
         kind, data = self._got
         if kind != PLAIN and kind != RAISED:
             value, error = payload.open_outcome(kind, data)
             if error is not None and (kind == VALUE or kind == BIG_VALUE):
-                # Not kept: the handler of a signal may have raised it, in the middle of a value that is
-                # right. Whoever asks again has it unpickled again.
+                # Not stored: the value may be good, and the error be that of a signal handler which ran in
+                # the middle of the unpickling. The next call tries again.
                 return None, error
             lock = _creation
             try:
                 lock.acquire()
-                # Two threads may both have unpickled it: all get what the first one has stored.
+                # Two threads may have unpickled it at once: both return what the first one has stored.
                 if self._got[0] != PLAIN and self._got[0] != RAISED:
                     self._got = (PLAIN, value) if error is None else (RAISED, error)
                 kind, data = self._got
@@ -296,7 +300,7 @@ class TaskHandle(Unsendable, Future[R]):
                 finally:
                     lock.unwind()
                 raise
-        # The kind tells which it is; a cast would be a call for each outcome.
+        # The kind says what `data` is. (Calling `cast` would cost something for each outcome.)
         return (data, None) if kind == PLAIN else (None, data)  # pyright: ignore[reportReturnType]
 
     def _wait(self, timeout: float | None, what: str) -> None:
@@ -355,13 +359,19 @@ class TaskHandle(Unsendable, Future[R]):
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait for the task and return the exception it raised, or None.
 
-        A value is unpickled, to check that this is possible: see `result`.
+        If the task has returned a value, it is unpickled to check that this is possible; if it is not, the
+        `SerializationError` is returned. See `result`.
+
+        Args:
+            timeout: Seconds to wait for the task; None: until it has ended. Unpickling is not included.
 
         Raises:
             WaitTimeout: The time ran out.
-            TaskCancelled: The task was cancelled.
+            TaskCancelled: The task was cancelled, or its pool was terminated.
+            ValueError: `timeout` is negative or NaN.
+            TypeError: `timeout` is not a number.
 
-        Blocking: until the task has ended.
+        Blocking: as `result`.
         """
         if self._state is _PENDING:
             self._wait(timeout, "exception()")
@@ -377,7 +387,14 @@ class TaskHandle(Unsendable, Future[R]):
     def wait(self, timeout: float | None = None) -> None:
         """Wait until the task has ended or the time has run out; raises neither its error nor `WaitTimeout`.
 
-        Blocking: for `timeout` seconds at most; None: until the task has ended.
+        Args:
+            timeout: Seconds to wait; None: until the task has ended.
+
+        Raises:
+            ValueError: `timeout` is negative or NaN.
+            TypeError: `timeout` is not a number.
+
+        Blocking: until the task has ended, `timeout` seconds at most.
         """
         if self._state is _PENDING:
             self._engine.lead.wait_for(self, check_timeout(timeout))
@@ -390,7 +407,7 @@ class TaskHandle(Unsendable, Future[R]):
         return self._state is not _PENDING
 
     def _is_settled(self) -> bool:
-        """Whether the outcome has been handed over; unlike `done` it does not look for it."""
+        """Whether the outcome has been handed over. Unlike `done`, this does not fetch outcomes."""
         return self._state is not _PENDING
 
     def ready(self) -> bool:
@@ -398,10 +415,12 @@ class TaskHandle(Unsendable, Future[R]):
         return self.done()
 
     def successful(self) -> bool:
-        """Whether the task has ended without an exception.
+        """Whether the task has ended without an exception. Unpickles the value: see `result`.
 
         Raises:
-            ValueError: It has not ended yet.
+            ValueError: The task has not ended yet.
+
+        Blocking: for as long as unpickling takes.
         """
         if not self.done():
             raise ValueError(f"task {self.task_id} has not ended yet; call wait() first")
@@ -409,31 +428,37 @@ class TaskHandle(Unsendable, Future[R]):
 
     @override
     def running(self) -> bool:
-        """Whether a worker is running the task at this moment."""
+        """Whether a worker is running the task at this moment. Never blocks."""
         task = self._task
         return not self.done() and task is not None and self._engine.insight.running_on(task) is not None
 
     @override
     def cancelled(self) -> bool:
-        """Whether the task was cancelled."""
+        """Whether the task was cancelled, or ended because its pool was terminated. Never blocks."""
         return self._state is _CANCELLED
 
     @property
     def worker_pid(self) -> int | None:
-        """The worker that runs the task now, or None."""
+        """The process id of the worker that is running the task now, or None. Never blocks."""
         task = self._task
         return None if task is None else self._engine.insight.running_on(task)
 
     @override
     def cancel(self) -> bool:
-        """Cancel the task: one that has not begun never begins; one that runs is stopped.
+        """Cancel the task: if it has not begun, it never begins; if it is running, it is stopped.
 
         The handle is cancelled at once. A running task is interrupted (KeyboardInterrupt in the task), and if
-        that does not end it within the pool's grace period its worker is terminated, then killed, and
-        replaced. What it has started (programs, processes) and not ended itself ends with it.
+        that does not end it within the pool's grace period, its worker is terminated, then killed, and
+        replaced. What the task has started (programs, processes) and not ended itself ends with it.
+
+        Never waits for the task. May be called in a signal handler or a ``__del__``; if that interrupts this
+        thread's own work with the pool, the task is cancelled a little later (and False may be returned).
 
         Returns:
-            Whether it is cancelled; False when it had ended otherwise.
+            Whether the task is cancelled; False if it had ended otherwise.
+
+        Raises:
+            ClosedError: This process is a fork of the pool's.
         """
         if self._state is _PENDING:
             task = self._task
@@ -442,9 +467,9 @@ class TaskHandle(Unsendable, Future[R]):
         return self._state is _CANCELLED
 
     def _cancel_unless_begun(self) -> None:
-        """Cancel the task if it has not begun; one that runs goes on, as with the standard library's futures.
+        """Cancel the task if it has not begun; if it is running it goes on, as in `concurrent.futures`.
 
-        Not to be had from `running` and `cancel`: the task may begin in between.
+        `running` followed by `cancel` would not do: the task may begin between the two.
         """
         if self._state is _PENDING:
             task = self._task
@@ -452,13 +477,13 @@ class TaskHandle(Unsendable, Future[R]):
                 self._engine.submission.cancel(task, even_begun=False)
 
     def __await__(self) -> Generator[Any, None, R]:
-        """Wait for the task in a coroutine; cancelling that cancels the task, even if it is running."""
+        """Wait for the task in a coroutine. Cancelling the wait cancels the task, even if it is running."""
         import asyncio  # noqa: PLC0415  importing mpkit must not load asyncio
 
         return asyncio.wrap_future(self).__await__()
 
     def _get_snapshot(self) -> tuple[bool, bool, R | None, BaseException | None]:
-        # What asyncio asks for since 3.15.
+        # Called by asyncio, from Python 3.15 on.
         if self._state is _PENDING:
             return False, False, None, None
         if self._state is _CANCELLED:

@@ -17,14 +17,14 @@ R = TypeVar("R")
 class ImapIterator(Unsendable, Generic[R]):
     """What `imap` and `imap_unordered` return: an iterator over the results that reads its input as it goes.
 
-    It reads at most `buffersize` items ahead of the results that are taken, in the thread that asks for
-    them, so the iterable may be infinite, slow, or bound to a thread; if it blocks, results that are
-    ready are delayed by at most one item (with a `chunksize`, by one chunk).
+    The input is read at most `buffersize` items ahead of the results that have been taken, in the thread that
+    asks for results. So the iterable may be infinite, slow, or bound to a thread; if it blocks, results that
+    are ready are delayed by at most one item (with a `chunksize`, by one chunk).
 
     If an item fails, or cannot be pickled, `next` raises its error; the iteration can go on after that. If
-    the pool accepts no more tasks, because it was closed or is broken, the results of what had been sent come
-    first, and then that error. Dropping or closing the iterator, or the end of its `with` block, cancels what
-    it has not delivered.
+    the pool accepts no more tasks, because it was closed or is broken, the results of all items that have
+    been sent come first, and then that error. Dropping or closing the iterator, or the end of its `with`
+    block, cancels what it has not delivered.
 
     Safe from: one thread at a time.
     """
@@ -41,7 +41,7 @@ class ImapIterator(Unsendable, Generic[R]):
         try:
             return self._lazy.next(None)
         except BaseException:
-            # Whoever keeps the traceback (a notebook, after its stop button) does not keep the iterator.
+            # The traceback must not keep the iterator alive: a notebook stores it after its stop button.
             del self
             raise
 
@@ -49,17 +49,20 @@ class ImapIterator(Unsendable, Generic[R]):
         """The next result.
 
         Args:
-            timeout: Seconds to wait; None: until there is one.
+            timeout: Seconds to wait for it; None: no limit. Reading the input and unpickling are not
+                included.
 
         Raises:
-            StopIteration: There are no more.
+            StopIteration: There are no more results.
             WaitTimeout: The time ran out; you may ask again.
+            ValueError: `timeout` is negative or NaN.
+            TypeError: `timeout` is not a number.
             SerializationError: This item, or its result, cannot be pickled.
-            RuntimeError: This item's call raised StopIteration, which is the cause where `chunksize` is 1.
+            RuntimeError: This item's call raised StopIteration (the cause of this error if `chunksize` is 1).
             Exception: What this item's call raised; or, after all results, what the input raised, or why the
                 pool accepted no more tasks.
 
-        Blocking: until the next result is there.
+        Blocking: until the next result is there, `timeout` seconds at most; and while the input is read.
         """
         try:
             return self._lazy.next(timeout)
@@ -68,9 +71,11 @@ class ImapIterator(Unsendable, Generic[R]):
             raise
 
     def read_all(self) -> None:
-        """Read and send the rest of the input now, ignoring `buffersize`. Never returns for infinite input.
+        """Read and send the rest of the input now, ignoring `buffersize`.
 
         Useful if you close the pool before you have taken the results.
+
+        Blocking: while the input is read; for ever if it is infinite.
         """
         self._lazy.read_all()
 
@@ -83,11 +88,11 @@ class ImapIterator(Unsendable, Generic[R]):
         self.close()
 
     def close(self) -> None:
-        """Cancel everything that has not been delivered; the iteration is over."""
+        """Cancel everything that has not been delivered, and end the iteration. Does not wait for tasks."""
         self._lazy.close()
 
     def __del__(self) -> None:
-        # The map itself may stay: the traceback of an interrupt has its frames.
+        # Dropping the iterator need not drop the map: the traceback of an interrupt may refer to its frames.
         lazy: LazyMap[R] | None = getattr(self, "_lazy", None)
         if lazy is not None:
             lazy.drop()

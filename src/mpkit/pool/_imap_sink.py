@@ -1,4 +1,4 @@
-"""Where the outcomes of a lazy map arrive, and wait until they are taken."""
+"""Where the outcomes of a lazy map arrive, and stay until the iterator takes them."""
 
 from __future__ import annotations
 
@@ -23,38 +23,39 @@ __all__ = ["ImapSink"]
 
 
 class ImapSink:
-    """Where the outcomes of a lazy map arrive.
+    """The sink of all tasks of one lazy map, and what a thread waits for that wants the next result.
 
-    The tasks hold it, and not the iterator, which so ends when its user drops it. It is what the collector
-    waits for as well.
+    The tasks refer to this object and not to the iterator, so the iterator ends as soon as its user drops it.
     """
 
     _can_be_told_again = False
 
     def __init__(self, engine: Engine, progress: Progress, function: object, *, ordered: bool) -> None:
         self._engine = engine
-        # Shared objects in it live as long as there are tasks of it.
+        # Kept alive as long as there are tasks, with the shared objects in it.
         self._function: object = function
         self._progress = progress
         self.ordered = ordered
-        #: Items that have been sent, and those of them that `take` has given out.
+        #: How many items have been sent.
         self.sent_items: int = 0
+        #: The index of the next item whose outcome `take` returns; for the ordered iterator only.
         self.next: int = 0
         #: Tasks that have not ended, by number.
         self.tasks: dict[int, Task] = {}
-        # In the order of the input; for the ordered iterator alone.
+        # Tasks in the order of the input; for the ordered iterator only.
         self._order: deque[Task] = deque()
-        # Outcomes of neighbouring items (how many, kind, data, whether of a chunk): in the order of arrival,
-        # or by the first one.
+        # Outcomes of neighbouring items (number of items, kind, data, whether of a chunk): in the order of
+        # arrival for the unordered iterator, by the index of the first item for the ordered one.
         self._arrived: deque[tuple[int, int, object, bool]] = deque()
         self._by_first: dict[int, tuple[int, int, object, bool]] = {}
-        #: One for each outcome that a thread is just bringing.
+        #: One mark for each outcome that a thread is just bringing.
         self._arriving: set[object] = set()
+        # The task that was sent last, in case sending it fails.
         self._latest: Task | None = None
         self._is_closed = False
         self._made_condition: threading.Condition | None = None
 
-    # -- of tasks --------------------------------------------------------------------------------------------
+    # -- as the sink of tasks --------------------------------------------------------------------------------
 
     def _sent(self, task: Task) -> None:
         """Remember a task that is about to be sent."""
@@ -69,10 +70,10 @@ class ImapSink:
         return self.sent_items
 
     def forget_unsent(self) -> None:
-        """Sending the latest task has failed: if it never got to the pool, nothing will come of it."""
+        """Sending the latest task has failed: unless the pool has it all the same, forget it."""
         with deferred_interrupts():
             task, self._latest = self._latest, None
-            # Ctrl-C may also come when the pool has it already.
+            # If it was Ctrl-C that came, the pool may have the task already.
             if task is None or not self._engine.dispatcher.lock.run(self._is_nowhere, task):
                 return
             self.tasks.pop(task.number, None)
@@ -87,7 +88,7 @@ class ImapSink:
         return task.state == UNSENT
 
     def fail_next(self, error: BaseException) -> None:
-        """The next item cannot be sent, so this is its outcome."""
+        """The next item cannot be sent: take the error as its outcome."""
         first = self.sent_items
         self.sent_items += 1
         self._arrive(first, 1, RAISED, error, of_chunk=False)
@@ -103,15 +104,19 @@ class ImapSink:
             finally:
                 self._arriving.discard(mark)
         finally:
-            # Once more: the handler of a signal may have raised an exception there.
+            # Again, in case the handler of a signal has raised an exception in the `finally` block above.
             self._arriving.discard(mark)
         condition = self._made_condition
         if condition is not None:
-            # Not for ever: who sleeps at it sleeps in slices, and the collector's thread must go on.
+            # With a time limit: the collector's thread must go on, and waiting threads wake by themselves.
             InterruptibleLock(condition).run_within(CONDITION_SECONDS, condition.notify_all)
 
     def _bring(self, task: Task, kind: int, data: object) -> None:
-        """May be done again: what the exception of a signal handler has left out is done then."""
+        """Take the outcome of a task, or a part of it.
+
+        May be called again with the same arguments after an exception of a signal handler: it then does what
+        was left out.
+        """
         first, length, inner, data = piece_of(task, kind, data)
         if isinstance(task, Chunk):
             is_new = first not in task.told
@@ -128,7 +133,7 @@ class ImapSink:
                 self._forget_if_told(task)
 
     def split(self, task: Chunk, pieces: Sequence[Chunk]) -> None:
-        """Pieces stand from now on for what of a task had not been done."""
+        """The worker of a chunk is dead: `pieces` stand for the items of it that have no outcome yet."""
         for piece in pieces:
             self.tasks[piece.number] = piece
         task.stop = task.done
@@ -138,8 +143,8 @@ class ImapSink:
             self._engine.submission.cancel_later(list(pieces))
 
     def _forget_if_told(self, task: Chunk) -> None:
-        # Its end may be told while another thread still has an earlier part of it in its hands. Each notes
-        # what it brings, then looks whether that was the end: so the last one finds nothing missing.
+        # A thread may bring the end of a chunk while another thread is still bringing an earlier part. Each
+        # of them notes what it brings and then checks whether all is there: so the last one finds that it is.
         if sum(list(task.told.values())) >= task.items:
             self.tasks.pop(task.number, None)
 
@@ -149,15 +154,15 @@ class ImapSink:
             self._by_first[first] = outcome
         else:
             self._arrived.append(outcome)
-        # What was cancelled, at the end of the pool say, has not been done.
+        # Items that were cancelled (because the pool was terminated, say) do not count as done.
         if not isinstance(data, TaskCancelled):
             self._progress.step(length)
 
-    # -- what the collector waits for ------------------------------------------------------------------------
+    # -- as a `Waiter`: what a thread waits for that wants the next result -----------------------------------
 
     @property
     def task_id(self) -> int:
-        """What the workers should ring for."""
+        """The task whose outcome comes next, so that its worker rings for it; `SOON`: any outcome will do."""
         order = self._order
         if self.ordered and order and order[0].number in self.tasks:
             return order[0].number
@@ -166,8 +171,8 @@ class ImapSink:
     def _is_settled(self) -> bool:
         """Whether there is nothing to wait for: the next outcome is there, or none will come.
 
-        The last one may be taken while the thread that has brought it is not done with it: whoever asks for
-        another one then finds this not idle yet, and has to be told when it is.
+        The last outcome may be taken before the thread that brought it has left `_settle`. A consumer that
+        then asks for another one waits, and is notified when this is idle.
         """
         return self.has_next() or self.is_idle()
 
@@ -176,8 +181,9 @@ class ImapSink:
         return self.next in self._by_first if self.ordered else bool(self._arrived)
 
     def is_idle(self) -> bool:
-        """Whether nothing is there, and nothing will come of what has been sent."""
-        # In this order, the reverse of that in `_settle`: what another thread is bringing is seen somewhere.
+        """Whether no outcome is there, and none will come from what has been sent."""
+        # Checked in the order in which an outcome moves (see `_settle`), so one that another thread is just
+        # bringing is not overlooked.
         return not self.tasks and not self._arriving and not self.has_next()
 
     def _ensure_condition(self) -> threading.Condition:
@@ -189,12 +195,12 @@ class ImapSink:
     # -- of the iterator -------------------------------------------------------------------------------------
 
     def take(self) -> tuple[int, int, object, bool]:
-        """The next outcome, which is there: of how many items, its kind and data, whether of a chunk."""
+        """Take the next outcome, which must be there: number of items, kind, data, whether of a chunk."""
         if not self.ordered:
             return self._arrived.popleft()
         first = self.next
         outcome = self._by_first[first]
-        # First: after Ctrl-C in between, an item is lost, but nobody waits for it.
+        # Before the outcome is removed: if Ctrl-C comes in between, an item is lost, but nobody waits for it.
         self.next += outcome[0]
         del self._by_first[first]
         order = self._order
@@ -203,9 +209,9 @@ class ImapSink:
         return outcome
 
     def close(self) -> None:
-        """Cancel what has not ended, and forget what has. Takes no lock, and may be called again."""
+        """Cancel the tasks that have not ended, and drop outcomes. Takes no lock, and may be called again."""
         self._is_closed = True
-        # It has this sink, and would stay with it, and with the function, until the next garbage collection.
+        # Break a reference cycle: the task refers to this sink.
         self._latest = None
         engine = self._engine
         if not engine.status.is_forked():

@@ -1,10 +1,13 @@
 """Lazy maps: many calls of one function, whose results are taken one by one (for chunks see `_maps`).
 
-A lazy map whose items turn out to be short sends them in groups (`GroupedFunction`): chunks whose items the
-worker treats as tasks of their own, so each is handed in before the next one begins. Only where nobody can
-tell: the input is a collection, so that an item that has been read need not wait for the next one (an
-iterator may wait for what the item before it does); the items are plain, so that one pickle for all of them
-is as good as one for each; there is no time limit; and workers are not replaced after a number of tasks.
+If the items turn out to be short, a lazy map sends them in *groups* (`GroupedFunction`): chunks whose items
+the worker treats as tasks of their own, so each outcome is handed in before the next item begins. This is
+done only if it makes no visible difference:
+
+- the input is a built-in collection. (An iterator may wait for what the previous item does, and an item must
+  not be held back until the next one has been read.)
+- the items are plain, so one pickle for all of them is as good as one for each;
+- there is no time limit, and workers are not replaced after a number of tasks.
 """
 
 from __future__ import annotations
@@ -33,19 +36,21 @@ __all__ = ["LazyMap"]
 
 R = TypeVar("R")
 
-#: Items that an imap holds for each worker unless told otherwise.
+#: The default of `buffersize`, per worker.
 _DEFAULT_BUFFER = 256
 #: While results are waiting for the consumer, input is read for this long at most.
 _READ_SECONDS = 0.001
-#: What hinders one item from being sent, and not the next one.
+#: Errors that concern a single item: others can still be sent.
 _UNSENDABLE = (SerializationError, SharedMemoryExhausted)
-#: Inputs that are just there: reading them calls nobody's code and waits for nothing.
+#: Types of input whose iteration runs no code of the program and waits for nothing.
 _COLLECTIONS = frozenset({list, tuple, range, set, frozenset, dict, deque, str, bytes, bytearray})
 
 
 class LazyMap(Generic[R]):
-    """A lazy map: reads its input, sends it, and gives out the results. What has it is `ImapIterator`, or
-    `SharedResults`; when that goes, what has not been delivered is cancelled.
+    """Reads the input of a lazy map, sends it, and returns the results.
+
+    It belongs to an `ImapIterator` or `SharedResults`. When that is dropped, everything that has not been
+    delivered is cancelled.
     """
 
     def __init__(
@@ -80,15 +85,17 @@ class LazyMap(Generic[R]):
             and options.timeout is None
             and engine.options.maxtasksperchild is None
         ):
-            # Two groups for each worker, and as many results on their way, leave nobody without work.
+            # At most a quarter of each worker's share of the buffer: room for two groups per worker, and for
+            # the results of as many on their way to the consumer.
             self.function = self._groups = GroupedFunction(self.function, self._most // (4 * processes) or 1)
-        #: Items whose results the consumer has.
+        #: How many results the consumer has taken.
         self._delivered = 0
+        # Outcomes that have been taken out of the sink, and unpickled.
         self._current: deque[tuple[Any, BaseException | None]] = deque()
-        #: What comes after all results: the error of the input, or why the pool takes no more.
+        #: Raised after all results: the error of the input, or why the pool takes no more tasks.
         self._last_error: BaseException | None = None
         try:
-            total = len(iterable)  # type: ignore[arg-type]  # where it has a length
+            total = len(iterable)  # type: ignore[arg-type]  # many iterables have a length
         except TypeError:
             total = None
         self._progress = Progress(progress, total, self.function.name)
@@ -98,7 +105,7 @@ class LazyMap(Generic[R]):
 
     @property
     def held(self) -> int:
-        """Items between input and consumer."""
+        """How many items have been sent whose results the consumer has not taken."""
         return self.sink.sent_items - self._delivered
 
     @property
@@ -113,7 +120,7 @@ class LazyMap(Generic[R]):
     # -- reading the input -----------------------------------------------------------------------------------
 
     def read(self) -> None:
-        """Send more, as long as there is room and nothing better to do."""
+        """Read and send more input: until the buffer is full, or results have been waiting for a moment."""
         source = self._input
         if source is None:
             return
@@ -130,11 +137,11 @@ class LazyMap(Generic[R]):
                     chunk.append(item)
                     if len(chunk) >= size:
                         break
-            except Exception as error:  # noqa: BLE001  it comes out of the iteration, at its place
+            except Exception as error:  # noqa: BLE001  the iterator raises it, after the results
                 self._last_error = error
                 self._input = None
             except BaseException:
-                # Ctrl-C is not put off until the tasks have ended.
+                # Ctrl-C is raised at once, and not after the results.
                 self._input = None
                 raise
             if len(chunk) < size:
@@ -142,8 +149,8 @@ class LazyMap(Generic[R]):
             if chunk:
                 try:
                     self._submit(chunk)
-                except Exception as error:  # noqa: BLE001  it comes out of the iteration, after all results
-                    # The pool is closed, say. What has been sent has results all the same.
+                except Exception as error:  # noqa: BLE001  the iterator raises it, after the results
+                    # The pool has been closed, say. Items that have been sent have results all the same.
                     self._last_error = error
                     self._input = None
                 except BaseException:
@@ -151,12 +158,13 @@ class LazyMap(Generic[R]):
                     raise
             if self._input is None:
                 return
-            # After each one, as the next one may block. A look at the clock costs little beside sending.
+            # Checked after each chunk, because reading the next one may block. (Reading the clock costs
+            # little compared with sending.)
             if clock() > deadline and (self._current or sink.has_next() or engine.dispatcher.has_outcomes()):
                 return
 
     def _submit(self, chunk: list[Any]) -> None:
-        """Send what has just been read: as a chunk, as a group, or one by one."""
+        """Send items that have just been read: as a chunk, as a group, or one by one."""
         if self._chunksize > 1:
             self._submit_chunk(self._flags | CHUNK, chunk)
         elif len(chunk) > 1 and are_plain(chunk):
@@ -168,7 +176,7 @@ class LazyMap(Generic[R]):
         try:
             self._submit_task(flags, chunk)
         except _UNSENDABLE:
-            # One by one: so it is seen which of them cannot be pickled.
+            # Send them one by one, to find out which of them cannot be sent.
             self._submit_each(flags, ([item] for item in chunk))
 
     def _submit_each(self, flags: int, each: Iterable[Sequence[Any]]) -> None:
@@ -205,13 +213,13 @@ class LazyMap(Generic[R]):
         return value  # type: ignore[no-any-return]  # the value of a call that succeeded is an R
 
     def _fetch(self, timeout: float | None) -> None:
-        """Have at least one outcome in `_current`."""
+        """Wait until there is at least one outcome in `_current`."""
         sink = self.sink
         if self._input is not None and (self.held < self._most // 2 or not sink.has_next()):
             self.read()
         while not sink.has_next():
             if sink.is_idle():
-                # Ctrl-C may have taken an item that was about to be delivered.
+                # Ctrl-C may have lost an outcome that was about to be delivered. Count it as delivered.
                 self._delivered = sink.sent_items
                 if self._input is None:
                     self._progress.close()
@@ -235,7 +243,7 @@ class LazyMap(Generic[R]):
             self.read()
 
     def close(self) -> None:
-        """Cancel what has not been delivered; the iteration is over."""
+        """Cancel what has not been delivered, and end the iteration."""
         self._input = None
         self._last_error = None
         self._progress.close()
@@ -244,9 +252,10 @@ class LazyMap(Generic[R]):
         self._delivered = self.sink.sent_items
 
     def drop(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        """Cancel what has not been delivered: nobody will ask for it. May be called again."""
-        # In whatever thread the garbage collector runs, perhaps within a step of the progress bar or of the
-        # pool: so this takes no lock. At the end of the interpreter globals are gone, and the pool has ended.
+        """Cancel what has not been delivered, because nobody will ask for it. May be called again."""
+        # Called by the garbage collector, in any thread, perhaps in the middle of a step of the progress bar
+        # or of the pool: so this takes no lock. When the interpreter is being finalized, globals may be gone,
+        # and the pool has ended.
         sink: ImapSink | None = getattr(self, "sink", None)
         if sink is not None and not _is_finalizing():
             sink.close()

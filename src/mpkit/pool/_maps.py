@@ -1,9 +1,9 @@
-"""Whole maps: many calls of one function in chunks, with one handle for all.
+"""Whole maps: many calls of one function in chunks, with one handle for all of them.
 
-A chunk is one task with many calls. An error fails its own item: the worker goes on with the next one. When
-a worker dies, the item that it died of fails (or is tried again), and the others of its chunk are sent again
-unless their results have come (`mpkit.pool._engine.losses`). A time limit holds for the whole chunk, so maps
-with one send items one by one unless told otherwise.
+A chunk is one task with many calls. An error fails only its own item: the worker goes on with the next one.
+When a worker dies, the item that it died of fails or is tried again; the others of its chunk are sent again
+unless their results have arrived (`mpkit.pool._engine.losses`). A time limit applies to a whole chunk, so a
+map with a time limit sends its items one by one unless told otherwise.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ R = TypeVar("R")
 
 
 class _MapSink:
-    """Hands the outcomes of the chunks of one map to its handle."""
+    """Passes the outcomes of the chunks of one map on to its handle."""
 
     _can_be_told_again = False
 
     def __init__(self, owner: MapHandle[Any]) -> None:
         self._map: MapHandle[Any] | None = owner
-        #: What is called. Shared objects in it (`functools.partial`) live as long as there are tasks of it.
+        #: Kept alive until all items have ended, with the shared objects in it (as in a `functools.partial`).
         self.function: object = None
         self._items = 0
         #: Chunks that have not ended, by number.
@@ -65,11 +65,11 @@ class _MapSink:
         self.tasks.pop(task.number, None)
         owner = self._map
         if owner is not None and owner._is_settled():
-            # It was cancelled meanwhile, and the pieces were not there yet.
+            # The map was cancelled before these pieces existed.
             owner._engine.submission.cancel_later(list(pieces))
 
     def forget(self) -> None:
-        """All items have ended: break the reference cycle, so that the results go with the handle."""
+        """All items have ended: break the reference cycle, so that the results are freed with the handle."""
         self._map = self.function = None
 
 
@@ -85,7 +85,7 @@ def _decode(pieces: dict[int, tuple[int, int, Any]]) -> tuple[list[Any] | None, 
         outcomes = open_chunk(kind, data, length) if error is not None else open_chunk(PLAIN, value, length)
         if first is None:
             first = next((e for _, e in outcomes if e is not None), None)
-        # One that could not be unpickled may be without error the second time.
+        # Needed even after an error: what could not be unpickled a moment ago may have succeeded this time.
         results += [result for result, _ in outcomes]
     return (results, None) if first is None else (None, first)
 
@@ -99,20 +99,20 @@ class MapHandle(TaskHandle[list[R]]):
 
     def __init__(self, engine: Engine, progress: Progress) -> None:
         super().__init__(engine)
-        #: Outcomes of neighbouring items, by the first of them: how many, kind, data.
+        #: Outcomes of neighbouring items, by the index of the first one: number of items, kind, data.
         self._pieces: dict[int, tuple[int, int, Any]] = {}
         self._sink: _MapSink = _MapSink(self)
         self._total = self._missing = 0
         self._has_failures = False
-        #: The first items of big ones that have not been unpickled yet. (To wake up for a small one would
-        #: take longer than that.)
+        #: The keys of big pieces that have not been unpickled yet. (Waking a thread to unpickle a small piece
+        #: would take longer than unpickling it at the end.)
         self._unopened: deque[int] = deque()
-        #: Pieces that have come and are not among them yet.
+        #: Pieces that have arrived and are not in `_pieces` yet.
         self._brought: deque[tuple[int, int, int, Any]] = deque()
         self._count_lock = InterruptibleLock()
         self._progress = progress
 
-    #: What the pieces were unpickled to, by whoever was first.
+    #: What the pieces were unpickled to, by the first thread that asked.
     _decoded: tuple[list[R] | None, BaseException | None] | None = None
 
     def start(
@@ -124,7 +124,7 @@ class MapHandle(TaskHandle[list[R]]):
         *,
         star: bool,
     ) -> None:
-        """Send everything."""
+        """Send all items, as tasks of one chunk each."""
         self._total = self._missing = len(items)
         engine = self._engine
         if not items:
@@ -137,7 +137,7 @@ class MapHandle(TaskHandle[list[R]]):
         if chunksize is not None:
             chunks = chunks_of(items, chunksize)
         elif options.timeout is not None:
-            # It must hit one item only.
+            # The time limit applies to a whole chunk, and must not end innocent items.
             chunks = chunks_of(items, 1)
         else:
             most = engine.options.maxtasksperchild or len(items)
@@ -146,34 +146,34 @@ class MapHandle(TaskHandle[list[R]]):
             for chunk in chunks:
                 engine.submission.submit(known, blob, flags, chunk, self._sink, options)
         except BaseException:
-            # Nobody will ever ask for what has been sent already.
+            # The caller gets no handle, so nobody will ask for what has been sent already.
             engine.submission.cancel_later(list(self._sink.tasks.values()))
             self._progress.close()
             raise
 
     def piece_done(self, first: int, length: int, kind: int, data: object) -> None:
-        """Neighbouring items have ended."""
+        """Take the outcome of `length` neighbouring items, from index `first` on."""
         self._brought.append((first, length, kind, data))
-        # A signal handler may bring another piece in the middle of `_note_pieces`, which goes on with it.
+        # If this is a signal handler in the middle of this thread's `_note_pieces`, that takes the piece too.
         while self._brought and not self._count_lock.is_owned():
             new, is_last = self._count_lock.run(self._note_pieces)
             self._progress.step(new)
             if is_last:
                 self._progress.close()
-                # Whoever waits for the first exception among several handles is told by the kind.
+                # The kind tells `wait(..., FIRST_EXCEPTION)` whether an item has failed.
                 self._settle(None, ERROR if self._has_failures else VALUE, None)
                 self._sink.forget()
 
     def _note_pieces(self) -> tuple[int, bool]:
-        """Take note of what has been brought: how many more items are done, and whether that was the last."""
+        """Move pieces from `_brought` to `_pieces`: how many more items are done, and whether all are now."""
         new = 0
         while self._brought:
             first, length, kind, data = self._brought.popleft()
             if self._is_settled():
                 continue
             if first in self._pieces:
-                # Told again, after the handler of a signal had raised an exception, perhaps just before the
-                # piece was counted.
+                # Brought again, because the handler of a signal has raised an exception, perhaps just before
+                # the piece was counted. So count anew.
                 self._missing = self._total - sum(piece[0] for piece in self._pieces.values())
                 continue
             self._has_failures = self._has_failures or payload.has_failures(kind, data)
@@ -181,7 +181,7 @@ class MapHandle(TaskHandle[list[R]]):
             if kind == BIG_VALUE:
                 self._unopened.append(first)
             self._missing -= length
-            # What was cancelled, with the pool, has not been done.
+            # Items that were cancelled, because the pool was terminated, do not count as done.
             if not isinstance(data, TaskCancelled):
                 new += length
         return new, not self._missing and not self._is_settled()
@@ -189,7 +189,7 @@ class MapHandle(TaskHandle[list[R]]):
     @override
     def _wait(self, timeout: float | None, what: str) -> None:
         if timeout is not None:
-            # It does not hold for the unpickling, which therefore comes at the end.
+            # The timeout does not include unpickling, so nothing is unpickled while waiting.
             super()._wait(timeout, what)
         while not self._is_settled():
             self._engine.lead.wait_for(self, None, until=self._has_come_further)
@@ -199,50 +199,52 @@ class MapHandle(TaskHandle[list[R]]):
         return bool(self._unopened) or self._is_settled()
 
     def _open_pieces(self) -> None:
-        """Unpickle what has come while the rest is being worked on.
+        """Unpickle the big pieces that have arrived, while the workers are busy with the rest.
 
-        What is wrong with a piece is found out again at the end, and told then.
+        A piece with errors stays as it is: they are found again, and reported, at the end.
         """
         pieces = self._pieces
         while not self._is_settled():
             try:
                 first = self._unopened.popleft()
             except IndexError:
-                # Another thread may be at it, too.
+                # Another thread may be doing this as well.
                 return
             length, kind, data = pieces[first]
             value, error = payload.open_outcome(kind, data)
             if error is None and not value[1]:
                 pieces[first] = (length, PLAIN, value)
-            # The workers may have nothing left to do by now.
+            # Unpickling may have taken long, and the workers may have run out of tasks meanwhile.
             self._engine.collector.look()
 
     @override
     def _outcome(self) -> tuple[list[R] | None, BaseException | None]:
-        # Of what the pool has settled it with, only the reason to give it up is told here.
+        # A map that has ended regularly is settled without data; its outcomes are in the pieces.
         if self._got[0] == RAISED:
             return None, self._got[1]
-        # In this order: the pieces are let go after what they were unpickled to is there.
+        # `_pieces` is read before `_decoded`, because another thread stores `_decoded` and then empties
+        # `_pieces`.
         pieces = self._pieces
         decoded = self._decoded
         if decoded is None:
-            # Two threads may both come here: all get what the first one has stored (`setdefault` is one
-            # step, for other threads and for Ctrl-C).
+            # Two threads may come here at once: both return what the first one has stored. (`setdefault` is
+            # a single step, for other threads and for Ctrl-C.)
             decoded = self.__dict__.setdefault("_decoded", _decode(pieces))
             self._pieces = {}
         return decoded
 
     @override
     def cancel(self) -> bool:
-        """Cancel every item that has not ended; those that run are stopped."""
+        """Cancel every item that has not ended; running ones are stopped. See `TaskHandle.cancel`."""
         try:
             if self._settle(None, RAISED, TaskCancelled("the map was cancelled")):
                 self._progress.close()
-                # The last first: else those behind would begin in the place of those that run.
+                # The last ones first. Otherwise they would begin in the place of running ones that are
+                # stopped.
                 for task in reversed(list(self._sink.tasks.values())):
                     self._engine.submission.cancel(task)
         except BaseException:
-            # Ctrl-C: nobody would cancel the others.
+            # Interrupted by Ctrl-C: the remaining tasks must still be cancelled.
             if self.cancelled():
                 self._engine.submission.cancel_later(list(self._sink.tasks.values()))
             raise

@@ -1,4 +1,4 @@
-"""A pool and its workers seen from a process that has no part in it: read and never changed."""
+"""The state of a pool and its workers, read from another process. Nothing is ever changed."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class WorkerRow(NamedTuple):
     """The status row of one worker at one moment.
 
     Attributes:
-        pid: the worker; 0 while it starts.
+        pid: the process id of the worker; 0 while it starts.
         pool: the random part of the name of its pool's board, as a number.
         state: ``"starting"``, ``"initializing"``, ``"idle"``, ``"running"`` or ``"leaving"``.
-        task_id: the task in its hands, or None.
+        task_id: the task that it is running, or None.
         started_ns: when that task began (`time.monotonic_ns`), or None.
-        tasks_done: tasks that it has finished.
-        waiting: tasks in its inbox.
-        stack_pipe: its descriptor of the pipe that it writes its stack into, or None.
+        tasks_done: how many tasks it has finished.
+        waiting: how many tasks are in its inbox.
+        stack_pipe: the descriptor, in the worker, of the pipe that it writes its stack into, or None.
     """
 
     pid: int
@@ -51,7 +51,7 @@ class WorkerRow(NamedTuple):
 
 
 def read_name(path: str) -> str:
-    """The name of the pool whose board is at `path`, as its program calls it.
+    """The name that its program has given the pool whose board is the file at `path`.
 
     Raises:
         OSError: the file is gone, or may not be read.
@@ -65,14 +65,15 @@ def read_name(path: str) -> str:
 
 
 def read_row(path: str) -> WorkerRow | None:
-    """The status row in the channel at `path`; None if that is no channel.
+    """The status row of the worker whose channel is the file at `path`; None if the file is not a channel.
 
     Raises:
         OSError: the file is gone, or may not be read.
     """
     fd = open_to_look(path)
     try:
-        # Not mapped: the file of another user may be cut while it is looked at, which is a SIGBUS.
+        # Read, not mapped: another user may truncate the file meanwhile, and touching the mapping would then
+        # raise SIGBUS. Read twice, because a read of several words is not atomic.
         first, again = read_at(fd, RINGS << 3, 0), read_at(fd, RINGS << 3, 0)
     finally:
         os.close(fd)
@@ -80,7 +81,8 @@ def read_row(path: str) -> WorkerRow | None:
         return None
     words = memoryview(first).cast("Q")
     if memoryview(again).cast("Q")[TASK] != words[TASK]:
-        # It has just gone on to another one, so it has been at it for no time.
+        # The worker has just gone on to another task, or to none, so the first read may mix the words of two
+        # tasks. The second one is right, unless the worker has gone on again within microseconds.
         words = memoryview(again).cast("Q")
     task, started = words[TASK], words[STARTED]
     head, tail = words[IN_HEAD], words[IN_TAIL]

@@ -1,6 +1,6 @@
-"""An object that many tasks use: pickled once into shared memory, mapped by the workers.
+"""An object that many tasks use: pickled once into shared memory, and mapped by the workers.
 
-A `Shared` among the arguments of a task is pickled as the name of its file; unpickling gives the object
+A `Shared` among the arguments of a task is pickled as the name of its file, and unpickled as the object
 itself. So it works at any depth of any container, and the function never sees a wrapper.
 """
 
@@ -31,17 +31,17 @@ T = TypeVar("T")
 class Shared(Generic[T]):
     """What `TaskPool.share` returns: a handle to pass to tasks, which receive the object itself.
 
-    Buffers of 64 KiB and more that pickle can leave out (of numpy arrays, for example) are mapped read-only
-    by all workers instead of copied. A worker unpickles the rest once for all its tasks, which must not
-    change it.
+    Buffers of 64 KiB and more that pickle protocol 5 can keep out of the pickle (those of numpy arrays, for
+    example) are mapped read-only by all workers instead of copied. A worker unpickles the rest once for all
+    of its tasks, so tasks must not change the object.
 
-    `close`, the end of a ``with`` block, or dropping the last reference releases it: the file is removed as
-    soon as every task that was sent before has ended, and the memory is freed as soon as no worker has it
-    open. A worker checks that when it opens another shared object, between two tasks (at most twice a
-    second), and every two seconds while it is idle.
+    `close`, the end of a ``with`` block, or dropping the last reference releases the object: its file is
+    removed as soon as every task that was sent before has ended, and the memory is freed as soon as no worker
+    has the file open. A worker closes it when it opens another shared object, between two tasks (at most
+    twice a second), or within two seconds while it is idle.
 
     Attributes:
-        nbytes: How much shared memory it takes.
+        nbytes: How many bytes of shared memory the object takes.
 
     Safe from: any thread.
     """
@@ -53,22 +53,26 @@ class Shared(Generic[T]):
 
     @property
     def value(self) -> T:
-        """The object, as it was given.
+        """The object that was passed to `share`.
 
         Raises:
             ClosedError: After `close`.
         """
-        # In this order, the reverse of that in `close`: another thread may close it meanwhile.
+        # The value is read before `_blob`, because `close`, which another thread may call meanwhile, clears
+        # `_blob` first.
         value = self._value
         if self._blob is None:
             raise ClosedError("this shared object has been closed")
         return value  # type: ignore[return-value]  # a T until it is closed
 
     def close(self) -> None:
-        """Release it: the file and the memory are freed after the last of the tasks that were sent before
-        (see above). Passing it to a task after this raises a `SerializationError`, caused by a `ClosedError`.
+        """Release the object; its memory is freed when the tasks that were sent before have ended (see
+        above).
+
+        After this, passing it to a task raises a `SerializationError`, caused by a `ClosedError`. May be
+        called again. Never blocks.
         """
-        # The tasks that need it keep it.
+        # Tasks that need the file refer to it themselves.
         self._blob = None
         self._value = None
 
@@ -76,7 +80,7 @@ class Shared(Generic[T]):
         blob = self._blob
         if blob is None:
             raise ClosedError("this shared object has been closed")
-        # The task must keep the memory until it has ended, also if the caller drops this object right away.
+        # The task must keep the memory until it has ended, even if the caller drops this object at once.
         note_shared(blob)
         return open_shared, (blob.name,)
 
@@ -95,7 +99,7 @@ class Shared(Generic[T]):
 
 @pickles_for_tasks
 def _dump(value: object, pickler: Pickler) -> Blob:
-    """Its file, which keeps those of other shared objects in it."""
+    """Pickle an object into a file; this keeps the files of other shared objects that the object contains."""
     forget_seen_shared()
     blob = payload.dump_shared(value, pickler)
     blob.needs = take_seen_shared()

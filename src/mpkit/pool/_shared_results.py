@@ -1,4 +1,4 @@
-"""The results of a lazy map, for several threads at once, one of which may be closing the pool."""
+"""For `mpkit.compat`: the results of a lazy map for several threads, one of which may be closing the pool."""
 
 from __future__ import annotations
 
@@ -17,36 +17,38 @@ T = TypeVar("T")
 
 
 class SharedResults(Generic[R]):
-    """The results of a lazy map, for several threads: a pool holds it without its iterator, which holds the
+    """The results of a lazy map, for several threads.
+
+    A pool can refer to this object without referring to the iterator of `mpkit.compat`, which refers to the
     pool.
 
-    One thread at a time takes a result, and one at a time reads the input; they are not the same when the
-    pool is closed while somebody waits for a result. Who waits does not keep others from reading: the result
-    may depend on what they do then.
+    One thread at a time takes a result, and one thread at a time reads the input. These are different threads
+    if the pool is closed while another thread waits for a result. A thread that waits does not keep others
+    from reading, because the result that it waits for may depend on what they read.
 
     Safe from: any thread.
     """
 
     def __init__(self, results: ImapIterator[R]) -> None:
-        # Its end would be that of the map.
+        # Kept alive, because the end of the iterator would end the map.
         self._iterator = results
         self._results = results._lazy
         self._turn = InterruptibleLock()
         self._reading = InterruptibleLock()
-        # Written while holding the lock of the input only: the last item is on its way a moment longer than
-        # there is something to read.
+        # Set only while holding `_reading`. (`LazyMap.is_all_read` becomes true a moment earlier, when the
+        # last item has been read and not been sent.)
         self._is_all_read: bool = self._results.is_all_read
 
     def next(self, timeout: float | None) -> R:
-        """The next result, within a time limit that has been checked.
+        """The next result. The caller has checked `timeout`.
 
         Raises:
-            WaitTimeout: the time is over.
-            RuntimeError: this thread is in the middle of it.
+            WaitTimeout: the time ran out.
+            RuntimeError: this thread is already in the middle of this method, or of reading the input.
             ClosedError: this process is a fork of the pool's.
         """
         engine = self._results.engine
-        # In a fork: a thread that is not there may have the locks.
+        # In a fork, the locks may be held by threads that do not exist there.
         engine.status.check_process()
         if self._turn.is_owned() or self._reading.is_owned():
             raise RuntimeError(
@@ -57,10 +59,10 @@ class SharedResults(Generic[R]):
         return _holding(self._turn, deadline, self._take)
 
     def read_all(self) -> None:
-        """Read and send the rest of the input now; an infinite input never ends.
+        """Read and send the rest of the input now; never returns if it is infinite.
 
-        What is reading it in this very thread (the input itself has closed the pool, or a signal handler) is
-        left alone.
+        Does nothing if this thread is already reading the input: then the input itself has closed the pool,
+        or a signal handler has.
         """
         if not self._results.engine.status.is_forked() and not self._reading.is_owned():
             self._reading.run(self._read_all)
@@ -70,7 +72,7 @@ class SharedResults(Generic[R]):
         return self._is_all_read and not self._results.held
 
     def is_under_way(self) -> bool:
-        """Whether there is something to read, or to be done by workers, though nobody may want it."""
+        """Whether there is input to read, or work for the workers, even if nobody will take the results."""
         return not self._is_all_read or bool(self._results.sink.tasks)
 
     def _read_all(self) -> None:
@@ -78,7 +80,7 @@ class SharedResults(Generic[R]):
         self._is_all_read = True
 
     def _take(self, deadline: float | None) -> R:
-        """The next result (while it is this thread's turn)."""
+        """The next result (holding `_turn`)."""
         results = self._results
         while not self._is_all_read:
             taken = _holding(self._reading, deadline, self._read_and_take)
@@ -89,12 +91,13 @@ class SharedResults(Generic[R]):
         return results.next(remaining(deadline))
 
     def _read_and_take(self, deadline: float | None) -> tuple[R] | None:
-        """Read on, and take the next result unless it must be waited for (holding the lock of the input)."""
+        """Read more input, and take the next result; None if it is not there yet (holding `_reading`)."""
         results = self._results
         try:
             if not results.has_next():
                 results.read()
-            # An idle one has come to its end, or an interrupt has taken something away: it knows what to do.
+            # If the sink is idle, the map has come to its end, or an interrupt has lost an outcome: `next`
+            # handles both.
             if results.has_next() or results.sink.is_idle():
                 return (results.next(remaining(deadline)),)
             return None
@@ -103,6 +106,7 @@ class SharedResults(Generic[R]):
 
 
 def _holding(lock: InterruptibleLock, deadline: float | None, function: Callable[[float | None], T]) -> T:
+    """Call ``function(deadline)`` while holding a lock; raise `WaitTimeout` if it is not free in time."""
     held = lock.run_within(remaining(deadline), function, deadline)
     if held is None:
         raise _late()

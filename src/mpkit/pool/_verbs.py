@@ -1,5 +1,7 @@
-"""The verbs of a pool as a protocol: what `TaskPool` offers here, and what a pool over a cluster would have
-to. Hence a plain `Future`: a `TaskHandle` belongs to the workers of this machine.
+"""The methods of a pool as a protocol, for code that should also accept other pools than `TaskPool`.
+
+Another pool might use the machines of a cluster. So `submit` returns a plain `Future` here: a `TaskHandle`
+belongs to workers of this machine.
 """
 
 from __future__ import annotations
@@ -16,26 +18,29 @@ T = TypeVar("T")
 
 
 class PoolVerbs(Protocol):
-    """What any pool can do. To accept only a `TaskPool` and its views, annotate `PoolView` instead."""
+    """What any pool can do; see `TaskPool` for the meaning of the methods.
+
+    To accept only a `TaskPool` and its views, annotate `PoolView` instead.
+    """
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
-        """Call it; the future of what it returns."""
+        """Have ``fn(*args, **kwargs)`` called; return a future of its result."""
         ...
 
     def apply(
         self, func: Callable[..., R], args: Iterable[Any] = (), kwds: Mapping[str, Any] | None = None
     ) -> R:
-        """Call it and wait."""
+        """Have ``func(*args, **kwds)`` called, and wait for its result."""
         ...
 
     def map(self, func: Callable[[T], R], iterable: Iterable[T], chunksize: int | None = None) -> list[R]:
-        """Call it for each item and wait for all."""
+        """Have `func` called for each item, and wait for all results."""
         ...
 
     def starmap(
         self, func: Callable[..., R], iterable: Iterable[Iterable[Any]], chunksize: int | None = None
     ) -> list[R]:
-        """The same, each item being the arguments of one call."""
+        """The same as `map`, but each item holds the arguments of one call."""
         ...
 
     def imap(
@@ -46,7 +51,7 @@ class PoolVerbs(Protocol):
         *,
         buffersize: int | None = None,
     ) -> Iterator[R]:
-        """Call it for each item, lazily and in order."""
+        """Have `func` called for each item, lazily; iterate over the results in the order of the input."""
         ...
 
     def imap_unordered(
@@ -57,9 +62,9 @@ class PoolVerbs(Protocol):
         *,
         buffersize: int | None = None,
     ) -> Iterator[R]:
-        """Call it for each item, lazily, results as they arrive."""
+        """The same as `imap`, with the results in the order in which they arrive."""
         ...
 
     def __repr__(self) -> str:
-        """What state it is in."""
+        """The pool and its state, for people."""
         ...
