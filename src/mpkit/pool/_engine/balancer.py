@@ -1,7 +1,9 @@
-"""Moves tasks: from the queue into inboxes, from the inbox of one worker into that of another, and back.
+"""Moves tasks: from the queue into inboxes, from one inbox into another, and from inboxes back into the
+queue.
 
-What a stalled worker has not begun is taken back when another one idles. All methods are called under the
-dispatcher's lock; nothing here waits, except for the lock of an inbox, which a worker holds for microseconds.
+If a worker is idle and no task is queued, it gets tasks that a busy worker has not begun. All methods are
+called under the dispatcher's lock. Nothing here waits, except for the lock of an inbox, which a worker holds
+for microseconds.
 """
 
 from __future__ import annotations
@@ -19,19 +21,21 @@ from mpkit.pool._protocol.channel import LOW
 
 
 class Balancer:
-    """Keeps the workers of one pool in work."""
+    """Keeps the workers of one pool busy."""
 
     def __init__(self, ledger: Ledger, roster: Roster) -> None:
         self._ledger = ledger
         self._roster = roster
-        #: Called when tasks begin to queue: somebody has to send them later.
+        #: Called when tasks are queued that some thread has to send later.
         self.on_queue: Callable[[], None] = do_nothing
         #: Whether workers have been told to ring when they run low.
         self.lows_set: bool = False
 
     def send_queued(self) -> None:
-        """Send queued tasks to all that may have more; if none are left, have the idle ones steal. With
-        interrupts deferred: between a ring and the ledger one would have a task run twice, or never.
+        """Send queued tasks to all workers that may have more; if none are left, have the idle ones steal.
+
+        To be called with interrupts deferred: an interrupt between putting a task into a ring and noting it
+        in the ledger would have it run twice, or never.
         """
         ledger, roster = self._ledger, self._roster
         while roster.idle and ledger.queued:
@@ -47,7 +51,7 @@ class Balancer:
             self._steal()
 
     def _send(self, lane: Lane, most: int) -> None:
-        """Send up to `most` tasks from the queue, as far as it makes sense to send them ahead."""
+        """Send up to `most` tasks from the queue, but not more than `Function.ahead` says."""
         ledger = self._ledger
         task = ledger.first()
         if task is None:
@@ -67,7 +71,7 @@ class Balancer:
             lane.wake()
 
     def _steal(self) -> None:
-        """Take back what busy workers have not begun, for those that idle."""
+        """Move tasks that busy workers have not begun to idle ones."""
         roster = self._roster
         while roster.idle:
             thief = next(reversed(roster.idle))
@@ -81,21 +85,23 @@ class Balancer:
             if not records:
                 return
             del roster.idle[thief]
-            # The oldest go to the one that is free now.
+            # The thief gets the oldest tasks, because it can begin at once.
             cut = stolen_share(len(records), thief.room())
             left = self.hand_on(victim, thief, records[:cut])
             left += self.hand_on(victim, victim, records[cut:])
             if left:
-                # A task among them that has ended was cancelled, and whoever waited for it has been told.
+                # The result is not needed: a task that ends here was cancelled, and its sink has been told.
                 self.requeue(victim, left)
                 return
 
     def take_unbegun(self, lane: Lane) -> list[tuple[int, bytes]]:
-        """Everything that a worker has not begun, out of its inbox: (number, record). Empty if the worker is
-        dead.
+        """Take everything that a worker has not begun out of its inbox.
+
+        Returns:
+            (number, record) of each task. Nothing if the inbox cannot be locked: see `lock_inbox`.
         """
         if lane.doomed:
-            # Perhaps locked for good.
+            # This process may hold the lock for good.
             return []
         try:
             if not lock_inbox(lane):
@@ -112,8 +118,9 @@ class Balancer:
         """Put records that were taken out of the inbox of `victim` into that of `target`, which is empty.
 
         Returns:
-            The tasks that are with neither of them now. A ring takes again what came out of it; another one,
-            though empty, may not: no record goes round its end, and its index may stand anywhere.
+            The tasks that are with neither of them now. Records always fit back into the ring that they came
+            from. They may not fit into another one, even if it is empty: a record is never split at the end
+            of a ring, and the ring may be empty at any index.
         """
         left: list[int] = []
         try_put = target.channel.inbox.try_put
@@ -121,12 +128,12 @@ class Balancer:
             task = victim.sent.get(number)
             if task is None:
                 continue
-            # Behind one that did not fit no other goes: they stay in order.
+            # Once one has not fitted, no other is put in, so that they stay in order.
             if left or task.ending or not try_put(record):
                 left.append(number)
                 continue
             if target is not victim:
-                # In this order: after an exception in between it belongs to the one that `worker` says.
+                # In this order: after an exception in between, it belongs to the worker that `worker` names.
                 target.sent[number] = task
                 task.worker = target.key
                 del victim.sent[number]
@@ -135,19 +142,20 @@ class Balancer:
         return left
 
     def requeue(self, lane: Lane, numbers: list[int]) -> list[Task]:
-        """Tasks were taken out of a worker's inbox, and wait again before all others.
+        """Put tasks that were taken out of a worker's inbox in front of the queue.
 
         Returns:
             Those that were to be stopped: they have ended instead.
         """
         ended = self._ledger.take_back(lane.key, numbers)
         if len(ended) < len(numbers):
-            # Whoever would send them later may sleep, and a worker that is not told does not ring for more.
+            # The thread that has to send them later may be asleep, and workers that have not been told when
+            # to ring for more do not ring.
             self.on_queue()
         return ended
 
     def set_lows(self) -> None:
-        """Tell each worker when to ring for more."""
+        """Tell each worker when to ring for more tasks."""
         lanes = self._roster.lanes.values()
         marks = low_marks([len(lane.sent) for lane in lanes], self._ledger.queued)
         self.lows_set = any(marks)

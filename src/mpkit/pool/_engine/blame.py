@@ -1,4 +1,4 @@
-"""Which argument of a task, which item of a map, or what of an initializer, it is that cannot be pickled."""
+"""Finds out which argument of a task, item of a map, or part of an initializer cannot be pickled."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from mpkit.errors import SerializationError
 from mpkit.pool._engine.function_table import name_of
 from mpkit.pool._protocol.channel import KEYWORDS
 
-#: What a message calls it, and the object.
+#: The name of a part in messages, and the object.
 Part = tuple[str, object]
 
 
 def blame(error: SerializationError, parts: Iterable[Part], pickler: Pickler) -> SerializationError:
     """The error to raise when pickling all of `parts` has failed with `error`.
 
-    Pickles them once more, one by one: slow, and foreign code again, but only now.
+    It pickles them again, one by one. This is slow, and runs foreign code again, but happens only after an
+    error.
     """
     for what, value in parts:
         try:
@@ -27,21 +28,21 @@ def blame(error: SerializationError, parts: Iterable[Part], pickler: Pickler) ->
             named = SerializationError(f"{what}: {found}")
             named.__cause__ = found.__cause__
             return named
-    # It takes two of them (one pickles differently the second time, say).
+    # Each of them can be pickled by itself (perhaps because one is pickled differently the second time).
     return error
 
 
 def parts_of_task(function: str, arguments: Any, flags: int, first: int | None) -> Iterator[Part]:
-    """What a task consists of.
+    """The arguments of a task, or its items.
 
     Args:
-        function: its name.
-        arguments: as they are given to `Submission.submit`.
-        flags: likewise.
+        function: the name of the function.
+        arguments: as given to `Submission.submit`.
+        flags: as given to `Submission.submit`.
         first: the index of its first item in the input of a map; None for a single call.
     """
     if first is not None:
-        # One item that is sent by itself is the only argument.
+        # Also right for an item that is sent by itself: it is the only argument.
         for index, item in enumerate(cast("Iterable[object]", arguments), first):
             yield f"the item at index {index} for {function}", item
         return
@@ -56,7 +57,7 @@ def parts_of_task(function: str, arguments: Any, flags: int, first: int | None) 
 
 
 def parts_of_initializer(initializer: Callable[..., object], arguments: tuple[object, ...]) -> Iterator[Part]:
-    """What a worker calls first."""
+    """The initializer and its arguments."""
     yield "the initializer", initializer
     for number, value in enumerate(arguments, 1):
         yield f"argument {number} of the initializer {name_of(initializer)}", value

@@ -1,22 +1,24 @@
-"""The thread that runs the program's own code in the parent: callbacks, and what handles log records.
+"""The caller: the pool's thread that calls code of the program in the parent (callbacks and log handlers).
 
-Such code may take long, or wait for other tasks of the same pool. So it has a thread of its own, the
-*caller*: the collector's goes on fetching outcomes and sending tasks meanwhile. The caller makes all calls
-one after the other, in the order in which they were asked for.
+Such code may take long, or wait for other tasks of the same pool. So it has a thread of its own, and the
+collector's thread goes on fetching outcomes and sending tasks meanwhile. The caller makes all calls one after
+the other, in the order in which they were asked for.
 
-The thread is started with the first call, by the collector's thread: whoever asks for a call may be a signal
-handler or a `__del__` in the middle of anything, where no thread should be started. If the system has none
-left, the collector's thread makes the calls from then on: all those of one pool are made in one thread.
+The thread is started when there is a first call, by the collector's thread: a signal handler or a `__del__`
+may ask for a call in the middle of anything, where no thread should be started. If the system refuses a
+thread, the collector's thread makes the calls from then on, so that all calls of one pool are still made in
+one thread.
 
-No call is forgotten, and none waits for a ring that is lost:
+No call is lost, and none waits for a wake-up that does not come:
 
-- calls are in a `queue.SimpleQueue`, whose `put` takes no lock that a signal handler or a `__del__` might
-  find taken, and whose `get` sleeps until there is one: a thread that runs needs no ring;
-- while none runs, whoever has added a call rings the collector's bell, which keeps the ring until it is
-  heard. Whoever sees a thread, and so does not ring, is served by it;
-- at the end, the request to stop stands behind all calls. Then the thread stores that it has ended, and looks
-  into the queue for the last time; whoever adds a call looks afterwards whether it has ended, and if so makes
-  the call itself. Of the two, one at least sees the other.
+- Calls are in a `queue.SimpleQueue`. Its `put` takes no lock that a signal handler or a `__del__` might find
+  taken, and its `get` sleeps until there is a call: once the thread is running, nothing else has to wake it.
+- While the thread is not running, a thread that adds a call rings the collector's bell. The bell is a
+  semaphore, so the ring is kept until the collector takes it.
+- At the end, the request to stop is queued behind all calls. Having taken it, the thread first stores that it
+  has ended, and then empties the queue for the last time. A thread that adds a call first adds it, and then
+  checks whether the caller has ended; if so, it makes the call itself. At least one of the two sees the
+  other.
 """
 
 from __future__ import annotations
@@ -35,31 +37,32 @@ from mpkit.pool._protocol.channel import LOGS_LATE
 
 _logger = logging.getLogger("mpkit.pool")
 
-#: While more calls than the former wait, workers that log slow down, until there are fewer than the latter.
+#: When more calls than this are waiting, workers that log have to slow down, ...
 _MOST_CALLS = 10_000
+#: ... until there are fewer than this.
 _FEW_CALLS = 5_000
-#: How long the thread pauses when it has failed itself: should that be lasting (no memory), once in a while
-#: is often enough.
+#: How long the thread pauses after a failure of its own: if that lasts (no memory), it need not be reported
+#: more often.
 _PAUSE_SECONDS = 0.5
 
 
 class HasWords(Protocol):
-    """The pool's board, as far as it is used here."""
+    """What is used here of the pool's board."""
 
     words: memoryview[int]
 
 
 class Caller:
-    """Makes the calls of one pool.
+    """Calls code of the program, for one pool.
 
     Args:
-        name: of the thread.
-        handle_log: what is done with a worker's log record.
-        wake_collector: has the collector's thread call `serve`. It may be called at any line.
-        board: where workers see whether those that log have to slow down, because records come faster than
-            they are handled: the memory would be full of them in the end.
+        name: what the name of the thread begins with.
+        handle_log: handles a worker's log record.
+        wake_collector: has the collector's thread call `serve`. It is called in signal handlers, too.
+        board: tells workers that log to slow down while records come faster than they are handled. (Otherwise
+            they would fill the memory.)
 
-    Safe from: any thread, signal handlers and `__del__`, where nothing else is said.
+    Safe from: any thread, signal handlers and `__del__`, unless said otherwise.
     """
 
     def __init__(
@@ -74,17 +77,18 @@ class Caller:
         self._wake_collector = wake_collector
         self._board = board
         self._pid = os.getpid()
-        #: None: stop.
+        # None is the request to stop.
         self._calls: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        # The system has refused a thread.
         self._is_refused = False
-        # Who wants something called calls it.
+        # The thread has ended: from now on, threads make their calls themselves.
         self._ended = False
-        #: The threads that are just making calls: its own, or one that stands in for it.
+        # The threads that are just making calls: the caller's own, or others in its place.
         self._calling: set[int] = set()
 
     def call(self, call: Callable[[], object]) -> None:
-        """Have something called, after all that was asked for before."""
+        """Have something called, after all earlier calls. Once the thread has ended, it is called here."""
         self._calls.put(call)
         if self._ended:
             self._call_here()
@@ -92,10 +96,10 @@ class Caller:
             self._wake_collector()
 
     def handle_log(self, record: bytes) -> None:
-        """Have a log record handled. Unlike `call` it never calls anything: it comes under a lock."""
+        """Have a log record handled. Unlike `call`, this never calls it here: the pool's lock is held."""
         self._calls.put(functools.partial(self._handle_log, record))
         if self._calls.qsize() > _MOST_CALLS:
-            # Should they have been made just now, the next one finds out.
+            # If the calls have just been made, the next call takes the word back.
             self._board.words[LOGS_LATE] = 1
         if self._thread is None:
             self._wake_collector()
@@ -104,10 +108,10 @@ class Caller:
         """Whether this thread is making a call."""
         return threading.get_ident() in self._calling
 
-    # -- of the collector's thread, or of whoever ends a pool that has none ----------------------------------
+    # -- called by the collector's thread, or at the end of a pool that could not start it -------------------
 
     def serve(self) -> None:
-        """See to it that the calls are made."""
+        """If there are calls, start the thread; or make them here if the system refuses a thread."""
         if self._thread is None and not self._calls.empty():
             if not self._is_refused:
                 self._start()
@@ -115,14 +119,14 @@ class Caller:
                 self._call_here()
 
     def stop(self) -> None:
-        """Have it end when all calls there are have been made."""
+        """Have the thread end when all calls have been made."""
         if self._thread is None:
             self._end()
         else:
             self._calls.put(None)
 
     def join(self, timeout: float | None) -> bool:
-        """Wait for the thread; True when it has ended (or this is it)."""
+        """Wait for the thread, `timeout` seconds at most; True if it has ended (or this is it)."""
         thread = self._thread
         if thread is None or thread is threading.current_thread():
             return True
@@ -130,8 +134,8 @@ class Caller:
         return not thread.is_alive()
 
     def _start(self) -> None:
-        # Daemon: the interpreter joins other threads before any exit handler of ours could stop this one. The
-        # pool's end joins it.
+        # A daemon thread, because the interpreter joins all others before any exit handler of the pool could
+        # stop them. The end of the pool joins this one.
         thread = threading.Thread(target=self._run, name=f"{self._name}-caller", daemon=True)
         try:
             thread.start()
@@ -151,16 +155,16 @@ class Caller:
         while not over:
             try:
                 over = self._take_turn()
-            except BaseException:  # noqa: BLE001  whatever it is, everybody depends on this thread
+            except BaseException:  # noqa: BLE001  whatever it is, the pool depends on this thread
                 report()
                 time.sleep(_PAUSE_SECONDS)
         self._end()
-        # Its number may soon be another thread's.
+        # The system may give its number to another thread.
         self._calling.discard(me)
 
     def _take_turn(self) -> bool:
-        """Make the next call; True when all is over."""
-        # In a function of its own: a call that has been made must not live until there is another one.
+        """Make the next call; True if the thread is to end."""
+        # A function of its own, so that no variable keeps a call alive while waiting for the next one.
         call = self._calls.get()
         if call is not None:
             attempt(call)
@@ -173,17 +177,17 @@ class Caller:
             words[LOGS_LATE] = 0
 
     def _is_copy(self) -> bool:
-        """Whether this is a child that a callback has forked: the calls are the parent's."""
+        """Whether this is a child process that a callback has forked: the calls belong to the parent."""
         return os.getpid() != self._pid
 
     def _end(self) -> None:
         if not self._is_copy():
-            # In this order: whoever adds a call either sees this, or is seen here.
+            # In this order: a thread that adds a call either sees the flag, or its call is seen here.
             self._ended = True
             self._call_here()
 
     def _call_here(self) -> None:
-        """Make the calls there are, in this thread."""
+        """Make all waiting calls, in this thread."""
         me = threading.get_ident()
         is_inner = me in self._calling
         self._calling.add(me)
@@ -198,7 +202,7 @@ class Caller:
 def _taken_from(
     calls: SimpleQueue[Callable[[], object] | None],
 ) -> Iterator[Callable[[], object] | None]:
-    """What is in a queue, taken out one by one; several threads may do that."""
+    """Take what is in a queue out of it, one by one; several threads may do so at once."""
     while True:
         try:
             yield calls.get_nowait()

@@ -1,16 +1,18 @@
-"""Who fetches outcomes where no thread waits for them: the collector, a thread of the pool.
+"""The collector: the pool's thread that fetches outcomes while no thread of the program waits for them.
 
-It sleeps at the back bell, and serves whatever has no thread that waits: callbacks, coroutines,
-`concurrent.futures.wait`, tasks that queue for a free worker, log records, outboxes that fill. With nothing
-of that kind it is not rung, and costs nothing. It never runs code of the program: callbacks and log records
-go to another thread (`mpkit.pool._engine.caller`), because all tasks would wait with it for that code.
+It sleeps at the back bell, and does what no waiting thread does: it serves callbacks, coroutines and
+`concurrent.futures.wait`, sends queued tasks, takes log records, and empties outboxes that fill up. Unless
+there is something of that kind, workers do not ring for it, and it costs nothing. It never runs code of the
+program: all tasks would have to wait for that code. So callbacks and log records go to another thread
+(`mpkit.pool._engine.caller`).
 
-What it does to fetch, and to tell those concerned, others do as well: whoever waits for an outcome
-(`mpkit.pool._engine.lead`), or asks whether it is there.
+Other threads also fetch outcomes and tell the sinks, with the same methods: those that wait for an outcome
+(`mpkit.pool._engine.lead`), or ask whether it is there.
 
-No wake-up is lost: whoever goes to sleep stores its word on the board, passes a full barrier, and looks at
-the outboxes once more; a worker puts its outcome into the outbox, passes a full barrier, and looks at the
-board. All sleeps are limited nevertheless while tasks are under way.
+No wake-up is lost: a thread that goes to sleep stores its word on the board, passes a full barrier, and
+checks the outboxes once more; a worker puts its outcome into the outbox, passes a full barrier, and checks
+the board. As a safety net, sleeps are limited anyway: while tasks are under way, the supervisor wakes this
+thread once a second.
 """
 
 from __future__ import annotations
@@ -47,34 +49,34 @@ from mpkit.pool._protocol.channel import (
 
 
 class Waiter(Protocol):
-    """Somebody who waits for an outcome."""
+    """What a thread waits for: a handle, or the sink of a lazy map."""
 
     @property
     def task_id(self) -> int:
-        """The task that is waited for, or `SOON`; 0: several, as of a whole map."""
+        """The task that is waited for, or `SOON`; 0: several tasks (a whole map)."""
         ...
 
     def _is_settled(self) -> bool:
-        """Whether the waiting is over."""
+        """Whether there is nothing to wait for any more."""
         ...
 
     def _ensure_condition(self) -> threading.Condition:
-        """What to sleep on while another thread leads; notified when the waiting may be over."""
+        """What to sleep on while another thread leads; notified when the wait may be over."""
         ...
 
 
-#: The longest sleep without a look while somebody waits: a net below the protocol.
+#: The longest sleep while something is waited for. A safety net only: the protocol loses no wake-up.
 _SLICE_SECONDS = 0.5
 
 
 class Collector:
-    """Brings outcomes to those who wait for them.
+    """Fetches outcomes and tells the sinks; and the thread that does so while no other thread does.
 
     Args:
-        dispatcher: whose outboxes are emptied.
-        board: the bells.
+        dispatcher: the owner of the outboxes.
+        board: the bells, and the words that workers check before they ring.
         name: what the names of the threads begin with.
-        handle_log: what is done with a worker's log record; called in the caller's thread.
+        handle_log: handles a worker's log record; called in the caller's thread.
     """
 
     def __init__(
@@ -91,21 +93,22 @@ class Collector:
         self.on_empty: Callable[[], None] = do_nothing
         self._caller = Caller(name, handle_log, self.wake, board)
         dispatcher.receiver.on_log = self._caller.handle_log
-        # It sleeps with the wrong level on the board then. (Ringing takes no lock.)
+        # When tasks are queued, the level on the board (see `_level`) may be too low: this has the thread
+        # store a new one. (Ringing takes no lock.)
         dispatcher.balancer.on_queue = self.wake
-        #: Who is waited for by somebody who is no thread of ours.
+        # Handles that are awaited in ways that fetch nothing: callbacks, coroutines, `concurrent.futures`.
         self._watched: set[Waiter] = set()
-        # What the thread itself has to do besides: the pool's own work, which never waits.
+        # Other work of the pool for this thread. It must never wait.
         self._chores: deque[Callable[[], object]] = deque()
-        # Outcomes that a thread has taken, or is about to take, and not told yet; by the list's identity.
+        # Lists of outcomes that some thread takes, or has taken, and has not told yet; by the id of the list.
         self._telling: dict[int, Settlements] = {}
         self._thread: threading.Thread | None = None
         self._stopping = False
-        #: The pool is closing: nobody may wait for the last outcomes.
+        #: The pool is closing: the last outcomes have to be fetched even if no thread waits for them.
         self.draining = False
-        # The thread is over: who wants something done does it.
+        # The thread has ended: from now on, threads do their chores themselves.
         self._ended = False
-        #: In a fork of the pool's process: what to tell those who would wait in vain.
+        #: In a fork of the pool's process: the error message for threads that would wait in vain.
         self.forked: str = ""
 
     # -- the thread ------------------------------------------------------------------------------------------
@@ -116,8 +119,8 @@ class Collector:
         Raises:
             RuntimeError: the system has no thread left.
         """
-        # Daemon: the interpreter joins other threads before any exit handler of ours could stop this one. The
-        # pool's end joins it.
+        # A daemon thread, because the interpreter joins all others before any exit handler of the pool could
+        # stop them. The end of the pool joins this one.
         self._thread = threading.Thread(target=self._run, name=f"{self._name}-collector", daemon=True)
         try:
             self._thread.start()
@@ -126,12 +129,12 @@ class Collector:
             raise
 
     def stop(self) -> None:
-        """Tell the threads to end when all is done, and all calls are made."""
+        """Tell the collector's thread to end when all chores are done, and the caller's after all calls."""
         self._stopping = True
         self.wake()
 
     def join(self, timeout: float | None) -> bool:
-        """Wait for the threads; True when they have ended (or this is one of them)."""
+        """Wait for both threads for `timeout` seconds; True if they have ended (or this is one of them)."""
         thread = self._thread
         deadline = deadline_of(timeout)
         if thread is None:
@@ -144,34 +147,34 @@ class Collector:
         return self._caller.join(remaining(deadline))
 
     def is_current_thread(self) -> bool:
-        """Whether this is a callback, or something else in a thread of the pool's: a `__del__`, say."""
+        """Whether this is the collector's thread, or one that is just making the calls of the caller."""
         return self._caller.is_current_thread() or threading.current_thread() is self._thread
 
     def wake(self) -> None:
-        """Have the thread look."""
+        """Wake the collector's thread, so that it fetches outcomes and sends queued tasks. Takes no lock."""
         ring_bell(self._board.back)
 
     def call_back(self, call: Callable[[], object]) -> None:
-        """Have the caller's thread call something of the program's, after all that was asked for before."""
+        """Have the caller's thread call code of the program, after all earlier calls."""
         self._caller.call(call)
 
     def log(self, log: Callable[..., object], text: str, *arguments: object) -> None:
-        """Have something of the pool's own logged there: everybody depends on the pool's other threads, and
-        the log handlers of the program may hang.
+        """Have a message of the pool logged in the caller's thread: log handlers of the program may hang, and
+        the pool depends on its other threads.
         """
         self.call_back(functools.partial(log, text, *arguments))
 
     def do_later(self, chore: Callable[[], object]) -> None:
-        """Have the collector's thread do something of the pool's own, which must not wait for anything."""
+        """Have the collector's thread do some work of the pool, which must not wait for anything."""
         self._chores.append(chore)
         if self._ended:
-            # It may have looked for the last time before this was there.
+            # The thread may have checked for chores for the last time before this one was added.
             self._do_chores()
         elif self._board.words[BACK] or threading.current_thread() is not self._thread:
             self.wake()
 
     def watch(self, handle: Waiter) -> None:
-        """Somebody waits for a handle in a way that has no thread of ours.
+        """Have the outcome of a handle fetched, although no thread may wait for it in `Lead.wait_for`.
 
         Raises:
             ClosedError: This process is a fork of the pool's.
@@ -179,15 +182,15 @@ class Collector:
         if self.forked:
             raise ClosedError(self.forked)
         self._watched.add(handle)
-        # In this order: it is settled first, and then taken out if it is there.
+        # Checked after adding it, because another thread first settles a handle and then calls `unwatch`.
         if handle._is_settled():
             self._watched.discard(handle)
         elif self._board.words[BACK] != ALWAYS:
-            # Else it sleeps as it should.
+            # The thread is awake, or workers do not ring for every outcome yet: have it store a new level.
             self.wake()
 
     def unwatch(self, handle: Waiter) -> None:
-        """A handle has ended, which may have been watched."""
+        """A handle is settled. It may have been watched or not."""
         self._watched.discard(handle)
 
     def _run(self) -> None:
@@ -197,21 +200,21 @@ class Collector:
         while not over:
             try:
                 over = self._take_turn(back, barrier)
-            except BaseException:  # noqa: BLE001  whatever it is, everybody depends on this thread
+            except BaseException:  # noqa: BLE001  whatever it is, the pool depends on this thread
                 report()
-                # Should it be lasting (no memory), once in a while is often enough.
+                # Pause: if the failure lasts (no memory), it need not be reported more often.
                 back.acquire(True, _SLICE_SECONDS)
         self._end()
 
     def _end(self) -> None:
-        # In this order: whoever adds a chore either sees this, or is seen here.
+        # In this order: a thread that adds a chore either sees the flag, or its chore is seen here.
         self._ended = True
         self._do_chores()
-        # After them: they may have something called.
+        # After the chores, because they may ask for calls.
         self._caller.stop()
 
     def _take_turn(self, back: Semaphore, barrier: Barrier) -> bool:
-        """Fetch what there is and see to it that it is told, then sleep; True when all is over."""
+        """Fetch and tell what there is, then sleep; True if the thread is to end."""
         dispatcher, words = self._dispatcher, self._board.words
         self.work()
         self._do_chores()
@@ -224,7 +227,7 @@ class Collector:
         if self._chores or (level > WHEN_FULL and dispatcher.has_outcomes()) or self._stopping:
             words[BACK] = AWAKE
             return False
-        # Else for ever: while there are tasks, the supervisor wakes it now and then.
+        # Otherwise without a limit: while there are tasks, the supervisor wakes this thread once a second.
         back.acquire(True, _SLICE_SECONDS if level > WHEN_FULL else None)
         words[BACK] = AWAKE
         while back.acquire(False):
@@ -232,7 +235,7 @@ class Collector:
         return False
 
     def _level(self) -> int:
-        """When the workers are to ring for the thread."""
+        """When workers are to ring for this thread: the word `BACK` on the board."""
         if self._watched or self.draining:
             return ALWAYS
         return WHEN_LOW if self._dispatcher.balancer.lows_set else WHEN_FULL
@@ -243,34 +246,35 @@ class Collector:
             try:
                 chore = chores.popleft()
             except IndexError:
-                # Once the thread is over, several others may do them.
+                # After the end of the thread, several threads may do chores at once.
                 return
             attempt(chore)
 
     # -- fetching --------------------------------------------------------------------------------------------
 
     def work(self, *, leading: bool = False) -> None:
-        """Fetch all outcomes there are, send what is queued, and tell everybody concerned. Never waits.
+        """Fetch all outcomes there are, send queued tasks, and tell the sinks. Waits for nothing but locks.
 
-        Does nothing when this thread is in the middle of that.
+        Does nothing if this is a signal handler or a `__del__` in the middle of this thread's work with the
+        pool.
 
         Args:
-            leading: The caller is the leader, who need not be woken.
+            leading: This thread is the leader, so the leader need not be woken.
         """
         dispatcher = self._dispatcher
         if dispatcher.lock.is_owned():
-            # A signal handler or a `__del__`, in the middle of this very thread's work with the pool, which
-            # goes on when it returns.
+            # The interrupted work goes on when this returns.
             return
         settlements: Settlements = []
-        # In line what `telling` does: this is on the path of each call.
+        # The same as in `telling`, but in line, because this is on the path of each call.
         try:
             self._telling[id(settlements)] = settlements
             dispatcher.lock.run(dispatcher.drain, settlements)
             self.settle(settlements, leading=leading)
             del self._telling[id(settlements)]
         except BaseException:
-            # Ctrl-C: what has been fetched must not be forgotten, and what is half done must be looked at.
+            # Ctrl-C, say: outcomes that have been fetched must not get lost, and the next `drain`, in that
+            # thread, repairs what is half done.
             self._settle_later(settlements)
             raise
         if self.draining and not dispatcher.ledger.live:
@@ -278,10 +282,11 @@ class Collector:
 
     @contextlib.contextmanager
     def telling(self) -> Generator[Settlements]:
-        """A list for outcomes that the block takes and tells; after an exception the thread tells them."""
+        """A list for outcomes that the block takes and tells; after an exception the collector tells them."""
         settlements: Settlements = []
         try:
-            # First: the end of the pool looks whether all tasks have ended, then here.
+            # Before anything is taken: the end of the pool checks whether all tasks have ended, and then
+            # whether there is anything left to tell (`has_to_tell`).
             self._telling[id(settlements)] = settlements
             yield settlements
             del self._telling[id(settlements)]
@@ -289,7 +294,7 @@ class Collector:
             self._settle_later(settlements)
             raise
         if self.draining:
-            # The end of the pool may have been waiting for just this.
+            # The end of the pool may be waiting for this.
             self.on_empty()
 
     def has_to_tell(self) -> bool:
@@ -297,7 +302,7 @@ class Collector:
         return bool(self._telling)
 
     def _settle_later(self, settlements: Settlements) -> None:
-        """Have the thread settle what an interrupt or an error has kept from it, all of it."""
+        """After an exception in `settle`: have the collector's thread settle all of the outcomes again."""
         again = functools.partial(self.settle, settlements)
         try:
             self.do_later(again)
@@ -305,13 +310,13 @@ class Collector:
             self.do_later(again)
             raise
         finally:
-            # The thread ends when it has done all chores.
+            # From here on it is a chore, and the collector's thread does not end before it is done.
             self._telling.pop(id(settlements), None)
             if self.draining:
                 self.on_empty()
 
     def settle(self, settlements: Settlements, *, leading: bool = False) -> None:
-        """Tell the sinks, holding no lock. After an exception it may be done again from the first."""
+        """Tell the sinks (holding no lock). After an exception it may be called again with the same list."""
         if not settlements:
             return
         if len(settlements) == 1 and settlements[0][0].sink._can_be_told_again:
@@ -320,12 +325,12 @@ class Collector:
             with deferred_interrupts():
                 self._tell(settlements)
         if not leading and self._board.words[FRONT]:
-            # The leader sleeps, and this was not him: his task may be among them.
+            # Another thread leads, and is asleep: wake it, because it may wait for one of these outcomes.
             self._board.words[FRONT] = 0
             ring_bell(self._board.front)
 
     def settle_surely(self, settlements: Settlements) -> None:
-        """`settle`; should it fail, once more in the collector's thread."""
+        """The same as `settle`; if it fails, it is done again in the collector's thread."""
         try:
             self.settle(settlements)
         except BaseException:
@@ -342,7 +347,7 @@ class Collector:
                 task.kept = None
 
     def look(self) -> None:
-        """Fetch if there is something to fetch, without waiting for anybody (`done()`)."""
+        """Fetch and tell outcomes if there are any (for `done()`)."""
         dispatcher = self._dispatcher
         if dispatcher.has_outcomes():
             self.work()

@@ -1,4 +1,4 @@
-"""The worker processes: started, and given back when they have ended."""
+"""The worker processes: how they are started, and what is given back when they have ended."""
 
 from __future__ import annotations
 
@@ -28,12 +28,15 @@ from mpkit.pool._protocol.channel import HEAD_SIZE, INITIALIZING, STATE, Board, 
 from mpkit.pool._worker import worker
 from mpkit.pool._worker.importing import generation
 
-#: How long unpickling what the initializer has raised may take: it may have to import a big package.
+#: How long unpickling the error of an initializer may take: it may have to import a big package.
 _UNPICKLING_SECONDS = 10.0
+#: How long it may take until the exit code of a worker that has ended is known: so many times this long.
+_EXIT_CODE_SLICES = 50
+_EXIT_CODE_SLICE_SECONDS = 0.1
 
-# Starting a process asks all children of multiprocessing for their exit codes. Two threads that do so at the
-# same moment take those of the application's own processes from each other (not those of `WorkerChild`); the
-# standard library has no lock for it.
+# Starting a process polls all children of multiprocessing for their exit codes. The standard library has no
+# lock for that: if two threads do so at the same moment, exit codes of the application's own processes may
+# get lost (not those of a `WorkerChild`).
 _starting = InterruptibleLock()
 
 
@@ -60,7 +63,7 @@ class Crew:
         self._next_key = 0
         self.workers_started: int = 0
         self.start_ups: StartUps = StartUps(options, dispatcher.roster)
-        # One for all workers, once one has told of one.
+        # One error for the whole pool: that of the first worker that has reported one. Empty until then.
         self._initializer_errors: list[InitializerFailed] = []
 
     def start(self) -> Lane:
@@ -73,21 +76,21 @@ class Crew:
         return self.start_all(1)[0]
 
     def start_all(self, number: int) -> list[Lane]:
-        """Start so many workers and give each a lane.
+        """Start `number` workers and give each a lane.
 
         Raises:
-            OSError, RuntimeError: see `start`. Those that have been started have their lanes.
+            OSError, RuntimeError: see `start`. Workers that had been started before are in the dispatcher.
         """
         if self._options.context.get_start_method() == "fork":
             return self._start_together(number)
-        # The first one comes up while the others are started.
+        # One by one, so that the first one comes up while the others are being started.
         return [lane for _ in range(number) for lane in self._start_together(1)]
 
     def _start_together(self, number: int) -> list[Lane]:
         link = ParentLink.create()
-        # Counts from before the start: what the system kills meanwhile belongs to it.
+        # Read before the start, so that a worker that is killed while it starts counts.
         oom_kills = memory.oom_kills()
-        # First all of these: after each fork, the first touch of a page of memory costs a copy of it.
+        # All channels before the first fork: after a fork, the first write to each page of memory copies it.
         channels: list[Channel] = []
         lanes: list[Lane] = []
         try:
@@ -95,7 +98,7 @@ class Crew:
             lanes.extend(self._start(channel, link, oom_kills) for channel in channels)
         except BaseException:
             for channel in channels[len(lanes) :]:
-                # A fork server that dies after the fork has not told us of it.
+                # There may be a worker: a fork server that died after the fork has not reported it.
                 channel.dismiss()
                 channel.discard()
             raise
@@ -104,7 +107,7 @@ class Crew:
     def _start(self, channel: Channel, link: ParentLink, oom_kills: int | None) -> Lane:
         options = self._options
         dispatcher = self._dispatcher
-        # Here, where no signal is blocked yet: all children of the server have the mask it was started with.
+        # Here, where no signal is blocked yet: all children of the fork server inherit its signal mask.
         start_server(options.context)
         method = options.context.get_start_method()
         reader: Connection | None = None
@@ -128,8 +131,8 @@ class Crew:
                 generation=generation() + 1,
                 link=link,
             )
-            # Not the context's own class: there, two threads that ask for an exit code take it from each
-            # other, and starting any process asks for those of all the others.
+            # Not the process class of the context: with that, an exit code gets lost if two threads poll for
+            # it at once, and starting any process polls all others.
             process = worker.WorkerChild(
                 target=worker.main,
                 args=(plan,),
@@ -157,9 +160,13 @@ class Crew:
         return lane
 
     def note_death_of(self, lane: Lane, exitcode: int | None, last_words: str) -> PoolBroken | None:
-        """A worker is dead: count it if it never became ready. The error, once there is no more hope."""
+        """A worker is dead: if it never became ready, count a failed start-up.
+
+        Returns:
+            The error for the pool, once too many start-ups have failed.
+        """
         if lane.greeted or lane.told_to_leave:
-            # Who is sent home while it starts is killed, which is no failure.
+            # One that was told to leave while it was starting has been killed by the pool.
             return None
         return self.start_ups.note_failure(
             f"process {lane.pid} {how_it_ended(exitcode)}" + (f"\n{last_words}" if last_words else ""),
@@ -168,13 +175,13 @@ class Crew:
         )
 
     def initializer_error(self, lane: Lane) -> InitializerFailed | None:
-        """What the initializer has raised in a worker, for those who wait for the pool."""
+        """The error for the pool if the initializer has raised in this worker, else None."""
         if lane.bad_initializer is None:
             return None
         if not self._initializer_errors:
             data = lane.bad_initializer[HEAD_SIZE:]
-            # To unpickle it, and to ask it for its text, runs code of its class, for which the supervisor
-            # cannot wait for ever.
+            # Unpickling it, and getting its text, runs code of its class. The supervisor, which this is
+            # called in, must not wait for ever.
             attempt(partial(call_aside, _UNPICKLING_SECONDS, self._note_initializer_error, data))
             if not self._initializer_errors:
                 self._note_initializer_error(data, "unpickling it takes too long")
@@ -189,11 +196,11 @@ class Crew:
         self._initializer_errors.append(broken)
 
     def is_initializing(self, lane: Lane) -> bool:
-        """Whether a worker is in the pool's initializer, or has died there."""
+        """Whether a worker is running the pool's initializer, or has died in it."""
         return self._options.initializer is not None and lane.words[STATE] == INITIALIZING
 
     def dispose(self, lane: Lane) -> None:
-        """Give back everything of a dead worker."""
+        """Give back everything that belongs to a dead worker."""
         lane.channel.discard()
         if lane.stack_pipe is not None:
             with lane.stack_lock:
@@ -201,8 +208,8 @@ class Crew:
                 lane.stack_pipe = None
         process = lane.process
         if process is not None and process.exitcode is not None:
-            # One whose end was not told in time (by a fork server that is stopped, say) passes for running,
-            # and cannot be closed: it goes with its last reference.
+            # A process whose exit code is not known (because the fork server is stopped, say) counts as
+            # running, and cannot be closed. It is freed with its last reference.
             process.close()
 
 
@@ -217,7 +224,8 @@ def _start(process: ChildProcess, method: str) -> None:
     except (EOFError, ConnectionError) as error:
         if method != "forkserver":
             raise
-        # What talking to the fork server ends in. From 3.14 on (and 3.13.8) it imports the main module.
+        # The connection to the fork server has failed. (In 3.13.8, and from 3.14 on, the server imports the
+        # main module, and may die of that.)
         raise PoolBroken(
             "the fork server of multiprocessing has died, or the system has no process left for it "
             f"({type(error).__name__}: {error}); if its error output says that the main module could not be "
@@ -226,16 +234,19 @@ def _start(process: ChildProcess, method: str) -> None:
 
 
 def exit_code(lane: Lane) -> int | None:
-    """Reap a worker that has ended; its exit code, or None when it is not told in time, or lost.
+    """Reap a worker that has ended.
 
-    Blocking: for a moment, until the system (or the fork server) tells.
+    Returns:
+        Its exit code; None if it is lost, or does not become known in time.
+
+    Blocking: until the system or the fork server has reported it, which takes a moment; five seconds at most.
     """
     process = lane.process
     assert process is not None
-    for _ in range(50):
-        process.join(0.1)
+    for _ in range(_EXIT_CODE_SLICES):
+        process.join(_EXIT_CODE_SLICE_SECONDS)
         if process.exitcode is not None:
-            # One that is lost stands as 255 there, which says something else to whoever reads the error.
+            # multiprocessing reports a lost exit code as 255, which would be misleading in an error message.
             return None if child_process.code_lost_because(process) else process.exitcode
     return None
 

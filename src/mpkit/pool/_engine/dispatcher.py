@@ -1,12 +1,12 @@
-"""Who gets which task, and what has come back: everything that happens under the pool's one lock.
+"""Everything that happens under the pool's one lock: tasks are sent to workers, and outcomes are taken.
 
-The dispatcher has the lock, and does whole steps; of what they consist is done by its parts: `placement`
-(decisions), `balancer` (tasks on their way to workers, and back), `receiver` (what comes back), `recovery`
-(what an exception has left half done).
+The dispatcher owns the lock, and its methods are whole steps. These use its parts: `placement` (decides where
+tasks go), `balancer` (sends tasks, and takes them back), `receiver` (takes outcomes), `recovery` (repairs
+what an exception has left half done).
 
-Nothing here waits (except for an inbox's lock, which a worker holds for microseconds), and nothing here calls
-foreign code: outcomes are collected under the lock and handed to their sinks by the caller after it is
-released.
+Nothing here waits, except for the lock of an inbox, which a worker holds for microseconds. And nothing here
+calls foreign code: outcomes are collected under the lock, and the caller hands them to their sinks after
+    releasing it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from mpkit.pool._protocol.channel import RAISED
 
 __all__ = ["Dispatcher"]
 
-#: How often a submitting thread looks after the workers itself while tasks are queued.
+#: While tasks are queued, a submitting thread fetches outcomes and fills inboxes itself after so many tasks.
 _LOOK_EVERY = 64
 
 
@@ -47,25 +47,27 @@ class Dispatcher:
         self.receiver: Receiver = Receiver(self.ledger, self.roster)
         self.balancer: Balancer = Balancer(self.ledger, self.roster)
         self._placement = Placement(self.roster)
-        #: Those of the roster.
+        #: All workers by key: the roster's dictionary.
         self.lanes: dict[int, Lane] = self.roster.lanes
+        # Tasks queued since a submitting thread looked after the workers.
         self._since_look = 0
         #: True while something is being done that an interrupt may leave half done.
         self.suspect: bool = False
-        #: The shortest time limit of the tasks there are (or were, lately). Changed under the lock.
+        #: The shortest time limit of the tasks there are, or of some that there were lately (seconds).
+        #: Changed under the lock.
         self.shortest_timeout: float = NEVER
-        #: Called when something has been sent, by threads that wait in `submit` (`max_pending`).
+        #: Called when queued tasks may have been sent, so that there is room for more (`max_pending`).
         self.on_room: Callable[[], None] | None = None
 
     def forget_after_fork(self) -> None:
-        """In a fork of the pool's process: what comes through the rings is the parent's."""
+        """In a fork of the pool's process: the workers and what is in their rings belong to the parent."""
         self.lock = InterruptibleLock()
         self.roster.forget_after_fork()
         self.lanes = self.roster.lanes
 
     def note_interruption(self) -> None:
-        """An exception came in the middle of something: the next `drain` looks for what it left undone."""
-        # Under the lock: a drain that another thread is in the middle of ends with clearing this.
+        """An exception came in the middle of something: the next `drain` is to repair what is half done."""
+        # Under the lock, because a `drain` that is running in another thread clears the flag at its end.
         self.lock.run(self._suspect)
 
     def _suspect(self) -> None:
@@ -77,8 +79,8 @@ class Dispatcher:
         """Send or queue a new task (holding the lock).
 
         Returns:
-            Whom it was sent to, for `Lane.nudge` when the lock is free again. None when it was queued; then
-            see `is_look_due`.
+            The worker that it was sent to: the caller has to release the lock and call its `Lane.nudge`. None
+            if the task was queued; then see `is_look_due`.
         """
         ledger = self.ledger
         timeout = task.timeout
@@ -99,14 +101,14 @@ class Dispatcher:
         return None
 
     def is_look_due(self) -> bool:
-        """Whether whoever has just queued a task should look after the workers."""
+        """Whether the thread that has just queued a task should fetch outcomes, and so fill the inboxes."""
         if self._since_look < _LOOK_EVERY:
             return False
         self._since_look = 0
         return True
 
     def fill(self) -> None:
-        """Send queued tasks to all that may have more (holding the lock)."""
+        """Send queued tasks to all workers that may have more (holding the lock)."""
         ledger = self.ledger
         balancer = self.balancer
         if ledger.queued or (ledger.under_way > 1 and self.roster.idle):
@@ -118,7 +120,7 @@ class Dispatcher:
             self.on_room()
 
     def give_to_others(self, lane: Lane, settlements: Settlements) -> None:
-        """What a worker has not begun goes to those who are ready (holding the lock; in the supervisor)."""
+        """Give what a worker has not begun to others (holding the lock, in the supervisor's thread)."""
         records = self.balancer.take_unbegun(lane)
         for ended in self.balancer.requeue(lane, [number for number, _ in records]):
             settlements.append((ended, RAISED, ending_error(ended, lane)))
@@ -127,8 +129,9 @@ class Dispatcher:
     def cancel(self, task: Task, settlements: Settlements, *, even_begun: bool = True) -> bool:
         """Keep a task from beginning (holding the lock, and with interrupts deferred).
 
-        False when it has begun, and runs: it must be stopped. With `even_begun` false nothing has changed
-        then, and it goes on.
+        Returns:
+            False if the task has begun, or may have. With `even_begun` it is then marked as cancelled, and
+            the caller has to have it stopped; without, nothing has changed, and it goes on.
         """
         if self.ledger.end(task):
             if self.on_room is not None:
@@ -153,9 +156,9 @@ class Dispatcher:
         if found or left:
             balancer.requeue(lane, [task.number, *left] if found else left)
             self.roster.note_if_idle(lane)
-        # The worker may idle now, and take what waits behind a task of another one.
+        # The worker may be idle now, and take what waits behind a task of another worker.
         self.fill()
-        # If not, the worker may have finished it in this very moment; then its outcome is dropped.
+        # If it was not found, the worker is running it, or has just finished it; then its outcome is dropped.
         return found
 
     # -- receiving -------------------------------------------------------------------------------------------
@@ -166,14 +169,17 @@ class Dispatcher:
         return any(not lane.channel.outbox.is_empty() for lane in list(self.lanes.values()))
 
     def outbox_words(self) -> list[tuple[memoryview[int], int, int]]:
-        """Of each outbox: the words, and where its ends stand (no lock needed). For those who look often."""
+        """For each outbox: its words, and the indices of its head and tail among them (no lock needed).
+
+        For threads that check the outboxes again and again.
+        """
         return [
             (lane.words, lane.channel.outbox.head_at, lane.channel.outbox.tail_at)
             for lane in list(self.lanes.values())
         ]
 
     def drain(self, settlements: Settlements) -> None:
-        """Take all outcomes there are, and send on (holding the lock)."""
+        """Take all outcomes there are, and send queued tasks (holding the lock)."""
         found = suspect = self.suspect
         self.suspect = True
         for lane in list(self.lanes.values()):
@@ -184,7 +190,8 @@ class Dispatcher:
                 self.drain_lane(lane, settlements)
         reconciled = not suspect or reconcile(self.ledger, self.roster, self.drain_lane, settlements)
         ledger = self.ledger
-        # Also where nothing was found: whoever looks may be about to sleep until a worker that idles rings.
+        # Even if nothing was found: the caller may be about to sleep until a worker rings, and one that is
+        # idle does not.
         if found or ledger.under_way > 1 or ledger.queued or self.balancer.lows_set:
             self.fill()
         self.suspect = not reconciled
@@ -201,24 +208,24 @@ class Dispatcher:
     # -- workers ---------------------------------------------------------------------------------------------
 
     def add(self, lane: Lane) -> None:
-        """There is one more worker (holding the lock)."""
+        """Add a worker (holding the lock)."""
         lane.sent = self.ledger.add_worker(lane.key)
         self.lanes[lane.key] = lane
 
     def bury(self, lane: Lane, settlements: Settlements) -> list[int]:
-        """A worker is dead: take what it left behind (holding the lock).
+        """Remove a dead worker, and take the outcomes that it has left in its outbox (holding the lock).
 
         Returns:
             The tasks that it had begun and not finished: at most one, unless an interrupt has lost outcomes.
         """
         self.drain_lane(lane, settlements)
-        # Nobody but us touches its inbox any more, whoever holds the lock.
+        # The lock of its inbox is not needed: no other process uses the inbox any more.
         if not TOTAL_STORE_ORDER:
             full_fence()
         try:
             unread = unbegun(lane)
         except TornRingError:
-            # Nobody knows what it had begun.
+            # It cannot be known what it had begun, so everything counts as begun.
             unread = set[int]()
         begun = [number for number in lane.sent if number not in unread]
         self.lanes.pop(lane.key, None)
@@ -227,9 +234,10 @@ class Dispatcher:
         return begun
 
     def look_whether_stopped(self, lane: Lane, settlements: Settlements) -> None:
-        """What a worker has not begun goes to others while it is stopped by a signal (holding the lock).
+        """Set a worker aside while it is stopped by a signal, and give what it has not begun to others
+        (holding the lock).
 
-        Only while there is somebody else; one that is alone goes on with it as soon as it is continued.
+        If there is no other worker, it keeps its tasks, and goes on with them as soon as it is continued.
         """
         if lane.set_aside:
             if not is_stopped(lane.pid):
@@ -244,13 +252,13 @@ class Dispatcher:
         ):
             lane.set_aside = True
             lane.update_ready()
-            # It goes again to the idle ones when it is continued.
+            # `note_if_idle` adds it again when it is continued.
             self.roster.idle.pop(lane, None)
             self.give_to_others(lane, settlements)
 
     def look_whether_sane(self, lane: Lane) -> None:
-        """Have a worker killed that nobody would hear of again, because some code in it has written over its
-        words (holding the lock).
+        """Have a worker killed if some code in it has overwritten what it shares with the pool (holding the
+        lock). Otherwise its task might never end, and nobody would be told.
         """
         if not (self.suspect or lane.doomed or lane.is_torn or is_sane(lane)):
             self.roster.condemn(lane)

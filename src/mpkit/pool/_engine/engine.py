@@ -1,7 +1,7 @@
-"""One pool behind its facade: puts the parts together, and decides what the end means.
+"""One pool behind its facade: puts the parts together, replaces workers, and ends the pool.
 
-The facade (`TaskPool`) holds the engine; the threads hold the engine and never the facade, so that a pool
-that is just dropped is noticed.
+The facade (`TaskPool`) refers to the engine. The threads of the pool refer to the engine and never to the
+facade, so the facade is collected, and the pool ended, when the program drops it.
 """
 
 from __future__ import annotations
@@ -46,24 +46,36 @@ from mpkit.pool._worker.worker import Initializer
 
 _logger = logging.getLogger("mpkit.pool")
 
+#: How long the end of a pool waits for a thread that has taken outcomes and not told them yet. That takes
+#: some microseconds, unless exceptions of signal handlers have twice prevented it.
+_TELLING_SECONDS = 5.0
+#: How long the end of a terminated pool waits for a callback that is running.
+_CALLBACK_SECONDS = 2.0
+#: How often the end of a closed pool checks whether it has been terminated, while a callback is running.
+_LOOK_SECONDS = 0.5
+#: How long a program that ends waits for a pool, in addition to two grace periods.
+_EXIT_SECONDS = 5.0
+
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
 class Engine:
-    """Everything of a pool but its public face."""
+    """A whole pool, except for its public methods."""
 
     def __init__(self, options: PoolOptions) -> None:
-        """Start everything. The caller keeps interrupts away meanwhile (`deferred_interrupts`)."""
+        """Start everything. The caller defers interrupts meanwhile (`deferred_interrupts`)."""
         self.options = options
         self.status: Status = Status(options.name)
+        #: Set when the program has dropped the pool without closing it.
         self.dropped = False
         self._over = threading.Event()
-        #: Until when the end waits for threads that have outcomes to tell; it does not wait yet.
+        #: Until when the end of the pool waits for threads that have outcomes to tell (monotonic); `NEVER`:
+        #: it does not wait yet.
         self.told_by: float = NEVER
-        # Pickled before anything is created: what cannot be pickled leaves nothing behind.
+        # Pickled first: if this fails, there is nothing to give back.
         initializer = packed_initializer(options)
         self.board: Board = Board.create(options.name)
-        # Else multiprocessing would wait at exit for workers that wait for tasks.
+        # Otherwise multiprocessing would join the workers at exit, which wait for tasks.
         self._forget_exit_hook = at_exit_before_children_joined(
             functools.partial(_end_at_exit, weakref.ref(self))
         )
@@ -84,7 +96,7 @@ class Engine:
             raise
 
     def _assemble(self, initializer: bytes | Initializer | None) -> None:
-        """Make the parts, and tell each of those that it needs."""
+        """Create the parts, and pass to each of them the ones that it needs."""
         options, board, name = self.options, self.board, f"mpkit-{self.options.name}"
         self._numbers = itertools.count(1)
         self.functions: FunctionTable = FunctionTable()
@@ -120,7 +132,7 @@ class Engine:
 
     def _undo_start(self) -> None:
         if not self.supervisor.discard():
-            # The handler of a signal has raised an exception at the end of all, just when its thread began.
+            # A signal handler has raised an exception when the supervisor's thread was running already.
             self.terminate()
             self.join(None)
             return
@@ -130,25 +142,25 @@ class Engine:
                 lane.process.join()
             self.crew.dispose(lane)
 
-    # -- workers (in the supervisor's thread: see `Supervised`) ----------------------------------------------
+    # -- workers (called in the supervisor's thread: see `Supervised`) ---------------------------------------
 
     def begun(self) -> None:
-        """The first act of that thread: the caller need not wait for a second thread to start."""
+        """Start the collector: here, so that creating a pool need not wait for two threads to start."""
         try:
             self.collector.start()
-        except Exception as error:  # noqa: BLE001  whatever it is, this thread has to go on
+        except Exception as error:  # noqa: BLE001  whatever it is, the supervisor has to go on
             broken = PoolBroken(f"the system refuses {self.options.name} a thread: {error}")
             broken.__cause__ = error
             self.break_down(broken)
 
     def bury(self, lane: Lane) -> None:
-        """A worker is dead."""
+        """Do all that follows from the death of a worker."""
         broken = self.deaths.bury(lane)
         if broken is not None and not self.status.has_ended():
             self.break_down(broken)
 
     def look_after_crew(self, now: float) -> float:
-        """Replace who is missing, send home who is not needed; when to look again."""
+        """Replace missing workers, send home those that are not needed; returns when to look again."""
         self.deaths.remains.look_after()
         if self.dropped and self.status.state is RUNNING:
             self.terminate()
@@ -157,7 +169,7 @@ class Engine:
         if self.status.state is CLOSED and not self.dispatcher.ledger.live:
             return self.leavers.send_home(now)
         next_look = self.leavers.look_after(now)
-        # The process of one whose initializer has failed may not end, so its death is not waited for.
+        # If an initializer has failed, its process may not end for long, so this does not wait for its death.
         errors = map(self.crew.initializer_error, self.dispatcher.lanes.values())
         broken: MpkitError | None = next(filter(None, errors), None)
         while broken is None and self._is_worker_missing(now):
@@ -170,10 +182,10 @@ class Engine:
         return next_look
 
     def _start_worker(self) -> PoolBroken | None:
-        """Start one replacement; the error, once there is no more hope."""
+        """Start one worker; returns the error for the pool once too many start-ups have failed."""
         try:
             lane = self.crew.start()
-        except Exception as error:  # noqa: BLE001  whatever it is, the pool has to say it in the end
+        except Exception as error:  # noqa: BLE001  whatever it is, it becomes the reason if the pool breaks
             return self.crew.start_ups.note_error(error)
         self.supervisor.add(lane)
         return None
@@ -181,7 +193,7 @@ class Engine:
     def _is_worker_missing(self, now: float) -> bool:
         wanted = self.options.processes
         if self.status.state is CLOSED:
-            # What is left may be fewer tasks than that.
+            # There may be fewer tasks left than workers.
             wanted = min(wanted, self.dispatcher.ledger.live)
         present = len(self.dispatcher.lanes) - self.leavers.staying(now)
         return present < wanted and not self.leavers.are_too_many(now)
@@ -189,42 +201,43 @@ class Engine:
     # -- the end ---------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """No more tasks; those there are go on."""
-        # First: whoever has fetched the last outcomes, and not told them yet, pokes the supervisor then.
+        """Accept no more tasks; those already submitted go on."""
+        # First: a thread that has fetched the last outcomes already then pokes the supervisor when it has
+        # told them.
         self.collector.draining = True
         if self.dispatcher.lock.run(self._close):
-            # It has to be rung for every outcome from now on.
+            # From now on workers have to ring for every outcome: have the collector say so on the board.
             self.collector.wake()
         self.supervisor.poke()
 
     def _close(self) -> bool:
-        """Whether there are tasks that go on."""
+        """Mark the pool as closed (holding the lock); returns whether there are tasks left."""
         if self.status.state is RUNNING:
             self.status.state = CLOSED
         self._refuse_who_waits()
         return self.dispatcher.ledger.live > 0
 
     def _refuse_who_waits(self) -> None:
-        """Have those who wait for room look at the state (holding the lock)."""
+        """Have threads that wait for room check the state of the pool, and raise (holding the lock)."""
         if self.room is not None:
             self.room.notify_all()
 
     def terminate(self) -> None:
-        """End everything now: pending tasks are cancelled, workers terminated."""
+        """End the pool now: pending tasks are cancelled, and workers are terminated."""
         how = "was terminated"
         if self.dropped:
             how = "was dropped without close(): keep a reference to it, or use it in a with statement"
         self._end(TERMINATED, TaskCancelled(f"{self.options.name} {how}"))
 
     def break_down(self, why: MpkitError) -> None:
-        """The pool cannot go on: every pending task gets the reason."""
+        """End a pool that cannot go on: every pending task fails with `why`."""
         self.status.why_broken = why
         self._end(BROKEN, why)
 
     def give_up(self, why: MpkitError) -> None:
-        """Nobody looks after the workers any more: end what is left as well as it goes.
+        """End what is left, as far as possible: the supervisor's thread has failed too often, and is ending.
 
-        In the supervisor's thread, which has failed too often.
+        Called in that thread. A step that fails is reported, and does not keep the others from being taken.
         """
         attempt(lambda: self.break_down(why))
         dispatcher = self.dispatcher
@@ -249,7 +262,7 @@ class Engine:
 
     def _end(self, state: str, why: MpkitError) -> None:
         if self.dispatcher.lock.is_owned():
-            # A signal handler that ends the pool, in the middle of this thread's work with it.
+            # A signal handler ends the pool, in the middle of this thread's work with it.
             self.status.state = CLOSED if self.status.state is RUNNING else self.status.state
             self.supervisor.request(functools.partial(self._end, state, why))
             return
@@ -261,12 +274,13 @@ class Engine:
             try:
                 finish()
             except BaseException:
-                # The handler of another signal than SIGINT: once more from the first, where none comes.
+                # The handler of another signal than SIGINT has raised. Start over in a thread where no
+                # handler runs.
                 self.supervisor.request(finish)
                 raise
 
     def _finish(self, state: str, why: MpkitError, settlements: Settlements, ended: list[Task]) -> None:
-        """End the pool; may be done again after an exception, with the same lists."""
+        """End the pool. After an exception it may be called again, with the same lists."""
         self.dispatcher.lock.run(self._end_tasks, state, settlements, ended)
         self.collector.draining = True
         self.collector.settle_surely([*settlements, *((task, RAISED, copy_of(why)) for task in ended)])
@@ -281,8 +295,10 @@ class Engine:
         self._refuse_who_waits()
 
     def is_over(self) -> bool:
-        """Whether no worker is left, none will come, what stopped tasks have started has ended, and all that
-        has ended has been told.
+        """Whether the pool has ended.
+
+        That is so when no worker is left and none will come, all processes that stopped tasks have started
+        have ended, and all outcomes have been told.
         """
         dispatcher = self.dispatcher
         if self.status.state is RUNNING or dispatcher.lanes or dispatcher.ledger.live:
@@ -291,13 +307,14 @@ class Engine:
             return False
         if not self.collector.has_to_tell():
             return True
-        # Another thread has outcomes in hand, and will poke. Not for ever: it may be gone.
+        # Another thread is telling outcomes, and will then poke the supervisor. Wait for it, but with a time
+        # limit, because it may be gone.
         now = CLOCK.monotonic()
         self.told_by = min(self.told_by, now + _TELLING_SECONDS)
         return now >= self.told_by
 
     def over(self) -> None:
-        """The last act of the supervisor's thread. Whatever happens here, `join` comes to an end."""
+        """Give everything back: the last act of the supervisor's thread. Whatever happens, `join` returns."""
         try:
             self._give_back()
             self.bars.close(_CALLBACK_SECONDS)
@@ -307,68 +324,58 @@ class Engine:
 
     def _give_back(self) -> None:
         self.collector.stop()
-        # Also of what has been killed and does not end.
+        # Also what dead workers have left whose descendants have been killed and have still not ended.
         attempt(self.deaths.remains.look_after)
-        # Callbacks of a closed pool are all called, unless it is terminated meanwhile. A terminated one does
-        # not wait for one that hangs: its thread is a daemon, and ends when the callback does.
+        # All callbacks of a closed pool are called, unless it is terminated meanwhile. A terminated pool does
+        # not wait for a callback that hangs: its thread is a daemon, and ends when the callback returns.
         ended = False
         while not ended and self.status.state is CLOSED:
             ended = self.collector.join(_LOOK_SECONDS)
         if not ended and not self.collector.join(_CALLBACK_SECONDS):
-            # What hangs may be a log handler, which whoever logs would wait for.
+            # Logged aside: what hangs may be a log handler, and then logging hangs as well.
             problem = "%s: a callback or a log handler has not returned; its thread is left alone"
             warn = functools.partial(_logger.warning, problem, self.options.name)
             attempt(functools.partial(call_aside, _CALLBACK_SECONDS, warn))
-        # Now, and not when the garbage collector comes: a program may make and keep many pools. Handles have
-        # their outcomes, and need nothing of it.
+        # Now, and not when the pool is garbage: a program may keep many pools that have ended. Handles have
+        # their outcomes, and do not need the board.
         self.board.close()
 
     def refuse_reentry(self) -> None:
-        """Raise RuntimeError if this thread is in the middle of its work with the pool (a signal handler)."""
+        """Raise RuntimeError if this is a signal handler in the middle of this thread's own work here."""
         if self.dispatcher.lock.is_owned():
             raise RuntimeError(REENTERED)
 
     def join(self, timeout: float | None) -> bool:
-        """Wait until the workers and threads of a closed pool are gone."""
+        """Wait until a closed pool has ended, `timeout` seconds at most; returns whether it has."""
         if self.collector.is_current_thread():
             raise RuntimeError(
                 "join() was called from a callback of this pool, and would wait for itself; call it elsewhere"
             )
         if timeout is not None:
-            # Threads refuse to wait for longer.
+            # `threading` raises an error for longer timeouts.
             timeout = min(timeout, threading.TIMEOUT_MAX)
         if not self._over.wait(timeout):
             return False
         return self.supervisor.join(timeout)
 
     def forget_after_fork(self) -> None:
-        """In a fork of the pool's process: rings, workers and threads are the parent's."""
+        """In a fork of the pool's process: rings, workers and threads belong to the parent."""
         self.status.state = TERMINATED
         self.dispatcher.forget_after_fork()
         self.collector.forked = self.status.forked_message()
         self.supervisor.forget_after_fork()
 
 
-#: How long the end of a pool waits for a thread that has taken outcomes and not told them: it takes some
-#: microseconds, unless exceptions of signal handlers have kept it from it twice.
-_TELLING_SECONDS = 5.0
-#: How long the end of a terminated pool waits for a callback that is running.
-_CALLBACK_SECONDS = 2.0
-#: How often the end of a closed pool looks whether it has been terminated, while a callback is running.
-_LOOK_SECONDS = 0.5
-
-
 def _end_at_exit(reference: weakref.ref[Engine]) -> None:
     engine = reference()
     if engine is not None and not engine.status.is_forked():
         engine.terminate()
-        engine.join(2 * engine.options.grace_period + 5.0)
+        engine.join(2 * engine.options.grace_period + _EXIT_SECONDS)
 
 
 @in_forked_children
 def _forget_after_fork() -> None:
-    # The child has copies of the parent's pools. They answer with an error, and never touch the parent's
-    # workers.
+    # The child has copies of the parent's pools. Their methods raise an error, and never touch the workers.
     for engine in list(_engines):
         engine.forget_after_fork()
     _engines.clear()

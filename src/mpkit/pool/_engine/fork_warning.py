@@ -1,7 +1,7 @@
-"""Forking a process that has threads, without the warning: the caller has asked for it with the fork context.
+"""Forks without CPython's warning that the process has threads: the user has asked for the fork context.
 
-From 3.12 on CPython warns of it, in the parent and after the fork. Where warnings are
-errors, the parent would get an exception for a child that lives.
+CPython issues the warning from 3.12 on, in the parent and after the fork. If warnings are errors, the parent
+would get an exception although there is a child.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from typing import Any, cast
 
 from mpkit._platform.threads.forks import in_forked_children
 
-# The group makes it unlike any filter of the application, which must not be removed in its place.
+# The named group makes it different from any filter of the application, so that none of these is removed
+# instead.
 _FILTER = ("ignore", re.compile("(?P<mpkit>.*fork.*)", re.IGNORECASE), DeprecationWarning, None, 0)
 
-# The latest block of a thread that has filters of its own.
+# The latest block of each thread, on Pythons on which threads have their own warning filters.
 _of_this_thread = threading.local()
 
 
 @contextlib.contextmanager
 def without_fork_warning(method: str) -> Generator[None]:
-    """Start a process in this block by the start method `method`. One thread at a time."""
+    """A block that starts a process by the start method `method`. Only one thread at a time may be in it."""
     if method != "fork" or sys.version_info < (3, 12):
         yield
     elif getattr(sys.flags, "context_aware_warnings", False):
-        # Filters are not shared with other threads.
+        # Each thread has its own filters.
         with contextlib.ExitStack() as block:
             block.enter_context(warnings.catch_warnings())
             warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
@@ -42,8 +43,9 @@ def without_fork_warning(method: str) -> Generator[None]:
 
 @contextlib.contextmanager
 def _one_more_filter() -> Generator[None]:
-    # Not by `catch_warnings`: in the end that puts back what there was, and away what other threads have
-    # changed meanwhile. Should one of them be in a `catch_warnings` of its own, there are two lists.
+    # Not with `catch_warnings`: at its end it restores the old filters, and undoes what other threads have
+    # changed meanwhile. If another thread enters or leaves its own `catch_warnings` meanwhile,
+    # `warnings.filters` is another list at the end: so the filter is removed from both.
     before = _filters()
     before.insert(0, _FILTER)
     try:
@@ -56,10 +58,10 @@ def _one_more_filter() -> Generator[None]:
 
 @in_forked_children
 def _take_away() -> None:
-    """In the child, which never comes to the end of that block: its tasks shall be warned as ever."""
+    """In the child, which never leaves the block: its tasks are to get the warning as usual."""
     block = getattr(_of_this_thread, "block", None)
     if block is not None:
-        # Does nothing where it is over.
+        # Does nothing if the block has been left.
         block.close()
     with contextlib.suppress(ValueError):
         _filters().remove(_FILTER)

@@ -1,4 +1,4 @@
-"""The functions that a pool has been given lately, and how each gets to a worker."""
+"""The functions that a pool has been given lately, and how they are pickled."""
 
 from __future__ import annotations
 
@@ -13,30 +13,32 @@ from mpkit.pool._engine.functions import Function
 from mpkit.pool._engine.seen_shared import forget_seen_shared, pickles_for_tasks, seen_shared
 from mpkit.pool._protocol.channel import BY_REFERENCE
 
+#: When there are so many, the table is emptied.
 _MOST_FUNCTIONS = 1024
-#: `inspect.CO_COROUTINE`; that module takes longer to import than all of the pool's.
+#: `inspect.CO_COROUTINE`. (Importing `inspect` takes longer than importing all of the pool.)
 _CO_COROUTINE = 0x80
 _WITH_CODE = (FunctionType, MethodType)
 
 
 class FunctionTable:
-    """What a pool knows of its functions: how long each takes, and the pickle of those that have a name."""
+    """What a pool knows about functions: how long each takes, and the pickle of those pickled by name."""
 
     def __init__(self) -> None:
         self._known: dict[Any, Function] = {}
 
     @pickles_for_tasks
     def look_up(self, fn: Any, pickler: Pickler) -> tuple[Function, bytes, int]:
-        """How a worker gets a function: its statistics, its pickle and flags.
+        """What is known about a function, the function as a pickle, and the flags for a task that calls it.
 
         Raises:
-            TypeError: it cannot be called, or its call would only make a coroutine.
+            TypeError: it is not callable, or is a coroutine function.
             SerializationError: it cannot be pickled.
         """
         if seen_shared:
             forget_seen_shared()
         by_name = _is_pickled_by_name(fn) and pickler == "pickle"
-        # Each lambda is another object, and has the code of the one before it; what has no code, a name.
+        # A lambda is a new object each time it is evaluated, but its code is the same. Other callables are
+        # told apart by type and name.
         key: Any = fn if by_name else _code_of(fn) or (type(fn), name_of(fn))
         known = self._known.get(key)
         if known is not None and by_name:
@@ -55,7 +57,8 @@ class FunctionTable:
 def _refuse_what_is_no_function(fn: object) -> None:
     kind = type(fn)
     has_reducer = kind.__reduce__ is not object.__reduce__ or kind.__reduce_ex__ is not object.__reduce_ex__
-    # With a reducer of its own it may be called where it arrives: what `TaskPool.share` returns, for one.
+    # An object with its own reducer may be unpickled as something callable: a `Shared` that holds a function
+    # is.
     if not callable(fn) and not has_reducer:
         raise TypeError(
             f"a task needs something to call; got {fn!r:.200} ({type(fn).__name__}). Pass the function "
@@ -80,15 +83,15 @@ def _is_pickled_by_name(fn: object) -> bool:
 
 
 def _code_of(fn: object) -> object:
-    """The code of a function or method; the attributes of anything else may be what they like."""
+    """The code of a function or method, else None: the `__code__` of another object may be anything."""
     return getattr(fn, "__code__", None) if isinstance(fn, _WITH_CODE) else None
 
 
 def name_of(fn: object) -> str:
-    """What messages call a function."""
-    with contextlib.suppress(Exception):  # a proxy may raise anything where it has no such attribute
+    """The name of a function in messages."""
+    with contextlib.suppress(Exception):  # a proxy may raise anything instead of an AttributeError
         for named in (fn, getattr(fn, "func", None)):
-            # The functions of older versions of numpy have only the latter.
+            # The ufuncs of older versions of numpy have no `__qualname__`.
             name = getattr(named, "__qualname__", None) or getattr(named, "__name__", None)
             if name:
                 return str(name)

@@ -1,25 +1,25 @@
-"""What is known about a function that tasks call: how a worker gets it, and how long it has been taking; so
-how much of it is sent at once.
-"""
+"""What is known about a function that tasks call: its pickle, and how long its calls take."""
 
 from __future__ import annotations
 
-#: Work that a worker is given in advance.
+#: How much work a worker is given in advance.
 AHEAD_NS = 15_000_000
-#: Tasks that a worker is given in advance at most; several times as many short records fit into an inbox.
+#: The most tasks that a worker is given in advance. An inbox has room for several times as many.
 MOST_AHEAD = 256
-#: Short items of a lazy map are sent in groups that take about this long: so long that sending one costs
-#: little beside it, and so short that an item that takes unexpectedly long holds up little.
+#: Short items of a lazy map are sent in groups that take about this long: long enough that the cost of
+#: sending a group is small in comparison, and so short that an item that takes unexpectedly long delays
+#: little work.
 GROUP_NS = 250_000
 
 
 class Function:
-    """What tasks call: its name, its pickle, and how long it has been taking.
+    """What is known about a function that tasks call.
 
     Attributes:
-        name: for people.
-        blob: how a worker gets it, where that is a name only.
-        ahead: how many tasks of this kind a worker may have at once.
+        name: its name in messages.
+        blob: its pickle, if it is pickled by name; else empty.
+        mean_ns: how long its calls have been taking; -1: none has ended yet.
+        ahead: how many tasks of this function a worker may have at once.
     """
 
     __slots__ = ("ahead", "blob", "mean_ns", "name")
@@ -31,21 +31,19 @@ class Function:
         self.ahead: int = 1
 
     def took(self, run_ns: int) -> None:
-        """A task of this kind ran for `run_ns`."""
+        """A task of this function ran for `run_ns`."""
         mean = self.mean_ns
         if mean < 0:
             mean = run_ns
         else:
-            # One slow task among many fast ones must not stop the sending ahead: it counts as four times the
-            # mean at most.
+            # A moving average: each task counts for an eighth. And for no more than four times the mean,
+            # because one slow task among many fast ones must not stop tasks from being sent ahead.
             mean += (min(run_ns, 4 * mean + 10_000) - mean) >> 3
         self.mean_ns = mean
         self.ahead = MOST_AHEAD if mean * MOST_AHEAD <= AHEAD_NS else 1 + AHEAD_NS // mean
 
     def took_chunk(self, run_ns: int, items: int) -> None:
-        """A chunk of so many calls ran for `run_ns`: that says little about how long a single task takes,
-        unless it was a single one.
-        """
+        """A chunk of so many items ran for `run_ns`. This says little about single tasks, unless it had one item."""
         if items == 1:
             self.took(run_ns)
 
@@ -54,11 +52,11 @@ class GroupedFunction(Function):
     """The function of one lazy map, whose items are sent in groups as long as they are short.
 
     Args:
-        known: what is known about the function from other tasks.
-        most: the most items of a group.
+        known: what is known about the function from other tasks; it learns from this map as well.
+        most: the largest number of items in a group.
 
     Attributes:
-        size: of how many items the next group is to be.
+        size: how many items the next group is to have.
     """
 
     __slots__ = ("_known", "most", "size")
@@ -72,8 +70,8 @@ class GroupedFunction(Function):
             self._see(known.mean_ns)
 
     def took(self, run_ns: int) -> None:
-        """An item ran for `run_ns`, alone or on average."""
-        # The next map need not find out again.
+        """An item ran for `run_ns`, by itself or on the average of its group."""
+        # So that the next map of the same function need not measure it again.
         self._known.took(run_ns)
         self._see(run_ns)
 

@@ -1,7 +1,8 @@
-"""What a worker has been sent and has not begun: where that is, and how the worker is kept from it.
+"""What a worker has been sent and has not begun: where it is, and how the worker is kept from beginning it.
 
-A task goes from the inbox into the row and then into the outbox, and is in the next one before it leaves the
-one before. Whoever holds the lock of the inbox may take records out; the worker does so for one at a time.
+A task moves from the inbox to the status row (while it runs) to the outbox (as its outcome), and is at the
+next place before it leaves the previous one. Only the process that holds the lock of the inbox takes records
+out; the worker does so for one record at a time.
 """
 
 from __future__ import annotations
@@ -13,27 +14,31 @@ from mpkit.pool._engine.lane import Lane
 
 #: More records than an inbox can hold.
 ALL = 1 << 20
-#: How long the lock of an inbox is waited for. A worker that is ready to run needs it for a microsecond.
+#: How long to wait for the lock of an inbox. A worker that is ready to run holds it for a microsecond.
 _PATIENCE_SECONDS = 5.0
+#: How often meanwhile to check whether the worker can still release it.
+_SLICE_SECONDS = 0.01
 
 
 def number_of(record: bytes) -> int:
-    """The task in a record of an inbox."""
+    """The number of the task in a record of an inbox."""
     return int.from_bytes(record[:8], "little")
 
 
 def lock_inbox(lane: Lane) -> bool:
-    """Keep a worker from taking a record; False when it is dead, stopped by a signal, or kept from it for
-    good.
+    """Take the lock of a worker's inbox, so that the worker begins no task (holding the dispatcher's lock).
+
+    Returns:
+        False if the lock was not taken: the worker is dead, doomed, or stopped by a signal.
     """
     if lane.doomed:
         return False
     if lane.lock_inbox():
         return True
-    # The worker holds it for a microsecond, unless it died or was stopped just there. (That it is stopped
-    # cannot be seen everywhere.)
+    # The worker holds it for a microsecond, unless it died or was stopped just then. The deadline is for
+    # systems on which it cannot be seen that a process is stopped.
     deadline = CLOCK.monotonic() + _PATIENCE_SECONDS
-    while not lane.lock_inbox(0.01):
+    while not lane.lock_inbox(_SLICE_SECONDS):
         if (
             lane.identity is None
             or not identity.is_alive(lane.identity)
@@ -45,21 +50,22 @@ def lock_inbox(lane: Lane) -> bool:
 
 
 def unbegun(lane: Lane) -> set[int]:
-    """The tasks in the inbox of a worker.
+    """The numbers of the tasks in the inbox of a worker.
 
     Raises:
-        TornRingError: what is there cannot be the records of tasks.
+        TornRingError: the ring does not hold records of tasks; something has written over it.
     """
     return {number_of(record) for record in lane.channel.inbox.peek_many(ALL)[0]}
 
 
 def handed_in(lane: Lane) -> set[int]:
-    """The tasks of a worker that have an outcome in its outbox; if that is empty, nobody has them.
+    """The tasks of a worker that are neither in its inbox nor running.
 
-    Whoever looks in the order in which a task goes (see above), the outbox last, misses none.
+    Each of them has an outcome in the outbox, or it is lost. The outbox must be checked after this, that is,
+    in the order in which a task moves: then no task is overlooked.
 
     Raises:
-        TornRingError: what is in its inbox cannot be the records of tasks.
+        TornRingError: the inbox does not hold records of tasks; something has written over it.
     """
     waiting = unbegun(lane)
     running = lane.running()

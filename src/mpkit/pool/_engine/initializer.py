@@ -1,4 +1,4 @@
-"""The initializer of a pool and its arguments, on their way to the workers."""
+"""How the initializer of a pool and its arguments get to the workers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from mpkit.pool._worker.worker import Initializer
 
 
 def packed_initializer(options: PoolOptions) -> bytes | Initializer | None:
-    """The initializer and its arguments, pickled; as they are where they can only be inherited.
+    """The initializer and its arguments for the workers: pickled if possible.
+
+    Returns:
+        The pickle; or the objects themselves if forked workers can only inherit them, or if they can be
+        pickled only while a process is being started; or None if there is no initializer.
 
     Raises:
         SerializationError: they can neither be pickled nor inherited.
@@ -25,17 +29,17 @@ def packed_initializer(options: PoolOptions) -> bytes | Initializer | None:
         return codec.dumps(call, options.pickler)
     except SerializationError as error:
         if options.context.get_start_method() == "fork":
-            # It inherits anything.
+            # A forked worker inherits any object.
             return call
-        # The locks, events and values of multiprocessing, which say so with a RuntimeError, can be pickled
-        # while a process is being started, and at no other time.
+        # The locks, events and values of multiprocessing can be pickled only while a process is being
+        # started; at other times they raise a RuntimeError.
         if isinstance(error.__cause__, RuntimeError):
             return cast("Initializer", _PickledAtStart(call, options.pickler))
         raise _blamed(error, call, options.pickler) from error.__cause__
 
 
 class _PickledAtStart:
-    """What arrives in the worker as an `Initializer`."""
+    """Is pickled while a worker is being started, and unpickled there as the `Initializer`."""
 
     def __init__(self, call: Initializer, pickler: Pickler) -> None:
         self._call = call

@@ -1,4 +1,4 @@
-"""One worker as the parent sees it: its channel, what it has been sent, how far its start or end has come."""
+"""One worker as the parent sees it: its process, its channel, its tasks, and whether it starts or leaves."""
 
 from __future__ import annotations
 
@@ -28,25 +28,44 @@ from mpkit.pool._protocol.channel import (
     ring_bell,
 )
 
+# How far a stop has come.
+#: It has been decided; the worker may be writing the stack of the task.
+DECIDED = 0
+INTERRUPTED = 1
+TERMINATED = 2
+KILLED = 3
+
+#: As many tasks as any worker could ever be given.
+_NO_LIMIT = 1 << 30
+
 
 class Stop:
-    """A running task that is being stopped: interrupt, terminate, kill, with a grace period after each."""
+    """A running task that is being stopped: interrupt, terminate, kill, with a grace period after each.
+
+    Attributes:
+        number: the number of the task.
+        limit: the memory limit of the pool in bytes, or None.
+        stack: the stack of the worker when the time limit was over, or "".
+        ended: the task, if it ended before the first step.
+        stage: the last step that was taken: `DECIDED` ... `KILLED`.
+        due: when the next step is to be taken (monotonic).
+        began: when the task began (`time.monotonic_ns`).
+        over_at: when the parent saw that it had ended (`time.monotonic_ns`).
+        programs: the processes that it had started before it was interrupted. Once their parents have ended,
+            it can no longer be found out whose they are.
+    """
 
     __slots__ = ("began", "due", "ended", "limit", "number", "over_at", "programs", "stack", "stage")
 
     def __init__(self, number: int, limit: int | None) -> None:
         self.number: int = number
-        self.stack: str = ""
         self.limit: int | None = limit
-        #: The task, if it ended before the first step.
+        self.stack: str = ""
         self.ended: Task | None = None
-        self.stage: int = 0
+        self.stage: int = DECIDED
         self.due: float = 0.0
-        #: When it began, and when it was known to have ended (`time.monotonic_ns`).
         self.began: int = 0
         self.over_at: int = 0
-        #: What it had started before it was interrupted. Its parents may have ended since, and then nothing
-        #: tells any more whose it is.
         self.programs: list[ProcessIdentity] = []
 
 
@@ -98,11 +117,12 @@ class Lane:
         self.channel: Channel = channel
         self.words: memoryview[int] = channel.words
         self._barrier = Barrier()
-        #: The tasks that it has, by number. (In the pool it is the ledger's.)
+        #: The tasks that it has been sent and that have not ended, by number: the ledger's dictionary.
         self.sent: dict[int, Task] = {}
+        #: The reading end of the pipe that it writes its stack into; None once it has been closed.
         self.stack_pipe: Connection | None = stack_pipe
         self.stack_lock: InterruptibleLock = InterruptibleLock()
-        #: How many tasks it does in its life (maxtasksperchild); None: no limit.
+        #: How many tasks it does before it is replaced (maxtasksperchild); None: no limit.
         self.tasks: int | None = tasks
         self.process: ChildProcess | None = None
         self.identity: ProcessIdentity | None = None
@@ -110,42 +130,47 @@ class Lane:
         self.ready: bool = False
         #: It has reported that it is ready for tasks.
         self.greeted: bool = False
-        #: Somebody has stopped the process (SIGSTOP): it gets nothing until it goes on.
+        #: The process is stopped by a signal (SIGSTOP): it gets no tasks until it is continued.
         self.set_aside: bool = False
-        #: It takes no more tasks, or is not to.
+        #: It takes no more tasks, by its own choice or because it has been told so.
         self.leaving: bool = False
         #: When it said that it takes no more tasks (monotonic); 0: it has not.
         self.left_at: float = 0.0
-        #: Terminated or killed by the pool; its inbox is locked for good.
+        #: The pool has terminated or killed it, and may hold the lock of its inbox for good.
         self.doomed: bool = False
-        #: What it shares with the pool cannot be what it has written there itself; it is to be killed.
+        #: Its rings or its row hold what it cannot have written there itself; it is to be killed.
         self.is_torn: bool = False
-        #: The tasks that were nowhere when it was looked for them last: see `look_whether_sane`.
+        #: Tasks that could be found nowhere at the last check: see `Dispatcher.look_whether_sane`.
         self.lost: set[int] = set()
-        #: One element while this process holds the lock of its inbox.
+        #: Has one element while this process holds the lock of its inbox.
         self.inbox_locks: list[bool] = []
+        #: What the parent has stored as its word `LOW`.
         self.low: int = 0
+        #: Its resident memory when it was last measured, or None.
         self.rss_bytes: int | None = None
-        #: What `oom_kills` counted before it was started; None: nothing is counted here.
+        #: What `memory.oom_kills` returned before it was started; None: the system does not count them.
         self.oom_kills: int | None = None
-        #: Records of its outbox that are just being gone through, and the place behind them.
+        #: Records of its outbox that are just being processed, and the place behind them in the ring.
         self.pending: tuple[list[bytes], int] | None = None
         self.started_at: float = CLOCK.monotonic()
         self.start_clock: StartClock = StartClock()
-        #: The children that it had when it was last looked at, running a task.
+        #: The children that it had when this was last checked while it ran a task.
         self.children: list[ProcessIdentity] = []
+        #: The record that says what its initializer raised, or None.
         self.bad_initializer: bytes | None = None
-        #: The task that is being stopped, if one is.
+        #: The stop of the task that it is running, if there is one.
         self.stop: Stop | None = None
-        # At the end of the pool.
+        # What it has been told at the end of the pool.
         self.told_to_leave: bool = False
         self.told_to_end: bool = False
-        #: When it is killed, having left or been told to (monotonic); 0: not known yet.
+        #: If it has left or been told to: when it is killed (monotonic). 0: not decided yet; `NEVER`: it has
+        #: been killed.
         self.leave_by: float = 0.0
 
     def update_ready(self) -> None:
-        """Note whether it may be given tasks (holding the dispatcher's lock); for whoever has changed
-        anything of that.
+        """Note whether it may be given tasks (holding the dispatcher's lock).
+
+        To be called after any change to what `ready` depends on.
         """
         self.ready = (
             self.greeted
@@ -158,30 +183,28 @@ class Lane:
     def room(self) -> int:
         """How many more tasks it may be given.
 
-        Counted anew each time, from what it says it has done, because tasks are taken back as well as sent.
-        An outcome may be here before it is counted there: one task too many goes, comes back when the worker
-        says that it leaves, and is sent to the next one.
+        Computed each time from its word `DONE`, because tasks are taken back as well as sent. An outcome may
+        arrive before the worker has counted it there. Then it gets one task too many, which is taken back
+        when it says that it leaves, and is sent to another worker.
         """
         if self.tasks is None:
-            return 1 << 30
+            return _NO_LIMIT
         done = self.words[DONE]
-        # The worker counts for itself as well, and leaves in time. If it says more than it can have done,
-        # something has written over that word, and it must not idle for ever.
+        # The worker also counts for itself, and leaves in time. If the word says more than it can have done,
+        # something has overwritten it: ignore it, because otherwise the worker would be idle for ever.
         return self.tasks - (done if done <= self.tasks else 0) - len(self.sent)
 
     def wake(self) -> None:
-        """Wake the worker if it sleeps: there is something in its inbox, or room in its outbox (holding the
-        dispatcher's lock).
-        """
+        """Wake the worker if it sleeps: there is a record in its inbox (holding the dispatcher's lock)."""
         if TOTAL_STORE_ORDER:
-            # Elsewhere `nudge` has one.
+            # Elsewhere, `nudge` passes a barrier.
             self._barrier()
         self.nudge()
 
     def nudge(self) -> None:
-        """`wake`, for callers that have given the lock back since they put the record there."""
+        """The same as `wake`, for callers that have released the lock after putting the record there."""
         if not TOTAL_STORE_ORDER:
-            # Giving the lock back is a full barrier on x86 only, where it is an atomic exchange.
+            # On x86, releasing the lock was a full barrier (an atomic exchange); on other machines it is not.
             full_fence()
         words = self.words
         if words[SLEEPING]:
@@ -189,20 +212,26 @@ class Lane:
             ring_bell(self.channel.wake)
 
     def lock_inbox(self, seconds: float | None = None) -> bool:
-        """Take the lock of its inbox, waiting so long at most (None: not at all); whether it was got."""
-        # Taken and noted in one call of C code: no handler of a signal can raise in between.
+        """Take the lock of its inbox, waiting for `seconds` at most (None: not at all); returns whether it
+        was taken.
+        """
+        # Taken and noted in a single call of C code, so no signal handler can raise in between.
         arguments = (False,) if seconds is None else (True, seconds)
         self.inbox_locks.extend(filter(None, starmap(self.channel.lock.acquire, (arguments,))))
         return bool(self.inbox_locks)
 
     def unlock_inbox(self) -> None:
-        """Give the lock of its inbox back, if this process holds it."""
-        # As above: `release` returns None, so nothing is left of what has been given back.
+        """Release the lock of its inbox, if this process holds it."""
+        # In a single call of C code, as above: `release` returns None, so the list is empty afterwards.
         held = self.inbox_locks
         held[:] = filter(None, starmap(self.channel.lock.release, [()] * len(held)))
 
     def terminate(self) -> list[ProcessIdentity]:
-        """Send SIGTERM (in the supervisor's thread), also to what its task has started, which is returned."""
+        """Send SIGTERM to it and to what its task has started (in the supervisor's thread).
+
+        Returns:
+            The processes that its task has started.
+        """
         self.doomed = True
         worker = self.identity
         if worker is None:
@@ -219,21 +248,22 @@ class Lane:
         """Kill it and its descendants (in the supervisor's thread).
 
         Args:
-            spare_earlier: Of its descendants only what its task has started.
+            spare_earlier: Spare descendants that earlier tasks have started.
         """
         if self.identity is not None:
             since = self.task_since() if spare_earlier else 0
             known = [] if self.stop is None else self.stop.programs
-            # None: no process will ever have been started so late.
+            # `sys.maxsize` is later than any process is started: no descendant is killed.
             families.kill_families([self.identity, *known], since=sys.maxsize if since is None else since)
-        # Only now: what could not be done is tried again.
+        # Set last: after an exception this is called again.
         self.doomed = True
 
     def task_since(self) -> int | None:
-        """From when on it was its task that has started what descends from it (`ProcessIdentity.started`).
+        """Since when its current task has been running, as `ProcessIdentity.started` counts; None: it runs
+        none.
 
-        None when it runs none: what earlier tasks have left there is nobody's business. (The initializer of
-        the pool is one, in this respect.) Holds for a worker that has died, too.
+        Descendants that were started since then belong to the task; what earlier tasks have left there stays.
+        The pool's initializer counts as a task here. Also works after the death of the worker.
         """
         if self.words[STATE] == INITIALIZING:
             return 0
@@ -246,11 +276,11 @@ class Lane:
         return 0 if self.identity is None else self.identity.pid
 
     def running(self) -> int:
-        """The task in its hands, or 0."""
+        """The number of the task that it is running, or 0."""
         return self.words[TASK]
 
     def running_since(self) -> tuple[int, int]:
-        """The task in its hands and when that began (ns); (0, 0) when there is none."""
+        """The task that it is running, and when that began (`time.monotonic_ns`); (0, 0): there is none."""
         words = self.words
         number = words[TASK]
         started = words[STARTED]

@@ -1,9 +1,9 @@
-"""Who waits for outcomes: leader and followers.
+"""How threads wait for outcomes: one of them leads, the others follow.
 
-A thread that waits in `result()` becomes the *leader* if nobody leads: it takes the outcomes out of the
-outboxes itself, for everybody, and sleeps at the front bell. That saves two hand-overs between threads for
-each call. Others who wait follow: they sleep on their handle's condition, and one of them takes over when the
-leader leaves.
+A thread that waits in `result()` becomes the *leader* if there is none: it takes the outcomes out of the
+outboxes itself, for all threads, and sleeps at the front bell. This saves two thread switches for each call.
+The other waiting threads are *followers*: each sleeps on the condition of its handle, and one of them becomes
+the leader when the leader stops waiting.
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ REENTERED = (
     "that came in the middle of it), and would wait for itself; wait in another thread or later"
 )
 
-#: The longest sleep without a look: a net below the protocol.
+#: The longest sleep. A safety net only: the protocol loses no wake-up.
 _SLICE_SECONDS = 0.5
-#: How late an outcome may be told while outcomes come at least twice as fast: a wake-up costs the workers
-#: some 50 us, so this many of them take less than two hundredths of a core.
+#: How late an outcome may be reported while outcomes arrive at least twice as often as this. (Each wake-up of
+#: the leader costs the workers some 50 us: with naps of this length they lose less than a fiftieth of a
+#: core.)
 _NAP_SECONDS = 0.003
 
 
 class Lead:
-    """The lead among the threads that wait for the outcomes of one pool.
+    """Decides which of the threads that wait for the outcomes of one pool is the leader.
 
     Args:
-        collector: fetches, and tells everybody concerned.
-        dispatcher: whose outboxes are looked at.
-        board: the bells.
+        collector: fetches outcomes, and tells the sinks.
+        dispatcher: the owner of the outboxes.
+        board: the bells, and the words that workers check before they ring.
     """
 
     def __init__(self, collector: Collector, dispatcher: Dispatcher, board: Board) -> None:
@@ -47,29 +48,33 @@ class Lead:
         self._front = InterruptibleLock()
         self._front_barrier = Barrier()
         self._patience = Patience()
-        #: The last wait of the leader was so short that the next one may be a nap.
+        # Whether the last wait of the leader was so short that the next one may be a nap.
         self._streaming = False
-        #: Who sleeps until a leader brings the outcome, or leaves; several may wait for the same.
+        # What each follower waits for; several may wait for the same handle, so the keys are plain objects.
         self._followers: dict[object, Waiter] = {}
 
     def wait_for(
         self, handle: Waiter, timeout: float | None, *, until: Callable[[], bool] | None = None
     ) -> bool:
-        """Wait until the handle has ended; False when the time was over.
+        """Wait until the handle is settled.
 
         Args:
-            handle: What is waited for.
-            timeout: Seconds, None: no limit.
-            until: Ends the waiting as well, if this thread fetches outcomes itself.
+            handle: What to wait for.
+            timeout: Seconds to wait; None: no limit.
+            until: Replaces the condition to wait for. A follower is not woken when it becomes true: it checks
+                it every half a second.
+
+        Returns:
+            False if the time ran out.
 
         Raises:
-            RuntimeError: This thread is in the middle of something else with the pool (this is a signal
-                handler or a `__del__`), and would wait for itself.
+            RuntimeError: This is a signal handler or a `__del__` in the middle of this thread's own work with
+                the pool: it would wait for itself.
             ClosedError: This process is a fork of the pool's.
         """
         if (self._collector.forked or self._dispatcher.lock.is_owned()) and not handle._is_settled():
             raise ClosedError(self._collector.forked) if self._collector.forked else RuntimeError(REENTERED)
-        # A signal handler, in the middle of this very thread's waiting for the pool.
+        # Whether this is a signal handler that came while this very thread leads.
         inner = self._front.is_owned()
         deadline = None if timeout is None else CLOCK.monotonic() + timeout
         is_done = until or handle._is_settled
@@ -95,16 +100,16 @@ class Lead:
                     self._collector.work()
                     return is_done()
         finally:
-            # The lead may just have been offered to this thread, which has no use for it any more.
+            # The last leader may have notified just this thread, which will not lead: notify another one.
             if followed and self._followers and is_free(self._front):
                 self._hand_over()
             if inner:
-                # What was fetched here may be what the outer waiting sleeps for.
+                # This may have fetched what the interrupted wait sleeps for: wake it.
                 ring_bell(self._board.front)
         return True
 
     def _stop_leading(self) -> None:
-        """Leave the lead to the next one, if this thread has it."""
+        """If this thread is the leader, stop leading, and have a follower take over."""
         if self._front.is_owned():
             self._board.words[FRONT] = 0
             self._front.release()
@@ -112,7 +117,13 @@ class Lead:
                 self._hand_over()
 
     def _lead(self, is_done: Callable[[], bool], wanted: int, deadline: float | None) -> bool:
-        """Fetch outcomes until the wanted one is there (True), or the time is over."""
+        """Fetch outcomes until `is_done()`; False if the time ran out.
+
+        Args:
+            is_done: What ends the wait.
+            wanted: The task to have workers ring for, or `SOON`.
+            deadline: On the clock of `time.monotonic`; None: no limit.
+        """
         dispatcher, words = self._dispatcher, self._board.words
         front = self._board.front
         work = self._collector.work
@@ -128,13 +139,13 @@ class Lead:
                     work(leading=True)
                     continue
                 patience.failed()
-            # Outcomes follow each other so quickly that being rung for each would cost more than they do.
+            # Outcomes follow each other so quickly that a wake-up for each would cost more than the tasks.
             napping = self._streaming and not few
             words[WANTED] = ANY if few else NOT_NOW if napping else wanted
             words[FRONT] = 1
             self._front_barrier()
-            # What was put into an outbox before the store above could be seen is fetched now; what comes
-            # later rings.
+            # An outcome that was put into an outbox before the worker could see the stores above is fetched
+            # now; for later ones the worker rings.
             if has_outcomes():
                 work(leading=True)
             if is_done():
@@ -156,7 +167,7 @@ class Lead:
         return True
 
     def _look_for_a_while(self, looks: int) -> bool:
-        """Look at the outboxes again and again; whether there was something."""
+        """Check the outboxes again and again, `looks` times in total; returns whether there was something."""
         pairs = self._dispatcher.outbox_words()
         for _ in range(looks // (len(pairs) or 1)):
             for words, head, tail in pairs:
@@ -165,7 +176,7 @@ class Lead:
         return False
 
     def _follow(self, handle: Waiter, deadline: float | None) -> None:
-        """Sleep until the handle has ended, the leader has left, or the time is over."""
+        """Sleep until the handle is settled, the leader has left, or a time slice or the time is over."""
         condition = handle._ensure_condition()
         lock = InterruptibleLock(condition)
         lock.run_within(self._slice(deadline), self._sleep_on, condition, handle, deadline)
@@ -179,7 +190,8 @@ class Lead:
         key = object()
         try:
             self._followers[key] = handle
-            # The leader leaves first and looks at the followers then: so look at the lead once more.
+            # Checked after registering as a follower, because the leader first stops leading and then
+            # notifies the followers that there are.
             if handle._is_settled() or is_free(self._front):
                 return
             condition.wait(self._slice(deadline))
@@ -187,11 +199,12 @@ class Lead:
             self._followers.pop(key, None)
 
     def _hand_over(self) -> None:
+        """Wake a follower, to have it take the lead."""
         for handle in list(self._followers.values()):
             if handle._is_settled():
-                continue  # it is on its way out
+                continue  # its thread is about to return
             condition = handle._ensure_condition()
             lock = InterruptibleLock(condition)
-            # Not for ever: see `mpkit.pool._handle._holding`.
+            # With a time limit: see `mpkit.pool._handle._holding`.
             if lock.run_within(_SLICE_SECONDS, condition.notify_all) is not None:
                 return

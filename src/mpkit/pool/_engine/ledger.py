@@ -1,7 +1,7 @@
-r"""What has become of every task: a pure state machine without I/O, clock or threads.
+r"""The state of every task: a pure state machine without I/O, clock or threads.
 
-A task is *queued* (in the parent), *sent* (in a worker's inbox, or in its hands) or *ended*. It ends exactly
-once, and after that it is not in the ledger any more::
+A task is *queued* (in the parent), *sent* (in the inbox of a worker, or being run by it) or *ended*. It ends
+exactly once, and is then no longer in the ledger::
 
     submit -> QUEUED --send--> SENT --finish--------------------------> ENDED
                  ^   \           |--take_back--> QUEUED (in front)
@@ -10,8 +10,8 @@ once, and after that it is not in the ledger any more::
                  |      ENDED     |                             none left    --> ENDED
                  +----------------+
 
-A task that is to be stopped while it runs (time limit, cancel, memory) carries the reason in `Task.ending`:
-whatever its worker does then, it ends, and it is never sent again.
+If a running task is to be stopped (time limit, cancel, memory), the reason is stored in `Task.ending`:
+whatever its worker does from then on, the task ends, and is never sent again.
 
 All methods are called under the dispatcher's lock.
 """
@@ -26,12 +26,15 @@ from mpkit._platform.hints import override
 from mpkit._platform.threads.deadlines import NEVER
 from mpkit.pool._engine.functions import Function
 
+# States of a task.
+#: The ledger does not know it yet.
 UNSENT = 0
 QUEUED = 1
 SENT = 2
 ENDED = 3
 
-#: Why a running task is being stopped (`Task.ending`); the empty string: it is not.
+# Why a task is to end, whatever its worker does (`Task.ending`).
+#: It is not.
 NOT_ENDING = ""
 TIMED_OUT = "timeout"
 CANCELLED = "cancel"
@@ -39,8 +42,7 @@ TOO_BIG = "memory"
 #: Its pool is broken.
 POOL_BROKEN = "broken"
 
-
-#: So many cancelled tasks may stay in the queue, and as many more as there are others.
+#: How many cancelled tasks may stay in the queue, in addition to as many as there are others.
 _MOST_ENDED = 64
 
 
@@ -59,26 +61,31 @@ Death = NamedTuple(
 
 
 class Sink(Protocol):
-    """Whoever waits for the outcome of a task.
+    """What takes the outcome of a task: its handle, or the part of a map that receives outcomes.
 
     Attributes:
-        _can_be_told_again: whether `_settle` may be called again after an interrupt, wherever that came.
+        _can_be_told_again: whether an interrupt may come in the middle of `_settle`, because calling it again
+            does what was left out.
     """
 
     @property
     def _can_be_told_again(self) -> bool: ...
 
     def _sent(self, task: Task) -> object:
-        """This is the task that the outcome will come from. Called before it is sent."""
+        """Note the task that the outcome will come from. Called before it is sent."""
 
     def _next_item(self) -> int | None:
-        """The index of the item that is sent next, in the input of a map; None where there is no map."""
+        """The index, in the input of the map, of the item that is sent next; None if this is not a map."""
 
     def _settle(self, task: Task, kind: int, data: object) -> object:
-        """Take the outcome: `kind` is one of `mpkit.pool._protocol.channel`'s result kinds, `data` what
-        belongs to it.
+        """Take the outcome of a task. Called by a thread that holds no lock of the pool.
 
-        Called by a thread that holds no lock of the pool; only the first call counts.
+        Of several calls for the same items, only the first one has an effect.
+
+        Args:
+            task: whose outcome it is.
+            kind: what kind of outcome it is: see the kinds in `mpkit.pool._protocol.channel`.
+            data: what belongs to an outcome of this kind.
         """
 
 
@@ -87,15 +94,17 @@ class Task:
 
     Attributes:
         number: its id, unique in the pool and rising.
-        sink: who is told the outcome.
-        record: what is written into an inbox, complete.
+        sink: is told the outcome.
+        record: the bytes that are written into an inbox.
         function: the name and the measured run time of what it calls.
         timeout: seconds that it may run, or None.
-        retries: how many lost workers it survives.
-        offset: where its items begin in the map that it belongs to; set by its sink.
-        kept: objects that must live until it has ended (shared objects among its arguments, segments).
-        deaths: the workers that died while they ran it.
-        ending: why it is being stopped, or "".
+        retries: how many deaths of its worker it survives.
+        state: `UNSENT`, `QUEUED`, `SENT` or `ENDED`.
+        worker: the key of the worker that it has been sent to; -1: it is with none.
+        offset: the index of its first item in the input of a map; set by its sink.
+        kept: objects that must live until it has ended (shared objects among its arguments, parcels).
+        deaths: how the workers died that died while they ran it.
+        ending: why it is to end whatever its worker does, or `NOT_ENDING`.
     """
 
     __slots__ = (
@@ -138,24 +147,25 @@ class Task:
 
     @property
     def items(self) -> int:
-        """How many items of a map it stands for."""
+        """How many items of a map it consists of."""
         return 1
 
     def has_tries_left(self) -> bool:
-        """Whether it is tried again should the worker that runs it die now."""
+        """Whether it is tried again if the worker that runs it dies now."""
         return not self.ending and len(self.deaths or ()) < self.retries
 
 
 class Chunk(Task):
-    """A task that stands for several items of a map.
+    """A task that consists of several items of a map.
 
     Attributes:
-        start: the first of its items, counted in the list that its record holds.
-        stop: behind the last one.
-        done: the first one whose outcome has not come yet (the others came in parts).
-        pieces: what stands for it since its worker has died; none: it has not been divided.
-        told: what its sink has been told of, by the first item: how many.
-        drained: nothing more of it will come from a worker, but parts may still be under way to its sink.
+        start: the index of its first item, in the list that its record holds.
+        stop: the index behind its last item.
+        done: the index of the first item whose outcome has not come yet; outcomes of those before it have
+            come in parts.
+        pieces: the chunks that have replaced it since its worker died; empty: it has not been divided.
+        told: which outcomes its sink has been told: the number of items by the index of the first one.
+        drained: no worker will hand in anything more of it, but parts may still be on their way to its sink.
     """
 
     __slots__ = ("done", "drained", "pieces", "start", "stop", "told")
@@ -187,14 +197,22 @@ class Chunk(Task):
 
 
 class ChunkSink(Sink, Protocol):
-    """Whoever waits for the outcomes of chunks. Parts are `PART`: ``(first item, kind, data, length)``."""
+    """The sink of chunks. Of a part, the kind is `PART` and the data ``(first item, kind, data, length)``."""
 
     def split(self, task: Chunk, pieces: Sequence[Chunk]) -> object:
-        """The worker of `task` is dead: from now on `pieces` stand for what of it had not been told."""
+        """The worker of `task` is dead: `pieces` replace the items of it that have no outcome yet."""
 
 
 class Ledger:
-    """Every task that has not ended, and how many have ended in which way."""
+    """Every task that has not ended, and how many have ended in which way.
+
+    Attributes:
+        queue: the queued tasks, next one first; and cancelled ones, until they come up.
+        queued: how many tasks in `queue` are queued.
+        sent: the tasks that have been sent to each worker, by number; by the worker's key.
+        under_way: how many tasks have been sent and not ended.
+        submitted, succeeded, failed, cancelled, crashed, retried: see `PoolStatistics`.
+    """
 
     __slots__ = (
         "cancelled",
@@ -212,7 +230,6 @@ class Ledger:
     def __init__(self) -> None:
         self.queue: deque[Task] = deque()
         self.sent: dict[int, dict[int, Task]] = {}
-        # Cancelled tasks stay in `queue` until they come up, so its length is not the number of those queued.
         self.queued: int = 0
         self.under_way: int = 0
         self.submitted: int = 0
@@ -232,7 +249,7 @@ class Ledger:
         self.submitted += 1
 
     def first(self) -> Task | None:
-        """The next task to send, which stays queued; or None."""
+        """The next task to send, or None. It stays queued."""
         queue = self.queue
         while queue:
             task = queue[0]
@@ -242,8 +259,8 @@ class Ledger:
         return None
 
     def send_first(self, worker: int) -> None:
-        """The task that `first` has shown is with `worker` now."""
-        # In this order: after an exception in between it is with the worker, and `first` leaves it out.
+        """The task that `first` has returned has been sent to `worker`."""
+        # In this order: after an exception in between, it belongs to the worker, and `first` skips it.
         task = self.queue[0]
         task.worker = worker
         self.sent[worker][task.number] = task
@@ -253,7 +270,7 @@ class Ledger:
         self.under_way += 1
 
     def send_new(self, worker: int, task: Task) -> None:
-        """A new task goes straight to `worker`."""
+        """A new task has been sent straight to `worker`."""
         self.submitted += 1
         self.under_way += 1
         task.state = SENT
@@ -261,9 +278,10 @@ class Ledger:
         self.sent[worker][task.number] = task
 
     def finish(self, worker: int, number: int, succeeded: bool) -> Task | None:
-        """`worker` reports that it is done with a task.
+        """`worker` has finished a task: end it.
 
-        None when it had ended before (it was settled while it ran).
+        Returns:
+            The task; None if it had ended before, because it was settled while it ran.
         """
         task = self.sent[worker].pop(number, None)
         if task is None:
@@ -279,19 +297,21 @@ class Ledger:
         return task
 
     def take_back(self, worker: int, numbers: Iterable[int]) -> list[Task]:
-        """Tasks were taken out of `worker`'s inbox: they are first in the queue again, in this order.
+        """Tasks have been taken out of `worker`'s inbox: put them in front of the queue, in this order.
 
-        Those that were to be stopped are not queued again: they have ended, and are returned.
+        Returns:
+            Those that were to be stopped: they have ended instead of being queued again.
         """
         sent = self.sent[worker]
         ended: list[Task] = []
         back: list[Task] = []
-        # After an exception that came between a ring and the ledger, one was sent twice.
+        # A number may be there twice: after an exception between putting a task into a ring and noting it
+        # here, the task was sent twice.
         for number in dict.fromkeys(numbers):
             task = sent.get(number)
             if task is not None:
                 (ended if task.ending else back).append(task)
-        # In this order: after an exception in between they are in the queue, and their `worker` says so.
+        # Removed from `sent` last: after an exception in between, `Task.worker` says where a task belongs.
         self._to_the_front(back)
         self.under_way -= len(ended)
         for task in ended:
@@ -301,23 +321,25 @@ class Ledger:
         return ended
 
     def end(self, task: Task) -> bool:
-        """End a queued task (cancelled, or its pool is over); False when it is not queued."""
+        """End a queued task, as cancelled unless it has another reason to end; False if it is not queued."""
         if task.state != QUEUED:
             return False
         self.queued -= 1
         task.ending = task.ending or CANCELLED
         self._count_ended(task)
         if len(self.queue) > 2 * self.queued + _MOST_ENDED:
-            # Behind one that waits for long, those that have ended would never come up.
+            # While the first task has to wait for long, ended ones behind it would pile up.
             self.queue = deque(task for task in self.queue if task.state == QUEUED)
         return True
 
     def fail_everything(self, ended: list[Task], why: str) -> None:
-        """End all that has not ended, with the pool.
+        """End all tasks that have not ended, because the pool ends.
+
+        After an exception of a signal handler it may be called again, with the same list; then some tasks are
+        in the list twice.
 
         Args:
-            ended: gets the tasks, oldest first, before they are ended. After an exception (the handler of a
-                signal raised it) this may be called again with it; then some are in it twice.
+            ended: the tasks are added to it, oldest first, before they are ended.
             why: `CANCELLED` or `POOL_BROKEN`.
         """
         tasks = self.unfinished()
@@ -335,19 +357,19 @@ class Ledger:
     # -- workers ---------------------------------------------------------------------------------------------
 
     def add_worker(self, worker: int) -> dict[int, Task]:
-        """A worker exists, with nothing sent to it: where that will be noted, by number."""
+        """Add a worker; returns the dictionary of the tasks that have been sent to it, by number."""
         self.sent[worker] = {}
         return self.sent[worker]
 
     def ending_with(self, worker: int, begun: int | None) -> list[Task]:
-        """The tasks that `lose_worker` would end: whoever waits for them is told before they are forgotten.
+        """The tasks that `lose_worker` is going to end, so that their sinks can be told before.
 
         Args:
             worker: its key.
             begun: the task that it had begun and not finished, or None.
         """
-        # What was to be stopped is not sent again, whether it had begun or not. After an exception (no
-        # memory) some may be in the queue already, and stay there.
+        # A task that was to be stopped is not sent again, whether it had begun or not. After an exception (no
+        # memory) some tasks may be in the queue already (their `worker` is -1), and stay there.
         return [
             task
             for number, task in self.sent[worker].items()
@@ -355,8 +377,7 @@ class Ledger:
         ]
 
     def lose_worker(self, worker: int, begun: int | None, death: Death) -> None:
-        """A worker is dead: what it had not begun is first in the queue again, and what it ran if that has
-        tries left.
+        """A worker is dead: put its tasks in front of the queue, except those of `ending_with`, which end.
 
         Args:
             worker: its key.
@@ -367,7 +388,7 @@ class Ledger:
         ended = self.ending_with(worker, begun)
         for task in ended:
             del tasks[task.number]
-        # What it ran comes first.
+        # The task that it ran comes first.
         back = sorted(tasks.values(), key=lambda task: task.number != begun)
         running = None if begun is None else self.sent[worker].get(begun)
         self._to_the_front(back)
@@ -381,14 +402,14 @@ class Ledger:
             self._count_ended(task)
 
     def divide(self, chunk: Chunk, queued: Sequence[Chunk], crashed: Chunk | None) -> None:
-        """The worker of a chunk is dead: its pieces take its place, in front of the queue.
+        """The worker of a chunk is dead: replace the chunk by its pieces, in front of the queue.
+
+        After an exception (no memory) it may be called again, with the same arguments.
 
         Args:
-            chunk: was sent to the worker, and has begun.
-            queued: what is sent again.
-            crashed: the item that it died of and that is not tried again, or None.
-
-        After an exception (no memory) it may be called again with the same ones.
+            chunk: the chunk; the worker had begun it.
+            queued: the pieces that are sent again.
+            crashed: the piece with the item that the worker died of, if it is not tried again.
         """
         for piece in reversed(queued):
             if piece.state == UNSENT:
@@ -399,7 +420,8 @@ class Ledger:
         if crashed is not None and crashed.state == UNSENT:
             self._count_ended(crashed)
             self.submitted += 1
-        # Last: while it is there, the worker has a task that nothing stands for.
+        # Last: if an exception comes before this, the chunk is still known as a task of the worker, and this
+        # method is called again.
         del self.sent[chunk.worker][chunk.number]
         self.submitted -= 1
         self.under_way -= 1
@@ -408,7 +430,7 @@ class Ledger:
     # -- all -------------------------------------------------------------------------------------------------
 
     def snapshot(self) -> list[Task]:
-        """The tasks there are, in no order, some of which may have ended: quickly, for all wait meanwhile."""
+        """All tasks, in no order; some may have ended. Quick, because other threads wait for the lock."""
         tasks = list(self.queue)
         for sent in self.sent.values():
             tasks += sent.values()
@@ -419,7 +441,7 @@ class Ledger:
         return sorted((task for task in self.snapshot() if task.state != ENDED), key=_number)
 
     def shortest_timeout(self) -> float:
-        """The shortest time limit of the tasks that have not ended; `NEVER`: none has one."""
+        """The shortest time limit of the tasks that have not ended, in seconds; `NEVER`: none has one."""
         limits = [task.timeout for task in self.queue if task.timeout is not None and task.state == QUEUED]
         for sent in self.sent.values():
             limits += [task.timeout for task in sent.values() if task.timeout is not None]
@@ -431,21 +453,21 @@ class Ledger:
         return self.queued + self.under_way
 
     def recount(self) -> None:
-        """Count what there is: an exception may have come between a task and its count."""
+        """Count the tasks anew: an exception may have come between moving a task and counting it."""
         self.under_way = 0
         for worker, sent in self.sent.items():
             for task in sent.values():
-                # Else it is in the queue, and `lose_worker` has failed just there.
+                # Otherwise it is in the queue already, and `lose_worker` was interrupted just then.
                 if task.worker == worker:
-                    # It is with the worker (see `send_first`), and counts once.
+                    # It may still be in the queue as well (see `send_first`), and must count once.
                     task.state = SENT
                     self.under_way += 1
         self.queued = sum(1 for task in self.queue if task.state == QUEUED)
 
     def _to_the_front(self, tasks: Sequence[Task]) -> None:
         for task in reversed(tasks):
-            # In this order, and counted one by one: an exception (no memory, the handler of a signal) may
-            # come in between.
+            # In this order, and counted one by one, because an exception (no memory, the handler of a signal)
+            # may come in between: until `worker` is -1, the task still belongs to the worker.
             self.queue.appendleft(task)
             self.queued += 1
             self.under_way -= 1

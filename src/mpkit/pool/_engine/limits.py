@@ -16,7 +16,7 @@ from mpkit._platform.threads.deadlines import NEVER
 from mpkit.pool._engine.collector import Collector
 from mpkit.pool._engine.dispatcher import Dispatcher
 from mpkit.pool._engine.inbox import lock_inbox
-from mpkit.pool._engine.lane import Lane, Stop
+from mpkit.pool._engine.lane import INTERRUPTED, KILLED, TERMINATED, Lane, Stop
 from mpkit.pool._engine.ledger import TIMED_OUT, TOO_BIG, Task
 from mpkit.pool._engine.options import PoolOptions
 from mpkit.pool._engine.programs import Programs
@@ -25,27 +25,22 @@ from mpkit.pool._engine.settlements import Settlements, ending_error
 from mpkit.pool._engine.stacks import live_stack
 from mpkit.pool._protocol.channel import RAISED, STARTED, STOP
 
-#: How often the memory of running workers is read: with a limit, and without one (for the error should one of
-#: them die).
+#: Seconds between two readings of the memory of running workers, if there is a limit, ...
 _SAMPLE_WITH_LIMIT = 0.05
+#: ... and if there is none. (`WorkerCrashed` says how much memory the worker had.)
 _SAMPLE_WITHOUT = 1.0
-#: The first time not at once: the first task has just begun, and somebody waits for it.
+#: The first reading comes so many seconds later: the first task has just begun, and somebody waits for it.
 _FIRST_SAMPLE = 0.05
-#: With few tasks the shortest limit is looked for this seldom.
+#: How many more checks than there are tasks lie between two searches for the shortest time limit.
 _FEW_LOOKS = 16
-#: How often is looked after what need not be seen at once.
+#: Seconds between two checks of what need not be noticed at once.
 _LOOK_AROUND = 1.0
-#: How many children of one worker are noted, should it die (each costs a tenth of a millisecond), of how many
-#: of its threads (each a hundredth).
+#: How many children of one worker are noted in case it dies (each costs a tenth of a millisecond), ...
 _MOST_CHILDREN = 100
+#: ... and of how many of its threads (each costs a hundredth).
 _MOST_THREADS = 20
-#: How long a worker may take to write its stack before it is stopped all the same.
+#: How long a worker may take to write its stack before the next step is taken anyway.
 _STACK_SECONDS = 0.1
-
-# How far a stop has come.
-_INTERRUPTED = 1
-_TERMINATED = 2
-_KILLED = 3
 
 
 class Limits:
@@ -92,9 +87,9 @@ class Limits:
             is_big = limit is not None and lane.rss_bytes is not None and lane.rss_bytes > limit
             stop = lane.stop
             if stop is not None:
-                if is_big and stop.number == measured and stop.stage < _KILLED:
+                if is_big and stop.number == measured and stop.stage < KILLED:
                     # It must not use its grace period to take what is left of the memory.
-                    self._take_step(lane, stop, _KILLED)
+                    self._take_step(lane, stop, KILLED)
                 continue
             with dispatcher.lock:
                 number, started = lane.running_since()
@@ -184,14 +179,14 @@ class Limits:
                 dispatcher.roster.stop_is_over(lane)
                 dispatcher.fill()
             else:
-                stop.stage = _INTERRUPTED
+                stop.stage = INTERRUPTED
                 stop.due = CLOCK.monotonic() + self._options.grace_period
         self._collector.settle_surely(settlements)
         if lane.stop is not stop:
             return
         if reason == TOO_BIG:
             # Every moment of grace may cost the machine its memory.
-            self._take_step(lane, stop, _KILLED)
+            self._take_step(lane, stop, KILLED)
         else:
             if lane.identity is not None:
                 stop.programs = family_tree.descendants_since(lane.identity, lane.start_clock.at(stop.began))
@@ -223,9 +218,9 @@ class Limits:
             stop: Stop | None = lane.stop
             if stop is None:
                 continue
-            if stop.stage < _KILLED and now >= stop.due:
+            if stop.stage < KILLED and now >= stop.due:
                 self._take_step(lane, stop, stop.stage + 1)
-            if stop.stage < _KILLED:
+            if stop.stage < KILLED:
                 next_look = min(next_look, stop.due)
         return next_look
 
@@ -253,7 +248,7 @@ class Limits:
         with dispatcher.lock:
             dispatcher.drain_lane(lane, settlements)
             alive = lane.stop is stop and lane.key in dispatcher.lanes
-            if alive and stop.stage < _TERMINATED:
+            if alive and stop.stage < TERMINATED:
                 # From here on it gets no task any more: it must not begin an innocent one just before the
                 # signal arrives. The lock is never given back; it goes with the worker.
                 locked = lock_inbox(lane)
@@ -276,7 +271,7 @@ class Limits:
         if lane.identity is not None:
             since = lane.start_clock.at(stop.began)
             doomed = [lane.identity, *stop.programs]
-            if stage == _TERMINATED:
+            if stage == TERMINATED:
                 told = parent_watch.signal_to_end(doomed, signal.SIGTERM, since=since)
                 self._programs.follow(process for process in told if process != lane.identity)
             else:

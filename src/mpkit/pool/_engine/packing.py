@@ -1,4 +1,4 @@
-"""A task as it is sent: its record, and what must live until it has ended."""
+"""Creates tasks: the record of a task, and the objects that must live until it has ended."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mpkit.pool._protocol.channel import (
     TASK_HEAD,
 )
 
-#: Function and arguments together: of a longer record nobody would ever be rid.
+#: How long function and arguments may be together: a longer record might never fit into an inbox.
 _MOST_BYTES = LONGEST_TASK - HEAD_SIZE - RANGE.size
 
 
@@ -36,16 +36,16 @@ def packed_task(
     sink: Sink,
     options: TaskOptions,
 ) -> Task:
-    """A task of which nobody knows yet. With the flag `CHUNK` the sink is a `ChunkSink`.
+    """Create a task, which is neither sent nor queued yet.
 
     Args:
-        numbers: where its own comes from, once its arguments are pickled.
-        function: what it calls.
+        numbers: the numbers of new tasks; one is taken after pickling.
+        function: what is known about the function.
         blob: the function, pickled.
-        flags: how the two come to a worker.
-        arguments: with `KEYWORDS` two of them, with `CHUNK` the items.
-        sink: who is told the outcome.
-        options: of the view that it is submitted by.
+        flags: how function and arguments are pickled (see `mpkit.pool._protocol.channel`).
+        arguments: a tuple; with `KEYWORDS` a tuple and a dictionary; with `CHUNK` the items.
+        sink: is told the outcome; with `CHUNK` a `ChunkSink`.
+        options: the options of the view that the task is submitted by.
 
     Raises:
         SerializationError: the arguments cannot be pickled.
@@ -58,7 +58,7 @@ def packed_task(
     packed = arguments
     inside = len(blob) > payload.INLINE_BYTES
     if inside:
-        # A big closure travels like a big argument.
+        # A big function (a closure with data, say) is sent like a big argument.
         packed = (blob, arguments)
         blob = b""
     if packed:
@@ -73,8 +73,8 @@ def packed_task(
     if seen_shared:
         kept = (kept, take_seen_shared())
     if retries or is_chunk:
-        # What is sent may be sent again: queues, locks and counters among the arguments must live until
-        # then, though the caller has let go of them and the worker that had them open is dead.
+        # The task may be sent again after the death of its worker. Until then, nobody else may have the
+        # queues, locks and counters among its arguments open, and they must not vanish.
         kept = (kept, packed)
     if inside:
         flags = flags & ~BY_REFERENCE | FUNCTION_INSIDE

@@ -1,7 +1,7 @@
-"""Who gets how many tasks, who gives some away, and when more are asked for: decisions, without any action.
+"""Which worker gets how many tasks, which one gives some away, and when a worker asks for more.
 
-Short tasks are sent ahead in batches, so that a worker always has about `AHEAD_NS` of work and the parent can
-sleep meanwhile; long ones are not (`Function.ahead`).
+These are decisions only: nothing is sent here. Short tasks are sent ahead, so that a worker always has about
+`AHEAD_NS` of work and the parent can sleep meanwhile; long ones are not (`Function.ahead`).
 """
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ from mpkit.pool._engine.roster import Roster
 
 
 class Placement:
-    """Whom each new task goes to."""
+    """Chooses the worker for each new task."""
 
     def __init__(self, roster: Roster) -> None:
         self._roster = roster
+        # Where in the list of workers the search begins.
         self._turn = 0
-        # The one that the last task was sent ahead to: as long as it may have more, nobody else is asked.
+        # The worker that the last task was sent ahead to. It is chosen again as long as it may have more,
+        # which saves the search.
         self._favourite: Lane | None = None
 
     def choose(self, function: Function) -> Lane | None:
-        """A worker that may have one more task of this kind, or None. One that idles no longer counts as
-        such.
+        """A worker that may have one more task of this function, or None. If it was idle, it no longer counts
+        as idle.
         """
         idle = self._roster.idle
         while idle:
@@ -53,37 +55,37 @@ class Placement:
         return None
 
     def forget_favourite(self) -> None:
-        """A worker has gone, perhaps that one."""
+        """A worker is gone, and may have been the favourite."""
         self._favourite = None
 
 
 def even_share(queued: int, workers: int) -> int:
-    """How many of the queued tasks each worker gets at most: not all to the first."""
+    """How many of the queued tasks each worker gets at most, so that the first one does not get them all."""
     return -(-queued // (workers or 1))
 
 
 def most_loaded(lanes: Iterable[Lane]) -> Lane | None:
-    """The worker that has most tasks, if it has one that it cannot have begun."""
+    """The worker that has most tasks, if it has any that it cannot have begun."""
     lane = max(lanes, key=_load, default=None)
     return lane if lane is not None and len(lane.sent) > 1 else None
 
 
 def stolen_share(unbegun: int, room: int) -> int:
-    """How many of the tasks that a busy worker has not begun go to one that idles: the older half."""
+    """How many of the tasks that a busy worker has not begun go to an idle one that has `room` for more."""
     return min((unbegun + 1) // 2, room)
 
 
 def low_marks(sent: Sequence[int], queued: int) -> list[int]:
-    """When each worker is to ring for more (see `LOW`).
+    """When each worker is to ring for more tasks: the value of its word `LOW`.
 
     Args:
-        sent: how many tasks each of them has.
-        queued: how many wait.
+        sent: how many tasks each worker has.
+        queued: how many tasks are queued.
     """
     if queued:
-        # Half of what it has: it works on the other half while the parent wakes and sends more.
+        # When half of its tasks are left: it works on these while the parent wakes up and sends more.
         return [1 + (number >> 1) for number in sent]
-    # Where one has more than it can have begun, others may take of that.
+    # When its inbox is empty, if some worker has tasks that it has not begun: it may get some of these.
     return [int(max(sent, default=0) > 1)] * len(sent)
 
 

@@ -1,7 +1,9 @@
-"""What comes out of the outboxes of the workers, and becomes of it: outcomes, log records, news of a worker.
+"""Takes what the workers have put into their outboxes: outcomes, log records, and news of the workers
+themselves.
 
-Nothing is lost or counted twice, wherever an exception comes: see `Receiver.receive`. All methods are called
-under the dispatcher's lock. Outcomes are collected, and told to their sinks when it is free.
+No outcome is lost or counted twice, wherever an exception comes: see `Receiver.receive`. All methods are
+called under the dispatcher's lock. Outcomes are collected, and told to their sinks when the lock has been
+released.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from collections.abc import Callable
 
 from mpkit._platform.signals.interrupts import deferred_interrupts
 from mpkit._shm.queues.ring import TornRingError
-from mpkit.pool._engine.lane import Lane
+from mpkit.pool._engine.lane import DECIDED, Lane
 from mpkit.pool._engine.ledger import Chunk, Ledger, Task
 from mpkit.pool._engine.roster import Roster
 from mpkit.pool._engine.settlements import Settlements, do_nothing, ending_error
@@ -29,11 +31,12 @@ from mpkit.pool._protocol.channel import (
     RAISED,
     RESULT_HEAD,
     SLEEPING,
+    SLEEPS_FOR_ROOM,
     VALUE,
     ring_bell,
 )
 
-#: Records taken out of one outbox in one go.
+#: How many records are taken out of an outbox at once.
 _BATCH = 512
 
 _unpack_head = RESULT_HEAD.unpack_from
@@ -45,23 +48,24 @@ class Receiver:
     def __init__(self, ledger: Ledger, roster: Roster) -> None:
         self._ledger = ledger
         self._roster = roster
-        #: Called with each log record of a worker: those of one come in order.
+        #: Called with each log record of a worker; those of one worker come in order.
         self.on_log: Callable[[bytes], object] = do_nothing
 
     def receive(self, lane: Lane, settlements: Settlements) -> None:
-        """Take everything that one worker has handed in.
+        """Take everything out of the outbox of one worker.
 
         Raises:
-            TornRingError, struct.error: something there cannot be what the worker has handed in.
+            TornRingError, struct.error: the ring does not hold what a worker hands in; something has written
+                over it.
         """
         outbox = lane.channel.outbox
         ledger = self._ledger
         key = lane.key
         sent = lane.sent
         while True:
-            # What an interrupt leaves undone is done again, from the first of them: nothing leaves the ring
-            # before it is here, and each is told before the ledger forgets it (whoever is told twice takes
-            # the first).
+            # After an interrupt, all records of a batch are processed again, from the first one: they are in
+            # `pending` before they leave the ring, and each outcome is in `settlements` before the ledger
+            # forgets the task. (A sink that is told twice takes the first outcome.)
             if lane.pending is None:
                 lane.pending = outbox.peek_many(_BATCH)
             records, after = lane.pending
@@ -77,9 +81,10 @@ class Receiver:
                         self._receive_stopped(lane, task, kind, record, settlements)
                         continue
                     if kind == BIG_VALUE or kind == BIG_ERROR:
-                        # Under the lock: as soon as it is free, the supervisor may find the worker dead and
-                        # remove what it has not handed over. And once only: it is gone then, and whoever
-                        # drains again after an interrupt must find the task ended.
+                        # Adopted under the lock: once that is released, the supervisor may find the worker
+                        # dead and remove the parcels that it has not handed over. And without an interrupt in
+                        # between: a parcel can be adopted only once, so if the record is processed again, the
+                        # task must have ended.
                         with deferred_interrupts():
                             settlements.append((task, *payload.adopt(kind, record)))
                             ledger.finish(key, number, kind == BIG_VALUE)
@@ -104,8 +109,8 @@ class Receiver:
                 else:
                     raise TornRingError
             lane.pending = None
-            if lane.words[SLEEPING] == 2:
-                # It waits for the room that there is now.
+            if lane.words[SLEEPING] == SLEEPS_FOR_ROOM:
+                # Now there is room.
                 lane.words[SLEEPING] = 0
                 ring_bell(lane.channel.wake)
             if len(records) < _BATCH:
@@ -114,12 +119,12 @@ class Receiver:
     def _receive_stopped(
         self, lane: Lane, task: Task, kind: int, record: bytes, settlements: Settlements
     ) -> None:
-        """The outcome of a task that was to be stopped: it ends as was decided then."""
+        """End a task that was to be stopped, with the reason for that: its actual outcome is dropped."""
         payload.drop_outcome(kind, record)
         stop = lane.stop
         ours = stop is not None and stop.number == task.number and not lane.doomed
-        if ours and stop is not None and stop.stage == 0:
-            # The supervisor is just reading its stack, and goes on from there.
+        if ours and stop is not None and stop.stage == DECIDED:
+            # The supervisor is just reading the stack of the worker, and will settle the task when it has it.
             stop.ended = task
         else:
             settlements.append((task, RAISED, ending_error(task, lane)))
@@ -131,7 +136,7 @@ class Receiver:
 def _receive_part(
     lane: Lane, number: int, reached: int, kind: int, record: bytes, settlements: Settlements
 ) -> None:
-    """The outcomes of some items of a chunk, up to the item `reached`."""
+    """Take the outcomes of some items of a chunk: those before the item `reached` that have not come yet."""
     chunk = lane.sent.get(number)
     inner = VALUE if kind == PART else BIG_VALUE
     if not isinstance(chunk, Chunk) or chunk.ending or reached <= chunk.done:
@@ -139,7 +144,7 @@ def _receive_part(
         return
     length = reached - chunk.done
     if inner == BIG_VALUE:
-        # As in `Receiver.receive`.
+        # For the reasons given in `Receiver.receive`.
         with deferred_interrupts():
             settlements.append((chunk, PART, (chunk.done, *payload.adopt(inner, record), length)))
             chunk.done = reached

@@ -1,7 +1,8 @@
-"""Whether the rings and rows of the workers agree with the ledger, and what is done where they do not.
+"""Whether the rings and status rows of the workers agree with the ledger, and what is done if they do not.
 
-They may not after an exception (Ctrl-C, the handler of another signal) that came in the middle of something;
-or when some code in a worker has written over its words. All of this under the dispatcher's lock.
+They may disagree after an exception (Ctrl-C, or one of another signal's handler) in the middle of something,
+or when some code in a worker has written over its words. Everything here is called under the dispatcher's
+lock.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from mpkit.pool._engine.roster import Roster
 from mpkit.pool._engine.settlements import Settlements
 from mpkit.pool._protocol.channel import RAISED, SLEEPING, STARTED, ring_bell
 
-#: Clocks may differ a little from core to core, and no more than this.
+#: The clocks of two cores differ by less than this.
 _FUTURE_NS = 1_000_000_000
 
 #: See `Dispatcher.drain_lane`.
@@ -27,10 +28,10 @@ DrainLane = Callable[[Lane, Settlements], object]
 
 
 def reconcile(ledger: Ledger, roster: Roster, drain_lane: DrainLane, settlements: Settlements) -> bool:
-    """An exception came in between: find what it left undone.
+    """An exception came in the middle of something: repair what it has left half done.
 
     Returns:
-        Whether that is so of all workers; False when one could not be kept from beginning a task.
+        Whether that is done for all workers; False if one could not be kept from beginning a task meanwhile.
     """
     with deferred_interrupts():
         for lane in roster.lanes.values():
@@ -48,7 +49,7 @@ def reconcile(ledger: Ledger, roster: Roster, drain_lane: DrainLane, settlements
 def _reconcile_lane(
     lane: Lane, ledger: Ledger, roster: Roster, drain_lane: DrainLane, settlements: Settlements
 ) -> bool:
-    # The exception may have come just when this was locked.
+    # The exception may have come while this process held the lock.
     lane.unlock_inbox()
     try:
         if not lock_inbox(lane):
@@ -59,16 +60,17 @@ def _reconcile_lane(
         return False
     finally:
         lane.unlock_inbox()
-    # Under the lock of its inbox a worker begins nothing, and it hands in an outcome before it says that it
-    # runs nothing. So what was not there, and has no outcome now, no worker has. Ctrl-C is kept from where
-    # that could happen; the handlers of other signals, which may raise as well, are not.
+    # While its inbox was locked, the worker could begin nothing; and it hands in an outcome before it clears
+    # the task in its row. So a task that was neither in the inbox nor running, and has no outcome after this
+    # drain, is lost. This cannot come of Ctrl-C, which is deferred wherever it might happen; but handlers of
+    # other signals may raise exceptions, too.
     drain_lane(lane, settlements)
     for number in sorted(found):
         task = ledger.finish(lane.key, number, False)
         if task is not None:
             text = f"task {number} was lost when the handler of a signal raised an exception"
             settlements.append((task, RAISED, TaskCancelled(text)))
-    # Whoever was interrupted may just have been about to ring.
+    # The interrupted thread may have been about to wake the worker.
     lane.words[SLEEPING] = 0
     ring_bell(lane.channel.wake)
     roster.note_if_idle(lane)
@@ -76,8 +78,10 @@ def _reconcile_lane(
 
 
 def is_sane(lane: Lane) -> bool:
-    """Whether what a worker shares with the pool can be what it has written there itself. It is to be asked
-    again now and then: no task may be nowhere twice.
+    """Whether the rings and the status row of a worker can be what it has written there itself.
+
+    To be called now and then: it also returns False if the same task could be found nowhere at two calls in a
+    row.
     """
     try:
         lost = handed_in(lane)
@@ -86,10 +90,10 @@ def is_sane(lane: Lane) -> bool:
     if not lane.channel.outbox.is_empty():
         lost.clear()
     task = lane.sent.get(lane.running())
-    # Only a time limit is counted from that moment.
+    # When a task began matters only if it has a time limit.
     limited = task is not None and task.timeout is not None
     begins_later = limited and lane.words[STARTED] > CLOCK.monotonic_ns() + _FUTURE_NS
-    # Twice: on machines with weak memory order an outcome may be seen a little later than it should.
+    # Only if it is lost twice: on machines with weak memory order, an outcome may become visible late.
     lost_again = lost & lane.lost
     lane.lost = lost
     return not (lost_again or begins_later)

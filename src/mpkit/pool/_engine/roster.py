@@ -1,4 +1,4 @@
-"""The workers of a pool: which there are, which of them idle, and which the supervisor has to see to.
+"""The workers of a pool: which there are, which of them are idle, and which need the supervisor.
 
 All methods are called under the dispatcher's lock.
 """
@@ -18,20 +18,22 @@ class Roster:
 
     def __init__(self) -> None:
         self.lanes: dict[int, Lane] = {}
-        #: Lanes with nothing to do, the one that became so last on top: its worker is still awake.
-        #: A dictionary as an ordered set, from which lanes are taken and to which they are added in one step.
+        #: Workers with nothing to do. The last one became idle most recently, and is taken first, because its
+        #: process may still be awake. (A dictionary serves as an ordered set, which lanes are added to and
+        #: taken from in a single step.)
         self.idle: dict[Lane, None] = {}
-        #: How many have said that they are ready for tasks.
+        #: How many workers have said that they are ready for tasks, since the pool was created.
         self.hellos: int = 0
-        #: Tasks that were being stopped and have ended, whose workers go on.
+        #: Stops whose tasks have ended while their workers go on: the supervisor has to end what these tasks
+        #: have started.
         self.stopped: deque[tuple[Lane, Stop]] = deque()
-        #: Called when there is something for the supervisor to do: a worker takes no more tasks by its own
-        #: choice, or is torn; or a task is one of `stopped`.
+        #: Called when the supervisor has something to do: a worker is leaving by its own choice, or is torn,
+        #: or there is an entry in `stopped`.
         self.on_worker: Callable[[], None] = do_nothing
 
     def forget_after_fork(self) -> None:
-        """In a fork of the pool's process: the workers are the parent's."""
-        # Other ones, not cleared: this may come in the middle of something that goes through them.
+        """In a fork of the pool's process: the workers belong to the parent."""
+        # Replaced and not cleared, because the fork may have come in the middle of an iteration over them.
         self.lanes = {}
         self.idle = {}
 
@@ -42,23 +44,24 @@ class Roster:
         self.hellos += 1
 
     def note_if_idle(self, lane: Lane) -> None:
-        """Something about a worker has changed, after which it may have nothing to do."""
+        """Add a worker to the idle ones if it is ready and has no task."""
         if not lane.sent and lane.ready:
-            # Where it stood, if it was there already.
+            # If it is there already, it keeps its place.
             self.idle[lane] = None
 
     def note_leaving(self, lane: Lane) -> None:
-        """A worker takes no more tasks, by its own choice."""
+        """A worker has said that it takes no more tasks."""
         lane.leaving = True
         lane.update_ready()
         lane.left_at = lane.left_at or CLOCK.monotonic()
-        # What it has not begun is taken back there: whoever drains may be in the middle of something.
+        # The supervisor takes back what it has not begun. Not this thread: it may be in the middle of
+        # processing the outbox.
         self.on_worker()
 
     def condemn(self, lane: Lane) -> None:
-        """What a ring of a worker holds is not what belongs there: some code in it has written where it
-        should not. It is killed (by the supervisor: that may take a moment), and what it had is settled when
-        it is dead, as with any death.
+        """Have a worker killed, because some code in it has written over what it shares with the pool.
+
+        The supervisor kills it (which may take a moment), and then settles its tasks as after any death.
         """
         lane.is_torn = True
         lane.update_ready()
@@ -66,10 +69,10 @@ class Roster:
         self.on_worker()
 
     def stop_is_over(self, lane: Lane) -> None:
-        """A task that was being stopped has ended, and its worker is fit for others."""
+        """A task that was being stopped has ended, and its worker can take others."""
         stop = lane.stop
         if stop is not None:
-            # The worker has not begun another task before this: none was sent.
+            # Until now the worker cannot have begun another task, because none was sent.
             stop.over_at = CLOCK.monotonic_ns()
             self.stopped.append((lane, stop))
             self.on_worker()

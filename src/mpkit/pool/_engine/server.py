@@ -1,4 +1,4 @@
-"""The fork server that workers come from, where the start method is forkserver."""
+"""Starts the fork server, which workers are forked from if the start method is forkserver."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from mpkit._platform.stdlib.fork_server import start_fork_server
 
 __all__ = ["start_server"]
 
-#: What a worker imports: its own code, and what it needs for log records and when it has nothing to do.
+#: What each worker imports: its loop, and what it needs for log records and for waiting.
 _PRELOADED = ("mpkit.pool._worker.worker", "mpkit.pool._protocol.logs", "mpkit._platform.resources.cpus")
 
 
 def start_server(context: BaseContext) -> None:
-    """Start it unless it runs, or is not needed; returns before it is up.
+    """Start the fork server if this context needs one and it is not running; does not wait until it is up.
 
-    It imports what workers need, once: they start three times as fast as if each did. See
-    `start_fork_server` for why that takes nothing from the application.
+    The server imports what workers need, so that they start three times as fast as if each of them did. See
+    `start_fork_server` for why this does not affect the application.
 
     Raises:
         OSError: The system refuses a process or descriptors.

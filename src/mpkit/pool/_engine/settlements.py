@@ -1,4 +1,4 @@
-"""What is to be told to those who wait for tasks, and the errors of tasks that were ended."""
+"""Outcomes on their way to the sinks of tasks, and the errors of tasks that were stopped."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from mpkit.errors import TaskCancelled, TaskTimeout, WorkerMemoryExceeded
 from mpkit.pool._engine.lane import Lane
 from mpkit.pool._engine.ledger import TIMED_OUT, TOO_BIG, Task
 
-#: Collected under the pool's lock, and told to the sinks when that is free: (task, kind, data).
+#: Outcomes that are collected under the pool's lock, and told to the sinks after it has been released: the
+#: task, kind and data.
 Settlements = list[tuple[Task, int, Any]]
 
 
 def ending_error(task: Task, lane: Lane) -> BaseException:
-    """The error of a task that was stopped."""
+    """The error of a task that was to be stopped: see `Task.ending`."""
     stop = lane.stop
     stack = stop.stack if stop is not None and stop.number == task.number else ""
     if task.ending == TIMED_OUT:
@@ -30,4 +31,4 @@ def cancelled_error(task: Task) -> TaskCancelled:
 
 
 def do_nothing(*_: object) -> None:
-    """What is called where there is nobody to tell."""
+    """The callback where nobody has set one."""

@@ -1,9 +1,9 @@
-"""How the start-ups of workers have gone lately, and when to give up.
+"""Counts the start-ups of workers that fail, and decides when to give up.
 
-A pool whose workers cannot be started must say so instead of trying for ever: after `MOST_FAILURES` start-ups
-in a row that end with an exit code (an exception in ``__main__``, usually), or `MOST_KILLED` that die of a
-signal or do not come about (for want of descriptors, say), none succeeding in between, it is broken. Between
-two attempts lies a growing pause.
+A pool whose workers cannot be started must say so instead of trying for ever. It is broken after
+`MOST_FAILURES` start-ups that end with an exit code (usually because of an exception in ``__main__``), or
+`MOST_KILLED` that die of a signal or for which there is no process (for lack of descriptors, say), if none
+succeeds in between. There is a pause before each further attempt, and it grows.
 """
 
 from __future__ import annotations
@@ -19,12 +19,16 @@ from mpkit.pool._engine.function_table import name_of
 from mpkit.pool._engine.options import PoolOptions
 from mpkit.pool._engine.roster import Roster
 
+#: So many start-ups in a row that fail with an exit code or an error break the pool, ...
 MOST_FAILURES = 3
+#: ... or so many that are killed or refused.
 MOST_KILLED = 10
+# Seconds; each pause is twice as long as the one before.
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 2.0
 
-# No process, or no shared memory; like what `identity.is_lack_of_means` tells, it may pass.
+# The system refuses a process or shared memory. Like the errors of `identity.is_lack_of_means`, this may
+# pass.
 _REFUSED = frozenset({errno.EAGAIN, errno.ENOSPC})
 
 GUARD = (
@@ -41,17 +45,17 @@ class Failure(Enum):
     """How a start-up has failed."""
 
     EXITED = auto()
-    """The worker ended with an exit code: it has told on its standard error what was wrong."""
+    """The worker ended with an exit code, and has printed the reason to its standard error."""
     KILLED = auto()
-    """It was killed by a signal."""
+    """The worker was killed by a signal."""
     RAISED = auto()
-    """There is none: starting it raised an error."""
+    """No worker was started, because of an error that will probably come again."""
     REFUSED = auto()
-    """There is none, and nothing is wrong with it: it may be over in a moment."""
+    """No worker was started, for a reason that may be over in a moment (a lack of resources, say)."""
 
 
 class StartUps:
-    """Those of one pool. In the supervisor's thread."""
+    """Counts the start-ups of one pool (in the supervisor's thread)."""
 
     def __init__(self, options: PoolOptions, roster: Roster) -> None:
         self._options = options
@@ -63,7 +67,7 @@ class StartUps:
         self.not_before: float = 0.0
 
     def note_error(self, error: Exception) -> PoolBroken | None:
-        """`Crew.start` has raised an error. The one for the pool, once there is no more hope."""
+        """Count an error of `Crew.start`; returns the error for the pool, once too many have failed."""
         how = f"starting a process raised {failure.in_words(error)}"
         refused = isinstance(error, MemoryError) or (
             isinstance(error, OSError) and (identity.is_lack_of_means(error) or error.errno in _REFUSED)
@@ -73,7 +77,7 @@ class StartUps:
                 "; the system has none left of what a worker needs (descriptors, processes, memory): raise "
                 "the limit, or give back what is not needed"
             )
-        # A fork server that has died is replaced as soon as it is seen to have ended.
+        # A `PoolBroken` says that the fork server has died. It is replaced as soon as this is noticed.
         may_pass = refused or isinstance(error, PoolBroken)
         broken = self.note_failure(how, Failure.REFUSED if may_pass else Failure.RAISED)
         if broken is not None:
@@ -81,15 +85,18 @@ class StartUps:
         return broken
 
     def note_failure(self, how: str, kind: Failure, *, initializing: bool = False) -> PoolBroken | None:
-        """A start-up has failed. The error, once there is no more hope.
+        """Count a failed start-up.
 
         Args:
-            how: What has happened, for people.
-            kind: The same, for what is to follow from it.
-            initializing: In the pool's initializer.
+            how: What has happened, in words.
+            kind: What kind of failure it was.
+            initializing: Whether the worker was running the pool's initializer.
+
+        Returns:
+            The error for the pool, once too many start-ups have failed.
         """
         if self._hellos_seen != self._roster.hellos:
-            # In a row are those without a start between them that went well.
+            # A worker has become ready since the last failure: begin to count anew.
             self._hellos_seen = self._roster.hellos
             self._failed = self._killed = 0
         if kind in (Failure.KILLED, Failure.REFUSED):
@@ -106,7 +113,7 @@ class StartUps:
             f"{tries} start-ups in a row failed. The last one: {how}."
         )
         if initializing:
-            # Whoever has come so far has imported the main module.
+            # It had imported the main module, so that was not the cause.
             text += (
                 f" It was running the initializer {name_of(self._options.initializer)}, which may be what "
                 "ended it (os._exit, os.abort, a crash in C code)."

@@ -1,4 +1,4 @@
-"""The states of a pool, in the order of its life."""
+"""The states of a pool, and the errors that a pool raises in each of them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from mpkit.errors import ClosedError, MpkitError
 
 __all__ = ["BROKEN", "CLOSED", "RUNNING", "TERMINATED", "Status", "copy_of"]
 
-#: Takes tasks.
+#: It accepts tasks.
 RUNNING = "running"
-#: Takes none any more; those there are go on.
+#: It accepts no more tasks; those it has go on.
 CLOSED = "closed"
-#: Ended by its owner; tasks that were pending have been cancelled.
+#: Ended by its owner, by being dropped, or at exit; pending tasks have been cancelled.
 TERMINATED = "terminated"
-#: Its workers cannot be started; tasks that were pending have got the reason.
+#: It cannot go on (its workers cannot be started, say); pending tasks have failed with the reason.
 BROKEN = "broken"
 
 _FORKED = (
@@ -25,7 +25,7 @@ _FORKED = (
 
 
 class Status:
-    """Which state a pool is in, and what those are told who want something of it that it does not do."""
+    """The state of a pool, and the errors for callers that want what it does not do in that state."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -34,7 +34,7 @@ class Status:
         self.why_broken: MpkitError | None = None
 
     def has_ended(self) -> bool:
-        """Whether it has ended, with all its tasks."""
+        """Whether it has been terminated or is broken: all of its tasks end, and no new ones are accepted."""
         return self.state in (TERMINATED, BROKEN)
 
     def is_forked(self) -> bool:
@@ -42,21 +42,21 @@ class Status:
         return os.getpid() != self._pid
 
     def forked_message(self) -> str:
-        """What to tell such a fork."""
+        """The message of the error that such a fork gets."""
         return _FORKED.format(self._name)
 
     def check_process(self) -> None:
-        """Raise ClosedError in such a fork."""
+        """Raise ClosedError if this process is a fork of the one that the pool belongs to."""
         if self.is_forked():
             raise ClosedError(self.forked_message())
 
     def check_usable(self) -> None:
-        """Raise what `submit` would raise."""
+        """Raise what `submit` raises if the pool accepts no tasks."""
         if self.state is not RUNNING or self.is_forked():
             self.refuse()
 
     def refuse(self) -> NoReturn:
-        """Raise what tells why the pool takes no tasks."""
+        """Raise the error that says why the pool accepts no tasks."""
         self.check_process()
         if self.why_broken is not None:
             raise copy_of(self.why_broken)
@@ -64,7 +64,7 @@ class Status:
 
 
 def copy_of(error: MpkitError) -> MpkitError:
-    """One exception object raised in several threads would collect all their tracebacks."""
+    """A copy for one caller: an exception that several threads raise collects all their tracebacks."""
     copy = type(error)(*error.args)
     copy.__cause__ = error.__cause__
     return copy

@@ -1,8 +1,9 @@
-"""Tasks are submitted and cancelled: by any thread, a signal handler or a `__del__`.
+"""Submitting and cancelling tasks: by any thread, in a signal handler or in a `__del__`.
 
-These may come in the middle of this very thread's work with the pool; then another thread does it, a little
-later. And an exception (Ctrl-C, or of another handler) may come between any two lines: a `submit` that fails
-has left nothing taken, a `cancel` is done all the same.
+A signal handler or a `__del__` may come in the middle of the same thread's work with the pool. What it asks
+for is then done by another thread, a little later. And an exception (Ctrl-C, or one of another signal's
+handler) may come between any two lines: a `submit` that fails leaves no lock and no place in a line taken,
+and a `cancel` that fails is done nevertheless.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ from mpkit.pool._protocol.channel import RAISED
 
 
 class Submission:
-    """Takes the tasks of one pool, and cancels them.
+    """Accepts and cancels the tasks of one pool.
 
     Args:
-        name: of the pool.
-        status: whether it takes tasks.
-        numbers: of new tasks.
-        dispatcher: sends them.
-        collector: tells what becomes of them.
-        supervisor: stops those that must not go on.
-        room: where those wait for whose task there is no room yet (`max_pending`); None: no limit.
+        name: the name of the pool.
+        status: says whether the pool accepts tasks.
+        numbers: the numbers of new tasks.
+        dispatcher: sends tasks.
+        collector: tells the sinks of tasks that have ended.
+        supervisor: stops running tasks.
+        room: where threads wait while there is no room for more tasks (`max_pending`); None: no limit.
     """
 
     def __init__(
@@ -74,15 +75,18 @@ class Submission:
 
         Raises:
             SerializationError: the arguments cannot be pickled.
-            ClosedError: the pool is closed.
+            SharedMemoryExhausted: there is no room for big ones.
+            ClosedError: the pool is closed, or this process is a fork of the pool's.
             InitializerFailed, PoolBroken: the pool is broken.
+
+        Blocking: only with `max_pending`, while there is no room.
         """
         task = packed_task(self._numbers, function, blob, flags, arguments, sink, options)
         sink._sent(task)
         dispatcher = self._dispatcher
         lock = dispatcher.lock
         if lock.is_owned():
-            # A signal handler or a `__del__`, in the middle of this very thread's work with the pool.
+            # This is a signal handler or a `__del__` in the middle of this thread's own work with the pool.
             self._status.check_usable()
             self._collector.do_later(functools.partial(self._submit_later, task))
             return task
@@ -92,7 +96,7 @@ class Submission:
                 if self._status.state is not RUNNING:
                     self._status.refuse()
                 room = self._room
-                # Callbacks do not wait: those of all other tasks would wait with them.
+                # A callback does not wait for room: the callbacks of all other tasks would have to wait, too.
                 if room is not None and room.is_short() and not self._collector.is_current_thread():
                     room.wait(task, self._status.check_usable)
                 lane = dispatcher.submit(task)
@@ -103,7 +107,7 @@ class Submission:
                 self._end_submit(task, error)
                 raise
         except BaseException as error:
-            # See `InterruptibleLock`.
+            # Again, in case an exception came in the handler above: see `InterruptibleLock`.
             self._end_submit(task, error)
             raise
         if options.timeout is not None or self._supervisor.looks_at == NEVER:
@@ -113,19 +117,19 @@ class Submission:
         return task
 
     def _end_submit(self, task: Task, error: BaseException) -> None:
-        """A `submit` that fails leaves nothing taken; may be done again."""
+        """Release what a `submit` that fails has taken; may be called again."""
         try:
             if self._room is not None:
                 self._room.leave(task)
         finally:
             self._dispatcher.lock.unwind()
         if not isinstance(error, MpkitError):
-            # Ctrl-C, perhaps between a task and its count, or before its worker knew.
+            # Ctrl-C, say: perhaps before the task was counted, or before its worker was woken.
             self._dispatcher.note_interruption()
             self._collector.wake()
 
     def _submit_later(self, task: Task) -> None:
-        """Submit a task of a signal handler or a `__del__`, in the collector's thread."""
+        """Submit a task for a signal handler or a `__del__` (in the collector's thread)."""
         if self._dispatcher.lock.run(self._submit_if_running, task):
             self._look_after_limit(task.timeout)
             self._collector.work()
@@ -134,8 +138,9 @@ class Submission:
             self._collector.settle([(task, RAISED, TaskCancelled(text))])
 
     def _submit_if_running(self, task: Task) -> bool:
+        """Send or queue a task; False if the pool accepts none any more (holding the dispatcher's lock)."""
         if task.ending:
-            # Cancelled before it was sent.
+            # It has been cancelled meanwhile.
             return True
         if self._status.state is not RUNNING:
             return False
@@ -145,7 +150,7 @@ class Submission:
         return True
 
     def _look_after_limit(self, timeout: float | None) -> None:
-        """Have the supervisor know of a new task and its time limit."""
+        """Poke the supervisor if it would next look at running tasks too late for a new task."""
         looks_at = self._supervisor.looks_at
         if looks_at == NEVER or (timeout is not None and looks_at > CLOCK.monotonic() + timeout):
             self._supervisor.poke()
@@ -153,10 +158,13 @@ class Submission:
     # -- cancelling ------------------------------------------------------------------------------------------
 
     def cancel(self, task: Task, *, even_begun: bool = True) -> None:
-        """Cancel a task at whatever moment of its life; with `even_begun` false, unless it has begun.
+        """Cancel a task in whatever state it is; with `even_begun` false, unless it has begun.
 
-        In the middle of this thread's work with the pool (a signal handler, a `__del__`) it happens a little
-        later.
+        If this is a signal handler or a `__del__` in the middle of this thread's work with the pool, the task
+        is cancelled a little later.
+
+        Raises:
+            ClosedError: this process is a fork of the pool's.
         """
         self._status.check_process()
         dispatcher = self._dispatcher
@@ -170,19 +178,20 @@ class Submission:
                     settlements.append((task, RAISED, cancelled_error(task)))
                 self._collector.settle(settlements)
                 if not never_began and even_begun:
-                    # It runs: see `Limits`.
+                    # It is running: have the supervisor stop it (see `Limits`).
                     self._supervisor.poke()
             except BaseException:
-                # The handler of another signal than SIGINT.
+                # The handler of another signal than SIGINT has raised.
                 dispatcher.note_interruption()
                 self.cancel_later([task], even_begun=even_begun)
                 raise
 
     def cancel_later(self, tasks: list[Task], *, even_begun: bool = True) -> None:
-        """Cancel tasks in the supervisor's thread; takes no lock, so a `__del__` may call it."""
+        """Have tasks cancelled in the supervisor's thread. Takes no lock, so a `__del__` may call it."""
         for task in tasks:
             if task.state == UNSENT:
-                # Submitted by this very handler, a moment ago: see `_submit_later`.
+                # The same signal handler has just submitted it, and it has not been sent: see
+                # `_submit_later`.
                 task.ending = CANCELLED
 
         def cancel() -> None:

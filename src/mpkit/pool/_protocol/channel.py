@@ -17,8 +17,9 @@ The words of the status row, and who writes them:
 - ``PARCELS`` (worker), once it is `LEAVING`: how many parcels it has made.
 - ``STOP`` (parent): the task that an interrupt (SIGINT) is meant for; the worker ignores any other interrupt.
 - ``LOW`` (parent): ring the parent once no more than ``LOW - 1`` tasks are left in the inbox (0: do not).
-- ``SLEEPING`` (worker): it is going to sleep on `wake`, or does: 1 for want of records, 2 for want of room in
-  the outbox. The parent clears it and releases `wake` once.
+- ``SLEEPING`` (worker): it is going to sleep on `wake`, or does, until there is a record in the inbox
+  (`SLEEPS_FOR_RECORDS`) or room in the outbox (`SLEEPS_FOR_ROOM`); 0: it does not sleep. The parent clears it
+  and releases `wake` once.
 
 The rings:
 
@@ -84,6 +85,11 @@ def state_name(state: int, task: int) -> str:
     """What people call that state of a worker that has this task in its hands (0: none)."""
     return "running" if task and state == READY else _STATE_NAMES.get(state, "starting")
 
+
+# -- SLEEPING ------------------------------------------------------------------------------------------------
+
+SLEEPS_FOR_RECORDS = 1
+SLEEPS_FOR_ROOM = 2
 
 # -- the board -----------------------------------------------------------------------------------------------
 

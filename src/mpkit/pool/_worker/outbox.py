@@ -8,7 +8,16 @@ import time
 from mpkit._platform.hints import override
 from mpkit._platform.threads.clock import CLOCK
 from mpkit._platform.threads.interruptible_lock import InterruptibleLock
-from mpkit.pool._protocol.channel import LOG, RESULT_HEAD, SLEEPING, STOP, Barrier, Channel, ring_bell
+from mpkit.pool._protocol.channel import (
+    LOG,
+    RESULT_HEAD,
+    SLEEPING,
+    SLEEPS_FOR_ROOM,
+    STOP,
+    Barrier,
+    Channel,
+    ring_bell,
+)
 from mpkit.pool._worker.bells import Bells
 from mpkit.pool._worker.fork import end_fork
 
@@ -93,7 +102,7 @@ class Outbox:
         barrier = Barrier()
         while True:
             self._bells.ring_all()
-            words[SLEEPING] = 2
+            words[SLEEPING] = SLEEPS_FOR_ROOM
             barrier()
             if self._ring.try_put(record):
                 break

@@ -48,6 +48,7 @@ from mpkit.pool._protocol.channel import (
     READY,
     RESULT_HEAD,
     SLEEPING,
+    SLEEPS_FOR_RECORDS,
     STACK_PIPE,
     STARTED,
     STATE,
@@ -377,7 +378,7 @@ class _Worker:
                     return
             patience.failed()
         words = channel.words
-        words[SLEEPING] = 1
+        words[SLEEPING] = SLEEPS_FOR_RECORDS
         barrier()
         if is_empty():
             channel.wake.acquire(True, _SLICE_SECONDS)
