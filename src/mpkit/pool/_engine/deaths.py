@@ -1,4 +1,4 @@
-"""A worker is dead: all that follows from it (for its tasks: see `mpkit.pool._engine.losses`)."""
+"""Everything that follows from the death of a worker (for its tasks see `mpkit.pool._engine.losses`)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _logger = logging.getLogger("mpkit.pool")
 
 
 class Deaths:
-    """Buries the workers of one pool. In the supervisor's thread."""
+    """Buries the dead workers of one pool (in the supervisor's thread)."""
 
     def __init__(
         self,
@@ -49,12 +49,13 @@ class Deaths:
         self.remains: Remains = Remains(programs)
 
     def bury(self, lane: Lane) -> MpkitError | None:
-        """Settle what a dead worker had, and give back what belonged to it.
+        """Settle the tasks of a dead worker, and give back what belonged to it.
 
-        After an exception it is to be called again.
+        After an exception it has to be called again.
 
         Returns:
-            Why the pool cannot go on, if this was its last hope.
+            The error for the pool if it cannot go on: the initializer has raised, or too many start-ups
+                failed.
         """
         exitcode = exit_code(lane)
         words = last_words(lane)
@@ -69,7 +70,7 @@ class Deaths:
         return failed or broken
 
     def _settle(self, lane: Lane, exitcode: int | None, words: str) -> None:
-        """Have its tasks tried again, or end."""
+        """Queue its tasks again, or end them."""
         died = signal_name(exitcode)
         likely_oom = died == "SIGKILL" and not lane.doomed and memory.oom_killed_since(lane.oom_kills)
         death = Death(lane.pid, exitcode, died, words, lane.rss_bytes, likely_oom)
@@ -77,12 +78,13 @@ class Deaths:
         settlements: Settlements = []
         try:
             with dispatcher.lock:
-                # Not a second time, should something after this have failed.
+                # Unless this is called again, because something after it has failed.
                 if lane.key in dispatcher.ledger.sent:
                     settle_loss(dispatcher, lane, death, self._numbers, settlements)
                 dispatcher.fill()
         finally:
-            # Also what was found before it failed (no memory); the rest when it is tried again.
+            # Even after an exception (no memory): what was taken before it is told now, and the rest when
+            # this is called again.
             self._collector.settle_surely(settlements)
         if lane.is_torn:
             problem = (
@@ -94,14 +96,14 @@ class Deaths:
     def _may_have_left_names(self, lane: Lane, exitcode: int | None) -> bool:
         state = lane.words[STATE]
         if not state and self._method == "fork":
-            # Killed on the way, because the pool was closed; it has not come to any code but mpkit's. (Else
-            # it may have imported the main module.)
+            # It was killed while it was starting, because the pool was closed, and has not run any code but
+            # mpkit's. (With other start methods it may have imported the main module.)
             return False
-        # It has left in order, and removed what was its own, unless it has ever made a parcel.
+        # A worker that has left in order has removed its own names; but it may have made parcels.
         return exitcode != 0 or state != LEAVING or lane.words[PARCELS] > 0
 
     def _left_by(self, lane: Lane) -> list[ProcessIdentity]:
-        """What the task that a worker has died with had started, as far as it has been seen."""
+        """The living processes that the last task of a dead worker had started, as far as they are known."""
         known = [] if lane.stop is None else lane.stop.programs
         since = lane.task_since()
         if since is not None:

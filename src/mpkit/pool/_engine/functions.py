@@ -43,7 +43,7 @@ class Function:
         self.ahead = MOST_AHEAD if mean * MOST_AHEAD <= AHEAD_NS else 1 + AHEAD_NS // mean
 
     def took_chunk(self, run_ns: int, items: int) -> None:
-        """A chunk of so many items ran for `run_ns`. This says little about single tasks, unless it had one item."""
+        """A chunk of so many items ran for `run_ns`. Unless it had only one, that says little about tasks."""
         if items == 1:
             self.took(run_ns)
 

@@ -1,4 +1,4 @@
-"""What a pool and its workers are doing, for people who ask."""
+"""What a pool and its workers are doing, for `TaskPool.workers`, `statistics` and `stacks`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ from mpkit.pool._protocol.channel import DONE, STATE, state_name
 if TYPE_CHECKING:
     from mpkit.pool._engine.statistics import PoolStatistics, WorkerSnapshot
 
+#: How long `stacks` may take for all workers together.
 _STACKS_SECONDS = 1.0
+#: How long it waits for a worker at least, even if the others have used up the time.
+_LEAST_STACK_SECONDS = 0.01
 
 
 class Insight:
-    """Looks at a pool's workers and counts, from any thread."""
+    """Reads the state of a pool and its workers, in any thread."""
 
     def __init__(self, dispatcher: Dispatcher, collector: Collector, crew: Crew) -> None:
         self._dispatcher = dispatcher
@@ -49,7 +52,7 @@ class Insight:
         ]
 
     def _look_at_lanes(self) -> list[tuple[Lane, int, int, str | None]]:
-        """Each worker, its task, when that began and what it calls (holding the lock)."""
+        """For each worker: the number of its task, when that began, and what it calls (holding the lock)."""
         seen: list[tuple[Lane, int, int, str | None]] = []
         for lane in self._dispatcher.lanes.values():
             number, started = lane.running_since()
@@ -58,14 +61,14 @@ class Insight:
         return seen
 
     def running_on(self, task: Task) -> int | None:
-        """The pid of the worker that runs a task at this moment."""
+        """The pid of the worker that is running a task at this moment, or None."""
         lane = self._dispatcher.lanes.get(task.worker)
         return lane.pid if lane is not None and lane.running() == task.number else None
 
     def unfinished(self) -> dict[int, str]:
-        """What has been asked of the pool and has not ended: the function's name by a number.
+        """The calls that have not ended: the name of the function by the number of a task.
 
-        A whole map, and all that an imap has sent so far, is one.
+        A whole map counts as one call, and so does everything that an imap has sent so far.
         """
         self._collector.look()
         tasks = self._dispatcher.lock.run(self._dispatcher.ledger.snapshot)
@@ -73,7 +76,7 @@ class Insight:
         return {task.number: task.function.name for task in one_of_each.values()}
 
     def statistics(self) -> PoolStatistics:
-        """How many tasks there are, and what became of those that ended."""
+        """How many tasks there are, and what happened to those that have ended."""
         from mpkit.pool._engine.statistics import PoolStatistics  # noqa: PLC0415  dataclasses load a dozen modules
 
         self._collector.look()
@@ -98,10 +101,13 @@ class Insight:
         )
 
     def stacks(self) -> dict[int, str]:
-        """The Python stack of each worker now."""
+        """The Python stack of each worker now, by pid."""
         lanes = self._dispatcher.lock.run(list, self._dispatcher.lanes.values())
         deadline = CLOCK.monotonic() + _STACKS_SECONDS
-        return {lane.pid: live_stack(lane, max(deadline - CLOCK.monotonic(), 0.01)) for lane in lanes}
+        return {
+            lane.pid: live_stack(lane, max(deadline - CLOCK.monotonic(), _LEAST_STACK_SECONDS))
+            for lane in lanes
+        }
 
 
 def _cpu_percent(lane: Lane) -> float | None:

@@ -1,10 +1,12 @@
-"""Workers that leave: by themselves (after so many tasks, with too much memory, or with half a module), and
-at the end of the pool.
+"""Workers that leave: by themselves (after so many tasks, with too much memory, or with a half-imported
+module), or at the end of the pool.
 
-As a rule the process of one ends at once. But Python waits at its end for what tasks have left there: threads
-that are no daemons, processes of multiprocessing. `multiprocessing.Pool` waits as long, for ever if need be.
-Here nobody waits: others get what the worker had not begun, it is replaced, and what was left in it may go on
-for a while.
+Usually the process of such a worker ends at once. But at its end, Python waits for what tasks have left in
+it: non-daemon threads, and processes of multiprocessing. `multiprocessing.Pool` waits for that, too, if need
+be for ever. Here, others get what the worker had not begun, the worker is replaced, and what was left in it
+may go on for a while.
+
+A worker that has said that it leaves, and whose process has not ended a moment later, is called *staying*.
 """
 
 from __future__ import annotations
@@ -24,17 +26,20 @@ from mpkit.pool._protocol.channel import LEAVE_RECORD, LOW, Board
 
 _logger = logging.getLogger("mpkit.pool")
 
-#: How long such a worker may take to end before it is replaced all the same. (Not at once: what only one
-#: worker may have at a time is given back in exit handlers.)
+#: How long a worker that leaves by itself may take to end before it is replaced anyway. (Not at once: its
+#: exit handlers may release something that only one worker may have at a time.)
 _GOING_SECONDS = 1.0
-#: How long one may take to end at the end of the pool, or where there are many of them; and how long one that
-#: has left by itself may stay for what tasks have left in it. Longer with a long grace period.
+#: How long a worker may take to end at the end of the pool, or if too many are staying. Longer with a long
+#: grace period (see `_GRACE_PERIODS`), like the next one.
 _LEAST_SECONDS = 10.0
+#: How long a worker that has left by itself may stay otherwise.
 _MOST_SECONDS = 60.0
+#: A leaving worker may always take at least this many grace periods.
+_GRACE_PERIODS = 10
 
 
 class Leavers:
-    """Looks after them, in the supervisor's thread."""
+    """Looks after the workers that leave, in the supervisor's thread."""
 
     def __init__(
         self,
@@ -52,17 +57,17 @@ class Leavers:
         self._crew = crew
         self._programs = programs
 
-    # -- those that leave by themselves ----------------------------------------------------------------------
+    # -- workers that leave by themselves --------------------------------------------------------------------
 
     def look_after(self, now: float) -> float:
-        """Take back what they have not begun, and end those that stay for too long; when to look again."""
+        """Take back what they have not begun, kill those that stay too long; returns when to look again."""
         leavers = [lane for lane in self._lanes() if lane.left_at]
         for lane in leavers:
             if lane.sent:
                 self._give_to_others(lane)
         looks = [lane.left_at + _GOING_SECONDS for lane in leavers if not _is_staying(lane, now)]
         staying = sorted((lane for lane in leavers if _is_staying(lane, now)), key=_left_at)
-        # Of those the oldest ones make room.
+        # If there are more than the pool has workers, the ones that left first may stay for less time.
         too_many = len(staying) - self._options.processes
         for place, lane in enumerate(staying):
             if lane.leave_by != NEVER:
@@ -75,11 +80,11 @@ class Leavers:
         return min(looks, default=NEVER)
 
     def are_too_many(self, now: float) -> bool:
-        """Whether there are so many that stay that one has to go before another worker is started."""
+        """Whether so many are staying that one of them has to end before another worker may be started."""
         return self.staying(now) > self._options.processes
 
     def staying(self, now: float) -> int:
-        """How many do not end, and are to be replaced all the same."""
+        """How many are staying, and so are to be replaced although their processes have not ended."""
         return sum(_is_staying(lane, now) for lane in self._lanes())
 
     def _give_to_others(self, lane: Lane) -> None:
@@ -92,7 +97,7 @@ class Leavers:
 
     def _end(self, lane: Lane) -> None:
         lane.kill()
-        # Only now: what could not be done is tried again.
+        # Set last: after an exception this is tried again.
         lane.leave_by = NEVER
         problem = (
             "%s: worker %d was killed: it had left, but a thread or a process that a task had started in it "
@@ -100,10 +105,14 @@ class Leavers:
         )
         self._collector.log(_logger.warning, problem, self._options.name, lane.pid)
 
-    # -- all of them, at the end of the pool -----------------------------------------------------------------
+    # -- all workers, at the end of the pool -----------------------------------------------------------------
 
     def send_home(self, now: float) -> float:
-        """Nothing is left to do: have all of them leave, and end those that do not; when to look again."""
+        """A closed pool has no tasks left: have all workers leave, and kill those that do not in time.
+
+        Returns:
+            When to look again.
+        """
         has_told = False
         for lane in self._lanes():
             if not lane.told_to_leave:
@@ -111,13 +120,14 @@ class Leavers:
                 lane.leave_by = now + self._patience(_LEAST_SECONDS)
                 self._tell_to_leave(lane)
                 if not lane.greeted and lane.process is not None and not self._crew.is_initializing(lane):
-                    # It is still starting, for nothing. (The initializer finishes what it has begun.)
+                    # It is still starting, for nothing. (But an initializer that is running may finish.)
                     lane.process.kill()
             elif now >= lane.leave_by:
                 lane.kill()
                 lane.leave_by = NEVER
-        # While they end, which takes longer: they have open what they need, and nobody comes after them. (The
-        # files of the workers stay: by them those are found whose pool dies meanwhile.)
+        # Remove names while the workers end, which takes longer anyway: they have open what they need, and no
+        # further worker will open it. (The files of their channels stay, because if this process dies
+        # meanwhile, its workers are found by them.)
         if has_told:
             with tracker.in_one_message():
                 self._board.discard()
@@ -126,14 +136,19 @@ class Leavers:
         return self._next_leave()
 
     def end_all(self, now: float) -> float:
-        """The pool is over: terminate all of them, and kill those that do not end; when to look again."""
+        """The pool has been terminated, or is broken: terminate all workers, and kill those that do not end.
+
+        Returns:
+            When to look again.
+        """
         for lane in self._lanes():
             if not lane.told_to_end:
-                # Also one that was told to leave, or leaves by itself, and has not ended.
+                # Even if it has been told to leave, or leaves by itself, and has not ended yet.
                 lane.told_to_end = lane.told_to_leave = True
                 lane.leave_by = now + self._options.grace_period
                 self._programs.follow(lane.terminate())
-                # It is told as well: a program that has given up its rights (setuid) may send no signal.
+                # Needed if this process may not send it signals, because it has given up its privileges
+                # (setuid).
                 self._tell_to_leave(lane)
             elif now >= lane.leave_by:
                 lane.kill(spare_earlier=True)
@@ -151,13 +166,13 @@ class Leavers:
     def _next_leave(self) -> float:
         return min((lane.leave_by for lane in self._lanes()), default=NEVER)
 
-    # -- both ------------------------------------------------------------------------------------------------
+    # -- common to both --------------------------------------------------------------------------------------
 
     def _lanes(self) -> list[Lane]:
         return list(self._dispatcher.lanes.values())
 
     def _patience(self, seconds: float) -> float:
-        return max(seconds, 10 * self._options.grace_period)
+        return max(seconds, _GRACE_PERIODS * self._options.grace_period)
 
 
 def _left_at(lane: Lane) -> float:

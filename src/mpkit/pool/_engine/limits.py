@@ -1,7 +1,8 @@
-"""Time limits, memory limits and cancelling: a task that runs and must not go on is stopped.
+"""Stops running tasks: those over their time limit or memory limit, and those that have been cancelled.
 
-It is interrupted, its worker is then terminated, and then killed, with a grace period after each; what it has
-started ends with it (see `Programs`). All of this happens in the supervisor's thread.
+The task is interrupted; if it goes on, its worker is terminated, and then killed, with a grace period after
+each step. What the task has started ends with it (see `Programs`). All of this happens in the supervisor's
+thread.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ _STACK_SECONDS = 0.1
 
 
 class Limits:
-    """Finds the tasks that must not go on, and stops them."""
+    """Finds the running tasks of one pool that have to be stopped, and stops them."""
 
     def __init__(
         self, options: PoolOptions, dispatcher: Dispatcher, collector: Collector, programs: Programs
@@ -53,21 +54,21 @@ class Limits:
         self._dispatcher = dispatcher
         self._collector = collector
         self._programs = programs
-        # When the memory of the workers is read next, and when it is looked around.
+        # When to read the memory of the workers next, and when to call `_look_around`.
         self._sample_at = self._look_around_at = CLOCK.monotonic() + _FIRST_SAMPLE
-        # Since the shortest time limit was looked for last.
+        # How many checks there have been since the last search for the shortest time limit.
         self._looks = 0
 
     def look_at_running(self, now: float) -> float:
-        """Stop what has been cancelled, or is over its limit; when to look again."""
+        """Stop tasks that have been cancelled or are over a limit; returns when to look again."""
         dispatcher = self._dispatcher
         if not dispatcher.ledger.live:
             with dispatcher.lock:
-                # A task may just have come.
+                # Checked again under the lock: a task may just have been submitted.
                 if not dispatcher.ledger.live:
                     dispatcher.shortest_timeout = NEVER
                     return NEVER
-        # Something with a limit may begin at any moment; it can be over its limit no sooner than this.
+        # A task with a time limit may begin at any moment. It cannot be over the limit before this.
         next_look = now + self._shortest_timeout()
         sample = now >= self._sample_at
         limit = self._options.max_memory_bytes
@@ -88,14 +89,14 @@ class Limits:
             stop = lane.stop
             if stop is not None:
                 if is_big and stop.number == measured and stop.stage < KILLED:
-                    # It must not use its grace period to take what is left of the memory.
+                    # It must not use its grace period to take the rest of the memory.
                     self._take_step(lane, stop, KILLED)
                 continue
             with dispatcher.lock:
                 number, started = lane.running_since()
                 task = lane.sent.get(number)
                 reason = "" if task is None else task.ending
-                # Only of the task that ran while it was measured: the next one may be innocent.
+                # Only if it is the task that was running when the memory was measured.
                 if is_big and task is not None and number == measured:
                     reason = TOO_BIG
                 elif task is not None and task.timeout is not None and not reason:
@@ -109,10 +110,11 @@ class Limits:
         return next_look
 
     def _shortest_timeout(self) -> float:
-        """The shortest time limit of the tasks there are, or were a while ago.
+        """The shortest time limit of the tasks there are, or there were a while ago.
 
-        A pool that always has tasks would else be looked at for ever as often as one task needed it once. To
-        go through all of them takes as many looks as there are tasks, so each look costs the same.
+        It has to be searched for again from time to time: otherwise a pool that always has tasks would be
+        checked for ever as often as one task once required. A search takes time for each task, so there is
+        one search for about as many checks as there are tasks.
         """
         dispatcher = self._dispatcher
         if dispatcher.shortest_timeout != NEVER:
@@ -124,7 +126,7 @@ class Limits:
         return dispatcher.shortest_timeout
 
     def _look_around(self, lanes: list[Lane]) -> None:
-        """What may take a second to be seen."""
+        """Check what need not be noticed at once: stopped or torn workers, idle ones, and the workers' children."""
         dispatcher = self._dispatcher
         settlements: Settlements = []
         for lane in lanes:
@@ -133,8 +135,8 @@ class Limits:
                     dispatcher.look_whether_stopped(lane, settlements)
                     dispatcher.look_whether_sane(lane)
         self._collector.settle_surely(settlements)
-        # It sees whether one worker idles while another one has more than it can do: where nobody waits for
-        # outcomes, no worker rings as long as no task is queued.
+        # This moves tasks from busy workers to idle ones. If no thread waits for outcomes and no task is
+        # queued, workers do not ring for that.
         self._collector.wake()
         for lane in lanes:
             worker = lane.identity
@@ -143,7 +145,7 @@ class Limits:
                 if worker is not None and lane.running()
                 else []
             )
-            # It may have just died, and nothing tells then what it has started: what was seen before stays.
+            # If it has just died, its children can no longer be found: keep those that were seen before.
             if worker is None or identity.is_alive(worker):
                 lane.children = children
 
@@ -155,21 +157,21 @@ class Limits:
         with dispatcher.lock:
             dispatcher.drain_lane(lane, settlements)
             if task.number in lane.sent and lane.stop is None and lane.key in dispatcher.lanes:
-                # Decided before anything is done to the worker: already the signal that asks for its stack
-                # may end a system call of the task.
+                # Decided before anything is done to the worker, because even the signal that asks for its
+                # stack may end a system call of the task.
                 if not task.ending:
                     task.ending = reason
                 stop = lane.stop = Stop(task.number, self._options.max_memory_bytes)
                 lane.update_ready()
-                # The others need not wait for it.
+                # Tasks behind this one need not wait for it.
                 dispatcher.give_to_others(lane, settlements)
-                # Of this task, perhaps ended by now: it can get no other one.
+                # When this task began. (It may have ended by now, but the worker has no other task to begin.)
                 stop.began = lane.words[STARTED]
         self._collector.settle_surely(settlements)
         if stop is None:
             return
         if reason == TIMED_OUT:
-            # Good to have, and no more than that: whatever happens, the task must be stopped.
+            # The stack is helpful, but if getting it fails, the task must be stopped nevertheless.
             attempt(lambda: self._ask_for_stack(lane, stop))
         settlements = []
         with dispatcher.lock:
@@ -185,12 +187,12 @@ class Limits:
         if lane.stop is not stop:
             return
         if reason == TOO_BIG:
-            # Every moment of grace may cost the machine its memory.
+            # Without a grace period, in which it might take the rest of the memory.
             self._take_step(lane, stop, KILLED)
         else:
             if lane.identity is not None:
                 stop.programs = family_tree.descendants_since(lane.identity, lane.start_clock.at(stop.began))
-                # An interrupt may cost them their parent.
+                # The interrupt may end their parents, and then they could no longer be found.
                 parent_watch.take_along(stop.programs)
             lane.words[STOP] = task.number
             if lane.identity is not None:
@@ -200,20 +202,21 @@ class Limits:
         stop.stack = live_stack(lane, _STACK_SECONDS)
 
     def look_at_stops(self, now: float) -> float:
-        """Take the next step where a grace period is over, and end what is left of stops that are over; kill
-        torn workers. When to look again.
+        """Take the next step of each stop whose grace period is over; returns when to look again.
+
+        Also ends what tasks have started whose stops are over, and kills torn workers.
         """
         dispatcher = self._dispatcher
         next_look = NEVER
         while dispatcher.roster.stopped:
-            # It stays there until all is done: after an exception that is tried again.
+            # Removed only when this is done: after an exception it is tried again.
             self._end_programs(*dispatcher.roster.stopped[0])
             dispatcher.roster.stopped.popleft()
         with dispatcher.lock:
             lanes = list(dispatcher.lanes.values())
         for lane in lanes:
             if lane.is_torn and not lane.doomed:
-                # With its descendants, which may be what has done it.
+                # With its descendants: it may be one of these that has written over the shared memory.
                 lane.kill()
             stop: Stop | None = lane.stop
             if stop is None:
@@ -230,27 +233,27 @@ class Limits:
         if worker is None:
             return
         clock = lane.start_clock
-        # What is later than that may be of the next task.
+        # What was started later may belong to the next task.
         end = clock.at(stop.over_at)
         later = family_tree.descendants_since(worker, clock.at(stop.began))
-        # Each once, and parents before their children.
+        # A dictionary, so that each is there once, and parents come before their children.
         found = dict.fromkeys([*stop.programs, *(program for program in later if program.started < end)])
-        # Tasks to come need the fork server: it is the worker's, whoever had it started.
+        # The fork server of the worker stays, even if this task had it started: later tasks need it.
         spared = family_tree.fork_servers_of(worker) if found else ()
         self._programs.terminate(
             program for program in found if program not in spared and identity.is_alive(program)
         )
 
     def _take_step(self, lane: Lane, stop: Stop, stage: int) -> None:
-        """Terminate or kill a worker, unless it has let go of the task at last."""
+        """Terminate or kill a worker (`stage`: `TERMINATED` or `KILLED`), unless its task has ended meanwhile."""
         dispatcher = self._dispatcher
         settlements: Settlements = []
         with dispatcher.lock:
             dispatcher.drain_lane(lane, settlements)
             alive = lane.stop is stop and lane.key in dispatcher.lanes
             if alive and stop.stage < TERMINATED:
-                # From here on it gets no task any more: it must not begin an innocent one just before the
-                # signal arrives. The lock is never given back; it goes with the worker.
+                # From now on the worker must not begin a task: it would be killed in the middle of it. The
+                # lock is never released if the worker is terminated.
                 locked = lock_inbox(lane)
                 if stop.number in lane.sent:
                     lane.leaving = lane.doomed = True
@@ -259,13 +262,13 @@ class Limits:
                     dispatcher.roster.stop_is_over(lane)
                     if locked:
                         lane.unlock_inbox()
-            # Whoever has become idle may take what waits behind a task of another one.
+            # If the worker has become idle, it may take tasks that wait behind one of another worker.
             dispatcher.fill()
         self._collector.settle_surely(settlements)
         if not alive:
             return
-        # Should an exception come from here on (no descriptor to look for its descendants with), this step is
-        # taken again.
+        # So that this step is taken again after an exception in the lines below (such as one for a lack of
+        # descriptors).
         stop.stage = stage - 1
         stop.due = 0.0
         if lane.identity is not None:

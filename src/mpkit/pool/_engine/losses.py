@@ -1,7 +1,8 @@
-"""A worker is dead: what becomes of the tasks that it had.
+"""What becomes of the tasks of a dead worker.
 
-What it had not begun is queued again, in front, and does not count as a try. What it ran is tried again if it
-has retries left, and else fails with the death. Of a chunk only the item that the worker died of may fail.
+Tasks that it had not begun are queued again, in front; this does not count as a try. The task that it ran is
+tried again if it has retries left; otherwise it fails with `WorkerCrashed`. Of a chunk, only the item that
+the worker died of may fail.
 """
 
 from __future__ import annotations
@@ -21,19 +22,21 @@ from mpkit.pool._protocol.channel import HEAD_SIZE, ITEM, RAISED, RANGE, TASK_HE
 def settle_loss(
     dispatcher: Dispatcher, lane: Lane, death: Death, numbers: Iterator[int], settlements: Settlements
 ) -> None:
-    """Take what a dead worker left behind out of its channel and the ledger (holding the dispatcher's lock).
+    """Remove a dead worker, take its outcomes, and queue its other tasks again or end them.
+
+    The dispatcher's lock is held. After an exception (no memory) this is called again.
 
     Args:
-        dispatcher: that the worker belonged to; it is forgotten there.
+        dispatcher: the dispatcher, which forgets the worker.
         lane: the worker.
         death: how it died.
-        numbers: of new tasks, for the pieces of a chunk.
-        settlements: gets what its tasks' sinks are to be told; after an exception, too.
+        numbers: the numbers of new tasks, for the pieces of a chunk.
+        settlements: gets the outcomes that are to be told. They have to be told even after an exception.
     """
     ledger = dispatcher.ledger
     begun = dispatcher.bury(lane, settlements)
-    # Each is told before the ledger forgets it: after an exception (no memory) all of this is done again, and
-    # who is told twice takes the first.
+    # Each outcome is in `settlements` before the ledger forgets the task, so that none is lost by an
+    # exception. (A sink that is told twice takes the first outcome.)
     for number in begun[:-1]:
         settlements.append((lane.sent[number], RAISED, _crash_error(lane.sent[number], [death])))
         ledger.finish(lane.key, number, False)
@@ -50,17 +53,19 @@ def settle_loss(
 def _divide(
     ledger: Ledger, chunk: Chunk, lane: Lane, death: Death, numbers: Iterator[int], settlements: Settlements
 ) -> bool:
-    """The worker of a chunk is dead: only the item that it died of may fail.
+    """The worker of a chunk is dead: replace it by pieces, so that only the item that it died of fails.
 
-    Long items are worked on one by one: the one in hand is tried again or fails. Of a block of short ones
-    each may have been the death of the worker: each is sent again alone, so that the guilty one, if there
-    is one, takes no other with it. All others are sent again together.
+    Long items are processed one by one: the item that was being processed is tried again, or fails. Of a
+        block of
+    short items, any may have been the cause: each of them is sent again by itself, so that it takes no other
+    with it if the worker dies again. All others are sent again together.
 
     Returns:
-        False when the death is that of the whole chunk: it has one item only, is being stopped, or the
-        worker died before the first item (its function or its items cannot be unpickled, it seems).
+        False if the whole chunk is to be treated as one: it has only one item, it is being stopped, or the
+        worker died before the first item (presumably while it unpickled the function or the items).
     """
-    # After an exception (no memory) it is divided into the same pieces, some of which may be under way.
+    # If this is called again after an exception (no memory), the pieces are the same as before, and some of
+    # them may have been queued.
     pieces = chunk.pieces or _pieces(chunk, lane.words[ITEM], death, numbers)
     if not pieces:
         return False
@@ -76,8 +81,16 @@ def _divide(
 
 
 def _pieces(chunk: Chunk, item: int, death: Death, numbers: Iterator[int]) -> list[Chunk]:
-    """What stands for a chunk whose worker had the items `item` in hand (see `ITEM`); none: it cannot be
-    divided.
+    """The pieces that replace a chunk whose worker has died.
+
+    Args:
+        chunk: the chunk.
+        item: the word `ITEM` of the worker: which items it was processing.
+        death: how the worker died.
+        numbers: the numbers of new tasks.
+
+    Returns:
+        The pieces; empty if the chunk cannot be divided.
     """
     if chunk.ending or not item or chunk.stop - chunk.start == 1:
         return []
@@ -86,8 +99,8 @@ def _pieces(chunk: Chunk, item: int, death: Death, numbers: Iterator[int]) -> li
     parts = [(chunk.done, first), *((k, k + 1) for k in range(first, end)), (end, chunk.stop)]
     pieces = [_piece(chunk, next(numbers), start, stop) for start, stop in parts if start < stop]
     if len(pieces) == 1 and chunk.done == chunk.start:
-        # It has begun, and nothing is done or in hand: something has written over that word, and might do so
-        # in each worker that is given the same items, for ever.
+        # The word says that no item was being processed, and none is done. So something has written over it,
+        # and might do so again in each worker that gets these items, for ever.
         return []
     if end - first == 1:
         guilty = next(piece for piece in pieces if piece.start == first)
@@ -96,7 +109,7 @@ def _pieces(chunk: Chunk, item: int, death: Death, numbers: Iterator[int]) -> li
 
 
 def _piece(chunk: Chunk, number: int, start: int, stop: int) -> Chunk:
-    """The same work, but these items only."""
+    """A chunk of the same record, but with these items only."""
     record = chunk.record
     _, length, flags = TASK_HEAD.unpack_from(record)
     at = HEAD_SIZE + length

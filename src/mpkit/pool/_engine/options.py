@@ -1,4 +1,4 @@
-"""What a pool and its tasks can be told, checked where it is given."""
+"""The options of a pool and of its tasks, checked when they are given."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ __all__ = ["PoolOptions", "TaskOptions", "check_chunksize", "check_count"]
 
 
 class TaskOptions:
-    """What holds for the tasks of one view of a pool.
+    """The options of the tasks that one view of a pool submits.
 
     Args:
         timeout: seconds that a task may run, or None.
-        retries: how often it is sent again after its worker died.
+        retries: how often a task is sent again if its worker dies.
         pickler: how function, arguments and outcome are pickled.
 
     Raises:
-        TypeError: something has the wrong type.
-        ValueError: something is out of range.
+        TypeError: an option has the wrong type.
+        ValueError: an option is out of range.
+        ImportError: `pickler` is "cloudpickle", and that package is not installed.
     """
 
     __slots__ = ("pickler", "retries", "timeout")
@@ -40,11 +41,12 @@ class TaskOptions:
 
 
 class PoolOptions:
-    """How a pool is made; see `TaskPool` for the meaning.
+    """The options of a pool; see `TaskPool` for their meaning.
 
     Raises:
-        TypeError: something has the wrong type.
-        ValueError: something is out of range.
+        TypeError: an option has the wrong type.
+        ValueError: an option is out of range.
+        ImportError: `pickler` is "cloudpickle", and that package is not installed.
     """
 
     def __init__(
@@ -81,8 +83,9 @@ class PoolOptions:
         self.pickler: Pickler = codec.check_pickler(pickler)
         self.name: str = "TaskPool" if name is None else name
         self.forward_logs: bool = bool(forward_logs)
-        #: For `mpkit.compat`: what the names of the workers begin with that are numbered among all children
-        #: of the program. None: they have the name of the pool, and are numbered in it.
+        #: For `mpkit.compat`: what the names of the workers begin with; they are then numbered like all
+        #: children of the program. None: their names begin with that of the pool, and they are numbered
+        #: within it.
         self.worker_names: str | None = None
 
 
@@ -97,11 +100,11 @@ def _count_or_none(value: object, name: str) -> int | None:
 
 
 def check_count(value: object, name: str, *, least: int = 1) -> int:
-    """An int of at least `least`.
+    """Check that an argument is an integer of at least `least`, and return it as an int.
 
     Raises:
-        TypeError: it is not an int.
-        ValueError: it is too small.
+        TypeError: it is not an integer.
+        ValueError: it is less than `least`.
     """
     index = getattr(type(value), "__index__", None)
     if index is None or isinstance(value, bool):
@@ -113,18 +116,18 @@ def check_count(value: object, name: str, *, least: int = 1) -> int:
 
 
 def check_chunksize(value: object) -> int:
-    """A number of items in one task.
+    """Check a `chunksize`, and return it as an int.
 
     Raises:
-        TypeError: it is not an int.
-        ValueError: it is too small.
+        TypeError: it is not an integer.
+        ValueError: it is less than 1.
     """
     try:
         return check_count(value, "chunksize")
     except TypeError as error:
         if not isinstance(value, Iterable):
             raise
-        # An Executor and the built-in map take several.
+        # `Executor.map` and the built-in map take several iterables: probably this is a second one.
         raise TypeError(
             f"{error}; a function of several arguments is called by starmap(func, zip(first, second)), or by "
             "pool.executor.map(func, first, second)"

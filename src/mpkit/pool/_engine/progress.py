@@ -1,4 +1,4 @@
-"""Progress bars, which are no reason for anything else to fail."""
+"""Progress bars (tqdm). Nothing else fails if a bar does."""
 
 from __future__ import annotations
 
@@ -21,15 +21,23 @@ _logger = logging.getLogger("mpkit.pool")
 
 
 class Progress:
-    """A progress bar that counts items (tqdm), or nothing.
+    """A progress bar that counts items, or none.
 
-    A bar that fails (the terminal is gone, say) is dropped: it is told within the settling of outcomes, where
-    an error would keep whoever waits for them waiting.
+    A bar that fails (because the terminal is gone, say) is dropped: it is updated while outcomes are told,
+    where an exception would keep other outcomes from being told.
+
+    Args:
+        wanted: Whether to show a bar.
+        total: How many items there are; None: unknown.
+        what: The description of the bar.
+
+    Raises:
+        ImportError: A bar is wanted, and tqdm is not installed.
     """
 
     def __init__(self, wanted: bool, total: int | None, what: str) -> None:
         self._bar: Any = None
-        #: Items that are done and not shown yet.
+        #: Numbers of items that are done and not shown yet.
         self._steps: deque[int] = deque()
         self._is_over = False
         self._lock = InterruptibleLock()
@@ -39,7 +47,7 @@ class Progress:
             except ImportError as error:
                 raise ImportError("progress=True needs the package tqdm: install mpkit[progress]") from error
             try:
-                # Interrupted in the middle, it would keep the lock of all bars.
+                # An interrupt in the middle would leave the lock of all bars acquired.
                 with deferred_interrupts():
                     self._bar = bar_class(total=total, desc=what)
             except BaseException as error:  # noqa: BLE001  the work is done without a bar
@@ -51,18 +59,18 @@ class Progress:
         return self._bar is not None
 
     def step(self, items: int) -> None:
-        """So many more are done."""
+        """So many more items are done."""
         if self._bar is not None:
             self._steps.append(items)
             self._catch_up()
 
     def close(self) -> None:
-        """No more will come."""
+        """Close the bar: no more items will be done."""
         self._is_over = True
         self._catch_up()
 
     def _catch_up(self) -> None:
-        # A signal handler may come here in the middle of `_show`, which then goes on with what it brings.
+        # If this is a signal handler in the middle of this thread's `_show`, that shows these steps as well.
         while self._bar is not None and (self._steps or self._is_over) and not self._lock.is_owned():
             with deferred_interrupts():
                 self._lock.run(self._show)
@@ -83,26 +91,28 @@ class Progress:
 
 
 class Bars:
-    """What is shown of the lazy maps of one pool, which anybody may hold until the end of the program: when
-    modules are half gone, tqdm cannot close a bar any more (on Python 3.13.0 it crashes).
+    """The bars of the lazy maps of one pool: closed with the pool, if they have not been closed before.
+
+    A program may keep a lazy map until it ends. When the interpreter is being finalized, tqdm cannot close a
+    bar any more (on Python 3.13.0 it crashes).
     """
 
     def __init__(self) -> None:
         self._shown: set[weakref.ref[Progress]] = set()
 
     def add(self, progress: Progress) -> None:
-        """Close it with the pool, should nobody have done so before."""
+        """Have a bar closed with the pool."""
         if progress.is_shown:
-            # Added, and taken out again with its bar, in one step each: this needs no lock.
+            # Adding it, and removing it when the bar is freed, are single steps: this needs no lock.
             self._shown.add(weakref.ref(progress, self._shown.discard))
 
     def close(self, seconds: float) -> None:
-        """Close those that are left, but do not wait longer than this for one that hangs."""
+        """Close the bars that are left, but wait for no more than so many seconds in case one hangs."""
         bars = [bar for shown in list(self._shown) if (bar := shown()) is not None and bar.is_shown]
         if not bars:
             return
-        # The terminal may take nothing, and the lock of all bars be held by a thread which waits for the end
-        # of the pool in a signal's handler.
+        # It may hang because the terminal accepts no output, or because the lock of all bars is held by a
+        # thread whose signal handler waits for the end of the pool.
         try:
             call_aside(seconds, _close_each, bars)
         except RuntimeError:
@@ -117,7 +127,7 @@ def _close_each(bars: list[Progress]) -> None:
 
 @functools.cache
 def _bar_class() -> type[Any]:
-    """The bar of tqdm that fits where it is to be shown, made safe.
+    """The bar class of tqdm for this terminal or notebook, made safe against errors.
 
     Raises:
         ImportError: tqdm is not installed.
@@ -126,16 +136,18 @@ def _bar_class() -> type[Any]:
 
     lock_class = _lock_class()
     if not hasattr(lock_class, "mp_lock"):
-        # By itself it makes one by way of `multiprocessing.RLock`, which settles the application's start
-        # method on the platform's default. It does without where there can be none.
+        # Otherwise tqdm creates the lock with `multiprocessing.RLock`, which fixes the application's start
+        # method to the platform's default. (tqdm also works without this lock, if there can be none.)
         with contextlib.suppress(OSError):
             lock_class.mp_lock = resolve_context(None).RLock()
 
     bar: Any = tqdm
 
-    class Bar(bar):  # type: ignore[misc]  # its kind is known when it is asked for
-        """tqdm shows a bar while it holds the lock of all bars, and does not give that back after an error:
-        the next bar, of whatever thread, would wait for ever.
+    class Bar(bar):  # type: ignore[misc]  # the base class is known at run time only
+        """A bar that raises no error while it is displayed.
+
+        tqdm displays a bar while holding the lock of all bars, and does not release that after an error: then
+        the next bar, in any thread, would wait for ever.
         """
 
         def display(self, *args: Any, **kwargs: Any) -> Any:
@@ -153,13 +165,14 @@ def _lock_class() -> Any:
 
 
 def _bar_stopped(error: BaseException) -> None:
-    """Something was raised in the middle of tqdm, by itself or by the handler of another signal than SIGINT.
+    """tqdm, or the handler of another signal than SIGINT in the middle of it, has raised an exception.
 
-    Then it keeps the lock of all bars, and the pool's own threads, which draw bars, too, would wait for it.
+    Release the lock of all bars, which tqdm has then kept: the pool's own threads draw bars as well, and
+    would wait for it for ever. Raises the error again unless it is an `Exception`.
     """
     lock_of_all = _bar_class().get_lock()
-    # Two recursive ones in one, for processes and for threads. Each says by an error that this thread has it
-    # no more. One that the program has set may be any.
+    # It consists of two recursive locks, for processes and for threads. Each raises an error when this thread
+    # no longer holds it. (A lock that the program has set may be of any other kind, and is left alone.)
     for lock in lock_of_all.locks if isinstance(lock_of_all, _lock_class()) else ():
         with contextlib.suppress(AssertionError, RuntimeError):
             while True:
@@ -170,13 +183,13 @@ def _bar_stopped(error: BaseException) -> None:
 
 
 def _bar_failed(error: Exception) -> None:
-    # In a thread of its own, which is not waited for: a handler may hang, or show bars itself, and everybody
-    # may depend on this thread. Where the system refuses one, nobody is told.
+    # Logged in a new thread, without waiting for it: a log handler may hang, or show bars itself, and the
+    # pool may depend on this thread. If no thread can be started, the failure is not logged.
     with contextlib.suppress(RuntimeError):
         call_aside(0, _tell_of_failure, error)
 
 
 def _tell_of_failure(error: Exception) -> None:
-    # A handler may write to the very terminal that is gone.
+    # A log handler may write to the same terminal that is gone.
     with contextlib.suppress(Exception):
         _logger.warning("the progress bar cannot be shown, and is dropped: %r", error)

@@ -1,4 +1,4 @@
-"""What may neither end nor hold up a thread of the pool: errors are told, what may hang is called aside."""
+"""Keeps the threads of the pool going: reports exceptions, and calls what may hang in another thread."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from collections.abc import Callable
 
 
 def report() -> None:
-    """Tell of the exception that is being handled, as of one that ends its thread. Raises nothing.
+    """Report the exception that is being handled with `threading.excepthook`. Raises nothing.
 
-    Not by logging, which may be what has failed. (The hook keeps silent about SystemExit, as it always does.)
+    Not with `logging`, because that may be what has failed. (The hook ignores SystemExit, as always.)
     """
     kind, error, traceback = sys.exc_info()
     assert kind is not None
     told = threading.ExceptHookArgs((kind, error, traceback, threading.current_thread()))
     try:
         threading.excepthook(told)
-    except BaseException:  # noqa: BLE001  the hook is the application's, and everybody depends on this thread
+    except BaseException:  # noqa: BLE001  the hook is the application's, and the pool depends on this thread
         _report_without_hook(told)
 
 
 def attempt(call: Callable[[], object]) -> None:
-    """Call something whose failure must not keep the caller from what comes after it."""
+    """Call something; if it raises an exception, report that and go on."""
     try:
         call()
-    except BaseException:  # noqa: BLE001  whatever it is, it is told
+    except BaseException:  # noqa: BLE001  whatever it is, it is reported
         report()
 
 
 def call_aside(seconds: float, function: Callable[..., object], *arguments: object) -> None:
-    """Call something that may hang in a thread of its own, which is left alone after so many seconds.
+    """Call something that may hang in a new thread, and wait for it for so many seconds at most.
 
     Raises:
-        RuntimeError: there can be no further thread.
+        RuntimeError: no thread can be started.
     """
     thread = threading.Thread(target=function, args=arguments, daemon=True)
     thread.start()
@@ -41,7 +41,7 @@ def call_aside(seconds: float, function: Callable[..., object], *arguments: obje
 
 
 def _report_without_hook(told: threading.ExceptHookArgs) -> None:
-    """Write the exception to standard error, and then why the application's hook did not."""
+    """Write the exception to standard error, followed by that of the application's hook."""
     kind, error, traceback = sys.exc_info()
     assert kind is not None
     try:
@@ -49,5 +49,5 @@ def _report_without_hook(told: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(
             threading.ExceptHookArgs((kind, error, traceback, threading.current_thread()))
         )
-    except Exception:  # noqa: BLE001  standard error is what has failed: there is nowhere left to tell it
+    except Exception:  # noqa: BLE001  standard error has failed: there is nowhere left to report it
         return

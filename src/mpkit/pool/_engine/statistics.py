@@ -1,4 +1,4 @@
-"""Frozen pictures of a pool and its workers at one moment."""
+"""The state of a pool and its workers at one moment, as immutable objects."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ __all__ = ["PoolStatistics", "WorkerSnapshot"]
 class PoolStatistics:
     """How many tasks a pool has, and what happened to those that have ended.
 
+    A chunk of a map counts as one task, and so does a group of short items of an imap.
+
     Attributes:
         workers: worker processes now, including those that are starting or leaving.
-        idle: workers without a task.
-        running: workers with a task.
+        idle: workers that are ready and have no task.
+        running: workers that are running a task.
         queued: tasks that no worker has begun.
-        submitted: tasks ever submitted (a chunk of a map is one, and so is a group of short items of an
-            imap).
+        submitted: tasks ever submitted.
         succeeded: tasks that returned.
         failed: tasks that raised or exceeded a limit, or that could not run because the pool is broken.
         cancelled: tasks that were cancelled, or ended by `terminate`.
@@ -46,12 +47,12 @@ class WorkerSnapshot:
     Attributes:
         pid: its process id.
         state: ``"starting"``, ``"initializing"``, ``"idle"``, ``"running"`` or ``"leaving"``.
-        task_id: the task it runs, or None.
+        task_id: the number of the task that it is running, or None.
         function: the name of the function that this task calls, or None.
         running_s: seconds since that task began, or None.
         tasks_done: tasks that it has finished.
-        rss_bytes: resident memory, or None if it cannot be read.
-        cpu_percent: share of one CPU since it started, in percent, or None if it cannot be read.
+        rss_bytes: its resident memory, or None if that cannot be read.
+        cpu_percent: CPU time since it started, in percent of one CPU, or None if that cannot be read.
     """
 
     pid: int

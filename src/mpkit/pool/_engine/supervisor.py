@@ -1,8 +1,10 @@
-"""The thread that looks after the workers: when it looks, and what happens when a look fails.
+"""The supervisor: the pool's thread that looks after the workers. When it wakes up, and what happens if it
+fails.
 
-It sleeps until something happens: a process ends, somebody pokes it, or the next moment comes at which it has
-to look (a time limit that may be over, a step of a stop, a pause between start-ups, a sample of the memory
-while tasks are running). An idle pool has none of them.
+It sleeps until something happens: a process ends, another thread pokes it, or a moment comes at which
+something has to be checked (a time limit may be over, the next step of a stop is due, a pause between
+start-ups is over, the memory has to be measured while tasks are running). In an idle pool none of these
+happens.
 """
 
 from __future__ import annotations
@@ -27,82 +29,85 @@ from mpkit.pool._engine.options import PoolOptions
 from mpkit.pool._engine.programs import Programs
 from mpkit.pool._engine.reports import attempt, report
 
-#: After so many turns in a row that raised an exception the pool is broken, and after as many more given up.
+#: After so many failed turns in a row (an exception in each) the pool is broken; after twice as many, the
+#: thread gives up.
 _MOST_FAILURES = 8
-#: Seconds between a turn that failed and the next one: at first, and at most. Some 4 seconds until the pool
-#: is broken, because what is lacking (descriptors, memory) may be there again in a moment.
+#: Seconds between a failed turn and the next one: each pause is twice as long as the one before. In all, it
+#: takes some 4 seconds until the pool is broken, because a lack of descriptors or memory may be over in a
+#: moment.
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
 
 
 class Supervised(Protocol):
-    """What the supervisor looks after: the engine, as far as the supervisor knows it."""
+    """What the supervisor uses of the engine."""
 
     options: PoolOptions
     limits: Limits
     programs: Programs
-    #: When to look at the end again though nobody pokes.
+    #: When to call `is_over` again even if nothing happens (monotonic).
     told_by: float
 
     def bury(self, lane: Lane) -> None:
-        """A worker is dead."""
+        """Do all that follows from the death of a worker. After an exception it is called again."""
 
     def look_after_crew(self, now: float) -> float:
-        """Replace who is missing, send home who is not needed; when to look again."""
+        """Replace missing workers, send home those that are not needed; returns when to look again."""
         ...
 
     def is_over(self) -> bool:
-        """Whether no worker is left, and none will come."""
+        """Whether the pool has ended."""
         ...
 
     def break_down(self, why: MpkitError) -> None:
-        """The pool cannot go on: every pending task gets the reason."""
+        """End a pool that cannot go on: every pending task fails with `why`."""
 
     def give_up(self, why: MpkitError) -> None:
-        """Nobody looks after the workers any more: end what is left as well as it goes."""
+        """End what is left, as far as possible: the supervisor's thread is about to end."""
 
     def begun(self) -> None:
-        """The first act of the supervisor's thread."""
+        """Called once, when the supervisor's thread begins."""
 
     def over(self) -> None:
-        """The last act of the supervisor's thread."""
+        """Called once, when the supervisor's thread ends."""
 
 
 class Supervisor:
-    """See the top of this file."""
+    """The thread that looks after the workers of one pool, and how other threads wake it."""
 
     def __init__(self, engine: Supervised, name: str) -> None:
         self._engine = engine
         self._watcher = ExitWatcher()
         self._by_identity: dict[ProcessIdentity, Lane] = {}
         self._poke_reader, self._poke_writer = os.pipe()
-        # Whoever takes them out of here closes them.
+        # The ends of the pipe; the thread that takes them out of this list closes them.
         self._pipe = [(self._poke_reader, self._poke_writer)]
-        # Who is just writing into it, and whether it may be written into.
+        # One element for each thread that is just poking.
         self._poking: list[None] = []
+        # Whether the pipe may be written into.
         self._pokable = True
         never_wait(self._poke_reader)
         never_wait(self._poke_writer)
         self._requests: deque[Callable[[], None]] = deque()
         self._thread = threading.Thread(target=self._run, name=f"{name}-supervisor", daemon=True)
-        #: When it looks at running tasks next without being poked (monotonic); `NEVER` where there are none,
-        #: whatever else it looks after.
+        #: When it looks at running tasks next without being poked (monotonic); `NEVER` if there are none.
         self.looks_at: float = 0.0
+        # Workers that have ended and have not been buried.
         self._gone: list[Lane] = []
-        # Whether the thread looks after all this, or it was discarded before. Who comes first decides, in one
-        # step.
+        # Whether the thread has begun, or was discarded before it could: whichever comes first is stored
+        # here, in a single step (`setdefault`).
         self._claims: dict[None, str] = {}
 
     # -- from other threads ----------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Start the thread."""
-        # Daemon: the interpreter joins other threads before any exit handler of ours could stop this one. The
-        # pool's end joins it.
+        # A daemon thread, because the interpreter joins all others before any exit handler of the pool could
+        # stop them. `TaskPool.join` joins this one.
         self._thread.start()
 
     def discard(self) -> bool:
-        """Give back what the system lent, for there is to be no thread; False when it runs already."""
+        """Close all descriptors, because the thread is not to run; False if it is running already."""
         discarded = self._claims.setdefault(None, "discarded") == "discarded"
         if discarded:
             self._watcher.close()
@@ -110,22 +115,22 @@ class Supervisor:
         return discarded
 
     def join(self, timeout: float | None) -> bool:
-        """Wait for the thread; True when it has ended (or this is it)."""
+        """Wait for the thread, `timeout` seconds at most; True if it has ended (or this is it)."""
         if self._thread is threading.current_thread():
             return True
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def poke(self) -> None:
-        """Have the thread look now."""
-        # No lock, because a `__del__` may call this at any moment, in the middle of another poke, too. In a
-        # reference cycle that is just being collected, the pipe may be gone before whoever pokes.
+        """Wake the thread. Takes no lock: a `__del__` may call this at any moment, even in another poke."""
+        # In a reference cycle that is just being collected, the pipe may be closed before another object of
+        # the cycle pokes.
         self._poking.append(None)
         try:
             if self._pokable:
                 os.write(self._poke_writer, b"!")
         except BlockingIOError:
-            # Full of pokes: it is going to look.
+            # The pipe is full of pokes: the thread is going to wake up.
             return
         finally:
             self._poking.pop()
@@ -133,21 +138,21 @@ class Supervisor:
                 self._close_pipe_unless_poked()
 
     def forget_after_fork(self) -> None:
-        """In a fork of the pool's process: there is no thread to poke, and the pipe is the parent's, too."""
+        """In a fork of the pool's process: there is no thread to poke, and the pipe is also the parent's."""
         self._pokable = False
         self._close_pipe()
 
     def request(self, what: Callable[[], None]) -> None:
-        """Have the thread do something."""
+        """Have the thread call something. Takes no lock, like `poke`."""
         self._requests.append(what)
         self.poke()
 
     def add(self, lane: Lane) -> None:
-        """Watch a worker that has been started (before the thread runs, or in it)."""
+        """Watch a worker that has been started (before the thread runs, or in this thread)."""
         if lane.identity is None:
             self._gone.append(lane)
-            # It had ended before anybody could look at it, or could not be looked at (no descriptor left).
-            # Then it cannot be watched, and must not stay when it is buried.
+            # It could not be identified, because it has ended already or there is no descriptor left. So it
+            # cannot be watched; it is buried, and must not survive that.
             if lane.process is not None:
                 lane.process.kill()
         elif not self._watcher.add(lane.identity):
@@ -156,7 +161,7 @@ class Supervisor:
             self._by_identity[lane.identity] = lane
 
     def watch(self, program: ProcessIdentity) -> bool:
-        """Watch something that a task has started (in the thread); false when it has ended."""
+        """Watch a process that a task has started (in this thread); False if it has ended already."""
         few = len(self._watcher) - len(self._by_identity) < MOST_EVENTS
         return self._watcher.add(program, by_event=few)
 
@@ -172,7 +177,7 @@ class Supervisor:
             try:
                 over = self._take_turn()
                 failures = 0
-            except BaseException as error:  # noqa: BLE001  whatever it is, everybody depends on this thread
+            except BaseException as error:  # noqa: BLE001  whatever it is, the pool depends on this thread
                 failures += 1
                 if failures == 1:
                     report()
@@ -183,11 +188,11 @@ class Supervisor:
         self._close_pipe_unless_poked()
 
     def _take_turn(self) -> bool:
-        """Do what there is to do, then sleep; True when all is over."""
+        """Do what there is to do, then sleep; True if the thread is to end."""
         engine = self._engine
         with tracker.in_one_message():
             while self._gone:
-                # It stays there until all is done: after an exception that is tried again.
+                # Removed only when it has been buried: after an exception this is tried again.
                 engine.bury(self._gone[0])
                 del self._gone[0]
         while self._requests:
@@ -199,7 +204,7 @@ class Supervisor:
             engine.look_after_crew(now),
             engine.limits.look_at_running(now),
             engine.limits.look_at_stops(now),
-            # The last: those that have just been told to end.
+            # After the others, because these may have just told further programs to end.
             engine.programs.look_after(now),
         ]
         if engine.is_over():
@@ -207,8 +212,8 @@ class Supervisor:
         if self._gone or self._requests:
             return False
         self.looks_at = looks[1]
-        # Whoever gave a task a nearer limit before the line above took effect has been overlooked: look once
-        # more, cheaply.
+        # A thread that has submitted a task with a nearer time limit before the line above did not poke: it
+        # has seen the old value. `_next_wait` checks for such tasks.
         wait = self._next_wait(now, min(*looks, engine.told_by))
         ended, poked = self._watcher.wait(wait, also=self._poke_reader)
         if poked:
@@ -222,7 +227,7 @@ class Supervisor:
         return False
 
     def _bear(self, error: BaseException, failures: int) -> bool:
-        """A turn has failed, the last one of so many in a row; True when there is no use in another one."""
+        """Deal with the exception of the last of `failures` failed turns in a row; True to end the thread."""
         engine = self._engine
         if failures >= _MOST_FAILURES:
             broken = PoolBroken(
@@ -233,12 +238,13 @@ class Supervisor:
             if failures >= 2 * _MOST_FAILURES:
                 attempt(lambda: engine.give_up(broken))
                 return True
-            # Again each time, should that be what fails.
+            # Tried after each further failure, in case it fails as well.
             attempt(lambda: engine.break_down(broken))
         time.sleep(min(_FIRST_PAUSE * 2 ** (failures - 1), _LONGEST_PAUSE))
         return False
 
     def _next_wait(self, now: float, next_look: float) -> float | None:
+        """How many seconds to sleep if nothing happens, until `next_look` at most; None: no limit."""
         self.looks_at = min(self.looks_at, self._engine.limits.look_at_running(now))
         next_look = min(next_look, self.looks_at)
         if next_look == NEVER:
@@ -246,8 +252,8 @@ class Supervisor:
         return max(next_look - CLOCK.monotonic(), 0.0)
 
     def _close_pipe_unless_poked(self) -> None:
-        # Whoever has found it pokable is noted, and may be about to write: its number must not be another
-        # file's meanwhile. The last one of them closes it.
+        # A thread that is poking may be about to write: until it has, the descriptor must not be closed,
+        # because its number could be given to another file. The last of these threads closes the pipe.
         if not self._poking:
             self._close_pipe()
 
