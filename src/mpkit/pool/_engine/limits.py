@@ -71,9 +71,9 @@ class Limits:
         # A task with a time limit may begin at any moment. It cannot be over the limit before this.
         next_look = now + self._shortest_timeout()
         sample = now >= self._sample_at
-        limit = self._options.max_memory_bytes
         if sample:
-            self._sample_at = now + (_SAMPLE_WITHOUT if limit is None else _SAMPLE_WITH_LIMIT)
+            limited = self._options.max_memory_bytes is not None
+            self._sample_at = now + (_SAMPLE_WITH_LIMIT if limited else _SAMPLE_WITHOUT)
         with dispatcher.lock:
             lanes = [lane for lane in dispatcher.lanes.values() if lane.sent or lane.set_aside]
         if now >= self._look_around_at:
@@ -81,33 +81,46 @@ class Limits:
             self._look_around(lanes)
         next_look = min(next_look, self._sample_at, self._look_around_at)
         for lane in lanes:
-            measured = 0
-            if sample:
-                measured, _ = lane.running_since()
-                lane.rss_bytes = rss_bytes(lane.pid) or lane.rss_bytes
-            is_big = limit is not None and lane.rss_bytes is not None and lane.rss_bytes > limit
-            stop = lane.stop
-            if stop is not None:
-                if is_big and stop.number == measured and stop.stage < KILLED:
-                    # It must not use its grace period to take the rest of the memory.
-                    self._take_step(lane, stop, KILLED)
-                continue
-            with dispatcher.lock:
-                number, started = lane.running_since()
-                task = lane.sent.get(number)
-                reason = "" if task is None else task.ending
-                # Only if it is the task that was running when the memory was measured.
-                if is_big and task is not None and number == measured:
-                    reason = TOO_BIG
-                elif task is not None and task.timeout is not None and not reason:
-                    due = started / 1e9 + task.timeout
-                    if now >= due:
-                        reason = TIMED_OUT
-                    else:
-                        next_look = min(next_look, due)
-            if reason and task is not None:
-                self._stop_task(lane, task, reason)
+            next_look = min(next_look, self._look_at_task(lane, now, self._measure(lane) if sample else 0))
         return next_look
+
+    def _measure(self, lane: Lane) -> int:
+        """Read the memory of a worker; returns the task that it was running if over the limit, else 0."""
+        number, _ = lane.running_since()
+        lane.rss_bytes = rss_bytes(lane.pid) or lane.rss_bytes
+        limit = self._options.max_memory_bytes
+        is_big = limit is not None and lane.rss_bytes is not None and lane.rss_bytes > limit
+        return number if is_big else 0
+
+    def _look_at_task(self, lane: Lane, now: float, too_big: int) -> float:
+        """Stop what a worker is running if it has been cancelled, or is over a limit, or is task `too_big`.
+
+        Returns:
+            When its time limit will be over; `NEVER` if it has none, or is being stopped.
+        """
+        stop = lane.stop
+        if stop is not None:
+            if stop.number == too_big and stop.stage < KILLED:
+                # It must not use its grace period to take the rest of the memory.
+                self._take_step(lane, stop, KILLED)
+            return NEVER
+        due = NEVER
+        with self._dispatcher.lock:
+            number, started = lane.running_since()
+            task = lane.sent.get(number)
+            if task is None:
+                return NEVER
+            reason = task.ending
+            if number == too_big:
+                reason = TOO_BIG
+            elif task.timeout is not None and not reason:
+                due = started / 1e9 + task.timeout
+                if now >= due:
+                    reason = TIMED_OUT
+        if not reason:
+            return due
+        self._stop_task(lane, task, reason)
+        return NEVER
 
     def _shortest_timeout(self) -> float:
         """The shortest time limit of the tasks there are, or there were a while ago.
@@ -126,7 +139,7 @@ class Limits:
         return dispatcher.shortest_timeout
 
     def _look_around(self, lanes: list[Lane]) -> None:
-        """Check what need not be noticed at once: stopped or torn workers, idle ones, and the workers' children."""
+        """Check what need not be noticed at once: stopped, torn and idle workers, and workers' children."""
         dispatcher = self._dispatcher
         settlements: Settlements = []
         for lane in lanes:
@@ -245,7 +258,7 @@ class Limits:
         )
 
     def _take_step(self, lane: Lane, stop: Stop, stage: int) -> None:
-        """Terminate or kill a worker (`stage`: `TERMINATED` or `KILLED`), unless its task has ended meanwhile."""
+        """Take the step `TERMINATED` or `KILLED` (`stage`), unless the worker has let go of the task."""
         dispatcher = self._dispatcher
         settlements: Settlements = []
         with dispatcher.lock:
