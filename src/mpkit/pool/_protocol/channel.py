@@ -1,35 +1,37 @@
 """What a worker and its parent share: one mapped file with a status row and two rings, and two semaphores.
 
-Nothing here is shared by two workers, so a worker that dies, at whatever instruction, cannot hurt another
-one.
+No two workers share any of this, so a worker that dies, at any instruction, cannot harm another one.
 
 The words of the status row, and who writes them:
 
 - ``STATE`` (worker): how far it has come: 0 (it is starting), `INITIALIZING` ... `LEAVING`.
-- ``TASK`` (worker): the task in its hands (0: none): stored before the inbox lets go of the record, cleared
+- ``TASK`` (worker): the task that it is running (0: none): stored before the record leaves the inbox, cleared
   after the outcome is in the outbox.
 - ``STARTED`` (worker): when that task began (`time.monotonic_ns`, the same clock in all processes).
 - ``DONE`` (worker): tasks finished.
-- ``PID``, ``POOL``, ``STACK_PIPE`` (worker), for those who look from outside: its process id; the random part
-  of the board's name; its descriptor of the pipe that it writes its stack into, plus 1 (0: none).
-- ``ITEM`` (worker): of a chunk: from which item on, and up to which, something is under way that may be the
-  worker's death: ``first << 32 | end``, 0 before the first item. One store, so never half a truth.
-- ``PARCELS`` (worker), once it is `LEAVING`: how many parcels it has made.
+- ``PID``, ``POOL``, ``STACK_PIPE`` (worker), for other programs (`mpkit.pool._outside`): its process id; the
+  random part of the board's name; its descriptor of the pipe that it writes its stack into, plus 1 (0: none).
+- ``ITEM`` (worker): while it runs a chunk, which items it is processing: ``first << 32 | end`` (without `end`
+  itself), 0 before the first item. If it dies, one of these items may be the cause. Written in a single
+  store.
+- ``PARCELS`` (worker), once it is `LEAVING`: how many parcels it has made (see
+  `mpkit.pool._protocol.payload`).
 - ``STOP`` (parent): the task that an interrupt (SIGINT) is meant for; the worker ignores any other interrupt.
-- ``LOW`` (parent): ring the parent once no more than ``LOW - 1`` tasks are left in the inbox (0: do not).
+- ``LOW`` (parent): the worker is to ring when no more than ``LOW - 1`` tasks are left in the inbox (0:
+  never).
 - ``SLEEPING`` (worker): it is going to sleep on `wake`, or does, until there is a record in the inbox
   (`SLEEPS_FOR_RECORDS`) or room in the outbox (`SLEEPS_FOR_ROOM`); 0: it does not sleep. The parent clears it
   and releases `wake` once.
 
 The rings:
 
-- inbox (written by the parent): tasks to come. The getter's end belongs to whoever holds `lock`: the worker
-  for one record, the parent when it takes tasks back.
+- inbox (written by the parent): tasks to come. Only the process that holds `lock` takes records out: the
+  worker for one record at a time, the parent when it takes tasks back.
 - outbox (written by the worker): outcomes and log records.
 
-No wake-up is lost: the worker stores ``SLEEPING`` and then looks at the inbox again, the parent publishes a
-record and then looks at ``SLEEPING``, and between store and look each of them passes a full barrier. All
-waits are sliced nevertheless.
+No wake-up is lost: the worker stores ``SLEEPING`` and then checks the inbox again, the parent publishes a
+record and then checks ``SLEEPING``, and each of them passes a full barrier between the two steps. As a safety
+net, a worker sleeps for two seconds at most.
 
 The **board** is one page for the whole pool. The parent writes it; a worker only clears ``FRONT`` or ``BACK``
 before it rings that bell.
@@ -50,7 +52,7 @@ from mpkit._shm.memory.segment import Segment
 from mpkit._shm.memory.semaphore import MAX_VALUE, Semaphore
 from mpkit._shm.queues.ring import Ring
 
-# -- words of the status row; what different processes write lies on different cache lines -------------------
+# -- words of the status row; words that different processes write are on different cache lines --------------
 
 STATE = 0
 TASK = 1
@@ -73,7 +75,8 @@ RINGS = trail.END
 
 # -- STATE ---------------------------------------------------------------------------------------------------
 
-#: 0, which is what is there before the worker writes anything: it is starting.
+#: It has started, and may be running the initializer of the pool. (Before the worker writes anything, the
+#: word is 0: it is starting.)
 INITIALIZING = 1
 READY = 2
 LEAVING = 3
@@ -82,7 +85,7 @@ _STATE_NAMES = {INITIALIZING: "initializing", READY: "idle", LEAVING: "leaving"}
 
 
 def state_name(state: int, task: int) -> str:
-    """What people call that state of a worker that has this task in its hands (0: none)."""
+    """The name, for users, of the state of a worker that is running a certain task (0: none)."""
     return "running" if task and state == READY else _STATE_NAMES.get(state, "starting")
 
 
@@ -93,33 +96,37 @@ SLEEPS_FOR_ROOM = 2
 
 # -- the board -----------------------------------------------------------------------------------------------
 
-#: A thread of the parent sleeps at the front bell.
+# Words.
+#: 1: the leader sleeps at the front bell. 0: it does not.
 FRONT = 0
-#: The task that it waits for, or `ANY`, `SOON` or `NOT_NOW`.
+#: For which outcomes to ring the front bell: the number of a task, or `ANY`, `SOON` or `NOT_NOW`. (The leader
+#: also wants to know when an inbox runs low or an outbox fills up.)
 WANTED = 1
-#: The collector sleeps at the back bell, and when to ring it: `AWAKE` ... `ALWAYS`.
+#: When to ring the back bell, at which the collector sleeps: `AWAKE` ... `ALWAYS`.
 BACK = 8
-#: Not 0: log records wait in the parent for its handlers, so many that a worker which logs has to slow down.
+#: Not 0: so many log records wait for the handlers in the parent that a worker which logs has to slow down.
 LOGS_LATE = 9
-#: Where its name begins, in bytes: the length, then UTF-8. For those who look from outside.
+
+#: Where the name of the pool begins, in bytes: its length in one byte, then UTF-8. For other programs.
 NAME_AT = 128
 _LONGEST_NAME = 255
 
-#: Every outcome counts, at once.
+# Values of `WANTED`.
+#: Every outcome, at once.
 ANY = 0
-#: Every outcome counts, but while a worker has more to do it need not say so more than once in a millisecond.
+#: Every outcome, but while a worker has more to do it need not ring more than once in a millisecond.
 SOON = (1 << 64) - 1
-
-#: No outcome counts, only that an inbox runs low or an outbox fills: it wakes by itself in a moment.
+#: No outcome: the leader wakes up by itself in a moment.
 NOT_NOW = (1 << 64) - 2
 
-#: It does not sleep.
+# Values of `BACK`; each includes the ones before it.
+#: Never: the collector is not asleep.
 AWAKE = 0
-#: When the outbox fills.
+#: When the outbox fills up.
 WHEN_FULL = 1
-#: Also when the inbox runs low.
+#: When the inbox runs low.
 WHEN_LOW = 2
-#: Also for every outcome, as with `SOON`.
+#: For every outcome, in the way of `SOON`.
 ALWAYS = 3
 
 # -- records -------------------------------------------------------------------------------------------------
@@ -127,22 +134,23 @@ ALWAYS = 3
 #: A task: its number, the length of the pickled function that follows, flags. After the function: the
 #: arguments.
 TASK_HEAD = struct.Struct("<QIH2x")
-#: An outcome: the number of its task, how long it ran in nanoseconds, the kind. Then the data.
+#: What a worker hands in: the number of the task, how long it ran in nanoseconds, the kind. Then the data.
 RESULT_HEAD = struct.Struct("<QIB3x")
-#: Which items of a chunk are meant: from the first one to before the second one.
+#: Which items of a chunk are meant: the index of the first one, and the index behind the last one.
 RANGE = struct.Struct("<II")
+#: The size in bytes of `TASK_HEAD`, and of `RESULT_HEAD`.
 HEAD_SIZE = 16
 
 # Flags of a task.
-#: The arguments are ``(args, kwargs)``; without it ``args`` alone.
+#: The arguments are ``(args, kwargs)``; without this flag, they are ``args`` alone.
 KEYWORDS = 1
-#: The arguments lie in a segment of their own; the record names it.
+#: The arguments are in a parcel; the record has its name.
 BIG = 2
-#: A chunk of a map: the arguments are a list of items, and before them stands a `RANGE`.
+#: A chunk of a map: the arguments are a list of items, and a `RANGE` precedes them.
 CHUNK = 4
 #: Each item of the chunk is a tuple of arguments.
 STAR = 8
-#: The function was pickled by reference: the worker may keep it.
+#: The function was pickled by name: the worker may keep it.
 BY_REFERENCE = 16
 #: Use cloudpickle for the outcome.
 BY_VALUE = 32
@@ -150,43 +158,56 @@ BY_VALUE = 32
 FUNCTION_INSIDE = 64
 #: Not a task: finish what came before, then leave.
 LEAVE = 128
-#: Of a chunk: the result of each item is handed in before the next one begins, as if each were a task.
+#: A group of an imap: a chunk whose worker hands in the result of each item before the next one begins.
 EACH = 256
 
-# Kinds of an outcome. Those of a task that has ended come first.
+# Kinds of what a worker hands in. First come the outcomes of tasks.
+#: The task has returned None.
 NONE = 0
+#: A pickled value follows.
 VALUE = 1
+#: A pickled exception follows.
 ERROR = 2
+#: The name of a parcel with the value follows.
 BIG_VALUE = 3
+#: The name of a parcel with the exception follows.
 BIG_ERROR = 4
+#: The kinds up to this one are outcomes of tasks.
 LAST_RESULT = BIG_ERROR
-#: Never on the wire: the outcome is an exception object made in the parent.
+#: Used in the parent only: the outcome is an exception object that was created there.
 RAISED = 5
-#: Never on the wire: the outcome is a value made in the parent.
+#: Used in the parent only: the outcome is a value that was created or unpickled there.
 PLAIN = 6
-#: Some results of a chunk that goes on; instead of the run time the head has the index of the next item.
+#: Results of some items of a chunk that goes on. Instead of the run time, the head has the index of the next
+#: item.
 PART = 8
+#: The same, in a parcel.
 BIG_PART = 9
+#: A log record.
 LOG = 16
+#: The worker is ready for tasks.
 HELLO = 17
+#: The initializer has raised an exception, which follows, pickled; the worker takes no tasks.
 BAD_INITIALIZER = 18
-#: It takes no more tasks, and ends as soon as nothing in it goes on.
+#: The worker takes no more tasks, and will end as soon as no thread and no process that it waits for is left.
 GOODBYE = 19
 
 _INBOX_BYTES = 64 << 10
 _OUTBOX_BYTES = 128 << 10
 
-#: What a worker leaves at.
+#: The record that tells a worker to leave.
 LEAVE_RECORD = TASK_HEAD.pack(0, 0, LEAVE)
 
-#: The longest record of a task: it must fit into an empty inbox wherever the index stands, in the middle too.
+#: The longest record of a task, in bytes. It must fit into an empty inbox even if the index is in the middle
+#: of it.
 LONGEST_TASK = ((_INBOX_BYTES >> 4) - 1) << 3
 
 
 class Channel:
-    """One worker's channel, seen from either side.
+    """The channel of one worker, used by both sides.
 
-    A worker that is forked has it as its parent made it; pickled, it is opened by its names.
+    A forked worker inherits the object of its parent; in other workers it is unpickled, and opened by its
+    names.
     """
 
     __slots__ = ("inbox", "lock", "outbox", "segment", "wake", "words")
@@ -211,7 +232,7 @@ class Channel:
 
     @classmethod
     def create(cls) -> Channel:
-        """In the parent."""
+        """Create a channel, in the parent."""
         with contextlib.ExitStack() as failed:
             segment = Segment.create((RINGS << 3) + _INBOX_BYTES + _OUTBOX_BYTES, kind=trail.KIND)
             failed.callback(segment.close)
@@ -221,7 +242,7 @@ class Channel:
 
     @classmethod
     def attach(cls, segment: str, lock: str, wake: str) -> Channel:
-        """In the worker."""
+        """Open a channel by its names, in the worker."""
         return cls(Segment.attach(segment), Semaphore.attach(lock, 1), Semaphore.attach(wake, MAX_VALUE))
 
     @override
@@ -229,25 +250,25 @@ class Channel:
         return Channel.attach, (self.segment.name, self.lock.name, self.wake.name)
 
     def dismiss(self) -> None:
-        """In the parent, which has nobody there: a worker that comes all the same leaves at once."""
+        """In the parent, if starting the worker has failed: should there be one after all, it leaves."""
         self.inbox.try_put(LEAVE_RECORD)
         self.wake.release()
 
     def discard_semaphores(self) -> None:
-        """In the parent: remove their names. The worker that is to come has come, and has them open."""
+        """In the parent: remove the names of the semaphores. The worker must have opened them already."""
         with tracker.in_one_message():
             self.lock.close()
             self.wake.close()
 
     def discard(self) -> None:
-        """In the parent: remove the names. The memory goes with the last thread that looks at it."""
+        """In the parent: remove all names. The memory is freed when no thread uses it any more."""
         with tracker.in_one_message():
             self.segment.unlink()
             self.discard_semaphores()
 
 
 class Board:
-    """The pool's page and its two bells, seen from either side. For workers it is as their channel."""
+    """The page of a pool and its two bells, used by both sides. Passed to workers as a channel is."""
 
     __slots__ = ("back", "front", "segment", "words")
 
@@ -259,12 +280,12 @@ class Board:
 
     @classmethod
     def create(cls, name: str) -> Board:
-        """In the parent.
+        """Create a board, in the parent.
 
         Args:
-            name: what people call the pool.
+            name: the name of the pool.
         """
-        # Now, and not when the board is closed: that must not need anything of the system.
+        # Created now, because closing the board must not need anything of the system.
         _silent_bell()
         with contextlib.ExitStack() as failed:
             segment = Segment.create(1, kind="pool")
@@ -277,7 +298,7 @@ class Board:
 
     @classmethod
     def attach(cls, segment: str, front: str, back: str) -> Board:
-        """In the worker."""
+        """Open a board by its names, in the worker."""
         return cls(
             Segment.attach(segment), Semaphore.attach(front, MAX_VALUE), Semaphore.attach(back, MAX_VALUE)
         )
@@ -287,7 +308,7 @@ class Board:
         return Board.attach, (self.segment.name, self.front.name, self.back.name)
 
     def discard(self) -> None:
-        """In the parent: remove the names."""
+        """In the parent: remove all names."""
         with tracker.in_one_message():
             self.segment.unlink()
             self.front.close()
@@ -296,8 +317,8 @@ class Board:
     def close(self) -> None:
         """In the parent, when no worker is left: give back names, descriptor and memory.
 
-        A thread that is still looking keeps its own view. Who comes later finds an empty page, and bells that
-        nobody hears.
+        A thread that is still using the page keeps its own view of it. Others then find an empty page, and
+        bells that nobody sleeps at.
         """
         self.discard()
         self.segment.close()
@@ -315,15 +336,16 @@ def ring_bell(bell: Semaphore) -> None:
     try:
         bell.release()
     except ValueError:
-        # Full of rings that nobody has heard yet: whoever listens wakes anyway.
+        # The semaphore has its greatest value: a thread that sleeps at it wakes up anyway.
         return
 
 
 class Barrier:
     """A full memory barrier between a store and a following load, on every machine.
 
-    x86 keeps stores in order and loads in order, but lets a load overtake an earlier store to another
-    address. Taking a free lock is an atomic read-modify-write, which nothing passes; it costs some 40 ns.
+    Even x86, which keeps stores in order and loads in order, lets a load overtake an earlier store to another
+    address. Taking a free lock is an atomic read-modify-write, which no load or store passes. It costs some
+    40 ns.
     """
 
     __slots__ = ("_lock",)
@@ -332,7 +354,8 @@ class Barrier:
         self._lock = threading.Lock()
 
     def __call__(self) -> None:
-        # Each object is used by one thread at a time, so the lock is free here; or an interrupt has come in
-        # between, and it is given back now. Giving back is a read-modify-write as well.
+        # Each object is used by one thread at a time, so the lock is free; unless an interrupt has come
+        # between the two lines before, and then it is released now, which is an atomic read-modify-write as
+        # well.
         self._lock.acquire(False)
         self._lock.release()

@@ -1,11 +1,11 @@
-"""Log records of the workers reach the handlers of the parent.
+"""How log records of the workers get to the log handlers of the parent.
 
-In the worker, one handler sends each record through the outbox: it is on the root logger, and on those that
-do not propagate to it. In the parent the thread for callbacks (`mpkit.pool._engine.caller`) hands it to the
-logger of the same name, so levels, filters and handlers configured there decide. The records of one worker
-stay in order, but a result may be there sooner than the records of its task; all have been handed on when the
-pool's `join` returns. Records carry ``process`` (the worker's pid) and ``mpkit_task_id`` (None outside a
-task).
+In the worker, a handler sends each record through the outbox. It is attached to the root logger, and to
+loggers that do not propagate. In the parent, the thread for callbacks (`mpkit.pool._engine.caller`) passes
+the record to the logger of the same name, so levels, filters and handlers configured there apply. The records
+of one worker stay in order. A result may arrive before the log records of its task; all of them have been
+handled when the pool's `join` returns. Records have the attributes ``process`` (the worker's pid) and
+``mpkit_task_id`` (None outside a task).
 """
 
 from __future__ import annotations
@@ -19,20 +19,27 @@ from typing import cast
 from mpkit._wire import codec
 from mpkit.pool._protocol.channel import HEAD_SIZE
 
-#: A record takes so many bytes at most.
+#: The most bytes of a record.
 _MOST_BYTES = 12 << 10
-#: If it has to be cut, so many are left of each field but the following ones.
+#: If a record has to be cut, so many bytes are left of each field, ...
 _SHORT = 500
+#: ... except for these fields, which share the room that is left.
 _TEXTS = ("msg", "exc_text", "stack_info")
+#: Marks a text that has been cut.
 _CUT_OFF = "... (cut off)"
-#: What pickle writes before long texts, and not before empty ones.
+#: What the pickle of a record grows by, besides the texts, when long texts are filled in for empty ones.
 _ROOM_FOR_LENGTHS = 64
+#: Types of values that always unpickle.
 _PLAIN = frozenset({str, int, float, bool, type(None)})
+#: Attributes of a record that are not sent as they are.
 _LEFT_OUT = frozenset({"args", "msg", "exc_info", "message", "asctime"})
+#: The attributes of every record; others come from an `extra=`.
 _STANDARD = frozenset({*logging.makeLogRecord({}).__dict__, "mpkit_task_id"})
 
 
 class _Forward(logging.Handler):
+    """Sends log records to the parent."""
+
     def __init__(self, put: Callable[[bytes], None], current_task: Callable[[], int]) -> None:
         super().__init__()
         self._put = put
@@ -50,7 +57,7 @@ class _Forward(logging.Handler):
 
 
 def _drop(_record: bytes) -> None:
-    """Where there is nobody to send it to."""
+    """Do nothing, in a fork of the worker: nothing may be sent to the parent."""
 
 
 def forward_to(
@@ -60,13 +67,12 @@ def forward_to(
 
     Args:
         put: sends one record.
-        current_task: the number of the task that runs, or 0.
-        level: the level of the parent's root logger, below which nothing needs to travel unless a logger says
-            otherwise.
+        current_task: returns the number of the task that is running, or 0.
+        level: the level of the parent's root logger; it becomes that of the worker's root logger.
 
     Returns:
-        What ends it, in a fork of the worker: what is logged there is no business of the parent's. With no
-        handler of its own, warnings and worse go to standard error, as in any program.
+        A function that ends this, for a fork of the worker: the parent does not handle what is logged there.
+        Unless the fork configures handlers, warnings and errors then go to standard error, as in any program.
     """
     root = logging.getLogger()
     named = list(root.manager.loggerDict.values())
@@ -79,7 +85,7 @@ def forward_to(
     root.setLevel(level)
 
     def stop() -> None:
-        # It may hang elsewhere, or behind another handler.
+        # First, in case the program has attached the handler elsewhere, or wrapped it in another handler.
         forward.drop_all()
         for logger in carriers:
             logger.removeHandler(forward)
@@ -87,16 +93,17 @@ def forward_to(
     return stop
 
 
-#: Handlers that this worker had when it began.
+#: Handlers that the loggers of this worker had at its start. They are kept for ever: see `_take_handlers`.
 _taken: list[logging.Handler] = []
 
 
 def _take_handlers(loggers: list[logging.Logger]) -> None:
-    """Take all handlers from loggers.
+    """Remove all handlers from loggers.
 
-    A forked worker has the parent's, which would write everything a second time. Even what they hold back is
-    the parent's to write. So nobody may flush or close them here: not the garbage collector (they are kept),
-    and not `logging.config`, which does it to all that are in the list of the logging module.
+    A forked worker has inherited the handlers of its parent, which would write everything twice. Even records
+    that they have buffered are for the parent to write. So nothing may flush or close them here: not the
+    garbage collector (so they are kept), and not `logging.config`, which closes all handlers in the list of
+    the logging module (so they are removed from it).
     """
     for logger in loggers:
         for handler in list(logger.handlers):
@@ -110,9 +117,9 @@ def _take_handlers(loggers: list[logging.Logger]) -> None:
 
 
 def _dump(record: logging.LogRecord, task: int | None) -> bytes:
-    """Fields that always unpickle, and beside them the objects of an `extra=`, each pickled by itself.
+    """Pickle a record: fields that always unpickle, and the objects of an `extra=`, each pickled separately.
 
-    So one that cannot be unpickled takes neither the record nor another one with it.
+    So if one of these objects cannot be unpickled, the record and the other objects are still there.
     """
     fields: dict[str, object] = {}
     extras: dict[str, bytes] = {}
@@ -131,11 +138,11 @@ def _dump(record: logging.LogRecord, task: int | None) -> bytes:
     fields["msg"] = _made_plain(record.getMessage())
     message: object = record.msg
     if type(message) is dict and not record.args:
-        # What formatters of structured logs look for; the text stands in for one that cannot travel.
+        # Formatters for structured logs use the dictionary itself. If it cannot be pickled, the text is sent.
         with contextlib.suppress(Exception):
             extras["msg"] = codec.dumps(cast("object", message))
     if record.exc_info and not record.exc_text:
-        # A traceback does not travel; its text does.
+        # A traceback cannot be pickled; its text can.
         fields["exc_text"] = logging.Formatter().formatException(record.exc_info)
     fields["mpkit_task_id"] = task
     data = pickle.dumps((fields, extras), 5)
@@ -143,7 +150,7 @@ def _dump(record: logging.LogRecord, task: int | None) -> bytes:
 
 
 def _dump_cut(fields: dict[str, object], extras: dict[str, bytes]) -> bytes:
-    """The same of a record that is too long: what is short stays, long texts share the room that is left."""
+    """The same for a record that is too long: short fields are sent whole, long texts share the room left."""
     texts = {key: value for key in _TEXTS if isinstance(value := fields.get(key), str)}
     short = {key: _cut(value, _SHORT) if isinstance(value, str) else value for key, value in fields.items()}
     short.update(dict.fromkeys(texts, ""))
@@ -160,7 +167,7 @@ def _dump_cut(fields: dict[str, object], extras: dict[str, bytes]) -> bytes:
 
 
 def _cut(text: str, most: int) -> str:
-    """The text if it takes `most` bytes at most, or its beginning."""
+    """The text, or its beginning if it takes more than `most` bytes."""
     encoded = _encoded(text)
     if len(encoded) <= most:
         return text
@@ -168,12 +175,12 @@ def _cut(text: str, most: int) -> str:
 
 
 def _encoded(text: str) -> bytes:
-    # As pickle does it.
+    # As pickle encodes it.
     return text.encode("utf-8", "surrogatepass")
 
 
 def _made_plain(value: object) -> object:
-    """The same number or text, if its class is one that the parent may not know (an enumeration, say)."""
+    """A number or text of a built-in type: the parent may not know the class of the value (an enum, say)."""
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):
@@ -189,12 +196,12 @@ def _text_of(value: object) -> str:
 
 
 def handle(record: bytes) -> None:
-    """In the parent: hand a record to the logger of the same name."""
+    """In the parent: pass a record on to the logger of the same name."""
     fields, extras = pickle.loads(record[HEAD_SIZE:])
     for key, data in extras.items():
         try:
             fields[key] = codec.contained(codec.loads, data)
-        except Exception as error:  # noqa: BLE001  a formatter may ask for it, so there is something in its place
+        except Exception as error:  # noqa: BLE001  a formatter may use it, so something must be in its place
             fields.setdefault(key, f"({error})")
     log_record = logging.makeLogRecord({"args": None, "exc_info": None, **fields})
     logger = logging.getLogger(log_record.name)

@@ -1,13 +1,13 @@
-"""Arguments and outcomes as bytes: inside a record, or if they are big in a file of its own (*parcel*).
+"""Arguments and outcomes as bytes: inside a record or, if they are big, in a file of their own (a *parcel*).
 
-A parcel holds one pickle and the big buffers that pickle protocol 5 keeps out of it. Nothing leaks when a
-side dies in between:
+A parcel holds one pickle, and the big buffers that pickle protocol 5 keeps out of it. Nothing leaks if either
+side dies at any moment:
 
-- from parent to worker, the parent owns the parcel until the task has ended; the worker maps it privately
-  (copy on write), so a task that is sent a second time finds its arguments as they were;
-- from worker to parent, the worker hands the ownership of the name over with the record. What a worker that
-  died had created and not handed over is found by its name, which tells who made it
-  (`mpkit._shm.locks.remains`); the names it had handed over are in its outbox.
+- Arguments: the parent owns the parcel until the task has ended. The worker maps it privately (copy on
+  write), so if the task is sent again, its arguments are unchanged.
+- Outcomes: with the record, the worker hands over the ownership of the file. If a worker dies, the parcels
+  that it had created and not handed over are found by their names, which say who created them
+  (`mpkit._shm.locks.remains`); those that it had handed over are found by the records in its outbox.
 """
 
 from __future__ import annotations
@@ -41,20 +41,40 @@ from mpkit.pool._protocol.channel import (
     VALUE,
 )
 
-#: Longer payloads go into a parcel, so that a few of them do not fill a ring.
+__all__ = [
+    "INLINE_BYTES",
+    "adopt",
+    "drop_outcome",
+    "dump_arguments",
+    "dump_chunk",
+    "dump_error",
+    "dump_shared",
+    "dump_value",
+    "has_failures",
+    "load_arguments",
+    "load_items",
+    "open_items",
+    "open_outcome",
+    "open_shared",
+    "parcels_made",
+    "unpack_error",
+]
+
+#: Longer pickles go into a parcel, so that a few of them do not fill a ring.
 INLINE_BYTES = 16 << 10
 
-# Without waiting: when the name is free again, anybody may give it to a named pipe.
+# `NO_WAIT`, because once a name is free again, anything may have it: opening a named pipe would wait.
 _OPEN_FLAGS = os.O_RDONLY | NOT_INHERITED | NO_LINK | NO_WAIT
 
 _encode = codec.Encoder(codec.DEFAULT_THRESHOLD).encode
 
+#: What the names of parcels contain.
 _KIND = "parcel"
-#: What a pickle ends with.
+#: The last byte of every pickle.
 _STOP = ord(".")
-#: Stands behind the pickle of a chunk's outcome if some of its items failed. Unpickling does not look there.
+#: Is appended to the pickle of a chunk's outcome if some of its items failed. Unpickling ignores it.
 _SOME_FAILED = b"!"
-#: How many parcels there have been; a worker that has made none has left none.
+#: How many parcels this process has created.
 _made = 0
 
 
@@ -64,12 +84,16 @@ _made = 0
 def dump_arguments(
     arguments: Any, pickler: Pickler, room: int = INLINE_BYTES
 ) -> tuple[int, bytes, Blob | None]:
-    """Pickle the arguments of a task: flags, bytes for the record, a parcel (the caller's) if they are big.
+    """Pickle the arguments of a task.
 
     Args:
-        arguments: as `load_arguments` gives them back.
-        pickler: which one.
-        room: so many bytes the record has left for them.
+        arguments: a tuple; with the flag `KEYWORDS` a tuple and a dictionary; of a chunk the items.
+        pickler: how to pickle them.
+        room: how many bytes may be put into the record.
+
+    Returns:
+        Flags for the task, the bytes for its record, and the parcel if they are big; the caller owns the
+        parcel.
 
     Raises:
         SerializationError: they cannot be pickled.
@@ -83,12 +107,16 @@ def dump_arguments(
 
 
 def load_arguments(flags: int, data: bytes | memoryview) -> tuple[Any, Any]:
-    """Positional and keyword arguments of a task, in the worker."""
+    """Unpickle the arguments of a task, in the worker.
+
+    Returns:
+        With the flag `KEYWORDS` positional and keyword arguments. Otherwise what was pickled, and None.
+    """
     try:
         value = _decode(_map(bytes(data).decode())) if flags & BIG else codec.loads(data)
     except (Exception, KeyboardInterrupt):
         raise
-    except BaseException as error:  # as `codec.contained`, in line: it is on the path of each call
+    except BaseException as error:  # as `codec.contained`, but in line: this is on the path of each call
         raise codec.cannot_unpickle(error) from error
     if flags & KEYWORDS:
         return cast("tuple[Any, Any]", value)
@@ -96,10 +124,11 @@ def load_arguments(flags: int, data: bytes | memoryview) -> tuple[Any, Any]:
 
 
 def load_items(flags: int, data: bytes | memoryview) -> tuple[bytes, list[tuple[Any, Exception | None]]]:
-    """The arguments of a chunk of which one cannot be unpickled: each item, or why it cannot.
+    """Unpickle the items of a chunk one by one, because they cannot be unpickled together.
 
     Returns:
-        The pickled function, if it is there, and the items.
+        The pickled function if it is among the arguments, else empty; and for each item the item and None, or
+        None and the error.
     """
     from mpkit._wire import salvage  # noqa: PLC0415  rarely needed
 
@@ -117,7 +146,10 @@ def load_items(flags: int, data: bytes | memoryview) -> tuple[bytes, list[tuple[
 
 
 def dump_value(value: object, pickler: Pickler) -> tuple[int, bytes]:
-    """Pickle what a task returned: the kind of the outcome and its data.
+    """Pickle what a task returned.
+
+    Returns:
+        The kind of the outcome, and its data.
 
     Raises:
         SerializationError: it cannot be pickled.
@@ -133,7 +165,11 @@ def dump_value(value: object, pickler: Pickler) -> tuple[int, bytes]:
 
 
 def dump_chunk(results: list[Any], errors: list[tuple[int, bytes]], pickler: Pickler) -> tuple[int, bytes]:
-    """The same for results of a chunk: a list, and what went wrong at which index of it."""
+    """Pickle the results of items of a chunk, and for those that failed the index in the list and the error.
+
+    Returns:
+        The kind of the outcome, and its data.
+    """
     value = (results, errors)
     head, buffers = _encode(value) if pickler == "pickle" else codec.encode(value, pickler)
     return _value_of(head + _SOME_FAILED if errors else head, buffers)
@@ -146,7 +182,7 @@ def _value_of(head: bytes, buffers: list[pickle.PickleBuffer]) -> tuple[int, byt
 
 
 def dump_error(error: BaseException, pickler: Pickler) -> tuple[int, bytes]:
-    """Pickle what a task raised."""
+    """Pickle what a task raised; returns the kind of the outcome, and its data."""
     data = failure.pack_exception(error, pickler)
     if len(data) <= INLINE_BYTES:
         return ERROR, data
@@ -154,13 +190,15 @@ def dump_error(error: BaseException, pickler: Pickler) -> tuple[int, bytes]:
 
 
 def adopt(kind: int, record: bytes) -> tuple[int, object]:
-    """Take over what came with an outcome, in the parent, at once: it belongs to whoever has the result now.
+    """In the parent: take over the parcel of an outcome (`BIG_VALUE` or `BIG_ERROR`), and remove its name.
+
+    From then on the parcel lives as long as the returned data. To be called only once for each record.
 
     Returns:
-        Kind and data as `open_outcome` takes them.
+        Kind and data for `open_outcome`.
 
     Raises:
-        TornRingError: what stands there is no name of a parcel.
+        TornRingError: the record has no name of a parcel; something has written over it.
     """
     name = _parcel_in(record)
     try:
@@ -170,13 +208,18 @@ def adopt(kind: int, record: bytes) -> tuple[int, object]:
 
 
 def open_outcome(kind: int, data: Any) -> tuple[Any, BaseException | None]:
-    """The value or the exception of an outcome, for whoever asks for it: what is no `Exception` passes."""
+    """Unpickle an outcome, in the thread of the program that asks for it.
+
+    Returns:
+        The value and None, or None and the exception. An `Exception` that unpickling raises is returned as
+        well. Other exceptions (of a signal handler that comes meanwhile) are raised.
+    """
     try:
         if kind == VALUE:
             return codec.loads(data[HEAD_SIZE:]), None
         if kind == BIG_VALUE:
             return _decode(data), None
-    except Exception as error:  # noqa: BLE001  whatever unpickling raises concerns this caller alone
+    except Exception as error:  # noqa: BLE001  foreign code may raise anything
         return None, _fit_to_raise(error)
     if kind == ERROR:
         return None, unpack_error(data[HEAD_SIZE:])
@@ -186,15 +229,15 @@ def open_outcome(kind: int, data: Any) -> tuple[Any, BaseException | None]:
 
 
 def unpack_error(packed: bytes) -> BaseException:
-    """What a task, or an item of a chunk, has raised."""
+    """Unpickle what a task, or an item of a chunk, has raised."""
     return _fit_to_raise(failure.unpack_exception(packed))
 
 
 def _fit_to_raise(error: BaseException) -> BaseException:
-    """A StopIteration becomes the cause of a RuntimeError, as in a generator (PEP 479).
+    """Replace a StopIteration by a RuntimeError with that as the cause, as in a generator (PEP 479).
 
-    As it is, it would end the loop over the results that it comes from, and asyncio's futures refuse it: up
-    to Python 3.12 whoever awaits one waits for ever.
+    A StopIteration would end the loop over the results in which it is raised. And asyncio's futures refuse
+    it: up to Python 3.12, a coroutine that awaits one waits for ever.
     """
     if not isinstance(error, StopIteration):
         return error
@@ -204,7 +247,11 @@ def _fit_to_raise(error: BaseException) -> BaseException:
 
 
 def open_items(kind: int, data: Any) -> list[tuple[Any, BaseException | None]]:
-    """The results of a chunk that cannot all be unpickled: each of them, or why it cannot."""
+    """Unpickle the results of a chunk one by one, because they cannot be unpickled together.
+
+    Returns:
+        For each item the result and None, or None and the error.
+    """
     from mpkit._wire import salvage  # noqa: PLC0415  rarely needed
 
     head: Any = data[HEAD_SIZE:]
@@ -218,18 +265,18 @@ def open_items(kind: int, data: Any) -> list[tuple[Any, BaseException | None]]:
 
 
 def has_failures(kind: int, data: Any) -> bool:
-    """Whether a chunk, or an item of it, failed; nothing is unpickled to find out."""
+    """Whether a chunk, or any item of it, has failed. Unpickles nothing."""
     if kind == VALUE:
         return bool(data[-1] != _STOP)
     if kind == BIG_VALUE:
-        # (A damaged one is found to be so by whoever asks for it.)
+        # If the parcel is damaged, the error is raised when it is unpickled.
         with contextlib.suppress(SerializationError):
             return _slices(data)[0][-1:] != bytes([_STOP])
     return kind != PLAIN
 
 
 def drop_outcome(kind: int, record: bytes) -> None:
-    """Give back what came with an outcome that nobody wants."""
+    """Remove the parcel of an outcome that is not wanted, if it has one."""
     if kind in (BIG_VALUE, BIG_ERROR):
         name = _parcel_in(record)
         with contextlib.suppress(OSError, ValueError, MpkitError):
@@ -240,12 +287,12 @@ def drop_outcome(kind: int, record: bytes) -> None:
 
 
 def dump_shared(value: object, pickler: Pickler) -> Blob:
-    """A file with an object that many tasks use."""
+    """Pickle an object that many tasks use into a file."""
     return _pack(*codec.encode(value, pickler))
 
 
 def open_shared(name: str) -> object:
-    """The object in a file that others use too: its buffers are read-only."""
+    """Unpickle such an object; its buffers are mapped read-only."""
     return _decode(_map(name, read_only=True))
 
 
@@ -253,7 +300,7 @@ def open_shared(name: str) -> object:
 
 
 def _pack(head: bytes, buffers: list[Any]) -> Blob:
-    """A file with a pickle and its buffers (see `mpkit._wire.frame`)."""
+    """Create a file with a pickle and its buffers (see `mpkit._wire.frame`), and release the buffers."""
     global _made
     _made += 1
     raws = [buffer.raw() for buffer in buffers]
@@ -268,15 +315,15 @@ def _pack(head: bytes, buffers: list[Any]) -> Blob:
 
 
 def parcels_made() -> int:
-    """How many parcels this process has made, or has begun to make."""
+    """How many parcels this process has created, or begun to create."""
     return _made
 
 
 def _parcel_in(record: bytes) -> str:
-    """The parcel that a worker hands over: nothing else is ever opened here, and removed.
+    """The path of the parcel that a worker hands over. Checked, because the file is going to be removed.
 
     Raises:
-        TornRingError: it is no name of one.
+        TornRingError: it is not the name of a parcel.
     """
     folder, _, name = record[HEAD_SIZE:].rpartition(b"/")
     start, _, numbers = name.rpartition(f"{_KIND}-".encode())
@@ -295,7 +342,7 @@ def _adopt_parcel(name: str) -> mmap.mmap:
 
 
 def _map(name: str, *, read_only: bool = False) -> mmap.mmap:
-    """A private mapping (what is written into it is seen by nobody else), or a read-only one."""
+    """Map a file privately (what is written into the mapping is seen by nobody else), or read-only."""
     try:
         fd = os.open(name, _OPEN_FLAGS)
     except FileNotFoundError as error:
@@ -321,25 +368,5 @@ def _decode(mm: mmap.mmap) -> object:
 
 
 def _slices(mm: mmap.mmap) -> list[memoryview]:
-    """The pickle and its buffers. The mapping lives as long as the last of them."""
+    """The pickle in a mapped file, and its buffers. The mapping lives as long as any of them."""
     return frame.take_apart(memoryview(mm))
-
-
-__all__ = [
-    "INLINE_BYTES",
-    "adopt",
-    "drop_outcome",
-    "dump_arguments",
-    "dump_chunk",
-    "dump_error",
-    "dump_shared",
-    "dump_value",
-    "has_failures",
-    "load_arguments",
-    "load_items",
-    "open_items",
-    "open_outcome",
-    "open_shared",
-    "parcels_made",
-    "unpack_error",
-]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 
+__all__ = ["STACK_SIGNAL"]
+
 if sys.platform == "linux":
     #: A real-time signal, because SIGUSR1 and SIGUSR2 belong to the application.
     STACK_SIGNAL: int | None = signal.SIGRTMAX - 5
@@ -12,5 +14,3 @@ elif sys.platform == "win32":
     STACK_SIGNAL: int | None = None
 else:
     STACK_SIGNAL: int | None = signal.SIGUSR2
-
-__all__ = ["STACK_SIGNAL"]

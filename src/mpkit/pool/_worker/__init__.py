@@ -1,6 +1,7 @@
 """What runs in a worker.
 
-``worker`` (its loop), ``calls`` (what it does for a task), ``chunks`` (many calls as one task), ``opened``
-(the shared objects that tasks need), ``outbox`` and ``bells`` (how outcomes go back, and who is woken),
-``fork`` (when a task forks), ``importing`` (whether it is just importing a module).
+``worker`` (its start and its loop), ``calls`` (runs a task), ``chunks`` (runs a task of many calls),
+``opened`` (the shared objects that it has open), ``outbox`` (hands in outcomes and log records), ``bells``
+(wakes threads of the parent), ``fork`` (if a task forks), ``importing`` (whether a module is just being
+imported).
 """

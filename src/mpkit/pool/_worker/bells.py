@@ -1,4 +1,4 @@
-"""When a worker wakes its parent: as seldom as those who wait allow."""
+"""When a worker wakes a thread of the parent: as seldom as the words on the board allow."""
 
 from __future__ import annotations
 
@@ -19,14 +19,18 @@ from mpkit.pool._protocol.channel import (
     ring_bell,
 )
 
-#: Outcomes that somebody waits for in general are announced this often while the worker has more to do.
+#: While a worker has more to do, it rings no more often than this for outcomes that are wanted `SOON`.
 _ANNOUNCE_NS = 1_000_000
+#: The outbox is checked for filling up when these bits of the number of finished tasks are 0: after every
+#: 16th.
+_FILLING_MASK = 15
 
 
 class Bells:
-    """The two bells of a pool, as one of its workers rings them.
+    """How one worker rings the two bells of its pool.
 
-    For whom: see `mpkit.pool._engine.lead` and `mpkit.pool._engine.collector`.
+    The leader sleeps at the front bell (`mpkit.pool._engine.lead`), the collector at the back bell
+    (`mpkit.pool._engine.collector`).
     """
 
     def __init__(self, channel: Channel, board: Board) -> None:
@@ -35,11 +39,17 @@ class Bells:
         self._last_ring = 0
 
     def ring(self, number: int, now: int, *, idle: bool) -> None:
-        """Wake whoever wants to know that task `number` is done."""
+        """Ring if the leader or the collector wants to know that task `number` is done.
+
+        Args:
+            number: The task whose outcome has been put into the outbox.
+            now: `time.monotonic_ns`.
+            idle: Whether the worker has nothing more to do.
+        """
         words = self._channel.words
         low = words[LOW]
         empty = low > 0 and (idle or self._channel.inbox.left() < low)
-        filling = not words[DONE] & 15 and self._is_filling()
+        filling = not words[DONE] & _FILLING_MASK and self._is_filling()
         board = self._board.words
         if board[FRONT]:
             wanted = board[WANTED]
@@ -51,7 +61,7 @@ class Bells:
                 or (wanted == SOON and (idle or now - self._last_ring > _ANNOUNCE_NS))
             ):
                 self._last_ring = now
-                # In this order: whoever sleeps there sets it again after it has woken.
+                # In this order, because the leader sets the word again after it has woken up.
                 board[FRONT] = 0
                 ring_bell(self._board.front)
                 return
@@ -66,7 +76,7 @@ class Bells:
             ring_bell(self._board.back)
 
     def ring_for_a_part(self, number: int) -> None:
-        """Wake whoever waits for a part of task `number`, or for anything, now and then."""
+        """Ring for a part of task `number` if the leader wants it, but only once in `_ANNOUNCE_NS`."""
         board = self._board.words
         if board[FRONT] and board[WANTED] in (ANY, SOON, number):
             now = CLOCK.monotonic_ns()
@@ -76,7 +86,7 @@ class Bells:
                 ring_bell(self._board.front)
 
     def ring_for_logs(self) -> None:
-        """Wake whoever hands on log records."""
+        """Wake the collector, which passes on log records."""
         board = self._board.words
         if board[BACK]:
             board[BACK] = 0
@@ -87,7 +97,7 @@ class Bells:
         return self._board.words[LOGS_LATE] != 0
 
     def ring_all(self) -> None:
-        """Wake everybody in the parent."""
+        """Wake both the leader and the collector."""
         board = self._board
         board.words[FRONT] = 0
         ring_bell(board.front)
@@ -97,4 +107,5 @@ class Bells:
     def _is_filling(self) -> bool:
         """Whether less than half of the outbox is free."""
         outbox = self._channel.outbox
+        # `capacity` counts words of 8 bytes, and `room` bytes.
         return outbox.room() < outbox.capacity << 2

@@ -1,4 +1,4 @@
-"""How a worker does a task: unpickles what is to be called, calls it, and pickles the outcome."""
+"""How a worker runs a task: it unpickles and calls the function, and pickles the outcome."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from mpkit.pool._protocol.channel import (
 from mpkit.pool._worker.chunks import Broken, ChunkRunner, Host, except_of_broken
 from mpkit.pool._worker.fork import end_fork
 
-#: Functions that a worker keeps unpickled.
+#: How many unpickled functions a worker keeps.
 _MOST_FUNCTIONS = 1024
 
 
 class Calls:
-    """Makes the calls of one worker. What goes wrong, in the function or on the way to it, is raised."""
+    """Runs the tasks of one worker. Raises the exceptions of the functions, and those of pickling."""
 
     def __init__(self, host: Host, chunks: ChunkRunner) -> None:
         self._host = host
@@ -38,7 +38,18 @@ class Calls:
     def make(
         self, number: int, length: int, flags: int, record: bytes, pickler: Pickler
     ) -> tuple[int, bytes]:
-        """Call the function of a record, where it takes `length` bytes: kind and data of the outcome."""
+        """Run a task.
+
+        Args:
+            number: The number of the task.
+            length: How many bytes the pickled function takes in the record.
+            flags: The flags of the task.
+            record: The record of the task.
+            pickler: How to pickle the outcome.
+
+        Returns:
+            Kind and data of the outcome.
+        """
         start = HEAD_SIZE + length
         blob = record[HEAD_SIZE:start]
         if flags & (CHUNK | FUNCTION_INSIDE):
@@ -54,7 +65,7 @@ class Calls:
         return self._outcome_of(value, pickler)
 
     def _outcome_of(self, value: object, pickler: Pickler) -> tuple[int, bytes]:
-        """The outcome of a call that has returned; of one that has returned in a fork, too, there is none."""
+        """The outcome of a call that has returned. In a fork of the worker, the process ends here."""
         if self._host.forked:
             end_fork(None)
         return (NONE, b"") if value is None else payload.dump_value(value, pickler)
@@ -62,7 +73,7 @@ class Calls:
     def _make_special(
         self, number: int, blob: bytes, flags: int, rest: memoryview, pickler: Pickler
     ) -> tuple[int, bytes]:
-        """What is not just one call of a known function: a chunk, or a function that came as an argument."""
+        """Run a chunk, or a task whose function is among the arguments."""
         first = stop = 0
         if flags & CHUNK:
             first, stop = RANGE.unpack_from(rest)
@@ -80,7 +91,7 @@ class Calls:
                 raise
             try:
                 inside, items = payload.load_items(flags, rest)
-            except Exception:  # noqa: BLE001  they cannot be told apart
+            except Exception:  # noqa: BLE001  it cannot be seen where in the pickle each item is
                 raise error from error.__cause__
             function = except_of_broken(self._function(inside or blob, flags))
             args = [item if reason is None else Broken(reason) for item, reason in items]

@@ -1,4 +1,4 @@
-"""How a worker does a chunk: many calls of one function, sent as one task."""
+"""How a worker runs a chunk: many calls of one function, sent as one task."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from mpkit.pool._worker.bells import Bells
 from mpkit.pool._worker.fork import end_fork
 from mpkit.pool._worker.outbox import Outbox
 
-#: A chunk of short items is worked on in blocks of about this length ...
+#: The short items of a chunk are processed in blocks that take about this long, ...
 _BLOCK_NS = 500_000
-#: ... and hands in what it has this often.
+#: ... and finished results are handed in this often.
 _PART_NS = 2_000_000
 
 
 class Host(Protocol):
-    """The worker, as far as its chunks know it."""
+    """What a `ChunkRunner` uses of its worker."""
 
     outbox: Outbox
-    #: The parent has interrupted the task: what it raises from now on is no error of its own.
+    #: The parent has interrupted the task: an exception in it is no error of the task from now on.
     stopping: bool
     #: This process is a fork of the worker.
     forked: bool
 
 
 class ChunkRunner:
-    """Calls the function for each item; an error fails its own item only."""
+    """Calls a function for each item of a chunk. An error fails only its own item."""
 
     def __init__(self, host: Host, channel: Channel, bells: Bells) -> None:
         self._host = host
         self._words = channel.words
         self._bells = bells
-        # The items that are being worked on, all in one call of C code.
+        # The items that are being processed in one call of C code.
         self._block: list[Any] = []
 
     def drop_block(self) -> None:
-        """In a fork of the worker: it is not to go on with them, should it come back from the task."""
+        """In a fork of the worker: if the call returns there, the C code must not go on to the next item."""
         self._block.clear()
 
     def run(
@@ -58,10 +58,13 @@ class ChunkRunner:
     ) -> tuple[int, bytes]:
         """Call the function for the items from `first` to `stop`.
 
-        The outcome: the list of results, and what went wrong at which index of it. While it works it says in
-        the status row which items it has in hand, and hands in what it has every `_PART_NS`, so that its
-        death costs as little as possible. Short items are worked on in blocks of about `_BLOCK_NS`: a store
-        for each of them would cost more than they do.
+        Meanwhile, the word `ITEM` says which items are being processed, and finished results are handed in
+        every `_PART_NS`: so the death of the worker costs as little as possible. Short items are processed in
+        blocks of about `_BLOCK_NS`, because a store for each of them would cost more than the item itself.
+
+        Returns:
+            Kind and data of the outcome of the last items, which have not been handed in: see
+            `payload.dump_chunk`.
         """
         words = self._words
         clock = CLOCK.monotonic_ns
@@ -73,14 +76,14 @@ class ChunkRunner:
         while True:
             end = min(at + block, stop)
             words[ITEM] = at << 32 | end
-            # A list, which `drop_block` can empty, whatever the items are.
+            # Always a list (the items may be a range), so that `drop_block` can empty it.
             self._block = list(items[at:end])
             self._run_block(function, self._block, flags, pickler, results, errors)
             at = end
             if at < stop:
                 now = clock()
                 took, began = now - began, now
-                # Each item may take longer than the last one: the block grows fourfold at most.
+                # The next items may take longer, so the block grows fourfold at most.
                 block = max(1, min(block << 2, block * _BLOCK_NS // (took or 1)))
                 if now - handed_in <= _PART_NS:
                     continue
@@ -102,8 +105,11 @@ class ChunkRunner:
     ) -> tuple[int, bytes]:
         """Call the function for the items from `first` to `stop`, each as if it were a task of its own.
 
-        Its result is in the outbox before the next one begins. So the death of this worker is the death of
-        the item in hand alone, and nothing is done twice. The outcome is that of the last one.
+        The outcome of each item is in the outbox before the next item begins. So if the worker dies, only the
+        item that it is processing is affected, and none runs twice.
+
+        Returns:
+            Kind and data of the outcome of the last item, which has not been handed in.
         """
         words = self._words
         at = first
@@ -115,12 +121,12 @@ class ChunkRunner:
                 results[0] = function(items[at])
             except BaseException as error:
                 if self._host.stopping or self._host.forked:
-                    # All of it.
+                    # This ends the whole group, and not only the item.
                     raise
                 errors.append((0, failure.pack_exception(error, pickler)))
             if self._host.forked:
                 end_fork(None)
-            # What has been worked on must not live on here while the next one is worked on.
+            # Free the item: it must not live on while the next one is processed.
             items[at] = None
             try:
                 kind, data = payload.dump_chunk(results, errors, pickler)
@@ -143,11 +149,11 @@ class ChunkRunner:
         results: list[Any],
         errors: list[tuple[int, bytes]],
     ) -> None:
-        """Call the function for each item, adding to `results`, and to `errors` what went wrong at which
-        index.
+        """Call the function for each item: adds results to `results`, and (index, pickled error) to `errors`.
 
-        An error fails its own item only. `list.extend` keeps what an iterator gave before it raised, and
-        `map` goes on with the next item after an error, so the calls run at the speed of C all the same.
+        `list.extend` keeps what an iterator has returned before it raised an exception, and `map` goes on
+        with the next item after that. So an error fails only its own item, and yet the calls run at the speed
+        of C.
         """
         calls = starmap(function, items) if flags & STAR else map(function, items)
         total = len(results) + len(items)
@@ -161,7 +167,8 @@ class ChunkRunner:
                     raise RuntimeError("the function raised StopIteration")
             except BaseException as error:
                 if self._host.stopping or self._host.forked:
-                    # The whole chunk. A KeyboardInterrupt of the item's own is an error like any other.
+                    # This ends the whole chunk. (A KeyboardInterrupt raised by the item itself is an error
+                    # like any other, and does not come here.)
                     raise
                 errors.append((len(results), failure.pack_exception(error, pickler)))
                 results.append(None)
@@ -169,16 +176,20 @@ class ChunkRunner:
     def _outcomes(
         self, base: int, results: list[Any], errors: list[tuple[int, bytes]], pickler: Pickler
     ) -> Iterator[tuple[int, int, bytes]]:
-        """The results of the items from `base` on, to be handed in: up to which item, kind and data.
+        """Pickle the results of the items from `base` on.
 
-        All in one; if that cannot be sent, in halves, and halves of these. What cannot be sent alone is the
-        error of its own item, whatever the reason: there may be shared memory for one result, and none for
-        all of them. Each outcome is sent as it was pickled, as the next time it might fail.
+        They are pickled together. If that fails, they are divided into halves, down to single items: a result
+        that cannot be pickled or sent by itself becomes the error of its own item. (There may be shared
+        memory for each of the results, but not for all of them together.)
+
+        Yields:
+            The index behind the last item, kind and data. To be handed in as they are, because pickling the
+            same results again might fail.
         """
         left = [(0, len(results))]
         while left:
             start, stop = left.pop()
-            # Now pickling may be the end of the worker.
+            # The worker may also die while it pickles these.
             self._words[ITEM] = base + start << 32 | base + stop
             own_errors = [(index - start, packed) for index, packed in errors if start <= index < stop]
             try:
@@ -196,12 +207,12 @@ class ChunkRunner:
     def _dump_error(
         self, result: object, errors: list[tuple[int, bytes]], trouble: BaseException, pickler: Pickler
     ) -> tuple[int, bytes]:
-        """The outcome of one item whose result, or error, cannot be sent because of `trouble`."""
+        """The outcome of one item whose result or error cannot be sent because of `trouble`."""
         if errors:
-            return _told_in_short(errors[0][1], trouble)
+            return _short_error(errors[0][1], trouble)
         try:
             if isinstance(trouble, SerializationError):
-                # It tells of the list that the result is in; this tells of the result.
+                # This error is about a list with the result in it. Raise one about the result itself.
                 try:
                     codec.dumps(result, pickler)
                 except SerializationError as error:
@@ -216,16 +227,16 @@ class ChunkRunner:
         except BaseException as again:
             if self._host.stopping:
                 raise
-            return _told_in_short(packed, again)
+            return _short_error(packed, again)
 
     def _hand_in(self, number: int, reached: int, kind: int, data: bytes) -> None:
-        """Send the results of the items before `reached` that have not been sent yet."""
+        """Put results into the outbox: those of the items before `reached` that are not there yet."""
         head = RESULT_HEAD.pack(number, reached, PART if kind == VALUE else BIG_PART)
         self._host.outbox.put_part(head + data)
 
 
-def _told_in_short(packed: bytes, trouble: BaseException) -> tuple[int, bytes]:
-    """The outcome of one item whose error is too long to be sent: so short that it takes no shared memory."""
+def _short_error(packed: bytes, trouble: BaseException) -> tuple[int, bytes]:
+    """The outcome of one item whose error cannot be sent: an error so short that it needs no parcel."""
     kind = type(failure.unpack_exception(packed, contain=True)).__name__
     error = SerializationError(f"the outcome of this item, a {kind}, cannot be sent: {trouble!r:.2000}")
     return payload.dump_chunk([None], [(0, failure.pack_exception(error))], "pickle")
@@ -236,7 +247,7 @@ Broken = NamedTuple("Broken", [("error", Exception)])
 
 
 def except_of_broken(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, which raises what is wrong with an item that could not be unpickled."""
+    """Wrap a function: for an item that could not be unpickled, it raises the reason and is not called."""
 
     def call(*args: Any) -> Any:
         if args and type(args[0]) is Broken:

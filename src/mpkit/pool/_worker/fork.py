@@ -1,7 +1,9 @@
-"""A process that a task forks is no worker: nothing that it does may reach the pool.
+"""What a process does that a task has forked: it is not a worker, and nothing that it does may reach the
+pool.
 
-It has the worker's rings, of which each end belongs to one process; its log handler, its fault handler and
-its handler of SIGINT; and, after a bare `os.fork`, its stack, with the worker's loop at the bottom.
+It has inherited the worker's rings, whose ends must be used by one process only; the worker's log handler,
+fault handler and SIGINT handler; and, after a bare `os.fork`, its stack, with the worker's loop at the
+bottom.
 """
 
 from __future__ import annotations
@@ -16,12 +18,12 @@ from mpkit.pool._protocol.stack_signal import STACK_SIGNAL
 
 
 def end_fork(error: BaseException | None) -> NoReturn:
-    """End this process with the exit code that the interpreter would give it if the task were its program.
+    """End this process with the exit code that it would have if the task were a program.
 
-    Exit handlers are not called, being the worker's; its threads are not waited for.
+    Exit handlers are not called, because they are the worker's; threads are not waited for.
 
     Args:
-        error: what the task raised here; None: it has returned.
+        error: what the task has raised in this process; None: it has returned.
     """
     code = 0
     try:
@@ -33,7 +35,7 @@ def end_fork(error: BaseException | None) -> NoReturn:
             code = 1
             sys.excepthook(type(error), error, error.__traceback__)
         for stream in (sys.stdout, sys.stderr):
-            # Closed, or a pipe that nobody reads.
+            # It may be closed, or a pipe that nobody reads.
             with contextlib.suppress(ValueError, OSError):
                 if stream is not None:
                     stream.flush()
@@ -42,15 +44,15 @@ def end_fork(error: BaseException | None) -> NoReturn:
 
 
 def give_up_stack_pipe(*, reports_to_stderr: bool) -> None:
-    """Write no stack into the pipe any more, which is the worker's.
+    """Stop writing stacks into the pipe, which belongs to the worker.
 
     Args:
-        reports_to_stderr: the program had the fault handler on before the worker took it.
+        reports_to_stderr: whether the fault handler was enabled before the worker redirected it to the pipe.
     """
     if STACK_SIGNAL is not None and hasattr(faulthandler, "unregister"):
         faulthandler.unregister(STACK_SIGNAL)
     faulthandler.disable()
     if reports_to_stderr:
-        # There may be none.
+        # There may be no usable standard error.
         with contextlib.suppress(AttributeError, RuntimeError, ValueError, OSError):
             faulthandler.enable()

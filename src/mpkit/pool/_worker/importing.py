@@ -1,4 +1,4 @@
-"""What depends on whether this process is just importing a module; seen by the frames on the stack."""
+"""Whether this process is just importing a module (seen by the frames on the stack), and what follows."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from types import FrameType
 from mpkit._wire import codec
 from mpkit.errors import PoolBroken
 
-#: The namespaces of the modules whose frames are on the stack while a module is imported, and while mpkit
-#: unpickles something.
+#: The globals of the frames that are on the stack while a module is imported, ...
 _IMPORT_SYSTEM = vars(_frozen_importlib)
+#: ... and while mpkit unpickles something.
 _CODEC = vars(codec)
 
-# The namespace of the worker's own module, whose frames call the tasks. In a forked worker the frames of its
-# parent lie below them.
+# The globals of the frames that call the tasks. A search stops there, because in a forked worker the frames
+# of its parent are below these.
 _worker: dict[str, object] = {}
 _generation = 0
 
 
 def become_worker(namespace: dict[str, object], generation: int) -> None:
-    """This process is a worker of a pool; `namespace` is that of the module that calls the tasks."""
+    """Note that this process is a worker; `namespace` has the globals of the module that calls the tasks."""
     global _worker, _generation
     _worker, _generation = namespace, generation
 
 
 def generation() -> int:
-    """0 in a program, 1 in a worker of its pools, 2 in a worker of a worker's pool, and so on."""
+    """0 in a program, 1 in the workers of its pools, 2 in the workers of a pool that a worker creates, ..."""
     return _generation
 
 
 def is_importing(frame: FrameType | None) -> bool:
-    """Whether this frame of a task, or one that called it, is the import system's."""
+    """Whether the import system has called this frame of a task, directly or indirectly."""
     while frame is not None and frame.f_globals is not _worker:
         if frame.f_globals is _IMPORT_SYSTEM:
             return True
@@ -41,16 +41,16 @@ def is_importing(frame: FrameType | None) -> bool:
 
 
 def refuse_pool_without_end() -> None:
-    """Raise if a pool is about to be made by a module that a worker's worker imports because of what it
-    unpickles.
+    """Raise if this would lead to pools without end: a module creates a pool when it is imported.
 
-    If that module uses the pool at once, the workers of that pool import the module, too, and each makes
-    another pool. A program may do the first step of that without knowing, and one that does not use the pool
-    in a worker comes to no harm; here it would go on without end. (In a function that a task calls a pool may
-    be made, also if that imports the module.)
+    The workers of that pool import the module as well, because it is needed to unpickle their tasks, and each
+    of them creates another pool, and so on. This is refused only in a worker of a pool that a worker has
+    created: a program may import such a module in its workers without using the pool there, which does no
+    harm. It is not refused if the module is imported by a function that a task calls.
 
     Raises:
-        PoolBroken: That is so.
+        PoolBroken: A worker's worker is unpickling something, for that imports a module, and the module is
+            creating a pool.
     """
     if _generation < 2:
         return

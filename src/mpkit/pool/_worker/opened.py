@@ -1,4 +1,4 @@
-"""The shared objects that this process has open: unpickled once, for all tasks that use them."""
+"""The shared objects that this process has open: each is unpickled once, for all tasks that use it."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from mpkit.pool._protocol import payload
 
 __all__ = ["forget_closed", "open_shared", "opened"]
 
-#: So many are kept open.
+#: How many shared objects are kept open.
 _MOST_OPEN = 16
 
-#: By the names of their files, the one used last at the end. Only to be looked at, outside this module.
+#: The objects by the names of their files, the one used last at the end. Other modules may only read it.
 opened: OrderedDict[str, Any] = OrderedDict()
 _lock = InterruptibleLock()
 _NOT_OPEN = object()
 
 
 def open_shared(name: str) -> Any:
-    """In a worker: the object behind a name."""
+    """In a worker: the shared object in the file of that name."""
     value = _lock.run(_find, name)
     if value is _NOT_OPEN:
-        # First: whoever shares one big object after the other may have room for one only.
+        # First, because a program that shares one big object after another may have memory for one only.
         forget_closed()
         value = payload.open_shared(name)
         _lock.run(_keep, name, value)
@@ -32,12 +32,12 @@ def open_shared(name: str) -> Any:
 
 
 def forget_closed() -> None:
-    """Let go of the objects that have been closed: their files are gone, and nobody will ask for them again.
+    """Drop the objects that have been closed: their files are gone, and no task will need them again.
 
-    Else their memory would stay in use for as long as this process had them mapped. To be wrong about one
-    (a name that cannot be looked up now) does no harm: it would be opened again.
+    Otherwise their memory would be in use for as long as this process has them mapped. If a file that exists
+    cannot be found just now, this does no harm: it will be opened again.
     """
-    # They may bring destructors along, which run when the lock is free again.
+    # The objects are returned through the lock, so that their destructors run when it has been released.
     _lock.run(_take_closed)
 
 

@@ -1,4 +1,4 @@
-"""How a worker puts records into its outbox: outcomes from the main thread, log records from any."""
+"""How a worker puts records into its outbox: outcomes in its main thread, log records in any thread."""
 
 from __future__ import annotations
 
@@ -21,29 +21,34 @@ from mpkit.pool._protocol.channel import (
 from mpkit.pool._worker.bells import Bells
 from mpkit.pool._worker.fork import end_fork
 
-#: While log records come faster than the parent handles them, each takes so much longer at most (it looks now
-#: and then whether it may go on). Not for ever: what handles them may be waiting for this very task.
+#: While log records come faster than the parent handles them, each is delayed by up to this. There is a limit
+#: because a log handler in the parent may be waiting for this very task.
 _LATE_SECONDS = 0.1
+#: How often to check meanwhile whether the parent has caught up.
 _LATE_SLICE_SECONDS = 0.005
+#: How long to sleep for room in the outbox before checking again. A safety net only.
+_SLICE_SECONDS = 0.05
 
 
 class Outbox:
-    """A worker's end of its outbox."""
+    """The worker's end of its outbox."""
 
     def __init__(self, channel: Channel, bells: Bells) -> None:
         self._channel = channel
         self._ring = channel.outbox
         self._bells = bells
         self._lock = InterruptibleLock()
+        # Records to be added by the `put` that this thread is in the middle of.
         self._late: list[bytes] = []
-        #: An interrupt came in the middle of a put; it is raised when the record is there.
+        #: An interrupt has come in the middle of `put`: it is raised when the record is in the outbox.
         self.interrupted = False
 
     def put(self, record: bytes) -> None:
         """Add a record; waits for room."""
         lock = self._lock
         if lock.is_owned():
-            # A `__del__` that logs, in the middle of a put of this very thread.
+            # This is a `__del__` (or a signal handler) that logs, in the middle of a `put` of the same
+            # thread.
             self._late.append(record)
             return
         try:
@@ -55,7 +60,7 @@ class Outbox:
                     self._put_when_room(self._late.pop(0))
                 lock.release()
             except BaseException:
-                # A signal handler of the task, say.
+                # An exception of a signal handler that the task has installed, say.
                 lock.unwind()
                 raise
         except BaseException:
@@ -63,7 +68,7 @@ class Outbox:
             raise
 
     def put_log(self, record: bytes) -> None:
-        """Add a log record, from inside a task."""
+        """Add a log record, in any thread. Pauses while the parent is late with handling log records."""
         if self._bells.logs_are_late() and not self.busy_here():
             self._wait_for_log_handlers()
         self.put(RESULT_HEAD.pack(0, 0, LOG) + record)
@@ -76,12 +81,12 @@ class Outbox:
             time.sleep(_LATE_SLICE_SECONDS)
 
     def put_part(self, record: bytes) -> None:
-        """Add some results of a chunk, from inside the task."""
+        """Add results of some items of a chunk that is still running."""
         self.put(record)
         self._catch_up()
 
     def _catch_up(self) -> None:
-        # The interrupt that came while a record was being put.
+        # Raise the interrupt that came while a record was being added.
         if (
             self.interrupted
             and not self.busy_here()
@@ -92,7 +97,7 @@ class Outbox:
             raise KeyboardInterrupt
 
     def busy_here(self) -> bool:
-        """Whether this thread is in the middle of a put."""
+        """Whether this thread is in the middle of `put`."""
         return self._lock.is_owned()
 
     def _put_when_room(self, record: bytes) -> None:
@@ -106,14 +111,14 @@ class Outbox:
             barrier()
             if self._ring.try_put(record):
                 break
-            self._channel.wake.acquire(True, 0.05)
+            self._channel.wake.acquire(True, _SLICE_SECONDS)
         words[SLEEPING] = 0
-        # The token may have been meant for the main thread, which waits for records.
+        # The release that ended this sleep may have been meant for the main thread, which sleeps for records.
         ring_bell(self._channel.wake)
 
 
 class OutboxOfFork(Outbox):
-    """What a fork of the worker has: it has come back from the task, where its life is over."""
+    """The outbox in a fork of the worker. A fork that uses it has returned from the task, and is to end."""
 
     @override
     def put(self, record: bytes) -> None:  # noqa: ARG002

@@ -1,9 +1,9 @@
-"""The worker: what runs in a child process of a pool. It imports little, because every worker pays for it.
+"""The worker: what runs in a child process of a pool. It imports little, because each worker has to do so.
 
-One turn of `_Worker.serve`: take one record from the inbox, call the function, put the outcome into the
-outbox, ring the parent if it wants to know. The order of the stores is the protocol (see
-``docs/explanation/pool-protocol.md``): the task's number goes into the status row before the record leaves
-the inbox, and is cleared after the outcome is in the outbox.
+One turn of `_Worker.serve`: take a record out of the inbox, call the function, put the outcome into the
+outbox, ring a bell if a thread of the parent wants to know. The order of the stores is part of the protocol
+(see ``docs/explanation/pool-protocol.md``): the number of the task is stored in the status row before the
+record leaves the inbox, and is cleared after the outcome is in the outbox.
 """
 
 from __future__ import annotations
@@ -69,14 +69,18 @@ from mpkit.pool._worker.importing import become_worker, is_importing
 from mpkit.pool._worker.opened import forget_closed, opened
 from mpkit.pool._worker.outbox import Outbox, OutboxOfFork
 
-#: How long a worker sleeps before it looks again although nobody has woken it: a net below the protocol, and
-#: no part of it.
+__all__ = ["Initializer", "WorkerChild", "WorkerPlan", "main"]
+
+#: How long a worker sleeps before it checks its inbox without having been woken. A safety net only: the
+#: protocol loses no wake-up.
 _SLICE_SECONDS = 2.0
-#: It looks this often whether shared objects that it has open have been closed.
+#: How often to check, at most, whether shared objects that are open have been closed.
 _LOOK_AFTER_SHARED_NS = 500_000_000
+#: The longest run time that fits into a record, in nanoseconds.
 _LONGEST_RUN = (1 << 32) - 1
 
 
+#: A function and its arguments.
 Initializer: TypeAlias = tuple[Callable[..., object], tuple[Any, ...]]
 
 
@@ -85,27 +89,32 @@ WorkerPlan = NamedTuple(
     [
         ("channel", Channel),
         ("board", Board),
+        # The writing end of the pipe for stacks.
         ("stack_pipe", Connection | None),
-        # Pickled; or as it is, because it can only be inherited, or be pickled while a process is started.
+        # Pickled; or the objects themselves (see `mpkit.pool._engine.initializer`).
         ("initializer", bytes | Initializer | None),
+        # How to pickle the error of the initializer.
         ("pickler", Pickler),
+        # After how many tasks to leave; None: never.
         ("tasks", int | None),
         ("max_memory_bytes", int | None),
         ("forward_logs", bool),
+        # The level of the parent's root logger.
         ("log_level", int),
-        # 1; in a pool that a worker makes, one more than that worker's.
+        # See `mpkit.pool._worker.importing.generation`.
         ("generation", int),
         ("link", ParentLink),
     ],
 )
-"""What a worker is told when it starts."""
+"""What a worker is given when it starts."""
 
 
 class WorkerChild(ChildProcess):
-    """The process that a worker is.
+    """The process object of a worker.
 
-    The pool closes it when the worker has ended, and programs may have it in hand then: `active_children`
-    returns it. Like one that nobody closes, it goes on to say how it has ended, and cannot be ended again.
+    The pool closes it when the worker has ended. Programs may still have it, because `active_children`
+    returns it. So closing makes no difference to them: it still says how it has ended, and terminating it
+    does nothing.
     """
 
     @override
@@ -114,19 +123,21 @@ class WorkerChild(ChildProcess):
 
     @override
     def _mpkit_arrived(self) -> None:
-        # Until there is a handler, an interrupt would be a traceback for nothing. (What comes from the fork
-        # server cannot be started with the signal blocked; before this, its start ends silently.)
+        # Until the worker has its own handler, an interrupt would only print a traceback. (Children of the
+        # fork server cannot be started with the signal blocked. Before this line, an interrupt ends them
+        # silently.)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def main(plan: WorkerPlan) -> None:
-    """Serve until told to leave. The target of the child process."""
+    """Run a worker until it leaves. The target of the child process."""
     plan.link.die_with_parent()
     try:
         worker = _Worker(plan)
     finally:
         if not plan.link.is_parent_alive():
-            # Whoever removes what that has left has removed the files, or need not look for this process.
+            # End silently, even if the files have vanished meanwhile. The process that removes what the
+            # parent has left need not take this worker into account.
             os._exit(1)
     worker.prepare()
     if worker.initialize():
@@ -143,37 +154,38 @@ class _Worker:
         self.outbox = Outbox(self.channel, self.bells)
         self.chunks = ChunkRunner(self, self.channel, self.bells)
         self.calls = Calls(self, self.chunks)
-        # A fork has its parent's count.
+        # A forked worker has inherited the count of its parent.
         self.parcels_before = payload.parcels_made()
-        #: The number of the task whose code is running; 0 while the worker's own code is.
+        #: The number of the task whose code is running; 0 while the worker's own code is running.
         self.inside = 0
-        #: The parent has interrupted the task: what it raises from now on is no error of its own.
+        #: The parent has interrupted the task: an exception in it is no error of the task from now on.
         self.stopping = False
-        #: The task was interrupted in the middle of an import: a module may be half there.
+        #: A task was interrupted in the middle of an import: there may be a half-imported module.
         self.half_imported = False
         #: This process is a fork of the worker.
         self.forked = False
+        # Whether the fault handler was enabled before.
         self._reports_to_stderr = False
         self.stop_forwarding: Callable[[], None] | None = None
-        #: Not before this moment it looks after shared objects again.
+        #: When to check next whether shared objects have been closed (`time.monotonic_ns`).
         self.shared_looked_after = 0
 
     # -- the start -------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Signals, stacks, logging."""
+        """Set up signal handlers, the fault handler, log forwarding and the status row."""
         become_worker(globals(), self.plan.generation)
-        # A forked worker has the parent's handlers; a SIGTERM must end it.
+        # A forked worker has inherited the parent's handlers, but SIGTERM must end it.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, self._on_interrupt)
         if sys.platform != "win32":
-            # Whoever started this process may have blocked them.
+            # The process that started this one may have blocked them.
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
         pipe = self.plan.stack_pipe
         if pipe is not None:
-            # Not blocking: a stack that does not fit into the pipe is cut off, and never stops the worker.
+            # Writing must not block the worker: a stack that does not fit into the pipe is cut off.
             never_wait(pipe.fileno())
-            # It has come here as one that the programs of tasks would get as well.
+            # It is inheritable, as it had to be to get here; programs that tasks start must not have it.
             os.set_inheritable(pipe.fileno(), False)
             self._reports_to_stderr = faulthandler.is_enabled()
             faulthandler.enable(pipe.fileno(), all_threads=True)
@@ -191,7 +203,7 @@ class _Worker:
         words[STATE] = INITIALIZING
 
     def _become_fork(self) -> None:
-        """This process has been forked by a task: it is no worker, and uses nothing of the worker's."""
+        """This process has been forked by a task: stop using what belongs to the worker."""
         self.forked = True
         self.outbox = OutboxOfFork(self.channel, self.bells)
         self.chunks.drop_block()
@@ -201,7 +213,7 @@ class _Worker:
             give_up_stack_pipe(reports_to_stderr=self._reports_to_stderr)
 
     def initialize(self) -> bool:
-        """Run the pool's initializer; False when it raised, which the parent is told."""
+        """Run the pool's initializer, and report to the parent; False if it raised an exception."""
         if self.plan.initializer is not None:
             try:
                 call = self.plan.initializer
@@ -209,7 +221,7 @@ class _Worker:
                     call = cast("Initializer", codec.contained(codec.loads, call))
                 function, args = call
                 function(*args)
-            except BaseException as error:  # noqa: BLE001  SystemExit too: it would end the worker without a word
+            except BaseException as error:  # noqa: BLE001  SystemExit, too: it would end the worker silently
                 if self.forked:
                     end_fork(error)
                 data = failure.pack_exception(error, self.plan.pickler)
@@ -227,8 +239,8 @@ class _Worker:
         return True
 
     def _on_interrupt(self, _signum: int, frame: FrameType | None) -> None:
-        # Ctrl-C in a terminal goes to all processes of the group: what happens then is the parent's business.
-        # Only an interrupt meant for the very task that is running counts.
+        # Ctrl-C in a terminal interrupts all processes of the group, but the parent decides what happens
+        # then. A worker only reacts if the parent has interrupted the task that is running.
         if self.forked:
             raise KeyboardInterrupt
         words = self.channel.words
@@ -236,7 +248,7 @@ class _Worker:
             self.stopping = True
             self.half_imported = self.half_imported or is_importing(frame)
             if self.outbox.busy_here():
-                # In the middle of a log record: let it be finished first.
+                # In the middle of adding a log record, say: that must be finished first.
                 self.outbox.interrupted = True
                 return
             words[STOP] = 0
@@ -245,7 +257,7 @@ class _Worker:
     # -- the work --------------------------------------------------------------------------------------------
 
     def serve(self) -> None:
-        """Do tasks until told to leave."""
+        """Run tasks until told to leave, or until there is a reason to leave."""
         words = self.channel.words
         left = self.plan.tasks
         most_memory = self.plan.max_memory_bytes
@@ -268,8 +280,8 @@ class _Worker:
                     self._look_after_shared(clock())
                 continue
             if number:
-                # Taking the record went through the inbox's lock: between the outcome and this look lies a
-                # full barrier.
+                # Taking the record has passed a full barrier (the inbox's lock) since the outcome was put
+                # into the outbox, as is needed before checking the board.
                 self.bells.ring(number, finished, idle=False)
             number, length, flags = TASK_HEAD.unpack_from(record)
             if flags & LEAVE:
@@ -292,42 +304,41 @@ class _Worker:
                 if left <= 0:
                     break
             if most_memory is not None and (own_rss_bytes() or 0) > most_memory:
-                # What it has kept must not be held against the next task.
+                # Leave: memory that this task has left in use must not count against the next one.
                 break
             if self.half_imported:
-                # Nor what an interrupt has left of a module: an import removes the module that it could not
-                # finish, and keeps the modules within it, which do not go with what is imported next.
+                # Leave, because of what the interrupt may have left in `sys.modules`: a failed import removes
+                # its own module, but not the submodules that it has imported, and these do not belong to the
+                # module that the next import creates.
                 break
         words[PARCELS] = payload.parcels_made() - self.parcels_before
         words[STATE] = LEAVING
         if not flags & LEAVE:
-            # Who was told to leave need not say so. Otherwise the end of the process says it as well, but
-            # comes only when no thread and no process is left that a task has started here.
+            # Not needed if the parent has told it to leave. Otherwise the parent should not have to wait for
+            # the end of the process, which comes only when all threads and processes that tasks have left
+            # here end.
             self.outbox.put(RESULT_HEAD.pack(0, 0, GOODBYE))
             self.bells.ring_all()
 
     def _look_after_shared(self, now: int) -> None:
-        """Let go of shared objects that have been closed, if it is time to look for them."""
+        """Drop shared objects that have been closed, if it is time to check that."""
         if now >= self.shared_looked_after:
             self.shared_looked_after = now + _LOOK_AFTER_SHARED_NS
             forget_closed()
 
     def _take(self) -> bytes | None:
-        """The next record, or None.
-
-        Only here the status row gets its number, and the inbox loses the record.
-        """
+        """Take the next record out of the inbox, and store its task in the status row; else None."""
         channel = self.channel
         acquire = channel.lock.acquire
         if not acquire(False):
-            # The parent is taking tasks back. Should it die meanwhile, so does this worker.
+            # The parent is taking tasks back. If it dies meanwhile, this worker dies as well.
             while not acquire(True, _SLICE_SECONDS):
                 pass
         try:
             inbox = channel.inbox
             record = inbox.peek()
             if record is not None:
-                # When it began, then which: whoever sees the number sees the right time.
+                # The time is stored before the number: a process that sees the number sees the right time.
                 channel.words[STARTED] = CLOCK.monotonic_ns()
                 channel.words[TASK] = int.from_bytes(record[:8], "little")
                 if not TOTAL_STORE_ORDER:
@@ -338,36 +349,37 @@ class _Worker:
             channel.lock.release()
 
     def _run(self, number: int, length: int, flags: int, record: bytes) -> tuple[int, bytes]:
-        """Call the function of a record: kind and data of the outcome."""
+        """Run the task of a record; returns kind and data of its outcome."""
         pickler: Pickler = "cloudpickle" if flags & BY_VALUE else "pickle"
         try:
             try:
                 self.stopping = False
                 self.inside = number
                 if self.channel.words[STOP] == number:
-                    # The interrupt may have come when the task was taken and nobody was inside yet, and comes
-                    # only once. (If it comes now: whoever clears the word raises, this or the handler.)
+                    # The interrupt, which comes only once, may have come after the task was taken and before
+                    # `inside` was set. (If it comes just now, either the handler or this clears the word, and
+                    # raises.)
                     self.stopping = True
                     self.channel.words[STOP] = 0
                     raise KeyboardInterrupt
                 outcome = self.calls.make(number, length, flags, record, pickler)
             finally:
-                # From here on an interrupt comes too late. One that comes just before is caught below: there
-                # is only one for each task.
+                # From here on, an interrupt comes too late, and has no effect. One that comes just before
+                # this is caught below; there is only one for each task.
                 self.inside = 0
-        except BaseException as error:  # noqa: BLE001  SystemExit and KeyboardInterrupt of a task go to its caller too
+        except BaseException as error:  # noqa: BLE001  a SystemExit or KeyboardInterrupt goes to the caller, too
             if self.forked:
                 end_fork(error)
             self.inside = 0
             try:
                 return payload.dump_error(error, pickler)
-            except Exception as second:  # noqa: BLE001  no room for a parcel, or an exception class that fights back
+            except Exception as second:  # noqa: BLE001  there is no room, or the exception's class raises errors
                 text = f"the task raised {type(error).__name__}, which cannot be sent: {second!r}"
                 return ERROR, failure.pack_exception(SerializationError(text))
         return outcome
 
     def _sleep(self, patience: Patience, barrier: Barrier, *, parent_awake: bool) -> None:
-        """Wait for a record: look for a moment, then sleep."""
+        """Wait for a record: spin for a moment, then sleep. May return earlier."""
         channel = self.channel
         is_empty = channel.inbox.is_empty
         looks = patience.looks(partner_looks=parent_awake)
@@ -390,6 +402,3 @@ def own_rss_bytes() -> int | None:
     from mpkit._platform.resources import memory  # noqa: PLC0415  only with a limit
 
     return memory.rss_bytes(os.getpid())
-
-
-__all__ = ["Initializer", "WorkerChild", "WorkerPlan", "main"]
