@@ -53,7 +53,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 Pickler = Literal["pickle", "cloudpickle"]
-"""Which pickler to use: the standard library's, or cloudpickle, which supports lambdas and local classes."""
+"""The pickler to use: the standard library's, or cloudpickle, which supports lambdas and local functions."""
 
 PROTOCOL = 5
 
