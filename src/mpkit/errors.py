@@ -8,10 +8,10 @@ Constructors take the message first (most compose one from the attributes when i
 attributes by keyword.
 """
 
-# This module imports nothing of mpkit. It does import `concurrent.futures.process`, which a class that *is* a
-# `BrokenProcessPool` needs: after what mpkit loads in any case (`multiprocessing.connection`,
-# `concurrent.futures`) it costs about 2 ms, once per process. Classes made on demand would save that and cost
-# every reader more.
+# This module imports nothing else of mpkit, so that every other module may import it. It does import
+# `concurrent.futures.process`, because some classes derive from `BrokenProcessPool`. On top of what mpkit
+# loads anyway (`multiprocessing.connection`, `concurrent.futures`) that costs about 2 ms, once per process.
+# Creating the classes on demand would save this, but make every `except` clause hard to follow.
 
 from __future__ import annotations
 
@@ -49,17 +49,18 @@ __all__ = [
 class MpkitError(Exception):
     """The base of every exception that mpkit raises on purpose.
 
-    Safe from: any process; an instance can be pickled, whatever its cause is. A cause that cannot be
-    pickled is replaced by a note with its text.
+    An instance can always be pickled, whatever its ``__cause__`` is: a cause that cannot be pickled is
+    replaced by a note with its text.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # BaseException.__setstate__ sets each item as an attribute, so the cause (and what the built-in bases
-        # keep outside __dict__) comes back without a rebuilding function of our own.
+        # `BaseException.__setstate__` sets each item as an attribute, so it also restores the cause, and what
+        # the built-in bases keep outside `__dict__`.
         state: dict[str, object] = dict(self.__dict__)
         cause = self.__cause__
         if cause is not None:
-            # An mpkit error makes sure of its own causes, so a chain of them is not tried over and over.
+            # An mpkit error checks its own cause when it is pickled, so a chain of them is not tried again
+            # and again.
             if isinstance(cause, MpkitError) or _survives_pickling(cause):
                 state["__cause__"] = cause
             else:
@@ -69,15 +70,15 @@ class MpkitError(Exception):
         return type(self), self._constructor_arguments(), state
 
     def _constructor_arguments(self) -> tuple[object, ...]:
-        """What rebuilds this error: `args`, except for classes whose constructor differs from it."""
+        """The arguments with which unpickling calls the class. Overridden where `args` does not fit."""
         return self.args
 
 
 class _SystemError(MpkitError, OSError):
-    """The base of those that carry an `errno` and a message."""
+    """The base of the errors with an `errno` and a message."""
 
     def _constructor_arguments(self) -> tuple[object, ...]:
-        # `args` is (errno, message) here, but the errno is the constructor's own affair.
+        # `args` is (errno, message) here, but the constructors choose the errno themselves.
         return (self.strerror,)
 
 
@@ -85,11 +86,11 @@ class _SystemError(MpkitError, OSError):
 
 
 class QueueEmpty(MpkitError, queue.Empty):
-    """A non-blocking or timed `get` found no item in time."""
+    """A non-blocking or timed `get` found no item in time. The queue is unchanged."""
 
 
 class QueueFull(MpkitError, queue.Full):
-    """A non-blocking or timed `put` found no room in time."""
+    """A non-blocking or timed `put` found no room in time. The queue is unchanged."""
 
 
 if sys.version_info >= (3, 13):
@@ -97,7 +98,7 @@ if sys.version_info >= (3, 13):
 else:
 
     class _ShutDown(Exception):
-        """Stands where `queue.ShutDown` is missing (before Python 3.13)."""
+        """Stands in for `queue.ShutDown`, which Python 3.13 introduced."""
 
 
 class QueueShutDown(MpkitError, _ShutDown):
@@ -110,21 +111,23 @@ class QueueShutDown(MpkitError, _ShutDown):
 class ClosedError(MpkitError, ValueError, RuntimeError):
     """A queue, lock, counter, pool, process handle or shared object was used after its `close()`.
 
-    Both a `ValueError`, which `multiprocessing` raises, and a `RuntimeError`, as `concurrent.futures` does.
+    It is both a `ValueError`, as `multiprocessing` raises, and a `RuntimeError`, as `concurrent.futures`
+    does.
     """
 
 
 class HandleLost(_SystemError, FileNotFoundError):
-    """The object behind a handle no longer existed when the handle was first used in this process.
+    """The object behind a handle (a queue, lock or counter) no longer existed when the handle arrived here.
 
-    Its creator, and every process that had opened it, had closed it or ended.
+    Its creator, and every process that had opened it, had closed it or ended. The error is raised where the
+    handle is first used, and by every later use.
 
     Args:
         message: What was lost, and the remedy. There is a general default.
-        name: The name of the shared-memory file or semaphore; it becomes the `filename` as well.
+        name: The name of the shared-memory file or semaphore; it also becomes the `filename`.
 
     Attributes:
-        name: The name given, or None.
+        name: As given, or None.
     """
 
     def __init__(self, message: str | None = None, *, name: str | None = None) -> None:
@@ -140,21 +143,25 @@ class HandleLost(_SystemError, FileNotFoundError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         make, arguments, state = super().__reduce__()
-        # OSError keeps `filename` in a C field, out of __dict__; absent and None print differently.
+        # OSError keeps `filename` in a C field, outside `__dict__`. It is restored only if there was one,
+        # because `str` prints a file name that was set to None, too.
         return make, arguments, (state if self.name is None else {**state, "filename": self.name})
 
 
 class SharedMemoryExhausted(_SystemError):
-    """Shared memory cannot be reserved (`errno` is `ENOSPC`). Nothing was created and nothing is damaged.
+    """Shared memory cannot be reserved or opened (`errno` is `ENOSPC`). Nothing is left half done.
+
+    Besides a lack of room in ``/dev/shm`` (and in the temporary directory), this can be a lack of file
+    descriptors or address space. The message says which, and what to do.
 
     Args:
         message: What could not be reserved, and the remedy. The default is composed from the attributes.
-        requested_bytes: How many bytes were asked for.
+        requested_bytes: How many bytes were requested.
         available_bytes: How many bytes the file system had left.
 
     Attributes:
-        requested_bytes: As given, or None.
-        available_bytes: As given, or None if something else was lacking (descriptors, address space).
+        requested_bytes: As given; None if something that exists could not be opened.
+        available_bytes: As given; None if something else was lacking (descriptors, address space).
     """
 
     def __init__(
@@ -179,8 +186,9 @@ class SharedMemoryExhausted(_SystemError):
 class SerializationError(MpkitError, pickle.PicklingError):
     """An argument, item, result or exception cannot be pickled or unpickled.
 
-    Only the caller concerned gets it; if the value is the caller's own, `put` or `submit` itself raises it.
-    The original error is the ``__cause__`` if that can be pickled.
+    It is raised only to the caller concerned. For a value that this caller passes in, `put`, `submit` or
+    `start` itself raises it, and nothing has been sent. The original error is the ``__cause__``, unless it
+    comes from another process and cannot be pickled.
     """
 
 
@@ -189,29 +197,29 @@ class SerializationError(MpkitError, pickle.PicklingError):
 if sys.version_info >= (3, 11):
 
     class _TimeoutError(MpkitError, TimeoutError, _MultiprocessingTimeoutError):
-        """Both timeouts that callers catch: the built-in one and that of multiprocessing."""
+        """Both timeout classes that callers catch: the built-in one and that of multiprocessing."""
 
 else:
-    # Until 3.10 the timeout of concurrent.futures was a class of its own.
+    # Up to 3.10, the timeout of concurrent.futures is a separate class.
     from concurrent.futures import TimeoutError as _FuturesTimeoutError
 
     class _TimeoutError(MpkitError, TimeoutError, _MultiprocessingTimeoutError, _FuturesTimeoutError):
-        """All three timeouts that callers catch: built-in, multiprocessing's and concurrent.futures'."""
+        """All three timeout classes that callers catch: built-in, multiprocessing's, concurrent.futures'."""
 
 
 class TaskTimeout(_TimeoutError):
     """A task exceeded its own time limit and was stopped.
 
-    Also a built-in `TimeoutError`, a `multiprocessing.TimeoutError` and (3.10 as well) a
+    It is also a built-in `TimeoutError`, a `multiprocessing.TimeoutError` and, on every Python version, a
     `concurrent.futures.TimeoutError`.
 
     Args:
         message: What happened. The default is composed from the attributes.
         task_id: The id of the task, as in `TaskHandle.task_id`.
-        pid: The worker that ran it.
+        pid: The pid of the worker that ran it.
         timeout: The limit in seconds.
-        stack: The worker's Python stack at that moment. It becomes a note too, so that a printed traceback
-            shows where the task was.
+        stack: The worker's Python stack at that moment, as text. It also becomes a note, so that a printed
+            traceback shows where the task was (from Python 3.11 on).
 
     Attributes:
         task_id: As given, or None.
@@ -243,7 +251,7 @@ class TaskTimeout(_TimeoutError):
 class WaitTimeout(_TimeoutError):
     """The *waiting* timed out (`result(timeout)`, `get(timeout)`); the task or process goes on.
 
-    Also a built-in `TimeoutError`, a `multiprocessing.TimeoutError` and (3.10 as well) a
+    It is also a built-in `TimeoutError`, a `multiprocessing.TimeoutError` and, on every Python version, a
     `concurrent.futures.TimeoutError`.
     """
 
@@ -253,25 +261,28 @@ class TaskCancelled(MpkitError, CancelledError):
 
 
 class WorkerCrashed(MpkitError, BrokenProcessPool):
-    """The worker that ran this task died. Only this task is affected: the pool carries on.
+    """The worker that ran this task died, or a `WorkerProcess` ended before its target had returned.
+
+    In a pool only this task is affected: the pool carries on.
 
     Args:
         message: What happened. The default is composed from the attributes.
         task_id: The id of the task, as in `TaskHandle.task_id`; None for a process outside a pool.
-        pid: The process that died.
+        pid: The pid of the process that died.
         exitcode: Its exit code, negative for a signal, as in `multiprocessing.Process.exitcode`.
         signal: The name of the signal that killed it, such as ``"SIGSEGV"``.
-        stack: The text of the fault handler, if there is any. It becomes a note too.
-        rss_bytes: Its resident memory when last seen.
+        stack: What Python's fault handler wrote when it crashed. It also becomes a note.
+        rss_bytes: Its resident memory in bytes: of a worker of a pool when last measured, of a
+            `WorkerProcess` the most that it ever had.
         likely_oom: Whether the system's out-of-memory killer is the likely cause.
 
     Attributes:
         task_id: As given, or None.
-        pid: As given, or None.
+        pid: As given, or None if there was no process yet.
         exitcode: As given, or None if it is not known.
         signal: As given, or None if it was not killed by a signal.
         stack: As given, or None.
-        rss_bytes: As given, or None when it was never measured.
+        rss_bytes: As given, or None if it is not known.
         likely_oom: As given.
     """
 
@@ -301,13 +312,13 @@ class WorkerCrashed(MpkitError, BrokenProcessPool):
 
 
 class WorkerMemoryExceeded(MpkitError, MemoryError):
-    """The worker ran past `max_memory_bytes` during this task, and was stopped.
+    """The worker exceeded `max_memory_bytes` during this task, or a `WorkerProcess` did, and was killed.
 
     Args:
         message: What happened. The default is composed from the attributes.
         task_id: The id of the task, as in `TaskHandle.task_id`; None for a process outside a pool.
-        pid: The process that was stopped.
-        rss_bytes: Its resident memory when it was stopped.
+        pid: The pid of the process that was killed.
+        rss_bytes: Its resident memory in bytes, as measured just before.
         limit: The limit in bytes.
 
     Attributes:
@@ -343,25 +354,26 @@ class WorkerMemoryExceeded(MpkitError, MemoryError):
 
 
 class InitializerFailed(MpkitError, BrokenProcessPool):
-    """The initializer of a pool raised.
+    """The initializer of a pool raised. The pool starts no more workers.
 
-    Every pending task gets this once, with the original exception as its ``__cause__``.
+    Every pending task ends with this error, which has the original exception as its ``__cause__``; later
+    calls of `submit` raise it.
     """
 
 
 class PoolBroken(MpkitError, BrokenProcessPool):
-    """Workers cannot be started at all; the text says why, and what to do."""
+    """The pool cannot start workers at all. The message says why, and what to do."""
 
 
 # --- other processes ----------------------------------------------------------------------------------------
 
 
 class ProcessGone(_SystemError, ProcessLookupError):
-    """There is no such process, or it ended while it was examined (what `psutil.NoSuchProcess` means).
+    """There is no such process, or it ended while it was examined (the meaning of `psutil.NoSuchProcess`).
 
     Args:
-        message: What was asked. The default is composed from `pid`.
-        pid: The process asked for.
+        message: What happened. The default is composed from `pid`.
+        pid: The pid of the process in question.
 
     Attributes:
         pid: As given, or None.
@@ -375,11 +387,11 @@ class ProcessGone(_SystemError, ProcessLookupError):
 
 
 class AccessDenied(_SystemError, PermissionError):
-    """The system does not allow examining this process (what `psutil.AccessDenied` means).
+    """The system does not allow examining this process (the meaning of `psutil.AccessDenied`).
 
     Args:
-        message: What was asked. The default is composed from `pid`.
-        pid: The process asked for.
+        message: What happened. The default is composed from `pid`.
+        pid: The pid of the process in question.
 
     Attributes:
         pid: As given, or None.
@@ -396,23 +408,23 @@ class AccessDenied(_SystemError, PermissionError):
 
 
 def _survives_pickling(error: BaseException) -> bool:
-    """Whether `error` can be pickled and unpickled: many exceptions with arguments of their own cannot."""
+    """Whether `error` survives pickling. Many exceptions with a constructor of their own do not."""
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # noqa: BLE001  any error at all from foreign code means the same: it cannot travel
+    except Exception:  # noqa: BLE001  any error from foreign code means the same: it cannot be sent
         return False
     return True
 
 
 def _note_stack(error: MpkitError, stack: str | None) -> None:
     if stack:
-        # add_note() came with 3.11; on 3.10 the attribute is merely data that travels along.
+        # Set directly, because `add_note` came with 3.11. On 3.10 it is an attribute like any other.
         note = f"Python stack of the process at that moment:\n{stack.rstrip()}"
         error.__dict__["__notes__"] = [note]
 
 
 def _size(n: int) -> str:
-    """`n` bytes for a person to read."""
+    """`n` bytes in a form for people, such as "1.5 GiB"."""
     if n < 1024:
         return f"{n} bytes"
     scaled, unit = n / 1024, "KiB"
@@ -452,7 +464,7 @@ def _describe_death(
     doing = "" if task_id is None else f" while it ran task {task_id}"
     text = f"{_process(pid)} {how}{doing}"
     if rss_bytes is not None:
-        text += f"; it last used {_size(rss_bytes)} of memory"
+        text += f"; it had used {_size(rss_bytes)} of memory"
     if likely_oom:
         text += "; the system most likely ran out of memory"
     return text

@@ -74,7 +74,7 @@ def check_program(program: Program, folder: Path) -> None:
     done = run_python(path)
     # Pids differ; how much memory a dead worker had is told only if a sample was taken in time.
     told = re.sub(r"process \d+", "process 4711", done.stdout)
-    told = re.sub(r"; it last used [\d.]+ MiB of memory", "", told)
+    told = re.sub(r"; it had used [\d.]+ MiB of memory", "", told)
     assert told == expected(program.after), f"{program.code}\n{done.stderr}"
     assert done.stderr == ""
 

@@ -1,5 +1,5 @@
-"""Shared-memory building blocks: what processes have in common, and how they stay safe when one of them dies.
+"""Shared-memory building blocks, which stay consistent when any process that uses them dies.
 
-From the ground up: `memory` (names, files, semaphores, who takes part), `locks` (locks that survive their
-holders, and how to wait), `queues` (rings of records, and memory for big items).
+From the bottom up: `memory` (names, files, semaphores, the table of processes), `locks` (locks that survive
+their holders, and waiting), `queues` (rings of records, and memory for big items).
 """

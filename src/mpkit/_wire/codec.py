@@ -1,12 +1,14 @@
 """Objects to bytes and back: pickle 5 with all that multiprocessing can pickle, as fast as plain pickle.
 
-`multiprocessing.reduction.ForkingPickler` knows types that `pickle` does not (connections, sockets, what
-third parties have registered), but it copies two dictionaries and makes a pickler for each object, which
-costs more than pickling a small one. Here the merged table is made once, and picklers are used again.
+`multiprocessing.reduction.ForkingPickler` supports types that `pickle` does not (connections, sockets, and
+those that third parties have registered), but for each object it copies two dictionaries and creates a
+pickler, which costs more than pickling a small object. Here the merged table is created once, and picklers
+are reused.
 
-`Encoder` writes plain values (numbers, strings, and short tuples of them) with `marshal`, which costs a
-fraction of a pickle. It knows their exact types only, so nothing but they may go that way. The first byte
-tells which it is: a pickle of protocol 2 or higher begins with 0x80, which no value of marshal does.
+`Encoder` writes *plain* values (numbers, strings, bytes, and short tuples of them) with `marshal`, which
+costs a fraction of a pickle. marshal would silently change other objects, such as instances of subclasses, so
+only these exact types are plain. The first byte distinguishes the two: a pickle of protocol 2 or higher
+begins with 0x80, which marshal never writes there.
 """
 
 from __future__ import annotations
@@ -51,33 +53,33 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 Pickler = Literal["pickle", "cloudpickle"]
-"""Who pickles: the standard library's pickle, or cloudpickle, which knows lambdas and local functions too."""
+"""The pickler to use: the standard library's, or cloudpickle, which supports lambdas and local functions."""
 
 PROTOCOL = 5
 
 DEFAULT_THRESHOLD = 64 * 1024
-"""From how many bytes on `encode` leaves a buffer out of band. Below, copying costs less than accounting."""
+"""`encode` keeps buffers of at least this many bytes out of band. Smaller ones are cheaper to copy."""
 
-# A pickler's table of what it has met keeps the size it once had and is cleared in full each time, so only
-# picklers that have dealt with little are used again. Each object met takes at least two bytes of output.
+# Only picklers that have written little are reused: a pickler's memo never shrinks, and clearing it takes
+# time in proportion to its size. Each object in the memo takes at least two bytes of output.
 _RECYCLE_UP_TO_BYTES = 1024
 
 
 class UnsendableError(TypeError):
-    """What is being pickled belongs to its process; the message tells what to send instead."""
+    """The object being pickled cannot leave its process; the message tells what to send instead."""
 
 
 def names_its_remedy(error: BaseException) -> bool:
-    """Whether an error that ended pickling or unpickling is mpkit's own, to which no advice need be added."""
+    """Whether an error of pickling or unpickling is mpkit's own, and so already says what to do."""
     return isinstance(error, MpkitError | UnsendableError)
 
 
 def check_pickler(pickler: str) -> Pickler:
-    """Check the name of a pickler given by a caller, and that it is installed.
+    """Check the name of a pickler, and that it is installed.
 
     Raises:
-        ValueError: If there is none of that name.
-        ImportError: If cloudpickle is asked for and not installed.
+        ValueError: If there is no pickler of that name.
+        ImportError: If it is "cloudpickle", which is not installed.
     """
     if pickler == "pickle":
         return "pickle"
@@ -88,27 +90,27 @@ def check_pickler(pickler: str) -> Pickler:
 
 
 def dumps(obj: object, pickler: Pickler = "pickle") -> bytes:
-    """Pickle `obj`, all of it in one piece.
+    """Pickle `obj`, including its buffers.
 
     Args:
         obj: Anything that pickle, or multiprocessing, can pickle.
-        pickler: Who pickles.
+        pickler: Which pickler to use.
 
     Raises:
         SerializationError: If it cannot be pickled; the original error is the ``__cause__``.
-        ImportError: If cloudpickle is asked for and not installed.
+        ImportError: If `pickler` is "cloudpickle", which is not installed.
 
-    Safe from: several threads, and from within the ``__reduce__`` of what is being pickled.
+    Safe from: several threads, and from within the ``__reduce__`` of an object that is being pickled.
     """
     encoder = _in_one_piece if pickler == "pickle" else Encoder(None, _cloud_pickler())
     return encoder.encode(obj)[0]
 
 
 def loads(data: ReadableBuffer) -> Any:
-    """Bring back what `dumps`, or `encode` without buffers, has made.
+    """Unpickle what `dumps`, or `encode` without buffers, has returned.
 
-    What is no `Exception` passes: the handler of a signal may come in between, and want to end the program
-    (SystemExit). For those whom it must not end there is `contained`.
+    An exception that is no `Exception` is passed on unchanged, because a signal handler may have raised it to
+    end the program (SystemExit). `contained` is for callers that unpickling must not end.
 
     Raises:
         SerializationError: If it cannot be unpickled; the original error is the ``__cause__``.
@@ -122,30 +124,30 @@ def loads(data: ReadableBuffer) -> Any:
 
 
 def encode(obj: object, pickler: Pickler = "pickle") -> tuple[bytes, list[pickle.PickleBuffer]]:
-    """Pickle `obj`, with its big buffers (of numpy arrays, say) left out of band and not copied.
+    """Pickle `obj`, with its big buffers (of numpy arrays, say) out of band and not copied.
 
     Args:
         obj: Anything that pickle, or multiprocessing, can pickle.
-        pickler: Who pickles.
+        pickler: Which pickler to use.
 
     Returns:
-        The head, and the buffers in the order in which `decode` wants them. They look into the memory of
-        `obj`: copy them before it changes.
+        The pickle (the *head*), and the buffers in the order in which `decode` needs them. They refer to the
+        memory of `obj`: copy them before it changes.
 
     Raises:
         SerializationError: If it cannot be pickled; the original error is the ``__cause__``.
-        ImportError: If cloudpickle is asked for and not installed.
+        ImportError: If `pickler` is "cloudpickle", which is not installed.
 
-    Safe from: several threads, and from within the ``__reduce__`` of what is being pickled.
+    Safe from: several threads, and from within the ``__reduce__`` of an object that is being pickled.
     """
     encoder = _out_of_band if pickler == "pickle" else Encoder(DEFAULT_THRESHOLD, _cloud_pickler())
     return encoder.encode(obj)
 
 
 def decode(head: ReadableBuffer, buffers: Iterable[ReadableBuffer | pickle.PickleBuffer] = ()) -> Any:
-    """Bring back what `encode` has made. It looks into `buffers`, and cannot write to read-only ones.
+    """Unpickle what `encode` has returned. The object refers to `buffers`, which may be read-only.
 
-    What is no `Exception` passes: see `loads`.
+    An exception that is no `Exception` is passed on unchanged: see `loads`.
 
     Raises:
         SerializationError: If it cannot be unpickled; the original error is the ``__cause__``.
@@ -159,11 +161,13 @@ def decode(head: ReadableBuffer, buffers: Iterable[ReadableBuffer | pickle.Pickl
 
 
 def contained(load: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Call what unpickles for somebody whom what arrives must not end: a worker, a child that starts, a
-    thread of ours.
+    """Unpickle by calling ``load(*args, **kwargs)``, for a caller that must survive whatever arrives.
+
+    (A worker, a child that is starting, or a thread of mpkit.)
 
     Raises:
-        SerializationError: Also where `load` raises SystemExit, or anything else but Ctrl-C.
+        SerializationError: If it cannot be unpickled, and also if `load` raises SystemExit or any other
+            BaseException. Only a KeyboardInterrupt in the main thread, that is Ctrl-C, is passed on.
     """
     try:
         return load(*args, **kwargs)
@@ -175,7 +179,7 @@ def contained(load: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         raise cannot_unpickle(error) from error
 
 
-# --- picklers that are used again -------------------------------------------------------------------------
+# --- picklers that are reused -----------------------------------------------------------------------------
 
 _Reducer = Callable[[Any], Any]
 
@@ -186,13 +190,12 @@ _copyreg_reducers: dict[type[Any], _Reducer] = copyreg.dispatch_table
 class _StandardPickler(pickle.Pickler):
     """The standard pickler with the reducers of multiprocessing."""
 
-    # A plain dictionary: the C pickler looks into it for each object of a class, so a chain of tables would
-    # cost.
+    # A plain dictionary, because a ChainMap would be slower: the C pickler looks into it for each instance.
     dispatch_table = {**_copyreg_reducers, **_extra_reducers}  # noqa: RUF012  the base class says what it is
 
 
 class _Sink:
-    """What a pickler writes to. It does not know the pickler: the two would keep each other alive."""
+    """The file that a pickler writes to. It has no reference to the pickler, which would make a cycle."""
 
     __slots__ = ("_append", "parts")
 
@@ -201,15 +204,16 @@ class _Sink:
         self._append = self.parts.append
 
     def write(self, data: bytes) -> None:
-        """What the pickler calls; it may also pass a view of memory that lives only during this call.
+        """Called by the pickler.
 
-        That of a long bytearray, say, which another thread could resize afterwards: hence the copy now.
+        `data` may be a view that is valid only during this call (of a long bytearray, which another thread
+        could resize afterwards), so that is copied.
         """
         self._append(data if type(data) is bytes else bytes(data))
 
 
-# What is used of a pickler again and again: `dump`, `clear_memo`, the parts that it has written, and the
-# buffers that it has left out.
+# The parts of a pickler that `Encoder` uses: its `dump` and `clear_memo`, the list of the pieces that it has
+# written, and the list of the buffers that it has left out.
 _Writer = tuple[Callable[[object], None], Callable[[], None], list[bytes], list[pickle.PickleBuffer]]
 
 
@@ -218,11 +222,11 @@ def _writer(kind: type[pickle.Pickler], threshold: int | None) -> _Writer:
     buffers: list[pickle.PickleBuffer] = []
 
     def offer(buffer: pickle.PickleBuffer) -> bool:
-        """What the pickler calls for each buffer; true means: copy it into the head."""
+        """Called by the pickler for each buffer; True: copy it into the head."""
         try:
             size = buffer.raw().nbytes
         except BufferError:
-            return True  # not contiguous: pickle has its own word for that
+            return True  # not contiguous: pickle raises its own error
         if size < cast("int", threshold):
             return True
         buffers.append(buffer)
@@ -233,19 +237,20 @@ def _writer(kind: type[pickle.Pickler], threshold: int | None) -> _Writer:
 
 
 class Encoder:
-    """`encode` with everything settled that does not depend on the object; for those who encode often.
+    """Encodes many objects in the same way; what does not depend on the object is prepared once.
 
     Args:
-        threshold: Buffers of at least this many bytes are left out of band, smaller ones are copied into the
-            head; at most 64 KiB. None: all are copied.
-        kind: The pickler to use.
+        threshold: Buffers of at least this many bytes are kept out of band; smaller ones are copied into the
+            head. At most 64 KiB. None: all are copied.
+        kind: The pickler class to use.
 
-    Safe from: several threads, and from within the ``__reduce__`` of what is being pickled.
+    Safe from: several threads, and from within the ``__reduce__`` of an object that is being pickled.
     """
 
     __slots__ = ("_kind", "_reducers_known", "_spare", "_threshold")
 
-    # An in-band buffer of a frame's size or more would be passed as a view that nothing keeps alive.
+    # A pickler passes an in-band buffer of a frame's size (64 KiB) or more as a view that nothing keeps
+    # alive.
     _LARGEST_THRESHOLD = 64 * 1024
 
     def __init__(self, threshold: int | None, kind: type[pickle.Pickler] = _StandardPickler) -> None:
@@ -255,7 +260,7 @@ class Encoder:
         self._spare: list[_Writer] = []
 
     def encode(self, obj: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
-        """Head and buffers of `obj`; see `encode`."""
+        """Encode `obj`; see the function `encode`."""
         kind = type(obj)  # pyright: ignore[reportUnknownVariableType]
         plain = kind in _ATOMS
         if kind is tuple and len(obj) <= _MOST_PARTS:
@@ -269,7 +274,7 @@ class Encoder:
             try:
                 return marshal.dumps(obj, version), _NO_BUFFERS
             except ValueError:
-                # Two gigabytes and more are too much for it.
+                # marshal does not accept two gigabytes or more.
                 return pickle.dumps(obj, PROTOCOL), _NO_BUFFERS
         if len(_extra_reducers) + len(_copyreg_reducers) != self._reducers_known:
             self._renew()
@@ -282,14 +287,14 @@ class Encoder:
         try:
             dump(obj)
         except Exception as error:
-            # Half way, a writer is in an unknown state: it is not used again.
+            # The writer, which is in an unknown state now, is not reused.
             raise _cannot_pickle(obj, error) from error
         if len(parts) == 1:
             data = parts.pop()
         else:
             data = b"".join(parts)
             parts.clear()
-        # The memory of what it has met would keep `obj` alive.
+        # The memo would keep `obj` alive.
         clear_memo()
         left_out = _NO_BUFFERS
         if buffers:
@@ -300,27 +305,27 @@ class Encoder:
         return data, left_out
 
     def _renew(self) -> None:
-        """Reducers have been registered: merge the tables anew, and drop the picklers with the old one."""
-        # The number first, and said last: who finds it as it is, in another thread, finds the new table,
-        # which may hold more already.
+        """Merge the tables of reducers again, after new ones were registered, and drop the old picklers."""
+        # Counted before merging and stored after it: another thread that sees the stored number also sees a
+        # table with at least as many reducers.
         known = len(_extra_reducers) + len(_copyreg_reducers)
         _StandardPickler.dispatch_table = {**_copyreg_reducers, **_extra_reducers}
         self._spare = []
-        # By count: reducers are added, hardly ever replaced.
+        # Changes are noticed by the count, because reducers are added, but hardly ever replaced.
         self._reducers_known = known
 
 
 _ATOMS = frozenset({int, float, str, bytes, bool, type(None)})
-#: Longer tuples take longer to look through than marshal saves.
+#: Checking a longer tuple takes more time than marshal saves.
 _MOST_PARTS = 8
-#: Without the table of what has been met before, which costs and tells nothing about plain values.
+#: This version keeps no table of references, which costs time and is of no use for plain values.
 _MARSHAL_VERSION = 2
-#: The one that copies long texts as they are, if they are ASCII.
+#: This version, for texts longer than `_LONG_TEXT`, copies ASCII text without encoding it.
 _TEXT_VERSION = 4
 _LONG_TEXT = 1000
 #: The first byte of a pickle.
 _PICKLED = 0x80
-# Nobody changes what he is given.
+# Shared by all results without buffers; callers do not change it.
 _NO_BUFFERS: list[pickle.PickleBuffer] = []
 
 
@@ -363,8 +368,7 @@ _NOT_BY_THIS_NAME: Final = ("not the same object as", "attribute lookup", "not f
 
 def _cannot_pickle(obj: object, error: Exception) -> Exception:
     if isinstance(error, SerializationError | MemoryError):
-        # The former comes from within: what is pickled holds a handle that pickles by itself, and says it
-        # best.
+        # A SerializationError comes from an object inside that pickles something itself, and is more precise.
         return error
     text = str(error)
     if names_its_remedy(error):
@@ -393,7 +397,7 @@ def _cannot_pickle(obj: object, error: Exception) -> Exception:
 
 
 def cannot_unpickle(error: BaseException) -> Exception:
-    """What to raise where unpickling has raised `error`."""
+    """The error to raise when unpickling has raised `error`."""
     if isinstance(error, SerializationError | MemoryError):
         return error
     if names_its_remedy(error):
@@ -412,13 +416,16 @@ def cannot_unpickle(error: BaseException) -> Exception:
 
 
 def about_result(error: SerializationError) -> SerializationError:
-    """The same about a result: else it might be taken for one about an argument, or for the task's own."""
+    """The same error, but saying that it is about a result.
+
+    Otherwise it could be mistaken for one about an argument, or for one that the task itself has raised.
+    """
     return SerializationError(f"{ABOUT_RESULT}{error}")
 
 
 def described(obj: object) -> str:
-    """A short name of `obj` that never runs its own code, and tells nothing of what is in it."""
-    # By its type: `isinstance` believes what an object says of itself, as mocks and proxies do.
+    """A short description of `obj`, made without running its code and without revealing its content."""
+    # `type` instead of `isinstance`, which believes what an object says about itself (mocks and proxies lie).
     kind = type(obj)
     if issubclass(kind, types.MethodType):
         obj = cast("types.MethodType", obj).__func__
@@ -431,5 +438,5 @@ def described(obj: object) -> str:
 
 
 def error_line(error: BaseException) -> str:
-    """What kind of error it is, and its text; the text alone where that says it all."""
+    """The name of the error's class and its text; only the text for an `UnsendableError`."""
     return str(error) if isinstance(error, UnsendableError) else f"{type(error).__name__}: {error}"

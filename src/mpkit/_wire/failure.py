@@ -1,11 +1,12 @@
-"""Exceptions on their way to another process, with the traceback of where they were raised.
+"""Sends exceptions to another process, with the traceback of where they were raised.
 
-Unlike results, they must arrive in any case. So what is sent is an outer tuple of plain strings and bytes,
-which always unpickles, around the pickled exception, which the sender has tried out.
+Unlike results, they must arrive in any case. So the pickled exception, which the sender has unpickled on
+trial, is sent inside a tuple of plain strings and bytes, which can always be unpickled.
 
-An exception is pickled as its class and its arguments, and made again by calling the class. Many a class
-cannot be called with these, or has an attribute that cannot be pickled (an open file, say). `_Bare` sends
-it without calling its constructor, and without those attributes, so that ``except`` clauses find it.
+An exception is pickled as its class and arguments, and unpickled by calling the class. Many classes cannot be
+called with these arguments, or have an attribute that cannot be pickled (an open file, say). `_Bare` sends
+such an exception without its unpicklable attributes, and rebuilds it without calling the constructor, so that
+``except`` clauses still match.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ __all__ = ["RemoteTraceback", "in_words", "pack_exception", "unpack_exception"]
 
 _State = dict[str, Any]
 
-# What a class may say about how its instances are pickled.
+# The methods by which a class determines how its instances are pickled.
 _HOOKS: Final = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
 
 _NOTE_HEADER: Final = "Traceback in process "
@@ -37,11 +38,11 @@ _OWN_DIRECTORY: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__
 
 
 class RemoteTraceback(Exception):  # noqa: N818  named as the one of multiprocessing and concurrent.futures
-    """The ``__cause__`` of an exception that comes from another process: shows the traceback from there.
+    """The ``__cause__`` of an exception that comes from another process; shows the traceback from there.
 
     Args:
         text: The formatted traceback.
-        pid: The process in which the exception was raised.
+        pid: The pid of the process in which the exception was raised.
 
     Attributes:
         text: As given.
@@ -55,7 +56,7 @@ class RemoteTraceback(Exception):  # noqa: N818  named as the one of multiproces
 
     @property
     def tb(self) -> str:
-        """The same as `text`; the name that it has in the standard library."""
+        """The same as `text`, under the name that it has in the standard library."""
         return self.text
 
     @override
@@ -64,13 +65,13 @@ class RemoteTraceback(Exception):  # noqa: N818  named as the one of multiproces
 
 
 def pack_exception(error: BaseException, pickler: Pickler = "pickle") -> bytes:
-    """Pickle an exception together with its traceback as text. Never fails.
+    """Pickle an exception together with its traceback as text. Never fails, except by KeyboardInterrupt.
 
-    Whether it can be unpickled is tried out here: many an exception with a constructor of its own can be
-    pickled but not unpickled. One of these travels without its constructor being called, and without the
-    attributes that cannot be pickled, of which a note tells. What cannot travel even so arrives as a
-    `SerializationError` with the text of its traceback: one of a class that cannot be found by its name, or
-    with hooks for pickling that fail, or with arguments that cannot be pickled.
+    The pickle is unpickled here on trial, because many exceptions with a constructor of their own can be
+    pickled but not unpickled. Such an exception is sent without calling its constructor, and without the
+    attributes that cannot be pickled; a note names these. If this is not possible either, it arrives as a
+    `SerializationError` with the text of its traceback. That concerns exceptions whose class cannot be found
+    by its name, whose pickling hooks fail, or whose arguments cannot be pickled.
     """
     text = _formatted(error)
     payload: bytes | None = None
@@ -88,18 +89,19 @@ def pack_exception(error: BaseException, pickler: Pickler = "pickle") -> bytes:
 
 
 def unpack_exception(data: bytes, *, contain: bool = False, refused: str = "") -> BaseException:
-    """Bring back what `pack_exception` has made. Never fails.
+    """Unpickle what `pack_exception` has returned. Never fails, but see `contain`.
 
     Args:
-        data: What that was.
-        contain: Also where unpickling raises SystemExit; else that passes: see `codec.contained`.
-        refused: Why the exception itself is not to be unpickled, if it is not.
+        data: The bytes.
+        contain: Whether unpickling must not end the caller: a SystemExit from it then counts as a failure;
+            otherwise it is passed on (see `codec.contained`).
+        refused: The reason why the exception itself must not be unpickled; "" if it may be.
 
     Returns:
-        The exception, with its type and state. A `RemoteTraceback` is its ``__cause__``, and the same text is
-        the last of its ``__notes__`` (from Python 3.11 on they are shown; on 3.10 it is an attribute like any
-        other). If the exception came with a cause of its own, that is the cause of the `RemoteTraceback`. An
-        exception that cannot travel becomes a `SerializationError` with the same two.
+        The exception, with its type and state. Its ``__cause__`` is a `RemoteTraceback`, and the same text is
+        the last of its ``__notes__`` (shown from Python 3.11 on; on 3.10 an attribute like any other). If the
+        exception had a cause before, that becomes the cause of the `RemoteTraceback`. An exception that
+        cannot be sent is returned as a `SerializationError` with the same cause and note.
     """
     try:
         payload, name, reason, text, pid = cast("tuple[bytes | None, str, str, str, int]", loads(data))
@@ -129,7 +131,12 @@ def unpack_exception(data: bytes, *, contain: bool = False, refused: str = "") -
 
 
 def in_words(error: BaseException, most: int | None = None) -> str:
-    """The name of its class and its text, or so much of that, whatever the class does."""
+    """The name of the error's class, and its text. This works whatever the class does.
+
+    Args:
+        error: The error.
+        most: The largest number of characters of the text; None: all.
+    """
     try:
         text = str(error)[:most]
     except Exception:  # noqa: BLE001  foreign code
@@ -141,9 +148,9 @@ def in_words(error: BaseException, most: int | None = None) -> str:
 
 
 class _Bare:
-    """An exception that is about to travel as class, arguments and attributes; it unpickles to the exception.
+    """An exception as class, arguments and attributes. It unpickles to the exception itself.
 
-    Its class is pickled as any other: by name, or as cloudpickle does where that is asked for.
+    The class is pickled as any other: by name, or by value if cloudpickle is used and does so.
     """
 
     def __init__(
@@ -157,36 +164,36 @@ class _Bare:
 
 
 def _rebuilt(kind: type[BaseException], args: tuple[Any, ...], state: _State, slots: _State) -> BaseException:
-    """What a `_Bare` unpickles to. Past whatever the class does when attributes are set."""
+    """Rebuild the exception of a `_Bare`, bypassing a `__setattr__` of its class."""
     error = kind.__new__(kind, *args)
     for name, value in slots.items():
         try:
             object.__setattr__(error, name, value)
         except AttributeError:
-            # Those that are read-only have been set by `__new__`, from the arguments.
+            # Read-only attributes have been set by `__new__`, from the arguments.
             continue
-    # Some classes leave this to their constructor (OSError with one in Python).
+    # Some classes set `args` only in their constructor (subclasses of OSError with an `__init__` in Python).
     vars(BaseException)["args"].__set__(error, args)
     object.__getattribute__(error, "__dict__").update(state)
     return error
 
 
 def _packed_bare(error: BaseException, pickler: Pickler) -> bytes | None:
-    """`error`, pickled without its constructor; None if that cannot be, or if its class forbids it."""
+    """`error` pickled as a `_Bare`; None if that is not possible, or its class has pickling hooks."""
     try:
         payload = dumps(_bare(error, pickler), pickler)
         return payload if type(loads(payload)) is type(error) else None
     except KeyboardInterrupt:
         raise
-    except BaseException:  # noqa: BLE001  as in `pack_exception`; why it could not travel is known from there
+    except BaseException:  # noqa: BLE001  as in `pack_exception`, which knows the reason already
         return None
 
 
 def _bare(error: BaseException, pickler: Pickler) -> _Bare:
-    """The parts of `error` that can travel.
+    """The parts of `error` that can be pickled and unpickled.
 
     Raises:
-        SerializationError: If its class has a word of its own about how it is pickled: that one failed.
+        SerializationError: If its class has pickling hooks of its own; they have failed before.
     """
     kind = type(error)
     for hook in _HOOKS:
@@ -222,15 +229,16 @@ def _slots(error: BaseException) -> Iterator[tuple[str, Any]]:
             seen.add(name)
             if not isinstance(member, MemberDescriptorType):
                 continue
-            # Those of a group are in its arguments. The `obj` of an AttributeError may be anything, and a
-            # plain pickle leaves it out, too.
+            # The exceptions of a group are among its arguments. The `obj` of an AttributeError may be
+            # anything, and a plain pickle omits it, too.
             if kind.__module__ == "builtins" and name in {"exceptions", "obj"}:
                 continue
             try:
                 value = member.__get__(error)
             except AttributeError:
                 continue  # never set
-            # An OSError tells those never set, which read as None, from those set to None.
+            # None is skipped: an OSError reads attributes that were never set as None, but prints them
+            # differently once they have been set to None.
             if value is not None:
                 yield name, value
 
@@ -251,7 +259,7 @@ def _can_travel(value: object, pickler: Pickler) -> bool:
         loads(dumps(value, pickler))
     except KeyboardInterrupt:
         raise
-    except BaseException:  # noqa: BLE001  foreign code; what cannot travel is told in a note
+    except BaseException:  # noqa: BLE001  foreign code; a note names what could not be sent
         return False
     return True
 
@@ -260,7 +268,7 @@ def _can_travel(value: object, pickler: Pickler) -> bool:
 
 
 def _attach(error: BaseException, remote: RemoteTraceback) -> None:
-    # Not by plain look-up: a `__getattr__` of the class may fail where an attribute did not travel.
+    # Not by a plain look-up: a `__getattr__` of the class may fail if an attribute could not be sent.
     cause = object.__getattribute__(error, "__cause__")
     if cause is not None and not isinstance(cause, RemoteTraceback):
         remote.__cause__ = cause
@@ -272,12 +280,12 @@ def _attach(error: BaseException, remote: RemoteTraceback) -> None:
 
 
 def _without_ours(notes: list[object]) -> list[object]:
-    """Notes without those of an earlier journey: the traceback from there is part of the new one's text."""
+    """Notes without ours from an earlier sending: that traceback is part of the text of the new one."""
     return [note for note in notes if not (isinstance(note, str) and note.startswith(_NOTE_HEADER))]
 
 
 def _formatted(error: BaseException) -> str:
-    """The traceback of `error` as text, causes and contexts included, whatever its class does."""
+    """The traceback of `error` as text, with causes and contexts. This works whatever the class does."""
     try:
         form = traceback.TracebackException(type(error), error, _without_own_frames(error.__traceback__))
         _drop_our_notes(form)
@@ -287,7 +295,7 @@ def _formatted(error: BaseException) -> str:
     if len(text) > _MOST_CHARACTERS:
         half = _MOST_CHARACTERS // 2
         text = f"{text[:half]}\n... ({len(text) - 2 * half} characters left out) ...\n{text[-half:]}"
-    # Half of a pair of surrogates can be in a message, and cannot be pickled.
+    # A message can contain a lone surrogate, which cannot be encoded.
     return text.encode(errors="backslashreplace").decode()
 
 
@@ -307,7 +315,7 @@ def _drop_our_notes(form: traceback.TracebackException) -> None:
 
 
 def _without_own_frames(start: TracebackType | None) -> TracebackType | None:
-    """The traceback from the first frame outside mpkit: how we called the function explains nothing."""
+    """The traceback from the first frame outside mpkit on: how mpkit called the function explains nothing."""
     here = start
     while here is not None and here.tb_frame.f_code.co_filename.startswith(_OWN_DIRECTORY):
         here = here.tb_next
@@ -320,6 +328,6 @@ def _name(error: BaseException) -> str:
 
 
 def _one_line(trouble: BaseException) -> str:
-    # A SerializationError of the codec speaks of sending and its remedies; the reason is what it came from.
+    # For a SerializationError of the codec, its cause: the error itself is about sending, and its remedies.
     cause = trouble.__cause__ if isinstance(trouble, SerializationError) and trouble.__cause__ else trouble
     return in_words(cause, 1000)

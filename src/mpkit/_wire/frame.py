@@ -1,12 +1,12 @@
-"""How a pickle and the buffers it has left out lie behind each other: the result of a process and the parcels
-of a pool in a file, an item of a queue in its ring where there is no region for it.
+"""The layout of a pickle and its out-of-band buffers, one behind the other.
 
-From a place on that the file decides::
+It is used for the result of a process and the parcels of a pool, in a file; and for an item of a queue, in
+the ring, if there is no region for it. From an offset on that the file determines::
 
-    how many buffers there are, and the length of the pickle     8 bytes each, little-endian
-    the length of each buffer                                    likewise
+    the number of buffers, and the length of the pickle     8 bytes each, little-endian
+    the length of each buffer                               likewise
     the pickle
-    the buffers, each at a multiple of 64 bytes                  numpy and others like whole cache lines
+    the buffers, each at a multiple of 64 bytes             numpy and others prefer whole cache lines
 """
 
 from __future__ import annotations
@@ -26,12 +26,15 @@ _COUNTS: Final = struct.Struct("<QQ")
 def lay_out(
     head: bytes, buffers: Sequence[memoryview], at: int = 0
 ) -> tuple[list[tuple[int, bytes | memoryview]], int]:
-    """What is to be written where, and where the last of it ends; `at` is where it all begins.
+    """Lay out a pickle and its buffers from the offset `at` on.
 
     Args:
         head: the pickle.
-        buffers: what it has left out, contiguous bytes.
+        buffers: the out-of-band buffers, contiguous.
         at: offset in the file.
+
+    Returns:
+        The offset and bytes of each piece to be written; and the offset at which the last one ends.
     """
     lengths = [buffer.nbytes for buffer in buffers]
     front = struct.pack(f"<{2 + len(lengths)}Q", len(lengths), len(head), *lengths)
@@ -45,7 +48,7 @@ def lay_out(
 
 
 def in_one_piece(head: bytes, buffers: Sequence[memoryview]) -> bytes:
-    """A copy of all of it."""
+    """A copy of a pickle and its buffers, laid out from offset 0 on."""
     pieces, _ = lay_out(head, buffers)
     parts: list[bytes | memoryview] = []
     end = 0
@@ -56,10 +59,10 @@ def in_one_piece(head: bytes, buffers: Sequence[memoryview]) -> bytes:
 
 
 def take_apart(contents: memoryview, at: int = 0) -> list[memoryview]:
-    """The pickle and its buffers, as views of what has been laid out at `at`.
+    """The pickle and its buffers, as views into `contents`, where they have been laid out from `at` on.
 
     Raises:
-        SerializationError: there is not as much as it says.
+        SerializationError: `contents` ends too early.
     """
     try:
         number, *lengths = _COUNTS.unpack_from(contents, at)

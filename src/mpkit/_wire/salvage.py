@@ -1,10 +1,9 @@
-"""A list of which one item cannot be unpickled: the others are brought back all the same.
+"""Unpickles the other items of a list if one of them cannot be unpickled.
 
-A list is pickled as a whole, because a pickle for each item would cost several times as much; and an item
-that raises while it is unpickled then takes the whole list with it. Only then this comes in: it finds out
-where in the pickle each item begins (`pickletools` knows what each opcode takes from the stack and puts
-there, so nothing is run for it), and unpickles one item after the other, each with what its predecessors have
-left in the memo.
+A list is pickled as a whole, because a pickle for each item would cost several times as much. But then an
+item that raises while it is unpickled makes unpickling the whole list fail. Only in that case is this module
+used. It finds out where in the pickle each item begins, without running anything (`pickletools` knows what
+each opcode pops from the stack and pushes), and then unpickles one item after the other, with a common memo.
 """
 
 from __future__ import annotations
@@ -31,13 +30,14 @@ def load_items(
     *,
     contain: bool = False,
 ) -> list[tuple[Any, Exception | None]]:
-    """The items of a pickled list, each with the error that it raised while it was unpickled, or None.
+    """The items of a pickled list, each with the error that unpickling it raised, or None.
 
     Args:
-        data: The head of what `codec.encode` has made of a list, or of a tuple with a list in it.
-        buffers: As `codec.decode` takes them.
-        part: Which part of the tuple the list is; None: there is no tuple.
-        contain: SystemExit belongs to the item that raised it, as in `codec.contained`; else it passes.
+        data: The head that `codec.encode` has returned for a list, or for a tuple that contains a list.
+        buffers: As for `codec.decode`.
+        part: The index of the list in the tuple; None: there is no tuple.
+        contain: Whether a SystemExit counts as the error of the item that raised it (as in
+            `codec.contained`); otherwise it is passed on.
     """
     loader, found = _find(data, buffers, part, contain=contain)
     return [loader.item(slot.start, slot.stop) for slot in found.parts]
@@ -50,7 +50,7 @@ def load_part(
     *,
     contain: bool = False,
 ) -> tuple[Any, Exception | None]:
-    """One part of a pickled tuple, or the error that it raised while it was unpickled."""
+    """One part of a pickled tuple, or the error that unpickling it raised; arguments as for `load_items`."""
     loader, found = _find(data, buffers, part, contain=contain)
     return loader.item(found.start, found.stop)
 
@@ -65,7 +65,7 @@ def _find(
 
 
 class _Opcode(NamedTuple):
-    """One step of a pickle: what it is, its argument, how it is written."""
+    """One step of a pickle: which opcode it is, its argument, and both as bytes."""
 
     info: pickletools.OpcodeInfo
     argument: Any
@@ -73,11 +73,11 @@ class _Opcode(NamedTuple):
 
 
 class _Slot:
-    """What lies on the stack of the unpickler: made by the opcodes from `start` on, and up to before `stop`.
+    """An object on the stack of the unpickler, made by the opcodes from `start` to before `stop`.
 
     Attributes:
         parts: the items of a list, or the parts of a tuple.
-        memoized: the same in the memo, if it is there.
+        memoized: the slot of the same object in the memo, if it is there.
     """
 
     __slots__ = ("memoized", "parts", "start", "stop")
@@ -89,7 +89,7 @@ class _Slot:
         self.memoized: _Slot | None = None
 
 
-#: They change what lies below their arguments.
+#: These opcodes change the object below their arguments on the stack.
 _CHANGES = frozenset({"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"})
 
 
@@ -100,7 +100,7 @@ def _opcodes(data: bytes) -> list[_Opcode]:
         if previous is not None:
             found.append(_Opcode(previous[0], previous[1], data[previous[2] : at]))
         previous = (info, argument, at or 0)
-    # The last one is STOP. Frames would no longer have the right length.
+    # Without the last opcode, STOP, and without FRAMEs, whose lengths would no longer be right.
     return [opcode for opcode in found if opcode.info.name not in ("FRAME", "PROTO")]
 
 
@@ -109,12 +109,13 @@ class _Layout:
 
     def __init__(self, opcodes: Sequence[_Opcode]) -> None:
         self.stack: list[_Slot] = []
-        #: By the opcode that memoizes it.
+        #: What is in the memo, by the index of the opcode that puts it there.
         self.memo: dict[int, _Slot] = {}
+        #: The same, by its number in the memo.
         self._memoized: list[_Slot] = []
-        #: How much lies below each mark, and which opcode has set it.
+        #: For each mark: the height of the stack below it, and the index of the opcode that set it.
         self._marks: list[tuple[int, int]] = []
-        #: Where that begins which has been thrown away again, and so belongs to what comes next.
+        #: Where an object begins that was popped again. Its opcodes are counted to the next object.
         self._dropped: int | None = None
         for at, opcode in enumerate(opcodes):
             name = opcode.info.name
@@ -160,7 +161,7 @@ class _Layout:
 
 
 class _Buffers(Iterator[Any]):
-    """The buffers, from wherever an item needs them."""
+    """An iterator over the buffers whose position `at` can be set."""
 
     def __init__(self, buffers: Iterable[Any]) -> None:
         self._buffers = list(buffers)
@@ -174,7 +175,7 @@ class _Buffers(Iterator[Any]):
 
 
 class _Loader:
-    """Unpickles parts of a pickle, one after the other, with one memo."""
+    """Unpickles parts of a pickle, one after the other, with a common memo."""
 
     def __init__(
         self, opcodes: list[_Opcode], layout: _Layout, buffers: Iterable[Any], *, contain: bool
@@ -183,16 +184,16 @@ class _Loader:
         self._opcodes = opcodes
         self._memo = layout.memo
         self._numbers = {at: number for number, at in enumerate(layout.memo)}
-        # Before each of the opcodes.
+        # The number of buffers used before each opcode.
         self._buffers_used = [0, *accumulate(int(opcode.info.name == "NEXT_BUFFER") for opcode in opcodes)]
         self._stream = io.BytesIO()
         self._buffers = _Buffers(buffers)
         self._unpickler = pickle.Unpickler(self._stream, buffers=self._buffers)
-        #: What should be in the memo, and is not.
+        #: The numbers in the memo of objects that could not be unpickled.
         self._lost: set[int] = set()
 
     def item(self, start: int, stop: int) -> tuple[Any, Exception | None]:
-        """What the opcodes from `start` to `stop` make, or why they do not."""
+        """The object that the opcodes from `start` to before `stop` make, or the error that they raise."""
         try:
             return self._load(start, stop), None
         except Exception as error:  # noqa: BLE001  whatever it is, it belongs to this item
@@ -203,8 +204,8 @@ class _Loader:
             return None, reason
 
     def _save_memo(self, start: int, stop: int) -> None:
-        """Have in the memo what others may need of an item that has failed: classes, enumeration members."""
-        # What lies in something that is there is there as well: so from the outside inwards.
+        """Put into the memo what other items may need of one that has failed: classes, enum members, say."""
+        # From the outside inwards: if an object can be unpickled, all its parts are in the memo, too.
         found = [(slot.start, -slot.stop, at) for at, slot in self._memo.items() if start <= at < stop]
         saved = start
         for first, minus_last, at in sorted(found):
@@ -213,7 +214,7 @@ class _Loader:
             try:
                 self._load(first, -minus_last)
                 saved = -minus_last
-            except Exception:  # noqa: BLE001  it is, or has within it, the reason of the failure
+            except Exception:  # noqa: BLE001  it is the part that fails, or contains it
                 self._lost.add(self._numbers[at])
 
     def _load(self, start: int, stop: int) -> Any:
@@ -233,7 +234,7 @@ class _Loader:
                 self._stream.write(opcode.raw)
             else:
                 self._lost.discard(number)
-                # By its number: there may be fewer in the memo than there were.
+                # With its number, not by MEMOIZE: after a failure there are fewer objects in the memo.
                 self._stream.write(pickle.LONG_BINPUT + number.to_bytes(4, "little"))
         self._stream.write(pickle.STOP)
         self._stream.seek(0)

@@ -1,4 +1,4 @@
-"""What belongs to its process: it says so when it is pickled, and a copy of it is the thing itself."""
+"""The base of objects that cannot leave their process."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ __all__ = ["Unsendable"]
 
 
 class Unsendable:
-    """Cannot be pickled."""
+    """An object that cannot be pickled: trying to raises `UnsendableError`. Copying it returns itself."""
 
-    #: What to do instead, as the end of a sentence.
+    #: What to do instead; the end of the error message.
     _instead: ClassVar[str]
 
     def __copy__(self) -> Self:
-        # Else `copy` would ask `__reduce__`. A copy would be nobody's: not told of an end, or telling of one.
+        # Without this, `copy.copy` would call `__reduce__`. A separate copy would make no sense: it would not
+        # be told when the object it stands for ends.
         return self
 
     def __reduce__(self) -> NoReturn:

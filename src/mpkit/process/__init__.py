@@ -1,14 +1,14 @@
 """`WorkerProcess`: a process that returns a result, ends with its parent, and can be stopped for good.
 
-- `worker`: the class
-- `arguments`: what it is given, checked
-- `sending`: how its object gets into the child
-- `ending`: how it is ended with all its descendants
-- `outcome`: what came of it
-- `handle`: what the parent alone keeps
-- `ties`: what parent and child have in common
-- `report`: the result, on its way through a file
-- `memory_watch`: who is over the memory limit
+- `worker`: the class that users see
+- `arguments`: checks the constructor's arguments
+- `sending`: sends the process object to the child, where it has to be pickled
+- `ending`: ends a process together with all its descendants
+- `outcome`: works out what the target returned or raised, or how the process died
+- `handle`: the parent's private state
+- `ties`: what parent and child share, and what the child does at its start and end
+- `report`: the file through which the child tells its result
+- `memory_watch`: kills processes that exceed their memory limit
 
 Examples:
     >>> import math

@@ -1,4 +1,7 @@
-"""The arguments of a `WorkerProcess`, checked where they are given."""
+"""Checks the arguments of `WorkerProcess` in its constructor, so that errors show where they are made.
+
+The functions raise TypeError for a value of the wrong type, and ValueError for any other that is not allowed.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,13 @@ __all__ = ["check_group", "check_name", "check_target", "checked_args", "checked
 
 
 def check_group(group: object) -> None:
-    """None, as for a thread."""
+    """`group` must be None, as for a thread."""
     if group is not None:
         raise ValueError(f"group must be None; got {group!r}")
 
 
 def check_target(target: object) -> None:
-    """What can be called, or None."""
+    """`target` must be callable, or None."""
     if target is not None and not callable(target):
         raise TypeError(
             f"target must be callable, or None; got {target!r}. Pass the function itself, and its "
@@ -25,13 +28,13 @@ def check_target(target: object) -> None:
 
 
 def check_name(name: object) -> None:
-    """A string, or None."""
+    """`name` must be a string, or None."""
     if name is not None and not isinstance(name, str):
         raise TypeError(f"name must be a string, or None; got {name!r}")
 
 
 def checked_limit(limit: int | None) -> int | None:
-    """A number of bytes that is positive; None: no limit."""
+    """The memory limit, a positive number of bytes; None: no limit."""
     if limit is None:
         return None
     try:
@@ -44,7 +47,7 @@ def checked_limit(limit: int | None) -> int | None:
 
 
 def checked_args(args: Iterable[Any]) -> tuple[Any, ...]:
-    """Positional arguments."""
+    """The positional arguments as a tuple."""
     try:
         return tuple(args)
     except TypeError:
@@ -52,7 +55,7 @@ def checked_args(args: Iterable[Any]) -> tuple[Any, ...]:
 
 
 def checked_kwargs(kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Keyword arguments: a copy."""
+    """A copy of the keyword arguments."""
     try:
         checked = dict(kwargs or {})
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""What the parent alone keeps about one `WorkerProcess`."""
+"""The parent's private state of one `WorkerProcess`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,23 @@ __all__ = ["Handle"]
 
 
 class Handle:
-    """What a `WorkerProcess` keeps, in one attribute: its subclasses choose names of their own.
+    """The state of a `WorkerProcess`, in one attribute, because subclasses choose attribute names freely.
 
-    Does not travel: pickled, it becomes None, and the child makes another (see `mpkit.process.sending`).
+    It is not sent to the child: when pickled it becomes None, and the child makes another one (see
+    `mpkit.process.sending`).
+
+    Args:
+        method: The start method; None: chosen at the start.
+        limit: The memory limit in bytes, if there is one.
+        orphan: Whether the process outlives its parent.
+        ties: In a child that has unpickled its process: what it shares with its parent.
+
+    Attributes:
+        memory_exceeded: The resident memory in bytes that exceeded the limit; None: it has not.
+        killed: Whether this process has killed it.
+        stopped: Whether this process has told it to end.
+        payload_under_way: Whether the process object is just being pickled, inside the pickle of its
+            `Arrival`.
     """
 
     def __init__(
@@ -36,45 +50,54 @@ class Handle:
         self.limit = limit
         self.orphan = orphan
         self.ties = ties
+        # Three dictionaries with at most one item, under the key None: `setdefault` decides in one atomic
+        # step, without a lock that a signal handler could find taken, which thread comes first.
         self._outcomes: dict[None, tuple[Stage, object]] = {}
         # The start that is under way, or has succeeded.
         self._claims: dict[None, object] = {}
+        # The call of `tidy_up` that removes what the process has left.
+        self._tidying: dict[None, object] = {}
         self.memory_exceeded: int | None = None
         self.killed: bool = False
-        #: It has been told to end.
         self.stopped: bool = False
-        # Who removes what it has left.
-        self._tidying: dict[None, object] = {}
         self.payload_under_way = False
+        # How many processes the out-of-memory killer had killed before the start.
         self._oom_kills: int | None = None
 
     def claim(self, start: object) -> bool:
-        """Whether this start is the one that may go on: there may be one at a time, and one that succeeds."""
-        # One step: of two threads that try at the same time one must leave the other's child alone.
+        """Claim the process for `start`, an object that stands for one call of `start()`.
+
+        Returns:
+            Whether it may go on: at any time at most one call may be starting the process or have started it.
+        """
         return self._claims.setdefault(None, start) is start
 
     def is_claimed_by(self, start: object) -> bool:
-        """Whether this start is that one."""
+        """Whether `claim` has returned True for this call."""
         return self._claims.get(None) is start
 
     def unclaim(self) -> None:
-        """Another start may be tried."""
+        """Allow another attempt to start."""
         self._claims.clear()
 
     def prepare(self) -> Ties:
         """In the parent, before the start: make the ties."""
         self._oom_kills = memory.oom_kills()
-        # An interrupt between a file and its object would leave it open.
+        # Deferred: an interrupt between opening a file and making its object would leave it open.
         with deferred_interrupts():
             self.ties = Ties.create(orphan=self.orphan)
         return self.ties
 
     def abandon(self) -> ProcessIdentity | None:
-        """In the parent: the start has failed. The process that has arrived all the same, if one has."""
+        """In the parent, after a failed start: keep the child from running, should it arrive later.
+
+        Returns:
+            The process, if it has arrived already; the caller has to kill it.
+        """
         return None if self.ties is None else self.ties.report.unwanted()
 
     def forget_start(self, process: ProcessIdentity | None) -> None:
-        """In the parent: the start has failed, and the process, if there was one, has been killed."""
+        """In the parent, after a failed start: clean up. The process, if there was one, has been killed."""
         ties, self.ties = self.ties, None
         if ties is not None:
             try:
@@ -85,52 +108,55 @@ class Handle:
 
     @property
     def outcome(self) -> tuple[Stage, object] | None:
-        """What came of the process, once somebody has asked for it."""
+        """How the process ended and what its target returned or raised; None until that has been read."""
         return self._outcomes.get(None)
 
     def keep_outcome(self, outcome: tuple[Stage, object]) -> tuple[Stage, object]:
-        """Keep this, unless another thread was first; what is kept."""
-        # One step, without a lock that a signal handler could find taken.
+        """Keep this outcome unless another thread has already kept one, and return the one that is kept."""
         return self._outcomes.setdefault(None, outcome)
 
     def forget_outcome(self) -> None:
-        """Let go of it."""
+        """Drop the outcome, and with it the result."""
         self._outcomes.clear()
 
     def has_begun(self, *, interrupts: bool) -> bool:
-        """In the parent, which wants it to end: whether the target may have begun. If not, it never will.
+        """In the parent, before it ends the process: whether the target may have begun; else it never will.
 
         Args:
-            interrupts: Whether this parent will then interrupt it (and not somebody else: Ctrl-C).
+            interrupts: Whether this parent interrupts it next (as opposed to an interrupt by Ctrl-C).
         """
         ties = self.ties
-        # Whoever has closed all descriptors (a daemon), or lacks room for eight bytes, does not get to know.
+        # OSError, ValueError: the program has closed all descriptors (a daemon does), or there is no room for
+        # eight bytes. Then this cannot be known.
         with contextlib.suppress(OSError, ValueError):
             return ties is None or ties.report.unwanted(interrupts=interrupts) is not None
         return True
 
     def survivors(self) -> list[ProcessIdentity]:
-        """In the parent, once the process has ended: which descendants it has left, as far as it told."""
+        """In the parent, once the process has ended: the descendants that it reported leaving behind."""
         ties = self.ties
-        # As above.
+        # OSError, ValueError: the program has closed all descriptors.
         with contextlib.suppress(OSError, ValueError):
             if ties is not None:
                 return ties.report.left()
         return []
 
     def tidy_up(self, process: ProcessIdentity | None, code: int, name: str) -> None:
-        """In the parent, once the process has ended: remove what it has left in shared memory, unless it has
-        left in order; show its last words, if it was killed. A second time does nothing.
+        """In the parent, once the process has ended: clean up after it. A second call does nothing.
 
-        Blocking: for a second at most, until those that die with it have been killed.
+        Unless it ended in an orderly way, what it has left in shared memory is removed. If it was killed,
+        what its fault handler wrote is printed.
+
+        Blocking: for a second at most, until the descendants that die with it have ended.
         """
         me = object()
-        # One step: two threads must not do it at the same time.
+        # Two threads must not do it at the same time.
         if self._tidying or self._tidying.setdefault(None, me) is not me:
             return
         ties = self.ties
         with deferred_interrupts():
-            # As above; the resource tracker does it at the end of the program.
+            # OSError, ValueError: the program has closed all descriptors. Then the resource tracker cleans up
+            # at the end of the program.
             with contextlib.suppress(OSError, ValueError):
                 stage = Stage.NOTHING if ties is None else ties.report.stage()
                 if ties is not None and process is not None and (code or stage < Stage.RETURNED):
@@ -145,7 +171,7 @@ class Handle:
         return memory.oom_killed_since(self._oom_kills)
 
     def exceeded_memory(self, rss_bytes: int) -> None:
-        """The process is being killed for having more memory than it may have."""
+        """The process is about to be killed because it exceeds its memory limit."""
         self.memory_exceeded = rss_bytes
         self.killed = True
 

@@ -1,10 +1,10 @@
-"""Ends processes that outgrow their memory limit.
+"""Kills processes that exceed their memory limit.
 
-A sampler in the parent, not a limit of the system (RLIMIT_AS): that one counts address space, in which shared
-memory, the reserves of every thread's allocator and mapped files weigh as much as memory in use, so a limit
-low enough to protect anything hits innocents. No system has an event for "resident memory above n", so this
-is one of the few places that look at intervals. Between two looks a process can touch no more fresh pages
-than the kernel can clear, some 100 MB at the worst.
+The parent samples their resident memory. It does not use a limit of the system (RLIMIT_AS), because that
+counts address space: shared memory, mapped files and what each thread's allocator has reserved count as much
+as memory in use, so a limit low enough to be of use would hit processes that use little. No system offers an
+event for "resident memory above n", so this is one of the few places that poll. Between two samples a process
+cannot touch more fresh pages than the kernel can clear, some 100 MB at worst.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _logger = logging.getLogger("mpkit.process")
 
 
 class _Watcher:
-    """The processes with a limit, and the thread that looks at them; it ends when there are none left.
+    """The processes with a limit, and the thread that samples them; it ends when there are none left.
 
-    A signal handler may call this, too, in the middle of a call of its own thread, or end one with an
-    exception: so each step leaves things as the next one needs them.
+    A signal handler may call this in the middle of a call of its own thread, or end that call with an
+    exception. So after each step the state is consistent.
     """
 
     def __init__(self) -> None:
         self._lock = InterruptibleLock()
         self._limits: dict[ProcessIdentity, tuple[int, Callable[[int], None]]] = {}
-        #: The thread that looks; any other one ends.
+        #: The thread that samples. Any other thread that runs `_run` has to end.
         self._thread: threading.Thread | None = None
 
     def add(self, process: ProcessIdentity, limit: int, exceeded: Callable[[int], None]) -> None:
@@ -50,22 +50,22 @@ class _Watcher:
             if self._thread is None:
                 self._start()
         except BaseException:
-            # Should there be no thread left, nothing is to be watched.
+            # If no thread can be started, nothing is watched, and the caller is told so.
             self._limits.pop(process, None)
             raise
 
     def _start(self) -> None:
-        # A daemon: at the end of the interpreter it must not be waited for, since multiprocessing ends the
-        # daemonic children only after the threads.
+        # A daemon thread, because at exit the interpreter joins all others before multiprocessing ends the
+        # daemonic children: it would wait for this thread, and this thread for them.
         thread = threading.Thread(target=self._run, name="mpkit-memory-watch", daemon=True)
         try:
             self._thread = thread
             thread.start()
         except BaseException:
-            # It may run all the same: then it sees that it is not wanted.
+            # If the thread is running nevertheless, it sees that it is not wanted, and ends.
             self._thread = None
             if len(self._limits) > 1:
-                # The handler that has raised this has added one before.
+                # The signal handler that raised this has added a process before, which needs the thread.
                 self._start()
             raise
 
@@ -73,20 +73,20 @@ class _Watcher:
         pause = threading.Event()
         while True:
             pause.wait(INTERVAL_S)
-            # The limits hold for as long as this thread runs: nothing may end it but the end of its work.
+            # Limits are enforced only while this thread runs, so no error may end it.
             try:
                 if not self._look():
                     return
-            except Exception as error:  # noqa: BLE001  whatever it is, it is told
+            except Exception as error:  # noqa: BLE001  whatever it is, it is logged
                 _tell(error, "the memory watch failed; it looks again")
 
     def _look(self) -> bool:
-        """Look at each process once; False when there is nothing left to do, and the thread has to end."""
+        """Check each process once; False when there is nothing left to do, and the thread has to end."""
         limits = self._lock.run(self._wanted)
         for process, (limit, exceeded) in limits.items():
             try:
                 done = _is_done_with(process, limit, exceeded)
-            except Exception as error:  # noqa: BLE001  one that cannot be dealt with leaves the others theirs
+            except Exception as error:  # noqa: BLE001  the limits of the others are enforced nevertheless
                 _tell(error, "the memory of process %d could not be limited; it is tried again", process.pid)
                 continue
             if done:
@@ -100,7 +100,8 @@ class _Watcher:
         me = threading.current_thread()
         if self._thread is not me:
             return False
-        # In this order: a `__del__` that comes in between and adds one starts another thread.
+        # Cleared before the check: if a `__del__` that runs in between adds a process, it starts another
+        # thread.
         self._thread = None
         if self._limits:
             self._thread = me
@@ -108,7 +109,7 @@ class _Watcher:
 
 
 def _tell(error: Exception, what: str, *arguments: object) -> None:
-    """Log an error. What a log handler raises must not end the thread either."""
+    """Log an error. An exception of a log handler must not end the thread either."""
     try:
         _logger.error(what, *arguments, exc_info=error)
     except Exception as second:  # noqa: BLE001  whatever it is, it is shown
@@ -116,10 +117,14 @@ def _tell(error: Exception, what: str, *arguments: object) -> None:
 
 
 def _is_done_with(process: ProcessIdentity, limit: int, exceeded: Callable[[int], None]) -> bool:
-    """Whether the process need not be looked at again: it has ended, or was over its limit and is killed."""
+    """Check one process, and kill it if it exceeds its limit.
+
+    Returns:
+        Whether it need not be checked again, because it has ended or been killed.
+    """
     size = memory.rss_bytes(process.pid)
-    # Asked afterwards: so it was the memory of this process, not of another that has got its pid. It also
-    # tells why there may be none to see: one that lives cannot be read just now (no descriptor left, say).
+    # Asked after reading the memory: if it is still alive, it was its own memory, and not that of another
+    # process with the same pid. (If a living process has no size, it cannot be read just now.)
     if not identity.is_alive(process):
         return True
     if size is None or size <= limit:
@@ -139,12 +144,12 @@ def _forget() -> None:
 
 
 def watch(process: ProcessIdentity, limit: int, exceeded: Callable[[int], None]) -> None:
-    """Kill `process` and its descendants as soon as its resident memory is seen to be above `limit`.
+    """Kill `process` and its descendants as soon as its resident memory is seen to exceed `limit`.
 
     Args:
-        process: A child of this process; when it has ended it is forgotten.
-        limit: In bytes.
-        exceeded: Called with the memory it had, just before it is killed.
+        process: A child of this process; it is watched until it has ended.
+        limit: The limit in bytes.
+        exceeded: Called with its resident memory in bytes, just before it is killed, in the watching thread.
 
     Raises:
         RuntimeError: If no thread can be started. Nothing is watched then.

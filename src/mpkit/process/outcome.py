@@ -1,4 +1,4 @@
-"""What came of a process: what its target returned or raised, or how it died."""
+"""The outcome of a process that has ended: what its target returned or raised, or how it died."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ _GUARD: Final = "a program that starts processes needs the line: if __name__ == 
 
 
 def of(process: ChildProcess, handle: Handle, ties: Ties) -> tuple[Stage, object]:
-    """How far a process that has ended came, and what its target returned; or the error that tells the rest.
+    """The outcome of a process that has ended.
 
-    Unpickles what it has left, which runs foreign code.
+    This unpickles the process's report, which runs foreign code.
+
+    Returns:
+        How far it came, and what its target returned; if it did not return, the exception that tells why.
 
     Raises:
-        OSError: If the system has no memory left to map it.
+        OSError: If the system has no memory left to map the report.
         ValueError: If `process` or the file with its report is closed.
     """
     try:
@@ -36,6 +39,7 @@ def of(process: ChildProcess, handle: Handle, ties: Ties) -> tuple[Stage, object
 
 
 def _death(process: ChildProcess, stage: Stage, handle: Handle, ties: Ties) -> BaseException:
+    """The error for a process that ended before its target had returned or raised."""
     pid, code = process.pid, process.exitcode
     if handle.memory_exceeded is not None:
         return WorkerMemoryExceeded(pid=pid, rss_bytes=handle.memory_exceeded, limit=handle.limit)
@@ -67,7 +71,7 @@ def _death(process: ChildProcess, stage: Stage, handle: Handle, ties: Ties) -> B
 
 
 def server_died(error: Exception) -> WorkerCrashed:
-    """What to tell when talking to the fork server has ended in this error."""
+    """The error to raise when talking to the fork server of multiprocessing has failed with `error`."""
     return WorkerCrashed(
         "the fork server of multiprocessing has died, or the system has no process left for it "
         f"({type(error).__name__}: {error}); if its error output says that the main module of the "

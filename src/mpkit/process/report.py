@@ -1,8 +1,8 @@
-"""What a child leaves for its parent: that it has arrived, its result or exception, and who survives it.
+"""What a child tells its parent: that it has arrived, its result or exception, which descendants it leaves.
 
-It goes into a file without a name that both have open, not into a pipe: the child never waits for its parent
-to read, however large the result, so `join` cannot deadlock; the result survives the child's exit; and
-nobody has to remove anything.
+This goes through an unnamed file that both have open, not through a pipe. So the child never waits for its
+parent to read, however large the result is, and `join` cannot deadlock; the result survives the child's exit;
+and there is no name to remove.
 """
 
 from __future__ import annotations
@@ -22,38 +22,42 @@ from mpkit.errors import SerializationError
 
 __all__ = ["Report", "Stage"]
 
-# The stage; then the words below; then what it left (see `mpkit._wire.frame`).
+# The layout of the file: the stage, the words below, then at `_BODY_AT` the result or exception (see
+# `mpkit._wire.frame`).
 _STAGE: Final = struct.Struct("<Q")
 
 # Written by the child: its pid and start time.
 _WHO: Final = struct.Struct("<QQ")
 _WHO_AT: Final = _STAGE.size
-# Written by the parent: 1 when the start has failed on its side, or it has been stopped before it arrived; 2
-# when the parent goes on to interrupt it, should it have arrived.
+# Written by the parent when the child is no longer wanted: 1 because the start has failed on the parent's
+# side, or the child is stopped; 2 if the parent interrupts it next, in case it has arrived.
 _UNWANTED: Final = struct.Struct("<Q")
 _UNWANTED_AT: Final = _WHO_AT + _WHO.size
 # Written by the child: how many of its descendants it has left behind, then the pid and start time of each.
 _LEFT: Final = struct.Struct("<Q")
 _LEFT_AT: Final = _UNWANTED_AT + _UNWANTED.size
-# A page for all this. It has room for some 120 descendants, which nobody has; of more, only so many are told.
+# All this takes one page. There is room for some 120 descendants; of more, the rest are not reported.
 _BODY_AT: Final = 4096
-# Written by the child: what it notes for who outlives it.
+# Written by the child: its notes (see `mpkit._platform.stdlib.notes`).
 _NOTES_AT: Final = _BODY_AT - notes.SIZE
 _MOST_LEFT: Final = (_NOTES_AT - _LEFT_AT - _LEFT.size) // _WHO.size
 
 
 class Stage(IntEnum):
-    """How far the child came."""
+    """How far the child has come."""
 
     NOTHING = 0
+    """It has not arrived."""
     ARRIVED = 1
-    """It is up, and its main module has been imported."""
+    """It is running, and its main module has been imported."""
     RETURNED = 2
+    """Its target has returned, and the result has been written."""
     RAISED = 3
+    """Its target (or sending to or from the child) has raised, and the exception has been written."""
 
 
 class Report:
-    """One child's report. The child writes, the parent reads once the child has ended.
+    """One child's report. The child writes it, and the parent reads it once the child has ended.
 
     Can be pickled while the child is being started.
     """
@@ -63,41 +67,41 @@ class Report:
 
     @classmethod
     def create(cls) -> Report:
-        """An empty one.
+        """Create an empty report.
 
         Raises:
-            OSError: If there is no file descriptor left, or no memory.
+            OSError: If there is no file descriptor or memory left.
         """
         return cls(AnonymousFile.create("report"))
 
     # --- in the child -------------------------------------------------------------------------------------
 
     def arrived(self) -> bool:
-        """The child is up; whether it is wanted.
+        """Record that the child has arrived, and return whether it is wanted.
 
-        Parent and child each write, then read what the other one writes. So however a start that fails
-        meets an arrival, either the child sees that nobody wants it, or the parent sees which process it is
-        (`unwanted`); or both.
+        Parent and child each write first, and then read what the other writes. So if a start fails while the
+        child arrives, the child sees that it is not wanted, or the parent sees which process it is
+        (`unwanted`), or both.
         """
         me = identity.current()
         self._file.write([_STAGE.pack(Stage.ARRIVED), _WHO.pack(me.pid, me.started)], at=0)
         return _UNWANTED.unpack_from(self._words(), _UNWANTED_AT) == (0,)
 
     def is_being_stopped(self) -> bool:
-        """Whether an interrupt that has come is the parent's."""
+        """Whether the parent is interrupting this child to stop it (as opposed to Ctrl-C)."""
         return _UNWANTED.unpack_from(self._words(), _UNWANTED_AT) == (2,)
 
     def note(self, at: int, record: bytes) -> None:
-        """For `notes.keep`."""
-        # Whoever has closed all descriptors (a daemon) goes without.
+        """Write a note; the argument for `notes.keep`."""
+        # OSError, ValueError: the program has closed all descriptors (a daemon does); then nothing is noted.
         with contextlib.suppress(OSError, ValueError):
             self._file.write([record], at=_NOTES_AT + at)
 
     def returned(self, value: object) -> None:
-        """The target has returned `value`. If it cannot be pickled, the report is that error."""
+        """Report that the target has returned `value`, or the error if that cannot be pickled."""
         try:
             head, buffers = codec.encode(value)
-        except BaseException as error:  # noqa: BLE001  whatever it is, its place is in the parent's `result()`
+        except BaseException as error:  # noqa: BLE001  whatever it is, the parent's `result()` raises it
             self.raised(error)
             return
         views = [buffer.raw() for buffer in buffers]
@@ -107,15 +111,15 @@ class Report:
             self.raised(error)
 
     def raised(self, error: BaseException) -> None:
-        """The target has raised `error`."""
+        """Report that the target has raised `error`."""
         try:
             packed = failure.pack_exception(error)
-        except KeyboardInterrupt as interrupt:  # of a hook for pickling itself: Ctrl-C is kept away here
+        except KeyboardInterrupt as interrupt:  # raised by a pickling hook: Ctrl-C is deferred here
             packed = failure.pack_exception(interrupt)
         self._write(Stage.RAISED, packed, [])
 
     def leaves(self, processes: Iterable[ProcessIdentity]) -> None:
-        """The child is ending, and these descendants of it are not."""
+        """Report the descendants that the child, which is ending, leaves behind."""
         told = list(processes)[:_MOST_LEFT]
         self._file.write(
             [_LEFT.pack(len(told)), *(_WHO.pack(process.pid, process.started) for process in told)],
@@ -126,26 +130,31 @@ class Report:
         pieces, _ = frame.lay_out(head, views, _BODY_AT)
         for at, piece in pieces:
             self._file.write([piece], at=at)
-        # The stage comes last: killed half way, the child has reported nothing.
+        # The stage is written last: if the child is killed before that, it has reported nothing.
         self._file.write([_STAGE.pack(stage)], at=0)
 
     # --- in the parent ------------------------------------------------------------------------------------
 
     def unwanted(self, *, interrupts: bool = False) -> ProcessIdentity | None:
-        """The child is not wanted: arriving from now on it ends at once. Who it is, if it has arrived.
+        """Record that the child is not wanted: if it arrives after this, it ends at once.
 
         Args:
-            interrupts: Whether it is interrupted then.
+            interrupts: Whether the caller interrupts it next.
+
+        Returns:
+            The child, if it has arrived already.
         """
         self._file.write([_UNWANTED.pack(1 + interrupts)], at=_UNWANTED_AT)
         pid, started = _WHO.unpack_from(self._words(), _WHO_AT)
         return ProcessIdentity(pid, started) if pid else None
 
     def read(self) -> tuple[Stage, object]:
-        """How far the child came, and what it returned or raised.
+        """How far the child came, and what its target returned or raised (None if neither).
 
         Raises:
             SerializationError: If the result cannot be unpickled here, or is damaged.
+            OSError: If the system has no memory left to map it.
+            ValueError: If the file is closed.
         """
         contents = self._file.map_privately() if self._file.size() else memoryview(b"")
         if len(contents) < _STAGE.size:
@@ -162,7 +171,7 @@ class Report:
         return stage, failure.unpack_exception(bytes(head))
 
     def left(self) -> list[ProcessIdentity]:
-        """Which descendants the child has left, as far as it came to tell. They may have ended since."""
+        """The descendants that the child has reported leaving behind. They may have ended since."""
         words = self._words()
         (count,) = _LEFT.unpack_from(words, _LEFT_AT)
         records = _WHO.iter_unpack(words[_LEFT_AT + _LEFT.size :][: min(count, _MOST_LEFT) * _WHO.size])
@@ -173,17 +182,17 @@ class Report:
         return Stage(*_STAGE.unpack_from(self._words()))
 
     def notes(self) -> bytes:
-        """What it has noted (see `mpkit._platform.stdlib.notes`)."""
+        """The child's notes (see `mpkit._platform.stdlib.notes`)."""
         return self._words()[_NOTES_AT:]
 
     def is_open(self) -> bool:
-        """Whether it can be handed on: not where somebody has closed all descriptors (a daemon)."""
+        """Whether it can be passed on to a child; not if the program has closed all descriptors."""
         with contextlib.suppress(OSError, ValueError):
             return self._file.fileno() >= 0
         return False
 
     def close(self) -> None:
-        """Let go of the file; what was read from it stays."""
+        """Close the file; what was read from it stays valid."""
         self._file.close()
 
     # --- in both ------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""How a process object gets into its child where it has to be pickled: under spawn and forkserver."""
+"""Sends the process object to its child where it has to be pickled: under spawn and forkserver."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _REMEDY: Final = (
 
 
 def refuse_what_cannot_be_pickled(target: object, method: str) -> None:
-    """Say at once what `start` would say, where it is plain: functions are pickled by name."""
+    """Raise early what `start` would raise for a lambda or local function: functions are pickled by name."""
     if method == "fork" or not isinstance(target, types.FunctionType):
         return
     if types.FunctionType in extra_reducers():
-        return  # somebody has taught multiprocessing to pickle them otherwise
+        return  # another way to pickle functions has been registered with multiprocessing
     if "<lambda>" in target.__qualname__ or "<locals>" in target.__qualname__:
         raise SerializationError(
             f"target {target.__qualname__} cannot be sent to a process that is started by {method}; {_REMEDY}"
@@ -40,12 +40,12 @@ def refuse_what_cannot_be_pickled(target: object, method: str) -> None:
 
 
 def unpicklable(process: ChildProcess, method: str, error: SerializationError) -> SerializationError:
-    """What to tell when a process object cannot be pickled: which part of it.
+    """The error to raise when a process object cannot be pickled; it names the part that is to blame.
 
     Args:
-        process: That object.
+        process: The process object.
         method: Its start method.
-        error: What came of trying.
+        error: The error of pickling it as a whole.
     """
     target, args, kwargs = child_process.target_of(process)
     parts: list[tuple[str, object]] = [("target", target)]
@@ -71,8 +71,8 @@ def unpicklable(process: ChildProcess, method: str, error: SerializationError) -
 class Arrival:
     """What is sent to a child of spawn or forkserver in place of the process object.
 
-    The ties come first, and the process object in a pickle of its own, so that the child is guarded before
-    foreign code runs, and so that an error in unpickling it reaches the parent.
+    It contains the ties, and the process object as a separate pickle. So the child is tied to its parent
+    before foreign code runs, and an error in unpickling the process object reaches the parent.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Arrival:
         return Arrival, (self._name, *self._parts, self._payload)
 
     def _bootstrap(self, parent_sentinel: object) -> int:
-        """What multiprocessing calls once this has been unpickled; returns the exit code."""
+        """In the child: multiprocessing calls this in place of the process's own. Returns the exit code."""
         ties = Ties(*self._parts)
         ties.enter()
         try:

@@ -1,4 +1,4 @@
-"""What parent and child of one `WorkerProcess` have in common."""
+"""What the parent and child of one `WorkerProcess` share, and what the child does at its start and end."""
 
 from __future__ import annotations
 
@@ -25,12 +25,23 @@ if TYPE_CHECKING:
 
 __all__ = ["Ties"]
 
-# How long those are waited for that die with a killed process; the guardian needs some milliseconds.
+# How long to wait for the descendants that die with a killed process. The guardian needs some milliseconds.
 _FAMILY_PATIENCE_S = 1.0
 
 
 class Ties:
-    """What the parent makes for each start: the link to it, the child's report, its fault handler's file."""
+    """What the parent creates for each start, and the child gets.
+
+    Attributes:
+        link: Ties the child's life to its parent's.
+        report: The file in which the child tells its result.
+        stack: The file into which the child's fault handler writes.
+        trail: The path of the file by which the child is found if its parent dies as well (see
+            `mpkit._shm.memory.trail`); empty if nobody cleans up after this parent.
+        above: The reports of the ancestors of this kind: if one of those is stopped, this child is, too.
+        shares_tracker: Whether the child uses this process's resource tracker. (A forked child that is the
+            first to need a tracker starts its own, which cleans up after it.)
+    """
 
     def __init__(
         self,
@@ -44,15 +55,10 @@ class Ties:
         self.link = link
         self.report = report
         self.stack = stack
-        #: The file by which the child is found if its parent dies as well (see `mpkit._shm.memory.trail`);
-        #: empty: a parent whose remains nobody removes needs none.
         self.trail = trail
-        #: Those of the processes that it descends from: who stops one of them stops it as well.
         self.above = above
-        # In the parent, which removes that.
+        # In the parent: the file of the trail, which the parent removes.
         self._blob = blob
-        #: Whether the child has the resource tracker of this process. (A fork that is the first to need one
-        #: has one of its own, which removes what that has left.)
         self.shares_tracker: bool = False
         self._entered = False
         self._handed_in = False
@@ -60,10 +66,10 @@ class Ties:
 
     @classmethod
     def create(cls, *, orphan: bool) -> Ties:
-        """Those of a child that is about to be started.
+        """In the parent: create the ties of a child that is about to be started.
 
         Raises:
-            OSError: If there is no file descriptor left, or no memory. Nothing is left behind.
+            OSError: If there is no file descriptor or memory left. Nothing is left behind.
         """
         with contextlib.ExitStack() as failed:
             report = Report.create()
@@ -75,23 +81,27 @@ class Ties:
                 failed.callback(blob.close)
             link = ParentLink.create(orphan=orphan)
             failed.pop_all()
-        # An orphan outlives them, and what they have left in there.
+        # An orphan is not stopped with its ancestors.
         above = () if orphan else tuple(other for other in _lineage if other.is_open())
         return cls(link, report, stack, "" if blob is None else blob.name, above, blob)
 
     def enter(self) -> None:
-        """In the child, before anything else. A second time does nothing."""
+        """In the child, before anything else: die with the parent from now on, and report the arrival.
+
+        If the child is not wanted any more, this ends the process. A second call does nothing.
+        """
         if self._entered:
             return
         self._entered = True
         self.link.die_with_parent()
         for other in list(_open):
-            # After a fork: what belongs to other children would keep their results in memory while we live.
+            # After a fork, the files of the parent's other children would keep their results in memory for as
+            # long as this process lives.
             if other is not self and other.report not in self.above:
                 other.close()
         global _lineage
         _lineage = (self.report, *self.above)
-        # All threads: what the others did may be what matters. It writes from inside the signal handler.
+        # All threads, because the cause may be in another one than the one that crashed.
         faulthandler.enable(self.stack.fileno(), all_threads=True)
         wanted = self.report.arrived()
         if self.trail:
@@ -99,15 +109,15 @@ class Ties:
         elif os.name == "posix":
             notes.keep(self.report.note)
         if not wanted:
-            # The parent was interrupted while it started this process, and has let go of it; or it has died.
+            # The parent's `start` has failed or was interrupted, or the parent has died.
             os._exit(1)
 
     def perform(self, run: Callable[[], object]) -> None:
-        """In the child: run, and report how it ended.
+        """In the child: call `run`, and report what it returned or raised.
 
-        A fork that the target makes comes out of `run` as well, in its own process: what it returns or raises
-        is not the target's. What has come of the target stands once it has ended: an interrupt that arrives
-        later does not undo it.
+        If the target forks, `run` also returns in the forked process, where its outcome is not the target's
+        and so is not reported. Once the target has ended, its outcome is final: an interrupt that comes later
+        does not change it.
         """
         pid = os.getpid()
         try:
@@ -123,10 +133,11 @@ class Ties:
                 if os.getpid() == pid:
                     self.report_failure(error)
             except KeyboardInterrupt:
-                if not self._handed_in:  # it came just before interrupts were kept away
+                if not self._handed_in:  # it came just before interrupts were deferred
                     self.report_failure(error)
             if isinstance(error, KeyboardInterrupt) and self._is_being_stopped():
-                # Whoever stops many because of the error of one is to find that one's traceback.
+                # No traceback: a program that stops many processes because of an error in one of them should
+                # show that one's only.
                 raise SystemExit(1) from None
             raise
         finally:
@@ -134,25 +145,26 @@ class Ties:
                 self._name_survivors()
 
     def _is_being_stopped(self) -> bool:
-        # Whoever has closed all descriptors does not get to know.
+        # OSError, ValueError: the program has closed all descriptors.
         with contextlib.suppress(OSError, ValueError):
             return any(report.is_being_stopped() for report in (self.report, *self.above))
         return False
 
     def report_failure(self, error: BaseException) -> None:
         """In the child: report an error."""
-        # Is there no room even for this, the exit code and the traceback on the error output have to do.
+        # OSError: there is no room even for this. Then there is only the exit code, and the traceback on
+        # stderr.
         with deferred_interrupts(), contextlib.suppress(OSError):
             self.report.raised(error)
             self._handed_in = True
 
     def _name_survivors(self) -> None:
-        """In the child, which is ending: tell which processes it leaves, for a parent that is stopping it.
+        """In the child, which is ending: report its descendants, for a parent that is stopping it.
 
-        That one cannot find a process that was started in the last moment, after a signal had come and before
-        Python acted on it: once this process is gone, nothing tells whose child it was.
+        The parent itself cannot find a process that was started at the last moment, between the arrival of a
+        signal and Python's acting on it: once this process is gone, nothing tells whose child it was.
         """
-        # Who lacks the means to look, or to tell, leaves it to the parent.
+        # OSError: no descriptor left to look with, or no room to write. Then the parent has to do without.
         with deferred_interrupts(), contextlib.suppress(OSError):
             if family_tree.has_children():
                 self.report.leaves(family_tree.descendants([identity.current()]))
@@ -162,26 +174,29 @@ class Ties:
         return self.stack.read().decode(errors="replace") or None
 
     def show_last_words(self, name: str) -> None:
-        """In the parent: print them, if this program wants to see what fault handlers write.
+        """In the parent: print `last_words` to stderr, if this program has enabled the fault handler.
 
-        The child's own would have written to the error output, had ours not taken its place.
+        In that case the child's fault handler would have written to stderr, had `enter` not redirected it.
         """
-        # Whoever has closed it, or all descriptors, does not get to see them.
+        # OSError, ValueError: the program has closed stderr, or all descriptors.
         with contextlib.suppress(OSError, ValueError):
             if faulthandler.is_enabled() and sys.stderr is not None and (words := self.last_words()):
                 sys.stderr.write(f"Process {name}:\n{words}")
 
     def close(self) -> None:
-        """Let go of the files. Twice does no harm."""
+        """Close the files. A second call does nothing."""
         self.report.close()
         self.stack.close()
         if self._blob is not None:
             self._blob.close()
 
     def remove_remains(self, process: ProcessIdentity) -> None:
-        """In the parent, once the child has ended (this process): remove what it has left in shared memory.
+        """In the parent, once the child has ended: remove what it has left in shared memory.
 
-        Blocking: for a second at most, until those that die with it have been killed.
+        Args:
+            process: The child.
+
+        Blocking: for a second at most, until the descendants that die with it have ended.
         """
         if not self.shares_tracker:
             return
@@ -192,7 +207,7 @@ class Ties:
         if self.trail and (found := trail.read(self.trail)) is not None:
             its_notes = found[1]
         deadline = deadlines.deadline_of(_FAMILY_PATIENCE_S)
-        # They may start others until they are killed.
+        # Looked for again after each wait: until they are killed they may start others.
         family = remains.family_of(process, its_notes)
         while (living := remains.living(family)) and not deadlines.has_passed(deadline):
             exits.wait_gone(living, deadlines.remaining(deadline))
@@ -204,14 +219,18 @@ def _make_trail() -> Blob | None:
     from mpkit._shm.memory import trail  # noqa: PLC0415  most processes start none
     from mpkit._shm.memory.blob import Blob  # noqa: PLC0415
 
-    # Where there is no room the resource tracker does what is to be done, with a warning.
+    # Without room for it, the resource tracker cleans up at the end of the program, with a warning.
     with contextlib.suppress(SharedMemoryExhausted):
         return Blob.create([(0, bytes(trail.END << 3))], trail.END << 3, kind=trail.KIND)
     return None
 
 
 def _follow(name: str, link: ParentLink) -> bool:
-    """In the child: be found by that file. Whether the parent goes on; else nobody may look there again."""
+    """In the child: begin the trail in the file `name`.
+
+    Returns:
+        Whether the parent is still alive; if not, it may be too late to be found there.
+    """
     from mpkit._shm.memory import trail  # noqa: PLC0415  most processes have none
     from mpkit._shm.memory.segment import Segment  # noqa: PLC0415
 
@@ -224,8 +243,8 @@ def _follow(name: str, link: ParentLink) -> bool:
     return link.is_parent_alive()
 
 
-# The reports of this process and of those that it descends from, if it is a child of this kind.
+# The reports of this process and of its ancestors, as far as they are `WorkerProcess`es.
 _lineage: tuple[Report, ...] = ()
 
-# Those of all the children of this process that have not been let go of.
+# The ties of this process's children that still exist.
 _open: weakref.WeakSet[Ties] = weakref.WeakSet()

@@ -59,10 +59,10 @@ _Target: TypeAlias = "tuple[object, tuple[object, ...], dict[str, object]]"
 
 
 class _Shadowable:
-    """A property which gives way to an attribute, as a method does.
+    """A property that an instance attribute of the same name replaces, as with a method.
 
-    Subclasses that were written for `multiprocessing.Process` assign attributes of their own, whatever ours
-    are called. (Type checkers and the documentation see a property.)
+    Subclasses written for `multiprocessing.Process` may use any attribute names, including ours. (Type
+    checkers and the documentation see a plain property.)
     """
 
     def __init__(self, ask: Callable[[Any], object]) -> None:
@@ -80,31 +80,32 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
     at exit, and a subclass may override `run`, as with `multiprocessing.Process`. In addition:
 
     - `result` and `exception` tell what the target returned or raised, or how the process died;
-    - it dies when its parent dies, however the parent dies, busy or idle, and its own descendants die too;
+    - it dies when its parent dies, however the parent dies and whatever the child is doing, and its own
+      descendants die, too;
     - `stop` ends it together with all its descendants;
     - `state`, `info` and `children` tell what it is doing;
     - several threads may start, query and join processes at the same time.
 
-    If the target raises, the child prints the traceback, as multiprocessing does, whether or not anybody asks
-    for the result; but not for the interrupt of `stop`.
+    If the target raises, the child prints the traceback, as multiprocessing does, even if the result is never
+    asked for. It does not print one for the interrupt of `stop`.
 
     Args:
         group: Must be None; it exists for compatibility with the signature of `threading.Thread`.
         target: What to call in the child. None: `run` is overridden, or there is nothing to do.
-        name: For people. The default consists of the class name and a number. On Linux, `ps`, `top` and the
-            like show any other one, cut to 15 bytes, and `pkill python` no longer finds the process.
+        name: A name for people. The default consists of the class name and a number. On Linux, `ps`, `top`
+            and the like show any other name, cut to 15 bytes, and `pkill python` no longer finds the process.
         args: Positional arguments for the target.
         kwargs: Keyword arguments for the target.
-        daemon: Whether it is terminated when its parent exits, instead of waited for; it cannot have children
-            then. The default is that of the creating process.
+        daemon: Whether it is terminated when its parent exits, instead of being waited for; a daemonic
+            process cannot have children. The default is that of the creating process.
         start_method: ``"fork"``, ``"spawn"`` or ``"forkserver"``. The default, chosen at `start`, is the one
             that the application has set, or has fixed by using multiprocessing itself; otherwise forkserver
             where it exists, else spawn.
         max_memory_bytes: If its resident memory exceeds this (it is checked every 50 ms), the process and its
             descendants are killed, and `result` raises `WorkerMemoryExceeded`. Pages of shared objects and
             mapped arrays that it has touched count: add their size to the limit. The default is no limit.
-        orphan: Let it live on when its parent is killed. (At a normal exit, the parent still waits for it, as
-            multiprocessing does.)
+        orphan: Whether it lives on when its parent is killed. (At a normal exit, the parent still waits for
+            it, as multiprocessing does.)
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -147,9 +148,9 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
 
     @classmethod
     def call(cls, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> WorkerProcess[T]:
-        """Make a process that will call ``fn(*args, **kwargs)``; type checkers check the arguments.
+        """Create a process that will call ``fn(*args, **kwargs)``; type checkers check the arguments.
 
-        It is not started: call `start`, or use it in a ``with`` statement.
+        It is not started yet: call `start`, or use it in a ``with`` statement.
 
         Args:
             fn: What to call in the child.
@@ -168,8 +169,8 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
 
     # --- the life of a process ----------------------------------------------------------------------------
 
-    def run(self) -> R_co:  # type: ignore[override]  # here what it returns is the result
-        """What the child does: call the target. A subclass may override it; what it returns is the result.
+    def run(self) -> R_co:  # type: ignore[override]  # here its return value is the result
+        """What the child does: call the target. A subclass may override it; its return value is the result.
 
         (For type checkers, an override with a result conflicts with the `run` of `multiprocessing`, which
         returns None.)
@@ -181,19 +182,20 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
         """Start the process. This works only once.
 
         If it fails, or is interrupted (Ctrl-C) at any step, nothing is left behind, and you may try again.
-        Ctrl-C takes effect once the child exists; if a stopped fork server makes that take more than a
-        second, a second Ctrl-C takes effect at once.
+        Ctrl-C takes effect once the child exists. If that takes more than a second, because the fork server
+        is stopped, a second Ctrl-C takes effect at once.
 
         Raises:
             SerializationError: Under spawn or forkserver, if the target, an argument or an attribute of a
                 subclass cannot be pickled; the message names it.
-            AssertionError: If it has been started before, or this process did not create it or is daemonic.
+            AssertionError: If it has been started before, or is being started by another thread; or if the
+                calling process did not create it, or is daemonic.
             ClosedError: After `close`.
             OSError: If the system has no process, descriptor or memory left.
             RuntimeError: If the system has no thread left to watch the memory limit with.
             WorkerCrashed: If the fork server of multiprocessing died in the meantime.
 
-        Blocking: until the child exists, not until it does something.
+        Blocking: until the child process exists, not until its target begins.
         """
         self._check_closed()
         handle = self._mpkit
@@ -211,38 +213,43 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
                     self._mpkit_take_back_start(target)
                     raise
         except (EOFError, ConnectionError) as error:
-            # What talking to the fork server ends in. From 3.14 on (and 3.13.8) the server imports the main
-            # module.
+            # The fork server has died. (From 3.14 on, and in 3.13.8, it imports the main module, so an error
+            # there may be the cause.)
             raise outcome.server_died(error) from error
         except BaseException:
-            # At the very edge of the block.
+            # An interrupt may come before or after the inner block.
             if handle.is_claimed_by(interrupts):
                 self._mpkit_take_back_start(target)
             raise
 
     def _mpkit_default_method(self) -> str:
-        """Where none was given; settled at the start."""
+        """The start method if none was given; chosen at the start."""
         return resolve_context(None).get_start_method()
 
     def _mpkit_start_or_fail(self, handle: Handle, interrupts: deferred_interrupts) -> None:
         ties = handle.prepare()
         if self._start_method == "forkserver":
-            # Started by multiprocessing, it would die of an early Ctrl-C, and import nothing of ours.
+            # If multiprocessing started the server, an early Ctrl-C would kill it, and it would not preload
+            # mpkit.
             start_fork_server(())
         interrupts.hand_on()
         ties.shares_tracker = os.name == "posix" and (self._start_method != "fork" or tracker.is_running())
         super().start()
         self._mpkit_look_after(handle, ties)
-        # What has come meanwhile ends the start here, where it can be taken back in peace.
+        # An interrupt that has come meanwhile ends the start here, where the caller can take it back safely.
         interrupts.hand_on()
 
     def _mpkit_take_back_start(self, target: _Target | None) -> None:
-        """After an error or an interrupt at any step of it: a process that nobody has must not go on."""
+        """Undo a start after an error or interrupt at any step: no process may run that nobody knows of.
+
+        Args:
+            target: The target and its arguments, which a successful start has dropped; None: not even begun.
+        """
         with deferred_interrupts():
             handle = self._mpkit
             process = child_process.identity_of(self)
             try:
-                # First: from here on one that arrives ends by itself.
+                # First, so that a child that arrives from now on ends by itself.
                 process = handle.abandon() or process
             finally:
                 try:
@@ -255,7 +262,7 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
                     handle.forget_start(process)
 
     def _mpkit_look_after(self, handle: Handle, ties: Ties) -> None:
-        """What is to be done right after the start."""
+        """Right after the start: tell the guardian of the child, and watch its memory if it has a limit."""
         ties.link.started(child_process.identity_of(self))
         if handle.limit is not None:
             process = child_process.look_at(self)
@@ -266,9 +273,10 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
     def join(self, timeout: SupportsFloat | None = None) -> None:
         """Wait until the process has ended. A large result can never cause a deadlock here.
 
+        It returns None in any case; `exitcode` tells whether the process has ended.
+
         Args:
-            timeout: How many seconds to wait; None: no limit. `exitcode` tells afterwards whether it has
-                ended.
+            timeout: How many seconds to wait; None: no limit; 0: do not wait.
 
         Raises:
             ValueError: If the timeout is negative or NaN, or the process has not been started.
@@ -276,16 +284,20 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
             ClosedError: After `close`.
             RuntimeError: If another process created it.
 
-        Blocking: for at most `timeout`; if it was killed, up to a second more, until those of its descendants
-        that die with it have ended. If it has ended, its `sentinel` has been asked for, and the fork server
-        is stopped (SIGSTOP), up to five seconds, once; so do `is_alive` and `exitcode`.
+        Blocking: for at most `timeout`. If the process was killed, up to a second more, until those of its
+        descendants that die with it have ended. If the fork server, which tells the exit code, is stopped
+        (SIGSTOP), and the `sentinel` of the process has been used, the first call after its end waits for the
+        exit code for up to five seconds; this also holds for `is_alive` and `exitcode`.
         """
         seconds = check_timeout(timeout)
         self._mpkit_require_started()
         self._mpkit_join(seconds)
 
     def interrupt(self) -> None:
-        """Send SIGINT, as Ctrl-C does: the target sees `KeyboardInterrupt`. On Windows it terminates.
+        """Send SIGINT, as Ctrl-C does: `KeyboardInterrupt` is raised in the target. On Windows, terminate it.
+
+        It has no effect on a process that has ended. It does not wait for the process to end, and reaches no
+        descendants: see `stop`.
 
         Raises:
             ValueError: If the process has not been started.
@@ -297,7 +309,10 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
 
     @override
     def terminate(self) -> None:
-        """Send SIGTERM, which ends a Python process without cleaning up. See `stop`.
+        """Send SIGTERM, which by default ends a Python process without cleaning up.
+
+        It has no effect on a process that has ended. It does not wait for the process to end, and reaches no
+        descendants: see `stop`.
 
         Raises:
             ValueError: If the process has not been started.
@@ -309,7 +324,10 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
 
     @override
     def kill(self) -> None:
-        """Send SIGKILL, which nothing can resist. See `stop`.
+        """Send SIGKILL, which no process can catch or ignore. On Windows, terminate it.
+
+        It has no effect on a process that has ended. It does not wait for the process to end, and reaches no
+        descendants: see `stop`.
 
         Raises:
             ValueError: If the process has not been started.
@@ -322,23 +340,25 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
     def stop(self, grace_period: SupportsFloat | None = 3.0) -> int:
         """End the process and all its descendants: interrupt them, then terminate, then kill what is left.
 
-        A descendant that is just being started cannot escape, and one that is stopped (SIGSTOP) is continued,
-        so that it can clean up: before each step, all of them are stopped until no new one appears (not on
-        Windows).
+        Before each step all of them are suspended until no new one appears, and then continued. So a
+        descendant that is just being started cannot escape, and one that was suspended (SIGSTOP) can clean
+        up. (On Windows there is no such step.)
 
         If the target has not begun, the process is killed at once: there is nothing to clean up.
 
-        Processes are identified by pid and start time, so another process that has got a reused pid is not
-        affected. The resource tracker of multiprocessing is spared: it cleans up and ends by itself. If this
-        process has no file descriptors left, its descendants cannot be found; then it is ended without them.
+        Processes are identified by pid and start time, so a process to which the system has given the same
+        pid is not affected. The resource tracker of multiprocessing is spared: it cleans up and ends by
+        itself. If the calling process has no file descriptors left, descendants cannot be found, and only the
+        process itself is ended.
 
         Args:
-            grace_period: Seconds to wait after the interrupt, and again after the terminate. 0 kills at once;
-                None waits without limit after the interrupt.
+            grace_period: How many seconds to wait after the interrupt, and again after the terminate. 0: kill
+                at once. None: wait without limit after the interrupt.
 
         Returns:
-            The exit code, negative for a signal. A process that had ended before keeps its own. 255 if it is
-            not known: if the fork server is stopped, it is only waited for a few seconds.
+            The exit code, negative for a signal. A process that had ended before keeps its own. 255 if the
+            exit code is not known (if the fork server, which tells it, is stopped, this waits a few seconds
+            for it).
 
         Raises:
             ValueError: If the grace period is negative or NaN, or the process has not been started.
@@ -354,7 +374,7 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
     def close(self) -> None:
         """Release the descriptors and the result; every later use raises `ClosedError`.
 
-        This also happens when the object is dropped. Calling it again does no harm.
+        This also happens when the object is dropped. Calling it again does nothing.
 
         Raises:
             ValueError: If the process is still running; `join` or `stop` it first.
@@ -362,14 +382,14 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
         super().close()
         handle = self._mpkit
         if child_process.is_created_here(self):
-            # Nobody need have joined it.
+            # It may have ended without having been joined.
             self._mpkit_tidy_up()
         if handle.ties is not None:
             handle.ties.close()
         handle.forget_outcome()
 
     def __enter__(self) -> Self:
-        """Start the process, unless it has been."""
+        """Start the process, unless it has been started."""
         self._check_closed()
         if not child_process.is_started(self):
             self.start()
@@ -381,9 +401,9 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
         exc: BaseException | None,
         tb: types.TracebackType | None,
     ) -> None:
-        """Join the process; after an exception, in the block or while it is joined, stop it.
+        """Join the process; after an exception in the block, or while joining, stop it as `stop` does.
 
-        A second Ctrl-C while it is being stopped kills it at once.
+        Another exception while it is being stopped, such as a second Ctrl-C, kills it at once.
         """
         if child_process.is_closed(self):
             return
@@ -396,7 +416,7 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
             self._mpkit_stop_for_good(type(error))
             raise
 
-    # --- what came of it ----------------------------------------------------------------------------------
+    # --- its outcome --------------------------------------------------------------------------------------
 
     def result(self, timeout: SupportsFloat | None = None) -> R_co:
         """Wait until the process has ended, and return what its target returned.
@@ -405,12 +425,13 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
         this process. The result survives the process, and you may ask for it any number of times until
         `close`.
 
-        The first call unpickles it, in the calling thread. That runs code of its classes, and no time limit
-        can stop it: if it hangs, this call hangs, but no other. All calls return the same object, or raise
+        The first call unpickles it, in the calling thread. That runs code of its classes, which no time limit
+        can stop: if it hangs, this call hangs, but no others do. All calls return the same object, or raise
         the same exception.
 
         Args:
-            timeout: How many seconds to wait for the process; None: no limit. Unpickling is not included.
+            timeout: How many seconds to wait for the process; None: no limit; 0: do not wait. Unpickling is
+                not included.
 
         Returns:
             What the target, or an overridden `run`, returned.
@@ -421,14 +442,15 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
             WorkerCrashed: If the process ended in another way: killed, crashed, or by ``os._exit``.
             WorkerMemoryExceeded: If it was killed for exceeding `max_memory_bytes`.
             SerializationError: If the target, an argument or the result could not be pickled or unpickled.
-            OSError: If the system has no memory left to map the result. It stays, and can be asked for again.
+            OSError: If the system has no memory left to map the result. The result stays, and a later call
+                may succeed.
             WaitTimeout: If it has not ended in time. It goes on.
             ValueError: If the timeout is negative or NaN, or the process has not been started.
             TypeError: If the timeout is not a number.
             ClosedError: After `close`.
             RuntimeError: If another process created it.
 
-        Blocking: for at most `timeout`, then for as long as unpickling takes.
+        Blocking: as `join`, then for as long as unpickling takes.
         """
         stage, value = self._mpkit_outcome_within(timeout)
         if stage is not Stage.RETURNED:
@@ -439,19 +461,26 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
     def exception(self, timeout: SupportsFloat | None = None) -> BaseException | None:
         """Wait until the process has ended, and return what `result` would raise; None if it would return.
 
-        A result is unpickled, to check that this is possible: see `result`.
+        This unpickles the result, too, to find out whether that is possible: see `result`.
 
         Args:
-            timeout: How many seconds to wait for the process; None: no limit. Unpickling is not included.
+            timeout: How many seconds to wait for the process; None: no limit; 0: do not wait. Unpickling is
+                not included.
+
+        Returns:
+            The exception of the target, `WorkerCrashed`, `WorkerMemoryExceeded` or `SerializationError`; or
+            None.
 
         Raises:
+            OSError: If the system has no memory left to map the result. The result stays, and a later call
+                may succeed.
             WaitTimeout: If it has not ended in time. It goes on.
             ValueError: If the timeout is negative or NaN, or the process has not been started.
             TypeError: If the timeout is not a number.
             ClosedError: After `close`.
             RuntimeError: If another process created it.
 
-        Blocking: for at most `timeout`, then for as long as unpickling takes.
+        Blocking: as `join`, then for as long as unpickling takes.
         """
         stage, value = self._mpkit_outcome_within(timeout)
         return None if stage is Stage.RETURNED else cast("BaseException", value)
@@ -473,7 +502,7 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
         if not child_process.is_started(self):
             return ProcessState.NEW
         try:
-            # Not by way of `info`: a subclass may mean something else by that.
+            # Not through `info`, which a subclass may use for something else.
             return self._mpkit_look().state
         except ProcessGone:
             return ProcessState.EXITED
@@ -482,7 +511,7 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
         state = _Shadowable(state.fget)
 
     def info(self) -> ProcessSnapshot:
-        """What the operating system says about the process: memory, CPU time, threads, ...
+        """What the operating system says about the process: memory, CPU time, threads and so on.
 
         Raises:
             ProcessGone: If it has ended.
@@ -494,10 +523,10 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
         return self._mpkit_look()
 
     def children(self) -> list[ProcessSnapshot]:
-        """The children of the process according to the operating system, whoever started them; oldest first.
+        """The child processes of this process according to the operating system; oldest first.
 
-        Under forkserver, processes that it starts through the server are children of the server.
-        `mpkit.introspect.tree` shows the children's children too.
+        It does not matter how they were started. But under forkserver, processes that it starts through its
+        fork server are children of the server. `mpkit.introspect.tree` also shows their descendants.
 
         Raises:
             ProcessGone: If it has ended.
@@ -549,23 +578,23 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
         root = child_process.identity_of(self)
         if self.exitcode is None:
             if root is None:
-                # It cannot be looked at, so there is no family to be found.
+                # It cannot be identified (no descriptor left), so its descendants cannot be found either.
                 self.kill()
             else:
-                # What has not begun never will now: there is nothing to interrupt, and under forkserver the
-                # signal would be lost.
+                # A target that has not begun never will after `has_begun`, so there is nothing to interrupt;
+                # and under forkserver the signal would be lost.
                 grace = grace if grace == 0 or handle.has_begun(interrupts=not interrupted) else 0.0
                 end_family(root, grace, handle, interrupted=interrupted)
-        # Not for its exit code at any price: a fork server that somebody has stopped does not tell.
+        # Waits only a few seconds for the exit code, because a fork server that is stopped does not tell it.
         child_process.wait_for_end_and_code(self)
         self._mpkit_join(None)
         return cast("int", child_process.exit_code_of(self))
 
     def _mpkit_stop_for_good(self, reason: type[BaseException]) -> None:
-        """Stop it because of an exception; after another one (a second Ctrl-C), at once."""
+        """Stop it because of an exception of type `reason`; kill it if another one comes meanwhile."""
         try:
-            # Ctrl-C reaches all processes at the terminal: a second interrupt would hit the child while it
-            # clears up.
+            # Ctrl-C reaches all processes of the terminal, so the child has been interrupted already. Another
+            # interrupt would hit it while it cleans up.
             self._mpkit_stop(3.0, interrupted=issubclass(reason, KeyboardInterrupt))
         except BaseException:
             self._mpkit_stop(0.0, interrupted=True)
@@ -582,7 +611,7 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
         self._mpkit_tidy_up()
 
     def _mpkit_tidy_up(self) -> None:
-        # Not by way of the property: another thread may have closed it by now.
+        # Not through the property `exitcode`, because another thread may have closed the process by now.
         code = child_process.exit_code_of(self)
         if code is not None:
             self._mpkit.tidy_up(child_process.identity_of(self), code, self.name)
@@ -599,7 +628,7 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
             return pid
         self._mpkit_require_started()
         if self.exitcode is not None:
-            # The pid may be another process's by now.
+            # The pid may have been reused.
             raise ProcessGone(pid=pid)
         return pid
 
@@ -609,8 +638,9 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
         self._mpkit_join(seconds)
         if child_process.exit_code_of(self) is None:
             raise WaitTimeout(f"{self!r} has not ended within {seconds:g} s; it goes on")
-        # Unpickling runs foreign code: under a lock it would make others wait for it, or for themselves. So
-        # two threads may both do it; all get what the first one has kept.
+        # There is no lock around this, because unpickling runs foreign code: other threads would have to wait
+        # for it, and a signal handler or that code itself would wait for its own thread. So two threads may
+        # both unpickle; all callers get what the first one has kept.
         try:
             return handle.outcome or handle.keep_outcome(outcome.of(self, handle, self._mpkit_own_ties()))
         except (ValueError, OSError):
@@ -628,7 +658,7 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
 
     def _mpkit_own_ties(self) -> Ties:
         ties = self._mpkit.ties
-        assert ties is not None  # made before each start, and part of what arrives in the child
+        assert ties is not None  # the parent makes them before each start, and the child gets them
         return ties
 
     @override
@@ -641,7 +671,7 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
             )
         if handle.payload_under_way:
             made = super().__reduce_ex__(protocol)
-            # What a class derived from this one has of its own to say about that may look different.
+            # A subclass may return anything else from its own `__reduce_ex__` or `__reduce__`.
             if isinstance(made, tuple) and len(made) > 2 and isinstance(made[2], dict):
                 state = cast("dict[str, Any]", made[2])
                 made = (*made[:2], without_type_arguments(state), *made[3:])

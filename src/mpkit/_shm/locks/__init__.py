@@ -1,8 +1,9 @@
-"""Locks that outlive their holders, and what is built on them alone.
+"""Locks that survive their holders, and the objects that need nothing but them.
 
-``robust_lock`` (a lock that survives its holder) and ``thread_lock`` (the part of it between threads),
-``spin`` and ``sleepers`` (how to wait), ``shared_file`` (what all files begin with), ``participant`` (a
-process takes part), ``shared_object`` and ``handle`` (opening, closing, pickling), ``users`` and ``remains``
-(whether anybody needs a name, and what a killed process has left), ``counter_file``; ``lock_file``,
-``own_rows`` and ``lock_rows`` (who holds a lock).
+- Locking inside queues and counters: ``robust_lock``, and ``thread_lock``, its part between threads.
+- Waiting: ``sleepers``, and ``spin``.
+- The base of all shared objects: ``shared_file`` (how their files begin), ``participant`` (a process's part
+  in an object), ``shared_object`` and ``handle`` (opening, closing, pickling).
+- Cleaning up: ``users`` (whether a name is still needed), ``remains`` (what a killed process has left).
+- `mpkit.LockedCounter`: ``counter_file``. `mpkit.Lock`: ``lock_file`` on ``own_rows`` on ``lock_rows``.
 """

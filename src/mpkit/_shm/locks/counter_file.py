@@ -1,4 +1,4 @@
-"""A 64-bit counter under a robust lock: the truth is one word, so every update is one store.
+"""A 64-bit counter under a robust lock. Its value is one word, so every update is a single store.
 
 `mpkit.LockedCounter` is a handle to it.
 """
@@ -15,13 +15,15 @@ from mpkit._shm.locks.sleepers import EVERYBODY, FIRST_TICKET, Sleepers, Waker
 from mpkit._shm.memory.segment import Segment
 from mpkit._shm.memory.semaphore import MAX_VALUE, Semaphore
 
+#: Indices of words: the value, and the counters of `Sleepers`.
 VALUE = 8
 SLEPT = 9
 POSTED = 10
+#: The range of the value.
 LOWEST: Final = -(1 << 63)
 HIGHEST: Final = (1 << 63) - 1
 
-# Another thread is no remedy inside the block: it would wait for the end of it.
+# Unlike the general message, this does not suggest another thread: that would wait for the end of the block.
 _REENTERED = (
     "this thread is already inside an operation on the same counter: inside `with counter as locked` use "
     "`locked.value`; if this was called from a signal handler or a __del__ that ran in the middle of an "
@@ -30,7 +32,7 @@ _REENTERED = (
 
 
 class CounterFile(SharedObject):
-    """One counter as this process has it open."""
+    """One counter, as this process has it open."""
 
     __slots__ = ("_quiet", "_sleepers", "_waker", "lock", "signed")
 
@@ -50,7 +52,7 @@ class CounterFile(SharedObject):
         self.signed: memoryview[int] = self.words.cast("B").cast("q")
         self._sleepers = Sleepers(self.words, slept_at=SLEPT, posted_at=POSTED, tokens=semaphores[1])
         self._waker = Waker(self._sleepers, self.lock)
-        # The value of SLEPT at which nobody is known to sleep.
+        # The value of SLEPT at which it is known that nobody sleeps.
         self._quiet = FIRST_TICKET
 
     @classmethod
@@ -59,18 +61,24 @@ class CounterFile(SharedObject):
         words[VALUE] = options["initial"] & ((1 << 64) - 1)
 
     def add(self, number: int) -> int:
-        """Add and return the new value; OverflowError leaves the old one."""
+        """Add `number` and return the new value.
+
+        Raises:
+            OverflowError: the new value would leave the range of 64 bits; the old one stays.
+            RuntimeError: this thread is already inside an operation on the counter.
+            ClosedError: this process has closed the counter.
+        """
         lock = self.lock
         try:
             try:
-                # The body of RobustLock.try_acquire and release in line, for the common case.
+                # For the common case, the bodies of RobustLock.try_acquire and release are repeated in line.
                 if lock.local_acquire(False):
                     words, value = self.words, lock.value
                     words[lock.at] = value + 1
                     if lock.permit_acquire(False) or lock.try_some_more():
                         signed = self.signed
                         total = signed[VALUE] + number
-                        # Out of range this raises ValueError before it stores anything.
+                        # If it is out of range, this raises ValueError and stores nothing.
                         signed[VALUE] = total
                         lock.permit_release()
                         lock.value = words[lock.at] = value + COMPLETED
@@ -83,8 +91,9 @@ class CounterFile(SharedObject):
                     lock.local_release()
             except ValueError as error:
                 lock.unwind()
-                # One with a further frame is that of a signal handler. (Another `try` around the store would
-                # be more to pass through each time, and the stored value may be another's by now.)
+                # If the traceback has a second frame, the error comes from a signal handler, and not from the
+                # store above. (A separate `try` around the store would cost time in each call. Comparing the
+                # stored value would prove nothing, since another process may have changed it.)
                 if error.__traceback__ is None or error.__traceback__.tb_next is not None:
                     raise
             except BaseException:
@@ -93,15 +102,15 @@ class CounterFile(SharedObject):
         except BaseException:
             lock.unwind()
             raise
-        # Which also says what is out of range.
+        # The slow path, which also raises the OverflowError.
         return self._update(lambda value: value + number)[1]
 
     def exchange(self, value: int) -> int:
-        """Set the value and return the old one."""
+        """Set the value, and return the old one."""
         return self._update(lambda _old: value)[0]
 
     def compare_and_set(self, expected: int, new: int) -> bool:
-        """Set the value to `new` if it is `expected`."""
+        """Set the value to `new` if it is `expected`; return whether it was."""
         return self._update(lambda old: new if old == expected else old)[0] == expected
 
     def wait_for(self, target: int, deadline: float | None) -> bool:
@@ -126,7 +135,7 @@ class CounterFile(SharedObject):
 
     def _update(self, function: Callable[[int], int]) -> tuple[int, int]:
         updated = self.lock.run(None, self._update_locked, function)
-        assert updated is not None  # it was waited for as long as it took
+        assert updated is not None  # `run` returns None only when a deadline has passed
         self._wake()
         return updated
 

@@ -1,8 +1,7 @@
-"""What the public objects have in common: they open a shared object, can be pickled anywhere, and may arrive
-too late.
+"""The base of the public classes `BoundedQueue`, `Lock` and `LockedCounter`: handles to shared objects.
 
-`BoundedQueue`, `Lock` and `LockedCounter` derive from `SharedHandle`; what all handles of one process share
-is the `SharedObject` below it.
+A handle can be pickled anywhere, and may arrive when its object no longer exists. All handles of one process
+to the same object share one `SharedObject`.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ S = TypeVar("S", bound=SharedObject)
 class SharedHandle(Generic[S]):
     """A handle to a shared object.
 
-    A handle that arrives in a process after the last name of its object has gone is not an error of the
-    message it came in: it says so where it is first used.
+    If a handle arrives in a process after the name of its object is gone, the message that contains it is
+    unpickled nevertheless, and the handle raises the error when it is used.
     """
 
     __slots__ = ("__weakref__", "_lease", "_lost", "_name", "_shared")
@@ -31,12 +30,12 @@ class SharedHandle(Generic[S]):
     _shared_type: ClassVar[type[SharedObject]]
 
     def _begin(self, shared: S) -> None:
-        """Use `shared` from now on, which has just been created for this handle."""
+        """Bind the handle to `shared`, which has just been created for it."""
         self._lease: Lease | None = shared.lease()
         self._bind(shared)
 
     def _bind(self, shared: S) -> None:
-        """Use `shared` from now on; subclasses keep more of it at hand."""
+        """Bind the handle to `shared`. Subclasses extend this, to have parts of it at hand."""
         self._name = shared.name
         self._shared: S | None = shared
         self._lost: HandleLost | SharedMemoryExhausted | None = None
@@ -49,24 +48,29 @@ class SharedHandle(Generic[S]):
         self._lost = reason
 
     def _opened(self) -> S:
-        """The open object, or the reason why there is none."""
+        """The open object.
+
+        Raises:
+            HandleLost, SharedMemoryExhausted: it could not be opened when the handle arrived.
+            ClosedError: this process has closed it.
+        """
         shared = self._shared
         if shared is None:
             lost = self._lost
             assert lost is not None
             import copy  # noqa: PLC0415  rarely needed
 
-            # A new one each time: an exception that is raised again gathers the frames of all its callers.
+            # A copy each time: an exception that is raised repeatedly accumulates the frames of all callers.
             raise copy.copy(lost) from lost.__cause__
         shared.check_open()
         return shared
 
     def close(self) -> None:
-        """Close the object in this process: every later use of any handle here raises `ClosedError`. Calling
-        it again does no harm.
+        """Close the object in this process. Calling it again does nothing.
 
-        The handles of other processes are not affected, nor are the items of a queue. Calls that wait in
-        other threads end with `ClosedError`.
+        Every later use of any handle to it in this process raises `ClosedError`, and calls that wait in other
+        threads end with `ClosedError`. The handles of other processes are not affected, nor are the items of
+        a queue.
 
         Raises:
             RuntimeError: called in the middle of an operation of the same thread (from a signal handler or a
@@ -79,7 +83,7 @@ class SharedHandle(Generic[S]):
             self._shared.close()
 
     def _state(self) -> str:
-        """For `repr`: "" while open."""
+        """The state for `repr`: "lost", "closed", or "" while open."""
         if self._shared is None:
             return "lost"
         return "closed" if self._shared.closed else ""
@@ -90,19 +94,19 @@ class SharedHandle(Generic[S]):
         return made if more is None else (*made, more)
 
     def _attributes(self) -> object:
-        """What a class that somebody has derived has put into it, as `object` would pickle that."""
+        """The state that a user's subclass has added, in the form in which `object` would pickle it."""
         kind = type(self)
         own = getattr(kind, "__getstate__", None)
         if own is not None and own is not getattr(object, "__getstate__", None):
             return own(self)
-        # Ours have no dictionary.
+        # Only subclasses have a dictionary.
         more = without_type_arguments(getattr(self, "__dict__", {})) or None
         slots = {name: getattr(self, name) for name in _derived_slots(kind) if hasattr(self, name)}
         return (more, slots) if slots else more
 
 
 def _derived_slots(kind: type) -> Iterator[str]:
-    """Those of the classes that somebody has derived from one of ours."""
+    """The slots that a user's subclasses have added."""
     for base in kind.__mro__:
         if "_shared_type" in vars(base):
             return
@@ -110,10 +114,10 @@ def _derived_slots(kind: type) -> Iterator[str]:
 
 
 def checked_integer(name: str, value: object) -> int:
-    """An argument of a public method as an integer.
+    """An argument of a public method as an integer; `name` is used in the error message.
 
     Raises:
-        TypeError: it is none.
+        TypeError: it is not an integer.
     """
     try:
         return operator.index(cast("Any", value))
@@ -127,7 +131,7 @@ def _arrive(cls: type[SharedHandle[Any]], name: str, export: int) -> SharedHandl
     try:
         shared, handle._lease = cls._shared_type.arrive(name, export)
     except (HandleLost, SharedMemoryExhausted) as error:
-        # Without its traceback, which would keep alive what was being unpickled.
+        # Without its traceback, which would keep alive the objects that are being unpickled.
         handle._bind_nothing(name, error.with_traceback(None))
     else:
         handle._bind(shared)

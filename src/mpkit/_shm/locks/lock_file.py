@@ -1,8 +1,11 @@
-"""A lock that knows its owner, and outlives it.
+"""A lock that knows its owner, and survives it.
 
-The truth is a semaphore with one permit. Who is at it, and how far, stands in the rows (see `lock_rows`): so
-what the dead had is found out and handed on. Here is the order of the steps; which rows this process has for
-that is in `own_rows`.
+Whoever has the one permit of a semaphore holds the lock. How far each thread has got is recorded in rows (see
+`lock_rows`), so that the lock of a dead process is noticed and passed on. This module contains the steps of
+acquiring and releasing in their order; the rows that this process uses for them are in `own_rows`.
+
+In this module a *place* is a row of this process, as the index of its state (see `lock_rows`); the row *is
+out* if its state is ``OUT``.
 """
 
 from __future__ import annotations
@@ -20,20 +23,21 @@ from mpkit._shm.locks.robust_lock import fenced
 from mpkit._shm.memory.segment import Segment
 from mpkit._shm.memory.semaphore import Semaphore
 
-#: A waiter steps out after so long, and looks for a dead owner; each time after twice as long, up to the
-#: longest (which an investigation must be able to wait for).
+#: A waiting thread waits in slices, and looks for a dead owner after each. The first slice has this length,
+#: and each further one twice that of the one before, up to the longest (an investigation must be able to wait
+#: until each thread has been seen between two slices).
 SLICE_SECONDS = 0.05
 LONGEST_SLICE_SECONDS = 0.2
-#: So long nobody may be seen to hold the lock, or to have held it, though it is taken, before a waiter
-#: investigates.
+#: If the lock cannot be acquired, but for this long no process is seen to hold it or to have released it, a
+#: waiting thread investigates.
 STUCK_SECONDS = 0.08
-#: A call that may not block does not wait longer than this for the file lock; its holders are done in
+#: How long a call that must not block waits for the file lock at most. Holders of the file lock are done in
 #: microseconds unless they are stopped.
 _PATIENCE_SECONDS = 1.0
 
 
 class LockFile(OwnRows):
-    """One lock as this process has it open."""
+    """One lock, as this process has it open."""
 
     __slots__ = (
         "_heir_of",
@@ -51,15 +55,18 @@ class LockFile(OwnRows):
         self.permit_release: Callable[[], None] = permit.release
         if not TOTAL_STORE_ORDER:
             self.permit_acquire, self.permit_release = fenced(permit)
-        #: Whom this process has taken the lock over from last, and what its row had completed before.
+        #: The last time this process took the lock over from a dead process: the pid of that, the place of
+        #: our row, and its `COMPLETED` at that time.
         self._heir_of: tuple[int, int, int] | None = None
+        #: Since when no process has been seen to hold the lock or to have released it; when to look again;
+        #: the sum of all `COMPLETED` at the last look.
         self._ownerless_since = self._next_look = 0.0
         self._seen_completed = -1
 
     # -- acquire and release ---------------------------------------------------------------------------------
 
     def acquire(self, block: bool, deadline: float | None) -> bool:
-        """Become the owner, waiting until `deadline` if `block`."""
+        """Become the owner; if `block`, wait for it until `deadline`. Return whether that succeeded."""
         place = 0
         taken = False
         words = self.words
@@ -77,7 +84,8 @@ class LockFile(OwnRows):
             self._stop_acquiring(place, taken)
             if place or not isinstance(error, IndexError):
                 raise
-            # No spare row: the first use in this process, or several threads at a time.
+            # IndexError from the first step: there is no spare row, because this is the first use in this
+            # process, or because several threads use the lock at the same time.
         if taken:
             return True
         if place:
@@ -85,7 +93,7 @@ class LockFile(OwnRows):
         return self._acquire_slowly(block, deadline)
 
     def release(self) -> bool:
-        """Free the lock, whoever owns it; False when nobody does."""
+        """Release the lock, whoever owns it; False if nobody does."""
         place = 0
         done = False
         words = self.words
@@ -101,7 +109,8 @@ class LockFile(OwnRows):
             if not place and isinstance(error, IndexError):
                 place = -1
             elif isinstance(error, ValueError) and not self.semaphores[0].raw._is_zero():
-                # The permit was there: somebody else has been quicker.
+                # The semaphore refused a second permit: another thread or process has released the lock
+                # first.
                 self._stop_releasing(place)
                 return False
             else:
@@ -113,13 +122,13 @@ class LockFile(OwnRows):
         return self._release_for_another(place)
 
     def owner(self) -> int | None:
-        """Pid of the owner."""
+        """The pid of the owner, None if there is none. A dead owner counts."""
         holders = self._lock_rows.holders()
         return holders[-1][1].pid if holders else None
 
     @property
     def abandoned_by(self) -> int | None:
-        """Pid of the dead process that the present owner, if it is this process, took the lock over from."""
+        """The pid of the dead process from which this process, if it is the owner now, took over the lock."""
         heir_of = self._heir_of
         if heir_of is None:
             return None
@@ -129,7 +138,8 @@ class LockFile(OwnRows):
 
     def _acquire_slowly(self, block: bool, deadline: float | None) -> bool:
         words, take = self.words, self.permit_acquire
-        # Waiting for the file lock is not waiting for the lock: it is kept for microseconds.
+        # Even a call that must not block waits for the file lock for a moment, to get a row: that is held
+        # only for microseconds.
         patience = CLOCK.monotonic() + _PATIENCE_SECONDS
         place = self._row_for_this_thread(
             None if block and deadline is None else max(deadline or 0.0, patience)
@@ -165,8 +175,11 @@ class LockFile(OwnRows):
         return taken
 
     def _inherit(self, place: int, block: bool) -> bool:
-        """Look for a dead owner, and take its place if there is one. `place` is a row of this thread, which
-        is out.
+        """Look for a dead owner, and take its place if there is one.
+
+        Args:
+            place: a row of this thread, which is out.
+            block: whether the caller waits, and so will be back for another look.
         """
         rows, now = self._lock_rows, CLOCK.monotonic()
         if block and now < self._next_look:
@@ -183,8 +196,8 @@ class LockFile(OwnRows):
                 self._heir_of = (dead.pid, place, self.words[place + COMPLETED])
                 return True
         elif holders or completed != self._seen_completed:
-            # However long ago the last look was: a permit that is lost keeps everybody from completing
-            # anything.
+            # The lock is in use. (The last look may be long ago, but while the permit is lost, nobody can
+            # complete anything.)
             self._ownerless_since = now
         elif now - self._ownerless_since > STUCK_SECONDS:
             rows.restore(place, self.permit_acquire, self.permit_release)
@@ -193,10 +206,10 @@ class LockFile(OwnRows):
         return False
 
     def _release_for_another(self, place: int) -> bool:
-        """Free a lock that another process has acquired.
+        """Release a lock that another process has acquired; False if nobody holds it.
 
         Args:
-            place: a row in which this process held the lock until somebody else released it; else -1.
+            place: a row in which this process held the lock until another one released it; -1: none.
         """
         if place > 0:
             self._taking_back.run(self._spare.append, place)
@@ -206,15 +219,21 @@ class LockFile(OwnRows):
             return self._with_file_lock(lambda: self._lock_rows.take_from_holder(self.permit_release))
         except ValueError:
             self.check_open()
-            return False  # the owner itself has been quicker
+            return False  # the owner has just released it itself
 
     # -- after an exception ----------------------------------------------------------------------------------
 
-    # Where an exception (Ctrl-C) comes between the semaphore's operation and the store that tells of it, the
-    # permit counts as lost: the next one who waits finds that nobody has it (`LockRows.restore`).
+    # If an exception (Ctrl-C) comes between the operation on the semaphore and the store that records it, the
+    # permit counts as lost, as if this process had died there. The next thread that waits finds out that
+    # nobody has it (`LockRows.restore`).
 
     def _stop_acquiring(self, place: int, taken: bool) -> None:
-        """An exception has ended `acquire`: what it has is given back."""
+        """After an exception in `acquire`: give back what it has taken.
+
+        Args:
+            place: the row; 0: it had none yet.
+            taken: whether it is known to have taken the permit.
+        """
         if not place:
             return
         if place in self._held:
@@ -225,9 +244,14 @@ class LockFile(OwnRows):
         self._give_up(place, has_permit=taken or self.words[place] == HELD)
 
     def _stop_releasing(self, place: int) -> None:
-        """An exception has ended `release`: the lock is free all the same."""
+        """After an exception in `release`: complete the release.
+
+        Args:
+            place: the row; 0: it is not known.
+        """
         if not place:
-            # It was taken out of the list, and no more: it is the row that says so and is in no list.
+            # The exception came after the row was taken out of the list, but before `place` was assigned. So
+            # it is the row of this process that says `HELD` and is not in the list.
             me = identity.current()
             for held, process in self._lock_rows.holders():
                 if process == me and held not in self._held:
@@ -239,7 +263,8 @@ class LockFile(OwnRows):
         try:
             self._clear_row(place, has_permit)
         except BaseException:
-            # One more on the way: the row tells how far that has got. It is not used again.
+            # Another exception came meanwhile. The row tells how far the first call has got, so that the
+            # second one can do the rest. The row is not reused.
             self._clear_row(place, has_permit)
             raise
         self._put_back(place)
@@ -250,8 +275,8 @@ class LockFile(OwnRows):
             words[place] = RELEASING
             self.permit_release()
         if words[place] == TRYING:
-            # It has nothing now, and whether it had the permit it does not know: then that is nobody's, and
-            # is found like that of the dead.
+            # It is not known whether this thread had taken the permit. If it had, the permit is lost now, and
+            # is found in the same way as after a death. In any case this thread does not have it any more.
             words[place + ATTEMPTS] += 1
         elif words[place] != OUT:
             words[place + COMPLETED] += 1

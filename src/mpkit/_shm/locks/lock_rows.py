@@ -1,33 +1,36 @@
-"""What the rows of a lock say: who holds it, and whether its permit died with somebody.
+"""The rows of a lock: they tell who holds it, and whether its permit was lost when a process died.
 
-The lock is a semaphore with one permit. There is a row for each thread that is at it at the same time, with
-three words: a state, how often the thread has completed something, and how often it has tried in vain. The
-state goes round like this:
+The lock is a semaphore with one permit. Each thread that holds the lock or tries to get it has a row of its
+own, with three words: a state, how often the permit was had in this row and given back (``COMPLETED``), and
+how often a try for it was in vain (``ATTEMPTS``). The state goes through this cycle:
 
-=============  =========================================================
-``OUT``        has nothing
-``TRYING``     may take the permit from now on, or has it already
-``HELD``       has the permit, for as long as its owner likes
-``RELEASING``  still has the permit, or has just given it back
-``OUT``        after ``COMPLETED`` (in vain: ``ATTEMPTS``) has been raised
-=============  =========================================================
+=============  ============================================================================
+``OUT``        it does not have the permit
+``TRYING``     it may take the permit from now on, or has taken it already
+``HELD``       it has the permit, for as long as the owner likes
+``RELEASING``  it still has the permit, or has just given it back
+``OUT``        again, after ``COMPLETED`` (or, after a try in vain, ``ATTEMPTS``) was raised
+=============  ============================================================================
 
-Two things follow when a process dies, since its last store tells how far it had come:
+The last state that a process stored tells how far it had got when it died:
 
-- ``HELD``: the permit was taken before that store, and would have been given back only after the next one.
-  So it died with the dead, and whoever finds this may have it: it says ``HELD`` itself and clears the row of
-  the dead.
-- ``TRYING`` or ``RELEASING``: the permit may be lost or not. Then the rule of the robust lock decides (see
-  robust_lock): if nobody could get it at a moment T1, and everybody living has been empty-handed since
-  without having completed anything since before T1, then nobody living had it at T1, and it is given back.
+- ``HELD``: the permit was taken before that store, and would have been given back only after the next one. So
+  it was lost with that process, and whoever finds this may take its place: it stores ``HELD`` in its own row
+  and clears the row of the dead.
+- ``TRYING`` or ``RELEASING``: the permit may be lost or not. This is decided by the rule of the robust lock
+  (see robust_lock): if nobody could get the permit at a moment T1, and every living process has been seen
+  without it since, and none has completed anything since before T1, then no living process had it at T1, and
+  it is given back.
 
-A process that is stopped while it waits (``TRYING``) can hold up only the latter, which takes a death within
-microseconds of the semaphore's operation; a process that is stopped while it holds the lock is never robbed.
+A process that is stopped while it waits (``TRYING``) can only delay the second case, which requires a death
+within microseconds of the semaphore operation. Nothing is taken from a process that is stopped while it holds
+the lock.
 
-The words are apart, and the states small, because Python computes with numbers below 2**30 faster.
+Each value has a word of its own, because Python computes faster with numbers below 2**30.
 
-Memory order: taking the permit and giving it back are atomic operations and so full barriers on x86, where
-other stores become visible in their order; elsewhere a full fence stands around both (see robust_lock).
+Memory order: taking and giving back the permit are atomic operations, and so full barriers on x86, where
+other stores become visible in their order. Elsewhere there is a full fence before and after both (see
+robust_lock).
 """
 
 from __future__ import annotations
@@ -42,20 +45,20 @@ from mpkit._shm.locks.shared_file import RECOVERIES
 from mpkit._shm.memory.rows import FIRST_LOCK, Rows
 
 OUT, TRYING, HELD, RELEASING = range(4)
-#: Where the other two words are, from that of the state.
+#: The offsets of the other two words from the state.
 COMPLETED, ATTEMPTS = 1, 2
 
-#: An investigation that cannot finish (somebody living neither gets the permit nor gives up) ends after this
-#: long; waiters start another one later.
+#: An investigation that cannot finish (because a living process neither gets the permit nor gives up) ends
+#: after this time; waiting threads start another one later.
 INVESTIGATION_SECONDS = 0.4
 _LOOK_AGAIN_SECONDS = 0.001
-#: How long who releases the lock of another process waits for the file lock, which is kept for microseconds
-#: or, by an investigation, for as long as above.
+#: How long a release for another process waits for the file lock. That is held for microseconds, or during an
+#: investigation for the time above.
 _RELEASE_SECONDS = 5.0
 
 
 class LockRows:
-    """The rows of one lock, as one process sees them. A place is the index of a row's state.
+    """The rows of one lock, as one process sees them. A *place* is the index of a row's state.
 
     Args:
         rows: the table.
@@ -77,28 +80,30 @@ class LockRows:
         return row if row < 0 else row + FIRST_LOCK
 
     def leave(self, place: int) -> None:
-        """Give a row of this process back, which is out."""
+        """Give back a row of this process, which is out."""
         self._rows.leave(place - FIRST_LOCK)
 
     def places(self) -> list[tuple[int, ProcessIdentity]]:
-        """Every row in use, and whose it is."""
+        """Every row in use, and the process that it belongs to."""
         return [(at + FIRST_LOCK, process) for at, process in self._rows.taken()]
 
     def holders(self) -> list[tuple[int, ProcessIdentity]]:
-        """Those who hold the lock at this moment, dead or alive: one at most, but for those who have been
-        robbed of it by a release of somebody else.
+        """The rows that say `HELD`, of living and dead processes.
+
+        There is at most one, except while a dead owner's place is being taken (see `inherit`), or a release
+        for another process overlaps with another release or acquisition.
         """
         words = self._words
         return [(place, process) for place, process in self.places() if words[place] == HELD]
 
     def completed(self) -> int:
-        """A number that changes whenever somebody has held the lock and given it back."""
+        """A number that changes whenever the lock has been held and released."""
         words = self._words
         return sum(words[place + COMPLETED] for place, _ in self.places())
 
     def dead_ones(self, holders: list[tuple[int, ProcessIdentity]]) -> list[tuple[int, ProcessIdentity]]:
-        """Those of the holders who have died with the lock."""
-        # Dead first, then what it said: one that lives may let go in between.
+        """Those of the holders that have died while holding the lock."""
+        # First whether it is dead, then its state: a living process may release the lock in between.
         return [
             (place, process)
             for place, process in holders
@@ -106,10 +111,14 @@ class LockRows:
         ]
 
     def inherit(self, place: int, deadline: float) -> ProcessIdentity | None:
-        """Hold the lock in the row at `place`, which is out, in place of somebody who died with it.
+        """Take the place of a process that died while it held the lock.
+
+        Args:
+            place: the row that is to hold the lock; it is out.
+            deadline: for getting the file lock.
 
         Returns:
-            Who that was. None: nobody has, or the deadline passed.
+            The dead process. None: there was none, or the deadline passed.
         """
         words = self._words
         with self._rows.exclusive(deadline) as alone:
@@ -117,8 +126,8 @@ class LockRows:
             if not dead:
                 return None
             try:
-                # Ours first, then theirs: who dies in between leaves two of the dead with one permit, and
-                # the next one clears both.
+                # Our row first, then theirs: if this process dies in between, there are two dead owners and
+                # one permit, and the next process clears both rows.
                 words[place] = HELD
                 self._bury(dead)
             except BaseException:
@@ -129,13 +138,17 @@ class LockRows:
         return dead[-1][1]
 
     def take_from_holder(self, give: Callable[[], None]) -> bool:
-        """Release the lock for whoever holds it.
+        """Release the lock on behalf of the process that holds it.
+
+        Args:
+            give: gives the permit back.
 
         Returns:
-            Whether anybody held it.
+            Whether any process held it.
 
         Raises:
-            RuntimeError: somebody who takes over or joins has been stopped, or is this very thread.
+            RuntimeError: the file lock was not to be had, because a process was stopped while it had it, or
+                this is a signal handler in a thread that has it.
         """
         words = self._words
         with self._rows.exclusive(CLOCK.monotonic() + _RELEASE_SECONDS) as alone:
@@ -145,7 +158,8 @@ class LockRows:
                     "the lock over or opened it, or this is a signal handler that came in the middle of that"
                 )
             holders = self.holders()
-            # The file lock keeps everybody from finding out that nobody has the permit, until it is back.
+            # Until the permit is back, nobody has it although no row says so; the file lock excludes that
+            # anyone investigates meanwhile.
             for holder, _ in holders:
                 words[holder + COMPLETED] += 1
                 words[holder] = OUT
@@ -154,9 +168,15 @@ class LockRows:
         return bool(holders)
 
     def restore(self, place: int, take: Callable[[bool], bool], give: Callable[[], None]) -> None:
-        """Give the permit back if nobody living has it. `place` is a row of this thread, which is out."""
+        """Investigate whether the permit is lost, that is, no living process has it; if so, give it back.
+
+        Args:
+            place: a row of this thread, which is out.
+            take: tries for the permit without waiting when called with False.
+            give: gives the permit back.
+        """
         now = CLOCK.monotonic()
-        # Whoever has the file lock already is about to find out for everybody.
+        # The file lock is not waited for: if another process has it, that one is probably investigating.
         with self._rows.exclusive(now) as alone:
             if alone:
                 self._restore(place, take, give, now + INVESTIGATION_SECONDS)
@@ -170,7 +190,7 @@ class LockRows:
         completed = {other: words[other + COMPLETED] for other, _ in living}
         words[place] = TRYING
         if take(False):
-            # It is not lost. Let the caller take it in the ordinary way.
+            # It is not lost. The caller will try to take it in the ordinary way.
             words[place] = RELEASING
             give()
             words[place + COMPLETED] += 1
@@ -181,7 +201,7 @@ class LockRows:
         attempts = {other: words[other + ATTEMPTS] for other, _ in living}
         waiting = [other for other, _ in living]
         while True:
-            # Whoever has tried in vain since has had nothing since.
+            # A row that has been out, or has tried in vain, since T1 has been without the permit since.
             waiting = [
                 other
                 for other in waiting
@@ -197,7 +217,7 @@ class LockRows:
                 return
         dead = [one for one in everyone if one not in living]
         if any(words[other] == HELD for other, _ in dead):
-            return  # somebody's to inherit
+            return  # the permit is not lost: a waiting thread can take the place of this dead owner
         self._bury(dead)
         words[RECOVERIES] += 1
         give()
@@ -210,6 +230,6 @@ class LockRows:
 def is_held(words: memoryview[int], row: int) -> bool:
     """Whether the row that begins at word `row` says that its process holds the lock.
 
-    Such a row of a dead process stays: whoever takes its place is to be told of it.
+    Such a row of a dead process is not reused, because the next owner must be told of that process.
     """
     return words[row + FIRST_LOCK] == HELD

@@ -1,8 +1,9 @@
-"""The rows of a lock that this process has: which of them nobody uses, and in which it holds the lock.
+"""This process's rows of a lock: which of them are unused (*spare*), and in which it holds the lock.
 
-A row belongs to one thread from the try to the end of it, and then to the lock for as long as it is held,
-whoever releases it: two lists hand the rows on, by single calls of `append` and `pop`, which are atomic with
-and without a global interpreter lock. What is done with a row is in `lock_file`, what it says in `lock_rows`.
+While a thread tries to acquire or release the lock, a row belongs to that thread; while the lock is held, the
+row belongs to the lock, whichever thread releases it. Rows are passed on through two lists, by single calls
+of `append` and `pop`, which are atomic with and without a global interpreter lock. The steps of acquiring and
+releasing are in `lock_file`; what the words of a row mean, in `lock_rows`.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from mpkit._shm.memory.semaphore import Semaphore
 
 
 class _GivenBack(list[int]):
-    """In the place of the list of spare rows when the lock is closed: always empty.
+    """Replaces the list of spare rows when the lock is closed: it stays empty, and gives rows back.
 
-    So `release` need not ask whether it is closed, and no interrupt comes between its putting a row back and
-    that question.
+    So `release` need not check whether the lock is closed after it has put a row back, and an interrupt in
+    between cannot keep it from that.
     """
 
     def __init__(self, rows: LockRows) -> None:
@@ -34,12 +35,12 @@ class _GivenBack(list[int]):
         self._rows = rows
 
     def append(self, place: int) -> None:
-        """Give the row back."""
+        """Give the row back to the table."""
         self._rows.leave(place)
 
 
 class OwnRows(SharedObject):
-    """The file of a lock, and the rows in it that this process has."""
+    """The file of a lock, and this process's rows in it."""
 
     __slots__ = ("_held", "_lock_rows", "_looking", "_spare", "_taking_back")
 
@@ -56,17 +57,20 @@ class OwnRows(SharedObject):
     def __init__(self, segment: Segment, semaphores: list[Semaphore]) -> None:
         super().__init__(segment, semaphores)
         self._lock_rows = LockRows(self.rows)
-        #: Places of rows of this process that nobody uses.
+        #: The places of this process's unused rows.
         self._spare: list[int] = []
-        #: The place of the row in which this process holds the lock. (Before it, those of locks that others
-        #: have released.)
+        #: The place of the row in which this process holds the lock. Before it, places of rows in which it
+        #: held the lock until another process released it.
         self._held: list[int] = []
-        #: Threads that may have the file lock now.
+        #: The threads that may have the file lock now.
         self._looking: set[int] = set()
         self._taking_back = InterruptibleLock()
 
     def _with_file_lock(self, work: Callable[[], bool]) -> bool:
-        """Do what may take the file lock, so that a signal handler in this thread does not wait for it."""
+        """Call `work`, which may take the file lock; `_refuse_reentry` raises in this thread meanwhile.
+
+        Otherwise a signal handler in this thread could wait for the file lock that its own thread has.
+        """
         me = threading.get_ident()
         try:
             self._looking.add(me)
@@ -84,11 +88,11 @@ class OwnRows(SharedObject):
             raise RuntimeError(REENTERED)
 
     def _row_for_this_thread(self, deadline: float | None) -> int:
-        """The place of a row that nobody else uses; -1 when the deadline passed.
+        """The place of a row for the calling thread alone; -1 when the deadline passed.
 
         Raises:
             ClosedError: this process has closed the lock.
-            RuntimeError: this very thread is looking at the rows now (a signal handler has come in between).
+            RuntimeError: this is a signal handler in a thread that is just looking at the rows.
         """
         while True:
             if self.closed:
@@ -102,10 +106,13 @@ class OwnRows(SharedObject):
                 return -1
 
     def _take_back_released(self) -> bool:
-        """Use rows again in which this process held the lock until somebody else released it.
+        """Make rows spare again in which this process held the lock until another process released it.
 
-        A row is out while it is in the list only then, and goes into the list of spare ones here or, under
-        the same lock, where a release has come upon it.
+        Only such rows are out while they are in the list of held rows. They become spare here or, under the
+        same lock, in a `release` that comes upon one.
+
+        Returns:
+            Whether there were any.
         """
         return self._taking_back.run(self._move_released)
 
@@ -116,8 +123,8 @@ class OwnRows(SharedObject):
                 continue
             with contextlib.suppress(ValueError):  # a release has just come upon it
                 self._held.remove(place)
-                # Only who has taken it out may say what it is: another thread may just have released the lock
-                # and taken it again in this very row.
+                # Checked again, now that it is out of the list: meanwhile another thread may have released
+                # the lock and acquired it again in this very row.
                 if self.words[place] == OUT:
                     self._spare.append(place)
                     found = True
@@ -139,23 +146,23 @@ class OwnRows(SharedObject):
 
     @override
     def _leave(self, *, outside: bool) -> None:  # noqa: ARG002  there is no lock inside the process
-        # Rows in use are given back by their threads. The one that holds the lock stays: closing does not
-        # release.
+        # Rows in use are given back by their threads. A row that holds the lock stays: closing does not
+        # release the lock.
         self._held.clear()
         spare = self._spare
         if not isinstance(spare, _GivenBack):
-            # For what a thread in the middle of an operation is about to put there: it does not ask whether
-            # the lock is closed by now.
+            # For threads in the middle of an operation, which put their row there without checking whether
+            # the lock has been closed.
             self._spare = _GivenBack(self._lock_rows)
+        # IndexError: the list is empty. (Several threads may be emptying it.)
         with contextlib.suppress(IndexError):
-            # Several threads may be at it.
             while True:
                 self._lock_rows.leave(spare.pop())
 
     @override
     def forget_after_fork(self) -> None:
         super().forget_after_fork()
-        # The rows, and what they hold, are the parent's.
+        # The rows, and the lock if it is held, are the parent's.
         self._spare.clear()
         self._held.clear()
         self._looking.clear()

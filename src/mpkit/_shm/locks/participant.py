@@ -1,7 +1,7 @@
-"""This process's part in a shared object: one row, which it takes at the first use and gives back when it
-closes the object, and the robust locks that go with the row.
+"""This process's part in a shared object: its row, and the robust locks that use the row.
 
-Below it is the file (`shared_file`), above it how handles find what is open here already (`shared_object`).
+The process takes the row when it first uses the object, and gives it back when it closes the object. Below
+this layer is the file (`shared_file`), above it is the sharing between handles (`shared_object`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mpkit.errors import ClosedError
 
 
 class Participant(Opened):
-    """One object as this process has it open, for all its threads."""
+    """One object, as this process has it open, for all its threads."""
 
     __slots__ = (
         "_closing",
@@ -48,20 +48,21 @@ class Participant(Opened):
 
     def __init__(self, segment: Segment, semaphores: list[Semaphore]) -> None:
         form = self.form
-        self.closed: bool = False  # no later use
-        self._row = 0
-        # Whose the row is, and the threads that are inside.
+        self.closed: bool = False  # operations that begin now raise ClosedError
+        self._row = 0  # its first word; 0: none
+        # The process in which the state of this object was set up; another one in a fork, until the hook has
+        # run.
         self._process = os.getpid()
-        self._left = False  # closed to the end
+        self._left = False  # `close` has been completed
         self._joining_or_closing = InterruptibleLock()
         self._marks = ForkMarks(segment)
-        # The threads that are about to close it.
+        # The threads that want to close it, or are closing it.
         self._closing: set[int] = set()
         self.name: str = segment.name
         self.segment: Segment = segment
         self.semaphores: list[Semaphore] = semaphores
         self.words: memoryview[int] = segment.words
-        # Only `close` knows whether anybody else still needs the names.
+        # `close` closes them, because only it knows whether another process still needs the names.
         segment.managed = True
         for semaphore in semaphores:
             semaphore.managed = True
@@ -76,28 +77,32 @@ class Participant(Opened):
             raise ClosedError(f"this {self.form.kind} is closed in this process")
 
     def close(self) -> None:
-        """Leave the object: operations of other threads that are under way end first, later ones raise
-        ClosedError.
+        """Close the object in this process. Calling it again does nothing.
+
+        Operations of other threads that are under way end first (this waits for them for `SHUT_SECONDS` at
+        most); later ones raise ClosedError.
 
         Raises:
-            RuntimeError: called from inside an operation of this very thread (a signal handler).
+            RuntimeError: called in the middle of an operation of the same thread (from a signal handler).
         """
         if self._process != os.getpid():
-            # In a child a garbage collection has come before the hook for forks: the locks between threads
-            # are the parent's as well, and each process would wait for the other.
+            # In a forked child, a garbage collection can come here before the hook for forks has run. The
+            # locks between threads would still be shared with the parent, and each process could wait for the
+            # other.
             self.forget_after_fork()
         self._refuse_inside()
         lock = self._joining_or_closing
         me = threading.get_ident()
         try:
-            # First: a thread that has it may wait for as long as a stopped process stays stopped.
+            # Before waiting for the lock: a thread that joins has it, and while a process is stopped would
+            # not give it back unless it sees that another thread wants to close.
             self._closing.add(me)
             lock.acquire()
             self._close()
             lock.release()
         except BaseException:
             try:
-                # What an interrupt has left half done is ended first.
+                # Complete first what an interrupt has left half done.
                 if lock.is_owned():
                     self._close()
                 lock.unwind()
@@ -108,7 +113,7 @@ class Participant(Opened):
             self._closing.discard(me)
 
     def _close(self) -> None:
-        """Each step does nothing the second time, so that after an interrupt the whole can be done again."""
+        """Do the work of `close`. Each step does nothing the second time, so this can be repeated."""
         if self._left:
             return
         deadline = CLOCK.monotonic() + robust_lock.SHUT_SECONDS
@@ -126,31 +131,35 @@ class Participant(Opened):
         self._left = True
 
     def _may_be_in_use(self) -> bool:
-        """Whether another process has the object open, or a handle of it may be under way to one."""
+        """Whether another process has the object open, or a handle to it may be under way to one."""
         marked = self._marks.drop()
-        # A child that was forked has no row before its first use. Where no mark tells of it, it may be there.
+        # A forked child has no row before its first use. If there is no mark that would tell of it, assume
+        # that it has the object open.
         if self.segment.closed or (self._marks.forked and not marked):
             return True
         return is_in_use(self.rows, under_way=True, besides=self)
 
     def _leave(self, *, outside: bool) -> None:
-        """Give the row back."""
-        # First it is forgotten: given back twice it might be another's the second time.
+        """Give the row back.
+
+        Args:
+            outside: whether no thread of this process is inside an operation any more.
+        """
+        # Forgotten before it is given back: given back twice, it might be another process's the second time.
         row, self._row = self._row, 0
-        # A thread that is still inside may come to hold the lock: only its row lets the others know.
+        # A thread that is still inside may yet get a lock, and only the row would show that to the others.
         if row and outside:
             self.rows.leave(row)
 
     def _close_more(self) -> None:
-        """What a subclass has to let go of as well."""
+        """Overridden by subclasses that have more to close."""
 
     def _join(self, deadline: float | None) -> bool:
-        """Have this process take part; called by a slow path where it does not.
+        """Take a row for this process; called by slow paths when it has none. False when the deadline passed.
 
         Raises:
             ClosedError: this process has closed the object.
-            RuntimeError: this very thread is in the middle of joining or closing (a signal handler has come
-                in between).
+            RuntimeError: this is a signal handler in a thread that is just joining or closing.
         """
         self._refuse_reentry()
         joined = self._joining_or_closing.run_within(remaining(deadline), self._join_if_open, deadline)
@@ -161,7 +170,7 @@ class Participant(Opened):
             self.check_open()
             if self._row:
                 return True
-            # In slices: whoever wants to close waits for this thread.
+            # In slices, because a thread that wants to close waits for this one.
             slice_ends = CLOCK.monotonic() + robust_lock.SHUT_SLICE_SECONDS
             if self._take_row(slice_ends if deadline is None else min(slice_ends, deadline)):
                 return True
@@ -175,13 +184,13 @@ class Participant(Opened):
             raise RuntimeError(REENTERED)
 
     def _refuse_inside(self) -> None:
-        """Raise RuntimeError if this very thread is in the middle of an operation."""
+        """Raise RuntimeError if the calling thread is in the middle of an operation."""
         self._refuse_reentry()
         for lock in self.locks:
             lock.refuse_reentry()
 
     def _take_row(self, deadline: float | None) -> bool:
-        """Give this process a row and open the locks."""
+        """Get a row for this process and open the locks; False when the deadline passed."""
         row = self.rows.join(deadline)
         if row < 0:
             return False
@@ -189,7 +198,7 @@ class Participant(Opened):
             for lock in self.locks:
                 lock.open(row)
         except BaseException:
-            # No room for the locks between threads: the row must not be lost with every try.
+            # There may be no room for the locks between threads. Each attempt would cost a row.
             for lock in self.locks:
                 lock.shut()
             self.rows.leave(row)
@@ -198,18 +207,16 @@ class Participant(Opened):
         return True
 
     def prepare_fork(self) -> None:
-        """Before a fork: the child is going to have the object open as well, and the creator shall know."""
+        """Before a fork, in the creator: mark the file, to show that the child has it open as well."""
         if self.segment._owner_pid != os.getpid():
             return
         self._marks.make()
         if self.closed:
-            # By another thread, perhaps meanwhile.
+            # Perhaps by another thread in the meantime, which has not seen the mark.
             self._marks.drop()
 
     def forget_after_fork(self) -> None:
-        """In the child: the row is the parent's, and threads that do not exist here may have held
-        anything.
-        """
+        """After a fork, in the child: drop the parent's row, and the locks that its threads may hold."""
         self._process = os.getpid()
         self._joining_or_closing = InterruptibleLock()
         self._closing = set()
@@ -219,7 +226,7 @@ class Participant(Opened):
                 lock.forget()
 
     def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        # At the end of the interpreter the exit hook of `names` has removed everything, and modules are half
-        # gone.
+        # When the interpreter is shutting down, the exit hook of `names` has removed everything, and modules
+        # are half gone.
         if not _is_finalizing() and not getattr(self, "_left", True) and hasattr(self, "locks"):
             self.close()

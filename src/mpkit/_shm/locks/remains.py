@@ -1,13 +1,13 @@
-"""What a killed process has left in shared memory, and how whoever started it removes that.
+"""Removes what a killed process has left in shared memory; called by the process that started it.
 
-Each name tells which process made it, with its start time. Once that one is dead, what only it could use
-goes: parcels, and what it shares with the workers of its pools. A queue, a lock or a counter goes as well,
-unless a living process has it open or a handle to it is under way: then it is treated like one that its
-creator has dropped. The names are this process's from then on, which looks at them again from time to time,
-and removes them at its exit.
+Each name tells which process created it (pid and start time). Once that process is dead, everything is
+removed that only it could use: parcels, and the files that it shares with the workers of its pools. Queues,
+locks and counters are removed, too, unless a living process has one open, or a handle to it may be under way.
+In that case the calling process becomes the owner of the names, and treats them as if its own object had been
+dropped: it checks them from time to time, and removes them at its exit at the latest.
 
-What a process had only told the resource tracker, or had already removed without telling it, is known from
-its notes (`mpkit._platform.stdlib.notes`).
+A name that the dead process had told the resource tracker but not created yet, or had removed without telling
+the tracker, is known from its notes (`mpkit._platform.stdlib.notes`).
 """
 
 from __future__ import annotations
@@ -29,41 +29,50 @@ from mpkit._shm.memory.names import PREFIX, SEGMENT_NAME, SEMAPHORE_FILE, SHM_DI
 
 __all__ = ["Member", "family_of", "living", "remove"]
 
-#: A name: as `names.own` takes it, what it is, and the name of its segment without the directory.
+#: A name that was left behind: the arguments of `names.own`, and the name of its segment without the
+#: directory.
 Left: TypeAlias = tuple[str, NameType, str]
 
-#: Of these others may have a handle.
+#: The kinds of objects to which other processes may have handles.
 _SHARED: Final = frozenset({"queue", "lock", "counter"})
 
 
 class Member(NamedTuple):
-    """A process that has died, or one of its family."""
+    """A dead process, or one of the descendants that die with it."""
 
     process: ProcessIdentity
     notes: bytes
-    """What it has noted."""
+    """Its notes (see `mpkit._platform.stdlib.notes`)."""
     left: list[Left] | None
-    """What it has left; None: it lived."""
+    """The names that it has left; None: it was still alive."""
 
 
 def family_of(process: ProcessIdentity, notes: bytes) -> list[Member]:
-    """A dead process first, then those that die with it, and with them, and so on.
+    """A dead process, and all descendants that die with it.
 
-    (The workers of its pools, and each `WorkerProcess`. None is missing: see `trail`.)
+    These are the workers of its pools and its `WorkerProcess`es, those of these processes, and so on. (The
+    module `trail` explains why none is missing.)
 
-    Blocking: for a look at each name in shared memory for each of them.
+    Args:
+        process: the dead process.
+        notes: its notes.
+
+    Returns:
+        The dead process first, then the others.
+
+    Blocking: reads the directory of shared memory once for each member.
     """
     found: dict[ProcessIdentity, Member] = {}
     unseen = [(process, notes)]
     while unseen:
         member, its_notes = unseen.pop()
-        # Before the look: what was dead then makes no more.
+        # Checked before its names are listed: if it was dead then, it has created no more since.
         lives = identity.is_alive(member)
         left = list(_left_by(member))
         found[member] = Member(member, its_notes, None if lives else left)
         for name, kind, base in left:
             if kind == "segment" and base.startswith(f"{PREFIX}{trail.KIND}-"):
-                # Gone meanwhile, or no descriptor left.
+                # OSError: gone meanwhile, or no descriptor left.
                 with contextlib.suppress(OSError):
                     more = trail.read(name)
                     if more is not None and more[0] not in found:
@@ -72,17 +81,17 @@ def family_of(process: ProcessIdentity, notes: bytes) -> list[Member]:
 
 
 def living(family: list[Member]) -> list[ProcessIdentity]:
-    """Those of a family that had not ended yet."""
+    """The members of a family that had not ended when `family_of` looked."""
     return [member.process for member in family if member.left is None]
 
 
 def remove(family: list[Member]) -> None:
-    """Remove what a dead process has left, and those of its family that are dead.
+    """Remove what the dead members of a family have left.
 
-    To be called by whoever has started the process, once, or once more when more of its family are dead. It
-    has had the same resource tracker as this process.
+    Only the process that started the first member may call this, and only if both had the same resource
+    tracker. It may be called again with a new family when more members have ended.
 
-    Blocking: for a look at each name in shared memory for each of those that lived.
+    Blocking: reads the directory of shared memory once for each member that was alive before.
     """
     for process, notes, left in family:
         if left is not None or not identity.is_alive(process):
@@ -99,8 +108,8 @@ def _remove(left: list[Left], notes: bytes) -> None:
         if path not in used:
             shared = base.split("-")[1] in _SHARED
             used[path] = shared and _is_in_use(path, under_way=True)
-        # The tracker may know the name or not, and told once more knows it once. So it can be told that it is
-        # gone, whether there is a file or not.
+        # This also tells the tracker of the name. It may know the name already or not; told twice, it knows
+        # it once. So afterwards it can be told that the name is gone, whether there is a file or not.
         names.own(name, kind)
         if used[path]:
             names.let_go(name, path, _is_in_use)
@@ -109,17 +118,17 @@ def _remove(left: list[Left], notes: bytes) -> None:
 
 
 def _is_in_use(about: str, /, *, under_way: bool = False) -> bool:
-    # It loads a dozen modules, and most programs with a pool have no queue.
+    # Imported here because it loads a dozen modules, and most programs with a pool have no queue.
     from mpkit._shm.locks.users import in_use_elsewhere  # noqa: PLC0415
 
     return in_use_elsewhere(about, under_way=under_way)
 
 
 def _left_by(process: ProcessIdentity) -> Iterator[Left]:
-    """Each name that a process has made and that is there."""
+    """The existing names that a process has created."""
     is_its = re.compile(f"-{process.pid}-{process.started}-").search
     directories = [SHM_DIRECTORY]
-    # There may be none, or no descriptor left to look for it with.
+    # OSError: there is no temporary directory, or no descriptor left to find it.
     with contextlib.suppress(OSError):
         directories.append(names.temporary_directory())
     for directory in dict.fromkeys(directories):
@@ -135,8 +144,8 @@ def _left_by(process: ProcessIdentity) -> Iterator[Left]:
 
 
 def _is_file_of_ours(path: str) -> bool:
-    """Whether it is a file of this user. Everybody may make files there, of whatever name."""
-    # Gone meanwhile.
+    """Whether it is a regular file of this user. Other users can create files with such names, too."""
+    # OSError: gone meanwhile.
     with contextlib.suppress(OSError):
         status = os.lstat(path)
         return stat.S_ISREG(status.st_mode) and is_ours(status)
@@ -144,7 +153,7 @@ def _is_file_of_ours(path: str) -> bool:
 
 
 def _noted(notes: bytes) -> Iterator[Left]:
-    """The same of what it has noted; these may be there or not."""
+    """The names in a process's notes. They may exist or not."""
     for name, rtype in read_notes(notes):
         base = name[1:]
         if rtype == "shared_memory" and re.fullmatch(SEGMENT_NAME, base):

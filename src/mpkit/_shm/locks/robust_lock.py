@@ -1,36 +1,39 @@
-"""A lock between processes that survives the death of whoever holds it.
+"""A lock between processes that survives the death of its holder.
 
-The lock itself is a semaphore with one permit, which has no owner: if its holder is killed the permit is
-lost. So each process has two words in its row for each lock, written by itself alone, that tell where it
-stands::
+The lock itself is a semaphore with one permit. A semaphore has no owner, so if the holder is killed, the
+permit is lost. To find out when this has happened, each process has two words for each lock in its row, which
+only it writes::
 
     completed << 1 | inside
     attempts
 
-A process sets ``inside`` *before* it tries for the permit, and leaves it (with ``completed`` one higher)
-*after* it has given the permit back. If it did not get the permit it raises ``attempts`` and leaves with
-``completed`` unchanged; whoever waits long does so in slices and steps out between two. So a process that is
-outside holds nothing, and whoever held the permit shows it by a higher ``completed``. (Two words, because
-Python computes with numbers below 2**30 faster.)
+A process sets ``inside`` *before* it tries for the permit. It clears ``inside``, together with raising
+``completed`` by one, *after* it has given the permit back. If it did not get the permit, it raises
+``attempts``, and then clears ``inside`` with ``completed`` unchanged. A process that waits long does so in
+slices, and is outside for a moment between two of them. So a process that is outside does not have the
+permit, and one that had it shows this by a higher ``completed``. (These are two words because Python computes
+faster with numbers below 2**30.)
 
-Taking over (`_recover`, at most one process at a time, under a file lock that the kernel frees on death):
+Taking over (`_recover`) is done by at most one process at a time, under a file lock that the kernel frees
+when its holder dies:
 
-1. note every living process's word (T0);
-2. try for the permit. Success: nobody was stuck. Failure, at the moment T1: somebody holds it, call him S;
+1. note the word of every living process (T0);
+2. try for the permit. Success: it is not lost. Failure, at the moment T1: some process, S, has it;
 3. wait until every living process has been seen outside after T1, each at its own time;
-4. if no living process's ``completed`` differs from T0, and none of them has died meanwhile, S is dead: were
-   S alive, it would have been inside at T1, and to be outside later it had to give the permit back and raise
-   ``completed``. A dead process gives nothing back, so the permit is still gone: add it again.
+4. if no living process's ``completed`` differs from T0, and none of them has died meanwhile, S is dead: if S
+   were alive, it would have been inside at T1, and to be outside later it would have had to give the permit
+   back and raise ``completed``. A dead process gives nothing back, so the permit is still missing: add it
+   again.
 
-A living process that holds the lock, one stopped by SIGSTOP included, is never seen outside before it has
-released, so nothing is taken from it. A process that dies while taking over leaves either nothing done or the
-permit added, and the next one starts again at 1. New processes cannot join meanwhile, because joining needs
-the same file lock.
+A living process that holds the lock, even one stopped by SIGSTOP, is never seen outside before it has
+released the lock, so nothing is taken from it. A process that dies while taking over leaves either nothing
+done or the permit added; in the first case, the next one starts again at 1. New processes cannot join
+meanwhile, because joining needs the same file lock.
 
-Memory order: ``inside`` must be visible before the permit is taken, ``completed`` not before it is given
-back, and what is written under the lock before that. On x86 taking and giving are atomic operations and so
-full barriers, and other stores and loads keep their order. Elsewhere glibc's are weaker (an acquire when
-taking, a release when giving), so there a full fence stands on both sides of each.
+Memory order: ``inside`` must be visible before the permit is taken; what is written under the lock, before
+the permit is given back; and ``completed`` not before that. On x86, taking and giving back are atomic
+operations and so full barriers, and other stores become visible in their order. Elsewhere glibc's operations
+are weaker (acquire when taking, release when giving back), so there is a full fence before and after each.
 """
 
 from __future__ import annotations
@@ -53,33 +56,34 @@ from mpkit.errors import ClosedError
 P = ParamSpec("P")
 R = TypeVar("R")
 
+#: The bit `inside` of the first word, and what raises its `completed` by one.
 INSIDE = 1
 COMPLETED = 2
-#: Where the second word is, from the first one.
+#: The offset of the second word from the first one.
 ATTEMPTS = 1
 
-#: A waiter steps out this often, and looks for a dead holder after this long.
+#: A waiting process is outside for a moment after each slice of this length.
 SLICE_SECONDS = 0.05
-#: Failing for this long is a reason to look for a dead holder.
+#: A process that has failed to get the permit for this long looks for a dead holder.
 STUCK_SECONDS = 0.1
-#: A call whose time is up may overrun it by this much when it looks for a dead holder.
+#: By how much a call may exceed its timeout while it looks for a dead holder.
 SHORTEST_LOOK_SECONDS = 0.02
-#: So often the fast paths of queue and counter try again for a permit that another process has, before they
-#: take the long way, and so often they let others run in between: the permit is held for a microsecond,
-#: unless whoever has it does not run, which on busy cores is what most often keeps it. A wait costs ten times
-#: that.
+#: When another process has the permit, the fast paths of queue and counter try again before they take the
+#: slow path: `_FEW_YIELDS` times they try `_FEW_TRIES` times and then yield the CPU. The permit is held for
+#: about a microsecond, unless its holder is not running, which is the most frequent reason on busy cores.
+#: Waiting for the semaphore would cost ten times as much.
 _FEW_TRIES = 3
 _FEW_YIELDS = 3
-#: How long a call that may not block waits for the lock of its side: its holders are done in microseconds,
-#: unless they are stopped.
+#: How long a call that must not block waits for this lock at most: holders are done in microseconds, unless
+#: they are stopped.
 PATIENCE_SECONDS = 1.0
-#: `close` waits this long for another thread that is inside (it waits for a lock that a stopped process
-#: holds).
+#: How long `close` waits for another thread that is inside (because it waits for a lock that a stopped
+#: process holds, say).
 SHUT_SECONDS = 5.0
-#: A thread that waits for another thread of its process looks this often whether the object has been closed.
+#: How often a thread that waits for another thread of its process checks whether the object has been closed.
 SHUT_SLICE_SECONDS = 0.1
-#: An investigation that cannot finish (somebody living stays inside) gives up after this long; waiters start
-#: another one later.
+#: An investigation that cannot finish (because a living process stays inside) ends after this time; waiting
+#: processes start another one later.
 INVESTIGATION_SECONDS = 0.25
 _LOOK_AGAIN_SECONDS = 0.001
 
@@ -91,22 +95,21 @@ REENTERED = (
 
 
 def never(_block: bool = True, _timeout: float | None = None) -> bool:
-    """Stands in for the local semaphore's acquire where there is none yet, so that the fast path needs no
-    check of its own.
-    """
+    """The `local_acquire` of a lock that is not open. It fails, so that fast paths need no extra check."""
     return False
 
 
 def _closed(_deadline: float | None) -> bool:
-    """Stands in for an owner that is not there any more."""
+    """The `join` of a lock whose object is closed for good."""
     raise ClosedError("this object is closed in this process")
 
 
 class RobustLock:
-    """One lock of a segment, seen from one process; its threads share this object.
+    """One lock of a segment, as one process sees it; the threads of the process share this object.
 
-    The fast paths of queue and counter repeat the bodies of `try_acquire` and `release` in line, where a
-    function call would be felt.
+    To take the lock, a thread first takes the *local* lock between the threads of its process, and then the
+    permit. The fast paths of queue and counter repeat the bodies of `try_acquire` and `release` in line,
+    because a function call would be noticeable there; they use the attributes below.
 
     Args:
         rows: the table of processes.
@@ -114,6 +117,16 @@ class RobustLock:
         permit: the semaphore, created with one permit of at most one.
         join: gives this process a row and opens its locks (`open`); False when the deadline passed; raises
             when the object is closed.
+
+    Attributes:
+        at: index of this process's first word for this lock.
+        value: the value of that word, without ``inside``.
+        local_acquire, local_release: the operations of the local lock.
+        permit_acquire, permit_release: the operations of the semaphore, as full barriers.
+        repair: completes or undoes what a dead holder has left half done. It is called before the lock of the
+            dead is given back, and a second time if the caller dies in between.
+        reentered: the error message for a thread that is already inside; owners that know a likelier cause
+            set their own.
     """
 
     __slots__ = (
@@ -153,7 +166,8 @@ class RobustLock:
         self.permit_release: Callable[[], None] = permit.release
         if not TOTAL_STORE_ORDER:
             self.permit_acquire, self.permit_release = fenced(permit)
-        # Permits that this process has given back for the dead: the semaphore counts them as ours.
+        # How many permits this process has given back on behalf of the dead: the semaphore object, which
+        # counts how often this process has acquired minus released it, includes these.
         self._given_for_dead = 0
         self._join = join
         self._local: ThreadLock | None = None
@@ -161,45 +175,44 @@ class RobustLock:
         self.local_release: Callable[[], None] = _nothing_to_release
         self.at: int = 0
         self.value: int = 0
-        #: What to put in order before the lock of a dead process is given back; must bear being done again.
         self.repair: Callable[[], None] | None = None
-        #: What a thread is told that is inside already; for an owner that knows a likelier cause.
         self.reentered: str = REENTERED
         self._shut = False
+        # Since when this process has failed to get the permit, and its `value` at that time.
         self._stuck_at = -1
         self._stuck_since = 0.0
 
     # -- taking part -----------------------------------------------------------------------------------------
 
     def open(self, row: int) -> None:
-        """Start to use the row at word `row`."""
+        """Start to use the row that begins at word `row`."""
         local = ThreadLock()
         self.at = row + self._column
         self.value = 0
         self._stuck_at = -1
         self._shut = False
         self.local_release = local.release
-        # Last: from here on other threads use what has been set above.
+        # Last, because from here on other threads use what has been set above.
         self._local = local
         self.local_acquire = local.acquire
 
     def begin_to_shut(self, deadline: float) -> bool:
-        """Wait until no thread of this process is inside, and keep all out; False when one stays inside.
+        """Wait until no thread of this process is inside, and let none in; False if one stays inside.
 
-        This thread may have begun before, and been interrupted; that it was not inside then is for
-        `refuse_reentry` to say.
+        It may be called again after an interrupt: the calling thread then has the local lock from the first
+        call. (The caller has made sure with `refuse_reentry` that it was not inside an operation.)
         """
         if self._local is None or self.held_here():
             return True
-        # Whoever waits for the permit meanwhile looks at `_local` in every slice.
+        # Threads that wait for the local lock meanwhile check `_shut` in every slice.
         return self.local_acquire(True, max(deadline - CLOCK.monotonic(), 0.0))
 
     def shut(self, *, outside: bool = True) -> None:
-        """Stop: every further attempt ends in the slow path, where `join` decides what to say.
+        """Stop using the row: from now on every attempt takes the slow path, where `join` raises the error.
 
         Args:
-            outside: what `begin_to_shut` said; a thread that stayed inside still has to come out in good
-                order.
+            outside: the result of `begin_to_shut`. A thread that has stayed inside still needs the local
+                lock, to leave in the ordinary way.
         """
         self.local_acquire = never
         self._shut = True
@@ -207,14 +220,14 @@ class RobustLock:
             self._local = None
 
     def take_apart(self) -> None:
-        """Know the owner no more: it has been closed, and nobody uses it."""
+        """Drop the references to the owner, which is closed and no longer used."""
         self._join = _closed
         self.repair = None
 
     def forget(self) -> None:
-        """After a fork, in the child: the row, and the lock between threads, are the parent's."""
+        """After a fork, in the child: drop the row and the local lock, which are the parent's."""
         self.shut()
-        # What the parent holds at this moment is not ours, but the semaphore object counts it as ours.
+        # A permit that the parent has at this moment is not ours, but the semaphore object counts it as ours.
         self._given_for_dead = -self._permit.raw._count()
 
     # -- the lock --------------------------------------------------------------------------------------------
@@ -222,12 +235,15 @@ class RobustLock:
     def run(
         self, deadline: float | None, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
     ) -> R | None:
-        """Call ``function(*args, **kwargs)`` under the lock; None when that could not be had by `deadline`.
+        """Call ``function(*args, **kwargs)`` under the lock.
 
-        An exception may come between any two instructions (Ctrl-C). It leaves nothing taken.
+        An exception may come between any two instructions (Ctrl-C); after it, the lock is not held.
+
+        Returns:
+            The result of the function; None if the lock was not to be had by `deadline`.
 
         Raises:
-            RuntimeError: this very thread is inside already.
+            RuntimeError: the calling thread is already inside.
             ClosedError: this process has closed the object.
         """
         if self.held_here():
@@ -242,14 +258,13 @@ class RobustLock:
                 self.unwind()
                 raise
         except BaseException:
-            # Should an interrupt have come in the middle of the first one, or, after an error of the
-            # function, just before it.
+            # Again, in case an interrupt came in the middle of the first `unwind`, or just before it.
             self.unwind()
             raise
         return result
 
     def try_acquire(self) -> bool:
-        """Take the lock if it is free. Never blocks, except to join when this process is new."""
+        """Take the lock if it is free. Never blocks; False also when this process has no row yet."""
         if not self.local_acquire(False):
             return False
         if self._try_permit():
@@ -258,48 +273,54 @@ class RobustLock:
         return False
 
     def step_out(self, value: int) -> None:
-        """Outside again, after a try in vain; `value` is the word without ``inside``."""
+        """Go outside again after a try in vain; `value` is the first word without ``inside``."""
         words, at = self.words, self.at
-        # First: who has seen it knows that nothing is held, whatever the other word says then.
+        # First: an investigator that sees it change knows that this process does not have the permit, even if
+        # the other word still says ``inside``.
         words[at + ATTEMPTS] += 1
         words[at] = value
 
     def acquire(self, deadline: float | None = None) -> bool:
-        """Take the lock, waiting for it until `deadline` (`time.monotonic`, None = for ever). False when it
-        has passed.
+        """Take the lock, waiting for it until `deadline` (on the clock of `time.monotonic`; None: no limit).
 
-        After an exception whoever has called it calls `unwind`, as `run` does.
+        After an exception, the caller has to call `unwind`, as `run` does.
+
+        Returns:
+            Whether it has the lock; False when the deadline passed.
 
         Raises:
-            RuntimeError: this very thread is inside already; it would wait for itself.
+            RuntimeError: the calling thread is already inside, and would wait for itself.
+            ClosedError: this process has closed the object.
         """
-        # Most often it is free.
+        # Usually it is free.
         if self.try_acquire():
             return True
         return self._acquire_local(deadline) and self._acquire_permit(deadline)
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Give the lock back, which the calling thread has."""
         self.permit_release()
         self.value = self.words[self.at] = self.value + COMPLETED
         self.local_release()
 
     def held_here(self) -> bool:
-        """Whether this thread is inside."""
+        """Whether the calling thread is inside."""
         local = self._local
         return local is not None and local.is_mine()
 
     def refuse_reentry(self) -> None:
-        """Raise RuntimeError if this thread is inside. To be called before the `try` whose `finally` calls
-        `unwind`.
+        """Raise RuntimeError if the calling thread is inside.
+
+        To be called before a `try` that ends in `unwind`, which would otherwise release the lock of the
+        operation that was interrupted.
         """
         if self.held_here():
             raise RuntimeError(self.reentered)
 
     def unwind(self) -> None:
-        """Leave, however far this thread has come: give back what it has, do nothing where it has nothing.
+        """Give back what the calling thread has, however far it has come; nothing if it has nothing.
 
-        For `run`, and for who has its body in line because a further call would be felt.
+        For `run`, and for fast paths that repeat its body in line.
         """
         if not self.held_here():
             return
@@ -309,7 +330,7 @@ class RobustLock:
         self.local_release()
 
     def try_some_more(self) -> bool:
-        """A few more tries for the permit, for a fast path that has not got it, and is inside."""
+        """Try for the permit a few more times, for a fast path that is inside and has not got it."""
         take = self.permit_acquire
         for _ in range(_FEW_YIELDS):
             for _ in range(_FEW_TRIES):
@@ -319,6 +340,7 @@ class RobustLock:
         return take(False)
 
     def _acquire_local(self, deadline: float | None) -> bool:
+        """Take the local lock, joining first if necessary; False when the deadline passed."""
         while True:
             local = self._local
             if local is None or self._shut:
@@ -334,14 +356,16 @@ class RobustLock:
             )
             if local.acquire(True, wait) if wait > 0 else local.acquire(False):
                 return True
-            # A lock that is shut is never given back: notice it, and let `join` say why.
+            # When the lock is shut, its local lock is never given back. Then this begins again, for `join` to
+            # raise the error.
             if self._local is local and has_passed(deadline):
                 return False
 
     def _acquire_permit(self, deadline: float | None) -> bool:
-        """Wait for the permit in slices, looking for a dead holder from time to time.
+        """Wait for the permit in slices, and look for a dead holder from time to time.
 
-        On False the local lock is free again.
+        Returns:
+            Whether the permit was taken. False: the deadline passed, and the local lock has been given back.
         """
         words, at = self.words, self.at
         while True:
@@ -350,7 +374,8 @@ class RobustLock:
             words[at] = self.value + INSIDE
             if self.permit_acquire(True, wait) if wait > 0 else self.permit_acquire(False):
                 if self._shut:
-                    # By another thread, while we waited: says so. (Our caller gives everything back.)
+                    # By another thread, meanwhile: this raises the error, and our caller gives everything
+                    # back.
                     self._join(deadline)
                 return True
             self.step_out(self.value)
@@ -367,7 +392,7 @@ class RobustLock:
                 return False
 
     def _try_permit(self) -> bool:
-        """Take the permit if it is there, holding the local lock; outside again when it fails."""
+        """Take the permit if it is there, holding the local lock. If it is not, be outside again."""
         self.words[self.at] = self.value + INSIDE
         if self.permit_acquire(False):
             return True
@@ -375,8 +400,9 @@ class RobustLock:
         return False
 
     def _stuck_for(self, now: float) -> float:
-        """How long this process has failed to get the permit, counted over calls (one short timeout after
-        the other finds the dead, too).
+        """For how many seconds this process has failed to get the permit.
+
+        This is counted across calls, so that a dead holder is also found by calls with short timeouts.
         """
         completed = self.value
         if completed != self._stuck_at:
@@ -387,21 +413,23 @@ class RobustLock:
     # -- the dead --------------------------------------------------------------------------------------------
 
     def _investigate(self, deadline: float | None) -> None:
-        """Give the permit back for its holder, if that is dead. Called while outside (and holding the local
-        lock).
+        """Give the permit back on behalf of its holder if that is dead.
+
+        To be called outside, holding the local lock.
         """
         now = CLOCK.monotonic()
         give_up = now + INVESTIGATION_SECONDS
         if deadline is not None:
-            # Even the shortest timeouts together must find the dead: what is left of the time, but at least
-            # a short look.
+            # The rest of the timeout, but at least a short time, so that even calls with the shortest
+            # timeouts find a dead holder.
             give_up = min(give_up, max(deadline, now + SHORTEST_LOOK_SECONDS))
-        # Whoever has the file lock already is about to find out for everybody.
+        # The file lock is not waited for: if another process has it, that one is probably investigating.
         with self.rows.exclusive(CLOCK.monotonic()) as alone:
             if alone:
                 self._recover(give_up)
 
     def _recover(self, give_up: float) -> None:
+        """Take over from a dead holder, by the steps at the top of this module, until the time `give_up`."""
         words = self.words
         column = self._column
         mine = self.at - column
@@ -409,7 +437,7 @@ class RobustLock:
         living = [(at, process) for at, process in everyone if identity.is_alive(process)]
         before = {at: words[at + column] for at, _ in living}
         if self._try_permit():
-            # Nobody is stuck. Let the wait above take it in the ordinary way.
+            # It is not lost. The caller will try to take it in the ordinary way.
             self.permit_release()
             self.value = words[self.at] = self.value + COMPLETED
             return
@@ -436,7 +464,7 @@ class RobustLock:
 
 
 def fenced(permit: Semaphore) -> tuple[Callable[..., bool], Callable[[], None]]:
-    """The two operations on the permit as full barriers, for machines whose semaphores are weaker."""
+    """The two operations on the permit, made full barriers, for machines on which they are not."""
 
     def acquire(block: bool = True, timeout: float | None = None) -> bool:
         full_fence()

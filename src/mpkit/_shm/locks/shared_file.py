@@ -1,18 +1,17 @@
-"""The file of a queue, a lock or a counter: what all of them begin with, how one is made and opened, and
-which handles to it are under way.
+"""The file of a queue, lock or counter: its first words, creating and opening it, and the handles under way.
 
-Whoever finds one can tell what it is and who uses it, by its first words::
+The first words are the same in all of them, so that any process can tell what a file is, and who uses it::
 
-    word 0   magic: what it is, and the version of its layout; stored last by the creator
+    word 0   magic: the kind of the object, and the version of its layout; stored last by the creator
     word 1   index of the table of processes
     word 2   capacity of that table
-    word 3   rows of it that have ever been used
+    word 3   number of its rows that have ever been used
     word 4   how many locks were taken over from the dead
-    word 5   how many handles have been pickled    } under the file lock
-    word 6   which of the last 64 are under way    }
+    word 5   how many handles have been pickled         } both are written under the file lock
+    word 6   which of the last 64 of them are under way }
 
-A handle is under way until it is unpickled for the first time: it may be unpickled any number of times (the
-arguments of an initializer, in each worker), so counting would not do.
+A handle is under way until it is unpickled for the first time. It may be unpickled any number of times (an
+argument of an initializer, in each worker), so a plain counter would not do.
 """
 
 from __future__ import annotations
@@ -32,23 +31,23 @@ T = TypeVar("T")
 MAGIC, ROWS_AT, ROWS_CAPACITY, ROWS_USED, RECOVERIES, EXPORTS, UNDER_WAY = range(7)
 #: "mpkit" in ASCII, the version of all layouts, and room for the kind.
 MAGIC_BASE = 0x6D706B6974 << 16 | 1 << 8
-#: How long opening a handle may wait for a process that was stopped while it had the file lock.
+#: How long pickling or opening a handle waits for the file lock, which a stopped process may have.
 OPENING_SECONDS = 5.0
-#: As many handles are known by their number while they are under way.
+#: Of how many handles, the last ones, it is known whether they are under way; the bits of word 6.
 NUMBERS = 64
 
 
 class Form:
-    """What the file of one kind of object looks like: the table of processes is its end.
+    """The layout of the file of one kind of object; the table of processes is at its end.
 
     Args:
-        kind: what users call it; a word for the file's name, too.
+        kind: the word for it in error messages and in the file's name.
         magic: its first word.
         rows_at: index of the table of processes.
-        rows_capacity: how many there may be.
-        semaphores: first value and maximum of each; the first `locks` are the permits of robust locks.
+        rows_capacity: the maximal number of rows in it.
+        semaphores: initial and maximal value of each; the first `locks` are the permits of robust locks.
         locks: how many robust locks there are.
-        must_stay: as of `Rows`.
+        must_stay: as for `Rows`.
     """
 
     def __init__(
@@ -75,17 +74,17 @@ class Form:
     def create(
         self, write: Callable[[memoryview[int]], object], use: Callable[[Segment, list[Semaphore]], T]
     ) -> T:
-        """Make a new file, and the semaphores that go with it.
+        """Create a new file, and the semaphores that go with it.
 
         Args:
-            write: writes what it begins with, where that is not zero.
-            use: called with both; they go if it fails.
+            write: writes the initial values of the words that are not zero.
+            use: called with both; if it raises, they are removed.
 
         Returns:
             What `use` returns.
 
         Raises:
-            SharedMemoryExhausted: no room; nothing is left behind.
+            SharedMemoryExhausted: there is no room. Nothing is left behind.
         """
         segment = Segment.create(self.file_bytes, kind=self.kind, reserved=self.reserved_bytes)
         semaphores: list[Semaphore] = []
@@ -104,10 +103,10 @@ class Form:
             raise
 
     def attach(self, name: str) -> tuple[Segment, list[Semaphore]]:
-        """Open a file that exists.
+        """Open an existing file, and its semaphores.
 
         Raises:
-            HandleLost: the name is gone.
+            HandleLost: a name is gone, or the file is of another kind or version.
             SharedMemoryExhausted: this process may not open or map more.
         """
         segment = Segment.attach(name, self.file_bytes)
@@ -121,7 +120,7 @@ class Form:
         ]
 
     def rows(self, segment: Segment) -> Rows:
-        """The table of processes in such a file."""
+        """The table of processes in a file of this form."""
         return Rows(
             segment,
             start=self.rows_at,
@@ -132,11 +131,11 @@ class Form:
 
 
 def mark_exported(rows: Rows) -> int:
-    """A handle is being pickled: until it is unpickled the names must outlive this process's handles.
+    """Record that a handle is being pickled: the names must not be removed before it is unpickled.
 
     Returns:
-        Its number, for `mark_arrived`; -1 if a stopped process keeps this one from giving it one, which only
-        makes the names go sooner.
+        The number of the handle, for `mark_arrived`. -1: the file lock was not to be had, because a process
+        is stopped; then the handle is not recorded, and the names may be removed too early.
     """
     words = rows.words
     with rows.exclusive(CLOCK.monotonic() + OPENING_SECONDS) as alone:
@@ -149,13 +148,13 @@ def mark_exported(rows: Rows) -> int:
 
 
 def mark_arrived(rows: Rows, number: int) -> None:
-    """The handle that `mark_exported` has given this number has been unpickled."""
+    """Record that the handle with this number (from `mark_exported`) has been unpickled."""
     bit = 1 << number % NUMBERS
-    # Looked at first: most often it has arrived before, or everybody is a child of a fork.
+    # Checked first without the lock: often it has been unpickled before.
     words = rows.words
     if number < 0 or not words[UNDER_WAY] & bit:
         return
     with rows.exclusive(CLOCK.monotonic() + OPENING_SECONDS) as alone:
-        # Else its place is another's by now: it arrives for the second time, or very late.
+        # Otherwise its bit belongs to a later handle by now: this one arrives very late, or once more.
         if alone and words[EXPORTS] - number <= NUMBERS:
             words[UNDER_WAY] &= ~bit

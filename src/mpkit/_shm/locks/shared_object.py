@@ -1,11 +1,12 @@
-"""What this process has open, and until when: the queues, locks and counters that its handles share.
+"""The queues, locks and counters that this process has open, and how long they stay open.
 
-One process has one `SharedObject` for one file, however many handles it has: it has one row.
+A process has one `SharedObject` for each file, with one row, however many handles to it there are.
 
-It knows itself, so without a handle it stays until the next garbage collection. In a program that has many
-objects that may be far away, or never come, and each has a descriptor and shared memory. So each handle has a
-`Lease`, and when the last of them has gone the object is closed at once. One that was received may wait for
-that until some others have been dropped as well: the next task that gets the same queue finds it open.
+These objects are in reference cycles, so without further measures they would stay open until a garbage
+collection. That may come late or never, while each object takes a descriptor and shared memory. So each
+handle has a `Lease`, and when the last lease ends, the object is closed at once. Only an object that was
+*received* (neither created here nor inherited by a fork) may stay open, *idle*, until some others have become
+idle, too: if the next task gets the same queue, that is still open.
 """
 
 from __future__ import annotations
@@ -30,15 +31,16 @@ from mpkit.errors import SharedMemoryExhausted
 
 T = TypeVar("T")
 
-#: The names of those that were received, and have no handle here now; who has had one last at the end.
+#: The names of the idle objects, the one that was used last at the end.
 _idle: dict[str, None] = {}
-#: As many are left open (until the next garbage collection).
+#: How many idle objects are left open (until the next garbage collection at most).
 _MOST_IDLE = 16
+#: Held while objects are opened, and leases begin or end.
 _opening = InterruptibleLock()
 
 
 class Lease:
-    """What a handle has of its object; when the last one goes, that is closed."""
+    """A handle's share in an object, which is closed when its last lease is dropped."""
 
     __slots__ = ("_shared",)
 
@@ -46,15 +48,15 @@ class Lease:
         self._shared = shared
 
     def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        # At the end of the interpreter globals are gone. It has none if an interrupt came at the very call of
-        # `__init__`.
+        # When the interpreter is shutting down, globals may be gone. There is no `_shared` if an interrupt
+        # came before `__init__` had set it.
         shared = getattr(self, "_shared", None)
         if shared is not None and not _is_finalizing():
             shared.end_lease()
 
 
 class SharedObject(Participant):
-    """One object as this process has it open; every handle and thread of the process shares it."""
+    """One object, as this process has it open; all handles and threads of the process share it."""
 
     __slots__ = ("_dropped", "_is_received", "_itself", "_leases")
 
@@ -62,17 +64,19 @@ class SharedObject(Participant):
         # How many leases there are, and whether the last one has ended for good.
         self._leases = 0
         self._dropped = False
-        # Neither created here, nor in a process that this is a fork of.
+        # Whether it was neither created here nor inherited by a fork.
         self._is_received = False
         super().__init__(segment, semaphores)
+        # A reference cycle: without it, an object without leases would vanish from `open_here` (which holds
+        # weak references) while it is idle, or while it cannot be closed yet.
         self._itself: SharedObject | None = self
 
     @classmethod
     def create(cls, **options: int) -> Self:
-        """Make a new object; `options` go to `_format`.
+        """Create a new object; `options` are passed to `_format`.
 
         Raises:
-            SharedMemoryExhausted: no room; nothing is left behind.
+            SharedMemoryExhausted: there is no room. Nothing is left behind.
         """
         try:
             return cls._create(options)
@@ -88,15 +92,18 @@ class SharedObject(Participant):
 
     @classmethod
     def _format(cls, words: memoryview[int], **options: int) -> None:
-        """Write what a new object of this class begins with, where that is not zero."""
+        """Write the initial values of the words of a new object that are not zero."""
 
     @classmethod
     def arrive(cls, name: str, export: int) -> tuple[Self, Lease]:
-        """Open an object that exists, or share what this process has open; and a lease for the handle.
+        """For a handle that has arrived: open its object, unless this process has it open already.
 
         Args:
-            name: of its file.
-            export: what `mark_exported` returned for the handle that has arrived.
+            name: the path of its file.
+            export: what `mark_exported` returned for the handle.
+
+        Returns:
+            The object, and a lease for the handle.
 
         Raises:
             HandleLost: the name is gone.
@@ -112,34 +119,37 @@ class SharedObject(Participant):
     def _arrive(cls, name: str, export: int) -> tuple[Self, Lease]:
         known = users.open_here.get(name)
         if isinstance(known, cls):
-            # First: now it is not dropped any more, should a finalizer or a signal handler drop others. And
-            # the handle counts as under way until this process has one that keeps it.
+            # Before anything else, so that the object is not dropped meanwhile (by a finalizer or a signal
+            # handler). Also, the handle must count as under way until this process has a lease.
             lease = known._lend()
             if not known.closed and not known._dropped:
                 mark_arrived(known.rows, export)
                 return known, lease
         found = cls(*cls.form.attach(name))
         found._is_received = True
-        # At once, not at the first use: the rows tell the creator that its names are still needed.
+        # Now and not at the first use, because the row tells the creator that its names are still needed.
         found._join(CLOCK.monotonic() + OPENING_SECONDS)
-        # In this order: whoever sees that the handle is not under way any more sees who has it open here. (In
-        # the table of processes that would be no other than the creator itself.)
+        # In this order: a thread that sees that the handle is no longer under way must find the object in
+        # `open_here`. (If this process is the creator, the table of processes would not show another user.)
         users.open_here[name] = found
         lease = found._lend()
         mark_arrived(found.rows, export)
         return found, lease
 
     def mark_exported(self) -> int:
-        """A handle is being pickled: until it is unpickled the names must outlive this process's handles.
+        """Record that a handle is being pickled: the names must not be removed before it is unpickled.
 
         Returns:
-            What `arrive` takes.
+            The argument `export` of `arrive`.
+
+        Raises:
+            ClosedError: this process has closed the object.
         """
         self.check_open()
         return mark_exported(self.rows)
 
     def lease(self) -> Lease:
-        """For the handle that it has been created for."""
+        """A lease for the handle for which the object has just been created."""
         return _opening.run(self._lend)
 
     def _lend(self) -> Lease:
@@ -148,9 +158,9 @@ class SharedObject(Participant):
         return Lease(self)
 
     def end_lease(self) -> None:
-        """A handle has gone (in any thread, possibly in the middle of a garbage collection)."""
-        # Not waited for: who has it may wait for what this very thread has in hand. Then it is left to the
-        # garbage collection, as is what an interrupt leaves undone.
+        """A handle has been dropped (in any thread, possibly in the middle of a garbage collection)."""
+        # The lock is not waited for, because the thread that has it may be waiting for something that the
+        # calling thread holds. Then the object is left to the garbage collection, as after an interrupt.
         ended = _opening.run_within(0, self._take_back)
         dropped = None if ended is None else ended[0]
         if dropped is not None:
@@ -158,7 +168,7 @@ class SharedObject(Participant):
             dropped._take_apart()
 
     def _take_back(self) -> SharedObject | None:
-        """Whom nobody needs any more, now that a lease has ended."""
+        """End a lease, and return the object that is to be closed now, if any."""
         self._leases -= 1
         if self._leases:
             return None
@@ -173,55 +183,56 @@ class SharedObject(Participant):
         return known._drop() if isinstance(known, SharedObject) else None
 
     def _drop(self) -> SharedObject | None:
-        """Take it out of what is open, for the caller to close it; None if it must stay, or has gone."""
+        """Remove it from `open_here` and return it, to be closed; None if it must stay or was dropped."""
         if self._dropped:
             return None
         try:
             self._refuse_inside()
         except RuntimeError:
-            # This very thread is still at it, without a handle. It must be found when a process is forked
-            # meanwhile, and is left to the garbage collection.
+            # This thread is in the middle of an operation, although there is no handle any more. The object
+            # must be found if a process is forked meanwhile, so it is left to the garbage collection.
             return None
-        # One step: a signal handler in between might be given another lease.
+        # In a single step, because a signal handler in between could begin another lease.
         self._dropped = not self._leases
         if not self._dropped:
             return None
-        # Another one may have taken its place, if it was closed before.
+        # If it was closed before, another object may have taken its place.
         if users.open_here.get(self.name) is self:
             del users.open_here[self.name]
         return self
 
     def _take_apart(self) -> None:
-        """Nobody uses it any more: let it, and its parts, know no more of each other; so they go at once."""
+        """Break its reference cycles, now that it is closed and unused, so that it is freed at once."""
         self._itself = None
         for lock in self.locks:
             lock.take_apart()
 
 
 def while_nobody_opens(name: str, look: Callable[[object], T]) -> T:
-    """Call `look` with what this process has open under that name, or None. Nobody here opens any object
-    before it has returned.
+    """Call `look` with the object that this process has open under that name, or None.
+
+    Until it has returned, no other thread of this process opens an object.
     """
     return _opening.run(lambda: look(users.open_here.get(name)))
 
 
 def _make_room() -> None:
-    """The system has none left of something: give back what is left of objects that nobody uses any more."""
-    # Those that this process has received, and dropped, and those that could not be closed then.
+    """When a resource of the system has run out: free what objects that are no longer used still occupy."""
+    # Idle objects, and those that could not be closed when they were dropped.
     gc.collect()
-    # And what was still in use elsewhere when it was dropped here, and would be looked at in a minute.
+    # And the names of dropped objects that were still in use elsewhere, without waiting for their next check.
     names.remove_unneeded()
 
 
 def _all_open() -> list[SharedObject]:
-    # Not by `values()`, which fails where another thread opens one or lets one go meanwhile.
+    # Not by `values()`, which fails if another thread adds or removes an object meanwhile.
     found = [reference() for reference in users.open_here.valuerefs()]
     return [one for one in found if isinstance(one, SharedObject)]
 
 
 @before_forks
 def _prepare_fork() -> None:
-    # Nobody hears of what a hook raises, and an interrupt would leave a mark that nobody gives back.
+    # Deferred: an exception from a hook is lost, and an interrupt would leave a mark that is never dropped.
     with deferred_interrupts():
         for shared in _all_open():
             shared.prepare_fork()

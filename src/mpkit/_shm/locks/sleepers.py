@@ -1,25 +1,27 @@
-"""Who sleeps until something happens, and who must be woken: tickets under a lock, tokens in a semaphore.
+"""Sleeping until something happens, and waking the sleepers: tickets under a lock, tokens in a semaphore.
 
-Two counters in shared memory. ``slept`` is raised by everybody who is going to sleep, under the lock of the
-sleeping side; ``posted`` is raised by whoever wakes, under the lock of the waking side, once for each token
-put into the semaphore. So
+*Sleepers* are processes (or threads) that wait for a condition on shared memory, such as an item in a queue;
+*wakers* are those that make it true. There are two counters in shared memory. ``slept`` is raised by each
+sleeper before it sleeps (it takes a *ticket*), under the lock of the sleeping side. ``posted`` is raised by
+wakers, under the lock of the waking side, once for each *token* that they put into the semaphore. So, as long
+as no process dies,
 
     tokens in the semaphore + (slept - posted)  =  sleepers
 
-always holds for the living. The truth about *what* is waited for is elsewhere: a token is only a reason to
-look again. A sleeper that is killed leaves a ticket or a token too many, which costs the others one look in
-vain each time they sleep; a waker killed between ``posted`` and its token, or a woken sleeper killed before
-it looked, leaves one sleeper unwoken, which is why nobody sleeps longer than `SLICE_SECONDS` without looking.
+A token never decides anything: it is only a reason to look at the condition again. A sleeper that is killed
+leaves one ticket or token too many, which costs the others one look in vain each time they sleep. A waker
+that is killed between raising ``posted`` and adding its token, or a woken sleeper that is killed before it
+has looked, leaves one sleeper unwoken. This is why nobody sleeps longer than `SLICE_SECONDS` without looking.
 
-No wake-up is lost: a sleeper stores ``slept`` and then looks at the truth again; a waker stores the truth and
-then looks at ``slept``. Between store and look each of them gives a robust lock back, which is the full
-barrier that this pattern needs on every machine.
+No wake-up is lost: a sleeper stores ``slept`` and then looks at the condition again; a waker stores what
+makes the condition true and then looks at ``slept``. Between the store and the look each of them gives a
+robust lock back, which is the full barrier that this pattern needs on every machine.
 
-Sleepers whose wakers bring one thing at a time are woken one at a time (`Waker.wake` and `pass_on`): while a
-token lies in the semaphore no further one is added, and whoever takes it, and leaves something for others,
-wakes the next. So a burst costs its waker one token and not one for each thing, and nobody is woken whom the
-first one would have left nothing. Nothing is missed: who saw the token there had stored his thing before
-that, and who takes the token looks after that.
+If wakers bring one thing at a time, sleepers are woken one at a time (`Waker.wake` and `pass_on`): while
+there is a token in the semaphore, no further one is added, and the sleeper that takes it wakes the next one
+if it leaves something for others. So a burst costs its waker one token instead of one for each thing, and no
+sleeper is woken just to find that the first one has taken everything. Nothing is missed: a waker that has
+seen the token had stored its thing before that, and the sleeper that takes the token looks after that.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from mpkit.errors import ClosedError, MpkitError
 #: The longest sleep without a look. Five looks a second cost less than a thousandth of a core.
 SLICE_SECONDS = 0.2
 
-#: As many sleepers as there may be.
+#: More than the number of sleepers can be: for `Waker.wake`, to wake all of them.
 EVERYBODY = 1 << 30
 
 #: Where both counters start in a new file, so that taking back a ticket never goes below zero.
@@ -44,7 +46,7 @@ FIRST_TICKET = 1 << 20
 
 
 class Sleepers:
-    """One group of sleepers.
+    """One group of sleepers, which wait for the same condition.
 
     Args:
         words: the segment's words.
@@ -64,27 +66,28 @@ class Sleepers:
     # -- the sleeping side, under its lock -------------------------------------------------------------------
 
     def enter(self) -> None:
-        """Take a ticket. Look at the truth again after giving the lock back, before `sleep`."""
+        """Take a ticket. Before `sleep`, give the lock back and look at the condition again."""
         self.words[self.slept_at] += 1
 
     def leave(self, *, expired: bool = False) -> None:
-        """Hand a ticket back that no token has been taken for; one that has come stays for others.
+        """Hand back a ticket for which no token was taken. A token promised for it is left to others.
 
         Args:
-            expired: the last sleep ended without a token; see `renew`.
+            expired: whether the last sleep ended without a token; see `renew`.
         """
         if expired:
             self.renew()
         self.words[self.slept_at] -= 1
 
     def renew(self) -> bool:
-        """After a sleep that no token has ended: let the next waker know of at least one sleeper.
+        """After a sleep that ended without a token: make sure that the next waker counts a sleeper.
 
-        A waker that was killed between its promise and its token would else leave one sleeper unpromised for
-        ever. One ticket too many costs a look in vain.
+        Otherwise a waker that was killed after raising ``posted`` and before adding its token would leave one
+        sleeper uncounted for ever. One ticket too many costs only a look in vain.
 
         Returns:
-            Whether that was needed: then look at the truth again before the next `sleep`, as after `enter`.
+            Whether a ticket was added. Then the caller has to look at the condition again before the next
+            `sleep`, as after `enter`.
         """
         words = self.words
         if words[self.slept_at] <= words[self.posted_at] and self.tokens.raw._is_zero():
@@ -101,13 +104,14 @@ class Sleepers:
         deadline: float | None,
         woken: Callable[[], object] | None = None,
     ) -> bool:
-        """Wait, for somebody who changes nothing himself; False when the deadline passed first.
+        """Wait for a condition, without changing anything; False when the deadline passed first.
 
         Args:
-            lock: that of the sleeping side.
-            is_true: tells whether the waiting is over; may raise.
-            deadline: on the clock of `time.monotonic`; None: for as long as it takes.
-            woken: called after each token: the caller is not going to use up what it stood for.
+            lock: the lock of the sleeping side.
+            is_true: tells whether the condition is true; may raise.
+            deadline: on the clock of `time.monotonic`; None: no limit.
+            woken: called after each token that was taken, because the caller does not take the thing that the
+                token announced.
         """
         ticket = Ticket(self)
         try:
@@ -115,7 +119,7 @@ class Sleepers:
                 now = CLOCK.monotonic()
                 if deadline is not None and now >= deadline:
                     return False
-                # What is waited for may come while somebody who is stopped has the lock.
+                # In slices, because the condition may become true while a stopped process has the lock.
                 until = now + SLICE_SECONDS
                 if lock.run(until if deadline is None else min(deadline, until), ticket.take) is None:
                     continue
@@ -126,7 +130,7 @@ class Sleepers:
             ticket.give_up(lock)
 
     def sleep(self, deadline: float | None) -> bool:
-        """Wait for a token: until one comes (True), the slice is over or the deadline has passed (False)."""
+        """Wait for a token. True: it was taken; False: the slice is over, or the deadline has passed."""
         if deadline is None:
             return self.tokens.acquire(True, SLICE_SECONDS)
         return self.tokens.acquire(True, min(SLICE_SECONDS, max(deadline - CLOCK.monotonic(), 0.0)))
@@ -134,7 +138,11 @@ class Sleepers:
     # -- the waking side, under its lock ---------------------------------------------------------------------
 
     def due(self, most: int) -> int:
-        """Promise tokens to up to `most` sleepers; `post` them after giving the lock back."""
+        """Promise tokens to up to `most` sleepers: raise ``posted``.
+
+        Returns:
+            How many. The caller has to `post` as many tokens after giving the lock back.
+        """
         words = self.words
         posted = words[self.posted_at]
         waiting = words[self.slept_at] - posted
@@ -145,37 +153,36 @@ class Sleepers:
         return number
 
     def post(self, number: int) -> None:
-        """Hand out the tokens that `due` has promised."""
+        """Add the tokens that `due` has promised."""
         release = self.tokens.release
         try:
             for _ in range(number):
                 release()
         except ValueError:
-            # The semaphore is full of tokens that the dead have not taken: everybody who sleeps is awake
-            # already.
+            # The semaphore is full, so there is a token for every sleeper already.
             return
 
     # -- anybody ---------------------------------------------------------------------------------------------
 
     def waiting(self) -> int:
-        """How many sleep now: exact when nobody has been killed asleep, else possibly too high."""
+        """How many sleepers have been promised no token; if one was killed, this may be too high."""
         return max(self.words[self.slept_at] - self.words[self.posted_at], 0)
 
 
 class Ticket:
-    """The ticket of one call that waits: taken before its first sleep, again after each token.
+    """The ticket of one call that waits. It is taken before the first sleep, and again after each token.
 
-    Each turn of such a call looks at the truth under the lock of the sleeping side, and before it gives that
-    back calls `take` if there was nothing, `hand_back` if there was; then, holding nothing, `sleep`. At the
-    end, however that comes, it calls `give_up`.
+    In each turn, the call looks at the condition under the lock of the sleeping side. Before giving the lock
+    back it calls `take` if the look was in vain, otherwise `hand_back`; then, without the lock, `sleep`. At
+    the end, also after an exception, it calls `give_up`.
 
     Args:
         sleepers: the group.
-        spin: learns from the sleeps how long to look before the next one.
+        spin: learns from the sleeps how long to spin before the next one.
 
     Attributes:
-        woken: whether a token has come, which may have stood for more than this call has found.
-        expired: whether the last sleep ended without one.
+        woken: whether a token was taken, which may have announced more than this call has found.
+        expired: whether the last sleep ended without a token.
     """
 
     __slots__ = ("_is_held", "_may_sleep", "_sleepers", "_spin", "expired", "woken")
@@ -191,10 +198,10 @@ class Ticket:
     # -- under the lock of the sleeping side -----------------------------------------------------------------
 
     def take(self) -> bool:
-        """The look was in vain: have a ticket that the next waker counts.
+        """The look was in vain: make sure to have a ticket that the next waker counts.
 
         Returns:
-            Whether the next `sleep` sleeps.
+            Whether the next `sleep` sleeps; otherwise it returns at once, for another look.
         """
         if not self._is_held:
             self._sleepers.enter()
@@ -205,7 +212,7 @@ class Ticket:
         return self._may_sleep
 
     def hand_back(self) -> None:
-        """The look was not in vain."""
+        """The look was not in vain: hand back the ticket, if there is one."""
         if self._is_held:
             self._sleepers.leave(expired=self.expired)
             self._is_held = False
@@ -213,10 +220,10 @@ class Ticket:
     # -- holding nothing -------------------------------------------------------------------------------------
 
     def sleep(self, deadline: float | None) -> bool:
-        """Sleep until a token comes (True), the slice is over or the deadline has passed.
+        """Sleep until a token comes (True), or the slice is over or the deadline has passed (False).
 
-        With a ticket that is new it returns at once, for one more look: only what comes after that look is
-        sure to give a token.
+        With a new ticket it returns False at once, for one more look: only for what comes after that look a
+        token is certain.
         """
         if not self._may_sleep:
             self._may_sleep = True
@@ -230,17 +237,21 @@ class Ticket:
         return False
 
     def give_up(self, lock: RobustLock) -> None:
-        """Hand back what is held, under `lock`; if that cannot be had, it costs others a look in vain."""
+        """Hand back the ticket, under `lock`. If that is not to be had, others look once in vain."""
         if self._is_held:
             with contextlib.suppress(ClosedError):
                 lock.run(CLOCK.monotonic() + PATIENCE_SECONDS, self.hand_back)
 
     def pass_on(self, is_left: Callable[[], bool], waker: Waker) -> None:
-        """At the very end: a token that has come stood for all there was, and what is left of that is for the
-        next sleeper.
+        """At the very end: if a token was taken and something is left, wake the next sleeper.
 
-        Never fails: the call has done its work, which must not be lost because a ring cannot be mapped here,
-        or another thread has closed the queue by now. Whoever is not told looks within a slice.
+        (One token may have announced several things.) Errors of mpkit are ignored: the call has done its
+        work, which must not be lost because a ring cannot be mapped here, or another thread has just closed
+        the queue. A sleeper that is not woken looks within a slice.
+
+        Args:
+            is_left: whether there is something for another sleeper.
+            waker: wakes the same group.
         """
         if self.woken:
             with contextlib.suppress(MpkitError):
@@ -267,13 +278,14 @@ class Waker:
     def wake(self, number: int) -> int:
         """Wake up to `number` sleepers.
 
-        One that is left asleep because the lock cannot be had looks by itself within a slice.
+        If the lock is not to be had, nobody is woken; each sleeper looks by itself within a slice.
 
         Returns:
-            The value of ``slept`` at which nobody is known to sleep, or -1.
+            The value of ``slept``, if every sleeper counted in it has been woken; else -1. As long as it has
+            not changed, nobody needs to be woken.
         """
         if number == 1 and not self._is_zero():
-            # Whoever takes the token that lies there sees what has been stored before, and passes on.
+            # The sleeper that takes the present token sees what was stored before now, and passes it on.
             return -1
         try:
             promise = self._lock.run(CLOCK.monotonic() + PATIENCE_SECONDS, self._promise, number)
@@ -286,13 +298,13 @@ class Waker:
         return quiet
 
     def _promise(self, number: int) -> tuple[int, int]:
-        """How many tokens are to be posted, and what `wake` returns then."""
+        """Under the lock: how many tokens are to be posted, and what `wake` returns after that."""
         sleepers, words = self._sleepers, self._words
         slept = words[sleepers.slept_at]
         due = sleepers.due(number)
         return due, slept if words[sleepers.posted_at] >= slept else -1
 
     def pass_on(self) -> None:
-        """Wake one more, if any sleep: for whoever a token has woken and leaves something for others."""
+        """Wake one more sleeper, if there is any: for a woken sleeper that leaves something for others."""
         if self._sleepers.waiting():
             self.wake(1)

@@ -13,14 +13,14 @@ __all__ = ["ThreadLock"]
 
 
 class ThreadLock:
-    """A lock between threads; taking, giving back and asking for the owner are single calls of C.
+    """A lock between threads, for which acquiring, releasing and asking for the owner are single calls of C.
 
-    So Ctrl-C comes before or after each of them, and what `is_mine` says is always true.
+    So Ctrl-C comes before or after each of them, and the answer of `is_mine` is always right.
 
     Attributes:
-        acquire: ``acquire(block=True, timeout=None) -> bool``; False at once for the thread that has it.
-        release: gives it back; only by the thread that has it.
-        is_mine: whether this thread has it.
+        acquire: ``acquire(block=True, timeout=None) -> bool``; fails at once for the thread that has it.
+        release: gives it back; only the thread that has it may call this.
+        is_mine: whether the calling thread has it.
 
     Raises:
         SharedMemoryExhausted: the system has no room for a semaphore.
@@ -33,8 +33,8 @@ class ThreadLock:
         self.release: Callable[[], None]
         self.is_mine: Callable[[], bool]
         if FREE_THREADED:
-            # There a semaphore's own answer is wrong now and then: taking it notes that it is taken first and
-            # by whom then, and `_is_mine` looks without waiting for that.
+            # Without a global interpreter lock, `_is_mine` of a semaphore is sometimes wrong: acquiring
+            # records first that it is taken, and then by which thread, and `_is_mine` may look in between.
             lock: Any = threading.RLock()
             self.release, self.is_mine = lock.release, lock._is_owned
             self.acquire = _not_recursive(lock.acquire, self.is_mine)

@@ -1,7 +1,6 @@
-"""Whether anybody still needs the names of an object: who has it open, here or elsewhere, or may get a handle
-to it.
+"""Tells whether the names of an object are still needed: a process has it open, or may get a handle to it.
 
-Whoever closes one, or removes what a dead process has left (`remains`), asks here.
+This is asked when an object is closed, and when the names of a dead process are removed (`remains`).
 """
 
 from __future__ import annotations
@@ -20,24 +19,25 @@ from mpkit.errors import HandleLost
 
 
 class Opened:
-    """An object as this process has it open, as far as it matters here: whether it still is."""
+    """The base of `SharedObject`, with what this module needs: whether this process has closed the object."""
 
     __slots__ = ("__weakref__", "closed")
 
     closed: bool
 
 
-#: What this process has open, by the names of their files; `shared_object` keeps it.
+#: The objects that this process has open, by the names of their files. Maintained by `shared_object`.
 open_here: weakref.WeakValueDictionary[str, Opened] = weakref.WeakValueDictionary()
 
 
 class ForkMarks:
     """In the creator of an object: marks on its file that tell whether a forked child still has it open.
 
-    (Such a child has no row before it uses the object.)
+    A forked child has no row before it first uses the object. It inherits the mark instead, which exists as
+    long as any process has it open.
 
     Attributes:
-        forked: whether there has been such a child.
+        forked: whether a child was ever forked.
     """
 
     __slots__ = ("_marks", "_segment", "forked")
@@ -48,17 +48,17 @@ class ForkMarks:
         self.forked: bool = False
 
     def make(self) -> None:
-        """A child is going to be forked."""
+        """A child is about to be forked: make a mark, unless there is one."""
         self.forked = True
         if not self._marks:
             with contextlib.suppress(OSError):
-                # Two threads that fork at the same time make one each, which does no harm.
+                # Two threads that fork at the same time may make one each, which does no harm.
                 self._marks.append(use_marks.mark_of_its_own(self._segment.fd))
 
     def drop(self) -> bool:
-        """Give back this process's copies of the marks; whether there were any."""
+        """Close this process's copies of the marks; return whether there were any."""
         dropped = False
-        # IndexError: several threads may be at it. OSError: somebody has closed what is not his.
+        # IndexError: there is none left. OSError: other code has closed the descriptor.
         with deferred_interrupts(), contextlib.suppress(IndexError, OSError):
             while True:
                 mark = self._marks.pop()
@@ -68,8 +68,10 @@ class ForkMarks:
 
 
 def in_use_elsewhere(name: str, *, under_way: bool = False) -> bool:
-    """Whether a living process has the object in the file `name` open or, if `under_way`, a handle to it may
-    be under way to one. So it counts while this process has no descriptor or memory left to look.
+    """Whether a living process has the object in the file `name` open.
+
+    If `under_way`, also whether a handle to it may be under way to a process. If this process has no
+    descriptor or memory left to look, the answer is yes.
     """
     if _is_open_here(name):
         return True
@@ -88,24 +90,24 @@ def in_use_elsewhere(name: str, *, under_way: bool = False) -> bool:
 
 
 def is_in_use(rows: Rows, *, under_way: bool, besides: Opened | None = None) -> bool:
-    """The same of an object that has this table, `besides` what this process itself has open."""
+    """The same for the object with this table, not counting that this process has it open as `besides`."""
     segment, words = rows.segment, rows.segment.words
-    # Looked at first and last: who had it open, and has sent it on and closed it meanwhile, may be seen
-    # neither here nor there.
+    # Compared at the end: a process that sends a handle on and then closes the object during this function
+    # could otherwise be missed both as a user and as a sender.
     exports = words[EXPORTS]
     return (
         (under_way and words[UNDER_WAY] != 0)
         or _others(rows)
         # A child that was forked.
         or use_marks.is_marked(segment.fd)
-        # A handle may have arrived here meanwhile.
+        # A handle may have arrived in this process.
         or _is_open_here(segment.name, besides)
         or words[EXPORTS] != exports
     )
 
 
 def _is_open_here(name: str, besides: Opened | None = None) -> bool:
-    """Whether this process has the object in that file open, as another one than `besides`."""
+    """Whether this process has the object in the file `name` open, other than as `besides`."""
     known = open_here.get(name)
     return known is not None and known is not besides and not known.closed
 

@@ -1,6 +1,6 @@
-"""Memory that several processes see, and who takes part.
+"""Memory that several processes share, and the table of the processes that use it.
 
-``names`` (who removes what, and when), ``sweep`` (what the killed left in the temporary directory),
-``segment`` (mapped files), ``blob`` (files written once), ``semaphore`` (named semaphores), ``trail`` (how
-what a killed process had made is found), ``rows`` (the table of processes).
+``names`` (which process removes which name, and when), ``sweep`` (files that killed processes left in the
+temporary directory), ``segment`` (mapped files), ``blob`` (files written once), ``semaphore`` (named
+semaphores), ``trail`` (how the descendants of a killed process are found), ``rows`` (the table of processes).
 """

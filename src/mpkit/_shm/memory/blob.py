@@ -1,8 +1,8 @@
-"""Bytes in shared memory that are written once, when they are made, and only read after that.
+"""A block of bytes in shared memory that is written once, by its creator, and only read afterwards.
 
-They are written into the file, not into a mapping of it: so the system neither clears pages that are going
-to be overwritten nor takes a page fault for each of them (measured: 10 MB in 1.9 ms instead of 4.8). A full
-file system is an error of the write, never a SIGBUS.
+It is written through the file, not through a mapping of it, so the kernel neither clears pages that are about
+to be overwritten nor takes a page fault for each of them (measured: 10 MB in 1.9 ms instead of 4.8). And on a
+full file system the write fails with an error; there is never a SIGBUS.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _is_finalizing = sys.is_finalizing
 
 
 class Blob:
-    """In its creator: the file, which goes with this object unless it is handed over.
+    """The creator's side of a blob: the file is removed with this object, unless it has been handed over.
 
     Attributes:
         name: the absolute path.
-        size: bytes in it.
-        needs: what is named in it and has to be there as long.
+        size: length in bytes.
+        needs: other blobs that the content refers to by name; this object keeps them alive.
     """
 
     __slots__ = ("__weakref__", "_owner_pid", "name", "needs", "size")
@@ -41,17 +41,18 @@ class Blob:
 
     @classmethod
     def create(cls, pieces: Iterable[tuple[int, bytes | memoryview]], size: int, *, kind: str) -> Blob:
-        """Write the pieces, each at its place, into a new file of the user's own.
+        """Write the pieces into a new file that only this user can open.
 
         Args:
-            pieces: where each begins, and its bytes (contiguous); gaps between them are zero.
-            size: where the last one ends.
-            kind: a word for the name, without "-".
+            pieces: the offset and the bytes (contiguous) of each; gaps between them are zero.
+            size: length of the file, at least up to the end of the last piece.
+            kind: a word for the name, lower-case letters only.
 
         Raises:
-            SharedMemoryExhausted: neither shared memory nor the temporary directory has the room, or this
-                process may not open more files. Nothing is left behind.
+            SharedMemoryExhausted: neither shared memory nor the temporary directory has room, or this process
+                may not open more files. Nothing is left behind.
         """
+        # Listed, because `write` is called a second time if the first directory has no room.
         pieces = list(pieces)
 
         def write(path: str, fd: int) -> tuple[str, int]:
@@ -59,7 +60,8 @@ class Blob:
                 write_all(fd, piece, at)
             return path, fd
 
-        # So that no interrupt comes between the file and its object: a tenth of a second for each gigabyte.
+        # Deferred, so that no interrupt comes between creating the file and the object that removes it. This
+        # delays Ctrl-C by about a tenth of a second per gigabyte.
         with deferred_interrupts():
             path, fd = create_file(kind, size, write)
             os.close(fd)
@@ -68,20 +70,20 @@ class Blob:
             return made
 
     def hand_over(self) -> str:
-        """The name, which belongs to whoever receives it from now on."""
+        """Give up ownership and return the name; from now on the process that receives it removes it."""
         self._owner_pid = 0
         names.hand_over(self.name)
         return self.name
 
     def close(self) -> None:
-        """Remove the name, unless it is another's by now. Those who have it mapped keep it."""
+        """Remove the name if this process still owns it. Existing mappings remain valid."""
         if self._owner_pid == os.getpid():
             names.remove(self.name)
-            # Last: after an interrupt a second call does the rest.
+            # Last, so that after an interrupt a second call completes the work.
             self._owner_pid = 0
 
     def __del__(self) -> None:
-        # At the end of the interpreter the exit hook of `names` removes everything.
+        # When the interpreter is shutting down, the exit hook of `names` removes everything.
         if not _is_finalizing() and hasattr(self, "_owner_pid"):
             self.close()
 

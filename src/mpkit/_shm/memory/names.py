@@ -1,17 +1,17 @@
-"""The names that this process has created in the system, and when they are removed.
+"""The names (of files and semaphores) that this process has created, and when they are removed.
 
-A name (a file or a semaphore) is needed only to *open* a thing: removing it hurts nobody who has it open. So
+A name is needed only to *open* an object: removing it does not affect processes that already have it open. So
 each name has one owner, the process that created it, and is removed
 
-- when the owner's object is dropped, unless a handle to it has been pickled and not unpickled yet (a child
-  that is being started, a task in a queue), or other processes have the thing open: then it stays, and this
-  is looked at again from time to time;
+- when the owner drops the object, unless a handle to it has been pickled and not unpickled yet (a child that
+  is being started, a task in a queue), or other processes have the object open: then the name *lingers*, and
+  is checked again from time to time;
 - at the owner's exit, after multiprocessing has joined its children;
-- if the owner is killed, by the process that started it, which owns what others still use from then on
-  (`mpkit._shm.locks.remains`);
-- by multiprocessing's resource tracker, if the whole program is killed. The tracker knows semaphores and what
-  lies in ``/dev/shm``; a file that had to go to the temporary directory is removed by the next process of
-  mpkit that puts one there (`mpkit._shm.memory.sweep`).
+- if the owner is killed, by the process that started it, which also becomes the owner of names that are still
+  in use (`mpkit._shm.locks.remains`);
+- if the whole program is killed, by multiprocessing's resource tracker. The tracker is told of semaphores and
+  of files in ``/dev/shm``. A *fall-back* file, one that had to go to the temporary directory, is removed by
+  the next mpkit process that creates a file there (`mpkit._shm.memory.sweep`).
 """
 
 from __future__ import annotations
@@ -33,39 +33,40 @@ from mpkit._platform.stdlib.notes import TrackedType
 from mpkit._platform.threads.clock import CLOCK
 from mpkit._platform.threads.forks import in_forked_children
 
-#: Where Linux keeps shared memory; what lies there the resource tracker can remove.
+#: Where Linux keeps shared memory. The resource tracker can remove files here, and only here.
 SHM_DIRECTORY = "/dev/shm"  # noqa: S108  files there are created exclusively and checked when opened
 
-#: What the names of all files begin with.
+#: The beginning of every file name.
 PREFIX = "mpkit-"
 
-#: The file of a segment, as a pattern for `re.fullmatch`: most processes never ask, and to compile it takes
-#: longer than to load this module. Strict, because what matches may be removed, and anybody may give a name.
-#: The kind is what `new_name` was told; pid and start time are those of the creator.
+#: Pattern (for `re.fullmatch`) of the file name of a segment. Not compiled: most processes never use it, and
+#: compiling takes longer than loading this module. Strict, because a file that matches may be removed, and
+#: any user can create files there. `kind` is that of `new_name`; pid and start time are the creator's.
 SEGMENT_NAME: Final = rf"{PREFIX}(?P<kind>[a-z]+)-(?P<pid>\d{{1,9}})-(?P<started>\d{{1,20}})-[0-9a-f]{{16}}"
-#: The file that Linux shows for a semaphore (with musl as its C library, without the beginning).
+#: Pattern of the file that Linux shows for a semaphore (musl omits the "sem." that glibc puts in front).
 SEMAPHORE_FILE: Final = rf"(?:sem\.)?{SEGMENT_NAME}-\d+"
 
-#: For how long a fall-back file that has been handed over is left alone, whoever is alive: it is named after
-#: the process that made it, and the one it belongs to now may not have opened it yet.
+#: For how long `sweep` spares a fall-back file that has been handed over. Its name still tells the pid of its
+#: creator, which may be dead, and the new owner may not have opened it yet.
 HANDED_OVER_SECONDS = 24 * 3600.0
 
 NameType = Literal["segment", "semaphore"]
 
-#: How long a name that may be needed outlives the owner's object at least, and how often that is looked at
-#: again. A child process starts in well under a minute.
+#: How long a name that may still be needed outlives the owner's object at least, and the interval at which it
+#: is checked again. A child process starts in well under a minute.
 LINGER_SECONDS = 60.0
 
-#: When more names than that linger, those of two objects are looked at whenever a new one is made: a program
-#: that hands a new queue to each task would have thousands.
+#: When more than `_MANY_LINGER` names linger, each new object causes the names of the `_LOOKS` oldest ones to
+#: be checked early. Otherwise a program that hands a new queue to each task would accumulate thousands.
 _MANY_LINGER = 64
 _LOOKS = 2
-#: But none before so many seconds: a message may be unpickled a second time (a task that is tried again).
+#: Names that have lingered for less than this are not checked early: a message may be unpickled a second time
+#: (a task that is retried).
 _LEAST_LINGER_SECONDS = 5.0
 
 
 class InUse(Protocol):
-    """Tells whether the names of a thing are still needed."""
+    """A function that tells whether the names of an object are still needed."""
 
     def __call__(self, about: str, /, *, under_way: bool = False) -> bool:
         """Whether others have it open or, if `under_way`, a handle to it may be under way to them."""
@@ -73,7 +74,11 @@ class InUse(Protocol):
 
 
 def new_name(kind: str) -> str:
-    """A name of this process's own that no other file has; `kind` is a word without "-"."""
+    """A new, unique name that contains this process's identity.
+
+    Args:
+        kind: a word of lower-case letters (see `SEGMENT_NAME`).
+    """
     me = identity.current()
     return f"{PREFIX}{kind}-{me.pid}-{me.started}-{os.urandom(8).hex()}"
 
@@ -82,32 +87,35 @@ def semaphore_name(segment_name: str, number: int) -> str:
     """The name of a semaphore that belongs to a segment."""
     base = os.path.basename(segment_name)
     if sys.platform == "darwin":
-        # There 30 characters are allowed.
+        # macOS allows 30 characters.
         _, kind, pid, _, random = base.split("-")
         base = f"{PREFIX}{kind[0]}-{pid}-{random[:10]}"
     return f"/{base}-{number}"
 
 
+#: When to check next (on the clock of `time.monotonic`), the name, the object it belongs to, whom to ask.
 _Lingering: TypeAlias = "tuple[float, str, str, InUse]"
 
+# No lock guards these: each step takes what it needs by one atomic call of a dict or deque. With a lock, a
+# signal handler could make a pool anywhere and wait for threads of it that come here, too, and a garbage
+# collection could run a `__del__` here that releases a name: both would wait for their own thread.
 _owned: dict[str, NameType] = {}
 _lingering: deque[_Lingering] = deque()
-# Whose name is whose, and those of them that have gone. What puts them there is C code: an interrupt that
-# comes in a `__del__`, before it has done anything, cannot keep it from that.
+# The name that belongs to each object, and the objects that have been dropped. The callback of the weak
+# reference is C code (`deque.append`), so unlike a `__del__` it cannot be cut short by an interrupt.
 _owners: dict[weakref.ref[object], str] = {}
 _gone: deque[weakref.ref[object]] = deque()
-# No lock: each step takes what it needs in one go. A signal handler may come anywhere, make a pool, and wait
-# for threads of that which come here, too; and a garbage collection with a `__del__` that lets a name go.
+# The process that has registered the exit hook; a forked child is another one.
 _exit_hook_pid = 0
 
 
 def own(name: str, kind: NameType) -> None:
-    """Record that this process creates `name`, and see to its removal at exit or death."""
+    """Make this process the owner of `name`, before it is created, so that it is removed at exit or death."""
     own_all([name], kind)
 
 
 def own_all(new: Sequence[str], kind: NameType) -> None:
-    """The same for several names."""
+    """Make this process the owner of several names; see `own`."""
     with deferred_interrupts():
         tracked = [_tracker_name(name) for name in new if _tracked(name, kind)]
         if tracked:
@@ -127,10 +135,10 @@ def _record(new: Sequence[str], kind: NameType) -> None:
 
 
 def remove(name: str) -> None:
-    """Remove `name` from the system now, if this process owns it. Those who have it open keep it."""
+    """Remove `name` from the system now, if this process owns it. Processes that have it open keep it."""
     if name not in _owned:
         return
-    # The resource tracker is told of each name once, and once that it is gone.
+    # Deferred, so that the resource tracker hears of the removal exactly once.
     with deferred_interrupts():
         _remove(name)
 
@@ -142,39 +150,40 @@ def _remove(name: str) -> None:
     tracked = _tracked(name, kind)
     if tracked:
         notes.note(_tracker_name(name), _tracker_type(kind))
-    # Only then is it forgotten: what cannot be removed is left to the next call, or to the exit.
+    # Forgotten only after this: a name that cannot be removed is left to the next call, or to the exit.
     is_gone = _unlink(name, kind)
-    # Two threads may come so far; one of them tells the tracker. (What is not gone is left to that.)
+    # Two threads may get here, but only one of them tells the tracker. (A name that is still there is left to
+    # the tracker.)
     is_first = _owned.pop(name, None) is not None
     if is_first and is_gone and tracked:
         tracker.untrack(_tracker_name(name), _tracker_type(kind))
 
 
 def belongs_to(owner: object, name: str) -> None:
-    """Remove `name` some time after `owner` has gone, should it have failed to do so itself."""
+    """Remove `name` some time after `owner` has been dropped, if its `__del__` has failed to do so."""
     _owners[weakref.ref(owner, _gone.append)] = name
 
 
 def hand_over(name: str) -> None:
-    """Another process owns `name` from now on, and removes it; the resource tracker goes on watching it."""
+    """Give up ownership: another process removes `name`. The resource tracker goes on watching it."""
     _owned.pop(name, None)
     if is_fall_back(name):
         until = CLOCK.time() + HANDED_OVER_SECONDS
-        # Gone already: taken, and removed.
+        # The receiver may have opened and removed it already.
         with contextlib.suppress(FileNotFoundError):
             os.utime(name, (until, until))
 
 
 def is_fall_back(name: str) -> bool:
-    """Whether a segment of this name lies in the temporary directory, where no resource tracker looks."""
+    """Whether a segment of this name is in the temporary directory, which no resource tracker covers."""
     return os.path.dirname(name) != SHM_DIRECTORY
 
 
 def temporary_directory() -> str:
-    """Where a segment lies for which there is no room, or no such directory, in shared memory.
+    """The directory for segments if there is no ``/dev/shm``, or no room in it.
 
-    By its real name, as the system tells it to those who ask who has the file open: on macOS it lies behind a
-    link.
+    This is its real path, because the system reports real paths when asked which process has a file open; on
+    macOS the temporary directory is behind a symbolic link.
     """
     import tempfile  # noqa: PLC0415  it loads a dozen modules, and most processes only attach
 
@@ -182,13 +191,13 @@ def temporary_directory() -> str:
 
 
 def let_go(name: str, about: str, in_use: InUse | None) -> None:
-    """The owner's object is gone: remove `name` now, or later when somebody may still need it.
+    """Remove `name` now, or let it linger while another process may need it. Its object here is gone.
 
     Args:
-        name: what `own` was told.
-        about: what `in_use` is asked about.
-        in_use: None when nobody needs the name; else it is kept for `LINGER_SECONDS`, and again as long as
-            this function says that others have the thing open.
+        name: the argument of `own`.
+        about: the argument for `in_use`.
+        in_use: None when nobody needs the name; otherwise the name is kept for `LINGER_SECONDS`, and again
+            each time this function returns true.
     """
     if in_use is None:
         remove(name)
@@ -197,13 +206,13 @@ def let_go(name: str, about: str, in_use: InUse | None) -> None:
 
 
 def remove_unneeded(groups: int | None = None) -> None:
-    """Look before their time at names that outlive their objects, the oldest first.
+    """Check lingering names before they are due, the oldest first; those that stay become the last ones.
 
     Args:
-        groups: at the names of so many objects, which have lingered for a few seconds; None: at all there
-            are. They come last then, if they stay.
+        groups: how many objects to check the names of, of those that have lingered for at least
+            `_LEAST_LINGER_SECONDS`; None: all objects.
     """
-    # An interrupt in between would leave a name until the exit.
+    # Deferred: a name that an interrupt made us drop from the queue would stay until the exit.
     with deferred_interrupts():
         _remove_unneeded(groups)
 
@@ -214,7 +223,7 @@ def _remove_unneeded(groups: int | None) -> None:
         try:
             entry = _lingering.popleft()
         except IndexError:
-            # Another thread is at it, too.
+            # Another thread is doing the same.
             return
         if entry[2] != about:
             if groups is not None:
@@ -237,6 +246,7 @@ def owned_names() -> list[str]:
 
 
 def _sweep() -> None:
+    """Check the lingering names that are due, and remove those that belonged to dropped objects."""
     now = CLOCK.monotonic()
     while (due := _due(now)) is not None:
         _, name, about, in_use = due
@@ -247,21 +257,22 @@ def _sweep() -> None:
 
 
 def _remove_gone() -> None:
-    # IndexError: there is none, or no more.
+    # IndexError: the queue is empty.
     with contextlib.suppress(IndexError):
         while True:
             remove(_owners.pop(_gone.popleft(), ""))
 
 
 def _due(now: float) -> _Lingering | None:
-    # IndexError: there is none, or no more.
+    """Take the first lingering name out of the queue if it is due."""
+    # IndexError: the queue is empty.
     with contextlib.suppress(IndexError):
         if _lingering[0][0] > now:
             return None
         entry = _lingering.popleft()
         if entry[0] <= now:
             return entry
-        # Another thread has taken the one that was the first.
+        # Another thread has taken the entry that was looked at above.
         _lingering.appendleft(entry)
     return None
 
@@ -274,15 +285,15 @@ def _remove_all() -> None:
 
 
 def _unlink(name: str, kind: NameType) -> bool:
-    """Remove it; whether it is gone."""
+    """Remove a name from the system, and return whether it is gone."""
     try:
         if kind == "semaphore":
             sem_lock.sem_unlink(name)
         else:
             os.unlink(name)
     except OSError as error:
-        # Gone already; or never made, because nothing can be made there (read-only, or not for this user); or
-        # made before this process gave up its privileges, which the tracker still has.
+        # Gone already; or never created, because nothing can be created there (the directory is read-only, or
+        # not for this user); or created before this process gave up privileges that the tracker still has.
         if error.errno not in (errno.ENOENT, errno.EROFS, errno.EACCES, errno.EPERM):
             raise
         path = f"{SHM_DIRECTORY}/sem.{name[1:]}" if kind == "semaphore" else name

@@ -1,16 +1,17 @@
-"""Which processes take part: one row for each (in a lock one for each thread that is at it), in which it says
-what it is doing.
+"""The table of the processes that use an object: each has a row, in which it says what it is doing.
+
+(In the file of a `Lock` there is a row for each thread that holds or wants the lock.)
 
 A row is one cache line, so that neighbours do not slow each other down::
 
     word 0        pid, 0 in a free row; stored last when a process joins, first when it leaves
-    word 1        start time of that process (a pid alone may have been given to another process since)
+    word 1        start time of that process (its pid alone may have been reused since)
     word 2 to 7   two words for each robust lock of the segment (see robust_lock), or three for a lock
                   that knows its owner (see lock_rows)
 
-Only the process itself writes these words (but for a release by another one). Rows are handed out, and rows
-of the dead taken back, under a lock of the file system (`Rows.exclusive`), which the kernel frees when its
-holder dies.
+Only the process itself writes these words, except when another process releases a lock on its behalf. Rows
+are handed out, and rows of the dead reclaimed, under a file lock (`Rows.exclusive`), which the kernel frees
+when its holder dies.
 """
 
 from __future__ import annotations
@@ -28,24 +29,26 @@ from mpkit._platform.threads.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._shm.memory.segment import Segment, exhausted, reserve
 from mpkit.errors import ClosedError, SharedMemoryExhausted
 
-#: Told the words of the segment, and which of them is the first one of the row.
+#: Called with the words of the segment and the index of the row's first word.
 MustStay: TypeAlias = "Callable[[memoryview[int], int], bool]"
 
+#: The length of a row; the word in it at which the state of the locks begins; how many each robust lock has.
 ROW_WORDS = 8
 FIRST_LOCK = 2
 LOCK_WORDS = 2
 
-# How often a process looks again for the file lock that another one holds; its holders are done in
-# microseconds (joining) or in well under a second (investigating), and file locks cannot be waited for with a
-# time limit.
+# How often a process tries again for the file lock while another one holds it. File locks cannot be waited
+# for with a time limit; their holders need microseconds (joining) or well under a second (investigating).
 _RETRY_SECONDS = 0.002
-# Rows whose process may be dead that are looked at before a new one is used.
+# How many used rows are checked for a dead process before a row that has never been used is taken.
 _LOOKS = 4
 
 
 class Exclusive:
-    """The file lock of a segment for the length of a block. A class of its own instead of a generator, so
-    that an exception between its instructions does not leave the lock behind.
+    """Holds the file lock of a segment during a `with` block.
+
+    This is a class instead of a generator, so that an exception between its instructions leaves no lock
+    behind.
     """
 
     __slots__ = ("_deadline", "_lock", "_segment")
@@ -63,10 +66,10 @@ class Exclusive:
                 try:
                     self._lock = FileLock.try_acquire(fd) if fd >= 0 else None
                 except OSError:
+                    # Unless another thread has just closed the segment, and with it this descriptor.
                     if self._segment.fd == fd:
                         raise
                 if self._segment.fd < 0:
-                    # Before, or meanwhile by another thread.
                     raise ClosedError("this object is closed in this process")
                 if self._lock is not None or not (deadline is None or CLOCK.monotonic() < deadline):
                     break
@@ -82,7 +85,7 @@ class Exclusive:
             try:
                 lock.release()
             finally:
-                # An exception may have come first. It does nothing the second time.
+                # Again, in case an interrupt came before the first call; a second release does nothing.
                 lock.release()
 
 
@@ -90,11 +93,11 @@ class Rows:
     """The table of rows in one segment, seen from one process.
 
     Args:
-        segment: where the table lies; its file is the file lock.
+        segment: contains the table; its file carries the file lock.
         start: index of the table's first word.
-        capacity: how many rows there are.
-        used_at: index of the word that counts the rows ever handed out (what lies above has never been used).
-        must_stay: tells of the row of a dead process that somebody still needs it.
+        capacity: the maximal number of rows.
+        used_at: index of the word that counts the rows ever handed out (the rest have never been used).
+        must_stay: tells whether the row of a dead process is still needed.
     """
 
     __slots__ = ("_capacity", "_must_stay", "_start", "_used_at", "segment", "words")
@@ -116,12 +119,13 @@ class Rows:
         self._must_stay = must_stay
 
     def exclusive(self, deadline: float | None) -> Exclusive:
-        """Be the only one in all processes and threads who changes rows or investigates.
+        """A context manager for the file lock, which excludes all other processes and threads.
 
-        A context manager whose value is False when the deadline passed first.
+        It is needed to hand out or reclaim rows, and to investigate whether a lock was lost. The value of
+        ``with … as alone`` is False when the deadline passed first.
 
         Raises:
-            ClosedError: (the context manager) this process has closed the object.
+            ClosedError: on entering the block: this process has closed the object.
         """
         return Exclusive(self.segment, deadline)
 
@@ -141,7 +145,7 @@ class Rows:
                 words[at + word] = 0
             words[at + 1] = me.started
             if not TOTAL_STORE_ORDER:
-                # Others read without a lock: whoever sees the pid sees when that process started.
+                # Others read without a lock: a reader that sees the pid must also see the start time.
                 full_fence()
             words[at] = me.pid
             return at
@@ -168,7 +172,8 @@ class Rows:
             at = self._start + number * ROW_WORDS
             if words[at] == 0:
                 return at
-        # Of those who ended without a word a few are looked at each time, all only when the table is full.
+        # Check a few rows for processes that died without leaving; all of them only when the table is full.
+        # Processes begin at different rows, so that they do not all check the same ones.
         taken = self.taken()
         turn = identity.current().pid % (used or 1)
         for at, process in (taken[turn:] + taken[:turn])[: _LOOKS if used < self._capacity else used]:
@@ -177,8 +182,8 @@ class Rows:
                 return at
         if used < self._capacity:
             at = self._start + used * ROW_WORDS
-            # The table is reserved page by page; a queue of two processes should not cost what five hundred
-            # need.
+            # The table is reserved page by page: a queue used by two processes should not cost the memory
+            # that five hundred need.
             try:
                 reserve(self.segment.fd, at << 3, ROW_WORDS << 3)
             except OSError as error:

@@ -1,9 +1,9 @@
-"""A piece of shared memory: a mapped file that other processes open by its name.
+"""A segment of shared memory: a mapped file that other processes open by its name.
 
-Files lie in ``/dev/shm`` where there is one with room, else in the temporary directory (slower to create,
-same semantics). They belong to the user alone (0600, checked again when opened), are reserved in full before
-the first byte is touched, so a full file system is an error at the call that asks for memory and never a
-SIGBUS later, and can be extended at the end.
+The files are in ``/dev/shm`` if it exists and has room, otherwise in the temporary directory (slower to
+create, same semantics). Only their user can open them (mode 0600, checked again when opened). Memory is
+reserved before it is touched, so a full file system is an error of the call that asks for memory, and never a
+SIGBUS later. A file can be extended at its end.
 """
 
 from __future__ import annotations
@@ -43,14 +43,15 @@ T = TypeVar("T")
 
 _NO_ROOM = {errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EFBIG}
 _NOT_FOR_US = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT}
+# Errors after which the next directory may still work.
 _TRY_ELSEWHERE = _NOT_FOR_US | {errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}
 _OPEN_FLAGS = os.O_RDWR | NOT_INHERITED | NO_LINK
 
 
-# What a closed segment maps: nothing of anybody.
+# What a closed segment has instead of its mapping: private memory, so late stores affect nothing.
 _GONE = mmap.mmap(-1, PAGE)
 
-# Bound early: a module's globals may be gone when the last objects are.
+# Bound early: when the last objects are finalized, a module's globals may be gone.
 _is_finalizing = sys.is_finalizing
 
 
@@ -61,10 +62,12 @@ class Segment:
         name: the absolute path, which `attach` takes in another process.
         size: bytes mapped by this object (the file may have grown since).
         mm: the mapping; slices of it copy.
-        words: the same bytes as 8-byte words. One item assignment is one aligned 8-byte store, which no
-            reader can see half done and no kill can interrupt half way (`memoryview` packs a native "Q" with
-            a single 8-byte copy; `struct.pack_into` would clear its target first).
-        fd: the open file, for extending it and for file locks.
+        words: the same bytes as 8-byte words. One item assignment is one aligned 8-byte store: no reader can
+            see it half done, and no kill can interrupt it half way (`memoryview` packs a native "Q" with a
+            single 8-byte copy; `struct.pack_into` would clear its target first).
+        fd: the open file, for extending it and for file locks; -1 when closed.
+        managed: set by an object that closes this one; then `__del__` does not, because a garbage collection
+            may finalize the segment before that object.
     """
 
     __slots__ = ("__weakref__", "_owner_pid", "fd", "managed", "mm", "name", "size", "words")
@@ -74,8 +77,6 @@ class Segment:
         self.fd: int = fd
         self.size: int = size
         self._owner_pid = os.getpid() if owned else 0
-        # Set by an owner that closes it: a garbage collection may come to the segment before it comes to the
-        # owner.
         self.managed: bool = False
         self.mm: mmap.mmap = map_file(fd, size)
         self.words: memoryview[int] = memoryview(self.mm).cast("B").cast("Q")
@@ -86,13 +87,13 @@ class Segment:
 
         Args:
             size: bytes to map.
-            kind: a word for the name, without "-".
+            kind: a word for the name, lower-case letters only.
             reserved: bytes at the beginning to reserve now; the rest must be reserved (`reserve`) before it
-                is touched. None = all.
+                is touched. None: all.
 
         Raises:
-            SharedMemoryExhausted: neither shared memory nor the temporary directory has the room, or this
-                process may not open or map more. Nothing is left behind.
+            SharedMemoryExhausted: neither shared memory nor the temporary directory has room, or this process
+                may not open or map more. Nothing is left behind.
         """
         size = round_up(size, PAGE)
 
@@ -101,19 +102,24 @@ class Segment:
             reserve(fd, 0, size if reserved is None else min(reserved, size))
             return cls(path, fd, size, owned=True)
 
-        # So that no interrupt comes between the file and its object.
+        # Deferred, so that no interrupt comes between creating the file and the object that removes it.
         with deferred_interrupts():
             return create_file(kind, size, make)
 
     @classmethod
     def attach(cls, name: str, size: int | None = None) -> Segment:
-        """Open a segment that another process (or this one) created, and map it, or only its first `size`
-        bytes.
+        """Open and map a segment that another process (or this one) has created.
+
+        Args:
+            name: its absolute path.
+            size: how many bytes to map, from the beginning; None: all.
 
         Raises:
-            HandleLost: the name is gone: its creator has removed it or has exited.
+            HandleLost: the name is gone, because its creator has removed it or has exited; or the file is
+                shorter than `size`.
             PermissionError: the file belongs to another user or is open to others; it is not trusted.
             SharedMemoryExhausted: this process may not open or map more.
+            ValueError: `name` cannot be the name of a segment.
         """
         if not os.path.basename(name).startswith(PREFIX):
             raise ValueError(f"{name!r} is not the name of an mpkit segment")
@@ -132,7 +138,7 @@ class Segment:
             if names.is_fall_back(name):
                 _mark_fall_back(fd)
             if size is not None and status.st_size < size:
-                # Its creator died, or is still at work, between the first two steps of making it.
+                # Its creator is between creating the file and giving it its size, or died there.
                 raise HandleLost(f"{name!r} has never been finished by the process that began to create it")
             return cls(name, fd, status.st_size if size is None else size, owned=False)
         except BaseException as error:
@@ -146,37 +152,37 @@ class Segment:
         return self.fd < 0
 
     def close(self, in_use: names.InUse | None = None) -> None:
-        """Give back this process's mapping (now, or when the last view of it goes) and, in the creator, let
-        go of the name.
+        """Close the file, drop this process's mapping and, in the creator, let go of the name.
+
+        The memory is unmapped when the last view of it goes. A second call does nothing.
 
         Args:
             in_use: tells whether other processes still need the name; None when nobody does (see
                 `names.let_go`).
         """
         with deferred_interrupts():
-            # First the number is forgotten: closed twice it might be another's the second time.
+            # Forgotten before it is closed: closing the same number twice might close somebody else's file.
             fd, self.fd = self.fd, -1
             if fd >= 0:
                 os.close(fd)
-        # Dropped rather than closed: a thread that is still at work, or a view that somebody holds, keeps the
-        # mapping until it goes.
+        # Dropped rather than closed: another thread in the middle of an operation, or a view that is still in
+        # use, keeps the mapping alive.
         self.mm = _GONE
         self.words = memoryview(_GONE).cast("B").cast("Q")
         if self._owner_pid == os.getpid():
             names.let_go(self.name, self.name, in_use)
-            # Last: after an interrupt a second call does the rest.
+            # Last, so that after an interrupt a second call completes the work.
             self._owner_pid = 0
 
     def unlink(self) -> None:
-        """Remove the name now (creator only; elsewhere it does nothing). Those who have the segment open keep
-        it.
-        """
+        """Remove the name now, in the creator; elsewhere do nothing. Processes that have it open keep it."""
         if self._owner_pid == os.getpid():
             names.remove(self.name)
 
     def __del__(self) -> None:
-        # At the end of the interpreter the exit hook of `names` has removed everything already, and modules
-        # are half gone. (Asked last: even that function may be, when the last view of a closed one goes.)
+        # When the interpreter is shutting down, the exit hook of `names` has removed everything already, and
+        # modules are half gone. (Called last: when the last view of a closed segment goes, even this function
+        # may be gone.)
         if (
             hasattr(self, "words")
             and (self.fd >= 0 or self._owner_pid)
@@ -190,21 +196,21 @@ class Segment:
 
 
 def create_file(kind: str, size: int, make: Callable[[str, int], T]) -> T:
-    """A new file of the user's own, in shared memory or, if that has no room, in the temporary directory.
+    """Create a private file in shared memory or, if that has no room, in the temporary directory.
 
     Args:
-        kind: a word for the name, without "-".
-        size: bytes that it is going to have, for the error.
-        make: called with path and descriptor (which is its own if it succeeds) to give the file its content;
-            with another one if the first directory has no room.
+        kind: a word for the name, lower-case letters only.
+        size: the length that `make` gives the file; used in the error message.
+        make: called with path and descriptor to give the file its content; if it returns, the descriptor is
+            its own to close. Called again, with another file, if the first directory has no room.
 
     Returns:
         What `make` returns.
 
     Raises:
-        SharedMemoryExhausted: neither directory has the room, or this process may not open or map more.
-            Nothing is left behind, as after any exception of `make`.
-        OSError: this is Windows, where the semaphores that go with the file could not be made.
+        SharedMemoryExhausted: neither directory has room, or this process may not open or map more. Nothing
+            is left behind, as after any exception of `make`.
+        OSError: on Windows, where the semaphores that go with the file cannot be created.
     """
     if sys.platform == "win32":
         raise OSError(
@@ -217,7 +223,7 @@ def create_file(kind: str, size: int, make: Callable[[str, int], T]) -> T:
     try:
         for directory in _directories():
             path = os.path.join(directory, base)
-            # First: whenever a kill comes, the resource tracker knows the name.
+            # Before the file is created, so that the resource tracker knows the name whenever a kill comes.
             names.own(path, "segment")
             fd = -1
             try:
@@ -238,35 +244,37 @@ def create_file(kind: str, size: int, make: Callable[[str, int], T]) -> T:
         assert failure is not None
         raise exhausted(failure, size) from failure
     finally:
-        # Its traceback has this frame, and by that all callers: they would keep each other until the next
-        # garbage collection, and what the callers have in hand.
+        # Break the reference cycle: the traceback refers to this frame, and so to all callers and what they
+        # hold, which would stay until the next garbage collection.
         failure = None
 
 
 def _mark_fall_back(fd: int) -> None:
-    # A file system without locks: nobody can lock the file to remove it, either (see `sweep`).
+    # OSError: the file system has no locks. Then nobody can lock the file to remove it, either (see `sweep`).
     with contextlib.suppress(OSError):
         use_marks.mark(fd)
 
 
 def _sweep_once(directory: str) -> None:
-    from mpkit._shm.memory import sweep  # noqa: PLC0415  most processes never have one
+    from mpkit._shm.memory import sweep  # noqa: PLC0415  most processes never create a fall-back file
 
     sweep.sweep_once(directory)
 
 
 def reserve(fd: int, offset: int, size: int) -> None:
-    """Make the file reach to `offset + size` and give it its memory now, so that no later store can fail.
+    """Allocate memory for `size` bytes of the file from `offset` on, so that no later store there can fail.
+
+    The file is extended if necessary.
 
     Raises:
-        OSError: ENOSPC and its like; the file may have become longer, which does no harm.
+        OSError: ENOSPC and the like; the file may have become longer, which does no harm.
     """
     if hasattr(os, "posix_fallocate"):
-        # tmpfs reserves pages here; without it a store into a full tmpfs is a SIGBUS.
+        # tmpfs allocates pages here; without it, a store into a full tmpfs is a SIGBUS.
         os.posix_fallocate(fd, offset, size)
     else:
-        # No posix_fallocate (macOS, Windows): writing zeros reserves as well. What is reserved is never in
-        # use yet.
+        # No posix_fallocate (macOS, Windows): writing zeros allocates, too. Callers reserve only memory that
+        # is not in use yet, so nothing is overwritten.
         block = bytes(min(size, 1 << 20))
         end = offset + size
         while offset < end:
@@ -274,7 +282,11 @@ def reserve(fd: int, offset: int, size: int) -> None:
 
 
 def check_private(name: str, status: os.stat_result) -> None:
-    """Refuse a file that another user owns or can write to: what lies in it is going to be unpickled."""
+    """Refuse a file that is not this user's alone: its content is going to be unpickled.
+
+    Raises:
+        PermissionError: it is no regular file, belongs to another user, or others have any access to it.
+    """
     if not stat.S_ISREG(status.st_mode):
         raise PermissionError(errno.EPERM, "not a regular file", name)
     if not is_ours(status) or status.st_mode & 0o077:
@@ -287,8 +299,8 @@ def check_private(name: str, status: os.stat_result) -> None:
 
 
 def raise_refusal(error: OSError) -> NoReturn:
-    """Raise what the system has said when a file was opened or mapped: the public error, if it is about
-    having none left.
+    """Raise the system's error from opening or mapping a file, as `SharedMemoryExhausted` if a resource ran
+    out.
     """
     if error.errno in _NO_ROOM:
         raise exhausted(error, 0) from error
@@ -299,9 +311,9 @@ def exhausted(error: OSError, size: int, only: str | None = None) -> SharedMemor
     """The public error for a file, map or semaphore that the system refused.
 
     Args:
-        error: What the system said.
-        size: How many bytes were wanted; 0: something that is there could not be opened.
-        only: The one directory where it can be: that of a file that was to grow, or of semaphores.
+        error: the system's error.
+        size: how many bytes were to be reserved; 0: something that exists could not be opened.
+        only: the one directory that was possible (for a file that was to grow, and for semaphores).
     """
     available: int | None = None
     places = list(_directories()) if only is None else [only]
@@ -331,7 +343,7 @@ def exhausted(error: OSError, size: int, only: str | None = None) -> SharedMemor
 
 
 def _available_bytes(places: list[str]) -> int | None:
-    """What the roomiest of some directories has left for this user, if the system tells."""
+    """The free bytes for this user in the directory that has most; None if the system does not tell."""
     left: list[int] = []
     for directory in places:
         if hasattr(os, "statvfs"):
@@ -346,8 +358,8 @@ def round_up(value: int, unit: int) -> int:
 
 
 def _directories() -> Iterator[str]:
-    # tmpfs first: its pages never travel to a disk.
+    # tmpfs first: its pages are never written to a disk file.
     if os.path.isdir(SHM_DIRECTORY):
         yield SHM_DIRECTORY
-    # Only where that has no room: what its real name is costs a look at each directory above it.
+    # Only reached if that has no room (this is a generator): the real path costs a look at each parent.
     yield names.temporary_directory()

@@ -1,6 +1,4 @@
-"""A named semaphore, as thin as it can be: the two C methods of multiprocessing's own semaphore, and who
-removes the name.
-"""
+"""A named semaphore: a thin layer over the semaphore of multiprocessing that also manages the name."""
 
 from __future__ import annotations
 
@@ -20,19 +18,21 @@ MAX_VALUE = 32767
 
 Acquire = Callable[..., bool]
 
-# Bound early: a module's globals may be gone when the last objects are.
+# Bound early: when the last objects are finalized, a module's globals may be gone.
 _is_finalizing = sys.is_finalizing
 
 
 class Semaphore:
-    """A counter of permits that processes share; it has no owner and no memory of who took what.
+    """A number of permits that processes share. It has no owner, and does not remember who took a permit.
 
     Attributes:
-        acquire: ``acquire(block=True, timeout=None) -> bool``, the C method itself. It lets other threads run
-            while it waits and Python signal handlers run in between. ``acquire(False)`` costs half of a
-            blocking call.
+        acquire: ``acquire(block=True, timeout=None) -> bool``, the C method itself. While it waits, other
+            threads run, and so do Python's signal handlers. ``acquire(False)`` costs half of a blocking call.
         release: adds one permit, never blocks; ValueError when the maximum is reached.
-        name: what `attach` takes in another process.
+        name: the argument for `attach` in another process; "" if it has no name.
+        raw: the semaphore of multiprocessing.
+        managed: set by an object that closes this one; then `__del__` does not, because a garbage collection
+            may finalize the semaphore before that object.
     """
 
     __slots__ = ("_owner_pid", "acquire", "managed", "name", "raw", "release")
@@ -41,8 +41,6 @@ class Semaphore:
         self.name: str = name
         self.raw: sem_lock.SemLock = raw
         self._owner_pid = owner_pid
-        # Set by an owner that closes it: a garbage collection may come to the semaphore before it comes to
-        # the owner.
         self.managed: bool = False
         self.acquire: Acquire = raw.acquire
         self.release: Callable[[], None] = raw.release
@@ -61,15 +59,15 @@ class Semaphore:
         """Create the semaphores of a segment.
 
         Args:
-            permits: For each, how many permits it has first, and at most.
-            segment_name: What they are named after.
+            permits: for each semaphore, the initial and the maximal number of permits.
+            segment_name: the name from which theirs are derived.
 
         Raises:
             SharedMemoryExhausted: the system has no room for another one. Nothing is left behind.
         """
         new = [names.semaphore_name(segment_name, number) for number in range(len(permits))]
         with deferred_interrupts():
-            # First: whenever a kill comes, the resource tracker knows the names.
+            # Before they are created, so that the resource tracker knows the names whenever a kill comes.
             names.own_all(new, "semaphore")
             made: list[Semaphore] = []
             try:
@@ -87,10 +85,11 @@ class Semaphore:
 
     @classmethod
     def attach(cls, name: str, maxvalue: int) -> Semaphore:
-        """Open a semaphore that another process created.
+        """Open a semaphore that another process has created.
 
         Raises:
             HandleLost: the name is gone.
+            SharedMemoryExhausted: this process may not open or map more.
         """
         try:
             raw = sem_lock.rebuild_semaphore(name, maxvalue)
@@ -104,12 +103,16 @@ class Semaphore:
 
     @classmethod
     def private(cls) -> Semaphore:
-        """A semaphore with one permit and without a name, for the threads of this process; cheaper to take
-        and give than a `threading.Lock`.
+        """Create a semaphore with one permit and no name, for the threads of this process.
+
+        It is cheaper to acquire and release than a `threading.Lock`.
+
+        Raises:
+            SharedMemoryExhausted: the system has no room for another one.
         """
         name = names.semaphore_name(names.new_name("private"), 0)
-        # The C code removes the name as soon as it has made it, so the tracker has to do it only for a
-        # process that is killed just there.
+        # The C code removes the name right after creating it. The tracker is told of it for the case that the
+        # process is killed in between.
         with deferred_interrupts():
             tracker.track([name], "semaphore")
             try:
@@ -121,22 +124,21 @@ class Semaphore:
         return cls("", raw, owner_pid=0)
 
     def close(self, segment_name: str = "", in_use: names.InUse | None = None) -> None:
-        """In the creator, let go of the name. The semaphore itself goes with the last reference to this
-        object.
+        """Let go of the name, in the creator. The semaphore itself stays usable as long as this object lives.
 
         Args:
-            segment_name: the segment that it belongs to, which `in_use` is asked about.
+            segment_name: the segment that it belongs to, the argument for `in_use`.
             in_use: tells whether other processes still need the name; None when nobody does (see
                 `names.let_go`).
         """
-        # Asked anew: a garbage collection may come right after a fork.
+        # Not a cached pid: a garbage collection may close this right after a fork, in the child.
         if self._owner_pid == os.getpid():
             names.let_go(self.name, segment_name, in_use)
-            # Last: after an interrupt a second call does the rest.
+            # Last, so that after an interrupt a second call completes the work.
             self._owner_pid = 0
 
     def __del__(self) -> None:
-        # At the end of the interpreter the exit hook of `names` has removed everything already, and modules
-        # are half gone. (Asked last: even that function may be.)
+        # When the interpreter is shutting down, the exit hook of `names` has removed everything already, and
+        # modules are half gone. (Called last: even this function may be gone.)
         if getattr(self, "_owner_pid", 0) > 0 and not self.managed and not _is_finalizing():
             self.close()

@@ -1,22 +1,22 @@
-"""What killed processes left behind in the temporary directory, and who may remove it.
+"""Removes files that killed processes have left in the temporary directory.
 
-A segment lies there when ``/dev/shm`` has no room for it (`mpkit._shm.memory.segment`). Its creator removes
-it, but nobody does that for a creator that is killed: the resource tracker of multiprocessing knows
-``/dev/shm`` only. So the first such file of a process is the occasion to look for those of the dead.
+A segment is there if ``/dev/shm`` had no room for it (`mpkit._shm.memory.segment`). Normally its creator
+removes it. If the creator is killed, nobody else does: the resource tracker of multiprocessing covers only
+``/dev/shm``. So when a process creates its first such file, it also removes those of dead processes.
 
-Nothing is taken from the living. A file goes only if all of this holds:
+Nothing is taken from a living process. A file is removed only if all of this holds:
 
 - it has a name that `Segment.create` gives, is a regular file, and belongs to this user;
-- its creator, which its name tells, is dead;
-- no process has it open as a `Segment`: each one that has marks it (`mpkit._platform.files.use_marks`);
-- it is older than a minute: a creator marks its file just after it has made it, and one that is on its way
-  in a pickle is opened in that time. A parcel that was handed over (`names.hand_over`) has a day.
+- its creator, whose identity is part of the name, is dead;
+- no process has it open as a `Segment`: those that do hold marks on it (`mpkit._platform.files.use_marks`);
+- it is older than a minute: a creator marks its file just after creating it, and a file whose name is on its
+  way in a pickle is opened within that time. A parcel that was handed over (`names.hand_over`) has a day.
 
-The mark is what counts between containers that share the directory: each has pids of its own, so the creator
-of a file from next door looks dead from here.
+Between containers that share the directory, the mark is what counts: each container has pids of its own, so
+the creator of a file from another container looks dead from here.
 
-Where there are no marks (outside Linux) there are no such containers either, and the creator's life
-decides: it removes its names at its exit as well, and whoever has the files open keeps them.
+Outside Linux there are no marks, but no such containers either, so whether the creator is alive decides: it
+removes its names at its exit anyway, and processes that have the files open keep them.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from mpkit._shm.memory.names import SEGMENT_NAME
 
 __all__ = ["remove_abandoned", "sweep_once"]
 
-#: A younger file may be one that is just being made, or that somebody is about to open.
+#: A younger file may still be in the making, or another process may be about to open it.
 YOUNGEST_SECONDS: Final = 60.0
 
 _swept_by = 0
 
 
 def sweep_once(directory: str) -> None:
-    """Call `remove_abandoned` the first time in a process (a child that is forked has its own first time)."""
+    """Call `remove_abandoned`, but only the first time in each process (a forked child counts anew)."""
     global _swept_by
     if _swept_by != os.getpid():
         _swept_by = os.getpid()
@@ -52,19 +52,20 @@ def sweep_once(directory: str) -> None:
 
 
 def remove_abandoned(directory: str) -> list[str]:
-    """Remove the files of dead processes in `directory`, as the top of this file tells.
+    """Remove the files of dead processes in `directory`, by the rules at the top of this module.
 
-    Never raises: others may do the same at the same time, and it is a favour, not a duty.
+    Errors of the system are ignored: other processes may do the same at the same time, and nothing depends on
+    it.
 
     Returns:
         The paths that were removed.
 
-    Blocking: a look at each name in the directory, once; microseconds for each file of mpkit's.
+    Blocking: reads the directory once; takes microseconds for each file of mpkit.
     """
     removed: list[str] = []
     with contextlib.suppress(OSError), os.scandir(directory) as entries:
         for entry in entries:
-            # OSError: gone, or not ours to look at.
+            # OSError: the file is gone, or this user may not open it.
             with contextlib.suppress(OSError):
                 if _looks_abandoned(entry) and _remove_if_unused(entry.path):
                     removed.append(entry.path)
@@ -78,7 +79,7 @@ def _looks_abandoned(entry: os.DirEntry[str]) -> bool:
     status = entry.stat(follow_symlinks=False)
     return (
         _is_our_old_file(status)
-        # Last: all else is known from one look.
+        # Last, because it costs the most.
         and not identity.is_alive(ProcessIdentity(int(named["pid"]), int(named["started"])))
     )
 
@@ -94,10 +95,10 @@ def _remove_if_unused(path: str) -> bool:
         return False  # there an open file cannot be removed
     fd = os.open(path, os.O_RDWR | NOT_INHERITED | NO_LINK | NO_WAIT)
     try:
-        # Once more, of what is open now: a name can be given to another file at any time.
+        # Checked again for the file that is open now: the name may refer to another file since.
         if not _is_our_old_file(os.fstat(fd)) or not nobody_uses(fd):
             return False
-        # Whoever has opened it since, and could not mark it any more, keeps it: only the name goes.
+        # A process that has opened it since, and could not mark it any more, keeps it: only the name goes.
         os.unlink(path)
     finally:
         os.close(fd)

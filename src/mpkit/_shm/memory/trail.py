@@ -1,9 +1,10 @@
-"""How a process is found by whoever removes what the one that has started it has left.
+"""The trail: how the children of a killed process are found, so that what they have left can be removed, too.
 
-A worker of a pool writes who it is, and what it notes (`mpkit._platform.stdlib.notes`), into the file that it
-shares with the pool. The name of that tells who made it. So when both have died, the worker is found by what
-the other one has left, and by that what the worker has left itself (`mpkit._shm.locks.remains`). The same is
-done for a `WorkerProcess` that is started by another one, or by a task; it has a file for that alone.
+A worker of a pool writes its identity, and its notes (`mpkit._platform.stdlib.notes`), into the file that it
+shares with the pool's process. The name of that file tells which process created it. So when both have died,
+the files that the pool's process has left lead to the worker, and so to the files that the worker has left
+(`mpkit._shm.locks.remains`). A `WorkerProcess` that is started by another one, or by a task, has a separate
+file for this purpose.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from mpkit._shm.memory.segment import Segment, check_private
 
 __all__ = ["END", "KIND", "begin", "notes_in", "read"]
 
-#: What the names of such files tell.
+#: The kind in the names of such files.
 KIND: Final = "worker"
-#: In words: pid and start time, which is stored first; on the next cache lines the notes.
+#: Indices of words: the pid, the start time (stored before the pid), and on the next cache lines the notes.
 _PID, _STARTED, _NOTES = 48, 49, 56
-#: Where it ends.
+#: The first word after the trail.
 END: Final = _NOTES + (notes.SIZE >> 3)
 _NOTES_AT: Final = _NOTES << 3
 
 
 def begin(segment: Segment) -> None:
-    """In the process that is to be found: this is its file, of which only the mapping is needed."""
+    """Begin this process's trail in `segment`, of which only the mapping is kept."""
     me = identity.current()
     segment.words[_STARTED] = me.started
     if not TOTAL_STORE_ORDER:
@@ -46,19 +47,19 @@ def begin(segment: Segment) -> None:
 
 
 def notes_in(segment: Segment) -> bytes:
-    """What the worker has noted."""
+    """The notes in a trail."""
     return segment.mm[_NOTES_AT : _NOTES_AT + notes.SIZE]
 
 
 def read(path: str) -> tuple[ProcessIdentity, bytes] | None:
-    """Whose file it is, and what that process has noted; None if it has not come so far.
+    """Read the trail in a file: the process's identity and notes; None if it has not begun its trail.
 
     Raises:
-        OSError: It is gone, or cannot be read, or is not this user's alone.
+        OSError: the file is gone, or cannot be read, or is not this user's alone.
     """
     fd = os.open(path, os.O_RDONLY | NOT_INHERITED | NO_LINK | NO_WAIT)
     try:
-        # Who it names may be killed.
+        # Checked, because the process that it names may get killed.
         check_private(path, os.fstat(fd))
         head = read_at(fd, 16, _PID << 3)
         noted = read_at(fd, notes.SIZE, _NOTES_AT)
