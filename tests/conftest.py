@@ -21,8 +21,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started in the background by a shell, the tests would ignore Ctrl-C, and so would what they start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The same examples in each run, and no clock: a run must not depend on luck, nor on what else the machine
-# does. New examples are looked for with --hypothesis-profile=explore.
+# The same examples in each run, and no time limit for each: a run must depend neither on luck nor on how busy
+# the machine is. To look for new examples, run with --hypothesis-profile=explore.
 settings.register_profile(
     "steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -34,15 +34,17 @@ pytest_timeout.dump_stacks = stuck.tell_before(pytest_timeout.dump_stacks)
 
 
 def pytest_collection_finish() -> None:
-    """All that has been imported stays until the end: no collection need look through it again, and a fork
-    copies no page of it only because a collection has counted there.
+    """Freeze everything imported so far: it stays until the end, so garbage collections need not look through
+    it again, and a collection in a forked child does not copy its pages by writing to them.
     """
-    # Only now: pytest has set its own hooks.
+    # Not earlier: pytest must have set its own hooks first.
     stuck.listen()
-    # At its first run Hypothesis looks for what refers to its random numbers, and would see nothing frozen.
+    # At its first run Hypothesis searches for references to its random number generator, and would not find
+    # those in frozen objects. So let it run once before the freeze.
     find(booleans(), bool)
-    # From then on it has each collection timed, for deadlines that there are none of here. Python drops what
-    # the handler of a signal raises in such a callback: the one signal that a test waits for would be lost.
+    # From then on Hypothesis times each collection, for deadlines, which are turned off here. If a signal
+    # handler raises during such a callback, Python drops the exception, and a test that waits for this one
+    # signal would hang.
     gc.callbacks.clear()
     gc.collect()
     gc.freeze()
@@ -53,8 +55,9 @@ START_METHODS = [
 ]
 
 
-#: For what this process does with a child that has started: a spawned one is its own as a forked one is, of
-#: the same class (`_OwnChild`); and what it is given by pickling, one of the server is given so, too.
+#: For tests of what the parent does with a child that is already running. They leave out spawn, because fork
+#: and forkserver cover it: a spawned child is a direct child, of the same class (`_OwnChild`) as a forked
+#: one, and it gets its arguments by pickling, as a child of the fork server does.
 own_or_of_the_server = pytest.mark.parametrize(
     "start_method", [method for method in START_METHODS if method != "spawn"] or START_METHODS
 )
@@ -69,7 +72,7 @@ def start_method(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def _short_collections() -> None:
-    """For tests that collect at each step: what is there already is not looked through each time."""
+    """For tests that collect garbage at each step: keep what exists already out of these collections."""
     gc.collect()
     gc.freeze()
 
@@ -102,19 +105,20 @@ def counter() -> Iterator[LockedCounter]:
         yield counter
 
 
-#: What there was when the last check was over, as long as nothing can have come since.
+#: The snapshot of the last check (at most one), which is also the one before the next test. Empty if
+#: something may have been started since.
 _known: list[leftovers.Snapshot] = []
 
 
 def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> None:
-    """What a fixture for several tests starts stays beyond the next one."""
+    """Forget the last snapshot: what a module- or session-scoped fixture starts is no leftover of a test."""
     if fixturedef.scope != "function":
         _known.clear()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_left_behind_by_the_session() -> Iterator[None]:
-    """What module- and session-scoped fixtures start must end too."""
+    """Module- and session-scoped fixtures must clean up after themselves too."""
     leftovers.adopt_orphans()
     before = leftovers.take()
     yield
@@ -123,9 +127,10 @@ def _nothing_left_behind_by_the_session() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
-    """After every test: no process, thread, shared-memory file, semaphore or temporary file more than before.
+    """Fail a test that leaves a process, thread, shared-memory file, semaphore or temporary file behind.
 
-    The fork server and the resource tracker of multiprocessing may stay: they serve until the end.
+    The fork server and the resource tracker of multiprocessing, and mpkit's guardian, may stay: each serves
+    the whole session.
     """
     before = _known.pop() if _known else leftovers.take()
     yield

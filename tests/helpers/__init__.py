@@ -1,1 +1,1 @@
-"""What the tests share. Each test names what it needs: ``from tests.helpers.processes import reap``."""
+"""Helpers for several tests. Import each from its module: ``from tests.helpers.processes import reap``."""

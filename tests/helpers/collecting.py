@@ -1,4 +1,4 @@
-"""Keeping a pool's own thread from fetching outcomes, for tests that need another thread to do it."""
+"""Keep a pool's collector thread from fetching outcomes, for tests in which another thread has to do it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["collector_held"]
 
 @contextlib.contextmanager
 def collector_held(pool: TaskPool) -> Iterator[Callable[[], None]]:
-    """Hold the collector's thread while the block runs; what the block gets lets it go before."""
+    """Hold the collector thread while the block runs. The block gets a function that releases it earlier."""
     holds, let_go = threading.Event(), threading.Event()
 
     def hold() -> None:

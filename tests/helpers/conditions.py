@@ -1,4 +1,4 @@
-"""A condition whose taking is interrupted, at the worst of moments."""
+"""A condition variable whose acquisition is interrupted at the worst possible moment."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["Alarm", "InterruptedCondition"]
 
 
 class Alarm(BaseException):
-    """What the handler of a signal raises."""
+    """Stands for the exception that a signal handler raises."""
 
 
 class InterruptedCondition(threading.Condition):
-    """As in the main thread: a signal's handler raises when it has just been taken.
+    """Raises `Alarm` right after it has been acquired, like a signal handler in the main thread.
 
-    From Python 3.14 on that may also come between the taking of a ``with`` statement and its block, which
-    then gives nothing back.
+    From Python 3.14 on, a handler may also run between the ``__enter__`` of a ``with`` statement and its
+    block. Then ``__exit__`` is not called, and nothing releases the condition.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class InterruptedCondition(threading.Condition):
         return self._take_and_raise()
 
     def is_free(self) -> bool:
-        """Whether another thread can have it."""
+        """Whether another thread can acquire it."""
         found: list[bool] = []
 
         def look() -> None:

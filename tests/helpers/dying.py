@@ -1,8 +1,8 @@
-"""Ending a process at any step of an operation, without luck of timing.
+"""Kill a process at a chosen step of an operation, without depending on timing.
 
-A child is forked, traces its own execution of mpkit's code and kills itself when the n-th step is reached. A
-step is a line, or an opcode: between two opcodes lies everything that Python code can observe. (Opcodes on
-Python 3.10 and 3.11: from 3.12 on the first call of a function under trace shows none.)
+A forked child traces its own execution of mpkit's code and kills itself when it reaches step n. A step is a
+line or an opcode. Opcodes are the finest steps at which Python code can be interrupted. (They work on Python
+3.10 and 3.11 only: from 3.12 on, the first traced call of a function reports no opcodes.)
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ def die_at(step: int, operation: Callable[[], object], *, opcodes: bool = False)
     """Run `operation` in a forked child that is killed (SIGKILL) at step number `step`, from 0.
 
     Returns:
-        Whether the child was killed; False when the operation has fewer steps and the child has left in good
-        order.
+        Whether the child was killed. False if the operation has fewer steps: the child ended normally.
     """
     pid = os.fork()
     if pid == 0:
@@ -61,7 +60,10 @@ def trace(
     traced: tuple[str, ...] = TRACED,
     times: int = 1,
 ) -> None:
-    """From now on, call `act` at step number `step` of what is in the files `traced` and at the next ones."""
+    """From now on, call `act` at step number `step`, and at each further one up to `times` calls in all.
+
+    Only code in files whose path contains one of `traced` is counted.
+    """
     kind = "opcode" if opcodes else "line"
     left = step
 

@@ -1,7 +1,7 @@
 """What a test leaves behind: child processes, threads, shared-memory files, semaphores, temporary files.
 
-On Linux the process of the tests becomes a "child subreaper": a grandchild whose parent dies becomes its
-child instead of init's, so an orphan cannot slip out of sight. Zombies of such orphans are reaped here.
+On Linux the test process becomes a "child subreaper": a descendant whose parent dies becomes its child
+instead of a child of init, so no orphan is overlooked. Zombies of such orphans are reaped here.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from mpkit._platform.processes.family_tree import has_children
 
 __all__ = ["PATIENCE", "Snapshot", "adopt_orphans", "names_of", "settle", "since", "take"]
 
-#: How long what is going away may take until it counts as left behind, in seconds.
+#: How many seconds a thing that is about to disappear has before it counts as left behind.
 PATIENCE = 30.0
 
-#: How long what is going away may take until garbage is collected for it, in seconds.
+#: How many seconds it has before a garbage collection is run to help it disappear.
 _BEFORE_COLLECTING = 0.02
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -38,7 +38,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What exists now. `self - earlier` is what has come since."""
+    """What existed at one moment. `self - earlier` is what is new since `earlier`."""
 
     processes: frozenset[psutil.Process] = frozenset()
     threads: frozenset[threading.Thread] = frozenset()
@@ -71,9 +71,9 @@ class Snapshot:
     def remove(self) -> None:
         """Kill and delete it all, so that the next test does not suffer from this one."""
         for process in self.processes:
-            with suppress(psutil.NoSuchProcess):  # it went by itself meanwhile
+            with suppress(psutil.NoSuchProcess):  # it has ended in the meantime
                 process.kill()
-        # They may become our children only now, when their own parents are gone.
+        # Some become our children, whom we have to reap, only now that their own parents are dead.
         deadline = time.monotonic() + PATIENCE
         while self.processes & set(_processes()) and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -82,7 +82,7 @@ class Snapshot:
 
 
 def adopt_orphans() -> None:
-    """Make this process the one that orphaned descendants are handed to (Linux; elsewhere nothing)."""
+    """Make this process the new parent of orphaned descendants (on Linux; elsewhere, do nothing)."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
@@ -90,17 +90,17 @@ def adopt_orphans() -> None:
 
 
 def take() -> Snapshot:
-    """What exists now, whoever made it."""
+    """What exists now, including what other programs made."""
     return Snapshot(frozenset(_processes()), frozenset(_threads()), frozenset(_files()))
 
 
 def since(earlier: Snapshot) -> Snapshot:
-    """What has come since `earlier` by this process's doing and stays: what is going away is waited for."""
+    """What this process and its descendants made since `earlier` and does not disappear in time."""
     return settle(earlier)[0]
 
 
 def settle(earlier: Snapshot) -> tuple[Snapshot, Snapshot]:
-    """The same, and what exists now, whoever made it: a look at all processes takes its time."""
+    """What `since` returns, and the last snapshot: a new one would have to look at all processes again."""
     began = time.monotonic()
     collected = False
     while True:
@@ -108,8 +108,8 @@ def settle(earlier: Snapshot) -> tuple[Snapshot, Snapshot]:
         left = _ours(now - earlier)
         if not left or time.monotonic() - began >= PATIENCE:
             return left, now
-        # What nothing refers to any more, a garbage collection may still have to free: a cycle through an
-        # exception's traceback is not a leak. Most of what goes is gone before one would be over.
+        # A cycle through an exception's traceback is no leak, but only a garbage collection frees it. It is
+        # not run at once: most things disappear in less time than a collection takes.
         if not collected and time.monotonic() - began > _BEFORE_COLLECTING:
             gc.collect()
             collected = True
@@ -122,7 +122,7 @@ def _ours(new: Snapshot) -> Snapshot:
 
 
 def _processes() -> Iterable[psutil.Process]:
-    # One system call, where the system has it: most tests have no children.
+    # A short cut of one system call: most tests have no children.
     if hasattr(os, "waitid") and not has_children():
         return []
     multiprocessing.active_children()  # joins those that have ended
@@ -140,7 +140,7 @@ def _processes() -> Iterable[psutil.Process]:
             elif process.ppid() == os.getpid():
                 os.waitpid(process.pid, os.WNOHANG)
         except (psutil.NoSuchProcess, ChildProcessError):
-            continue  # ended, or waited for by its owner, in between
+            continue  # in the meantime it has ended, or the thread that started it has reaped it
     return running
 
 
@@ -148,13 +148,13 @@ def _descendants() -> list[int]:
     """The pids of all descendants of this process."""
     if sys.platform != "linux":
         return [process.pid for process in psutil.Process().children(recursive=True)]
-    # Twice for each test: what psutil needs for this would be a tenth of the time of the whole suite.
+    # psutil would do, but this runs after every test: it would take a tenth of the time of the whole suite.
     children: dict[int, list[int]] = {}
     for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
         try:
             parent = int(stat_file.fields_of(pid)[stat_file.PARENT])
         except (FileNotFoundError, ProcessLookupError):
-            continue  # it has ended meanwhile
+            continue  # it has ended in the meantime
         children.setdefault(parent, []).append(pid)
     found = [os.getpid()]
     for pid in found:
@@ -165,7 +165,7 @@ def _descendants() -> list[int]:
 def _threads() -> Iterable[threading.Thread]:
     for thread in threading.enumerate():
         if thread.name.startswith("pytest_timeout"):
-            continue  # the time limit of the running test
+            continue  # enforces the time limit of the running test
         if not thread.daemon or thread.name.startswith("mpkit"):
             yield thread
 
@@ -176,7 +176,7 @@ def _files() -> Iterator[str]:
             names = os.listdir(directory)
         except FileNotFoundError:
             continue  # no such directory on this platform
-        # A benchmark that runs beside the tests keeps its answers in a directory.
+        # A benchmark that runs at the same time keeps its answers in a directory mpkit-benchmark-….
         yield from (
             os.path.join(directory, name)
             for name in names
@@ -185,20 +185,20 @@ def _files() -> Iterator[str]:
 
 
 def _created_here(files: Iterable[str]) -> frozenset[str]:
-    """Those of `files` that this process or a descendant created, and that nobody is about to remove."""
+    """Those of `files` made by this process or a descendant, except those whose removal mpkit put off."""
     lingering = _lingering()
     files = [file for file in files if os.path.basename(file) not in lingering]
-    # The pid of the creator stands in the name. Asked once for each creator: there may be thousands of files.
+    # The name contains the pid of the creator. Ask once for each creator: there may be thousands of files.
     ours = {pid: _is_ours(pid) for pid in map(_creator, files)}
     if None in ours.values() and _other_programs():
-        # Nothing tells any more whose child a dead creator was. The resource tracker of another program may
-        # have the file in its care.
+        # Nothing tells any more whose child a dead creator was. The file may belong to another program, whose
+        # resource tracker will remove it.
         ours = {pid: verdict is True for pid, verdict in ours.items()}
     return frozenset(file for file in files if ours[_creator(file)] is not False)
 
 
 def names_of(creator: int) -> list[Path]:
-    """The names in shared memory that the process with this pid has created, dead or alive."""
+    """The shared-memory files that the process with the pid `creator` made. It may be dead."""
     return [Path(file) for file in _files() if _creator(file) == creator]
 
 
@@ -207,11 +207,11 @@ def _creator(file: str) -> int:
 
 
 def _is_ours(pid: int) -> bool | None:
-    """Whether `pid` is this process or descends from it; None when it is dead."""
+    """Whether `pid` is this process or a descendant of it; None if it is dead."""
     try:
         if sys.platform != "linux":
             return os.getpid() in (pid, *(parent.pid for parent in psutil.Process(pid).parents()))
-        # Asked as long as something is going away: psutil takes ten times as long.
+        # Not with psutil, which takes ten times as long: `settle` asks this again and again while it waits.
         while pid not in (0, os.getpid()):
             pid = int(stat_file.fields_of(pid)[stat_file.PARENT])
         return pid != 0
@@ -229,7 +229,7 @@ def _other_programs() -> bool:
 
 
 def _lingering() -> set[str]:
-    """The files whose removal this process has put off, because a handle to them may be under way."""
+    """The names of files whose removal this process has put off: a handle to them may still be in transit."""
     names = sys.modules.get("mpkit._shm.memory.names")
     if names is None:
         return set()

@@ -1,8 +1,8 @@
-"""All processes that a program has brought into the world, wherever they have got to.
+"""Find every process that a program has started, directly or not.
 
-What a process starts gets its environment. So a mark there, which Linux shows for every process of the same
-user, names all descendants, also those whose parents have died, and the helpers (the guardian, the fork
-server, the resource tracker).
+A child inherits its parent's environment, and Linux shows the environment of every process of the same user.
+So a unique variable marks all descendants: also those whose parents have died, and the helper processes (the
+guardian, the fork server, the resource tracker).
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ import uuid
 
 __all__ = ["NAME", "Mark"]
 
-#: The variable.
+#: The name of the environment variable.
 NAME = "MPKIT_TEST_MARK"
 
 
 class Mark:
-    """One program's."""
+    """The mark of one program and all its descendants."""
 
     def __init__(self) -> None:
         self.text = uuid.uuid4().hex
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the program has to be started with."""
+        """The environment variable with which the program has to be started."""
         return {NAME: self.text}
 
     def living(self) -> dict[int, str]:
-        """Those that run, by pid, with their command lines. A zombie has no environment any more."""
+        """The pids and command lines of the marked processes that run (a zombie has no environment)."""
         found: dict[int, str] = {}
         mark = f"{NAME}={self.text}".encode()
         for entry in os.listdir("/proc"):
@@ -41,5 +41,5 @@ class Mark:
                 with open(f"/proc/{entry}/cmdline", "rb") as file:
                     found[int(entry)] = file.read().replace(b"\0", b" ").decode(errors="replace")
             except (FileNotFoundError, ProcessLookupError, PermissionError):
-                continue  # ended meanwhile, or another user's
+                continue  # it has ended in the meantime, or belongs to another user
         return found

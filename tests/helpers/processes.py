@@ -1,4 +1,4 @@
-"""Starting processes so that they always end, whatever the test does."""
+"""Start processes in such a way that they always end, whatever the test does."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @contextmanager
 def reap(*processes: BaseProcess) -> Iterator[None]:
-    """Run the block with `processes` started; when it is left, each one is dead and joined.
+    """Start `processes` and run the block; at its end each of them has ended and has been joined.
 
-    A process that ends within the time is joined quietly; after an exception in the block all are killed.
+    After the block, each process has `PATIENCE` seconds to end by itself, or the test fails. Whatever still
+    runs then, or when the block raises, is killed.
     """
     try:
         for process in processes:
@@ -44,7 +45,7 @@ def reap(*processes: BaseProcess) -> Iterator[None]:
 
 
 def gone(pid: int) -> bool:
-    """Whether no process `pid` runs any more. A zombie does not run."""
+    """Whether the process `pid` has ended. A zombie has."""
     try:
         return psutil.Process(pid).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     except psutil.NoSuchProcess:
@@ -52,17 +53,18 @@ def gone(pid: int) -> bool:
 
 
 def wait_gone(*pids: int, timeout: float = PATIENCE) -> None:
-    """Wait until none of `pids` runs any more."""
+    """Wait until all of `pids` have ended."""
     for pid in pids:
         wait_until(lambda pid=pid: gone(pid), f"process {pid} has ended", timeout=timeout)  # type: ignore[misc]
 
 
 @contextmanager
 def to_be_killed() -> Iterator[dict[str, str]]:
-    """The environment for a program that is killed in this block: its temporary files are removed after it.
+    """Give the block an environment for a program that will be killed; then remove its temporary files.
 
-    multiprocessing has a directory there (``pymp-…``) which a killed program leaves behind. The name is
-    short: the path of a socket in it may have some 100 characters.
+    The environment sets a temporary directory. A killed program leaves the directory of multiprocessing
+    (``pymp-…``) behind in it. Its name is short because the path of a socket is limited to about 100
+    characters.
     """
     with TemporaryDirectory(prefix="kill-", ignore_cleanup_errors=True) as temporary:
         yield {"TMPDIR": temporary}
@@ -74,8 +76,8 @@ def python(
 ) -> Iterator[subprocess.Popen[str]]:
     """A fresh interpreter with `arguments`, in a process group of its own, its output in text pipes.
 
-    For what must not happen in the process of the tests: Ctrl-C, a SIGKILL of the parent, an import from
-    cold. When the block is left, whatever remains of the group is killed and the process is waited for.
+    For what must not happen in the test process itself: Ctrl-C, a SIGKILL of the parent, a first import. At
+    the end of the block, whatever remains of the group is killed and the process is reaped.
     """
     options.setdefault("stdin", subprocess.DEVNULL)
     options.setdefault("stdout", subprocess.PIPE)
@@ -91,7 +93,7 @@ def python(
     try:
         yield process
     finally:
-        # That all of the group have ended and been waited for is what a test should reach.
+        # In a good test the whole group has ended by now and been reaped: there is nothing to kill.
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -122,7 +124,7 @@ def _shown(arguments: Sequence[object]) -> str:
 
 
 def forked(work: Callable[[], object]) -> int:
-    """Run `work` in a forked child; the exit code, negative for a signal."""
+    """Run `work` in a forked child and return its exit code: negative if a signal ended it."""
     pid = os.fork()
     if pid == 0:
         code = 99

@@ -1,4 +1,4 @@
-"""A process that has hardly any descriptors left, as a server with too many connections."""
+"""Leave a process hardly any file descriptors, as in a server with too many connections."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from contextlib import contextmanager
 
 __all__ = ["open_descriptors", "spare_descriptors"]
 
-#: So many numbers at least are left free before they are taken.
+#: The limit is set at least this far above the highest descriptor; then all but the spare ones are used up.
 _ROOM = 64
 
 
 def open_descriptors() -> int:
-    """How many there are."""
-    # One of them is that of the list.
+    """How many descriptors this process has open."""
+    # One entry is the descriptor that reads the directory.
     return len(os.listdir("/proc/self/fd")) - 1
 
 
 @contextmanager
 def spare_descriptors(number: int) -> Generator[None]:
-    """While the block runs, this process (and what it forks) can have so many more, and not one more."""
+    """While the block runs, this process and its forks can open exactly `number` more descriptors."""
     import resource  # POSIX only
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,4 +1,4 @@
-"""Interrupting a thread at any step of an operation, without luck of timing."""
+"""Interrupt the main thread at a chosen step of an operation, without depending on timing."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pytest
 
 from tests.helpers.dying import TRACED, trace
 
-#: For tests with `interrupt_at`. On Python 3.11, and on no other one, an exception that a trace function
-#: raises now and then leaves the stack of the interpreter in disorder: it calls frames ("'frame' object is
-#: not callable" at the first line of a function), or crashes. One run in three of
-#: tests/unit/shm/test_interrupts.py did so on 3.11.7.
+#: Needed by every test that uses `interrupt_at`. On Python 3.11, and only there, an exception raised by a
+#: trace function sometimes corrupts the interpreter's stack: it then tries to call a frame ("'frame' object
+#: is not callable" at the first line of a function), or crashes. On 3.11.7 this happened in one of three runs
+#: of tests/unit/shm/test_interrupts.py.
 needs_a_trace_that_raises = pytest.mark.skipif(
-    sys.version_info[:2] == (3, 11), reason="exceptions of trace functions upset Python 3.11 itself"
+    sys.version_info[:2] == (3, 11), reason="an exception in a trace function can corrupt Python 3.11"
 )
 
 #: The code that starts processes.
@@ -39,8 +39,10 @@ STARTING = tuple(
 
 @contextlib.contextmanager
 def without_collections() -> Iterator[None]:
-    """For a test whose one signal has a handler that raises: a collection would call destructors of what
-    earlier tests have left (and what Hypothesis has asked for), and Python drops what is raised in those.
+    """Turn garbage collection off, for a test that sends one signal whose handler raises.
+
+    A collection would call destructors of garbage of earlier tests, and the callbacks of Hypothesis. Python
+    drops an exception that is raised in those, so the one signal of the test could be lost.
     """
     collects = gc.isenabled()
     gc.disable()
@@ -61,16 +63,17 @@ def interrupt_at(
     signum: signal.Signals = signal.SIGINT,
     raises: type[BaseException] = KeyboardInterrupt,
 ) -> bool:
-    """Run `operation` and send Ctrl-C to this process, in the main thread, at step number `step`, from 0.
+    """Run `operation` in the main thread and interrupt it with a signal (Ctrl-C) at step number `step`.
 
     Args:
-        step: A line is one.
-        operation: What to run. A fork that it makes gets none.
-        opcodes: An opcode is a step, not a line.
-        traced: Only code in files whose paths have one of these in them is counted.
-        times: At so many steps, one after the other. (If one raises at its step it is the last.)
-        signum: Another signal than that of Ctrl-C.
-        raises: What its handler raises.
+        step: The number of the step, from 0.
+        operation: What to run. The signal is never sent to a process that it forks.
+        opcodes: Whether each opcode is a step; otherwise each line is.
+        traced: Only code in files whose path contains one of these is counted.
+        times: At how many consecutive steps to send the signal. One whose handler raises in the step is the
+            last: Python ends the tracing.
+        signum: The signal to send.
+        raises: What the handler of that signal raises.
 
     Returns:
         Whether that step was reached.
@@ -95,5 +98,5 @@ def interrupt_at(
             assert reached
         finally:
             sys.settrace(before)
-    # An exception in a `__del__` goes no further, so that the outcome does not tell.
+    # Not "whether `operation` raised": Python drops an exception that is raised in a `__del__`.
     return reached

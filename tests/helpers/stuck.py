@@ -1,8 +1,9 @@
-"""What to tell of a test that has run out of time: what each process below it does.
+"""More to print about a test that has run out of time: what each process below it does.
 
-pytest-timeout prints the stacks of the threads of the tests, and ends them. Whom they wait for is usually
-another process, and gone a moment later. Or nobody sends what they wait for, because of an exception in
-another thread, or in a destructor: pytest would tell of it at the end of the test.
+pytest-timeout prints the stacks of this process's threads, and ends the process. But usually these wait for
+another process, which is gone a moment later, so it has to be looked at first. Or an exception in another
+thread or in a destructor has kept the message from being sent: pytest would print that exception at the end
+of the test, which is never reached.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ import psutil
 
 __all__ = ["describe_descendants", "listen", "tell_before"]
 
-#: How long each look may take, in seconds: nothing of this may keep the tests from ending.
+#: How many seconds each command may take: printing all this must not keep the tests from ending.
 _PATIENCE = 20.0
 
-#: What was raised lately where only a hook hears of it.
+#: The latest exceptions in destructors and threads, which nothing but a hook gets to see.
 _unheard: deque[str] = deque(maxlen=10)
 
 
 def listen() -> None:
-    """Take note, from now on, of what is raised in destructors, and ends threads."""
+    """From now on, record exceptions that are raised in destructors or that end a thread."""
     unraisable_hook, thread_hook = sys.unraisablehook, threading.excepthook
 
     def hear_unraisable(report: Any) -> None:
@@ -45,18 +46,18 @@ def listen() -> None:
 
 
 def _note(what: str, report: Any) -> None:
-    # Text only: what was raised holds frames.
+    # As text: the exception itself would keep its frames alive, and what they refer to.
     raised = traceback.format_exception(report.exc_type, report.exc_value, report.exc_traceback)
     _unheard.append(f"{time.monotonic():.1f}: {what}\n{''.join(raised)}")
 
 
 def tell_before(dump_stacks: Callable[..., None]) -> Callable[..., None]:
-    """`pytest_timeout.dump_stacks`, after what the descendants do."""
+    """Return a `pytest_timeout.dump_stacks` that prints what the descendants do before the stacks."""
 
     def tell(terminal: Any, *more: Any) -> None:
         terminal.sep("~", title="Processes below the tests")
         terminal.write(describe_descendants() + "\n")
-        terminal.sep("~", title=f"Raised where nobody hears of it, lately (it is {time.monotonic():.1f} now)")
+        terminal.sep("~", title=f"Latest exceptions in destructors and threads (now: {time.monotonic():.1f})")
         terminal.write("\n".join(_unheard) + "\n")
         dump_stacks(terminal, *more)
 
@@ -64,7 +65,7 @@ def tell_before(dump_stacks: Callable[..., None]) -> Callable[..., None]:
 
 
 def describe_descendants() -> str:
-    """For each descendant: state, command, where it is in the kernel; then the stacks of those of pools."""
+    """The state, command line and kernel function of each descendant; then `mpkit ps` and `mpkit stacks`."""
     lines = []
     for process in psutil.Process().children(recursive=True):
         try:

@@ -1,4 +1,4 @@
-"""Waiting for an event, with a deadline so far away that only a hang reaches it."""
+"""Wait for a condition, with a deadline so far away that only a hang reaches it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 __all__ = ["PATIENCE", "wait_until"]
 
-#: Seconds. Long, because a loaded machine is no failure; a test that needs it to run out is a slow test.
+#: Seconds. Long, because a slow machine must not fail a test. No test should need it to run out.
 PATIENCE = 60.0
 
 
 def wait_until(condition: Callable[[], object], what: str, *, timeout: float = PATIENCE) -> None:
-    """Return once `condition()` is true; fail, naming `what`, when it is not within `timeout` seconds.
+    """Return once `condition()` is true; fail, naming `what`, if it is not within `timeout` seconds.
 
-    For states without an event to wait for (a file that goes, a process that is reaped by another). Where
+    For states without an event to wait for (a file that disappears, a process that another one reaps). Where
     there is a queue, a pipe or a sentinel, wait for that instead.
     """
     deadline = time.monotonic() + timeout
