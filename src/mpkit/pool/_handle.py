@@ -79,7 +79,8 @@ def is_of_asyncio(callback: _Callback) -> bool:
 
     Should a new Python have it elsewhere, it waits for its turn behind the callbacks of the program.
     """
-    return isinstance(callback, FunctionType) and callback.__module__ == "asyncio.futures"
+    # By its type alone: what poses as something else (a weak proxy, say) may raise when it is asked.
+    return type(callback) is FunctionType and callback.__module__ == "asyncio.futures"
 
 
 class _ConditionOnDemand:
