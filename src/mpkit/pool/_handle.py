@@ -80,7 +80,8 @@ def is_of_asyncio(callback: _Callback) -> bool:
 
     If a new Python has it in another module, this is false, and it is called in turn with other callbacks.
     """
-    return isinstance(callback, FunctionType) and callback.__module__ == "asyncio.futures"
+    # By its type alone: what poses as something else (a weak proxy, say) may raise when it is asked.
+    return type(callback) is FunctionType and callback.__module__ == "asyncio.futures"
 
 
 class _ConditionOnDemand:

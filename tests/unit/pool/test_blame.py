@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from mpkit import TaskPool
 from mpkit.errors import SerializationError
 from mpkit.pool._engine.blame import blame
+from mpkit.pool._engine.options import TaskOptions
 from tests.contract import pool_tasks as tasks
 
 
@@ -71,6 +73,12 @@ def test_several_iterables_are_sent_to_starmap() -> None:
                 call(divmod, [1, 2], [3, 4])
             with pytest.raises(TypeError, match=r"chunksize must be an int; got 1\.5 \(float\)$"):
                 call(divmod, [1, 2], 1.5)
+
+
+def test_what_only_seems_to_be_an_integer_is_named() -> None:
+    with pytest.raises(TypeError, match=r"retries must be an int; got array\(\[1, 2\]\) \(ndarray\)$"):
+        TaskOptions(retries=np.array([1, 2]))  # type: ignore[arg-type]
+    assert TaskOptions(retries=np.int64(3)).retries == 3
 
 
 def test_where_no_single_one_is_to_blame_the_error_is_as_it_was() -> None:

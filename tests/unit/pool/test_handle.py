@@ -9,9 +9,11 @@ from __future__ import annotations
 import ast
 import asyncio
 import concurrent.futures
+import functools
 import inspect
 import textwrap
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import _base as futures_base
@@ -203,6 +205,19 @@ def test_asyncio_wraps_a_handle() -> None:
     first, second, third = asyncio.run(main())
     assert (first, second) == (1, 2)
     assert isinstance(third, ValueError)
+
+
+def test_a_callback_that_raises_when_it_is_looked_at_does_not_keep_the_task_from_ending() -> None:
+    handle, _ = make_handle()
+    seen: list[object] = []
+    gone: Callable[[object], object] = functools.partial(print)
+    handle.add_done_callback(weakref.proxy(gone))
+    handle.add_done_callback(seen.append)
+    del gone
+    handle._settle(None, PLAIN, 1)
+    assert handle.done()
+    assert handle.result(0) == 1
+    assert seen == [handle]
 
 
 def test_the_callback_of_asyncio_is_told_from_others() -> None:

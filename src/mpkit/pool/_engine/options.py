@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable
 from multiprocessing.context import BaseContext
-from typing import Any
+from typing import Any, cast
 
 from mpkit._platform.stdlib.contexts import resolve_context
 from mpkit._platform.threads.deadlines import check_seconds, check_timeout
@@ -106,10 +107,11 @@ def check_count(value: object, name: str, *, least: int = 1) -> int:
         TypeError: it is not an integer.
         ValueError: it is less than `least`.
     """
-    index = getattr(type(value), "__index__", None)
-    if index is None or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int; got {value!r} ({type(value).__name__})")
-    number: int = index(value)
+    try:
+        # An array of numpy has `__index__`, and raises this error as well.
+        number = operator.index(cast("Any", None if type(value) is bool else value))
+    except TypeError:
+        raise TypeError(f"{name} must be an int; got {value!r} ({type(value).__name__})") from None
     if number < least:
         raise ValueError(f"{name} must be at least {least}; got {number}")
     return number
