@@ -212,3 +212,53 @@ os._exit(0)
 @pytest.mark.skipif(os.name != "posix", reason="hides what Windows lacks")
 def test_on_windows_all_can_be_imported_and_what_cannot_work_says_so() -> None:
     assert run_python("-c", AS_ON_WINDOWS).stdout == "new\n"
+
+
+IN_A_SANDBOX = """
+import errno, fcntl, os, signal, sys, time
+
+def refused(*_):
+    raise OSError(getattr(errno, sys.argv[2]), os.strerror(getattr(errno, sys.argv[2])))
+
+def without_own_locks(file, command, argument=0, change=fcntl.fcntl):
+    own = (fcntl.F_OFD_GETLK, fcntl.F_OFD_SETLK)
+    return refused() if command in own else change(file, command, argument)
+
+if sys.argv[1] == "fcntl":
+    fcntl.fcntl = without_own_locks
+else:
+    for module in (os, signal):
+        for name in sys.argv[1].split():
+            if hasattr(module, name):
+                setattr(module, name, refused)
+
+from mpkit import BoundedQueue, TaskPool, WorkerProcess
+from mpkit.errors import TaskTimeout
+
+with BoundedQueue() as queue, TaskPool(context="fork") as pool:
+    with WorkerProcess(target=queue.put, args=(bytes(300_000),), start_method="fork"):
+        assert len(queue.get()) == 300_000
+    task = pool.with_options(timeout=0.1).submit(time.sleep, 600)
+    assert isinstance(task.exception(), TaskTimeout)
+    print("works", flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="takes away what Linux has")
+@pytest.mark.parametrize(
+    "lacks, code",
+    [
+        # gVisor
+        ("fcntl", "EINVAL"),
+        # some file systems with musl as the C library; and a filter of system calls
+        ("posix_fallocate", "EOPNOTSUPP"),
+        ("posix_fallocate", "EPERM"),
+        ("pidfd_send_signal", "ENOSYS"),
+        ("pidfd_send_signal", "EPERM"),
+        ("process_cpu_count sched_getaffinity", "EPERM"),
+        ("memfd_create pidfd_open", "ENOSYS"),
+        ("memfd_create pidfd_open", "EPERM"),
+    ],
+)
+def test_in_a_sandbox_that_lacks_what_linux_has(lacks: str, code: str) -> None:
+    assert run_python("-c", IN_A_SANDBOX, lacks, code).stdout == "works\n"

@@ -20,14 +20,25 @@ if sys.platform == "linux":
     import fcntl
     import struct
 
-    _HAS_OWN_LOCKS: Final = hasattr(fcntl, "F_OFD_SETLK")
-    # struct flock on a 64-bit Linux: type, whence, start, length, pid (which must be 0 for this command).
+    # struct flock on a 64-bit Linux: type, whence, start, length, pid (which must be 0 for these commands).
     _FLOCK: Final = "hhqqi"
 
     def _change_own(own: FileIO, *, lock: bool) -> None:
         """Take or give back the lock of an open file description."""
         kind = fcntl.F_WRLCK if lock else fcntl.F_UNLCK
         fcntl.fcntl(own, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, kind, os.SEEK_SET, 0, 1, 0))
+
+    def _are_known() -> bool:
+        """Whether the kernel knows such locks: not one that is older than 3.15, nor that of gVisor."""
+        try:
+            with FileIO(os.devnull) as any_file:
+                question = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
+                fcntl.fcntl(any_file, fcntl.F_OFD_GETLK, question)
+        except OSError as error:
+            return error.errno != errno.EINVAL
+        return True
+
+    _HAS_OWN_LOCKS: Final = hasattr(fcntl, "F_OFD_SETLK") and _are_known()
 
 else:
     # Python may know them on macOS as well, where they are not documented.

@@ -44,6 +44,9 @@ T = TypeVar("T")
 _NO_ROOM = {errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EFBIG}
 _NOT_FOR_US = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT}
 _TRY_ELSEWHERE = _NOT_FOR_US | {errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}
+# How posix_fallocate(3) fails where the file system cannot do it (musl does not make up for that, as glibc
+# does), and in sandboxes that do not know it or do not let it through.
+_CANNOT_ALLOCATE = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM}
 _OPEN_FLAGS = os.O_RDWR | NOT_INHERITED | NO_LINK
 
 
@@ -263,14 +266,18 @@ def reserve(fd: int, offset: int, size: int) -> None:
     """
     if hasattr(os, "posix_fallocate"):
         # tmpfs reserves pages here; without it a store into a full tmpfs is a SIGBUS.
-        os.posix_fallocate(fd, offset, size)
-    else:
-        # No posix_fallocate (macOS, Windows): writing zeros reserves as well. What is reserved is never in
-        # use yet.
-        block = bytes(min(size, 1 << 20))
-        end = offset + size
-        while offset < end:
-            offset = write_all(fd, block[: end - offset], offset)
+        try:
+            os.posix_fallocate(fd, offset, size)
+        except OSError as error:
+            if error.errno not in _CANNOT_ALLOCATE:
+                raise
+        else:
+            return
+    # As on macOS and Windows: writing zeros reserves as well. What is reserved is never in use yet.
+    block = bytes(min(size, 1 << 20))
+    end = offset + size
+    while offset < end:
+        offset = write_all(fd, block[: end - offset], offset)
 
 
 def check_private(name: str, status: os.stat_result) -> None:
