@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from mpkit._platform.files import own_locks, use_marks
 from mpkit._platform.processes.identity import current
 from tests.helpers.processes import in_a_fork, run_python
 
@@ -55,6 +56,7 @@ def test_a_process_with_the_pid_of_an_earlier_one_is_found(monkeypatch: pytest.M
 
 
 def test_a_lock_that_nobody_has_any_more_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_on("darwin", "files.own_locks", monkeypatch)
     filelock = as_on("darwin", "files.filelock", monkeypatch)
     fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
     try:
@@ -94,6 +96,7 @@ def test_more_is_read_and_written_than_macos_takes_at_once(
 
 
 def test_a_file_that_is_closed_meanwhile_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_on("darwin", "files.own_locks", monkeypatch)
     filelock = as_on("darwin", "files.filelock", monkeypatch)
     fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
     lock = filelock.FileLock.try_acquire(fd)
@@ -212,3 +215,77 @@ os._exit(0)
 @pytest.mark.skipif(os.name != "posix", reason="hides what Windows lacks")
 def test_on_windows_all_can_be_imported_and_what_cannot_work_says_so() -> None:
     assert run_python("-c", AS_ON_WINDOWS).stdout == "new\n"
+
+
+IN_A_SANDBOX = """
+import errno, fcntl, os, signal, sys, time
+
+def refused(*_):
+    raise OSError(getattr(errno, sys.argv[2]), os.strerror(getattr(errno, sys.argv[2])))
+
+def without_own_locks(file, command, argument=0, change=fcntl.fcntl):
+    own = (fcntl.F_OFD_GETLK, fcntl.F_OFD_SETLK)
+    return refused() if command in own else change(file, command, argument)
+
+if sys.argv[1] == "fcntl":
+    fcntl.fcntl = without_own_locks
+else:
+    for module in (os, signal):
+        for name in sys.argv[1].split():
+            if hasattr(module, name):
+                setattr(module, name, refused)
+
+from mpkit import BoundedQueue, TaskPool, WorkerProcess
+from mpkit.errors import TaskTimeout
+
+with BoundedQueue() as queue, TaskPool(context="fork") as pool:
+    with WorkerProcess(target=queue.put, args=(bytes(300_000),), start_method="fork"):
+        assert len(queue.get()) == 300_000
+    task = pool.with_options(timeout=0.1).submit(time.sleep, 600)
+    assert isinstance(task.exception(), TaskTimeout)
+    print("works", flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="takes away what Linux has")
+def test_where_a_lock_goes_with_any_descriptor_a_fork_gives_none_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In gVisor: before a fork the creator of a queue marks its file by a descriptor of its own."""
+    filelock = as_on("darwin", "files.filelock", monkeypatch)
+    monkeypatch.setattr(own_locks, "ARE_KNOWN", False)
+    monkeypatch.setattr("fcntl.fcntl", refuse_all)
+    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    try:
+        lock = filelock.FileLock.try_acquire(fd)
+        with pytest.raises(OSError, match="not supported"):
+            use_marks.mark_of_its_own(fd)
+        assert in_a_fork(lambda: filelock.FileLock.try_acquire(fd) is None)
+        lock.release()
+    finally:
+        os.close(fd)
+
+
+def refuse_all(*_: object) -> None:
+    """As a kernel that does not know a command of fcntl(2)."""
+    raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="takes away what Linux has")
+@pytest.mark.parametrize(
+    "lacks, code",
+    [
+        # gVisor
+        ("fcntl", "EINVAL"),
+        # some file systems with musl as the C library; and a filter of system calls
+        ("posix_fallocate", "EOPNOTSUPP"),
+        ("posix_fallocate", "EPERM"),
+        ("pidfd_send_signal", "ENOSYS"),
+        ("pidfd_send_signal", "EPERM"),
+        ("process_cpu_count sched_getaffinity", "EPERM"),
+        ("memfd_create pidfd_open", "ENOSYS"),
+        ("memfd_create pidfd_open", "EPERM"),
+    ],
+)
+def test_in_a_sandbox_that_lacks_what_linux_has(lacks: str, code: str) -> None:
+    assert run_python("-c", IN_A_SANDBOX, lacks, code).stdout == "works\n"

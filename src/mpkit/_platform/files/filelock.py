@@ -13,30 +13,11 @@ import weakref
 from io import FileIO
 from typing import Final
 
+from mpkit._platform.files import own_locks
 from mpkit._platform.threads.forks import held_across_forks, in_forked_children
 from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 
-if sys.platform == "linux":
-    import fcntl
-    import struct
-
-    _HAS_OWN_LOCKS: Final = hasattr(fcntl, "F_OFD_SETLK")
-    # struct flock on a 64-bit Linux: type, whence, start, length, pid (which must be 0 for this command).
-    _FLOCK: Final = "hhqqi"
-
-    def _change_own(own: FileIO, *, lock: bool) -> None:
-        """Take or give back the lock of an open file description."""
-        kind = fcntl.F_WRLCK if lock else fcntl.F_UNLCK
-        fcntl.fcntl(own, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, kind, os.SEEK_SET, 0, 1, 0))
-
-else:
-    # Python may know them on macOS as well, where they are not documented.
-    _HAS_OWN_LOCKS: Final = False
-
-    def _change_own(own: FileIO, *, lock: bool) -> None:
-        """There are none here: `_open_again` opens nothing."""
-        raise AssertionError(own, lock)
-
+_BYTE: Final = 0
 
 if sys.platform == "win32":
     import msvcrt
@@ -100,7 +81,7 @@ class FileLock:
         own = _opening.run(self._open_own)
         try:
             if own is not None:
-                _change_own(own, lock=True)
+                own_locks.change(own, _BYTE, own_locks.LOCKED)
                 return True
             about = os.fstat(fd)
             if not _opening.run(self._enter, (about.st_dev, about.st_ino)):
@@ -135,7 +116,7 @@ class FileLock:
             # Closing is for once, whatever comes in between.
             try:
                 if not file.closed:
-                    _change_own(file, lock=False)
+                    own_locks.change(file, _BYTE, own_locks.UNLOCKED)
                     _held.pop(file.fileno(), None)
             finally:
                 file.close()
@@ -158,7 +139,7 @@ class FileLock:
             if holder() is self:
                 _threads.pop(key, None)
 
-    if not _HAS_OWN_LOCKS:
+    if not own_locks.ARE_KNOWN:
 
         def __del__(self) -> None:
             # Elsewhere the file object does it, without Python code that Ctrl-C would be lost in.
@@ -168,7 +149,7 @@ class FileLock:
 
 def _open_again(fd: int) -> FileIO | None:
     """A new open file description of the same file, which may have no name any more."""
-    if not _HAS_OWN_LOCKS:
+    if not own_locks.ARE_KNOWN:
         return None
     try:
         # An object that closes itself if nobody gets it.

@@ -39,6 +39,8 @@ def send_signal(process: ProcessIdentity, signum: int) -> bool:
                 signal.pidfd_send_signal(descriptor, signum)
             except ProcessLookupError:
                 return False
+            except OSError:
+                return _send_by_pid(process, signum)  # a sandbox; or it is another user's, as that tells
             finally:
                 os.close(descriptor)
             return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
@@ -29,11 +30,13 @@ def usable_cpus() -> int:
 
 
 def _affinity() -> int:
-    if sys.version_info >= (3, 13):
-        # It also tells what the user has said.
-        return os.process_cpu_count() or 1
-    if sys.platform != "win32" and hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
+    # OSError: a sandbox does not let it through.
+    with contextlib.suppress(OSError):
+        if sys.version_info >= (3, 13):
+            # It also tells what the user has said.
+            return os.process_cpu_count() or 1
+        if sys.platform != "win32" and hasattr(os, "sched_getaffinity"):
+            return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 

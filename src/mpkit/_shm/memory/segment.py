@@ -45,6 +45,9 @@ _NO_ROOM = {errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EMFILE, errno.ENFILE
 _NOT_FOR_US = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT}
 # Errors after which the next directory may still work.
 _TRY_ELSEWHERE = _NOT_FOR_US | {errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}
+# posix_fallocate(3) fails with these where the file system does not support it (glibc emulates it then, musl
+# does not), and in sandboxes that do not know it or do not allow it.
+_CANNOT_ALLOCATE = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM}
 _OPEN_FLAGS = os.O_RDWR | NOT_INHERITED | NO_LINK
 
 
@@ -271,14 +274,19 @@ def reserve(fd: int, offset: int, size: int) -> None:
     """
     if hasattr(os, "posix_fallocate"):
         # tmpfs allocates pages here; without it, a store into a full tmpfs is a SIGBUS.
-        os.posix_fallocate(fd, offset, size)
-    else:
-        # No posix_fallocate (macOS, Windows): writing zeros allocates, too. Callers reserve only memory that
-        # is not in use yet, so nothing is overwritten.
-        block = bytes(min(size, 1 << 20))
-        end = offset + size
-        while offset < end:
-            offset = write_all(fd, block[: end - offset], offset)
+        try:
+            os.posix_fallocate(fd, offset, size)
+        except OSError as error:
+            if error.errno not in _CANNOT_ALLOCATE:
+                raise
+        else:
+            return
+    # No posix_fallocate (macOS, Windows, some sandboxes and file systems): writing zeros allocates, too. Callers
+    # reserve only memory that is not in use yet, so nothing is overwritten.
+    block = bytes(min(size, 1 << 20))
+    end = offset + size
+    while offset < end:
+        offset = write_all(fd, block[: end - offset], offset)
 
 
 def check_private(name: str, status: os.stat_result) -> None:
