@@ -102,7 +102,8 @@ class OwnRows(SharedObject):
                 return -1
 
     def _take_back_released(self) -> bool:
-        """Use rows again in which this process held the lock until somebody else released it.
+        """Use rows again in which this process held the lock until somebody else released it; whether there
+        may be spare ones now.
 
         A row is out while it is in the list only then, and goes into the list of spare ones here or, under
         the same lock, where a release has come upon it.
@@ -123,7 +124,8 @@ class OwnRows(SharedObject):
                     found = True
                 else:
                     self._held.append(place)
-        return found
+        # Another thread may have been here while this one waited for its turn: what that has found will do.
+        return found or bool(self._spare)
 
     def _put_back(self, place: int) -> None:
         self._spare.append(place)
