@@ -89,6 +89,28 @@ def test_releases_by_another_process_cost_no_rows(lock: Lock, shared: LockFile) 
     assert shared.words[ROWS_USED] <= 6
 
 
+def test_rows_that_another_thread_has_just_taken_back_are_used(
+    lock: Lock, shared: LockFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever had to wait for that thread took a new one: they became more and more."""
+    lock.acquire()
+    os.waitpid(forked(lock.release), 0)
+    used = shared.words[ROWS_USED]
+
+    class HadByAnother:
+        """The lock under which rows are taken back, free again when another thread has done so."""
+
+        @staticmethod
+        def run(take_back: Callable[[], bool]) -> bool:
+            take_back()
+            return take_back()
+
+    monkeypatch.setattr(shared, "_taking_back", HadByAnother)
+    lock.acquire()
+    lock.release()
+    assert shared.words[ROWS_USED] == used
+
+
 def test_the_row_of_a_lock_that_is_held_is_in_nobody_elses_hand(lock: Lock, shared: LockFile) -> None:
     lock.acquire()
     [place] = shared._held

@@ -112,7 +112,7 @@ class OwnRows(SharedObject):
         same lock, in a `release` that comes upon one.
 
         Returns:
-            Whether there were any.
+            Whether there may be spare rows now.
         """
         return self._taking_back.run(self._move_released)
 
@@ -130,7 +130,8 @@ class OwnRows(SharedObject):
                     found = True
                 else:
                     self._held.append(place)
-        return found
+        # Another thread may have been here while this one waited for its turn; what it found is enough.
+        return found or bool(self._spare)
 
     def _put_back(self, place: int) -> None:
         self._spare.append(place)

@@ -281,8 +281,8 @@ def reserve(fd: int, offset: int, size: int) -> None:
                 raise
         else:
             return
-    # No posix_fallocate (macOS, Windows, some sandboxes and file systems): writing zeros allocates, too. Callers
-    # reserve only memory that is not in use yet, so nothing is overwritten.
+    # No posix_fallocate (macOS, Windows, some sandboxes and file systems): writing zeros allocates, too.
+    # Callers reserve only memory that is not in use yet, so nothing is overwritten.
     block = bytes(min(size, 1 << 20))
     end = offset + size
     while offset < end:
