@@ -30,8 +30,9 @@ __all__ = ["PATIENCE", "Snapshot", "adopt_orphans", "names_of", "settle", "since
 #: How many seconds a thing that is about to disappear has before it counts as left behind.
 PATIENCE = 30.0
 
-#: How many seconds it has before a garbage collection is run to help it disappear.
+#: How many seconds it has before a garbage collection is run to help it disappear, and between two of them.
 _BEFORE_COLLECTING = 0.02
+_BETWEEN_COLLECTIONS = 1.0
 
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -102,17 +103,18 @@ def since(earlier: Snapshot) -> Snapshot:
 def settle(earlier: Snapshot) -> tuple[Snapshot, Snapshot]:
     """What `since` returns, and the last snapshot: a new one would have to look at all processes again."""
     began = time.monotonic()
-    collected = False
+    collect_at = began + _BEFORE_COLLECTING
     while True:
         now = take()
         left = _ours(now - earlier)
         if not left or time.monotonic() - began >= PATIENCE:
             return left, now
         # A cycle through an exception's traceback is no leak, but only a garbage collection frees it. It is
-        # not run at once: most things disappear in less time than a collection takes.
-        if not collected and time.monotonic() - began > _BEFORE_COLLECTING:
+        # not run at once: most things disappear in less time than a collection takes. One may not be enough:
+        # another thread may still have referred to the cycle.
+        if time.monotonic() > collect_at:
             gc.collect()
-            collected = True
+            collect_at = time.monotonic() + _BETWEEN_COLLECTIONS
         else:
             time.sleep(0.005)
 
