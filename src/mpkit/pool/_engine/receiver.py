@@ -1,9 +1,9 @@
-"""Takes what the workers have put into their outboxes: outcomes, log records, and news of the workers
-themselves.
+"""Takes what the workers have put into their outboxes: outcomes, log records, and
+news of the workers themselves.
 
 No outcome is lost or counted twice, wherever an exception comes: see `Receiver.receive`. All methods are
-called under the dispatcher's lock. Outcomes are collected, and told to their sinks when the lock has been
-released.
+called under the dispatcher's lock. Outcomes are collected, and told to their sinks
+when the lock has been released.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Receiver:
         """Take everything out of the outbox of one worker.
 
         Raises:
-            TornRingError, struct.error: the ring does not hold what a worker hands in; something has written
-                over it.
+            TornRingError, struct.error: the ring does not hold what a worker hands in;
+                something has written over it.
         """
         outbox = lane.channel.outbox
         ledger = self._ledger
