@@ -79,8 +79,8 @@ class Dispatcher:
         """Send or queue a new task (holding the lock).
 
         Returns:
-            The worker that it was sent to: the caller has to release the lock and call its `Lane.nudge`. None
-            if the task was queued; then see `is_look_due`.
+            The worker that it was sent to. The caller has to wake it: with `Lane.wake`, or with `Lane.nudge`
+            after releasing the lock. None if the task was queued; then see `is_look_due`.
         """
         ledger = self.ledger
         timeout = task.timeout

@@ -82,9 +82,9 @@ class Receiver:
                         continue
                     if kind == BIG_VALUE or kind == BIG_ERROR:
                         # Adopted under the lock: once that is released, the supervisor may find the worker
-                        # dead and remove the parcels that it has not handed over. And without an interrupt in
-                        # between: a parcel can be adopted only once, so if the record is processed again, the
-                        # task must have ended.
+                        # dead, and remove all of its parcels that have not been adopted. And without an
+                        # interrupt in between: a parcel can be adopted only once, so if the record is
+                        # processed again, the task must have ended.
                         with deferred_interrupts():
                             settlements.append((task, *payload.adopt(kind, record)))
                             ledger.finish(key, number, kind == BIG_VALUE)
