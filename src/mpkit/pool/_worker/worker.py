@@ -137,7 +137,8 @@ def main(plan: WorkerPlan) -> None:
     finally:
         if not plan.link.is_parent_alive():
             # End silently, even if the files have vanished meanwhile. The process that removes what the
-            # parent has left need not take this worker into account.
+            # parent has left may have looked for this worker in vain: so no names must be created from here
+            # on.
             os._exit(1)
     worker.prepare()
     if worker.initialize():
