@@ -4,7 +4,7 @@ The packages, each built on those below it:
 
 | package              | what is in it                                                                |
 |----------------------|------------------------------------------------------------------------------|
-| `mpkit.compat`       | the names and signatures of `multiprocessing` over the rest; no logic        |
+| `mpkit.compat`       | the interfaces of `multiprocessing` and `concurrent.futures` over the rest   |
 | `mpkit.introspect`   | `snapshot`, `tree`, `watch`: what processes are doing, read from outside     |
 | `mpkit.pool`         | `TaskPool`, `PoolView`, `TaskHandle`, `Shared`, and their statistics         |
 | `mpkit.process`      | `WorkerProcess`, `ProcessState`                                              |

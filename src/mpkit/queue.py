@@ -1,8 +1,8 @@
-"""`BoundedQueue`: a first-in first-out queue between processes that keeps what `queue.Queue` promises.
+"""`BoundedQueue`: a first-in first-out queue between processes, with the guarantees of `queue.Queue`.
 
-This module turns objects into records and back, checks arguments and gives results their public names; how
-records travel, and why nothing is lost when a process is killed, stands in
-``docs/explanation/queue-protocol.md`` and in `mpkit._shm`.
+This module checks arguments, and turns objects into records and back. For how records get from one process to
+another, and why nothing is lost when a process is killed, see
+``docs/explanation/queue-protocol.md`` and `mpkit._shm`.
 """
 
 from __future__ import annotations
@@ -31,15 +31,22 @@ __all__ = ["BoundedQueue", "QueueStatistics"]
 
 T = TypeVar("T")
 
-#: Pickles up to this size travel inside the ring; larger ones, and buffers of this size or more, get a region
-#: of their own, from which the receiver uses them in place.
+#: Pickles up to this size are put into the ring. Larger ones, and buffers of this size or more, get a region
+#: of their own, in which the receiver uses them in place.
 _INLINE_BYTES: Final = 32 * 1024
+#: The size of what `full` counts as a small item.
+_SMALL_ITEM_BYTES: Final = 32
+#: The bounds that the layout of the shared file allows.
+_MAXSIZE_LIMIT: Final = 1 << 36
+_MAX_BYTES_LIMIT: Final = 1 << 63
+#: More items than a call of `get_many` can ever take.
+_ALL: Final = 1 << 30
+
 _encode = Encoder(_INLINE_BYTES).encode
-#: What that makes of an item: its pickle, and its big buffers.
+#: What `_encode` returns for an item: its pickle, and its big buffers.
 _Encoded = tuple[bytes, list[PickleBuffer]]
-
-
-#: Some of the items of a `put_many`, how many: as a pack, or as they go one by one.
+#: Some of the items of a `put_many`: their number, and either all of them in one
+#: pack, or each of them encoded.
 _Chunk = tuple[int, bytes | None, list[_Encoded]]
 
 
@@ -55,17 +62,18 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
     - once `put` has returned, the item survives the death of the process that put it. There is no feeder
       thread: nothing to flush, no deadlock when a process is joined;
     - any process that uses the queue may be killed at any instruction: the others carry on within half a
-      second. At most, the items that a killed process was just taking are lost; nothing is duplicated, torn
-      or reordered;
+      second. At most, the items that a killed process was just taking are lost; nothing is
+      duplicated, torn or reordered;
     - a handle can be pickled anywhere: as an argument of a process under every start method, as an argument
       of a task in a running pool, or inside an item of another queue.
 
-    Large buffers that pickle protocol 5 can leave out (numpy arrays, pandas columns, `pickle.PickleBuffer`)
-    are written once into shared memory; the receiver works on them in place, and owns them. ``bytes`` and
-    ``bytearray`` are copied once more.
+    Large buffers that pickle protocol 5 can keep out of the pickle (those of numpy arrays, pandas columns,
+    `pickle.PickleBuffer`) are written once into shared memory; the receiver owns them, and works on them in
+    place. ``bytes`` and ``bytearray`` are copied once more.
 
-    The queue lives as long as its creator, or any process that has opened it. Other processes can open it as
-    long as its creator lives: so create it in the program and pass it on, not in a task that returns it.
+    The queue exists as long as its creator, or any process that has opened it, is alive and has not closed
+    it. Other processes can open it as long as its creator lives: so create it in the program and pass it on,
+    and not in a task that returns it.
 
     Args:
         maxsize: the most items that the queue holds; 0 or less: bounded by memory only.
@@ -96,7 +104,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
 
     def __init__(self, maxsize: int = 0, *, max_bytes: int | None = None) -> None:
         items = max(checked_integer("maxsize", maxsize), 0)
-        if items >= 1 << 36:
+        if items >= _MAXSIZE_LIMIT:
             raise ValueError(
                 f"maxsize must be less than 2**36, not {maxsize}; 0 means bounded by memory only"
             )
@@ -105,7 +113,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
             limit = checked_integer("max_bytes", max_bytes)
             if limit < 1:
                 raise ValueError(f"max_bytes must be at least 1, not {max_bytes}; None means no bound")
-            if limit >= 1 << 63:
+            if limit >= _MAX_BYTES_LIMIT:
                 raise ValueError(f"max_bytes must be less than 2**63, not {max_bytes}; None means no bound")
         self._begin(OpenQueue.create(maxsize=items, max_bytes=limit))
 
@@ -113,12 +121,12 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         super()._bind(shared)
         self._puts = shared.puts
         self._gets = shared.gets
-        # With a bound on bytes every put asks first whether its item can ever fit.
+        # With a bound on bytes there are no short cuts: each `put` must first check whether the item can ever
+        # fit, even if the queue is full now.
         self._try_put: Callable[[bytes], bool] = _never_put if shared.max_bytes else shared.puts.try_put
         self._try_get: Callable[[], Record | None] = shared.gets.try_get
-        # (What could never fit is to be told so at once, too.)
-        looks = shared.maxsize and not shared.max_bytes
-        self._is_full: Callable[[], bool] = shared.puts.ring.is_full if looks else _never_full
+        has_short_cut = shared.maxsize and not shared.max_bytes
+        self._is_full: Callable[[], bool] = shared.puts.ring.is_full if has_short_cut else _never_full
 
     def _bind_nothing(self, name: str, reason: HandleLost | SharedMemoryExhausted) -> None:
         super()._bind_nothing(name, reason)
@@ -139,11 +147,11 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
             timeout: how many seconds the whole call may take; None: no limit. Ignored unless `block`.
 
         Raises:
-            QueueFull: there was no room, or not in time.
+            QueueFull: there was no room; with `block`, not within `timeout`.
             QueueShutDown: the queue has been shut down.
             ClosedError: this process has closed the queue.
-            SerializationError: the item cannot be pickled; the queue is unchanged. (Without `block` a full
-                queue may say `QueueFull` first.)
+            SerializationError: the item cannot be pickled; the queue is unchanged. (Without `block`,
+                `QueueFull` may be raised instead if the queue is full.)
             ValueError: `timeout` is negative or NaN, if `block`; or the item alone is larger than
                 `max_bytes`.
             TypeError: `timeout` is not a number, if `block`.
@@ -151,12 +159,12 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
             HandleLost: the queue no longer existed when this handle was first used in this process: its
                 creator, and every process that had opened it, had closed it or ended.
 
-        Blocking: until there is room, if `block`. Otherwise microseconds; up to half a second if a process
-        was killed in the middle of an operation on the queue; as long as a process stays stopped (SIGSTOP) in
-        the middle of one. In the last case, calls with ``block=False`` or a `timeout` give up after about a
-        second, or at the timeout if that is later. A big item takes as long as copying it; if the queue needs
-        more memory for it, the system provides that first (about 0.2 s for a gigabyte), while other calls of
-        `put` wait.
+        Blocking: until there is room, if `block`. Otherwise for microseconds; for up to half a second if a
+        process was killed in the middle of an operation on the queue; and for as long as a process stays
+        stopped (SIGSTOP) in the middle of one, though calls with ``block=False`` or a `timeout` then give up
+        after about a second, or at the timeout if that is later. Putting a big item takes as long as copying
+        it. If the queue needs more memory for it, the system has to provide that first (about 0.2 s for a
+        gigabyte), and other calls of `put` wait meanwhile.
         """
         deadline = None if timeout is None or not block else deadline_of(check_timeout(timeout))
         if not block and self._is_full():
@@ -183,10 +191,10 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
             The item; large buffers in it are in shared memory, belong to the receiver alone and are writable.
 
         Raises:
-            QueueEmpty: there was no item, or not in time.
+            QueueEmpty: there was no item; with `block`, not within `timeout`.
             QueueShutDown: the queue has been shut down and is empty.
             ClosedError: this process has closed the queue.
-            SerializationError: the item cannot be unpickled here; it is gone.
+            SerializationError: the item cannot be unpickled in this process; it is lost.
             ValueError: `timeout` is negative or NaN, if `block`.
             TypeError: `timeout` is not a number, if `block`.
             HandleLost: the queue no longer existed when this handle was first used in this process: its
@@ -226,14 +234,15 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
             timeout: how many seconds the whole call may take; None: no limit. Ignored unless `block`.
 
         Returns:
-            How many went in, counted from the first: all of them, unless `block` is false or time ran out.
+            How many of the items, from the first on, are in the queue now: all of them, unless `block` is
+            false, the time ran out, or the queue was shut down or memory ran out half way.
 
         Raises:
-            QueueShutDown: the queue has been shut down and nothing went in.
+            QueueShutDown: the queue has been shut down, and no item was added.
             ClosedError, SerializationError, ValueError, TypeError, SharedMemoryExhausted, HandleLost: as
-                `put`, and nothing was put. (If memory runs out half way, the call returns how many went in.)
+                `put`, and no item was added.
 
-        Blocking: as `put`. Items from other processes may come in between.
+        Blocking: as `put`. Items that other processes put meanwhile may come between these.
         """
         deadline = None if timeout is None or not block else deadline_of(check_timeout(timeout))
         everything = list(items)
@@ -241,8 +250,8 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         chunks: list[_Chunk] = []
         for start in range(0, len(everything), MOST_ITEMS):
             chunk = everything[start : start + MOST_ITEMS]
-            # With a bound on bytes each item is weighed by itself, and more items than the bound on items go
-            # in bit by bit.
+            # A pack goes in as a whole. So there are none if each item counts against a bound on bytes, or if
+            # there are more items than may ever be in the queue.
             fits = not file.max_bytes and (not file.maxsize or len(chunk) <= file.maxsize)
             packed = pack(chunk) if fits else None
             encoded = [] if packed is not None else [_encode(item) for item in chunk]
@@ -264,27 +273,27 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
     def get_many(
         self, max_items: int | None = None, block: bool = True, timeout: float | None = None
     ) -> list[T]:
-        """Take what is there, much faster than with a `get` for each: at least one item, in order.
+        """Take the items that are there, in order, much faster than with a `get` for each.
 
         Args:
-            max_items: how many to take at most; None: all that are there at once.
+            max_items: the most items to take; None: all that are there.
             block: wait while the queue is empty.
             timeout: how many seconds the whole call may take; None: no limit. Ignored unless `block`.
 
         Returns:
-            One item or more.
+            At least one item.
 
         Raises:
-            QueueEmpty: there was no item, or not in time.
+            QueueEmpty: there was no item; with `block`, not within `timeout`.
             ValueError: `max_items` is less than 1; or `timeout` is negative or NaN, if `block`.
             TypeError: `max_items` is not an integer; or `timeout` is not a number, if `block`.
             QueueShutDown, ClosedError, HandleLost: as `get`.
-            SerializationError: an item cannot be unpickled here. It is gone, and so are those taken with it.
+            SerializationError: an item cannot be unpickled in this process. All items of this call are lost.
 
         Blocking: as `get`.
         """
         if max_items is None:
-            limit = 1 << 30
+            limit = _ALL
         else:
             limit = checked_integer("max_items", max_items)
             if limit < 1:
@@ -303,12 +312,10 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
                 items.append(_item(record))
         return items
 
-    # -- looking ---------------------------------------------------------------------------------------------
+    # -- state -----------------------------------------------------------------------------------------------
 
     def qsize(self) -> int:
-        """How many items are in the queue: exact at one moment during the call, on Linux and macOS. Never
-        blocks.
-        """
+        """How many items are in the queue: exact at one moment during the call. Never blocks."""
         return self._opened().generations.size()
 
     def empty(self) -> bool:
@@ -316,10 +323,10 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         return self.qsize() == 0
 
     def full(self) -> bool:
-        """Whether the count or the bytes leave no room for a small item. Never blocks.
+        """Whether there is no room for a small item, because of `maxsize` or `max_bytes`. Never blocks.
 
-        The count is exact at one moment during the call; the bytes are added up while other processes may
-        change them.
+        The number of items is exact at one moment during the call; that of bytes is added up while other
+        processes may change it.
         """
         file = self._opened()
         if file.maxsize and self.qsize() >= file.maxsize:
@@ -332,11 +339,11 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
 
     @property
     def maxsize(self) -> int:
-        """The bound on items, 0 for none."""
+        """The most items that the queue holds; 0: bounded by memory only. Never blocks."""
         return self._opened().maxsize
 
     def statistics(self) -> QueueStatistics:
-        """Numbers about the queue. Never blocks."""
+        """How many items and bytes are in the queue, and what has happened to it so far. Never blocks."""
         from mpkit._shm.queues.outside import numbers_of  # noqa: PLC0415  dataclasses load a dozen modules
 
         file = self._opened()
@@ -345,19 +352,19 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
     # -- the end ---------------------------------------------------------------------------------------------
 
     def shutdown(self, immediate: bool = False) -> None:
-        """End the queue for every process: `put` raises `QueueShutDown` from now on, `get` does once the
-        queue is empty.
+        """End the queue for all processes.
 
-        All calls that wait, in every process, return or raise. Calling it again does no harm.
+        From now on `put` raises `QueueShutDown`, and so does `get` once the queue is empty. All calls that
+        are waiting, in any process, return or raise. Calling this again does no harm.
 
         Args:
-            immediate: discard what is queued; `join` no longer waits for it.
+            immediate: discard the queued items; `join` no longer waits for them.
 
         Raises:
             ClosedError, HandleLost: as `put`.
 
-        Blocking: microseconds; up to half a second if a process was killed in the middle of an operation on
-        the queue; as long as a process stays stopped (SIGSTOP) in the middle of one.
+        Blocking: for microseconds; for up to half a second if a process was killed in the middle of an
+        operation on the queue; and for as long as a process stays stopped (SIGSTOP) in the middle of one.
         """
         puts, gets = self._side_to_put(), self._side_to_get()
         puts.shut_down(None)
@@ -383,10 +390,10 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
     # -- finished work ---------------------------------------------------------------------------------------
 
     def task_done(self) -> None:
-        """Report that the work on one item that was taken is finished, for `join`.
+        """Report, for `join`, that one item that was taken has been dealt with.
 
         Raises:
-            ValueError: called more often than items were put.
+            ValueError: it has been called as often as items have been put.
             ClosedError, HandleLost: as `put`.
 
         Blocking: as `shutdown`.
@@ -408,35 +415,37 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
             TypeError: `timeout` is not a number.
             ClosedError, HandleLost: as `put`.
 
-        Blocking: until then, or for `timeout`; about a second more if a process is stopped (SIGSTOP) in the
-        middle of an operation on the queue. An item lost with a killed process never counts as done: pass a
-        timeout if that may happen.
+        Blocking: until all items are done, `timeout` seconds at most; about a second more if a process is
+        stopped (SIGSTOP) in the middle of an operation on the queue. An item that was lost with a killed
+        process never counts as done: pass a timeout if that may happen.
         """
         return self._side_to_get().wait_until_done(deadline_of(check_timeout(timeout)))
 
     # -- asyncio ---------------------------------------------------------------------------------------------
 
     async def aput(self, item: T) -> None:
-        """`put` for coroutines: waits for room without blocking the event loop. If it is cancelled while it
-        waits, it has put nothing.
+        """`put` for coroutines: waits for room without blocking the event loop.
+
+        If it is cancelled while it waits, the item has not been put.
 
         Raises:
-            QueueShutDown, ClosedError, SerializationError, ValueError, SharedMemoryExhausted, HandleLost: as
-                `put`.
-            RuntimeError: there is no room, and the system refuses the thread that is to wait; the item is
-                not in.
+            QueueShutDown, ClosedError, SerializationError, ValueError, SharedMemoryExhausted, HandleLost:
+                as `put`.
+            RuntimeError: there is no room, and the system refuses the thread that is to wait; the item has
+                not been put.
 
-        Blocking: the event loop, while the item is pickled and copied; for a second at each attempt while a
-        process stays stopped (SIGSTOP) in the middle of an operation on the queue.
+        Blocking: blocks the event loop while the item is pickled and copied; and for a second at each attempt
+        while a process stays stopped (SIGSTOP) in the middle of an operation on the queue.
         """
         side = self._side_to_put()
-        # Once, now: later changes of the object do not travel, however long there is no room.
+        # Only once, and now: later changes to the object have no effect, even if there is no room for long.
         head, buffers = _encode(item)
         parts = [buffer.raw() for buffer in buffers]
         size = len(head) + sum(part.nbytes for part in parts)
         self._check_size(size)
         if parts or len(head) > _INLINE_BYTES:
-            # The lock is held for microseconds, unless somebody was stopped there: others go on meanwhile.
+            # None: the lock was not to be had. It is held for microseconds, unless a process was stopped just
+            # then; meanwhile other coroutines go on.
             while (written := side.write_big(head, parts, False, None)) is None:
                 await self._opened().async_waiters().moment()
         else:
@@ -445,7 +454,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         done = False
         try:
             while not done:
-                # Before the try: room that is made after it must not be missed.
+                # Read before trying, so that room that is made after the attempt is not missed.
                 seen = side.progress()
                 went = side.put_now(written.record, written.flag)
                 if went is None:
@@ -459,14 +468,15 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
                 side.drop_big(written)
 
     async def aget(self) -> T:
-        """`get` for coroutines: waits for an item without blocking the event loop. If it is cancelled while
-        it waits, it has taken nothing.
+        """`get` for coroutines: waits for an item without blocking the event loop.
+
+        If it is cancelled while it waits, no item has been taken.
 
         Raises:
             QueueShutDown, ClosedError, SerializationError, HandleLost: as `get`.
             RuntimeError: the queue is empty, and the system refuses the thread that is to wait.
 
-        Blocking: the event loop, while the item is unpickled; otherwise as `aput`.
+        Blocking: blocks the event loop while the item is unpickled; otherwise as `aput`.
         """
         while True:
             try:
@@ -497,7 +507,11 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
     def _put_in_turn(
         self, chunks: list[_Chunk], block: bool, deadline: float | None
     ) -> Iterator[tuple[int, int]]:
-        """Put packs, runs of small items, and big ones; yields how many went in each time, of how many."""
+        """Put packs, runs of small items, and single big items.
+
+        Yields:
+            For each of them how many items were put, and how many it has.
+        """
         side = self._side_to_put()
         for number, packed, encoded in chunks:
             if packed is not None:
@@ -505,7 +519,8 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
                 if went is not False:
                     yield (number if went else 0), number
                     continue
-                # They wait for room one by one. From what was pickled: the objects may have changed since.
+                # There is no room for all of them at once, so they wait for room one by one. They are encoded
+                # from the pack, because the objects may have changed since.
                 encoded += [_encode(item) for item in loads(packed)]
             start = 0
             while start < len(encoded):
@@ -549,26 +564,24 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         return self._gets
 
 
-#: What `full` takes for a small item.
-_SMALL_ITEM_BYTES: Final = 32
-
-
 def _item(record: Record) -> Any:  # noqa: ANN401  what was put
+    """The object in a record that has been taken out of the queue."""
     if isinstance(record, PackSlice):
         return record.take()[0]
     if isinstance(record, HeldItem):
         record = record.open()
     if isinstance(record, BigRecord):
         item = decode(record.head, record.buffers)
-        # A signal that came while C code unpickled: its handler's exception is to come here, while `record`
-        # keeps the views. It would be lost in the callback of the last view.
+        # If a signal has come while C code was unpickling, have its handler called here, while `record` keeps
+        # the views alive. Otherwise it might be called in the callback of the last view,
+        # where its exception is lost.
         _let_signals_come()
         return item
     return loads(record)
 
 
 def _let_signals_come() -> None:
-    """Any call of a Python function has the interpreter call the handlers of signals that have arrived."""
+    """Do nothing: calling any Python function makes the interpreter call the handlers of pending signals."""
 
 
 def _never_put(_data: bytes) -> bool:

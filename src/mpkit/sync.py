@@ -17,22 +17,23 @@ __all__ = ["CompoundUpdate", "Lock", "LockedCounter"]
 class Lock(SharedHandle[LockFile]):
     """A lock between processes that knows its owner.
 
-    It keeps the promises of `multiprocessing.Lock`, and more: if the owner dies, however it dies, the lock
-    goes to the next process that asks for it. `abandoned_by` tells that process so, because what the lock
-    protects may be half changed. A lock is never taken from a process that is alive, even if it is stopped.
+    It has the guarantees of `multiprocessing.Lock`, and more: if the owner dies, in whatever way, the lock
+    goes to the next process that asks for it. `abandoned_by` then tells this process which one died, because
+    what the lock protects may be half changed. A lock is never taken from a process that is
+    alive, even if it is stopped.
 
     It is not recursive. Any thread or process may release it, not only the one that acquired it. A handle can
     be pickled anywhere: as an argument of a process under every start method, as an argument of a task in a
-    running pool, or inside an item of a queue. The lock lives as long as its creator, or any process that has
-    opened it; other processes can open it as long as its creator lives.
+    running pool, or inside an item of a queue. The lock exists as long as its creator, or any process that
+    has opened it, is alive and has not closed it; other processes can open it as long as its creator lives.
 
     Raises:
         SharedMemoryExhausted: there is no room for the lock (about 12 KiB); nothing is left behind.
         OSError: this system has no named semaphores (Windows).
 
-    Safe from: any process, any thread, and signal handlers. A handler that asks for a lock which the thread
-    it interrupts holds, or is just taking or releasing, would wait forever, as with any lock that is not
-    recursive: give it a timeout.
+    Safe from: any process, any thread, and signal handlers. But a signal handler that acquires a lock which
+    the interrupted thread holds, or is just acquiring or releasing, waits for ever, as with any lock that is
+    not recursive: so pass a timeout there.
 
     Examples:
         >>> from mpkit import Lock
@@ -51,7 +52,8 @@ class Lock(SharedHandle[LockFile]):
 
     def _bind(self, shared: LockFile) -> None:
         super()._bind(shared)
-        # At hand, because a call in between would be felt; closed objects say so themselves.
+        # Stored, because looking them up through the shared object in each call would cost noticeable time.
+        # They raise `ClosedError` themselves when the lock has been closed.
         self._acquire: Callable[[bool, float | None], bool] = shared.acquire
         self._release: Callable[[], bool] = shared.release
 
@@ -74,31 +76,32 @@ class Lock(SharedHandle[LockFile]):
             timeout: how many seconds to wait, if `block`; None: no limit.
 
         Returns:
-            Whether this process has the lock now.
+            Whether the lock was acquired.
 
         Raises:
-            ValueError: `timeout` is negative or NaN, whatever `block` is.
+            ValueError: `timeout` is negative or NaN, even if `block` is false.
             TypeError: `timeout` is not a number.
             ClosedError: this process has closed the lock.
             HandleLost: the lock no longer existed when this handle was first used in this process: its
                 creator, and every process that had opened it, had closed it or ended.
 
-        Blocking: until it is free, if `block`; if the owner died, it is free within a fraction of a second.
+        Blocking: until the lock is free, if `block`, `timeout` seconds at most. If the owner dies, it is free
+        within a fraction of a second.
         """
         deadline = None if timeout is None else deadline_of(check_timeout(timeout))
         return self._acquire(block, deadline)
 
     def release(self) -> None:
-        """Free the lock; any thread of any process may do it.
+        """Release the lock. Any thread of any process may do this.
 
         Raises:
-            ValueError: nobody has the lock.
+            ValueError: the lock is free.
             ClosedError, HandleLost: as `acquire`.
-            RuntimeError: another process holds the lock, and for 5 s a third one, stopped while it took over
-                or opened this lock, has kept it from being released.
+            RuntimeError: the lock could not be released for 5 seconds: another process holds it, and a third
+                process has been stopped (SIGSTOP) while it took over or opened this lock.
 
-        Blocking: a microsecond; about ten if another process holds the lock, or up to half a second while
-        some process checks whether the owner is dead.
+        Blocking: for a microsecond; for about ten if another process holds the lock, or for up to half a
+        second while some process checks whether the owner is dead.
         """
         if not self._release():
             raise ValueError("released a lock that nobody has acquired")
@@ -108,17 +111,16 @@ class Lock(SharedHandle[LockFile]):
         return self._opened().owner() is not None
 
     def owner(self) -> int | None:
-        """The pid of the process that holds the lock at this moment, dead or alive; None if it is free.
-        Never blocks.
+        """The pid of the process that holds the lock at this moment, dead or alive; None
+        if it is free. Never blocks.
         """
         return self._opened().owner()
 
     @property
     def abandoned_by(self) -> int | None:
-        """The pid of the dead process from which this process, the current owner, took over the lock; None
-        if the lock was free.
+        """The pid of the dead process from which this process has taken over the lock; None if it was free.
 
-        Reset by the next `acquire` of this process.
+        Each `acquire` of this process sets it anew. Never blocks.
         """
         return self._opened().abandoned_by
 
@@ -141,22 +143,23 @@ class LockedCounter(SharedHandle[CounterFile]):
     """A 64-bit signed counter shared between processes. No update is ever lost.
 
     Every method is one atomic step for all processes and threads. If a process is killed in the middle of an
-    update, the update has either happened or not, and no other process is held up.
+    update, the update has either happened or not, and other processes can go on.
 
     For an update that needs the old value, lock the counter: ``with counter as locked: locked.value =
     f(locked.value)``. All other processes wait in the meantime, so be quick. Inside the block, other methods
     of the same counter raise RuntimeError. If the process dies inside, the last assigned value stays.
 
     A handle can be pickled anywhere: as an argument of a process under every start method, as an argument of
-    a task in a running pool, or inside an item of a queue. The counter lives as long as its creator, or any
-    process that has opened it; other processes can open it as long as its creator lives.
+    a task in a running pool, or inside an item of a queue. The counter exists as long as its creator, or any
+    process that has opened it, is alive and has not closed it; other processes can open it
+    as long as its creator lives.
 
     Args:
         initial: the initial value, from ``-2**63`` to ``2**63 - 1``.
 
     Raises:
         TypeError: `initial` is not an integer.
-        OverflowError: `initial` does not fit.
+        OverflowError: `initial` does not fit into 64 bits.
         SharedMemoryExhausted: there is no room for the counter (about 12 KiB); nothing is left behind.
         OSError: this system has no named semaphores (Windows).
 
@@ -184,7 +187,8 @@ class LockedCounter(SharedHandle[CounterFile]):
     def _bind(self, shared: CounterFile) -> None:
         super()._bind(shared)
         self._compound: CompoundUpdate | None = None
-        # At hand, because a call in between would be felt; closed objects say so themselves.
+        # Stored, because looking it up through the shared object in each call would cost noticeable time. It
+        # raises `ClosedError` itself when the counter has been closed.
         self._add: Callable[[int], int] = shared.add
 
     def _bind_nothing(self, name: str, reason: HandleLost | SharedMemoryExhausted) -> None:
@@ -210,20 +214,18 @@ class LockedCounter(SharedHandle[CounterFile]):
             HandleLost: the counter no longer existed when this handle was first used in this process: its
                 creator, and every process that had opened it, had closed it or ended.
 
-        Blocking: microseconds; as long as any process is inside ``with counter``; up to half a second if a
-        process was killed in the middle of an operation on the counter; as long as a process stays stopped
-        (SIGSTOP) in the middle of one.
+        Blocking: for microseconds; for as long as any process is inside ``with counter``; for up to half a
+        second if a process was killed in the middle of an operation on the counter; and for as long as a
+        process stays stopped (SIGSTOP) in the middle of one.
         """
         return self._add(n if type(n) is int else checked_integer("n", n))
 
     def sub(self, n: int = 1) -> int:
-        """Subtract `n` and return the new value; otherwise as `add`."""
+        """Subtract `n` and return the new value. Errors and blocking as `add`."""
         return self._add(-checked_integer("n", n))
 
     def compare_and_set(self, expected: int, new: int) -> bool:
-        """Set the value to `new` if it is `expected`; returns whether it was. Errors and blocking as
-        `add`.
-        """
+        """If the value is `expected`, set it to `new`; returns whether it was. Otherwise as `add`."""
         return self._opened().compare_and_set(checked_integer("expected", expected), _in_range("new", new))
 
     def reset(self, value: int = 0) -> int:
@@ -233,21 +235,21 @@ class LockedCounter(SharedHandle[CounterFile]):
     def wait_for(self, target: int, timeout: float | None = None) -> bool:
         """Wait until the value is at least `target`.
 
-        If the value reaches `target` and falls again before this process has looked, this may be missed.
+        If the value reaches `target`, and falls again before this process has read it, this may go unnoticed.
 
         Args:
             target: the value to wait for.
             timeout: how many seconds to wait; None: no limit.
 
         Returns:
-            Whether the value was at `target` or above in time.
+            Whether the value was `target` or more; False if the time ran out.
 
         Raises:
             ValueError: `timeout` is negative or NaN.
-            TypeError: `target` is not an integer, or `timeout` not a number.
+            TypeError: `target` is not an integer, or `timeout` is not a number.
             ClosedError, HandleLost: as `add`.
 
-        Blocking: until then.
+        Blocking: until the value is `target` or more, `timeout` seconds at most.
         """
         return self._opened().wait_for(checked_integer("target", target), deadline_of(check_timeout(timeout)))
 
@@ -269,7 +271,7 @@ class LockedCounter(SharedHandle[CounterFile]):
     def __exit__(
         self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        # An interrupt at the very call of this method comes too early; from here on it leaves nothing locked.
+        # Nothing can be done about an interrupt before the `try`; after it, none leaves the counter locked.
         try:
             compound, self._compound = self._compound, None
             if compound is not None:
@@ -288,7 +290,7 @@ class LockedCounter(SharedHandle[CounterFile]):
 
 
 class CompoundUpdate:
-    """The counter inside ``with counter as locked``."""
+    """What ``with counter as locked`` binds: the counter while it is locked. Usable inside the block only."""
 
     __slots__ = ("_shared",)
 
@@ -297,10 +299,11 @@ class CompoundUpdate:
 
     @property
     def value(self) -> int:
-        """The value; an assignment takes effect immediately.
+        """The value of the counter. An assignment takes effect at once, and needs no further lock.
 
         Raises:
             RuntimeError: the block is over.
+            TypeError: the assigned value is not an integer.
             OverflowError: the assigned value does not fit into 64 bits.
         """
         return self._inside().signed[VALUE]
@@ -310,7 +313,7 @@ class CompoundUpdate:
         self._inside().signed[VALUE] = _in_range("value", value)
 
     def end(self) -> None:
-        """End the block."""
+        """End the block. Called by the counter."""
         shared, self._shared = self._shared, None
         if shared is not None:
             shared.end_compound()

@@ -1,3 +1,3 @@
-"""`python -m mpkit`: one module for each command, found in `main`."""
+"""`python -m mpkit`: a module or package for each command (see `main`), and what they have in common."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Types of command line arguments, and one that two commands have."""
+"""Types of command line arguments, and an argument that two commands share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 
 
 def add_program_to(parser: argparse.ArgumentParser) -> None:
-    """Declare which program is to be shown."""
+    """Declare the argument that says which program to show."""
     parser.add_argument(
         "pid",
         nargs="?",
@@ -18,17 +18,17 @@ def add_program_to(parser: argparse.ArgumentParser) -> None:
 
 
 def pid(text: str) -> int:
-    """A process id."""
+    """Parse a process id."""
     return _whole(text, "a process id (a positive whole number)")
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1."""
+    """Parse a whole number of at least 1."""
     return _whole(text, "a whole number of at least 1")
 
 
 def seconds(text: str) -> float:
-    """A length of time, more than 0."""
+    """Parse a number of seconds, more than 0."""
     try:
         number = float(text)
     except ValueError:

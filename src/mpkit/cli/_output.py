@@ -1,7 +1,7 @@
-"""Standard output and standard error, as the commands use them.
+"""How the commands write to standard output and standard error.
 
-Output that nobody takes (a reader that has gone, a full disk, a closed descriptor) is an error of its own
-kind, so that it is never taken for one of a database or a process.
+An error in writing (the reader has gone, the disk is full, the descriptor is closed) is raised as an
+exception of its own, so that it cannot be mistaken for an error of a database or a process.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class OutputError(Exception):
-    """Standard output does not take what is written to it.
+    """Standard output cannot be written to.
 
     Args:
-        reason: what the system said.
+        reason: the error of the system.
 
     Attributes:
-        reason: As given.
+        reason: as given.
     """
 
     def __init__(self, reason: OSError) -> None:
@@ -35,21 +35,21 @@ class OutputError(Exception):
 
 
 def prepare() -> None:
-    """Have characters that the encoding lacks come out as escapes: others' text is no error of ours."""
+    """Have characters that the encoding of the output lacks printed as escapes, and not raise an error."""
     out: TextIO | None = sys.stdout
     if isinstance(out, io.TextIOWrapper):
         out.reconfigure(errors="backslashreplace")
 
 
 def check() -> None:
-    """Raise `OutputError` where there is no standard output at all, before any work is done for nobody."""
+    """Raise `OutputError` if there is no standard output, before any work is done in vain."""
     if sys.stdout is None:
         raise OutputError(OSError(errno.EBADF, "it is closed"))
 
 
 @contextlib.contextmanager
 def writing() -> Generator[None]:
-    """Raise `OutputError` for an `OSError` in the block, which does nothing but write to standard output."""
+    """A block that only writes to standard output: an `OSError` in it becomes an `OutputError`."""
     try:
         yield
     except OSError as error:
@@ -57,20 +57,20 @@ def writing() -> Generator[None]:
 
 
 def show(text: str = "", *, flush: bool = False) -> None:
-    """Print a line, or several.
+    """Print one line or several.
 
     Raises:
-        OutputError: nobody takes it.
+        OutputError: standard output cannot be written to.
     """
     with writing():
         print(text, flush=flush)
 
 
 def flush() -> None:
-    """Have all that was printed arrive.
+    """Flush standard output.
 
     Raises:
-        OutputError: nobody takes it.
+        OutputError: standard output cannot be written to.
     """
     if sys.stdout is not None:
         with writing():
@@ -78,18 +78,18 @@ def flush() -> None:
 
 
 def drop() -> None:
-    """Give up standard output: what the interpreter flushes at exit goes where it is taken."""
+    """Redirect standard output to the null device, so that flushing it at exit raises no error."""
     if sys.stdout is not None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def complain(text: str) -> None:
-    """Print a line on standard error. Where that is closed or full, there is nobody left to be told."""
+    """Print a line to standard error. If that fails, nothing can be reported any more, so it is ignored."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
             print(text, file=sys.stderr)
 
 
 def width() -> int:
-    """How long a line may be: as wide as the terminal, and without limit where there is none."""
+    """How long a line may be: as wide as the terminal, or without limit if there is none."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize

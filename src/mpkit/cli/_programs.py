@@ -1,4 +1,4 @@
-"""The programs that `ps` and `top` show: the one that was named, or every one that uses mpkit."""
+"""The programs that `ps` and `top` show: a certain one, or all that use mpkit."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def look(
 ) -> Iterator[list[str]]:
     """Look at one program after the other, and yield the lines that show it.
 
-    Programs come and go between the list and the look: one that has ended is left out, and one that may not
-    be looked at has a line that says so. Only what was asked for by number must be there.
+    If a program that uses mpkit ends before it is looked at, it is left out; if it may not be examined, a
+    line says so. For a program that was asked for by `pid`, these are errors.
 
     Args:
-        pid: the process on top; None for every program of this user that uses mpkit.
-        load: what tells the CPU share of processes, by pid; None for the mean over their lives.
+        pid: the topmost process; None: every program of this user that uses mpkit.
+        load: returns the CPU share of processes, by pid; None: show the mean over their lives.
 
     Raises:
-        ProcessGone, AccessDenied: process `pid` cannot be looked at.
+        ProcessGone, AccessDenied: there is no process `pid`, or it may not be examined.
     """
     for top in _segments.programs() if pid is None else [pid]:
         try:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mpkit.introspect import PoolSnapshot, ProcessSnapshot, ProcessTree, QueueSnapshot
 
 _USERS_WIDTH = 40
+#: Helper processes that multiprocessing and mpkit start, by a part of their command lines.
 _SERVANTS = {
     "multiprocessing.resource_tracker": "multiprocessing's resource tracker",
     "multiprocessing.forkserver": "child of multiprocessing's fork server, or the server",
@@ -23,7 +24,8 @@ _SERVANTS = {
     os.path.join("_platform", "parent_death", "guardian.py"): "mpkit's guardian",
 }
 _MOST_QUEUES = 20
-# Generations that are drawn; the width of the table would grow with each of those below.
+#: How many generations are indented. Deeper ones have a number instead, so that the
+#: table does not become too wide.
 _MOST_INDENTED = 40
 
 
@@ -32,13 +34,13 @@ def program(tree: ProcessTree, *, now: float, cpu_percent: Mapping[int, float] |
 
     Args:
         tree: its processes.
-        now: the present, in seconds since 1970.
-        cpu_percent: what to show as the CPU share of a process instead of the mean over its life, by pid.
+        now: the time, in seconds since 1970.
+        cpu_percent: the CPU share of processes, by pid; for others the mean over their lives is shown.
     """
     pools: dict[str, PoolSnapshot] = {}
     queues: dict[str, QueueSnapshot] = {}
     for process in tree.walk():
-        # A child may end meanwhile, and need not belong to the user who asks.
+        # A child may end meanwhile, or belong to another user.
         with contextlib.suppress(ProcessGone, AccessDenied):
             pools.update((pool.name, pool) for pool in introspect.pools(process.pid))
             queues.update((queue.name, queue) for queue in introspect.queues(process.pid))
@@ -81,22 +83,23 @@ def processes(
 
 
 def command(process: ProcessSnapshot) -> str:
-    """The command line on one line; a name in brackets where there is none (as `ps` does). In front the name
-    that the process has given itself.
+    """What a process runs: its command line, or its name in brackets if that is empty (as in `ps`).
+
+    If the process has given itself a name, that comes first.
     """
     line = _text.visible(" ".join(" ".join(process.cmdline).split()))
-    # The servants that multiprocessing and mpkit start have long command lines that say little.
+    # The command lines of helper processes are long, and say little.
     servant = next((role for mark, role in _SERVANTS.items() if mark in line), None)
     name = _text.visible(process.name)
     if not line:
         return f"[{name}]"
-    # Else the system has named it, after the program or the script.
+    # Otherwise its name is that of the program or script, cut off by the system after 15 characters.
     own = all(os.path.basename(part).lstrip("-")[:15] != process.name[:15] for part in process.cmdline[:3])
     return (f"{name}: " if own else "") + (f"[{servant}]" if servant else line)
 
 
 def _branches(top: ProcessTree) -> Iterator[tuple[str, ProcessSnapshot]]:
-    """Each process with the lines that lead to it: those from the left edge, then its own."""
+    """Each process of a tree, with the characters that draw its branch."""
     pending = [(top, 0, "", "")]
     while pending:
         tree, generation, first, rest = pending.pop()
@@ -130,7 +133,7 @@ def pool_lines(pool: PoolSnapshot) -> list[str]:
 
 
 def queue_lines(queues: list[QueueSnapshot]) -> list[str]:
-    """The table of some queues, the fullest first."""
+    """The table of queues, the fullest first."""
     queues = sorted(queues, key=lambda queue: (-queue.statistics.size, queue.name))
     shown, more = queues[:_MOST_QUEUES], len(queues) - _MOST_QUEUES
     rows = [
@@ -153,5 +156,5 @@ def queue_lines(queues: list[QueueSnapshot]) -> list[str]:
 
 
 def identifier(name: str) -> str:
-    """The part of a file's name that tells it from others, short enough to read."""
+    """The part of the name of a file that distinguishes it from others, short enough to read."""
     return name.rpartition("-")[2][:8]

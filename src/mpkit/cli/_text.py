@@ -1,4 +1,4 @@
-"""Numbers and tables for a person to read."""
+"""Numbers, tables and foreign text, formatted for people."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: Seque
     Args:
         headings: one for each column.
         rows: the cells, as text.
-        left: the columns (by number) that stand to the left; the others stand to the right.
+        left: the numbers of the columns that are aligned to the left; the others are aligned to the right.
     """
     widths = [max(len(cell) for cell in column) for column in zip(headings, *rows, strict=True)]
     return [
@@ -65,10 +65,10 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: Seque
 
 
 def visible(text: str) -> str:
-    r"""Text of somebody else, fit for a terminal and for a cell of a table.
+    r"""Foreign text, made safe for a terminal and for a cell of a table.
 
-    What a terminal would act on (control characters, escape sequences, changes of the direction of writing)
-    and bytes that are no text come out as escapes: ``\x1b``, ``\u202e``, ``\xff``.
+    Characters that a terminal would act on (control characters, escape sequences, changes of the writing
+    direction) and bytes that could not be decoded become escapes: ``\x1b``, ``\u202e``, ``\xff``.
     """
     if text.isprintable():
         return text
@@ -76,18 +76,18 @@ def visible(text: str) -> str:
 
 
 def visible_lines(text: str) -> str:
-    """The same for text of several lines, which remain lines."""
+    """The same for text of several lines; line breaks stay."""
     return "\n".join(map(visible, text.split("\n")))
 
 
 def _escape(character: str) -> str:
     number = ord(character)
-    # How Python carries a byte that does not decode.
+    # A byte that could not be decoded ("surrogateescape").
     if 0xDC80 <= number <= 0xDCFF:
         return f"\\x{number - 0xDC00:02x}"
     return character.encode("unicode_escape").decode()
 
 
 def shortened(text: str, width: int) -> str:
-    """`text` in at most `width` characters, three dots in place of what does not fit."""
+    """`text` in at most `width` characters; three dots replace what does not fit."""
     return text if len(text) <= width else f"{text[: max(width - 3, 0)]}..."[:width]

@@ -1,4 +1,4 @@
-"""The command line: which commands there are, and what becomes of errors and of Ctrl-C."""
+"""The command line: the list of commands, and how errors and Ctrl-C are handled."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
     from _typeshed import SupportsWrite
 
-#: What a shell reports for a program that Ctrl-C ended (128 + SIGINT).
+#: The exit code after Ctrl-C: what a shell reports for a program that SIGINT has ended (128 + SIGINT).
 INTERRUPTED = 130
-#: What a shell reports for a program whose reader went away (128 + SIGPIPE).
+#: The exit code if the reader of the output has gone: what a shell reports after SIGPIPE (128 + SIGPIPE).
 READER_GONE = 141
 
 
 class _Parser(argparse.ArgumentParser):
-    """Help that does not arrive is an error, as any other output; argparse itself passes over it."""
+    """A parser that raises `OutputError` if the help cannot be printed; argparse itself ignores that."""
 
     @override
     def print_help(self, file: SupportsWrite[str] | None = None) -> None:
@@ -36,6 +36,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Version(argparse.Action):
+    """Prints the version, and exits."""
+
     @override
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         _tell(f"mpkit {mpkit.__version__}")
@@ -48,16 +50,17 @@ def _tell(text: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code.
-
-    It is 0 when it is done, 1 when it failed, 2 for wrong arguments, 130 after Ctrl-C, and 141 when whoever
-    reads its output went away.
+    """Run one command.
 
     Args:
-        arguments: the words after ``python -m mpkit``. None, the default, takes them from `sys.argv`.
+        arguments: the words after ``python -m mpkit``. None, the default: those in `sys.argv`.
+
+    Returns:
+        The exit code: 0 on success, 1 on failure, 130 after Ctrl-C, and 141 if the
+            reader of the output has gone.
 
     Raises:
-        SystemExit: from argparse, after it has printed help or what is wrong with the arguments.
+        SystemExit: after printing help, the version (exit code 0), or what is wrong with the arguments (2).
     """
     _output.prepare()
     parser = _parser()
@@ -83,11 +86,11 @@ def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) ->
     try:
         options = parser.parse_args(arguments)
     except SystemExit:
-        # What help there is has to arrive.
+        # If the help or the version cannot be printed, this raises an error.
         _output.flush()
         raise
     if options.command is None:
-        # Argparse would only say that one is missing, and not which there are.
+        # argparse would only say that a command is missing, and not which ones there are.
         _output.complain(parser.format_help().rstrip("\n"))
         raise SystemExit(2)
     return options
@@ -98,7 +101,7 @@ def _run(name: str, options: argparse.Namespace) -> int:
     try:
         identity.current()
     except RuntimeError as error:
-        # A chroot without /proc: no command can do anything there.
+        # There is no /proc (in a chroot, say), and no command can do anything.
         _output.complain(f"{name}: {error}")
         return 1
     try:
@@ -109,7 +112,7 @@ def _run(name: str, options: argparse.Namespace) -> int:
 
 
 def _message(error: MpkitError) -> str:
-    # An OSError's own text starts with "[Errno 3]", which says nothing to a person.
+    # The text of an OSError begins with "[Errno 3]", which says nothing to people.
     return (isinstance(error, OSError) and error.strerror) or str(error)
 
 

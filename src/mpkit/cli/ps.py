@@ -22,7 +22,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the tables; command lines are cut to the width of the terminal, if it is one."""
+    """Print the tables. If the output is a terminal, lines are cut off at its width."""
     width = _output.width()
     shown = 0
     for lines in _programs.look(options.pid):

@@ -1,4 +1,4 @@
-"""`python -m mpkit stacks PID`: where a worker of a pool is at this moment."""
+"""`python -m mpkit stacks PID`: what the workers of a pool are executing at this moment."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the stacks; 1 if there is none."""
+    """Print the stacks; returns 1 if there is none."""
     workers = _stacks.workers_under(options.pid)
     if not workers:
         _output.complain(
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
         return 1
     shown = 0
     for worker, answer in zip(workers, _stacks.stacks_of(workers), strict=True):
-        # A worker may have ended meanwhile, and been replaced, or have become another user.
+        # Or an error: the worker has ended meanwhile, or belongs to another user now.
         text = answer if isinstance(answer, str) else str(answer.strerror)
         shown += bool(text)
         _output.show(f"--- worker {worker.process.pid}, {worker.row.state} ---")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from mpkit.introspect import ProcessSnapshot
 
-# Terminals that cannot go back and write over what they show.
+#: Terminals that cannot overwrite what they show.
 _PAPER = frozenset({"dumb", "unknown"})
 
 
@@ -51,7 +51,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 
 def run(options: argparse.Namespace) -> int:
-    """Show pages until the program is gone, or as often as was asked for."""
+    """Show one page after the other, until the program has ended or there have been `--count` pages."""
     pages = _pages(options.pid, options.interval, options.count)
     return _show_live(pages) if _has_a_screen() and not options.plain else _print_all(pages)
 
@@ -61,7 +61,7 @@ def _has_a_screen() -> bool:
 
 
 def _pages(pid: int | None, interval: float, count: int | None) -> Iterator[str]:
-    """One page of text for each look."""
+    """Look at the programs every `interval` seconds, and yield a page of text each time."""
     load = _Load()
     due = time.monotonic()
     looks = 0
@@ -74,20 +74,21 @@ def _pages(pid: int | None, interval: float, count: int | None) -> Iterator[str]
         except ProcessGone:
             if not looks:
                 raise
-            # The one that was asked for has ended.
+            # The program that was asked for has ended.
             return
         looks += 1
         yield "\n\n".join(programs) or _programs.NONE_FOUND
 
 
 class _Load:
-    """Turns CPU seconds since the start of a process into its CPU share since the look before."""
+    """Computes the CPU share of processes since the previous look."""
 
     def __init__(self) -> None:
+        # When each process (pid, start time) was seen last, and its CPU seconds then.
         self._seen: dict[tuple[int, float], tuple[float, float]] = {}
 
     def since_last_look(self, processes: list[ProcessSnapshot]) -> dict[int, float]:
-        """The share of each process, in percent of one core, by pid; new ones are left out."""
+        """The CPU share of each process, in percent of one core, by pid; new processes are left out."""
         now = time.monotonic()
         shares: dict[int, float] = {}
         for process in processes:
@@ -119,9 +120,9 @@ def _show_live(pages: Iterator[str]) -> int:
         return 1
     console = Console()
     if not console.is_interactive:
-        # Its user has told rich so by a variable of the environment; rich would show nothing.
+        # An environment variable has told rich so; it would show nothing.
         return _print_all(pages)
-    # The alternative screen: what was in the terminal before comes back at the end.
+    # On the alternative screen, so that at the end the terminal shows again what it showed before.
     screen = Live(console=console, screen=True, auto_refresh=False)
     try:
         with _output.writing():

@@ -5,8 +5,8 @@ Every public name of `multiprocessing` is here. `Process`, `Queue`, `JoinableQue
 the standard library; all other names are the standard library's own and work together with them. Processes
 are started with the default method of the running Python (mpkit's own classes prefer forkserver).
 
-The improvements of mpkit come along: a worker that dies fails its task instead of hanging the pool, a lock or
-queue survives the death of any process, `put` raises pickling errors, a child dies with its parent.
+They have the guarantees of mpkit: a worker that dies fails its task instead of hanging the pool, a lock or
+queue survives the death of any process, `put` raises pickling errors, and a child dies with its parent.
 
 `mpkit.compat.futures` does the same for `concurrent.futures`.
 
@@ -118,13 +118,13 @@ __all__ = [
     "set_start_method",
 ]
 
-# Public there, but neither in its ``__all__`` nor known to typeshed: the levels of its log.
+# Log levels: public names of `multiprocessing`, although neither its ``__all__`` nor typeshed has them.
 SUBDEBUG: int = vars(multiprocessing)["SUBDEBUG"]
 SUBWARNING: int = vars(multiprocessing)["SUBWARNING"]
 
 
 def __getattr__(name: str) -> ModuleType:
-    """The submodules, loaded on first use: those here, else (``util``, ...) the standard library's own."""
+    """Load a submodule on first use: mpkit's own, else (``util``, ...) that of the standard library."""
     if not name.startswith("_"):
         for package in (__name__, multiprocessing.__name__):
             if importlib.util.find_spec(f"{package}.{name}") is not None:

@@ -1,4 +1,4 @@
-"""`get_context` and the contexts that it returns: those of `multiprocessing` with mpkit's classes in them."""
+"""`get_context` and the contexts that it returns: those of `multiprocessing`, but with mpkit's classes."""
 
 # The names are those of the standard library.
 # ruff: noqa: N802
@@ -16,27 +16,27 @@ if TYPE_CHECKING:
 
 
 class Context(mp_context.BaseContext):
-    """A context of `multiprocessing` with mpkit's classes in it; all else is inherited.
+    """A context of `multiprocessing`, but with mpkit's classes; everything else is inherited.
 
-    `SimpleQueue` is inherited as well, with mpkit's `Lock` inside: where the standard library is given a
-    context (`concurrent.futures.ProcessPoolExecutor`, `multiprocessing.pool.Pool`), it waits at the pipe of
-    that queue, which mpkit's own does not have.
+    `SimpleQueue` is inherited as well, and uses mpkit's `Lock`. It is not mpkit's own, because classes of the
+    standard library that are given a context (`concurrent.futures.ProcessPoolExecutor`,
+    `multiprocessing.pool.Pool`) wait at the pipe of such a queue, and mpkit's has none.
     """
 
     Process: ClassVar[type[_processes.Process]]
-    # What `get_start_method` of the base class returns.
+    # The base class returns this from `get_start_method`.
     _name: ClassVar[str]
 
     def Queue(self, maxsize: int = 0) -> _queues.Queue[Any]:
-        """A `Queue`."""
+        """Create a `Queue`."""
         return _queues.Queue(maxsize)
 
     def JoinableQueue(self, maxsize: int = 0) -> _queues.JoinableQueue[Any]:
-        """A `JoinableQueue`."""
+        """Create a `JoinableQueue`."""
         return _queues.JoinableQueue(maxsize)
 
     def Lock(self) -> _locks.Lock:
-        """A `Lock`."""
+        """Create a `Lock`."""
         return _locks.Lock()
 
     def Pool(
@@ -46,7 +46,7 @@ class Context(mp_context.BaseContext):
         initargs: Iterable[Any] = (),
         maxtasksperchild: int | None = None,
     ) -> _pool.Pool:
-        """A `Pool` whose workers are started in this context's way."""
+        """Create a `Pool` whose workers are started with the start method of this context."""
         return _pool.Pool(processes, initializer, initargs, maxtasksperchild, self)
 
     def get_context(self, method: str | None = None) -> Context:  # type: ignore[override]
@@ -95,11 +95,11 @@ if sys.platform != "win32":
 @overload
 def get_context(method: str | None = None) -> Context: ...
 def get_context(method: str | None = None) -> Context:
-    """A context: an object with the functions of this module, bound to a start method.
+    """A context: an object with the functions and classes of this module, bound to a start method.
 
     Args:
-        method: the start method. None, the default, settles on what the program has set, else on the
-            default of the running Python, as in the standard library.
+        method: the start method. None, the default: what the program has set, else the default of the running
+            Python. This then becomes the start method of the program, as in the standard library.
 
     Raises:
         ValueError: this system has no such start method.

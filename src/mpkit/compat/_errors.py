@@ -1,4 +1,4 @@
-"""What the standard library raises where mpkit raises a `SerializationError`."""
+"""The errors that the standard library raises in place of mpkit's."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["ClosedQueueError", "executor_error", "original_error", "pool_error",
 
 
 class ClosedQueueError(ClosedError, OSError):
-    """A queue was used after its `close()`, where the standard library tells of the pipe that it has closed.
+    """A queue was used after its `close()`, in a method in which the standard library raises an `OSError`.
 
-    Programs end their loops at this `OSError`.
+    (There it is the error of the closed pipe. Some programs end their loops when they get it.)
     """
 
 
 def original_error(error: SerializationError) -> BaseException:
-    """What pickle itself has raised; `error` where that could not travel."""
+    """The error that pickling itself has raised; `error` if that could not be sent here."""
     cause = error.__cause__
     if isinstance(cause, RemoteTraceback):
         cause = cause.__cause__
@@ -33,19 +33,20 @@ def original_error(error: SerializationError) -> BaseException:
 
 @contextlib.contextmanager
 def pool_errors() -> Generator[None]:
-    """In this block, what mpkit raises becomes what `multiprocessing.Pool` raises."""
+    """A block in which the errors of mpkit become those of `multiprocessing.Pool`."""
     try:
         yield
     except SerializationError as error:
         raised = pool_error(error)
         if raised is error:
             raise
-        # The original error is a cause of this one, which so cannot be a cause of it.
+        # If `raised` is the original error, it is the cause of `error`, and must
+        # not have `error` as its cause.
         raise raised from (error if _comes_from_worker(error) else None)
 
 
 def executor_error(error: BaseException | None) -> BaseException | None:
-    """What an executor raises where mpkit has raised `error`."""
+    """The error that an executor of the standard library raises in place of `error`."""
     if not isinstance(error, SerializationError):
         return error
     if _comes_from_worker(error) and not (_tells_of_outcome(error) or _tells_of_arguments(error)):
@@ -54,37 +55,38 @@ def executor_error(error: BaseException | None) -> BaseException | None:
 
 
 def pool_error(error: BaseException) -> BaseException:
-    """What `multiprocessing.Pool` raises where mpkit has raised `error`."""
+    """The error that `multiprocessing.Pool` raises in place of `error`."""
     if not isinstance(error, SerializationError):
         return error
     if not _comes_from_worker(error):
         return original_error(error)
     if not _tells_of_outcome(error):
-        # The task's own, or its arguments: where those cannot be unpickled, the standard library never ends.
+        # The task itself has raised it; or its arguments cannot be unpickled, in which case a task of the
+        # standard library never ends.
         return error
-    # typeshed does not know it.
+    # typeshed does not have this class.
     kind = cast("type[Exception]", vars(stdlib)["MaybeEncodingError"])
     return kind(original_error(error), _Described(_what_failed(error)))
 
 
 def _comes_from_worker(error: SerializationError) -> bool:
-    """Whether it was raised in a worker, and not in this process."""
+    """Whether an error was raised in a worker, and not in this process."""
     return isinstance(error.__cause__, RemoteTraceback)
 
 
 def _tells_of_outcome(error: SerializationError) -> bool:
-    """Of those from a worker: whether a result or an exception could not be sent."""
+    """Whether an error from a worker says that a result or an exception could not be sent."""
     text = str(error)
     return text.startswith(ABOUT_RESULT) or " cannot be sent: " in text or " cannot be sent here: " in text
 
 
 def _tells_of_arguments(error: SerializationError) -> bool:
-    """Of those from a worker: whether the function or its arguments could not be unpickled."""
+    """Whether an error from a worker says that the function or its arguments could not be unpickled."""
     return str(error).startswith(CANNOT_UNPICKLE)
 
 
 def _what_failed(error: SerializationError) -> str:
-    """What could not be pickled, as far as the text tells: its type; the object itself has gone."""
+    """What could not be pickled, according to the text of the error; the object itself is not here."""
     text = str(error)
     _, found, rest = text.partition("cannot pickle ")
     if found:
@@ -93,7 +95,7 @@ def _what_failed(error: SerializationError) -> str:
 
 
 class _Described:
-    """Stands for an object that has remained in its worker."""
+    """Stands for an object that could not leave its worker."""
 
     def __init__(self, text: str) -> None:
         self._text = text

@@ -20,7 +20,7 @@ __all__ = ["IMapIterator"]
 
 R = TypeVar("R")
 
-# At run time it cannot be written with a parameter.
+# At run time, the class of the standard library is not generic.
 if TYPE_CHECKING:
     _StdlibIMapIterator = stdlib.IMapIterator[R]
 else:
@@ -28,11 +28,12 @@ else:
 
 
 class IMapIterator(_StdlibIMapIterator[R], Generic[R]):
-    """What `imap` and `imap_unordered` return: `multiprocessing.pool.IMapIterator`.
+    """What `imap` and `imap_unordered` return: as `multiprocessing.pool.IMapIterator`.
 
     Args:
-        results: what it iterates over.
-        forget: the pool's, called once there are no more results; until then it keeps the pool alive.
+        results: the results to iterate over.
+        forget: a method of the pool, called once there are no more results; until
+            then it keeps the pool alive.
 
     Safe from: any thread.
     """
@@ -51,13 +52,14 @@ class IMapIterator(_StdlibIMapIterator[R], Generic[R]):
         """The next result.
 
         Raises:
-            StopIteration: there are no more.
+            StopIteration: there are no more results.
             multiprocessing.TimeoutError: the time ran out; you may ask again.
             multiprocessing.pool.MaybeEncodingError: the result could not be pickled.
-            RuntimeError: called by what this iterator reads, or by a signal handler in the middle of `next`.
+            RuntimeError: called by the input of this iterator while it is being read, or by a signal handler
+                in the middle of `next`.
             Exception: what the call raised, or why the item could not be pickled.
 
-        Blocking: until it is there, for at most `timeout` seconds.
+        Blocking: until the next result is there, `timeout` seconds at most; a negative number counts as 0.
         """
         try:
             with pool_errors():

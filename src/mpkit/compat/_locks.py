@@ -1,4 +1,4 @@
-"""`Lock` as `multiprocessing` has it, over `mpkit.Lock`."""
+"""`Lock`: `mpkit.Lock` with the interface of `multiprocessing.Lock`."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
     from multiprocessing.synchronize import Lock as _StdlibLock
 else:
-    # For type checkers only, which else refuse it where the standard library takes a lock.
+    # The base class is for type checkers only: they accept this lock wherever the standard library takes one.
     _StdlibLock = object
 
 
 class Lock(sync.Lock, _StdlibLock):
-    """`multiprocessing.Lock`: a lock between processes that is not recursive and that anybody may release.
+    """As `multiprocessing.Lock`: a lock between processes. It is not recursive,
+    and any process may release it.
 
-    If its holder dies, the lock goes to the next process that asks for it, instead of blocking all others
-    forever.
+    If its owner dies, the lock goes to the next process that asks for it, instead of
+    blocking all others for ever.
 
     Args:
-        ctx: accepted because the class of the standard library requires it; not needed.
+        ctx: ignored; the class of the standard library requires it.
     """
 
     def __init__(self, *, ctx: BaseContext | None = None) -> None:  # noqa: ARG002
@@ -32,9 +33,10 @@ class Lock(sync.Lock, _StdlibLock):
 
     @override
     def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
-        """Take the lock; a negative `timeout` counts as 0. Returns whether this process has it now.
+        """Take the lock; returns whether it was acquired.
 
-        Blocking: until it is free, if `block`, for at most `timeout` seconds.
+        Blocking: until the lock is free, if `block`, `timeout` seconds at most; a
+        negative number counts as 0.
         """
         return super().acquire(block, not_negative(timeout))
 
@@ -44,7 +46,7 @@ class Lock(sync.Lock, _StdlibLock):
 
 
 class _Ownership:
-    """What `multiprocessing.Condition` asks its lock about, under the names that it uses."""
+    """What `multiprocessing.Condition` uses of its lock, under the private names that it uses."""
 
     def __init__(self, lock: sync.Lock) -> None:
         self._lock = lock

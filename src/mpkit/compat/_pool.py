@@ -1,4 +1,9 @@
-"""`Pool` as `multiprocessing` has it, over `mpkit.TaskPool`."""
+"""`Pool`: `mpkit.TaskPool` with the interface of `multiprocessing.Pool`.
+
+The classes here are subclasses of those of the standard library, because a library that is given a pool, a
+result or an iterator may check its class (dask does). They inherit nothing else: not even ``__init__`` of the
+base classes is called.
+"""
 
 from __future__ import annotations
 
@@ -37,17 +42,17 @@ R = TypeVar("R")
 T = TypeVar("T")
 A = TypeVar("A", bound="AsyncResult[Any]")
 
-# Code that is given a pool, a result or an iterator may ask whether it is one of the standard library (dask
-# does). Ours have no more of those than the kind; not even their `__init__` runs.
-
 _NO_KEYWORDS: Mapping[str, Any] = MappingProxyType({})
+#: With fewer iterators than this, a pool does not check whether any of them have finished.
 _FEW_ITERATORS = 16
+#: The states of a pool under the names of the standard library. All others are `TERMINATE` there.
+_STATES = {RUNNING: stdlib.RUN, CLOSED: stdlib.CLOSE}
 
 
 class AsyncResult(stdlib.ApplyResult[R]):
-    """What the ``_async`` methods of a pool return: `multiprocessing.pool.AsyncResult`.
+    """What the ``_async`` methods of a pool return: as `multiprocessing.pool.AsyncResult`.
 
-    It is ready when its callback has returned.
+    It is ready when the call has ended and its callback has returned.
     """
 
     def __init__(
@@ -70,7 +75,7 @@ class AsyncResult(stdlib.ApplyResult[R]):
             ValueError, RuntimeError: as `wait`.
             Exception: what the call raised.
 
-        Blocking: until it is there, for at most `timeout` seconds.
+        Blocking: until the call has ended, `timeout` seconds at most; a negative number counts as 0.
         """
         self.wait(timeout)
         if not self.ready():
@@ -79,14 +84,14 @@ class AsyncResult(stdlib.ApplyResult[R]):
             return self._handle.result()
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait until the call has ended, for at most `timeout` seconds. Unpickles nothing.
+        """Wait until the call has ended, `timeout` seconds at most. Unpickles nothing.
 
         Raises:
             ValueError: this process is a fork of the pool's (`mpkit.errors.ClosedError`).
             RuntimeError: called by a signal handler in the middle of this thread's work with the pool.
         """
         deadline = deadline_of(check_timeout(not_negative(timeout)))
-        # Another future has ended: it tells that the arguments could not be pickled.
+        # Any other future has ended already: it says that the arguments could not be pickled.
         if isinstance(self._handle, TaskHandle):
             self._handle.wait(remaining(deadline))
         if self._callbacks is not None and self._handle.done():
@@ -114,17 +119,17 @@ class AsyncResult(stdlib.ApplyResult[R]):
 
 
 class MapResult(AsyncResult[list[R]], stdlib.MapResult[R]):
-    """What the ``_async`` maps of a pool return: `multiprocessing.pool.MapResult`."""
+    """What the ``_async`` maps of a pool return: as `multiprocessing.pool.MapResult`."""
 
     @property
     def _number_left(self) -> int:
-        # A private name of the standard library, by which programs show the progress of a map.
+        # Private in the standard library, but programs use it to show the progress of a map.
         handle: Future[Any] = self._handle
         return len(handle._sink.tasks) if isinstance(handle, MapHandle) and not handle.done() else 0
 
 
 class _Callbacks(Generic[R]):
-    """The callbacks of one result. They keep the pool alive until one of them has been called.
+    """The two callbacks of one result. They keep the pool alive until one of them has been called.
 
     Safe from: any thread.
     """
@@ -145,18 +150,18 @@ class _Callbacks(Generic[R]):
         self._pid = os.getpid()
 
     def succeeded(self, result: R) -> None:
-        """The call has returned."""
+        """Call the callback for a call that has returned."""
         self._call(self._callback, result)
 
     def failed(self, error: BaseException) -> None:
-        """The call has raised."""
+        """Call the callback for a call that has raised an exception."""
         self._call(self._error_callback, pool_error(error))
 
     def wait(self, timeout: float | None) -> bool:
-        """Wait until it has been called; whether it has.
+        """Wait until one of them has returned, `timeout` seconds at most; False if none has.
 
-        A callback that asks for results does not wait for callbacks: one thread calls them all, so it would
-        wait for itself. Nor is one waited for in a fork, where that thread is not.
+        Returns True at once in a callback: all callbacks are called in one thread, which would wait for
+        itself. And in a fork, in which that thread does not exist.
         """
         return (
             self._called.is_set()
@@ -185,31 +190,27 @@ _this_thread = _ThisThread()
 
 
 class _TaskQueue:
-    """What waits for a worker. Programs ask how much that is, to submit no more for a while."""
+    """What programs use of the private task queue of a pool: they submit no more tasks while it is long."""
 
     def __init__(self, pool: TaskPool) -> None:
         self._pool = pool
 
     def qsize(self) -> int:
-        """How many tasks have not begun; a chunk of a map is one."""
+        """How many tasks have not begun; a chunk of a map counts as one task."""
         return self._pool.statistics().queued
 
     def empty(self) -> bool:
-        """Whether there is none."""
+        """Whether there are none."""
         return not self.qsize()
 
 
-#: What is told by the states of the standard library; all others are its end.
-_STATES = {RUNNING: stdlib.RUN, CLOSED: stdlib.CLOSE}
-
-
 class Pool(stdlib.Pool, metaclass=ABCMeta):
-    """`multiprocessing.Pool`: workers that call functions. Leaving a ``with`` block terminates it.
+    """As `multiprocessing.Pool`: workers that call functions. Leaving a ``with`` block terminates it.
 
     A worker that dies fails the task that it ran, with `mpkit.errors.WorkerCrashed`, instead of hanging the
-    pool. Workers may have children of their own. `imap` reads its input as results are taken, and the rest of
-    it in `close`. Log records of workers are not forwarded, as in the standard library; `mpkit.TaskPool` does
-    that.
+    pool. Workers may have children of their own. `imap` reads its input as results are taken; `close` reads
+    the rest of it. Log records of workers are not forwarded, as in the standard
+    library; `mpkit.TaskPool` does that.
 
     Args:
         processes: how many workers. None: one for each CPU that this process may use.
@@ -234,21 +235,22 @@ class Pool(stdlib.Pool, metaclass=ABCMeta):
     ) -> None:
         if maxtasksperchild is not None and not isinstance(maxtasksperchild, int):
             raise ValueError(f"maxtasksperchild must be a positive int or None; got {maxtasksperchild!r}")
-        # Asked of whatever was given, as there: a name instead of a context is an AttributeError.
+        # As in the standard library, a string instead of a context raises an AttributeError.
         method = default_start_method() if context is None else context.get_start_method()
-        # Programs have set up the logging of their workers themselves, mostly in the initializer.
+        # Programs for the standard library set up the logging of their workers themselves.
         options = PoolOptions(
             not_bool(processes), initializer, initargs, not_bool(maxtasksperchild), method, forward_logs=False
         )
         options.worker_names = worker_names(method, "PoolWorker")
         self._task_pool = TaskPool._of(options)
-        # The standard library runs what was given to imap to its end even if nobody takes the results.
+        # Kept because, as in the standard library, everything that was given to `imap` is called even if the
+        # iterator is dropped.
         self._iterators: set[SharedResults[Any]] = set()
-        #: With so many, those of them that nobody needs any more are looked for.
+        #: When there are so many, those that have finished are removed.
         self._most_iterators = _FEW_ITERATORS
 
-    # Private names of the standard library that programs use nonetheless, to look after the workers and what
-    # is left to do.
+    # The following names are private in the standard library. Programs use them nevertheless, to find the
+    # worker processes and to see how much is left to do.
 
     @property
     def _pool(self) -> list[BaseProcess]:
@@ -256,7 +258,7 @@ class Pool(stdlib.Pool, metaclass=ABCMeta):
 
     @property
     def _cache(self) -> dict[int, str]:
-        # There, results by their numbers: programs ask how many there are.
+        # A dictionary of results in the standard library. Programs only use its length.
         return self._task_pool._engine.insight.unfinished()
 
     @property
@@ -271,13 +273,12 @@ class Pool(stdlib.Pool, metaclass=ABCMeta):
     def _taskqueue(self) -> _TaskQueue:
         return _TaskQueue(self._task_pool)
 
-    # -- one call
-    # ------------------------------------------------------------------------------------------------------
+    # -- one call --------------------------------------------------------------------------------------------
 
     def apply(
         self, func: Callable[..., R], args: Iterable[Any] = (), kwds: Mapping[str, Any] = _NO_KEYWORDS
     ) -> R:
-        """Call ``func(*args, **kwds)`` in a worker and wait for its result."""
+        """Call ``func(*args, **kwds)`` in a worker and wait for its result. Errors as `AsyncResult.get`."""
         return self.apply_async(func, args, kwds).get()
 
     def apply_async(
@@ -288,9 +289,14 @@ class Pool(stdlib.Pool, metaclass=ABCMeta):
         callback: Callable[[R], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
     ) -> AsyncResult[R]:
-        """Have a worker call ``func(*args, **kwds)``.
+        """Have a worker call ``func(*args, **kwds)``. Never blocks.
 
-        The callbacks are called in a thread of the pool.
+        The callbacks are called with the result or the error, in the one thread
+        that the pool has for callbacks.
+
+        Raises:
+            ValueError: the pool is closed.
+            TypeError: `func` or a callback is not callable.
         """
         return self._submitted(
             AsyncResult,
@@ -299,11 +305,10 @@ class Pool(stdlib.Pool, metaclass=ABCMeta):
             error_callback,
         )
 
-    # -- many calls
-    # ----------------------------------------------------------------------------------------------------
+    # -- many calls ------------------------------------------------------------------------------------------
 
     def map(self, func: Callable[[T], R], iterable: Iterable[T], chunksize: int | None = None) -> list[R]:
-        """Call `func` for each item and wait for the list of results."""
+        """Call `func` for each item and wait for the list of results. Errors as `AsyncResult.get`."""
         return self.map_async(func, iterable, chunksize).get()
 
     def map_async(
@@ -314,7 +319,10 @@ class Pool(stdlib.Pool, metaclass=ABCMeta):
         callback: Callable[[list[R]], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
     ) -> MapResult[R]:
-        """Have workers call `func` for each item."""
+        """Have workers call `func` for each item; the result is the list of results.
+
+        Callbacks and errors are as for `apply_async`; the callbacks get the whole list.
+        """
         return self._mapped(self._task_pool.map_async, func, iterable, chunksize, callback, error_callback)
 
     def starmap(
@@ -336,7 +344,7 @@ class Pool(stdlib.Pool, metaclass=ABCMeta):
             self._task_pool.starmap_async, func, iterable, chunksize, callback, error_callback
         )
 
-    # None, which typeshed allows, is an error there as well.
+    # typeshed allows a `chunksize` of None, but it is an error in the standard library as well.
 
     def imap(  # type: ignore[override]
         self, func: Callable[[T], R], iterable: Iterable[T], chunksize: int = 1
@@ -351,7 +359,7 @@ class Pool(stdlib.Pool, metaclass=ABCMeta):
         return self._iterator(lambda: self._task_pool.imap_unordered(func, iterable, chunksize))
 
     def _iterator(self, start: Callable[[], ImapIterator[R]]) -> IMapIterator[R]:
-        # Refuses what a pool that takes no more tasks refuses; an empty input would send none.
+        # Raises an error if the pool accepts no more tasks. (With an empty input, nothing else would.)
         self._task_pool.__enter__()
         with pool_errors():
             results = SharedResults(start())
@@ -361,15 +369,15 @@ class Pool(stdlib.Pool, metaclass=ABCMeta):
         return IMapIterator(results, self._forget)
 
     def _forget(self, results: SharedResults[Any]) -> None:
-        """Let go of an iterator whose results have all been taken."""
+        """Drop an iterator whose results have all been taken."""
         self._iterators.discard(results)
 
     def _forget_finished(self) -> None:
-        """Let go of the iterators that have read everything, and whose calls have ended."""
+        """Drop the iterators that have read all of their input, and whose calls have ended."""
         self._task_pool._engine.collector.look()
         finished = [results for results in list(self._iterators) if not results.is_under_way()]
         self._iterators.difference_update(finished)
-        # Not with each new one: many may really be under way.
+        # Not checked again for each further iterator: many of them may be unfinished.
         self._most_iterators = _FEW_ITERATORS + 2 * len(self._iterators)
 
     def _mapped(
@@ -381,10 +389,10 @@ class Pool(stdlib.Pool, metaclass=ABCMeta):
         callback: Callable[[list[R]], object] | None,
         error_callback: Callable[[BaseException], object] | None,
     ) -> MapResult[R]:
-        """The result of calls for each item."""
+        """Submit a map with `verb`, a method of the pool; returns its result."""
         items = iterable if isinstance(iterable, Sized) else list(iterable)
         if not len(items):
-            # As there: nothing has been called, so there is nothing to tell.
+            # As in the standard library, callbacks are not called for an empty input.
             callback = error_callback = None
         return self._submitted(
             MapResult, lambda *hooks: verb(func, items, chunksize, *hooks), callback, error_callback
@@ -397,13 +405,14 @@ class Pool(stdlib.Pool, metaclass=ABCMeta):
         callback: Callable[[Any], object] | None,
         error_callback: Callable[[BaseException], object] | None,
     ) -> A:
-        """The result of calls that have been submitted, or could not be: their arguments cannot be pickled.
+        """Submit calls, and return their result. If the arguments cannot be pickled, it is that error.
 
         Args:
-            kind: of the result.
-            submit: is given what is to be called with the result, and with the error.
-            callback: as the user has given it.
-            error_callback: likewise.
+            kind: the class of the result.
+            submit: submits the calls. Its arguments are two functions, to be called
+                with the result and the error.
+            callback: as the user has passed it.
+            error_callback: as the user has passed it.
         """
         callbacks = None
         if callback is not None or error_callback is not None:
@@ -413,30 +422,36 @@ class Pool(stdlib.Pool, metaclass=ABCMeta):
                 return kind(submit(None, None), self)
             return kind(submit(callbacks.succeeded, callbacks.failed), self, callbacks)
         except SerializationError as error:
-            # The standard library finds out in a thread of the pool: the original error comes out of get().
+            # The standard library pickles in a thread of the pool, so `get` raises the original error.
             original = original_error(error)
         failed: Future[Any] = Future()
         failed.set_exception(original)
         if callbacks is not None:
-            # There; what it raises goes into the log, as with a call that has run.
+            # Called in the caller's thread, as a done callback: so an exception of it
+            # is logged, as for other calls.
             tell = functools.partial(failed.add_done_callback, lambda _: callbacks.failed(original))
             self._task_pool._engine.collector.call_back(tell)
         return kind(failed, None, callbacks)
 
-    # -- the end
-    # -------------------------------------------------------------------------------------------------------
+    # -- the end ---------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Accept no more tasks; those submitted go on. The rest of the input of `imap` is read now."""
+        """Accept no more tasks; those submitted go on.
+
+        Blocking: while the rest of the input of `imap` is read, if there is any.
+        """
         for results in list(self._iterators):
             results.read_all()
         self._task_pool.close()
 
     def terminate(self) -> None:
-        """End at once, without finishing the outstanding tasks."""
+        """End the pool at once, without finishing its tasks.
+
+        Blocking: until the workers are gone.
+        """
         self._iterators.clear()
         self._task_pool.terminate()
-        # RuntimeError: called from a callback, in the pool's own thread, which cannot wait for itself.
+        # RuntimeError: this is a callback, in a thread of the pool, which cannot wait for itself.
         with contextlib.suppress(RuntimeError):
             self._task_pool.join()
 
@@ -462,11 +477,11 @@ class Pool(stdlib.Pool, metaclass=ABCMeta):
         raise NotImplementedError("pool objects cannot be passed between processes or pickled")
 
     def __del__(self) -> None:
-        """Nothing, unlike there: the pool inside knows what to do."""
+        """Do nothing, unlike the base class: `TaskPool` handles this itself."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} over {self._task_pool!r}>"
 
 
-# As there: whoever is given a pool asks whether it is one (dask does).
+# As in the standard library, a `ThreadPool` is an instance of `Pool`: dask checks that.
 Pool.register(stdlib.ThreadPool)

@@ -1,4 +1,4 @@
-"""`Process` as `multiprocessing` has it, over `mpkit.WorkerProcess`: one class for each start method."""
+"""`Process`: `mpkit.WorkerProcess` with the interface of `multiprocessing.Process`, for each start method."""
 
 from __future__ import annotations
 
@@ -21,24 +21,23 @@ if TYPE_CHECKING:
     from mpkit.process.handle import Handle
 
 
-# As written in the standard library, where it changed with 3.14.
+# The default that the standard library has; it changed with 3.14.
 _NO_KEYWORDS: Mapping[str, Any] | None = None if sys.version_info >= (3, 14) else MappingProxyType({})
 
 
 class _MisuseError(AssertionError, ValueError, RuntimeError):
-    """What no process does: an AssertionError in the standard library, one of the others in mpkit."""
+    """A method was used wrongly: an AssertionError in the standard library, one of the others in mpkit."""
 
 
 class Process(WorkerProcess[Any]):
-    """`multiprocessing.Process`, started with the default method of the running Python or the one that the
-    program has set.
+    """As `multiprocessing.Process`. Started with the method that the program has set, or Python's default.
 
-    It has everything that the standard library's class has, and what `mpkit.WorkerProcess` adds: the result,
-    orderly stopping, and an end together with the parent.
+    It has everything that the class of the standard library has, and what `mpkit.WorkerProcess` adds: a
+    result, orderly stopping, and an end together with the parent.
 
     Raises:
-        AssertionError: `group` is not None; later, a method is called before `start` or by a process that did
-            not create it. That error is also of the type that `mpkit.WorkerProcess` raises.
+        AssertionError: `group` is not None; or, in its methods, the process has not been started, or this is
+            not the process that created it. The error is also of the type that `mpkit.WorkerProcess` raises.
     """
 
     #: None: what the program has set, else the default of the running Python.
@@ -56,8 +55,8 @@ class Process(WorkerProcess[Any]):
     ) -> None:
         if group is not None:
             raise _MisuseError(f"group must be None; got {group!r}")
-        # The start method is settled at the start, as in the standard library, and what it cannot pickle is
-        # refused there.
+        # As in the standard library, the start method is chosen by `start`, which
+        # also raises pickling errors.
         super().__init__(group, target, None if name is None else str(name), args, kwargs, daemon=daemon)
 
     @override
@@ -66,7 +65,7 @@ class Process(WorkerProcess[Any]):
 
     @override
     def join(self, timeout: SupportsFloat | None = None) -> None:
-        """Wait until the process has ended, for at most `timeout` seconds; a negative number is 0."""
+        """Wait until the process has ended, `timeout` seconds at most; a negative number counts as 0."""
         super().join(not_negative(cast("float | None", timeout)))
 
     @override
@@ -105,20 +104,20 @@ class ForkServerProcess(Process):
 
 
 def default_start_method() -> str:
-    """What the program has set, else the default of the running Python. Asking does not settle it."""
+    """The method that the program has set, else the default of the running Python. Asking does not fix it."""
     # The first one of the list is documented to be the default.
     return chosen_start_method() or multiprocessing.get_all_start_methods()[0]
 
 
 def worker_names(start_method: str, kind: str) -> str:
-    """What the names of workers begin with in the standard library: the start method, and what they are.
+    """What the names of workers begin with in the standard library: the start method, then `kind`.
 
-    They stand in logs, and programs ask for them: ``"PoolWorker" in current_process().name``.
+    These names appear in logs, and programs check them: ``"PoolWorker" in current_process().name``.
     """
     return ("ForkServer" if start_method == "forkserver" else start_method.capitalize()) + kind
 
 
 def processes_of(pool: TaskPool) -> list[BaseProcess]:
-    """The workers of a pool, as processes of `multiprocessing`."""
+    """The workers of a pool, as process objects of `multiprocessing`."""
     children = {process.pid: process for process in multiprocessing.active_children()}
     return [children[worker.pid] for worker in pool.workers() if worker.pid in children]

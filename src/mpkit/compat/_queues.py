@@ -1,4 +1,9 @@
-"""The queues of `multiprocessing`, over `mpkit.BoundedQueue`."""
+"""`mpkit.BoundedQueue` with the interfaces of the queues of `multiprocessing`.
+
+The classes here are subclasses of those of the standard library, because code that is given a queue may check
+its class (`logging.config` does in 3.13.0). They inherit nothing else: not even ``__init__`` of the base
+classes is called.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +20,15 @@ from mpkit.queue import BoundedQueue
 if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
 
-# As there: without an annotation, `Queue()` is one of anything.
+# With a default, as in typeshed: so `Queue()` needs no annotation.
 T = TypeVar("T", default=Any)
 
-# Code that is given a queue may ask whether it is one of the standard library (`logging.config` in 3.13.0).
-# Ours have no more of those than the kind; not even their `__init__` runs.
 if TYPE_CHECKING:
     _StdlibQueue = stdlib.Queue[T]
     _StdlibJoinableQueue = stdlib.JoinableQueue[T]
     _StdlibSimpleQueue = stdlib.SimpleQueue[T]
 else:
-    # On 3.10 not all of them can be written with a parameter.
+    # On 3.10, not all of them are generic at run time.
     _StdlibQueue, _StdlibJoinableQueue, _StdlibSimpleQueue = (
         GenericAlias(kind, T) for kind in (stdlib.Queue, stdlib.JoinableQueue, stdlib.SimpleQueue)
     )
@@ -36,7 +39,7 @@ class _Shell(Generic[T]):
 
     _queue: BoundedQueue[T]
 
-    # As there, so that a subclass with more attributes can extend them.
+    # As in the standard library, so that a subclass with more attributes can extend these.
 
     def __getstate__(self) -> Any:  # noqa: ANN401  opaque: it is handed to `__setstate__`
         return without_type_arguments(vars(self))
@@ -45,7 +48,7 @@ class _Shell(Generic[T]):
         vars(self).update(state)
 
     def empty(self) -> bool:
-        """Whether the queue is empty: exact.
+        """Whether the queue is empty: exact at one moment during the call. Never blocks.
 
         Raises:
             OSError: this process has closed the queue.
@@ -60,15 +63,15 @@ class _Shell(Generic[T]):
 
 
 class Queue(_Shell[T], _StdlibQueue[T]):
-    """`multiprocessing.Queue`: a first-in first-out queue between processes.
+    """As `multiprocessing.Queue`: a first-in first-out queue between processes.
 
-    Objects are pickled in `put` itself, so an error is raised there, and there is no feeder thread: the
-    standard library's warnings about joining a process that has put something do not apply. A handle can be
-    pickled anywhere, not only while a process is started.
+    `put` itself pickles the item, and raises pickling errors. There is no feeder thread: what the standard
+    library warns of when a process is joined that has put something does not apply. A handle can be pickled
+    anywhere, not only while a process is started.
 
     Args:
         maxsize: the most items in the queue; 0 or less: bounded by memory only.
-        ctx: accepted because subclasses of the standard library's class must pass it; not needed.
+        ctx: ignored; subclasses of the standard library's class must pass it.
     """
 
     def __init__(self, maxsize: int = 0, *, ctx: BaseContext | None = None) -> None:  # noqa: ARG002
@@ -78,11 +81,11 @@ class Queue(_Shell[T], _StdlibQueue[T]):
         """Add an item at the end.
 
         Raises:
-            queue.Full: there was no room, or not in time.
+            queue.Full: there was no room; with `block`, not within `timeout`.
             ValueError: this process has closed the queue.
             pickle.PicklingError: the item cannot be pickled; the queue is unchanged.
 
-        Blocking: until there is room, if `block`, for at most `timeout` seconds.
+        Blocking: until there is room, if `block`, `timeout` seconds at most; a negative number counts as 0.
         """
         self._queue.put(obj, block, not_negative(timeout))
 
@@ -90,10 +93,11 @@ class Queue(_Shell[T], _StdlibQueue[T]):
         """Take the oldest item.
 
         Raises:
-            queue.Empty: there was no item, or not in time.
+            queue.Empty: there was no item; with `block`, not within `timeout`.
             ValueError: this process has closed the queue.
 
-        Blocking: until there is an item, if `block`, for at most `timeout` seconds.
+        Blocking: until there is an item, if `block`, `timeout` seconds at most; a
+        negative number counts as 0.
         """
         return self._queue.get(block, not_negative(timeout))
 
@@ -106,19 +110,19 @@ class Queue(_Shell[T], _StdlibQueue[T]):
         return self._queue.get(False)
 
     def qsize(self) -> int:
-        """How many items are in the queue: exact, and on macOS too."""
+        """How many items are in the queue: exact at one moment during the call. Never blocks."""
         return self._queue.qsize()
 
     def full(self) -> bool:
-        """Whether the queue is full: exact."""
+        """Whether the queue is full: exact at one moment during the call. Never blocks."""
         return self._queue.full()
 
     def close(self) -> None:
-        """Declare that this process will no longer use the queue. The items that it has put stay."""
+        """Close the queue in this process: it can no longer be used here. The items that it has put stay."""
         self._queue.close()
 
     def join_thread(self) -> None:
-        """Nothing to do: there is no background thread.
+        """Do nothing: there is no feeder thread.
 
         Raises:
             AssertionError: this process has not closed the queue.
@@ -127,30 +131,30 @@ class Queue(_Shell[T], _StdlibQueue[T]):
             raise AssertionError(f"{self!r} is not closed")
 
     def cancel_join_thread(self) -> None:
-        """Nothing to do: what was put is in the queue already, and stays."""
+        """Do nothing: what was put is in the queue already, and stays."""
 
 
 class JoinableQueue(Queue[T], _StdlibJoinableQueue[T]):
-    """`multiprocessing.JoinableQueue`: a `Queue` with `task_done` and `join`."""
+    """As `multiprocessing.JoinableQueue`: a `Queue` with `task_done` and `join`."""
 
     def task_done(self) -> None:
-        """Report that the work on one item that was taken is finished.
+        """Report, for `join`, that one item that was taken has been dealt with.
 
         Raises:
-            ValueError: called more often than items were put.
+            ValueError: it has been called as often as items have been put.
         """
         self._queue.task_done()
 
     def join(self) -> None:
         """Wait until `task_done` has been called for every item that was put.
 
-        Blocking: until then.
+        Blocking: until then. An item that was lost with a killed process never counts as done.
         """
         self._queue.join()
 
 
 class SimpleQueue(_Shell[T], _StdlibSimpleQueue[T]):
-    """`multiprocessing.SimpleQueue`: an unbounded queue that only has `get` and `put`.
+    """As `multiprocessing.SimpleQueue`: a queue without a bound, which has little more than `get` and `put`.
 
     Args:
         ctx: as for `Queue`.
@@ -165,7 +169,7 @@ class SimpleQueue(_Shell[T], _StdlibSimpleQueue[T]):
         Raises:
             OSError: this process has closed the queue.
 
-        Blocking: until there is one.
+        Blocking: until there is an item.
         """
         try:
             return self._queue.get()
@@ -185,5 +189,5 @@ class SimpleQueue(_Shell[T], _StdlibSimpleQueue[T]):
             raise ClosedQueueError(*error.args) from None
 
     def close(self) -> None:
-        """Declare that this process will no longer use the queue."""
+        """Close the queue in this process: it can no longer be used here."""
         self._queue.close()

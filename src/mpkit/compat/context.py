@@ -1,4 +1,4 @@
-"""`multiprocessing.context` with mpkit's contexts and processes; all else is the standard library's own."""
+"""`multiprocessing.context`, but with mpkit's contexts and processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mpkit.compat._contexts import SpawnContext
 from mpkit.compat._processes import Process, SpawnProcess
 
 if TYPE_CHECKING:
-    # So that the objects of a context are those of this package.
+    # For type checkers, the methods of a context create the objects of this package.
     from mpkit.compat._contexts import Context as BaseContext
 else:
     from multiprocessing.context import BaseContext

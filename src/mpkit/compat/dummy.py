@@ -48,5 +48,5 @@ __all__ = [
     "freeze_support",
 ]
 
-# The very module, so that all that is in it is here as well.
+# The module itself, so that every name in it is here as well.
 sys.modules[__name__] = multiprocessing.dummy

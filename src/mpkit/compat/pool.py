@@ -1,6 +1,4 @@
-"""`multiprocessing.pool` with mpkit's `Pool` and the cause of what its tasks raise; all else (`ThreadPool`,
-...) is the standard library's own.
-"""
+"""`multiprocessing.pool`, but with mpkit's `Pool`, its results, and the cause of its errors."""
 
 from __future__ import annotations
 

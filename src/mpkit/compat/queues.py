@@ -1,4 +1,4 @@
-"""`multiprocessing.queues` with mpkit's queues, which may be made without a ``ctx``."""
+"""`multiprocessing.queues`, but with mpkit's queues, which can be created without a ``ctx``."""
 
 from __future__ import annotations
 

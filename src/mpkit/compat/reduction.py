@@ -27,5 +27,5 @@ if sys.platform != "win32":
 
     __all__ += ["DupFd"]
 
-# The very module, so that all that is in it is here as well.
+# The module itself, so that every name in it is here as well.
 sys.modules[__name__] = multiprocessing.reduction

@@ -1,6 +1,4 @@
-"""`multiprocessing.synchronize` with mpkit's `Lock` in it, which needs no ``ctx``; all else is the standard
-library's own.
-"""
+"""`multiprocessing.synchronize`, but with mpkit's `Lock`, which can be created without a ``ctx``."""
 
 from __future__ import annotations
 

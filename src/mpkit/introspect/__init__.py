@@ -1,14 +1,14 @@
-"""What is running and what it is doing, seen from outside, without touching it.
+"""What is running and what it is doing, read from outside, without affecting it.
 
 * `snapshot` and `ProcessSnapshot`: one process, at one moment.
 * `tree` and `ProcessTree`: a process and everything it started.
 * `watch`: one process at regular intervals, with the CPU share of each interval.
 * `pools` and `PoolSnapshot`, `queues` and `QueueSnapshot`: the mpkit objects of a process.
 
-Every answer is a frozen value: it does not change later, and can be pickled, compared and kept. None of these
-functions signals, stops or reaps a process (``python -m mpkit stacks`` does: it sends pool workers a signal
-that makes them write their stacks). This is the only package of mpkit that imports psutil when it is loaded;
-`import mpkit` alone does not load it.
+All results are immutable: they do not change later, and can be pickled, compared and kept. None of these
+functions signals, stops or reaps a process. (The command ``python -m mpkit stacks`` does send a signal: it
+makes pool workers write their stacks.) This is the only package of mpkit that imports psutil when it is
+loaded, and `import mpkit` alone does not load it.
 
 Examples:
     >>> from mpkit import introspect

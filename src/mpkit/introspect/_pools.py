@@ -1,4 +1,4 @@
-"""`pools`: the pools that a process has, and what their workers do."""
+"""`pools`: the pools that a process has created, and what their workers are doing."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PoolSnapshot:
-    """One pool at one moment, as it can be seen from outside.
+    """One pool at one moment, as it is seen from another process.
 
     Attributes:
-        name: what identifies it: the name of its file.
-        pid: the process that created it and hands out its tasks.
+        name: the name of its file, which identifies it.
+        pid: the process that created it and sends its tasks.
         workers: its workers, oldest first. Only the pool's own process knows the names of functions, so
             `function` is None.
-        sent: tasks that have been sent to a worker but have not begun. More may wait unsent in the pool's
-            process.
-        label: what its program calls it: `TaskPool`'s argument `name`, cut off after 255 bytes.
+        sent: how many tasks have been sent to workers and have not begun. More may be
+            queued in the pool's process.
+        label: the argument `name` of `TaskPool`, cut off after 255 bytes.
     """
 
     name: str
@@ -43,7 +43,7 @@ class PoolSnapshot:
 
 
 def pools(pid: int | None = None) -> list[PoolSnapshot]:
-    """Look at every `TaskPool` that a process has created and that has not ended, without touching it.
+    """Look at every `TaskPool` that a process has created and that has not ended, without affecting it.
 
     Args:
         pid: the process. None, the default, is the calling process.
@@ -56,7 +56,7 @@ def pools(pid: int | None = None) -> list[PoolSnapshot]:
         AccessDenied: the system does not allow this user to examine it.
         TypeError, ValueError: `pid` is not an integer, or negative.
 
-    Blocking: no.
+    Blocking: never.
     Safe from: any thread, any process.
 
     Examples:
@@ -75,7 +75,7 @@ def pools(pid: int | None = None) -> list[PoolSnapshot]:
         and _created_by(segment.name, owner.pid)
     ]
     if not boards:
-        # Most processes: the search for workers is spared.
+        # This saves the search for workers in most processes.
         return []
     with translated(owner.pid):
         descendants = owner.children(recursive=True)
@@ -93,8 +93,8 @@ def worker_row(process: psutil.Process) -> WorkerRow | None:
         if _segments.kind_of(segment.name) == "worker":
             with contextlib.suppress(FileNotFoundError):
                 row = read_row(segment.path)
-                # A forked worker has those of its elder siblings open as well, and a worker that has a
-                # pool of its own those of its workers.
+                # A forked worker has also inherited the channels of workers that were forked before it, and a
+                # worker that has created a pool has those of its own workers.
                 if row is not None and row.pid == process.pid:
                     return row
     return None
@@ -109,7 +109,7 @@ def _workers(processes: list[psutil.Process]) -> Iterator[tuple[WorkerRow, Worke
 
 
 def _age(process: psutil.Process) -> tuple[float, int]:
-    # psutil has read the time already, to tell children from those who have a reused number.
+    # Costs nothing: psutil has read the time already, to recognise reused pids.
     return process.create_time(), process.pid
 
 
@@ -120,7 +120,7 @@ def _worker(process: psutil.Process, row: WorkerRow) -> WorkerSnapshot:
         state=row.state,
         task_id=row.task_id,
         function=None,
-        # The clock is the same in all processes.
+        # `time.monotonic_ns` is the same clock in all processes.
         running_s=None if row.started_ns is None else max(time.monotonic_ns() - row.started_ns, 0) / 1e9,
         tasks_done=row.tasks_done,
         rss_bytes=seen.rss_bytes,
@@ -129,7 +129,7 @@ def _worker(process: psutil.Process, row: WorkerRow) -> WorkerSnapshot:
 
 
 def _label(path: str) -> str:
-    # It may be just ending.
+    # The pool may just have ended.
     with contextlib.suppress(OSError):
         return read_name(path)
     return ""

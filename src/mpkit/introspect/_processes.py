@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# psutil's words (one per kernel state) against the classic states; as text, because not every version of
-# psutil has a constant for every system's words. Systems tell "runnable" but not whether a core is serving
-# it at this very moment, so both count as RUNNING; READY is what the kernel is just waking up.
+# The classic state for each of psutil's status words (one per kernel state). As text, because not every
+# version of psutil has a constant for each word of each system. Systems report a process as running that is
+# only runnable, without saying whether it has a core at this moment: so both count as RUNNING. READY is a
+# process that the kernel is just waking up.
 _STATES: dict[str, ProcessState] = {
     "running": ProcessState.RUNNING,
     "waking": ProcessState.READY,
@@ -49,22 +50,23 @@ class ProcessSnapshot:
 
     Attributes:
         pid: its process id.
-        ppid: its parent's process id (1 or 0 once the parent has gone).
-        name: the short name that the system lists it under.
+        ppid: its parent's process id (usually 1 or 0 once the parent has ended).
+        name: the short name under which the system lists it.
         cmdline: the command line, one string per argument; empty for a zombie and for a kernel thread.
-        state: running, waiting, stopped, zombie, ...
+        state: whether it is running, waiting, stopped, a zombie, ...
         create_time: when it started, in seconds since 1970 (as `time.time()`).
         cpu_percent: CPU use, where 100 is one core fully used: the mean over the life of the process or, in
             snapshots from `watch`, since the previous snapshot.
-        cpu_user_s: CPU seconds spent in its own code so far.
-        cpu_system_s: CPU seconds the kernel spent for it so far.
-        rss_bytes: physical memory it occupies, shared pages included; 0 for a zombie.
+        cpu_user_s: CPU seconds that its own code has used so far.
+        cpu_system_s: CPU seconds that the kernel has used for it so far.
+        rss_bytes: physical memory that it uses, including shared pages; 0 for a zombie.
         uss_bytes: physical memory that its end would free, or None if the system does not say.
-        num_threads: how many threads it has.
-        num_fds: open file descriptors (Windows: handles), or None if the system does not say.
-        ctx_switches: how often it has been taken off a core so far, voluntarily or not; None as above.
-        nice: scheduling priority, where higher means less urgent (Windows: the priority class).
-        cpu_affinity: the CPUs it may use, or None if the system does not support or does not say this.
+        num_threads: how many threads it has; 0 for a zombie.
+        num_fds: how many file descriptors it has open (Windows: handles), or None if the system does not say.
+        ctx_switches: how often it has lost its core so far, voluntarily or not, or
+            None if the system does not say.
+        nice: its scheduling priority, where higher means less urgent (Windows: the priority class).
+        cpu_affinity: the CPUs that it may use, or None if the system does not say.
     """
 
     pid: int
@@ -86,30 +88,30 @@ class ProcessSnapshot:
 
     @property
     def cpu_s(self) -> float:
-        """CPU seconds in all, its own and the kernel's."""
+        """`cpu_user_s` and `cpu_system_s` together."""
         return self.cpu_user_s + self.cpu_system_s
 
 
 def snapshot(pid: int | None = None) -> ProcessSnapshot:
     """Look at one process once.
 
-    All values are of one and the same process: if `pid` is reused in the meantime, this is noticed and raises
-    `ProcessGone`. A process that has ended but that nobody has waited for still exists: it has the state
-    ZOMBIE and no memory.
+    All values are those of one process: if `pid` is reused in the meantime, this is noticed, and raises
+    `ProcessGone`. A process that has ended still exists until its parent has waited for it: it has the state
+    ZOMBIE, and no memory.
 
     Args:
         pid: the process to look at. None, the default, is the calling process.
 
     Returns:
-        A frozen snapshot; `cpu_percent` is the mean over the life of the process. Use `watch` for the
-        current load.
+        An immutable snapshot. Its `cpu_percent` is the mean over the life of the process; use
+        `watch` for the current load.
 
     Raises:
         ProcessGone: there is no such process, or it ended while being looked at.
         AccessDenied: the system does not allow this user to examine it.
         TypeError, ValueError: `pid` is not an integer, or negative.
 
-    Blocking: no.
+    Blocking: never.
     Safe from: any thread, any process.
 
     Examples:
@@ -120,7 +122,12 @@ def snapshot(pid: int | None = None) -> ProcessSnapshot:
 
 
 def read(process: psutil.Process) -> ProcessSnapshot:
-    """The process behind a psutil handle, or `ProcessGone`; never a mixture of two processes."""
+    """A snapshot of the process that a psutil handle is bound to.
+
+    Raises:
+        ProcessGone: it has ended, even if another process has its pid now.
+        AccessDenied: it may not be examined.
+    """
     with translated(process.pid):
         with process.oneshot():
             cpu = process.cpu_times()
@@ -142,20 +149,20 @@ def read(process: psutil.Process) -> ProcessSnapshot:
                 nice=int(_for_zombie(0, process.nice)),
                 cpu_affinity=_if_told(lambda: _affinity(process)),
             )
-        # psutil bound the handle to the start time, but each fact was read by number alone: only now is it
-        # sure that the number did not change hands in between.
+        # The values were read by pid alone. This compares the start time, to which psutil has bound the
+        # handle: so all of them are of this process, and not of another one with the same pid.
         if not process.is_running():
             raise ProcessGone(pid=process.pid)
         return picture
 
 
 def share(cpu_s: float, elapsed_s: float) -> float:
-    """CPU seconds over wall-clock seconds as a percentage of one core; 0 when no time has passed."""
+    """CPU seconds in percent of the elapsed seconds; 0 if no time has elapsed."""
     return 100.0 * max(cpu_s, 0.0) / elapsed_s if elapsed_s > 0 else 0.0
 
 
 def _for_zombie(nothing: T, fact: Callable[[], T]) -> T:
-    """A fact that a zombie no longer has (its memory, its arguments): then `nothing`."""
+    """A value that a zombie does not have any more (its memory, its arguments): for a zombie, `nothing`."""
     try:
         return fact()
     except psutil.ZombieProcess:
@@ -163,11 +170,11 @@ def _for_zombie(nothing: T, fact: Callable[[], T]) -> T:
 
 
 def _if_told(fact: Callable[[], T | None]) -> T | None:
-    """A fact that the system may keep to the owner of the process, or not know at all: then None."""
+    """A value that the system may not know, or may tell the owner of the process only: then None."""
     try:
         return fact()
     except (psutil.ZombieProcess, psutil.AccessDenied, NotImplementedError, AttributeError):
-        # AttributeError: psutil leaves out the methods that a platform cannot answer.
+        # AttributeError: psutil has no such method on this platform.
         return None
 
 
@@ -176,7 +183,7 @@ def _uss(process: psutil.Process) -> int | None:
 
 
 def _open_files(process: psutil.Process) -> int:
-    # psutil has one of the two, and so has its stub.
+    # On each platform, psutil and its type stubs have only one of the two.
     if sys.platform == "win32":
         return process.num_handles()
     return process.num_fds()

@@ -16,10 +16,10 @@ class QueueSnapshot:
     """One queue at one moment.
 
     Attributes:
-        name: what identifies it in every process: the name of its file.
-        pid: the process that created it (it may have ended).
+        name: the name of its file, which identifies it in every process.
+        pid: the process that created it (and may have ended).
         users: the living processes that have received it, or have put something into it or taken from it.
-        statistics: numbers about it.
+        statistics: how many items and bytes are in it, and what has happened to it so far.
     """
 
     name: str
@@ -29,7 +29,7 @@ class QueueSnapshot:
 
 
 def queues(pid: int | None = None) -> list[QueueSnapshot]:
-    """Look at every `BoundedQueue` that a process has open, created there or received, without touching it.
+    """Look at every `BoundedQueue` that a process has open, created or received, without affecting it.
 
     Args:
         pid: the process. None, the default, is the calling process.
@@ -42,7 +42,7 @@ def queues(pid: int | None = None) -> list[QueueSnapshot]:
         AccessDenied: the system does not allow this user to examine it.
         TypeError, ValueError: `pid` is not an integer, or negative.
 
-    Blocking: no.
+    Blocking: never.
     Safe from: any thread, any process.
 
     Examples:
@@ -57,7 +57,7 @@ def queues(pid: int | None = None) -> list[QueueSnapshot]:
     for segment in _segments.segments_of(process):
         made_by = _segments.creator(os.path.basename(segment.name))
         if _segments.kind_of(segment.name) == "queue" and made_by is not None:
-            # It may be closed while we look.
+            # The process may close it meanwhile.
             with contextlib.suppress(FileNotFoundError):
                 seen = read_queue(segment.name, segment.path)
                 if seen is not None:

@@ -1,7 +1,8 @@
-"""Which processes have which of mpkit's files open.
+"""Which of mpkit's files each process has open.
 
-mpkit's objects announce themselves nowhere: what lives in a process is what the kernel says it has open.
-So a killed process leaves no false entry in any list, and nothing needs to be kept up to date.
+The objects of mpkit are not registered anywhere: which of them are in use is known from the files that the
+kernel reports as open. So there is no register to keep up to date, and a killed
+process leaves no false entry.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ class OpenSegment(NamedTuple):
     """A file of mpkit that a process has open.
 
     Attributes:
-        name: the name it was created under.
-        path: where it can be opened now.
-        removed: whether the name has been removed since, so that nobody new can open it by name.
+        name: the path under which it was created.
+        path: the path under which it can be opened now.
+        removed: whether its name has been removed, so that no further process can open it by name.
     """
 
     name: str
@@ -41,15 +42,13 @@ class OpenSegment(NamedTuple):
 
 
 def creator(name: str) -> ProcessIdentity | None:
-    """Which process created a file of this name (without its folder); None for a name that mpkit does not
-    give.
-    """
+    """The process that created a file of this name (without folder); None if it is no name of mpkit."""
     found = re.fullmatch(SEGMENT_NAME, name) or re.fullmatch(SEMAPHORE_FILE, name)
     return ProcessIdentity(int(found["pid"]), int(found["started"])) if found else None
 
 
 def kind_of(name: str) -> str:
-    """The kind that `Segment.create` was told: ``"queue"``, ...; empty for a file of somebody else."""
+    """The kind of a file (the argument of `Segment.create`): ``"queue"``, ...; empty if it is not mpkit's."""
     parts = os.path.basename(name).split("-")
     return parts[1] if len(parts) > 1 and f"{parts[0]}-" == PREFIX else ""
 
@@ -72,7 +71,7 @@ if sys.platform == "linux":
                     target = os.readlink(link)
                     name = target.removesuffix(_DELETED)
                     if kind_of(name):
-                        # Through the link it can be opened even when its name has been removed.
+                        # The link can be opened even if the name has been removed.
                         found.setdefault(name, OpenSegment(name, link, removed=name != target))
         return sorted(found.values())
 
@@ -111,10 +110,10 @@ else:
 
 
 def users() -> dict[str, list[psutil.Process]]:
-    """Every file of mpkit (on Linux semaphores as well) that any process has open, and who has.
+    """Every file of mpkit (on Linux, also of semaphores) that any process has open, with these processes.
 
-    Processes that this user may not look into are left out: they cannot use this user's files either,
-    unless they are the administrator's.
+    Processes that this user may not examine are left out. They cannot use this user's files either, unless
+    they belong to the administrator.
     """
     found: defaultdict[str, list[psutil.Process]] = defaultdict(list)
     for process in psutil.process_iter():
@@ -125,7 +124,7 @@ def users() -> dict[str, list[psutil.Process]]:
 
 
 def programs() -> list[int]:
-    """The process on top of each program that uses mpkit: those under no other that does."""
+    """The topmost process of each program that uses mpkit: those without an ancestor that uses mpkit."""
     using = {process.pid: process for processes in users().values() for process in processes}
     tops: list[int] = []
     for pid, process in using.items():
@@ -139,7 +138,7 @@ def _parents(process: psutil.Process) -> list[psutil.Process]:
     try:
         return process.parents()
     except psutil.AccessDenied:
-        # Somebody else's, so none of those that were found.
+        # It belongs to another user, so none of its ancestors was found to use mpkit.
         return []
 
 

@@ -1,9 +1,9 @@
-"""The Python stack of a pool's worker, asked for from outside its pool.
+"""The Python stack of a pool's worker, requested by another program.
 
-A worker writes its stack into a pipe of its own when it gets a certain signal (see
-`mpkit.pool._engine.stacks`), from inside the signal handler, so C code that holds the interpreter lock does
-not stand in the way. On Linux that pipe can be opened from outside as well. Should the pool ask at the very
-same moment, each of the two may get a part of the text.
+A worker that gets a certain signal writes its stack into its own pipe, from inside the signal handler, so
+this works even while C code holds the interpreter lock (see `mpkit.pool._engine.stacks`). On Linux, other
+processes can open that pipe as well. If the pool asks at the very same moment, each of the two may get a part
+of the text.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
     from mpkit.pool._outside import WorkerRow
 
-# See `read_stacks`.
+#: A stack is complete when nothing more has come for so long: see `read_stacks`.
 _QUIET_SECONDS = 0.02
+#: How long workers may take to answer.
 _ANSWER_SECONDS = 2.0
 
 _OPEN_FLAGS = os.O_RDONLY | NOT_INHERITED | NO_WAIT
@@ -47,25 +48,26 @@ class FoundWorker(NamedTuple):
 
 
 class _Asked(NamedTuple):
-    """A worker that has been asked."""
+    """A worker that has been sent the signal: its pipe, and what tells whether it is writing."""
 
     pipe: int
     handler: HandlerWatch
 
 
 def workers_under(pid: int) -> list[FoundWorker]:
-    """The worker `pid`, or else all workers below the process `pid`.
+    """The process `pid` if it is a worker, otherwise all workers among its descendants.
 
     Raises:
         ProcessGone: there is no such process.
-        AccessDenied: the process cannot be looked at, and no worker is found below it.
+        AccessDenied: the process may not be examined, and no worker is found among its descendants.
     """
     top = find(pid)
     denied: AccessDenied | None = None
     try:
         row = worker_row(top)
     except AccessDenied as error:
-        # Another user's: a supervisor, or the first process of a container. Workers of ours may be below.
+        # It belongs to another user (a service manager, the first process of a container), but there may be
+        # workers of this user among its descendants.
         row, denied = None, error
     if row is not None:
         return [FoundWorker(top, row)]
@@ -86,13 +88,16 @@ def _workers(processes: list[psutil.Process]) -> Iterator[FoundWorker]:
 
 
 def stacks_of(workers: Sequence[FoundWorker]) -> list[str | ProcessGone | AccessDenied]:
-    """The stack of every thread of each worker now, in their order; "" of one that does not answer in time
-    (it is stopped, or starting), and the error of one that has ended or belongs to someone else.
+    """The stacks of all threads of each worker now.
+
+    Returns:
+        A text for each worker, in their order; "" if it does not answer in time (because it is stopped, or
+        starting). Instead of a text, the error if it has ended, or belongs to another user.
 
     Raises:
-        MpkitError: this system does not let their pipes be opened from outside.
+        MpkitError: this is not possible on this system.
 
-    Blocking: a few milliseconds, 2 seconds at most, however many do not answer.
+    Blocking: for a few milliseconds; for 2 seconds if any of them does not answer.
     """
     if sys.platform != "linux" or STACK_SIGNAL is None:
         raise MpkitError(
@@ -101,7 +106,7 @@ def stacks_of(workers: Sequence[FoundWorker]) -> list[str | ProcessGone | Access
         )
     pipes: list[int] = []
     try:
-        # All are asked before the first one is waited for.
+        # All are asked before this waits for any of them.
         asked = [_asked(worker, pipes) for worker in workers]
         watches = dict(answer for answer in asked if isinstance(answer, _Asked))
         texts = read_stacks(watches, time.monotonic() + _ANSWER_SECONDS, _QUIET_SECONDS)
@@ -112,9 +117,12 @@ def stacks_of(workers: Sequence[FoundWorker]) -> list[str | ProcessGone | Access
 
 
 def _asked(worker: FoundWorker, pipes: list[int]) -> _Asked | ProcessGone | AccessDenied | None:
-    """The pipe in which the answer of a worker comes; or why none will come.
+    """Ask a worker for its stack.
 
-    What has been opened is added to `pipes`, for the caller to close.
+    A pipe that has been opened is added to `pipes`, and has to be closed by the caller.
+
+    Returns:
+        Where the answer will come; or the error, or None, if no answer will come.
     """
     pid, number = worker.process.pid, worker.row.stack_pipe
     if number is None:
@@ -126,14 +134,14 @@ def _asked(worker: FoundWorker, pipes: list[int]) -> _Asked | ProcessGone | Acce
     except PermissionError:
         return AccessDenied(pid=pid)
     pipes.append(pipe)
-    # Whoever has that number now: still the worker, and still a pipe?
+    # Check that the pid still belongs to the worker, and that what has been opened is a pipe.
     who = identity.of(pid)
     if who is None or not worker.process.is_running() or not stat.S_ISFIFO(os.fstat(pipe).st_mode):
         return ProcessGone(pid=pid)
-    # What lies in it is old.
+    # Discard what is left of earlier answers.
     read_available(pipe)
     assert STACK_SIGNAL is not None
-    # It may have become another program, whose owner would have it ended by us.
+    # The worker may have become another program, which the signal would kill.
     if not is_caught(pid, STACK_SIGNAL):
         return None
     asked = _Asked(pipe, HandlerWatch(pid, STACK_SIGNAL))

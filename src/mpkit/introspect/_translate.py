@@ -1,4 +1,4 @@
-"""psutil's errors become mpkit's at this border, so that callers need not know psutil."""
+"""Translates psutil's errors into mpkit's, so that callers need not know psutil."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def translated(pid: int) -> Generator[None]:
-    """Raise `ProcessGone` and `AccessDenied` where psutil raises its own errors about process `pid`."""
+    """A block in which psutil's errors about process `pid` become `ProcessGone` and `AccessDenied`."""
     try:
         yield
     except psutil.NoSuchProcess as error:
@@ -27,10 +27,10 @@ def translated(pid: int) -> Generator[None]:
 
 
 def checked_pid(pid: int | None) -> int:
-    """`pid` itself, or the caller's own for None.
+    """`pid` as an int; for None, that of the calling process.
 
     Raises:
-        TypeError: `pid` is no integer.
+        TypeError: `pid` is not an integer.
         ValueError: `pid` is negative.
     """
     if pid is None:
@@ -45,15 +45,15 @@ def checked_pid(pid: int | None) -> int:
 
 
 def find(pid: int) -> psutil.Process:
-    """A psutil handle bound to the process that has `pid` now, not to whoever gets that number later.
+    """A psutil handle, bound to the process that has `pid` now and not to one that gets the same pid later.
 
     Raises:
         ProcessGone: there is no such process.
-        AccessDenied: it may not be looked at.
+        AccessDenied: it may not be examined.
     """
     try:
         with translated(pid):
             return psutil.Process(pid)
     except OverflowError:
-        # Larger than the kernel's own pid type: nobody can have it.
+        # The number is too large for the kernel's type for pids, so no process can have it.
         raise ProcessGone(pid=pid) from None

@@ -1,4 +1,4 @@
-"""`tree`: a process and everything it started."""
+"""`tree`: a process with all its descendants."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ class ProcessTree:
         for tree, _ in self._outline():
             yield tree.process
 
-    # What dataclasses generate calls itself for each generation, and so ends in a RecursionError for a
-    # thousand processes that each started the next one. The outline tells as much, in one row.
+    # The methods that a dataclass generates are recursive: they would raise a RecursionError for a chain of a
+    # thousand processes, each of which has started the next one. These use the
+    # outline of the tree, a flat list.
 
     def __eq__(self, other: object) -> bool:
         if other.__class__ is not self.__class__:
@@ -63,7 +64,7 @@ class ProcessTree:
         return "".join(pieces)
 
     def _outline(self) -> Iterator[tuple[ProcessTree, int]]:
-        """Each tree in the order of `walk`, with the number of its children."""
+        """Each subtree in the order of `walk`, with the number of its children."""
         pending: list[ProcessTree] = [self]
         while pending:
             tree = pending.pop()
@@ -77,22 +78,21 @@ class ProcessTree:
 def tree(pid: int | None = None) -> ProcessTree:
     """Look at a process and all its descendants once.
 
-    The kernel cannot give a consistent picture of many processes: they are looked at one after the other. A
-    descendant that ends in the meantime, or that this user may not examine, is left out together with its own
-    descendants.
+    The kernel has no consistent view of many processes: they are read one after the other. A descendant that
+    ends in the meantime, or that this user may not examine, is left out together with its own descendants.
 
     Args:
         pid: the process at the top. None, the default, is the calling process.
 
     Returns:
-        The tree, children sorted by the time they were started.
+        The tree; the children of each process are sorted by the time when they were started.
 
     Raises:
         ProcessGone: there is no process `pid`, or it ended while being looked at.
         AccessDenied: the system does not allow this user to examine process `pid` itself.
         TypeError, ValueError: `pid` is not an integer, or negative.
 
-    Blocking: no.
+    Blocking: never.
     Safe from: any thread, any process.
 
     Examples:
@@ -102,8 +102,8 @@ def tree(pid: int | None = None) -> ProcessTree:
     """
     root = find(checked_pid(pid))
     with translated(root.pid):
-        # One pass over the process table; psutil leaves out a "child" older than its parent, which is how a
-        # reused parent pid shows.
+        # A single pass over the process table. psutil leaves out children that are older than their parent,
+        # because that parent has a reused pid.
         descendants = root.children(recursive=True)
     return _assemble(read(root), _by_parent(descendants))
 
@@ -124,7 +124,7 @@ def _assemble(top: ProcessSnapshot, children: dict[int, list[ProcessSnapshot]]) 
     pending = [top]
     while pending:
         process = pending.pop()
-        # Taken out, so that a process that was seen under two parents cannot make a circle.
+        # Removed from the dictionary, so that a process that was seen under two parents cannot form a cycle.
         mine = sorted(children.pop(process.pid, ()), key=lambda child: (child.create_time, child.pid))
         outline.append((process, len(mine)))
         pending.extend(reversed(mine))
@@ -132,8 +132,8 @@ def _assemble(top: ProcessSnapshot, children: dict[int, list[ProcessSnapshot]]) 
 
 
 def _folded(outline: Iterable[tuple[ProcessSnapshot, int]]) -> ProcessTree:
-    """The tree that has this outline (see `ProcessTree._outline`)."""
-    # From its end, every process comes after its children, of which the oldest is the last one.
+    """The tree with this outline (see `ProcessTree._outline`)."""
+    # Read backwards, an outline has each process after its children, and the oldest child last.
     trees: list[ProcessTree] = []
     for process, children in reversed(list(outline)):
         first = len(trees) - children

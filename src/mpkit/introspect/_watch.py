@@ -1,4 +1,4 @@
-"""`watch`: one process again and again."""
+"""`watch`: one process, at regular intervals."""
 
 from __future__ import annotations
 
@@ -20,15 +20,14 @@ if TYPE_CHECKING:
 
 
 def watch(pid: int | None = None, interval: float = 1.0) -> Iterator[ProcessSnapshot]:
-    """Look at a process immediately and then every `interval` seconds, until it is gone.
+    """Look at a process at once and then every `interval` seconds, until it is gone.
 
     The process is chosen when `watch` is called: the iteration ends when that process is gone, and never
-    continues with another one that got the same pid. A zombie is shown until its parent has waited for it.
+    continues with another one that gets the same pid. A zombie is shown until its parent has waited for it.
 
     Args:
         pid: the process to look at. None, the default, is the calling process.
-        interval: seconds between snapshots, more than 0. Snapshots that the consumer was too slow for are
-            skipped, not made up for.
+        interval: seconds between snapshots, more than 0. If the consumer is too slow, snapshots are left out.
 
     Returns:
         An iterator of snapshots. `cpu_percent` is the mean since the previous snapshot; in the first one, the
@@ -39,8 +38,9 @@ def watch(pid: int | None = None, interval: float = 1.0) -> Iterator[ProcessSnap
         AccessDenied: the system does not allow this user to examine it.
         TypeError, ValueError: `pid` or `interval` has the wrong type or is out of range.
 
-    Blocking: each step but the first waits for its time; Ctrl-C ends the wait.
-    Safe from: any thread; one iterator belongs to one thread.
+    Blocking: the call never blocks. Each step of the iterator but the first one waits until it is time for
+    the next snapshot; Ctrl-C ends the wait.
+    Safe from: any thread, but only one thread at a time may use an iterator.
 
     Examples:
         >>> for picture in watch(interval=0.01):
@@ -69,19 +69,17 @@ def _looks(process: psutil.Process, first: ProcessSnapshot, interval: float) -> 
 
 
 def next_moment(due: float, interval: float, now: float) -> float:
-    """The first moment of the grid `due + n * interval` (n >= 1) that has not passed yet."""
+    """The first of the moments `due + n * interval` (n >= 1) that has not passed yet."""
     steps = (now - due) / interval
-    # A grid that is finer than numbers can tell has a moment at any time.
+    # If the interval is too small for a float to hold the number of steps, there
+    # is such a moment at any time.
     return due + interval * max(1, math.ceil(steps)) if steps < math.inf else now
 
 
 def sleep_until(due: float) -> None:
-    """Wait for a moment on the monotonic clock, however far away it is.
-
-    A look is due at a moment, not at an event: here sleeping is the thing itself.
-    """
+    """Sleep until a moment on the clock of `time.monotonic`, however far away it is."""
     while (left := due - time.monotonic()) > 0.0:
-        # The system refuses to sleep for very long at once.
+        # The system raises an error for very long sleeps.
         time.sleep(min(left, LONGEST_WAIT_S))
 
 

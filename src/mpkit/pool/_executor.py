@@ -54,8 +54,8 @@ class ExecutorTasks:
     def shut_down(self) -> list[TaskHandle[Any]]:
         """Take no more tasks; return those that have not ended, the latest first.
 
-        In this order they are to be cancelled: then none of them begins in the place of one that is being
-        stopped.
+        In this order they are to be cancelled: then none of them begins in the place
+        of one that is being stopped.
         """
         return self._lock.run(self._shut_down)
 

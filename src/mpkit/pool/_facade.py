@@ -159,7 +159,7 @@ class PoolView(Unsendable):
             progress: Show a progress bar (needs ``mpkit[progress]``).
 
         If a worker dies, some items of its chunk may be called again, whatever `retries` is: those that ended
-        within the last two milliseconds, or that the worker had in hand together with the fatal one. Pass
+        within the last two milliseconds, or that the worker was processing together with the fatal one. Pass
         ``chunksize=1`` if no item may ever run twice.
 
         If the wait is interrupted (by Ctrl-C or an exception of a signal handler), everything that has not
@@ -248,8 +248,8 @@ class PoolView(Unsendable):
             iterable: May be infinite: it is only read as far as results are taken, plus `buffersize`.
             chunksize: Items per task. With 1, short items of a list or another built-in collection are sent
                 in groups anyway, but each is still a task of its own. So a larger number is useful only for
-                short calls over a generator; items may then be called again after the death of a worker, as
-                with `map`.
+                short calls over a generator; items may then be called again after the
+                death of a worker, as with `map`.
             buffersize: The most items that may have been read while their results have not been taken; None:
                 256 per worker, or four chunks per worker if that is more.
             progress: Show a progress bar (needs ``mpkit[progress]``).
@@ -444,8 +444,8 @@ class TaskPool(PoolView):
                 interrupted, then terminated, then killed, with a grace period in between, and ends with
                 `TaskTimeout`. What it has started (programs, processes) and not ended itself ends with it.
                 For a chunk of a map, the limit applies to the whole chunk.
-            retries: How often a task is sent again if its worker dies. Exceptions raised by the task are
-                never retried.
+            retries: How often a task is sent again if its worker dies. Exceptions raised
+                by the task are never retried.
             pickler: None: that of the pool.
 
         Raises:
@@ -518,8 +518,8 @@ class TaskPool(PoolView):
         """End the pool at once. Never blocks: to wait until the workers are gone, call `join`.
 
         Pending handles end with `TaskCancelled`. Workers are terminated, and killed after the grace period,
-        together with everything that their current task has started. What earlier tasks have left running
-        stays.
+        together with everything that their current task has started. What earlier
+        tasks have left running stays.
         """
         self._check_process()
         with deferred_interrupts():
@@ -529,8 +529,8 @@ class TaskPool(PoolView):
     def join(self, timeout: float | None = None) -> bool:
         """Wait until a closed or terminated pool has ended.
 
-        It has ended when all of its workers and threads are gone, and all processes that stopped tasks have
-        started.
+        It has ended when all of its workers and threads are gone, and all processes
+        that stopped tasks have started.
 
         Args:
             timeout: Seconds to wait; None: until it has ended.

@@ -49,8 +49,8 @@ class ImapIterator(Unsendable, Generic[R]):
         """The next result.
 
         Args:
-            timeout: Seconds to wait for it; None: no limit. Reading the input and unpickling are not
-                included.
+            timeout: Seconds to wait for it; None: no limit. Reading the input and
+                unpickling are not included.
 
         Raises:
             StopIteration: There are no more results.

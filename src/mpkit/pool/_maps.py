@@ -93,8 +93,8 @@ def _decode(pieces: dict[int, tuple[int, int, Any]]) -> tuple[list[Any] | None, 
 class MapHandle(TaskHandle[list[R]]):
     """The handle of a whole map: its result is the list of results, in order.
 
-    Raises the first error in the order of the input, as `multiprocessing.Pool.map` does, after all items have
-    been tried.
+    Raises the first error in the order of the input, as `multiprocessing.Pool.map` does,
+    after all items have been tried.
     """
 
     def __init__(self, engine: Engine, progress: Progress) -> None:
@@ -222,8 +222,8 @@ class MapHandle(TaskHandle[list[R]]):
         # A map that has ended regularly is settled without data; its outcomes are in the pieces.
         if self._got[0] == RAISED:
             return None, self._got[1]
-        # `_pieces` is read before `_decoded`, because another thread stores `_decoded` and then empties
-        # `_pieces`.
+        # `_pieces` is read before `_decoded`, because another thread stores
+        # `_decoded` and then empties `_pieces`.
         pieces = self._pieces
         decoded = self._decoded
         if decoded is None:
@@ -239,8 +239,8 @@ class MapHandle(TaskHandle[list[R]]):
         try:
             if self._settle(None, RAISED, TaskCancelled("the map was cancelled")):
                 self._progress.close()
-                # The last ones first. Otherwise they would begin in the place of running ones that are
-                # stopped.
+                # The last ones first. Otherwise they would begin in the place of
+                # running ones that are stopped.
                 for task in reversed(list(self._sink.tasks.values())):
                     self._engine.submission.cancel(task)
         except BaseException:

@@ -58,16 +58,16 @@ class Shared(Generic[T]):
         Raises:
             ClosedError: After `close`.
         """
-        # The value is read before `_blob`, because `close`, which another thread may call meanwhile, clears
-        # `_blob` first.
+        # The value is read before `_blob`, because `close`, which another thread may call
+        # meanwhile, clears `_blob` first.
         value = self._value
         if self._blob is None:
             raise ClosedError("this shared object has been closed")
         return value  # type: ignore[return-value]  # a T until it is closed
 
     def close(self) -> None:
-        """Release the object; its memory is freed when the tasks that were sent before have ended (see
-        above).
+        """Release the object; its memory is freed when the tasks that were sent
+        before have ended (see above).
 
         After this, passing it to a task raises a `SerializationError`, caused by a `ClosedError`. May be
         called again. Never blocks.

@@ -19,8 +19,8 @@ T = TypeVar("T")
 class SharedResults(Generic[R]):
     """The results of a lazy map, for several threads.
 
-    A pool can refer to this object without referring to the iterator of `mpkit.compat`, which refers to the
-    pool.
+    A pool can refer to this object without referring to the iterator of
+    `mpkit.compat`, which refers to the pool.
 
     One thread at a time takes a result, and one thread at a time reads the input. These are different threads
     if the pool is closed while another thread waits for a result. A thread that waits does not keep others
@@ -96,8 +96,8 @@ class SharedResults(Generic[R]):
         try:
             if not results.has_next():
                 results.read()
-            # If the sink is idle, the map has come to its end, or an interrupt has lost an outcome: `next`
-            # handles both.
+            # If the sink is idle, the map has come to its end, or an interrupt has lost an
+            # outcome: `next` handles both.
             if results.has_next() or results.sink.is_idle():
                 return (results.next(remaining(deadline)),)
             return None

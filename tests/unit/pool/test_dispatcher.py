@@ -242,7 +242,7 @@ def test_a_worker_whose_words_make_no_sense_is_torn(bench: _Bench, how: str) -> 
     tasks = [bench.send(lane, 16) for _ in range(3)]
     bench.send(other, 16)
     bench.begin(lane)
-    look = bench.dispatcher.look_whether_sane
+    look = bench.dispatcher.check_sane
     if how == "a task is nowhere":
         lane.words[TASK] = 77_777
     elif how == "it begins in the future":
@@ -274,7 +274,7 @@ def test_a_worker_is_sane_wherever_its_tasks_are(bench: _Bench) -> None:
     # And whatever the time is here: a test of the program may have replaced the clock (freezegun).
     lane.words[STARTED] = time.monotonic_ns() + 10**12
     tasks = [bench.send(lane, 16) for _ in range(2)]
-    look = bench.dispatcher.look_whether_sane
+    look = bench.dispatcher.check_sane
     for task in tasks:
         look(lane)
         bench.begin(lane)

@@ -1,4 +1,4 @@
-"""The same work in one process, to compare time and result with."""
+"""The same work in one process, for comparison."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from mpkit.cli.demo.progress import Amount
 if TYPE_CHECKING:
     from mpkit.cli.demo.progress import ProgressLine
 
-# About what the writer of the pool finds waiting.
+#: How many files are written in one transaction: about as many as the writer of the pool finds waiting.
 _BATCH = 100
 
 
 class Spent(NamedTuple):
-    """What the work has taken.
+    """How long the work has taken.
 
     Attributes:
-        seconds: from beginning to end.
-        cpu_s: CPU seconds; less than `seconds` when others use the machine as well.
+        seconds: elapsed seconds.
+        cpu_s: CPU seconds; fewer than `seconds` if other programs use the machine as well.
     """
 
     seconds: float
@@ -28,7 +28,7 @@ class Spent(NamedTuple):
 
 
 def index_alone(root: str, database: str, *, line: ProgressLine) -> Spent:
-    """Do in this process what `index.index` does with many, and return what it took."""
+    """Do in this process what `index.index` does with several, and return how long it has taken."""
     started, cpu_before = time.perf_counter(), time.process_time()
     line.restart()
     done = Amount(0, 0)

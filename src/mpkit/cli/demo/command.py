@@ -62,7 +62,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 
 def run(options: argparse.Namespace) -> int:
-    """Index, report, compare. 0 if all went well, 1 if not."""
+    """Index, report and compare; returns 0 if all went well, else 1."""
     root, database = os.path.abspath(options.path), os.path.abspath(options.database)
     if not os.path.isdir(root):
         return _failed(f"{root} is not a folder")
@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
             _output.show("\n".join(report.summary(root, database, result, outcome)), flush=True)
             return _compare(root, result, outcome, line) if options.compare else 0
     except MpkitError:
-        # Some are an OSError, too, but none is about the database.
+        # Before the next clause, because some are OSErrors as well, but none of them concerns the database.
         raise
     except (store.ForeignFileError, sqlite3.Error, OSError) as error:
         return _failed(f"{database}: {error}")

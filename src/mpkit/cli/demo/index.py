@@ -1,4 +1,4 @@
-"""Indexing with many processes: who does what, and how it comes to a good end whatever happens."""
+"""Indexing with several processes: what each of them does, and how all of them end, whatever happens."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from mpkit.errors import QueueShutDown
 if TYPE_CHECKING:
     from mpkit.cli.demo.progress import ProgressLine
 
-# Enough that the workers need not wait for one slow commit of the writer, little enough to be a bound.
+#: The bound of the queue: large enough that the workers need not wait for a slow commit of the writer.
 _MAX_WAITING_ROWS = 1000
-# Files handed out ahead of the workers, for each worker: what is in flight when the work is interrupted.
+#: How many files per worker are sent ahead, and so are unfinished if the work is interrupted.
 _AHEAD = 16
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What indexing with a pool came to.
+    """The outcome of indexing with a pool.
 
     Attributes:
-        seconds: from the start to the last row on disk.
+        seconds: elapsed seconds, from the start until the last row was on disk.
         rows: how many files the writer has written.
         counted: what the counters say.
         workers: how many workers the pool has.
-        tasks: how many files each of them did, by pid; one that came too late for any is not in it.
-        used: what each process used, by pid.
-        writer_pid: which of them is the writer.
+        tasks: how many files each worker has measured, by pid; without those that have measured none.
+        used: what each process has used, by pid.
+        writer_pid: the pid of the writer.
     """
 
     seconds: float
@@ -50,10 +50,10 @@ class Outcome:
 
 
 def index(root: str, database: str, *, processes: int | None, line: ProgressLine) -> Outcome:
-    """Measure every Python file below `root` in a pool, and write what is found to `database`.
+    """Measure every Python file below `root` in a pool, and write the results to `database`.
 
-    Ctrl-C, like any other exception, ends the pool at once; rows that the workers had handed over are
-    still written, and the writer closes the database before this function raises.
+    Ctrl-C, or any other exception, ends the pool at once. Rows that the workers had put into the queue are
+    still written, and the writer closes the database before this function raises the exception.
     """
     started = time.perf_counter()
     with (
@@ -67,12 +67,11 @@ def index(root: str, database: str, *, processes: int | None, line: ProgressLine
             try:
                 workers, tasks = _measure_all(root, processes, Tools(root, rows, files, size_bytes), observer)
             except QueueShutDown:
-                # Only a writer that failed shuts the queue down this early: what ended it is the error to
-                # show.
+                # The queue is shut down this early only if the writer has failed: raise its error instead.
                 writer.result()
                 raise
             finally:
-                # The writer takes what is in the queue and then ends by itself.
+                # The writer takes the rows that are in the queue, and then ends.
                 rows.shutdown()
                 writer.join()
             return Outcome(
@@ -89,10 +88,10 @@ def index(root: str, database: str, *, processes: int | None, line: ProgressLine
 def _measure_all(
     root: str, processes: int | None, tools: Tools, observer: Observer
 ) -> tuple[int, Counter[int]]:
-    """Have every file measured by a pool; how many workers it has, and how many files each one did."""
+    """Have a pool measure all files; returns how many workers it has, and how many files each measured."""
     with TaskPool(processes, initializer=prepare, initargs=(tools,)) as pool, observer.looking_at(pool):
         workers = len(pool.workers())
-        # The folder is walked as the workers get on: little is listed ahead, and nothing is kept.
+        # A generator: files are listed only as fast as the workers measure them.
         files = measure.python_files(root)
         tasks = Counter(pool.imap_unordered(index_one, files, buffersize=_AHEAD * workers))
         observer.look()
@@ -100,7 +99,7 @@ def _measure_all(
 
 
 class Tools(NamedTuple):
-    """What a worker needs for every file, given to it once when it starts."""
+    """What a worker needs for each file; it gets this once, when it starts."""
 
     root: str
     rows: BoundedQueue[FileFacts]
@@ -112,13 +111,13 @@ _tools: Tools | None = None
 
 
 def prepare(tools: Tools) -> None:
-    """Runs in each worker when it starts."""
+    """Initialize a worker: called in each of them when it starts."""
     global _tools
     _tools = tools
 
 
 def index_one(path: str) -> int:
-    """Runs in a worker for each file: measure it, hand over the row, count it. Returns the worker's pid."""
+    """Called in a worker for each file: measure it, send the row, count it. Returns the worker's pid."""
     assert _tools is not None, "prepare() runs first"
     facts = measure.measure(_tools.root, path)
     _tools.rows.put(facts)
@@ -128,9 +127,9 @@ def index_one(path: str) -> int:
 
 
 def write_rows(database: str, rows: BoundedQueue[FileFacts]) -> int:
-    """Runs in the writer: take rows until the queue is shut down and empty. Returns how many there were."""
-    # Ctrl-C in a terminal reaches every process of the program. The writer ends when its queue does, so
-    # that all that was found is on disk.
+    """The target of the writer: write rows until the queue is shut down and empty; returns their number."""
+    # Ctrl-C in a terminal reaches every process of the program. The writer ignores it and ends with its
+    # queue, so that everything that was sent to it gets written.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     written = 0
     try:
@@ -142,6 +141,6 @@ def write_rows(database: str, rows: BoundedQueue[FileFacts]) -> int:
                     return written
                 written += store.add(connection, batch)
     finally:
-        # Should the writing fail (a full disk), nobody takes rows any more: those who wait for room must
-        # be told.
+        # If writing has failed (the disk is full, say), workers that wait for room in the
+        # queue must not wait for ever.
         rows.shutdown(immediate=True)

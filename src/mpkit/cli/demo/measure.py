@@ -1,4 +1,4 @@
-"""What there is to know about one Python file: pure functions, the same facts in any process."""
+"""Measures one Python file. The results depend on the file only, and not on the process."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Not part of the library that is indexed: what pip installed into it, and what the interpreter derived
-# from it.
+#: Folders that are not part of the library: what pip has installed into it, and what
+#: the interpreter has compiled.
 _SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "__pycache__"})
-# A named pipe that nobody writes to is opened at once, and a terminal does not become this process's own.
+#: So that opening a named pipe does not wait for a writer, and opening a terminal does not make it the
+#: controlling terminal of this process.
 _AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
 
 
@@ -26,14 +27,14 @@ class FileFacts(NamedTuple):
     """One Python file, measured.
 
     Attributes:
-        path: where it lies below the root of the index, with forward slashes.
+        path: its path below the root of the index, with forward slashes.
         size_bytes: its length.
-        lines: line breaks, plus one for a last line without.
-        tokens: lexical tokens; those before the error when it cannot be read to its end.
-        functions: function definitions, methods and async ones included.
-        classes: class definitions.
-        imports: the modules it imports, sorted, each once, relative names resolved.
-        sha256: of its bytes, as hexadecimal digits.
+        lines: the number of lines; a last line without a line break counts.
+        tokens: the number of lexical tokens; if there is an error, of those before it.
+        functions: the number of function definitions, including methods and async functions.
+        classes: the number of class definitions.
+        imports: the names of the modules that it imports, absolute, sorted, and each once.
+        sha256: the hash of its bytes, as hexadecimal digits.
         error: why it could not be measured in full, or None.
     """
 
@@ -49,7 +50,7 @@ class FileFacts(NamedTuple):
 
 
 def python_files(root: str) -> Iterator[str]:
-    """Yield each ``.py`` file as it is found, in a fixed order: its path below `root`, with slashes."""
+    """Yield the path of each ``.py`` file below `root`, with forward slashes, in a fixed order."""
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if name not in _SKIPPED_FOLDERS)
         for name in sorted(files):
@@ -58,12 +59,12 @@ def python_files(root: str) -> Iterator[str]:
 
 
 def measure(root: str, path: str) -> FileFacts:
-    """Read, parse and measure the file at `path` below `root`; what goes wrong stands in `error`."""
+    """Read, parse and measure the file at `path` below `root`. Errors are put into `FileFacts.error`."""
     name = _storable(path)
     try:
         source = _contents(Path(root, path))
     except OSError as error:
-        # A dangling link, or a file of somebody else.
+        # A dangling link, say, or a file that this user may not read.
         return FileFacts(name, error=_in_one_line(error))
     if source is None:
         return FileFacts(name, error="not a regular file")
@@ -83,9 +84,9 @@ def measure(root: str, path: str) -> FileFacts:
 
 
 def _contents(path: Path) -> bytes | None:
-    """The bytes of a regular file; None for a pipe, a device and the like, which need not have an end."""
-    # Opening some devices does something already, so the name is looked at first; but what counts is what has
-    # been opened, as the file may have been replaced meanwhile.
+    """The bytes of a regular file; None for a pipe, a device and the like, which might have no end."""
+    # Checked before opening, because opening some devices has side effects; and again afterwards, because the
+    # file may have been replaced meanwhile.
     if not stat.S_ISREG(path.stat().st_mode):
         return None
     with open(path, "rb", opener=_open_at_once) as file:
@@ -107,7 +108,7 @@ def _count_tokens(source: bytes) -> tuple[int, str | None]:
 
 
 def _package_of(root: str, path: str) -> tuple[str, ...]:
-    """The package that a file belongs to; a root that is a package itself counts."""
+    """The names of the packages that a file belongs to; the root is one of them if it is a package."""
     outer = (Path(root).name,) if Path(root, "__init__.py").exists() else ()
     return (*outer, *PurePosixPath(path).parent.parts)
 
@@ -117,7 +118,7 @@ def _read_structure(
 ) -> tuple[int, int, tuple[str, ...], str | None]:
     try:
         with warnings.catch_warnings():
-            # Somebody else's invalid escape sequences are not this program's news.
+            # Invalid escape sequences in the files that are indexed are of no interest here.
             warnings.simplefilter("ignore")
             module = ast.parse(source, filename=name)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -151,5 +152,5 @@ def _in_one_line(error: BaseException) -> str:
 
 
 def _storable(text: str) -> str:
-    """A database takes text only, and file names need not be text: what does not decode becomes an escape."""
+    """Text that can be stored in a database: bytes of file names that are no text become escapes."""
     return text.encode("utf-8", "backslashreplace").decode()

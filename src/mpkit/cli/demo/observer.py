@@ -1,4 +1,4 @@
-"""Looking on while the pool works: what each process uses, and whether the writer still lives."""
+"""Watches the processes while the pool works: what each of them uses, and whether the writer lives."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mpkit.cli.demo.progress import Amount, ProgressLine
     from mpkit.introspect import ProcessSnapshot
 
+#: Seconds between two looks.
 _INTERVAL = 0.2
 
 
@@ -28,7 +29,7 @@ class Usage:
 
     Attributes:
         cpu_s: CPU seconds.
-        peak_rss_bytes: the most memory that it was seen with.
+        peak_rss_bytes: the most resident memory that was seen.
     """
 
     cpu_s: float = 0.0
@@ -38,13 +39,13 @@ class Usage:
 class Observer:
     """A thread that looks at the workers and the writer five times a second, and shows the progress.
 
-    Should the writer die, it shuts the queue down: otherwise the workers would wait for room in it for ever.
+    If the writer dies, it shuts the queue down: otherwise the workers would wait for room in it for ever.
 
     Args:
-        writer: the process that empties the queue; already started.
+        writer: the process that empties the queue; it must have been started.
         rows: the queue.
-        done: tells how much has been done.
-        line: where to show it.
+        done: returns how much has been done.
+        line: shows the progress.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Observer:
 
     @contextlib.contextmanager
     def looking_at(self, pool: TaskPool) -> Generator[None]:
-        """Look on during the block."""
+        """Run the thread during the block."""
         self._pool = pool
         waker, stop = connection.Pipe(duplex=False)
         thread = threading.Thread(target=self._run, args=(waker,), name="demo-observer", daemon=True)

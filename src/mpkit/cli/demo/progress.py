@@ -1,4 +1,4 @@
-"""The line that says how far it has got."""
+"""The line that shows the progress."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Amount(NamedTuple):
 
 
 class ProgressLine:
-    """One line on a terminal, written over and over again.
+    """One line on a terminal, which is overwritten again and again.
 
     Args:
-        out: where to; None, the default, is standard error if that is a terminal, else nowhere.
-        shown: False says nothing at all.
+        out: where to write it. None, the default: standard error if that is a terminal, else nowhere.
+        shown: False: write nothing.
     """
 
     def __init__(self, out: TextIO | None = None, *, shown: bool = True) -> None:
@@ -33,7 +33,7 @@ class ProgressLine:
         self._started = time.perf_counter()
 
     def restart(self) -> None:
-        """A new piece of work begins now."""
+        """Begin to measure the rate anew: another piece of work begins now."""
         self._started = time.perf_counter()
 
     def show(self, what: str, done: Amount, more: str = "") -> None:
@@ -43,7 +43,7 @@ class ProgressLine:
         self._write(f"{what}: {amount}, {rate:,.0f} files/s{more}")
 
     def clear(self) -> None:
-        """Take the line away, so that something else can be printed."""
+        """Erase the line, so that something else can be printed."""
         if self._width:
             self._write("")
             self._width = 0
@@ -60,10 +60,10 @@ class ProgressLine:
             self._out.write(text)
             self._out.flush()
         except OSError:
-            # The terminal has gone. The work goes on without somebody who looks on.
+            # The terminal is gone; the work goes on.
             self._out = None
 
 
 def _terminal() -> TextIO | None:
-    # None in a program that was started with it closed.
+    # `sys.stderr` is None if the program was started with it closed.
     return sys.stderr if sys.stderr is not None and sys.stderr.isatty() else None

@@ -1,4 +1,4 @@
-"""What the demo tells at its end. Pure functions from results to lines of text."""
+"""The report that the demo prints at its end. Pure functions from results to lines of text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ERROR_WIDTH = 60
 
 
 def summary(root: str, database: str, index: Index, outcome: Outcome) -> list[str]:
-    """The whole report but for the comparison."""
+    """The report, without the comparison."""
     rate = index.totals().files / outcome.seconds
     workers = _text.counted(outcome.workers, "worker")
     took = f"{_text.duration(outcome.seconds)} with {workers} ({rate:,.0f} files/s)"
@@ -33,7 +33,7 @@ def summary(root: str, database: str, index: Index, outcome: Outcome) -> list[st
 
 
 def comparison(outcome: Outcome, alone: Spent, *, identical: bool) -> list[str]:
-    """The two ways of doing it, side by side."""
+    """The comparison with the same work in one process."""
     pool_cpu_s = sum(used.cpu_s for used in outcome.used.values())
     workers = f"{_text.counted(outcome.workers, 'worker')} and the writer"
     one = f"{_text.duration(alone.seconds)} ({_text.duration(alone.cpu_s)} of CPU time)"
@@ -101,7 +101,7 @@ def _processes(outcome: Outcome) -> list[str]:
     did.append(("writer", outcome.writer_pid, f"{_text.count(outcome.rows)} rows"))
     rows: list[tuple[str, ...]] = []
     for role, pid, work in did:
-        # None for a worker that came and went between two looks.
+        # None if the worker started and ended between two looks.
         used = outcome.used.get(pid)
         rows.append(
             (role, str(pid), work)

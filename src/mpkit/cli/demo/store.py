@@ -1,4 +1,4 @@
-"""The database of the demo: what is in it, the process that writes it, and what is read from it."""
+"""The database of the demo: its tables, and how they are written and read."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from mpkit.cli.demo.measure import FileFacts
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
 
-# Written into the file's header (SQLite's application_id: "MPKi"), so that the demo never overwrites a
-# database of somebody else.
+#: "MPKi", stored in the header of the file (SQLite's application_id): so the demo recognises its own
+#: databases, and never overwrites another one.
 _APPLICATION_ID = 0x4D504B69
 
 _SCHEMA = f"""
@@ -43,15 +43,15 @@ class Totals(NamedTuple):
 
 
 class ForeignFileError(Exception):
-    """A file is in the way that this demo did not write."""
+    """There is a file at the place of the database which this demo has not written."""
 
 
 def create(path: str) -> None:
-    """Make an empty index at `path`, in place of an earlier one.
+    """Create an empty index at `path`; an earlier one is replaced.
 
     Raises:
-        ForeignFileError: there is something at `path` that is not an index of this demo; it is left alone.
-        sqlite3.Error, OSError: the place cannot be written to.
+        ForeignFileError: there is something else at `path`; it is left alone.
+        sqlite3.Error, OSError: the file cannot be written.
     """
     if os.path.lexists(path):
         if not _is_index(path):
@@ -64,20 +64,20 @@ def create(path: str) -> None:
 
 
 def remove(path: str) -> None:
-    """Remove an index and what SQLite may have left beside it."""
+    """Remove an index, and the journal that SQLite may have left beside it."""
     for suffix in ("", "-journal"):
         Path(path + suffix).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def writing(path: str) -> Generator[sqlite3.Connection]:
-    """A connection for `add`; once the block has been left, the file is complete."""
+    """A block with a connection for `add`; after the block, the file is complete."""
     with contextlib.closing(sqlite3.connect(path)) as database:
         yield database
 
 
 def add(database: sqlite3.Connection, batch: Iterable[FileFacts]) -> int:
-    """Write some files in one transaction, and return how many."""
+    """Write the facts of some files in one transaction, and return their number."""
     batch = list(batch)
     with database:
         database.executemany(
@@ -140,7 +140,7 @@ class Index:
         ).fetchall()
 
     def fingerprint(self) -> str:
-        """A hash over every row of every table: equal exactly when two indexes say the same."""
+        """A hash over all rows of all tables: the same for two indexes if and only if their contents are."""
         digest = hashlib.sha256()
         for query in ("SELECT * FROM file ORDER BY path", "SELECT * FROM import ORDER BY path, module"):
             for row in self._database.execute(query):
@@ -149,7 +149,7 @@ class Index:
 
 
 def _is_index(path: str) -> bool:
-    # SQLite would wait for somebody to write into a named pipe.
+    # SQLite would open a named pipe, and wait until something is written into it.
     if not os.path.isfile(path):
         return False
     try:

@@ -1,7 +1,8 @@
-"""`python -m mpkit doctor`: is this machine fit for mpkit, and did anything stay behind?
+"""`python -m mpkit doctor`: whether mpkit works on this machine, and whether dead
+processes have left anything.
 
-`checks` finds out, each check on its own; `leftovers` knows what dead processes left in shared memory;
-`command` prints.
+`checks` has the single checks, and `finding` what they return; `leftovers` finds what dead processes have
+left in shared memory; `command` prints all of this.
 """
 
 from __future__ import annotations

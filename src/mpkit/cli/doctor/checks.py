@@ -1,4 +1,4 @@
-"""The checks, one function each. None of them leaves anything behind."""
+"""The checks, each of them a function. None of them leaves anything behind."""
 
 from __future__ import annotations
 
@@ -27,13 +27,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _OLDEST_PYTHON = (3, 10)
-# A pool of a few dozen workers needs several descriptors each; 1024 is what most systems start with.
+#: With a smaller limit on open files, a pool of a few dozen workers may fail: each
+#: worker takes several of them.
 _FEW_FILES = 256
-# What a container gets unless it asks for more, and too little for big items.
+#: Shared memory up to this size is worth a note: containers have this much by
+#: default, and big items need more.
 _SMALL_SHM = 64 * 2**20
+#: With less free shared memory than this, there is a problem.
 _FULL_SHM = 2 * 2**20
+#: How long a process may take to start and to return a result.
 _START_SECONDS = 60.0
-#: What to do where nobody can tell the dead from those next door.
+#: The remedy if leftovers cannot be told from files of other containers.
 NEXT_DOOR = (
     "seen from this container, the processes of another one that shares the directory look dead; run doctor"
     " --clean on the host, or add --force where nobody shares it"
@@ -42,7 +46,7 @@ _EXTRAS = (("cloudpickle", "cloudpickle"), ("progress", "tqdm"), ("top", "rich")
 
 
 def python() -> Iterator[Finding]:
-    """Version and build of the interpreter."""
+    """The version and build of the interpreter."""
     build = f"{platform.python_implementation()} {platform.python_version()}"
     build += " free-threading" if FREE_THREADED else ""
     build += " (debug build)" if hasattr(sys, "gettotalrefcount") else ""
@@ -62,7 +66,7 @@ def python() -> Iterator[Finding]:
 
 
 def start_methods() -> Iterator[Finding]:
-    """Whether a process can be started, run and ended in each way that this system has."""
+    """Whether a process can be started, run and ended with each start method."""
     default = resolve_context(None).get_start_method()
     for method in multiprocessing.get_all_start_methods():
         subject = f"start method {method}"
@@ -70,7 +74,7 @@ def start_methods() -> Iterator[Finding]:
         try:
             process.start()
             pid = process.result(timeout=_START_SECONDS)
-        except Exception as error:  # noqa: BLE001  whatever goes wrong here is the finding
+        except Exception as error:  # noqa: BLE001  any error is the finding
             yield problem(subject, f"{type(error).__name__}: {error}", "choose another start method")
             if process.pid is not None:
                 process.stop(grace_period=0)
@@ -83,7 +87,7 @@ def start_methods() -> Iterator[Finding]:
 
 
 def shared_memory() -> Iterator[Finding]:
-    """Whether there is shared memory, and how much."""
+    """Whether shared memory can be used, and how much there is."""
     if sys.platform != "win32" and os.path.isdir(SHM_DIRECTORY):
         space = os.statvfs(SHM_DIRECTORY)
         total, free = space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize
@@ -113,7 +117,7 @@ def shared_memory() -> Iterator[Finding]:
 
 
 def resource_tracker() -> Iterator[Finding]:
-    """Whether the process runs that removes what killed processes leave behind."""
+    """Whether multiprocessing's resource tracker is running, which removes what killed processes leave."""
     if os.name != "posix":
         return
     for process in introspect.tree().walk():
@@ -128,7 +132,7 @@ def resource_tracker() -> Iterator[Finding]:
 
 
 def limits() -> Iterator[Finding]:
-    """What the system lets this process have."""
+    """The limits that the system sets for this process."""
     if sys.platform == "win32":
         return
     import resource  # noqa: PLC0415  POSIX only
@@ -152,7 +156,7 @@ def limits() -> Iterator[Finding]:
 
 
 def cpus() -> Iterator[Finding]:
-    """How many CPUs there are, and how many may be used."""
+    """How many CPUs there are, and how many of them this process may use."""
     there, usable = os.cpu_count() or 1, usable_cpus()
     if usable < there:
         yield note(
@@ -164,15 +168,15 @@ def cpus() -> Iterator[Finding]:
 
 
 def left_behind() -> Iterator[Finding]:
-    """Files of dead processes."""
+    """Whether dead processes have left files."""
     found = leftovers.find()
     if not found:
         yield fine("left behind", "nothing")
         return
     size = _text.size(sum(left.size_bytes for left in found))
     what = f"{_text.counted(len(found), 'file')} of dead processes, {size}"
-    # A program whose child has died, for instance: its tracker removes what that one has created when the
-    # whole program ends.
+    # If another program is running, the files may be those of a child of it that has died: its resource
+    # tracker removes them when the program ends.
     if not leftovers.sees_every_process():
         yield note("left behind", what, NEXT_DOOR)
     elif _segments.other_trackers():
@@ -182,7 +186,7 @@ def left_behind() -> Iterator[Finding]:
 
 
 def packages() -> Iterator[Finding]:
-    """What mpkit needs, and the optional extras."""
+    """The packages that mpkit needs, and the optional ones."""
     yield fine("psutil", importlib.metadata.version("psutil"))
     for extra, package in _EXTRAS:
         try:
@@ -191,5 +195,5 @@ def packages() -> Iterator[Finding]:
             yield fine(f"extra {extra}", f'not installed (optional: pip install "mpkit[{extra}]")')
 
 
-#: In the order in which they are shown; `resource_tracker` after the checks that make it start.
+#: In the order in which they are shown. `resource_tracker` comes after the checks that have it started.
 ALL = (python, start_methods, shared_memory, resource_tracker, limits, cpus, left_behind, packages)

@@ -40,7 +40,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the findings as they come; 1 if one of them is a problem."""
+    """Print the findings as they come; returns 1 if any of them is a problem."""
     if options.force and not options.clean:
         options.refuse("--force does nothing without --clean")
     if options.clean:
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def clean(*, force: bool = False) -> None:
-    """Remove the leftovers, and say which; in a container with pids of its own only with `force`."""
+    """Remove the leftovers, and print their names. In a container with its own pids, only with `force`."""
     found = leftovers.find()
     if found and not force and not leftovers.sees_every_process():
         _output.show(f"removed none of {_text.counted(len(found), 'file')}: {checks.NEXT_DOOR}")
@@ -61,7 +61,7 @@ def clean(*, force: bool = False) -> None:
 
 
 def report(findings: Iterable[Finding]) -> Level:
-    """Print each finding, and return the gravest level."""
+    """Print each finding, and return the most serious level."""
     worst = Level.FINE
     order = list(Level)
     for finding in findings:
@@ -75,5 +75,5 @@ def report(findings: Iterable[Finding]) -> Level:
 
 
 def _show(level: str, subject: str, text: str) -> None:
-    # The text of an error may have been made elsewhere.
+    # The text may contain that of an error, and so anything.
     _output.show(f"{level:<8} {subject:<{_SUBJECT_WIDTH}} {_text.visible_lines(text)}", flush=True)

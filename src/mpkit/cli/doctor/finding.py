@@ -19,10 +19,10 @@ class Finding:
     """The outcome of one check.
 
     Attributes:
-        level: whether anything needs to be done.
+        level: how much it matters.
         subject: what was checked, in a word or two.
         detail: what was found.
-        remedy: what to do about it; empty where there is nothing to do.
+        remedy: what to do about it; empty if there is nothing to do.
     """
 
     level: Level
@@ -32,15 +32,15 @@ class Finding:
 
 
 def fine(subject: str, detail: str) -> Finding:
-    """All is well."""
+    """A finding that says that all is well."""
     return Finding(Level.FINE, subject, detail)
 
 
 def note(subject: str, detail: str, remedy: str = "") -> Finding:
-    """Works, but worth knowing."""
+    """A finding about something that works, but is worth knowing."""
     return Finding(Level.NOTE, subject, detail, remedy)
 
 
 def problem(subject: str, detail: str, remedy: str) -> Finding:
-    """Something of mpkit will not work."""
+    """A finding that says that something in mpkit will not work."""
     return Finding(Level.PROBLEM, subject, detail, remedy)

@@ -1,14 +1,15 @@
-"""What dead processes of mpkit left behind in shared memory.
+"""What dead processes of mpkit have left in shared memory.
 
-Normally nothing: the creator of a name removes it, and if it is killed, multiprocessing's resource tracker
-does. What is left is the work of a machine-wide kill (the tracker included), or lies where the tracker
-does not look.
+Normally there is nothing: a file is removed by its creator or, if that was killed, by multiprocessing's
+resource tracker. Files are left if the resource tracker was killed as well, or if
+they are where it does not look.
 
-Who created a file and who has it open is told by pids. Containers that share a directory have pids of their
-own each, so from inside a container the living next door look dead. Unlike the files that
-`mpkit._shm.memory.sweep` removes, those in ``/dev/shm`` (and semaphores, which cannot be locked) bear nothing
-by which the kernel could tell that they are in use. So only one who sees every process of the machine can
-judge: `sees_every_process`.
+The creator of a file, and the processes that have it open, are known by their pids. Containers may share a
+directory although each has its own pids: then, seen from one container, the living processes of another one
+look dead. For files in the temporary directory (see `mpkit._shm.memory.sweep`) the kernel can tell whether
+they are in use; for those in ``/dev/shm``, and for semaphores, which cannot be locked, it cannot. So
+leftovers can be recognised reliably only by a process that sees all processes of the machine:
+    `sees_every_process`.
 """
 
 from __future__ import annotations
@@ -29,19 +30,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-# Of the pid namespace that the machine starts with: PROC_PID_INIT_INO in the sources of Linux, the same on
-# every machine since 3.8.
+#: The initial pid namespace of a machine. Its number is PROC_PID_INIT_INO in the sources of Linux, the same
+#: on every machine since Linux 3.8.
 _ALL_PIDS: Final = "pid:[4026531836]"
 _OUR_PIDS: Final = "/proc/self/ns/pid"
 
 
 @dataclass(frozen=True)
 class Leftover:
-    """A file whose creator is dead and that nobody has open.
+    """A file whose creator is dead, and that no process has open.
 
     Attributes:
-        path: where it is.
-        size_bytes: what removing it gives back.
+        path: its path.
+        size_bytes: how much removing it frees.
         pid: the process that created it.
     """
 
@@ -51,7 +52,7 @@ class Leftover:
 
 
 def sees_every_process() -> bool:
-    """Whether every process of this machine has a pid here. False in a container with pids of its own."""
+    """Whether this process sees all processes of the machine. False in a container with its own pids."""
     if sys.platform != "linux":
         return True
     try:
@@ -61,16 +62,16 @@ def sees_every_process() -> bool:
 
 
 def find() -> list[Leftover]:
-    """Everything of this user that was left behind, in a fixed order."""
+    """All files of this user that dead processes have left, in a fixed order."""
     found = [
         left
         for folder in dict.fromkeys((SHM_DIRECTORY, temporary_directory()))
         for path in sorted(_ours(folder))
         if (left := _examine(path)) is not None
     ]
-    # Only then: others may have opened what its creator was just handing over when it died. By names alone,
-    # which are unique: the way to the folder may be another one for us (a link to it, a container that has it
-    # elsewhere).
+    # After that, because the creator may have passed a file on just before it died. Compared by name only
+    # (names are unique), because the path of the folder may be a different one here
+    # (through a link, or in a container).
     in_use = {os.path.basename(name) for name in _segments.users()} if found else set[str]()
     return [left for left in found if os.path.basename(left.path) not in in_use]
 

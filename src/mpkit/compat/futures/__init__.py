@@ -1,9 +1,9 @@
 """`concurrent.futures` with mpkit inside: ``from mpkit.compat import futures`` is a drop-in.
 
-`ProcessPoolExecutor` is a thin wrapper over `mpkit.TaskPool` with the signature of the standard library; all
-other names are the standard library's own. A worker that dies fails only the task that it ran, with
-`mpkit.errors.WorkerCrashed` (a `BrokenProcessPool`). On every Python version, `map` has `buffersize`, and the
-workers can be terminated or killed.
+`ProcessPoolExecutor` is a wrapper over `mpkit.TaskPool` with the signature of the standard library; all other
+names are the standard library's own. A worker that dies fails only the task that it ran, with
+`mpkit.errors.WorkerCrashed` (a `BrokenProcessPool`). On every Python version, `map` has `buffersize`, and
+there are `terminate_workers` and `kill_workers`.
 
 Examples:
     >>> from mpkit.compat import futures
@@ -81,26 +81,35 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 if sys.version_info >= (3, 14):
-    # Left out of builds without subinterpreters.
+    # Some builds have no subinterpreters.
     with contextlib.suppress(ImportError):
         from concurrent.futures import InterpreterPoolExecutor
 
         __all__ += ["InterpreterPoolExecutor"]
 
+#: The executors of this process that have not been shut down.
+_open_executors: WeakGroup[ProcessPoolExecutor] = WeakGroup()
+#: Held while an executor starts its workers, or is shut down.
+_starting = InterruptibleLock()
+#: Pools of executors that have been shut down and may still have tasks. Kept here until they have ended.
+_finishing: set[TaskPool] = set()
+#: This process is ending, and accepts no more tasks.
+_is_ending = False
+
 
 class ProcessPoolExecutor(concurrent.futures.process.ProcessPoolExecutor):
-    """`concurrent.futures.ProcessPoolExecutor`: workers that call functions, as futures.
+    """As `concurrent.futures.ProcessPoolExecutor`: workers that call functions, as futures.
 
-    The workers start with the first task, and belong to the process that submits it. So an executor can be
-    created where no process may start yet: at the top of a module, before the functions that it will call; in
-    the main module, which each worker imports again; in a server that has not forked yet. Log records of
-    workers are not forwarded, as in the standard library; `mpkit.TaskPool` does that.
+    The workers are started for the first task, and belong to the process that submits it. So an executor can
+    be created where no process may be started yet: at the top of a module, before the functions that it will
+    call; in the main module, which each worker imports again; in a server that has not forked yet. Log
+    records of workers are not forwarded, as in the standard library; `mpkit.TaskPool` does that.
 
     Args:
         max_workers: how many workers. None: one for each CPU that this process may use.
-        mp_context: how they are started, from `multiprocessing.get_context` or `mpkit.compat.get_context`.
+        mp_context: how workers are started, from `multiprocessing.get_context` or `mpkit.compat.get_context`.
             None: what the program has set, else the default of the running Python (spawn with
-                `max_tasks_per_child`).
+            `max_tasks_per_child`).
         initializer: called in each worker when it starts.
         initargs: its arguments.
         max_tasks_per_child: after how many tasks a worker is replaced. None: never.
@@ -119,7 +128,7 @@ class ProcessPoolExecutor(concurrent.futures.process.ProcessPoolExecutor):
         *,
         max_tasks_per_child: int | None = None,
     ) -> None:
-        # The pool, which checks them as well, has other names for them.
+        # Checked here, because the messages of the pool use other names for these arguments.
         max_workers = _checked(max_workers, "max_workers")
         max_tasks_per_child = _checked(max_tasks_per_child, "max_tasks_per_child")
         context: BaseContext | str
@@ -127,31 +136,31 @@ class ProcessPoolExecutor(concurrent.futures.process.ProcessPoolExecutor):
             context = default_start_method() if max_tasks_per_child is None else "spawn"
         else:
             context = mp_context
-            # Asked of whatever was given, as there: a name instead of a context is an AttributeError.
+            # As in the standard library, a string instead of a context raises an AttributeError.
             if mp_context.get_start_method() == "fork" and max_tasks_per_child is not None:
                 raise ValueError(
                     "max_tasks_per_child is incompatible with the 'fork' multiprocessing start method; "
                     "supply a different mp_context."
                 )
-        # Programs have set up the logging of their workers themselves, mostly in the initializer.
+        # Programs for the standard library set up the logging of their workers themselves.
         self._options = options = PoolOptions(
             max_workers, initializer, initargs, max_tasks_per_child, context, forward_logs=False
         )
         options.worker_names = worker_names(options.context.get_start_method(), "Process")
-        # Not public either, but programs start processes of their own in the same way.
+        # Private in the standard library, but programs use it to start processes
+        # of their own in the same way.
         self._mp_context = self._options.context if mp_context is None else mp_context
-        #: There are none before the first task.
+        #: The pool, and its executor: None before the first task.
         self._pool: TaskPool | None = None
         self._futures: PoolExecutor | None = None
         self._is_shut_down = False
         self._ended_by_force = False
-        #: The process that has to shut down the pool; None as long as there is none, and once that is done.
+        #: The process that has to shut down the pool; None before there is one, and after that has been done.
         self._open_in: int | None = None
         _open_executors.add(self)
 
     if not TYPE_CHECKING:
-        # Not public in the standard library either, where they are attributes, but other libraries read them
-        # (dask, for one).
+        # These are private attributes in the standard library, but other libraries read them (dask, for one).
 
         @property
         def _max_workers(self) -> int:
@@ -159,29 +168,31 @@ class ProcessPoolExecutor(concurrent.futures.process.ProcessPoolExecutor):
 
         @property
         def _pending_work_items(self) -> dict[int, str]:
-            # To see how much is left to do. There, what has been submitted stands by the numbers.
+            # Used to see how much is left to do. (In the standard library the values are work items.)
             return {} if self._pool is None else self._pool._engine.insight.unfinished()
 
         @property
         def _processes(self) -> dict[int | None, BaseProcess]:
-            # Before Python 3.14 it was the way to end workers that hang.
+            # Used to end workers that hang, before there was `terminate_workers` (Python 3.14).
             return {} if self._pool is None else {each.pid: each for each in processes_of(self._pool)}
 
         @property
         def _shutdown_thread(self) -> bool:
-            # To see whether it takes tasks.
+            # Used to see whether the executor accepts tasks.
             return self._is_shut_down
 
         @property
         def _broken(self) -> bool:
-            # To make another one. The death of a worker breaks nothing here.
+            # Used to see whether a new executor is needed. (Here, the death of a worker does not break it.)
             return self._ended_by_force or (
                 self._pool is not None and self._pool._engine.status.state == BROKEN
             )
 
     @override
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
-        """Have a worker call ``fn(*args, **kwargs)``; pickling errors are raised by the future.
+        """Have a worker call ``fn(*args, **kwargs)``. Pickling errors are those of the future.
+
+        The first call starts the workers, and blocks meanwhile; later ones never block.
 
         Raises:
             RuntimeError: after `shutdown`.
@@ -196,20 +207,21 @@ class ProcessPoolExecutor(concurrent.futures.process.ProcessPoolExecutor):
         try:
             handle = futures.submit(fn, *args, **kwargs)
         except ClosedError:
-            # Another thread has shut it down meanwhile; whoever calls this knows nothing of a pool.
+            # Another thread has shut the executor down meanwhile. Raise an error
+            # about the executor, not the pool.
             self._refuse_after_shutdown()
             raise
         except SerializationError as error:
             failed: Future[R] = Future()
             failed.set_exception(original_error(error))
             return failed
-        # The pool makes its handles itself. A future around each one would cost more than a short task does,
-        # and take from `result` that the thread that waits fetches outcomes itself.
+        # The pool has created the handle. A future around it would cost more than a short task does, and the
+        # thread that waits in `result` could not fetch outcomes itself.
         handle.__class__ = ExecutorFuture
         return handle
 
     def _start(self) -> PoolExecutor:
-        """What takes the tasks, with its workers, made now unless another thread has done so."""
+        """The executor of the pool. The pool is created now, unless another thread has just done so."""
         if _starting.is_owned():
             raise RuntimeError(
                 "this thread is already starting an executor (this was called by a signal handler or a "
@@ -222,7 +234,7 @@ class ProcessPoolExecutor(concurrent.futures.process.ProcessPoolExecutor):
         if self._futures is None:
             self._pool = TaskPool._of(self._options)
             try:
-                # It may have been shut down by a signal handler, in the middle of that.
+                # A signal handler may have shut this executor down meanwhile.
                 self._refuse_after_shutdown()
             except RuntimeError:
                 self._pool.terminate()
@@ -249,18 +261,20 @@ class ProcessPoolExecutor(concurrent.futures.process.ProcessPoolExecutor):
     ) -> Iterator[R]:
         """Call `fn` for the items of the iterables; returns an iterator over the results, in order.
 
+        If the iteration ends early, tasks that have not begun are cancelled; running ones go on.
+
         Args:
             fn: what to call, with one argument from each iterable.
             iterables: read at once, or with `buffersize` as results are taken.
-            timeout: seconds from now within which every result must be there.
+            timeout: seconds from now within which every result must be there; None: no limit.
             chunksize: items per task.
             buffersize: the most tasks whose results have not been taken; None: no limit.
 
         Raises:
-            TimeoutError: from the iterator, when the time has run out.
+            ValueError: `chunksize` or `buffersize` is less than 1, or `timeout` is NaN.
+            TypeError: `buffersize` is not an integer, or `timeout` is not a number.
+            TimeoutError: from the iterator: the time has run out.
             Exception: from the iterator: what a call raised.
-
-        If the iteration ends early, calls that have not begun are cancelled; those that run go on.
         """
         return map_in_order(self.submit, fn, iterables, timeout, chunksize, buffersize)
 
@@ -269,12 +283,14 @@ class ProcessPoolExecutor(concurrent.futures.process.ProcessPoolExecutor):
         """Accept no more tasks; those submitted go on.
 
         Args:
-            wait: return only when they have ended and the workers are gone. Ctrl-C (`KeyboardInterrupt`)
-                cancels them, even those that are running.
+            wait: return only when all tasks have ended and the workers are gone. Ctrl-C (`KeyboardInterrupt`)
+                cancels all tasks, even if they are running.
             cancel_futures: cancel the tasks that have not begun.
+
+        Blocking: with `wait`, until the workers are gone.
         """
         _forget_finished()
-        # Not while another thread starts it.
+        # Under this lock, so not while another thread starts the executor.
         pool = _starting.run(self._mark_shut_down)
         if pool is None or self._futures is None:
             return
@@ -289,10 +305,10 @@ class ProcessPoolExecutor(concurrent.futures.process.ProcessPoolExecutor):
             _finishing.discard(pool)
 
     def _cancel_all(self) -> None:
-        """What Ctrl-C does to tasks.
+        """Cancel all tasks, after Ctrl-C.
 
-        In a terminal it reaches the workers. The standard library's end what they are running by it; ours
-        leave that to the parent.
+        In a terminal, Ctrl-C reaches the workers, too. In the standard library it ends the tasks that they
+        are running; in mpkit, the workers leave it to the parent to decide.
         """
         if self._futures is not None:
             self._futures.cancel_all()
@@ -301,7 +317,7 @@ class ProcessPoolExecutor(concurrent.futures.process.ProcessPoolExecutor):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Shut down, and wait for the tasks; after Ctrl-C they are cancelled."""
+        """Shut down, and wait for the tasks; after Ctrl-C they are cancelled first."""
         if isinstance(error, KeyboardInterrupt):
             self._cancel_all()
         self.shutdown(wait=True)
@@ -316,10 +332,10 @@ class ProcessPoolExecutor(concurrent.futures.process.ProcessPoolExecutor):
 
     def _end_workers(self, end: Callable[[BaseProcess], None]) -> None:
         self._ended_by_force = True
-        # First, so that nobody begins anything, and none is replaced.
+        # First, so that no worker begins another task, and none is replaced.
         self.shutdown(wait=False, cancel_futures=True)
-        # A worker that ignores the signal does not keep the program from ending: the pool's own exit hook
-        # kills it.
+        # A worker that ignores the signal does not keep the program from ending: the
+        # pool's own exit hook kills it.
         pool = self._pool
         if pool is None:
             return
@@ -334,24 +350,24 @@ class ProcessPoolExecutor(concurrent.futures.process.ProcessPoolExecutor):
         )
 
     def _mark_shut_down(self) -> TaskPool | None:
-        """Take no more tasks; the pool, if there ever was one."""
+        """Accept no more tasks; returns the pool, if there is one."""
         self._is_shut_down = True
         pool = self._pool
         if pool is not None and self._open_in == os.getpid():
-            # Whatever happens from now on, the end of the program waits for the tasks.
+            # From now on, the end of the program waits for the tasks, whatever happens.
             _finishing.add(pool)
         self._open_in = None
         _open_executors.discard(self)
         return pool
 
-    # Bound early: at the end of the program modules are empty.
+    # `os.getpid` is bound early, because modules may be empty when the interpreter is being finalized.
     def __del__(self, _getpid: Callable[[], int] = os.getpid) -> None:
-        # An executor that is just dropped finishes what it has. In a thread, because a garbage collection
-        # may have come in the middle of one of the pool's own operations; not a daemon, because a program
-        # waits for its tasks.
+        # An executor that is dropped finishes its tasks. In a new thread, because the garbage collector may
+        # run in the middle of one of the pool's own operations; and not a daemon thread, because the program
+        # has to wait for it.
         pool = getattr(self, "_pool", None)
         if pool is not None and self._open_in == _getpid():
-            # A child of multiprocessing ends its pools before it waits for threads.
+            # Needed in a child of multiprocessing, which ends its pools before it waits for threads.
             _finishing.add(pool)
             ending = threading.Thread(
                 target=self._close_and_join, args=(pool,), name="mpkit-executor-dropped"
@@ -359,7 +375,7 @@ class ProcessPoolExecutor(concurrent.futures.process.ProcessPoolExecutor):
             try:
                 ending.start()
             except RuntimeError:
-                # There is no thread to be had any more.
+                # The system refuses a thread, or the interpreter is being finalized.
                 pool.terminate()
 
     @staticmethod
@@ -373,26 +389,18 @@ def _checked(count: int | None, name: str) -> int | None:
     return None if count is None else check_count(not_bool(count), name)
 
 
-_open_executors: WeakGroup[ProcessPoolExecutor] = WeakGroup()
-#: Held while one of them starts its workers, or is shut down.
-_starting = InterruptibleLock()
-#: Pools of executors that were shut down and may still have tasks. Nobody else need keep them.
-_finishing: set[TaskPool] = set()
-#: This process has come to its end, and takes no more tasks.
-_is_ending = False
-
-
 def _forget_finished() -> None:
+    """Drop the pools that have ended."""
     for pool in list(_finishing):
-        # It is not over if this is one of its callbacks (RuntimeError), or if the thread that has added it
-        # has yet to close it (ValueError).
+        # A pool has not ended if this is one of its callbacks (RuntimeError), or if the thread that has added
+        # it has not closed it yet (ValueError).
         with contextlib.suppress(RuntimeError, ValueError):
             if pool.join(0):
                 _finishing.discard(pool)
 
 
 def __getattr__(name: str) -> ModuleType:
-    """The submodules, loaded on first use: those here, else the standard library's own."""
+    """Load a submodule on first use: mpkit's own, else that of the standard library."""
     if not name.startswith("_"):
         for package in (__name__, concurrent.futures.__name__):
             if importlib.util.find_spec(f"{package}.{name}") is not None:
@@ -401,13 +409,13 @@ def __getattr__(name: str) -> ModuleType:
 
 
 def _shut_down_all() -> None:
-    """A program that ends waits for its tasks, with or without `shutdown`, as with the standard library."""
+    """At the end of a program: shut down all executors, and wait for their tasks as the original does."""
     global _is_ending
     if _is_ending:
-        return  # also where Ctrl-C has ended the waiting
+        return  # in the second call, also if Ctrl-C has ended the first one
     _is_ending = True
     for executor in _open_executors.alive():
-        # Those that have never begun as well: it is too late for them.
+        # Including those that have not started: they must not start any more.
         if executor._open_in in (None, os.getpid()):
             executor.shutdown()
     for pool in list(_finishing):
@@ -421,7 +429,7 @@ at_exit_first(_shut_down_all)
 @in_forked_children
 def _forget_after_fork() -> None:
     global _starting, _is_ending
-    _starting = InterruptibleLock()  # a thread that is not here may have it
+    _starting = InterruptibleLock()  # it may have been held by a thread that does not exist here
     _is_ending = False
-    # A fork cannot wait for the pools of its parent.
+    # These pools belong to the parent.
     _finishing.clear()

@@ -1,9 +1,10 @@
-"""The future of an executor: a handle of a task that keeps to the customs of `concurrent.futures`.
+"""The future of an executor: the handle of a task that behaves like a future of `concurrent.futures`.
 
-There, one thread fetches each outcome, tells whoever waits for it, and calls the callbacks. Who waits hardly
-ever gets ahead of it, and programs count on that: they collect results with callbacks, or draw a progress bar
-(tqdm), and look at it after `wait` or the last `result`. Here, the callbacks have a thread of their own. So
-it is that thread that tells `wait` and `as_completed`, and `result` and `cancel` give it a little time.
+In the standard library, a single thread fetches each outcome, wakes those that wait for it, and calls the
+callbacks. A waiting thread hardly ever gets ahead of the callbacks, and programs rely on that: they collect
+results in callbacks, or update a progress bar there (tqdm), and expect all of this to be done after `wait` or
+the last `result`. In mpkit, callbacks have a thread of their own. So it is this thread that wakes `wait` and
+`as_completed`; and `result` and `cancel` wait a little for it.
 """
 
 from __future__ import annotations
@@ -22,14 +23,15 @@ __all__ = ["ExecutorFuture"]
 
 R = TypeVar("R")
 
-#: No more: a callback may need what the thread has that waits for it.
+#: How long `result` and `cancel` wait for callbacks. Not longer, because a callback may need a lock that the
+#: waiting thread holds.
 _HEAD_START_SECONDS: Final = 0.1
 
 
 class ExecutorFuture(TaskHandle[R]):
-    """The handle of a task, with the timeouts, errors and order of events that an executor's future has."""
+    """The handle of a task, with the timeouts, errors and order of events of `concurrent.futures`."""
 
-    #: Set when its callbacks have returned; None: there are none, or they have had their time.
+    #: Set when its callbacks have returned; None: it has none, or they need not be waited for any more.
     _called: threading.Event | None = None
 
     @override
@@ -62,7 +64,7 @@ class ExecutorFuture(TaskHandle[R]):
 
     def _wait_for_callbacks(self, timeout: float | None) -> None:
         called = self._called
-        # A callback that asks for results does not wait for itself, or for those behind it.
+        # Not in a callback, which would wait for itself, or for callbacks that come after it.
         if called is not None and self.done() and not self._engine.collector.is_current_thread():
             called.wait(_HEAD_START_SECONDS if timeout is None else min(timeout, _HEAD_START_SECONDS))
             self._called = None
@@ -77,7 +79,7 @@ class ExecutorFuture(TaskHandle[R]):
             super()._tell(again=again)
 
     def _tell_and_call(self) -> None:
-        assert self._due is not None  # made before anybody is told
+        assert self._due is not None  # it is set before `_tell` is called
         of_asyncio, others = self._due
         self._due = of_asyncio, []
         super()._tell(again=True)

@@ -1,6 +1,4 @@
-"""`concurrent.futures.process` with mpkit's `ProcessPoolExecutor` and the cause of what its tasks raise; all
-else is the standard library's own.
-"""
+"""`concurrent.futures.process`, but with mpkit's `ProcessPoolExecutor`, and the cause of its errors."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from mpkit.compat.futures import ProcessPoolExecutor
 
 __all__ = ["BrokenProcessPool", "ProcessPoolExecutor"]
 
-# Private there as well; programs ask for it nonetheless.
+# Private in the standard library as well, but programs use it nevertheless.
 _RemoteTraceback = RemoteTraceback
 
 

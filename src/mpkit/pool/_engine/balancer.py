@@ -1,5 +1,5 @@
-"""Moves tasks: from the queue into inboxes, from one inbox into another, and from inboxes back into the
-queue.
+"""Moves tasks: from the queue into inboxes, from one inbox into another, and from
+inboxes back into the queue.
 
 If a worker is idle and no task is queued, it gets tasks that a busy worker has not begun. All methods are
 called under the dispatcher's lock. Nothing here waits, except for the lock of an inbox, which a worker holds

@@ -18,8 +18,8 @@ Part = tuple[str, object]
 def blame(error: SerializationError, parts: Iterable[Part], pickler: Pickler) -> SerializationError:
     """The error to raise when pickling all of `parts` has failed with `error`.
 
-    It pickles them again, one by one. This is slow, and runs foreign code again, but happens only after an
-    error.
+    It pickles them again, one by one. This is slow, and runs foreign code again, but
+    happens only after an error.
     """
     for what, value in parts:
         try:

@@ -6,8 +6,8 @@ the other, in the order in which they were asked for.
 
 The thread is started when there is a first call, by the collector's thread: a signal handler or a `__del__`
 may ask for a call in the middle of anything, where no thread should be started. If the system refuses a
-thread, the collector's thread makes the calls from then on, so that all calls of one pool are still made in
-one thread.
+thread, the collector's thread makes the calls from then on, so that all calls of one pool
+are still made in one thread.
 
 No call is lost, and none waits for a wake-up that does not come:
 
@@ -17,8 +17,8 @@ No call is lost, and none waits for a wake-up that does not come:
   semaphore, so the ring is kept until the collector takes it.
 - At the end, the request to stop is queued behind all calls. Having taken it, the thread first stores that it
   has ended, and then empties the queue for the last time. A thread that adds a call first adds it, and then
-  checks whether the caller has ended; if so, it makes the call itself. At least one of the two sees the
-  other.
+  checks whether the caller has ended; if so, it makes the call itself. At least
+  one of the two sees the other.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ _logger = logging.getLogger("mpkit.pool")
 _MOST_CALLS = 10_000
 #: ... until there are fewer than this.
 _FEW_CALLS = 5_000
-#: How long the thread pauses after a failure of its own: if that lasts (no memory), it need not be reported
-#: more often.
+#: How long the thread pauses after a failure of its own: if that lasts (no memory), it
+#: need not be reported more often.
 _PAUSE_SECONDS = 0.5
 
 
@@ -168,10 +168,10 @@ class Caller:
         call = self._calls.get()
         if call is not None:
             attempt(call)
-        self._look_whether_late()
+        self._check_late()
         return call is None or self._is_copy()
 
-    def _look_whether_late(self) -> None:
+    def _check_late(self) -> None:
         words = self._board.words
         if words[LOGS_LATE] and self._calls.qsize() < _FEW_CALLS and not self._is_copy():
             words[LOGS_LATE] = 0
@@ -194,7 +194,7 @@ class Caller:
         for call in _taken_from(self._calls):
             if call is not None:
                 attempt(call)
-            self._look_whether_late()
+            self._check_late()
         if not is_inner:
             self._calling.discard(me)
 

@@ -255,8 +255,8 @@ class Collector:
     def work(self, *, leading: bool = False) -> None:
         """Fetch all outcomes there are, send queued tasks, and tell the sinks. Waits for nothing but locks.
 
-        Does nothing if this is a signal handler or a `__del__` in the middle of this thread's work with the
-        pool.
+        Does nothing if this is a signal handler or a `__del__` in the middle of this
+        thread's work with the pool.
 
         Args:
             leading: This thread is the leader, so the leader need not be woken.

@@ -54,8 +54,8 @@ class Deaths:
         After an exception it has to be called again.
 
         Returns:
-            The error for the pool if it cannot go on: the initializer has raised, or too many start-ups
-                failed.
+            The error for the pool if it cannot go on: the initializer has raised,
+                or too many start-ups failed.
         """
         exitcode = exit_code(lane)
         words = last_words(lane)

@@ -5,8 +5,8 @@ tasks go), `balancer` (sends tasks, and takes them back), `receiver` (takes outc
 what an exception has left half done).
 
 Nothing here waits, except for the lock of an inbox, which a worker holds for microseconds. And nothing here
-calls foreign code: outcomes are collected under the lock, and the caller hands them to their sinks after
-    releasing it.
+calls foreign code: outcomes are collected under the lock, and the caller hands them to
+their sinks after releasing it.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class Dispatcher:
         """Send or queue a new task (holding the lock).
 
         Returns:
-            The worker that it was sent to: the caller has to release the lock and call its `Lane.nudge`. None
-            if the task was queued; then see `is_look_due`.
+            The worker that it was sent to. The caller has to wake it: with `Lane.wake`, or with `Lane.nudge`
+            after releasing the lock. None if the task was queued; then see `is_look_due`.
         """
         ledger = self.ledger
         timeout = task.timeout
@@ -233,7 +233,7 @@ class Dispatcher:
         self.roster.idle.pop(lane, None)
         return begun
 
-    def look_whether_stopped(self, lane: Lane, settlements: Settlements) -> None:
+    def check_stopped(self, lane: Lane, settlements: Settlements) -> None:
         """Set a worker aside while it is stopped by a signal, and give what it has not begun to others
         (holding the lock).
 
@@ -256,7 +256,7 @@ class Dispatcher:
             self.roster.idle.pop(lane, None)
             self.give_to_others(lane, settlements)
 
-    def look_whether_sane(self, lane: Lane) -> None:
+    def check_sane(self, lane: Lane) -> None:
         """Have a worker killed if some code in it has overwritten what it shares with the pool (holding the
         lock). Otherwise its task might never end, and nobody would be told.
         """

@@ -71,7 +71,7 @@ class Engine:
         self._over = threading.Event()
         #: Until when the end of the pool waits for threads that have outcomes to tell (monotonic); `NEVER`:
         #: it does not wait yet.
-        self.told_by: float = NEVER
+        self.tell_deadline: float = NEVER
         # Pickled first: if this fails, there is nothing to give back.
         initializer = packed_initializer(options)
         self.board: Board = Board.create(options.name)
@@ -202,8 +202,8 @@ class Engine:
 
     def close(self) -> None:
         """Accept no more tasks; those already submitted go on."""
-        # First: a thread that has fetched the last outcomes already then pokes the supervisor when it has
-        # told them.
+        # First: a thread that has fetched the last outcomes already then pokes the
+        # supervisor when it has told them.
         self.collector.draining = True
         if self.dispatcher.lock.run(self._close):
             # From now on workers have to ring for every outcome: have the collector say so on the board.
@@ -274,8 +274,8 @@ class Engine:
             try:
                 finish()
             except BaseException:
-                # The handler of another signal than SIGINT has raised. Start over in a thread where no
-                # handler runs.
+                # The handler of another signal than SIGINT has raised. Start over in a
+                # thread where no handler runs.
                 self.supervisor.request(finish)
                 raise
 
@@ -310,8 +310,8 @@ class Engine:
         # Another thread is telling outcomes, and will then poke the supervisor. Wait for it, but with a time
         # limit, because it may be gone.
         now = CLOCK.monotonic()
-        self.told_by = min(self.told_by, now + _TELLING_SECONDS)
-        return now >= self.told_by
+        self.tell_deadline = min(self.tell_deadline, now + _TELLING_SECONDS)
+        return now >= self.tell_deadline
 
     def over(self) -> None:
         """Give everything back: the last act of the supervisor's thread. Whatever happens, `join` returns."""

@@ -16,8 +16,8 @@ from typing import Any, cast
 
 from mpkit._platform.threads.forks import in_forked_children
 
-# The named group makes it different from any filter of the application, so that none of these is removed
-# instead.
+# The named group makes it different from any filter of the application, so that none
+# of these is removed instead.
 _FILTER = ("ignore", re.compile("(?P<mpkit>.*fork.*)", re.IGNORECASE), DeprecationWarning, None, 0)
 
 # The latest block of each thread, on Pythons on which threads have their own warning filters.

@@ -57,8 +57,8 @@ class FunctionTable:
 def _refuse_what_is_no_function(fn: object) -> None:
     kind = type(fn)
     has_reducer = kind.__reduce__ is not object.__reduce__ or kind.__reduce_ex__ is not object.__reduce_ex__
-    # An object with its own reducer may be unpickled as something callable: a `Shared` that holds a function
-    # is.
+    # An object with its own reducer may be unpickled as something callable: a
+    # `Shared` that holds a function is.
     if not callable(fn) and not has_reducer:
         raise TypeError(
             f"a task needs something to call; got {fn!r:.200} ({type(fn).__name__}). Pass the function "

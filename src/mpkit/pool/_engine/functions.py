@@ -7,8 +7,8 @@ AHEAD_NS = 15_000_000
 #: The most tasks that a worker is given in advance. An inbox has room for several times as many.
 MOST_AHEAD = 256
 #: Short items of a lazy map are sent in groups that take about this long: long enough that the cost of
-#: sending a group is small in comparison, and so short that an item that takes unexpectedly long delays
-#: little work.
+#: sending a group is small in comparison, and so short that an item that takes
+#: unexpectedly long delays little work.
 GROUP_NS = 250_000
 
 

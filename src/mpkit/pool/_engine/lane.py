@@ -140,7 +140,7 @@ class Lane:
         self.doomed: bool = False
         #: Its rings or its row hold what it cannot have written there itself; it is to be killed.
         self.is_torn: bool = False
-        #: Tasks that could be found nowhere at the last check: see `Dispatcher.look_whether_sane`.
+        #: Tasks that could be found nowhere at the last check: see `Dispatcher.check_sane`.
         self.lost: set[int] = set()
         #: Has one element while this process holds the lock of its inbox.
         self.inbox_locks: list[bool] = []
@@ -163,8 +163,8 @@ class Lane:
         # What it has been told at the end of the pool.
         self.told_to_leave: bool = False
         self.told_to_end: bool = False
-        #: If it has left or been told to: when it is killed (monotonic). 0: not decided yet; `NEVER`: it has
-        #: been killed.
+        #: If it has left or been told to: when it is killed (monotonic). 0: not decided yet;
+        #: `NEVER`: it has been killed.
         self.leave_by: float = 0.0
 
     def update_ready(self) -> None:
@@ -212,8 +212,8 @@ class Lane:
             ring_bell(self.channel.wake)
 
     def lock_inbox(self, seconds: float | None = None) -> bool:
-        """Take the lock of its inbox, waiting for `seconds` at most (None: not at all); returns whether it
-        was taken.
+        """Take the lock of its inbox, waiting for `seconds` at most (None: not at all);
+        returns whether it was taken.
         """
         # Taken and noted in a single call of C code, so no signal handler can raise in between.
         arguments = (False,) if seconds is None else (True, seconds)
@@ -259,8 +259,8 @@ class Lane:
         self.doomed = True
 
     def task_since(self) -> int | None:
-        """Since when its current task has been running, as `ProcessIdentity.started` counts; None: it runs
-        none.
+        """Since when its current task has been running, as
+        `ProcessIdentity.started` counts; None: it runs none.
 
         Descendants that were started since then belong to the task; what earlier tasks have left there stays.
         The pool's initializer counts as a task here. Also works after the death of the worker.

@@ -27,8 +27,8 @@ REENTERED = (
 #: The longest sleep. A safety net only: the protocol loses no wake-up.
 _SLICE_SECONDS = 0.5
 #: How late an outcome may be reported while outcomes arrive at least twice as often as this. (Each wake-up of
-#: the leader costs the workers some 50 us: with naps of this length they lose less than a fiftieth of a
-#: core.)
+#: the leader costs the workers some 50 us: with naps of this length they lose
+#: less than a fiftieth of a core.)
 _NAP_SECONDS = 0.003
 
 
@@ -134,7 +134,7 @@ class Lead:
             few = dispatcher.ledger.live <= len(dispatcher.lanes)
             looks = patience.looks() if few else 0
             if looks:
-                if self._look_for_a_while(looks):
+                if self._spin(looks):
                     patience.paid()
                     work(leading=True)
                     continue
@@ -166,7 +166,7 @@ class Lead:
             self._streaming = is_done() and (napping or CLOCK.monotonic() - began < _NAP_SECONDS / 2)
         return True
 
-    def _look_for_a_while(self, looks: int) -> bool:
+    def _spin(self, looks: int) -> bool:
         """Check the outboxes again and again, `looks` times in total; returns whether there was something."""
         pairs = self._dispatcher.outbox_words()
         for _ in range(looks // (len(pairs) or 1)):

@@ -147,8 +147,8 @@ class Leavers:
                 lane.told_to_end = lane.told_to_leave = True
                 lane.leave_by = now + self._options.grace_period
                 self._programs.follow(lane.terminate())
-                # Needed if this process may not send it signals, because it has given up its privileges
-                # (setuid).
+                # Needed if this process may not send it signals, because it has
+                # given up its privileges (setuid).
                 self._tell_to_leave(lane)
             elif now >= lane.leave_by:
                 lane.kill(spare_earlier=True)

@@ -1,8 +1,8 @@
 """Stops running tasks: those over their time limit or memory limit, and those that have been cancelled.
 
 The task is interrupted; if it goes on, its worker is terminated, and then killed, with a grace period after
-each step. What the task has started ends with it (see `Programs`). All of this happens in the supervisor's
-thread.
+each step. What the task has started ends with it (see `Programs`). All of this
+happens in the supervisor's thread.
 """
 
 from __future__ import annotations
@@ -145,8 +145,8 @@ class Limits:
         for lane in lanes:
             with dispatcher.lock:
                 if lane.key in dispatcher.lanes:
-                    dispatcher.look_whether_stopped(lane, settlements)
-                    dispatcher.look_whether_sane(lane)
+                    dispatcher.check_stopped(lane, settlements)
+                    dispatcher.check_sane(lane)
         self._collector.settle_surely(settlements)
         # This moves tasks from busy workers to idle ones. If no thread waits for outcomes and no task is
         # queued, workers do not ring for that.
@@ -280,8 +280,8 @@ class Limits:
         self._collector.settle_surely(settlements)
         if not alive:
             return
-        # So that this step is taken again after an exception in the lines below (such as one for a lack of
-        # descriptors).
+        # So that this step is taken again after an exception in the lines below (such as
+        # one for a lack of descriptors).
         stop.stage = stage - 1
         stop.due = 0.0
         if lane.identity is not None:

@@ -55,10 +55,9 @@ def _divide(
 ) -> bool:
     """The worker of a chunk is dead: replace it by pieces, so that only the item that it died of fails.
 
-    Long items are processed one by one: the item that was being processed is tried again, or fails. Of a
-        block of
-    short items, any may have been the cause: each of them is sent again by itself, so that it takes no other
-    with it if the worker dies again. All others are sent again together.
+    Long items are processed one by one: the item that was being processed is tried again, or fails. In a
+    block of short items, any may have been the cause: each of them is sent again by itself, so that it takes
+    no other with it if the worker dies again. All others are sent again together.
 
     Returns:
         False if the whole chunk is to be treated as one: it has only one item, it is being stopped, or the

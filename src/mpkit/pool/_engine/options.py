@@ -85,8 +85,8 @@ class PoolOptions:
         self.name: str = "TaskPool" if name is None else name
         self.forward_logs: bool = bool(forward_logs)
         #: For `mpkit.compat`: what the names of the workers begin with; they are then numbered like all
-        #: children of the program. None: their names begin with that of the pool, and they are numbered
-        #: within it.
+        #: children of the program. None: their names begin with that of the pool, and
+        #: they are numbered within it.
         self.worker_names: str | None = None
 
 

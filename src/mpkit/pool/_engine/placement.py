@@ -25,8 +25,8 @@ class Placement:
         self._favourite: Lane | None = None
 
     def choose(self, function: Function) -> Lane | None:
-        """A worker that may have one more task of this function, or None. If it was idle, it no longer counts
-        as idle.
+        """A worker that may have one more task of this function, or None. If it was idle,
+        it no longer counts as idle.
         """
         idle = self._roster.idle
         while idle:

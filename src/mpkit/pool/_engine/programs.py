@@ -2,8 +2,8 @@
 
 A task may start anything: programs, processes of multiprocessing, forks, a pool of its own. What it leaves
 running when it returns stays, as in any program. But if a task is stopped, or its worker dies, what it has
-started ends with it: nobody else knows of these processes, and if the task is tried again, it would start
-    them twice.
+started ends with it: nobody else knows of these processes, and if the task is tried
+again, it would start them twice.
 """
 
 from __future__ import annotations

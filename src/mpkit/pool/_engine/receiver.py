@@ -1,9 +1,9 @@
-"""Takes what the workers have put into their outboxes: outcomes, log records, and news of the workers
-themselves.
+"""Takes what the workers have put into their outboxes: outcomes, log records, and
+news of the workers themselves.
 
 No outcome is lost or counted twice, wherever an exception comes: see `Receiver.receive`. All methods are
-called under the dispatcher's lock. Outcomes are collected, and told to their sinks when the lock has been
-released.
+called under the dispatcher's lock. Outcomes are collected, and told to their sinks
+when the lock has been released.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Receiver:
         """Take everything out of the outbox of one worker.
 
         Raises:
-            TornRingError, struct.error: the ring does not hold what a worker hands in; something has written
-                over it.
+            TornRingError, struct.error: the ring does not hold what a worker hands in;
+                something has written over it.
         """
         outbox = lane.channel.outbox
         ledger = self._ledger
@@ -82,9 +82,9 @@ class Receiver:
                         continue
                     if kind == BIG_VALUE or kind == BIG_ERROR:
                         # Adopted under the lock: once that is released, the supervisor may find the worker
-                        # dead and remove the parcels that it has not handed over. And without an interrupt in
-                        # between: a parcel can be adopted only once, so if the record is processed again, the
-                        # task must have ended.
+                        # dead, and remove all of its parcels that have not been adopted. And without an
+                        # interrupt in between: a parcel can be adopted only once, so if the record is
+                        # processed again, the task must have ended.
                         with deferred_interrupts():
                             settlements.append((task, *payload.adopt(kind, record)))
                             ledger.finish(key, number, kind == BIG_VALUE)

@@ -1,8 +1,8 @@
 """Whether the rings and status rows of the workers agree with the ledger, and what is done if they do not.
 
 They may disagree after an exception (Ctrl-C, or one of another signal's handler) in the middle of something,
-or when some code in a worker has written over its words. Everything here is called under the dispatcher's
-lock.
+or when some code in a worker has written over its words. Everything here is called
+under the dispatcher's lock.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def _reconcile_lane(
 def is_sane(lane: Lane) -> bool:
     """Whether the rings and the status row of a worker can be what it has written there itself.
 
-    To be called now and then: it also returns False if the same task could be found nowhere at two calls in a
-    row.
+    To be called now and then: it also returns False if the same task could be found
+    nowhere at two calls in a row.
     """
     try:
         lost = handed_in(lane)

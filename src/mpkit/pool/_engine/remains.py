@@ -21,8 +21,8 @@ class Remains:
 
     def __init__(self, programs: Programs) -> None:
         self._programs = programs
-        # Dead workers whose names have not been removed: the worker, its notes, its descendants that are
-        # known.
+        # Dead workers whose names have not been removed: the worker, its notes,
+        # its descendants that are known.
         self._waiting: list[tuple[ProcessIdentity, bytes, list[ProcessIdentity]]] = []
 
     def add(self, worker: ProcessIdentity, notes: bytes, told: Iterable[ProcessIdentity]) -> None:
@@ -45,8 +45,8 @@ class Remains:
             worker, notes, known = entry
             if any(process in self._programs for process in known):
                 continue
-            # Further descendants, which the guardian kills; until then they may start others. Each is waited
-            # for once.
+            # Further descendants, which the guardian kills; until then they may start
+            # others. Each is waited for once.
             family = remains.family_of(worker, notes)
             more = [member for member in remains.living(family) if member not in known]
             known += more

@@ -24,8 +24,8 @@ class Roster:
         self.idle: dict[Lane, None] = {}
         #: How many workers have said that they are ready for tasks, since the pool was created.
         self.hellos: int = 0
-        #: Stops whose tasks have ended while their workers go on: the supervisor has to end what these tasks
-        #: have started.
+        #: Stops whose tasks have ended while their workers go on: the supervisor has to end
+        #: what these tasks have started.
         self.stopped: deque[tuple[Lane, Stop]] = deque()
         #: Called when the supervisor has something to do: a worker is leaving by its own choice, or is torn,
         #: or there is an entry in `stopped`.

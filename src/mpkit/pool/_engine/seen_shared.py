@@ -63,8 +63,8 @@ def forget_seen_shared() -> None:
 def take_seen_shared() -> list[Blob]:
     """Take the files of the shared objects that are needed by the task which the caller has just pickled.
 
-    If this task is sent in the middle of pickling another one, it may also keep some files of that outer
-    task.
+    If this task is sent in the middle of pickling another one, it may also keep
+    some files of that outer task.
     """
     me = sys._getframe(1)
     mine = seen_shared.pop(threading.get_ident(), [])

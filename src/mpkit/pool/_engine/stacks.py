@@ -3,8 +3,8 @@
 Each worker has its own pipe for this. `faulthandler` writes into it from inside signal handlers, so this
 works even while C code holds the interpreter lock: on a certain signal (`mpkit.pool._protocol.stack_signal`),
 and on a fatal one. It is a pipe and not a file, because the arrival of a stack is then an event, and nothing
-is left on a disk if a process dies. Writing never blocks the worker: what does not fit into the pipe is cut
-off.
+is left on a disk if a process dies. Writing never blocks the worker: what does not
+fit into the pipe is cut off.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def read_stacks(asked: Mapping[int, HandlerWatch], deadline: float, quiet: float
     Args:
         asked: by pipe (its reading end, which does not block): tells whether the worker is still writing.
         deadline: on the clock of `time.monotonic`.
-        quiet: seconds; a stack is complete when nothing more has come for so long, unless its worker is still
-            writing.
+        quiet: seconds; a stack is complete when nothing more has come for so long, unless
+            its worker is still writing.
 
     Returns:
         The text by pipe; "" if nothing has come by the deadline.

@@ -1,10 +1,10 @@
-"""The supervisor: the pool's thread that looks after the workers. When it wakes up, and what happens if it
-fails.
+"""The supervisor: the pool's thread that looks after the workers. When it wakes up,
+and what happens if it fails.
 
 It sleeps until something happens: a process ends, another thread pokes it, or a moment comes at which
 something has to be checked (a time limit may be over, the next step of a stop is due, a pause between
-start-ups is over, the memory has to be measured while tasks are running). In an idle pool none of these
-happens.
+start-ups is over, the memory has to be measured while tasks are running). In an
+idle pool none of these happens.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from mpkit.pool._engine.reports import attempt, report
 #: thread gives up.
 _MOST_FAILURES = 8
 #: Seconds between a failed turn and the next one: each pause is twice as long as the one before. In all, it
-#: takes some 4 seconds until the pool is broken, because a lack of descriptors or memory may be over in a
-#: moment.
+#: takes some 4 seconds until the pool is broken, because a lack of descriptors or
+#: memory may be over in a moment.
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
 
@@ -46,7 +46,7 @@ class Supervised(Protocol):
     limits: Limits
     programs: Programs
     #: When to call `is_over` again even if nothing happens (monotonic).
-    told_by: float
+    tell_deadline: float
 
     def bury(self, lane: Lane) -> None:
         """Do all that follows from the death of a worker. After an exception it is called again."""
@@ -214,7 +214,7 @@ class Supervisor:
         self.looks_at = looks[1]
         # A thread that has submitted a task with a nearer time limit before the line above did not poke: it
         # has seen the old value. `_next_wait` checks for such tasks.
-        wait = self._next_wait(now, min(*looks, engine.told_by))
+        wait = self._next_wait(now, min(*looks, engine.tell_deadline))
         ended, poked = self._watcher.wait(wait, also=self._poke_reader)
         if poked:
             read_available(self._poke_reader)

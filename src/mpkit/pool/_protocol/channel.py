@@ -12,13 +12,13 @@ The words of the status row, and who writes them:
 - ``PID``, ``POOL``, ``STACK_PIPE`` (worker), for other programs (`mpkit.pool._outside`): its process id; the
   random part of the board's name; its descriptor of the pipe that it writes its stack into, plus 1 (0: none).
 - ``ITEM`` (worker): while it runs a chunk, which items it is processing: ``first << 32 | end`` (without `end`
-  itself), 0 before the first item. If it dies, one of these items may be the cause. Written in a single
-  store.
+  itself), 0 before the first item. If it dies, one of these items may be the
+  cause. Written in a single store.
 - ``PARCELS`` (worker), once it is `LEAVING`: how many parcels it has made (see
   `mpkit.pool._protocol.payload`).
 - ``STOP`` (parent): the task that an interrupt (SIGINT) is meant for; the worker ignores any other interrupt.
-- ``LOW`` (parent): the worker is to ring when no more than ``LOW - 1`` tasks are left in the inbox (0:
-  never).
+- ``LOW`` (parent): the worker is to ring when no more than ``LOW - 1`` tasks are
+  left in the inbox (0: never).
 - ``SLEEPING`` (worker): it is going to sleep on `wake`, or does, until there is a record in the inbox
   (`SLEEPS_FOR_RECORDS`) or room in the outbox (`SLEEPS_FOR_ROOM`); 0: it does not sleep. The parent clears it
   and releases `wake` once.
@@ -131,8 +131,8 @@ ALWAYS = 3
 
 # -- records -------------------------------------------------------------------------------------------------
 
-#: A task: its number, the length of the pickled function that follows, flags. After the function: the
-#: arguments.
+#: A task: its number, the length of the pickled function that follows, flags. After
+#: the function: the arguments.
 TASK_HEAD = struct.Struct("<QIH2x")
 #: What a worker hands in: the number of the task, how long it ran in nanoseconds, the kind. Then the data.
 RESULT_HEAD = struct.Struct("<QIB3x")
@@ -178,8 +178,8 @@ LAST_RESULT = BIG_ERROR
 RAISED = 5
 #: Used in the parent only: the outcome is a value that was created or unpickled there.
 PLAIN = 6
-#: Results of some items of a chunk that goes on. Instead of the run time, the head has the index of the next
-#: item.
+#: Results of some items of a chunk that goes on. Instead of the run time, the head
+#: has the index of the next item.
 PART = 8
 #: The same, in a parcel.
 BIG_PART = 9
@@ -198,16 +198,16 @@ _OUTBOX_BYTES = 128 << 10
 #: The record that tells a worker to leave.
 LEAVE_RECORD = TASK_HEAD.pack(0, 0, LEAVE)
 
-#: The longest record of a task, in bytes. It must fit into an empty inbox even if the index is in the middle
-#: of it.
+#: The longest record of a task, in bytes. It must fit into an empty inbox even if the
+#: index is in the middle of it.
 LONGEST_TASK = ((_INBOX_BYTES >> 4) - 1) << 3
 
 
 class Channel:
     """The channel of one worker, used by both sides.
 
-    A forked worker inherits the object of its parent; in other workers it is unpickled, and opened by its
-    names.
+    A forked worker inherits the object of its parent; in other workers it is
+    unpickled, and opened by its names.
     """
 
     __slots__ = ("inbox", "lock", "outbox", "segment", "wake", "words")
@@ -332,7 +332,7 @@ def _silent_bell() -> Semaphore:
 
 
 def ring_bell(bell: Semaphore) -> None:
-    """Wake whoever sleeps at `bell`."""
+    """Wake the thread that sleeps at a bell, or the next one that would; also used for `Channel.wake`."""
     try:
         bell.release()
     except ValueError:
@@ -344,8 +344,8 @@ class Barrier:
     """A full memory barrier between a store and a following load, on every machine.
 
     Even x86, which keeps stores in order and loads in order, lets a load overtake an earlier store to another
-    address. Taking a free lock is an atomic read-modify-write, which no load or store passes. It costs some
-    40 ns.
+    address. Taking a free lock is an atomic read-modify-write, which no load or store
+    passes. It costs some 40 ns.
     """
 
     __slots__ = ("_lock",)
@@ -355,7 +355,7 @@ class Barrier:
 
     def __call__(self) -> None:
         # Each object is used by one thread at a time, so the lock is free; unless an interrupt has come
-        # between the two lines before, and then it is released now, which is an atomic read-modify-write as
-        # well.
+        # between the two lines before, and then it is released now, which is an
+        # atomic read-modify-write as well.
         self._lock.acquire(False)
         self._lock.release()

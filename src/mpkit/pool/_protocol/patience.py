@@ -6,8 +6,8 @@ busy. Then each answer takes two rounds of vain spinning, and sleeping at once i
 of the two is the case can only be found out by trying: every so many waits, one spins for as long as
 possible, and its success decides about the next ones.
 
-(How short the sleep after the spinning was says nothing: the partner answers quickly as soon as it gets the
-core.)
+(How short the sleep after the spinning was says nothing: the partner answers quickly
+as soon as it gets the core.)
 """
 
 from __future__ import annotations

@@ -92,8 +92,8 @@ def dump_arguments(
         room: how many bytes may be put into the record.
 
     Returns:
-        Flags for the task, the bytes for its record, and the parcel if they are big; the caller owns the
-        parcel.
+        Flags for the task, the bytes for its record, and the parcel if they are
+        big; the caller owns the parcel.
 
     Raises:
         SerializationError: they cannot be pickled.

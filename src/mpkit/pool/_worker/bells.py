@@ -21,8 +21,8 @@ from mpkit.pool._protocol.channel import (
 
 #: While a worker has more to do, it rings no more often than this for outcomes that are wanted `SOON`.
 _ANNOUNCE_NS = 1_000_000
-#: The outbox is checked for filling up when these bits of the number of finished tasks are 0: after every
-#: 16th.
+#: The outbox is checked for filling up when these bits of the number of finished
+#: tasks are 0: after every 16th.
 _FILLING_MASK = 15
 
 

@@ -152,8 +152,8 @@ class ChunkRunner:
         """Call the function for each item: adds results to `results`, and (index, pickled error) to `errors`.
 
         `list.extend` keeps what an iterator has returned before it raised an exception, and `map` goes on
-        with the next item after that. So an error fails only its own item, and yet the calls run at the speed
-        of C.
+        with the next item after that. So an error fails only its own item, and yet the
+        calls run at the speed of C.
         """
         calls = starmap(function, items) if flags & STAR else map(function, items)
         total = len(results) + len(items)

@@ -1,9 +1,9 @@
-"""What a process does that a task has forked: it is not a worker, and nothing that it does may reach the
-pool.
+"""What a process does that a task has forked: it is not a worker, and nothing
+that it does may reach the pool.
 
 It has inherited the worker's rings, whose ends must be used by one process only; the worker's log handler,
-fault handler and SIGINT handler; and, after a bare `os.fork`, its stack, with the worker's loop at the
-bottom.
+fault handler and SIGINT handler; and, after a bare `os.fork`, its stack, with the
+worker's loop at the bottom.
 """
 
 from __future__ import annotations

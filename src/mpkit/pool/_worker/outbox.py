@@ -47,8 +47,8 @@ class Outbox:
         """Add a record; waits for room."""
         lock = self._lock
         if lock.is_owned():
-            # This is a `__del__` (or a signal handler) that logs, in the middle of a `put` of the same
-            # thread.
+            # This is a `__del__` (or a signal handler) that logs, in the middle
+            # of a `put` of the same thread.
             self._late.append(record)
             return
         try:

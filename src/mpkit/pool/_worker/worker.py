@@ -113,8 +113,8 @@ class WorkerChild(ChildProcess):
     """The process object of a worker.
 
     The pool closes it when the worker has ended. Programs may still have it, because `active_children`
-    returns it. So closing makes no difference to them: it still says how it has ended, and terminating it
-    does nothing.
+    returns it. So closing makes no difference to them: it still says how it has ended, and
+    terminating it does nothing.
     """
 
     @override
@@ -124,8 +124,8 @@ class WorkerChild(ChildProcess):
     @override
     def _mpkit_arrived(self) -> None:
         # Until the worker has its own handler, an interrupt would only print a traceback. (Children of the
-        # fork server cannot be started with the signal blocked. Before this line, an interrupt ends them
-        # silently.)
+        # fork server cannot be started with the signal blocked. Before this line, an
+        # interrupt ends them silently.)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -137,7 +137,8 @@ def main(plan: WorkerPlan) -> None:
     finally:
         if not plan.link.is_parent_alive():
             # End silently, even if the files have vanished meanwhile. The process that removes what the
-            # parent has left need not take this worker into account.
+            # parent has left may have looked for this worker in vain: so no names must be created from here
+            # on.
             os._exit(1)
     worker.prepare()
     if worker.initialize():
@@ -315,8 +316,8 @@ class _Worker:
         words[STATE] = LEAVING
         if not flags & LEAVE:
             # Not needed if the parent has told it to leave. Otherwise the parent should not have to wait for
-            # the end of the process, which comes only when all threads and processes that tasks have left
-            # here end.
+            # the end of the process, which comes only when all threads and processes
+            # that tasks have left here end.
             self.outbox.put(RESULT_HEAD.pack(0, 0, GOODBYE))
             self.bells.ring_all()
 
