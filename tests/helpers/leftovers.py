@@ -235,5 +235,5 @@ def _lingering() -> set[str]:
     names = sys.modules.get("mpkit._shm.memory.names")
     if names is None:
         return set()
-    waiting = {os.path.basename(entry[1]) for entry in list(names._lingering)}
+    waiting = {os.path.basename(entry.name) for entry in list(names._lingering)}
     return waiting | {f"sem.{name}" for name in waiting}

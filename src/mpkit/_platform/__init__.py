@@ -1,16 +1,16 @@
-"""What differs between systems and Python versions: everything above this floor is written once.
+"""The differences between systems and Python versions: the layers above do not ask which they run on.
 
-Its rooms, from the top down; each imports only those below it, and none passes anything on:
+Its packages, from the top down; each imports only those below it, and none re-exports anything:
 
 - `parent_death`: how a child dies with its parent
-- `files`: descriptors, mappings, locks on files, and files without a name
-- `stdlib`: the private parts of the standard library, and what is made of them
-- `resources`: CPUs and memory, how much this process may use and how much another one has used
-- `processes`: which process a pid means, what it is doing, its descendants, and its end
-- `signals`: their names and handlers, and how they are kept away for a moment
-- `threads`: locks, forks, waiting, and the order of stores to memory
+- `files`: descriptors, mappings, file locks, and unnamed files
+- `stdlib`: the private parts of the standard library, and what is built on them
+- `resources`: CPUs and memory: how much this process may use, and how much another one uses
+- `processes`: identity, state, descendants and end of processes, and signalling them
+- `signals`: names and handlers of signals, and deferring them for a moment
+- `threads`: locks, forks, waiting, and memory order
 
-and `hints`, names for type checkers.
+`hints` contains names for type checkers.
 """
 
 from __future__ import annotations

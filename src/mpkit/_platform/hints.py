@@ -1,8 +1,8 @@
 """Typing names that older Pythons lack, without loading `typing_extensions` at run time.
 
-That loads `inspect` and with it a dozen modules, some ten milliseconds in each process: in the program, and
-in every worker, which imports the main module and with it whatever that takes from mpkit. At run time these
-names are only decoration.
+That module loads `inspect` and a dozen others, which takes some ten milliseconds in each process: in the
+program, and in every worker, which imports the main module and what that imports from mpkit. At run time
+these names have no effect.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ else:
     Self = object
 
     def TypeVar(name: str, *, default: object = None, **options: object) -> object:  # noqa: ARG001, N802
-        """What `typing.TypeVar` makes, without the default, which only type checkers ask for."""
+        """`typing.TypeVar` without the default, which only type checkers need."""
         return typing.TypeVar(name, **options)
 
     def override(method: object) -> object:
-        """What `typing.override` does, without its mark."""
+        """`typing.override`, without marking the method."""
         return method
 
 
 def without_type_arguments(attributes: dict[str, Any]) -> dict[str, Any]:
-    """The attributes of an object, for its pickle, without the one that ``C[T]()`` leaves in it.
+    """The attributes of an object to be pickled, without ``__orig_class__``, which ``C[T]()`` sets.
 
-    It is for annotations only, and often cannot be pickled: where T is the type parameter of a function or a
-    class, say, or a class inside a function.
+    That attribute only serves annotations, and often cannot be pickled: if T is the type parameter of a
+    function or a class, or a class inside a function.
     """
     return {name: value for name, value in attributes.items() if name != "__orig_class__"}

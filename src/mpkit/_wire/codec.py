@@ -356,13 +356,14 @@ def _cloud_pickler() -> type[pickle.Pickler]:
 # --- wording ----------------------------------------------------------------------------------------------
 
 
-#: How the errors of `cannot_unpickle` begin.
+#: The beginning of the messages of `cannot_unpickle`.
 CANNOT_UNPICKLE: Final = "cannot unpickle what was received"
-#: How those of `about_result` begin.
+#: The beginning of the messages of `about_result`.
 ABOUT_RESULT: Final = "the result: "
 
 
-#: In what `pickle` says of functions and classes: up to Python 3.13, and since.
+#: Texts in the messages of `pickle` about functions and classes that cannot be found by name (these differ
+#: between Python 3.13 and 3.14).
 _NOT_BY_THIS_NAME: Final = ("not the same object as", "attribute lookup", "not found as")
 
 

@@ -105,7 +105,7 @@ def _opcodes(data: bytes) -> list[_Opcode]:
 
 
 class _Layout:
-    """Where in a pickle everything begins and ends."""
+    """Where each object in a pickle begins and ends."""
 
     def __init__(self, opcodes: Sequence[_Opcode]) -> None:
         self.stack: list[_Slot] = []

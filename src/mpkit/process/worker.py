@@ -192,7 +192,9 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
                 calling process did not create it, or is daemonic.
             ClosedError: After `close`.
             OSError: If the system has no process, descriptor or memory left.
-            RuntimeError: If the system has no thread left to watch the memory limit with.
+            RuntimeError: If the system has no thread left to watch the memory limit with; or, under
+                forkserver, in a signal handler that has interrupted its thread while that was talking to the
+                fork server.
             WorkerCrashed: If the fork server of multiprocessing died in the meantime.
 
         Blocking: until the child process exists, not until its target begins.
@@ -366,7 +368,8 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
             ClosedError: After `close`.
             RuntimeError: If another process created it.
 
-        Blocking: at most twice the grace period, plus the time that the kernel needs to end a killed process.
+        Blocking: at most twice the grace period (without limit if that is None), plus the time that the
+            kernel needs to end a killed process.
         """
         return self._mpkit_stop(check_timeout(grace_period, name="grace_period"), interrupted=False)
 

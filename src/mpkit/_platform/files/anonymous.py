@@ -1,6 +1,6 @@
-"""Files without a name: what a child leaves for its parent, and what nobody has to remove.
+"""Unnamed files: a child can leave something for its parent there, and nothing has to be removed afterwards.
 
-A `WorkerProcess` leaves its report and its stacks in two of them (`mpkit.process`).
+A `WorkerProcess` has two of them, for its report and for the output of its fault handler (`mpkit.process`).
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from mpkit._platform.stdlib.passing import PassedDescriptor, pass_descriptor
 
 __all__ = ["AnonymousFile"]
 
-#: How memfd_create(2) fails in sandboxes that do not know it or do not let it through, and on systems where a
-#: program has to say that it will not execute the file (vm.memfd_noexec = 2; older ones do not know how).
+#: The errors of memfd_create(2) in sandboxes that do not support or allow it, and on systems where a program
+#: has to declare that the file will not be executed (vm.memfd_noexec = 2), for which older Pythons have no
+#: flag.
 _FORBIDDEN = frozenset({errno.ENOSYS, errno.EPERM, errno.EACCES})
 
 
 class AnonymousFile:
-    """A file that goes with the last process that has it open, however that process ends.
+    """A file that vanishes with the last process that has it open, however that process ends.
 
-    In memory on Linux (memfd_create(2), not limited by the size of ``/dev/shm``); elsewhere, and where that
-    is forbidden, in the directory for temporary files, with its name removed at once. On Windows it has a
-    name until its creator closes it.
+    On Linux it is in memory (memfd_create(2), not limited by the size of ``/dev/shm``). Elsewhere, and where
+    that is forbidden, it is in the directory for temporary files, and its name is removed at once. On Windows
+    it has a name until its creator closes it.
 
-    Can be pickled while a child is being started; the child then has the same file. What one of them reads
-    and writes is independent of where the other one, or another thread, is just reading or writing: they have
-    one position in common, which nobody uses.
+    It can be pickled while a child is being started, which then has the same file. All reading and writing is
+    at given offsets, because parent and child (and their threads) share one file position.
     """
 
     def __init__(self, descriptor: int, path: str | None = None) -> None:
@@ -44,12 +44,16 @@ class AnonymousFile:
         self._path = path
         self._file = file_behind(descriptor)
         self._closer = weakref.finalize(self, _close, descriptor, self._file, path, os.getpid())
-        # At the end of the interpreter there is nothing to do but on Windows, where a name has to be removed.
+        # When the interpreter exits, there is only something to do on Windows: removing the name.
         self._closer.atexit = path is not None
 
     @classmethod
     def create(cls, label: str) -> AnonymousFile:
-        """Make an empty one. `label` is what the system may list it under."""
+        """Create an empty file. `label` is part of the name under which the system may list it.
+
+        Raises:
+            OSError: If there is no descriptor or memory left.
+        """
         if sys.platform == "linux" and hasattr(os, "memfd_create"):
             try:
                 return cls(os.memfd_create(f"mpkit-{label}", os.MFD_CLOEXEC))
@@ -66,9 +70,9 @@ class AnonymousFile:
         """The descriptor.
 
         Raises:
-            ValueError: If it is closed.
-            OSError: If it has been closed by somebody else (``os.closerange`` in a daemon), though the number
-                may be another file's by now.
+            ValueError: If this object is closed.
+            OSError: If other code has closed the descriptor (``os.closerange`` in a daemon), even if the
+                number refers to another file by now.
         """
         if not self._closer.alive:
             raise ValueError("this file is closed")
@@ -91,11 +95,11 @@ class AnonymousFile:
             at = write_all(descriptor, part, at)
 
     def size(self) -> int:
-        """How many bytes it has."""
+        """Its length in bytes."""
         return os.fstat(self.fileno()).st_size
 
     def read(self, size: int = -1) -> bytes:
-        """What is in it, or the first `size` bytes of that."""
+        """Its content, or the first `size` bytes."""
         descriptor = self.fileno()
         parts: list[bytes] = []
         at, left = 0, self.size() if size < 0 else size
@@ -106,18 +110,22 @@ class AnonymousFile:
         return b"".join(parts)
 
     def map_privately(self) -> memoryview:
-        """Its contents as memory of our own: writing there changes neither the file nor what others see.
+        """Its content as private memory: writing there changes neither the file nor what others see.
 
-        Not to be called when it is empty. The memory is given back when the last view of it goes, after a
-        `close` too.
+        The file must not be empty. The memory is freed when the last view of it goes, even after `close`.
+
+        Raises:
+            OSError: If the system has no memory left, or other code has closed the descriptor.
+            ValueError: If this object is closed.
         """
         mapped = map_privately(self.fileno(), self.size())
-        # Closed by another thread meanwhile, its number may be another file's, which has been mapped.
+        # Checked again: if another thread has closed it meanwhile, another file with the same descriptor may
+        # have been mapped.
         self.fileno()
         return memoryview(mapped)
 
     def close(self) -> None:
-        """Let go of it. Twice does no harm."""
+        """Close the file. A second call does nothing."""
         self._closer()
 
     @override
@@ -141,6 +149,6 @@ def _close(descriptor: int, file: tuple[int, int], path: str | None, creator: in
     if is_still(descriptor, file):
         os.close(descriptor)
     if path is not None and os.getpid() == creator:
-        # A result may still be mapped, and such a file stays on Windows.
+        # On Windows a file that is still mapped (as a result may be) cannot be removed.
         with contextlib.suppress(PermissionError):
             os.unlink(path)

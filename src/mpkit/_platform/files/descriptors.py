@@ -1,6 +1,6 @@
-"""Whether a descriptor still is what it was, whose a file is, and how one is opened.
+"""Whether a descriptor still refers to the same file, the owner of a file, and flags for opening files.
 
-A program that turns itself into a daemon closes every descriptor, and the number is soon another file's.
+A program that turns itself into a daemon closes all descriptors, and soon the numbers refer to other files.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ __all__ = ["NOT_INHERITED", "NO_LINK", "NO_WAIT", "file_behind", "is_ours", "is_
 
 # Flags for `os.open`, as far as the system has them.
 NOT_INHERITED: Final = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-"""No program that is started meanwhile gets it; and bytes are as they are (Windows)."""
+"""Programs that are started do not inherit the descriptor; and no translation of line ends (on Windows)."""
 NO_LINK: Final = getattr(os, "O_NOFOLLOW", 0)
-"""An error where somebody has put a symbolic link in the place of the file."""
+"""Opening fails if the file is a symbolic link (which another user may have put there)."""
 NO_WAIT: Final = getattr(os, "O_NONBLOCK", 0)
-"""Nobody is waited for where somebody has put a named pipe there."""
+"""Opening does not block if the file is a named pipe (which another user may have put there)."""
 
 
 def file_behind(descriptor: int) -> tuple[int, int]:
-    """What file, socket or pipe it is: device and inode.
+    """The identity of the file, socket or pipe that a descriptor refers to: device and inode.
 
     Raises:
-        OSError: If it is closed.
+        OSError: If the descriptor is closed.
     """
     status = os.fstat(descriptor)
     return status.st_dev, status.st_ino
 
 
 def is_still(descriptor: int, file: tuple[int, int]) -> bool:
-    """Whether the descriptor is open, and for that file."""
+    """Whether the descriptor is open and refers to that file (see `file_behind`)."""
     try:
         return file_behind(descriptor) == file
     except OSError:
@@ -39,7 +39,7 @@ def is_still(descriptor: int, file: tuple[int, int]) -> bool:
 
 
 def is_ours(status: os.stat_result) -> bool:
-    """Whether a file belongs to this user. On Windows, where its access rights decide, always."""
+    """Whether a file belongs to this user. Always true on Windows, where the access rights decide."""
     if sys.platform == "win32":
         return True
     return status.st_uid == os.geteuid()

@@ -1,8 +1,8 @@
-"""Mapping files: for everybody who maps them, or for this process alone.
+"""Mapping files, shared with other processes or private to this one.
 
-The private mappings live as long as the objects that were made of them, and there may be many: each big
-result of a task is one. A process often has a thousand descriptors, and on Linux 65,530 mappings
-(vm.max_map_count), so beyond a number they are copies.
+A private mapping lives as long as the object that was made from it, and there may be many: each big result of
+a task is one. But a process may often have only a thousand descriptors, and on Linux 65,530 mappings
+(vm.max_map_count). So beyond a certain number copies are made instead.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from mpkit._platform.processes.identity import is_lack_of_means
 
 __all__ = ["MAP_HAS_DESCRIPTOR", "MOST_MAPS", "give_back", "map_file", "map_privately", "map_read_only"]
 
-#: Whether each mapping has a descriptor of its own, which nobody here needs.
+#: Whether each `mmap` object keeps a descriptor (which is not needed here); from Python 3.13 on this can be
+#: avoided.
 MAP_HAS_DESCRIPTOR: Final = sys.version_info < (3, 13)
-#: While there are so many private ones, further ones are copies. Before Python 3.13 each keeps a descriptor.
+#: While there are this many private mappings, copies are made instead.
 MOST_MAPS = 128 if MAP_HAS_DESCRIPTOR else 10_000
 _COPIED_AT_ONCE: Final = 1 << 20
 
@@ -30,7 +31,7 @@ if sys.platform == "win32":
         return mmap.mmap(fd, size, access=mmap.ACCESS_WRITE, offset=offset)
 
     def map_privately(descriptor: int, size: int) -> mmap.mmap:
-        """The first `size` bytes of a file as memory of our own: nobody else sees what is written there.
+        """The first `size` bytes of a file as private memory: others do not see what is written there.
 
         Raises:
             OSError: If the system refuses it.
@@ -38,7 +39,7 @@ if sys.platform == "win32":
         return mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY)
 
     def map_read_only(descriptor: int, size: int) -> mmap.mmap:
-        """The same memory as everybody who maps the file has, which cannot be written to."""
+        """Map the first `size` bytes of a file, shared and read-only."""
         return mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
 
 else:
@@ -52,7 +53,7 @@ else:
         )
 
     def map_privately(descriptor: int, size: int) -> mmap.mmap:
-        """The first `size` bytes of a file as memory of our own: nobody else sees what is written there.
+        """The first `size` bytes of a file as private memory: others do not see what is written there.
 
         Raises:
             OSError: If the system refuses it.
@@ -67,7 +68,7 @@ else:
             else:
                 _private.add(mapped)
                 return mapped
-        # Where such lie side by side, the system makes one mapping of them.
+        # The kernel merges adjacent anonymous mappings, so these hardly count towards its limit.
         copy = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, rights)
         at = 0
         while at < size and (part := read_at(descriptor, min(size - at, _COPIED_AT_ONCE), at)):
@@ -76,17 +77,18 @@ else:
         return copy
 
     def map_read_only(descriptor: int, size: int) -> mmap.mmap:
-        """The same memory as everybody who maps the file has, which cannot be written to."""
+        """Map the first `size` bytes of a file, shared and read-only."""
         return mmap.mmap(descriptor, size, mmap.MAP_SHARED, mmap.PROT_READ, **_options)
 
 
 def give_back(mapped: mmap.mmap, offset: int, size: int) -> bool:
-    """Give pages of a shared file back to the system: they read as zeros then. False where they stay."""
+    """Give pages of a shared file back to the system; after that they read as zeros. False if they stay."""
     if sys.platform != "linux":
         return False
     try:
         mapped.madvise(mmap.MADV_REMOVE, offset, size)
     except OSError:
-        # Not every file system can do it, nor who has locked all memory (mlockall).
+        # Not every file system supports this, and a process that has locked all its memory (mlockall) cannot
+        # do it.
         return False
     return True

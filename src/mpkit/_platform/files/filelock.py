@@ -1,7 +1,6 @@
-"""A lock on a file that the kernel frees when its holder dies: slow (system calls), but it cannot be left
-behind.
+"""A file lock that the kernel frees when its holder dies: slow (system calls), but never left behind.
 
-It is the file lock of `mpkit._shm.memory.rows`, under which processes join, and find out about the dead.
+`mpkit._shm.memory.rows` uses it for joining and for finding out what the dead have held.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ if sys.platform == "win32":
     import msvcrt
 
     def _change_record(fd: int, *, lock: bool) -> None:
-        """Take or give back the lock of this process."""
+        """Acquire or release the record lock of this process."""
         os.lseek(fd, 0, os.SEEK_SET)
         msvcrt.locking(fd, msvcrt.LK_NBLCK if lock else msvcrt.LK_UNLCK, 1)
 
@@ -31,22 +30,25 @@ else:
     import fcntl
 
     def _change_record(fd: int, *, lock: bool) -> None:
-        """Take or give back the lock of this process."""
+        """Acquire or release the record lock of this process."""
         fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB if lock else fcntl.LOCK_UN, 1)
 
 
-# Plain references, which call nobody when their object goes: Ctrl-C in a call from there would be swallowed.
-#: What holds locks in this process, by descriptor: closed in a forked child.
+# These contain weak references without callbacks, because Ctrl-C would be lost in a callback.
+#: The open files that have locks in this process, by descriptor; a forked child closes its copies.
 _held: dict[int, weakref.ref[FileIO]] = {}
-#: Who in this process has the record lock of which file (device and inode): its threads are all one to it.
+#: Which lock object in this process has the record lock of which file (device and inode). A record lock
+#: belongs to the process as a whole, so this table excludes its threads from each other.
 _threads: dict[tuple[int, int], weakref.ref[FileLock]] = {}
+#: Held while a file is opened and entered in these tables, and across forks.
 _opening = InterruptibleLock()
 
 
 class FileLock:
-    """The lock on the first byte of a file, held by whoever has this object, until `release`.
+    """The lock on the first byte of a file, held until `release`, or until this object is dropped.
 
-    An exception (Ctrl-C) may come anywhere: what is half made gives the lock back when it goes.
+    An exception (Ctrl-C) may come anywhere: an object that is only half made releases the lock when it is
+    dropped.
     """
 
     __slots__ = ("__weakref__", "_fd", "_file")
@@ -57,13 +59,12 @@ class FileLock:
 
     @classmethod
     def try_acquire(cls, fd: int) -> FileLock | None:
-        """Take the lock on the file behind `fd` without waiting; None when another process, or thread, has
-        it.
+        """Acquire the lock on the file of `fd` without waiting; None if another process or thread has it.
 
-        On Linux it is a lock of an open file description of its own ("OFD"): closing other descriptors of the
-        file does not give it up, and a child that is forked meanwhile lets go of its copy at once. Elsewhere,
-        and when no descriptor is to be had, it is the process's record lock, which conflicts with the other
-        kind; closing *any* descriptor of the file gives that up.
+        On Linux this opens the file once more, and takes a lock of this open file description ("OFD"): it is
+        not lost when another descriptor of the file is closed, and a forked child closes its copy at once.
+        Elsewhere, and if no descriptor is left, it is the record lock of the process, which conflicts with
+        the other kind, and is lost when *any* descriptor of the file is closed.
         """
         lock = cls(fd)
         try:
@@ -102,18 +103,19 @@ class FileLock:
         return own
 
     def _enter(self, key: tuple[int, int]) -> bool:
-        """Whether no other thread has the record lock of this file: then this object has it."""
+        """Enter this object as the holder of the record lock; False if another thread's object is."""
         if key in _threads and _threads[key]() is not None:
             return False
         _threads[key] = weakref.ref(self)
         return True
 
     def release(self) -> None:
-        """Give the lock back. A second call does nothing."""
+        """Release the lock. A second call does nothing."""
         fd, file = self._fd, self._file
         if file is not None:
-            # Not by closing alone: a child that is between fork and exec may have a copy of the descriptor.
-            # Closing is for once, whatever comes in between.
+            # Unlocked explicitly, because a child between fork and exec may have a copy of the descriptor.
+            # Then closed in any case, which can happen only once, because `close` of a file object may be
+            # repeated.
             try:
                 if not file.closed:
                     own_locks.change(file, _BYTE, own_locks.UNLOCKED)
@@ -124,7 +126,7 @@ class FileLock:
             try:
                 _change_record(fd, lock=False)
             except OSError as error:
-                # Another thread has closed the file meanwhile, and that gives it back.
+                # EBADF: another thread has closed the file, which has released the lock.
                 if error.errno != errno.EBADF:
                     raise
             finally:
@@ -142,25 +144,26 @@ class FileLock:
     if not own_locks.ARE_KNOWN:
 
         def __del__(self) -> None:
-            # Elsewhere the file object does it, without Python code that Ctrl-C would be lost in.
+            # With OFD locks, the file object closes itself, without Python code in which Ctrl-C would be
+            # lost.
             if getattr(self, "_fd", -1) >= 0:
                 self.release()
 
 
 def _open_again(fd: int) -> FileIO | None:
-    """A new open file description of the same file, which may have no name any more."""
+    """A new open file description of the same file (whose name may be gone); None if that is not possible."""
     if not own_locks.ARE_KNOWN:
         return None
     try:
-        # An object that closes itself if nobody gets it.
+        # A file object, because that closes itself if an interrupt comes before it is assigned.
         return FileIO(f"/proc/self/fd/{fd}", "r+")
     except OSError:
         return None
 
 
 def _let_go_in_child() -> None:
-    # The child's copies belong to the same open file descriptions: kept open, they would hold the parent's
-    # locks beyond its death.
+    # The child's copies refer to the same open file descriptions: if they stayed open, the parent's locks
+    # would outlive it.
     for held in list(_held.values()):
         file = held()
         if file is not None:
@@ -169,6 +172,6 @@ def _let_go_in_child() -> None:
     _threads.clear()
 
 
-# Held across the fork, so that no descriptor is copied that is not in the set yet.
+# Held across forks, so that no descriptor is inherited that is not in `_held` yet.
 held_across_forks(_opening.raw)
 in_forked_children(_let_go_in_child)

@@ -1,5 +1,7 @@
-"""Locks of open file descriptions ("OFD"), each on one byte of a file: the kernel frees one when the last
-copy of the descriptor is gone. Linux has them, from 3.15 on; gVisor has not.
+"""Locks that belong to an open file description ("OFD locks"), each on one byte of a file.
+
+The kernel frees such a lock when the last copy of the descriptor is closed. Linux has them since 3.15; gVisor
+does not.
 """
 
 from __future__ import annotations
@@ -21,15 +23,15 @@ if sys.platform == "linux":
     _FLOCK = "hhqqi"
 
     def change(file: int | FileIO, byte: int, kind: int) -> None:
-        """Take the lock for oneself (`LOCKED`) or with others (`MARKED`), or give it back; never waits.
+        """Acquire the lock exclusively (`LOCKED`) or shared (`MARKED`), or release it; never blocks.
 
         Raises:
-            OSError: others have it (BlockingIOError, PermissionError); or there are no such locks here.
+            OSError: others hold it (BlockingIOError, PermissionError), or there are no such locks here.
         """
         fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, kind, os.SEEK_SET, byte, 1, 0))
 
     def look(file: int | FileIO, byte: int) -> int:
-        """What others have: `UNLOCKED` if `LOCKED` could be had.
+        """What others hold: `UNLOCKED` if the exclusive lock could be acquired.
 
         Raises:
             OSError: there are no such locks here.
@@ -50,14 +52,14 @@ if sys.platform == "linux":
     ARE_KNOWN = hasattr(fcntl, "F_OFD_SETLK") and _are_known()
 
 else:
-    # Python may know them on macOS as well, where they are not documented.
+    # Python may have the constants on macOS, too, but there these locks are not documented.
     ARE_KNOWN = False
     UNLOCKED, MARKED, LOCKED = range(3)
 
     def change(file: int | FileIO, byte: int, kind: int) -> None:  # noqa: ARG001  there are none here
-        """There are none here."""
+        """Raise OSError, because there are no such locks on this system."""
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
 
     def look(file: int | FileIO, byte: int) -> int:  # noqa: ARG001  there are none here
-        """There are none here."""
+        """Raise OSError, because there are no such locks on this system."""
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))

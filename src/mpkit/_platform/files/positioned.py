@@ -1,6 +1,6 @@
-"""Reading and writing at an offset of a file, whatever position its descriptor has.
+"""Reading and writing at an offset of a file, independently of the descriptor's file position.
 
-That position is shared with every fork and every thread that has the descriptor, so nobody may use it.
+That position is shared by all threads and forked processes that have the descriptor, so it must not be used.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import threading
 __all__ = ["read_at", "write_all"]
 
 if sys.platform == "win32":
-    # There is no call for it, and no fork: only threads share a position.
+    # Windows has no such calls, but no fork either, so only threads share a position.
     _position = threading.Lock()
 
     def write_at(descriptor: int, data: bytes | memoryview, at: int) -> int:
-        """Write what one call of the system takes, and return how many bytes that were."""
+        """Write as many bytes as one system call takes, and return how many."""
         with _position:
             os.lseek(descriptor, at, os.SEEK_SET)
             return os.write(descriptor, data)
@@ -32,11 +32,11 @@ elif sys.platform == "linux":
     read_at = os.pread
 
 else:
-    # macOS refuses 2 GiB, which Linux cuts off.
+    # macOS refuses calls with 2 GiB or more; Linux transfers only a part.
     _MOST_AT_ONCE = 1 << 30
 
     def write_at(descriptor: int, data: bytes | memoryview, at: int) -> int:
-        """Write what one call of the system takes, and return how many bytes that were."""
+        """Write as many bytes as one system call takes, and return how many."""
         return os.pwrite(descriptor, memoryview(data)[:_MOST_AT_ONCE], at)
 
     def read_at(descriptor: int, size: int, at: int) -> bytes:
@@ -45,7 +45,7 @@ else:
 
 
 def write_all(descriptor: int, data: bytes | memoryview, at: int) -> int:
-    """Write all of it, in as many calls as that takes; where the next byte goes."""
+    """Write all of `data`, in as many calls as necessary; return the offset behind it."""
     with memoryview(data) as whole, whole.cast("B") as left:
         done = 0
         while done < len(left):

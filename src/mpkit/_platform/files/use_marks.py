@@ -1,11 +1,11 @@
-"""Marks that tell whether anybody has a file open: each lasts as long as a copy of its descriptor does.
+"""Marks on a file that tell whether any process has it open.
 
-A mark is a shared lock of an open file description on a byte far behind the end of the file. The kernel frees
-it when the last copy of the descriptor is gone, those in forked children included, however their processes
-end. It belongs to the file, so it holds between containers that share it, too, whose pids mean nothing to
-each other.
+A mark is a shared lock of an open file description, on a byte far behind the end of the file. The kernel
+frees it when the last copy of the descriptor is closed, including copies in forked children, however these
+processes end. It belongs to the file, so it also works between containers that share the file, where pids
+mean nothing.
 
-There are no such locks outside Linux, and on some file systems.
+Outside Linux, and on some file systems, there are no such locks.
 """
 
 from __future__ import annotations
@@ -20,27 +20,28 @@ from mpkit._platform.files.descriptors import NOT_INHERITED
 
 __all__ = ["is_marked", "mark", "mark_of_its_own", "nobody_uses"]
 
-# Far from the first byte, which is the lock of `filelock`, and from all that is ever mapped.
+# Far from the first byte, which `filelock` locks, and from everything that is ever mapped.
 _BYTE: Final = 1 << 62
 
 
 def mark(fd: int) -> None:
-    """Mark the file behind `fd`, until `fd` and all its copies in children are closed.
+    """Mark the file that `fd` refers to, until `fd` and all its copies in children are closed.
 
     Raises:
-        OSError: this system, or file system, has no such locks.
+        OSError: this system, or this file system, has no such locks.
     """
     own_locks.change(fd, _BYTE, own_locks.MARKED)
 
 
 def mark_of_its_own(fd: int) -> int:
-    """A new descriptor of the same file, which is marked by it alone.
+    """Open the same file once more, and mark it through the new descriptor, which is returned.
 
     Raises:
         OSError: as `mark`; or there is no descriptor left.
     """
     if not own_locks.ARE_KNOWN:
-        # Opened in vain and closed, it would give up a lock that this process has on the file (`filelock`).
+        # Opening and closing the file for nothing would release a record lock that this process has on it
+        # (see `filelock`).
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
     own = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | NOT_INHERITED)
     try:
@@ -52,7 +53,7 @@ def mark_of_its_own(fd: int) -> int:
 
 
 def is_marked(fd: int) -> bool:
-    """Whether there is a mark on the file besides that of `fd` itself."""
+    """Whether there is a mark on the file other than that of `fd` itself; False if it cannot be known."""
     try:
         return own_locks.look(fd, _BYTE) != own_locks.UNLOCKED
     except OSError:
@@ -60,9 +61,9 @@ def is_marked(fd: int) -> bool:
 
 
 def nobody_uses(fd: int) -> bool:
-    """Whether there is no mark besides that of `fd`. If so none can come, as long as `fd` is open.
+    """Whether there is no mark other than that of `fd`. If so, none can be made while `fd` is open.
 
-    Outside Linux, where nothing tells that somebody does, there is none.
+    True outside Linux, where there are no marks.
     """
     try:
         own_locks.change(fd, _BYTE, own_locks.LOCKED)

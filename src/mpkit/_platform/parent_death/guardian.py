@@ -1,20 +1,22 @@
-"""The guardian: a small process of its own that ends the children of a process that has died.
+"""The guardian: a small separate process that kills the children of processes that have died.
 
-Why a process, and not the child itself: a child that is inside C code which never lets go of the interpreter
-lock cannot look after itself, one that is stopped cannot either, and a thread in every child would make each
-later fork there unsafe. The kernel's parent-death signal is tied to the thread that started the child, knows
-nothing of grandchildren, and under forkserver watches the wrong process.
+Why this is a separate process: a child cannot watch its parent itself while it is stopped, or inside C code
+that never releases the interpreter lock; and a thread in every child would make each later fork there unsafe.
+The kernel's parent-death signal is tied to the thread that started the child, does not cover grandchildren,
+and under forkserver watches the wrong process.
 
-One guardian serves one application, whatever the number of its processes. `parent_watch` starts it when the
-first process is started that is to die with its parent, and passes it one end of a socket pair. Every process
-of the application has the other end and writes lines:
+There is one guardian for an application, however many processes that has. `parent_watch` starts it together
+with the first process that has to die with its parent, and passes it one end of a socket pair. All processes
+of the application have the other end, and write lines:
 
 - ``W <parent pid> <parent start> <child pid> <child start>``: when the parent dies, kill the child and its
-  descendants. (Child is also what it has told to end, see `parent_watch.take_along`, whoever started that);
-- ``F <pid> <start>``: this one is free; it is spared together with its descendants when a family is killed.
+  descendants. (The "child" may also be any process that the "parent" has told to end: see
+  `parent_watch.take_along`.)
+- ``F <pid> <start>``: this process is *free*: it is spared, together with its descendants, when a family is
+  killed.
 
-It ends by itself once every process of the application has, and everything it was to kill is dead. It holds
-on to nothing of the application: no terminal, no standard stream, no working directory.
+The guardian ends by itself when all processes of the application have ended and everything that it had to
+kill is dead. It keeps nothing of the application open: no terminal, no standard stream, no working directory.
 """
 
 from __future__ import annotations
@@ -32,11 +34,11 @@ from mpkit._platform.processes.identity import ProcessIdentity
 
 __all__ = ["IGNORED", "Guardian", "main"]
 
-#: Sent to a whole group, or by a "kill" of the program's name, they mean the application, which we outlive.
-#: (By name: not every system has them.)
+#: Signals that are meant for the application if they are sent to a whole process group, or to all processes
+#: with the program's name. (By name, because not every system has all of them.)
 IGNORED: Final = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGTSTP", "SIGUSR1", "SIGUSR2")
 
-#: The most descriptors of a process that macOS lets anybody ask for (sys/syslimits.h).
+#: The largest limit of descriptors that macOS accepts (sys/syslimits.h).
 _OPEN_MAX: Final = 10_240
 
 
@@ -44,19 +46,21 @@ class Watcher(Protocol):
     """What the guardian needs of an `ExitWatcher`."""
 
     def add(self, process: ProcessIdentity) -> bool:
-        """Watch a process; False when it has ended already.
+        """Watch a process; False if it has ended already.
 
-        The end of one that is watched is reported all the same: others may have been registered with it.
+        If it is being watched already, its end is reported nevertheless, because other pairs may refer to it.
         """
         ...
 
 
 class Guardian:
-    """Who is to die with whom. Knows nothing of sockets; a test can replace the watcher and the killing.
+    """Keeps the pairs of parent and child, and decides who is killed.
+
+    (It knows nothing of sockets, and tests replace the watcher and the killing.)
 
     Args:
-        watcher: What tells that a process has ended.
-        kill: What ends families: called with their roots and with the processes to spare.
+        watcher: Notices the end of processes.
+        kill: Kills families: called with their roots, and with the processes to spare.
     """
 
     def __init__(self, watcher: Watcher, kill: Callable[..., object] = families.kill_families) -> None:
@@ -65,12 +69,12 @@ class Guardian:
         self._children: dict[ProcessIdentity, set[ProcessIdentity]] = {}
         self._parents: dict[ProcessIdentity, ProcessIdentity] = {}
         self._free: set[ProcessIdentity] = set()
-        #: Parents that had ended when a child of theirs was registered.
+        #: Parents that had already ended when a child of theirs was registered.
         self._found_ended: set[ProcessIdentity] = set()
 
     @property
     def idle(self) -> bool:
-        """Whether there is nobody left to kill."""
+        """Whether there are no pairs."""
         return not self._parents
 
     @property
@@ -79,15 +83,16 @@ class Guardian:
         return bool(self._found_ended)
 
     def take_found_ended(self) -> set[ProcessIdentity]:
-        """Those that were found to have ended when a line was obeyed, for `ended`.
+        """Parents that had already ended when a line about them was obeyed: an argument for `ended`.
 
-        To be called before the next lines are read: these may say that somebody is to be spared.
+        To be called before the next lines are read and obeyed, because these may say that a process is to be
+        spared.
         """
         found, self._found_ended = self._found_ended, set()
         return found
 
     def obey(self, line: bytes) -> None:
-        """Take note of one line. What is not understood is passed over: a guardian must not fall."""
+        """Take note of one line. An invalid line is ignored, because a guardian must not crash."""
         try:
             kind, numbers = line[:1], [int(number) for number in line[1:].split()]
         except ValueError:
@@ -100,10 +105,10 @@ class Guardian:
                 self._free.add(process)
 
     def ended(self, processes: set[ProcessIdentity]) -> None:
-        """These processes have ended: kill their children, and forget them.
+        """These processes have ended: kill their children, and forget all of them.
 
-        Nobody is killed before this. It is called after all lines have been read and obeyed that were there
-        when the end was seen.
+        Only this kills. It must be called after all lines have been obeyed that were there when the end was
+        seen.
         """
         doomed = set[ProcessIdentity]()
         for process in processes:
@@ -112,18 +117,18 @@ class Guardian:
             self._forget_child(process)
         for child in doomed:
             self._forget_child(child)
-        # Children of the doomed that were registered with us die when their parents are seen to have ended.
+        # Processes whose registered parent is among the doomed are killed when the end of that is seen.
         if doomed:
             self._kill(doomed, spared=self._free)
 
     def _watch(self, parent: ProcessIdentity, child: ProcessIdentity) -> None:
-        # Both of them say it, and the second one wakes us at a moment when the processors are needed: nothing
-        # is examined twice. Who is noted is watched.
+        # Both parent and child send this line. The second one comes while both are starting up and need the
+        # processors, so it must cost little: processes that are noted are watched already.
         if self._parents.get(child) != parent and not self._watcher.add(child):
             return
         if parent not in self._children and not self._watcher.add(parent):
             self._found_ended.add(parent)
-        # An orphan that has been told to end is none any more.
+        # A free process that has been told to end is no longer spared.
         self._free.discard(child)
         self._parents[child] = parent
         self._children.setdefault(parent, set()).add(child)
@@ -140,21 +145,22 @@ def main(descriptor: int) -> None:
     """Serve until every process of the application has ended.
 
     Args:
-        descriptor: Our end of the socket pair.
+        descriptor: The guardian's end of the socket pair.
     """
     if sys.platform == "win32":
-        return  # nobody starts one there
+        return  # there are no guardians on Windows
     import resource  # noqa: PLC0415  POSIX only, as all of this function is
 
     for name in IGNORED:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
-    # They were blocked by the one who started us, lest one come before it is ignored.
+    # The process that started the guardian has blocked these signals, so that none comes before it is
+    # ignored.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.setsid()
     os.chdir("/")
     _let_go_of_standard_streams()
-    # One descriptor per process that is watched. macOS says that there is no limit, and takes none above
-    # OPEN_MAX.
+    # Each watched process takes a descriptor. (macOS reports that there is no limit, but accepts none above
+    # OPEN_MAX.)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     for limit in (most, _OPEN_MAX):
         with contextlib.suppress(ValueError, OSError):
@@ -169,19 +175,19 @@ def main(descriptor: int) -> None:
         )
         ended |= guardian.take_found_ended()
         if readable:
-            # All that there is: the system holds no more than some hundred lines.
+            # This reads all lines that are there: the socket buffer holds no more than some hundred.
             data = os.read(descriptor, 65536)
             connected = bool(data)
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:
                 guardian.obey(line)
-        # After the lines: who was started in the last moment of a dying parent is known by now, and who is to
-        # be spared.
+        # After the lines, which tell of children that a dying parent started at the last moment, and of
+        # processes to be spared.
         guardian.ended(ended)
 
 
 def _let_go_of_standard_streams() -> None:
-    """Whoever reads the application's output to its end must not have to wait for us as well."""
+    """Redirect the standard streams: a reader of the application's output must not wait for our end."""
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)

@@ -1,6 +1,6 @@
-"""The line to the guardian: how a process tells it who dies with whom, and whether anybody listens.
+"""A process's connection to the guardian: it sends lines, and tells whether a guardian is listening.
 
-Each process of an application has one, that of `parent_watch`; the lines are those of `guardian`.
+Each process of an application has one, in `parent_watch`. The format of the lines is described in `guardian`.
 """
 
 from __future__ import annotations
@@ -23,30 +23,40 @@ _AT_ONCE = getattr(socket, "MSG_DONTWAIT", 0) | getattr(socket, "MSG_NOSIGNAL", 
 
 
 class GuardianLine:
-    """This process's end of the line to the guardian of its application."""
+    """This process's connection to the guardian of its application.
+
+    Attributes:
+        guardian_pid: the pid of the guardian, if this process has started it.
+    """
 
     def __init__(self) -> None:
         self._descriptor: int | None = None
-        #: What the descriptor was, as of `file_behind`.
+        #: Which socket the descriptor refers to, as `file_behind` tells: the program may close the
+        #: descriptor.
         self._socket = (0, 0)
         self.guardian_pid: int | None = None
         self._lock = InterruptibleLock()
 
     def after_fork(self) -> None:
-        # The line is shared with the parent; the guardian is not our child, and the lock may have been held.
+        """In a forked child: the connection is shared with the parent, but the guardian is not our child."""
+        # A thread of the parent may have held the lock.
         self.guardian_pid = None
         self._lock = InterruptibleLock()
 
     def ensure_guardian(self) -> None:
-        """Start a guardian unless one is listening. Does nothing where there can be none."""
+        """Start a guardian unless one is listening. Do nothing where there can be none.
+
+        Raises:
+            OSError: If the system has no process or descriptor left.
+        """
         executable = python_executable()
         if executable is None or not guardian_process.IS_POSSIBLE:
             return
         if self._lock.is_owned():
-            # This thread is just starting one, and a signal handler or a `__del__` has come in between, which
-            # starts a process. It cannot wait for itself: that process watches from a thread of its own.
+            # A signal handler or a `__del__` starts a process while this thread is starting a guardian. It
+            # cannot wait for itself, so that process will watch its parent from a thread.
             return
-        # A guardian whose pid did not arrive here would never be reaped.
+        # Deferred, because a guardian whose pid was lost to an interrupt would never be reaped.
         with deferred_interrupts():
             self._lock.run(self._start_unless_heard, executable)
 
@@ -56,26 +66,26 @@ class GuardianLine:
         ours, pid = guardian_process.start(executable)
         gone, self.guardian_pid = self.guardian_pid, pid
         if gone is not None:
-            # Somebody who waits for any child may have reaped it.
+            # Other code that waits for any child may have reaped it.
             with suppress(ChildProcessError):
                 os.waitpid(gone, os.WNOHANG)
         self.adopt(ours.detach())
 
     def send(self, line: bytes) -> bool:
-        """Write one line, or some; False when nobody is listening. Never waits."""
-        # It is a single write, far below what the kernel would split. No SIGPIPE: the application may
-        # have restored its default.
+        """Write one line, or several with newlines in between. False if no guardian listens. Never blocks."""
+        # It is a single write, far shorter than what the kernel would split. The flags suppress SIGPIPE, for
+        # which the application may have restored the default.
         try:
             return self._on_the_line(lambda line_socket: line_socket.send(line + b"\n", _AT_ONCE)) is not None
         except OSError:
-            # The guardian is gone, or has been stopped for so long that the buffer is full: it cannot be
-            # relied upon.
+            # The guardian is gone, or has been stopped for so long that the buffer is full; in neither case
+            # can it be relied upon.
             return False
 
     def _is_heard(self) -> bool:
-        """Whether the guardian lives; without waking it up."""
+        """Whether the guardian is alive; found out without waking it up."""
         try:
-            # It never writes: there is something to read once it has closed its end.
+            # It never writes, so there is something to read (the end) only after it has closed its end.
             self._on_the_line(lambda line_socket: line_socket.recv(1, _AT_ONCE))
         except BlockingIOError:
             return True
@@ -84,30 +94,30 @@ class GuardianLine:
         return False
 
     def _on_the_line(self, use: Callable[[PlainSocket], object]) -> object | None:
-        """Do this with the line, and return what it returns; None if there is no line."""
+        """Call `use` with the socket, and return its result; None if there is no connection."""
         descriptor = self._descriptor
         if sys.platform == "win32" or descriptor is None or not self._is_ours(descriptor):
             return None
-        # Interrupted before it has let go of the line, the socket would close it.
+        # Deferred: if an interrupt came before `detach`, the socket object would close the descriptor.
         with deferred_interrupts():
             line_socket = PlainSocket(socket.AF_UNIX, socket.SOCK_STREAM, 0, descriptor)
             try:
-                # With the time limit that a program sets for its own sockets (`socket.setdefaulttimeout`)
-                # each call would wait that long, whatever its flags say, and the guardian count as gone.
+                # If the program has set a default timeout for its sockets (`socket.setdefaulttimeout`), each
+                # call would wait that long in spite of its flags, and the guardian would count as gone.
                 line_socket.settimeout(None)
                 return use(line_socket)
             finally:
                 line_socket.detach()
 
     def for_child(self) -> PassedDescriptor | None:
-        """What to send to a child that is being started by spawn or forkserver."""
+        """The descriptor, in a form that can be pickled for a child that is being started."""
         descriptor = self._descriptor
         if descriptor is None or not self._is_ours(descriptor):
             return None
         return pass_descriptor(descriptor)
 
     def adopt(self, descriptor: int) -> None:
-        """Use this end from now on."""
+        """Use the socket with this descriptor from now on."""
         if (
             self._descriptor is not None
             and self._descriptor != descriptor

@@ -1,22 +1,22 @@
-"""How a child dies with its parent, however the parent dies, whatever the child is doing at that moment.
+"""Makes a child die with its parent, however the parent dies, and whatever the child is doing at that moment.
 
-For `WorkerProcess` and for the workers of a pool alike::
+It is used for `WorkerProcess` and for the workers of a pool::
 
     link = ParentLink.create()              # in the parent, before the child is started
-    process = context.Process(target=main, args=(link, ...))   # the link travels to the child
+    process = context.Process(target=main, args=(link, ...))   # the link is sent to the child
     process.start()
     link.started(identity.of(process.pid))  # in the parent, right after
 
     def main(link, ...):                    # in the child, before anything else
         link.die_with_parent()
 
-From then on the child, its own descendants and theirs are killed (SIGKILL) as soon as the parent has ended:
-at its normal exit (after multiprocessing has joined its children), after an `os._exit`, a crash, a SIGKILL.
-It does not matter whether the child is idle, busy, stopped or inside C code that holds the interpreter lock,
-nor which thread started it, nor by which start method.
+From then on the child and all its descendants are killed (SIGKILL) as soon as the parent has ended: at its
+normal exit (after multiprocessing has joined its children), after an `os._exit`, a crash or a SIGKILL. It
+does not matter whether the child is idle, busy, stopped or inside C code that holds the interpreter lock,
+which thread started it, or by which start method.
 
-A small process of its own, the `guardian`, does it. Where there can be none (Windows, a frozen executable, a
-guardian that somebody has killed) a thread in the child does; it needs the interpreter lock.
+A small separate process does this, the `guardian`. Where there is none (on Windows, in a frozen executable,
+or if it was killed), a thread in the child does it instead, for which it needs the interpreter lock.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from mpkit._platform.threads.forks import in_forked_children
 
 __all__ = ["ParentLink", "guardian_pid", "signal_to_end", "take_along"]
 
-# So many lines in one write stay far below what the kernel would split.
+# This many lines in one write are far shorter than what the kernel would split.
 _LINES_AT_ONCE = 20
 
 
 class ParentLink:
-    """What a child needs to die with its parent. Make one with `create`, just before it is started; several
-    that are started together may have the same.
+    """What a child needs to die with its parent.
 
-    Can be pickled while a child is being started, and only then.
+    `create` makes one just before a child is started. Several children that are started together may share
+    one. It can be pickled only while a child is being started.
     """
 
     __slots__ = ("_orphan", "_parent")
@@ -54,31 +54,34 @@ class ParentLink:
 
     @classmethod
     def create(cls, *, orphan: bool = False) -> ParentLink:
-        """The link to this process, for one child that is about to be started.
+        """In the parent: create a link to this process, for a child that is about to be started.
 
         Args:
-            orphan: The child is to live on when its parent dies.
+            orphan: Whether the child is to live on when its parent dies.
+
+        Raises:
+            OSError: If the system has no process or descriptor left, for a guardian.
         """
         if not orphan:
             _line.ensure_guardian()
         return cls(identity.current(), orphan=orphan)
 
     def started(self, child: ProcessIdentity | None) -> None:
-        """In the parent, right after the start: guards the child while it is still coming up.
+        """In the parent, right after the start: register the child, which may still be starting up.
 
-        After a fork, too: what others have registered for it (`os.register_at_fork`) comes before
+        This is also needed after a fork: hooks of other code (`os.register_at_fork`) run before
         `die_with_parent`, and may hang.
         """
         if child is not None:
             self._register(child)
 
     def die_with_parent(self) -> None:
-        """In the child, before anything else: from here on it dies with its parent, orphans excepted."""
+        """In the child, before anything else: die with the parent from now on, unless it is an orphan."""
         if not self._register(identity.current()) and not self._orphan:
             _watch_from_a_thread(self._parent)
 
     def is_parent_alive(self) -> bool:
-        """Whether that has not ended."""
+        """Whether the parent has not ended yet."""
         return identity.is_alive(self._parent)
 
     def _register(self, child: ProcessIdentity) -> bool:
@@ -92,9 +95,9 @@ class ParentLink:
 
 
 def take_along(processes: Sequence[ProcessIdentity]) -> None:
-    """Have these die with this process, whoever their parents are; each with its descendants.
+    """Make processes and their descendants die with this process, whatever their parents are. Never blocks.
 
-    For what is being ended, and may lose its parent before it ends itself. Never waits.
+    For processes that are being ended, because their own parents may end before they do.
     """
     me = identity.current()
     for k in range(0, len(processes), _LINES_AT_ONCE):
@@ -103,9 +106,9 @@ def take_along(processes: Sequence[ProcessIdentity]) -> None:
 
 
 def signal_to_end(roots: Iterable[ProcessIdentity], signum: int, *, since: int = 0) -> list[ProcessIdentity]:
-    """As `families.signal_families`, for families that have to end.
+    """Call `families.signal_families` for families that have to end.
 
-    Who outlives the signal dies with this process, also when its parent has not outlived it.
+    Members that survive the signal die with this process at the latest, even if their own parents have ended.
     """
     return families.signal_families(roots, signum, since=since, announce=take_along)
 
@@ -117,7 +120,7 @@ def _arrive(parent: ProcessIdentity, orphan: bool, passed: PassedDescriptor | No
 
 
 def guardian_pid() -> int | None:
-    """The pid of the guardian that this very process has started, if it has."""
+    """The pid of the guardian, if this process has started it."""
     return _line.guardian_pid
 
 

@@ -1,8 +1,7 @@
-"""Waiting for the end of processes that need not be our children.
+"""Waiting for the end of processes that need not be children of this process.
 
-An event wherever the system has one: a process descriptor on Linux 5.3 and later, kqueue on macOS and the
-BSDs. Elsewhere (and for a process for which no descriptor can be had) there is none, and the pid is examined
-at intervals.
+This waits for events if the system has them: by process descriptors on Linux 5.3 and later, by kqueue on
+macOS. Otherwise (and if no descriptor is left), processes are polled.
 """
 
 from __future__ import annotations
@@ -24,38 +23,44 @@ from mpkit._platform.threads.readiness import LONGEST_WAIT_S, wait_readable
 __all__ = ["MOST_EVENTS", "ExitWatcher", "wait_gone"]
 
 MOST_EVENTS: Final = 32
-"""The most descriptors for processes of which there may be any number: the program needs some, too."""
+"""How many descriptors to use at most to wait for any number of processes: the program needs some, too."""
 
-# How long the end of a process may go unnoticed where the system has no event for it.
+# The polling interval for processes without an event.
 _EXAMINE_EVERY_S = 0.2
 
 
 class ExitWatcher:
-    """Waits until one of a set of processes has ended; a zombie has.
+    """Waits until one of a set of processes has ended (a zombie has).
 
     Safe from: one thread at a time.
     """
 
     def __init__(self) -> None:
         self._watched: set[ProcessIdentity] = set()
-        #: Those of them for which there is no event.
+        #: Those that are polled, because there is no event for them.
         self._blind: set[ProcessIdentity] = set()
         self._source = _event_source()
 
     def add(self, process: ProcessIdentity, *, by_event: bool = True) -> bool:
-        """Watch `process`; False when it has ended already.
+        """Watch a process.
 
-        Without `by_event` it is examined at intervals, which takes no descriptor.
+        If it is being watched already, it stays so, and `wait` reports its end even if this call has noticed
+        it.
 
-        One that is watched stays so, and its end is reported by `wait` even if this call has seen it, too.
+        Args:
+            process: The process.
+            by_event: Whether to use an event; otherwise it is polled, which takes no descriptor.
+
+        Returns:
+            False if it has ended already.
         """
         if process in self._watched:
             return identity.is_alive(process)
-        # An interrupt between a descriptor and the note of it would leave it open.
+        # Deferred, so that no interrupt comes between opening a descriptor and storing it.
         with deferred_interrupts():
             watched = by_event and self._source.add(process)
-        # Looked at only now, with the event in place: what ends after this look is reported by the event. The
-        # look also tells whether the pid still means the same process.
+        # Checked after the event has been set up, which will report any later end. This also tells whether
+        # the pid still means the same process.
         if not identity.is_alive(process):
             if watched:
                 self._source.discard(process)
@@ -66,7 +71,7 @@ class ExitWatcher:
         return True
 
     def __len__(self) -> int:
-        """How many are watched."""
+        """How many processes are watched."""
         return len(self._watched)
 
     def discard(self, process: ProcessIdentity) -> None:
@@ -80,12 +85,12 @@ class ExitWatcher:
         """Wait until at least one of the processes has ended.
 
         Args:
-            timeout: Seconds at the longest, None for ever.
-            also: A file descriptor; becoming readable ends the waiting too. Not on Windows.
+            timeout: How many seconds to wait at most; None: no limit.
+            also: A file descriptor; the waiting also ends when it becomes readable. Not on Windows.
 
         Returns:
-            Those that have ended, which are no longer watched (none when the time is out), and whether `also`
-            is readable: true if it was when they ended.
+            The processes that have ended, which are no longer watched (none if the time is over); and whether
+            `also` is readable: true if it was readable when they ended.
         """
         deadline = deadline_of(timeout)
         while True:
@@ -96,7 +101,7 @@ class ExitWatcher:
             ended, readable = self._source.wait(pause, also)
             ended |= {process for process in self._blind if not identity.is_alive(process)}
             if ended and also is not None and not readable:
-                # Looked at last. (Only Linux looks at descriptors in order; and what is blind has none.)
+                # Checked last. (Only Linux checks descriptors in order; and polled processes have none.)
                 readable = wait_readable(also, 0.0)
             if ended or readable or (left is not None and left <= 0.0):
                 for process in ended:
@@ -104,7 +109,7 @@ class ExitWatcher:
                 return ended, readable
 
     def close(self) -> None:
-        """Give back what the system lent for it."""
+        """Release the resources of the system."""
         self._watched.clear()
         self._blind.clear()
         with deferred_interrupts():
@@ -116,10 +121,10 @@ def wait_gone(processes: Iterable[ProcessIdentity], timeout: float | None) -> li
 
     Args:
         processes: They need not be children of this process.
-        timeout: Seconds at the longest for all together, None for ever.
+        timeout: How many seconds to wait at most, for all together; None: no limit.
 
     Returns:
-        Those that still live when the time is out.
+        Those that are still alive when the time is over.
 
     Blocking: for at most `timeout`.
     """
@@ -140,27 +145,29 @@ def wait_gone(processes: Iterable[ProcessIdentity], timeout: float | None) -> li
 
 
 class _Events:
-    """What tells of the end of processes: nothing, where the system has no event for it, or no descriptor is
-    left for that. `ExitWatcher` examines the pids then.
+    """A source of events for the end of processes.
+
+    This base class is the one without any events, for systems that have none, or if no descriptor is left;
+    then `ExitWatcher` polls.
     """
 
     def add(self, process: ProcessIdentity) -> bool:  # noqa: ARG002  as below
-        """Whether the end of this process will be told by `wait`."""
+        """Watch a process; return whether `wait` will report its end."""
         return False
 
     def discard(self, process: ProcessIdentity) -> None:
-        """It need not be told any more."""
+        """Stop watching a process."""
 
     def wait(self, timeout: float | None, also: int | None) -> tuple[set[ProcessIdentity], bool]:
-        """Those that have ended, and whether `also` is readable, after this time at the latest."""
+        """Wait for events, for `timeout` at most; return who has ended, and whether `also` is readable."""
         if also is None:
-            # Without anything to watch there is nothing to wait for, and waiting for ever would be a trap.
+            # There is nothing to wait for, so never wait without a limit.
             time.sleep(_EXAMINE_EVERY_S if timeout is None else timeout)
             return set(), False
         return set(), wait_readable(also, timeout)
 
     def close(self) -> None:
-        """Give back what the system lent."""
+        """Release the resources of the system."""
 
 
 if sys.platform == "linux":
@@ -180,8 +187,8 @@ if sys.platform == "linux":
             try:
                 descriptor = os.pidfd_open(process.pid)
             except OSError:
-                # No such process; or out of descriptors; or refused by a sandbox. The caller's look tells
-                # which.
+                # There is no such process; or no descriptor is left; or a sandbox refuses it. The caller
+                # finds out.
                 return False
             self._descriptors[process] = descriptor
             self._processes[descriptor] = process
@@ -235,7 +242,7 @@ elif sys.platform == "darwin":
         def discard(self, process: ProcessIdentity) -> None:
             if self._processes.get(process.pid) == process:
                 del self._processes[process.pid]
-                # It has removed itself if the event has been delivered.
+                # (If the event has been delivered, the filter has removed itself.)
                 self._control(process.pid, select.KQ_EV_DELETE)
 
         @override

@@ -1,7 +1,7 @@
-"""Signalling and ending processes together with all their descendants, none of whom slips away.
+"""Signalling and killing processes together with all their descendants, of whom none can escape.
 
-All that ends a worker, a `WorkerProcess` or the children of a dead parent ends it by this; who belongs to a
-family tells `family_tree`.
+A *family* is some processes, the *roots*, with all their descendants (see `family_tree`). Workers,
+`WorkerProcess`es and the children of dead parents are ended by these functions.
 """
 
 from __future__ import annotations
@@ -21,30 +21,32 @@ from mpkit._platform.threads.clock import CLOCK
 
 __all__ = ["kill_families", "signal_families", "wait_families_gone"]
 
-# A family that is stopped has no new members after a few rounds of looking. Not so one with a member of
-# another user, which cannot be stopped, and goes on starting processes.
+# How often to look for new members of a family that is being stopped. After a few rounds there are none,
+# unless a member belongs to another user, so that it cannot be stopped, and keeps starting processes.
 _MOST_ROUNDS: Final = 100
 
-# How long to wait until one that has been sent SIGSTOP has stopped: it has to get a core for it. One that
-# waits inside the kernel may do so for hours (for a disk, or for a child of vfork that we have stopped).
+# How long to wait until a process that was sent SIGSTOP has stopped, for which it must get a core; and how
+# long for one that waits inside the kernel, perhaps for hours (for a disk, or for a child of vfork that is
+# stopped itself).
 _STOPPING_PATIENCE_S: Final = 1.0
 _HELD_PATIENCE_S: Final = 0.1
 _FIRST_PAUSE_S: Final = 0.0001
 _LONGEST_PAUSE_S: Final = 0.005
 
-# How often it is looked for what those who are ending start meanwhile: after this time, then at ever longer
-# intervals up to the second one. A look costs a millisecond or two.
+# While a family ends, when to look for processes that it starts meanwhile: first after the first time, then
+# at growing intervals up to the second. A look takes a millisecond or two.
 _FIRST_LOOK_S: Final = 0.005
 _LATER_LOOKS_S: Final = 0.25
 
 
-# How far a process has come that is to stop: it moves; it waits inside the kernel, or nobody can tell; no
-# thread of it runs any more, or it has ended.
+# What a process that has to stop is doing: it is running; it waits inside the kernel, or this cannot be
+# known; all its threads have stopped, or it has ended.
 _MOVING, _HELD, _STILL = range(3)
 
 if sys.platform == "linux":
 
     def _motion(process: ProcessIdentity) -> int:
+        """Whether a process that was sent SIGSTOP has stopped: `_MOVING`, `_HELD` or `_STILL`."""
         try:
             states = stat_file.thread_states(process.pid)
         except OSError as error:
@@ -56,6 +58,7 @@ if sys.platform == "linux":
 else:
 
     def _motion(process: ProcessIdentity) -> int:
+        """Whether a process that was sent SIGSTOP has stopped: `_MOVING`, `_HELD` or `_STILL`."""
         import psutil  # noqa: PLC0415  importing mpkit must not load it
 
         try:
@@ -70,29 +73,29 @@ else:
 def kill_families(
     roots: Iterable[ProcessIdentity], *, spared: Collection[ProcessIdentity] = (), since: int = 0
 ) -> None:
-    """Kill `roots` and all their descendants at once (SIGKILL); what may not be signalled is passed over.
+    """Kill `roots` and all their descendants at once (SIGKILL). Processes of other users are skipped.
 
-    No child that is being started meanwhile slips away: everything is stopped first, parents before their
-    children, until nothing new turns up. What is stopped starts nothing, so this comes to an end (after a
-    hundred looks at the latest: one of another user cannot be stopped). Whatever happens in between, what has
-    been stopped is killed.
+    A child that is just being started cannot escape: first everything is stopped, parents before their
+    children, until no new processes appear. A stopped process starts nothing, so this comes to an end (after
+    a hundred rounds at the latest, because processes of other users cannot be stopped). Whatever happens in
+    between, processes that have been stopped are killed.
 
-    Descendants can be missed only where there is no descriptor or memory left to look for them, and it stays
-    so for a fifth of a second; or where one that is starting a process does not get as far as stopping
-    within a second (a tenth, while it waits inside the kernel).
+    Descendants can be missed only if there is no descriptor or memory left to look for them for a fifth of a
+    second; or if a process that is starting another one does not stop within a second (within a tenth, if it
+    waits inside the kernel).
 
     Args:
         roots: The processes to begin with.
-        spared: Processes that are passed over together with their own descendants.
-        since: So are descendants that have started before this (see `ProcessIdentity.started`).
+        spared: Processes that are skipped, together with their descendants.
+        since: Descendants that were started before this are skipped, too (see `ProcessIdentity`).
     """
     targets = [root for root in roots if root not in spared]
     try:
         _stop_all(targets, spared, since)
         _kill_all(targets)
     except BaseException:
-        # What is stopped and not killed stays so for ever. Twice, should an interrupt come just before it is
-        # kept away.
+        # A process that is stopped and not killed would stay stopped for ever. Twice, in case an interrupt
+        # comes just before interrupts are deferred.
         try:
             _kill_all(targets)
         finally:
@@ -107,21 +110,21 @@ def signal_families(
     since: int = 0,
     announce: Callable[[list[ProcessIdentity]], object] | None = None,
 ) -> list[ProcessIdentity]:
-    """Send a signal to `roots` and all their descendants; what may not be signalled is passed over.
+    """Send a signal to `roots` and all their descendants. Processes of other users are skipped.
 
-    No child that is being started meanwhile slips away, as with `kill_families`: everything is stopped, sent
-    the signal, and let go on. So it also reaches those that somebody else had stopped before. On Windows,
-    where nothing can be stopped, it is sent to those that are there.
+    A child that is just being started cannot escape, as with `kill_families`: everything is stopped, sent the
+    signal, and continued. So processes that had been stopped before are continued and get the signal, too. On
+    Windows, where processes cannot be stopped, the signal is sent to those that exist.
 
     Args:
         roots: The processes to begin with.
         signum: The signal.
-        since: Descendants that have started before this (see `ProcessIdentity.started`) are passed over,
-            together with their own.
-        announce: Called with all those that it is meant for, before any of them gets it.
+        since: Descendants that were started before this (see `ProcessIdentity`) are skipped, together with
+            theirs.
+        announce: Called with the whole family before any member gets the signal.
 
     Returns:
-        All those that it was meant for, the roots first.
+        The whole family, the roots first.
     """
     targets = list(roots)
     try:
@@ -131,7 +134,7 @@ def signal_families(
         for process in targets:
             signalling.send_signal_if_allowed(process, signum)
     finally:
-        # Twice, should an interrupt come just before it is kept away.
+        # Twice, in case an interrupt comes just before interrupts are deferred.
         try:
             _continue_all(targets)
         finally:
@@ -142,29 +145,29 @@ def signal_families(
 def _continue_all(targets: list[ProcessIdentity]) -> None:
     if sys.platform != "win32":
         with deferred_interrupts():
-            # Children first: a shell that waits for its own then sees none that is stopped.
+            # Children first, so that a shell that waits for its children does not see any that is stopped.
             for process in reversed(targets):
                 signalling.send_signal_if_allowed(process, signal.SIGCONT)
 
 
 def _stop_all(targets: list[ProcessIdentity], spared: Collection[ProcessIdentity], since: int) -> None:
-    """Stop `targets` and what descends from them, which is added before it is stopped."""
-    # Not stopped: this process, which comes last, for what is stopped does nothing any more; and those that
-    # cannot be, or take too long.
+    """Stop `targets` and all their descendants, which are added to `targets` before they are stopped."""
+    # Processes that are not stopped: this one, which could do nothing any more; and those that cannot be
+    # stopped, or take too long.
     loose = {identity.current()}
-    # Looked at before anything is stopped: the kernel hangs up a group of processes whose leader goes while
-    # members of it are stopped. Who dies of that has no children any more when it is looked at next. (A
-    # single one often has none now.)
+    # Descendants are listed before anything is stopped: if the leader of a process group ends while members
+    # of it are stopped, the kernel sends SIGHUP to the group, and the descendants of a process that dies of
+    # this could no longer be found. (A single root often has no children; then this is skipped.)
     known: list[ProcessIdentity] = []
     if len(targets) != 1 or not family_tree.is_childless(targets[0]):
         known = family_tree.descendants_if_seen(targets, spared, since)
     fresh = list(targets)
     for _ in range(_MOST_ROUNDS):
         loose.update(_stop([process for process in fresh if process not in loose]))
-        # Only now is a housekeeper that was being started told from any other fork: until it has executed its
-        # program, whoever starts it does not stop.
+        # A housekeeper that is just being started looks like any other forked process until it has executed
+        # its program. Its parent does not stop before that, so by now it can be recognised.
         new, known = family_tree.descendants_if_seen(targets, spared, since, known), []
-        # Who does not die of being hung up is continued by it.
+        # Processes that were continued: by SIGHUP (see above), if they have survived it.
         continued = (p for p in targets if p not in loose and _motion(p) == _MOVING)
         fresh = [*continued, *new]
         if not fresh:
@@ -173,17 +176,17 @@ def _stop_all(targets: list[ProcessIdentity], spared: Collection[ProcessIdentity
 
 
 def _stop(moving: list[ProcessIdentity]) -> list[ProcessIdentity]:
-    """Stop processes and wait until they have stopped; those that cannot be, or take too long."""
+    """Stop processes and wait until they have stopped; return those that cannot be, or take too long."""
     if sys.platform == "win32":
         return moving
     began = CLOCK.monotonic()
     pause = _FIRST_PAUSE_S
     while moving:
-        # Again and again: one that is continued before it has stopped does not stop.
+        # Repeated, because a process that is continued before it has stopped does not stop.
         for process in moving:
             signalling.send_signal_if_allowed(process, signal.SIGSTOP)
-        # Sent is not stopped: since Linux 4.19 a fork that is under way goes on to its end, and the child is
-        # in no table before that. It inherits nothing of the signal.
+        # A process that was sent the signal may not have stopped yet: since Linux 4.19 a fork that is under
+        # way is completed first. Until then the child cannot be found, and it does not inherit the signal.
         passed = CLOCK.monotonic() - began
         given_up = {_STILL} if passed < _HELD_PATIENCE_S else {_STILL, _HELD}
         moving = [process for process in moving if _motion(process) not in given_up]
@@ -198,33 +201,33 @@ def _stop(moving: list[ProcessIdentity]) -> list[ProcessIdentity]:
 def _kill_all(targets: list[ProcessIdentity]) -> None:
     me = identity.current()
     failed: OSError | None = None
-    # Children, who are younger, first. When a parent goes, the kernel continues a child of it that is stopped
-    # and has a group of its own, and that might start something. And should this process be killed in the
-    # middle, those that are left still have the parent by whom others find them.
+    # Children (which are younger) before their parents. When a parent ends, the kernel continues a stopped
+    # child that has a process group of its own, which might then start something. And if this process is
+    # killed in the middle, the remaining ones still have their parents, by which others can find them.
     ordered = sorted(targets, key=lambda process: (process != me, process.started))
     with deferred_interrupts():
         for process in reversed(ordered):
             try:
                 signalling.send_signal_if_allowed(process, KILL)
             except OSError as error:
-                # The others are stopped, too, and must not stay so.
+                # Raised later, because the others must not stay stopped.
                 failed = error
     if failed is not None:
         raise failed
 
 
 def wait_families_gone(roots: Iterable[ProcessIdentity], timeout: float | None) -> list[ProcessIdentity]:
-    """Wait until `roots` and all their descendants have ended, those included that are started meanwhile.
+    """Wait until `roots` and all their descendants have ended, including ones that are started meanwhile.
 
-    A descendant is known from the first look that finds it; then it counts, whoever its parent is. One that
-    is started in the last moments of its parent, between two looks, cannot be told from a stranger.
+    Once a look has found a descendant, it counts even if its parent ends. One that is started in the last
+    moments of its parent, between two looks, cannot be found.
 
     Args:
         roots: They need not be children of this process.
-        timeout: Seconds at the longest for all together, None for ever.
+        timeout: How many seconds to wait at most, for all together; None: no limit.
 
     Returns:
-        Those that still live when the time is out.
+        Those that are still alive when the time is over.
 
     Blocking: for at most `timeout`.
     """

@@ -1,4 +1,8 @@
-"""Who descends from whom: the children and further descendants of a process, without its housekeepers."""
+"""The children and further descendants of a process, without its *housekeepers*.
+
+Housekeepers are the helper processes that must outlive a family, to clean up after it: the resource tracker
+of multiprocessing, and the guardian.
+"""
 
 from __future__ import annotations
 
@@ -25,25 +29,25 @@ __all__ = [
 ]
 
 GUARDIAN: Final = "from mpkit._platform.parent_death.guardian import main"
-"""How the program of a guardian begins."""
+"""The beginning of the guardian's program, by which it is recognised."""
 
 HOUSEKEEPERS: Final = ("from multiprocessing.resource_tracker import main", GUARDIAN)
-"""Marks in the command line of a process that must outlive its family, to clean up after it."""
+"""The texts in the command lines of housekeepers by which they are recognised."""
 
 _FORK_SERVER: Final = "multiprocessing.forkserver"
 
-# How often, and after which pause, the table of processes is asked for again while there is no descriptor
-# left to read it with: others give theirs back all the time, and nothing tells when.
+# How often, and after which pause, to read the table of processes again if no descriptor is left for that:
+# others may be closed at any time, for which there is no event.
 _LOOKS: Final = 20
 _PAUSE_S: Final = 0.01
 
 if sys.platform == "linux":
 
     def _parents() -> dict[int, tuple[int, ProcessIdentity]]:
-        """Every living process: pid -> (pid of its parent, identity).
+        """All living processes: pid -> (pid of its parent, identity).
 
         Raises:
-            OSError: If there is no descriptor or memory left: a table with holes would hide descendants.
+            OSError: If there is no descriptor or memory left: an incomplete table would hide descendants.
         """
         table: dict[int, tuple[int, ProcessIdentity]] = {}
         for entry in os.listdir("/proc"):
@@ -62,11 +66,11 @@ if sys.platform == "linux":
         return table
 
     def _child_pids(pid: int, threads: int | None = None) -> list[int] | None:
-        """The children of a process, ended ones included; None where that cannot be told so cheaply.
+        """The children of a process, including ended ones; None if this cannot be found out cheaply.
 
         Args:
-            pid: Whose.
-            threads: Those that so many threads have started, the oldest ones; None: all.
+            pid: The process.
+            threads: Only those that its oldest threads have started, this many; None: all.
         """
         found: list[int] = []
         try:
@@ -74,7 +78,7 @@ if sys.platform == "linux":
                 with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
                     found += map(int, file.read().split())
         except OSError:
-            return None  # a thread has ended; or the kernel was built without it; or nothing to look with
+            return None  # a thread has ended; or the kernel does not support it; or no descriptor is left
         return found
 
     def _command_line(pid: int) -> str:
@@ -82,7 +86,7 @@ if sys.platform == "linux":
             with open(f"/proc/{pid}/cmdline", "rb", buffering=0) as file:
                 return os.fsdecode(file.read(65536).replace(b"\0", b" "))
         except OSError as error:
-            # A housekeeper must not be taken for something else.
+            # Raised, because otherwise a housekeeper would not be recognised.
             if identity.is_lack_of_means(error):
                 raise
             return ""
@@ -90,11 +94,11 @@ if sys.platform == "linux":
 else:
 
     def _parents() -> dict[int, tuple[int, ProcessIdentity]]:
-        """Every living process: pid -> (pid of its parent, identity)."""
+        """All living processes: pid -> (pid of its parent, identity)."""
         import psutil  # noqa: PLC0415  importing mpkit must not load it
 
         table: dict[int, tuple[int, ProcessIdentity]] = {}
-        # Not by `process_iter`, which leaves out a process that has got the pid of one it knows.
+        # Not by `process_iter`, which omits a process with a reused pid.
         for pid in psutil.pids():
             try:
                 process = psutil.Process(pid)
@@ -107,7 +111,7 @@ else:
         return table
 
     def _child_pids(pid: int, threads: int | None = None) -> list[int] | None:
-        """The children of a process; None: that cannot be told so cheaply."""
+        """The children of a process; here always None, because this cannot be found out cheaply."""
         del pid, threads
         return None
 
@@ -127,28 +131,29 @@ def descendants(
     since: int = 0,
     known: Iterable[ProcessIdentity] = (),
 ) -> list[ProcessIdentity]:
-    """The living descendants of `roots`, parents before their children; housekeepers are left out.
+    """The living descendants of `roots`, parents before their children, without housekeepers.
 
     Args:
-        roots: The processes to begin with. They are not among the result.
-        spared: Processes that are passed over together with their own descendants.
-        since: So are those that have started before this (see `ProcessIdentity.started`), unless they are
-            roots. What the fork server of a root starts counts as started by that root.
-        known: What an earlier call has returned: it counts, whoever its parents are now.
+        roots: The processes to begin with. They are not part of the result.
+        spared: Processes that are skipped, together with their descendants.
+        since: Descendants that were started before this (see `ProcessIdentity`) are skipped, too. But
+            processes that a fork server of a root or descendant has started since then count as started by
+            that.
+        known: The result of an earlier call: these count even if their parents have ended.
 
     Raises:
-        OSError: If there is no descriptor or memory left to look with.
+        OSError: If there is no descriptor or memory left to read the table of processes.
     """
     table = _parents()
     children: dict[int, list[ProcessIdentity]] = {}
     for parent, process in table.values():
         children.setdefault(parent, []).append(process)
-    # A root that is gone has no children: the pid may be another's by now.
+    # Only roots that exist: the pid of one that has ended may have been reused.
     queue = [root for root in roots if table.get(root.pid, (0, None))[1] == root]
     seen = set(queue)
     found: list[ProcessIdentity] = []
     for process in known:
-        # It may have executed the program of a housekeeper since.
+        # Meanwhile it may have executed the program of a housekeeper.
         if table.get(process.pid, (0, None))[1] == process and not _is_housekeeper(process.pid):
             seen.add(process)
             found.append(process)
@@ -168,9 +173,9 @@ def descendants(
 
 
 def descendants_since(root: ProcessIdentity, since: int) -> list[ProcessIdentity]:
-    """The living descendants of one process that were started since then. Cheap where it has no children.
+    """The living descendants of a process that were started since then. Cheap if it has no children.
 
-    If there is no descriptor or memory left to look with, and it stays so for a fifth of a second: none.
+    None are returned if there is no descriptor or memory left to look for them for a fifth of a second.
     """
     return [] if is_childless(root) else descendants_if_seen((root,), (), since)
 
@@ -178,40 +183,46 @@ def descendants_since(root: ProcessIdentity, since: int) -> list[ProcessIdentity
 def children_of(
     process: ProcessIdentity, most: int | None = None, threads: int | None = None
 ) -> list[ProcessIdentity]:
-    """The living children that a process has now, without housekeepers. Cheap; none where that cannot be told
-    cheaply, or there is no descriptor or memory left to look with.
+    """The living children of a process, without housekeepers. Cheap.
+
+    None are returned if they cannot be found out cheaply, or there is no descriptor or memory left.
 
     Args:
-        process: Whose.
-        most: Look at so many of them at most, the oldest ones; None: at all.
-        threads: And at those of so many threads, the oldest ones; None: of all.
+        process: The process.
+        most: Only look at this many children, the oldest ones; None: at all.
+        threads: Only look at children that its oldest threads have started, this many; None: that any has
+            started.
     """
     pids = (_child_pids(process.pid, threads) or [])[:most]
     try:
         found = [child for child in map(identity.of, pids) if child and not _is_housekeeper(child.pid)]
-        # The pid may have been another's by then.
+        # If the process has ended, its pid may have been reused before its children were listed.
         return found if found and identity.is_alive(process) else []
     except OSError:
         return []
 
 
 def fork_servers_of(process: ProcessIdentity) -> list[ProcessIdentity]:
-    """The fork server that multiprocessing has started in a process. None where that cannot be told cheaply.
+    """The fork server (at most one) that multiprocessing has started in a process.
+
+    The list is empty if there is none, or if this cannot be found out cheaply.
 
     Raises:
-        OSError: If there is no descriptor or memory left to look with.
+        OSError: If there is no descriptor or memory left to find out.
     """
     return [child for child in children_of(process) if _is_fork_server(child.pid, process.pid)]
 
 
 def is_childless(process: ProcessIdentity) -> bool:
-    """Whether a process certainly has no children, not even one that has ended. Cheap."""
+    """Whether it is certain that a process has no children, not even ones that have ended. Cheap."""
     return _child_pids(process.pid) == []
 
 
 def has_children() -> bool:
-    """Whether this process has children, at the price of one system call. Ended ones count until somebody has
-    waited for them. Where that cannot be told so: true before Python 3.13 on macOS, false on Windows.
+    """Whether this process has children, found out by a single system call.
+
+    Children that have ended count until they are reaped. Where there is no such call, this is true on macOS
+    (before Python 3.13), and false on Windows.
     """
     if sys.platform == "win32":
         return False
@@ -225,10 +236,10 @@ def has_children() -> bool:
 
 
 def with_descendants(processes: Iterable[ProcessIdentity]) -> list[ProcessIdentity]:
-    """These processes, then their living descendants that are not among them.
+    """These processes, and then their other living descendants.
 
-    For those who are ending a family and have to go on in any case: if there is no descriptor or memory left
-    to look with, and it stays so for a fifth of a second, only `processes`.
+    If there is no descriptor or memory left to look for descendants for a fifth of a second, only `processes`
+    are returned, because a caller that is ending a family has to go on in any case.
     """
     known = list(processes)
     return known + [process for process in descendants_if_seen(known, ()) if process not in known]
@@ -240,9 +251,7 @@ def descendants_if_seen(
     since: int = 0,
     known: Collection[ProcessIdentity] = (),
 ) -> list[ProcessIdentity]:
-    """As `descendants`; if there is no descriptor or memory left to look with, and it stays so for a fifth of
-    a second, none.
-    """
+    """`descendants`, but none if there is no descriptor or memory left for a fifth of a second."""
     roots = tuple(roots)
     for _ in range(_LOOKS):
         try:
@@ -255,9 +264,9 @@ def descendants_if_seen(
 
 
 def _is_fork_server(pid: int, parent: int) -> bool:
-    """Whether a child of `parent` is the fork server of its multiprocessing."""
+    """Whether a child of `parent` is a fork server that multiprocessing has started in `parent`."""
     line = _command_line(pid)
-    # What a fork server has started has the same line, and so have the forks of that.
+    # Processes that a fork server has forked have the same command line as the server, and so do their forks.
     return _FORK_SERVER in line and line != _command_line(parent)
 
 

@@ -1,7 +1,6 @@
-"""Which process a pid means.
+"""The identity of a process: its pid together with its start time.
 
-A pid alone is not enough: the kernel gives it to another process once its owner is gone. The moment at which
-the process started tells them apart.
+A pid alone is not enough, because the kernel may give it to another process when the first one is gone.
 """
 
 from __future__ import annotations
@@ -18,34 +17,35 @@ from mpkit._platform.threads.forks import in_forked_children
 __all__ = ["ProcessIdentity", "current", "is_alive", "is_lack_of_means", "look", "of"]
 
 
-# No descriptor, in this process or the system, or no memory.
+# No descriptor left (in this process or in the system), or no memory.
 _NO_MEANS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 def is_lack_of_means(error: OSError) -> bool:
-    """Whether it is for want of a descriptor or of memory: it tells nothing, and may pass."""
+    """Whether the error is a lack of descriptors or memory: nothing is known, and a retry may succeed."""
     return error.errno in _NO_MEANS
 
 
 ProcessIdentity = NamedTuple("ProcessIdentity", [("pid", int), ("started", int)])
-"""A process, for good: the pid together with the moment at which it started.
+"""A process, identified for ever: its pid, and when it was started.
 
-That is told in clock ticks since boot on Linux, else in microseconds since the epoch.
+`started` is in clock ticks since boot on Linux, elsewhere in microseconds since the epoch.
 """
 
 
 if sys.platform == "linux":
 
     def _examine(pid: int) -> tuple[int, bool] | None:
-        """When the process started, and whether it still runs; None when there is none.
+        """When the process was started, and whether it is still alive; None if there is no such process.
 
         Raises:
-            PermissionError: If the system hides it from us (``hidepid``).
+            PermissionError: If the system hides it from this user (``hidepid``).
+            OSError: If it cannot be examined for another reason (no descriptor left).
         """
         try:
             fields = stat_file.fields_of(pid)
         except (FileNotFoundError, ProcessLookupError):
-            # With hidepid=2 there is nothing to be seen of processes that one may not examine.
+            # With hidepid=2, processes that this user may not examine are not visible at all.
             if pid not in {0, os.getpid()} and _has_owner(pid):
                 raise PermissionError(errno.EPERM, "hidden by /proc", str(pid)) from None
             return None
@@ -54,10 +54,10 @@ if sys.platform == "linux":
 else:
 
     def _examine(pid: int) -> tuple[int, bool] | None:
-        """When the process started, and whether it still runs; None when there is none.
+        """When the process was started, and whether it is still alive; None if there is no such process.
 
         Raises:
-            PermissionError: If the system does not let us examine it.
+            PermissionError: If the system does not allow examining it.
         """
         # Not at module level: importing mpkit must not load psutil.
         import psutil  # noqa: PLC0415
@@ -68,20 +68,20 @@ else:
         except psutil.AccessDenied:
             raise PermissionError(pid) from None
         except psutil.NoSuchProcess:
-            # ZombieProcess is one as well.
+            # (psutil.ZombieProcess is a subclass.)
             return None
 
     def start_of(process: Any) -> int:  # noqa: ANN401  psutil's inside, which its stub does not know
-        """When the process that a `psutil.Process` stands for started, as all processes are told it.
+        """The start time of a `psutil.Process`, in a form that is the same in all processes that ask for it.
 
-        Not by its own `create_time`, which on macOS (psutil 7.1 and later) follows the clock when that is
-        set: by how much, depends on the moment at which psutil was imported. Two processes would not agree
-        about a third.
+        Not by its public `create_time`, which on macOS (from psutil 7.1 on) is corrected when the clock is
+        set. The correction depends on when psutil was imported, so two processes would disagree about a
+        third.
         """
         try:
             seconds: float = process._proc.create_time(monotonic=True)
         except TypeError:
-            # Windows, and before 7.1: it does not follow the clock.
+            # On Windows, and before psutil 7.1, there is no such correction.
             seconds = process._proc.create_time()
         return round(seconds * 1_000_000)
 
@@ -96,10 +96,12 @@ def _forget() -> None:
 
 
 def current() -> ProcessIdentity:
-    """The identity of this process (worked out once, and once again after a fork).
+    """The identity of this process, which is found out once, and again after a fork.
 
     Raises:
-        OSError: If it has to be worked out, and there is no descriptor left for it.
+        OSError: If it has to be found out, and there is no descriptor left for that.
+        RuntimeError: If the system does not show this process under its own pid, so that identities are
+            useless.
     """
     global _current
     if _current is None:
@@ -115,10 +117,10 @@ def current() -> ProcessIdentity:
 
 
 def _is_shown_under(pid: int) -> bool:
-    """Whether the system shows this very process under this pid.
+    """Whether the system shows this process under this pid.
 
-    In a pid namespace that has kept the /proc of another one, other processes stand there: one that has died
-    would pass for alive.
+    In a pid namespace with the /proc of another namespace, pids mean other processes there, so a dead process
+    could count as alive.
     """
     try:
         return sys.platform != "linux" or os.readlink("/proc/self") == str(pid)
@@ -130,9 +132,9 @@ def of(pid: int) -> ProcessIdentity | None:
     """The identity of the process that has this pid now.
 
     Returns:
-        None if there is none, if it is dead already (a zombie), or if it may not or cannot be examined (no
-        descriptor left). Never an error of the system: whoever asks has often just started the process, and
-        would leave it without an owner. See `look` for one who has to know.
+        None if there is none, if it has ended (a zombie), or if it may not or cannot be examined (no
+        descriptor left). No error is raised in these cases, because a caller that has just started the
+        process would lose it. `look` is for callers that must know.
     """
     try:
         return look(pid)
@@ -144,7 +146,7 @@ def look(pid: int) -> ProcessIdentity | None:
     """The identity of the process that has this pid now.
 
     Returns:
-        None if there is none, or if it is dead already (a zombie).
+        None if there is none, or if it has ended (a zombie).
 
     Raises:
         OSError: If it may not or cannot be examined.
@@ -156,11 +158,12 @@ def look(pid: int) -> ProcessIdentity | None:
 
 
 def is_alive(identity: ProcessIdentity) -> bool:
-    """Whether this very process still lives.
+    """Whether this process is still alive.
 
-    A zombie is dead, a stopped process alive. One that may not be examined counts as alive: nothing is ever
-    taken away from a process that is not known to be dead. So does one while this process has no descriptor
-    or memory left to look, unless its pid is nobody's, or that of a child of ours that has ended.
+    A zombie is dead, a stopped process is alive. A process that may not be examined counts as alive, because
+    nothing is ever taken from a process that is not known to be dead. For the same reason it counts as alive
+    if this process has no descriptor or memory left to examine it; unless there is no process with its pid,
+    or only a child of this process that has ended.
     """
     try:
         seen = _examine(identity.pid)
@@ -174,11 +177,11 @@ def is_alive(identity: ProcessIdentity) -> bool:
 
 
 def _is_anybody(pid: int) -> bool:
-    """Whether some process has this pid and has not ended, as far as that can be told with nothing opened."""
+    """Whether any process with this pid may be alive, found out without opening anything."""
     if sys.platform == "win32":
-        return True  # nothing can be told
+        return True  # this cannot be found out
     if hasattr(os, "waitid"):
-        # It stays for whoever waits for it.
+        # WNOWAIT: it is not reaped.
         with contextlib.suppress(ChildProcessError):
             if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
                 return False
@@ -186,7 +189,7 @@ def _is_anybody(pid: int) -> bool:
 
 
 def _has_owner(pid: int) -> bool:
-    """Whether some process has this pid, which may have ended."""
+    """Whether there is a process with this pid, alive or a zombie."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

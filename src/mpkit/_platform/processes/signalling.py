@@ -1,4 +1,4 @@
-"""Sending a signal to one very process, never to another that has got its pid."""
+"""Sending a signal to exactly one process, never to another one that has got the same pid."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["may_be_signalled", "send_signal", "send_signal_if_allowed"]
 
 
 def send_signal(process: ProcessIdentity, signum: int) -> bool:
-    """Send a signal to this very process, never to another that has got its pid.
+    """Send a signal to this process, never to another one that has got the same pid.
 
     Returns:
-        Whether it was sent; False when the process has ended.
+        Whether it was sent; False if the process has ended.
 
     Raises:
         PermissionError: If it belongs to another user.
     """
-    # An interrupt between a descriptor and its use would leave it open.
+    # Deferred, because an interrupt after opening a descriptor would leave it open.
     with deferred_interrupts():
         if sys.platform == "linux" and hasattr(os, "pidfd_open"):
             try:
@@ -32,8 +32,7 @@ def send_signal(process: ProcessIdentity, signum: int) -> bool:
             except OSError:
                 return _send_by_pid(process, signum)  # an old kernel, a sandbox, out of descriptors
             try:
-                # The descriptor holds on to one process; which one, is looked up now that it cannot change
-                # any more.
+                # The descriptor refers to one process for good. So now it can be checked which one that is.
                 if not identity.is_alive(process):
                     return False
                 signal.pidfd_send_signal(descriptor, signum)
@@ -48,13 +47,14 @@ def send_signal(process: ProcessIdentity, signum: int) -> bool:
 
 
 def _send_by_pid(process: ProcessIdentity, signum: int) -> bool:
-    # Between the look and the signal the pid could in theory be handed out again; systems do that late.
+    # In theory the pid could be reused between this check and the signal, but systems do not reuse pids so
+    # soon.
     if not identity.is_alive(process):
         return False
     try:
         os.kill(process.pid, signum)
     except OSError:
-        # What Windows says of one that has ended meanwhile depends on who else has it open.
+        # The error that Windows raises for a process that has ended depends on whether others have it open.
         if identity.is_alive(process):
             raise
         return False
@@ -62,18 +62,18 @@ def _send_by_pid(process: ProcessIdentity, signum: int) -> bool:
 
 
 def send_signal_if_allowed(process: ProcessIdentity, signum: int) -> None:
-    """Send a signal to this very process, if it lives and belongs to this user."""
+    """Send a signal to this process, if it is alive and belongs to this user."""
     try:
         send_signal(process, signum)
     except PermissionError:
-        # A set-uid program of another user: not ours to end.
+        # It belongs to another user (a set-uid program, say).
         return
 
 
 def may_be_signalled(process: ProcessIdentity) -> bool:
-    """Whether it belongs to this user; one that has ended does. Not known on Windows: true.
+    """Whether this process may be signalled, that is, it belongs to this user. True if it has ended.
 
-    (There, 0 is no question but Ctrl-C.)
+    Always true on Windows, where this cannot be found out (the signal 0 means Ctrl-C there).
     """
     if sys.platform == "win32":
         return True

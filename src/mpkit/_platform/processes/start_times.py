@@ -1,6 +1,4 @@
-"""Whether a process was started before a certain moment: so a pool tells what its task has started from the
-rest.
-"""
+"""Whether a process was started before a certain moment. A pool finds the processes of a task in this way."""
 
 from __future__ import annotations
 
@@ -12,13 +10,14 @@ from mpkit._platform.threads.clock import CLOCK
 
 __all__ = ["StartClock"]
 
-# How often the two clocks are read at most, and how near to each other that has to be: whoever loses its core
-# in between reads one of them too late.
+# How often to read the two clocks at most, until the readings are close enough: if this thread loses its core
+# in between, one of them is read too late.
 _TRIES = 10
 _NEAR_NS = 100_000
 
 if sys.platform == "linux":
-    # Since boot, in ticks; this clock counts from there, too, and goes on while the machine is suspended.
+    # Start times are in ticks since boot. This clock also counts from boot, and goes on while the machine is
+    # suspended.
     _TICKS = os.sysconf("SC_CLK_TCK")
 
     def _now_ns() -> int:
@@ -37,7 +36,7 @@ else:
 
 
 def _gap_ns() -> int:
-    """How far that clock is ahead of the monotonic one."""
+    """By how many nanoseconds the clock of start times is ahead of the monotonic clock."""
     best = gap = 0
     for _ in range(_TRIES):
         before = CLOCK.monotonic_ns()
@@ -52,10 +51,11 @@ def _gap_ns() -> int:
 
 
 class StartClock:
-    """Tells what a process that starts at a given moment has as `ProcessIdentity.started`.
+    """Converts a moment to the unit of `ProcessIdentity.started`.
 
-    Exact to one unit of that (10 ms on Linux). If the machine has been suspended, or (not on Linux) its clock
-    set, since this object was made, what it tells may be too early by so much, and never too late.
+    The result is exact to one unit (10 ms on Linux). If the machine has been suspended, or (not on Linux) its
+    clock has been set, since this object was created, the result may be too early by as much, but never too
+    late.
     """
 
     __slots__ = ("_gap",)
@@ -64,5 +64,5 @@ class StartClock:
         self._gap = _gap_ns()
 
     def at(self, monotonic_ns: int) -> int:
-        """For the moment that `time.monotonic_ns` has told as this number."""
+        """The `started` of a process that is started at this moment (on the clock of `time.monotonic_ns`)."""
         return _started(monotonic_ns + min(self._gap, _gap_ns()))

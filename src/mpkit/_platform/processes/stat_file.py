@@ -1,4 +1,4 @@
-"""``/proc/<pid>/stat``, where Linux tells the most about a process at the price of one file."""
+"""``/proc/<pid>/stat``, the file in which Linux tells most about a process."""
 
 from __future__ import annotations
 
@@ -18,30 +18,32 @@ __all__ = [
     "thread_states",
 ]
 
-# Where a field is in what `fields_of` returns; proc(5) counts from 1, and two more in front.
+# The indices of fields in the result of `fields_of`. (proc(5) counts from 1, and has two more fields in
+# front.)
 STATE, PARENT, USER_TICKS, SYSTEM_TICKS, _THREADS, STARTED = 0, 1, 11, 12, 17, 19
 
-#: States of a process that has ended; nobody has waited for it yet.
+#: The states of a process that has ended and has not been reaped.
 ENDED = (b"Z", b"X", b"x")
 
-#: States of a thread that a signal, or a debugger, has stopped.
+#: The states of a thread that was stopped by a signal or a debugger.
 _STOPPED: Final = (b"T", b"t")
 
-#: States of a thread that does nothing until somebody continues it, or ever.
+#: The states of a thread that does not run unless it is continued, or never again.
 NOT_RUNNING: Final = frozenset({*_STOPPED, *ENDED})
 
 
 def fields_of(pid: int) -> list[bytes]:
-    """The fields behind the pid and the command.
+    """The fields that follow the pid and the command.
 
     Raises:
-        OSError: If there is no such process, it is hidden from us, or there is no descriptor or memory left.
+        OSError: If there is no such process, it is hidden from this user, or there is no descriptor or memory
+            left.
     """
     return _fields_in(f"/proc/{pid}/stat")
 
 
 def thread_states(pid: int) -> set[bytes]:
-    """The states that the threads of a process are in, each once.
+    """The set of the states in which the threads of a process are.
 
     Raises:
         OSError: As `fields_of`.
@@ -61,14 +63,12 @@ def thread_states(pid: int) -> set[bytes]:
 def _fields_in(path: str) -> list[bytes]:
     with open(path, "rb", buffering=0) as file:
         text = file.read(4096)
-    # The command stands in parentheses, and may itself hold spaces and parentheses.
+    # The command is in parentheses, and may itself contain spaces and parentheses.
     return text[text.rindex(b")") + 2 :].split()
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether a signal, or a debugger, has stopped a process. False where that cannot be told (not on Linux,
-    without a descriptor).
-    """
+    """Whether a process is stopped by a signal or a debugger; False if not known (as outside Linux)."""
     try:
         return fields_of(pid)[STATE] in _STOPPED
     except OSError:

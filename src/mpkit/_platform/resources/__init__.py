@@ -1,4 +1,4 @@
-"""CPUs and memory: how much of them this process may use, and how much another one has used.
+"""CPUs and memory: how much this process may use, and how much another one uses.
 
 - `cpus`: how many CPUs this process may really use
 - `cgroups`: the control groups that limit it

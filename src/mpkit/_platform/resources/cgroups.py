@@ -1,6 +1,6 @@
 """The control groups of this process (Linux), in versions 1 and 2.
 
-Paths are strings here: `pathlib` would be loaded for nothing else in every worker.
+Paths are strings here, because `pathlib` would be loaded in every worker for this alone.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ __all__ = ["hierarchies", "lines_of"]
 
 
 def hierarchies(controller: str, root: str | os.PathLike[str]) -> Iterator[tuple[int, list[str]]]:
-    """Where this process's groups are, for one kind of resource.
+    """The directories of this process's control groups, for one kind of resource.
 
     Args:
         controller: Such as ``"cpu"`` or ``"memory"``.
-        root: Where the file system begins; tests lay out one of their own.
+        root: The root of the file system; tests use one of their own.
 
     Yields:
         The version of the hierarchy, and the directories in it: that of the process's group first, then those
@@ -29,9 +29,10 @@ def hierarchies(controller: str, root: str | os.PathLike[str]) -> Iterator[tuple
 
 
 def lines_of(path: str) -> list[str]:
-    """The lines of a file; none if it is not there, or not for us to read: then no limit is known."""
+    """The lines of a file; none if it does not exist or may not be read."""
     try:
-        # A file for text costs twice as much to open, and each start of a worker reads one of these.
+        # In binary mode, because opening a text file takes twice as long, and each start of a worker reads
+        # one.
         with open(path, "rb", buffering=0) as file:
             return file.read().decode("utf-8", "surrogateescape").splitlines()
     except OSError:
@@ -39,7 +40,7 @@ def lines_of(path: str) -> list[str]:
 
 
 def _groups(controller: str, root: str) -> Iterator[tuple[str, list[str], int]]:
-    """Mount point, this process's group below it, and version of each hierarchy with that controller."""
+    """For each hierarchy with that controller: mount point, this process's group below it, and version."""
     own: dict[str, list[str]] = {}
     for line in lines_of(join(root, "proc/self/cgroup")):
         _, controllers, path = line.split(":", 2)
@@ -61,9 +62,9 @@ def _groups(controller: str, root: str) -> Iterator[tuple[str, list[str], int]]:
 
 
 def _below(group: list[str], top: list[str]) -> list[str]:
-    """The group's path below the mount point; a container often has only its own part mounted."""
-    # Not below it: the group's path is that of another namespace ("/../.."), and what is mounted is all that
-    # can be read.
+    """The group's path below the mount point. A container often has only a part of the hierarchy mounted."""
+    # If the group is not below it, its path is relative to another namespace ("/../.."), and only the mounted
+    # directory itself can be read.
     return group[len(top) :] if group[: len(top)] == top else []
 
 
@@ -72,5 +73,5 @@ def _parts(path: str) -> list[str]:
 
 
 def _unescape(path: str) -> str:
-    """Mount points have their blanks as octal escapes."""
+    """Undo the octal escapes for blanks and backslashes in mount points."""
     return path.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")

@@ -1,4 +1,4 @@
-"""How much CPU time a process has used, as cheaply as the system tells."""
+"""How much CPU time a process has used, read in the cheapest way that the system offers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if sys.platform == "linux":
     from mpkit._platform.processes import stat_file
 
     def cpu_seconds(pid: int) -> float | None:
-        """CPU seconds that a process has used, its own and the kernel's; None when it cannot be read."""
+        """The CPU time of a process in seconds, in user and kernel mode; None if it cannot be read."""
         try:
             fields = stat_file.fields_of(pid)
         except OSError:
@@ -22,7 +22,7 @@ if sys.platform == "linux":
 else:
 
     def cpu_seconds(pid: int) -> float | None:
-        """CPU seconds that a process has used, its own and the kernel's; None when it cannot be read."""
+        """The CPU time of a process in seconds, in user and kernel mode; None if it cannot be read."""
         import psutil  # noqa: PLC0415  importing mpkit must not load it
 
         try:

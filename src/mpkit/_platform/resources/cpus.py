@@ -15,11 +15,11 @@ __all__ = ["usable_cpus"]
 def usable_cpus() -> int:
     """The number of CPUs this process may really use, at least 1.
 
-    The smallest of: the CPUs of its affinity mask (which includes cpusets), or from Python 3.13 on the number
-    that ``-X cpu_count`` or ``PYTHON_CPU_COUNT`` gives in its place; and on Linux the CPU quota of its
-    control group and of every group above it, in versions 1 and 2, rounded up. `os.cpu_count` and
-    `os.process_cpu_count` know nothing of quotas, so that ``docker run --cpus=2`` on a large machine would
-    start one process for each of its CPUs.
+    It is the smallest of these: the CPUs of its affinity mask (which includes cpusets), or from Python 3.13
+    on the number that ``-X cpu_count`` or ``PYTHON_CPU_COUNT`` sets instead; and on Linux, rounded up, the
+    CPU quota of its control group and of every group above it, in versions 1 and 2. `os.cpu_count` and
+    `os.process_cpu_count` ignore
+    quotas: under ``docker run --cpus=2`` on a large machine there would be one process for each of its CPUs.
     """
     count = _affinity()
     if sys.platform == "linux":
@@ -30,10 +30,10 @@ def usable_cpus() -> int:
 
 
 def _affinity() -> int:
-    # OSError: a sandbox does not let it through.
+    # OSError: a sandbox may refuse the system call.
     with contextlib.suppress(OSError):
         if sys.version_info >= (3, 13):
-            # It also tells what the user has said.
+            # This includes the number that the user has set.
             return os.process_cpu_count() or 1
         if sys.platform != "win32" and hasattr(os, "sched_getaffinity"):
             return len(os.sched_getaffinity(0))
@@ -41,10 +41,10 @@ def _affinity() -> int:
 
 
 def _quota(root: str | os.PathLike[str]) -> float | None:
-    """The smallest CPU quota among this process's control groups, in CPUs; None without any.
+    """The smallest CPU quota among this process's control groups, in CPUs; None if there is none.
 
     Args:
-        root: Where the file system begins; tests lay out one of their own.
+        root: The root of the file system; tests use one of their own.
     """
     quotas = [
         quota

@@ -1,4 +1,4 @@
-"""How much memory a process has, and whether the out-of-memory killer was at work."""
+"""How much memory a process uses, and whether the out-of-memory killer was at work."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if sys.platform == "linux":
             with open(f"/proc/{pid}/statm", "rb", buffering=0) as file:
                 return int(file.read(256).split()[1]) * _PAGE
         except (OSError, IndexError):
-            # Gone between opening and reading, the file is empty.
+            # IndexError: if the process ends between opening and reading the file, the file is empty.
             return None
 
 else:
@@ -35,29 +35,33 @@ else:
 
 
 def oom_kills(root: str | os.PathLike[str] = "/") -> int | None:
-    """How often the out-of-memory killer has struck so far where it could have hit this process or a child.
+    """How often the out-of-memory killer has acted where it could have hit this process or a child.
 
-    A number to compare with an earlier one. Counted are this process's memory control group and all below it;
-    where there is none that counts, the whole machine.
+    The number is to be compared with a later one. It counts this process's memory control group and those
+    below it; if that has no count, the whole machine.
 
     Args:
-        root: Where the file system begins; tests lay out one of their own.
+        root: The root of the file system; tests use one of their own.
 
     Returns:
-        None where the system does not count them (not Linux, or too old a kernel).
+        The number; None if the system does not count this (not Linux, or too old a kernel).
     """
     counter = _counter(os.fspath(root))
     return None if counter is None else _count_in(counter)
 
 
 def oom_killed_since(before: int | None) -> bool:
-    """Whether it has struck since `oom_kills` told `before`; False where it cannot be known."""
+    """Whether it has acted since `oom_kills` returned `before`; False if that is not known."""
     return before is not None and (oom_kills() or 0) > before
 
 
 @functools.cache
 def _counter(root: str) -> str | None:
-    """The file with the narrowest count. A process seldom changes its group; this stays a count then."""
+    """The path of the file with the narrowest count.
+
+    (Cached, because a process rarely changes its group; if it does, the count of the former one is still a
+    count.)
+    """
     candidates: list[str] = []
     if sys.platform == "linux":
         candidates += [

@@ -1,10 +1,10 @@
-"""Signals: their names and handlers, and how they are kept away for a moment.
+"""Signals: their names and handlers, and deferring them for a moment.
 
-- `names`: their names, and the one that ends a process
-- `signal_handlers`: the handlers of this process, as C functions
-- `interrupts`: keeping Ctrl-C away for a moment
-- `deferred_handlers`: keeping the handlers of other signals out of a fork
-- `handlers_at_work`: whether another process is still inside the handler of one
+- `names`: the names of signals, and the signal that ends a process
+- `signal_handlers`: the C functions that get and set signal handlers
+- `interrupts`: deferring Ctrl-C for a moment
+- `deferred_handlers`: deferring the handlers of other signals during a fork
+- `handlers_at_work`: whether another process is still inside a signal handler
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Keeping the handlers of signals out of a fork.
+"""Deferring the handlers of signals during a fork.
 
-The hooks that Python calls at a fork (those of `logging`, which give its locks back, among them) tell nobody
-of what is raised in them: it is printed, and what the hook had still to do is left out. So an exception of a
-handler, SystemExit on SIGTERM, say, would be lost there, and a lock perhaps stay taken for ever. SIGINT is
-kept away by `interrupts` already, and for longer.
+If an exception is raised in one of the hooks that Python calls at a fork (for example those of `logging`,
+which release its locks), it is only printed, and the rest of the hook is skipped. So if a signal handler
+raised an exception there (SystemExit for SIGTERM, say), the exception would be lost, and perhaps a lock would
+stay locked for ever. SIGINT is not handled here: it is deferred by `interrupts` already, and for longer.
 """
 
 from __future__ import annotations
@@ -26,18 +26,19 @@ _SIGNALS: Final = tuple(sorted(valid_signals() - {int(signal.SIGINT)}))
 
 
 class deferred_handlers:  # noqa: N801  a context manager, named as a function is
-    """In the main thread, the handlers of all signals but SIGINT wait until the block is over; elsewhere they
-    never come.
+    """In the main thread, defer the handlers of all signals except SIGINT until the end of the block.
 
-    A child that is forked inside it by the same thread calls `end_deferral_of_handlers` when it is ready for
-    its own signals; one that another thread forks has none to wait for.
+    (In other threads Python runs no handlers.) A child that the same thread forks inside the block calls
+    `end_deferral_of_handlers` when it is ready for signals of its own. A child that another thread forks
+    needs nothing.
     """
 
     __slots__ = ("_arrived", "_is_over", "_previous", "_thread")
 
     def __init__(self) -> None:
         self._previous: dict[int, _Handler] = {}
-        # With the process that each has come to: a fork copies what is waiting in its parent.
+        # For each signal that has arrived, the process and the frame: a forked child inherits what waits in
+        # its parent.
         self._arrived: dict[int, tuple[int, FrameType | None]] = {}
         self._is_over = False
         self._thread = threading.get_ident()
@@ -51,10 +52,10 @@ class deferred_handlers:  # noqa: N801  a context manager, named as a function i
                         self._previous[signum] = cast("_Handler", handler)
                         set_signal_handler(signum, self._note)
             except ValueError:
-                # The main thread of a subinterpreter gets no signals.
+                # This is a subinterpreter, whose main thread gets no signals.
                 self._previous.clear()
             except BaseException:
-                # A handler that was not deferred yet.
+                # Raised by a handler that was not deferred yet.
                 self.end()
                 raise
         return self
@@ -63,14 +64,15 @@ class deferred_handlers:  # noqa: N801  a context manager, named as a function i
         self.end()
 
     def end(self) -> None:
-        """Put all handlers back, and call those that have been waited for, each once."""
-        # First: should a handler that is back already raise, the others hold nothing up.
+        """Restore all handlers, and call those whose signals have arrived, each once."""
+        # First: if a handler that is restored already raises an exception, the others are no longer deferred
+        # either.
         self._is_over = True
         for signum in self._previous:
             self._put_back(signum)
         here = os.getpid()
         waiting = [(signum, frame) for signum, (pid, frame) in self._arrived.items() if pid == here]
-        # They hold frames, with all that is in them.
+        # Dropped, because the frames keep all their variables alive.
         self._arrived = {}
         self._call(waiting)
 
@@ -80,11 +82,11 @@ class deferred_handlers:  # noqa: N801  a context manager, named as a function i
             try:
                 self._previous[signum](signum, frame)
             finally:
-                # Whatever that one raises.
+                # The others are called even if that one raises an exception.
                 self._call(waiting)
 
     def _put_back(self, signum: int) -> None:
-        # Else the program has set another one meanwhile, which stays.
+        # Unless the program has set another handler meanwhile.
         if get_signal_handler(signum) == self._note:
             set_signal_handler(signum, self._previous[signum])
 
@@ -97,8 +99,9 @@ class deferred_handlers:  # noqa: N801  a context manager, named as a function i
 
 
 def end_deferral_of_handlers() -> None:
-    """In the main thread of a process that was forked inside a block: handlers come again, at once those that
-    have waited. Elsewhere it does nothing.
+    """In the main thread of a process that was forked inside a block: end the deferral.
+
+    Handlers whose signals have arrived are called at once. In other threads and processes this does nothing.
     """
     for signum in _SIGNALS:
         while isinstance(

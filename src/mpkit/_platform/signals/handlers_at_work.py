@@ -1,4 +1,4 @@
-"""Whether another process is still inside the handler of a signal: one that writes its stacks, say."""
+"""Whether another process is still inside a signal handler, for example one that writes its stacks."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ __all__ = ["HandlerWatch", "is_caught", "threads_that_block"]
 if sys.platform == "linux":
 
     def is_caught(pid: int, signum: int) -> bool:
-        """Whether a process has a handler for a signal, which might end it otherwise. True where that cannot
-        be told.
-        """
+        """Whether a process has a handler for a signal, which might otherwise end it; True if not known."""
         caught = _signals_in(f"/proc/{pid}/status", b"SigCgt")
         return caught is None or bool(caught & 1 << (signum - 1))
 
     def threads_that_block(pid: int, signum: int) -> frozenset[str]:
-        """The threads of a process that a signal is kept from, by number. One that is in its handler is among
-        them: the kernel keeps a signal away while it is handled (unless `SA_NODEFER` was asked for).
+        """The threads (by number) of a process that have a signal blocked.
 
-        None of them where that cannot be told: the process has ended or is hidden, no descriptor is left.
+        These include threads inside the handler of the signal: the kernel blocks a signal while it is
+        handled, unless the handler was set with `SA_NODEFER`. The result is empty if the process has ended or
+        is hidden, or no descriptor is left.
         """
         bit = 1 << (signum - 1)
         try:
@@ -34,7 +33,7 @@ if sys.platform == "linux":
         )
 
     def _signals_in(path: str, what: bytes) -> int | None:
-        """The signals that stand there, a bit for each; None where that cannot be told."""
+        """A set of signals in a status file, one bit for each; None if it cannot be read."""
         try:
             with open(path, "rb", buffering=0) as file:
                 text = file.read(8192)
@@ -46,28 +45,28 @@ if sys.platform == "linux":
 else:
 
     def is_caught(pid: int, signum: int) -> bool:  # noqa: ARG001  as above
-        """Whether a process has a handler for a signal: not known here."""
+        """Whether a process has a handler for a signal; always True here, as this cannot be found out."""
         return True
 
     def threads_that_block(pid: int, signum: int) -> frozenset[str]:  # noqa: ARG001  as above
-        """The threads of a process that a signal is kept from: not known here, so none."""
+        """The threads of a process that have a signal blocked; none here, as this cannot be found out."""
         return frozenset()
 
 
 class HandlerWatch:
-    """Tells whether a process is still inside the handler of a signal. Made before the signal is sent.
+    """Tells whether a process is still inside the handler of a signal. Created before the signal is sent.
 
     Args:
-        pid: Of the process.
+        pid: The pid of the process.
         signum: The signal.
     """
 
     def __init__(self, pid: int, signum: int) -> None:
         self._pid = pid
         self._signum = signum
-        # Somebody's threads may never hear of it.
+        # Threads that have the signal blocked anyway.
         self._deaf = threads_that_block(pid, signum)
 
     def is_at_work(self) -> bool:
-        """Whether a thread is inside the handler now. False where that cannot be told."""
+        """Whether a thread is inside the handler now; False if that cannot be found out."""
         return bool(threads_that_block(self._pid, self._signum) - self._deaf)

@@ -1,4 +1,4 @@
-"""Keeping Ctrl-C away from what must not be left half done, for a moment."""
+"""Deferring Ctrl-C (*interrupts*) for a moment, while something must not be left half done."""
 
 from __future__ import annotations
 
@@ -23,20 +23,21 @@ _SIGINT = int(signal.SIGINT)
 
 
 class deferred_interrupts:  # noqa: N801  a context manager, named as a function is
-    """In the main thread, an interrupt (SIGINT) waits until the block is over; elsewhere it never comes.
+    """In the main thread, defer an interrupt (SIGINT) until the end of the block.
 
-    A mask would not do: the kernel gives the signal to any thread, and Python then calls the handler in the
-    main thread all the same.
+    (In other threads Python runs no handlers.) Blocking the signal would not be enough: the kernel would
+    deliver it to another thread, and Python would then call the handler in the main thread nevertheless.
 
-    Where the handler of another signal raises an exception just when the block begins or ends, it may never
-    come to its end. Then the next interrupt finds that the function with the block is over, and goes where it
-    should.
+    If the handler of another signal raises an exception just when the block begins or ends, the code at the
+    end of the block may never run. In that case the next interrupt finds that the function with the block has
+    returned, and is handled in the ordinary way.
 
-    The block may ask whether one has arrived, and hand it on early. A process forked inside it, which never
-    comes to its end, calls `end_deferral`.
+    Code in the block may ask whether an interrupt has arrived, and hand it on early. A process that is forked
+    inside the block, and never reaches its end, calls `end_deferral`.
 
     Args:
-        unless: An interrupt does not wait while this says so: for foreign code within the block.
+        unless: While this function returns true, interrupts are not deferred: for foreign code within the
+            block.
     """
 
     __slots__ = ("_arrived", "_frame", "_previous", "_thread", "_unless")
@@ -56,7 +57,7 @@ class deferred_interrupts:  # noqa: N801  a context manager, named as a function
             try:
                 set_signal_handler(_SIGINT, self._note)
             except ValueError:
-                # The main thread of a subinterpreter gets no signals.
+                # This is a subinterpreter, whose main thread gets no signals.
                 self._previous = None
         return self
 
@@ -64,12 +65,11 @@ class deferred_interrupts:  # noqa: N801  a context manager, named as a function
         previous = self._previous
         if previous is not None:
             in_force = getattr(get_signal_handler(_SIGINT), "__self__", None)
-            # Else the program has set another one meanwhile, in its handler, say, which stays.
+            # Unless the program has set another handler meanwhile.
             if in_force is self or self in _in_force():
                 set_signal_handler(_SIGINT, previous)
             self._frame = None
             if self._arrived:
-                # Taken out: it holds frames with all that is in them, and somebody may keep this object.
                 self.hand_on()
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
@@ -83,29 +83,31 @@ class deferred_interrupts:  # noqa: N801  a context manager, named as a function
             self._arrived.append((signum, frame))
 
     def _is_over(self) -> bool:
-        """Whether the function that has the block is no longer being executed."""
-        # Not from the frame that was interrupted: an inner block hands on what came a while ago.
+        """Whether the function that contains the block is no longer being executed."""
+        # Looked for from here on and not from the frame that was interrupted: an inner block may hand on an
+        # interrupt that arrived earlier.
         frame: FrameType | None = sys._getframe(1)
         while frame is not None and frame is not self._frame:
             frame = frame.f_back
         return frame is None
 
     def has_arrived(self) -> bool:
-        """Whether one is waiting."""
+        """Whether an interrupt is waiting."""
         return bool(self._arrived)
 
     def hand_on(self) -> None:
-        """Inside the block: call the handler now, if one is waiting; what it raises comes from here."""
+        """Inside the block: if an interrupt is waiting, call the handler now, and raise its exceptions."""
         if self._arrived:
             latest = self._arrived[-1]
+            # Dropped, because the frames keep all their variables alive.
             self._arrived.clear()
             cast("_Handler", self._previous)(*latest)
 
 
 def end_deferral() -> None:
-    """In the main thread: interrupts come again, at once those that have waited.
+    """In the main thread of a process that was forked inside `deferred_interrupts`: end the deferral.
 
-    For a process that was forked inside a block of `deferred_interrupts`. Elsewhere it does nothing.
+    If an interrupt is waiting, the handler is called at once. Outside such blocks this does nothing.
     """
     deferrals = _in_force()
     if deferrals:
@@ -118,14 +120,15 @@ def end_deferral() -> None:
 
 @in_forked_children
 def _end_deferral_of_another_thread() -> None:
-    # The main thread, which was inside a block, is not here: the thread that has forked is the main one now.
+    # If the main thread of the parent was inside a block, and another thread has forked: that is the main
+    # thread here.
     deferrals = _in_force()
     if deferrals and deferrals[-1]._thread != threading.get_ident():
         set_signal_handler(_SIGINT, deferrals[-1]._previous)
 
 
 def _in_force() -> list[deferred_interrupts]:
-    """The blocks that keep interrupts away now, the innermost first."""
+    """The blocks that are deferring interrupts now, the innermost first."""
     found: list[deferred_interrupts] = []
     handler = get_signal_handler(_SIGINT)
     while isinstance(deferral := getattr(handler, "__self__", None), deferred_interrupts):
@@ -136,10 +139,10 @@ def _in_force() -> list[deferred_interrupts]:
 
 @contextlib.contextmanager
 def without_interrupts() -> Generator[None]:
-    """What is started in the block, a thread or a process, starts with SIGINT blocked.
+    """Threads and processes that are started in this block begin with SIGINT blocked.
 
-    A thread should never get it: the signal has to wake the main thread. A process of ours would die of it
-    with a traceback before it has its own handler in place.
+    A thread should never get the signal, because it has to wake the main thread. A process of mpkit would die
+    of it, with a traceback, before it has set its own handler.
     """
     if sys.platform == "win32":
         yield

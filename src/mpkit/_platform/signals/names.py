@@ -10,10 +10,10 @@ __all__ = ["KILL", "how_it_ended", "signal_name"]
 
 if sys.platform == "win32":
     KILL: Final = signal.SIGTERM
-    """What ends a process at once: there it does."""
+    """The signal that ends a process at once; on Windows SIGTERM does."""
 else:
     KILL: Final = signal.SIGKILL
-    """What ends a process at once."""
+    """The signal that ends a process at once."""
 
 
 def signal_name(exitcode: int | None) -> str | None:
@@ -23,7 +23,7 @@ def signal_name(exitcode: int | None) -> str | None:
         exitcode: As in `multiprocessing.Process.exitcode`: negative when a signal ended the process.
 
     Returns:
-        Such as ``"SIGSEGV"`` (``"signal 40"`` for one without a name), or None when no signal did.
+        Such as ``"SIGSEGV"`` (or ``"signal 40"`` for a signal without a name); None if no signal ended it.
     """
     if exitcode is None or exitcode >= 0:
         return None
@@ -35,7 +35,7 @@ def signal_name(exitcode: int | None) -> str | None:
 
 
 def how_it_ended(exitcode: int | None) -> str:
-    """What an exit code tells of a process, for people; None: nothing is known."""
+    """How a process ended, as text for people; None: the exit code is not known."""
     if exitcode is None:
         return "died"
     name = signal_name(exitcode)

@@ -1,7 +1,7 @@
-"""The handlers of signals, and which signals there are, as C functions.
+"""The C functions that get and set signal handlers, and list the valid signals.
 
-``_signal`` is private (as what `mpkit._platform.stdlib` uses). The functions of `signal` turn its numbers
-into enumerations, which costs ten times as much as the system call (11 us to keep interrupts from one block
+``_signal`` is private, like what `mpkit._platform.stdlib` uses. The functions of `signal` convert numbers to
+enumerations, which costs ten times as much as the system call (11 microseconds for deferring interrupts once,
 on Python 3.10).
 """
 

@@ -1,21 +1,21 @@
-"""Where mpkit meets what the standard library does not promise: the private parts of `multiprocessing`.
+"""Everything that uses private parts of the standard library, mostly of `multiprocessing`.
 
-No module outside this room imports a private one (`tests/architecture/test_house.py` sees to it), except
-`mpkit._platform.signals.signal_handlers`. The head of each module here tells what private names it uses, and
-why there is no public way; `tests/unit/platform/test_canary.py` says which name is gone, or behaves
-otherwise, in a new Python. Elsewhere stand only ``RLock._is_owned``
+No module outside this package imports a private module (`tests/architecture/test_house.py` checks this),
+except `mpkit._platform.signals.signal_handlers`. The head of each module here tells which private names it
+uses, and why there is no public way; `tests/unit/platform/test_canary.py` fails if one of them is missing or
+behaves differently in a new Python. Elsewhere there are only ``RLock._is_owned``
 (`mpkit._platform.threads.interruptible_lock`), the methods of a `SemLock`, and ``concurrent.futures._base``,
-on whose `Future` the handle of a task is built (`mpkit.pool._handle`).
+from whose `Future` the handle of a task is derived (`mpkit.pool._handle`).
 
-- `child_process`: a process with a start method of its own
-    - `child_launch`: how it is launched; `child_popen`: how it is waited for, exactly, and signalled
+- `child_process`: a process whose start method can be chosen for each instance
+    - `child_launch`: launching it; `child_popen`: waiting for it and signalling it
     - `preparation`: what a child is told about the program that starts it; `contexts`: the start method
-    - `passing`: what it gets while it is started, as programs of ours do
-- `fork_server`: starting that of multiprocessing; `server_mask` and `server_clients`, which it imports
-- `tracker`: the resource tracker of multiprocessing; `tracker_process`: starting it; `notes`: what it may not
-  know of a killed process
-- `sem_lock`: semaphores that are opened by name
-- `exit_hooks`: what is called at the end of a process
+    - `passing`: descriptors for a child, or for another program, that is being started
+- `fork_server`: starting the fork server; `server_mask` and `server_clients`: modules that the server imports
+- `tracker`: talking to the resource tracker; `tracker_process`: starting it; `notes`: what the tracker may
+  not know about a killed process
+- `sem_lock`: semaphores that can be opened by name
+- `exit_hooks`: functions that are called at the end of a process
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""How a child is launched: so that nobody loses it, and that nothing stays open where the system refuses it.
+"""Launching a child so that it is never lost, and that no descriptor stays open if the system refuses it.
 
-It is mixed into the Popen classes of multiprocessing, which are private, and so is what they promise each
-other.
+These classes are mixed into the Popen classes of multiprocessing. Those are private, and so is the way in
+which they use each other's methods.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ from mpkit._platform.threads.forks import in_forked_children
 
 __all__ = ["Launch", "LaunchByServer", "LaunchOfOwn", "gives_way"]
 
-#: No launch takes as long as this, unless it waits for a process that is stopped.
+#: A launch takes longer than this only if it waits for a process that is stopped.
 _STUCK_S: Final = 1.0
 
-#: What a launch by the fork server has open at most (a socket and two pipes), and some for what is imported.
+#: How many descriptors a launch by the fork server needs at most (a socket and two pipes, and some for
+#: imports).
 _LAUNCH_DESCRIPTORS: Final = 8
 
-#: Launches under way by spawn and forkserver, of all threads.
+#: The launches that are under way by spawn and forkserver, in all threads.
 _launches: Final[list[Launch]] = []
 in_forked_children(_launches.clear)
 
 
 class Launch:
-    """Mixed into the Popen classes of multiprocessing (POSIX), besides what waits for the child."""
+    """Launching a child; mixed into the Popen classes of multiprocessing (POSIX)."""
 
     method: str
     pid: int
@@ -44,8 +45,9 @@ class Launch:
     finalizer: util.Finalize | None
 
     def _launch(self, child: BaseProcess) -> None:
-        # A child whose pid did not arrive here, or that waits for what is not sent any more, would stay for
-        # ever. A fork leaves the blocks by `end_deferral` and its like, just before it calls its target.
+        # Interrupts are deferred, because a child whose pid was lost, or that waits for data which is never
+        # sent, would stay for ever. A forked child leaves these blocks by `end_deferral` and
+        # `end_deferral_of_handlers`, just before it calls its target.
         self._interrupts = deferred_interrupts(gives_way)
         self._launch_began = CLOCK.monotonic()
         with self._interrupts:
@@ -64,14 +66,14 @@ class Launch:
         return self._interrupts.has_arrived() and CLOCK.monotonic() - self._launch_began > _STUCK_S
 
     def _launched(self) -> None:
-        """What is to be done at once, in the parent."""
+        """Called in the parent right after the launch."""
 
     def give_up(self) -> None:
-        """After an error (or an interrupt) half way through the start: let nothing go on that has begun."""
+        """After an error or interrupt half way through the start: end the child, and close what is open."""
         its = vars(self)
         if its.get("_owner", os.getpid()) != os.getpid():
-            # The fork itself, interrupted before it got to what it is for: it must not go on as a second one
-            # of the program.
+            # This is the forked child, interrupted before it has come to its target: it must not go on as a
+            # second copy of the program.
             os._exit(1)
         with deferred_interrupts():
             if "pid" in its:
@@ -107,32 +109,33 @@ class LaunchByServer(Launch):
 
     @override
     def _launch(self, child: BaseProcess) -> None:
-        # multiprocessing begins to talk to the server, and asks for the last descriptor when that has forked.
-        # Failing in between, it would leave the server dead, or the fork waiting for ever.
+        # multiprocessing begins to talk to the server, and opens its last descriptor only when the server has
+        # forked. If that failed, the server would end, or the forked child would wait for ever. So check
+        # first.
         _require_descriptors(_LAUNCH_DESCRIPTORS)
         try:
             super()._launch(child)
         except OSError as error:
-            # Another thread may have taken them meanwhile.
+            # Another thread may have taken the descriptors meanwhile.
             from multiprocessing import forkserver, popen_forkserver  # noqa: PLC0415  POSIX only
 
             ask = vars(forkserver.ForkServer)["connect_to_new_process"]
             _close_what_is_forgotten(error, ask, ("parent_r", "child_w"), until="child_r")
             if sys.platform != "win32" and "sentinel" in vars(self) and self.finalizer is None:
-                # It has been forked, and waits for what it is to do.
+                # The child has been forked, and waits for its instructions.
                 _close_what_is_forgotten(error, vars(popen_forkserver.Popen)["_launch"], ("w",))
                 os.close(self.sentinel)
             raise
 
 
 def _close_what_is_forgotten(error: OSError, by: Any, names: Sequence[str], until: str = "") -> None:  # noqa: ANN401
-    """Close what a function of multiprocessing had opened for a child when the system refused it the rest.
+    """Close descriptors that a function of multiprocessing has opened, and leaves open after an error.
 
     Args:
-        error: What it has raised.
-        by: The function, which forgets it.
-        names: Its variables that are descriptors, as far as it has come to them.
-        until: A variable that it has once it, or somebody else, closes them.
+        error: The error that it has raised.
+        by: The function.
+        names: Its local variables that contain descriptors, as far as it has opened them.
+        until: A local variable; from its assignment on, the descriptors are closed otherwise.
     """
     step = error.__traceback__
     while step is not None:
@@ -145,7 +148,7 @@ def _close_what_is_forgotten(error: OSError, by: Any, names: Sequence[str], unti
 
 
 def _require_descriptors(number: int) -> None:
-    """See that so many more can be had at this moment.
+    """Check that this many more descriptors can be opened at this moment.
 
     Raises:
         OSError: If not (EMFILE, ENFILE).
@@ -160,9 +163,9 @@ def _require_descriptors(number: int) -> None:
 
 
 def gives_way() -> bool:
-    """Whether the start of a process, which keeps interrupts away, gives way to one.
+    """Whether an interrupt during the start of a process takes effect at once, instead of being deferred.
 
-    To the first while arguments are pickled, which is foreign code; to a further one once a launch has taken
-    long: a server or a child that is stopped makes it wait.
+    It does while arguments are pickled, which runs foreign code; and a second one does if the launch takes
+    long, because it waits for a fork server or a child that is stopped.
     """
     return spawning() or any(launch._is_stuck() for launch in _launches)

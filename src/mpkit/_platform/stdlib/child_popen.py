@@ -1,6 +1,7 @@
-"""How a child is waited for and signalled: what is mixed into the Popen classes of multiprocessing.
+"""Waiting for a child and signalling it: classes that are mixed into the Popen classes of multiprocessing.
 
-Those classes are private, and so is what they promise each other; `child_process` tells why they are used.
+Those are private, and so is the way in which they use each other's methods; `child_process` tells why they
+are used.
 """
 
 from __future__ import annotations
@@ -34,26 +35,31 @@ __all__ = ["popen_class"]
 _FIRST_PAUSE_S: Final = 0.005
 _LONGEST_PAUSE_S: Final = 0.2
 
-#: How long a fork server may take to tell the exit code of a process that has ended.
+#: How long to wait until the fork server tells the exit code of a process that has ended.
 _TOLD_WITHIN_S = 5.0
 
 _FIRST: Final = operator.itemgetter(0)
 
-# As `multiprocessing.forkserver.write_signed` writes it. Its `read_signed` is Python code, between whose
-# steps a signal handler may come.
+# The format in which `multiprocessing.forkserver.write_signed` writes an exit code. `read_signed` is not
+# used, because it is Python code, in the middle of which a signal handler may run.
 _EXIT_CODE: Final = struct.Struct("q")
 
 _CODE_LOST: Final = 255
-"""The exit code of a process that has ended nobody knows how; multiprocessing uses the same."""
+"""Stands for an exit code that is not known; multiprocessing uses the same number."""
 
 
 class _ExactWaiting:
-    """Mixed into the Popen classes of multiprocessing (POSIX).
+    """Waits for a child so that its exit code is not lost; mixed into the Popen classes of multiprocessing.
 
-    All of this may be asked from a signal handler, which Python calls between any two steps of what the main
-    thread is just doing, be it here. So a lock is never waited for by the thread that has it already, and
-    what the system tells only once is taken and kept in one step: in a single call of C (`deque.extend` with
-    a chain of C functions) no handler comes between.
+    A signal handler may call all of this, and Python may run it between any two steps of the main thread,
+    even inside these methods. So no thread waits for a lock that it has already. And what the system tells
+    only once is received and stored in one step, a single call of C code (`deque.extend` with a chain of C
+    functions), so that no handler can run in between.
+
+    Attributes:
+        peak_rss_bytes: the largest resident memory of the process, in bytes, once it has ended; None if not
+            known.
+        code_lost_because: why the exit code is not known (and is given as 255); None if it is.
     """
 
     method: str
@@ -66,16 +72,16 @@ class _ExactWaiting:
         self._owner = os.getpid()
         self._identity: ProcessIdentity | None = None
         self.peak_rss_bytes: int | None = None
-        #: Why its exit code is not known, in place of which there is 255.
         self.code_lost_because: str | None = None
         super().__init__(child)  # type: ignore[call-arg]  # the other base class: starts it
         self._identity = identity.of(self.pid)
 
     @property
     def identity(self) -> ProcessIdentity | None:
-        """Which process it is; None if it had ended before it could be looked at."""
+        """The identity of the process; None if it had ended before that could be found out."""
         if self._identity is None and self.returncode is None and self._owner == os.getpid():
-            # There was no descriptor to look with right after the start; perhaps there is one now.
+            # It could not be found out right after the start, because there was no descriptor left. Try
+            # again.
             self._guard.run(self._identify)
         return self._identity
 
@@ -86,11 +92,11 @@ class _ExactWaiting:
                 self._identity = found
 
     def _pid_is_its_own(self) -> bool:
-        """Whether no other process can have its pid: nobody has waited for it yet."""
+        """Whether no other process can have its pid, because the process has not been reaped yet."""
         return True
 
     def poll(self, flag: int = 1) -> int | None:
-        # The flag is WNOHANG or 0, as of waitpid.
+        # The flag is WNOHANG or 0, as for `os.waitpid`.
         if flag == 0:
             return self.wait(None)
         if self.returncode is None and self._owner == os.getpid():
@@ -106,23 +112,23 @@ class _ExactWaiting:
             if left == 0.0:
                 return self.poll()
             if ended and self.poll() is None:
-                # What it waits at is not there, or another file by now (the program has closed descriptors
-                # that are not its own, or has none left): so it looks now and then.
+                # There is no descriptor to wait for, or it refers to another file by now (the program has
+                # closed descriptors that it does not own, or has none left). So poll.
                 time.sleep(pause if left is None else min(pause, left))
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
         return self.returncode
 
     def _send_signal(self, signum: int) -> None:
-        # The owner first: after a fork the lock may be held by a thread that is not here.
+        # Checked before the lock is used: in a forked child, a thread that does not exist here may have it.
         if self._owner == os.getpid():
-            # Not while another thread reaps it: from then on the pid can be anybody's.
+            # Under the lock, so that no other thread reaps it meanwhile: from then on the pid may be reused.
             self._guard.run(self._signal_once, signum)
 
     def interrupt(self) -> None:
         self._send_signal(signal.SIGINT)
 
     def wait_for_end_and_code(self) -> None:
-        """Wait for the end, and then for the exit code no longer than it may take to be told."""
+        """Wait for the end, and then for a limited time for the exit code."""
         self.wait(None)
 
     def _reap_once(self) -> None:
@@ -134,22 +140,24 @@ class _ExactWaiting:
             self._signal(signum)
 
     def _reap(self) -> None:
+        """Set `returncode` if the process has ended. Called under the lock."""
         raise NotImplementedError
 
     def _wait_for_end(self, timeout: float | None) -> bool:
-        """Wait until `_reap` has something to do; False when it has not, after this time or a day."""
+        """Wait until `_reap` has something to do (True), or for this time, at most a day (False)."""
         raise NotImplementedError
 
     def _signal(self, signum: int) -> None:
+        """Send a signal. Called under the lock, before the process has been reaped."""
         raise NotImplementedError
 
 
 class _OwnChild(_ExactWaiting, LaunchOfOwn):
-    """For fork and spawn: the process is a child of ours."""
+    """For fork and spawn: the process is a child of this process."""
 
     def __init__(self, child: BaseProcess) -> None:
-        # `os.wait4` looks for its result's class there, and the first time imports the module: the only step
-        # of Python in it, and one at which a handler could come between.
+        # `os.wait4` needs a class from this module, and imports it the first time. That would be the only
+        # Python code in that call, during which a signal handler could run.
         importlib.import_module("resource")
         self._ended: deque[tuple[int, int, Any]] = deque()
         self._close_descriptor: util.Finalize | None = None
@@ -167,13 +175,13 @@ class _OwnChild(_ExactWaiting, LaunchOfOwn):
 
     def _reap(self) -> None:
         if sys.platform == "win32":
-            return  # no child is of this class there
+            return  # this class is not used on Windows
         try:
-            # A result that begins with pid 0 tells that it still runs.
+            # Results that begin with the pid 0, which mean that the process is still running, are dropped.
             self._ended.extend(filter(_FIRST, map(os.wait4, (self.pid,), (os.WNOHANG,))))
         except ChildProcessError:
             if not self._ended:
-                # It has ended; how, is lost.
+                # It has ended, but the exit code is lost.
                 self.code_lost_because = (
                     "the program ignores SIGCHLD, or something else in it has waited for the process "
                     "(os.wait, os.waitpid)"
@@ -183,15 +191,15 @@ class _OwnChild(_ExactWaiting, LaunchOfOwn):
         if self._ended:
             _, status, usage = self._ended[0]
             self.peak_rss_bytes = self._peak(usage.ru_maxrss)
-            # Last: whoever sees it looks no further.
+            # Last, because once this is set, the other attributes are expected to be set, too.
             self.returncode = os.waitstatus_to_exitcode(status)
 
     def _peak(self, maxrss: int) -> int | None:
         if self.method == "spawn" and sys.platform != "win32":
             import resource  # noqa: PLC0415  POSIX only
 
-            # Between fork and exec a spawned child shares our memory, and Linux counts that as its own.
-            # So what is not above our own peak tells nothing.
+            # Between fork and exec a spawned child shares our memory, which Linux counts as the child's. So a
+            # peak that is not above our own says nothing.
             if maxrss <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss:
                 return None
         return maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -211,12 +219,13 @@ class _OwnChild(_ExactWaiting, LaunchOfOwn):
         return self.identity not in exits.wait_gone([self.identity], timeout)
 
     def _signal(self, signum: int) -> None:
-        # Not reaped yet, and no other thread is reaping it now: the pid is still its own. A signal handler of
-        # this thread may do so, between here and there; systems hand out a pid again late.
+        # It has not been reaped, and no other thread is reaping it now, so the pid is still its own. (A
+        # signal handler in this thread may reap it just before the next call, but systems do not reuse a pid
+        # so soon.)
         try:
             os.kill(self.pid, signum)
         except ProcessLookupError:
-            return  # reaped by somebody else: see `_reap`
+            return  # other code has reaped it: see `_reap`
 
     @override
     def close(self) -> None:
@@ -226,7 +235,7 @@ class _OwnChild(_ExactWaiting, LaunchOfOwn):
 
 
 class _ChildOfServer(_ExactWaiting, LaunchByServer):
-    """For forkserver: the process is a child of the server, which tells us the pid and then the exit code."""
+    """For forkserver: the process is a child of the server, which tells its pid and later its exit code."""
 
     _server_died = False
 
@@ -237,9 +246,9 @@ class _ChildOfServer(_ExactWaiting, LaunchByServer):
         super().__init__(child)
 
     def end_descriptor(self) -> int:
-        """What is readable once the process has ended: not the pipe, which the death of the server ends."""
+        """A descriptor that is readable once the process has ended; the pipe also is if the server dies."""
         if self._end is None and self.returncode is None and self._owner == os.getpid():
-            # Between the system's answer and the note of it an interrupt would leave the descriptor open.
+            # Deferred, so that no interrupt comes between opening the descriptor and storing it.
             with deferred_interrupts():
                 self._guard.run(self._open_end)
         return self.sentinel if self._end is None else self._end
@@ -250,7 +259,7 @@ class _ChildOfServer(_ExactWaiting, LaunchByServer):
         try:
             descriptor = os.pidfd_open(self.pid)
         except OSError:
-            return  # it has ended; or an old kernel, a sandbox, out of descriptors: the pipe has to do
+            return  # it has ended; or an old kernel, a sandbox, out of descriptors: then the pipe is used
         if self._pid_is_its_own() or (self._identity is not None and identity.is_alive(self._identity)):
             self._close_end = util.Finalize(self, os.close, (descriptor,))
             self._end = descriptor
@@ -262,13 +271,14 @@ class _ChildOfServer(_ExactWaiting, LaunchByServer):
             if not wait_readable(self.sentinel, 0):
                 if self._end is None or not wait_readable(self._end, 0):
                     return
-                # Who has waited for the end is to find it ended. A server that is not stopped tells at once.
+                # The process has ended, and a caller that has waited for this must not see it running. The
+                # server tells the exit code at once, unless it is stopped.
                 if not wait_readable(self.sentinel, _TOLD_WITHIN_S):
                     self._lose_code()
                     return
             with contextlib.suppress(OSError):
-                # Eight bytes that were written at once come at once. If nothing comes, the server has died;
-                # or a signal handler has read them just before.
+                # Eight bytes that were written at once are also read at once. If there are none, the server
+                # has died, or a signal handler has just read them.
                 self._told.extend(filter(None, map(os.read, (self.sentinel,), (_EXIT_CODE.size,))))
             self._server_died = not self._told
         if self._told:
@@ -293,7 +303,7 @@ class _ChildOfServer(_ExactWaiting, LaunchByServer):
 
     @override
     def _kill_at_once(self) -> None:
-        # The server waits for it.
+        # (The server reaps it.)
         self._signal(KILL)
 
     @override
@@ -309,21 +319,21 @@ class _ChildOfServer(_ExactWaiting, LaunchByServer):
 
     @override
     def _pid_is_its_own(self) -> bool:
-        # Once it has waited for it the server tells, at once.
+        # As soon as the server has reaped it, it writes to the pipe.
         return not wait_readable(self.sentinel, 0)
 
     def _signal(self, signum: int) -> None:
         if self.identity is not None:
             signalling.send_signal(self.identity, signum)
         elif self._pid_is_its_own():
-            # It could not be looked at so far: better so than not at all.
+            # It could not be identified so far; this is less safe, but better than no signal at all.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signum)
 
 
 @functools.cache
 def popen_class(start_method: str) -> type[Any]:
-    """What starts a child by this method, and waits for it."""
+    """The Popen class of multiprocessing for a start method, with the classes above mixed in."""
     if sys.platform == "win32":
         from multiprocessing import popen_spawn_win32  # noqa: PLC0415
 

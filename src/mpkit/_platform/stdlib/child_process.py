@@ -1,8 +1,12 @@
-"""A process of multiprocessing with a start method of its own, and what the handle of one tells.
+"""A process of multiprocessing whose start method is chosen per instance, and functions that inspect one.
 
 Private are ``BaseProcess._bootstrap``, ``_Popen``, ``_after_fork`` and the attributes of a process,
-``process._children`` and the Popen classes: each start method has a process class of its own there, which a
-class with a start method per instance cannot inherit from, and they race (see `ChildProcess`).
+``process._children`` and the Popen classes. They are used because multiprocessing has a process class for
+each start method, from which a class that chooses it per instance cannot inherit, and these have races (see
+`ChildProcess`).
+
+The functions of this module are no methods of `ChildProcess`, because subclasses of users choose method names
+freely.
 """
 
 from __future__ import annotations
@@ -46,40 +50,46 @@ __all__ = [
 ]
 
 
-# How long it may take to be told that a killed process has ended.
+# How long to wait until a killed process is reported to have ended.
 _PATIENCE_S = 5.0
 
 
 @in_forked_children
 def _forget_children_of_parent() -> None:
-    """A plain `os.fork` leaves the child with its parent's children among its own.
+    """After a plain `os.fork`, remove the parent's children from the list of this process's children.
 
-    At its end multiprocessing would join them, which is an error, and so join no others: the child's own
-    would die with it. (A child of multiprocessing forgets all of them by itself.)
+    Otherwise multiprocessing would try to join them at exit, which raises an error, and so would not join the
+    others: this process's own children would die with it. (A child of multiprocessing empties the list
+    itself.)
     """
     children = _children()
     children.difference_update([child for child in children if isinstance(child, ChildProcess)])
 
 
 def _children() -> set[object]:
-    """The children of this process that multiprocessing has started, and joins at the end."""
+    """The children that multiprocessing has started in this process, and joins at exit."""
     return cast("set[object]", vars(process)["_children"])
 
 
 class ChildProcess(process.BaseProcess):
-    """A process of multiprocessing with a start method of its own, that is waited for exactly.
+    """A process of multiprocessing whose start method is chosen per instance, and that is waited for exactly.
 
-    What multiprocessing's own classes get wrong, and this one does not:
+    It corrects these errors of multiprocessing's own classes:
 
-    - two threads that ask for the exit code at the same time (starting a process asks every other one) take
-      it away from each other: one of them sees None, or under forkserver 255;
+    - if two threads ask for the exit code at the same time (starting a process asks all others), one of them
+      sees None, or under forkserver 255;
     - with fork, the sentinel does not become ready while a grandchild lives (here it does, on Linux 5.3 and
       later);
-    - under forkserver, a child whose server has been killed counts as dead while it lives;
-    - a signal may be sent to a pid that is another process's by now.
+    - under forkserver, a child whose server has been killed counts as dead while it is alive;
+    - a signal may be sent to a pid that has been reused.
 
     Args:
-        start_method: The name of a start method that this system has; at the latest it is set before the
+        target: What to call in the child.
+        name: A name for people; None: a default.
+        args: Positional arguments for the target.
+        kwargs: Keyword arguments for the target.
+        daemon: As for `multiprocessing.Process`.
+        start_method: The name of a start method that this system has; it may be set later, but before the
             start.
     """
 
@@ -103,7 +113,7 @@ class ChildProcess(process.BaseProcess):
 
     @override
     def close(self) -> None:
-        """Let go of what this handle holds in the system. Twice does no harm.
+        """Release the descriptors of this handle. A second call does nothing.
 
         Raises:
             ValueError: If the process is still running.
@@ -115,11 +125,11 @@ class ChildProcess(process.BaseProcess):
                 raise ValueError(f"cannot close {self!r} while it is still running; join or stop it first")
             _children().discard(self)
             popen.close()
-            # Another thread may be closing it as well.
+            # With a default, because another thread may be closing it, too.
             its.pop("_sentinel", None)
-        # `_popen` stays, unlike in the base class: another thread that is inside `active_children` (whoever
-        # starts a process goes through it) may have seen this process before it was discarded, and older
-        # Pythons (3.10) ask it for its exit code without looking. An ended one answers from memory.
+        # Unlike in the base class, `_popen` is kept. Another thread that is inside `active_children` (which
+        # every start calls) may have seen this process before it was discarded, and Python 3.10 asks it for
+        # its exit code without checking whether it is closed. A process that has ended answers from memory.
         its["_closed"] = True
 
     @staticmethod
@@ -128,11 +138,11 @@ class ChildProcess(process.BaseProcess):
         cls: Any = popen_class(method)
         popen = cls.__new__(cls)
         try:
-            # A fork is told nothing, and would not come back from the block.
+            # Not for a fork, which needs no preparation data, and whose child would never leave the block.
             with contextlib.nullcontext() if method == "fork" else starting_by(method):
                 cls.__init__(popen, child)
-            # The caller does it as well. But between a return and an assignment an interrupt may come, and
-            # nobody would have the process any more.
+            # The caller does the same. But if an interrupt came between the return and its assignment, the
+            # process would be lost.
             vars(child)["_popen"] = popen
         except BaseException:
             if sys.platform != "win32":
@@ -143,45 +153,45 @@ class ChildProcess(process.BaseProcess):
     @property
     @override
     def sentinel(self) -> int:
-        pipe = super().sentinel  # also where there is no process
+        pipe = super().sentinel  # this also raises the error if there is no process
         ask = getattr(vars(self).get("_popen"), "end_descriptor", None)
         return pipe if ask is None else cast("int", ask())
 
     def _after_fork(self) -> None:
-        # A spawned child has not forked: what is registered there has been registered by itself.
+        # Not in a spawned child, which has not forked: it has registered its functions itself.
         if self._start_method != "spawn":
             super()._after_fork()  # type: ignore[misc]
 
     def _bootstrap(self, parent_sentinel: object = None) -> int:
         try:
-            # A fork has that of its parent, whose event loop would take what is sent to the fork for a signal
-            # of its own. (From 3.12 on asyncio sees to that itself.)
+            # A forked child has inherited this descriptor from its parent, whose event loop would take
+            # signals to the child for its own. (From 3.12 on asyncio takes care of this.)
             signal.set_wakeup_fd(-1)
             self._mpkit_arrived()
-        except BaseException as error:  # noqa: BLE001  it goes no further
-            # On the way out a fork would do what its parent has to do at exit (`popen_fork`, from 3.13 on):
-            # end the parent's other children.
+        except BaseException as error:  # noqa: BLE001  the process ends here
+            # By `os._exit`, because a forked child that went on would call its parent's exit functions
+            # (`popen_fork`, from 3.13 on), which end the parent's other children.
             sys.excepthook(type(error), error, error.__traceback__)
             os._exit(1)
-        # `run` is called by what follows, its return value dropped; an attribute of this object comes before
-        # its class.
+        # The base class calls `run` and drops its result. So replace it, by an instance attribute, which
+        # takes precedence over the method.
         vars(self)["run"] = functools.partial(self._mpkit_perform, functools.partial(_run, self.run))
         return cast("int", super()._bootstrap(parent_sentinel))  # type: ignore[misc]
 
-    # For subclasses. Users derive from those, too, and choose names of their own (`_stop`, `_join`): so what
-    # is private to mpkit begins with its name.
+    # For subclasses of mpkit. Users derive from those in turn, with method names of their own (`_stop`,
+    # `_join`). So names that are private to mpkit begin with `_mpkit`.
 
     def _mpkit_arrived(self) -> None:
-        """In the child: called first."""
+        """Called first in the child."""
 
     def _mpkit_perform(self, run: Callable[[], object]) -> None:
-        """In the child: called in place of `run`, which it has to call."""
+        """Called in the child in place of `run`; has to call it."""
         run()
 
 
 def _run(run: Callable[[], object]) -> object:
-    # A fork comes here from inside blocks that keep signals away (`child_launch`). Only now may one come:
-    # before, it would not be the target's, and would find the process half made.
+    # A forked child gets here from inside blocks that defer signals (`child_launch`). They may take effect
+    # only now: earlier, they would not concern the target, and the process would be only half set up.
     try:
         end_deferral_of_handlers()
     finally:
@@ -190,7 +200,7 @@ def _run(run: Callable[[], object]) -> object:
 
 
 def is_started(child: ChildProcess) -> bool:
-    """Whether it has been started, and neither closed nor brought here from the process that did."""
+    """Whether this process has started it, and has not closed it."""
     return vars(child).get("_popen") is not None and not is_closed(child)
 
 
@@ -203,34 +213,35 @@ def is_closed(child: ChildProcess) -> bool:
 
 
 def is_current(child: ChildProcess) -> bool:
-    """Whether this very process is it."""
+    """Whether the calling process is this child."""
     return child is process.current_process()
 
 
 def is_created_here(child: ChildProcess) -> bool:
-    """Whether this process created it: only its creator may start it and wait for it."""
+    """Whether the calling process created it: only its creator may start it and wait for it."""
     return bool(vars(child)["_parent_pid"] == os.getpid())
 
 
 def identity_of(child: ChildProcess) -> ProcessIdentity | None:
-    """Which process it is; None before the start, and if it had ended before it could be looked at."""
+    """The identity of the process; None before the start, or if it ended before it could be identified."""
     popen = vars(child).get("_popen")
     if sys.platform == "win32":
-        # It is multiprocessing's own there. It has the process open, so the pid is nobody else's meanwhile.
+        # On Windows this is multiprocessing's own Popen. It has the process open, so the pid is not reused.
         return None if popen is None or is_closed(child) else identity.of(popen.pid)
     return getattr(popen, "identity", None)
 
 
 def exit_code_of(child: ChildProcess) -> int | None:
-    """The exit code of a process that was started here; None while it runs. Also after `close`."""
+    """The exit code of a process that was started here; None while it runs. Works after `close`, too."""
     popen = vars(child).get("_popen")
     return None if popen is None else popen.poll()
 
 
 def wait_for_end_and_code(child: ChildProcess) -> None:
-    """Wait for the end of a process; if its exit code is not told within seconds after it, it is lost.
+    """Wait for the end of a process, and then a few seconds for its exit code, after which that is lost.
 
-    Blocking: until it has ended, and a few seconds more if a fork server that is stopped would have to tell.
+    Blocking: until it has ended, and a few seconds more if the fork server, which tells the exit code, is
+        stopped.
     """
     popen = vars(child).get("_popen")
     if popen is not None and sys.platform != "win32":
@@ -238,26 +249,26 @@ def wait_for_end_and_code(child: ChildProcess) -> None:
 
 
 def look_at(child: ChildProcess) -> ProcessIdentity | None:
-    """Which process it is, right after the start; None if it has ended already.
+    """The identity of the process, right after the start; None if it has ended already.
 
     Raises:
-        OSError: If that cannot be told, for want of a descriptor, say.
+        OSError: If it cannot be found out, because no descriptor is left, say.
     """
     return identity_of(child) or identity.look(cast("int", child.pid))
 
 
 def peak_rss_bytes_of(child: ChildProcess) -> int | None:
-    """The largest resident memory it had, once it has ended, as far as the system tells; else None."""
+    """The largest resident memory that it had, in bytes, once it has ended; None if that is not known."""
     return getattr(vars(child).get("_popen"), "peak_rss_bytes", None)
 
 
 def code_lost_because(child: ChildProcess) -> str | None:
-    """Why its exit code is not known and stands as 255, once it has ended; None if it is known."""
+    """Why its exit code is not known, and given as 255, once it has ended; None if it is known."""
     return getattr(vars(child).get("_popen"), "code_lost_because", None)
 
 
 def target_of(child: ChildProcess) -> tuple[object, tuple[object, ...], dict[str, object]]:
-    """What it is to call, with which arguments; only before the start."""
+    """The target, its positional and its keyword arguments. Only before the start, which drops them."""
     its = vars(child)
     return its["_target"], its["_args"], its["_kwargs"]
 
@@ -265,13 +276,13 @@ def target_of(child: ChildProcess) -> tuple[object, tuple[object, ...], dict[str
 def take_back_start(
     child: ChildProcess, target: tuple[object, tuple[object, ...], dict[str, object]]
 ) -> None:
-    """Kill a child that has just been started, and forget that it was.
+    """Kill a child that has just been started, and reset it to the state before the start.
 
     Args:
         child: The process.
-        target: What `target_of` told before the start, which has dropped it.
+        target: What `target_of` returned before the start.
 
-    Blocking: until it has ended, for a few seconds at most (a fork server that is stopped does not tell).
+    Blocking: until it has ended, but for a few seconds at most (a fork server that is stopped does not tell).
     """
     its = vars(child)
     popen = its["_popen"]
@@ -285,14 +296,15 @@ def take_back_start(
 
 
 def show_name(child: ChildProcess) -> None:
-    """In the child: have the system list this process under its name (Linux: 15 bytes of it).
+    """In the child: have the system list this process under its name (on Linux, the first 15 bytes).
 
-    Only if somebody has chosen it: of many that are numbered, as many bytes would be the same.
+    Only if the name was chosen: of default names, which end in numbers, the first 15 bytes would be the same.
     """
     its = vars(child)
     name, number = its["_name"], ":".join(map(str, its["_identity"]))
     if sys.platform == "linux" and name != f"{type(child).__name__}-{number}":
-        # It is for people: who has no descriptor left, or is not shown /proc, goes without.
+        # OSError: no descriptor is left, or /proc is hidden. The name is only for people, so this does not
+        # matter.
         with contextlib.suppress(OSError), open("/proc/self/comm", "wb", buffering=0) as file:
             file.write(name.encode(errors="replace"))
 
@@ -304,7 +316,7 @@ def call_target(child: ChildProcess) -> object:
 
 
 def interrupt(child: ChildProcess) -> None:
-    """Send SIGINT to a child that has been started (before Python 3.14 there is no method for it)."""
+    """Send SIGINT to a child that has been started; before Python 3.14 there is no method for this."""
     popen = vars(child)["_popen"]
-    # On Windows there is no way to interrupt one process alone.
+    # On Windows it is not possible to interrupt a single process.
     (popen.terminate if sys.platform == "win32" else popen.interrupt)()

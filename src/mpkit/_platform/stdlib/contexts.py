@@ -1,4 +1,4 @@
-"""The start method: which one holds when none is asked for, and checks for the one that is."""
+"""The start method: the default, and checks of one that a caller gives."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ __all__ = ["resolve_context"]
 
 
 def resolve_context(context: str | BaseContext | None, *, name: str = "start_method") -> BaseContext:
-    """The context to start processes with.
+    """The context with which to start processes.
 
-    Asking does not settle the application's start method: `multiprocessing.set_start_method` can still be
-    called.
+    This does not fix the application's start method: `multiprocessing.set_start_method` can still be called.
 
     Args:
         context: The name of a start method, a context of `multiprocessing`, or None for the default: the
-            start method that the application has set, else forkserver where there is one, else spawn.
-        name: What the caller calls this argument; it stands in the error.
+            start method that the application has set, otherwise forkserver where it exists, otherwise spawn.
+        name: The caller's name for this argument, for the error message.
 
     Raises:
         ValueError: If this system has no start method of that name.
@@ -38,8 +37,8 @@ def resolve_context(context: str | BaseContext | None, *, name: str = "start_met
             )
         return multiprocessing.get_context(context)
     if isinstance(context, BaseContext):
-        # Not returned as it is: the default context (what a bare `multiprocessing.Process` refers to) stands
-        # for whatever the application has set, and would settle it when asked.
+        # Not returned unchanged: the default context (which a bare `multiprocessing.Process` uses) stands for
+        # whatever the application has set, and using it would fix that.
         return resolve_context(context.get_start_method(allow_none=True), name=name)
     raise TypeError(
         f"{name} must be the name of a start method ({', '.join(map(repr, _available()))}), a context of "

@@ -1,9 +1,9 @@
-"""What is called at the end of a process: before all else, or before or after its children are joined.
+"""Functions that are called at the end of a process: first of all, or before or after children are joined.
 
 Private are ``multiprocessing.util.Finalize`` with its priorities, and ``threading._register_atexit``.
-`atexit` alone runs before multiprocessing has joined its children, or after, as the modules happened to be
-imported; and it calls the functions of a program before those that were registered earlier, while tasks go on
-and more can be submitted (`concurrent.futures` itself uses the private one).
+`atexit` alone is not enough: whether its functions run before or after multiprocessing joins its children
+depends on the order of imports; and those that the program registers later run earlier, while tasks go on and
+more can be submitted (`concurrent.futures` also uses the private function).
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ __all__ = ["at_exit_after_children_joined", "at_exit_before_children_joined", "a
 
 
 class _ExitCallbacks:
-    """What this process has to do once multiprocessing has joined its children at exit."""
+    """The functions that this process calls at exit after multiprocessing has joined its children."""
 
     # multiprocessing runs the finalizers with priority 0 and above, then terminates the daemonic children and
-    # joins all of them, then runs the others, the highest first. Its own temporary directory goes at -100.
+    # joins all children, then runs the other finalizers, the highest priority first. It removes its own
+    # temporary directory at -100.
     PRIORITY: Final = -10
 
     def __init__(self) -> None:
         self.forget()
-        # A child that multiprocessing starts drops every finalizer that it finds (those of the parent, under
-        # fork; but under forkserver also what was registered while its arguments were unpickled) and then
-        # calls these.
+        # A child that multiprocessing starts drops all finalizers (under fork those of the parent; but under
+        # forkserver also those registered while its arguments were unpickled), and then calls functions
+        # registered in this way.
         util.register_after_fork(self, _ExitCallbacks._arm)
 
     def add(self, callback: Callable[[], object]) -> Callable[[], None]:
@@ -47,7 +48,7 @@ class _ExitCallbacks:
         return cancel
 
     def forget(self) -> None:
-        """Begin anew: in a fork, what the parent has to do is not for the child."""
+        """Begin anew: a forked child must not call the functions of its parent."""
         self._pid = os.getpid()
         self._callbacks: dict[int, Callable[[], object]] = {}
         self._numbers = itertools.count()
@@ -58,8 +59,8 @@ class _ExitCallbacks:
             self._finalizer = util.Finalize(None, self._run, exitpriority=self.PRIORITY)
 
     def _run(self) -> None:
-        # The last one first. One that raises must not keep the others from running; the error is shown as
-        # multiprocessing shows those of its own finalizers.
+        # The last one first. If one raises, the others run nevertheless; the error is shown in the way in
+        # which multiprocessing shows those of its own finalizers.
         while self._pid == os.getpid() and self._callbacks:
             _, callback = self._callbacks.popitem()
             try:
@@ -69,7 +70,7 @@ class _ExitCallbacks:
 
 
 _exit_callbacks = _ExitCallbacks()
-# At once, not at the first use: several threads of the child may come to that.
+# By a fork hook and not at the first use, which several threads of the child may reach at the same time.
 in_forked_children(_exit_callbacks.forget)
 
 #: Finalizers of multiprocessing with a higher priority run earlier.
@@ -79,20 +80,22 @@ _FIRST_PRIORITY: Final = 101
 def at_exit_after_children_joined(callback: Callable[[], object]) -> Callable[[], None]:
     """Call `callback` at the normal exit of this process, after multiprocessing has joined its children.
 
-    Holds in the main process and in the children of every start method; never runs in a process that was
-    forked from the one that asked for it. The last one asked for runs first.
+    This works in the main process and in children of every start method. The function is never called in a
+    process that was forked from the one that registered it. The function that was registered last is called
+    first.
 
     Returns:
-        A function that takes it back.
+        A function that cancels this.
     """
     return _exit_callbacks.add(callback)
 
 
 def at_exit_first(callback: Callable[[], object]) -> None:
-    """Call `callback` at the end of this process, before all else that is to be called there.
+    """Call `callback` at the end of this process, before all other functions.
 
-    That is before `atexit` and before threads are waited for in a program, and before all other finalizers in
-    a child of multiprocessing; in the forks of this process as well. It may be called more than once.
+    In a program that is before `atexit` and before threads are joined; in a child of multiprocessing before
+    all other finalizers. It is also called in processes that are forked from this one. It may be called more
+    than once.
     """
     register: Callable[[Callable[[], object]], object] = getattr(
         threading, "_register_atexit", atexit.register
@@ -100,10 +103,10 @@ def at_exit_first(callback: Callable[[], object]) -> None:
     try:
         register(callback)
     except RuntimeError:
-        # Threads are being waited for already.
+        # Threads are being joined already.
         atexit.register(callback)
-    # A child of multiprocessing runs these before the above, up to Python 3.12. It drops those that it finds,
-    # then calls what was registered for after the fork.
+    # Up to Python 3.12 a child of multiprocessing runs finalizers before the above. It drops all finalizers
+    # at its start, and then calls functions that are registered for after the fork.
     util.register_after_fork(callback, _finalize_first)
     _finalize_first(callback)
 
@@ -115,11 +118,11 @@ def _finalize_first(callback: Callable[[], object]) -> None:
 def at_exit_before_children_joined(callback: Callable[[], object]) -> Callable[[], object]:
     """Call `callback` at the normal exit of this process, before multiprocessing waits for its children.
 
-    For those who have to tell their children to end. It never runs in a process that was forked from the one
-    that asked for it.
+    For callers that have to tell their children to end. The function is never called in a process that was
+    forked from the one that registered it.
 
     Returns:
-        A function that takes it back.
+        A function that cancels this.
     """
-    # `atexit` is no place for it: multiprocessing may have registered before or after us.
+    # Not by `atexit`, because multiprocessing may have registered its own function there before or after us.
     return util.Finalize(None, callback, exitpriority=_FIRST_PRIORITY - 1).cancel

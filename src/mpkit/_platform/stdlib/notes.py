@@ -1,11 +1,13 @@
-"""What a process notes where whoever has started it finds it, should it be killed: names.
+"""Notes: the names that a process is creating or removing, kept where its parent finds them if it is killed.
 
-The resource tracker of multiprocessing is told of a name before that is made, and that it is gone after it
-has been removed: so the names of a whole program that is killed are removed, whenever that happens. But one
-that is killed between two of these steps leaves the tracker a name that stands for nothing, and that nobody
-can look up; at the end of the program it would complain of it. So the name is noted before the first step.
+The resource tracker of multiprocessing is told of a name before the name is created, and told that it is gone
+after it has been removed. So if a whole program is killed at any moment, all its names are removed. But if
+one process is killed between two of these steps, the tracker knows a name that does not exist, which nobody
+else can find out, and at the end of the program it would print a warning. So the name is noted before the
+first step.
 
-There is a place for the last few only: a step takes microseconds. What stands there may long be done.
+There is room only for the last few names, because a step takes microseconds. Most names in the notes have
+long been dealt with.
 """
 
 from __future__ import annotations
@@ -21,15 +23,15 @@ __all__ = ["SIZE", "TrackedType", "are_kept", "keep", "note", "read"]
 
 _RECORD: Final = 64
 _RECORDS: Final = 32
-#: Bytes for all of them.
+#: The length of all notes in bytes.
 SIZE: Final = _RECORD * _RECORDS
 
-#: What the resource tracker calls the kinds of names that there are here.
+#: The types of names that mpkit has, as the resource tracker calls them.
 TrackedType = Literal["shared_memory", "semaphore"]
 
 Write: TypeAlias = "Callable[[int, bytes], object]"
 
-# Strict: a record may be half written. The name starts with a slash.
+# Strict, because a record may be half written. The name starts with a slash.
 _NOTED: Final = rb"(semaphore|shared_memory):(/[a-z0-9-]+)\0*"
 
 _write: Write | None = None
@@ -37,28 +39,28 @@ _numbers = itertools.count()
 
 
 def keep(write: Write) -> None:
-    """Note from now on, by calling this with an offset (below `SIZE`) and bytes."""
+    """Keep notes from now on, by calling `write` with an offset (below `SIZE`) and bytes."""
     global _write
     _write = write
 
 
 def are_kept() -> bool:
-    """Whether this process notes anything."""
+    """Whether this process keeps notes."""
     return _write is not None
 
 
 def note(name: str, rtype: TrackedType) -> None:
-    """The tracker is going to be told of this name, or the name is going to be removed."""
+    """Note a name (which starts with a slash), before the tracker is told of it, or before it is removed."""
     write = _write
     if write is not None:
         record = f"{rtype}:{name}".encode()
-        # (None of mpkit's is as long.)
+        # Names of mpkit are never longer.
         if len(record) <= _RECORD:
             write(next(_numbers) % _RECORDS * _RECORD, record.ljust(_RECORD, b"\0"))
 
 
 def read(notes: bytes) -> Iterator[tuple[str, TrackedType]]:
-    """The names in those `SIZE` bytes (or none)."""
+    """The names in the notes of a process (`SIZE` bytes, or none)."""
     for at in range(0, len(notes), _RECORD):
         found = re.fullmatch(_NOTED, notes[at : at + _RECORD])
         if found is not None:
@@ -68,5 +70,5 @@ def read(notes: bytes) -> Iterator[tuple[str, TrackedType]]:
 @in_forked_children
 def _forget_after_fork() -> None:
     global _write
-    # The place is the parent's.
+    # The notes are the parent's.
     _write = None

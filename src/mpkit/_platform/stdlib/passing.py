@@ -1,13 +1,12 @@
-"""What a process gets while it is started: descriptors, for a child of multiprocessing or for a program of
-ours.
+"""Passing descriptors and objects to a process while it is being started.
 
 Private are ``reduction.DupFd``, ``process._inheriting``, ``util.spawnv_passfds`` and
-``spawn.get_executable``; and
+``spawn.get_executable``, for which there is nothing public; and
 
-- ``ForkingPickler._extra_reducers``: the public `dumps` of that class makes a new pickler with two copies of
-  a dictionary for each object, and cannot pickle out of band;
-- ``_socket.socket`` and ``socketpair``: libraries of greenlets put a class of their own in the place of
-  `socket.socket`, in the whole process, whose calls wait although they were told not to.
+- ``ForkingPickler._extra_reducers``: the public `dumps` of that class creates a new pickler with two copies
+  of a dictionary for each object, and cannot keep buffers out of band;
+- ``_socket.socket`` and ``socketpair``: greenlet libraries replace `socket.socket`, in the whole process, by
+  a class of their own whose calls block even if told not to.
 """
 
 from __future__ import annotations
@@ -38,15 +37,15 @@ __all__ = [
 
 
 def spawning() -> bool:
-    """Whether this thread is just starting a child by spawn or forkserver, and pickling what it gets."""
+    """Whether this thread is pickling objects for a child that it is starting by spawn or forkserver."""
     return mp_context.get_spawning_popen() is not None
 
 
 @contextlib.contextmanager
 def inheriting() -> Generator[None]:
-    """In a child: what is unpickled in this block was pickled while the child was started.
+    """In a child, a block in which objects are unpickled that were pickled while the child was being started.
 
-    Managers' proxies want to know it, and so does the check that importing the main module starts no process.
+    Proxies of managers need to know this, and the check that importing the main module starts no process.
     """
     me: Any = process.current_process()
     me._inheriting = True
@@ -60,15 +59,16 @@ class PassedDescriptor(Protocol):
     """A file descriptor on its way to a child that is being started."""
 
     def detach(self) -> int:
-        """In the child: the descriptor, from now on the caller's to close."""
+        """In the child: return the descriptor, which the caller has to close."""
         ...
 
 
 def pass_descriptor(descriptor: int) -> PassedDescriptor:
-    """Something to pickle while a child is being started by spawn or forkserver (POSIX).
+    """A descriptor in a form that can be pickled while a child is started by spawn or forkserver (POSIX).
 
     Raises:
-        RuntimeError: If this thread is not starting a child: to a stranger a descriptor means nothing.
+        RuntimeError: If this thread is not starting a child: in any other process the descriptor would be
+            meaningless.
     """
     if sys.platform == "win32" or not spawning():
         raise RuntimeError(
@@ -79,9 +79,9 @@ def pass_descriptor(descriptor: int) -> PassedDescriptor:
 
 
 def spawn_passing(command: Sequence[str], descriptors: Sequence[int]) -> int:
-    """Start a program that gets these descriptors and the standard streams, no others (POSIX); its pid.
+    """Start a program that inherits only these descriptors and the standard streams (POSIX); return its pid.
 
-    Unlike `subprocess.Popen` there is no object that must be kept and waited for.
+    Unlike with `subprocess.Popen`, there is no object that must be kept and waited for.
     """
     arguments = [os.fsencode(argument) for argument in command]
     pid: int = util.spawnv_passfds(arguments[0], arguments, descriptors)
@@ -89,12 +89,12 @@ def spawn_passing(command: Sequence[str], descriptors: Sequence[int]) -> int:
 
 
 def python_executable() -> str | None:
-    """The interpreter that multiprocessing starts its children with; None where Python is embedded."""
+    """The interpreter with which multiprocessing starts children; None if Python is embedded."""
     executable: str | bytes | None = spawn.get_executable()
     return None if executable is None else os.fsdecode(executable)
 
 
 def extra_reducers() -> Mapping[type[Any], Callable[[Any], Any]]:
-    """How multiprocessing pickles what `pickle` cannot (connections, sockets, ...): by type, a live view."""
+    """The reducers of multiprocessing for types that `pickle` does not support, by type; a live view."""
     reducers: Mapping[type[Any], Callable[[Any], Any]] = vars(reduction.ForkingPickler)["_extra_reducers"]
     return reducers

@@ -1,8 +1,7 @@
-"""What a child of spawn or forkserver is told about the program that starts it: the start method of that, and
-which file its main module is.
+"""What a child of spawn or forkserver is told about the program: the start method and the main module's file.
 
-Private is ``spawn.get_start_method``, the name by which `multiprocessing.spawn` asks what to tell a child:
-asking settles the application's start method.
+Private is ``spawn.get_start_method``, the name by which `multiprocessing.spawn` calls the function that tells
+the start method: calling the original function fixes the application's start method.
 """
 
 from __future__ import annotations
@@ -20,22 +19,23 @@ from typing import Any, cast
 __all__ = ["chosen_start_method", "starting_by"]
 
 
-# The interpreter takes the name of its file away from the main module when that has run to its end. Threads
-# and exit handlers go on, and a child that is started by them has to find the functions of the main module.
-# It is held weakly: when the program ends, its objects go first, and find the other modules whole.
-_main = weakref.ref(sys.modules.get("__main__", sys))  # sys, which has no file, stands for none
+# When the main module has run to its end, the interpreter removes its `__file__`. But threads and exit
+# handlers go on, and a child that they start must find the functions of the main module. The reference is
+# weak, so that at the end of the program the objects of the main module are destroyed first, while the other
+# modules are intact.
+_main = weakref.ref(sys.modules.get("__main__", sys))  # sys, which has no `__file__`, stands for "none"
 _main_file: str | None = getattr(_main(), "__file__", None)
 _main_is_file = _main_file is not None and os.path.isfile(_main_file)
 
 
 def chosen_start_method() -> str | None:
-    """What the application has set as its start method, or settled by using it; None while it has not."""
-    # What typeshed does not know: None as long as nobody has set or used a start method.
+    """The start method that the application has set, or fixed by using multiprocessing; else None."""
+    # typeshed does not know that this can be None.
     return cast("str | None", multiprocessing.get_start_method(allow_none=True))
 
 
 class _BeingStarted(threading.local):
-    """The start method of the child that this thread is just starting."""
+    """The start method of the child that this thread is starting."""
 
     method: str | None = None
 
@@ -45,20 +45,20 @@ _being_started = _BeingStarted()
 
 @contextlib.contextmanager
 def starting_by(method: str) -> Generator[None]:
-    """What is started in this block, in this thread, settles nothing for the application.
+    """A block in which this thread can start a process without fixing the application's start method.
 
-    Starting a process by spawn or forkserver tells it the application's start method, and asking for that
-    settles it (before 3.14) on the default of the running Python. So where the application has none, the
-    child is told its own: with that, importing a main module that starts processes without
-    `if __name__ == "__main__"` is an error in the child, as it should be, and does not do everything twice.
+    A child that is started by spawn or forkserver is told the application's start method. Asking for that
+    fixes it (before 3.14) to the default of the running Python. So if the application has not chosen any, the
+    child is told the method by which it is started. With that, a main module that starts processes without
+    `if __name__ == "__main__"` causes an error in the child, as it should, instead of doing everything twice.
 
     Raises:
-        FileNotFoundError: The working directory is gone, in which the child would begin.
+        FileNotFoundError: The working directory, in which the child would start, has been removed.
     """
     try:
         os.getcwd()
     except FileNotFoundError as error:
-        # multiprocessing asks for it, too, and only says that there is no such file or directory.
+        # multiprocessing would fail in the same way, but without saying what is missing.
         raise FileNotFoundError(
             error.errno,
             "the working directory of this program has been removed, and a process that is started by "
@@ -76,9 +76,9 @@ def starting_by(method: str) -> Generator[None]:
 
 
 def _give_back_main_file() -> None:
-    """After the end of the main module, tell children again which file it is."""
-    # A program that has taken it away itself, while it ran, does not want it imported again; standard input
-    # cannot be.
+    """After the end of the main module, restore its `__file__`, so that children can import it."""
+    # Not if the program itself has removed `__file__` while it ran, so that children do not import the main
+    # module; and not if the main module is no file (standard input).
     main = sys.modules.get("__main__")
     if (
         _main_is_file
@@ -91,7 +91,7 @@ def _give_back_main_file() -> None:
 
 
 def _told_start_method(allow_none: bool = False) -> str | None:
-    """In the place of `multiprocessing.get_start_method`, where it is made up what a child is told."""
+    """Replaces `multiprocessing.get_start_method` in `multiprocessing.spawn`, which tells the child."""
     method = _being_started.method
     if method is None:
         return multiprocessing.get_start_method(allow_none=allow_none)

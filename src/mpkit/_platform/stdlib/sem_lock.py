@@ -53,7 +53,7 @@ def rebuild_semaphore(name: str, maxvalue: int) -> SemLock:
 
 
 def sem_unlink(name: str) -> None:
-    """Remove the name of a semaphore; those who have it open keep it.
+    """Remove the name of a semaphore; processes that have it open keep it.
 
     Raises:
         FileNotFoundError: If the name is gone already.

@@ -1,21 +1,23 @@
-"""For the fork server: a client that goes away while it asks does not end it, nor does one for which the
-system has no process.
+"""Imported by the fork server: makes it survive clients that vanish while they talk to it, and refused forks.
 
-One that goes away has been killed, say, or has found no descriptor for what comes next. The server of
-multiprocessing would end with a traceback, and with it the exit codes of all its children, whoever has
-started them: before Python 3.14 in any case, since then if the client has not read all that it was sent. It
-passes over connections that were aborted, so this counts as one, and a fork that is refused does, too. (See
-`fork_server` for who imports this module.) Its children have multiprocessing as it is.
+(`fork_server` has the server import this module. Its children get multiprocessing unchanged.)
 
-It hears of the end of its children by SIGCHLD, and has that blocked if the program has (to take it from
-`sigwait` or a descriptor). Nobody would be told of an exit code, and `join` never end: so it is unblocked
-here, and with that in the children.
+A client may vanish because it is killed, say, or has no descriptor left for the next step. Then the server of
+multiprocessing would end with a traceback, and with it the exit codes of all its children would be lost,
+whichever process had started them: before Python 3.14 in any case, later if the client has not read
+everything that it was sent. But the server ignores connections that were aborted. So here a vanished client
+counts as an aborted connection, and so does a fork that the system refuses.
 
-Before its first fork it collects its garbage. All that it has imported leaves the collector near to its next
-turn, which each child would take then, for some milliseconds, before it has done anything.
+The server learns of the end of its children by SIGCHLD. It has that signal blocked if the program has (to
+receive it by `sigwait` or through a descriptor). Then exit codes would never be told, and `join` would never
+end. So the signal is unblocked here, and with that in the children.
 
-On macOS it acknowledges what it has been sent, which fails if the client has gone meanwhile. Then it goes on
-as it would elsewhere: else it would keep the descriptors, and one of them would keep it from ever ending.
+Before its first fork the server runs a garbage collection. After all its imports the collector is close to
+its next run, which otherwise each child would do at its start, for some milliseconds.
+
+On macOS the server acknowledges what it has received, which fails if the client has vanished meanwhile. Here
+it then goes on as on other systems. Otherwise it would keep the descriptors, one of which would keep it from
+ever ending.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ __all__: list[str] = []
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# What it calls to hear what a client wants, all of it before it has got anything from it.
+# The functions that the server calls to receive a client's request, all of them before it has received
+# anything.
 _ASKED: list[tuple[ModuleType, str]] = [
     (connection, "deliver_challenge"),
     (connection, "answer_challenge"),
@@ -66,7 +69,8 @@ def _bearing_refusal(fork: Callable[[], int]) -> Callable[[], int]:
             if caller.f_globals.get("__name__") != "multiprocessing.forkserver":
                 raise
             its = caller.f_locals
-            # Nobody else closes what the client has sent. It waits for the end of the last of these.
+            # Nothing else closes the descriptors that the client has sent. The client waits for the last
+            # one's end.
             for descriptor in (*its["fds"], its["child_r"], its["child_w"]):
                 os.close(descriptor)
             raise ConnectionAbortedError(errno.ECONNABORTED, "there is no process for the client") from error
@@ -97,7 +101,7 @@ def _collect_once() -> None:
 
 
 def _give_back() -> None:
-    # The last one first: one of them may have been replaced twice.
+    # The last one first, because a name may have been replaced twice.
     for module, name, original in reversed(_originals):
         setattr(module, name, original)
     _originals.clear()

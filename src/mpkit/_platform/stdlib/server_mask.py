@@ -1,9 +1,9 @@
-"""For the fork server, which is started with interrupts blocked: its children get them again.
+"""Imported by the fork server, which is started with SIGINT blocked: unblocks the signal in its children.
 
-The server comes to ignore SIGINT by itself, but only when it has imported everything; a Ctrl-C before that
-would end it with a traceback. It imports this module (see `fork_server`), keeps the mask for good,
-and unblocks the signal in each child at the moment of the fork. A child sees what it always does: the handler
-that the server had at its start, and nothing blocked.
+The server itself ignores SIGINT, but only after it has imported everything; a Ctrl-C before that would end it
+with a traceback. So it is started with the signal blocked, and imports this module (see `fork_server`). The
+server keeps the signal blocked, and it is unblocked in each child at the fork. So a child begins as always:
+with the handler that the server had at its start, and the signal not blocked.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if sys.platform != "win32":
 
     def _unblock() -> None:
         global _is_server
-        # Children of the children have the mask of their own parent, as ever.
+        # Not in children of the children, which inherit their parent's mask as always.
         if _is_server:
             _is_server = False
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

@@ -1,13 +1,13 @@
-"""multiprocessing's resource tracker, which removes names when every process of the application is gone.
+"""Talks to multiprocessing's resource tracker, which removes names when the whole application has ended.
 
-It is a process of its own that outlives a SIGKILL. A garbage collection may come while a thread talks to it,
-and a ``__del__`` take a name back: that would wait for its own thread for ever (Python 3.10), or be refused
-with a warning. So names are taken back through a list, and whoever finds its thread in the middle of a call
-leaves it to the next one.
+The tracker is a separate process, so it survives a SIGKILL of the others. While a thread talks to it, a
+garbage collection may run a ``__del__`` that *untracks* a name. Talking to the tracker there would wait for
+its own thread for ever (Python 3.10), or be refused with a warning. So untracked names go into a list; if the
+calling thread is in the middle of talking to the tracker, the list is left to the next call.
 
-Private is ``multiprocessing.resource_tracker``, which has no public registration, none of several names at
-once (`_fd`), and of it the lock with that lock's `_is_owned` and `_at_fork_reinit`: before Python 3.14 a fork
-may leave it locked for ever.
+Private is ``multiprocessing.resource_tracker``, which has no public registration. From it are used: `_fd`, to
+send several names at once; and the lock, with its `_is_owned` and `_at_fork_reinit`, because before Python
+3.14 a fork may leave it locked for ever.
 """
 
 from __future__ import annotations
@@ -32,19 +32,20 @@ __all__ = ["Message", "in_one_message", "is_running", "send", "tell", "track", "
 
 Message: TypeAlias = tuple[Literal["REGISTER", "UNREGISTER"], str, TrackedType]
 
-#: Names that it is still to forget.
+#: Names that were untracked and that the tracker has not been told to forget yet.
 _untold: deque[tuple[str, TrackedType]] = deque()
-#: How many of them may wait for the end of a block of `in_one_message`: a process that is killed meanwhile
-#: has noted them.
+#: How many of them may wait for the end of a block of `in_one_message`. If the process is killed meanwhile,
+#: they are in its notes.
 _MOST_WAIT = 16
-#: So many a pipe takes in one piece (none of mpkit's is longer than 80 bytes).
+#: How many messages a pipe accepts as one atomic write (messages of mpkit are at most 80 bytes long).
 _MESSAGES_AT_ONCE: Final = getattr(select, "PIPE_BUF", 512) // 80
 
 
 def track(names: Sequence[str], rtype: TrackedType) -> None:
-    """Have these names, which start with a slash, removed when all is over."""
+    """Have the tracker remove these names at the end of the application. They start with a slash."""
     if any((name, rtype) in _untold for name in names):
-        # It knows a name once, however often it is told of it, and complains if it is to forget it twice.
+        # The tracker counts a name once, however often it is told of it, and complains if it has to forget it
+        # twice. So it has to forget the earlier one first.
         tell()
     for name in names:
         notes.note(name, rtype)
@@ -53,22 +54,26 @@ def track(names: Sequence[str], rtype: TrackedType) -> None:
 
 
 def untrack(name: str, rtype: TrackedType) -> None:
-    """Take back `track`: the name has been removed. May be called by a ``__del__`` at any moment."""
+    """Undo `track`, because the name has been removed. May be called by a ``__del__`` at any moment."""
     _untold.append((name, rtype))
     _tell_unless_in_block()
 
 
 def unregister(name: str, rtype: TrackedType) -> None:
-    """`untrack`, and the name is forgotten before this returns: for one that is going to be tracked again.
+    """Undo `track` before this returns, for a name that may be tracked again. Not for use in a ``__del__``.
 
-    (Through the list another thread might tell it later, and so of the next use of the name.) Not for a
-    ``__del__``.
+    (Through the list, another thread might tell the tracker too late, after the next use of the name has
+    begun.)
     """
     send([("UNREGISTER", name, rtype)])
 
 
 class _Block:
-    """One that a thread is in. An interrupt may keep the thread from its end, but not from losing this."""
+    """Stands for a block of `in_one_message` that a thread is in.
+
+    An interrupt may keep the thread from the code at the end of the block, but this object is dropped in any
+    case.
+    """
 
     __slots__ = ("__weakref__",)
 
@@ -78,7 +83,7 @@ _blocks: set[weakref.ref[_Block]] = set()
 
 @contextlib.contextmanager
 def in_one_message() -> Generator[None]:
-    """What is untracked in the block, it is told at the end of that."""
+    """At the end of this block the tracker is told, in one message, of all names untracked in the block."""
     block = _Block()
     _blocks.add(weakref.ref(block, _blocks.discard))
     try:
@@ -95,21 +100,22 @@ def _tell_unless_in_block() -> None:
 
 
 def tell() -> None:
-    """Have it forget what is to be forgotten, unless this thread is just talking to it."""
+    """Tell the tracker to forget the untracked names, unless this thread is just talking to it."""
     if not _untold or _is_talking():
         return
     messages: list[Message] = []
+    # IndexError: the list is empty. (Several threads may be emptying it.)
     with contextlib.suppress(IndexError):
-        # Several threads may be at it.
         while True:
             messages.append(("UNREGISTER", *_untold.popleft()))
     send(messages)
 
 
 def send(messages: Sequence[Message]) -> None:
-    """Tell it of names that come and go, and note nothing; most use the others.
+    """Send messages to the tracker, without noting the names; most callers use the other functions.
 
-    multiprocessing wakes it for each of them, twice before Python 3.14, and it wants a core then.
+    multiprocessing itself would wake the tracker for each name (twice before Python 3.14), which takes CPU
+    time.
     """
     if sys.platform == "win32" or not messages:
         return
@@ -119,18 +125,19 @@ def send(messages: Sequence[Message]) -> None:
     for begin in range(0, len(messages), _MESSAGES_AT_ONCE):
         some = messages[begin : begin + _MESSAGES_AT_ONCE]
         if not _reaches_it("".join([f"{what}:{name}:{rtype}\n" for what, name, rtype in some])):
-            # These start another one.
+            # It has died; these functions start another one.
             ways = {"REGISTER": resource_tracker.register, "UNREGISTER": resource_tracker.unregister}
             for what, name, rtype in some:
                 ways[what](name, rtype)
 
 
 def _reaches_it(text: str) -> bool:
-    """Send it that; false if it has died."""
+    """Send the text to the tracker; False if it has died."""
     from multiprocessing import resource_tracker  # noqa: PLC0415  POSIX only
 
     tracker: Any = vars(resource_tracker)["_resource_tracker"]
-    # Without its lock, as it does itself before Python 3.14: the handler of a signal could leave that locked.
+    # Without its lock (as multiprocessing itself before Python 3.14), because a signal handler could leave
+    # that locked.
     descriptor = tracker._fd
     if descriptor is None:
         return False
@@ -142,13 +149,13 @@ def _reaches_it(text: str) -> bool:
 
 
 def is_running() -> bool:
-    """Whether this process has a resource tracker, which its children that were spawned have, too."""
+    """Whether this process has a resource tracker, which children that it spawns use, too."""
     resource_tracker = sys.modules.get("multiprocessing.resource_tracker")
     return resource_tracker is not None and vars(resource_tracker)["_resource_tracker"]._fd is not None
 
 
 def _lock() -> Any:  # noqa: ANN401  of a class that the versions do not agree on
-    """What it holds while a thread talks to it: an RLock from Python 3.11.6 on, a Lock before."""
+    """The lock that is held while a thread talks to the tracker: an RLock, before Python 3.11.6 a Lock."""
     from multiprocessing import resource_tracker  # noqa: PLC0415  POSIX only
 
     return vars(resource_tracker)["_resource_tracker"]._lock
@@ -156,23 +163,24 @@ def _lock() -> Any:  # noqa: ANN401  of a class that the versions do not agree o
 
 @in_forked_children
 def _free_tracker_lock() -> None:
-    # Another thread of the parent may have been talking to it, which does not exist here and never gives the
-    # lock back. Python does this itself from 3.14 on.
+    # A thread of the parent that does not exist here may have held the lock. From 3.14 on Python does this
+    # itself.
     module = sys.modules.get("multiprocessing.resource_tracker")
     tracker: Any = None if module is None else vars(module).get("_resource_tracker")
     if tracker is None:
         return
     lock = tracker._lock
-    # Where a signal handler has forked in the middle of such a call, this very thread gives it back. (Before
-    # 3.11.6 the lock does not know who has it; then the child has a RuntimeError there, and not a hang.)
+    # If a signal handler has forked while its thread held the lock, this thread will release it. (Before
+    # 3.11.6 the lock does not know which thread has it. Then the child gets a RuntimeError there, instead of
+    # hanging.)
     if not (hasattr(lock, "_is_owned") and lock._is_owned()):
         lock._at_fork_reinit()
 
 
 @in_forked_children
 def _forget_after_fork() -> None:
-    # The parent tells it, and it is the same one: told a second time it complains of a name that it does not
-    # know.
+    # The parent tells the tracker, which is the same one. Told a second time, it would complain of an unknown
+    # name.
     _untold.clear()
     _blocks.clear()
 
@@ -183,5 +191,5 @@ def _is_talking() -> bool:
     lock = _lock()
     if hasattr(lock, "_is_owned"):
         return bool(lock._is_owned())
-    # Before 3.11.6 the lock does not know who has it: perhaps this thread.
+    # Before 3.11.6 the lock does not know which thread has it; it may be this one.
     return not is_free(lock)

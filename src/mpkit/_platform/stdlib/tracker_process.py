@@ -1,11 +1,12 @@
-"""Starting the resource tracker of multiprocessing so that it outlives a terminal.
+"""Starts the resource tracker of multiprocessing so that it survives the end of a terminal.
 
-The tracker's object is private. What it is told, and when, is in `tracker`.
+The tracker's object is private. What the tracker is told, and when, is in `tracker`.
 
-The tracker removes the names of an application that has been killed, and belongs to its process group. It
-ignores Ctrl-C and SIGTERM, but not what a terminal sends to the whole group when its window is closed or the
-connection breaks (SIGHUP), or at Ctrl-backslash (SIGQUIT): it would die together with the application, and
-everything in shared memory remain. So it is started with these two blocked, and keeps that for good.
+The tracker removes the names of an application that has been killed. It belongs to the application's process
+group, and ignores Ctrl-C and SIGTERM, but not the signals that a terminal sends to the whole group when its
+window is closed or the connection breaks (SIGHUP), or for Ctrl-backslash (SIGQUIT). These would kill it
+together with the application, and everything in shared memory would remain. So it is started with these two
+signals blocked, and keeps them blocked.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ __all__ = ["start_tracker"]
 
 
 def start_tracker() -> None:
-    """Start the resource tracker, unless this process has one. Does nothing on Windows.
+    """Start the resource tracker, unless this process has one. Do nothing on Windows.
 
-    One that the application has started before, by using multiprocessing, stays as it is.
+    A tracker that the application has started before, by using multiprocessing, is left unchanged.
 
     Raises:
         RuntimeError: This is a frozen program without `multiprocessing.freeze_support`.
@@ -47,12 +48,13 @@ def start_tracker() -> None:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
     finally:
-        # Whenever a signal handler raises: this thread, and its children, must not keep them blocked.
+        # Again, in case a signal handler raised in between: this thread, and children that it starts later,
+        # must not keep the signals blocked.
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _refuse_missing_interpreter() -> None:
-    """Raise where Python is embedded, or was removed meanwhile: all that shows is a broken pipe otherwise."""
+    """Raise if the interpreter is missing (embedded, or removed), which would only show as a broken pipe."""
     executable = os.fsdecode(spawn.get_executable() or "")
     if not os.path.exists(executable):
         raise FileNotFoundError(
@@ -63,14 +65,16 @@ def _refuse_missing_interpreter() -> None:
 
 
 def _refuse_helper_that_does_not_know() -> None:
-    """Raise in a frozen program that multiprocessing has started in the place of an interpreter (as its fork
-    server, say), and that has come to use mpkit instead: it would start itself without end.
+    """Raise in a frozen program that multiprocessing has started as a helper, if that uses mpkit instead.
+
+    (multiprocessing starts the program in place of an interpreter, as its fork server, say. Without
+    `freeze_support` it runs the program again, which would start itself without end.)
     """
     arguments = sys.argv
     is_helper = spawn.is_forking(arguments) or (
         arguments[-2:-1] == ["-c"] and arguments[-1].startswith("from multiprocessing.")
     )
-    # The fork server itself may import the main module.
+    # But the fork server may import the main module.
     if is_helper and not getattr(process.current_process(), "_inheriting", False):
         raise RuntimeError(
             "this frozen program starts itself again for each child; call multiprocessing.freeze_support() "

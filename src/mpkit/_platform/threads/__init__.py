@@ -1,14 +1,13 @@
-"""The threads of this process: their locks, what becomes of them at a fork, how they wait, and in which order
-others see what they store.
+"""Threads of this process: locks, forks, waiting, and memory order.
 
 - `interruptible_lock`: a lock that an interrupt cannot leave locked
-- `weak_group`: objects that are known as long as somebody else has them
-- `forks`: what is to be done at forks
-- `greenlets`: whether somebody has put them in the place of threads
-- `clock`: the clocks, whatever a test of the program puts in their place
-- `deadlines`: checked timeouts and the time left of them
+- `weak_group`: a set of weak references
+- `forks`: hooks that are called at forks
+- `greenlets`: whether a greenlet library has replaced threads
+- `clock`: the clocks of the system, even if a test of the program has replaced them
+- `deadlines`: checking timeouts, and the time that is left
 - `readiness`: waiting for a descriptor
-- `scheduling`: whether this Python lets them run side by side, and letting others run
+- `scheduling`: whether this Python is free-threaded, and yielding the CPU
 - `fences`: memory order between processes
 """
 

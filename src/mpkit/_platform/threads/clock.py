@@ -1,4 +1,4 @@
-"""The clocks that mpkit goes by."""
+"""The clocks that mpkit uses."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ __all__ = ["CLOCK"]
 
 
 class _Clock:
-    """The clocks of `time`, and not what a test of the program has put in their place.
+    """The clocks of the module `time`, even if a test of the program has replaced them.
 
-    What stops or moves the time (freezegun) replaces them in all modules, those of mpkit as well. But a
-    process compares what its clock says with what another one has written down, and a timeout has to end. So
-    they are taken from a copy of that module: the first use of mpkit, which loads this one, may come when
-    they have been replaced. (Not `time.sleep`: gevent and eventlet have one of their own, for good reasons.)
+    Test tools that stop or move the time (such as freezegun) replace these functions in all modules,
+    including those of mpkit. But processes compare times with each other, and timeouts must end. So the
+    functions are taken from a fresh copy of the module `time`, because when this module is loaded, those of
+    the original may have been replaced already. (Not so `time.sleep`, which gevent and eventlet replace for
+    good reasons.)
     """
 
     __slots__ = ("monotonic", "monotonic_ns", "time")

@@ -1,4 +1,4 @@
-"""Timeouts: checked where they are given, then carried as a deadline so that they cover a whole call."""
+"""Timeouts: checked where a caller gives them, and then converted to a deadline for the whole call."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mpkit._platform.threads.clock import CLOCK
 
 __all__ = ["NEVER", "check_seconds", "check_timeout", "deadline_of", "has_passed", "remaining"]
 
-#: A moment that does not come.
+#: A moment that never comes.
 NEVER: Final = math.inf
 
 
@@ -17,11 +17,11 @@ def check_timeout(timeout: SupportsFloat | None, *, name: str = "timeout") -> fl
     """Check a duration given by a caller.
 
     Args:
-        timeout: Seconds; None (or infinity) means for ever, 0 means not to wait.
-        name: What the caller calls it; it stands in the error.
+        timeout: Seconds; None or infinity: no limit; 0: do not wait.
+        name: The caller's name for it, for the error message.
 
     Returns:
-        The seconds as a float, or None for ever.
+        The seconds as a float; None: no limit.
 
     Raises:
         TypeError: If it is not a number.
@@ -30,14 +30,14 @@ def check_timeout(timeout: SupportsFloat | None, *, name: str = "timeout") -> fl
     if timeout is None:
         return None
     if isinstance(timeout, str | bytes | bytearray):
-        # float() would read these.
+        # float() would convert these.
         raise _not_a_number(timeout, name)
     try:
         seconds = float(timeout)
     except (TypeError, ValueError):
         raise _not_a_number(timeout, name) from None
     except OverflowError:
-        # An int too large for a float: in effect for ever, unless it is negative.
+        # An int too large for a float: no limit, unless it is negative.
         seconds = math.inf if timeout > 0 else -math.inf  # type: ignore[operator]  # only an int gets here
     if seconds >= 0.0:
         return None if seconds == math.inf else seconds
@@ -47,17 +47,17 @@ def check_timeout(timeout: SupportsFloat | None, *, name: str = "timeout") -> fl
 
 
 def check_seconds(duration: SupportsFloat, *, name: str) -> float:
-    """Check a duration given by a caller that has to come to an end.
+    """Check a duration given by a caller, which must be finite.
 
     Args:
         duration: Seconds.
-        name: What the caller calls it; it stands in the error.
+        name: The caller's name for it, for the error message.
 
     Raises:
         TypeError: If it is not a number.
         ValueError: If it is negative, NaN, infinite or None.
     """
-    # Not with the words of `check_timeout`, which recommend None.
+    # Not with the messages of `check_timeout`, which recommend None.
     wanted = f"{name} must be a finite number of seconds that is not negative; got {duration!r}"
     try:
         seconds = check_timeout(duration, name=name)
@@ -77,15 +77,15 @@ def _not_a_number(timeout: object, name: str) -> TypeError:
 
 
 def deadline_of(timeout: float | None) -> float | None:
-    """The moment (on the monotonic clock) at which a checked timeout is over; None for never."""
+    """The moment (on the monotonic clock) at which a checked timeout is over; None: never."""
     return None if timeout is None else CLOCK.monotonic() + timeout
 
 
 def has_passed(deadline: float | None) -> bool:
-    """Whether that moment has come; never for None."""
+    """Whether the deadline has passed; False for None."""
     return deadline is not None and CLOCK.monotonic() >= deadline
 
 
 def remaining(deadline: float | None) -> float | None:
-    """The seconds left until `deadline`, never negative; None for ever."""
+    """The seconds left until `deadline`, never negative; None: no limit."""
     return None if deadline is None else max(0.0, deadline - CLOCK.monotonic())

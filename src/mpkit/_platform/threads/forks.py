@@ -1,9 +1,9 @@
-"""What is to be done at forks; nothing where there are none (Windows).
+"""Hooks that Python calls at forks. On Windows, where there are no forks, registering one does nothing.
 
-Python calls hooks at a fork, and nobody hears of what they raise: it is printed, and the fork goes on. So
-what the handler of a signal raises (Ctrl-C) takes away the rest of the hook that it comes in, all of it if it
-comes before the first step; it does not come a second time. What must not be left out is therefore done by
-functions of C, in which no handler is called, or asked for twice.
+If a hook raises an exception, that is only printed, and the fork goes on. So if a signal handler raises an
+exception (Ctrl-C) during a hook, the rest of that hook is skipped (all of it, if it comes before the first
+step). It does not happen a second time. Therefore what must not be skipped is done by C functions, in which
+no handler runs, or is registered twice.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ F = TypeVar("F", bound=Callable[[], object])
 
 
 def in_forked_children(function: F) -> F:
-    """Decorator: the function is called in each child of a fork, in the order of registration.
+    """Decorator: the function is called in each forked child, in the order of registration.
 
-    If an exception ends it, once more.
+    If an exception ends it, it is called once more.
     """
     if hasattr(os, "register_at_fork"):
         hook = _ChildHook(function)
@@ -33,7 +33,7 @@ def in_forked_children(function: F) -> F:
 
 
 def in_forking_parents(function: F) -> F:
-    """Decorator: the function is called after each fork in the parent, also if the fork has failed."""
+    """Decorator: the function is called in the parent after each fork, even if the fork has failed."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_parent=function)
     return function
@@ -47,7 +47,7 @@ def before_forks(function: F) -> F:
 
 
 def held_across_forks(lock: object) -> None:
-    """Have an RLock taken before each fork, and given back after it in both processes."""
+    """Have an RLock acquired before each fork, and released after it in both processes."""
     if hasattr(os, "register_at_fork"):
         raw = cast("Any", lock)
         os.register_at_fork(before=raw.acquire, after_in_parent=raw.release, after_in_child=raw.release)
@@ -55,13 +55,13 @@ def held_across_forks(lock: object) -> None:
 
 
 def _free_if_lost(lock: Any) -> None:  # noqa: ANN401  the stubs do not know what it has
-    """Where an exception has ended the waiting for the lock, a thread has it that is not in the child."""
+    """Reset the lock if a thread of the parent has it, because an exception ended the waiting for it."""
     if not is_free(lock):
         lock._at_fork_reinit()
 
 
 class _ChildHook:
-    """Calls a function once in each child, however often it is called itself."""
+    """Calls a function successfully once in each child, however often it is called itself."""
 
     __slots__ = ("_done_in", "_function")
 

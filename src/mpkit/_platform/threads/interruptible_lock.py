@@ -1,4 +1,4 @@
-"""A lock between threads that an interrupt cannot leave locked: the one that mpkit uses inside a process."""
+"""A lock between threads that an interrupt cannot leave locked; mpkit uses it inside a process."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ R = TypeVar("R")
 
 
 def is_free(lock: Any) -> bool:  # noqa: ANN401  whatever has `acquire` and `release`
-    """Whether this thread could take a lock at once, one that it has already included if that is an RLock.
+    """Whether the calling thread could acquire a lock at once; with an RLock it could if it has it already.
 
-    It is taken and given back in one call of C code: no handler of a signal can raise in between, and leave
-    it locked.
+    The lock is acquired and released in a single call of C code, so that no signal handler can raise an
+    exception in between, which would leave it locked.
     """
     return bool(list(starmap(lock.release, compress([()], map(lock.acquire, (False,))))))
 
@@ -25,9 +25,9 @@ def is_free(lock: Any) -> bool:  # noqa: ANN401  whatever has `acquire` and `rel
 class InterruptibleLock:
     """A lock between threads that an interrupt cannot leave locked.
 
-    ``with lock:`` can, in the main thread: from Python 3.14 on a signal handler may run between the taking
-    and the block that would give it back (python/cpython#148874). So where Ctrl-C may come there is `run`;
-    and where each call counts, its body in line::
+    ``with lock:`` can be left locked, in the main thread: from Python 3.14 on a signal handler may run
+    between acquiring the lock and the block that would release it (python/cpython#148874). So where Ctrl-C
+    may come, use `run`; and where each function call counts, its body in line::
 
         try:
             try:
@@ -38,26 +38,26 @@ class InterruptibleLock:
                 lock.unwind()
                 raise
         except BaseException:
-            # Should an interrupt have come in the middle of the first one; or just before it, after an error
-            # of what was done (on Python 3.10, which looks for signals where an `except` begins).
+            # Again, in case an interrupt came in the middle of the first `unwind`; or just before it, after
+            # another exception (on Python 3.10, which runs signal handlers where an `except` begins).
             lock.unwind()
             raise
 
     Args:
-        of: the condition whose lock it shall be; None: a lock of its own.
+        of: a condition whose lock is to be used; None: a new lock.
 
     Attributes:
         acquire: ``acquire(blocking=True, timeout=-1) -> bool``, the C method itself.
-        release: gives it back.
-        is_owned: whether this thread has it.
+        release: releases it.
+        is_owned: whether the calling thread has it.
         raw: the lock itself, for a `threading.Condition`.
     """
 
     __slots__ = ("acquire", "is_owned", "raw", "release")
 
     def __init__(self, of: threading.Condition | None = None) -> None:
-        # The one lock of the standard library that knows its owner; `threading.Condition` asks it by the same
-        # name, and has that name itself.
+        # RLock is the only lock of the standard library that knows its owner. `threading.Condition` has the
+        # same methods.
         lock: Any = of or threading.RLock()
         self.raw: threading.RLock = lock
         self.is_owned: Callable[[], bool] = lock._is_owned
@@ -67,7 +67,7 @@ class InterruptibleLock:
     def run(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call ``function(*args, **kwargs)`` while holding the lock, which this thread may have already."""
         if self.is_owned():
-            # In the middle of something (a `__del__`, say): that gives it back, whatever is raised here.
+            # This was called in the middle of another `run` (by a `__del__`, say), which releases the lock.
             return function(*args, **kwargs)
         try:
             try:
@@ -85,9 +85,10 @@ class InterruptibleLock:
     def run_within(
         self, seconds: float | None, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
     ) -> tuple[R] | None:
-        """`run`, unless the lock cannot be had within `seconds` (None: as long as it takes): then None.
+        """`run`, but wait for the lock at most `seconds` (None: no limit).
 
-        What the function returns comes in a tuple, which tells it from that.
+        Returns:
+            A tuple that contains the result of the function; None if the lock was not acquired in time.
         """
         if self.is_owned():
             return (function(*args, **kwargs),)
@@ -106,7 +107,7 @@ class InterruptibleLock:
         return (result,)
 
     def unwind(self) -> None:
-        """Give it back if this thread has it."""
+        """Release the lock if the calling thread has it."""
         if self.is_owned():
             self.release()
 

@@ -18,17 +18,18 @@ __all__ = [
 ]
 
 LONGEST_WAIT_S = 86_400.0
-"""A wait is cut off here. The system counts milliseconds in 32 bits, so no wait may last a month."""
+"""The longest single wait. The system counts milliseconds in 32 bits, so a wait must not last a month."""
 
-# (Libraries of greenlets take it away.)
+# Greenlet libraries remove `select.poll`.
 if sys.platform != "win32" and hasattr(select, "poll"):
 
     def wait_any_readable(descriptors: Iterable[int], timeout: float | None) -> list[int]:
-        """Wait until one of them is readable (or its other end is closed), and say which are.
+        """Wait until a descriptor is readable (or its other end is closed); return those that are.
 
         Args:
-            descriptors: Any; `select.select` takes none from 1024 on. None is opened for it, as by epoll.
-            timeout: Seconds, None for ever; a day at the longest.
+            descriptors: Any numbers (`select.select` accepts none from 1024 on). This opens no descriptor,
+                unlike epoll.
+            timeout: How many seconds to wait at most, cut to a day; None: no limit.
         """
         poll = select.poll()
         for descriptor in descriptors:
@@ -39,36 +40,38 @@ if sys.platform != "win32" and hasattr(select, "poll"):
 else:
 
     def wait_any_readable(descriptors: Iterable[int], timeout: float | None) -> list[int]:
-        """Wait until one of them is readable (or its other end is closed), and say which are.
+        """Wait until a descriptor is readable (or its other end is closed); return those that are.
 
         Args:
-            descriptors: Sockets, the only thing that Windows can wait for.
-            timeout: Seconds, None for ever; a day at the longest.
+            descriptors: Sockets; on Windows there is nothing else to wait for.
+            timeout: How many seconds to wait at most, cut to a day; None: no limit.
         """
         seconds = None if timeout is None else min(timeout, LONGEST_WAIT_S)
         return select.select(list(descriptors), [], [], seconds)[0]
 
 
 def wait_readable(descriptor: int, timeout: float | None) -> bool:
-    """`wait_any_readable` for one of them; whether it is."""
+    """`wait_any_readable` for a single descriptor; whether it is readable."""
     return bool(wait_any_readable((descriptor,), timeout))
 
 
 def never_wait(descriptor: int) -> None:
-    """Have reading and writing raise BlockingIOError where they would wait (not on Windows)."""
+    """Make a descriptor non-blocking: reading and writing raise BlockingIOError instead (not on Windows)."""
     if sys.platform != "win32":
         os.set_blocking(descriptor, False)
 
 
 MOST_AT_ONCE = 1 << 20
-"""More bytes than a pipe holds: whoever writes as fast as it is read must not keep the reader."""
+"""How many bytes `read_available` reads at most (about), so that a fast writer cannot keep it for ever.
+
+This is more than a pipe holds."""
 
 
 def read_available(descriptor: int) -> bytes:
-    """All that is in a pipe now; nothing where it is empty or has no writer left. Never waits.
+    """All that is in a pipe now; empty if there is nothing, or no writer is left. Never blocks.
 
     Args:
-        descriptor: Its reading end, which has been told to `never_wait`.
+        descriptor: The reading end, made non-blocking by `never_wait`.
     """
     found = b""
     with contextlib.suppress(BlockingIOError):

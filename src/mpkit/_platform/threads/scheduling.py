@@ -1,4 +1,4 @@
-"""Which threads run: whether this Python lets them run side by side, and letting others run."""
+"""Whether threads run in parallel in this Python, and yielding the CPU."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Final
 __all__ = ["FREE_THREADED", "yield_cpu"]
 
 FREE_THREADED: Final = "free-threading" in sys.version
-"""Without a global interpreter lock, whether it has been switched on again or not.
+"""Whether this Python is a free-threaded build, even if the global interpreter lock was switched on again.
 
-`sysconfig` knows it as well, but takes a millisecond to load. Source: "Python support for free threading" in
-Python's own documentation.
+`sysconfig` tells this, too, but takes a millisecond to load. This test is given in "Python support for free
+threading" in Python's documentation.
 """
 
-# It lets go of the interpreter lock, and of the core if somebody else wants it; with nobody there it costs
-# less than a microsecond.
+# Releases the interpreter lock, and the core if another thread or process wants it; otherwise this costs less
+# than a microsecond.
 yield_cpu = os.sched_yield if hasattr(os, "sched_yield") else lambda: time.sleep(0)

@@ -1,4 +1,4 @@
-"""Objects that are known as long as somebody else has them."""
+"""A set of weak references that is safe to use from any thread."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ T = TypeVar("T")
 
 
 class WeakGroup(Generic[T]):
-    """Objects that are known as long as somebody else has them.
+    """A set of objects that are in it only as long as other references to them exist.
 
-    In place of `weakref.WeakSet`, whose iteration fails with a RuntimeError where another thread adds an
-    object or, on a free-threaded build, drops one meanwhile. Here each step is a single call of C that is
-    atomic on every build, and takes no lock, so a `__del__` may come anywhere.
+    It is used instead of `weakref.WeakSet`, whose iteration fails with a RuntimeError if another thread adds
+    an object or, on a free-threaded build, drops one meanwhile. Here each step is a single C call that is
+    atomic on every build, and there is no lock, so that a `__del__` may run anywhere.
 
     Safe from: any thread.
     """
@@ -26,13 +26,13 @@ class WeakGroup(Generic[T]):
         self._references: set[weakref.ref[T]] = set()
 
     def add(self, one: T) -> None:
-        """Know it from now on."""
+        """Add an object."""
         self._references.add(weakref.ref(one, self._references.discard))
 
     def discard(self, one: T) -> None:
-        """Forget it, if it is known."""
+        """Remove an object, if it is in the set."""
         self._references.discard(weakref.ref(one))
 
     def alive(self) -> list[T]:
-        """Those that somebody has at this moment."""
+        """The objects that exist at this moment."""
         return [one for reference in list(self._references) if (one := reference()) is not None]

@@ -88,9 +88,8 @@ INVESTIGATION_SECONDS = 0.25
 _LOOK_AGAIN_SECONDS = 0.001
 
 REENTERED = (
-    "this thread is already inside an operation on the same object (called from a signal handler, a "
-    "__del__ or a __reduce__ that ran "
-    "in the middle of it?); hand the work to another thread or do it later"
+    "this thread is already inside an operation on the same object (called from a signal handler, a __del__ "
+    "or a __reduce__ that ran in the middle of it?); hand the work to another thread or do it later"
 )
 
 

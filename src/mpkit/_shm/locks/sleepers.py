@@ -263,7 +263,7 @@ class Waker:
     """The waking side in one process; its threads share this object.
 
     Args:
-        sleepers: whom to wake.
+        sleepers: the group to wake.
         lock: the lock of the waking side.
     """
 

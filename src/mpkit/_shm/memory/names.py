@@ -23,7 +23,7 @@ import sys
 import weakref
 from collections import deque
 from collections.abc import Sequence
-from typing import Final, Literal, Protocol, TypeAlias
+from typing import Final, Literal, NamedTuple, Protocol
 
 from mpkit._platform.processes import identity
 from mpkit._platform.signals.interrupts import deferred_interrupts
@@ -93,8 +93,16 @@ def semaphore_name(segment_name: str, number: int) -> str:
     return f"/{base}-{number}"
 
 
-#: When to check next (on the clock of `time.monotonic`), the name, the object it belongs to, whom to ask.
-_Lingering: TypeAlias = "tuple[float, str, str, InUse]"
+class _Lingering(NamedTuple):
+    """A name that lingers."""
+
+    due: float
+    """When to check it again, on the clock of `time.monotonic`."""
+    name: str
+    about: str
+    """The object that it belongs to: the argument for `in_use`."""
+    in_use: InUse
+
 
 # No lock guards these: each step takes what it needs by one atomic call of a dict or deque. With a lock, a
 # signal handler could make a pool anywhere and wait for threads of it that come here, too, and a garbage
@@ -202,7 +210,7 @@ def let_go(name: str, about: str, in_use: InUse | None) -> None:
     if in_use is None:
         remove(name)
     elif name in _owned:
-        _lingering.append((CLOCK.monotonic() + LINGER_SECONDS, name, about, in_use))
+        _lingering.append(_Lingering(CLOCK.monotonic() + LINGER_SECONDS, name, about, in_use))
 
 
 def remove_unneeded(groups: int | None = None) -> None:
@@ -225,19 +233,20 @@ def _remove_unneeded(groups: int | None) -> None:
         except IndexError:
             # Another thread is doing the same.
             return
-        if entry[2] != about:
+        # The names of one object are next to each other, and are checked together.
+        if entry.about != about:
             if groups is not None:
-                since = entry[0] - LINGER_SECONDS
+                since = entry.due - LINGER_SECONDS
                 if groups <= 0 or CLOCK.monotonic() < since + _LEAST_LINGER_SECONDS:
                     _lingering.appendleft(entry)
                     return
                 groups -= 1
-            _, _, about, in_use = entry
-            stays = in_use(about, under_way=True)
+            about = entry.about
+            stays = entry.in_use(about, under_way=True)
         if stays:
             _lingering.append(entry)
         else:
-            remove(entry[1])
+            remove(entry.name)
 
 
 def owned_names() -> list[str]:
@@ -248,9 +257,8 @@ def owned_names() -> list[str]:
 def _sweep() -> None:
     """Check the lingering names that are due, and remove those that belonged to dropped objects."""
     now = CLOCK.monotonic()
-    while (due := _due(now)) is not None:
-        _, name, about, in_use = due
-        let_go(name, about, in_use if in_use(about) else None)
+    while (entry := _due(now)) is not None:
+        let_go(entry.name, entry.about, entry.in_use if entry.in_use(entry.about) else None)
     if _gone:
         with deferred_interrupts():
             _remove_gone()
@@ -267,10 +275,10 @@ def _due(now: float) -> _Lingering | None:
     """Take the first lingering name out of the queue if it is due."""
     # IndexError: the queue is empty.
     with contextlib.suppress(IndexError):
-        if _lingering[0][0] > now:
+        if _lingering[0].due > now:
             return None
         entry = _lingering.popleft()
-        if entry[0] <= now:
+        if entry.due <= now:
             return entry
         # Another thread has taken the entry that was looked at above.
         _lingering.appendleft(entry)

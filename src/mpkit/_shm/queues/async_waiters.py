@@ -1,12 +1,11 @@
-"""Waiting for a queue inside an event loop: one thread for each side that coroutines wait for, only as long
-as any of them does.
+"""Waiting for a queue in an event loop: for each side there is a thread while any coroutine waits for it.
 
-The thread takes nothing from the queue and puts nothing in: it only tells the coroutines to try again. So a
-coroutine that is cancelled has lost nothing, and one that was told for nothing waits again.
+The thread takes nothing from the queue and puts nothing in; it only *tells* coroutines to try again. So when
+a coroutine is cancelled, nothing is lost, and one that was told in vain waits again.
 
-It tells no more of them than can succeed: with a hundred that wait for one item each, ninety-nine would be
-woken in vain. Those it has told may not have tried yet when it looks again, so until they have, they are
-counted as if they had.
+The thread tells only as many coroutines as can succeed: if a hundred wait for one item, ninety-nine would be
+woken in vain. Coroutines that it has told may not have tried yet when it looks again; until they have, they
+are counted as if they had succeeded.
 """
 
 from __future__ import annotations
@@ -24,20 +23,22 @@ from mpkit._shm.queues.put_side import PutSide
 from mpkit._shm.queues.queue_file import QueueFile
 from mpkit.errors import MpkitError
 
-#: A thread that nobody waits for any more ends after this long.
+#: The thread ends when no coroutine has waited for this long.
 _LINGER_SECONDS = 0.2
-#: How long the thread waits for the queue before it looks whether anybody still waits for it.
+#: How long the thread waits for the queue before it checks whether any coroutine still waits.
 _LOOK_SECONDS = 1.0
-#: How long a coroutine lets others run when the lock of its side cannot be had; and how long one that has
-#: been told may take to try, before others are told as well (its loop may be busy, or stand still for ever).
+#: How long a coroutine lets others run when the lock of its side is not to be had; and how long one that was
+#: told may take to try before others are told as well (its event loop may be busy, or stopped for ever).
 _MOMENT_SECONDS = 0.05
 
 
-#: No progress is that.
+#: A value that `progress` never has.
 _NEVER_LOOKED = -2
 
 
 class _Waiter:
+    """A waiting coroutine: when it last looked (as `progress`), and how much room it needs."""
+
     __slots__ = ("future", "loop", "seen", "size")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, seen: int, size: int) -> None:
@@ -48,15 +49,15 @@ class _Waiter:
 
 
 class _Watch:
-    """The thread of one side, and who waits for it.
+    """The thread of one side, and the coroutines that wait for that side.
 
     Args:
-        name: of the thread.
-        wait: ``wait(seen, deadline)`` blocks until it is worth trying again for somebody who has seen
-            `progress` at `seen`, or the deadline.
-        progress: a number that is another one when it is worth trying again.
-        room: how many may succeed now, and of what size together, as far as can be told.
-        pass_on: wakes another sleeper, for a token that the thread has taken and no coroutine makes use of.
+        name: the name of the thread.
+        wait: ``wait(seen, deadline)`` blocks until `progress` differs from `seen`, so that another try may
+            succeed, or until the deadline; it returns whether the former is the case.
+        progress: a number that changes when another try may succeed.
+        room: how many coroutines can succeed now, and how much room they may need together, as an estimate.
+        pass_on: wakes another sleeper, if the thread has taken a token that no coroutine makes use of.
     """
 
     def __init__(
@@ -72,19 +73,26 @@ class _Watch:
         self._progress = progress
         self._room = room
         self._pass_on = pass_on
-        # A fork leaves the thread behind, and perhaps the lock taken.
+        # In a forked child there is no such thread, and the lock may be held for ever.
         self._pid = os.getpid()
         self._condition = threading.Condition()
-        # The same lock, for the threads of event loops: where Ctrl-C may come.
+        # The same lock, for the threads of event loops, in which Ctrl-C may come at any step.
         self._lock = InterruptibleLock(self._condition)
-        # In the order in which they came; dictionaries, because there may be thousands.
+        # The coroutines that have not been told, in the order in which they came. (These are dictionaries
+        # because there may be thousands of coroutines.)
         self._waiters: dict[_Waiter, None] = {}
-        #: Have been told, and not tried yet.
+        # Those that have been told, and have not tried yet.
         self._trying: dict[_Waiter, None] = {}
         self._thread: threading.Thread | None = None
         self._stopped = False
 
     async def wait(self, seen: int, size: int = 0) -> None:
+        """Return when another try may succeed.
+
+        Args:
+            seen: `progress` at the last try.
+            size: how much room the coroutine needs.
+        """
         loop = asyncio.get_running_loop()
         waiter = _Waiter(loop, seen, size)
         stopped = self._lock.run(self._enter, waiter)
@@ -93,23 +101,23 @@ class _Watch:
                 await waiter.future
         except asyncio.CancelledError:
             if self._end(waiter):
-                # And not going to try: somebody else who sleeps might have been told instead.
+                # It was told, but is not going to try: another sleeper could have been woken instead.
                 self._pass_on()
             raise
         finally:
             self._end(waiter)
 
     def _end(self, waiter: _Waiter) -> bool:
-        """It waits no longer; whether it has been told. In a forked child, where it only goes, nothing."""
+        """Remove a waiter, and return whether it had been told. In a forked child, this does nothing."""
         return self._pid == os.getpid() and self._lock.run(self._leave, waiter)
 
     def _enter(self, waiter: _Waiter) -> bool:
-        """Have the thread wait for it, too; whether that has been stopped."""
+        """Add a waiter, and start the thread if necessary; return whether `stop` was called."""
         if self._thread is None and not self._stopped:
-            # A daemon: a program that ends while a coroutine waits must not be held up. It holds nothing that
-            # could be lost.
+            # A daemon thread, because it must not keep a program from ending while a coroutine waits. It
+            # holds nothing that could be lost.
             thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            # Should the system have no thread left, nothing has begun.
+            # If no thread can be started, this raises before anything has changed.
             thread.start()
             self._thread = thread
         self._waiters[waiter] = None
@@ -120,15 +128,16 @@ class _Watch:
         was_told = waiter not in self._waiters
         self._waiters.pop(waiter, None)
         if waiter in self._trying:
-            # It tries now: nothing comes between this and its next step.
+            # It tries now, as its next step.
             del self._trying[waiter]
             self._condition.notify()
         return was_told
 
     def stop(self, nudge: Callable[[], object]) -> None:
+        """End the thread, and tell all coroutines; `nudge` adds a token, for which the thread may wait."""
         thread = self._lock.run(self._stop)
         if thread is not None and thread is not threading.current_thread():
-            # It sleeps for a token: one more, which costs others a look in vain at most, ends that at once.
+            # If another sleeper takes the token, it looks once in vain, and this waits a little longer.
             nudge()
             thread.join(_LOOK_SECONDS + _LINGER_SECONDS)
 
@@ -156,20 +165,22 @@ class _Watch:
                 if ready and left_over:
                     self._pass_on()
             except MpkitError:
-                # Closed meanwhile: each coroutine meets the reason when it tries again.
+                # The queue has been closed, say: each coroutine gets the error when it tries again.
                 with self._condition:
                     self._tell(list(self._waiters))
-            except BaseException as error:  # noqa: BLE001  each of them has to know
+            except BaseException as error:  # noqa: BLE001  each coroutine gets it
                 with self._condition:
                     self._thread = None
                     self._tell(list(self._waiters), error)
                 return
 
     def _tell_due(self) -> bool:
-        """Tell those who may succeed, the first who came first. Whether there is something, and nobody here
-        makes use of it.
+        """Tell as many coroutines as can succeed, the first one that came first.
+
+        Returns:
+            Whether there is something of which no coroutine makes use.
         """
-        # In this order: what changes after the first look is progress to those who are not told now.
+        # `progress` first: what changes after that counts as progress for those that are not told now.
         progress = self._progress()
         number, size = self._room()
         number -= len(self._trying)
@@ -183,22 +194,23 @@ class _Watch:
                 size -= waiter.size
         self._tell(due)
         if not self._trying and not due:
-            # Others were quicker, or it is too little. All of them have seen it now, as if they had tried.
+            # Other processes or threads were quicker, or there is too little room. All waiters count as
+            # having tried now.
             for waiter in self._waiters:
                 waiter.seen = progress
         return number > 0 and not self._trying
 
     def _let_them_try(self) -> None:
-        """Wait until one of those who were told has tried, for a moment."""
+        """Wait until one of the coroutines that were told has tried; but only for a moment."""
         before = len(self._trying)
         if not self._condition.wait_for(lambda: len(self._trying) < before or self._stopped, _MOMENT_SECONDS):
             self._trying.clear()
 
     def _tell(self, waiters: list[_Waiter], error: BaseException | None = None) -> None:
-        """Let them try again, or know of the error."""
+        """Tell waiters to try again, or have them raise the error."""
         for waiter in waiters:
             del self._waiters[waiter]
-            # A loop that is closed has nobody left to tell.
+            # RuntimeError: the event loop is closed.
             with contextlib.suppress(RuntimeError):
                 waiter.loop.call_soon_threadsafe(_finish, waiter.future, error)
                 self._trying[waiter] = None
@@ -213,7 +225,7 @@ def _finish(future: asyncio.Future[None], error: BaseException | None) -> None:
 
 
 class AsyncWaiters:
-    """Both sides of one queue, in this process."""
+    """The coroutines of this process that wait for one queue, on both sides."""
 
     def __init__(self, file: QueueFile, puts: PutSide, gets: GetSide) -> None:
         self._file = file
@@ -237,17 +249,20 @@ class AsyncWaiters:
         await self._items.wait(_NEVER_LOOKED)
 
     async def room(self, seen: int, weight: int) -> None:
-        """Return when it is worth trying to put an item of that weight, for somebody who failed when
-        `PutSide.progress` was `seen`.
+        """Return when it is worth trying to put an item.
+
+        Args:
+            seen: `PutSide.progress` when the last try failed.
+            weight: how much the item counts for `max_bytes`.
         """
-        # An empty queue takes it in any case.
+        # An item that is heavier than the bound goes into an empty queue.
         await self._room.wait(seen, min(weight, self._file.max_bytes))
 
     async def moment(self) -> None:
-        """Let others run for a moment: a process was stopped (SIGSTOP) while it held the lock."""
+        """Let others run for a moment, when a process is stopped (SIGSTOP) while it has the lock."""
         await asyncio.sleep(_MOMENT_SECONDS)
 
     def stop(self) -> None:
-        """End the threads; coroutines that wait try again (and find the queue closed)."""
+        """End the threads; waiting coroutines try again (and find the queue closed)."""
         self._items.stop(lambda: self._file.items.post(1))
         self._room.stop(lambda: self._file.room.post(1))

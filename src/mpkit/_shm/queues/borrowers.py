@@ -1,29 +1,30 @@
-"""Which forked children still have views of a big item that their parent received.
+"""The table of loans: which forked children still have views of a big item that their parent received.
 
-A child of a fork has every view that its parent has, and the region that they show must not be used again
-before the last of them has gone, in whichever process. So whoever forks while it has views enters one *loan*
-for each region into this table, which lies in the queue's segment::
+A forked child has every view that its parent has, and a region must not be reused before its last view is
+gone, in whichever process. So a process that forks while it has views enters one *loan* for each region into
+this table, which is in the queue's file::
 
     word 0   the region; 0: this slot is free
-    word 1   the pid of who has it; 0: the child that is just being forked
-    word 2   when that process started
+    word 1   the pid of the borrower; 0: the child that is just being forked
+    word 2   its start time
 
-The parent fills a slot before the fork, under the getters' lock; the child enters itself right after it, and
-frees the slot when its last view goes, without a lock. A child forks in the same way, with loans of
-its own. What has been lent is free when the parent is done with it and no slot names it, but for those of the
-dead.
+The parent fills a slot before the fork, under the getters' lock. The child enters itself right after the
+fork, and frees the slot, without a lock, when its last view goes. A child that forks in turn does the same,
+with loans of its own. A region that has been lent is free when the parent is done with it and no slot names
+it, except slots of dead processes.
 
-- A loan is one region in one child: four children of a process that has thirty regions take 120 slots.
-- Killed between the fork and its entry, a child leaves a slot that stays taken, and the region with it, until
-  the queue ends. So does a fork that the system refuses.
-- A child that wants to lend on and cannot marks the region as never to be used again (word 7 of its entry;
-  the state is the parent's to change).
-- A slot whose owner is dead is taken for the next loan, under the same lock.
-- Whoever looks (a putter) does not have the getters' lock. It reads how many loans there have been, the
-  table, and the number again: had a child lent on to a child of its own meanwhile, and given its own back
-  before the look came to it, the number would have changed.
+- A loan is for one region in one child: four children of a process that has views of thirty regions take 120
+  slots.
+- A child that is killed between the fork and its entry leaves a slot that stays taken, and with it the
+  region, until the queue ends. So does a fork that the system refuses.
+- A child that has to lend a region on, but cannot, marks it as never to be reused (word 7 of its entry in the
+  table of regions; the state is the parent's to change).
+- A slot of a dead process may be taken for the next loan, under the same lock.
+- A putter that looks whether a region is lent does not have the getters' lock. It reads the number of loans
+  ever made, the table, and the number again. If a child has lent the region on to a child of its own
+  meanwhile, and given back its own loan before the look came to that slot, the number has changed.
 
-When no slot is free, or the lock is not to be had soon, the region is pinned instead: never used again.
+When no slot is free, or the lock is not to be had soon, the region is pinned instead: it is never reused.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ from mpkit.errors import MpkitError
 
 SLOT_WORDS = 3
 _PID, _STARTED = 1, 2
-#: A fork is not held up for longer.
+#: How long a fork waits for the getters' lock at most.
 _LOCK_SECONDS = 0.05
+#: How often `has` reads the table before it gives up, because the number of loans keeps changing.
 _LOOKS = 3
 
 
@@ -67,12 +69,16 @@ class Borrowers:
         self._lock = lock
 
     def lend(self, regions: Sequence[int]) -> list[int]:
-        """Before a fork, by who has views of these regions: the child's slot for each; 0 where there is none.
+        """Before a fork, in a process that has views of these regions: make a loan for each.
+
+        Returns:
+            The child's slot for each region; 0 where there is none.
 
         Blocking: for 50 ms at most.
         """
         slots = None
-        # RuntimeError: a fork in a signal handler, in the middle of a get. Else no means to take part in it.
+        # RuntimeError: a signal handler forks in the middle of a get. The others: the lock cannot be used (no
+        # descriptors or memory left, or the queue is closed).
         with contextlib.suppress(RuntimeError, OSError, MpkitError):
             slots = self._lock.run(CLOCK.monotonic() + _LOCK_SECONDS, self._lend_each, regions)
         return slots or [0] * len(regions)
@@ -84,7 +90,8 @@ class Borrowers:
         words = self._words
         at = next(self._usable(), 0)
         if at:
-            # Named only when it says "being forked": until then it is free, or a dead process's.
+            # The slot names the region only after it says "being forked". Until then it is free, or belongs
+            # to a dead process.
             words[at + _PID] = 0
             full_fence()
             words[at] = region
@@ -98,20 +105,20 @@ class Borrowers:
         yield from (at for at in self._slots if words[at + _PID] and not self._is_owner_alive(at))
 
     def arrive(self, at: int) -> None:
-        """In the child: the slot is this process's."""
+        """In the child: enter this process as the borrower."""
         me = identity.current()
         self._words[at + _STARTED] = me.started
         full_fence()
         self._words[at + _PID] = me.pid
 
     def give_back(self, at: int) -> None:
-        """The slot is free again: this process's last view has gone (one store)."""
+        """Free the slot, because this process's last view is gone (one store)."""
         if not TOTAL_STORE_ORDER:
             full_fence()
         self._words[at] = 0
 
     def has(self, region: int) -> bool:
-        """Whether a child may have views of the region. True, too, when that cannot be told for sure."""
+        """Whether a child has views of the region; also True when that is not certain."""
         words = self._words
         for _ in range(_LOOKS):
             loans = words[self._loans_at]

@@ -1,7 +1,7 @@
-"""The rings of a queue: one after the other, each in a region of its own.
+"""The rings of a queue, one after the other (*generations*), each in a region of its own.
 
-A ring here is a view for both sides, which know by themselves how to use it (`put_ring`, `get_side`); `ring`
-is the same for a single putter and a single getter.
+`RingView` only tells where a ring is; how records are put into it and taken from it is in `put_ring` and
+`get_side`. (The module `ring` is a complete ring for a single putter and a single getter.)
 """
 
 from __future__ import annotations
@@ -26,8 +26,13 @@ from mpkit._shm.queues.ring import COUNT_MASK, INDEX_BITS, INDEX_MASK, WRAP
 
 
 class RingView:
-    """One generation's ring as this process sees it; `RING_TAIL`, `RING_HEAD` and `RING_RECORDS` index
-    `words`.
+    """One generation's ring, as this process sees it.
+
+    Attributes:
+        words: the words of the ring, indexed by `RING_TAIL`, `RING_HEAD` and `RING_RECORDS`.
+        mm: the mapping that contains it.
+        base: offset in `mm` of the first record's length word.
+        capacity: how many words there are for records.
     """
 
     __slots__ = ("base", "capacity", "mm", "words")
@@ -35,9 +40,7 @@ class RingView:
     def __init__(self, words: memoryview[int], mm: mmap.mmap, base: int, capacity: int) -> None:
         self.words: memoryview[int] = words
         self.mm: mmap.mmap = mm
-        #: Offset in `mm` of the first record's length word.
         self.base: int = base
-        #: Words for records.
         self.capacity: int = capacity
 
     def used(self) -> int:
@@ -50,8 +53,10 @@ class RingView:
 
 
 class Generations:
-    """Finds and makes the rings. The numbers of the two current ones are words that each side writes under
-    its lock.
+    """Finds and creates the rings.
+
+    `PUT_GENERATION` and `GET_GENERATION` tell which ring each side uses; each side writes its word under its
+    lock.
     """
 
     __slots__ = ("_first_words", "_mm", "_regions", "_words")
@@ -63,12 +68,15 @@ class Generations:
         self._first_words = words[layout.FIRST_RING : layout.FIRST_RING + layout.FIRST_RING_WORDS]
 
     def view(self, generation: int) -> RingView:
-        """The ring of a generation that is in use (by the caller's side, under its lock; else what it shows
-        may be stale).
+        """The ring of a generation that is in use.
+
+        Unless the caller has the lock of the side that uses it, the ring may be reused at any time, so its
+        words may be those of another one.
         """
         return self.in_region(self._words[GENERATIONS + generation % GENERATION_SLOTS])
 
     def in_region(self, region: int) -> RingView:
+        """The ring in a region; region 0 is the first ring, which is no region of the table."""
         if region == 0:
             return RingView(
                 self._first_words,
@@ -81,13 +89,17 @@ class Generations:
         return RingView(words, mapped, RING_RECORDS << 3, min(len(words), INDEX_MASK) - RING_RECORDS - 1)
 
     def _words_of(self, generation: int) -> memoryview[int]:
-        """Those of `view` alone: most queues stay in their first ring."""
+        """The words of `view`, without making a view for the first ring, in which most queues stay."""
         region = self._words[GENERATIONS + generation % GENERATION_SLOTS]
         return self.in_region(region).words if region else self._first_words
 
     def begin(self, generation: int, region: int, count: int) -> None:
-        """Make an empty ring in `region` that goes on counting at `count`, and enter it as `generation` (not
-        yet current).
+        """Create an empty ring in `region` and enter it as `generation`, without making it current.
+
+        Args:
+            generation: its number.
+            region: where it is.
+            count: how many items have been put so far; its head and tail continue this count.
         """
         ring = self.in_region(region)
         ring.words[RING_TAIL] = ring.words[RING_HEAD] = count << INDEX_BITS
@@ -95,7 +107,7 @@ class Generations:
         self._words[GENERATIONS + generation % GENERATION_SLOTS] = region
 
     def counts(self) -> tuple[int, int]:
-        """How many items have been taken and put: exact at one moment."""
+        """How many items have ever been taken and put: exact at one moment during the call."""
         gets, puts, _ = self._look(False)
         return gets, puts
 
@@ -105,11 +117,11 @@ class Generations:
         return (puts - gets) & COUNT_MASK
 
     def snapshot(self) -> tuple[int, int, int]:
-        """`counts`, and the bytes that the items between occupy in rings, at the same moment."""
+        """`counts`, and the bytes that the queued items occupy in rings, at the same moment."""
         return self._look(True)
 
     def _look(self, bytes_too: bool) -> tuple[int, int, int]:
-        """Reads without a lock, and again when a side has moved meanwhile."""
+        """Read without a lock, and again if the head or a generation has changed meanwhile."""
         words = self._words
         while True:
             first = words[GET_GENERATION]
@@ -120,7 +132,7 @@ class Generations:
             tail = self._words_of(last)[RING_TAIL]
             used = 0
             if bytes_too:
-                # (In the file of somebody else these may be any numbers.)
+                # (Limited, because in another user's file these may be any numbers.)
                 between = range(first, min(last + 1, first + GENERATION_SLOTS))
                 used = sum(self.view(generation).used() for generation in between)
             _fence()

@@ -1,6 +1,7 @@
-"""The getters' side of a queue, in one process: who takes what when, who waits and who is woken.
+"""The getters' side of a queue, in one process: taking items, waiting for them, and waking putters.
 
-`BoundedQueue.get` and its like call it; it returns records, which the queue unpickles outside the lock.
+`BoundedQueue.get` and similar methods call it. It returns records, which the queue unpickles outside the
+lock.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ Record = bytes | BigRecord | HeldItem | PackSlice
 
 
 class GetSide:
-    """Takes records; every thread of the process uses this one object."""
+    """Takes records; all threads of the process share this object."""
 
     __slots__ = (
         "_base",
@@ -70,22 +71,25 @@ class GetSide:
         self._ring: memoryview[int] = file.words
         self._mm: mmap.mmap = file.segment.mm
         self._base = 0
-        # The pack that this process has met last: whoever takes one item after the other unpickles it once.
+        # The pack from which this process took an item last, so that taking its items one by one unpickles it
+        # only once.
         self._pack: Pack | None = None
-        # How many items had been put when this process found the queue empty last, when it did so first with
-        # that count, and whether the queue has been trimmed since.
+        # When this process last found the queue empty: how many items had been put, since when it has been
+        # empty with that count, and whether the queue has been trimmed since.
         self._last_count = -1
         self._last_time = 0.0
         self._is_trimmed = False
-        # The value of ROOM_SLEPT at which nobody is known to sleep.
+        # The value of ROOM_SLEPT at which it is known that nobody sleeps.
         self._quiet = -1
 
     def try_get(self) -> Record | None:
-        """Take the oldest record now; None when that needs more than the fast path (waiting, the next ring)
-        or is impossible.
+        """Take the oldest record now, on the fast path.
 
-        The body of `RobustLock.try_acquire` and `release` stands in line here: a call costs as much as the
-        copy.
+        The bodies of `RobustLock.try_acquire` and `release` are repeated in line here, because a call costs
+        as much as the copy.
+
+        Returns:
+            The record. None: there is none, or taking it needs the slow path (waiting, or the next ring).
         """
         lock = self._lock
         data: Record | None = None
@@ -132,14 +136,14 @@ class GetSide:
         return data
 
     def get(self, block: bool, deadline: float | None) -> Record | None:
-        """Take the oldest record, waiting for one if `block`; None when there was none in time.
+        """Take the oldest record; if `block`, wait for one until `deadline`. None if there was none in time.
 
         Raises:
             QueueShutDown: the queue is shut down and empty.
             ClosedError: this process has closed the queue.
         """
         if block and self._spin_for_items():
-            # Somebody has just put an item: the short way is the quickest to it.
+            # An item has just been put; the fast path is the quickest way to it.
             data = self.try_get()
             if data is not None:
                 return data
@@ -147,8 +151,10 @@ class GetSide:
         return found[0] if found else None
 
     def get_many(self, limit: int, block: bool, deadline: float | None) -> list[Record]:
-        """Take up to `limit` of the oldest records, waiting for the first if `block`; an empty list when
-        there was none in time.
+        """Take up to `limit` of the oldest records; if `block`, wait for the first one until `deadline`.
+
+        Returns:
+            The records; an empty list if there was none in time.
 
         Raises:
             QueueShutDown: the queue is shut down and empty.
@@ -161,9 +167,7 @@ class GetSide:
         return self._wait(limit, deadline)
 
     def discard_all(self, deadline: float | None) -> bool:
-        """Throw away everything that is queued, counting it as done; False when the lock could not be had in
-        time.
-        """
+        """Discard everything that is queued, and count it as done; False if the lock was not free in time."""
         finished = self._lock.run(deadline, self._discard_all_locked)
         if finished is None:
             return False
@@ -171,11 +175,11 @@ class GetSide:
         return True
 
     def repair(self) -> None:
-        """Count as done what has been thrown away so far; whoever calls has the lock, or takes it over.
+        """Count as done what has been discarded so far. The caller has the lock, or is taking it over.
 
-        Nobody else takes items or counts them as done meanwhile, so this may be done again. Nor does anybody
-        put any: the queue is shut down. Some may have been counted as done before they were taken, but never
-        are more done than were put: `join` would not end.
+        This may be repeated: nobody else takes items or counts them as done meanwhile, and nobody puts any,
+        because the queue is shut down. A user may have counted some items as done before they were taken, so
+        the number is limited: if more were done than were put, `join` would not end.
         """
         words = self._words
         if words[DISCARD_FROM]:
@@ -186,9 +190,9 @@ class GetSide:
             words[DISCARD_FROM] = 0
 
     def wake_putters(self, number: int = EVERYBODY) -> None:
-        """Let sleeping putters look again: up to `number`, by default all."""
-        # With a bound on bytes, what one getter has freed may be room for several, or for another than the
-        # first.
+        """Wake up to `number` sleeping putters, by default all."""
+        # With a bound on bytes, the room that one getter has made may be enough for several putters, or for
+        # another one than the first.
         self._quiet = self._file.putters.wake(EVERYBODY if self._file.max_bytes else number)
 
     def _tell_of_room(self, taken: list[Record]) -> None:
@@ -198,7 +202,7 @@ class GetSide:
     # -- finished work ---------------------------------------------------------------------------------------
 
     def task_done(self, number: int) -> bool:
-        """Count `number` items as finished; False when that is more than were put."""
+        """Count `number` items as finished; False if that is more than were put."""
         finished = self._lock.run(None, self._task_done_locked, number)
         if finished is None:
             return False
@@ -214,14 +218,14 @@ class GetSide:
         """Wait until nothing is unfinished; False when the deadline passed first."""
         return self._file.done.wait_until(self._lock, lambda: not self.unfinished(), deadline)
 
-    # -- for those who wait without taking -------------------------------------------------------------------
+    # -- for callers that wait without taking ----------------------------------------------------------------
 
     def has_item(self) -> bool:
         """Whether `get` would not wait: there is an item, or the queue is shut down."""
         return self.number_to_try() > 0
 
     def number_to_try(self) -> int:
-        """How many that take one item each would not wait now."""
+        """How many calls of `get` would not wait now."""
         size = self._file.generations.size()
         return size or (EVERYBODY if self._puts.ring.is_shut_down else 0)
 
@@ -234,7 +238,7 @@ class GetSide:
         """Wait until `has_item`; False when the deadline passed first."""
 
         def woken() -> None:
-            # Whoever is told of it takes one of them.
+            # The caller's coroutine takes one item; the others are for other sleepers.
             if self._file.generations.size() > 1:
                 self._file.getters.pass_on()
 
@@ -243,7 +247,7 @@ class GetSide:
     # -- waiting ---------------------------------------------------------------------------------------------
 
     def _take_now(self, limit: int, block: bool, deadline: float | None) -> list[Record] | None:
-        """Take what is there, possibly nothing; None when the lock could not be had (see `lock_deadline`)."""
+        """Take what is there, possibly nothing; None if the lock was not to be had (see `lock_deadline`)."""
         found = self._lock.run(lock_deadline(block, deadline), self._take, limit)
         if found:
             self._tell_of_room(found)
@@ -258,9 +262,8 @@ class GetSide:
                 ticket.hand_back()
             else:
                 ticket.take()
-                # Not before it is about to sleep: with many getters that comes often enough.
+                # Only if the last sleep has ended without a token, so that the memory is not needed at once.
                 if self._is_idle() and ticket.expired:
-                    # Nobody misses what is given back now.
                     self._is_trimmed = self._puts.trim()
             return found
 
@@ -277,7 +280,7 @@ class GetSide:
             ticket.pass_on(self.has_item, self._file.getters)
 
     def _spin_for_items(self) -> bool:
-        """Look for an item for a moment; True when there may be one."""
+        """Spin until there may be an item (True), or for as long as that pays (False)."""
         words, ring, generation = self._words, self._ring, self._generation
         for _ in range(self._spin.looks):
             if ring[RING_TAIL] != ring[RING_HEAD] or words[PUT_GENERATION] != generation:
@@ -289,7 +292,7 @@ class GetSide:
     # -- under the lock --------------------------------------------------------------------------------------
 
     def _discard_all_locked(self) -> int:
-        """How many tokens are due to those who wait until all is done; likewise `_task_done_locked`."""
+        """Discard everything, and return how many tokens to post to those that wait until all is done."""
         self._words[DISCARD_DONE] = self._words[DONE]
         gets, _ = self._file.generations.counts()
         try:
@@ -301,11 +304,12 @@ class GetSide:
             finally:
                 self.repair()
         finally:
-            # Left undone by an interrupt, what others take later would count as thrown away.
+            # Again, in case an interrupt came: otherwise what others take later would count as discarded.
             self.repair()
         return self._file.done.due(EVERYBODY)
 
     def _task_done_locked(self, number: int) -> int | None:
+        """Count items as done, and return how many tokens to post; None if that is more than were put."""
         _, puts = self._file.generations.counts()
         done = self._words[DONE]
         if number > (puts - done) & COUNT_MASK:
@@ -314,9 +318,10 @@ class GetSide:
         return self._file.done.due(EVERYBODY) if done == puts else 0
 
     def _is_idle(self) -> bool:
-        """Whether the queue, found empty now, has been so for a whole slice, and not been trimmed since.
+        """Whether the queue, which is empty now, has been empty for a whole slice and not been trimmed since.
 
-        Told by the count of puts, over calls: many short timeouts make a slice, a short one alone does not.
+        This is told by the count of puts, across calls, so that it is also noticed by calls with short
+        timeouts.
         """
         count, now = self._ring[RING_TAIL] >> INDEX_BITS, CLOCK.monotonic()
         if count != self._last_count:
@@ -324,7 +329,7 @@ class GetSide:
         return not self._is_trimmed and now - self._last_time >= sleepers.SLICE_SECONDS
 
     def _take(self, limit: int) -> list[Record]:
-        """Take up to `limit` records from where the oldest are; an empty list when the queue is empty.
+        """Take up to `limit` of the oldest records; an empty list if the queue is empty.
 
         Raises:
             QueueShutDown: it is empty, and was shut down before that look.
@@ -335,9 +340,8 @@ class GetSide:
             if generation != self._generation:
                 self._load(generation)
             ring = self._ring
-            # The putters' generation before the tail: once it is a later one, this tail is final.
-            # The same word tells of a shutdown: what was put before it lies before the tail that is read
-            # next.
+            # The putters' generation is read before the tail: if it is a later one, this tail is final. The
+            # same word tells of a shutdown: what was put before that is before the tail that is read next.
             last = words[PUT_GENERATION]
             is_last = last & GENERATION_MASK == generation
             if not TOTAL_STORE_ORDER:
@@ -352,6 +356,7 @@ class GetSide:
             words[GET_GENERATION] = generation + 1
 
     def _take_from(self, head: int, tail: int, limit: int) -> list[Record]:
+        """Take up to `limit` items from the current ring, which is not empty; a big item is taken alone."""
         ring, mm, base = self._ring, self._mm, self._base
         found: list[Record] = []
         taken = 0
@@ -375,7 +380,7 @@ class GetSide:
                 found.append(some)
                 number = len(some)
                 if left:
-                    # The head stays at the pack, and counts what has been taken of it.
+                    # The head keeps pointing at the pack, and only counts what has been taken of it.
                     head = passed + number * ONE + index
                     break
             elif found:
@@ -383,7 +388,7 @@ class GetSide:
                 break
             elif size >= PACKED:
                 size -= PACKED
-                # A copy that may be written to.
+                # A bytearray, so that the buffers can be written to.
                 head_part, *buffers = frame.take_apart(memoryview(bytearray(mm[at : at + size])))
                 found.append(BigRecord(head_part, buffers))
                 limit = 1
@@ -401,26 +406,34 @@ class GetSide:
             return found
         try:
             ring[RING_HEAD] = head
-            # Only now may the region be given back: until the head has moved on, the item is the first of the
-            # queue.
+            # Only now may the region be given back: before the head has moved on, the item is still queued.
             held.is_taken()
         except BaseException:
-            # An interrupt came in between. (Nobody else moves the head: this thread has the lock.)
+            # If an interrupt came after the head was stored. (Nobody else moves it: this thread has the
+            # lock.)
             if ring[RING_HEAD] == head:
                 held.is_taken()
             raise
         return [held]
 
     def _hold(self, record: bytes) -> HeldItem:
-        """The big item that a record describes, which is about to be taken."""
+        """The big item that a record describes, and that is about to be taken: mark its region as held."""
         regions, number = self._file.regions, big_region(record)
-        # Before the item is taken: a map that the system refuses leaves it where it is.
+        # Mapped before the item is taken: if the system refuses that, the item stays in the queue.
         mapped = regions.map(number)
         return HeldItem(regions, mapped, number, regions.mark_held(number), big_places(record))
 
     def _open_pack(self, count: int, index: int, size: int, limit: int) -> tuple[PackSlice, int]:
-        """Up to `limit` items of the pack that lies at `index`, the next of which is number `count` of the
-        queue; and how many are left.
+        """Take up to `limit` items of a pack.
+
+        Args:
+            count: the number in the queue of its next item.
+            index: where it is in the ring.
+            size: its length in bytes.
+            limit: how many items to take at most.
+
+        Returns:
+            The items, and how many are left in the pack.
         """
         described = self._ring[RING_RECORDS + index + 1]
         first, number = described >> PACK_BITS, described & ((1 << PACK_BITS) - 1)
@@ -434,11 +447,12 @@ class GetSide:
         return PackSlice(pack, start, stop), number - stop
 
     def _load(self, generation: int) -> None:
+        """Make the ring of a generation the current one of this process."""
         ring = self._file.generations.view(generation)
         self._ring, self._mm, self._base = ring.words, ring.mm, ring.base
         self._generation = generation
 
 
 def _number_of(records: list[Record]) -> int:
-    """How many items these are."""
+    """How many items some records contain."""
     return sum(len(one) if type(one) is PackSlice else 1 for one in records)

@@ -1,7 +1,7 @@
-"""Big items that have been taken from a queue, and the memory they lie in.
+"""Big items that have been taken from a queue, and the memory that they occupy.
 
-`get_side` makes one under the lock; the queue opens it afterwards, as `views` or, if regions run short, as a
-copy.
+`get_side` makes a `HeldItem` under the lock; the queue opens it afterwards, as views or, if regions run
+short, as a copy.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ class BigRecord:
 
 
 class HeldItem:
-    """A big item, in a region that is this process's from the moment it is taken until it is dropped.
+    """A big item that is being taken, or has been taken, and the region that it occupies.
 
-    It is opened by whoever has taken it, holding no lock: that may import a module, or copy the item, for as
-    long as that takes. One that is not opened gives its region back when it is dropped.
+    From the moment at which it is taken, the region belongs to this process. The item is opened without a
+    lock, because that may import a module or copy the item, and so take long. An item that is dropped
+    unopened gives its region back.
     """
 
     __slots__ = ("_mapped", "_number", "_pid", "_places", "_region", "_regions", "_serial")
@@ -43,21 +44,27 @@ class HeldItem:
         places: tuple[tuple[int, int], ...],
     ) -> None:
         self._regions = regions
-        # Another thread may close the queue before it is opened.
+        # Kept, because another thread may close the queue before the item is opened.
         self._mapped = mapped
         self._places = places
         self._serial = serial
         self._pid = os.getpid()
         self._region = number
-        # The region that is to be given back; 0, where no item lies: none.
+        # The region that this object has to give back; 0 (which is never an item's region): none.
         self._number = 0
 
     def is_taken(self) -> None:
-        """It is in the queue no more: from now on the region goes with this object."""
+        """Record that the item has left the queue: from now on this object has to give the region back."""
         self._number = self._region
 
     def open(self) -> BigRecord:
-        """Views of its parts; copies where regions run short or there are no views. To be called once."""
+        """Return views of its parts, or copies, if regions run short or views are not possible.
+
+        To be called once.
+
+        Raises:
+            RuntimeError: this is a forked child, and the item belongs to its parent.
+        """
         regions = self._regions
         if self._pid != os.getpid():
             raise RuntimeError(
@@ -70,28 +77,31 @@ class HeldItem:
                 try:
                     parts = open_views(regions, self._mapped, self._number, self._serial, self._places)
                 except (ImportError, OSError):
-                    # Without ctypes, or a descriptor to load it, there are none; the item has been taken.
+                    # ctypes is missing, or there is no descriptor to load it. The item has been taken, so it
+                    # must be delivered.
                     parts = None
             if parts is not None:
-                # Theirs from here on.
+                # From here on the views give the region back.
                 self._number = 0
             else:
-                # Getters keep so many items that regions run short, say: here they get copies.
+                # For example, because getters keep so many items that regions run short.
                 parts = [memoryview(bytearray(self._mapped[at : at + size])) for at, size in self._places]
                 self._give_back()
             return BigRecord(parts[0], parts[1:])
         except BaseException:
-            # An interrupt may have come when there were views already, which have freed it as they went.
+            # If an interrupt came after the views were made, these have given the region back as they went;
+            # doing so again does no harm.
             self._give_back()
             raise
 
     def _give_back(self) -> None:
-        # Once only, whatever comes in between: see `let_go`.
+        # If an interrupt comes in between, this is done again, which does no harm (see `Regions.let_go`).
         if self._number:
             self._regions.let_go(self._number, self._serial)
             self._number = 0
 
     def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        # At the end of the interpreter globals are gone, and the process leaves the region anyway.
+        # When the interpreter is shutting down, globals may be gone. The region is reclaimed after the
+        # process has ended.
         if getattr(self, "_number", 0) and not _is_finalizing() and self._pid == os.getpid():
             self._give_back()

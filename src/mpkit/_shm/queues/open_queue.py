@@ -1,4 +1,4 @@
-"""A queue as this process has it open, with the two sides that all its handles share."""
+"""A queue, as this process has it open: the file with its putters' side and its getters' side."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class OpenQueue(QueueFile):
-    """The file, its putters' side and its getters' side."""
+    """A queue with both sides, which all handles of the process share."""
 
     __slots__ = ("_async_waiters", "gets", "puts")
 
@@ -27,17 +27,17 @@ class OpenQueue(QueueFile):
         self.gets = GetSide(self, self.puts)
         self.put_lock.repair = self.puts.ring.repair
         self.get_lock.repair = self.gets.repair
-        # By the process: a fork leaves its threads behind.
+        # By process id, because a forked child does not have the threads of its parent.
         self._async_waiters: dict[int, AsyncWaiters] = {}
 
     def async_waiters(self) -> AsyncWaiters:
-        """Where the coroutines of this process wait."""
+        """The object through which the coroutines of this process wait."""
         here = os.getpid()
         found = self._async_waiters.get(here)
         if found is None:
             from mpkit._shm.queues.async_waiters import AsyncWaiters  # noqa: PLC0415  asyncio is for those who use it
 
-            # Of several event loops that come at the same time all get what the first one has stored.
+            # If several threads come at the same time, all get the one that was stored first.
             found = self._async_waiters.setdefault(here, AsyncWaiters(self, self.puts, self.gets))
         return found
 

@@ -1,7 +1,6 @@
-"""What the file of a queue says at one moment, also seen from a process that does not use it: read, and never
-changed.
+"""Reads the state of a queue at one moment, also from a process that does not use the queue. Changes nothing.
 
-The administrator may look at the programs of others: what lies in their files may be anything.
+An administrator may look at the programs of other users, so the content of the file is not trusted.
 """
 
 from __future__ import annotations
@@ -27,10 +26,11 @@ __all__ = ["QueueStatistics", "numbers_of", "open_to_look", "read_queue"]
 
 
 def open_to_look(path: str, access: int = os.O_RDONLY) -> int:
-    """Open a file that has the name of one of mpkit's, which a named pipe may have as well. Never waits.
+    """Open a file for reading its state. Never blocks, even if it is a named pipe.
 
     Raises:
-        OSError: it is gone (FileNotFoundError; so is what is no regular file), or may not be read.
+        FileNotFoundError: it is gone, or is no regular file.
+        OSError: it may not be opened.
     """
     fd = os.open(path, access | NOT_INHERITED | NO_WAIT)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -45,16 +45,17 @@ class QueueStatistics:
 
     Attributes:
         size: items in the queue.
-        bytes: what they occupy in shared memory, including 8 to 15 bytes of overhead for each (small items
-            that `put_many` has packed together occupy less, but until the last of them is taken).
-        maxsize: the bound on items, 0 for none.
-        max_bytes: the bound on bytes, None for none.
+        bytes: how much shared memory they occupy, in bytes, including 8 to 15 bytes of overhead for each.
+            (Small items that `put_many` has packed together occupy less, but all of it until the last of them
+            is taken.)
+        maxsize: the bound on items; 0: none.
+        max_bytes: the bound on bytes; None: none.
         puts: items ever put, modulo ``2**36``.
         gets: items ever taken (or discarded by ``shutdown(immediate=True)``), modulo ``2**36``.
-        waiting_putters: calls that wait for room now. A process that is killed while it waits may stay
+        waiting_putters: calls that wait for room now. A process that is killed while it waits may remain
             counted until the next wake-up.
         waiting_getters: calls that wait for an item now; the same applies.
-        recoveries: how often a lock was taken over from a process that died while it held it.
+        recoveries: how often a lock of the queue was taken over from a process that died while it held it.
     """
 
     size: int
@@ -69,32 +70,32 @@ class QueueStatistics:
 
 
 def read_queue(name: str, path: str) -> tuple[QueueStatistics, tuple[int, ...]] | None:
-    """Read the queue that was created as `name` and can be opened at `path`.
+    """Read the state of a queue.
 
     Args:
-        name: of its file.
-        path: where that is.
+        name: the path under which it was created.
+        path: the path at which this process can open its file.
 
     Returns:
-        The numbers, and the living processes that have a row: those that opened the queue by name, or have
-        used it. None if it is none of this version.
+        The statistics, and the pids of the living processes that have a row: those that have received a
+        handle to the queue, or have used it. None if the file is no queue of this version.
 
     Raises:
-        OSError: the file is gone, or may not be read.
+        OSError: the file is gone, or may not be opened.
     """
-    # Opening the file a second time and closing it would give up the file lock of a process that uses the
-    # queue itself (see `filelock`): then it is read through what is open already, and nobody may open it
-    # meanwhile.
+    # If this process uses the queue itself, it is read through what is open already: where file locks are
+    # record locks, opening the file again and closing it would release the lock (see `filelock`). For the
+    # same reason no other thread may open the queue meanwhile.
     return while_nobody_opens(name, lambda known: _read_alone(name, path, known))
 
 
 def numbers_of(words: memoryview[int], generations: Generations, regions: Regions) -> QueueStatistics:
-    """The numbers of a queue. Never blocks.
+    """The statistics of a queue. Never blocks.
 
     Args:
-        words: of the queue's file.
-        generations: the rings in it.
-        regions: the regions in it.
+        words: the words of the queue's file.
+        generations: its rings.
+        regions: its regions.
     """
     gets, puts, in_rings = generations.snapshot()
     return QueueStatistics(
@@ -112,7 +113,7 @@ def numbers_of(words: memoryview[int], generations: Generations, regions: Region
 
 def _read_alone(name: str, path: str, known: object) -> tuple[QueueStatistics, tuple[int, ...]] | None:
     if isinstance(known, QueueFile):
-        # ValueError: another thread closes it at this moment.
+        # ValueError: another thread is just closing it.
         with contextlib.suppress(ValueError):
             return None if known.closed else _read(known.segment, known.generations, known.regions)
         return None
@@ -122,7 +123,7 @@ def _read_alone(name: str, path: str, known: object) -> tuple[QueueStatistics, t
         os.close(fd)
         return None
     try:
-        # It is mapped for writing because the parts of it know no other way; nothing here writes.
+        # `Segment` always maps for writing; nothing here writes.
         segment = Segment(name, fd, layout.FORM.file_bytes, owned=False)
     except BaseException:
         os.close(fd)
@@ -133,7 +134,7 @@ def _read_alone(name: str, path: str, known: object) -> tuple[QueueStatistics, t
             return None
         return _read(segment, Generations(segment.words, segment.mm, regions), regions)
     except (IndexError, TypeError, ValueError):
-        # What it says leads out of it.
+        # Its content is invalid: it refers to places outside the file, say.
         return None
     finally:
         regions.close()

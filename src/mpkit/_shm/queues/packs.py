@@ -1,14 +1,14 @@
-"""Many small items as one record.
+"""Packs: many small items as one record.
 
-One pickle for a list of a hundred small items costs a fifth of a hundred pickles, and one record of a ring a
-hundredth of a hundred records. So `put_many` puts them in packs where nobody can tell: items of built-in
-types only, which nobody's code pickles or unpickles, and without a list or dictionary that stands in two
-places, because one pickle would make one object of both.
+One pickle for a list of a hundred small items costs a fifth of a hundred pickles, and one record in a ring
+costs a hundredth of a hundred records. So `put_many` uses packs where users cannot tell the difference: for
+items of built-in types, whose pickling and unpickling runs no user code, in which no list or dictionary
+occurs twice (one pickle for both would make them one object).
 
-A pack counts as many items as it holds, and getters take any number of them at a time: the head of the ring
-stays where the pack lies and only counts on until the last one is taken (see ring). A getter that takes one
-item unpickles all of the pack, so it keeps the others (`Pack.values`) for its next calls. Whether they are
-still there the head alone says.
+A pack counts as the number of its items, and getters may take any number of them at a time: the head of the
+ring keeps pointing at the pack, and only its count increases, until the last item is taken (see ring). A
+getter that takes a single item has to unpickle the whole pack, so it keeps the other values in `Pack` for its
+next calls. But only the head tells whether they are still in the queue.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from typing import Any, Final
 
 from mpkit._wire.codec import loads
 
-#: A pack holds as many items at most; what one more saves has become small by then.
+#: The largest number of items in a pack. Beyond that, each further item saves little.
 MOST_ITEMS: Final = 256
-#: And as many bytes.
+#: The largest pickle of a pack, in bytes.
 MOST_BYTES: Final = 32 * 1024
-#: Fewer items are as well put one by one.
+#: Fewer items than this are put one by one, which costs no more.
 FEWEST_ITEMS: Final = 4
 
 _ATOMS: Final = frozenset({int, float, str, bytes, bool, type(None)})
 _CONTAINERS: Final = frozenset({tuple, list, dict})
-#: What is nested deeper, or has more parts in all, is not worth looking through.
+#: Items that are nested deeper, or have more parts in total, are not worth checking.
 _DEEPEST: Final = 3
 _MOST_PARTS: Final = 16 * MOST_ITEMS
 
 
 def pack(items: Sequence[object]) -> bytes | None:
-    """The pickle of up to `MOST_ITEMS` items as one list; None when they are not to be packed."""
+    """Up to `MOST_ITEMS` items pickled as one list; None if they cannot be packed."""
     if len(items) < FEWEST_ITEMS or not are_plain(items):
         return None
     sink = _Sink()
@@ -47,7 +47,7 @@ def pack(items: Sequence[object]) -> bytes | None:
 
 
 class Pack:
-    """A pack that this process has met.
+    """A pack from which this process takes items.
 
     Args:
         first: the number of its first item in the queue's count.
@@ -62,15 +62,15 @@ class Pack:
         self._values: list[Any] | None = None
 
     def take(self, start: int, stop: int) -> list[Any]:
-        """The items from `start` to `stop`, which are the caller's from now on. To be called once for each.
+        """Hand out the items from `start` to before `stop`. To be called once for each item.
 
-        Threads may come together: each then has a list of its own.
+        If threads call this at the same time, each may unpickle a list of its own.
         """
         values = self._values
         if values is None:
             self._values = values = loads(self.data)
         taken: list[Any] = values[start:stop]
-        # What has been given away must not live on here.
+        # Drop the references, so that the items do not stay alive here.
         values[start:stop] = [None] * (stop - start)
         return taken
 
@@ -94,18 +94,18 @@ class PackSlice:
 
 
 class _NotPlainError(Exception):
-    """Not to be packed after all."""
+    """The items cannot be packed after all."""
 
 
 class _PlainPickler(pickle.Pickler):
-    """Refuses whatever is not built in, should another thread slip it in after the look at it."""
+    """Refuses all but built-in types, in case another thread changes an item after it was checked."""
 
     def reducer_override(self, _obj: object) -> Any:  # noqa: ANN401  as the base class has it
         raise _NotPlainError
 
 
 class _Sink:
-    """Takes what is pickled up to `MOST_BYTES`."""
+    """Collects the output of a pickler, and raises if it exceeds `MOST_BYTES`."""
 
     __slots__ = ("_room", "parts")
 
@@ -121,10 +121,10 @@ class _Sink:
 
 
 def are_plain(items: Sequence[object]) -> bool:
-    """Whether all of it is built in, and no list or dictionary in it twice: one pickle for all of it tells
-    nobody anything that a pickle for each would not.
+    """Whether the items consist of built-in types, and no list or dictionary occurs twice in them.
 
-    Each step looks at all items at once, so that the loops run in C.
+    Then one pickle of all items cannot be distinguished from a pickle of each. Each step checks all items at
+    once, one level of nesting after the other, so that the loops run in C.
     """
     layer: Sequence[Any] = items
     kinds = set(map(type, layer))

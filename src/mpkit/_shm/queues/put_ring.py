@@ -1,7 +1,7 @@
-"""The ring that putters write into, as one process knows it: what happens under their lock.
+"""The ring that putters write into, as one process knows it: what they do under their lock.
 
-Where a record goes, what is known of the room behind it, and the next, larger ring when there is none.
-Nothing here takes a lock, waits or wakes anybody; that is for `put_side`.
+This is where a record goes, what is known about the room behind it, and growing to a larger ring. Nothing
+here takes a lock, waits or wakes anybody; `put_side` does.
 """
 
 from __future__ import annotations
@@ -31,34 +31,36 @@ from mpkit._shm.queues.regions import RING, WRITING
 from mpkit._shm.queues.ring import COUNT_LIMIT, COUNT_MASK, INDEX_BITS, INDEX_MASK, ONE, WRAP
 from mpkit.errors import QueueShutDown, SharedMemoryExhausted
 
-#: A new ring is this many times as large as the one before, and twice from `SLOWER_GROWTH` on, up to
-#: `LARGEST_RING`.
+#: A new ring is `GROWTH` times as large as the one before, but only twice as large from `SLOWER_GROWTH` bytes
+#: on, and at most `LARGEST_RING` bytes.
 GROWTH: Final = 4
 SLOWER_GROWTH: Final = 16 * 1024 * 1024
 LARGEST_RING: Final = 256 * 1024 * 1024
-#: The most words for records that a ring can have, if an item needs them: half a gigabyte.
+#: The largest number of words for records in a ring, if a single item needs them: half a gigabyte.
 _MOST_WORDS: Final = INDEX_MASK - RING_RECORDS - 1
 #: Results of `tail_for` that are no tail: the bounds let nothing in; there is no room in this ring.
 FULL: Final = -1
 GROW: Final = -2
-#: More than anybody puts at once, and a small number.
+#: Stands for "no bound" in `PutRing.left`: more items than are put at once, but a number that is fast to
+#: handle.
 _MANY: Final = 1 << 20
-#: A tail near the end of the counts.
+#: From this tail on, the counts are about to wrap around.
 _LATE: Final = COUNT_LIMIT - (_MANY << (INDEX_BITS + 2))
 _BYTE_ORDER: Final = sys.byteorder
 _PADDING: Final = tuple(bytes(number) for number in range(8))
 
 
 class PutRing:
-    """Where the next record goes, and how it gets there; every thread of the process uses this one object.
+    """Puts records into the current ring; all threads of the process share this object.
 
     Attributes:
-        generation: of the ring that the next ones tell of; -1: none yet.
+        generation: the number of the ring that the other attributes describe; -1: none yet.
         words: its words.
-        mm: the same bytes, and more.
+        mm: the mapping that contains it.
         base: offset in `mm` of the first record's length word.
-        tail: as long as the ring's own tail is this one, the next two hold (getters only ever make room).
-        room: words free in one piece behind it.
+        tail: as long as this equals the ring's own tail, `room` and `left` are valid. (Getters only ever make
+            more room.)
+        room: how many words are free behind the tail, in one piece.
         left: how many more items the bounds let in without another look.
     """
 
@@ -94,7 +96,11 @@ class PutRing:
     # -- putting ---------------------------------------------------------------------------------------------
 
     def put(self, data: bytes, flag: int) -> bool:
-        """Put one record; False when the queue is full.
+        """Put one record; False if the queue is full.
+
+        Args:
+            data: its content.
+            flag: 0 for a pickle, else one of the flags in `records`.
 
         Raises:
             QueueShutDown: the queue has been shut down.
@@ -118,7 +124,7 @@ class PutRing:
         at = self.base + (index << 3) + 8
         self.mm[at : at + size] = data
         if flag == BIG:
-            # The record itself counts, too, as long as it is in the ring.
+            # Without the size of the record itself, which is counted with the ring.
             self._file.regions.mark_queued(
                 records.big_region(data), tail >> INDEX_BITS, records.weight(data) - (length << 3)
             )
@@ -126,7 +132,7 @@ class PutRing:
         return True
 
     def put_pack(self, data: bytes, number: int) -> bool:
-        """Put a pack of `number` items; False when that needs more than room in this ring.
+        """Put a pack of `number` items; False if the bounds do not let it in, or it needs another ring.
 
         Raises:
             QueueShutDown: the queue has been shut down.
@@ -147,8 +153,14 @@ class PutRing:
         return True
 
     def put_run(self, items: Sequence[bytes], start: int) -> int:
-        """Put what fits into one piece of the ring, as one copy and one publication; returns how many items
-        that were, possibly none.
+        """Put as many items as fit into one piece of the ring, with one copy and one store of the tail.
+
+        Args:
+            items: pickles.
+            start: which of them is the first to be put.
+
+        Returns:
+            How many were put; 0 if the first one needs the slow path.
         """
         if self._queue_words[PUT_GENERATION] != self.generation:
             return 0
@@ -175,31 +187,34 @@ class PutRing:
         return done
 
     def tail_for(self, tail: int, length: int, weight: int) -> int:
-        """Where a record goes, as a tail (the ring's own, or one whose index is the ring's start); else
-        `FULL` or `GROW`.
-
-        Notes in `room` and `left` what may be put from there on without asking again.
+        """Decide where a record goes, and update `room` and `left`.
 
         Args:
             tail: the ring's tail.
-            length: words of the record.
-            weight: bytes that the item counts for `max_bytes`.
+            length: how many words the record takes.
+            weight: how many bytes the item counts for `max_bytes`.
+
+        Returns:
+            The tail behind which the record goes: the ring's own, or one with the same count and the index of
+            the ring's start. `FULL` if the bounds do not let it in, `GROW` if there is no room in this ring.
         """
-        # First, and valid again only when all of it is known: an interrupt may come in between.
+        # Invalidates `room` and `left`, in case an interrupt comes before both are updated. The caller makes
+        # them valid again when it has put the record.
         self.tail = -1
         left = _MANY
         if self._bounded:
-            # What others take while we look only makes room.
+            # If items are taken meanwhile, there is only more room.
             left = self._allowance(tail, weight)
             if left <= 0:
                 self.left = left
                 return FULL
         if tail >= _LATE:
-            # Near the end of the counts every put takes the slow way, which knows how to begin again at zero.
+            # Near the end of the counts `left` becomes 0, and every put takes the slow path, which handles
+            # the wrap-around to zero.
             left = min(left, (COUNT_LIMIT - tail) >> (INDEX_BITS + 2))
         self.left = left
-        # With several putters almost every put comes here: numbers beyond 2**30, like head and tail, cost
-        # three times as much as smaller ones, so they are used as little as can be.
+        # With several putters almost every put comes here. Computing with numbers above 2**30, such as head
+        # and tail, takes three times as long as with smaller ones, so this is avoided as far as possible.
         head = self.words[RING_HEAD]
         index, first = tail & INDEX_MASK, head & INDEX_MASK
         if index > first or tail == head:
@@ -210,17 +225,22 @@ class PutRing:
             room = first - index
             if room < length:
                 return GROW
-        # With `max_bytes` every item asks again: what big items take is not in the ring.
+        # With `max_bytes` the next item needs a new look, because big items use bytes outside the ring.
         self.room = length if self._weighed else room
         return tail
 
     def claim(self, size: int, serial: int, *, if_room_for: int | None) -> int | None:
-        """A region that is WRITING, for a big item of `size` bytes; -1 when there is none.
+        """Claim a region for a big item, in the state WRITING.
 
         Args:
-            size: bytes.
-            serial: that of its `Writing`.
-            if_room_for: None when the bounds let no item of so many bytes in now.
+            size: how many bytes the region needs.
+            serial: the serial of its `Writing`.
+            if_room_for: claim it only if the bounds let in an item of this size in bytes now; None: in any
+                case.
+
+        Returns:
+            The number of the region; -1 if there is no region left; None if the bounds do not let the item
+            in.
 
         Raises:
             QueueShutDown: the queue has been shut down.
@@ -232,44 +252,45 @@ class PutRing:
         return self._file.supply.claim(size, WRITING, serial)
 
     def refuse_further_puts(self) -> bool:
-        """Shut the queue down."""
+        """Shut the queue down, and return True: `RobustLock.run` returns None if it did not get the lock."""
         self._queue_words[PUT_GENERATION] |= SHUT_DOWN
         return True
 
     def trim(self) -> None:
-        """Give memory back to the system that an empty queue does not need (holding both locks)."""
+        """Give back memory to the system that an empty queue does not need (under both locks)."""
         file, words = self._file, self._queue_words
         first, last = words[GET_GENERATION], words[PUT_GENERATION] & GENERATION_MASK
         if first == last and file.generations.size() == 0:
             self._load(last)
             if self.base == RING_RECORDS << 3:
-                # A grown ring: go on in the first one, whose generation is long over.
+                # It is in a region of the table: go back to the first ring, whose own generation is over.
                 self._begin(0, self.words[RING_TAIL])
                 words[GET_GENERATION] = self.generation
         with contextlib.suppress(SharedMemoryExhausted):
-            # A map that the system refuses can wait; the caller only wanted an item.
+            # Ignored if a mapping is refused: the caller only wants an item, and this can be done later.
             file.supply.drop_free()
 
     def repair(self) -> None:
-        """Free the regions of what was never published; whoever calls has the lock, or takes it over."""
+        """Free the regions of items that were never published. The caller has the lock, or takes it over."""
         _, puts = self._file.generations.counts()
         self._file.regions.free_unpublished_items(puts)
 
     # -- looking, which needs no lock ------------------------------------------------------------------------
 
     def is_full(self) -> bool:
-        """Whether there is no room for any item, seen without the lock, so that nothing is pickled in vain.
+        """Whether there is no room for any item, as seen without the lock, so that none is pickled in vain.
 
-        True: it was so at one moment during the call. False tells nothing: also where this process knew of
-        room a while ago. For a queue with `maxsize`.
+        Only for a queue with `maxsize`. If this is True, the queue was full at one moment during the call.
+        False says nothing: this process may only know of room that there was a while ago.
         """
         if self.left > 0:
             return False
         file, ring = self._file, self.words
-        # A rough look first, at what may be no ring at all yet.
+        # A rough check first. (Before the first put, these are not the words of a ring.)
         if ((ring[RING_TAIL] >> INDEX_BITS) - (ring[RING_HEAD] >> INDEX_BITS)) & COUNT_MASK < file.maxsize:
             return False
-        # Last what is for ever: the queue was full before that.
+        # Shutting down and closing are final, so they are checked last: if they have not happened by then,
+        # they had not when the queue was full.
         return file.generations.size() >= file.maxsize and not self.is_shut_down and not file.closed
 
     @property
@@ -277,19 +298,17 @@ class PutRing:
         return self._queue_words[PUT_GENERATION] >= SHUT_DOWN
 
     def used_bytes(self) -> int:
-        """What the queued items occupy: exact when nobody is at work, else from one moment to the next. Never
-        blocks.
-        """
+        """How many bytes the queued items occupy. Never blocks; inexact while others handle big items."""
         gets, puts, used = self._file.generations.snapshot()
         return used + self._file.regions.queued_bytes(gets, puts)
 
     # -- inside ----------------------------------------------------------------------------------------------
 
     def _follow(self) -> None:
-        """Know the ring that is current now.
+        """Switch to the ring that is current now.
 
         Raises:
-            QueueShutDown: there is none any more.
+            QueueShutDown: the queue has been shut down.
         """
         generation = self._queue_words[PUT_GENERATION]
         if generation >= SHUT_DOWN:
@@ -298,16 +317,16 @@ class PutRing:
             self._load(generation)
 
     def _is_full_for(self, size: int) -> bool:
-        """Whether the bounds let no big item of that size in."""
+        """Whether the bounds do not let in a big item of this size in bytes."""
         if not self._bounded or self._allowance(self.words[RING_TAIL], records.weight_of(size)) > 0:
             return False
-        # What was known of room is over.
+        # `room` and `left` are out of date.
         self.tail = -1
         self.left = 0
         return True
 
     def _publish(self, tail: int, number: int, length: int) -> None:
-        """Put what has been written at `tail`: `number` items in `length` words."""
+        """Publish `number` items in `length` words, which have been written behind `tail`."""
         tail += number * ONE + length
         if tail >= COUNT_LIMIT:
             tail -= COUNT_LIMIT
@@ -319,8 +338,13 @@ class PutRing:
         self.words[RING_TAIL] = tail
 
     def _begin_at_start(self, tail: int, index: int, other: int, length: int) -> int:
-        """Where a record goes for which there is no room up to the end of the ring; `other` words are free at
-        its start.
+        """`tail_for` for a record for which there is no room up to the end of the ring.
+
+        Args:
+            tail: the ring's tail.
+            index: the index in it.
+            other: how many words are free at the start of the ring.
+            length: how many words the record takes.
         """
         if other < length:
             return GROW
@@ -332,13 +356,18 @@ class PutRing:
         return tail - index
 
     def _allowance(self, tail: int, weight: int) -> int:
-        """How many items `maxsize` and `max_bytes` let in behind `tail`, at most `_MANY`."""
+        """How many more items `maxsize` and `max_bytes` let in, at most `_MANY`; 0 or less: none.
+
+        Args:
+            tail: the ring's tail.
+            weight: how much the next item counts for `max_bytes`.
+        """
         file = self._file
         left = _MANY
         if file.maxsize:
             generation = self._queue_words[GET_GENERATION]
-            # Getters may go on to the next generation while we look: what we then see was true before, and
-            # they only make room.
+            # Getters may move on to the next generation meanwhile. Then this head is out of date, which does
+            # no harm, because they only make more room.
             head = (
                 self.words[RING_HEAD]
                 if generation == self.generation
@@ -352,6 +381,7 @@ class PutRing:
         return left
 
     def _load(self, generation: int) -> None:
+        """Make the ring of a generation the current one of this process."""
         ring = self._file.generations.view(generation)
         self.words, self.mm, self.base = ring.words, ring.mm, ring.base
         self._capacity = ring.capacity
@@ -360,9 +390,9 @@ class PutRing:
         self.generation = generation
 
     def _grow(self, length: int) -> None:
-        """Begin a new generation in a larger ring."""
+        """Begin a new generation with a larger ring, which has room for a record of `length` words."""
         if length > _MOST_WORDS:
-            # Else one ring after the other would be made, and none be large enough.
+            # Otherwise one ring after the other would be created, and none would be large enough.
             raise SharedMemoryExhausted(
                 f"this queue and its receivers hold too many big items: there is no separate memory left for "
                 f"one of {length << 3} bytes, and the memory for small ones takes {_MOST_WORDS << 3} at most"
@@ -385,6 +415,7 @@ class PutRing:
         self._begin(region, self.words[RING_TAIL])
 
     def _begin(self, region: int, tail: int) -> None:
+        """Begin a new generation in `region`, which continues the count in `tail`, and make it current."""
         generation = self.generation + 1
         self._file.generations.begin(generation, region, tail >> INDEX_BITS)
         if not TOTAL_STORE_ORDER:

@@ -1,6 +1,6 @@
-"""The putters' side of a queue, in one process: who puts when, who waits and who is woken.
+"""The putters' side of a queue, in one process: putting items, waiting for room, and waking getters.
 
-What is done under the lock is done by `put_ring`.
+The steps under the putters' lock are in `put_ring`.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from mpkit.errors import ClosedError, QueueShutDown, SharedMemoryExhausted
 WrittenItem = NamedTuple(
     "WrittenItem", [("record", bytes), ("flag", int), ("region", int), ("writing", Writing | None)]
 )
-"""A big item that lies in its region and has not been put yet.
+"""A big item that has been copied into a region, and has not been put yet.
 
-The flag is `BIG` if the record describes the region; `PACKED` if it holds everything, because there was no
-region. The last one is what keeps the region from being taken for one that was given up.
+The flag is `BIG` if the record describes the region; `PACKED` if the record contains everything, because
+there was no region. As long as `writing` exists, the region is not reclaimed.
 """
 
 
 class PutSide:
-    """Puts records; every thread of the process uses this one object."""
+    """Puts records; all threads of the process share this object."""
 
     __slots__ = ("_file", "_lock", "_quiet", "_spin", "_words", "ring")
 
@@ -53,16 +53,15 @@ class PutSide:
         self._lock = file.put_lock
         self._words = file.words
         self._spin = SpinBudget()
-        # The value of ITEMS_SLEPT at which nobody is known to sleep.
+        # The value of ITEMS_SLEPT at which it is known that nobody sleeps.
         self._quiet = -1
         self.ring: PutRing = PutRing(file)
 
     def try_put(self, data: bytes) -> bool:
-        """Put one record now; False when that needs more than the fast path: waiting, growing, or an error to
-        raise.
+        """Put one record now, on the fast path; False if it needs the slow path (waiting, growing, an error).
 
-        The body of `RobustLock.try_acquire` and `release` stands in line here: a call costs as much as the
-        copy.
+        The bodies of `RobustLock.try_acquire` and `release` are repeated in line here, because a call costs
+        as much as the copy.
         """
         lock = self._lock
         try:
@@ -115,7 +114,13 @@ class PutSide:
         return done
 
     def put(self, data: bytes, flag: int, block: bool, deadline: float | None) -> bool:
-        """Put one record, waiting for room if `block`; False when there was none in time.
+        """Put one record; if `block`, wait for room until `deadline`. False if there was none in time.
+
+        Args:
+            data: its content.
+            flag: 0 for a pickle, else one of the flags in `records`.
+            block: whether to wait.
+            deadline: until when to wait; None: no limit.
 
         Raises:
             QueueShutDown: the queue has been shut down.
@@ -151,8 +156,15 @@ class PutSide:
             ticket.pass_on(self._has_room, self._file.putters)
 
     def put_now(self, data: bytes, flag: int) -> bool | None:
-        """`put` that waits neither for room nor for a process that was stopped in the middle of an operation:
-        False when there is no room, None when the lock could not be had.
+        """Put one record, without waiting for room, and only for a moment for the lock.
+
+        Returns:
+            False: there is no room. None: the lock was not to be had, because a process is stopped in the
+                middle of
+            an operation.
+
+        Raises:
+            QueueShutDown, SharedMemoryExhausted, ClosedError: as `put`.
         """
         done = self._lock.run(lock_deadline(False, None), self.ring.put, data, flag)
         if done:
@@ -160,7 +172,7 @@ class PutSide:
         return done
 
     def put_many(self, items: Sequence[bytes], block: bool, deadline: float | None) -> int:
-        """Put records in order as room allows; returns how many went in.
+        """Put records in order, as room allows; return how many went in.
 
         Raises:
             QueueShutDown: the queue is shut down and nothing went in.
@@ -172,7 +184,7 @@ class PutSide:
             try:
                 went = self._lock.run(lock_deadline(block, deadline), self.ring.put_run, items, done)
                 if not went:
-                    # What needs more than room in this ring is put as a single item is.
+                    # The first one needs more than room in this ring: put it like a single item.
                     if not self.put(items[done], 0, block, deadline):
                         return done
                     went = 1
@@ -186,11 +198,18 @@ class PutSide:
         return done
 
     def put_pack(self, data: bytes, number: int, block: bool, deadline: float | None) -> bool | None:
-        """Put `number` items as one pack, all or none.
+        """Put `number` items as one pack, all or none. Never waits for room.
 
-        False when that needs more than room in this ring, None when the lock could not be had in time.
+        Args:
+            data: their pickle.
+            number: how many they are.
+            block: `block` and `deadline` concern the lock: see `lock_deadline`.
+            deadline: see `block`.
 
-        Never waits for room; `block` and `deadline` are about the lock.
+        Returns:
+            False: the bounds do not let all of them in, or the ring has no room. None: the lock was not to be
+                had in
+            time.
 
         Raises:
             RuntimeError, QueueShutDown, ClosedError: as `put`.
@@ -201,15 +220,16 @@ class PutSide:
         return done
 
     def shut_down(self, deadline: float | None) -> bool:
-        """Let nobody put any more; False when the lock could not be had in time."""
+        """Shut the queue down; False if the lock was not to be had in time."""
         if self._lock.run(deadline, self.ring.refuse_further_puts) is None:
             return False
-        # Only now: the release was the barrier between our word and the look at who sleeps.
+        # After the release of the lock, which is the barrier between storing the bit and looking for
+        # sleepers.
         self.wake_getters(EVERYBODY)
         return True
 
     def wake_getters(self, number: int) -> None:
-        """Let up to `number` sleeping getters look again."""
+        """Wake up to `number` sleeping getters."""
         if self._words[ITEMS_SLEPT] != self._quiet:
             self._quiet = self._file.getters.wake(number)
 
@@ -224,21 +244,26 @@ class PutSide:
         *,
         if_room: bool = False,
     ) -> WrittenItem | None:
-        """Copy a big item into a region; None when the lock could not be had in time.
+        """Copy a big item into a region. It still has to be `put`, or dropped by `drop_big`.
 
         Args:
             head: the pickle.
-            buffers: what it has left out.
-            block: `block` and `deadline` are about the lock.
-            deadline: as that of `put`.
-            if_room: None, too, when the queue is full now: for who would not wait for room, so that nothing
-                is copied in vain. (There may be none any more when the item is put.)
+            buffers: its out-of-band buffers.
+            block: `block` and `deadline` concern the lock: see `lock_deadline`.
+            deadline: see `block`.
+            if_room: do nothing if the queue is full now: for callers that do not wait for room, so that
+                nothing is copied in vain. (When the item is put, the queue may be full nevertheless.)
+
+        Returns:
+            The item; None if the lock was not to be had in time, or because of `if_room`.
 
         Raises:
-            SharedMemoryExhausted: there is no room for it.
+            QueueShutDown: the queue has been shut down.
+            SharedMemoryExhausted: there is no memory for it.
+            ClosedError: this process has closed the queue.
         """
         places, size = records.lay_out(head, buffers)
-        # First: from now on it is known to be under way.
+        # Before the region is claimed, so that it is never taken for one that was given up.
         writing = Writing()
         serial = writing.serial
         needed = sum(length for _, length in places) if if_room else None
@@ -248,8 +273,7 @@ class PutSide:
         if region is None:
             return None
         if region < 0:
-            # Getters and the queue itself keep so many items that regions run short: this one goes into the
-            # ring.
+            # Getters and the queue itself keep so many items that no region is left: put it into the ring.
             return WrittenItem(frame.in_one_piece(head, buffers), PACKED, 0, None)
         try:
             mapped = self._file.regions.map(region)
@@ -261,14 +285,14 @@ class PutSide:
         return WrittenItem(records.big(region, places), BIG, region, writing)
 
     def drop_big(self, item: WrittenItem) -> None:
-        """The item was not put after all, unless an exception came just after it was published."""
-        # Ours as long as it is WRITING, so no lock is needed for it.
+        """Free the region of an item after a `put` that failed, unless the item has been published."""
+        # While it is WRITING, only this process changes its state, so this needs no lock.
         if item.writing is not None:
             self._file.regions.free_unpublished(item.region, item.writing.serial)
         with contextlib.suppress(ClosedError):
             self._lock.run(CLOCK.monotonic() + PATIENCE_SECONDS, self.ring.repair)
 
-    # -- for those who wait without putting ------------------------------------------------------------------
+    # -- for callers that wait without putting ---------------------------------------------------------------
 
     def progress(self) -> int:
         """A number that changes when room is made or the queue is shut down."""
@@ -276,7 +300,10 @@ class PutSide:
         return -1 if self.ring.is_shut_down else gets
 
     def room_to_try(self) -> tuple[int, int]:
-        """How many that put one item each had better try now, and what their items may weigh together."""
+        """How many calls of `put` can succeed now, and how much their items may weigh together.
+
+        (If the queue is shut down, all of them should try, and get the error.)
+        """
         file = self._file
         number, weight = EVERYBODY, sys.maxsize
         if not self.ring.is_shut_down:
@@ -293,25 +320,25 @@ class PutSide:
             return self.progress() != seen
 
         def woken() -> None:
-            # Whoever is told of it takes one place, for which others are not woken as well: threads would be
-            # quicker each time. (Passed on without any progress, a token too many would go round for ever.)
+            # The coroutine that is told takes one place, and no other sleeper is woken for that one: threads
+            # would always be quicker. (If it was passed on without progress, a surplus token would go round
+            # for ever.)
             if has_changed() and self.room_to_try()[0] > 1:
                 self.pass_on()
 
         return self._file.room.wait_until(self._lock, has_changed, deadline, woken)
 
     def pass_on(self) -> None:
-        """Wake one more who waits for room, if there is some."""
+        """Wake one more sleeping putter, if there is room for another item."""
         if self._has_room():
             self._file.putters.pass_on()
 
     def trim(self) -> bool:
-        """Give memory back to the system that an empty queue does not need (called under the getters'
-        lock).
+        """Give back memory to the system that an empty queue does not need. The caller has the getters' lock.
 
         Returns:
-            Whether the lock could be had. It is not waited for: getters are kept out meanwhile, and a putter
-            that is at work shows that the queue is not idle.
+            Whether the putters' lock was free. It is not waited for, because that would keep other getters
+            out, and because a putter that has it shows that the queue is not idle.
         """
         lock = self._lock
         lock.refuse_reentry()
@@ -329,12 +356,12 @@ class PutSide:
     # -- waiting ---------------------------------------------------------------------------------------------
 
     def _has_room(self) -> bool:
-        """Whether `maxsize` lets more in; False with `max_bytes`, where everybody is woken anyway."""
+        """Whether `maxsize` lets another item in; False with `max_bytes`, where a get wakes all sleepers."""
         file = self._file
         return not file.max_bytes and (not file.maxsize or file.generations.size() < file.maxsize)
 
     def _spin_for_room(self) -> None:
-        """Look for a getter's progress for a moment."""
+        """Spin until a getter has made progress, or for as long as that pays."""
         words, ring = self._words, self.ring.words
         head, generation = ring[RING_HEAD], words[GET_GENERATION]
         for _ in range(self._spin.looks):
@@ -345,11 +372,14 @@ class PutSide:
 
 
 def lock_deadline(block: bool, deadline: float | None) -> float | None:
-    """Until when to wait for the lock of a side, for a call that waits until `deadline` for the queue, if
-    `block`.
+    """Until when a call waits for the lock of its side.
 
-    The lock is held for microseconds: that another process happens to have it just then must not look as if
-    the queue were empty or full.
+    The lock is held for microseconds. If another process happens to have it, this must not look as if the
+    queue were empty or full, so even a call that must not block waits for it for `PATIENCE_SECONDS`.
+
+    Args:
+        block: whether the call waits for room or for an item.
+        deadline: until when it does; None: no limit.
     """
     if block and deadline is None:
         return None

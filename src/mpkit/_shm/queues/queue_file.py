@@ -1,6 +1,6 @@
-"""The file and the semaphores of a queue, and the parts that know what lies in it.
+"""The file and the semaphores of a queue, and the objects for the parts of the file.
 
-`open_queue` puts the two sides on top, whose words, locks and sleepers these are.
+`open_queue` adds the two sides, which use these words, locks and sleepers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mpkit._shm.queues.region_uses import look_at_uses
 from mpkit._shm.queues.regions import Regions
 from mpkit._shm.queues.ring import WRAP
 
-#: The words that count tickets and tokens of all sleepers.
+#: The words that count tickets and tokens, of all groups of sleepers.
 _TICKETS = (
     layout.ITEMS_SLEPT,
     layout.ITEMS_POSTED,
@@ -33,7 +33,18 @@ _TICKETS = (
 
 
 class QueueFile(SharedObject):
-    """One queue as this process has it open."""
+    """One queue, as this process has it open, without its two sides.
+
+    Attributes:
+        maxsize: the bound on items; 0: none.
+        max_bytes: the bound on bytes; 0: none.
+        put_lock, get_lock: the locks of the two sides.
+        regions, supply: the table of regions, and what finds free ones.
+        generations: the rings.
+        items, room, done: the sleepers that wait for an item, for room, and in `join`.
+        getters: wakes the sleepers in `items`, under the putters' lock.
+        putters: wakes the sleepers in `room`, under the getters' lock.
+    """
 
     __slots__ = (
         "done",
@@ -79,7 +90,6 @@ class QueueFile(SharedObject):
         self.items = Sleepers(words, slept_at=layout.ITEMS_SLEPT, posted_at=layout.ITEMS_POSTED, tokens=items)
         self.room = Sleepers(words, slept_at=layout.ROOM_SLEPT, posted_at=layout.ROOM_POSTED, tokens=room)
         self.done = Sleepers(words, slept_at=layout.DONE_SLEPT, posted_at=layout.DONE_POSTED, tokens=done)
-        #: Whom a put wakes, and whom a get wakes.
         self.getters = Waker(self.items, self.put_lock)
         self.putters = Waker(self.room, self.get_lock)
 
@@ -87,11 +97,12 @@ class QueueFile(SharedObject):
     def _format(cls, words: memoryview[int], **options: int) -> None:
         words[layout.MAXSIZE] = options["maxsize"]
         words[layout.MAX_BYTES] = options["max_bytes"]
-        # Regions come behind it, and only whole pages can be mapped: of 16 or 64 KiB on some machines.
+        # Regions begin at a page boundary, because only whole pages can be mapped (16 or 64 KiB on some
+        # machines).
         words[layout.FIRST_REGION] = round_up(layout.FORM.file_bytes, PAGE)
         for at in _TICKETS:
             words[at] = FIRST_TICKET
-        # Generation 0 lies in region 0; its head and tail are zero as the file is.
+        # Generation 0 is in region 0. Its head and tail are zero, as the whole file is at first.
         words[layout.FIRST_RING + layout.FIRST_RING_WORDS - 1] = WRAP
 
     def _close_more(self) -> None:

@@ -1,11 +1,14 @@
-"""What the records of a queue look like: an item's pickle as it is, or with a flag in the word of its length.
+"""The format of the records of a queue, which is told by a flag in the word with the record's length.
 
-- no flag: the pickle of one item.
-- `BIG`: region, bytes of the item, then offset and length of the pickle and of each buffer in that region.
-- `PACKED`: pickle and buffers themselves (see `mpkit._wire.frame`), where no region was left.
-- `PACK`: ``count of the first item << PACK_BITS | number of items``, then one pickle of them all (see packs).
+- No flag: the pickle of one item.
+- `BIG`: a big item in a region: the number of the region, the size of the item in bytes, then offset and
+  length of the pickle and of each buffer in that region.
+- `PACKED`: a big item for which no region was left: its pickle and buffers themselves (see
+  `mpkit._wire.frame`).
+- `PACK`: ``number of the first item << PACK_BITS | how many items``, then one pickle of all of them (see
+  packs).
 
-All other numbers are 8-byte words of the machine's own byte order.
+Numbers are 8-byte words in the machine's byte order (except in a frame).
 """
 
 from __future__ import annotations
@@ -20,16 +23,18 @@ PACKED: Final = 1 << 49
 PACK: Final = 1 << 50
 PACK_BITS: Final = 16
 
-#: Where the parts of a big item begin: numpy and others like whole cache lines.
+#: The parts of a big item begin at multiples of this: numpy and others prefer whole cache lines.
 _PART_ALIGNMENT: Final = 64
 _BYTE_ORDER: Final = sys.byteorder
 
 
 def lay_out(head: bytes, buffers: Sequence[memoryview]) -> tuple[list[tuple[int, int]], int]:
-    """Where pickle and buffers of a big item go in its region (offset and length of each), and how large that
-    must be.
+    """Lay out the pickle and the buffers of a big item in its region.
 
-    Buffers come first: they are aligned, and the pickle need not be.
+    The buffers come first, because they must be aligned and the pickle need not be.
+
+    Returns:
+        Offset and length of the pickle, then of each buffer; and the size that the region needs.
     """
     offset = 0
     places: list[tuple[int, int]] = []
@@ -41,7 +46,12 @@ def lay_out(head: bytes, buffers: Sequence[memoryview]) -> tuple[list[tuple[int,
 
 
 def big(region: int, places: Sequence[tuple[int, int]]) -> bytes:
-    """The record of an item that lies in a region, its parts in `places`."""
+    """The record of a big item in a region.
+
+    Args:
+        region: the number of the region.
+        places: offset and length of each part, as `lay_out` has returned them.
+    """
     numbers = [region, sum(size for _, size in places)]
     for place in places:
         numbers += place
@@ -54,16 +64,16 @@ def big_region(record: bytes) -> int:
 
 
 def weight(record: bytes) -> int:
-    """What the big item that a record describes counts for `max_bytes`."""
+    """How much the big item that a record describes counts for `max_bytes`."""
     return weight_of(int.from_bytes(record[8:16], _BYTE_ORDER))
 
 
 def weight_of(size: int) -> int:
-    """What an item of so many bytes counts for `max_bytes`."""
+    """How much an item of `size` bytes counts for `max_bytes`: what a record of that size would occupy."""
     return ((size + 15) >> 3) << 3
 
 
 def big_places(record: bytes) -> tuple[tuple[int, int], ...]:
-    """Offset and length of that item's pickle, then of its buffers."""
+    """Offset and length of the pickle of the big item that a record describes, then of each buffer."""
     numbers = struct.unpack(f"={len(record) // 8}Q", record)
     return tuple(zip(numbers[2::2], numbers[3::2], strict=True))

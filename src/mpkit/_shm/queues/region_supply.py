@@ -1,16 +1,18 @@
-"""Where regions come from: free ones are used again, those of the dead taken back, and the file grows at its
-end.
+"""Finds regions for putters: it reuses free ones, reclaims those of dead processes, and extends the file.
 
-Writing into fresh shared pages is some fifteen times slower than into pages that have been written before, so
-a region that is free again is used again; the file grows when none fits. All of it happens under the putters'
-lock.
+Writing into fresh shared pages is some fifteen times slower than into pages that have been written before. So
+free regions are reused, and the file grows only when none of them fits. All of this happens under the
+putters' lock.
 
-When no entry is left for a new region, one that is free, but not of the size that is needed, is *remade*: its
-place is changed by one store, when the memory is there. So whoever dies in between leaves the old place or
-the new one, and memory behind the last region, which the next one to grow the file gets. Nobody uses a region
-that is free, except that who looks at an old ring without a lock reads its first page: in the old place or in
-the new one, never half of each. That page is there in either: the first page of a place is never given back,
-and the file never cut in front of it, because the region that lies last gets no other place: it grows there.
+If no entry of the table is left for a new region, a free one of another size is *remade*: first its memory is
+reserved in a new place, then its place is changed by one store. A process that is killed in between leaves
+the old place or the new one, and perhaps reserved memory behind the last region, which the next process to
+grow the file gets.
+
+A free region is not in use, with one exception: a process that looks at an old ring without a lock may read
+its first page, in the old place or in the new one, never half of each. That page exists in both. The first
+page of a place is never given back to the system; and the file is never truncated in front of it, because the
+last region in the file is never moved: it grows in place.
 """
 
 from __future__ import annotations
@@ -43,10 +45,10 @@ from mpkit._shm.queues.regions import (
     size_of,
 )
 
-#: Big items leave so many entries to the rings, without which nothing could be put.
+#: How many entries big items leave to rings, without which nothing could be put.
 KEPT_FOR_RINGS = 32
 
-#: Tells of (state, serial, process) whether that use of a region has ended.
+#: Called with the state, serial and process of an entry; tells whether the region is no longer in use.
 IsOver: TypeAlias = "Callable[[int, int, ProcessIdentity], bool]"
 
 
@@ -55,8 +57,9 @@ class RegionSupply:
 
     Args:
         regions: the table.
-        begin_at: index of the word that says where the first region begins, in bytes.
-        look: looks at what is in use now; called before the table is searched for what the dead have left.
+        begin_at: index of the word with the offset of the first region, in bytes.
+        look: returns a function that tells whether a region is no longer in use; called before the table is
+            searched for regions of the dead.
     """
 
     __slots__ = ("_begin_at", "_look", "_regions", "_words")
@@ -68,16 +71,18 @@ class RegionSupply:
         self._look = look
 
     def claim(self, size: int, state: int, serial: int) -> int:
-        """Take a region of at least `size` bytes into `state` and return its number, or -1 when there is no
-        entry for it.
+        """Claim a region.
 
         Args:
-            size: bytes.
-            state: RING or WRITING.
-            serial: what `word 1` of the entry holds for that state.
+            size: how many bytes it needs at least.
+            state: its new state, RING or WRITING.
+            serial: its new serial (see `regions`).
+
+        Returns:
+            Its number; -1 if there is no entry for it.
 
         Raises:
-            SharedMemoryExhausted: the memory is not to be had; nothing has changed.
+            SharedMemoryExhausted: there is not enough memory. Nothing has changed.
         """
         number = self._best_free(size, 2 * size + 16 * PAGE)
         if number < 0 and self._reclaim():
@@ -97,7 +102,7 @@ class RegionSupply:
         return number
 
     def drop_free(self) -> int:
-        """Give the pages of every free region back to the system; returns how many bytes that were."""
+        """Give the pages of all free regions back to the system; return how many bytes."""
         self._reclaim()
         given = 0
         words = self._words
@@ -107,13 +112,14 @@ class RegionSupply:
         return given
 
     def _best_free(self, size: int, most: int) -> int:
+        """The free region of `size` to `most` bytes that fits best; -1: none."""
         words = self._words
         best, best_size, best_state = -1, most + 1, DROPPED
         for number, at in self._regions.made():
             state = words[at]
             if state in (FREE, DROPPED):
                 has = size_of(words[at + PLACE])
-                # Pages that are there come before a closer fit.
+                # A region that still has its pages is better than one with a closer fit.
                 if size <= has <= most and (
                     best < 0
                     or (best_state == DROPPED and state == FREE)
@@ -123,11 +129,12 @@ class RegionSupply:
         return best
 
     def _unused(self) -> int:
+        """The number of the first entry that has never been used; -1: none."""
         number = 1 + sum(1 for _ in self._regions.made())
         return number if number < self._regions.capacity else -1
 
     def _reclaim(self) -> int:
-        """Free what the dead have left; returns how many regions that were."""
+        """Free the regions that are no longer in use; return how many."""
         words, is_over = self._words, self._look()
         freed = 0
         for number, at in self._regions.made():
@@ -137,9 +144,11 @@ class RegionSupply:
                 if (
                     is_over(state, words[at + SERIAL], process)
                     and not self._regions.is_borrowed(state, number)
-                    # HELD may turn FREE under our eyes, which changes nothing; or LENT, by one who dies then.
+                    # Meanwhile HELD may have become FREE, which does no harm; or LENT, by a holder that died
+                    # then.
                     and words[at] == state
-                    # Last: who keeps a region does it while the table or the state still tells of him.
+                    # Last, because a process sets this word while the state or the table of loans still shows
+                    # that it uses the region.
                     and not words[at + KEPT]
                 ):
                     words[at] = FREE
@@ -147,15 +156,18 @@ class RegionSupply:
         return freed
 
     def _make(self, number: int, size: int) -> None:
-        """Give the entry, the first that has never been used, its first place."""
+        """Give an entry that has never been used a place."""
         offset = self._end()
         self._reserve(offset, size)
-        # It counts for nothing before the entry has a state: whoever comes after a kill begins again.
+        # The place does not count before the entry has a state, so after a kill the next process begins
+        # again.
         self._words[self._regions.at(number) + PLACE] = place_at(offset, size)
 
     def _remake(self, size: int) -> int:
-        """Give a free region that is too small, or far too large, that size; its number, or -1 when none is
-        free.
+        """Give a free region that is too small, or far too large, a place of `size` bytes.
+
+        Returns:
+            Its number; -1 if no region is free.
         """
         number = self._best_to_remake(size)
         if number < 0:
@@ -164,11 +176,12 @@ class RegionSupply:
         at = self._regions.at(number)
         place = words[at + PLACE]
         if words[at] == FREE and size_of(place) >= size:
-            # Its pages are there: to use more of them than needed costs nothing.
+            # It is larger than needed, but still has its pages, so using it as it is costs nothing.
             return number
         offset, own, end = offset_of(place), self._own(number), self._end()
         if own < size and offset + own != end:
-            # What lies there is given back first: it may be what is missing at the end.
+            # It has to move. Its pages are given back first, because that memory may be needed at the new
+            # place.
             self._drop(number)
             offset = end
         self._reserve(offset, size)
@@ -178,6 +191,7 @@ class RegionSupply:
         return number
 
     def _best_to_remake(self, size: int) -> int:
+        """The free region that is best remade with this size; -1: none is free."""
         words = self._words
         best: tuple[int, int, int] | None = None
         for number, at in self._regions.made():
@@ -186,7 +200,7 @@ class RegionSupply:
                 continue
             own = self._own(number)
             if state == FREE and size_of(words[at + PLACE]) >= size:
-                # Last: what is as large is best kept for what needs that.
+                # The last choice: such a large region is better kept for an item that needs it.
                 rank = 2
             else:
                 rank = 0 if own >= size else 1
@@ -195,13 +209,14 @@ class RegionSupply:
         return -1 if best is None else best[2]
 
     def _own(self, number: int) -> int:
+        """How many bytes of the file, from its offset on, belong to a region."""
         at = self._regions.at(number)
         return max(self._words[at + OWN], size_of(self._words[at + PLACE]))
 
     def _end(self) -> int:
-        """Where the file ends as far as it is used: behind it lies only what the dead have reserved in vain.
+        """The end of the last region in the file. Any memory behind it was reserved by processes that died.
 
-        Never less than it was: nothing that somebody may have mapped lies behind it, either.
+        This never decreases, so no process has mapped anything behind it either.
         """
         words = self._words
         end = words[self._begin_at]
@@ -210,18 +225,24 @@ class RegionSupply:
         return end
 
     def _drop(self, number: int) -> int:
-        """Give the pages of a free region back to the system; returns how many bytes that were."""
+        """Give the pages of a free region back to the system; return how many bytes."""
         at = self._regions.at(number)
-        # The state first: a kill in between leaves pages that are reserved once more, which is harmless.
+        # The state first: after a kill in between, existing pages are reserved once more, which is harmless.
         self._words[at] = DROPPED
         size = size_of(self._words[at + PLACE])
-        # All but the first page: whoever looks at an old ring without a lock reads its head and tail there.
+        # All but the first page: a process that looks at an old ring without a lock reads its head and tail
+        # there.
         if size <= PAGE or not give_back(self._regions.map(number), PAGE, size - PAGE):
             return 0
         return size - PAGE
 
     def _reserve(self, offset: int, size: int) -> None:
-        """Reserve memory of the file, if need be what free regions have."""
+        """Reserve memory of the file. If there is none left, take that of the free regions.
+
+        Raises:
+            SharedMemoryExhausted: there is not enough memory.
+            ClosedError: this process has closed the queue.
+        """
         segment = self._regions.segment
         fd = segment.fd
         may_drop = True
@@ -238,6 +259,6 @@ class RegionSupply:
 
 
 def _size_class(size: int) -> int:
-    """Round up to eighths of a power of two, so that items of about one size share regions."""
+    """Round up to eighths of a power of two, so that items of similar size can reuse each other's regions."""
     step = max(PAGE, 1 << max(size.bit_length() - 3, 0))
     return round_up(size, step)

@@ -1,6 +1,6 @@
-"""When the use of a region has ended: what the counts of a queue tell about an entry of its table.
+"""Tells whether a region is no longer in use, from the counts of the queue and the entry of the table.
 
-`region_supply` asks, before it takes a region back.
+`region_supply` asks this before it reclaims a region.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from mpkit._shm.queues.layout import GENERATION_MASK, GET_GENERATION, PUT_GENERA
 from mpkit._shm.queues.regions import HELD, LEFT, LENT, QUEUED, RING, WRITING
 from mpkit._shm.queues.ring import COUNT_MASK
 
-# Tells one writing of a region by this process from the next.
+# Numbers for the writings of this process; and those that are under way.
 _serials = itertools.count(1)
 _under_way: dict[int, weakref.ref[Writing]] = {}
 
 
 class Writing:
-    """One writing of a region by this process, which is over when nobody has this object any more.
+    """Stands for one writing of a region by this process. The writing is over when this object is dropped.
 
-    An exception may come between any two instructions (Ctrl-C), also when a region has been claimed and
-    nobody knows yet which: then the object goes, and the region is free.
+    An exception (Ctrl-C) may come between any two instructions, even when a region has been claimed and no
+    variable has its number yet. Then this object is dropped, and the region is free again.
 
     Attributes:
-        serial: what the region's entry has as its serial.
+        serial: the serial in the region's entry.
     """
 
     __slots__ = ("__weakref__", "serial")
@@ -39,8 +39,8 @@ class Writing:
         _under_way[self.serial] = weakref.ref(self)
 
     def __del__(self, forget: Callable[[int, None], object] = _under_way.pop) -> None:
-        # Only to keep the table small, should an interrupt come just now: what counts is the reference.
-        # It may have come before there was a serial, too.
+        # This only keeps the dictionary small: what counts is that the reference is dead. (There is no serial
+        # if an interrupt came in `__init__`.)
         forget(getattr(self, "serial", -1), None)
 
 
@@ -50,9 +50,9 @@ def _is_under_way(serial: int) -> bool:
 
 
 def look_at_uses(words: memoryview[int], generations: Generations) -> UseIsOver:
-    """What is in use now; to be called under the putters' lock, before the table is read.
+    """Read the counts that tell what is in use, under the putters' lock and before reading the table.
 
-    An item that had been taken then, by whoever is dead now, is nobody's.
+    (In this order, an item that counts as taken and whose getter is dead belongs to nobody.)
     """
     gets, puts = generations.counts()
     if not TOTAL_STORE_ORDER:
@@ -61,7 +61,7 @@ def look_at_uses(words: memoryview[int], generations: Generations) -> UseIsOver:
 
 
 class UseIsOver:
-    """Tells of a region's use whether it has ended, from what was read before the table."""
+    """Tells whether a region is no longer in use, from counts that were read before the table."""
 
     __slots__ = ("_alive", "_first", "_gets", "_last", "_puts")
 
@@ -70,8 +70,8 @@ class UseIsOver:
         self._puts = puts
         self._first = first
         self._last = last
-        # One getter may have a hundred views: the system is asked about it once. The dead stay dead, and who
-        # dies now is found by the next one that looks.
+        # Cached, because one getter may have a hundred regions. The dead stay dead, and a process that dies
+        # now is noticed by the next look.
         self._alive: dict[ProcessIdentity, bool] = {}
 
     def __call__(self, state: int, serial: int, process: ProcessIdentity) -> bool:
@@ -79,8 +79,8 @@ class UseIsOver:
             return not self._first <= serial <= self._last
         published = (serial - self._gets) & COUNT_MASK < (self._puts - self._gets) & COUNT_MASK
         if state == QUEUED:
-            # Taken items are HELD before they are counted as taken, so a QUEUED one that is not in the queue
-            # now was never published: its putter is dead, since we have his lock.
+            # An item becomes HELD before it is counted as taken. So one that is QUEUED and not in the queue
+            # was never published, and its putter is dead, since we have the putters' lock.
             return not published
         if state == HELD:
             return not published and not self._is_alive(process)

@@ -1,19 +1,19 @@
-"""A ring of length-prefixed records whose whole truth is two words.
+"""A ring of length-prefixed records for one putter and one getter, whose state consists of two words.
 
-Layout, counted in 8-byte words: records lie in ``[start, start + capacity)``; each is one word with its
-length in bytes, then the bytes, padded to a whole word. A record never wraps: where the rest of the ring is
-too short, the word `WRAP` is written there (when there is a word left) and the record begins at `start`
+Layout, counted in 8-byte words: the records are in ``[start, start + capacity)``. Each is one word with its
+length in bytes, then the bytes, padded to a whole word. A record never wraps around: if the rest of the ring
+is too short for it, `WRAP` is written there (if there is a word left), and the record begins at `start`
 again.
 
-``tail`` (written by the putter only) and ``head`` (written by the getter only) each hold, in one word, the
+``tail`` (written only by the putter) and ``head`` (written only by the getter) each contain, in one word, the
 index of the next record *and* how many records have passed: ``count << INDEX_BITS | index``. So one 8-byte
-store publishes a record together with the new count, and a process killed anywhere before that store has
-changed nothing that anybody reads. Empty means ``tail == head``; a full ring may have equal indices, but then
-the counts differ. Counts wrap at `COUNT_LIMIT` on both sides alike.
+store publishes a record together with the new count, and a process that is killed before that store has
+changed nothing that is ever read. Empty means ``tail == head``; in a full ring the indices may be equal, but
+then the counts differ. Counts wrap around at `COUNT_LIMIT` on both sides.
 
 Memory order: the bytes of a record are written before ``tail``, and read after it. On machines that keep the
-order of stores and of loads (x86) nothing more is needed; elsewhere `full_fence` stands between, on both
-sides.
+order of stores and of loads (x86) nothing more is needed; elsewhere there is a `full_fence` in between, on
+both sides.
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ import mmap
 
 from mpkit._platform.threads.fences import TOTAL_STORE_ORDER, full_fence
 
+#: The index is in the low bits of head and tail, the count above it; `ONE` raises the count by one.
 INDEX_BITS = 26
 INDEX_MASK = (1 << INDEX_BITS) - 1
 ONE = 1 << INDEX_BITS
-#: Words stay below this value; the count is taken modulo what fits beneath it.
+#: Head and tail stay below this value, so counts are modulo 2**36.
 COUNT_LIMIT = 1 << 62
 COUNT_MASK = (1 << (62 - INDEX_BITS)) - 1
-#: Stands where a length would: the next record begins at the start of the ring.
+#: In place of a length: the next record is at the start of the ring.
 WRAP = (1 << 64) - 1
 MAX_CAPACITY = INDEX_MASK
 
 
 class TornRingError(Exception):
-    """What the ring holds was not written by its putter: another process did, or a wild store."""
+    """The content of the ring is invalid: something other than its putter has written there."""
 
 
 class Ring:
-    """One putter, one getter (each may be a process or whoever holds a lock).
+    """A ring, as one process sees it. Putter and getter are one process each, or whoever holds a lock.
 
     Args:
         words: the segment as 8-byte words.
@@ -74,17 +75,17 @@ class Ring:
         self.start: int = start
         self.capacity: int = capacity
         self._base = start << 3
-        # What the putter knows as long as the tail is `_tail`: so many words are free in one piece behind it
-        # (the getter only ever frees more).
+        # For the putter: as long as the tail equals `_tail`, `_room` words are free behind it in one piece.
+        # (The getter only ever makes more room.)
         self._tail: int = -1
         self._room: int = 0
-        # What `drop` makes the head.
+        # For the getter: the head that `drop` stores.
         self._after: int = 0
 
     # -- the putter ------------------------------------------------------------------------------------------
 
     def try_put(self, data: bytes | memoryview) -> bool:
-        """Add one record; False (and nothing changed) when it does not fit now."""
+        """Add one record; False, with nothing changed, if it does not fit now."""
         size = len(data)
         length = (size + 15) >> 3
         words = self.words
@@ -108,21 +109,24 @@ class Ring:
         return True
 
     def _tail_for(self, tail: int, length: int) -> int:
-        """Where a record of `length` words goes, as a tail (the ring's own, or one whose index is the ring's
-        start); -1 when it does not fit.
+        """Decide where a record of `length` words goes, and update `_room`.
+
+        Returns:
+            The tail behind which it goes: the ring's own, or one with the same count and the index of the
+            ring's start. -1: it does not fit.
         """
-        # First, and valid again only when the record is there: an interrupt may come in between.
+        # Invalidates `_room`, in case an interrupt comes before the record is there.
         self._tail = -1
         head = self.words[self.head_at]
         index, first = tail & INDEX_MASK, head & INDEX_MASK
         if index < first or (index == first and tail != head):
-            # The records go round the end, or fill the ring: what is free lies in [index, first).
+            # The records go round the end, or fill the ring: the free words are in [index, first).
             self._room = first - index
             return tail if length <= self._room else -1
         if index + length <= self.capacity:
             self._room = self.capacity - index
             return tail
-        # In front of the records (of an empty ring: of where they would be) may be more room than behind.
+        # There is no room behind the records; perhaps there is at the start of the ring.
         if length > first:
             return -1
         if index < self.capacity:
@@ -131,7 +135,7 @@ class Ring:
         return tail - index
 
     def room(self) -> int:
-        """Bytes of the largest record that fits now."""
+        """The length in bytes of the largest record that fits now; -1: not even an empty one."""
         tail = self.words[self.tail_at]
         head = self.words[self.head_at]
         index, first = tail & INDEX_MASK, head & INDEX_MASK
@@ -141,7 +145,7 @@ class Ring:
     # -- the getter ------------------------------------------------------------------------------------------
 
     def peek(self) -> bytes | None:
-        """A copy of the oldest record, which stays; or None."""
+        """A copy of the oldest record, which stays in the ring; None if there is none."""
         words = self.words
         head = words[self.head_at]
         if head == words[self.tail_at]:
@@ -161,14 +165,14 @@ class Ring:
         return data
 
     def drop(self) -> None:
-        """Take the oldest record, which `peek` has just shown, away."""
+        """Remove the oldest record, which `peek` has just returned."""
         if not TOTAL_STORE_ORDER:
-            # The copy out is over before the putter may write there again.
+            # The copy must be complete before the putter may write there again.
             full_fence()
         self.words[self.head_at] = self._after
 
     def left(self) -> int:
-        """For the getter: how many records there are, those just coming not counted."""
+        """For the getter: how many records there are. More may be added at any time."""
         words = self.words
         return ((words[self.tail_at] >> INDEX_BITS) - (words[self.head_at] >> INDEX_BITS)) & COUNT_MASK
 
@@ -180,10 +184,10 @@ class Ring:
         return found
 
     def peek_many(self, limit: int) -> tuple[list[bytes], int]:
-        """Copies of up to `limit` of the oldest records, which stay, and the place behind them.
+        """Copies of up to `limit` of the oldest records, which stay in the ring, and the head behind them.
 
         Raises:
-            TornRingError: the records do not end where the ring says.
+            TornRingError: the records do not end where head and tail say.
         """
         words, mm, base, start, capacity = self.words, self.mm, self._base, self.start, self.capacity
         head = words[self.head_at]
@@ -193,8 +197,8 @@ class Ring:
             return found, head
         if not TOTAL_STORE_ORDER:
             full_fence()
-        # By the count, not until the ends meet, and no more than the ring can hold: what a wild store has
-        # torn must neither keep us here for ever nor take all memory.
+        # Limited by the count and by the ring's size: with invalid content (after a wild store) this must
+        # neither run for ever nor use up all memory.
         count = ((tail >> INDEX_BITS) - (head >> INDEX_BITS)) & COUNT_MASK
         if count > capacity:
             raise TornRingError
@@ -219,9 +223,9 @@ class Ring:
         return found, head
 
     def drop_to(self, place: int) -> None:
-        """Take away what is before `place`, which `peek_many` has returned. Done twice it is done once."""
+        """Remove the records before `place`, a head that `peek_many` has returned. May be repeated."""
         if not TOTAL_STORE_ORDER:
-            # The copies out are over before the putter may write there again.
+            # The copies must be complete before the putter may write there again.
             full_fence()
         self.words[self.head_at] = place
 
