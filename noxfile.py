@@ -1,4 +1,4 @@
-"""The checks of this project, one session each: ``nox --list`` names them, ``nox`` runs the usual ones."""
+"""The checks of this project as nox sessions. ``nox --list`` lists them, ``nox`` runs the usual ones."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 
 
 def install(session: nox.Session, *groups: str) -> None:
-    """Install mpkit as it stands, editable, with what `groups` of pyproject.toml list."""
+    """Install mpkit in editable mode, with its test dependencies and the dependency groups `groups`."""
     session.install("-e", ".[test]", *nox.project.dependency_groups(PROJECT, *groups))
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style, likely bugs, formatting."""
+    """Check style, likely bugs and formatting (ruff)."""
     session.install(*nox.project.dependency_groups(PROJECT, "lint"))
     session.run("ruff", "check", *session.posargs)
     session.run("ruff", "format", "--check")
@@ -28,40 +28,40 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def layers(session: nox.Session) -> None:
-    """No floor imports a higher one."""
+    """Check that no layer imports a higher one (import-linter)."""
     install(session, "layers")
     session.run("lint-imports")
 
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Both type checkers, both strict, for the oldest and the newest Python; one of them for each system."""
+    """Run mypy and pyright, both strict, for two versions of Python; mypy also for macOS and Windows."""
     install(session, "types")
     for version in (PYTHONS[0], PYTHONS[-2]):
         session.run("mypy", "--python-version", version)
         session.run("pyright", "--pythonversion", version)
     for platform in ("darwin", "win32"):
-        # What is for other systems cannot be reached.
+        # Code for other systems is unreachable on this one: that is no error.
         session.run("mypy", "--platform", platform, "--no-warn-unreachable", "src")
 
 
 @nox.session
 def verifytypes(session: nox.Session) -> None:
-    """Every public name is fully typed, as a user of the installed package sees it."""
+    """Check that every public name is fully typed, as a user of the installed package sees it."""
     session.install(".", *nox.project.dependency_groups(PROJECT, "types"))
     session.run("pyright", "--verifytypes", "mpkit", "--ignoreexternal")
 
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """The suite as the README runs it."""
+    """Run the test suite, as in the README."""
     install(session, "test")
     session.run("python", "-m", "pytest", *session.posargs)
 
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """The suite with every line counted, those that only child processes run included."""
+    """Run the test suite and measure its line coverage, including lines that only child processes run."""
     install(session, "coverage")
     session.run("coverage", "erase")
     session.run("coverage", "run", "-m", "pytest", *session.posargs)
@@ -71,27 +71,27 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The documentation, where every broken reference is an error."""
+    """Build the documentation. Every broken reference is an error."""
     install(session, "docs")
     session.run("mkdocs", "build", "--strict", *session.posargs)
 
 
 @nox.session
 def examples(session: nox.Session) -> None:
-    """Each example prints what it says it prints."""
+    """Check that each example prints the expected output."""
     install(session, "test")
     session.run("python", "-m", "pytest", "tests/integration/test_examples.py", *session.posargs)
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """mpkit beside the standard library, in one run on one machine."""
+    """Measure mpkit, the standard library and other packages on this machine."""
     install(session, "bench")
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 
 @nox.session
 def stress(session: nox.Session) -> None:
-    """Seeded chaos for as long as asked for; not part of the usual run."""
+    """Run the stress tests; for how long, says ``--stress-seconds``. They are not part of the test suite."""
     install(session, "test")
     session.run("python", "-m", "pytest", "tests/stress", "--timeout=900", *session.posargs)

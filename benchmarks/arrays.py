@@ -1,4 +1,4 @@
-"""Large data through a queue: put by one process, received and read to the end by another."""
+"""Large data through a queue: one process puts it, another one receives and reads all of it."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ CONTENDERS: Final = (
     "py-sharedmemory",
     "ZooQueue",
 )
-#: What one core of this machine copies; nothing that hands over private data can be faster.
+#: How fast one core copies memory. A contender whose receiver gets private data cannot be faster.
 COPY: Final = "memory copy"
 
-#: Items that may be under way; the putter fills more than these in turn, because a feeder thread pickles
-#: late.
+#: The bound of the queue. The putter uses more buffers than this in turn, because a feeder thread may pickle
+#: an item later than `put` returns.
 _BOUND: Final = 3
 _SOURCES: Final = _BOUND + 2
 
@@ -47,12 +47,12 @@ def dict_of_arrays(size: int) -> Batch:
 
 
 def stamp(batch: Batch, number: int) -> None:
-    """Write the serial number."""
+    """Write the serial number into the item."""
     (batch["column 0"] if isinstance(batch, dict) else batch)[0] = number
 
 
 def read(batch: Batch) -> float:
-    """Read it all: the sum of all numbers."""
+    """Read the whole item, and return the sum of its numbers."""
     if isinstance(batch, dict):
         return float(sum(array.sum() for array in batch.values()))
     return float(batch.sum())
@@ -97,7 +97,7 @@ def _get_batches(gate: Gate, ends: QueueEnds, size: int, count: int) -> None:
 def throughput(
     contender: str, scale: Scale, *, make: Callable[[int], Batch], size: int, full_bytes: float
 ) -> Sample:
-    """GB/s received and read."""
+    """Measure GB/s received and read."""
     if contender == COPY:
         return memory_copy(size)
     peer = QUEUES[contender]
@@ -114,12 +114,12 @@ def throughput(
     return Sample(per_second.value * size / 1e9, per_second.detail)
 
 
-#: Those that send everything through a pipe.
+#: Contenders that send everything through a pipe.
 _SLOW: Final = frozenset({STDLIB, "SimpleQueue"})
 
 
 def memory_copy(size: int) -> Sample:
-    """GB/s of copying `size` bytes between two places of memory that are both in use."""
+    """Measure GB/s of copying `size` bytes, between two blocks of memory whose pages are already there."""
     source, target = np.ones(size // 8), np.zeros(size // 8)
     seconds = []
     for _ in range(max(3, int(300e6 / size))):
@@ -159,7 +159,7 @@ def _row(
 
 WORKLOADS: Final = (
     _row("array-1mb", "numpy arrays of 1 MB, received and read", one_array, 1_000_000, 2e9),
-    # 8 GB/s where memory copies at 12.
+    # The target of 8 GB/s is for a machine that copies memory at 12 GB/s.
     _row(
         "array-10mb",
         "numpy arrays of 10 MB, received and read",

@@ -1,7 +1,7 @@
-"""One measurement of one contender, in an interpreter of its own: ``python -m benchmarks.cell SPEC ANSWER``.
+"""One measurement of one contender, in a new interpreter: ``python -m benchmarks.cell SPEC ANSWER``.
 
-So nothing that a package does to its process (logging, signal handlers, threads, patched modules) touches
-another's figures, and one that hangs can be ended.
+So whatever a package does to its process (logging, signal handlers, threads, patched modules) does not affect
+the figures of another one, and a measurement that hangs can be ended.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 
 def main(specification: str, answer: str) -> None:
     """Measure as `specification` (JSON) says, and write the sample, or the error, to the file `answer`."""
-    # Imported here, because every worker that is not forked imports the main module: it must find it light.
+    # Not at the top of the module: each worker that is not forked imports this module, which must be quick.
     import json
     import traceback
     from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""The command line: what to run, with whom, how often, and where the results go."""
+"""The command line: what to run, with which contenders, how often, and where the results go."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PLOTS = DOCUMENTS / "benchmarks"
 
 
 def parser() -> argparse.ArgumentParser:
-    """The arguments."""
+    """The parser of the command line."""
     result = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measures mpkit beside the standard library and other packages, in turn, in one run.",
@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
         "area", nargs="*", choices=[*AREAS, "all"], default="all", help="what to measure (all)"
     )
     result.add_argument(
-        "--quick", action="store_true", help="a tenth of the work and one round: does it run?"
+        "--quick", action="store_true", help="a tenth of the work, one round: only to see whether it runs"
     )
     result.add_argument(
         "--only", metavar="NAME", action="append", help="only this workload (may be repeated)"
@@ -44,9 +44,9 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--json", type=Path, metavar="OUT", help="write every sample to this file")
     result.add_argument(
-        "--write", action="store_true", help=f"renew {PAGE.name} and the plots of the documentation"
+        "--write", action="store_true", help=f"update {PAGE.name} and the plots of the documentation"
     )
-    result.add_argument("--list", action="store_true", help="tell the workloads and contenders, and stop")
+    result.add_argument("--list", action="store_true", help="list the workloads and contenders, and exit")
     return result
 
 
@@ -75,7 +75,7 @@ def chosen_workloads(areas: Sequence[str] | str, only: Sequence[str] | None) -> 
 
 
 def chosen_contenders(workload: Workload, wanted: Sequence[str] | None) -> list[str]:
-    """Who takes part in `workload`: mpkit always, and those in `wanted` (None: all)."""
+    """The contenders of `workload` to measure: mpkit always, and those in `wanted` (None: all)."""
     return [
         name
         for name in workload.contenders
@@ -84,7 +84,7 @@ def chosen_contenders(workload: Workload, wanted: Sequence[str] | None) -> list[
 
 
 def wanted_peers(text: str | None) -> list[str] | None:
-    """What ``--peers`` says, checked.
+    """The peers that ``--peers`` names; None for all.
 
     Raises:
         ValueError: A peer is unknown.
@@ -100,7 +100,7 @@ def wanted_peers(text: str | None) -> list[str] | None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run what `arguments` ask for; 0 unless mpkit itself failed somewhere or an argument is wrong."""
+    """Run the command line and return its exit code: 0 unless mpkit failed or an argument is wrong."""
     options = parser().parse_args(arguments)
     try:
         workloads = chosen_workloads(options.area, options.only)
@@ -136,7 +136,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def write_documents(results: Sequence[Result], conditions: dict[str, Any]) -> None:
-    """Renew the tables of the page and the plots, for the areas that were measured."""
+    """Update the tables of the page and the plots, for the areas that were measured."""
     page = PAGE.read_text(encoding="utf-8")
     PLOTS.mkdir(parents=True, exist_ok=True)
     for area in AREAS:
@@ -153,7 +153,7 @@ def write_documents(results: Sequence[Result], conditions: dict[str, Any]) -> No
 
 
 def _details(results: Sequence[Result]) -> str:
-    # Folded away: with it open the page is twice as long. (A code host folds it as well.)
+    # Folded: open, it would double the length of the page. (Code hosts understand <details>, too.)
     return (
         '<details markdown="1">\n<summary>Medians of all contenders</summary>\n\n'
         f"{report.everyone(results)}\n</details>\n"

@@ -1,4 +1,7 @@
-"""Processes that get ready, start together, and are timed inside: starting them does not count."""
+"""Runs processes ("members") that get ready, begin their work together, and measure their own times.
+
+So the time that it takes to start them does not count.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,12 @@ from typing import Any
 
 from benchmarks.workload import Sample
 
-#: How long a member may take to get ready. The whole measurement has a limit of its own
-#: (`benchmarks.runner`).
+#: How many seconds a member may take to get ready. `benchmarks.runner` limits the whole measurement.
 _READY_SECONDS = 60.0
 
 
 class Gate:
-    """Where a member of a crew waits for the others, and which keeps its times."""
+    """Where a member waits for the others, and which records when its work starts and stops."""
 
     def __init__(self, barrier: Barrier) -> None:
         self._barrier = barrier
@@ -28,23 +30,21 @@ class Gate:
         self.cpu = 0.0
 
     def start(self) -> None:
-        """Wait until all are ready; the clock runs from here."""
+        """Wait until all members are ready, then start the clock."""
         self._barrier.wait(_READY_SECONDS)
-        # Of CLOCK_MONOTONIC, which is one clock for all processes.
+        # CLOCK_MONOTONIC, so that the times of different processes can be compared.
         self.cpu = -time.process_time()
         self.started = time.perf_counter()
 
     def stop(self) -> None:
-        """The work is done; the clock stops."""
+        """Stop the clock: the work is done."""
         self.ended = time.perf_counter()
         self.cpu += time.process_time()
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a member did: when its work started and ended, the CPU time of all its threads, and what it
-    returned.
-    """
+    """What a member did: when its work started and ended, the CPU time of all its threads, and its result."""
 
     started: float
     ended: float
@@ -78,7 +78,7 @@ def run_together(context: BaseContext, members: Sequence[Member]) -> list[Report
             try:
                 outcome = pipe.recv()
             except EOFError:
-                outcome = "a member died without a word"
+                outcome = "a member died without reporting anything"
         if isinstance(outcome, Report):
             reports.append(outcome)
         else:
@@ -94,14 +94,14 @@ def run_together(context: BaseContext, members: Sequence[Member]) -> list[Report
 
 
 def span(reports: Sequence[Report]) -> float:
-    """Seconds from the first start to the last end."""
+    """The seconds from the first start to the last end."""
     return max(report.ended for report in reports) - min(report.started for report in reports)
 
 
 def rate(reports: Sequence[Report], count: int) -> Sample:
-    """`count` pieces of work per second, and the CPU time that each took of all members together.
+    """The rate at which `count` items were worked off, per second, and the CPU time per item of all members.
 
-    On a busy machine the latter says more than the former.
+    On a busy machine the CPU time says more than the rate.
     """
     cpu = sum(report.cpu for report in reports)
     return Sample(count / span(reports), {"CPU us each": cpu / count * 1e6})

@@ -1,4 +1,4 @@
-"""What an import costs, and what it brings along."""
+"""How long an import takes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ print(end - begin, sum(name in sys.modules for name in ("psutil", "asyncio")))
 
 
 def import_time(contender: str, scale: Scale, *, statements: dict[str, str]) -> Sample:
-    """Milliseconds, the best of several fresh interpreters: what disturbs only makes it longer."""
+    """Measure the import in several new interpreters; return the shortest time, in ms.
+
+    The shortest, because disturbances can only make an import slower.
+    """
     program = _PROGRAM.format(statement=statements[contender])
     seconds, heavy = [], 0
     for _ in range(scale.count(10, at_least=4)):

@@ -1,4 +1,4 @@
-"""Bars in SVG, written by hand so that a plot needs no package. Bars are relative to the standard library."""
+"""Bar charts in SVG, relative to the standard library. Written by hand, so that no package is needed."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from benchmarks.report import number, times
 from benchmarks.workload import OWN, Outcome, Result, is_own, is_yardstick
 
 _WIDTH = 860
-_LABELS = 190  # room for names, on the left
-_VALUES = 170  # room for figures, on the right
-_SHORTEST = 24  # the bar of the slowest
+_LABELS = 190  # width for the names, on the left
+_VALUES = 170  # width for the figures, on the right
+_SHORTEST = 24  # length of the slowest contender's bar
 _BAR, _GAP, _TITLE, _BETWEEN = 15, 3, 26, 16
 
-# Told apart by lightness as well as by colour; both readable on a light and on a dark page.
+# They differ in lightness as well as in colour, and can be read on a light and on a dark page.
 _OURS, _STDLIB, _OTHERS, _INK = "#c2410c", "#3b82c4", "#8a97a8", "#7a8594"
 
 
 def bars(title: str, results: Sequence[Result]) -> str:
     """An SVG picture with a group of bars for each result that compares at least two contenders.
 
-    A result in which some contender needs nothing at all is left to the tables: there is no bar for zero, and
-    without it the best would be missing.
+    A result in which the value of a contender is 0 has no group, only its row in the tables: the best
+    contender could have no bar.
 
-    The length of a bar is the logarithm of how many times better than the slowest of its group a contender
-    is, on one scale for all groups, so that factors of 2 and of 200 both show for what they are; the figure
-    beside it is the median and the ratio to the standard library.
+    The length of a bar is the logarithm of how many times better the contender is than the slowest of its
+    group. All groups have the same scale, so that factors of 2 and of 200 are both visible. The figures
+    beside a bar are the median and the ratio to the standard library.
     """
     scale = _scale(results)
     body: list[str] = []
@@ -76,7 +76,7 @@ def _goodness(result: Result, outcome: Outcome) -> float:
 
 
 def _scale(results: Sequence[Result]) -> float:
-    """Pixels for a factor of e: the group that differs most fills the width, if it does so by ten or more."""
+    """The pixels for a factor of e, such that the largest factor of all (10 at least) fills the width."""
     widest = 10.0
     for result in results:
         goodness = [_goodness(result, outcome) for outcome in _ranked(result)]
@@ -87,7 +87,7 @@ def _scale(results: Sequence[Result]) -> float:
 
 def _paint(result: Result, outcome: Outcome) -> str:
     if is_yardstick(outcome.contender):
-        # No contender: an outline.
+        # A yardstick, which does not compete: only an outline.
         return f'fill="none" stroke="{_OTHERS}"'
     if is_own(outcome.contender):
         return f'fill="{_OURS}"'

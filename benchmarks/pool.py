@@ -1,4 +1,4 @@
-"""Pools: small tasks in every way of asking for them, uneven ones, large data, failures, start and end."""
+"""Pools: small tasks through each method, uneven tasks, large data, failures, start and end."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ STDLIB: Final = "multiprocessing.Pool"
 EXECUTOR: Final = "ProcessPoolExecutor"
 CONTENDERS: Final = (OWN, STDLIB, EXECUTOR, "loky", "joblib", "pebble", "mpire", "billiard", "ZooPool")
 
-#: Workers in every workload: what the targets are written for.
+#: The number of workers in every workload. The targets are meant for it.
 WORKERS: Final = 2
 
 
 @contextmanager
 def pool_of(contender: str, scale: Scale) -> Iterator[OpenPool]:
-    """An open pool whose workers have all started and imported what they need."""
+    """Open a pool whose workers have all started and imported what they need."""
     pool = POOLS[contender].open(WORKERS, scale.start_method)
     pool.submit_all(tasks.use_cpu, [0.02] * 2 * WORKERS)
     pool.apply(tasks.same, 0)
@@ -37,10 +37,10 @@ def pool_of(contender: str, scale: Scale) -> Iterator[OpenPool]:
 
 
 def _timed(work: Callable[[], Sequence[Any]], count: int) -> tuple[Sequence[Any], Sample]:
-    """What `work` returns, and how many of its `count` tasks were done per second.
+    """Run `work`, which does `count` tasks; return its result and the tasks per second.
 
-    The details say what CPU time a task cost, of all processes and of the calling one; on a busy machine that
-    tells more.
+    The details contain the CPU time per task, of all processes and of the calling one. On a busy machine
+    these say more than the rate.
     """
     family = system.family_of(system.pid())
     cpu, own_cpu, begin = -system.cpu_seconds(family), -time.process_time(), time.perf_counter()
@@ -61,7 +61,7 @@ def _check(results: Sequence[Any], count: int) -> None:
 
 
 def submit_then_collect(contender: str, scale: Scale) -> Sample:
-    """Tasks per second: all submitted, then all collected."""
+    """Measure tasks per second: submit all, then collect all."""
     count = scale.count(20_000, at_least=1000) // (1 if scale.size >= 1 else POOLS[contender].slowness)
     with pool_of(contender, scale) as pool:
         results, sample = _timed(lambda: pool.submit_all(tasks.same, range(count)), count)
@@ -70,7 +70,7 @@ def submit_then_collect(contender: str, scale: Scale) -> Sample:
 
 
 def one_at_a_time(contender: str, scale: Scale) -> Sample:
-    """Calls per second, each waited for."""
+    """Measure calls per second, waiting for each before the next."""
     count = scale.count(12_000, at_least=1000) // POOLS[contender].slowness // (1 if contender == OWN else 4)
     with pool_of(contender, scale) as pool:
         apply = pool.apply
@@ -82,7 +82,7 @@ def one_at_a_time(contender: str, scale: Scale) -> Sample:
 
 
 def lazily(contender: str, scale: Scale) -> Sample:
-    """Items per second, one task for each, results as they come."""
+    """Measure items per second, with one task for each item and results in any order."""
     count = scale.count(40_000, at_least=2000) // POOLS[contender].slowness
     with pool_of(contender, scale) as pool:
         results, sample = _timed(lambda: list(pool.imap_unordered(tasks.same, range(count))), count)
@@ -91,7 +91,7 @@ def lazily(contender: str, scale: Scale) -> Sample:
 
 
 def in_chunks(contender: str, scale: Scale) -> Sample:
-    """Items per second in chunks of the contender's choice."""
+    """Measure items per second, in chunks of the size that the contender chooses."""
     count = scale.count(1_000_000, at_least=20_000) // POOLS[contender].slowness ** 2
     with pool_of(contender, scale) as pool:
         results, sample = _timed(lambda: pool.map(tasks.same, range(count)), count)
@@ -103,7 +103,7 @@ def in_chunks(contender: str, scale: Scale) -> Sample:
 
 
 def share_at_work(contender: str, scale: Scale, *, task_seconds: float) -> Sample:
-    """The share of both cores that goes into the tasks, by the contender's better verb."""
+    """Measure the share of both cores' time spent in tasks, with the contender's better method."""
     total = scale.seconds(1.6, at_least=0.3) / POOLS[contender].slowness
     count = max(int(total / task_seconds), 50)
     ways: dict[str, float] = {}
@@ -122,13 +122,13 @@ def share_at_work(contender: str, scale: Scale, *, task_seconds: float) -> Sampl
 
 
 def share_by_map(contender: str, scale: Scale) -> Sample:
-    """The share of both cores that goes into the items of one map, each taking longer than the last."""
+    """Measure the share of both cores' time spent in one map whose items take longer and longer."""
     count = scale.count(5_000, at_least=500) // POOLS[contender].slowness
     longest = 600e-6
     work = [longest * number / count for number in range(count)]
     with pool_of(contender, scale) as pool:
         begin = time.perf_counter()
-        # Not the function that `pool_of` has called: mpire would hand each item over as that call did.
+        # Another function than the one `pool_of` called, or mpire would pass items in the way it did then.
         done = len(pool.map(tasks.use_cpu_timed, work))
         elapsed = time.perf_counter() - begin
     if done != count:
@@ -137,8 +137,9 @@ def share_by_map(contender: str, scale: Scale) -> Sample:
 
 
 def mixed(contender: str, scale: Scale) -> Sample:
-    """Total time in parts of the ideal, with one long task in a hundred; and the longest idle spell of a
-    worker.
+    """Measure the total time as a multiple of the ideal, with one long task among a hundred short ones.
+
+    The details contain the longest time that a worker was idle.
     """
     hundreds = 10 if scale.size >= 0.5 else 6
     long, short = 0.1, 100e-6
@@ -152,7 +153,7 @@ def mixed(contender: str, scale: Scale) -> Sample:
 
 
 def _longest_idle(done: Sequence[tuple[int, float, float]]) -> float:
-    """The longest time in which a worker had nothing to do although some task had not begun."""
+    """The longest time for which a worker had nothing to do although there were tasks that had not begun."""
     last_begin = max(begin for _, begin, _ in done)
     longest = 0.0
     for pid in {pid for pid, _, _ in done}:
@@ -167,7 +168,7 @@ def _longest_idle(done: Sequence[tuple[int, float, float]]) -> float:
 
 
 def same_array(contender: str, scale: Scale) -> Sample:
-    """Tasks per second that each read a part of one large array; a few under way at a time."""
+    """Measure tasks per second, each of which reads a part of one large array; a few run at a time."""
     import numpy as np
 
     name, _, way = contender.partition(" ")
@@ -207,7 +208,7 @@ def _a_few_at_a_time(
 
 
 def arrays_back(contender: str, scale: Scale) -> Sample:
-    """GB/s of results, arrays of 10 MB each, received and read."""
+    """Measure GB/s of results, arrays of 10 MB each, received and read."""
     size, count = 10_000_000, scale.count(60, at_least=12)
     with pool_of(contender, scale) as pool:
         pool.submit_all(tasks.array_of, [size] * 2 * WORKERS)
@@ -225,7 +226,7 @@ def arrays_back(contender: str, scale: Scale) -> Sample:
 
 
 def _begun(path: Path) -> tuple[int, float]:
-    """Who runs the task that notes itself in `path`, and since when."""
+    """Wait for the note of a task in `path`; return the pid that runs it, and since when."""
     while not path.exists():
         time.sleep(0.001)
     pid, begin = path.read_text(encoding="ascii").split()
@@ -233,7 +234,7 @@ def _begun(path: Path) -> tuple[int, float]:
 
 
 def crash_latency(contender: str, scale: Scale) -> Sample:
-    """Milliseconds from the SIGKILL of a worker to the error in the caller who waits for its task."""
+    """Measure the ms from the SIGKILL of a worker until the caller that waits for its task gets the error."""
     import signal
 
     delays = []
@@ -256,7 +257,7 @@ def crash_latency(contender: str, scale: Scale) -> Sample:
 
 
 class _Later:
-    """Does something after a while, in a thread, and remembers when."""
+    """Runs `action` after `delay` seconds, in a thread, and records when."""
 
     def __init__(self, delay: float, action: Callable[[], object]) -> None:
         import threading
@@ -280,13 +281,13 @@ def _until_error(pool: OpenPool, handle: Any) -> float:
         result = pool.finish(handle)
     except BaseException:
         return time.perf_counter()
-    raise AssertionError(f"the task was to fail and returned {result!r}")
+    raise AssertionError(f"the task should have failed, and returned {result!r}")
 
 
 def overshoot(
     contender: str, scale: Scale, *, function: Callable[[str], None], grace_ms: float = 0.0
 ) -> Sample:
-    """Milliseconds from the end of a task's time to the error in the caller, less the grace period."""
+    """Measure the ms from the end of a time limit to the error in the caller, less the grace period."""
     limit = 0.3
     delays = []
     with pool_of(contender, scale) as pool, tempfile.TemporaryDirectory() as directory:
@@ -311,24 +312,24 @@ def _times_of_life(contender: str, scale: Scale, start_method: str) -> tuple[flo
         first = time.perf_counter()
         pool.close()
         end = time.perf_counter()
-        if turn:  # the first one starts what all later ones use (a fork server, a tracker)
+        if turn:  # not the first, which also starts what all others use (a fork server, a tracker)
             opening.append(first - begin)
             closing.append(end - first)
     return statistics.median(opening), statistics.median(closing)
 
 
 def first_result(contender: str, scale: Scale, *, start_method: str) -> Sample:
-    """Milliseconds from making a pool to its first result."""
+    """Measure the ms from creating a pool to its first result."""
     return Sample(1000 * _times_of_life(contender, scale, start_method)[0])
 
 
 def closing(contender: str, scale: Scale, *, start_method: str) -> Sample:
-    """Milliseconds from close to the end of all workers."""
+    """Measure the ms from closing a pool to the end of all its workers."""
     return Sample(1000 * _times_of_life(contender, scale, start_method)[1])
 
 
 def left_behind(contender: str, scale: Scale) -> Sample:
-    """What ten pools, opened, used and closed, leave: files, threads, processes, shared memory."""
+    """Count the files, threads, processes and shared memory that ten pools leave after they were closed."""
     counts = []
     for _ in range(11):
         pool = POOLS[contender].open(WORKERS, scale.start_method)
@@ -341,7 +342,7 @@ def left_behind(contender: str, scale: Scale) -> Sample:
 
 
 def idle_cpu(contender: str, scale: Scale) -> Sample:
-    """Percent of one core that a pool without work uses, its workers included."""
+    """Measure the share of one core, in percent, that a pool without work uses, including its workers."""
     seconds = scale.seconds(20.0, at_least=2.0)
     with pool_of(contender, scale):
         time.sleep(1.0)
@@ -353,7 +354,7 @@ def idle_cpu(contender: str, scale: Scale) -> Sample:
 
 
 def flatness(contender: str, scale: Scale) -> Sample:
-    """Growth in MB, workers included, from a tenth of the tasks to all of them."""
+    """Measure the growth in MB, including workers, from a tenth of the tasks to all of them."""
     total = scale.count(1_000_000, at_least=100_000) // POOLS[contender].slowness
     wave = 5000
     with pool_of(contender, scale) as pool:
@@ -420,7 +421,7 @@ def _polite(contender: str, scale: Scale) -> Sample:
 
 
 def _stubborn(contender: str, scale: Scale) -> Sample:
-    # The grace period that a pool of mpkit has unless told otherwise.
+    # The default grace period of a `TaskPool`.
     return overshoot(contender, scale, function=tasks.note_and_hold, grace_ms=1000.0)
 
 

@@ -1,4 +1,4 @@
-"""Queues: small items in every shape, round trips, what an idle one costs, and what many of them cost."""
+"""Queues: small items between several processes, round trips, and the cost of an idle queue and of many."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ CONTENDERS: Final = (
     "py-sharedmemory",
     "ZooQueue",
 )
-#: A ring for one putter and one getter.
+#: A bare ring, which allows only one putter and one getter.
 BARE: Final = "bare Python"
-#: Those that let several processes put.
+#: The contenders that let several processes put.
 MANY_PUTTERS: Final = tuple(name for name in CONTENDERS if QUEUES[name].putters > 1)
 
 
 def context() -> BaseContext:
-    """Processes are forked where that exists: every contender can be handed over that way."""
+    """The start method: fork, where it exists, since every contender's queue can be passed to a fork."""
     methods = multiprocessing.get_all_start_methods()
     return multiprocessing.get_context("fork" if "fork" in methods else "spawn")
 
@@ -44,7 +44,7 @@ def context() -> BaseContext:
 
 def _put_items(gate: Gate, ends: QueueEnds, count: int, getters: int) -> None:
     put = ends.putter()
-    for _ in range(getters):  # what is made on first use is made before the clock runs
+    for _ in range(getters):  # so that what is created on first use exists before the clock starts
         put((0, "item"))
     gate.start()
     for number in range(count):
@@ -90,7 +90,7 @@ def _get_batches(gate: Gate, ends: QueueEnds, count: int, batch: int) -> int:
 
 
 def small_items(contender: str, scale: Scale, *, putters: int, getters: int, bound: int = 0) -> Sample:
-    """Items per second through one queue, every getter taking its share."""
+    """Measure items per second through one queue; each getter takes its share."""
     peer = QUEUES[contender]
     each = scale.count(120_000, at_least=4000) // peer.slowness // (putters * getters)
     ends = peer.open(context(), Room(items=bound))
@@ -106,7 +106,7 @@ def small_items(contender: str, scale: Scale, *, putters: int, getters: int, bou
 
 
 def batches(contender: str, scale: Scale, *, size: int = 100) -> Sample:
-    """Items per second in batches; item by item where the contender has no batches."""
+    """Measure items per second in batches, or item by item if the contender has no batches."""
     peer = QUEUES[contender]
     count = scale.count(400_000, at_least=10_000) // peer.slowness // size * size
     ends = peer.open(context(), Room())
@@ -160,7 +160,7 @@ def _echo(gate: Gate, there: QueueEnds, back: QueueEnds) -> None:
 
 
 def round_trip(contender: str, scale: Scale) -> Sample:
-    """Microseconds from a put to the answer of the process at the other end, over two queues."""
+    """Measure the microseconds from a put to the answer of the other process, through two queues."""
     there, back = (QUEUES[contender].open(context(), Room()) for _ in range(2))
     count = scale.count(5000, at_least=500)
     reports = run_together(context(), [(_ask, (there, back, count)), (_echo, (there, back))])
@@ -188,7 +188,7 @@ def _stay_idle(gate: Gate, ends: QueueEnds, seconds: float) -> float:
     put = ends.putter()
     gate.start()
     family = system.family_of(system.parent_pid(), without=(system.pid(),))
-    time.sleep(0.5)  # what a waiter does before it sleeps in earnest
+    time.sleep(0.5)  # a getter that begins to wait may spin for a moment: not part of this
     before = system.cpu_seconds(family)
     time.sleep(seconds)
     used = system.cpu_seconds(family) - before
@@ -199,7 +199,7 @@ def _stay_idle(gate: Gate, ends: QueueEnds, seconds: float) -> float:
 
 
 def idle_getter(contender: str, scale: Scale) -> Sample:
-    """Percent of one core that a getter of an empty queue uses, with whatever helps it."""
+    """Measure the share of one core, in percent, that a getter of an empty queue uses, with its helpers."""
     ends = QUEUES[contender].open(context(), Room())
     seconds = scale.seconds(20.0, at_least=2.0)
     reports = run_together(context(), [(_wait_for_one, (ends,)), (_stay_idle, (ends, seconds))])
@@ -208,10 +208,10 @@ def idle_getter(contender: str, scale: Scale) -> Sample:
 
 
 def create_and_close(contender: str, scale: Scale) -> Sample:
-    """Microseconds to make a queue, use it once and close it; and what is left after 1,000 of them."""
+    """Measure the microseconds to create, use once and close a queue; count what 1,000 of them leave."""
     peer, here = QUEUES[contender], context()
     if peer.slowness > 5:
-        raise Unsupported  # a process for each
+        raise Unsupported  # it starts a process for each queue
     count = scale.count(1000, at_least=100)
 
     def one() -> None:
@@ -235,9 +235,7 @@ def create_and_close(contender: str, scale: Scale) -> Sample:
 
 
 def idle_memory(contender: str, scale: Scale) -> Sample:
-    """KiB that an open queue occupies, of its process's own memory and of shared memory, with 100 of them
-    open.
-    """
+    """Measure the KiB of an open queue, in private and in shared memory, while 100 are open."""
     _ = scale
     peer, here = QUEUES[contender], context()
     if peer.slowness > 5:

@@ -20,7 +20,7 @@ TITLES: Mapping[str, str] = {
 
 
 def number(value: float) -> str:
-    """A value as a table shows it: three digits that count, with thousands apart."""
+    """Format a value for a table: three significant digits, thousands separated."""
     if value == 0:
         return "0"
     rounded = float(f"{value:.3g}")
@@ -30,17 +30,17 @@ def number(value: float) -> str:
 
 
 def times(ratio: float | None) -> str:
-    """A ratio as a table shows it."""
+    """Format a ratio for a table."""
     return "" if ratio is None else f"{number(ratio)}x"
 
 
 def verdict_mark(verdict: Verdict) -> str:
-    """Yes, no, or nothing said."""
+    """Format a verdict: yes, no, or nothing if it was not measured."""
     return {True: "yes", False: "**no**", None: "?"}[verdict.met]
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; the first column on the left, all others on the right."""
+    """A Markdown table. The first column is aligned left, all others right."""
     lines = [_line(headings), _line(["---"] + ["---:"] * (len(headings) - 1))]
     lines += [_line(row) for row in rows]
     return "\n".join(lines) + "\n"
@@ -105,7 +105,7 @@ def _entry(outcome: Outcome | None) -> str:
 
 
 def failures(results: Sequence[Result]) -> str:
-    """A list of what went wrong; empty if nothing did."""
+    """A list of all failures; empty if there were none."""
     lines = [
         f"- {result.workload.name}, {outcome.contender}: {outcome.error}"
         for result in results
@@ -116,7 +116,7 @@ def failures(results: Sequence[Result]) -> str:
 
 
 def as_json(results: Sequence[Result], conditions: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything, every sample included."""
+    """All results as JSON, including every sample."""
     return {
         "conditions": dict(conditions),
         "workloads": [
@@ -148,9 +148,9 @@ def as_json(results: Sequence[Result], conditions: Mapping[str, Any]) -> dict[st
 
 
 def conditions_line(conditions: Mapping[str, Any]) -> str:
-    """A sentence on where and how the figures came about."""
+    """A sentence that says on which machine and how the measurements were made."""
     versions = ", ".join(f"{name} {version}" for name, version in conditions["versions"].items())
-    # A full run goes without saying.
+    # Mention only what differs from a full run.
     size = "" if conditions["size"] == 1 else f", size {conditions['size']:g}"
     return (
         f"{conditions['system']}, {conditions['cpus']} CPUs, {conditions['python']}; "
@@ -159,7 +159,7 @@ def conditions_line(conditions: Mapping[str, Any]) -> str:
 
 
 def replace_block(page: str, name: str, text: str) -> str:
-    """`page` with what stands between ``<!-- benchmark: name -->`` and ``<!-- end -->`` replaced by `text`.
+    """Replace the text between ``<!-- benchmark: name -->`` and ``<!-- end -->`` in `page`.
 
     Raises:
         ValueError: The page has no such block.
@@ -169,5 +169,5 @@ def replace_block(page: str, name: str, text: str) -> str:
     end = page.find(closing, start)
     if start < 0 or end < 0:
         raise ValueError(f"the page has no block between {opening} and {closing}")
-    # Blank lines, because a line that touches a table belongs to it.
+    # Blank lines around it: otherwise Markdown would take the comments for a part of the table.
     return f"{page[: start + len(opening)]}\n\n{text.strip()}\n\n{page[end:]}"

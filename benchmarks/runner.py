@@ -1,5 +1,6 @@
-"""Runs workloads: every contender once, then every contender once more, so that a change of the weather hits
-all.
+"""Runs workloads: every contender once, then every contender once more, and so on.
+
+So if the machine gets busier during a run, that affects all contenders alike.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from benchmarks.workload import Outcome, Result, Sample, Scale, Workload
 
 ROOT = Path(__file__).resolve().parent.parent
 
-#: What is told after each measurement: workload, contender, round, sample, what went wrong, seconds it took.
+#: Called after each measurement, with workload, contender, round, sample, error and the seconds it took.
 Progress = Callable[[Workload, str, int, Sample | None, str, float], None]
 
 
 def run(
     workload: Workload, contenders: Sequence[str], scale: Scale, rounds: int, progress: Progress
 ) -> Result:
-    """Measure `contenders` in turn, `rounds` times. One that fails twice in a row is not tried again."""
+    """Measure `contenders` in turn, `rounds` times. One that fails twice in a row is not measured again."""
     samples: dict[str, list[Sample | None]] = {contender: [] for contender in contenders}
     errors: dict[str, str] = {}
     for turn in range(min(rounds, workload.rounds)):
@@ -53,15 +54,16 @@ def run(
     )
 
 
-#: What a measurement says if the contender cannot do the work at all.
+#: The error of a measurement if the contender does not support the workload at all.
 UNSUPPORTED = "has no such call"
 
 
 def compile_sources() -> None:
-    """Compile mpkit and the benchmarks, as an installation does; a checkout may have stale bytecode.
+    """Compile mpkit and the benchmarks, as an installation does; a checkout may have no current bytecode.
 
-    Peers have been installed. Where Python may write no bytecode (``PYTHONDONTWRITEBYTECODE``), each start of
-    an interpreter or a worker would compile mpkit anew.
+    Peers are installed, and so compiled already. If Python may not write bytecode
+    (``PYTHONDONTWRITEBYTECODE``), each new interpreter or worker would otherwise compile mpkit again, which
+    would be unfair.
     """
     for package in ("mpkit", "benchmarks"):
         spec = importlib.util.find_spec(package)
@@ -70,7 +72,7 @@ def compile_sources() -> None:
 
 
 def measure(workload: Workload, contender: str, scale: Scale) -> tuple[Sample | None, str]:
-    """One measurement in an interpreter of its own: the sample, or what went wrong."""
+    """Make one measurement, in a new interpreter; return the sample, or the error."""
     specification = json.dumps({"workload": workload.name, "contender": contender, "scale": asdict(scale)})
     with tempfile.TemporaryDirectory(prefix="mpkit-benchmark-") as directory:
         answer = Path(directory) / "answer.json"
@@ -100,8 +102,9 @@ def measure(workload: Workload, contender: str, scale: Scale) -> tuple[Sample | 
 
 
 def _end_tree(process: subprocess.Popen[bytes]) -> None:
-    """End a measurement and all that it started, except the trackers, which clean up after it and end by
-    themselves.
+    """End a measurement and all processes that it started.
+
+    Except resource trackers: these clean up after the others, and then end by themselves.
     """
     try:
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
@@ -122,7 +125,7 @@ def _last_line(log: Path) -> str:
 
 
 def load_average() -> float:
-    """How many processes wanted a CPU during the last minute."""
+    """How many processes wanted a CPU, on average over the last minute."""
     return os.getloadavg()[0]
 
 

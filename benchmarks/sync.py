@@ -1,4 +1,4 @@
-"""Locks and counters, alone and with four processes at once."""
+"""Locks and counters, used by one process and by four at once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _add(gate: Gate, contender: str, counter: Any, count: int) -> None:
 
 
 def additions(contender: str, scale: Scale, *, processes: int) -> Sample:
-    """Additions per second, of all processes together."""
+    """Measure additions per second, of all processes together."""
     peer = COUNTERS[contender]
     each = scale.count(400_000, at_least=20_000) // processes
     with peer.open(context()) as counter:
@@ -42,7 +42,7 @@ def _cycle(gate: Gate, contender: str, lock: Any, count: int) -> None:
 
 
 def cycles(contender: str, scale: Scale, *, processes: int) -> Sample:
-    """Acquire and release, times per second, of all processes together."""
+    """Measure pairs of acquire and release per second, of all processes together."""
     each = scale.count(400_000, at_least=20_000) // processes
     with LOCKS[contender].open(context()) as lock:
         reports = run_together(context(), [(_cycle, (contender, lock, each))] * processes)

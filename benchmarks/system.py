@@ -14,24 +14,25 @@ import psutil
 
 
 def pid() -> int:
-    """This process."""
+    """The pid of this process."""
     return os.getpid()
 
 
 def parent_pid() -> int:
-    """The process that started this one."""
+    """The pid of the process that started this one."""
     return os.getppid()
 
 
 def family_of(ancestor: int, without: Iterable[int] = ()) -> list[int]:
-    """`ancestor` and all its descendants, less those in `without`."""
+    """The pids of `ancestor` and all its descendants, except those in `without`."""
     found = [ancestor, *(child.pid for child in psutil.Process(ancestor).children(recursive=True))]
     return [member for member in found if member not in set(without)]
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
-    """CPU time that the threads of these processes have used: in nanoseconds on Linux, in clock ticks
-    elsewhere.
+    """The CPU time that all threads of these processes have used.
+
+    Its resolution is a nanosecond on Linux, and a clock tick elsewhere.
     """
     total = 0.0
     for member in pids:
@@ -40,7 +41,7 @@ def cpu_seconds(pids: Iterable[int]) -> float:
             for task in tasks.iterdir():
                 try:
                     total += int((task / "schedstat").read_text().split()[0]) / 1e9
-                except (FileNotFoundError, ProcessLookupError):  # the thread has ended meanwhile
+                except (FileNotFoundError, ProcessLookupError):  # the thread has ended in the meantime
                     continue
         else:
             times = psutil.Process(member).cpu_times()
@@ -52,7 +53,7 @@ _SHARED_FILE = re.compile(r"(/dev/shm/\S+)")
 
 
 def memory_bytes() -> int:
-    """This process's own memory, and what is reserved of the shared-memory files that it has mapped."""
+    """The private memory of this process, and the memory that its mapped shared-memory files reserve."""
     text = Path("/proc/self/smaps_rollup").read_text()
     own = next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Anonymous:")) * 1024
     return own + sum(_reserved(name) for name in _mapped_files())
@@ -65,7 +66,7 @@ def _mapped_files() -> set[str]:
 def _reserved(name: str) -> int:
     try:
         return os.stat(name).st_blocks * 512
-    except FileNotFoundError:  # unlinked: its size is in the map of the process
+    except FileNotFoundError:  # the file was unlinked: use its size in this process's memory map
         return _mapped_size(name)
 
 
@@ -79,7 +80,7 @@ def _mapped_size(name: str) -> int:
 
 
 def private_bytes(pids: Iterable[int]) -> int:
-    """Memory that these processes have for themselves."""
+    """The private memory of these processes."""
     total = 0
     for member in pids:
         try:

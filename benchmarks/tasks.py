@@ -1,4 +1,4 @@
-"""What the workers of the pool workloads do: importable, and light to import."""
+"""The tasks of the pool workloads. A module of its own, which workers can import quickly."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 
 def same(item: Any) -> Any:
-    """Nothing but the way there and back."""
+    """Return the item: what is measured is the way there and back."""
     return item
 
 
 def use_cpu(seconds: float) -> None:
-    """Work for so many seconds of CPU time: while another process has the core, nothing is worked off."""
+    """Use so many seconds of CPU time: time in which another process has the core does not count."""
     clock = time.thread_time
     end = clock() + seconds
     while clock() < end:
@@ -22,7 +22,7 @@ def use_cpu(seconds: float) -> None:
 
 
 def use_cpu_timed(seconds: float) -> tuple[int, float, float]:
-    """The same; who did it, and from when to when."""
+    """Do the same; return the pid, and when it began and ended."""
     begin = time.perf_counter()
     use_cpu(seconds)
     return os.getpid(), begin, time.perf_counter()
@@ -38,7 +38,7 @@ _made: dict[int, Any] = {}
 
 
 def array_of(size: int) -> Any:
-    """An array of `size` bytes, the same at every call: making it does not count."""
+    """The same array of `size` bytes at every call, so that making it is not measured."""
     if size not in _made:
         import numpy as np
 
@@ -47,13 +47,13 @@ def array_of(size: int) -> Any:
 
 
 def note_and_sleep(path: str) -> None:
-    """Tell in the file `path` who runs this and since when, then sleep."""
+    """Write the pid and the time into the file `path`, then sleep."""
     _note(path)
     time.sleep(60)
 
 
 def note_and_hold(path: str) -> None:
-    """The same, then compute in C code that never lets go of the interpreter lock."""
+    """Write the same, then compute in C code that never releases the interpreter lock."""
     _note(path)
     sum(itertools.repeat(0, 10**12))
 
@@ -61,4 +61,4 @@ def note_and_hold(path: str) -> None:
 def _note(path: str) -> None:
     with open(path + ".part", "w", encoding="ascii") as file:
         file.write(f"{os.getpid()} {time.perf_counter()!r}")
-    os.replace(path + ".part", path)  # appears complete
+    os.replace(path + ".part", path)  # so that the file appears with its content

@@ -1,4 +1,4 @@
-"""What is measured, what is aimed at, and the arithmetic between them. Nothing here runs anything."""
+"""The types of what is measured, the targets, and their arithmetic. Nothing here runs anything."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Final, Literal
 
 Better = Literal["higher", "lower"]
 
-#: The package that all others are compared with.
+#: The contender that all others are compared with.
 OWN: Final = "mpkit"
 
-#: In a target: whichever contender other than mpkit came out best in this run, the standard library included.
+#: In a target, this stands for the best contender of the run except mpkit. It may be the standard library.
 BEST: Final = "the best peer"
 
 
@@ -21,8 +21,8 @@ class Scale:
     """How much work one measurement does.
 
     Attributes:
-        size: what to multiply numbers of items and seconds with; 1 is the full run.
-        start_method: how pools start their workers, where the contender lets one choose.
+        size: The factor for numbers of items and seconds; 1 for the full run.
+        start_method: How pools start their workers, if the contender lets one choose.
     """
 
     size: float = 1.0
@@ -39,7 +39,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Sample:
-    """One measurement: its value, and whatever else was seen."""
+    """One measurement: its value, and other figures as details."""
 
     value: float
     detail: Mapping[str, float] = field(default_factory=dict)
@@ -50,8 +50,8 @@ class Outcome:
     """All measurements of one contender in one workload.
 
     Attributes:
-        samples: one for each round, None where a round failed.
-        error: what the last failure said; empty if there was none.
+        samples: One for each round; None if the round failed.
+        error: The error of the last round that failed; empty if none did.
     """
 
     contender: str
@@ -70,7 +70,7 @@ class Outcome:
 
     @property
     def spread(self) -> float | None:
-        """Half the distance between the quartiles in parts of the median: how much to trust the median."""
+        """Half the distance between the quartiles, relative to the median. The smaller, the more reliable."""
         values = self.values
         if len(values) < 3 or not self.median:
             return None
@@ -79,11 +79,10 @@ class Outcome:
 
 
 def times_better(ours: Outcome, theirs: Outcome, better: Better) -> float | None:
-    """How many times better `ours` is than `theirs`: above 1 is better, whichever direction is.
+    """How many times better `ours` is than `theirs`: above 1 if it is better, in whichever direction that is.
 
-    The median of the ratios round by round, because what disturbs a machine disturbs neighbours in time
-    alike.
-    None where no round has both.
+    This is the median of the ratios of each round, because a disturbance of the machine affects measurements
+    that follow each other alike. None if there is no round with both.
     """
     ratios = [
         ratio
@@ -102,7 +101,7 @@ def _ratio(ours: float, theirs: float, better: Better) -> float | None:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a target: its text, what was reached, whether that is enough (None: not measured)."""
+    """What became of a target: its text, the value reached, and whether it is enough (None: not measured)."""
 
     target: str
     reached: str
@@ -111,7 +110,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class AtLeastTimes:
-    """`of` is at least `times` as good as contender `than`."""
+    """The target that `of` is at least `times` times as good as the contender `than`."""
 
     times: float
     than: str
@@ -131,11 +130,11 @@ class AtLeastTimes:
 
 @dataclass(frozen=True)
 class Within:
-    """The median of `of` is at most (or, `at_least`, at least) `limit`, in the unit of the workload.
+    """The target that the median of `of` is at most (with `at_least`: at least) `limit`.
 
     Attributes:
-        key: judge this entry of the details instead of the value.
-        unit: the unit of that entry.
+        key: Judge this entry of the details instead of the value.
+        unit: The unit of that entry; otherwise it is that of the workload.
     """
 
     limit: float
@@ -180,17 +179,17 @@ class Workload:
     """One row of the comparison.
 
     Attributes:
-        name: what ``--only`` takes.
-        area: the module and the argument of the command line.
-        title: what the table says.
-        unit: the unit of the value.
-        better: which direction is better.
-        run: measures one contender once; runs in an interpreter of its own.
-        contenders: who takes part, mpkit first.
-        baseline: the contender of the standard library that the row is compared with; empty if there is none.
-        targets: what mpkit aims at here.
-        rounds: how many rounds at most; fewer for long workloads.
-        timeout: seconds after which one measurement counts as hung.
+        name: The name for ``--only``.
+        area: The name of its module, which is also an argument of the command line.
+        title: Its text in the table.
+        unit: The unit of the value.
+        better: Whether higher or lower values are better.
+        run: Measures one contender once; called in a new interpreter.
+        contenders: All that take part, mpkit first.
+        baseline: The contender of the standard library that others are compared with; empty if there is none.
+        targets: What mpkit is meant to reach.
+        rounds: The highest number of rounds; lower for long workloads.
+        timeout: The seconds after which a measurement counts as hung.
     """
 
     name: str
@@ -208,13 +207,13 @@ class Workload:
 
 @dataclass(frozen=True)
 class Result:
-    """A workload and what its contenders did."""
+    """A workload and the outcomes of its contenders."""
 
     workload: Workload
     outcomes: tuple[Outcome, ...]
 
     def outcome(self, contender: str) -> Outcome | None:
-        """What `contender` did; None if it did not take part or never succeeded."""
+        """The outcome of `contender`; None if it did not take part or never succeeded."""
         found = next((outcome for outcome in self.outcomes if outcome.contender == contender), None)
         return found if found is not None and found.values else None
 
@@ -227,7 +226,7 @@ class Result:
 
     @property
     def best_peer(self) -> str:
-        """The name of the best of them; empty if there is none."""
+        """The name of the best peer; empty if there is none."""
         return next((peer.contender for peer in self.peers if not is_yardstick(peer.contender)), "")
 
     def ratio_to(self, contender: str) -> float | None:
@@ -236,7 +235,7 @@ class Result:
         return times_better(ours, theirs, self.workload.better) if ours and theirs else None
 
     def verdicts(self) -> Sequence[Verdict]:
-        """What became of the targets."""
+        """For each target, whether it was reached."""
         return [target.judge(self) for target in self.workload.targets]
 
 
@@ -245,10 +244,10 @@ def is_own(contender: str) -> bool:
     return contender == OWN or contender.startswith(f"{OWN} ")
 
 
-#: Contenders that show what the machine gives, and do not compete.
+#: Contenders that only show what the machine can do, and do not compete.
 YARDSTICKS: Final = frozenset({"memory copy", "bare Python"})
 
 
 def is_yardstick(contender: str) -> bool:
-    """Whether `contender` only shows what the machine gives."""
+    """Whether `contender` only shows what the machine can do."""
     return contender in YARDSTICKS

@@ -7,7 +7,7 @@ from typing import Final
 from benchmarks import arrays, imports, pool, queue, sync
 from benchmarks.workload import Workload
 
-#: What the command line takes.
+#: The areas that the command line accepts.
 AREAS: Final = ("queue", "arrays", "counter", "lock", "pool", "imports")
 
 WORKLOADS: Final[dict[str, Workload]] = {

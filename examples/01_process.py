@@ -14,7 +14,7 @@ def average(numbers: list[float]) -> float:
 
 
 def work_forever(begun: LockedCounter) -> None:
-    with suppress(KeyboardInterrupt):  # what stop() begins with
+    with suppress(KeyboardInterrupt):  # stop() interrupts first
         begun.add()
         time.sleep(3600)
 
@@ -32,7 +32,7 @@ def main() -> None:
     begun = LockedCounter()
     with WorkerProcess(target=work_forever, args=(begun,), name="restless") as restless:
         print(restless.name, "is running:", begun.wait_for(1))
-        print("it ended with exit code", restless.stop())  # interrupt, terminate, kill; its children too
+        print("it ended with exit code", restless.stop())  # interrupt, terminate, kill; its children, too
 
 
 if __name__ == "__main__":

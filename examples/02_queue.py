@@ -19,7 +19,7 @@ if __name__ == "__main__":
             numbers.put_many(range(100))  # waits for room whenever eight are queued
             numbers.shutdown()  # nothing more will come: the workers' loops end
             for worker in (first, second):
-                worker.result()  # raises what went wrong there
+                worker.result()  # raises the worker's exception if it failed
 
         print("results:", squares.qsize())
         found = dict(squares.get_many())

@@ -1,4 +1,4 @@
-"""One adapter for each package that is compared; what is not installed is left out."""
+"""One adapter for each package that is compared. A package that is not installed is left out."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ POOLS: Final[dict[str, PoolPeer]] = {
     peer.name: peer for module in _MODULES for peer in getattr(module, "POOLS", ())
 }
 
-#: The distribution that each contender comes from; None for the standard library.
+#: The distribution that contains each contender; None for the standard library.
 DISTRIBUTIONS: Final[dict[str, str | None]] = {
     peer.name: module.DISTRIBUTION
     for module in _MODULES
@@ -59,15 +59,13 @@ DISTRIBUTIONS: Final[dict[str, str | None]] = {
 
 
 def version_of(contender: str) -> str | None:
-    """The version of the package behind `contender`; ``"stdlib"`` for the standard library, None if not
-    installed.
-    """
+    """The version of a contender's package; ``"stdlib"`` for the standard library, None if not installed."""
     distribution = DISTRIBUTIONS.get(contender.removesuffix(" share"))
     return "stdlib" if distribution is None else version(distribution)
 
 
 def version(distribution: str) -> str | None:
-    """The installed version of `distribution`; None if there is none."""
+    """The installed version of `distribution`; None if it is not installed."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

@@ -1,6 +1,7 @@
-"""What plain Python can do when nothing is guaranteed: ceilings for any library without compiled code.
+"""What plain Python achieves without any guarantees: an upper limit for every library without compiled code.
 
-No lock, no bound, no error handling, no sleeping: what a call costs beyond this is what the guarantees cost.
+There is no lock, no bound, no error handling and no sleeping. Whatever a call costs beyond this is the price
+of the guarantees.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from benchmarks.peers.base import OpenPool, QueueEnds, Room, Unsupported
 
 DISTRIBUTION = None
 
-#: As many slots, each for one small item: a length, and the item.
+#: The number of slots, each for one small item: a length, and the item.
 _SLOTS: Final = 1 << 14
 _SLOT_BYTES: Final = 64
 _TAIL, _HEAD = 0, 8
@@ -25,7 +26,7 @@ _START_BYTES: Final = 128
 
 
 class _RingEnds(QueueEnds):
-    """A ring for one putter and one getter, both of which turn round until there is room or an item."""
+    """A ring for one putter and one getter, which spin until there is room or an item."""
 
     def __init__(self) -> None:
         super().__init__(None)
@@ -72,12 +73,12 @@ class _Ring:
     def open(self, context: BaseContext, room: Room) -> QueueEnds:
         _ = room
         if context.get_start_method() != "fork":
-            raise Unsupported  # the memory has no name
+            raise Unsupported  # the memory has no name, so it can be passed only to a fork
         return _RingEnds()
 
 
 class _WrappedSemaphore:
-    """A lock that is a class in Python, and nothing more."""
+    """A lock with a Python class around it, which does nothing else."""
 
     def __init__(self, lock: Any) -> None:
         self._acquire = lock.acquire
@@ -122,7 +123,7 @@ class _Futures(OpenPool):
         return function(item)
 
     def close(self) -> None:
-        """There is nothing."""
+        """Do nothing: there are no workers."""
 
 
 class _Pool:

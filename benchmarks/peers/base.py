@@ -1,4 +1,4 @@
-"""What the workloads ask of a contender."""
+"""The interfaces that an adapter of a contender has to implement."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Room:
     """What a queue must hold.
 
     Attributes:
-        items: the bound on items, 0 for none.
-        item_bytes: about how large an item is, for contenders whose memory must be sized beforehand.
+        items: The bound on the number of items; 0 for none.
+        item_bytes: The approximate size of an item, for contenders that need to know it beforehand.
     """
 
     items: int = 0
@@ -23,30 +23,30 @@ class Room:
 
     @property
     def ring_bytes(self) -> int:
-        """A size that holds `items` of them with room to spare; at least what faster-fifo has by default."""
+        """A size with ample room for `items` items; at least the default of faster-fifo."""
         if not self.items:
             return 4_000_000
         return max(self.items * (self.item_bytes + 4096), 1_000_000)
 
 
 class QueueEnds:
-    """An open queue; goes to other processes as an argument. The base suits all that have `put` and `get`."""
+    """An open queue, which is passed to processes as an argument. Suits any queue with `put` and `get`."""
 
     def __init__(self, queue: Any) -> None:
         self.queue = queue
 
     def putter(self) -> Callable[[Any], object]:
-        """What puts one item; called once in each process that puts."""
+        """Return a function that puts one item. Called once in each process that puts."""
         put: Callable[[Any], object] = self.queue.put
         return put
 
     def getter(self) -> Callable[[], Any]:
-        """What takes one item, waiting for it; called once in each process that gets."""
+        """Return a function that waits for one item. Called once in each process that gets."""
         get: Callable[[], Any] = self.queue.get
         return get
 
     def many_putter(self) -> Callable[[Sequence[Any]], object]:
-        """What puts a batch: item by item where there is no call for it."""
+        """Return a function that puts a batch; item by item, if the contender has no batches."""
         put = self.putter()
 
         def put_each(items: Sequence[Any]) -> None:
@@ -56,7 +56,7 @@ class QueueEnds:
         return put_each
 
     def many_getter(self, limit: int) -> Callable[[], Sequence[Any]]:
-        """What takes up to `limit` items, at least one."""
+        """Return a function that waits for at least one item and takes up to `limit`."""
         get = self.getter()
 
         def get_one() -> Sequence[Any]:
@@ -66,19 +66,20 @@ class QueueEnds:
         return get_one
 
     def finish(self) -> None:
-        """Called in a process that put, at its end: what it put must arrive."""
+        """Make sure that all items arrive. Called at the end of each process that puts."""
 
     def close(self) -> None:
-        """Called in the process that opened it, when all others have ended."""
+        """Close the queue. Called in the process that opened it, after all others have ended."""
 
 
 class QueuePeer(Protocol):
     """A kind of queue."""
 
     name: str
-    #: Most processes that may put.
+    #: How many processes may put at most.
     putters: int
-    #: How many times fewer items it gets in a throughput workload, so that a slow one does not take minutes.
+    #: Throughput workloads divide the number of items by this, so that a slow contender does not take
+    #: minutes.
     slowness: int
 
     def open(self, context: BaseContext, room: Room) -> QueueEnds:
@@ -100,7 +101,7 @@ class CounterPeer(Protocol):
         ...
 
     def value(self, counter: Any) -> int:
-        """Its value now."""
+        """The current value of the counter."""
         ...
 
 
@@ -119,23 +120,23 @@ class LockPeer(Protocol):
 
 
 class OpenPool:
-    """An open pool of workers. What a contender does not offer stays as it is here and is not measured."""
+    """An open pool of workers. A method that a contender does not override is not measured."""
 
     def submit_all(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-        """One task for each item, all submitted, then all collected."""
+        """Submit one task for each item, then collect all results."""
         handles = [self.start(function, item) for item in items]
         return [self.finish(handle) for handle in handles]
 
     def apply(self, function: Callable[[Any], Any], item: Any) -> Any:
-        """One task, and wait for it."""
+        """Run one task, and wait for it."""
         return self.finish(self.start(function, item))
 
     def imap_unordered(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[Any]:
-        """One task for each item, results as they come."""
+        """Run one task for each item; the results may come in any order."""
         raise Unsupported
 
     def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Sequence[Any]:
-        """All items in chunks as the contender likes them best."""
+        """Run all items, in chunks of the size that suits the contender best."""
         raise Unsupported
 
     def start(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -156,16 +157,16 @@ class OpenPool:
 
 
 class Unsupported(Exception):
-    """The contender has no such call."""
+    """The contender does not support this."""
 
 
 class PoolPeer(Protocol):
     """A kind of pool."""
 
     name: str
-    #: As for queues.
+    #: Workloads divide the number of tasks by this, as for queues.
     slowness: int
 
     def open(self, workers: int, start_method: str) -> OpenPool:
-        """Make one, with the start method if the contender lets one choose."""
+        """Make a pool, with the start method if the contender lets one choose."""
         ...

@@ -13,7 +13,7 @@ DISTRIBUTION = "dejaq"
 
 
 def _open(room: Room) -> Any:
-    # Its initialisation configures the root logger; nothing of that matters here.
+    # Its initialisation configures the root logger, which does no harm in a process that only measures.
     return importlib.import_module("dejaq").DejaQueue(buffer_bytes=room.ring_bytes)
 
 
@@ -28,10 +28,10 @@ class _Queue:
 
 
 class _InPlaceEnds(QueueEnds):
-    """Items are used inside the queue, by a callback under its lock, instead of copied out of it."""
+    """Items are not copied out of the queue: a callback reads them inside it, under the lock."""
 
     def reader(self, read: Callable[[Any], Any]) -> Callable[[], Any]:
-        """What takes one item and returns ``read(item)``."""
+        """Return a function that takes one item and returns ``read(item)``."""
         get = self.queue.get
         return lambda: get(callback=read)
 

@@ -11,7 +11,7 @@ from benchmarks.peers.base import QueueEnds, Room
 
 DISTRIBUTION = "faster-fifo"
 
-#: Its calls give up after 10 s unless told otherwise.
+#: The timeout of calls, whose default of 10 s is too short here.
 _PATIENCE = 3600.0
 
 

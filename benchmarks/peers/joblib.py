@@ -30,8 +30,8 @@ class _OpenPool(OpenPool):
         return self.parallel((self.joblib.delayed(function)(item),))[0]
 
     def imap_unordered(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[Any]:
-        # A Parallel of its own: the way results are returned is fixed when it is made. The workers are
-        # shared.
+        # A second `Parallel`, because the way of returning results is an option of the constructor. Both use
+        # the same workers.
         call = self.joblib.delayed(function)
         parallel = self._parallel(return_as="generator_unordered", batch_size=1)
         results: Iterable[Any] = parallel(call(item) for item in items)
@@ -41,7 +41,7 @@ class _OpenPool(OpenPool):
         return self.submit_all(function, items)
 
     def map_shared(self, function: Callable[..., Any], shared: Any, items: Sequence[Any]) -> list[Any]:
-        """One task for each item, each with the same large argument, which it maps from a file by itself."""
+        """Run one task for each item, all with the same large argument, which joblib maps from a file."""
         call = self.joblib.delayed(function)
         results: list[Any] = self.parallel(call(shared, item) for item in items)
         return results

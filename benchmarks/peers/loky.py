@@ -1,4 +1,4 @@
-"""loky: the executor behind joblib. It starts its workers its own way."""
+"""loky: the executor behind joblib. It has a start method of its own."""
 
 from __future__ import annotations
 

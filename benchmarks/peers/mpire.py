@@ -32,7 +32,7 @@ class _Pool:
     slowness = 2
 
     def open(self, workers: int, start_method: str) -> StdlibPool:
-        # Without keep_alive it starts new workers for each call.
+        # Without `keep_alive`, mpire starts new workers for each call.
         kind = importlib.import_module("mpire").WorkerPool
         return _OpenPool(kind(workers, start_method=start_method, keep_alive=True))
 

@@ -18,7 +18,7 @@ class _OpenPool(OpenPool):
         self.workers = workers
 
     def imap_unordered(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[Any]:
-        # What comes nearest: in order.
+        # pebble has only an ordered map, which is the closest.
         results: Iterable[Any] = self.pool.map(function, items, chunksize=1).result()
         return results
 

@@ -1,4 +1,4 @@
-"""py-sharedmemory: one sender and its receivers, each message in a block of shared memory."""
+"""py-sharedmemory: one sender and several receivers; each message is a block of shared memory."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class _Queue:
 
     def open(self, context: BaseContext, room: Room) -> QueueEnds:
         make = importlib.import_module("py_sharedmemory").create_shared_memory_pair
-        # Unbounded, it would make a block for each small item; its documentation uses capacities like these.
+        # Without a bound it would create a block for each small item. Its documentation uses such capacities.
         return _Ends(*make(capacity=room.items or 64, ctx=context))
 
 

@@ -1,4 +1,4 @@
-"""What Python ships: `multiprocessing` and `concurrent.futures`."""
+"""The standard library: `multiprocessing` and `concurrent.futures`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class _SimpleQueue:
     slowness = 1
 
     def open(self, context: BaseContext, room: Room) -> QueueEnds:
-        _ = room  # bounded by what a pipe holds
+        _ = room  # its only bound is the capacity of a pipe
         return _QueueEnds(context.SimpleQueue())
 
 
@@ -164,12 +164,12 @@ class ExecutorPool(OpenPool):
         self.workers = workers
 
     def imap_unordered(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[Any]:
-        # What comes nearest. `as_completed` over many futures is slower than collecting them in order.
+        # The closest that an executor has: `as_completed` over many futures would be slower than this.
         results: Iterable[Any] = self.executor.map(function, items)
         return results
 
     def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Sequence[Any]:
-        # It has no automatic chunks: those that multiprocessing.Pool would make.
+        # An executor does not choose a chunk size, so use that of multiprocessing.Pool.
         chunk = -(-len(items) // (4 * self.workers))
         return list(self.executor.map(function, items, chunksize=chunk))
 

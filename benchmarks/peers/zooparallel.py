@@ -23,12 +23,12 @@ def _name(kind: str) -> str:
 
 
 class _Ends(QueueEnds):
-    """Its queue carries bytes; pickling is added as its own pool does it. Opened by name in each process."""
+    """Its queue carries bytes, so items are pickled as in its own pool. Each process opens it by its name."""
 
     def __init__(self, name: str, megabytes: int) -> None:
         super().__init__(None)
         self.name, self.megabytes = name, megabytes
-        # Whoever opens it first creates it.
+        # The first process that opens it creates it.
         self.queue = self._open()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -42,7 +42,7 @@ class _Ends(QueueEnds):
         return lambda item: put_bytes(dumps(item, 5))
 
     def getter(self) -> Callable[[], Any]:
-        # Not its view into the queue: with several getters it hands out items twice (2026.2.2).
+        # Not with its view into the queue: with several getters, that returns some items twice (2026.2.2).
         get_bytes, loads = self._open().get_bytes, pickle.loads
         return lambda: loads(get_bytes())
 
@@ -61,7 +61,7 @@ class _Queue:
 
 
 class _NamedLock:
-    """Opened by name in each process."""
+    """A lock that each process opens by its name."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -96,7 +96,7 @@ class _Lock:
 
 
 class _Counter:
-    """A shared number under its lock: it has no counter of its own."""
+    """zooparallel has no counter, so this is a shared number under its lock."""
 
     name = "ZooLock + RawValue"
 

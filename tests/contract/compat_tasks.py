@@ -1,4 +1,4 @@
-"""What the children of the tests of `mpkit.compat` run: under spawn they import this module."""
+"""What child processes run in the tests of `mpkit.compat`. Spawned ones import this module."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def put_unpicklable(queue: compat.Queue[object]) -> None:
 
 
 class BrokenInWorkers:
-    """Cannot be unpickled, but by the process that has pickled it."""
+    """Can be unpickled only by the process that pickled it."""
 
     def __init__(self, pid: int | None = None) -> None:
         if pid not in (None, os.getpid()):
@@ -67,7 +67,7 @@ def wait_for(event: Any, x: int) -> int:
 
 
 def take(gate: compat.SimpleQueue[None]) -> None:
-    """Wait to be let through."""
+    """Wait until the test puts something into `gate`."""
     gate.get()
 
 
@@ -87,7 +87,7 @@ def echo(inbox: compat.Queue[object], outbox: compat.JoinableQueue[object]) -> N
 
 
 class CountingQueue(compat.queues.Queue[int]):
-    """A subclass as they are written for the standard library's class."""
+    """A subclass of the kind that programs write for the standard library's `Queue`."""
 
     def __init__(self, start_method: str) -> None:
         context = compat.get_context(start_method)
@@ -147,8 +147,8 @@ def broken_initializer() -> NoReturn:
     raise LookupError("no such thing")
 
 
-# Workers wait at mpkit's queues: when the garbage collector finds a semaphore of multiprocessing while
-# another one is being registered, there is a warning.
+# Workers wait at queues of mpkit, not at events of multiprocessing: if the garbage collector frees a
+# semaphore of multiprocessing while another one is being registered, there is a warning.
 _kept: list[Any] = []
 
 
@@ -166,7 +166,7 @@ def wait_at_gate(x: int) -> int:
 
 
 def tell_and_wait(x: int) -> int:
-    """Say that it has begun, wait to be let through, and say that it has ended."""
+    """Report the beginning, wait until the test lets it go on, and report the end."""
     told, gate = _kept
     told.put(f"begun {x}")
     gate.get()
@@ -178,12 +178,12 @@ def leave_work(path: str, keep: bool) -> None:
     from mpkit.compat import futures
 
     executor = futures.ProcessPoolExecutor(1)
-    # More than a worker is sent in advance.
+    # More tasks than a worker is sent in advance.
     for _ in range(8):
         executor.submit(nap, 7)
     executor.submit(open, path, "w")
     if keep:
-        # A global variable is there to the end of the child.
+        # A global variable exists until the child ends.
         _kept.append(executor)
 
 

@@ -1,4 +1,4 @@
-"""Other processes for all tests of a module, under each start method."""
+"""Processes that all tests of a module share, under each start method."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from tests.contract.queue_targets import Peer, peer_of
 
 @pytest.fixture(scope="module", params=START_METHODS)
 def method(request: pytest.FixtureRequest) -> str:
-    """Each start method, so that all tests of one share their peers."""
+    """Each start method. Module-scoped, so that all tests with one start method share their peers."""
     found: str = request.param
     return found
 
 
 @pytest.fixture(scope="module")
 def peer(method: str) -> Iterator[Peer]:
-    """A process that does what it is told."""
+    """Another process, which runs what the test tells it to."""
     with peer_of(method) as peer:
         yield peer
 
 
 @pytest.fixture(scope="module")
 def other(method: str, peer: Peer) -> Iterator[Peer]:
-    """Another one."""
+    """A second such process."""
     with peer_of(method) as other:
         yield other

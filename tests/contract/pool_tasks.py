@@ -1,4 +1,4 @@
-"""What the pool's tests have their workers do. Importable by name, because spawn and forkserver need that."""
+"""The tasks of the pool's tests. In a module of their own: spawned workers have to import them by name."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _kept: deque[object] = deque(maxlen=3)
 
 
 def make_a_queue() -> None:
-    """It stays for a while, and goes with this process."""
+    """Create a queue that exists until this process ends."""
     _kept.append(BoundedQueue[int]())
 
 
@@ -137,7 +137,7 @@ def busy_in_c() -> None:
 
 
 def hold_out() -> None:
-    """Let go of nothing before SIGKILL comes."""
+    """Ignore Ctrl-C and SIGTERM, so that only SIGKILL ends this process."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     while True:
         try:
@@ -182,14 +182,14 @@ class UnpicklableError(Exception):
 
 
 class NeedsTwo(Exception):
-    """Its constructor cannot be called again: `args` has one item, it wants two."""
+    """Ordinary unpickling fails: it calls the constructor with `args`, which has one item instead of two."""
 
     def __init__(self, one: int, two: int) -> None:
         super().__init__(one + two)
 
 
 class Breaks:
-    """Pickles, and cannot be unpickled."""
+    """Can be pickled, but not unpickled."""
 
     def __reduce__(self) -> Any:
         return _break, ()
@@ -313,7 +313,7 @@ def square_or_die(number: int, victim: int) -> int:
 
 
 def note_and_die(number: int, victim: int, path: str) -> int:
-    """Slow enough to be worked on one by one."""
+    """Append the number to a file, slowly enough for a worker to report each item by itself."""
     with open(path, "a") as file:
         file.write(f"{number}\n")
     time.sleep(0.002)
@@ -355,7 +355,7 @@ def raise_much_in_initializer() -> None:
 
 
 def wait_in_initializer(path: str) -> None:
-    """The first process to come here waits; the others pass."""
+    """Hang in the first process that gets here; return at once in all others."""
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL))
     except FileExistsError:
@@ -400,7 +400,7 @@ def return_hanging(kind: type[Exception]) -> Exception:
 
 
 class WaitsWhenUnpickled:
-    """Touches one file, then waits for the other, and is its name then."""
+    """When unpickled, touches the file `begun`, waits for the file `gate`, and becomes the name of `gate`."""
 
     def __init__(self, begun: str, gate: str) -> None:
         self.paths = (begun, gate)
@@ -415,7 +415,7 @@ def _touch_and_wait_for(begun: str, gate: str) -> str:
 
 
 class TouchesWhenUnpickled:
-    """Is the name of the file then."""
+    """When unpickled, touches the file and becomes its name."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -425,7 +425,7 @@ class TouchesWhenUnpickled:
 
 
 def touch_in_the_parent_or_wait(path: str, number: int) -> tuple[object, bytes]:
-    """The first result is big, and touches the file when it is unpickled; the others wait for that."""
+    """The first result is big, and touches the file when it is unpickled. The others wait for the file."""
     return (wait_for_file(path), b"") if number else (TouchesWhenUnpickled(path), bytes(1 << 15))
 
 
@@ -435,7 +435,7 @@ class LeavesWhenUnpickled:
 
 
 class ErrorThatLeavesInItsParent(Exception):
-    """Its worker unpickles it without trouble."""
+    """Exits when it is unpickled in the process `pid`, the parent; in a worker it can be unpickled."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(pid)
@@ -458,7 +458,7 @@ def touch_and_return(path: str) -> str:
 
 
 def note_and_die_at(item: tuple[str, int, int]) -> int:
-    """Append the number to a file, and die if it is the fatal one."""
+    """Append the number to a file, and die if it is the fatal number."""
     log, number, fatal = item
     fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
@@ -499,7 +499,7 @@ def interrupts_when_pickled_if_odd(number: int) -> Any:
 
 
 def touch_and_fail_when_interrupted(path: str) -> None:
-    """Make another error of the interrupt."""
+    """Turn a KeyboardInterrupt into a ValueError."""
     try:
         touch_and_wait(path)
     except KeyboardInterrupt:
@@ -511,7 +511,7 @@ def big_or_fail_if_odd(number: int) -> bytes:
 
 
 class Counted:
-    """Counts how often one is unpickled in this process."""
+    """Counts how often instances are unpickled in this process."""
 
     times = 0
 
@@ -524,7 +524,7 @@ class Counted:
 
 
 class FailsToUnpickleOnce:
-    """Lacks memory the first time that one is unpickled in this process."""
+    """Raises MemoryError the first time that an instance is unpickled in this process."""
 
     times = 0
 
@@ -543,7 +543,7 @@ def fails_to_unpickle_once(number: int) -> FailsToUnpickleOnce:
 
 
 def big_after_a_while(number: int) -> bytes:
-    """Long enough to be handed in as a part of its chunk."""
+    """A big result, after long enough for the worker to send part of its chunk before the end."""
     time.sleep(0.003)
     return bytes([number]) * 100_000
 
@@ -553,7 +553,7 @@ def counted_or_fail_if_odd(number: int) -> Counted:
 
 
 def breaks_or_fails(number: int, size: int) -> Any:
-    """Results that come back, but for 3 and 7, which do not, and 5, which fails."""
+    """Return a result, but for 3 and 7 one that cannot be unpickled, and for 5 raise."""
     if number in (3, 7):
         return (number, Breaks())
     if number == 5:
@@ -571,7 +571,7 @@ def fail_after(gate: str, number: int) -> None:
 
 
 def count_down(item: tuple[Any, int]) -> int:
-    """Feed the next smaller number back."""
+    """Put the next smaller number into the queue."""
     queue, number = item
     if number:
         queue.put(number - 1)
@@ -579,7 +579,7 @@ def count_down(item: tuple[Any, int]) -> int:
 
 
 def die_until(counter: LockedCounter, number: int) -> int:
-    """Add one, and die until the count is `number`."""
+    """Count this call, and die unless it is at least call number `number`."""
     reached = counter.add()
     if reached < number:
         os.kill(os.getpid(), signal.SIGKILL)

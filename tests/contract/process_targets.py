@@ -1,4 +1,4 @@
-"""What the processes of `test_process.py` run."""
+"""What the processes of `test_process.py` and `test_process_parent_watch.py` run."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def unpicklable() -> object:
 
 
 class NotBack:
-    """Unpickles by calling something with too few arguments."""
+    """Cannot be unpickled: that calls a function with too few arguments."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return multiply, ()
 
 
 class NotThere:
-    """Unpickles by calling something that raises."""
+    """Cannot be unpickled: that calls a function that raises."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return exit_in_unpickling, ()
@@ -80,14 +80,14 @@ def exit_in_unpickling() -> NoReturn:
 
 
 class Telling:
-    """Tells when it is unpickled."""
+    """Calls `told` when it is unpickled."""
 
     def __init__(self) -> None:
         self.content = 1
 
     @staticmethod
     def told() -> None:
-        """For a test to replace."""
+        """Do nothing; a test replaces this."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.told()
@@ -141,7 +141,7 @@ PROGRAM = (
 
 
 def have_a_family(connection: Connection, *ignored: int) -> None:
-    """A child with a child and a grandchild that are programs, all of which ignore signals."""
+    """Start a program that starts another one; all three ignore the signals `ignored`."""
     for signum in ignored:
         signal.signal(signum, signal.SIG_IGN)
     numbers = [str(int(number)) for number in ignored]
@@ -160,7 +160,7 @@ def have_a_family(connection: Connection, *ignored: int) -> None:
 
 
 def grow(connection: Connection) -> None:
-    """Take memory, slowly enough to be seen."""
+    """Use more and more memory, slowly enough for the memory watch to notice."""
     connection.send(os.getpid())
     taken = []
     while True:
@@ -176,7 +176,7 @@ def nest(depth: int) -> list[int]:
 
 
 def fork_and_return(connection: Connection) -> None:
-    """Leave behind a process that was forked, and that has inherited every descriptor."""
+    """Return, and leave a forked process behind, which has inherited every descriptor."""
     pid = os.fork()
     if pid == 0:
         time.sleep(600)
@@ -191,7 +191,7 @@ def use_shared(lock: Any, queue: Any, value: Any) -> None:
 
 
 class Adder(WorkerProcess[int]):
-    """Overrides `run`, has attributes of its own and a state of its own."""
+    """Overrides `run` and `__getstate__`, and has attributes of its own."""
 
     def __init__(self, first: int, second: int, **options: Any) -> None:
         super().__init__(**options)
@@ -208,7 +208,7 @@ class Adder(WorkerProcess[int]):
 
 
 class Worn(WorkerProcess[str]):
-    """A subclass whose attributes have names that ours have, too, or that one would think of."""
+    """A subclass with attributes whose names `WorkerProcess` uses, too, or might use."""
 
     NAMES = (
         "state",
@@ -236,7 +236,7 @@ class Holder(WorkerProcess[None]):
 
 
 class WithoutRepr:
-    """Neither it nor its repr goes anywhere."""
+    """Can be neither pickled nor shown: its repr raises."""
 
     def __init__(self) -> None:
         self.thing = threading.Lock()
@@ -246,16 +246,16 @@ class WithoutRepr:
 
 
 class TakesForEverToArrive:
-    """Unpickling it lasts until it is interrupted."""
+    """Takes (nearly) for ever to unpickle, unless it is interrupted."""
 
     def __reduce__(self) -> tuple[Callable[[float], None], tuple[float]]:
         return time.sleep, (600.0,)
 
 
 def close_what_is_not_mine(path: str) -> str:
-    """As a daemon does; then the numbers are those of other files."""
+    """Close all descriptors, as a daemon does, and open other files, which get the same numbers."""
     for number in range(3, 256):
-        # The error output may lie elsewhere, in a file of pytest's: it is not what this is about.
+        # Not the error output, which may be a file of pytest with a higher number than 2.
         if number != sys.stderr.fileno():
             with contextlib.suppress(OSError):
                 os.close(number)
@@ -267,7 +267,7 @@ _kept_open: list[Any] = []
 
 
 def fork_a_helper(how: str) -> int:
-    """Ends long after its helper, which leaves as `how` says."""
+    """Fork a helper, which leaves this function in the way that `how` says; then return 42."""
     pid = os.fork()
     if not pid:
         if how == "returns":
@@ -285,7 +285,7 @@ def fork_a_helper_and_die(how: str) -> None:
 
 
 class InterruptedWhilePickled:
-    """Ctrl-C comes while the child hands in its result."""
+    """A result during whose pickling Ctrl-C comes."""
 
     def __reduce__(self) -> tuple[type[InterruptedWhilePickled], tuple[()]]:
         signal.raise_signal(signal.SIGINT)
@@ -293,7 +293,7 @@ class InterruptedWhilePickled:
 
 
 class ErrorInterruptedWhilePickled(Exception):
-    """Ctrl-C comes while the child hands in its error."""
+    """An error during whose pickling Ctrl-C comes."""
 
     def __reduce__(self) -> tuple[type[ErrorInterruptedWhilePickled], tuple[()]]:
         signal.raise_signal(signal.SIGINT)
@@ -301,7 +301,7 @@ class ErrorInterruptedWhilePickled(Exception):
 
 
 class ExitsWhilePickled:
-    """Somebody's way to say that it cannot be pickled."""
+    """Raises SystemExit when it is pickled."""
 
     def __reduce__(self) -> tuple[type[ExitsWhilePickled], tuple[()]]:
         raise SystemExit(5)
@@ -356,7 +356,7 @@ def _signal_in(pid: int) -> None:
 
 
 def wait_for_a_line(link: ParentLink, connection: Connection) -> None:
-    """A child that reports whether it has a thread of its own, then waits."""
+    """Connect to the guardian, report the names of all threads of this child, then wait."""
     link.die_with_parent()
     connection.send((os.getpid(), [thread.name for thread in threading.enumerate()]))
     connection.recv()
@@ -370,7 +370,7 @@ def report_and_wait_to_be_killed(link: ParentLink, connection: Connection) -> No
 
 
 def start_one_and_report(link: ParentLink, connection: Connection, orphan: bool) -> None:
-    """A child that starts a child of its own, and a program that knows nothing of us."""
+    """Start a child (or an orphan) and a program that does not use mpkit, and report both pids."""
     link.die_with_parent()
     ours, theirs = multiprocessing.Pipe()
     inner = ParentLink.create(orphan=orphan)

@@ -1,7 +1,7 @@
 """What other processes run in the tests of queue, lock and counter.
 
-Most tests need somebody in another process who does one thing at a time: a `Peer` runs what it is told to,
-one call after the other, and sends the results or exceptions back.
+Most tests need another process that does one thing at a time. A `Peer` is one: it runs the calls that the
+test sends it, one after the other, and sends the results or exceptions back.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from mpkit import BoundedQueue, Lock, LockedCounter
 from mpkit._platform.stdlib.contexts import resolve_context
 from tests.helpers.waiting import PATIENCE, wait_until
 
-#: What a peer keeps between two calls.
+#: Objects that a peer keeps from one call to the next.
 kept: dict[str, Any] = {}
 
 
 class Peer:
-    """Another process, started with one start method, that serves calls until `stop`."""
+    """Another process, started with the given start method, that serves calls until `stop`."""
 
     def __init__(self, start_method: str) -> None:
         context = resolve_context(start_method)
-        # A child forked before there is one would start its own.
+        # First start the resource tracker: a child that is forked without one would start its own.
         resource_tracker.ensure_running()
         self._here, there = context.Pipe()
         self.process = context.Process(target=serve, args=(there,), daemon=True)  # type: ignore[attr-defined]
@@ -45,7 +45,7 @@ class Peer:
         return pid
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        """What `function` returns or raises there."""
+        """Return or raise what `function` returns or raises in the peer."""
         self.begin(function, *args)
         return self.end()
 
@@ -60,7 +60,7 @@ class Peer:
         raise value
 
     def busy(self) -> bool:
-        """Whether the call that has begun goes on."""
+        """Whether the call that `begin` started still runs."""
         return not self._here.poll(0)
 
     def stop(self) -> None:
@@ -73,7 +73,7 @@ class Peer:
 
 
 def serve(connection: Connection) -> None:
-    """The other end of a `Peer`."""
+    """What the process of a `Peer` runs."""
     while (work := connection.recv()) is not None:
         function, args = work
         try:
@@ -82,7 +82,7 @@ def serve(connection: Connection) -> None:
             answer = False, error
         del function, args, work
         connection.send(answer)
-        # A handle that came with the call must not live until the next one.
+        # Handles among the arguments must not live until the next call.
         del answer
     connection.close()
 
@@ -96,21 +96,21 @@ def peer_of(start_method: str) -> Iterator[Peer]:
         peer.stop()
 
 
-# --- one call on something that came along ------------------------------------------------------------------
+# --- one operation on an object that was sent along ---------------------------------------------------------
 
 
 def do(thing: Any, method: str, *args: Any) -> Any:
-    """Call a method of a queue, a lock or a counter."""
+    """Call a method of `thing`: a queue, a lock or a counter."""
     return getattr(thing, method)(*args)
 
 
 def look(thing: Any, name: str) -> Any:
-    """Read a property."""
+    """Read a property of `thing`."""
     return getattr(thing, name)
 
 
 def nothing() -> None:
-    """Show that the peer is there."""
+    """Do nothing: show that the peer answers."""
 
 
 def keep(name: str, thing: Any) -> None:
@@ -130,7 +130,7 @@ def drop(name: str) -> None:
 
 
 def refused(thing: Any, method: str, *args: Any) -> tuple[str, str, str]:
-    """The error of a call, as text: its class, its cause's class and its message."""
+    """Make a call that must fail; return the error as text: its class, its cause's class and its message."""
     try:
         getattr(thing, method)(*args)
     except Exception as error:
@@ -147,7 +147,7 @@ def put_range(queue: BoundedQueue[tuple[str, int]], who: str, number: int) -> No
 
 
 def put_lambda(queue: BoundedQueue[Any]) -> tuple[str, int]:
-    """The error of an item that cannot be pickled, and the size of the queue after it."""
+    """Put an item that cannot be pickled; return the error and the size of the queue after that."""
     return refused(queue, "put", lambda: None)[0], queue.qsize()
 
 
@@ -156,7 +156,7 @@ def take_all(queue: BoundedQueue[Any]) -> list[Any]:
 
 
 def answer(questions: BoundedQueue[int], answers: BoundedQueue[int]) -> None:
-    """The square of each number, until the questions are shut down."""
+    """Answer each number with its square, until `questions` is shut down."""
     for number in questions:
         answers.put(number * number)
 
@@ -169,7 +169,7 @@ def put_and_die(queue: BoundedQueue[Any], item: Any, how: str) -> None:
 
 
 def create_and_send(connection: Connection) -> None:
-    """Create a queue with an item in it, send a handle, wait for leave and go."""
+    """Create a queue with an item in it, send a handle, wait for permission to end, and return."""
     queue: BoundedQueue[str] = BoundedQueue()
     queue.put("from the creator")
     connection.send_bytes(pickle.dumps(queue))
@@ -178,7 +178,7 @@ def create_and_send(connection: Connection) -> None:
 
 
 def pass_on(thing: Any, courier: BoundedQueue[Any]) -> None:
-    """Send a handle on that somebody else has created."""
+    """Pass a handle on that another process created."""
     courier.put(thing)
 
 
@@ -188,7 +188,7 @@ def put_in_delivered(courier: BoundedQueue[BoundedQueue[str]], item: str) -> Non
 
 
 def change_array(queue: BoundedQueue[Any]) -> tuple[int, int, bool]:
-    """Take an array and write to it, also after the queue is closed here."""
+    """Take an array and write to it, before and after the queue is closed in this process."""
     array = queue.get(timeout=PATIENCE)
     array += 1
     queue.close()
@@ -197,14 +197,14 @@ def change_array(queue: BoundedQueue[Any]) -> tuple[int, int, bool]:
 
 
 def squares(queue: BoundedQueue[Any], number: int) -> None:
-    import numpy as np  # not at the top: it takes as long as all else that a child does
+    import numpy as np  # not at the top: the import takes as long as everything else that a child does
 
     for count in range(number):
         queue.put(np.full(20_000, count, "i8"))
 
 
 def get_async_and_cancel(queue: BoundedQueue[int], others: BoundedQueue[int]) -> list[int]:
-    """Cancel some coroutines that wait, then take what comes; `others` says when everybody waits."""
+    """Cancel some waiting coroutines, then take all items. Puts into `others` when all coroutines wait."""
     import asyncio
 
     async def main() -> list[int]:
@@ -239,7 +239,7 @@ def acquire_and_die(lock: Lock, reached: BoundedQueue[int]) -> None:
 
 
 def acquire_and_stop(lock: Lock, reached: BoundedQueue[int]) -> None:
-    """Hold a lock, stopped; release it when allowed to go on."""
+    """Stop this process (SIGSTOP) while it holds the lock; release the lock after it is continued."""
     lock.acquire()
     reached.put(os.getpid())
     os.kill(os.getpid(), signal.SIGSTOP)
@@ -252,14 +252,14 @@ def add_many(counter: LockedCounter, number: int) -> None:
 
 
 def add_for_ever(counter: LockedCounter, mine: LockedCounter) -> None:
-    """Add to both, to one's own second."""
+    """Add one to `counter`, then one to `mine`, again and again."""
     while True:
         counter.add()
         mine.add()
 
 
 def double_inside(counter: LockedCounter, number: int) -> None:
-    """Compound updates: each adds two in two assignments."""
+    """Make compound updates, each of which adds two in two assignments."""
     for _ in range(number):
         with counter as locked:
             before = locked.value
@@ -282,14 +282,14 @@ def stop_inside_update(counter: LockedCounter, reached: BoundedQueue[int]) -> No
 
 
 def die_inside_queue(queue: BoundedQueue[Any], side: str) -> None:
-    """Die with the queue's own lock in hand."""
+    """Die while this process holds one of the queue's own locks."""
     lock = getattr(queue._shared, side)
     assert lock.acquire(None)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def stop_inside_queue(queue: BoundedQueue[Any], side: str, reached: BoundedQueue[int]) -> None:
-    """Be stopped with the queue's own lock in hand, and give it back when allowed to go on."""
+    """Stop this process while it holds one of the queue's own locks; release that after it is continued."""
     lock = getattr(queue._shared, side)
     assert lock.acquire(None)
     reached.put(os.getpid())
@@ -298,7 +298,7 @@ def stop_inside_queue(queue: BoundedQueue[Any], side: str, reached: BoundedQueue
 
 
 def guarded_increments(lock: Lock, plain: Any, number: int) -> None:
-    """What goes wrong without a lock: read, then write."""
+    """Read and write in two steps, which loses updates unless the lock works."""
     for _ in range(number):
         with lock:
             plain[0] = plain[0] + 1

@@ -29,8 +29,7 @@ def context(start_method: str) -> Any:
     return compat.get_context(start_method)
 
 
-# -- processes
-# ---------------------------------------------------------------------------------------------------------
+# -- processes -----------------------------------------------------------------------------------------------
 
 
 def test_a_process_runs_its_target(context: Any) -> None:
@@ -76,8 +75,7 @@ def test_a_subclass_with_run() -> None:
     results.close()
 
 
-# -- queues
-# ------------------------------------------------------------------------------------------------------------
+# -- queues --------------------------------------------------------------------------------------------------
 
 
 def test_queues_travel_to_a_process_and_back(context: Any) -> None:
@@ -112,7 +110,7 @@ def test_a_queue_keeps_the_documented_semantics() -> None:
         q.get_nowait()
     with pytest.raises(queue.Empty):
         q.get(timeout=0.01)
-    # multiprocessing takes a negative time-out for 0.
+    # Like multiprocessing, it treats a negative time limit as 0.
     with pytest.raises(queue.Empty):
         q.get(timeout=-1)
     q.close()
@@ -139,8 +137,7 @@ def test_a_simple_queue_has_get_and_put() -> None:
     q.close()
 
 
-# -- locks
-# ------------------------------------------------------------------------------------------------------------
+# -- locks ---------------------------------------------------------------------------------------------------
 
 
 def test_a_lock_guards_a_value_of_the_standard_library(context: Any) -> None:
@@ -215,7 +212,7 @@ def test_a_pool_takes_a_context(module: Any, start_method: str) -> None:
         assert pool._task_pool._engine.options.context.get_start_method() == start_method
 
 
-def test_a_pool_takes_no_name_for_a_context() -> None:
+def test_a_pool_refuses_the_name_of_a_start_method_as_its_context() -> None:
     with pytest.raises(AttributeError):
         compat.pool.Pool(1, context=cast("Any", "spawn"))
 
@@ -256,7 +253,7 @@ def test_a_pool_reports_errors_as_the_standard_library_does() -> None:
         assert pool.apply(tasks.square, (3,)) == 9
 
 
-def test_an_argument_that_cannot_be_pickled_comes_out_of_next() -> None:
+def test_next_raises_the_error_of_an_argument_that_cannot_be_pickled() -> None:
     with compat.Pool(1) as pool:
         results = pool.imap(tasks.square, [1, cast("Any", lambda: 2), 3])
         assert next(results) == 1
@@ -265,20 +262,20 @@ def test_an_argument_that_cannot_be_pickled_comes_out_of_next() -> None:
         assert list(results) == [9]
 
 
-def test_an_argument_that_cannot_be_pickled_comes_out_of_get() -> None:
+def test_get_raises_the_error_of_an_argument_that_cannot_be_pickled() -> None:
     errors: list[BaseException] = []
     with compat.Pool(1) as pool:
         result = pool.apply_async(tasks.square, (lambda: 1,), error_callback=errors.append)
         result.wait(PATIENCE)
         assert result.ready()
         assert not result.successful()
-        # The type that the standard library raises, which differs between versions of Python.
+        # The standard library raises different types on different versions of Python.
         with pytest.raises((pickle.PicklingError, AttributeError, TypeError)):
             result.get()
         assert len(errors) == 1
 
 
-def test_a_result_tells_how_it_stands() -> None:
+def test_a_result_reports_whether_it_is_ready_and_successful() -> None:
     event = compat.Event()
     with compat.Pool(1, initializer=_keep, initargs=(event,)) as pool:
         result = pool.apply_async(_wait_for_kept, (5,))
@@ -348,7 +345,7 @@ def test_close_and_join_finish_what_there_is() -> None:
 
 
 def test_an_imap_survives_close_and_join() -> None:
-    # The standard library's own example closes the pool before it takes the results.
+    # As in an example of the standard library, which closes the pool before it takes the results.
     pool = compat.Pool(2)
     iterator = pool.imap(tasks.square, iter(range(3000)))
     pool.close()
@@ -356,7 +353,7 @@ def test_an_imap_survives_close_and_join() -> None:
     assert list(iterator) == [x * x for x in range(3000)]
 
 
-def test_an_imap_that_nobody_looks_at_still_does_its_work(tmp_path: Any) -> None:
+def test_an_imap_whose_iterator_is_dropped_still_does_its_work(tmp_path: Any) -> None:
     pool = compat.Pool(2)
     pool.imap_unordered(_touch, [str(tmp_path / str(number)) for number in range(50)])
     gc.collect()
@@ -414,7 +411,7 @@ def test_next_of_an_imap_takes_a_timeout() -> None:
 # -- start methods -------------------------------------------------------------------------------------------
 
 
-def test_a_start_method_that_is_set_late_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_default_start_method_that_is_set_before_the_start_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     process = compat.Process(target=time.sleep, args=(0,))
     monkeypatch.setattr(_processes, "default_start_method", lambda: "spawn")
     process.start()

@@ -90,7 +90,7 @@ def test_map_ends_when_its_time_is_over() -> None:
     gate = LockedCounter()
     with futures.ProcessPoolExecutor(1) as executor:
         with pytest.raises(futures.TimeoutError):
-            list(executor.map(gate.wait_for, [1], timeout=0.05))  # what runs is not stopped
+            list(executor.map(gate.wait_for, [1], timeout=0.05))  # does not stop the running task
         gate.add()
 
 
@@ -98,19 +98,19 @@ def test_map_ends_when_its_time_is_over() -> None:
 def test_callbacks_have_been_called_when_an_outcome_is_seen(
     ask: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Programs collect results with them; tqdm draws its bar."""
+    """Programs collect results in callbacks, and tqdm updates its bar, so these must not come too late."""
     monkeypatch.setattr(_future, "_HEAD_START_SECONDS", PATIENCE)
     gate: Any = compat.SimpleQueue()
     called: list[futures.Future[None]] = []
 
-    def take_notice(future: futures.Future[None]) -> None:
+    def slow_callback(future: futures.Future[None]) -> None:
         time.sleep(0.05)
         called.append(future)
 
     with futures.ProcessPoolExecutor(1) as executor:
         first, last = executor.submit(tasks.take, gate), executor.submit(tasks.take, gate)
-        first.add_done_callback(take_notice)
-        last.add_done_callback(take_notice)
+        first.add_done_callback(slow_callback)
+        last.add_done_callback(slow_callback)
         if ask == "cancel":
             assert last.cancel()
             assert called == [last]
@@ -124,14 +124,15 @@ def test_callbacks_have_been_called_when_an_outcome_is_seen(
             case "result" | "exception":
                 getattr(last, ask)()
                 assert called == [first, last]
-        # Those two are told before, as in the standard library.
+        # `wait` and `as_completed` return before the last callback is called, as in the standard library.
         assert ask == "cancel" or called[0] is first
     gate.close()
 
 
 def test_a_callback_that_does_not_return_keeps_nobody_waiting() -> None:
     gate = threading.Event()
-    # Neither ends before its callback is there: that would be called at once, in this thread.
+    # Keeps both tasks running until their callbacks are added: on a future that has ended, a callback would
+    # be called at once, in this thread.
     task_gate: Any = compat.SimpleQueue()
     seen: list[bool] = []
     with futures.ProcessPoolExecutor(1) as executor:
@@ -161,12 +162,12 @@ def test_errors_come_out_of_the_future() -> None:
             list(executor.map(tasks.fail, [1]))
         with pytest.raises((pickle.PicklingError, AttributeError, TypeError)):
             executor.submit(tasks.square, cast("Any", lambda: 1)).result()
-        # A lock: what pickle raises, and the standard library passes on.
+        # The result is a lock. Like the standard library, it passes on what pickle raises.
         with pytest.raises(TypeError, match="lock"):
             executor.submit(tasks.unpicklable).result()
         with pytest.raises(BrokenProcessPool):
             executor.submit(tasks.crash).result()
-        # Better than the standard library: the others go on.
+        # Better than the standard library: only that task fails.
         assert executor.submit(tasks.square, 3).result() == 9
 
 
@@ -176,7 +177,7 @@ def test_an_initializer_that_fails_breaks_the_executor() -> None:
             executor.submit(tasks.square, 1).result(PATIENCE)
 
 
-def test_nothing_is_taken_after_shutdown() -> None:
+def test_no_task_is_accepted_after_shutdown() -> None:
     executor = futures.ProcessPoolExecutor(1)
     future = executor.submit(tasks.square, 4)
     executor.shutdown()
@@ -199,7 +200,7 @@ def test_shutdown_can_cancel_what_has_not_begun() -> None:
     listening.start()
     executor.shutdown(wait=False, cancel_futures=True)
     assert waiting[-1].cancelled()
-    # Of the cancelled ones, too, everybody is told, whether he has come before or comes now.
+    # `as_completed` yields the cancelled futures, too, whether it was called before or after the shutdown.
     listening.join(PATIENCE)
     assert set(told) == set(futures.as_completed(waiting, PATIENCE)) == set(waiting)
     event.set()
@@ -229,7 +230,7 @@ def test_workers_can_be_ended_by_force(start_method: str, verb: str) -> None:
     executor.shutdown()
     assert executor._pool is not None
     assert executor._pool.statistics().workers_started == 2
-    # Again: there is nobody left.
+    # A second call finds no workers, and does nothing.
     getattr(executor, verb)()
 
 
@@ -266,7 +267,7 @@ from tests.contract import compat_tasks as tasks
 if __name__ == "__main__":
     executor = futures.ProcessPoolExecutor(1)
     future = executor.submit(tasks.square, 7)
-    # Each in one piece: two processes write to the same pipe.
+    # `os.write`, so that each line is written in one piece: two processes write to the same pipe.
     future.add_done_callback(lambda done: os.write(1, b"%d\\n" % done.result()))
     futures.ProcessPoolExecutor(1).submit(os.write, 1, b"dropped\\n")
 """
@@ -301,7 +302,7 @@ if __name__ == "__main__":
 """
 
 
-def test_an_exit_handler_finds_all_work_done_and_no_more_taken(tmp_path: Any) -> None:
+def test_when_exit_handlers_run_all_work_is_done_and_no_more_is_accepted(tmp_path: Any) -> None:
     program = tmp_path / "program.py"
     program.write_text(AT_EXIT)
     ended = run_python("-W", "error", program)
@@ -348,7 +349,7 @@ def test_a_worker_can_be_replaced_after_some_tasks() -> None:
 def test_an_executor_shut_down_while_it_starts_its_workers_takes_no_task(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A signal handler may do that: the task was taken, and lost at the end of the program."""
+    """A signal handler may do that. A task that were accepted then would be lost when the program ends."""
     executor = futures.ProcessPoolExecutor(1)
     pools: list[TaskPool] = []
 
@@ -368,7 +369,7 @@ def test_an_executor_shut_down_while_it_starts_its_workers_takes_no_task(
 
 
 def test_an_executor_can_be_neither_pickled_nor_copied() -> None:
-    """The copy of one without workers would be unknown where the program's end waits for all tasks."""
+    """At its end the program waits for all executors that it knows. It would not know the copy of one."""
     with futures.ProcessPoolExecutor(1) as executor:
         for copy_it in (pickle.dumps, copy.copy, copy.deepcopy):
             with pytest.raises(TypeError, match="ProcessPoolExecutor"):
@@ -376,7 +377,7 @@ def test_an_executor_can_be_neither_pickled_nor_copied() -> None:
 
 
 def test_an_executor_shut_down_in_the_middle_of_a_submit_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error named a pool, of which the caller knew nothing."""
+    """The error must be that of the standard library, and not name a pool, which the caller never made."""
     with futures.ProcessPoolExecutor(1) as executor:
         assert executor.submit(tasks.square, 3).result(PATIENCE) == 9
         submit = TaskPool.submit

@@ -1,4 +1,4 @@
-"""What `imap` of `mpkit.compat` returns, used by several threads, and what the pool keeps of it."""
+"""Iterators of `mpkit.compat.Pool.imap`: used by several threads, and how long the pool keeps them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from mpkit.pool._imap_sink import ImapSink
 from tests.contract import compat_tasks as tasks
 from tests.helpers.waiting import PATIENCE, wait_until
 
-#: More than an imap with one worker reads before it is asked for results.
+#: More items than an imap with one worker reads before somebody takes results.
 MANY = 600
-#: How long something that must not happen is waited for.
+#: How many seconds to wait for something that must not happen.
 A_MOMENT = 0.1
 
 _kept: list[Any] = []
@@ -37,7 +37,7 @@ def _first_waits_at_gate(x: int) -> int:
 
 
 class _Numbers:
-    """An input that notes when two threads are in it; while one waits in it for the other."""
+    """An input that notices two threads in it at once. In the middle, one waits a moment for a second one."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -76,7 +76,7 @@ def test_one_thread_at_a_time_reads_the_input(other: str) -> None:
         else:
             taking.append(threads.submit(list, results))
         taken = [each.result(PATIENCE) for each in taking]
-        # Each thread sees them in order.
+        # Each thread gets its results in order.
         assert all(list(each) == sorted(each) for each in taken)
         assert sorted(itertools.chain.from_iterable(taken)) == [n * n for n in range(MANY)]
     assert not numbers.is_shared.is_set()
@@ -122,7 +122,7 @@ def test_a_thread_that_waits_for_a_result_holds_up_nobody() -> None:
             with pytest.raises(compat.TimeoutError):
                 results.next(timeout)
         try:
-            # The result may come of what is done after the pool has been closed.
+            # Must not wait for the result: that may need something that happens only after the close.
             threads.submit(pool.close).result(PATIENCE)
         finally:
             gate.put(None)
@@ -152,7 +152,7 @@ def test_an_input_may_close_its_pool_but_not_take_results() -> None:
         assert list(results) == []
 
 
-def test_a_negative_or_senseless_time_to_wait() -> None:
+def test_next_refuses_nan_and_accepts_infinity_as_its_timeout() -> None:
     with compat.Pool(1) as pool:
         results = pool.imap(tasks.square, [2])
         with pytest.raises(ValueError, match="nan"):
@@ -160,8 +160,7 @@ def test_a_negative_or_senseless_time_to_wait() -> None:
         assert results.next(float("inf")) == 4
 
 
-# -- what the pool keeps
-# ---------------------------------------------------------------------------------------------------------
+# -- how long the pool keeps an iterator ---------------------------------------------------------------------
 
 
 def test_a_pool_forgets_an_iterator_whose_last_result_was_taken() -> None:
@@ -178,7 +177,7 @@ def test_a_pool_forgets_abandoned_iterators_whose_work_is_done(verb: str) -> Non
     with compat.Pool(1) as pool:
         for number in range(100):
             getattr(pool, verb)(tasks.square, [number])
-            # Behind it, in the only worker.
+            # The only worker runs this after the item of the iterator, whose work is then done.
             pool.apply(tasks.square, (2,))
         assert len(pool._iterators) < 20
 
@@ -190,7 +189,7 @@ def test_a_pool_keeps_all_abandoned_iterators_that_have_work_to_do() -> None:
             pool.imap(_put, iter([number, -1]))
         pool.close()
         pool.join()
-        # How soon each reads its second item depends on how soon the result of the first one is there.
+        # Sorted: an iterator reads its second item when its first result is there, so the order varies.
         assert sorted(done.get() for _ in range(100)) == [-1] * 50 + list(range(50))
     done.close()
 

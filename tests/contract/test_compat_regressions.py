@@ -1,4 +1,4 @@
-"""Where `mpkit.compat` once did otherwise than the standard library."""
+"""`mpkit.compat` behaves as the standard library does, in cases where it once did not."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from mpkit.errors import ClosedError
 
 
 def work():
-    # It ends long after the program has come to its end.
+    # Runs on long after the main module has been executed.
     time.sleep(0.2)
     print("done", flush=True)
 
@@ -73,7 +73,8 @@ import types
 from mpkit.compat import futures
 
 if __name__ == "__main__":
-    # Modules that are still there in the end are emptied, the last one that was loaded first.
+    # At the end Python empties the remaining modules, the one that was loaded last first. This keeps the
+    # executor alive until `futures` is empty.
     sys.kept = [types, futures]
     types.kept = futures.ProcessPoolExecutor(1)
     types.kept.submit(abs, -1).result()
@@ -104,7 +105,7 @@ def work():
 if __name__ == "__main__":
     executor = futures.ProcessPoolExecutor(1)
     executor.submit(work)
-    # The worker writes to the same pipe: the test goes on when it is deaf.
+    # The test sends a line as soon as the worker, which prints to the same pipe, ignores SIGTERM.
     sys.stdin.readline()
     executor.terminate_workers()
 """
@@ -120,8 +121,7 @@ def test_a_worker_that_ignores_being_terminated_does_not_keep_the_program_from_e
     assert (process.returncode, errors) == (0, "")
 
 
-# -- executors
-# ---------------------------------------------------------------------------------------------------------
+# -- executors -----------------------------------------------------------------------------------------------
 
 
 def _all_of(queue: compat.SimpleQueue[str]) -> list[str]:
@@ -144,7 +144,7 @@ def test_a_map_whose_time_is_over_lets_a_running_task_finish_and_cancels_the_res
         gate.put(None)
         gate.put(None)
     gate.close()
-    # A chunk is one task.
+    # A chunk is one task, so the rest of the running chunk is done, too.
     assert _all_of(told) == ["ended 0", "begun 1", "ended 1"]
 
 
@@ -163,7 +163,7 @@ def test_a_map_that_is_abandoned_lets_a_running_task_finish_and_cancels_the_rest
     assert _all_of(told) == ["ended 1"]
 
 
-def test_a_negative_timeout_of_a_future_is_no_time() -> None:
+def test_a_negative_timeout_of_a_future_counts_as_zero() -> None:
     spawn = compat.get_context("spawn")
     gate: compat.SimpleQueue[None] = compat.SimpleQueue()
     with futures.ProcessPoolExecutor(1, spawn, tasks.keep, (gate,)) as executor:
@@ -190,7 +190,7 @@ def test_an_executor_raises_what_pickle_has_raised() -> None:
         return await asyncio.wrap_future(executor.submit(tasks.unpicklable))
 
     with futures.ProcessPoolExecutor(1) as executor:
-        # A lock: TypeError on every version of Python.
+        # The result is a lock, for which pickle raises TypeError on every version of Python.
         future = executor.submit(tasks.unpicklable)
         with pytest.raises(TypeError, match="lock"):
             future.result()
@@ -199,7 +199,7 @@ def test_an_executor_raises_what_pickle_has_raised() -> None:
             list(executor.map(tasks.unpicklable, [1]))
         with pytest.raises(TypeError, match="lock"):
             asyncio.run(result())
-        # What it is for a local class differs between versions of Python, but it is pickle's own.
+        # For a local class, pickle raises different types on different versions of Python.
         sent = executor.submit(tasks.square, cast("Any", Local()))
         assert type(sent.exception()) is caught.type
 
@@ -225,8 +225,9 @@ if __name__ == "__main__":
 
 
 def test_an_executor_can_be_made_before_the_functions_that_it_calls(tmp_path: Any, start_method: str) -> None:
-    # Its workers are not to start when it is made: a fork would know no function that comes below, and others
-    # import the program, and with it make an executor of their own, before they may have children.
+    # So workers must not start when the executor is made. A forked worker would not know the functions that
+    # are defined further down. Other workers import the program, make an executor of their own by that, and
+    # would start workers when they are not allowed to yet.
     program = tmp_path / "program.py"
     program.write_text(MADE_FIRST)
     ended = run_python(program, start_method)
@@ -234,7 +235,7 @@ def test_an_executor_can_be_made_before_the_functions_that_it_calls(tmp_path: An
 
 
 def test_an_executor_belongs_to_the_process_that_submits_its_first_task() -> None:
-    # A server makes it when it loads the application, before it forks.
+    # As in a server that makes the executor when it loads the application, and forks after that.
     executor = futures.ProcessPoolExecutor(1, compat.get_context("spawn"))
 
     def submit() -> None:
@@ -255,8 +256,8 @@ def test_an_executor_that_never_had_a_task_ends_without_workers(end: str) -> Non
     assert executor._pool is None
 
 
-def test_a_worker_that_has_ended_can_be_asked_and_ended(start_method: str) -> None:
-    # Programs end all that `active_children` returns, one after the other; a worker ends when it likes.
+def test_a_worker_that_has_ended_can_still_be_terminated_and_joined(start_method: str) -> None:
+    # Programs terminate all that `active_children` returns, and a worker may have ended in the meantime.
     executor = futures.ProcessPoolExecutor(1, compat.get_context(start_method))
     assert executor.submit(tasks.square, 3).result(PATIENCE) == 9
     (worker,) = executor._processes.values()
@@ -289,8 +290,7 @@ def test_true_is_one_worker() -> None:
         futures.ProcessPoolExecutor(False)
 
 
-# -- the names of workers
-# ------------------------------------------------------------------------------------------------------------
+# -- the names of workers ------------------------------------------------------------------------------------
 
 
 _NAMES = {"fork": "Fork", "spawn": "Spawn", "forkserver": "ForkServer"}
@@ -303,19 +303,18 @@ def test_workers_have_the_names_that_they_have_in_the_standard_library(start_met
         names = [pool.apply(tasks.name_of_this_process) for pool in (ours, theirs)]
         assert [name.rpartition("-")[0] for name in names] == [f"{_NAMES[start_method]}PoolWorker"] * 2
         numbers = {int(name.rpartition("-")[2]) for name in names}
-        assert len(numbers) == 2, "they are not numbered among all children of the program"
+        assert len(numbers) == 2, "workers are not numbered together with all other children"
         assert [process.name for process in ours._pool] == names[:1]
     with futures.ProcessPoolExecutor(1, mp_context=context) as executor:
         name = executor.submit(tasks.name_of_this_process).result()
     assert name.rpartition("-")[0] == f"{_NAMES[start_method]}Process"
 
 
-# -- queues
-# ------------------------------------------------------------------------------------------------------------
+# -- queues --------------------------------------------------------------------------------------------------
 
 
 def test_a_queue_can_be_extended_as_the_standard_library_s_can(start_method: str) -> None:
-    # It must be given a context there, and its subclasses extend the hooks of pickling.
+    # There, the constructor requires a context, and subclasses extend `__getstate__` and `__setstate__`.
     queue = tasks.CountingQueue(start_method)
     process = compat.get_context(start_method).Process(target=tasks.put_two, args=(queue,))
     process.start()
@@ -342,14 +341,14 @@ def test_a_lock_and_the_other_queues_take_a_context_too() -> None:
         compat.queues.SimpleQueue[int](ctx=context),
         compat.queues.JoinableQueue[int](ctx=context),
     ):
-        # Programs keep what belongs to them there.
+        # Programs set attributes of their own on these objects.
         setattr(made, "purpose", "logs")  # noqa: B010
         assert "purpose" in vars(made)
         made.close()
 
 
 def test_a_closed_queue_raises_what_programs_catch() -> None:
-    # There it is the pipe that is closed: an OSError.
+    # The standard library raises OSError here, because its pipe is closed.
     simple: compat.SimpleQueue[int] = compat.SimpleQueue()
     simple.close()
     for use in (simple.get, simple.empty, lambda: simple.put(1)):
@@ -370,12 +369,11 @@ def test_a_closed_queue_raises_what_programs_catch() -> None:
             queue.get()
 
 
-# -- callbacks of a pool
-# ---------------------------------------------------------------------------------------------------------
+# -- callbacks of a pool -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ask", ["get", "wait", "ready", "successful"])
-def test_a_callback_has_returned_when_a_result_is_ready(ask: str) -> None:
+def test_a_result_is_ready_only_after_its_callback_has_returned(ask: str) -> None:
     called: list[object] = []
 
     def slow(result: object) -> None:
@@ -422,7 +420,7 @@ def test_a_result_is_not_ready_while_its_callback_runs() -> None:
     gate: compat.SimpleQueue[None] = compat.SimpleQueue()
     with compat.Pool(1, tasks.keep, (gate,)) as pool:
         result = pool.apply_async(tasks.wait_at_gate, (9,), callback=slow)
-        # Not before: a result that is there at once has its callback called by who submits.
+        # Only now: if the result were there at once, `apply_async` itself would call the callback.
         gate.put(None)
         assert begun.wait(PATIENCE)
         assert not result.ready()
@@ -445,7 +443,7 @@ def test_a_result_is_ready_when_only_the_other_callback_was_given() -> None:
 
 
 def test_a_callback_that_asks_for_results_does_not_wait_for_callbacks() -> None:
-    # One thread calls all callbacks: it would wait for itself.
+    # One thread calls all callbacks. If `get` waited for callbacks there, this thread would wait for itself.
     seen: list[object] = []
     results: list[Any] = []
     gate: compat.SimpleQueue[None] = compat.SimpleQueue()
@@ -468,7 +466,7 @@ def test_a_callback_that_asks_for_results_does_not_wait_for_callbacks() -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="fork")
 def test_a_fork_does_not_wait_for_a_callback_that_its_parent_calls() -> None:
-    """Nobody would call it there: get() never returned."""
+    """The fork has no thread that would call it, so a `get()` that waits for it would never return."""
     begun, go_on = threading.Event(), threading.Event()
 
     def hold(_result: object) -> None:
@@ -501,7 +499,7 @@ def test_a_callback_that_raises_does_not_hold_up_its_result() -> None:
 
 @pytest.mark.parametrize("sent", [True, False])
 def test_callbacks_are_called_in_a_thread_of_the_pool(monkeypatch: pytest.MonkeyPatch, sent: bool) -> None:
-    """Whoever holds a lock that the callback takes, while submitting, waited for himself."""
+    """If the submitting thread called it, it would deadlock when it takes a lock that this thread holds."""
     threads: list[int] = []
     submit = TaskPool.submit
 
@@ -529,7 +527,7 @@ def test_no_callback_is_called_for_an_empty_map(verb: str) -> None:
         for empty in (list[Any](), iter(list[Any]())):
             result = getattr(pool, verb)(tasks.square, empty, None, called.append, called.append)
             assert result.get(PATIENCE) == []
-        # Callbacks come in order.
+        # Callbacks are called in order: those of the maps would have been called before this one.
         pool.apply_async(tasks.square, (2,), callback=called.append).wait()
     assert called == [4]
 
@@ -540,13 +538,12 @@ def test_a_callback_that_cannot_be_called_is_refused(which: str) -> None:
         pool.apply_async(tasks.square, (1,), **cast("Any", {which: 3}))
 
 
-# -- waiting for a result of a pool
-# ---------------------------------------------------------------------------------------------------------
+# -- waiting for a result of a pool --------------------------------------------------------------------------
 
 
 @pytest.fixture
 def waiting() -> Iterator[tuple[compat.Pool, Any]]:
-    """A pool, and a result that is not there while the test runs."""
+    """A pool, and a result that does not arrive before the test has ended."""
     gate: compat.SimpleQueue[None] = compat.SimpleQueue()
     with compat.Pool(1, tasks.keep, (gate,)) as pool:
         result = pool.apply_async(tasks.wait_at_gate, (3,))
@@ -560,7 +557,7 @@ def waiting() -> Iterator[tuple[compat.Pool, Any]]:
 def test_waiting_in_a_signal_handler_is_refused(waiting: tuple[compat.Pool, Any], ask: str) -> None:
     pool, result = waiting
     with pytest.raises(RuntimeError, match="would wait for itself"):
-        # As a signal handler may find it, in the middle of the pool's own work.
+        # Called while this thread holds the pool's own lock, as a signal handler may be.
         pool._task_pool._engine.dispatcher.lock.run(getattr(result, ask))
 
 
@@ -569,7 +566,7 @@ def test_waiting_in_a_signal_handler_is_refused(waiting: tuple[compat.Pool, Any]
 def test_waiting_in_a_fork_is_refused(waiting: tuple[compat.Pool, Any], ask: str) -> None:
     pool, result = waiting
     results = pool.imap(tasks.square, [2])
-    # Another thread may have it at the time of the fork, and is not there.
+    # As if another thread held it at the time of the fork, which does not exist in the fork.
     results._results._turn.acquire()
     pid = os.fork()
     if pid == 0:
@@ -586,7 +583,7 @@ def test_waiting_in_a_fork_is_refused(waiting: tuple[compat.Pool, Any], ask: str
 
 
 class _Telling:
-    """Notes when it is unpickled."""
+    """Counts how often instances are unpickled."""
 
     unpickled = 0
 
@@ -596,7 +593,7 @@ class _Telling:
 
 def make_telling() -> _Telling:
     made = _Telling()
-    # Else there is no state.
+    # Without any state, pickle would not call `__setstate__`.
     made.__dict__["one"] = 1
     return made
 
@@ -612,12 +609,11 @@ def test_waiting_unpickles_nothing() -> None:
         assert _Telling.unpickled == before + 1
 
 
-# -- pools that nobody keeps
-# ---------------------------------------------------------------------------------------------------------
+# -- pools without a reference -------------------------------------------------------------------------------
 
 
 def _dropped(start: Any) -> Any:
-    """What `start` returns, of a pool that nobody else has."""
+    """Return what `start` returns for a new pool, to which there is then no other reference."""
     result = start(compat.Pool(1))
     gc.collect()
     return result
@@ -629,7 +625,7 @@ def test_a_result_keeps_its_pool_until_it_is_ready() -> None:
     assert _dropped(lambda pool: pool.map_async(tasks.nap, [3, 4])).get(PATIENCE) == [3, 4]
     assert list(_dropped(lambda pool: pool.imap(tasks.nap, iter([3, 4, 5])))) == [3, 4, 5]
     assert sorted(_dropped(lambda pool: pool.imap_unordered(tasks.nap, [3, 4]))) == [3, 4]
-    # And no longer.
+    # But no longer than that.
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         result = _dropped(lambda pool: pool.apply_async(tasks.nap, (3,)))
@@ -648,8 +644,7 @@ def test_a_callback_keeps_its_pool_until_it_is_called() -> None:
     called.close()
 
 
-# -- errors of a pool
-# ---------------------------------------------------------------------------------------------------------
+# -- errors of a pool ----------------------------------------------------------------------------------------
 
 
 def test_an_error_about_a_result_tells_what_it_was() -> None:
@@ -726,7 +721,8 @@ def test_a_stop_iteration_of_a_task_ends_no_loop_and_shortens_no_list() -> None:
         assert isinstance(cause(lambda: pool.apply(next, (iter(()),))), StopIteration)
         assert isinstance(cause(lambda: next(pool.imap(next, [iter(())]))), StopIteration)
         assert isinstance(cause(executor.submit(next, iter(())).result), StopIteration)
-        # Taken for the end of the chunk, by code that does not tell where it came from.
+        # Within a chunk, which is read as an iterator, it is mistaken for the end; so the cause is another
+        # one.
         assert cause(lambda: pool.map(next, [iter("a"), iter(()), iter("b")], chunksize=3))
 
 
@@ -739,7 +735,7 @@ def test_a_stop_iteration_of_a_task_ends_no_loop_and_shortens_no_list() -> None:
     ],
     ids=["args", "an item", "the input"],
 )
-def test_what_must_be_iterable_is_told_of_by_the_call(call: Callable[[Any], object]) -> None:
+def test_an_argument_that_is_not_iterable_is_refused_by_the_call(call: Callable[[Any], object]) -> None:
     with compat.Pool(1) as pool:
         with pytest.raises(TypeError, match="iterable"):
             call(pool)
@@ -775,7 +771,7 @@ def test_a_wrong_number_of_tasks_is_a_wrong_value() -> None:
         compat.Pool(1, maxtasksperchild=cast("Any", 1.5))
 
 
-def test_a_process_is_joined_for_no_time_at_all() -> None:
+def test_a_negative_timeout_of_join_counts_as_zero() -> None:
     process = compat.Process(target=time.sleep, args=(60,))
     process.start()
     process.join(-1)
@@ -801,7 +797,7 @@ def test_misuse_of_a_process_is_an_assertion_error_too(kind: type[Exception]) ->
     process.start()
     process.join()
     process.close()
-    # It is a ValueError there as well.
+    # After close(), the standard library raises a ValueError, too.
     with pytest.raises(ClosedError):
         process.join()
 
@@ -828,7 +824,7 @@ def test_the_submodules_of_futures_are_there() -> None:
 
 
 class _Result:
-    """Something that can be referred to weakly."""
+    """A result to which there can be weak references."""
 
 
 def make_result(_number: int) -> _Result:
@@ -854,7 +850,7 @@ def test_a_worker_logs_where_its_initializer_says(
 ) -> None:
     caplog.set_level(logging.INFO)
     path = str(tmp_path / "log")
-    # Under spawn the handlers that this process has for its tests do not get there.
+    # Spawned workers do not inherit the log handlers of pytest.
     context = compat.get_context("spawn")
     how = {"context": context} if kind is compat.Pool else {"mp_context": context}
     with kind(1, initializer=tasks.log_into, initargs=(path,), **how) as pool:

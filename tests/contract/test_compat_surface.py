@@ -1,4 +1,4 @@
-"""`mpkit.compat` against the standard library: the same names, the same signatures."""
+"""`mpkit.compat` has the same names and signatures as the standard library."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def methods(kind: type) -> list[str]:
 
 @pytest.mark.parametrize("kind", ["Queue", "JoinableQueue", "SimpleQueue"])
 def test_a_queue_is_one_of_the_standard_library(kind: str) -> None:
-    """Whoever is given one may ask: `logging.config` of 3.13.0 refused it."""
+    """Libraries check the type: `logging.config` of Python 3.13.0 accepts only the standard library's."""
     queue = getattr(compat, kind)()
     assert isinstance(queue, getattr(multiprocessing.queues, kind))
     queue.put(1)
@@ -47,7 +47,7 @@ def test_a_queue_is_one_of_the_standard_library(kind: str) -> None:
 
 
 def test_pools_and_what_they_return_are_of_the_standard_library() -> None:
-    """Whoever is given one may ask: dask does of a pool, adaptive of an executor."""
+    """Libraries check the type: dask that of a pool, adaptive that of an executor."""
     with compat.Pool(1) as pool:
         assert isinstance(pool, multiprocessing.pool.Pool)
         assert isinstance(pool.apply_async(abs, (1,)), multiprocessing.pool.AsyncResult)
@@ -64,7 +64,7 @@ def test_pools_and_what_they_return_are_of_the_standard_library() -> None:
 
 def test_every_public_name_of_multiprocessing_is_there() -> None:
     assert set(multiprocessing.__all__) <= set(compat.__all__)
-    # Some are not in that list: the levels for its log.
+    # Some public names are not in `__all__`: the log levels.
     for name in set(dir(multiprocessing)) - {"sys"}:
         assert name.startswith("_") or hasattr(compat, name), name
 
@@ -86,14 +86,15 @@ CLASSES: list[tuple[type, type]] = [
     (compat.pool.IMapIterator, multiprocessing.pool.IMapIterator),
     (futures.ProcessPoolExecutor, concurrent.futures.ProcessPoolExecutor),
 ]
-#: Only pools make them.
+#: Classes whose instances only pools make, so that their constructors need not be the same.
 MADE_BY_POOLS = {compat.pool.AsyncResult, compat.pool.IMapIterator}
-#: The parameters in which constructors differ on purpose.
+#: Parameters of constructors that are intentionally different.
 DIFFERENCES: dict[type, set[str]] = {
-    # Taken everywhere.
+    # mpkit accepts it on every version of Python.
     futures.ProcessPoolExecutor: {"max_tasks_per_child"} if sys.version_info < (3, 11) else set(),
 }
-#: One class stands for a function there and the class behind it, which takes a context, the last.
+#: Each of these is a class in mpkit, but a function in `multiprocessing`, behind which there is a class with
+#: one more parameter: the context, which comes last.
 CONTEXTS = {
     "Pool": "context",
     "Queue": "ctx",
@@ -116,7 +117,7 @@ def test_every_class_is_made_in_the_same_way(ours: type, theirs: type) -> None:
     different = DIFFERENCES.get(ours, set())
     mine, its = parameters(ours), parameters(theirs)
     assert {name for name, *_ in mine} ^ {name for name, *_ in its} == different
-    # Which must be given there, and need not be here.
+    # The standard library requires it; in mpkit it is optional.
     different = different | {"ctx"}
     assert [each for each in mine if each[0] not in different] == [
         each for each in its if each[0] not in different
@@ -125,8 +126,8 @@ def test_every_class_is_made_in_the_same_way(ours: type, theirs: type) -> None:
 
 @pytest.mark.parametrize("ours, theirs", CLASSES)
 def test_every_method_is_there_with_the_same_signature(ours: type, theirs: type) -> None:
-    # Pool.Process is an internal of the standard library that is not documented; buffersize is taken
-    # everywhere.
+    # Pool.Process is an undocumented internal of the standard library. mpkit accepts buffersize on every
+    # version of Python.
     for name in set(methods(theirs)) - {"Process"}:
         expected = parameters(getattr(theirs, name))
         found = [
@@ -136,7 +137,8 @@ def test_every_method_is_there_with_the_same_signature(ours: type, theirs: type)
 
 
 def test_a_lock_has_the_signatures_that_are_documented() -> None:
-    # The standard library gives its locks their methods one by one, in each instance.
+    # The standard library sets `acquire` and `release` on each instance, so there is no method to compare
+    # with.
     (block, timeout) = parameters(compat.Lock.acquire)
     assert (block[0], block[2], timeout[0], timeout[2]) == ("block", True, "timeout", None)
     assert parameters(compat.Lock.release) == []
@@ -148,7 +150,7 @@ def test_every_public_name_of_concurrent_futures_is_there() -> None:
         assert getattr(futures, name) is getattr(concurrent.futures, name), name
     ours = parameters(futures.ProcessPoolExecutor)
     if sys.version_info < (3, 11):
-        # It is taken everywhere.
+        # mpkit accepts it on every version of Python.
         ours = [each for each in ours if each[0] != "max_tasks_per_child"]
     assert ours == parameters(concurrent.futures.ProcessPoolExecutor)
 
@@ -227,13 +229,13 @@ def test_the_cause_of_what_a_task_raises_is_of_the_class_that_programs_import() 
     with futures.ProcessPoolExecutor(1) as executor:
         error = executor.submit(tasks.fail, 1).exception()
     assert error is not None
-    # Private in the standard library, where it is another class.
+    # In the standard library, executors use another class, which is private.
     assert isinstance(error.__cause__, getattr(futures.process, "_RemoteTraceback"))  # noqa: B009
     assert "KeyError" in getattr(error.__cause__, "tb")  # noqa: B009
 
 
 def test_a_pool_has_the_processes_that_are_its_workers() -> None:
-    # Private names, by which programs look after workers.
+    # Private names that programs use to watch the workers.
     with compat.Pool(2) as pool:
         assert pool._processes == 2
         workers = pool._pool
@@ -248,7 +250,7 @@ def test_a_pool_has_the_processes_that_are_its_workers() -> None:
 
 
 def test_a_pool_tells_what_is_left_to_do() -> None:
-    # Private names, by which programs show their progress.
+    # Private names that programs use to show progress.
     gate: Any = compat.SimpleQueue()
     with compat.Pool(1) as pool:
         assert pool._cache == {}
@@ -262,7 +264,7 @@ def test_a_pool_tells_what_is_left_to_do() -> None:
         for _ in range(3):
             gate.put(None)
         assert single.get(PATIENCE) is None
-        # Another thread may be telling the outcomes that came before.
+        # Another thread may still be handling earlier outcomes.
         wait_until(lambda: results._number_left == 0, "the map has ended")
         wait_until(lambda: not pool._cache, "all have ended")
         wait_until(pool._taskqueue.empty, "nothing waits")
@@ -272,7 +274,7 @@ def test_a_pool_tells_what_is_left_to_do() -> None:
 
 
 def test_a_pool_and_an_executor_tell_whether_they_take_tasks() -> None:
-    # Private names, by which programs make another one.
+    # Private names that programs use to decide whether they need a new one.
     with compat.Pool(1) as pool:
         assert pool._state == multiprocessing.pool.RUN
         pool.close()
@@ -304,7 +306,7 @@ def test_an_executor_tells_what_is_left_to_do() -> None:
 
 
 def test_an_executor_has_the_processes_that_are_its_workers() -> None:
-    # A private name; before Python 3.14 the way to end those that hang.
+    # A private name. Before Python 3.14 it was the only way to end workers that hang.
     with futures.ProcessPoolExecutor(2) as executor:
         assert not executor._processes
         running = executor.submit(tasks.sleep_for_ever)
@@ -317,7 +319,7 @@ def test_an_executor_has_the_processes_that_are_its_workers() -> None:
 
 
 def test_an_executor_tells_how_many_workers_it_has() -> None:
-    # A private name of the standard library, which other libraries read nonetheless.
+    # A private name of the standard library that other libraries read all the same.
     with futures.ProcessPoolExecutor(1) as executor:
         assert getattr(executor, "_max_workers") == 1  # noqa: B009
         with pytest.raises(AttributeError):

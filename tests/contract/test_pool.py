@@ -1,4 +1,4 @@
-"""The contract of the pool, under every start method: results, errors, deaths."""
+"""`TaskPool` keeps its contract under every start method: results, errors, deaths of workers."""
 
 from __future__ import annotations
 
@@ -37,14 +37,17 @@ LONG = PATIENCE
 
 @pytest.fixture
 def pool(start_method: str) -> Iterator[TaskPool]:
-    """A pool of each start method."""
+    """A new pool for each test."""
     with TaskPool(processes=2, context=start_method, grace_period=0.2) as pool:
         yield pool
 
 
 @pytest.fixture(scope="module")
 def same_pool(method: str) -> Iterator[TaskPool]:
-    """One for all the tests that leave its workers alive. What is dropped is cancelled, and costs one."""
+    """One pool for all tests that do not end a worker.
+
+    They must keep their handles: dropping one cancels its task, and cancelling a running task ends a worker.
+    """
     with TaskPool(processes=2, context=method, grace_period=0.2) as pool:
         yield pool
 
@@ -104,7 +107,7 @@ def test_what_cannot_be_pickled_is_refused_in_submit(pool: TaskPool) -> None:
     assert pool.submit(tasks.square, 3).result(LONG) == 9
 
 
-def test_what_belongs_to_the_pool_says_what_to_send_instead(pool: TaskPool) -> None:
+def test_sending_an_object_that_belongs_to_the_pool_says_what_to_send_instead(pool: TaskPool) -> None:
     closed = pool.share([1])
     closed.close()
     process: WorkerProcess = WorkerProcess(target=tasks.hang)
@@ -119,7 +122,7 @@ def test_what_belongs_to_the_pool_says_what_to_send_instead(pool: TaskPool) -> N
     ):
         with pytest.raises(SerializationError) as caught:
             pool.submit(tasks.echo, value)
-        # The last word: another remedy would contradict it.
+        # At the end, because no general advice may follow that contradicts it.
         assert str(caught.value).endswith(remedy)
         assert "argument 1 of echo" in str(caught.value)
         with pytest.raises((TypeError, ClosedError)):
@@ -135,7 +138,7 @@ def test_a_copy_of_a_handle_is_the_handle(same_pool: TaskPool) -> None:
     results = same_pool.imap(tasks.square, [1, 2])
     del handle, copied
     assert next(copy.copy(results)) == 1
-    assert next(results) == 4, "the end of the copy has cancelled it"
+    assert next(results) == 4, "dropping the copy has cancelled it"
 
 
 @pytest.mark.parametrize(
@@ -184,7 +187,7 @@ def test_a_poison_task_is_tried_again_as_often_as_asked(pool: TaskPool, tmp_path
 def test_a_time_limit_stops_the_task(
     pool: TaskPool, function: Callable[[], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A worker that does not get a core in time has no stack to show.
+    # Wait as long as needed for the stack: on a busy machine a worker may take long to send it.
     monkeypatch.setattr(_limits, "_STACK_SECONDS", LONG)
     stack = ""
     for limit in (0.2, 2.0, LONG / 2):
@@ -196,7 +199,7 @@ def test_a_time_limit_stops_the_task(
         stack = caught.value.stack
         if getattr(function, "__name__", "") in stack:
             break
-        # It had not come to the function yet: the worker was still importing it, or waited for a core.
+        # The worker had not called the function yet, but was importing it or waiting for a core: try again.
     assert getattr(function, "__name__", "") in stack
     assert pool.submit(tasks.square, 3).result(LONG) == 9
 
@@ -320,7 +323,7 @@ def test_a_death_in_a_chunk_is_tried_again_as_often_as_asked(pool: TaskPool, tmp
     assert sorted(map(int, notes.read_text().split())) == sorted([*range(12), 3])
 
 
-def test_a_chunk_that_cannot_be_unpickled_alive_fails_as_a_whole(pool: TaskPool) -> None:
+def test_a_chunk_whose_unpickling_kills_the_worker_fails_as_a_whole(pool: TaskPool) -> None:
     items = [1, 2, tasks.DiesWhenUnpickled(), 4, 5, 6]
     outcomes = outcomes_of(pool.imap(tasks.echo, items, chunksize=3))
     assert outcomes == [WorkerCrashed] * 3 + [4, 5, 6]
@@ -331,7 +334,7 @@ def test_a_worker_that_dies_idle_is_replaced(pool: TaskPool) -> None:
     for pid in victims:
         os.kill(pid, signal.SIGKILL)
     assert pool.map(tasks.square, range(10)) == [n * n for n in range(10)]
-    # The other one may have had to wait for a core to die on.
+    # On a busy machine one of them may take a while to die.
     wait_until(lambda: not {worker.pid for worker in pool.workers()} & set(victims), "both are replaced")
 
 
@@ -346,7 +349,7 @@ def test_big_arguments_and_results(same_pool: TaskPool) -> None:
 
 
 def test_stacks(same_pool: TaskPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A worker that does not get a core in time has no stack to show.
+    # Wait as long as needed for the stacks: on a busy machine a worker may take long to send it.
     monkeypatch.setattr(_insight, "_STACKS_SECONDS", LONG)
     gate = tmp_path / "gate"
     begun = tmp_path / "begun"
@@ -357,7 +360,7 @@ def test_stacks(same_pool: TaskPool, tmp_path: Path, monkeypatch: pytest.MonkeyP
     handle.result(LONG)
 
 
-# -- pools of their own --------------------------------------------------------------------------------------
+# -- pools with special options or ends ----------------------------------------------------------------------
 
 
 def test_the_initializer_runs_in_each_worker(start_method: str) -> None:
@@ -387,13 +390,13 @@ def test_a_failing_initializer_fails_every_pending_task_once(start_method: str, 
             assert isinstance(error.__cause__, LookupError)
             with pytest.raises(InitializerFailed, match="no licence"):
                 handle.result(0)
-        # From now on there is no handle: the call itself says it.
+        # From now on the call itself raises, instead of returning a handle that fails.
         with pytest.raises(InitializerFailed, match="no licence") as refused:
             pool.submit(tasks.square, 1)
         assert isinstance(refused.value.__cause__, LookupError)
         with pytest.raises(InitializerFailed, match="no licence"):
             pool.map(tasks.square, [1])
-    # The last callbacks have been called when the pool is over.
+    # When the pool has ended, every callback has been called.
     assert called == [handles[0]]
 
 
@@ -404,7 +407,7 @@ def test_an_initializer_that_exits_breaks_the_pool(start_method: str) -> None:
         with pytest.raises(PoolBroken, match="exit code 5") as caught:
             pool.submit(tasks.square, 1).result(LONG)
         assert "running the initializer exit_in_initializer, which may be what ended it" in str(caught.value)
-        assert "main module" not in str(caught.value), "it had been imported"
+        assert "main module" not in str(caught.value), "the main module had been imported"
         with pytest.raises(PoolBroken):
             pool.submit(tasks.square, 1)
 

@@ -43,13 +43,17 @@ from tests.helpers.waiting import PATIENCE, wait_until
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals")
 
-#: The last argument of what is started here: a place to report to.
+#: The type of the fixture `start`.
 Start = Callable[..., tuple["WorkerProcess[Any]", Any]]
 
 
 @pytest.fixture
 def start(start_method: str, request: pytest.FixtureRequest) -> Start:
-    """Start a target that sends something first: the process, and what it sent. It is stopped at the end."""
+    """A function that starts a process and waits until its target has sent something.
+
+    The target gets a connection as its first argument. The function returns the process and what was sent;
+    the process is stopped at the end of the test.
+    """
 
     def start(target: Callable[..., object], *args: object, **options: Any) -> tuple[WorkerProcess[Any], Any]:
         ours, theirs = multiprocessing.Pipe(duplex=False)
@@ -105,7 +109,7 @@ def test_an_exception_arrives_as_itself_and_is_printed(
     error = process.exception()
     assert isinstance(error, LookupError)
     assert process.exitcode == 1
-    if start_method != "forkserver":  # whose error output is that of the server
+    if start_method != "forkserver":  # there it goes to the error output of the server
         printed = capfd.readouterr().err
         assert "Process loser:" in printed
         assert "LookupError: on purpose" in printed
@@ -156,7 +160,7 @@ def test_a_result_that_cannot_be_unpickled(start_method: str) -> None:
 
 
 @own_or_of_the_server
-def test_nobody_waits_for_what_another_thread_unpickles(
+def test_a_thread_does_not_wait_while_another_one_unpickles_the_result(
     start_method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = run(start_method, targets.telling)
@@ -172,7 +176,7 @@ def test_nobody_waits_for_what_another_thread_unpickles(
     slow = threading.Thread(target=lambda: results.append(process.result()))
     slow.start()
     assert first.wait(PATIENCE)
-    # In a thread, so that one that waits after all makes the test fail and not hang.
+    # In a thread, so that the test fails instead of hanging if this call waits, too.
     quick = threading.Thread(target=lambda: results.append(process.result(0)))
     quick.start()
     quick.join(PATIENCE / 2)
@@ -181,13 +185,15 @@ def test_nobody_waits_for_what_another_thread_unpickles(
     quick.join(PATIENCE)
     slow.join(PATIENCE)
     assert not waited
-    # Both unpickled it, and both have got the same.
+    # Both unpickled the result, but both returned the same object.
     assert len(results) == 2
     assert results[0] is results[1] is process.result()
 
 
 @own_or_of_the_server
-def test_unpickling_may_ask_the_process(start_method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_result_may_ask_for_itself_while_it_is_unpickled(
+    start_method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     process = run(start_method, targets.telling)
     inner: list[object] = []
 
@@ -212,8 +218,8 @@ def test_a_subclass(start_method: str) -> None:
     assert process.name == "adder"
 
 
-def test_type_arguments_stay_at_home(start_method: str) -> None:
-    """They need not be such as can be pickled: the type parameter of a function, say, or a local class."""
+def test_type_arguments_are_not_pickled(start_method: str) -> None:
+    """They may be types that cannot be pickled, such as a local class or a type parameter of a function."""
 
     class Local: ...
 
@@ -225,7 +231,7 @@ def test_type_arguments_stay_at_home(start_method: str) -> None:
 
 def test_a_subclass_may_have_attributes_of_any_name(start_method: str) -> None:
     process = targets.Worn(start_method)
-    assert vars(process)["state"] == getattr(process, "state") == "my state"  # noqa: B009  not what checkers think
+    assert vars(process)["state"] == getattr(process, "state") == "my state"  # noqa: B009  checkers see the property
     ask: Any = WorkerProcess
     with process:
         assert ask.result(process, PATIENCE) == " ".join(f"my {name}" for name in process.NAMES)
@@ -238,12 +244,12 @@ def test_a_subclass_may_have_attributes_of_any_name(start_method: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [WorkerProcess, compat.Process])
-def test_what_is_private_has_a_name_that_no_subclass_chooses(kind: type) -> None:
+def test_private_names_begin_so_that_no_subclass_chooses_the_same(kind: type) -> None:
     ours = {name for base in kind.__mro__ if base.__module__.startswith("mpkit") for name in vars(base)}
-    # `_start_method` is what the process classes of multiprocessing call it.
+    # `_start_method` is a name of multiprocessing: each of its process classes has it.
     theirs = {*dir(BaseProcess), *vars(multiprocessing.Process()), "_start_method"}
     private = {name for name in {*ours, *vars(kind())} - theirs if name.startswith("_")}
-    # Those of the class machinery (`Generic` ...) and of the language are two underscores long.
+    # Names of the language, and of `Generic` and the like, begin with two underscores.
     assert {name for name in private if not name.startswith(("_mpkit", "__"))} == set()
 
 
@@ -276,7 +282,7 @@ def test_shared_things_of_multiprocessing_travel_in_args(start_method: str) -> N
     queue.close()
 
 
-def test_starting_settles_nothing_for_the_application(
+def test_starting_a_process_does_not_fix_the_default_start_method(
     start_method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(multiprocessing.context._default_context, "_actual_context", None)
@@ -343,7 +349,7 @@ def test_a_memory_limit_that_is_kept(start_method: str) -> None:
 
 
 @own_or_of_the_server
-def test_time_outs(start: Start) -> None:
+def test_time_limits(start: Start) -> None:
     process, _ = start(targets.report_and_wait)
     process.join(0)
     process.join(timeout=0.01)
@@ -356,7 +362,9 @@ def test_time_outs(start: Start) -> None:
     assert process.is_alive()
 
 
-@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="the sentinel is a pipe, which the grandchild has")
+@pytest.mark.skipif(
+    not hasattr(os, "pidfd_open"), reason="without pidfd the grandchild keeps the sentinel open"
+)
 @own_or_of_the_server
 def test_the_sentinel_is_ready_though_a_forked_grandchild_lives(start: Start) -> None:
     process, grandchild = start(targets.fork_and_return)
@@ -372,7 +380,7 @@ def test_the_sentinel_is_ready_though_a_forked_grandchild_lives(start: Start) ->
 def test_an_interrupt_while_the_sentinel_is_opened_leaves_nothing_open(
     monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    """That of the server's child is opened when it is asked for."""
+    """For a child of the fork server, the sentinel is opened only when it is asked for."""
     process = WorkerProcess(target=time.sleep, args=(10 * PATIENCE,), start_method="forkserver")
     process.start()
     request.addfinalizer(lambda: process.stop(0))
@@ -433,9 +441,9 @@ def test_threads_that_wait_for_one_process(start: Start) -> None:
 
 
 @posix
-def test_somebody_else_reaps_it(start: Start, start_method: str) -> None:
+def test_a_child_that_other_code_has_reaped(start: Start, start_method: str) -> None:
     if start_method == "forkserver":
-        pytest.skip("it is a child of the server")
+        pytest.skip("the fork server's child, which this process cannot reap")
     process, pid = start(targets.report_and_wait)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
@@ -448,7 +456,7 @@ def test_somebody_else_reaps_it(start: Start, start_method: str) -> None:
 
 
 @own_or_of_the_server
-def test_the_longest_of_time_outs(start: Start) -> None:
+def test_very_long_time_limits(start: Start) -> None:
     process, _ = start(targets.report_and_wait)
     for seconds in (1e8, 1e300):
         timer = threading.Timer(0.05, process.kill)
@@ -468,7 +476,7 @@ def test_interrupt_terminate_kill(start: Start) -> None:
     process, _ = start(targets.leave_quietly_when_interrupted)
     process.interrupt()
     assert process.result(PATIENCE) == "interrupted"
-    process.interrupt()  # nobody there any more
+    process.interrupt()  # has no effect: the process has ended
     process, _ = start(targets.report_and_wait)
     process.terminate()
     process.join(PATIENCE)
@@ -489,25 +497,25 @@ def test_stop_interrupts_first(start: Start) -> None:
 
 @posix
 @own_or_of_the_server
-def test_stop_needs_not_know_how_far_it_has_come(start: Start) -> None:
+def test_stop_works_without_the_report_of_the_child(start: Start) -> None:
     process, _ = start(targets.leave_quietly_when_interrupted)
-    # As a program does that turns itself into a daemon.
+    # As if this program had closed all of its descriptors, as one does that becomes a daemon.
     os.close(process._mpkit_own_ties().report._file.fileno())
     assert process.stop(PATIENCE) == 0
 
 
 @own_or_of_the_server
-def test_stop_needs_not_know_which_process_it_is(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_works_without_the_identity_of_the_child(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     process, _ = start(targets.leave_quietly_when_interrupted)
     monkeypatch.setattr(child_process, "identity_of", lambda _process: None)
     assert process.stop() == -signal.SIGKILL
 
 
-def test_stop_does_not_wait_for_what_has_not_begun(start_method: str) -> None:
+def test_stop_does_not_wait_for_a_target_that_has_not_begun(start_method: str) -> None:
     process = WorkerProcess(target=time.sleep, args=(600,), start_method=start_method)
     process.start()
     began = time.monotonic()
-    # Whether it has arrived by now or not: neither needs the time that it is given.
+    # Whether the target has begun by now or not, the child ends long before the grace period is over.
     assert process.stop(grace_period=1.5 * PATIENCE) != 0
     assert time.monotonic() - began < PATIENCE
 
@@ -529,7 +537,7 @@ def test_stop_kills_last(start: Start) -> None:
 
 
 @posix
-def test_one_that_was_stopped_on_its_way_to_the_target_is_not_said_to_have_failed() -> None:
+def test_a_child_stopped_before_its_target_began_is_not_reported_as_failed() -> None:
     process = WorkerProcess(target=print, args=(targets.TakesForEverToArrive(),), start_method="spawn")
     process.start()
     process.stop(PATIENCE)
@@ -542,7 +550,7 @@ def test_one_that_was_stopped_on_its_way_to_the_target_is_not_said_to_have_faile
 @posix
 @pytest.mark.parametrize("how", ["returns", "raises", "exits"])
 @own_or_of_the_server
-def test_what_a_fork_of_the_target_comes_to_is_not_the_result(start_method: str, how: str) -> None:
+def test_the_outcome_of_a_fork_that_the_target_makes_is_not_the_result(start_method: str, how: str) -> None:
     with WorkerProcess(target=targets.fork_a_helper, args=(how,), start_method=start_method) as process:
         assert process.result(PATIENCE) == 42
     with WorkerProcess(
@@ -554,7 +562,7 @@ def test_what_a_fork_of_the_target_comes_to_is_not_the_result(start_method: str,
 
 
 @posix
-def test_nothing_is_written_into_a_file_that_has_got_the_number(start_method: str, tmp_path: Path) -> None:
+def test_the_child_does_not_write_its_report_into_another_file(start_method: str, tmp_path: Path) -> None:
     path = tmp_path / "precious"
     path.write_text("data")
     with WorkerProcess(
@@ -567,7 +575,7 @@ def test_nothing_is_written_into_a_file_that_has_got_the_number(start_method: st
 
 @posix
 @own_or_of_the_server
-def test_stop_lets_one_that_is_stopped_clear_up(start: Start) -> None:
+def test_stop_continues_a_suspended_child_so_that_it_can_clean_up(start: Start) -> None:
     process, pid = start(targets.report_and_wait)
     os.kill(pid, signal.SIGSTOP)
     assert process.stop(PATIENCE) == 1
@@ -584,23 +592,25 @@ def test_stop_misses_no_program_that_is_just_being_started(start: Start, tmp_pat
         while len(started.read_text().split()) < 5:
             assert process.is_alive()
             time.sleep(0.01)
-        # Not for long: one that was started after the interrupt ends by the next step.
+        # A short grace period: programs started after the interrupt are ended by the next step, SIGTERM.
         process.stop(1.0)
-        # (The last one of them, perhaps, was not written down. The leftovers of each test are looked for.)
+        # (The last program may not have been written down. The check for leftovers would find it.)
         assert all(gone(int(pid)) for pid in started.read_text().split())
 
 
 @posix
 @own_or_of_the_server
 def test_stop_ends_what_is_started_in_the_last_moment(start: Start, tmp_path: Path) -> None:
-    """By a child that is gone before anybody has looked again: it tells what it leaves."""
+    """A child starts a program when it is interrupted, and ends before the parent looks at it again. Since
+    the child reports what it leaves behind, `stop` ends that program, too.
+    """
     for number in range(3):
         started = tmp_path / str(number)
         grace_period = 0.2
         while not started.exists() or not started.read_text():
             process, _ = start(targets.start_a_program_when_interrupted, started)
-            # The program does not end by itself, so this takes as long as it may. On a busy machine it can be
-            # over before the child has written down what it has started.
+            # The program does not end by itself, so this takes the whole grace period. On a busy machine that
+            # may be over before the child has written down the program: then try again with a longer one.
             process.stop(grace_period)
             grace_period *= 4
         assert gone(int(started.read_text()))
@@ -611,7 +621,7 @@ def test_stop_ends_what_is_started_in_the_last_moment(start: Start, tmp_path: Pa
 @own_or_of_the_server
 def test_stop_ends_the_whole_family(start: Start, ignored: tuple[int, ...]) -> None:
     process, pids = start(targets.have_a_family, *ignored)
-    # Whoever is too slow for it is ended by the next step.
+    # A process that does not end within a short grace period is ended by the next step.
     process.stop(0.1 if ignored else PATIENCE)
     assert all(gone(pid) for pid in pids)
 
@@ -664,7 +674,7 @@ def test_an_interrupt_while_a_with_block_waits_stops_the_process(
     process, _ = start(targets.leave_quietly_when_interrupted)
 
     def interrupted() -> None:
-        process.interrupt()  # as the terminal does, to both
+        process.interrupt()  # the terminal sends Ctrl-C to both processes
         raise KeyboardInterrupt
 
     monkeypatch.setattr(process, "join", interrupted)
@@ -675,8 +685,11 @@ def test_an_interrupt_while_a_with_block_waits_stops_the_process(
 
 
 def interrupt_starts(start_method: str, *, every: int = 1, times: int = 1) -> int:
-    """Start processes, each interrupted at a later step; how many starts have failed. Nothing may be left."""
-    # Starts what is started once: guardian, fork server, resource tracker.
+    """Start processes, each interrupted at a later step than the one before, and check that nothing is left.
+
+    Returns how many of these starts failed.
+    """
+    # The first process makes sure that guardian, fork server and resource tracker run.
     first = WorkerProcess(target=time.sleep, args=(600,), start_method=start_method)
     first.start()
     first.stop(0)
@@ -697,14 +710,16 @@ def interrupt_starts(start_method: str, *, every: int = 1, times: int = 1) -> in
         if not reached:
             break
     else:
-        pytest.fail("there is no end of steps")
+        pytest.fail("a start has more than 10,000 steps")
     assert len(os.listdir("/dev/fd")) == before
-    if start_method != "forkserver":  # whose children are the server's
+    if start_method != "forkserver":  # there they are children of the server
         assert psutil.Process().children() == children
     return taken_back
 
 
-def test_of_two_threads_that_start_it_one_does(start_method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_one_of_two_threads_can_start_a_process(
+    start_method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     process: WorkerProcess[int] = WorkerProcess(target=os.getpid, start_method=start_method)
     begun, refused = threading.Event(), threading.Event()
     prepare = process._mpkit.prepare
@@ -727,7 +742,7 @@ def test_of_two_threads_that_start_it_one_does(start_method: str, monkeypatch: p
     assert process.result(PATIENCE) == process.pid
 
 
-def test_another_thread_may_close_it_as_soon_as_it_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_thread_may_close_a_process_as_soon_as_it_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     join = child_process.ChildProcess.join
 
     def join_and_be_closed(process: BaseProcess, timeout: float | None = None) -> None:
@@ -747,7 +762,7 @@ def test_another_thread_may_close_it_as_soon_as_it_has_ended(monkeypatch: pytest
 
 
 @own_or_of_the_server
-def test_a_time_limit_holds_though_what_it_waits_at_is_another_file_now(
+def test_join_times_out_although_its_descriptor_refers_to_another_file_now(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process, _ = start(targets.leave_quietly_when_interrupted)
@@ -756,7 +771,7 @@ def test_a_time_limit_holds_though_what_it_waits_at_is_another_file_now(
 
     def is_ready(timeout: float | None) -> bool:
         looks.append(timeout)
-        return True  # as a file always is
+        return True  # a regular file is always readable
 
     monkeypatch.setattr(popen, "_wait_for_end", is_ready)
     began = time.monotonic()
@@ -778,7 +793,7 @@ def test_a_subclass_that_does_not_call_its_base_is_told_so() -> None:
 @posix
 @needs_a_trace_that_raises
 def test_a_start_that_is_interrupted_at_any_step_leaves_nothing(start_method: str) -> None:
-    # A new interpreter takes its time: of its steps, every seventh.
+    # Starting a new interpreter is slow, so test only every seventh step there.
     assert interrupt_starts(start_method, every=7 if start_method == "spawn" else 1) > 10
 
 
@@ -811,7 +826,7 @@ def test_an_interrupt_that_raises_nothing_lets_the_start_go_on(start_method: str
 @pytest.mark.parametrize(
     "target", [targets.InterruptedWhilePickled, targets.raise_one_that_is_interrupted_while_pickled]
 )
-def test_an_interrupt_does_not_undo_what_the_target_came_to(
+def test_an_interrupt_while_the_outcome_is_pickled_does_not_change_it(
     start_method: str, target: Callable[[], object]
 ) -> None:
     process = run(start_method, target)
@@ -824,7 +839,7 @@ def test_an_interrupt_does_not_undo_what_the_target_came_to(
         assert process.exitcode == 1
 
 
-def test_pickling_a_result_exits(start_method: str) -> None:
+def test_a_result_that_exits_when_it_is_pickled(start_method: str) -> None:
     error = run(start_method, targets.ExitsWhilePickled).exception()
     assert isinstance(error, SystemExit)
     assert error.code == 5
@@ -833,7 +848,7 @@ def test_pickling_a_result_exits(start_method: str) -> None:
 @posix
 @pytest.mark.parametrize("raises", [False, True])
 @own_or_of_the_server
-def test_a_signal_may_end_the_program_as_an_outcome_is_unpickled(start_method: str, raises: bool) -> None:
+def test_a_signal_handler_may_exit_while_an_outcome_is_unpickled(start_method: str, raises: bool) -> None:
     def leave(*_args: object) -> None:
         sys.exit(7)
 
@@ -847,7 +862,7 @@ def test_a_signal_may_end_the_program_as_an_outcome_is_unpickled(start_method: s
 
 
 @own_or_of_the_server
-def test_with_a_process_that_was_started(start: Start) -> None:
+def test_a_with_block_accepts_a_process_that_was_started_before(start: Start) -> None:
     process, _ = start(targets.report_and_wait)
     with process as same:
         assert same is process
@@ -906,7 +921,7 @@ def test_reprs(start: Start, start_method: str) -> None:
 
 
 @own_or_of_the_server
-def test_after_close(start_method: str) -> None:
+def test_what_a_process_cannot_do_after_close(start_method: str) -> None:
     process = run(start_method, targets.multiply, 1)
     process.close()
     process.close()
@@ -935,7 +950,7 @@ def test_after_close(start_method: str) -> None:
 
 
 @own_or_of_the_server
-def test_another_thread_that_is_looking_at_the_children_while_one_is_closed(
+def test_active_children_in_one_thread_while_another_one_closes_a_process(
     start_method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = WorkerProcess(target=targets.multiply, args=(1,), start_method=start_method)
@@ -943,7 +958,7 @@ def test_another_thread_that_is_looking_at_the_children_while_one_is_closed(
     process.join(PATIENCE)
 
     class Children(set[object]):
-        """The other thread has made its copy of the set when the process is closed."""
+        """Closes the process when `active_children` has just copied the set."""
 
         def __iter__(self) -> Iterator[object]:
             copy = list(super().__iter__())
@@ -963,7 +978,7 @@ def test_close_while_it_runs(start: Start) -> None:
     assert process.is_alive()
 
 
-def test_before_the_start(start_method: str) -> None:
+def test_what_a_process_cannot_do_before_its_start(start_method: str) -> None:
     process: WorkerProcess[Any] = WorkerProcess(start_method=start_method)
     uses: list[Callable[[], object]] = [
         process.join,
@@ -984,7 +999,7 @@ def test_before_the_start(start_method: str) -> None:
 
 
 @own_or_of_the_server
-def test_twice(start_method: str) -> None:
+def test_a_process_cannot_be_started_twice(start_method: str) -> None:
     process = run(start_method, targets.multiply, 1)
     with pytest.raises(AssertionError, match="cannot start a process twice"):
         process.start()
@@ -992,7 +1007,7 @@ def test_twice(start_method: str) -> None:
 
 
 @own_or_of_the_server
-def test_bad_time_outs(start: Start) -> None:
+def test_invalid_time_limits(start: Start) -> None:
     process, _ = start(targets.report_and_wait)
     for call in (process.join, process.result, process.exception, process.stop):
         for bad in (-1, float("nan")):
@@ -1010,7 +1025,7 @@ def test_the_handle_does_not_travel(start: Start, start_method: str) -> None:
     if start_method != "fork":
         with pytest.raises(SerializationError, match="its argument number 1") as caught:
             WorkerProcess(target=targets.multiply, args=(process,), start_method=start_method).start()
-        assert str(caught.value).endswith("what its result() returned"), "one remedy is enough"
+        assert str(caught.value).endswith("what its result() returned"), "one piece of advice is enough"
 
 
 @pytest.mark.parametrize("method", [m for m in multiprocessing.get_all_start_methods() if m != "fork"])
@@ -1022,7 +1037,7 @@ def test_a_target_without_a_name(method: str, given: bool, monkeypatch: pytest.M
     multiprocessing.set_start_method(method)
     for target in (local, lambda: None):
         with pytest.raises(SerializationError, match="define functions at the top level") as caught:
-            # With a start method the constructor knows.
+            # If the start method is given, the constructor itself raises.
             process = WorkerProcess(target=target, start_method=method if given else None)
             assert not given
             process.start()
@@ -1036,8 +1051,10 @@ def test_under_fork_any_target_will_do() -> None:
 
 
 @posix
-def test_what_is_sent_to_a_fork_is_not_heard_by_the_event_loop_of_its_parent() -> None:
-    """A server that told a child to end was told the same."""
+def test_a_signal_sent_to_a_fork_does_not_reach_the_event_loop_of_its_parent() -> None:
+    """A fork inherits the wake-up descriptor of asyncio. A server that sends SIGTERM to a child would end
+    itself.
+    """
     loop, child = socket.socketpair()
     with loop, child:
         child.setblocking(False)
@@ -1052,7 +1069,7 @@ def test_what_is_sent_to_a_fork_is_not_heard_by_the_event_loop_of_its_parent() -
 
 
 @pytest.mark.parametrize("method", [m for m in multiprocessing.get_all_start_methods() if m != "fork"])
-def test_what_cannot_be_pickled_is_named_and_leaves_nothing(method: str) -> None:
+def test_the_error_says_what_cannot_be_pickled_and_nothing_is_left(method: str) -> None:
     lock = threading.Lock()
     cases: list[tuple[WorkerProcess[Any], str]] = [
         (
@@ -1076,8 +1093,8 @@ def test_what_cannot_be_pickled_is_named_and_leaves_nothing(method: str) -> None
 
 
 @pytest.mark.parametrize("method", [m for m in multiprocessing.get_all_start_methods() if m != "fork"])
-def test_nothing_of_what_cannot_be_pickled_is_told(method: str) -> None:
-    """It stood there with its repr, be that a password, a million numbers, or an error of its own."""
+def test_the_error_does_not_show_what_cannot_be_pickled(method: str) -> None:
+    """Its repr may contain a password or a million numbers, or may itself raise."""
     for argument in ([threading.Lock(), "secret"], targets.WithoutRepr()):
         with pytest.raises(SerializationError, match=r"its argument number 1 \(an object of type") as caught:
             WorkerProcess(target=print, args=(argument,), start_method=method).start()
@@ -1097,12 +1114,12 @@ def test_an_argument_that_does_not_unpickle_in_the_child(
     assert process.exitcode == 1
     with pytest.raises(SerializationError, match="while unpickling"):
         process.result()
-    if method != "forkserver":  # whose error output is that of the server
+    if method != "forkserver":  # there it goes to the error output of the server
         assert "while unpickling" in capfd.readouterr().err
 
 
 @posix
-def test_a_memory_limit_that_cannot_be_watched_takes_the_start_back(
+def test_a_start_is_undone_if_its_memory_limit_cannot_be_watched(
     start_method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[ProcessIdentity] = []
@@ -1121,13 +1138,13 @@ def test_a_memory_limit_that_cannot_be_watched_takes_the_start_back(
     assert gone(started[0].pid)
     assert process not in multiprocessing.active_children()
     assert process.state is ProcessState.NEW
-    # And it may be tried again.
+    # The start can be tried again.
     process.start()
     assert process.result(PATIENCE) == 12
 
 
 def blind(patch: pytest.MonkeyPatch, seen: list[int]) -> None:
-    """Let this process be without a descriptor to look at others with; `seen`: at whom it would have."""
+    """Make identifying any other process fail, as without a free descriptor; record their pids in `seen`."""
     real, me = identity._examine, os.getpid()
 
     def no_descriptor(pid: int) -> tuple[int, bool] | None:
@@ -1140,7 +1157,7 @@ def blind(patch: pytest.MonkeyPatch, seen: list[int]) -> None:
 
 
 @posix
-def test_without_a_descriptor_to_look_with_no_limit_is_promised(
+def test_a_start_with_a_memory_limit_is_undone_without_a_free_descriptor(
     start_method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = WorkerProcess(
@@ -1157,7 +1174,7 @@ def test_without_a_descriptor_to_look_with_no_limit_is_promised(
 
 
 @posix
-def test_one_that_could_not_be_looked_at_right_after_its_start_has_an_owner_all_the_same(
+def test_a_child_that_could_not_be_identified_at_its_start_can_be_stopped(
     start_method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = WorkerProcess(target=time.sleep, args=(600,), start_method=start_method)
@@ -1172,7 +1189,7 @@ def test_one_that_could_not_be_looked_at_right_after_its_start_has_an_owner_all_
     assert process.stop(0) == -signal.SIGKILL
 
 
-def test_nothing_is_held_by_a_dropped_handle(start_method: str) -> None:
+def test_a_dropped_handle_keeps_no_descriptor_open(start_method: str) -> None:
     run(start_method, targets.multiply, 1).result()
     before = _descriptors()
     for target, argument in ((targets.many_bytes, 100_000), (targets.exit_at_once, 1)):

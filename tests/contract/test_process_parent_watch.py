@@ -28,18 +28,18 @@ from tests.contract import process_targets as targets
 from tests.helpers.processes import gone, reap, wait_gone
 from tests.helpers.waiting import PATIENCE, wait_until
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a guardian is a POSIX thing")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no guardian on Windows")
 
 
 @contextmanager
 def a_line() -> Iterator[GuardianLine]:
-    """A line besides the one of this process, with a guardian of its own once it is asked for one."""
+    """A second `GuardianLine` in this process. It has its own guardian once `ensure_guardian` is called."""
     line = GuardianLine()
     try:
         yield line
     finally:
         if line._descriptor is not None and line.guardian_pid is not None:
-            # It ends when nobody has the other end any more.
+            # The guardian ends when the last descriptor of the line is closed.
             os.close(line._descriptor)
             os.waitpid(line.guardian_pid, 0)
 
@@ -61,12 +61,12 @@ def test_no_thread_in_the_child_and_one_guardian(start_method: str) -> None:
             ours.send(None)
 
 
-def test_the_time_limit_of_a_program_s_sockets_is_not_the_line_s() -> None:
+def test_the_default_timeout_of_sockets_does_not_apply_to_the_line() -> None:
     before = socket.getdefaulttimeout()
-    # Were it in force, the test would end by its own time limit.
+    # If the line used it, the test would run into its own time limit.
     socket.setdefaulttimeout(10 * PATIENCE)
     try:
-        # The one that there is was made without a limit.
+        # A new line, because that of this process was made without a default timeout.
         with a_line() as line:
             line.ensure_guardian()
             assert line._descriptor is not None
@@ -78,11 +78,11 @@ def test_the_time_limit_of_a_program_s_sockets_is_not_the_line_s() -> None:
         socket.setdefaulttimeout(before)
 
 
-def test_sockets_that_a_library_puts_in_the_place_of_all_are_not_the_line_s(
+def test_the_line_does_not_use_a_socket_class_that_a_library_has_replaced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Waiting(socket.socket):
-        """As gevent's: its calls wait, whatever their flags say."""
+        """As in gevent: its calls block, even with MSG_DONTWAIT."""
 
         @override
         def recv(self, size: int, flags: int = 0, /) -> bytes:
@@ -101,13 +101,14 @@ def test_sockets_that_a_library_puts_in_the_place_of_all_are_not_the_line_s(
         assert line.guardian_pid == pid
 
 
-def test_a_handler_that_starts_a_process_while_a_guardian_is_started_goes_without(
+def test_a_signal_handler_does_not_wait_for_a_guardian_that_is_being_started(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     spawn = passing.spawn_passing
 
     def interrupted(command: Sequence[str], descriptors: Sequence[int]) -> int:
-        # In another thread that would wait for its end.
+        # Called in the same thread, as in a signal handler. Another thread would wait until the guardian
+        # runs.
         line.ensure_guardian()
         assert line.guardian_pid is None
         return spawn(command, descriptors)
@@ -128,7 +129,7 @@ def test_a_child_that_is_killed_takes_its_family_along(start_method: str, orphan
     process.start()
     link.started(identity.of(process.pid or 0))
     grandchild, program = ours.recv()
-    # The guardian ends the family of a parent that died; ours lives, so the child plays the parent here.
+    # The guardian acts when a parent dies. The parent in this test is the child, since this process lives on.
     process.kill()
     process.join()
     if orphan:
@@ -162,7 +163,7 @@ def test_without_a_guardian_a_thread_watches(monkeypatch: pytest.MonkeyPatch) ->
         ours.send(None)
 
 
-def test_a_line_whose_number_was_taken_over_is_not_written_to() -> None:
+def test_a_line_whose_descriptor_refers_to_another_file_now_is_not_written_to() -> None:
     line = GuardianLine()
     ours, theirs = socket.socketpair()
     with theirs:
@@ -228,7 +229,7 @@ def test_an_exit_watcher(watcher: ExitWatcher) -> None:
 
 @pytest.fixture
 def descriptors(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The processes for which a descriptor has been opened."""
+    """Records the pids for which `os.pidfd_open` is called."""
     opened: list[int] = []
     pidfd_open = getattr(os, "pidfd_open", None)
     if pidfd_open is None:
@@ -254,7 +255,7 @@ def test_an_end_is_seen_without_a_descriptor(descriptors: list[int]) -> None:
 def test_few_descriptors_are_taken_for_many_processes(
     descriptors: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A task that had started a thousand programs took a thousand from the program, and so did `stop`."""
+    """Otherwise watching or stopping a task that has started a thousand programs would open a thousand."""
     for module in (exits, _supervisor):
         monkeypatch.setattr(module, "MOST_EVENTS", 2)
     with sleeping_program() as one, sleeping_program() as two, sleeping_program() as three:
@@ -267,7 +268,7 @@ def test_few_descriptors_are_taken_for_many_processes(
         assert descriptors == 2 * [one.pid, two.pid]
 
 
-def test_an_end_that_is_seen_when_it_is_added_again_is_reported(watcher: ExitWatcher) -> None:
+def test_an_end_that_is_noticed_when_a_process_is_added_again_is_reported(watcher: ExitWatcher) -> None:
     with sleeping_program() as program, closing(watcher):
         process = identity_of(program)
         assert watcher.add(process)
@@ -279,7 +280,7 @@ def test_an_end_that_is_seen_when_it_is_added_again_is_reported(watcher: ExitWat
 
 
 def test_a_child_is_registered_while_its_parent_dies() -> None:
-    """The guardian is told of one more child when the parent has ended, which it has not heard of yet."""
+    """The parent has ended, but the guardian does not know that yet when another child is registered."""
     watcher = ExitWatcher()
     killed: set[identity.ProcessIdentity] = set()
 
@@ -326,7 +327,7 @@ def test_families() -> None:
         assert not signalling.send_signal(child, 0)
 
 
-def test_housekeepers_are_no_family() -> None:
+def test_helper_processes_are_not_descendants() -> None:
     ParentLink.create()
     pid = parent_watch.guardian_pid()
     assert pid is not None

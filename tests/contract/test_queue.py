@@ -248,7 +248,7 @@ def test_the_creators_handle_may_go_as_soon_as_the_process_has_started(
 @posix
 @pytest.mark.parametrize("how", ["exit", "kill"])
 def test_an_item_survives_its_putter(method: str, queue: BoundedQueue[Any], how: str) -> None:
-    """Whose end does not wait for somebody to take the item."""
+    """The putter ends without waiting until somebody takes the item."""
     child = process(method, targets.put_and_die, queue, ("kept", b"x" * BIG), how)
     with reap(child):
         child.join(PATIENCE)
@@ -259,7 +259,7 @@ def test_an_item_survives_its_putter(method: str, queue: BoundedQueue[Any], how:
 
 
 def test_the_queue_outlives_its_creator(method: str) -> None:
-    """Who has opened it goes on; a handle that comes too late says so where it is first used."""
+    """Processes that opened the queue can go on. A handle that is first used too late raises `HandleLost`."""
     here, there = resolve_context(method).Pipe()
     child = process(method, targets.create_and_send, there)
     with reap(child):

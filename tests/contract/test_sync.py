@@ -32,7 +32,7 @@ def reached() -> Iterator[BoundedQueue[int]]:
 
 @pytest.fixture
 def _look_for_the_dead_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rule for taking over does not depend on these times."""
+    """Shorten two waiting times, which the rule for taking over a lock does not depend on."""
     for module in (robust_lock, lock_file):
         monkeypatch.setattr(module, "SLICE_SECONDS", 0.01)
         monkeypatch.setattr(module, "STUCK_SECONDS", 0.02)
@@ -83,8 +83,8 @@ def test_a_waiting_process_gets_the_lock(peer: Peer, lock: Lock) -> None:
 def test_processes_exclude_one_another(peer: Peer, other: Peer, lock: Lock, method: str) -> None:
     plain = resolve_context(method).RawArray("q", 1) if method == "fork" else None
     if plain is None:
-        # Raw memory of the standard library travels only to a process that starts; the counter's own value,
-        # read and written in two steps, is as unprotected as that.
+        # `RawArray` can be passed only to a process that is being started. Instead use the value of a
+        # counter, read and written in two steps, which is just as unprotected.
         counter = LockedCounter()
         peer.begin(targets.guarded_resets, lock, counter, 200)
         other.begin(targets.guarded_resets, lock, counter, 200)
@@ -107,7 +107,7 @@ def test_the_lock_of_a_dead_process_is_handed_on(
     holder = process(method, targets.acquire_and_die, lock, reached)
     with reap(holder):
         pid = reached.get(timeout=PATIENCE)
-        # To somebody who did not know the holder either.
+        # The lock goes to a process that had no handle when the holder died.
         peer.call(targets.keep, "lock", lock)
         assert peer.call(targets.do_kept, "lock", "acquire", True, PATIENCE) is True
     assert pid == holder.pid
@@ -228,7 +228,7 @@ def test_a_process_stopped_inside_a_compound_update_is_waited_for(
 
 @posix
 def test_no_update_is_lost_when_some_are_killed(method: str, counter: LockedCounter) -> None:
-    """Each one killed had at most one addition under way that its own count does not show."""
+    """A killed process may have made at most one addition that its own count does not contain."""
     for _ in range(2):
         mine = LockedCounter()
         before = counter.value
@@ -261,7 +261,7 @@ def test_the_creators_handles_may_go_as_soon_as_the_process_has_started(
 ) -> None:
     child = process(method, targets.guarded_resets, Lock(), counter, 10)
     with reap(child):
-        # The lock that went with the process has no handle here any more.
+        # Now this process has no handle to the lock any more.
         gc.collect()
     assert child.exitcode == 0
     assert counter.value == 10

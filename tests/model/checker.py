@@ -1,8 +1,8 @@
-"""A small explicit-state model checker: breadth first, so a counterexample is as short as can be.
+"""A small explicit-state model checker. Breadth first, so that a counterexample is as short as possible.
 
-A model is a function from a state (a hashable value) to its steps. A step is one action of one process that
-no other process can see half done: one load or store of a word, one operation on a semaphore, the way of one
-store from a processor's store buffer into memory, a death.
+A model is a function from a state (a hashable value) to its steps. A step is one atomic action of one
+process: one load or store of a word, one operation on a semaphore, the arrival of one buffered store in
+memory, a death.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ S = TypeVar("S", bound=Hashable)
 
 
 class Step(NamedTuple, Generic[S]):
-    """One way to go on."""
+    """One transition to another state."""
 
     label: str
     state: S
     fair: bool = True
-    """Whether `stuck` may use it. A death is not fair: nobody may be rescued by one."""
+    """Whether `stuck` may count on this step. False for a death: nobody may need one to go on."""
 
 
 P = TypeVar("P")
@@ -34,19 +34,19 @@ class _Changed(Protocol):
     def __call__(self, process: P, **changes: object) -> P: ...
 
 
-# By type as well: named tuples of different kinds with the same values are equal.
+# `typed`, because named tuples of different classes with the same values are equal.
 @lru_cache(maxsize=None, typed=True)
 def _replaced(process: Any, **changes: object) -> Any:
     return process._replace(**changes)
 
 
-#: A process, a named tuple, with other values in some of its fields. It is in one of a few thousand ways, in
-#: hundreds of thousands of states: so each change is made once.
+#: `process._replace(**changes)`, cached: in hundreds of thousands of states, each process has only a few
+#: thousand different values.
 changed: _Changed = _replaced
 
 
 class Violation(AssertionError):
-    """A state that must not be reached, and how it was."""
+    """A state was reached that must not be; with the steps that led to it."""
 
     def __init__(self, what: str, trace: list[str]) -> None:
         super().__init__("\n".join([what, *(f"  {number:3} {line}" for number, line in enumerate(trace, 1))]))
@@ -55,11 +55,11 @@ class Violation(AssertionError):
 
 
 class Explored(Generic[S]):
-    """All states that can be reached.
+    """All reachable states.
 
     Attributes:
-        came: for each state the one it was first reached from, and by which step.
-        before: for each state those that lead to it by a fair step.
+        came: Where each state was first reached from, and by which step. None for a start.
+        before: The states from which a fair step leads to each state.
     """
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class Explored(Generic[S]):
         self.before: dict[S, list[S]] = {}
 
     def trace(self, state: S) -> list[str]:
-        """The steps that led to `state`, each with the state that it led to."""
+        """The steps that first led to `state`, each with its resulting state."""
         lines: list[str] = []
         at = self.came[state]
         while at is not None:
@@ -77,10 +77,10 @@ class Explored(Generic[S]):
         return lines[::-1]
 
     def stuck(self, waits: Callable[[S], bool], arrived: Callable[[S], bool]) -> None:
-        """Check that whoever `waits` can still arrive, by fair steps alone.
+        """Check that fair steps lead from each state that `waits` to one that has `arrived`.
 
         Raises:
-            Violation: a state in which somebody waits, from which no state that has `arrived` can be reached.
+            Violation: There is a waiting state from which no fair steps lead to an arrived one.
         """
         good = {state for state in self.came if arrived(state)}
         todo = deque(good)
@@ -104,13 +104,13 @@ def explore(
     """Visit every state that can be reached from `starts`.
 
     Args:
-        starts: where the model begins.
-        steps: all ways to go on from a state.
-        wrong: says what is wrong with a state, or None.
-        remember_fair_steps: keep what `Explored.stuck` needs.
+        starts: The initial states.
+        steps: Yields all steps from a state.
+        wrong: Says what is wrong with a state, or None.
+        remember_fair_steps: Whether to keep what `Explored.stuck` needs.
 
     Raises:
-        Violation: `wrong` had something to say.
+        Violation: `wrong` rejected a state.
     """
     found: Explored[S] = Explored()
     came, before = found.came, found.before

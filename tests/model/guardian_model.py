@@ -1,17 +1,17 @@
-"""The guardian (`mpkit._platform.parent_death.guardian`) and what surrounds it as a model: a parent, its
-children, their lines, and deaths in between.
+"""A model of the guardian (`mpkit._platform.parent_death.guardian`) and the processes that it serves: a
+parent, its children, the lines (messages) that they write to the guardian, and deaths at any moment.
 
-What is kept of the code, and what is not:
+How the model relates to the code:
 
-- `Guardian` and `ExitWatcher` are the real ones; the system beneath them is the model's: which processes
-  live, what the socket holds, what a process descriptor tells. They are made anew for each step, from what
-  the state says of them.
-- The others are short programs (`PROGRAMS`): start a process, write a line. Each may be killed at any step.
-- The guardian is not alone: at one of the questions that it asks the system in a step, one thing (or two, if
-  wanted) may happen elsewhere; any number between two steps.
-- Killing a family is one step: what it consists of has tests of its own
-  (`tests/unit/platform/test_families.py`). A thread that watches, where there is no guardian, ends its own
-  process alone.
+- `Guardian` and `ExitWatcher` are the real classes. The model replaces the system below them: which processes
+  live, what the socket contains, what a process descriptor reports. For each step, both objects are built
+  again from the state.
+- The other processes are short programs (`PROGRAMS`) that start a process or write a line. Each may be killed
+  at any step.
+- Other processes go on while the guardian works. Between two of its steps they may take any number of steps.
+  Within one, at one of its questions to the system, they may take one step (or two, if `at_once` is 2).
+- Killing a family is a single step here; `tests/unit/platform/test_families.py` tests its details. If there
+  is no guardian, a child watches its parent from a thread, and that thread kills only its own process.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.model.checker import Step
 
 __all__ = ["PROGRAMS", "GuardianModel", "State", "arrived", "waits_for", "wrong"]
 
-#: The parent; two children; a child of the first; an orphan that the first has started.
+#: The parent; its two children; a child of A; an orphan that A has started.
 P, A, B, D, O = range(5)  # noqa: E741
 _NAMES = "PABDO"
 _WHO = [ProcessIdentity(number + 1, 10 * (number + 1)) for number in range(5)]
@@ -43,22 +43,22 @@ def start(child: int) -> Action:
 
 
 def tell(parent: int, child: int) -> Action:
-    """``W``: the child belongs to the parent."""
+    """Write the line ``W`` (watch): the child is to die with the parent."""
     return "tell", parent, child
 
 
 def free(orphan: int) -> Action:
-    """``F``."""
+    """Write the line ``F`` (free): nobody's death may end this orphan."""
     return "free", orphan, 0
 
 
-#: Makes sure of a guardian, as `ParentLink.create` does.
+#: Make sure that there is a guardian, as `ParentLink.create` does.
 ENSURE: Action = ("ensure", 0, 0)
 
 _FAMILY = {P: [ENSURE, start(A), tell(P, A), ENSURE, start(B), tell(P, B)], A: [tell(P, A)], B: [tell(P, B)]}
 PROGRAMS: dict[str, dict[int, list[Action]]] = {
     "two children": _FAMILY,
-    "two children, one of which hangs before it comes to register itself": {**_FAMILY, A: []},
+    "two children, one of which hangs before it registers itself": {**_FAMILY, A: []},
     "a grandchild that only the guardian knows": {
         P: [ENSURE, start(A), tell(P, A)],
         A: [tell(P, A), ENSURE, start(D), tell(A, D)],
@@ -71,26 +71,26 @@ PROGRAMS: dict[str, dict[int, list[Action]]] = {
     },
 }
 
-#: Who has started whom, and so would be killed with it. Not D: it is a child of a fork server.
+#: Each child and the process that forked it, whose family it is killed with. Not D: a fork server forked it.
 _STARTED_BY = {A: P, B: P, O: A}
-#: With whom one is to die.
+#: Each child and the parent that it has to die with.
 _DIES_WITH = {A: P, B: P, D: A}
 
 NEW, ALIVE, DEAD = "new", "alive", "dead"
 
 
 class Process(NamedTuple):
-    """One of the application."""
+    """A process of the application."""
 
     at: str = NEW
     step: int = 0
-    #: The guardian at the other end of its line.
+    #: The number of the guardian that it is connected to.
     line: int = -1
-    #: Nobody heard its line, so it watches from a thread.
+    #: Its guardian was dead when it registered itself, so it watches its parent from a thread.
     watches: bool = False
-    #: It was there when its guardian was killed: on its own.
+    #: It lived when the guardian was killed, so nothing need end it.
     excused: bool = False
-    #: An orphan whose start was over before the parent died.
+    #: An orphan whose start was complete before the parent died: it must not be killed.
     owed: bool = False
 
 
@@ -99,9 +99,9 @@ class Keeper(NamedTuple):
 
     at: str = "none"
     number: int = -1
-    #: Written and not read yet.
+    #: Lines written and not read yet.
     socket: tuple[Action, ...] = ()
-    #: Read, and not obeyed yet.
+    #: Lines read and not obeyed yet.
     lines: tuple[Action, ...] = ()
     ended: frozenset[ProcessIdentity] = frozenset()
     connected: bool = True
@@ -113,7 +113,7 @@ class Keeper(NamedTuple):
 
 
 class State(NamedTuple):
-    """All of it."""
+    """The state of the whole model."""
 
     processes: tuple[Process, ...]
     keeper: Keeper
@@ -126,11 +126,11 @@ class State(NamedTuple):
 
 
 class _BlockedError(Exception):
-    """The guardian sleeps: nothing has happened."""
+    """The guardian would sleep: there is nothing for it to do."""
 
 
 class OldWatcher(exits.ExitWatcher):
-    """Looks at one that is watched already as at a new one, and forgets it if it has ended."""
+    """An earlier `ExitWatcher`: if a watched process was added again and had ended, it was forgotten."""
 
     @override
     def add(self, process: ProcessIdentity, *, by_event: bool = True) -> bool:
@@ -139,9 +139,7 @@ class OldWatcher(exits.ExitWatcher):
 
 
 class OldGuardian(guardian.Guardian):
-    """Looks at both at each line; kills at once, and that child alone, when it tells of a parent that has
-    ended.
-    """
+    """An earlier `Guardian`: if the parent in a line had ended, it killed that one child, at once."""
 
     @override
     def _watch(self, parent: ProcessIdentity, child: ProcessIdentity) -> None:
@@ -158,23 +156,23 @@ class OldGuardian(guardian.Guardian):
 
 
 class GuardianModel:
-    """The steps.
+    """The steps of the guardian and of the processes around it.
 
     Args:
         programs: One of `PROGRAMS`.
-        monkeypatch: For the look at a process.
-        may_be_killed: The guardian, too, once.
-        blind: There are no process descriptors.
-        at_once: How many things may happen at one question of the guardian.
-        without: names of guards to leave out, to see that the checker misses each of them:
-            "the mend" (both of the old classes above),
-            "all lines first" (the old guardian: kill at once when a line says so),
-            "one more look" (act on ends that were found while lines were obeyed, without reading again),
-            "the line last" (where there are no descriptors, look at the line before the processes),
-            "lines before ends" (act on the ends before the lines that were there),
+        monkeypatch: Replaces the functions that ask the system.
+        may_be_killed: Whether the guardian itself may be killed, once.
+        blind: Whether the system has no process descriptors.
+        at_once: How many steps others may take during one question of the guardian.
+        without: The precaution to leave out, to check that the model then finds a violation:
+            "both fixes" (use both earlier classes above),
+            "all lines first" (use the earlier guardian, which kills at once when a line says so),
+            "one more look" (act at once on ends that were found while obeying lines; do not read again),
+            "the line last" (without process descriptors, look at the line before the processes),
+            "lines before ends" (act on ends before obeying the lines that had arrived),
             "the parent tells" (only the child registers itself),
-            "the child tells" (only the parent does),
-            "a thread" (a child that nobody hears does not care).
+            "the child tells" (only the parent registers the child),
+            "a thread" (a child whose guardian is dead does not watch its parent itself).
     """
 
     def __init__(
@@ -196,11 +194,11 @@ class GuardianModel:
         monkeypatch.setattr(exits, "wait_readable", self._system.wait_readable)
 
     def begin(self) -> State:
-        """The parent lives; it has not started anybody."""
+        """The initial state: only the parent lives."""
         return State((Process(ALIVE), *(Process(),) * (len(_WHO) - 1)), Keeper())
 
     def steps(self, state: State) -> Iterator[Step[State]]:
-        """Every step of everybody."""
+        """Every step of the processes and of the guardian."""
         yield from self.steps_of_others(state)
         if state.keeper.at not in {"wait", "obey", "act"}:
             return
@@ -218,7 +216,9 @@ class GuardianModel:
                     yield Step(f"{label}; at its question {point}: {system.meanwhile}", after, fair=False)
 
     def _try_step_of_guardian(self, state: State, point: int = -1, choice: int = 0) -> State | None:
-        """What it comes to if this happens at that question; None while there is nothing to do for it."""
+        """The state after a step of the guardian during which, at its question number `point`, the step
+        number `choice` of the others happens. None if the guardian would sleep.
+        """
         self._system.begin(state, point, choice)
         try:
             return self._step_of_guardian(state)
@@ -226,7 +226,7 @@ class GuardianModel:
             return None
 
     def meanwhile(self, state: State) -> Iterator[Step[State]]:
-        """What may happen elsewhere at one question."""
+        """What the others may do during one question of the guardian."""
         steps = list(self.steps_of_others(state))
         yield from steps
         if self._at_once > 1:
@@ -235,7 +235,7 @@ class GuardianModel:
                     yield Step(f"{first.label}, {second.label}", second.state)
 
     def steps_of_others(self, state: State) -> Iterator[Step[State]]:
-        """Those of the processes, and deaths."""
+        """The steps and the deaths of the processes, and the death of the guardian."""
         for number, process in enumerate(state.processes):
             if process.at != ALIVE:
                 continue
@@ -284,13 +284,13 @@ class GuardianModel:
         """One round of `guardian.main` is: wait; obey one line after the other; act on what has ended."""
         system = self._system
         keeper = state.keeper
-        its_class = OldWatcher if self._without == "the mend" else exits.ExitWatcher
+        its_class = OldWatcher if self._without == "both fixes" else exits.ExitWatcher
         watcher = its_class.__new__(its_class)
         watcher._watched = set(keeper.watched)
         watcher._blind = set(keeper.watched) if system.blind else set()
         system.events = set() if system.blind else set(keeper.watched)
         watcher._source = system  # type: ignore[assignment]
-        kind = OldGuardian if self._without in {"the mend", "all lines first"} else guardian.Guardian
+        kind = OldGuardian if self._without in {"both fixes", "all lines first"} else guardian.Guardian
         one = kind(watcher, system.kill)
         one._parents = dict(keeper.parents)
         for parent, child in keeper.children:
@@ -337,7 +337,7 @@ class GuardianModel:
 
 
 class _System:
-    """What the guardian asks the system, and what happens elsewhere meanwhile."""
+    """Answers the guardian's questions to the system, and lets the others take steps meanwhile."""
 
     def __init__(self, model: GuardianModel, blind: bool, *, look_last: bool) -> None:
         self._model = model
@@ -349,7 +349,7 @@ class _System:
         self.begin(self.state, -1, 0)
 
     def begin(self, state: State, point: int, choice: int) -> None:
-        """Before a step: at its question number `point`, if there is one, `choice` happens elsewhere."""
+        """Prepare a step of the guardian; at its question `point`, step `choice` of the others comes."""
         self.state = state
         self.questions = 0
         self.meanwhile = ""
@@ -362,7 +362,7 @@ class _System:
                 self.meanwhile = step.label
         self.questions += 1
 
-    # What `ExitWatcher` asks.
+    # What `ExitWatcher` calls.
 
     def is_alive(self, process: ProcessIdentity) -> bool:
         self._ask()
@@ -371,7 +371,7 @@ class _System:
     def add(self, process: ProcessIdentity) -> bool:
         self._ask()
         if self.blind or self.state.processes[process.pid - 1].at != ALIVE:
-            return False  # it has been waited for at once
+            return False  # in this model, a process is reaped as soon as it ends
         self.events.add(process)
         return True
 
@@ -379,11 +379,11 @@ class _System:
         self.events.discard(process)
 
     def wait(self, timeout: float | None, also: int | None) -> tuple[set[ProcessIdentity], bool]:
-        # The system asks one descriptor after the other, that of the line last.
+        # The system polls one descriptor after the other, that of the socket last.
         ended = {process for process in self.events if self.state.processes[process.pid - 1].at == DEAD}
         self._ask()
         readable = also is not None and self._is_readable()
-        # Where there are no descriptors it wakes up now and then, and looks at the processes.
+        # Without descriptors the guardian never blocks: it wakes up at intervals and looks at the processes.
         if not ended and not readable and not self.hurry and not self.blind:
             raise _BlockedError
         return ended, readable
@@ -399,7 +399,7 @@ class _System:
         )
 
     def kill(self, roots: Iterable[ProcessIdentity], *, spared: Collection[ProcessIdentity] = ()) -> None:
-        """All at once, with what descends from them."""
+        """Kill `roots` and their descendants in one step."""
         self._ask()
         todo = [root.pid - 1 for root in roots if root not in spared]
         for number in todo:
@@ -407,9 +407,13 @@ class _System:
             parent = _DIES_WITH.get(number)
             if process.at == ALIVE:
                 if process.owed:
-                    self.state = self.state._replace(complaint="an orphan was killed whose start was over")
+                    self.state = self.state._replace(
+                        complaint="an orphan was killed although its start was complete"
+                    )
                 if parent is not None and self.state.processes[parent].at == ALIVE:
-                    self.state = self.state._replace(complaint="one was killed whose parent lives")
+                    self.state = self.state._replace(
+                        complaint="a process was killed although its parent lives"
+                    )
                 todo.extend(
                     child
                     for child, starter in _STARTED_BY.items()
@@ -419,18 +423,18 @@ class _System:
 
 
 def wrong(state: State) -> str | None:
-    """Nobody is killed who is not to be; and the guardian does not leave before the end."""
+    """Report a process that was killed wrongly, or a guardian that ended while it was still needed."""
     if state.complaint:
         return state.complaint
     if state.keeper.at == "over" and any(
         one.at == ALIVE and one.line == state.keeper.number for one in state.processes
     ):
-        return "the guardian has left although somebody lives"
+        return "the guardian has ended although a process that is connected to it lives"
     return None
 
 
 def _bereaved(state: State) -> Iterator[int]:
-    """Those that live although who they are to die with is dead."""
+    """The processes that live although the parent that they have to die with is dead."""
     for child, parent in _DIES_WITH.items():
         process = state.processes[child]
         if process.at == ALIVE and state.processes[parent].at == DEAD and not process.excused:
@@ -438,7 +442,9 @@ def _bereaved(state: State) -> Iterator[int]:
 
 
 def waits_for(programs: dict[int, list[Action]]) -> Callable[[State], bool]:
-    """Somebody has to go. One that hangs before it registers itself has to if the parent had the time to."""
+    """Whether a process that has lost its parent has to be ended. One that hangs before it registers itself
+    has to be only if its parent lived long enough to register it.
+    """
 
     def waits(state: State) -> bool:
         for child in _bereaved(state):
@@ -453,7 +459,7 @@ def waits_for(programs: dict[int, list[Action]]) -> Callable[[State], bool]:
 
 
 def arrived(state: State) -> bool:
-    """Nobody has to go any more."""
+    """Whether no process that has lost its parent is alive."""
     return not any(_bereaved(state))
 
 

@@ -1,11 +1,12 @@
-"""The lock that knows its owner (`mpkit._shm.locks.lock_rows` and `lock_file`) as a model: any number of
-acquisitions by a few processes, each of which may die at any step, be interrupted around the operations on
-the semaphore, or release what another one holds.
+"""A model of the lock that knows its owner (`mpkit._shm.locks.lock_rows` and `lock_file`): any number of
+acquisitions by a few processes. Each may die at any step, be interrupted by an exception around an operation
+on the semaphore, or release the lock that another one holds.
 
-What is kept of the code, and what is not, is as in `robust_lock_model`: counters that only grow are kept as
-"has it changed since the investigator looked", time does not exist, memory is that of x86. One row stands for
-one thread; threads of one process are processes here that do not die together. A process does not release
-what another one has released for it: that is a mistake of the program, as with any lock.
+The model simplifies the code in the same way as `robust_lock_model`: instead of a counter that only grows it
+keeps "has it changed since the investigator looked", there is no time, and memory is that of x86. One row
+stands for one thread; the threads of one process are separate processes here, which do not die together. A
+process does not release the lock after another one has released it in its place: this would be a mistake of
+the program, as with any lock.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from typing import NamedTuple
 
 from tests.model.checker import Step, changed
 
-# Where a process is, and what it does next.
+# Where a process is, and its next step.
 IDLE = "idle"  # does not want the lock
-WANT = "want"  # wants it, and is out
+WANT = "want"  # wants it; its row says OUT
 TRY = "try"  # has stored TRYING; about to try for the permit
 FAILED = "failed"  # about to raise ATTEMPTS
 TRIED = "tried"  # about to store OUT
@@ -27,9 +28,9 @@ HOLD = "hold"  # owns the lock
 LET_GO = "let go"  # has stored RELEASING; about to give the permit back
 GAVE = "gave"  # has given it back; about to raise COMPLETED
 DONE = "done"  # about to store OUT
-# With the file lock:
-HEIR = "heir"  # has stored HELD in place of a dead owner, whose row is still there
-AGENT = "agent"  # releases for another: about to clear the row of the owner
+# Holding the file lock:
+HEIR = "heir"  # has stored HELD to take over from a dead owner, whose row it has not cleared yet
+AGENT = "agent"  # releases the lock that another one owns: about to clear the owner's row
 GIVE = "give"  # about to give the permit back
 LIVING = "i-living"
 BEFORE = "i-before"
@@ -51,7 +52,7 @@ _LOCKERS = frozenset(
     | {LIVING, BEFORE, ENTER, LOOK, SPARE, SPARED, MISSED, AFTER, WATCH, CHECK, ADD, LEAVE}
 )
 
-# Stores under way: the states, and the two counters.
+# What a store in the buffer may be: a new state, or one of two counters + 1.
 OUT = "OUT"
 TRYING = "TRYING"
 HELD = "HELD"
@@ -59,8 +60,8 @@ RELEASING = "RELEASING"
 COMPLETED = "completed"
 ATTEMPTS = "attempts"
 
-# What the investigator knows about a process. The last character tells whether `completed` has changed since
-# it was noted at T0.
+# What the investigator knows about a process. The states "b", "i" and "o" are followed by a digit: "1" if
+# `completed` has changed since it was noted at T0, otherwise "0".
 UNSEEN = ""
 PASSED = "-"
 ALIVE = "l"
@@ -69,7 +70,7 @@ INDOORS = "i"
 OUTDOORS = "o"
 SAME = "s"
 
-#: How many stores a buffer holds.
+#: The capacity of a store buffer.
 BUFFER = 2
 
 
@@ -84,7 +85,7 @@ class Process(NamedTuple):
 
 
 class State(NamedTuple):
-    """All of it."""
+    """The state of the whole model."""
 
     permits: int
     processes: tuple[Process, ...]
@@ -97,15 +98,15 @@ class LockModel:
     """The steps of the lock.
 
     Args:
-        without: the name of a guard to leave out, to see that the checker misses it:
+        without: The precaution to leave out, to check that the model then finds a violation:
             "releasing" (the row says HELD until the permit has been given back),
-            "held last" (HELD is stored before the permit is there),
-            "dead first" (what a row says is read before it is asked whether its process lives),
-            "alone" (who releases for another does so without the file lock),
+            "held last" (HELD is stored before the permit is taken),
+            "dead first" (a row is read before asking whether its process lives),
+            "alone" (a process releases the lock of another one without the file lock),
             "completed", "watch", "before the try", "file lock" (as in `robust_lock_model`),
-            "not their heir" (the permit of a dead owner is given back without clearing its row).
-        interrupts: exceptions end calls around the semaphore's operations, and lose the permit.
-        agents: processes release what others hold.
+            "not their heir" (the lock of a dead owner is taken over without clearing its row).
+        interrupts: Whether an exception may end a call next to a semaphore operation and lose the permit.
+        agents: Whether processes release the locks of others.
     """
 
     def __init__(self, *, without: str = "", interrupts: bool = False, agents: bool = False) -> None:
@@ -115,12 +116,12 @@ class LockModel:
 
     @staticmethod
     def start(number: int) -> State:
-        """`number` processes, all idle."""
+        """An initial state: `number` processes, all idle."""
         return State(1, (Process(),) * number)
 
     @staticmethod
     def start_with_a_dead_owner(number: int) -> State:
-        """The same, after one of them has died with the lock."""
+        """An initial state in which one of `number` processes has died as the owner."""
         return State(0, (Process(DEAD, word=HELD), *(Process(),) * (number - 1)))
 
     def steps(self, state: State) -> Iterator[Step[State]]:
@@ -128,7 +129,7 @@ class LockModel:
         done: set[Process] = set()
         for number, process in enumerate(state.processes):
             if process in done:
-                continue  # another one is in the same place
+                continue  # an equal process would take the same steps
             done.add(process)
             others = state.processes[:number] + state.processes[number + 1 :]
             if process.buffer:
@@ -138,7 +139,8 @@ class LockModel:
             if process.at == DEAD:
                 continue
             if not process.buffer:
-                # What a process has stored arrives although it is dead: the same as a death after that.
+                # Only with an empty buffer: buffered stores arrive even after a death, so dying before they
+                # do is the same as dying after.
                 yield Step(f"killed at [{process.at}]", _killed(state.permits, process, others), fair=False)
             if self._interrupts and process.at in {GOT, LET_GO} and len(process.buffer) < BUFFER:
                 lost = _store(process, *((ATTEMPTS, DONE) if process.at == GOT else (COMPLETED, DONE)))
@@ -200,7 +202,7 @@ class LockModel:
                 if said_so and self._without == "dead first" and other.seen == UNSEEN:
                     yield "reads HELD", permits, me, _with(others, number, other._replace(seen="h"))
                 if other.at == DEAD and (said_so or other.seen == "h") and room:
-                    # `dead_ones`: dead first, then what it said. And at once: words[place] = HELD
+                    # `dead_ones`: first "is it dead?", then the row. The store of HELD is part of this step.
                     yield "filelock; dead, and HELD", permits, _store(me, HELD, HEIR), others
         elif self._agents and not me.buffer and any(_owns(other) for other in others):
             yield "filelock (release for another)", permits, me._replace(at=AGENT), others
@@ -221,7 +223,7 @@ class LockModel:
                     others if self._without == "not their heir" else dead,
                 )
         elif at == AGENT:
-            # The stores come out of this process's buffer, which the next step empties.
+            # These stores are made at once, without the buffer: the next step would have to wait for them.
             robbed = [number for number, other in enumerate(others) if _owns(other)]
             rest = others
             for number in robbed:
@@ -293,7 +295,7 @@ class LockModel:
                     seen = OUTDOORS + other.seen[1]
                     yield "is out", permits, me, _with(others, number, other._replace(seen=seen))
             if not any(other.seen.startswith(INDOORS) for other in others):
-                yield "all have been empty-handed", permits, me._replace(at=CHECK), others
+                yield "each has been without the permit", permits, me._replace(at=CHECK), others
         elif at == CHECK:
             yield from self._check(permits, me, others)
         elif at == ADD:
@@ -320,7 +322,7 @@ class LockModel:
                     yield "still lives", permits, me, _with(others, number, other._replace(seen=ALIVE))
         if all(other.seen in {PASSED, ALIVE} for other in others):
             if any(other.seen == PASSED and other.row and other.word == HELD for other in others):
-                yield "somebody's to inherit", permits, me._replace(at=LEAVE), others
+                yield "a dead owner: to be taken over", permits, me._replace(at=LEAVE), others
             else:
                 yield "nobody living has it", permits, me._replace(at=ADD), others
 
@@ -330,36 +332,39 @@ class LockModel:
 
 
 def wrong(state: State) -> str | None:
-    """Mutual exclusion, and that a dead owner's permit is nobody else's."""
+    """Report a breach of mutual exclusion, or a permit that exists twice."""
     owners = sum(process.at in _WITH_PERMIT for process in state.processes)
     if owners > 1:
         return "two living processes have the lock"
     if state.permits + owners > 1:
-        return "there is a permit although somebody has the lock"
+        return "there is a permit although a living process has the lock"
     heirs = any(process.at == HEIR for process in state.processes)
     estate = any(process.at == DEAD and process.row and process.word == HELD for process in state.processes)
     if estate and not heirs and state.permits + owners:
-        return "somebody has the lock, and may lose it to the heir of a dead process"
+        return "a process has the lock, and another one may take it over from a dead one"
     return None
 
 
 def waits(state: State) -> bool:
-    """Somebody living wants the lock, and nobody living has it."""
+    """Whether a living process wants the lock, and no living one has it."""
     places = [process.at for process in state.processes]
     return any(at not in {DEAD, IDLE} for at in places) and not any(at in _WITH_PERMIT for at in places)
 
 
 def arrived(state: State) -> bool:
-    """Somebody has it."""
+    """Whether a living process has the lock."""
     return any(process.at == HOLD for process in state.processes)
 
 
 def _owns(process: Process) -> bool:
-    """Whether a release for another one is for this one: it owns the lock, and has told so by a message."""
+    """Whether this process owns the lock and another one may know it, and so may release the lock for it.
+
+    It can know it only from a message, and sending one empties the store buffer.
+    """
     return process.word == HELD and process.row and not process.buffer and process.at in {HOLD, DEAD}
 
 
-# A process is in one of a few hundred ways, in hundreds of thousands of states.
+# Cached: in hundreds of thousands of states, each process has only a few hundred different values.
 
 
 @cache
@@ -369,7 +374,7 @@ def _store(process: Process, what: str, at: str) -> Process:
 
 @cache
 def _arrive(process: Process) -> Process:
-    """The oldest store reaches memory, where the investigator may notice it."""
+    """Let the oldest store reach memory; note what the investigator learns from it."""
     what = process.buffer[0]
     process = process._replace(buffer=process.buffer[1:])
     if what in {COMPLETED, ATTEMPTS}:
@@ -378,7 +383,7 @@ def _arrive(process: Process) -> Process:
 
 
 def _counted(process: Process, what: str) -> Process:
-    """A counter is higher than the investigator has noted."""
+    """Note that a counter is now higher than when the investigator read it."""
     seen = process.seen
     if what == COMPLETED and seen[:1] in {NOTED, INDOORS, OUTDOORS}:
         return process._replace(seen=seen[0] + "1")
@@ -388,7 +393,7 @@ def _counted(process: Process, what: str) -> Process:
 
 
 def _killed(permits: int, process: Process, others: tuple[Process, ...]) -> State:
-    """Its file lock is free."""
+    """The state after the death of `process`. If it held the file lock, this is free."""
     return _state(
         permits, changed(process, at=DEAD), _forgotten(others) if process.at in _LOCKERS else others
     )
@@ -406,7 +411,7 @@ def _state(permits: int, process: Process, others: tuple[Process, ...]) -> State
     everyone = [process, *others]
     if _LOCKERS.isdisjoint([one.at for one in everyone]):
         everyone = [one if one.seen in {UNSEEN, "h"} else changed(one, seen=UNSEEN) for one in everyone]
-    # The buried are alike, and so are the dead that hold nothing.
+    # The dead whose rows are cleared are interchangeable, and so are the dead that hold nothing.
     everyone = [
         Process(DEAD, row=False)
         if one.at == DEAD and one.seen == UNSEEN and (not one.row or one.word == OUT)

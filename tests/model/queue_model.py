@@ -1,16 +1,16 @@
-"""The queue above its rings (`put_ring`, `put_side`, `get_side`, `generations`, `regions`) as a model: rings
-that follow each other, regions that are used again, big items, shutting down, going back to the first ring,
-deaths anywhere.
+"""A model of the queue above its rings (`put_ring`, `put_side`, `get_side`, `generations`, `regions`): rings
+that follow each other, reused regions, big items, shutdown, the return to the first ring, and deaths
+anywhere.
 
-What is kept of the code, and what is not:
+How the model simplifies the code:
 
-- A ring holds one record, so every second put begins a new one; what happens inside a ring is
-  `ring_model`'s.
-- The two locks are what the robust lock is proved to be: one living holder; if it is killed, the lock is
-  free again sooner or later, after the repair of that side.
-- Stores and loads keep their order, as on x86 (elsewhere there are the fences). That a load may overtake an
-  earlier store matters where somebody sleeps: that is `sleepers_model`'s.
-- Giving unused pages back, pinning, and copies when regions run short are left out.
+- A ring has room for one record, so it is full after each put. `ring_model` covers what happens inside a
+  ring.
+- The two locks behave as `robust_lock_model` proves: there is one living holder, and if it is killed, the
+  lock is free again sooner or later, after that side has been repaired.
+- Stores and loads keep their order, as on x86 (elsewhere, fences see to that). That a load may overtake an
+  earlier store matters only where a process goes to sleep: see `sleepers_model`.
+- Left out: giving unused pages back, pinning, and copying items out when regions run short.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ _USES = (FREE, RING, WRITING, QUEUED, HELD)
 
 IDLE = "idle"
 DEAD = "dead"
-# Putters; all but COPY and COPIED under the put lock.
-CLAIM = "claim"  # about to note the counts, for a big item
+# Where a putter is. In all of these but COPY and COPIED it holds the put lock.
+CLAIM = "claim"  # has a big item; about to note the counts
 CHOOSE = "choose"  # has noted them; about to look for a region
 COPY = "copy"
 COPIED = "copied"
-PLACE = "place"  # looks whether the ring has room
+PLACE = "place"  # about to look whether the ring has room
 GROW = "grow"
 GROWN = "grown"  # has a region for the next ring
 BEGUN = "begun"  # has made the ring; about to make it current
 MARK = "mark"
 PUBLISH = "publish"
 GIVE_UP = "give up"
-# Getters; under the get lock up to the view.
+# Where a getter is. Before VIEW it holds the get lock.
 LOOK = "look"
 TAIL = "tail"
 HOLD = "hold"
@@ -53,7 +53,7 @@ FREE_LOCK, LOST = -1, -2
 
 
 class Ring(NamedTuple):
-    """What lies in a region that is a ring: its two counters and its one record (item, region)."""
+    """The content of a region that is a ring: its two counters and its one record (item, region)."""
 
     head: int
     tail: int
@@ -61,7 +61,7 @@ class Ring(NamedTuple):
 
 
 class Region(NamedTuple):
-    """An entry of the table, and what lies there: a ring, an item's number, or nothing yet."""
+    """An entry of the table of regions, and what the region contains: a ring, an item's number, or -1."""
 
     state: str = FREE
     serial: int = 0
@@ -78,13 +78,13 @@ class Process(NamedTuple):
     noted: tuple[int, ...] = ()
     """What it has read: (gets, puts, first, last) or (generation, shut)."""
     is_ring: bool = False
-    """The region that it looks for is for a ring."""
+    """Whether it looks for a region for a ring, not for an item."""
     looked_early: bool = False
-    """A mutation: `noted` is the table of regions."""
+    """Without "counts first": `noted` is the table of regions."""
 
 
 class State(NamedTuple):
-    """All of it."""
+    """The state of the whole model."""
 
     put_generation: int
     shut: bool
@@ -96,30 +96,33 @@ class State(NamedTuple):
     putters: tuple[Process, ...]
     getters: tuple[Process, ...]
     published: tuple[tuple[int, int], ...] = ()
-    """Item and region of everything ever published."""
+    """The item and the region (0: none) of every put that was published."""
     taken: int = 0
     begun: int = 0
-    """Items that somebody has begun to put."""
+    """How many puts have begun."""
     deaths: int = 0
     error: str = ""
 
 
 class QueueModel:
-    """The steps.
+    """The steps of putters and getters.
 
     Args:
-        items: how many puts there are.
-        without: a guard to leave out:
+        items: How many puts there are.
+        without: The precaution to leave out, to check that the model then finds a violation:
             "generation first" (read the tail before the putters' generation),
-            "shut first" (look whether it is shut down after looking at the tail),
+            "shut first" (look whether the queue is shut down after looking at the tail),
             "counts first" (read the counts after the table of regions),
-            "held first" (take the item before its region is marked),
-            "repair", "not taken yet" (free what a dead getter held although the item is still queued),
-            "alive" (free what a living putter writes), "first" (free rings that getters have not finished),
-            "begin first" (make a ring current before it is made), "queued first" (publish, then mark).
-        big: whether items lie in regions.
-        small: whether items lie in rings.
-        shutting: whether somebody may shut the queue down.
+            "held first" (take an item before marking its region as held),
+            "repair" (after a putter's death, do not free regions that were marked but not published),
+            "not taken yet" (free what a dead getter held although the item is still queued),
+            "alive" (free the region that a living putter writes),
+            "first" (free rings that getters have not finished),
+            "begin first" (make a ring current before it is initialised),
+            "queued first" (publish an item before marking its region as queued).
+        big: Whether there are big items, which are stored in regions.
+        small: Whether there are small items, which are stored in rings.
+        shutting: Whether the queue may be shut down.
     """
 
     def __init__(
@@ -133,7 +136,7 @@ class QueueModel:
         self._generations = 2 * items + 2
 
     def start(self, putters: int, getters: int, regions: int, deaths: int) -> State:
-        """An empty queue with its first ring in region 0."""
+        """The initial state: an empty queue with its first ring in region 0."""
         return State(
             0,
             False,
@@ -148,7 +151,7 @@ class QueueModel:
         )
 
     def steps(self, state: State) -> Iterator[Step[State]]:
-        """Every step."""
+        """Every step of every process, and deaths."""
         if state.error:
             return
         if state.put_lock == LOST:
@@ -261,7 +264,7 @@ class QueueModel:
         return _region(state, me.region, state=QUEUED, serial=serial, owner=number)
 
     def _choose(self, state: State, me: Process, number: int) -> Iterator[Step[State]]:
-        """Look for a region: a free one, else one whose use is over."""
+        """Look for a region: a free one, otherwise one whose use is over."""
         after = state
         free = [at for at, one in enumerate(state.regions) if at and one.state == FREE]
         uses = [one.state for one in state.regions]
@@ -306,7 +309,7 @@ class QueueModel:
             )
 
     def _is_over(self, state: State, use: str, one: Region, noted: tuple[int, ...]) -> bool:
-        """`UseIsOver` (`mpkit._shm.queues.region_uses`)."""
+        """What `UseIsOver` (`mpkit._shm.queues.region_uses`) decides."""
         gets, puts, first, last = noted
         if use == RING:
             return not (first if self._without != "first" else last) <= one.serial <= last
@@ -341,7 +344,7 @@ class QueueModel:
         elif me.at == TAIL:
             ring = state.regions[state.slots[generation]].content
             if not isinstance(ring, Ring):
-                yield Step("read a ring", state._replace(error="a getter reads a ring that is none"))
+                yield Step("read a ring", state._replace(error="a getter takes something else for a ring"))
                 return
             tail = ring.tail
             noted = me.noted
@@ -361,7 +364,7 @@ class QueueModel:
                 if state.slots[generation] and state.put_lock == FREE_LOCK:
                     yield to("trim", state._replace(put_lock=10 + number), at=TRIM, noted=())
             else:
-                yield to("this ring is done", at=NEXT, noted=())
+                yield to("this ring is finished", at=NEXT, noted=())
         elif me.at == "shut?":
             if state.shut and len(state.published) > state.taken:
                 yield Step("drained", state._replace(error="drained, while an item is queued"))
@@ -403,7 +406,7 @@ class QueueModel:
             yield from self._trim(state, me, number)
 
     def _trim(self, state: State, me: Process, number: int) -> Iterator[Step[State]]:
-        """Go back to the first ring, under both locks."""
+        """Return to the first ring, holding both locks."""
         generation = state.put_generation
         if me.at == TRIM:
             if state.get_generation == generation and self._tail(state) == state.taken == len(
@@ -429,7 +432,7 @@ class QueueModel:
 
 
 def wrong(state: State) -> str | None:
-    """Everything that is in use is what it is used for."""
+    """Report an error of a step, or a region that is not what a living process or the queue uses it as."""
     if state.error:
         return state.error
     regions = state.regions
@@ -437,7 +440,7 @@ def wrong(state: State) -> str | None:
         at = state.slots[generation]
         one = regions[at]
         if not isinstance(one.content, Ring) or one.state != RING or (at and one.serial != generation):
-            return "a ring that is in use is none"
+            return "a generation in use has no ring"
     for serial in range(state.taken, len(state.published)):
         item, at = state.published[serial]
         if at and (regions[at].state not in {QUEUED, HELD} or regions[at].content != item):
@@ -458,17 +461,17 @@ def wrong(state: State) -> str | None:
         for at, one in enumerate(regions):
             queued = state.taken <= one.serial < len(state.published)
             if one.state == QUEUED and queued and state.published[one.serial][1] != at:
-                return "a region counts for an item that is not its own"
+                return "a region is marked with the number of another item"
     return None
 
 
 def waits(state: State) -> bool:
-    """An item, and a living getter."""
+    """Whether an item is queued and a getter lives."""
     return len(state.published) > state.taken and any(one.at != DEAD for one in state.getters)
 
 
 def arrived(state: State) -> bool:
-    """Everything has been taken."""
+    """Whether every published item has been taken."""
     return len(state.published) == state.taken
 
 
@@ -478,7 +481,7 @@ def _region(state: State, number: int, /, **changes: object) -> State:
 
 
 def _region_of(state: State, number: int, before: Ring | int) -> State:
-    """Publishing leaves the getters' counter alone."""
+    """Restore the head of the ring in region `number`: a putter does not write it."""
     now = state.regions[number].content
     assert isinstance(now, Ring)
     assert isinstance(before, Ring)

@@ -1,13 +1,14 @@
-"""One ring (`mpkit._shm.queues.ring`, and its twins in `put_ring`, `put_side` and `get_side`) word by word:
-where records go, what a death in the middle of one leaves, and what a getter reads meanwhile.
+"""A model of one ring (`mpkit._shm.queues.ring`, and the copies of its logic in `put_ring`, `put_side` and
+`get_side`), word by word: where records are placed, what a death in the middle of one leaves behind, and what
+a getter reads meanwhile.
 
-The locks make it one putter and one getter at a time. A killed one is followed by another one, which knows
-nothing of it: so a death is simply the way back to the beginning. Stores and loads keep their order, as on
-x86 (elsewhere there are the fences). Items are numbered; each word of a record bears the number of its item,
-so whatever is torn, stale, lost or doubled shows.
+Because of the locks there is one putter and one getter at a time. If one is killed, the next one knows
+nothing of its work, so a death just returns to the start of an operation. Stores and loads keep their order,
+as on x86 (elsewhere, fences see to that). Each word of a record carries the number of its item, so the model
+notices any item that is torn, stale, lost or duplicated.
 
-A record may be a pack of two items; then a getter takes one of them or both, and the head stays at the pack
-as long as one is left (`GetSide._take_from`).
+A record may be a pack of two items. A getter takes one of them or both, and the head stays at the pack as
+long as one is left (`GetSide._take_from`).
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from typing import NamedTuple
 
 from tests.model.checker import Step
 
-#: Item numbers begin again here; more than can be in a ring at once.
+#: Item numbers are taken modulo this: more than a ring can hold at once.
 NUMBERS = 6
 
 Word = tuple[str, int, int]
-"""What it is (the length word of an item or of a pack, a word of data, WRAP, nothing), its (first) item, and
-the length of the record."""
+"""What the word is (the length word of an item or of a pack, a word of data, WRAP, nothing), the number of
+the (first) item, and the length of the record."""
 NOTHING: Word = ("", 0, 0)
 WRAP: Word = ("wrap", 0, 0)
 END = WRAP
 """The word behind the last one."""
 Counter = tuple[int, int]
-"""Count (modulo NUMBERS) and index: one word."""
+"""A head or a tail: count (modulo NUMBERS) and index, together in one word."""
 
 
 class State(NamedTuple):
@@ -38,11 +39,11 @@ class State(NamedTuple):
     head: Counter = (0, 0)
     tail: Counter = (0, 0)
     queued: tuple[int, ...] = ()
-    """Numbers of what is published and not taken: what `head` and `tail` must stand for."""
+    """The numbers of the items that are published and not taken: `head` and `tail` must agree with it."""
     putter: tuple[int, ...] = ()
-    """Step, place, length, items; empty between two puts."""
+    """The step, place, length and number of items of the current put; empty between two puts."""
     getter: Reading | None = None
-    """What it has read so far; None between two gets."""
+    """What the getter has read so far; None between two gets."""
     error: str = ""
 
 
@@ -51,7 +52,7 @@ class Reading(NamedTuple):
 
     what: str
     at: int
-    """The word that it reads next."""
+    """The index of the word that it reads next."""
     number: int = 0
     left: int = 0
     begin: int = 0
@@ -60,16 +61,20 @@ class Reading(NamedTuple):
 
 
 class RingModel:
-    """The steps of one ring.
+    """The steps of the putter and the getter of one ring.
 
     Args:
-        capacity: words.
-        lengths: of records, in words, the length word included.
-        packs: a record of two words or more may be a pack of two items.
-        without: a guard to leave out: "tail last" (publish before the bytes are there), "wrap before tail",
-            "head last" (take before the bytes are copied), "count" (indices alone tell empty from full),
-            "end" (no WRAP behind the last word), "stay" (the head leaves a pack of which something is left),
-            "count from the head" (what of a pack comes next is not reckoned from the head's count).
+        capacity: The size of the ring in words.
+        lengths: The possible lengths of records in words, including the length word.
+        packs: Whether a record of two words or more may be a pack of two items.
+        without: The precaution to leave out, to check that the model then finds a violation:
+            "tail last" (publish a record before its bytes are there),
+            "wrap before tail" (publish a record before WRAP is stored),
+            "head last" (take a record before its bytes are copied),
+            "count" (tell empty from full by the indices alone),
+            "end" (no WRAP behind the last word),
+            "stay" (the head moves past a pack of which an item is left),
+            "count from the head" (do not work out from the head's count which item of a pack comes next).
     """
 
     def __init__(
@@ -81,11 +86,11 @@ class RingModel:
         self._without = without
 
     def start(self) -> State:
-        """An empty ring."""
+        """The initial state: an empty ring."""
         return State((NOTHING,) * self._capacity + ((NOTHING if self._without == "end" else END),))
 
     def steps(self, state: State) -> Iterator[Step[State]]:
-        """Every step."""
+        """Every step of the putter and the getter, and their deaths."""
         if state.putter:
             yield Step("putter killed", state._replace(putter=()), fair=False)
         if state.getter:
@@ -99,7 +104,7 @@ class RingModel:
         return state.head == state.tail
 
     def _place(self, state: State, length: int) -> int:
-        """As `Ring._tail_for`: where a record may begin, or -1."""
+        """Where a record may begin, or -1 if there is no room; as in `Ring._tail_for`."""
         index, first = state.tail[1], state.head[1]
         capacity = self._capacity
         if self._empty(state) or index > first:
@@ -134,7 +139,7 @@ class RingModel:
         if self._without == "wrap before tail" and wraps:
             plan.remove("wrap")
             plan.append("wrap")
-        # Once published, `state.tail` is no longer what this put began with.
+        # Once this put has published, `state.tail` is no longer where it began.
         what = plan[step]
         words = list(state.words)
         after = state
@@ -145,7 +150,7 @@ class RingModel:
             new = ((number + nth) % NUMBERS for nth in range(items))
             after = after._replace(tail=tail, queued=(*state.queued, *new))
             if plan[-1] != "tail":
-                # A mutation: what remains is done in one step.
+                # A precaution is left out. The stores after "tail" are made in one step.
                 yield Step("tail, then killed", after._replace(putter=()), fair=False)
                 for at in range(length):
                     words[place + at] = ("data" if at else "length", number, length)
@@ -193,7 +198,7 @@ class RingModel:
             yield from self._take(state, me, None)
 
     def _take(self, state: State, me: Reading, after: Reading | None) -> Iterator[Step[State]]:
-        """Take one of the items that are left of a record, or all of them."""
+        """Take one or all of the items that are left in a record."""
         count = state.head[0]
         gone = 0 if self._without == "count from the head" else (count - me.number) % NUMBERS
         left = me.items - gone
@@ -208,16 +213,16 @@ class RingModel:
 
 
 def wrong(state: State) -> str | None:
-    """What was read, and whether both counters stand for what is queued."""
+    """Report a wrong read, or a head and tail that do not agree with what is queued."""
     if state.error:
         return state.error
     if (state.tail[0] - state.head[0]) % NUMBERS != len(state.queued):
-        return "the counts do not tell how many items there are"
+        return "the counts do not add up to the number of queued items"
     if (state.head == state.tail) != (not state.queued):
         return "full and empty look alike"
     return None
 
 
 def idle(state: State) -> bool:
-    """Nothing is queued and nobody is at work."""
+    """Whether the ring is empty and no put or get is in progress."""
     return not state.queued and not state.putter and not state.getter

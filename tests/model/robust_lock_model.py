@@ -1,20 +1,19 @@
-"""The robust lock (`mpkit._shm.locks.robust_lock`) as a model: any number of acquisitions by a few processes,
+"""A model of the robust lock (`mpkit._shm.locks.robust_lock`): any number of acquisitions by a few processes,
 each of which may die at any step.
 
-What is kept of the code, and what is not:
+How the model simplifies the code:
 
-- A row's word only grows, so ``words[x] == snapshot`` says the same as "nothing has been stored to x since
-  the snapshot". The model keeps that bit instead of the numbers, and so covers runs of any length. The bit
-  lies with the process that is looked at (`Process.seen`): one process investigates at a time.
-- Time does not exist: a slice may end at any moment, a process may begin to investigate after its first
-  failure, an investigation may give up at any moment. A process stopped by SIGSTOP is one that never takes a
-  step again.
-- Memory is that of x86: a store waits in the buffer of its process and reaches memory later, in order; the
-  operations on the semaphore that change it come after all that was stored before. A *failed* try for the
-  permit changes nothing and waits for no store.
-- Processes are alike, so states that differ only in who is who are one state.
+- A row's word only grows, so ``words[x] == snapshot`` means "nothing has been stored to x since the
+  snapshot". The model keeps that one bit instead of the numbers, and so covers runs of any length. Only one
+  process investigates at a time, so the bit can be kept in the process that is looked at (`Process.seen`).
+- There is no time: a slice may end at any moment, a process may begin to investigate after its first failure,
+  and an investigation may give up at any moment. A process stopped by SIGSTOP simply takes no more steps.
+- Memory is that of x86: a store waits in the buffer of its process and reaches memory later, in order.
+  Semaphore operations that change the semaphore wait until the buffer is empty. A *failed* attempt to take
+  the permit changes nothing and does not wait.
+- Processes are interchangeable, so states that differ only in which process is which count as one.
 
-Each step names the line of the code that it stands for.
+The label of each step is the line of code that it stands for.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ OUT = "out"  # joined, does not want the lock
 TRY = "try"  # has stored `inside`; about to try for the permit
 HOLD = "hold"  # has the permit
 GAVE = "gave"  # has given the permit back; about to store `completed + 1`
-WANT = "want"  # has failed and wants on
-# Investigating (has the file lock):
+WANT = "want"  # has failed and still wants the lock
+# Investigating (holds the file lock):
 LIVING = "i-living"
 BEFORE = "i-before"
 ENTER = "i-enter"
 LOOK = "i-try"
-SPARE = "i-hold"  # got the permit: nobody was stuck
+SPARE = "i-hold"  # got the permit, so it was not lost
 SPARED = "i-gave"
 AFTER = "i-after"
 WATCH = "i-watch"
@@ -50,14 +49,14 @@ DEAD = "dead"
 _HOLDERS = frozenset({HOLD, SPARE})
 _LOCKERS = frozenset({JOIN, LIVING, BEFORE, ENTER, LOOK, SPARE, SPARED, AFTER, WATCH, CHECK, ADD, LEAVE})
 
-# Stores under way.
+# What a store in the buffer may be.
 INSIDE = "in"  # value + INSIDE
 FAILED = "out"  # value + ATTEMPT
 COMPLETED = "done"  # (value | LOW) + 1
 NO_ROW = "row0"  # rows.leave
 
-# What the investigator knows about a process. The last character tells whether `completed` has changed
-# since `before` was noted.
+# What the investigator knows about a process. The states "b", "i" and "o" are followed by a digit: "1" if
+# `completed` has changed since `before` was noted, otherwise "0".
 UNSEEN = ""
 PASSED = "-"  # dead or without a row when it was looked at, or cleared of suspicion
 ALIVE = "l"
@@ -66,7 +65,7 @@ INDOORS = "i"  # i0, i1: was inside when `after` was noted, and has not been sto
 OUTDOORS = "o"  # o0, o1: has been seen outside
 SAME = "s"  # its `completed` was still that of T0
 
-#: How many stores a buffer holds. Two are enough for each store to be overtaken by what follows it.
+#: The capacity of a store buffer. Two suffice for each store to be overtaken by what follows it.
 BUFFER = 2
 
 
@@ -81,7 +80,7 @@ class Process(NamedTuple):
 
 
 class State(NamedTuple):
-    """All of it."""
+    """The state of the whole model."""
 
     permits: int
     processes: tuple[Process, ...]
@@ -91,7 +90,7 @@ class RobustLockModel:
     """The steps of the lock.
 
     Args:
-        without: names of guards to leave out, to see that the checker misses each of them:
+        without: The precaution to leave out, to check that the model then finds a violation:
             "before the try" (note `completed` after the failed try instead of before it),
             "completed" (do not compare it at all),
             "watch" (do not wait until the living have been outside),
@@ -100,7 +99,7 @@ class RobustLockModel:
             "file lock" (several processes investigate at a time),
             "stay while inside" (give the row back although a thread is still inside),
             "join alone" (join without the file lock).
-        joining: processes come and go.
+        joining: Whether processes join and leave.
     """
 
     def __init__(self, *, without: str = "", joining: bool = False) -> None:
@@ -108,12 +107,12 @@ class RobustLockModel:
         self._joining = joining
 
     def start(self, number: int) -> State:
-        """`number` processes, all outside."""
+        """An initial state: `number` processes, all outside."""
         return State(1, (Process(NEW, row=False) if self._joining else Process(),) * number)
 
     @staticmethod
     def start_with_a_dead_holder(number: int) -> State:
-        """The same, after one of them has died with the permit."""
+        """An initial state in which one of `number` processes has died with the permit."""
         return State(0, (Process(DEAD), *(Process(),) * (number - 1)))
 
     def steps(self, state: State) -> Iterator[Step[State]]:
@@ -121,7 +120,7 @@ class RobustLockModel:
         done: set[Process] = set()
         for number, process in enumerate(state.processes):
             if process in done:
-                continue  # another one is in the same place
+                continue  # an equal process would take the same steps
             done.add(process)
             others = state.processes[:number] + state.processes[number + 1 :]
             if process.buffer:
@@ -131,7 +130,8 @@ class RobustLockModel:
             if process.at == DEAD:
                 continue
             if not process.buffer:
-                # What a process has stored arrives although it is dead: the same as a death after that.
+                # Only with an empty buffer: buffered stores arrive even after a death, so dying before they
+                # do is the same as dying after.
                 yield Step(f"killed at [{process.at}]", _killed(state.permits, process, others), fair=False)
             for label, permits, after, rest in self._steps_of(state.permits, process, others):
                 yield Step(label, _state(permits, after, rest))
@@ -287,8 +287,9 @@ class RobustLockModel:
 
 
 def wrong(state: State) -> str | None:
-    """Mutual exclusion among the living; a dead process has given nothing back, so what it held is gone or
-    has been added once."""
+    """Report a breach of mutual exclusion, or a second permit: one that a dead process held and that was
+    replaced more than once, or too early.
+    """
     holders = sum(process.at in _HOLDERS for process in state.processes)
     if holders > 1:
         return "two living processes have the lock"
@@ -300,17 +301,17 @@ def wrong(state: State) -> str | None:
 
 
 def waits(state: State) -> bool:
-    """Somebody living wants the lock, and nobody living has it."""
+    """Whether a living process wants the lock, and no living one has it."""
     places = [process.at for process in state.processes]
     return any(at not in {DEAD, OUT, NEW, JOIN} for at in places) and not any(at in _HOLDERS for at in places)
 
 
 def arrived(state: State) -> bool:
-    """Somebody has it."""
+    """Whether a living process has the lock."""
     return any(process.at == HOLD for process in state.processes)
 
 
-# A process is in one of a few hundred ways, in tens of thousands of states.
+# Cached: in tens of thousands of states, each process has only a few hundred different values.
 
 
 @cache
@@ -320,7 +321,7 @@ def _store(process: Process, what: str, at: str) -> Process:
 
 @cache
 def _arrive(process: Process) -> Process:
-    """The oldest store reaches memory, where the investigator may notice it."""
+    """Let the oldest store reach memory; note what the investigator learns from it."""
     what = process.buffer[0]
     process = process._replace(buffer=process.buffer[1:])
     if what == NO_ROW:
@@ -332,7 +333,7 @@ def _arrive(process: Process) -> Process:
 
 
 def _killed(permits: int, process: Process, others: tuple[Process, ...]) -> State:
-    """Its file lock is free."""
+    """The state after the death of `process`. If it held the file lock, this is free."""
     return _state(
         permits, changed(process, at=DEAD), _forgotten(others) if process.at in _LOCKERS else others
     )
@@ -350,7 +351,7 @@ def _state(permits: int, process: Process, others: tuple[Process, ...]) -> State
     everyone = [process, *others]
     if _LOCKERS.isdisjoint([one.at for one in everyone]):
         everyone = [changed(one, seen=UNSEEN) if one.seen else one for one in everyone]
-    # The dead are alike, unless an investigator has noted something about one while it lived.
+    # The dead are interchangeable, except those that an investigator noted something about while they lived.
     everyone = [Process(DEAD) if one.at == DEAD and one.seen == UNSEEN else one for one in everyone]
     everyone.sort()
     return State(permits, tuple(everyone))

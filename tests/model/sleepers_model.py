@@ -1,15 +1,16 @@
-"""Sleeping and waking (`mpkit._shm.locks.sleepers`, with `GetSide._wait` and `PutSide.try_put` around it) as
-a model: getters that wait for items, putters that wake them one at a time, and woken getters that pass it on.
+"""A model of sleeping and waking (`mpkit._shm.locks.sleepers`, with `GetSide._wait` and `PutSide.try_put`
+around it): getters that wait for items, putters that wake one at a time, and woken getters that wake the
+next.
 
-What is kept of the code, and what is not:
+How the model simplifies the code:
 
-- Memory is that of x86: stores wait in the buffer of their process and arrive in order; taking and giving
-  back a lock comes after all that was stored before. Loads see the process's own stores first.
-- The locks of both sides are what the robust lock is proved to be: one living holder; if it is killed, the
-  lock is free again, sooner or later.
-- The ring is two counters, `tail` and `head`.
-- The end of a slice is a step like any other in the runs with deaths. In those without, slices never end:
-  nobody may need them.
+- Memory is that of x86: stores wait in the buffer of their process and arrive in order. Acquiring or
+  releasing a lock waits until the buffer is empty. A load sees the process's own stores first.
+- The locks of both sides behave as `robust_lock_model` proves: there is one living holder, and if it is
+  killed, the lock is free again sooner or later.
+- The ring is just two counters, `tail` and `head`.
+- In runs with deaths, the end of a slice is a step like any other. In runs without, slices never end: nothing
+  may depend on them.
 """
 
 from __future__ import annotations
@@ -19,25 +20,25 @@ from typing import NamedTuple
 
 from tests.model.checker import Step, changed
 
-# Getters.
-OUT = "out"  # about to take the getters' lock
-TAKE = "take"  # has it
+# Where a getter is.
+OUT = "out"  # about to acquire the getters' lock
+TAKE = "take"  # has acquired it
 LEAVE = "leave"  # has taken an item and has a ticket: about to hand it back
-GIVE = "give"  # about to give the lock back
+GIVE = "give"  # about to release the lock
 SLEEP = "sleep"
 MORE = "more"  # has been woken and has taken an item: about to see whether there are more
-OTHERS = "others"  # about to see whether others sleep
-# Putters.
-IDLE = "idle"  # about to take the putters' lock for an item
+OTHERS = "others"  # about to see whether other getters sleep
+# Where a putter is.
+IDLE = "idle"  # about to acquire the putters' lock to put an item
 PUT = "put"
-PUBLISHED = "published"  # about to give the lock back
+PUBLISHED = "published"  # about to release the lock
 LOOK = "look"  # about to look at `slept`
-# Who wakes: a putter, or a getter that passes it on.
-GLANCE = "glance"  # about to see whether a token lies there already
-WAKE = "wake"  # about to take the putters' lock
+# Where a waker is: a putter, or a woken getter that wakes the next.
+GLANCE = "glance"  # about to see whether the semaphore has a token already
+WAKE = "wake"  # about to acquire the putters' lock
 DUE = "due"
-PROMISED = "promised"  # has raised `posted`; about to give the lock back
-POST = "post"  # about to hand the token out
+PROMISED = "promised"  # has raised `posted`; about to release the lock
+POST = "post"  # about to put the token into the semaphore
 DEAD = "dead"
 DONE = "done"
 
@@ -49,27 +50,27 @@ Words = tuple[int, int, int, int]
 
 #: Where both counters of tickets start.
 FIRST = 5
-#: What one death may cost.
+#: How many slices one death may cost.
 SLICES = 1
 
 
 class Getter(NamedTuple):
-    """A process that takes items, for ever."""
+    """A process that takes items, again and again (or once)."""
 
     at: str = OUT
     buffer: tuple[tuple[int, int], ...] = ()
     ticket: bool = False
     looked: bool = False
     late: bool = False
-    """Its last sleep was ended by the slice."""
+    """Whether its last sleep ended with the slice, without a token."""
     found: bool = False
     woken: bool = False
-    """By a token, in this call."""
+    """Whether a token woke it in the current call."""
     promised: int = 0
 
 
 class Putter(NamedTuple):
-    """A process that puts `left` items more."""
+    """A process that will put `left` more items."""
 
     at: str = IDLE
     buffer: tuple[tuple[int, int], ...] = ()
@@ -79,34 +80,34 @@ class Putter(NamedTuple):
 
 
 class State(NamedTuple):
-    """All of it."""
+    """The state of the whole model."""
 
     words: Words
     tokens: int
     getters: tuple[Getter, ...]
     putters: tuple[Putter, ...]
     deaths: int
-    """How many may still come."""
+    """How many deaths may still happen."""
     hurt: int = 0
-    """How many slices the deaths so far may still cost."""
+    """How many more slices the deaths so far may cost."""
 
 
 class SleepersModel:
-    """The steps.
+    """The steps of getters and putters.
 
     Args:
-        without: a guard to leave out, to see that the checker misses it:
+        without: The precaution to leave out, to check that the model then finds a violation:
             "second look" (sleep at once after taking a ticket),
-            "barrier" (giving a lock back does not wait for earlier stores),
-            "look afterwards" (the putter looks at `slept` before it gives the lock back),
-            "publish first" (the putter looks at `slept` before it stores `tail`),
-            "renew" (nobody notices a promise that was never kept),
-            "quiet" (a putter takes everybody for awake once it has woken one, however many sleep),
-            "pass on" (whoever is woken takes its item and goes),
-            "glance" (a putter that sees a token takes everybody for awake),
-            "hand back" (whoever finds an item by itself keeps its ticket on the books).
-        slices: slices may end.
-        once: a getter wants one item only.
+            "barrier" (releasing a lock does not wait for earlier stores),
+            "look afterwards" (a putter looks at `slept` before it releases the lock),
+            "publish first" (a putter looks at `slept` before it stores `tail`),
+            "renew" (no getter notices a promised token that never came),
+            "quiet" (once a putter has woken one getter, it assumes that all are awake, however many sleep),
+            "pass on" (a woken getter takes its item and wakes no other),
+            "glance" (a putter that sees a token assumes that all getters are awake),
+            "hand back" (a getter that finds an item without having been woken does not hand its ticket back).
+        slices: Whether slices may end.
+        once: Whether each getter wants only one item.
     """
 
     def __init__(self, *, without: str = "", slices: bool, once: bool = False) -> None:
@@ -116,7 +117,7 @@ class SleepersModel:
 
     @staticmethod
     def start(getters: int, putters: tuple[int, ...], *, deaths: int = 0) -> State:
-        """`getters` getters, and a putter for each number of items."""
+        """The initial state: `getters` getters, and one putter for each number of items in `putters`."""
         return State(
             (0, 0, FIRST, FIRST),
             0,
@@ -129,7 +130,7 @@ class SleepersModel:
         """Every step of every process."""
         for number, getter in enumerate(state.getters):
             if getter in state.getters[:number]:
-                continue  # another one is in the same place
+                continue  # an equal process would take the same steps
             yield from self._any(state, getter, number, False)
             if getter.at != DEAD:
                 yield from self._getter(state, getter, number)
@@ -147,7 +148,8 @@ class SleepersModel:
         gone = process.at in {DEAD, DONE} or (
             isinstance(process, Putter) and process.at == IDLE and not process.left
         )
-        # What a process has stored arrives although it is dead: the same as a death after that.
+        # Only with an empty buffer: buffered stores arrive even after a death, so dying before they do is the
+        # same as dying after.
         if state.deaths and not gone and not process.buffer:
             dead: Getter | Putter = Putter(DEAD, left=0) if puts else Getter(DEAD)
             after = _put_back(state, dead, number)
@@ -167,7 +169,7 @@ class SleepersModel:
 
         if me.at == OUT:
             if drained and _is_free(state, _GET_LOCKERS):
-                yield to("getters' lock", at=TAKE)
+                yield to("acquire the getters' lock", at=TAKE)
         elif me.at == TAKE:
             if not room:
                 return
@@ -255,7 +257,7 @@ class SleepersModel:
 
     @property
     def _after(self) -> str:
-        """Where a getter goes on when it has its item."""
+        """Where a getter goes on after it has got its item."""
         return DONE if self._once else OUT
 
     def _is_due(self, state: State, me: Getter) -> bool:
@@ -286,7 +288,7 @@ class SleepersModel:
                 yield to("ring[TAIL] = tail + 1", at=PUBLISHED, buffer=stored)
         elif me.at == PUBLISHED:
             if without == "look afterwards":
-                # One load, then the lock is given back.
+                # Without this precaution, two steps: the load, then the release.
                 if me.promised == 0:
                     seen = _read(state, me, SLEPT) != me.quiet
                     yield to("look too early", promised=2 if seen else 1)
@@ -316,9 +318,9 @@ class SleepersModel:
         if me.at == GLANCE:
             if state.tokens:
                 seen = _read(state, me, SLEPT) if without == "glance" else -1
-                yield to("a token lies there", at=after, **quiet(seen))
+                yield to("there is a token", at=after, **quiet(seen))
             else:
-                yield to("no token lies there", at=WAKE)
+                yield to("there is no token", at=WAKE)
         elif me.at == WAKE:
             if drained and _is_free(state, _PUT_LOCKERS):
                 yield to("putters' lock", at=DUE)
@@ -342,7 +344,7 @@ class SleepersModel:
 
 
 def wrong(state: State) -> str | None:
-    """A sleeper and an item, and nobody who is going to bring them together."""
+    """Report an item that no sleeper will be woken for, or tickets that do not match the sleepers."""
     getters = [one for one in state.getters if one.at not in {DEAD, DONE}]
     putters = [one for one in state.putters if one.at != DEAD]
     tail, head, slept, posted = state.words
@@ -354,24 +356,24 @@ def wrong(state: State) -> str | None:
         return None
     if not state.hurt and getters and all(one.at == SLEEP for one in getters):
         if not state.tokens and tail > head:
-            return "all sleep, there is an item, and no token is on its way"
+            return "there is an item, but all getters sleep and no token will come"
         sleeping = len(getters)
         known = state.tokens + slept - posted
         if len(state.getters) == 1 and known < sleeping:
-            return "a sleeper that no putter knows of"
-        # Each process that wakes may be late with one token when slices end.
+            return "a getter sleeps without a ticket or a token"
+        # A slice may end just before the token comes: so each waker may have added one token too many.
         if _nobody_has_died(state) and known > sleeping + len(putters) + len(getters):
-            return "tickets pile up"
+            return "there are more and more tickets"
     return None
 
 
 def waits(state: State) -> bool:
-    """A living getter, and an item."""
+    """Whether an item is queued and a getter wants it."""
     return state.words[TAIL] > state.words[HEAD] and any(one.at not in {DEAD, DONE} for one in state.getters)
 
 
 def arrived(state: State) -> bool:
-    """Everything that was put has been taken."""
+    """Whether every item that was put has been taken."""
     return state.words[TAIL] == state.words[HEAD]
 
 
@@ -405,7 +407,7 @@ def _set(state: State, process: Getter | Putter, number: int, **changes: object)
 
 
 def _put_back(state: State, process: Getter | Putter, number: int) -> State:
-    """Processes of one kind are alike: who is who does not matter."""
+    """Replace process `number`, and sort: processes of one kind are interchangeable."""
     words, tokens, getters, putters, deaths, hurt = state
     if isinstance(process, Getter):
         getters = tuple(sorted([*getters[:number], process, *getters[number + 1 :]]))

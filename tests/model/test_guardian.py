@@ -1,4 +1,4 @@
-"""The guardian, exhaustively: whoever dies when, nobody is forgotten, and nobody killed who is not to be."""
+"""The guardian, in every interleaving: it ends each child that has lost its parent, and no other."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_an_orphan_while_two_things_happen_at_once(blind: bool, monkeypatch: pyt
     assert check("an orphan", model) > 100
 
 
-# Not for one that hangs before it comes to register itself: then the guardian alone knows it.
+# Not with a child that hangs before it registers itself: only the guardian could end that one.
 @pytest.mark.parametrize("name", [name for name, programs in PROGRAMS.items() if all(programs.values())])
 def test_the_guardian_may_be_killed_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert check(name, GuardianModel(PROGRAMS[name], monkeypatch, may_be_killed=True)) > 100
@@ -43,11 +43,11 @@ def test_without_process_descriptors_the_line_has_to_be_looked_at_last(
 @pytest.mark.parametrize(
     "without, name, may_be_killed",
     [
-        ("the mend", "two children", False),
+        ("both fixes", "two children", False),
         ("all lines first", "an orphan", False),
         ("lines before ends", "an orphan", False),
         ("one more look", "an orphan", False),
-        ("the parent tells", "two children, one of which hangs before it comes to register itself", False),
+        ("the parent tells", "two children, one of which hangs before it registers itself", False),
         ("the child tells", "two children", False),
         ("a thread", "two children", True),
     ],
@@ -55,7 +55,11 @@ def test_without_process_descriptors_the_line_has_to_be_looked_at_last(
 def test_each_guard_is_needed(
     without: str, name: str, may_be_killed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The checker finds out when a guard is missing; the first is a fault that there was."""
+    """Without any one of these precautions there is a violation, and the checker finds it.
+
+    If this failed for one, either it would be superfluous, or the model too coarse to show what it is for.
+    "both fixes" is code that was in use once.
+    """
     model = GuardianModel(PROGRAMS[name], monkeypatch, may_be_killed=may_be_killed, without=without)
     with pytest.raises(Violation) as caught:
         check(name, model)

@@ -1,4 +1,4 @@
-"""The lock that knows its owner, exhaustively: nobody living loses it, and nobody waits for ever."""
+"""The lock with an owner, in every interleaving: no living owner loses it, and nobody waits for ever."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tests.model.checker import Violation, explore
 from tests.model.lock_model import LockModel, arrived, waits, wrong
 
-#: Set to go through three processes with progress and everything else as well, for some minutes.
+#: If set, three processes are checked with interrupts, agents and progress as well, which takes some minutes.
 THOROUGH = bool(os.environ.get("MPKIT_THOROUGH_MODELS"))
 
 
@@ -51,7 +51,10 @@ def test_the_lock_of_a_dead_owner_goes_on() -> None:
     ],
 )
 def test_each_guard_is_needed(without: str, processes: int) -> None:
-    """The checker finds out when a guard is missing: so it would find out if the proof were wrong."""
+    """Without any one of these precautions there is a violation, and the checker finds it.
+
+    If this failed for one, either it would be superfluous, or the model too coarse to show what it is for.
+    """
     model = LockModel(without=without, agents=without == "alone", interrupts=False)
     dead = without == "file lock"
     start = model.start_with_a_dead_owner(processes) if dead else model.start(processes)

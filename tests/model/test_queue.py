@@ -1,5 +1,9 @@
-"""The ring and the queue, exhaustively: nothing lost, doubled, torn or out of order, no region freed in
-use."""
+"""The ring and the queue, in every interleaving: no item is lost, duplicated, torn or out of order, and no
+region is freed while it is used.
+
+The tests of guards leave out one precaution each, and expect a violation: if there were none, the precaution
+would be superfluous, or the model too coarse to show what it is for.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ def test_a_ring(capacity: int, lengths: tuple[int, ...]) -> None:
     model = RingModel(capacity, lengths)
     found = explore([model.start()], model.steps, ring_model.wrong, remember_fair_steps=True)
     found.stuck(lambda _state: True, ring_model.idle)
-    assert any(len(state.queued) == capacity // min(lengths) for state in found.came), "it has been full"
+    assert any(len(state.queued) == capacity // min(lengths) for state in found.came), "never full"
 
 
 @pytest.mark.parametrize("capacity, lengths", [(3, (1, 2)), (4, (2, 3)), (5, (2, 3))])
@@ -24,7 +28,7 @@ def test_a_ring_with_packs(capacity: int, lengths: tuple[int, ...]) -> None:
     model = RingModel(capacity, lengths, packs=True)
     found = explore([model.start()], model.steps, ring_model.wrong, remember_fair_steps=True)
     found.stuck(lambda _state: True, ring_model.idle)
-    # One item of a pack has been taken, and its record is still the first.
+    # The run reached a state in which one item of a pack is taken, and the head is still at the pack.
     assert any(
         state.words[state.head[1]][:2] == ("pack", (state.head[0] - 1) % NUMBERS)
         for state in found.came
@@ -56,7 +60,7 @@ def test_a_queue(items: int, putters: int, getters: int, regions: int, deaths: i
     model = QueueModel(items)
     start = model.start(putters, getters, regions, deaths)
     found = explore([start], model.steps, queue_model.wrong, remember_fair_steps=True)
-    # What is queued, the living can take.
+    # As long as a getter lives, queued items can be taken.
     found.stuck(queue_model.waits, queue_model.arrived)
 
 

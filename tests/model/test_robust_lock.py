@@ -1,4 +1,4 @@
-"""The robust lock, exhaustively: nobody living loses it, and nobody waits for ever."""
+"""The robust lock, in every interleaving: no living holder loses it, and nobody waits for ever."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tests.model.checker import Violation, explore
 from tests.model.robust_lock_model import RobustLockModel, State, arrived, waits, wrong
 
-#: Set to go through three processes with progress as well, for a minute or two.
+#: If set, three processes are checked for progress as well, which takes a minute or two.
 THOROUGH = bool(os.environ.get("MPKIT_THOROUGH_MODELS"))
 
 
@@ -49,7 +49,10 @@ def test_after_a_death_with_the_lock_two_living_processes_go_on() -> None:
     ],
 )
 def test_each_guard_is_needed(without: str, joining: bool, processes: int) -> None:
-    """The checker finds out when a guard is missing: so it would find out if the proof were wrong."""
+    """Without any one of these precautions there is a violation, and the checker finds it.
+
+    If this failed for one, either it would be superfluous, or the model too coarse to show what it is for.
+    """
     model = RobustLockModel(without=without, joining=joining)
     start: State = model.start(processes) if processes == 2 else model.start_with_a_dead_holder(processes)
     with pytest.raises(Violation) as caught:

@@ -1,4 +1,8 @@
-"""Sleeping and waking, exhaustively: no wake-up is lost, and a death is made good after a slice or two."""
+"""Sleeping and waking, in every interleaving: no wake-up is lost, and a death costs a slice or two.
+
+The test of guards leaves out one precaution each, and expects a violation: if there were none, the precaution
+would be superfluous, or the model too coarse to show what it is for.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +35,7 @@ def test_without_deaths_no_slice_is_needed(getters: int, putters: tuple[int, ...
 def test_a_death_costs_a_slice_or_two_and_nothing_later(
     getters: int, putters: tuple[int, ...], deaths: int
 ) -> None:
-    # Also without one: deaths may come, and so the first of these runs goes through all that slices alone do.
+    # Deaths may happen but need not, so this also covers runs in which slices end and nobody dies.
     model = SleepersModel(slices=True)
     start = model.start(getters, putters, deaths=deaths)
     found = explore([start], model.steps, wrong, remember_fair_steps=True)

@@ -1,4 +1,7 @@
-"""How long, and from which seed: ``pytest tests/stress --stress-seconds 60 --stress-seed 7``."""
+"""Options for how long to run, and with which seed.
+
+For example: ``pytest tests/stress --stress-seconds 60 --stress-seed 7``.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--stress-seed",
         type=int,
         default=None,
-        help="seed of the chaos; it is printed",
+        help="seed of the random numbers (default: a new one, which is printed)",
     )
 
 

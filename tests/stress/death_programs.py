@@ -1,7 +1,7 @@
-"""What the programs of `test_parent_death` do until they die: ``python -m tests.stress.death_programs``.
+"""The programs that `test_parent_death` starts and kills: ``python -m tests.stress.death_programs``.
 
-Their arguments: a start method, a seed, and a directory for notes. Each note is a file; what stands in it is
-there at once.
+Arguments: a start method, a seed, and in which way the program will die (`test_parent_death.WAYS`). The
+environment names a directory for notes. Each note is a file that appears together with its content.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from mpkit._platform.processes import identity
 from mpkit.compat import futures
 from tests.helpers import marked
 
-#: In the command lines of programs that know nothing of mpkit.
+#: A word in the command line of each program that does not use mpkit.
 PROGRAM = "a-program-of-the-test"
 
-#: The variable with the mark of what the program starts for itself.
+#: The environment variable with the mark of "strangers": programs that the main program itself starts, not
+#: one of its mpkit children. Nothing ends them together with it.
 STRANGERS = "MPKIT_TEST_STRANGERS"
 
 _notes = Path(os.environ.get("MPKIT_TEST_NOTES", "."))
 
 
 def note(kind: str, pid: int, moment: float | None = None) -> None:
-    """Leave ``<kind>-<pid>-<start>``, and in it the time."""
+    """Write the time into a note ``<kind>-<pid>-<start time of the process>``."""
     process = identity.of(pid)
     if process is not None:
         new = _notes / f"new-{os.getpid()}-{time.monotonic_ns()}"
@@ -41,15 +42,15 @@ def note(kind: str, pid: int, moment: float | None = None) -> None:
 
 
 def start_program(*, own_way: bool = False) -> int:
-    """Start a program. `own_way`: with another mark, as one that is none of the family's."""
+    """Start a program that does not use mpkit. `own_way`: mark it as a stranger, which will survive."""
     code = f"'{PROGRAM}'; import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"
     env = {**os.environ, marked.NAME: os.environ[STRANGERS if own_way else marked.NAME]}
-    return subprocess.Popen(  # its end is not waited for
+    return subprocess.Popen(  # nobody reaps it
         [sys.executable, "-S", "-c", code], env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     ).pid
 
 
-# --- what a child or a task may be doing ----------------------------------------------------------------
+# --- what a child or a task may do ------------------------------------------------------------------------
 
 
 def doze(rng: random.Random, method: str, depth: int) -> None:
@@ -57,7 +58,7 @@ def doze(rng: random.Random, method: str, depth: int) -> None:
 
 
 def hold_the_interpreter_lock(rng: random.Random, method: str, depth: int) -> None:
-    # One call into C, for an hour or so.
+    # A single call of a C function that takes an hour or so.
     pow(7, 10**10)
 
 
@@ -99,13 +100,13 @@ def have_a_pool(rng: random.Random, method: str, depth: int) -> None:
 def have_an_orphan(rng: random.Random, method: str, depth: int) -> None:
     orphan = WorkerProcess(target=live_as_orphan, args=(method,), start_method=method, orphan=True)
     orphan.start()
-    # From here on it has to live on, whatever happens here.
+    # From now on it must survive, whatever happens to this process.
     note("orphan", orphan.pid or 0)
     time.sleep(600)
 
 
 def live_as_orphan(method: str) -> None:
-    """An orphan, with children of both kinds."""
+    """What an orphan does: start a program and a `WorkerProcess`, then sleep."""
     note("arrived", os.getpid())
     note("below", start_program())
     child = WorkerProcess(target=time.sleep, args=(600,), start_method=method)
@@ -130,7 +131,7 @@ _LIVES = [
 
 
 def live(seed: int, method: str, depth: int) -> None:
-    """The target of a child, or a task: one life until somebody ends it."""
+    """The target of a child, or a task: do one random thing until the process is ended."""
     rng = random.Random(seed)
     choice = rng.choice(_LIVES)
     if depth <= 0 and choice in {have_children, have_a_pool, have_an_orphan}:
@@ -139,7 +140,7 @@ def live(seed: int, method: str, depth: int) -> None:
 
 
 def work(seed: int) -> bytes:
-    """A task that comes to an end."""
+    """A task that ends by itself."""
     rng = random.Random(seed)
     time.sleep(rng.choice([0.0, 0.0, 0.001, 0.01]))
     return bytes(rng.choice([10, 1000, 500_000]))
@@ -154,7 +155,7 @@ def measure(data: object) -> int:
 def exchange(
     there: BoundedQueue[bytes], back: BoundedQueue[bytes], lock: Lock, counter: LockedCounter
 ) -> None:
-    """Hand on what comes, and count it."""
+    """Pass each item on, and count it."""
     for item in there:
         with lock:
             counter.add()
@@ -174,7 +175,7 @@ def with_processes(rng: random.Random, method: str, stack: contextlib.ExitStack)
 
 
 def one_after_the_other(rng: random.Random, method: str, stack: contextlib.ExitStack) -> None:
-    """Children for as long as the program lives; those are noted whose start was begun later."""
+    """Start one child after the other until the program dies; note when each start began."""
     while True:
         began = time.monotonic()
         process: WorkerProcess[None] = WorkerProcess(target=time.sleep, args=(600,), start_method=method)
@@ -215,7 +216,7 @@ def with_compat(rng: random.Random, method: str, stack: contextlib.ExitStack) ->
 
 
 def with_a_stranger(rng: random.Random, method: str, stack: contextlib.ExitStack) -> None:
-    """A program of the program's own: it does not belong to any child."""
+    """Start a program as the main program, not as one of its mpkit children: it must survive."""
     note("stranger", start_program(own_way=True))
 
 
@@ -223,7 +224,7 @@ SCENES = [with_processes, with_processes, with_pool, with_queues, with_compat, w
 
 
 def end_by_itself(rng: random.Random) -> None:
-    """At some moment, from a thread, as a program may."""
+    """End this program at a random moment, by `os._exit` or a crash, from another thread."""
     end: Callable[[], object] = rng.choice([lambda: os._exit(3), os.abort])
     timer = threading.Timer(rng.uniform(0.0, 0.6), end)
     timer.daemon = True
@@ -231,7 +232,7 @@ def end_by_itself(rng: random.Random) -> None:
 
 
 def main(method: str, seed: str, way: str) -> None:
-    """Do some of it, then wait for the end."""
+    """Do one to three of `SCENES`, then wait to be killed."""
     rng = random.Random(seed)
     os.write(1, b"begun\n")
     if way == "itself":

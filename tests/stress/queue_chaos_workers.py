@@ -1,7 +1,8 @@
-"""What the children of `test_queue_chaos` run, and what they leave for the judge.
+"""What the child processes of `test_queue_chaos` run, and what they record for it (the "judge").
 
-Each worker has a notebook: a file mapped by it and by the judge, in which it writes words of its own. What
-stands there survives any kill. Getters note every item in a second file, with one system call for each.
+Each worker has a notebook: a file that it and the judge map into memory. The words that a worker has written
+survive when it is killed. A getter also records every item in a second file, with one system call for each
+call of `get` or `get_many`.
 """
 
 from __future__ import annotations
@@ -20,24 +21,24 @@ from mpkit import BoundedQueue, Lock, LockedCounter
 from mpkit.errors import QueueShutDown
 
 Item = tuple[int, int, bytes, int]
-"""Number of the putter, number of the item, payload, checksum of all that."""
+"""The number of the putter, the number of the item, the payload, and a checksum of all three."""
 
-#: Words of a notebook: operations finished; when the one under way began (ns, 0 = none); faults found.
+#: Words of a worker's notebook: operations finished; when the current one began (ns, 0: none); faults found.
 DONE, SINCE, WRONG = range(3)
-#: In the notebook of the judge: nobody starts anything new; who is inside the critical section.
+#: Words of the judge's notebook: whether workers must stop; the pid of who is inside the critical section.
 STOP, INSIDE = 0, 8
 
-#: As many items go into the queue by one call at most.
+#: The most items that one call puts into the queue.
 LARGEST_BATCH = 40
-#: Getters with an odd number take so many by one call at most, the others one.
+#: The most items that one call takes, by a getter with an odd number. The others take one at a time.
 LARGEST_HANDFUL = 6
 
-#: One line of a getter's list: putter and number.
+#: One record of a getter's file: the putter and the number of the item.
 SEEN = Struct("=QQ")
 
 
 class Notebook:
-    """A page of words in a file."""
+    """A page of 8-byte words in a file that is mapped into memory."""
 
     def __init__(self, path: Path) -> None:
         fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -49,7 +50,7 @@ class Notebook:
 
     @contextmanager
     def timed(self, operations: int = 1) -> Iterator[None]:
-        """One call, for the judge's stop-watch."""
+        """Record when the call in the block began and that it is finished, so that the judge can time it."""
         self.words[SINCE] = time.monotonic_ns()
         yield
         self.words[SINCE] = 0
@@ -61,7 +62,7 @@ def checksum(putter: int, number: int, payload: bytes) -> int:
 
 
 def putter(queue: BoundedQueue[Item], number: int, notebook: Path, judge: Path) -> None:
-    """Put items 0, 1, 2, …; DONE counts those whose put has returned."""
+    """Put items 0, 1, 2, …; DONE counts those whose `put` has returned."""
     mine, stop = Notebook(notebook), Notebook(judge).words
     dice = random.Random(number)
 
@@ -83,7 +84,7 @@ def putter(queue: BoundedQueue[Item], number: int, notebook: Path, judge: Path) 
 
 
 def getter(queue: BoundedQueue[Item], number: int, notebook: Path, judge: Path) -> None:
-    """Take items until the queue is shut down, and note each; WRONG counts torn ones."""
+    """Take items until the queue is shut down, and record each; WRONG counts torn ones."""
     mine = Notebook(notebook)
     seen = os.open(notebook.with_suffix(".seen"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     dice = random.Random(number)
@@ -104,7 +105,7 @@ def getter(queue: BoundedQueue[Item], number: int, notebook: Path, judge: Path) 
 
 
 def adder(counter: LockedCounter, number: int, notebook: Path, judge: Path) -> None:
-    """Add one, sometimes in a compound update; DONE counts the additions acknowledged."""
+    """Add one, sometimes in a compound update; DONE counts the additions that have returned."""
     mine, stop = Notebook(notebook), Notebook(judge).words
     dice = random.Random(number)
     while not stop[STOP]:
@@ -117,14 +118,14 @@ def adder(counter: LockedCounter, number: int, notebook: Path, judge: Path) -> N
 
 
 def locker(lock: Lock, number: int, notebook: Path, judge: Path) -> None:
-    """Take the lock, check to be alone, give it back; WRONG counts company that was not dead."""
+    """Acquire the lock, check that nobody else is inside, release it; WRONG counts living others inside."""
     mine, common = Notebook(notebook), Notebook(judge).words
     dice = random.Random(number)
     me = os.getpid()
     while not common[STOP]:
         with mine.timed():
             lock.acquire()
-            # Between two owners stands 0, or the one who died with the lock.
+            # The word is 0, unless the last owner died with the lock: then it is that one's pid.
             if common[INSIDE] not in (0, lock.abandoned_by):
                 mine.words[WRONG] += 1
             common[INSIDE] = me

@@ -1,9 +1,9 @@
-"""Programs that die at random moments: all that has to go with them goes, and nothing else.
+"""Programs that die at random moments: every process that has to end with them ends, and no other.
 
 python -m pytest tests/stress/test_parent_death.py --stress-seconds 600 --stress-seed 1
 
-A round that fails tells its seed, with which it can be had again, as far as chance goes (``--stress-seconds
-0`` means one round).
+A round that fails prints its seed. ``--stress-seconds 0`` with that seed repeats this one round, as far as it
+does not depend on timing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for the p
 
 NOTING = Path(__file__).parent / "noting"
 
-#: Who dies, besides the program. "itself": by os._exit or a crash, instead of being killed.
+#: Who is killed before the program ("alone": nobody). "itself": the program is not killed, but ends by
+#: os._exit or a crash.
 WAYS = [
     *["alone"] * 6,
     *["itself"] * 2,
@@ -55,13 +56,14 @@ _WHO = {
 }
 _HELPERS = tuple(_WHO.values())
 
-#: Of what `stat_file.fields_of` returns, and in it: forked, and nothing executed since (linux/sched.h).
+#: The index of the flags in what `stat_file.fields_of` returns, and the flag "was forked, and has not called
+#: exec since" (linux/sched.h).
 _FLAGS = 6
 _PF_FORKNOEXEC = 0x40
 
 
 class Round:
-    """One program, from its start to the last trace of it."""
+    """One program, from its start until nothing is left of it."""
 
     def __init__(self, method: str, seed: str, directory: Path) -> None:
         self.rng = random.Random(f"{seed}, who and when")
@@ -70,11 +72,11 @@ class Round:
         self.notes = directory / "notes"
         self.notes.mkdir()
         self.mark = Mark()
-        #: Of what the program starts, and no child of its.
+        #: The mark of programs that the main program itself starts, and that must survive it.
         self.strangers = Mark()
-        #: When the others may have begun to die.
+        #: When the first process may have been killed.
         self.struck = float("inf")
-        #: When the guardian, if it was killed, had ended for certain.
+        #: When the guardian, if it is killed, has certainly ended.
         self.unguarded = float("inf")
         self._text = f"seed {seed}: {method}, {self.way}, {self.signum.name}"
         self._errors = (directory / "errors").open("w+")
@@ -98,7 +100,7 @@ class Round:
         )
 
     def run(self, figures: collections.Counter[str]) -> None:
-        """Let it die, and look at what remains."""
+        """Let the program die, then check what is left and what is not."""
         assert self._program.stdout is not None
         self._program.stdout.readline()
         time.sleep(self.rng.uniform(0.0, self.rng.choice([0.1, 0.6, 0.6, 2.0])))
@@ -112,12 +114,12 @@ class Round:
             assert identity.is_alive(stranger), f"a stranger has died ({self._text}): {stranger}"
         figures["strangers"] += len(strangers)
         if "tracker" not in self.way:
-            # What lives on may use them.
+            # Surviving orphans may use the names, so end those first.
             self._kill_the_rest()
             self._wait_until_empty(self._names, "names are left")
 
     def clear(self) -> None:
-        """Whatever has come of it: let nothing remain."""
+        """Remove whatever is left, also after a failure."""
         self._program.kill()
         self._program.wait()
         self._kill_the_rest()
@@ -140,16 +142,16 @@ class Round:
             if any(_is_helper(pid, line, _WHO[victim]) for victim in victims):
                 _send(pid, signal.SIGKILL)
                 if "guardian" in line:
-                    # The program has not waited for it.
+                    # A killed process may still do something for a moment: wait until it has ended.
                     wait_until(lambda pid=pid: gone(pid), "the guardian has ended")  # type: ignore[misc]
                     self.unguarded = time.monotonic()
         if self.way == "guardian":
-            # It starts some more children, which have a new one.
+            # Meanwhile the program starts some more children, with a new guardian.
             time.sleep(self.rng.uniform(0.0, 0.5))
         elif victims:
             time.sleep(self.rng.choice([0.0, self.rng.uniform(0.0, 0.3)]))
         if "worker" in self.way:
-            # Looked at before: what is just being started has the command line of whoever starts it.
+            # Before `living`, because a process that is just being started has its parent's command line.
             noted = {process.pid for process in self._noted("process")}
             workers = [
                 pid
@@ -166,7 +168,7 @@ class Round:
             return
         if self.signum == signal.SIGINT:
             _send(self._program.pid, signal.SIGINT)
-            # It may take its leave as it likes, and be killed in the middle of it.
+            # Give it a random time to clean up, and kill it if that is not enough.
             with suppress(subprocess.TimeoutExpired):
                 self._program.wait(self.rng.uniform(0.0, 1.0))
                 figures["left by itself"] += 1
@@ -176,11 +178,11 @@ class Round:
         self._program.wait(PATIENCE)
 
     def _left(self) -> dict[int, str]:
-        """Those that still run and must not."""
+        """The processes that still run and should have ended."""
         left = self.mark.living()
         if "guardian" in self.way:
-            # On their own is all that there was when the guardian died, and what that has started since. So
-            # those have to go that the program itself has started later.
+            # Nobody ends the processes that lived when the guardian died, nor what those have started since.
+            # So only those must have ended that the program itself started later.
             later = {
                 _identity_in(path).pid
                 for path in self.notes.glob("begun-*")
@@ -189,18 +191,21 @@ class Round:
             return {pid: line for pid, line in left.items() if pid in later}
         kinds = ["orphan", "arrived", "below"]
         if self.way in {"worker", "two workers"} or self.signum == signal.SIGINT:
-            # What a child has started is not affected if that is ended on its own: by us, or by the program
-            # that takes its leave.
+            # Here a child may have been ended on its own: by us, or by the program that cleans up. That does
+            # not end programs and forks that this child has started.
             left = {pid: line for pid, line in left.items() if PROGRAM not in line}
             kinds.append("forked")
         free = {process.pid for kind in kinds for process in self._noted(kind) if identity.is_alive(process)}
         return {pid: line for pid, line in left.items() if not _is_with(free, pid, line)} if free else left
 
     def _look_at_orphans(self) -> int:
-        """Those must live whose start was over before anybody died, with what they had."""
+        """Check that each orphan lives whose start was complete before the first kill, with its children.
+
+        Returns the number of those orphans.
+        """
         if "worker" in self.way or self.signum == signal.SIGINT:
-            # They may have been the workers; or the program, which takes its leave, has stopped a child with
-            # all that was below it.
+            # An orphan may itself have been the worker that was killed; or the program, when it cleaned up,
+            # has stopped a child together with all of its descendants.
             return 0
         found = 0
         for path in self.notes.glob("orphan-*"):
@@ -213,9 +218,7 @@ class Round:
         if found:
             for path in self.notes.glob("below-*"):
                 process = _identity_in(path)
-                assert identity.is_alive(process), (
-                    f"what an orphan has started has died ({self._text}): {process}"
-                )
+                assert identity.is_alive(process), f"a child of an orphan has died ({self._text}): {process}"
         return found
 
     def _noted(self, kind: str) -> list[ProcessIdentity]:
@@ -224,7 +227,7 @@ class Round:
     def _kill_the_rest(self) -> None:
         for pid in self.strangers.living():
             _send(pid, signal.SIGKILL)
-        # The resource tracker has something to do yet, and the guardian ends by itself.
+        # Not the resource tracker, which still has work to do, nor the guardian, which ends by itself.
         deadline = time.monotonic() + PATIENCE
         while left := self.mark.living():
             for pid, line in left.items():
@@ -233,7 +236,7 @@ class Round:
             time.sleep(0.005)
 
     def _names(self) -> list[Path]:
-        """Of its processes, in shared memory."""
+        """The names in shared memory that processes of this round made."""
         creators = {path.name.split("-", 1)[1] for path in self.notes.glob("process-*")}
         pids = {creator.split("-")[0] for creator in creators}
         found: list[Path] = []
@@ -255,7 +258,7 @@ def _identity_in(path: Path) -> ProcessIdentity:
 
 
 def _is_with(free: set[int], pid: int, line: str) -> bool:
-    """Whether it is one of those, or descends from one, or serves them."""
+    """Whether the process is one of `free`, a descendant of one, or a helper process that may serve them."""
     if pid in free or _is_one_of_helpers(pid, line):
         return True
     with suppress(psutil.NoSuchProcess):
@@ -268,9 +271,9 @@ def _is_one_of_helpers(pid: int, line: str) -> bool:
 
 
 def _is_helper(pid: int, line: str, words: str) -> bool:
-    """Whether a process with this command line is the helper that has these words there.
+    """Whether this process, with the command line `line`, is the helper that `words` name.
 
-    The children of a fork server have its command line. It alone has executed that itself.
+    Children of the fork server have the same command line as the server, but only the server has called exec.
     """
     if words not in line:
         return False
@@ -287,7 +290,7 @@ def _send(pid: int, signum: int) -> None:
 
 
 def _reap_adopted() -> None:
-    """The orphans come to this process (see `leftovers.adopt_orphans`)."""
+    """Reap orphans, whose parent is now this process (see `leftovers.adopt_orphans`)."""
     with suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -295,7 +298,7 @@ def _reap_adopted() -> None:
 
 @contextmanager
 def bystander() -> Iterator[ProcessIdentity]:
-    """A process of the same user that has nothing to do with it."""
+    """A process of the same user that has nothing to do with the programs, and must not be touched."""
     command = [sys.executable, "-S", "-c", "import time; time.sleep(100_000)"]
     with subprocess.Popen(command, start_new_session=True) as process:
         try:

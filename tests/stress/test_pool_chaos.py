@@ -1,4 +1,5 @@
-"""Random deaths, limits, cancels and restarts: every handle ends, the other results are right, nothing stays.
+"""Pools under random deaths, time limits, cancellations and restarts: every handle ends, every result is
+right, and nothing is left behind.
 
 python -m pytest tests/stress/test_pool_chaos.py --stress-seconds 600 --stress-seed 1
 """
@@ -23,7 +24,7 @@ from tests.contract import pool_tasks as tasks
 
 
 def chaos(method: str, seconds: float, seed: int) -> collections.Counter[str]:
-    """One pool after the other, each with its share of misfortune."""
+    """Use one pool after the other, each while its workers are killed at random."""
     rng = random.Random(seed)
     figures: collections.Counter[str] = collections.Counter()
     end = time.monotonic() + seconds
@@ -70,7 +71,7 @@ def one_pool(method: str, rng: random.Random, figures: collections.Counter[str],
             pool.close()
         assert pool.join(60), "the pool did not end"
     left = [name for victim in victims if victim is not None for name in remains._left_by(victim)]
-    assert not left, "what the dead had made is left"
+    assert not left, "names that killed workers made are left"
 
 
 def one_round(pool: TaskPool, rng: random.Random, figures: collections.Counter[str]) -> None:

@@ -1,8 +1,8 @@
 """Random SIGKILL and SIGSTOP among processes that share a queue, a counter and a lock.
 
-Whoever dies or stands still at whichever moment: nobody hangs, nothing is duplicated, torn or reordered, a
-killed getter takes with it at most what one call takes, the counter misses nothing that was acknowledged, and
-after a kill the others go on within half a second.
+Whichever process is killed or stopped, at any moment: no other one hangs; no item is duplicated, torn or
+reordered; a killed getter loses at most the items of one call; the counter contains every addition that has
+returned; and after a kill the others go on within half a second.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from tests.stress.queue_chaos_workers import (
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 
-#: After a kill the others go on within this time, in seconds.
+#: The most seconds until somebody makes progress again after a kill.
 LONGEST_STALL = 0.5
-#: What each role works on.
+#: The object that each role works on.
 OBJECT_OF = {"putter": "queue", "getter": "queue", "adder": "counter", "locker": "lock"}
 TARGETS: dict[str, Callable[..., None]] = {
     "putter": putter,
@@ -75,7 +75,7 @@ class Worker:
 
 @dataclass
 class Arena:
-    """The workers, their notebooks, and who kills them."""
+    """The workers and their notebooks; kills and stops workers at random, and measures what this causes."""
 
     context: BaseContext
     directory: Path
@@ -84,15 +84,16 @@ class Arena:
     living: list[Worker] = field(default_factory=list)
     everybody: list[Worker] = field(default_factory=list)
     kills: Counter[str] = field(default_factory=Counter)
-    #: How many items the getters that were killed may have taken with them.
+    #: How many items may be lost at most with the getters killed so far.
     may_be_lost: int = 0
     stops: int = 0
     last_kill: int = 0
-    #: Seconds after a kill in which nobody at all got on with the queue (the counter, the lock), at most.
+    #: For each object, the longest time (s) after a kill in which no process made progress with it.
     longest_stall: dict[str, float] = field(default_factory=lambda: dict.fromkeys(OBJECT_OF.values(), 0.0))
-    #: Seconds that one operation took, at most, others overtaking it or not. Nothing is promised about it.
+    #: For each object, the longest single operation (s), even if others overtook it. mpkit promises nothing
+    #: about this.
     longest_wait: dict[str, float] = field(default_factory=lambda: dict.fromkeys(OBJECT_OF.values(), 0.0))
-    #: Neither is measured in what began before this: somebody stood still then.
+    #: Both ignore whatever began earlier than this: a worker was stopped then.
     undisturbed_since: int = field(default_factory=time.monotonic_ns)
     progress: dict[str, tuple[int, int]] = field(
         default_factory=lambda: dict.fromkeys(OBJECT_OF.values(), (0, 0))
@@ -114,13 +115,14 @@ class Arena:
         self.everybody.append(worker)
 
     def others(self, worker: Worker) -> int:
-        """How many of the same role are at work."""
+        """How many other workers with the same role have begun to work."""
         return sum(other.begun for other in self.living if other.role == worker.role and other is not worker)
 
     def kill(self) -> None:
         worker = self.dice.choice(self.living)
         if not worker.begun or not self.others(worker):
-            # Killed while it starts it would tell us nothing, and somebody must be left to go on.
+            # Not one that has not begun to work, for it has nothing to interrupt; and not the last of its
+            # role, for somebody must be left to go on.
             return
         self.kills[worker.role] += 1
         if worker.role == "getter":
@@ -147,7 +149,7 @@ class Arena:
             self.look()
 
     def look(self) -> None:
-        """Measure, once."""
+        """Update the measurements once."""
         now = time.monotonic_ns()
         done = dict.fromkeys(OBJECT_OF.values(), 0)
         lacking = {"queue": {"putter", "getter"}, "counter": {"adder"}, "lock": {"locker"}}
@@ -171,7 +173,7 @@ class Arena:
                 )
 
     def let_end(self) -> None:
-        """The survivors come to an end by themselves."""
+        """Tell the survivors to end, and check that each ends by itself."""
         self.judge.words[STOP] = 1
         for role in ("putter", "adder", "locker", "getter"):
             if role == "getter":
@@ -223,7 +225,8 @@ def test_chaos(
             arena.start(role)
     end = time.monotonic() + stress_seconds
     while time.monotonic() < end:
-        # Mostly one blow after the other; sometimes time enough to see how long the last one holds all up.
+        # Mostly one blow soon after the other; sometimes a pause, long enough to see how long the last one
+        # holds the others up.
         arena.sleep(arena.dice.uniform(0.0, 0.04) if arena.dice.random() < 0.8 else 0.6)
         if arena.dice.random() < 0.9:
             arena.kill()
@@ -258,7 +261,7 @@ def judge_queue(arena: Arena) -> None:
         if worker.role == "putter":
             numbers = taken.pop(worker.number, [])
             assert len(numbers) == len(set(numbers)), f"duplicates of putter {worker.number}"
-            # What was under way when the putter was killed may have gone in.
+            # The items of the call during which the putter was killed may or may not be in the queue.
             assert not numbers or max(numbers) < worker.done + LARGEST_BATCH
             lost += len(set(range(worker.done)) - set(numbers))
     assert not taken

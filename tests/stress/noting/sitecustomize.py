@@ -1,7 +1,8 @@
-# ruff: noqa: INP001  (no package: it is found by its name)
-"""For the programs of `test_parent_death`: every Python process of theirs notes who it is when it starts.
+# ruff: noqa: INP001  (not in a package: Python imports it by its name, from PYTHONPATH)
+"""For `test_parent_death`: each Python process of its programs records its pid and start time when it starts.
 
-So a name in shared memory, in which its creator's pid and start stand, is known to be one of theirs.
+A name in shared memory contains the pid and the start time of its creator. So the test can tell which names
+its programs made.
 """
 
 from __future__ import annotations
