@@ -23,7 +23,7 @@ from mpkit.pool._worker import outbox as _worker_outbox
 from tests.conftest import own_or_of_the_server
 from tests.contract import pool_tasks as tasks
 from tests.helpers import leftovers
-from tests.helpers.processes import ROOT, gone, python, wait_gone
+from tests.helpers.processes import ROOT, gone, python, to_be_killed, wait_gone
 from tests.helpers.waiting import PATIENCE, wait_until
 from tests.integration import program_tasks as programs
 
@@ -310,7 +310,10 @@ def test_the_end_of_the_program_is_the_end_of_what_its_tasks_have_started(
     script.write_text(_PROGRAM)
     arguments = (script, start_method, path, "wait" if how == "Ctrl-C" else "end")
     env = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    with python(*arguments, stdin=subprocess.PIPE, env=env) as program:
+    with (
+        to_be_killed() as temporary,
+        python(*arguments, stdin=subprocess.PIPE, env={**env, **temporary}) as program,
+    ):
         pid = pid_in(path)
         if how == "end":
             program.communicate("\n", timeout=PATIENCE)

@@ -85,7 +85,9 @@ def test_all_that_a_task_has_made_goes_with_its_worker(pool: TaskPool) -> None:
 
 
 @pytest.mark.parametrize("way", ["kill", "_exit"])
-def test_all_that_a_process_has_made_goes_with_it(way: str) -> None:
+def test_all_that_a_process_has_made_goes_with_it(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What descends from it is killed by the guardian, which may have to wait for a core.
+    monkeypatch.setattr(ties, "_FAMILY_PATIENCE_S", PATIENCE)
     queue: BoundedQueue[list[int]] = BoundedQueue()
 
     def target() -> None:
