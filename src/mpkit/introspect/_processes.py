@@ -166,8 +166,9 @@ def _if_told(fact: Callable[[], T | None]) -> T | None:
     """A fact that the system may keep to the owner of the process, or not know at all: then None."""
     try:
         return fact()
-    except (psutil.ZombieProcess, psutil.AccessDenied, NotImplementedError, AttributeError):
-        # AttributeError: psutil leaves out the methods that a platform cannot answer.
+    except (psutil.ZombieProcess, psutil.AccessDenied, NotImplementedError, AttributeError, OSError):
+        # AttributeError: psutil leaves out the methods that a platform cannot answer. OSError: a sandbox that
+        # does not know a system call, or lacks a file in /proc.
         return None
 
 

@@ -1,7 +1,8 @@
 """What the file of a queue says at one moment, also seen from a process that does not use it: read, and never
 changed.
 
-The administrator may look at the programs of others: what lies in their files may be anything.
+The administrator may look at the programs of others: what lies in their files may be anything, and change at
+any time. So they are not mapped: to look at one that has just been cut would be a SIGBUS.
 """
 
 from __future__ import annotations
@@ -10,29 +11,43 @@ import contextlib
 import errno
 import os
 import stat
+import sys
 from dataclasses import dataclass
+from typing import Any
 
-from mpkit._platform.files.descriptors import NO_WAIT, NOT_INHERITED
+from mpkit._platform.files.descriptors import NO_TERMINAL, NO_WAIT, NOT_INHERITED
+from mpkit._platform.files.positioned import read_at
+from mpkit._platform.hints import override
 from mpkit._platform.processes import identity
 from mpkit._shm.locks.shared_file import MAGIC, RECOVERIES
 from mpkit._shm.locks.shared_object import while_nobody_opens
 from mpkit._shm.memory.segment import Segment
 from mpkit._shm.queues import layout
-from mpkit._shm.queues.generations import Generations
+from mpkit._shm.queues.generations import Generations, RingView
 from mpkit._shm.queues.queue_file import QueueFile
-from mpkit._shm.queues.regions import Regions
+from mpkit._shm.queues.regions import PLACE, Regions, offset_of, size_of
 from mpkit._shm.queues.ring import COUNT_MASK
 
 __all__ = ["QueueStatistics", "numbers_of", "open_to_look", "read_queue"]
 
 
-def open_to_look(path: str, access: int = os.O_RDONLY) -> int:
+#: So often the numbers of a queue are read anew at most.
+_MOST_LOOKS = 10_000
+
+
+def open_to_look(path: str) -> int:
     """Open a file that has the name of one of mpkit's, which a named pipe may have as well. Never waits.
 
     Raises:
-        OSError: it is gone (FileNotFoundError; so is what is no regular file), or may not be read.
+        FileNotFoundError: it is gone, or is none that can be read.
+        OSError: this process has no descriptor left.
     """
-    fd = os.open(path, access | NOT_INHERITED | NO_WAIT)
+    try:
+        fd = os.open(path, os.O_RDONLY | NOT_INHERITED | NO_WAIT | NO_TERMINAL)
+    except OSError as error:
+        if identity.is_lack_of_means(error):
+            raise
+        raise FileNotFoundError(errno.ENOENT, "cannot be read", path) from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise FileNotFoundError(errno.ENOENT, "no regular file", path)
@@ -85,7 +100,7 @@ def read_queue(name: str, path: str) -> tuple[QueueStatistics, tuple[int, ...]] 
     # Opening the file a second time and closing it would give up the file lock of a process that uses the
     # queue itself (see `filelock`): then it is read through what is open already, and nobody may open it
     # meanwhile.
-    return while_nobody_opens(name, lambda known: _read_alone(name, path, known))
+    return while_nobody_opens(name, lambda known: _read_alone(path, known))
 
 
 def numbers_of(words: memoryview[int], generations: Generations, regions: Regions) -> QueueStatistics:
@@ -110,34 +125,80 @@ def numbers_of(words: memoryview[int], generations: Generations, regions: Region
     )
 
 
-def _read_alone(name: str, path: str, known: object) -> tuple[QueueStatistics, tuple[int, ...]] | None:
+def _read_alone(path: str, known: object) -> tuple[QueueStatistics, tuple[int, ...]] | None:
     if isinstance(known, QueueFile):
         # ValueError: another thread closes it at this moment.
         with contextlib.suppress(ValueError):
             return None if known.closed else _read(known.segment, known.generations, known.regions)
         return None
-    fd = open_to_look(path, os.O_RDWR)
-    size = os.fstat(fd).st_size
-    if size < layout.FORM.file_bytes:
-        os.close(fd)
-        return None
+    fd = open_to_look(path)
     try:
-        # It is mapped for writing because the parts of it know no other way; nothing here writes.
-        segment = Segment(name, fd, layout.FORM.file_bytes, owned=False)
-    except BaseException:
-        os.close(fd)
-        raise
-    regions = Regions(segment, start=layout.REGIONS, capacity=layout.REGION_SLOTS)
-    try:
-        if segment.words[MAGIC] != layout.FORM.magic:
+        file: Any = _File(_Words(fd, 0, layout.FORM.file_bytes >> 3))
+        if file.words[MAGIC] != layout.FORM.magic:
             return None
-        return _read(segment, Generations(segment.words, segment.mm, regions), regions)
-    except (IndexError, TypeError, ValueError):
-        # What it says leads out of it.
+        regions = Regions(file, start=layout.REGIONS, capacity=layout.REGION_SLOTS)
+        return _read(file, _Rings(file.words, file.words, regions), regions)
+    except (IndexError, ValueError, OSError):
+        # It is shorter, or what it says leads out of it, or it cannot be read.
         return None
     finally:
-        regions.close()
-        segment.close()
+        os.close(fd)
+
+
+class _Words:
+    """Words of a file, each read when it is asked for: in the place of those of a mapping. A slice may be any
+    stretch of the file.
+    """
+
+    __slots__ = ("_fd", "_first", "_number")
+
+    def __init__(self, fd: int, first: int, number: int) -> None:
+        self._fd = fd
+        self._first = first
+        self._number = number
+
+    def __getitem__(self, at: int | slice) -> int | _Words:
+        if isinstance(at, slice):
+            return _Words(self._fd, self._first + at.start, at.stop - at.start)
+        word = read_at(self._fd, 8, (self._first + at) << 3) if 0 <= at < self._number else b""
+        if len(word) < 8:
+            raise IndexError(at)
+        return int.from_bytes(word, sys.byteorder)
+
+
+class _File:
+    """In the place of a segment, as far as somebody needs it who only looks."""
+
+    __slots__ = ("words",)
+
+    def __init__(self, words: _Words) -> None:
+        self.words = words
+
+
+class _Rings(Generations):
+    """The rings in a file that is not mapped."""
+
+    __slots__ = ("_looks",)
+
+    def __init__(self, words: memoryview[int], mm: Any, regions: Regions) -> None:  # noqa: ANN401  there is none
+        super().__init__(words, mm, regions)
+        self._looks = 0
+
+    @override
+    def _words_of(self, generation: int) -> memoryview[int]:
+        # No queue moves each time it is looked at.
+        self._looks += 1
+        if self._looks > _MOST_LOOKS:
+            raise ValueError
+        return super()._words_of(generation)
+
+    @override
+    def in_region(self, region: int) -> RingView:
+        if region == 0:
+            return super().in_region(0)
+        place = self._words[self._regions.at(region) + PLACE]
+        first, number = offset_of(place) >> 3, size_of(place) >> 3
+        return RingView(self._words[first : first + number], self._mm, layout.RING_RECORDS << 3, number)
 
 
 def _read(
