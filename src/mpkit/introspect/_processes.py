@@ -173,8 +173,9 @@ def _if_told(fact: Callable[[], T | None]) -> T | None:
     """A value that the system may not know, or may tell the owner of the process only: then None."""
     try:
         return fact()
-    except (psutil.ZombieProcess, psutil.AccessDenied, NotImplementedError, AttributeError):
-        # AttributeError: psutil has no such method on this platform.
+    except (psutil.ZombieProcess, psutil.AccessDenied, NotImplementedError, AttributeError, OSError):
+        # AttributeError: psutil has no such method on this platform. OSError: a sandbox without this system
+        # call or this file in /proc.
         return None
 
 

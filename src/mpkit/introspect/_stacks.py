@@ -15,7 +15,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from mpkit._platform.files.descriptors import NO_WAIT, NOT_INHERITED
+from mpkit._platform.files.descriptors import NO_TERMINAL, NO_WAIT, NOT_INHERITED
 from mpkit._platform.processes import identity, signalling
 from mpkit._platform.signals.handlers_at_work import HandlerWatch, is_caught
 from mpkit._platform.threads.readiness import read_available
@@ -37,7 +37,7 @@ _QUIET_SECONDS = 0.02
 #: How long workers may take to answer.
 _ANSWER_SECONDS = 2.0
 
-_OPEN_FLAGS = os.O_RDONLY | NOT_INHERITED | NO_WAIT
+_OPEN_FLAGS = os.O_RDONLY | NOT_INHERITED | NO_WAIT | NO_TERMINAL
 
 
 class FoundWorker(NamedTuple):
@@ -129,10 +129,13 @@ def _asked(worker: FoundWorker, pipes: list[int]) -> _Asked | ProcessGone | Acce
         return None
     try:
         pipe = os.open(f"/proc/{pid}/fd/{number}", _OPEN_FLAGS)
-    except (FileNotFoundError, ProcessLookupError):
-        return ProcessGone(pid=pid)
     except PermissionError:
         return AccessDenied(pid=pid)
+    except OSError as error:
+        if identity.is_lack_of_means(error):
+            raise
+        # Or what has that number is nothing that can be opened (a socket).
+        return ProcessGone(pid=pid)
     pipes.append(pipe)
     # Check that the pid still belongs to the worker, and that what has been opened is a pipe.
     who = identity.of(pid)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+import sys
 from types import SimpleNamespace
+from typing import Any
 
+import psutil
 import pytest
 
 from mpkit.cli.main import main
@@ -39,3 +43,12 @@ def test_each_worker_is_shown_whatever_becomes_of_the_others(
         "",
     ]
     assert err == ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pipes can be opened from outside on Linux only")
+def test_one_that_names_a_socket_as_its_pipe_is_no_worker_of_ours() -> None:
+    """Any user may; the others are shown all the same."""
+    with socket.socket() as other:
+        row: Any = SimpleNamespace(stack_pipe=other.fileno())
+        (answer,) = _stacks.stacks_of([_stacks.FoundWorker(psutil.Process(), row)])
+    assert isinstance(answer, ProcessGone)

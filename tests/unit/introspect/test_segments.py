@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import struct
@@ -14,12 +15,14 @@ import pytest
 from mpkit import BoundedQueue, Lock, introspect
 from mpkit._platform.processes import identity
 from mpkit._shm.locks import shared_file
+from mpkit._shm.memory.rows import Rows
 from mpkit._shm.memory.segment import Segment
-from mpkit._shm.queues import layout
+from mpkit._shm.queues import generations, layout
 from mpkit._shm.queues.outside import read_queue
 from mpkit.introspect import _segments
 from mpkit.introspect._translate import find
 from mpkit.pool._outside import read_name, read_row
+from tests.helpers.processes import forked, in_a_fork
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="file descriptors show in /proc")
 
@@ -113,17 +116,103 @@ def test_a_named_pipe_that_has_such_a_name_is_not_waited_for(
 
 
 @linux
+@pytest.mark.parametrize("look", [read_row, read_name, lambda path: read_queue("other", path)])
+def test_what_cannot_be_read_and_has_such_a_name_is_passed_over(
+    look: Callable[[str], object], tmp_path: Path
+) -> None:
+    """Any user could show the administrator a traceback in place of all programs."""
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path)
+    descriptor = os.open(link, os.O_PATH | os.O_NOFOLLOW)
+    try:
+        for path in (f"/proc/self/fd/{descriptor}", str(tmp_path)):
+            with pytest.raises(FileNotFoundError):
+                look(path)
+    finally:
+        os.close(descriptor)
+
+
+@linux
+def test_a_terminal_that_has_such_a_name_does_not_become_ours() -> None:
+    """Any user could send the administrator's `ps` a Ctrl-C, or hang it up, that was started without one."""
+    ours, theirs = os.openpty()
+    path = os.ttyname(theirs)
+
+    def look() -> None:
+        os.setsid()
+        with pytest.raises(FileNotFoundError):
+            read_row(path)
+        with pytest.raises(OSError, match="No such device"):
+            os.open("/dev/tty", os.O_RDONLY)
+
+    try:
+        assert forked(look) == 0
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def a_copy_of_a_queue(path: Path) -> str:
+    """Of another process, as it seems."""
+    with BoundedQueue[int]() as queue:
+        path.write_bytes(Path(f"/proc/self/fd/{queue._opened().segment.fd}").read_bytes())
+    return str(path)
+
+
+@linux
+def test_a_queue_that_is_cut_while_it_is_looked_at_does_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = a_copy_of_a_queue(tmp_path / "copy")
+    rows = shared_file.Form.rows
+
+    def cut(form: shared_file.Form, segment: Segment) -> Rows:
+        os.truncate(path, 0)
+        return rows(form, segment)
+
+    monkeypatch.setattr(shared_file.Form, "rows", cut)
+    # What looks at a mapping of it is killed by SIGBUS.
+    assert in_a_fork(lambda: read_queue("copy", path) is None)
+
+
+@linux
+def test_a_queue_that_never_stands_still_is_not_looked_at_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = a_copy_of_a_queue(tmp_path / "copy")
+    moves = itertools.count(1)
+
+    def move() -> None:
+        with open(path, "r+b") as file:
+            file.seek(8 * layout.GET_GENERATION)
+            file.write(struct.pack("=Q", next(moves)))
+
+    monkeypatch.setattr(generations, "_fence", move)
+    assert read_queue("copy", path) is None
+
+
+@linux
+def test_a_queue_of_others_is_read_beyond_its_first_ring(tmp_path: Path) -> None:
+    with BoundedQueue[bytes]() as queue:
+        for _ in range(3000):
+            queue.put(bytes(50))
+        queue.put(bytes(1 << 20))
+        assert queue._opened().segment.words[layout.PUT_GENERATION] > 0
+        found = read_queue("another name", f"/proc/self/fd/{queue._opened().segment.fd}")
+        assert found is not None
+        assert found[0] == queue.statistics()
+
+
+@linux
 @pytest.mark.parametrize(
     "word", [shared_file.ROWS_USED, layout.GENERATIONS, layout.PUT_GENERATION, layout.ROWS], ids=str
 )
 def test_a_queue_that_says_what_cannot_be_does_no_harm(word: int, tmp_path: Path) -> None:
-    with BoundedQueue[int]() as queue:
-        path = tmp_path / "copy"
-        path.write_bytes(Path(f"/proc/self/fd/{queue._opened().segment.fd}").read_bytes())
+    path = a_copy_of_a_queue(tmp_path / "copy")
     with open(path, "r+b") as file:
         file.seek(8 * word)
         file.write(struct.pack("=Q", 1 << 47))
-    found = read_queue("copy", str(path))
+    found = read_queue("copy", path)
     assert found is None or found[1] == ()
 
 

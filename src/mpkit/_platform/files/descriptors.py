@@ -9,7 +9,7 @@ import os
 import sys
 from typing import Final
 
-__all__ = ["NOT_INHERITED", "NO_LINK", "NO_WAIT", "file_behind", "is_ours", "is_still"]
+__all__ = ["NOT_INHERITED", "NO_LINK", "NO_TERMINAL", "NO_WAIT", "file_behind", "is_ours", "is_still"]
 
 # Flags for `os.open`, as far as the system has them.
 NOT_INHERITED: Final = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
@@ -18,6 +18,8 @@ NO_LINK: Final = getattr(os, "O_NOFOLLOW", 0)
 """Opening fails if the file is a symbolic link (which another user may have put there)."""
 NO_WAIT: Final = getattr(os, "O_NONBLOCK", 0)
 """Opening does not block if the file is a named pipe (which another user may have put there)."""
+NO_TERMINAL: Final = getattr(os, "O_NOCTTY", 0)
+"""If the file is a terminal, it does not become the controlling terminal of this process."""
 
 
 def file_behind(descriptor: int) -> tuple[int, int]:

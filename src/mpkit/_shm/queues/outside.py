@@ -1,6 +1,8 @@
 """Reads the state of a queue at one moment, also from a process that does not use the queue. Changes nothing.
 
-An administrator may look at the programs of other users, so the content of the file is not trusted.
+An administrator may look at the programs of other users, so the content of the file is not trusted. It may
+also change at any time, so the file is read and not mapped: a mapping of a file that is being truncated raises
+SIGBUS.
 """
 
 from __future__ import annotations
@@ -9,30 +11,43 @@ import contextlib
 import errno
 import os
 import stat
+import sys
 from dataclasses import dataclass
+from typing import Any
 
-from mpkit._platform.files.descriptors import NO_WAIT, NOT_INHERITED
+from mpkit._platform.files.descriptors import NO_TERMINAL, NO_WAIT, NOT_INHERITED
+from mpkit._platform.files.positioned import read_at
+from mpkit._platform.hints import override
 from mpkit._platform.processes import identity
 from mpkit._shm.locks.shared_file import MAGIC, RECOVERIES
 from mpkit._shm.locks.shared_object import while_nobody_opens
 from mpkit._shm.memory.segment import Segment
 from mpkit._shm.queues import layout
-from mpkit._shm.queues.generations import Generations
+from mpkit._shm.queues.generations import Generations, RingView
 from mpkit._shm.queues.queue_file import QueueFile
-from mpkit._shm.queues.regions import Regions
+from mpkit._shm.queues.regions import PLACE, Regions, offset_of, size_of
 from mpkit._shm.queues.ring import COUNT_MASK
 
 __all__ = ["QueueStatistics", "numbers_of", "open_to_look", "read_queue"]
 
 
-def open_to_look(path: str, access: int = os.O_RDONLY) -> int:
+#: How often reading a queue is begun again at most, because it has moved to another ring meanwhile.
+_MOST_LOOKS = 10_000
+
+
+def open_to_look(path: str) -> int:
     """Open a file for reading its state. Never blocks, even if it is a named pipe.
 
     Raises:
-        FileNotFoundError: it is gone, or is no regular file.
-        OSError: it may not be opened.
+        FileNotFoundError: it is gone, may not be opened, or is not a regular file.
+        OSError: this process has no descriptor left.
     """
-    fd = os.open(path, access | NOT_INHERITED | NO_WAIT)
+    try:
+        fd = os.open(path, os.O_RDONLY | NOT_INHERITED | NO_WAIT | NO_TERMINAL)
+    except OSError as error:
+        if identity.is_lack_of_means(error):
+            raise
+        raise FileNotFoundError(errno.ENOENT, "cannot be opened", path) from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise FileNotFoundError(errno.ENOENT, "no regular file", path)
@@ -111,34 +126,81 @@ def numbers_of(words: memoryview[int], generations: Generations, regions: Region
     )
 
 
-def _read_alone(name: str, path: str, known: object) -> tuple[QueueStatistics, tuple[int, ...]] | None:
+def _read_alone(path: str, known: object) -> tuple[QueueStatistics, tuple[int, ...]] | None:
     if isinstance(known, QueueFile):
         # ValueError: another thread is just closing it.
         with contextlib.suppress(ValueError):
             return None if known.closed else _read(known.segment, known.generations, known.regions)
         return None
-    fd = open_to_look(path, os.O_RDWR)
-    size = os.fstat(fd).st_size
-    if size < layout.FORM.file_bytes:
-        os.close(fd)
-        return None
+    fd = open_to_look(path)
     try:
-        # `Segment` always maps for writing; nothing here writes.
-        segment = Segment(name, fd, layout.FORM.file_bytes, owned=False)
-    except BaseException:
-        os.close(fd)
-        raise
-    regions = Regions(segment, start=layout.REGIONS, capacity=layout.REGION_SLOTS)
-    try:
-        if segment.words[MAGIC] != layout.FORM.magic:
+        file: Any = _File(_Words(fd, 0, layout.FORM.file_bytes >> 3))
+        if file.words[MAGIC] != layout.FORM.magic:
             return None
-        return _read(segment, Generations(segment.words, segment.mm, regions), regions)
-    except (IndexError, TypeError, ValueError):
-        # Its content is invalid: it refers to places outside the file, say.
+        regions = Regions(file, start=layout.REGIONS, capacity=layout.REGION_SLOTS)
+        return _read(file, _Rings(file.words, file.words, regions), regions)
+    except (IndexError, ValueError, OSError):
+        # The file is too short, refers to places outside itself, or cannot be read.
         return None
     finally:
-        regions.close()
-        segment.close()
+        os.close(fd)
+
+
+class _Words:
+    """The words of a file, each read from it when it is asked for; takes the place of a mapping's words.
+
+    A slice may reach beyond this object, up to the end of the file.
+    """
+
+    __slots__ = ("_fd", "_first", "_number")
+
+    def __init__(self, fd: int, first: int, number: int) -> None:
+        self._fd = fd
+        self._first = first
+        self._number = number
+
+    def __getitem__(self, at: int | slice) -> int | _Words:
+        if isinstance(at, slice):
+            return _Words(self._fd, self._first + at.start, at.stop - at.start)
+        word = read_at(self._fd, 8, (self._first + at) << 3) if 0 <= at < self._number else b""
+        if len(word) < 8:
+            raise IndexError(at)
+        return int.from_bytes(word, sys.byteorder)
+
+
+class _File:
+    """Takes the place of a `Segment`, as far as reading the state of a queue needs one."""
+
+    __slots__ = ("words",)
+
+    def __init__(self, words: _Words) -> None:
+        self.words = words
+
+
+class _Rings(Generations):
+    """The rings of a queue whose file is not mapped."""
+
+    __slots__ = ("_looks",)
+
+    def __init__(self, words: memoryview[int], mm: Any, regions: Regions) -> None:  # noqa: ANN401  there is none
+        super().__init__(words, mm, regions)
+        self._looks = 0
+
+    @override
+    def _words_of(self, generation: int) -> memoryview[int]:
+        # A queue that seems to move to another ring at each look is not a real one.
+        self._looks += 1
+        if self._looks > _MOST_LOOKS:
+            raise ValueError
+        return super()._words_of(generation)
+
+    @override
+    def in_region(self, region: int) -> RingView:
+        if region == 0:
+            return super().in_region(0)
+        place = self._words[self._regions.at(region) + PLACE]
+        first, number = offset_of(place) >> 3, size_of(place) >> 3
+        return RingView(self._words[first : first + number], self._mm, layout.RING_RECORDS << 3, number)
 
 
 def _read(
