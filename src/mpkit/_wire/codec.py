@@ -218,12 +218,8 @@ def _writer(kind: type[pickle.Pickler], threshold: int | None) -> _Writer:
     buffers: list[pickle.PickleBuffer] = []
 
     def offer(buffer: pickle.PickleBuffer) -> bool:
-        """What the pickler calls for each buffer; true means: copy it into the head."""
-        try:
-            size = buffer.raw().nbytes
-        except BufferError:
-            return True  # not contiguous: pickle has its own word for that
-        if size < cast("int", threshold):
+        """What the pickler calls for each buffer that is contiguous; true means: copy it into the head."""
+        if buffer.raw().nbytes < cast("int", threshold):
             return True
         buffers.append(buffer)
         return False
