@@ -129,7 +129,7 @@ def test_a_queue_that_has_had_billions_of_rings_goes_on(queue: OpenQueue) -> Non
     assert queue.puts.trim()
     put(queue, item(0))
     assert get(queue) == item(0)
-    assert queue.puts.shut_down(None)
+    queue.puts.shut_down()
     assert queue.puts.ring.is_shut_down
 
 
@@ -155,7 +155,7 @@ def test_no_memory_to_grow_leaves_the_queue_as_it_is(
 def test_shut_down_is_known_in_every_generation(queue: OpenQueue) -> None:
     for number in range(300):
         put(queue, item(number))
-    assert queue.puts.shut_down(None)
+    queue.puts.shut_down()
     with pytest.raises(QueueShutDown):
         put(queue, b"late")
     assert not queue.puts.try_put(b"late")

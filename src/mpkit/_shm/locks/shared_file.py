@@ -5,11 +5,10 @@ Whoever finds one can tell what it is and who uses it, by its first words::
 
     word 0   magic: what it is, and the version of its layout; stored last by the creator
     word 1   index of the table of processes
-    word 2   capacity of that table
-    word 3   rows of it that have ever been used
-    word 4   how many locks were taken over from the dead
-    word 5   how many handles have been pickled    } under the file lock
-    word 6   which of the last 64 are under way    }
+    word 2   rows of it that have ever been used
+    word 3   how many locks were taken over from the dead
+    word 4   how many handles have been pickled    } under the file lock
+    word 5   which of the last 64 are under way    }
 
 A handle is under way until it is unpickled for the first time: it may be unpickled any number of times (the
 arguments of an initializer, in each worker), so counting would not do.
@@ -29,13 +28,15 @@ from mpkit.errors import HandleLost
 
 T = TypeVar("T")
 
-MAGIC, ROWS_AT, ROWS_CAPACITY, ROWS_USED, RECOVERIES, EXPORTS, UNDER_WAY = range(7)
+MAGIC, ROWS_AT, ROWS_USED, RECOVERIES, EXPORTS, UNDER_WAY = range(6)
 #: "mpkit" in ASCII, the version of all layouts, and room for the kind.
 MAGIC_BASE = 0x6D706B6974 << 16 | 1 << 8
 #: How long opening a handle may wait for a process that was stopped while it had the file lock.
 OPENING_SECONDS = 5.0
 #: As many handles are known by their number while they are under way.
 NUMBERS = 64
+#: As many processes (of a lock: threads) can use one object at the same time.
+MOST_ROWS = 4096
 
 
 class Form:
@@ -45,7 +46,6 @@ class Form:
         kind: what users call it; a word for the file's name, too.
         magic: its first word.
         rows_at: index of the table of processes.
-        rows_capacity: how many there may be.
         semaphores: first value and maximum of each; the first `locks` are the permits of robust locks.
         locks: how many robust locks there are.
         must_stay: as of `Rows`.
@@ -57,7 +57,6 @@ class Form:
         magic: int,
         *,
         rows_at: int,
-        rows_capacity: int,
         semaphores: tuple[tuple[int, int], ...],
         locks: int,
         must_stay: MustStay | None = None,
@@ -65,12 +64,11 @@ class Form:
         self.kind: str = kind
         self.magic: int = magic
         self.rows_at: int = rows_at
-        self.rows_capacity: int = rows_capacity
         self.semaphores: tuple[tuple[int, int], ...] = semaphores
         self.locks: int = locks
         self.must_stay: MustStay | None = must_stay
         self.reserved_bytes: int = rows_at * 8
-        self.file_bytes: int = (rows_at + rows_capacity * ROW_WORDS) * 8
+        self.file_bytes: int = (rows_at + MOST_ROWS * ROW_WORDS) * 8
 
     def create(
         self, write: Callable[[memoryview[int]], object], use: Callable[[Segment, list[Semaphore]], T]
@@ -93,7 +91,6 @@ class Form:
             semaphores = Semaphore.create_all(self.semaphores, segment.name)
             words = segment.words
             words[ROWS_AT] = self.rows_at
-            words[ROWS_CAPACITY] = self.rows_capacity
             write(words)
             words[MAGIC] = self.magic
             return use(segment, semaphores)
@@ -125,7 +122,7 @@ class Form:
         return Rows(
             segment,
             start=self.rows_at,
-            capacity=self.rows_capacity,
+            capacity=MOST_ROWS,
             used_at=ROWS_USED,
             must_stay=self.must_stay,
         )

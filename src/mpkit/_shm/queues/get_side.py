@@ -160,15 +160,11 @@ class GetSide:
         self._spin_for_items()
         return self._wait(limit, deadline)
 
-    def discard_all(self, deadline: float | None) -> bool:
-        """Throw away everything that is queued, counting it as done; False when the lock could not be had in
-        time.
-        """
-        finished = self._lock.run(deadline, self._discard_all_locked)
-        if finished is None:
-            return False
+    def discard_all(self) -> None:
+        """Throw away everything that is queued, counting it as done."""
+        finished = self._lock.run(None, self._discard_all_locked)
+        assert finished is not None  # it was waited for as long as it took
         self._file.done.post(finished)
-        return True
 
     def repair(self) -> None:
         """Count as done what has been thrown away so far; whoever calls has the lock, or takes it over.

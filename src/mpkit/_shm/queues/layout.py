@@ -67,7 +67,6 @@ FORM = Form(
     "queue",
     MAGIC_BASE | 0x51,
     rows_at=ROWS,
-    rows_capacity=4096,
     # The two locks; then the tokens for items, for room, and for the end of all work.
     semaphores=((1, 1), (1, 1), (0, MAX_VALUE), (0, MAX_VALUE), (0, MAX_VALUE)),
     locks=2,

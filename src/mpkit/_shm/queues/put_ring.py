@@ -231,10 +231,9 @@ class PutRing:
             return None
         return self._file.supply.claim(size, WRITING, serial)
 
-    def refuse_further_puts(self) -> bool:
+    def refuse_further_puts(self) -> None:
         """Shut the queue down."""
         self._queue_words[PUT_GENERATION] |= SHUT_DOWN
-        return True
 
     def trim(self) -> None:
         """Give memory back to the system that an empty queue does not need (holding both locks)."""

@@ -200,13 +200,11 @@ class PutSide:
             self.wake_getters(number)
         return done
 
-    def shut_down(self, deadline: float | None) -> bool:
-        """Let nobody put any more; False when the lock could not be had in time."""
-        if self._lock.run(deadline, self.ring.refuse_further_puts) is None:
-            return False
+    def shut_down(self) -> None:
+        """Let nobody put any more."""
+        self._lock.run(None, self.ring.refuse_further_puts)
         # Only now: the release was the barrier between our word and the look at who sleeps.
         self.wake_getters(EVERYBODY)
-        return True
 
     def wake_getters(self, number: int) -> None:
         """Let up to `number` sleeping getters look again."""

@@ -79,9 +79,9 @@ class RegionSupply:
         Raises:
             SharedMemoryExhausted: the memory is not to be had; nothing has changed.
         """
-        number = self._best_free(size, 2 * size + 16 * PAGE)
+        number = self._best_free(size)
         if number < 0 and self._reclaim():
-            number = self._best_free(size, 2 * size + 16 * PAGE)
+            number = self._best_free(size)
         if number >= 0:
             at = self._regions.at(number)
             if self._words[at] == DROPPED:
@@ -106,8 +106,9 @@ class RegionSupply:
                 given += self._drop(number)
         return given
 
-    def _best_free(self, size: int, most: int) -> int:
+    def _best_free(self, size: int) -> int:
         words = self._words
+        most = 2 * size + 16 * PAGE
         best, best_size, best_state = -1, most + 1, DROPPED
         for number, at in self._regions.made():
             state = words[at]

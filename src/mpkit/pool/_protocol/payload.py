@@ -61,9 +61,7 @@ _made = 0
 # -- arguments -----------------------------------------------------------------------------------------------
 
 
-def dump_arguments(
-    arguments: Any, pickler: Pickler, room: int = INLINE_BYTES
-) -> tuple[int, bytes, Blob | None]:
+def dump_arguments(arguments: Any, pickler: Pickler, room: int) -> tuple[int, bytes, Blob | None]:
     """Pickle the arguments of a task: flags, bytes for the record, a parcel (the caller's) if they are big.
 
     Args:
@@ -109,8 +107,7 @@ def load_items(flags: int, data: bytes | memoryview) -> tuple[bytes, list[tuple[
         head, *buffers = _slices(_map(bytes(data).decode()))
     if not flags & FUNCTION_INSIDE:
         return b"", salvage.load_items(head, buffers, contain=True)
-    function, _ = salvage.load_part(head, (), 0, contain=True)
-    return function, salvage.load_items(head, buffers, 1, contain=True)
+    return salvage.load_first(head), salvage.load_items(head, buffers, 1, contain=True)
 
 
 # -- outcomes ------------------------------------------------------------------------------------------------
