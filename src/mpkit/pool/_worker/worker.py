@@ -360,7 +360,7 @@ class _Worker:
             self.inside = 0
             try:
                 return payload.dump_error(error, pickler)
-            except Exception as second:  # noqa: BLE001  no room for a parcel, or an exception class that fights back
+            except BaseException as second:  # noqa: BLE001  no room for a parcel, or an exception class that fights back
                 text = f"the task raised {type(error).__name__}, which cannot be sent: {second!r}"
                 return ERROR, failure.pack_exception(SerializationError(text))
         return outcome
