@@ -173,11 +173,9 @@ def _encoded(text: str) -> bytes:
 
 
 def _made_plain(value: object) -> object:
-    """The same number or text, if its class is one that the parent may not know (an enumeration, say)."""
+    """The same whole number or text, if its class may be unknown to the parent (an enumeration, say)."""
     if isinstance(value, int):
         return int(value)
-    if isinstance(value, float):
-        return float(value)
     return str.__str__(value) if isinstance(value, str) else _text_of(value)
 
 

@@ -35,7 +35,6 @@ from mpkit.pool._protocol.channel import (
     FUNCTION_INSIDE,
     HEAD_SIZE,
     KEYWORDS,
-    NONE,
     PLAIN,
     RAISED,
     VALUE,
@@ -114,14 +113,12 @@ def load_items(flags: int, data: bytes | memoryview) -> tuple[bytes, list[tuple[
 
 
 def dump_value(value: object, pickler: Pickler) -> tuple[int, bytes]:
-    """Pickle what a task returned: the kind of the outcome and its data.
+    """Pickle what a task returned, and is not None: the kind of the outcome and its data.
 
     Raises:
         SerializationError: it cannot be pickled.
         SharedMemoryExhausted: there is no room for the parcel.
     """
-    if value is None:
-        return NONE, b""
     try:
         head, buffers = _encode(value) if pickler == "pickle" else codec.encode(value, pickler)
     except SerializationError as error:
