@@ -367,9 +367,9 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         operation on the queue; and for as long as a process stays stopped (SIGSTOP) in the middle of one.
         """
         puts, gets = self._side_to_put(), self._side_to_get()
-        puts.shut_down(None)
+        puts.shut_down()
         if immediate:
-            gets.discard_all(None)
+            gets.discard_all()
         gets.wake_putters()
 
     def __enter__(self) -> Self:

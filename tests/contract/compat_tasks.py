@@ -61,6 +61,13 @@ def unpicklable(_x: object = None) -> object:
     return threading.Lock()
 
 
+def raise_a_local_error() -> NoReturn:
+    class LocalError(Exception):
+        pass
+
+    raise LocalError("lost")
+
+
 def wait_for(event: Any, x: int) -> int:
     event.wait()
     return x

@@ -181,6 +181,11 @@ class UnpicklableError(Exception):
         raise TypeError("not this error")
 
 
+class InterruptsWhilePickledError(Exception):
+    def __reduce__(self) -> Any:
+        raise KeyboardInterrupt("nobody has pressed it")
+
+
 class NeedsTwo(Exception):
     """Ordinary unpickling fails: it calls the constructor with `args`, which has one item instead of two."""
 
@@ -213,6 +218,14 @@ def return_what_breaks() -> Any:
 
 def raise_unpicklable() -> None:
     raise UnpicklableError("lost")
+
+
+def raise_what_interrupts() -> None:
+    raise InterruptsWhilePickledError("lost")
+
+
+def raise_a_long_one() -> None:
+    raise ValueError("x" * 100_000)
 
 
 def raise_needs_two() -> None:

@@ -235,6 +235,13 @@ class Holder(WorkerProcess[None]):
     def run(self) -> None: ...
 
 
+class BecomesText(WorkerProcess[None]):
+    """Unpickles to something that is no process."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return str, ("text",)
+
+
 class WithoutRepr:
     """Can be neither pickled nor shown: its repr raises."""
 

@@ -662,6 +662,16 @@ def test_an_error_about_a_result_tells_what_it_was() -> None:
             assert error.exc.startswith("TypeError(")
 
 
+def test_an_error_about_an_exception_tells_what_it_was() -> None:
+    with compat.Pool(1) as pool:
+        with pytest.raises(compat.pool.MaybeEncodingError) as caught:
+            pool.apply(tasks.raise_a_local_error)
+        error = cast("Any", caught.value)
+        assert error.value == f"<{tasks.__name__}.raise_a_local_error.<locals>.LocalError>"
+        assert "LocalError" in error.exc
+        assert repr(pool).startswith("<Pool over <TaskPool ")
+
+
 @pytest.mark.parametrize("kind", [compat.Pool, futures.ProcessPoolExecutor])
 def test_an_error_of_the_task_is_not_taken_for_one_about_its_result(kind: Callable[[int], Any]) -> None:
     with kind(1) as pool:

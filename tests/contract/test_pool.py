@@ -80,6 +80,8 @@ def test_an_error_comes_back_as_itself(same_pool: TaskPool) -> None:
         (tasks.return_unpicklable, (), SerializationError),
         (tasks.return_what_breaks, (), SerializationError),
         (tasks.raise_unpicklable, (), SerializationError),
+        (tasks.raise_what_interrupts, (), SerializationError),
+        (tasks.raise_a_long_one, (), ValueError),
         (tasks.raise_needs_two, (), tasks.NeedsTwo),
         (tasks.echo, (tasks.Breaks(),), SerializationError),
     ],
@@ -212,9 +214,53 @@ def test_a_running_task_can_be_cancelled(pool: TaskPool, tmp_path: Path) -> None
     assert handle.worker_pid is not None
     assert handle.cancel()
     assert handle.cancelled()
+    assert repr(handle) == "<TaskHandle 1 cancelled>"
     with pytest.raises(TaskCancelled):
         handle.result(LONG)
+    with pytest.raises(TaskCancelled):
+        handle.exception(LONG)
     assert pool.map(tasks.square, range(4)) == [0, 1, 4, 9]
+
+
+def test_a_map_runs_as_long_as_one_of_its_tasks(same_pool: TaskPool, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    handle = same_pool.map_async(tasks.wait_for_file, [str(gate)] * 3)
+    wait_until(handle.running, "it runs")
+    gate.touch()
+    assert handle.get(LONG) == [str(gate)] * 3
+    assert not handle.running()
+
+
+def test_results_of_a_lazy_map_one_by_one(same_pool: TaskPool, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    results = same_pool.imap(tasks.wait_for_file, [str(gate)])
+    with pytest.raises(WaitTimeout):
+        results.next(0)
+    assert repr(results) == "<ImapIterator of wait_for_file, ordered, all read, 1 items under way>"
+    gate.touch()
+    assert results.next(LONG) == str(gate)
+    with pytest.raises(StopIteration):
+        results.next(LONG)
+
+
+def test_each_object_tells_its_state(start_method: str) -> None:
+    with TaskPool(1, context=start_method, name="some") as pool:
+        assert repr(pool) == "<TaskPool 'some' running processes=1 pending=0>"
+        assert repr(pool.with_options(retries=1)) == f"<{pool!r} with timeout=None, retries=1>"
+        assert repr(pool.executor) == f"<PoolExecutor open over {pool!r}>"
+        with pool.share([1]) as shared:
+            assert repr(shared) == f"<Shared list, {shared.nbytes} bytes>"
+        assert repr(shared) == "<Shared closed>"
+
+
+def test_what_cannot_be_called_back_is_refused_at_once(same_pool: TaskPool) -> None:
+    wrong: Any = "print"
+    before = same_pool.statistics().submitted
+    with pytest.raises(TypeError, match="a callback must be callable or None; got 'print'"):
+        same_pool.apply_async(tasks.square, (3,), callback=wrong)
+    with pytest.raises(TypeError, match="a callback must be callable or None; got 'print'"):
+        same_pool.map_async(tasks.square, [3], error_callback=wrong)
+    assert same_pool.statistics().submitted == before
 
 
 def test_a_queued_task_that_is_cancelled_never_begins(same_pool: TaskPool, tmp_path: Path) -> None:

@@ -1118,6 +1118,16 @@ def test_an_argument_that_does_not_unpickle_in_the_child(
         assert "while unpickling" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("method", [m for m in multiprocessing.get_all_start_methods() if m != "fork"])
+def test_a_process_that_arrives_as_something_else(method: str) -> None:
+    process = targets.BecomesText(start_method=method)
+    process.start()
+    process.join(PATIENCE)
+    assert process.exitcode == 1
+    with pytest.raises(SerializationError, match="arrived as an object of type str: the __reduce__"):
+        process.result()
+
+
 @posix
 def test_a_start_is_undone_if_its_memory_limit_cannot_be_watched(
     start_method: str, monkeypatch: pytest.MonkeyPatch

@@ -356,13 +356,13 @@ def task_done_and_shut_down() -> None:
         def work() -> None:
             get(queue)
             assert queue.gets.task_done(1)
-            queue.puts.shut_down(None)
-            queue.gets.discard_all(None)
+            queue.puts.shut_down()
+            queue.gets.discard_all()
             queue.gets.wake_putters()
 
         def check() -> None:
-            queue.puts.shut_down(time.monotonic() + PATIENCE)
-            queue.gets.discard_all(time.monotonic() + PATIENCE)
+            queue.puts.shut_down()
+            queue.gets.discard_all()
             # Whoever died between taking an item and telling that it was done leaves one unfinished, and no
             # more than that.
             assert queue.gets.unfinished() in (0, 1)

@@ -468,6 +468,8 @@ def test_without_shared_memory_only_the_results_that_need_it_fail(
             pool.map(zeros_or_fail, sizes, chunksize=chunksize)
         with pytest.raises(SerializationError, match="a ValueError, cannot be sent: SharedMemoryExhausted"):
             pool.map(zeros_or_fail, [short, -long], chunksize=chunksize)
+        with pytest.raises(SerializationError, match="raised ValueError, which cannot be sent: Shared"):
+            pool.apply(zeros_or_fail, (-long,))
 
 
 @pytest.mark.parametrize("chunksize", [1, 4, 20])

@@ -222,12 +222,8 @@ def _writer(kind: type[pickle.Pickler], threshold: int | None) -> _Writer:
     buffers: list[pickle.PickleBuffer] = []
 
     def offer(buffer: pickle.PickleBuffer) -> bool:
-        """Called by the pickler for each buffer; True: copy it into the head."""
-        try:
-            size = buffer.raw().nbytes
-        except BufferError:
-            return True  # not contiguous: pickle raises its own error
-        if size < cast("int", threshold):
+        """Called by the pickler for each contiguous buffer; True: copy it into the head."""
+        if buffer.raw().nbytes < cast("int", threshold):
             return True
         buffers.append(buffer)
         return False

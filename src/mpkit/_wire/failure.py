@@ -268,15 +268,17 @@ def _can_travel(value: object, pickler: Pickler) -> bool:
 
 
 def _attach(error: BaseException, remote: RemoteTraceback) -> None:
-    # Not by a plain look-up: a `__getattr__` of the class may fail if an attribute could not be sent.
-    cause = object.__getattribute__(error, "__cause__")
+    # Not by plain access: the class may have a property of that name, a `__getattr__` that fails if an
+    # attribute could not be sent, or a `__setattr__` (as frozen dataclasses have).
+    of_base = vars(BaseException)["__cause__"]
+    cause = of_base.__get__(error)
     if cause is not None and not isinstance(cause, RemoteTraceback):
         remote.__cause__ = cause
-    notes = object.__getattribute__(error, "__dict__").get("__notes__")
+    of_base.__set__(error, remote)
+    its: dict[str, Any] = object.__getattribute__(error, "__dict__")
+    notes = its.get("__notes__")
     kept = _without_ours(cast("list[object]", notes)) if isinstance(notes, list) else []
-    # Not by plain assignment: the class may have a __setattr__ of its own (a frozen dataclass has).
-    BaseException.__setattr__(error, "__cause__", remote)
-    BaseException.__setattr__(error, "__notes__", [*kept, f"{_NOTE_HEADER}{remote.pid}:\n{remote.text}"])
+    its["__notes__"] = [*kept, f"{_NOTE_HEADER}{remote.pid}:\n{remote.text}"]
 
 
 def _without_ours(notes: list[object]) -> list[object]:

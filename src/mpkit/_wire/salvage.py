@@ -20,7 +20,7 @@ from mpkit._wire.codec import cannot_unpickle, contained
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-__all__ = ["load_items", "load_part"]
+__all__ = ["load_first", "load_items"]
 
 
 def load_items(
@@ -39,29 +39,23 @@ def load_items(
         contain: Whether a SystemExit counts as the error of the item that raised it (as in
             `codec.contained`); otherwise it is passed on.
     """
-    loader, found = _find(data, buffers, part, contain=contain)
+    loader, whole = _laid_open(data, buffers, contain=contain)
+    found = whole if part is None else whole.parts[part]
     return [loader.item(slot.start, slot.stop) for slot in found.parts]
 
 
-def load_part(
-    data: ReadableBuffer,
-    buffers: Iterable[ReadableBuffer | pickle.PickleBuffer],
-    part: int,
-    *,
-    contain: bool = False,
-) -> tuple[Any, Exception | None]:
-    """One part of a pickled tuple, or the error that unpickling it raised; arguments as for `load_items`."""
-    loader, found = _find(data, buffers, part, contain=contain)
-    return loader.item(found.start, found.stop)
+def load_first(data: ReadableBuffer) -> Any:
+    """The first part of a pickled tuple, whose type can always be unpickled (bytes, say)."""
+    loader, whole = _laid_open(data, (), contain=False)
+    return loader.item(whole.parts[0].start, whole.parts[0].stop)[0]
 
 
-def _find(
-    data: ReadableBuffer, buffers: Iterable[Any], part: int | None, *, contain: bool
-) -> tuple[_Loader, _Slot]:
+def _laid_open(data: ReadableBuffer, buffers: Iterable[Any], *, contain: bool) -> tuple[_Loader, _Slot]:
+    """A loader for parts of a pickle, and the slot of the object that the whole pickle stands for."""
     opcodes = _opcodes(bytes(data))
     layout = _Layout(opcodes)
-    (found,) = layout.stack
-    return _Loader(opcodes, layout, buffers, contain=contain), found if part is None else found.parts[part]
+    (whole,) = layout.stack
+    return _Loader(opcodes, layout, buffers, contain=contain), whole
 
 
 class _Opcode(NamedTuple):

@@ -7,7 +7,8 @@ import itertools
 import operator
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Executor, Future, wait
+from concurrent.futures import Executor, Future
+from concurrent.futures import wait as wait_for
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
@@ -151,7 +152,7 @@ class PoolExecutor(Executor):
                 handle._cancel_unless_begun()
         if wait:
             try:
-                _wait_for(handles)
+                wait_for(handles)
             except KeyboardInterrupt:
                 self.cancel_all()
                 raise
@@ -257,7 +258,3 @@ def _cancel_unless_begun(task: Future[Any]) -> None:
     # Any other future has ended already: it says that the arguments could not be pickled.
     if isinstance(task, TaskHandle):
         task._cancel_unless_begun()
-
-
-def _wait_for(handles: list[TaskHandle[Any]]) -> None:
-    wait(handles)

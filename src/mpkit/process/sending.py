@@ -100,12 +100,15 @@ class Arrival:
         try:
             with inheriting():
                 process = codec.contained(codec.loads, self._payload)
+            if not isinstance(process, ChildProcess):
+                raise SerializationError(
+                    f"{self._name} arrived as {codec.described(process)}: the __reduce__ of its class is "
+                    "unsuitable"
+                )
         except SerializationError as error:
             ties.report_failure(error)
             sys.stderr.write(f"Process {self._name}:\n")
             traceback.print_exc()
             return 1
-        if not isinstance(process, ChildProcess):
-            raise TypeError(f"{self._name} arrived as {process!r}: the __reduce__ of its class is unsuitable")
         vars(process)["_mpkit"] = Handle(ties=ties)
         return process._bootstrap(parent_sentinel)

@@ -102,6 +102,22 @@ def test_nothing_in_a_record_can_keep_it_from_arriving(caplog: pytest.LogCapture
     assert "lambda" in record.callback  # type: ignore[attr-defined]
 
 
+def test_of_many_fields_those_of_every_record_arrive(caplog: pytest.LogCaptureFixture) -> None:
+    fields = {f"extra_{number}": f"{number:400}" for number in range(100)}
+    record = arrived(record_of("y" * 20_000, threadName="main", **fields), caplog)
+    assert record.getMessage().startswith("y" * 10_000)
+    assert record.threadName == "main"
+    assert not hasattr(record, "extra_0")
+
+
+def test_a_record_that_cannot_be_sent_does_not_fail_whoever_logs(capsys: pytest.CaptureFixture[str]) -> None:
+    def put(_record: bytes) -> None:
+        raise OSError("no room")
+
+    _logs._Forward(put, lambda: 0).handle(record_of("hello"))
+    assert "OSError: no room" in capsys.readouterr().err
+
+
 class Fragile:
     def __reduce__(self) -> Any:
         return int, ("no number",)

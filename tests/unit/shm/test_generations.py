@@ -9,9 +9,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from mpkit._shm.queues import generations, layout, put_ring
+from mpkit._shm.memory.segment import PAGE
+from mpkit._shm.queues import generations, layout, put_ring, region_supply
+from mpkit._shm.queues.held_items import HeldItem
 from mpkit._shm.queues.layout import GENERATION_MASK, GET_GENERATION, PUT_GENERATION
 from mpkit._shm.queues.open_queue import OpenQueue
+from mpkit._shm.queues.records import BIG
 from mpkit._shm.queues.ring import COUNT_LIMIT, COUNT_MASK, INDEX_BITS, ONE
 from mpkit.errors import QueueShutDown, SharedMemoryExhausted
 from tests.helpers.waiting import PATIENCE
@@ -129,7 +132,7 @@ def test_a_queue_that_has_had_billions_of_rings_goes_on(queue: OpenQueue) -> Non
     assert queue.puts.trim()
     put(queue, item(0))
     assert get(queue) == item(0)
-    assert queue.puts.shut_down(None)
+    queue.puts.shut_down()
     assert queue.puts.ring.is_shut_down
 
 
@@ -155,7 +158,7 @@ def test_no_memory_to_grow_leaves_the_queue_as_it_is(
 def test_shut_down_is_known_in_every_generation(queue: OpenQueue) -> None:
     for number in range(300):
         put(queue, item(number))
-    assert queue.puts.shut_down(None)
+    queue.puts.shut_down()
     with pytest.raises(QueueShutDown):
         put(queue, b"late")
     assert not queue.puts.try_put(b"late")
@@ -182,3 +185,48 @@ def test_an_item_that_fits_into_no_ring_makes_none(queue: OpenQueue, monkeypatch
     put(queue, bytes(8 * most - 8))
     assert generation(queue) == 1
     assert [get(queue), get(queue)] == [item(1), bytes(8 * most - 8)]
+
+
+def test_there_are_only_so_many_rings_at_a_time(queue: OpenQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    # So that none is larger than the one before.
+    monkeypatch.setattr(put_ring, "LARGEST_RING", 1)
+    number = 0
+    with pytest.raises(SharedMemoryExhausted, match="bound it by maxsize"):
+        while True:
+            put(queue, item(number))
+            number += 1
+    assert generation(queue) == layout.GENERATION_SLOTS - 1
+    assert queue.generations.size() == number
+    for taken in range(number):
+        assert get(queue) == item(taken)
+        # There is room for another ring as soon as the first one is done with.
+        if queue.words[GET_GENERATION] == 1 and generation(queue) == layout.GENERATION_SLOTS - 1:
+            while generation(queue) < layout.GENERATION_SLOTS:
+                put(queue, item(number))
+                number += 1
+    for taken in range(queue.generations.counts()[0], number):
+        assert get(queue) == item(taken)
+    assert get(queue) is None
+
+
+def test_no_region_is_left_for_another_ring(queue: OpenQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(put_ring, "LARGEST_RING", 1)
+    big = bytes(PAGE)
+    bigs = 0
+    while (written := queue.puts.write_big(big, [], True, None)) is not None and written.flag == BIG:
+        assert queue.puts.put(written.record, written.flag, True, None)
+        bigs += 1
+    assert bigs == layout.REGION_SLOTS - region_supply.KEPT_FOR_RINGS
+    number = 0
+    with pytest.raises(SharedMemoryExhausted, match="table of regions"):
+        while True:
+            put(queue, item(number))
+            number += 1
+    assert generation(queue) == region_supply.KEPT_FOR_RINGS - 1
+    for _ in range(bigs):
+        taken = get(queue)
+        assert isinstance(taken, HeldItem)
+        assert taken.open().head == big
+        del taken
+    put(queue, item(number))
+    assert [get(queue) for _ in range(number + 1)] == [item(at) for at in range(number + 1)]

@@ -244,7 +244,7 @@ def test_what_is_put_before_the_shutdown_is_found(
         if not rounds:
             rounds.append(1)
             assert puts.try_put(pickle.dumps("the last item"))
-            puts.shut_down(None)
+            puts.shut_down()
         return found
 
     monkeypatch.setattr(get_side.GetSide, "_take", taken)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import datetime as dt
+import enum
 import functools
 import gc
 import multiprocessing
@@ -341,6 +342,11 @@ def local_function() -> Callable[[], None]:
     return inner
 
 
+def local_enumeration() -> object:
+    # Its repr, which Python 3.14 shows in place of the name, does not tell that it is a local one.
+    return enum.Enum("Local", "ONE", module=__name__, qualname="local_enumeration.<locals>.Local")
+
+
 def another_function() -> None: ...
 
 
@@ -375,6 +381,7 @@ def deep() -> list[object]:
         (threading.Lock(), "_thread.lock", "__reduce__"),
         (lambda: None, "<lambda>", "pickler='cloudpickle'"),
         (local_function(), "local_function.<locals>.inner", "pickler='cloudpickle'"),
+        (local_enumeration(), "local_enumeration.<locals>.Local", "define it at the top level"),
         (multiprocessing.get_context("spawn").Lock(), "Lock", "mpkit's queue, lock or counter"),
         (deep(), "RecursionError", "nested too deeply"),
         (under_this_name_before, "pickle tests.unit.wire.test_codec.another_function: ", "sent by name"),
@@ -390,6 +397,7 @@ def deep() -> list[object]:
         "lock",
         "lambda",
         "local",
+        "local enumeration",
         "multiprocessing lock",
         "deep",
         "another name",

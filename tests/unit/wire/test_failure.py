@@ -354,6 +354,47 @@ def test_a_class_that_guards_its_attributes(monkeypatch: pytest.MonkeyPatch) -> 
     assert "in raised" in str(back.__cause__)
 
 
+class HidesWhatItHas(TwoArguments):
+    """Nobody gets to see why it was raised, or what it says."""
+
+    __slots__ = ("never_set",)
+
+    @property
+    def __cause__(self) -> NoReturn:  # type: ignore[override]
+        raise LookupError("the cause")
+
+    @property
+    def __notes__(self) -> NoReturn:
+        raise LookupError("the notes")
+
+    def __str__(self) -> NoReturn:
+        raise LookupError("the text")
+
+
+def test_a_class_that_hides_what_it_has() -> None:
+    back = there_and_back(HidesWhatItHas(1, 2))
+    assert type(back) is HidesWhatItHas
+    assert (back.first, back.second, hasattr(back, "never_set")) == (1, 2, False)
+    remote = vars(BaseException)["__cause__"].__get__(back)
+    assert remote.text == (
+        f"{__name__}.HidesWhatItHas (its traceback cannot be shown: LookupError: the cause)\n"
+    )
+    assert failure.in_words(back) == "HidesWhatItHas: <no text>"
+
+
+def test_ctrl_c_while_it_is_tried_what_can_travel_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = TwoArguments(1, 2)
+
+    def dumps(value: object, *_: object) -> bytes:
+        if value is error:
+            raise ValueError("not as it is")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(failure, "dumps", dumps)
+    with pytest.raises(KeyboardInterrupt):
+        pack_exception(error)
+
+
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="exception groups")
 def test_groups_of_those_that_travel_without_their_constructor() -> None:
     kind: Any = vars(builtins)["ExceptionGroup"]

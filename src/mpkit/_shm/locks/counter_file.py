@@ -40,7 +40,6 @@ class CounterFile(SharedObject):
         "counter",
         MAGIC_BASE | 0x43,
         rows_at=512,
-        rows_capacity=4096,
         semaphores=((1, 1), (0, MAX_VALUE)),
         locks=1,
     )

@@ -48,7 +48,6 @@ class OwnRows(SharedObject):
         "lock",
         MAGIC_BASE | 0x4C,
         rows_at=64,
-        rows_capacity=4096,
         semaphores=((1, 1),),
         locks=0,
         must_stay=is_held,

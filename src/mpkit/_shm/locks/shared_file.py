@@ -4,11 +4,10 @@ The first words are the same in all of them, so that any process can tell what a
 
     word 0   magic: the kind of the object, and the version of its layout; stored last by the creator
     word 1   index of the table of processes
-    word 2   capacity of that table
-    word 3   number of its rows that have ever been used
-    word 4   how many locks were taken over from the dead
-    word 5   how many handles have been pickled         } both are written under the file lock
-    word 6   which of the last 64 of them are under way }
+    word 2   number of its rows that have ever been used
+    word 3   how many locks were taken over from the dead
+    word 4   how many handles have been pickled         } both are written under the file lock
+    word 5   which of the last 64 of them are under way }
 
 A handle is under way until it is unpickled for the first time. It may be unpickled any number of times (an
 argument of an initializer, in each worker), so a plain counter would not do.
@@ -28,13 +27,15 @@ from mpkit.errors import HandleLost
 
 T = TypeVar("T")
 
-MAGIC, ROWS_AT, ROWS_CAPACITY, ROWS_USED, RECOVERIES, EXPORTS, UNDER_WAY = range(7)
+MAGIC, ROWS_AT, ROWS_USED, RECOVERIES, EXPORTS, UNDER_WAY = range(6)
 #: "mpkit" in ASCII, the version of all layouts, and room for the kind.
 MAGIC_BASE = 0x6D706B6974 << 16 | 1 << 8
 #: How long pickling or opening a handle waits for the file lock, which a stopped process may have.
 OPENING_SECONDS = 5.0
-#: Of how many handles, the last ones, it is known whether they are under way; the bits of word 6.
+#: Of how many handles, the last ones, it is known whether they are under way; the bits of word 5.
 NUMBERS = 64
+#: How many processes (of a lock: threads) can use one object at the same time.
+MOST_ROWS = 4096
 
 
 class Form:
@@ -44,7 +45,6 @@ class Form:
         kind: the word for it in error messages and in the file's name.
         magic: its first word.
         rows_at: index of the table of processes.
-        rows_capacity: the maximal number of rows in it.
         semaphores: initial and maximal value of each; the first `locks` are the permits of robust locks.
         locks: how many robust locks there are.
         must_stay: as for `Rows`.
@@ -56,7 +56,6 @@ class Form:
         magic: int,
         *,
         rows_at: int,
-        rows_capacity: int,
         semaphores: tuple[tuple[int, int], ...],
         locks: int,
         must_stay: MustStay | None = None,
@@ -64,12 +63,11 @@ class Form:
         self.kind: str = kind
         self.magic: int = magic
         self.rows_at: int = rows_at
-        self.rows_capacity: int = rows_capacity
         self.semaphores: tuple[tuple[int, int], ...] = semaphores
         self.locks: int = locks
         self.must_stay: MustStay | None = must_stay
         self.reserved_bytes: int = rows_at * 8
-        self.file_bytes: int = (rows_at + rows_capacity * ROW_WORDS) * 8
+        self.file_bytes: int = (rows_at + MOST_ROWS * ROW_WORDS) * 8
 
     def create(
         self, write: Callable[[memoryview[int]], object], use: Callable[[Segment, list[Semaphore]], T]
@@ -92,7 +90,6 @@ class Form:
             semaphores = Semaphore.create_all(self.semaphores, segment.name)
             words = segment.words
             words[ROWS_AT] = self.rows_at
-            words[ROWS_CAPACITY] = self.rows_capacity
             write(words)
             words[MAGIC] = self.magic
             return use(segment, semaphores)
@@ -124,7 +121,7 @@ class Form:
         return Rows(
             segment,
             start=self.rows_at,
-            capacity=self.rows_capacity,
+            capacity=MOST_ROWS,
             used_at=ROWS_USED,
             must_stay=self.must_stay,
         )

@@ -12,7 +12,7 @@ import weakref
 from mpkit._platform.files import use_marks
 from mpkit._platform.processes import identity
 from mpkit._platform.signals.interrupts import deferred_interrupts
-from mpkit._shm.locks.shared_file import EXPORTS, ROWS_AT, ROWS_CAPACITY, ROWS_USED, UNDER_WAY
+from mpkit._shm.locks.shared_file import EXPORTS, MOST_ROWS, ROWS_AT, ROWS_USED, UNDER_WAY
 from mpkit._shm.memory.rows import Rows
 from mpkit._shm.memory.segment import Segment
 from mpkit.errors import HandleLost
@@ -83,7 +83,7 @@ def in_use_elsewhere(name: str, *, under_way: bool = False) -> bool:
         return True
     try:
         words = segment.words
-        rows = Rows(segment, start=words[ROWS_AT], capacity=words[ROWS_CAPACITY], used_at=ROWS_USED)
+        rows = Rows(segment, start=words[ROWS_AT], capacity=MOST_ROWS, used_at=ROWS_USED)
         return is_in_use(rows, under_way=under_way)
     finally:
         segment.close()

@@ -166,13 +166,11 @@ class GetSide:
         self._spin_for_items()
         return self._wait(limit, deadline)
 
-    def discard_all(self, deadline: float | None) -> bool:
-        """Discard everything that is queued, and count it as done; False if the lock was not free in time."""
-        finished = self._lock.run(deadline, self._discard_all_locked)
-        if finished is None:
-            return False
+    def discard_all(self) -> None:
+        """Discard everything that is queued, and count it as done. Blocks until the lock is free."""
+        finished = self._lock.run(None, self._discard_all_locked)
+        assert finished is not None  # without a deadline, it always gets the lock
         self._file.done.post(finished)
-        return True
 
     def repair(self) -> None:
         """Count as done what has been discarded so far. The caller has the lock, or is taking it over.

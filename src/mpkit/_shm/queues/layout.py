@@ -69,7 +69,6 @@ FORM = Form(
     "queue",
     MAGIC_BASE | 0x51,
     rows_at=ROWS,
-    rows_capacity=4096,
     # The permits of the two locks (put, get); then tokens for items, for room, and for `join`.
     semaphores=((1, 1), (1, 1), (0, MAX_VALUE), (0, MAX_VALUE), (0, MAX_VALUE)),
     locks=2,

@@ -1,8 +1,8 @@
 """Reads the state of a queue at one moment, also from a process that does not use the queue. Changes nothing.
 
 An administrator may look at the programs of other users, so the content of the file is not trusted. It may
-also change at any time, so the file is read and not mapped: a mapping of a file that is being truncated raises
-SIGBUS.
+also change at any time, so the file is read and not mapped: an access to the mapping of a file that has been
+truncated is a SIGBUS.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def read_queue(name: str, path: str) -> tuple[QueueStatistics, tuple[int, ...]] 
     # If this process uses the queue itself, it is read through what is open already: where file locks are
     # record locks, opening the file again and closing it would release the lock (see `filelock`). For the
     # same reason no other thread may open the queue meanwhile.
-    return while_nobody_opens(name, lambda known: _read_alone(name, path, known))
+    return while_nobody_opens(name, lambda known: _read_alone(path, known))
 
 
 def numbers_of(words: memoryview[int], generations: Generations, regions: Regions) -> QueueStatistics:

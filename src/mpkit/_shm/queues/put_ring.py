@@ -251,10 +251,9 @@ class PutRing:
             return None
         return self._file.supply.claim(size, WRITING, serial)
 
-    def refuse_further_puts(self) -> bool:
-        """Shut the queue down, and return True: `RobustLock.run` returns None if it did not get the lock."""
+    def refuse_further_puts(self) -> None:
+        """Shut the queue down."""
         self._queue_words[PUT_GENERATION] |= SHUT_DOWN
-        return True
 
     def trim(self) -> None:
         """Give back memory to the system that an empty queue does not need (under both locks)."""

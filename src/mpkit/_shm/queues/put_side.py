@@ -219,14 +219,12 @@ class PutSide:
             self.wake_getters(number)
         return done
 
-    def shut_down(self, deadline: float | None) -> bool:
-        """Shut the queue down; False if the lock was not to be had in time."""
-        if self._lock.run(deadline, self.ring.refuse_further_puts) is None:
-            return False
+    def shut_down(self) -> None:
+        """Shut the queue down. Blocks until the lock is free."""
+        self._lock.run(None, self.ring.refuse_further_puts)
         # After the release of the lock, which is the barrier between storing the bit and looking for
         # sleepers.
         self.wake_getters(EVERYBODY)
-        return True
 
     def wake_getters(self, number: int) -> None:
         """Wake up to `number` sleeping getters."""

@@ -84,9 +84,9 @@ class RegionSupply:
         Raises:
             SharedMemoryExhausted: there is not enough memory. Nothing has changed.
         """
-        number = self._best_free(size, 2 * size + 16 * PAGE)
+        number = self._best_free(size)
         if number < 0 and self._reclaim():
-            number = self._best_free(size, 2 * size + 16 * PAGE)
+            number = self._best_free(size)
         if number >= 0:
             at = self._regions.at(number)
             if self._words[at] == DROPPED:
@@ -111,9 +111,10 @@ class RegionSupply:
                 given += self._drop(number)
         return given
 
-    def _best_free(self, size: int, most: int) -> int:
-        """The free region of `size` to `most` bytes that fits best; -1: none."""
+    def _best_free(self, size: int) -> int:
+        """The free region that fits `size` bytes best and is not much larger; -1: none."""
         words = self._words
+        most = 2 * size + 16 * PAGE
         best, best_size, best_state = -1, most + 1, DROPPED
         for number, at in self._regions.made():
             state = words[at]

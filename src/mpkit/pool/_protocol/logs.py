@@ -183,8 +183,6 @@ def _made_plain(value: object) -> object:
     """A number or text of a built-in type: the parent may not know the class of the value (an enum, say)."""
     if isinstance(value, int):
         return int(value)
-    if isinstance(value, float):
-        return float(value)
     return str.__str__(value) if isinstance(value, str) else _text_of(value)
 
 

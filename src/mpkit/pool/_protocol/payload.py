@@ -35,7 +35,6 @@ from mpkit.pool._protocol.channel import (
     FUNCTION_INSIDE,
     HEAD_SIZE,
     KEYWORDS,
-    NONE,
     PLAIN,
     RAISED,
     VALUE,
@@ -81,9 +80,7 @@ _made = 0
 # -- arguments -----------------------------------------------------------------------------------------------
 
 
-def dump_arguments(
-    arguments: Any, pickler: Pickler, room: int = INLINE_BYTES
-) -> tuple[int, bytes, Blob | None]:
+def dump_arguments(arguments: Any, pickler: Pickler, room: int) -> tuple[int, bytes, Blob | None]:
     """Pickle the arguments of a task.
 
     Args:
@@ -92,8 +89,7 @@ def dump_arguments(
         room: how many bytes may be put into the record.
 
     Returns:
-        Flags for the task, the bytes for its record, and the parcel if they are
-        big; the caller owns the parcel.
+        Flags for the task, the bytes for its record, and the parcel if they are big; the caller owns it.
 
     Raises:
         SerializationError: they cannot be pickled.
@@ -138,15 +134,14 @@ def load_items(flags: int, data: bytes | memoryview) -> tuple[bytes, list[tuple[
         head, *buffers = _slices(_map(bytes(data).decode()))
     if not flags & FUNCTION_INSIDE:
         return b"", salvage.load_items(head, buffers, contain=True)
-    function, _ = salvage.load_part(head, (), 0, contain=True)
-    return function, salvage.load_items(head, buffers, 1, contain=True)
+    return salvage.load_first(head), salvage.load_items(head, buffers, 1, contain=True)
 
 
 # -- outcomes ------------------------------------------------------------------------------------------------
 
 
 def dump_value(value: object, pickler: Pickler) -> tuple[int, bytes]:
-    """Pickle what a task returned.
+    """Pickle what a task returned, which is not None.
 
     Returns:
         The kind of the outcome, and its data.
@@ -155,8 +150,6 @@ def dump_value(value: object, pickler: Pickler) -> tuple[int, bytes]:
         SerializationError: it cannot be pickled.
         SharedMemoryExhausted: there is no room for the parcel.
     """
-    if value is None:
-        return NONE, b""
     try:
         head, buffers = _encode(value) if pickler == "pickle" else codec.encode(value, pickler)
     except SerializationError as error:

@@ -374,7 +374,7 @@ class _Worker:
             self.inside = 0
             try:
                 return payload.dump_error(error, pickler)
-            except Exception as second:  # noqa: BLE001  there is no room, or the exception's class raises errors
+            except BaseException as second:  # noqa: BLE001  no room, or its class raises
                 text = f"the task raised {type(error).__name__}, which cannot be sent: {second!r}"
                 return ERROR, failure.pack_exception(SerializationError(text))
         return outcome
