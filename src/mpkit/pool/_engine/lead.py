@@ -139,7 +139,8 @@ class Lead:
                     work(leading=True)
                     continue
                 patience.failed()
-            # Outcomes follow each other so quickly that a wake-up for each would cost more than the tasks.
+            # Nap if outcomes follow each other so quickly that a wake-up for each would cost more than they
+            # do.
             napping = self._streaming and not few
             words[WANTED] = ANY if few else NOT_NOW if napping else wanted
             words[FRONT] = 1

@@ -34,7 +34,7 @@ _GOING_SECONDS = 1.0
 _LEAST_SECONDS = 10.0
 #: How long a worker that has left by itself may stay otherwise.
 _MOST_SECONDS = 60.0
-#: A leaving worker may always take at least this many grace periods.
+#: Unless the pool is terminated, a leaving worker may take at least this many grace periods.
 _GRACE_PERIODS = 10
 
 

@@ -46,6 +46,7 @@ POOL_BROKEN = "broken"
 _MOST_ENDED = 64
 
 
+# Called as a function: see "Light imports" in docs/explanation/architecture.md.
 Death = NamedTuple(
     "Death",
     [

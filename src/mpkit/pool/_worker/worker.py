@@ -84,6 +84,7 @@ _LONGEST_RUN = (1 << 32) - 1
 Initializer: TypeAlias = tuple[Callable[..., object], tuple[Any, ...]]
 
 
+# Called as a function: see "Light imports" in docs/explanation/architecture.md.
 WorkerPlan = NamedTuple(
     "WorkerPlan",
     [
