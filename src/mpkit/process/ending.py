@@ -21,11 +21,11 @@ def end_family(root: ProcessIdentity, grace: float | None, handle: Handle, *, in
     """Interrupt, then terminate, then kill a process with all its descendants.
 
     Args:
-        root: the process.
-        grace: how many seconds to wait after the interrupt, and again after the terminate; 0: kill at once;
+        root: The process.
+        grace: How many seconds to wait after the interrupt, and again after the terminate; 0: kill at once;
             None: wait without limit.
-        handle: the process's own.
-        interrupted: whether all of them have been interrupted already (by Ctrl-C), so that they are only
+        handle: The state of that process.
+        interrupted: Whether all of them have been interrupted already (by Ctrl-C), so that they are only
             waited for.
 
     Blocking: for the grace periods, and until killed descendants have ended (10 s at most). The root itself

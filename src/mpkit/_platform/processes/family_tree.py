@@ -136,9 +136,8 @@ def descendants(
     Args:
         roots: The processes to begin with. They are not part of the result.
         spared: Processes that are skipped, together with their descendants.
-        since: Descendants that were started before this (see `ProcessIdentity`) are skipped, too. But
-            processes that a fork server of a root or descendant has started since then count as started by
-            that.
+        since: Descendants that were started before this (see `ProcessIdentity`) are skipped, too. But what
+            the fork server of a root has started since then counts as started by that root.
         known: The result of an earlier call: these count even if their parents have ended.
 
     Raises:

@@ -19,7 +19,8 @@ when its holder dies:
 
 1. note the word of every living process (T0);
 2. try for the permit. Success: it is not lost. Failure, at the moment T1: some process, S, has it;
-3. wait until every living process has been seen outside after T1, each at its own time;
+3. wait until every living process has been seen outside after T1 (or with a word changed, which means that it
+   has been outside), each at its own time;
 4. if no living process's ``completed`` differs from T0, and none of them has died meanwhile, S is dead: if S
    were alive, it would have been inside at T1, and to be outside later it would have had to give the permit
    back and raise ``completed``. A dead process gives nothing back, so the permit is still missing: add it

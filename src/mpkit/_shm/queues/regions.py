@@ -10,7 +10,7 @@ Each entry is one cache line::
     word 3   how many bytes of the file, from its offset on, belong to it, if that is more than its size
     word 4   pid of the process that writes or holds it
     word 5   start time of that process
-    word 6   how many bytes the item in it counts
+    word 6   how many bytes the item in it counts for `max_bytes`, besides its record
     word 7   not 0: never to be reused; stored by any process that has views, and checked last
 
 The states, and when a region is free again (the table is changed under the putters' lock, except where
@@ -114,7 +114,7 @@ class Regions:
         Args:
             number: of the region.
             serial: the number of the item in the queue.
-            used: how many bytes the item counts.
+            used: how many bytes the item counts for `max_bytes`, besides its record.
         """
         self.words[self.at(number) + USED] = used
         self.mark(number, QUEUED, serial)
