@@ -1,4 +1,4 @@
-"""`WorkerProcess` checks what it is given where it is given."""
+"""`WorkerProcess` checks its arguments in the constructor."""
 
 from __future__ import annotations
 
