@@ -13,7 +13,7 @@ from mpkit._platform.processes import identity
 from mpkit._shm.memory.segment import PAGE, Segment
 from mpkit.cli.doctor import leftovers
 
-# Larger than any pid that Linux gives out.
+# Larger than any pid of Linux.
 NOBODY = 2**22 + 1
 
 
@@ -46,7 +46,7 @@ def test_a_file_of_a_dead_process_is_found_and_removed(folder: Path) -> None:
 def test_a_file_that_is_in_use_is_not_whatever_way_leads_to_it(
     folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Through a link to the folder it was found, and removed."""
+    """If it is looked up through a link to the folder, it must not be removed either."""
     link = tmp_path_factory.mktemp("way") / "link"
     link.symlink_to(folder)
     monkeypatch.setattr(leftovers, "SHM_DIRECTORY", str(link))
@@ -59,7 +59,7 @@ def test_a_file_that_is_in_use_is_not_whatever_way_leads_to_it(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what is mapped shows in /proc")
-def test_one_that_is_opened_just_before_its_creator_dies_is_not(
+def test_a_file_that_is_opened_just_before_its_creator_dies_is_not(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = put(folder, f"mpkit-queue-{NOBODY}-1-0123456789abcdef")
@@ -110,7 +110,7 @@ def test_behind_a_link_a_file_that_somebody_has_open_is_not(
         f"mpkit-notes-{NOBODY}-1-0123456789abcdef.txt",
         f"xmpkit-queue-{NOBODY}-1-0123456789abcdef",
         f"sem.other-{NOBODY}-1-0123456789abcdef-0",
-        # Any user could keep all others from `doctor` by one.
+        # Otherwise any user could keep all others from using `doctor`.
         f"sem.mpkit-queue-{10**20}-1-0123456789abcdef-0",
     ],
 )
@@ -126,7 +126,7 @@ def test_a_link_and_a_folder_are_left_alone(folder: Path) -> None:
     assert leftovers.find() == []
 
 
-def test_one_that_has_gone_meanwhile_does_no_harm(folder: Path) -> None:
+def test_a_file_that_disappears_meanwhile_does_no_harm(folder: Path) -> None:
     path = put(folder, f"mpkit-queue-{NOBODY}-1-0123456789abcdef")
     found = leftovers.find()
     os.unlink(path)

@@ -1,4 +1,4 @@
-"""The command line as a whole: what it accepts, and what becomes of errors."""
+"""The command line as a whole: which arguments it accepts, and how it reports errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files are mpkit's, who created them, and what is read from them. No child process is started here."""
+"""Which files belong to mpkit, who created them, and what is read from them. No child processes here."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def mine() -> list[str]:
     return [segment.name for segment in _segments.segments_of(find(os.getpid()))]
 
 
-def test_the_names_that_are_given_are_understood() -> None:
+def test_the_creator_is_read_from_the_names_that_mpkit_gives() -> None:
     """`doctor --clean` depends on it."""
     me = identity.current()
     segment = Segment.create(1, kind="test")
@@ -40,7 +40,7 @@ def test_the_names_that_are_given_are_understood() -> None:
 
 
 @linux
-def test_the_semaphores_of_a_lock_are_understood() -> None:
+def test_the_creator_is_read_from_the_names_of_semaphores() -> None:
     def semaphores() -> set[str]:
         return {name for name in os.listdir("/dev/shm") if name.startswith("sem.mpkit-")}
 
@@ -106,7 +106,7 @@ def test_a_file_that_is_no_queue_is_not_read(tmp_path: Path) -> None:
 def test_a_named_pipe_that_has_such_a_name_is_not_waited_for(
     look: Callable[[str], object], tmp_path: Path
 ) -> None:
-    """Any user could keep the administrator waiting who looked at all programs."""
+    """Otherwise any user could block an administrator who looks at all programs."""
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(FileNotFoundError):
         look(str(tmp_path / "pipe"))
@@ -116,7 +116,7 @@ def test_a_named_pipe_that_has_such_a_name_is_not_waited_for(
 @pytest.mark.parametrize(
     "word", [shared_file.ROWS_USED, layout.GENERATIONS, layout.PUT_GENERATION, layout.ROWS], ids=str
 )
-def test_a_queue_that_says_what_cannot_be_does_no_harm(word: int, tmp_path: Path) -> None:
+def test_a_queue_with_impossible_words_does_no_harm(word: int, tmp_path: Path) -> None:
     with BoundedQueue[int]() as queue:
         path = tmp_path / "copy"
         path.write_bytes(Path(f"/proc/self/fd/{queue._opened().segment.fd}").read_bytes())

@@ -14,7 +14,7 @@ class Thing:
     pass
 
 
-def test_it_knows_what_somebody_has() -> None:
+def test_a_group_contains_its_members_while_they_are_referenced() -> None:
     group: WeakGroup[Thing] = WeakGroup()
     one, other, gone = Thing(), Thing(), Thing()
     group.add(one)
@@ -37,7 +37,7 @@ def test_things_may_come_and_go_while_it_is_listed() -> None:
     come = 0
 
     def trace(_frame: FrameType, _event: str, _value: object) -> Any:
-        # What another thread may do between any two lines.
+        # Do what another thread may do between any two lines.
         nonlocal come
         if come < 6:
             come += 1

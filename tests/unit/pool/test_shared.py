@@ -19,7 +19,7 @@ def test_another_thread_may_close_it_while_its_value_is_asked_for(line: int) -> 
         nonlocal lines
         if frame.f_code.co_name == "value" and event == "line":
             if lines == line:
-                # What another thread may do between any two lines.
+                # Do what another thread may do between any two lines.
                 shared.close()
             lines += 1
         return trace
