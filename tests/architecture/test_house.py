@@ -1,6 +1,4 @@
-"""The structure of the source: layers, cheap imports, and one place for private names of the standard
-library.
-"""
+"""The structure of the source: layers, cheap imports, one place for private names of the standard library."""
 
 from __future__ import annotations
 
@@ -64,9 +62,7 @@ def tree_of(path: Path) -> ast.Module:
 
 @pytest.fixture(scope="module", autouse=True)
 def _forget_trees() -> Iterator[None]:
-    """Drop the parsed sources afterwards: garbage collections would go through these 200,000 objects in all
-    later tests.
-    """
+    """Drop the parsed sources afterwards: they are 200,000 objects, which slow down garbage collections."""
     yield
     tree_of.cache_clear()
 
@@ -156,8 +152,8 @@ def test_psutil_is_imported_at_module_level_in_introspect_alone() -> None:
 
 
 def test_mpkit_does_not_call_the_clocks_of_time_directly() -> None:
-    """A test of a program may replace the clocks of `time`, and so stop mpkit. `clock` keeps the real
-    ones.
+    """A test of a program may stop the clocks of `time`. mpkit must use the real ones, which `clock`
+    keeps.
     """
     stoppable = {"monotonic", "monotonic_ns", "time"}
     askers = {

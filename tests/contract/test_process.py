@@ -1052,8 +1052,8 @@ def test_under_fork_any_target_will_do() -> None:
 
 @posix
 def test_a_signal_sent_to_a_fork_does_not_reach_the_event_loop_of_its_parent() -> None:
-    """A fork inherits the wake-up descriptor of asyncio. A server that sends SIGTERM to a child would end
-    itself.
+    """A fork inherits the wake-up descriptor of asyncio, so a server could end itself with SIGTERM to a
+    child.
     """
     loop, child = socket.socketpair()
     with loop, child:

@@ -73,7 +73,7 @@ def test_top_accepts_an_interval_of_centuries(monkeypatch: pytest.MonkeyPatch) -
     assert now - began >= 1e10
 
 
-def test_when_all_have_ended_nothing_is_there(
+def test_when_all_programs_have_ended_that_is_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(_segments, "programs", lambda: [ENDED])

@@ -217,8 +217,7 @@ def test_callbacks_before_the_children_are_joined_run_first_and_once() -> None:
     cancel = exit_hooks.at_exit_before_children_joined(lambda: ran.append("cancelled"))
     cancel()
     cancel()
-    # What multiprocessing does at exit: these callbacks; then it joins the children; then the other
-    # callbacks.
+    # What multiprocessing does at exit: these callbacks, then it joins the children, then other callbacks.
     mp_util._run_finalizers(0)
     assert ran == ["before"]
     mp_util._run_finalizers()

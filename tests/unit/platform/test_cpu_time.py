@@ -8,7 +8,7 @@ import time
 from mpkit._platform.resources.cpu_time import cpu_seconds
 
 
-def test_it_grows_with_what_the_process_does() -> None:
+def test_the_time_grows_while_the_process_works() -> None:
     before = cpu_seconds(os.getpid())
     assert before is not None
     # The system counts in steps of a hundredth of a second.

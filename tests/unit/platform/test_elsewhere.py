@@ -28,8 +28,8 @@ def as_on(platform: str, name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     assert spec.loader is not None
     module: ModuleType = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, full_name, module)
-    room, _, its_name = full_name.rpartition(".")
-    monkeypatch.setattr(sys.modules[room], its_name, module, raising=False)
+    package, _, its_name = full_name.rpartition(".")
+    monkeypatch.setattr(sys.modules[package], its_name, module, raising=False)
     spec.loader.exec_module(module)
     return module
 

@@ -89,7 +89,7 @@ def test_other_refusals_are_errors(fd: int) -> None:
         map_privately(closed, len(DATA))
 
 
-def test_a_read_only_one_shows_what_others_write(fd: int) -> None:
+def test_a_read_only_mapping_shows_what_others_write(fd: int) -> None:
     mapped = map_read_only(fd, len(DATA))
     os.pwrite(fd, b"\x07", 1)
     assert mapped[1] == 7

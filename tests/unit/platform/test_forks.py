@@ -34,7 +34,7 @@ def test_an_interrupt_in_a_hook_does_not_skip_the_rest_in_a_child() -> None:
             print(len(calls), flush=True)
             pid = os.fork()
             if not pid:
-                # Each child does it once when nothing is in the way.
+                # A child does it once, if nothing interrupts it.
                 print(len(calls), flush=True)
                 os._exit(0)
             os.waitpid(pid, 0)
@@ -66,7 +66,7 @@ def test_a_thread_that_forks_while_it_holds_the_lock_holds_it_in_the_child_too()
     assert printed.split() == ["False", "False"]
 
 
-def test_a_lock_that_another_thread_held_too_long_at_the_fork_is_free_in_the_child() -> None:
+def test_a_lock_that_could_not_be_acquired_before_the_fork_is_free_in_the_child() -> None:
     """Its holder does not exist in the child, where otherwise everybody would wait for the lock for ever."""
     printed = run_python(
         "-c",
@@ -85,7 +85,7 @@ def test_a_lock_that_another_thread_held_too_long_at_the_fork_is_free_in_the_chi
         threading.Thread(target=hold).start()
         taken.wait()
         sys.unraisablehook = lambda report: None
-        # Ends the waiting for the lock before the fork, which goes on.
+        # Raises in the hook that waits for the lock; the fork goes on all the same.
         forking = []
 
         def end_waiting(*_):

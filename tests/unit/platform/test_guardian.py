@@ -81,9 +81,7 @@ def test_a_child_that_is_registered_after_its_parent_has_died(scene: Scene) -> N
 
 
 def test_all_lines_are_obeyed_before_anybody_is_killed(scene: Scene) -> None:
-    """Many lines may be waiting when the guardian starts, and a later one may say that an orphan is
-    spared.
-    """
+    """Lines may be waiting when the guardian starts, and the last one may say that an orphan is spared."""
     scene.dead.add(APP)
     scene.watch(APP, A)
     scene.free(B)

@@ -53,7 +53,7 @@ def test_no_reference_to_an_interrupt_is_kept_after_it_was_raised() -> None:
     assert not interrupts.has_arrived()
 
 
-def test_an_interrupt_can_be_let_through_inside_the_block() -> None:
+def test_an_interrupt_can_be_raised_early_inside_the_block() -> None:
     reached = False
     with deferred_interrupts() as interrupts:
         interrupts.hand_on()
@@ -91,7 +91,7 @@ def test_without_an_interrupt_the_handler_is_as_it_was() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_an_application_that_ignores_it_goes_on_doing_so() -> None:
+def test_an_application_that_ignores_ctrl_c_goes_on_doing_so() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with deferred_interrupts() as interrupts:
@@ -114,7 +114,7 @@ def test_in_another_thread_nothing_changes() -> None:
     assert seen == [signal.getsignal(signal.SIGINT), False]
 
 
-def test_what_is_let_through() -> None:
+def test_interrupts_are_not_deferred_while_a_condition_holds() -> None:
     through = False
     reached = False
     with pytest.raises(KeyboardInterrupt):

@@ -81,9 +81,7 @@ def test_many_removals_are_collected_and_sent_together(told: list[tuple[str, str
 
 
 def test_a_name_that_comes_again_in_a_block_is_forgotten_first(told: list[tuple[str, str, str]]) -> None:
-    """A name that a dead worker handed over does that. If it were removed twice, the tracker would
-    complain.
-    """
+    """A name that a dead worker handed over does that. Removed twice, it would make the tracker complain."""
     with tracker.in_one_message():
         for _ in range(2):
             tracker.track([NAME], "shared_memory")
@@ -138,7 +136,7 @@ def test_a_child_does_not_send_pending_messages_of_its_parent(told: list[tuple[s
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_a_fork_while_another_thread_talks_to_it_leaves_no_lock_behind() -> None:
+def test_a_fork_while_another_thread_uses_the_tracker_leaves_no_lock_behind() -> None:
     talking, go_on = threading.Event(), threading.Event()
 
     def talk() -> None:
@@ -167,7 +165,7 @@ class Alarm(Exception):
 
 
 @needs_a_trace_that_raises
-def test_an_exception_of_a_signal_handler_leaves_it_unlocked(
+def test_an_exception_of_a_signal_handler_leaves_the_tracker_unlocked(
     told: list[tuple[str, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise (before Python 3.11.6) the next queue, lock or pool would wait for ever."""

@@ -45,8 +45,7 @@ def sink(request: pytest.FixtureRequest) -> ImapSink:
 def test_a_part_that_another_thread_is_bringing_is_waited_for(sink: ImapSink) -> None:
     chunk = chunk_of(sink, 0, 4)
     sink._sent(chunk)
-    # Two threads have taken parts with the first items. One of them is slow, so the other brings the end
-    # first.
+    # Two threads bring parts with the first items. One of them is slow, so the end comes before its part.
     chunk.done = 3
     sink._settle(chunk, VALUE, b"")
     sink._settle(chunk, PART, a_part(0, 2))

@@ -84,8 +84,8 @@ def follow_and_leave(
 
 
 def test_a_follower_that_does_not_need_the_lead_passes_it_on() -> None:
-    """The leader has offered the lead to this follower. If it did not pass it on, the next one would sleep
-    until the end of its slice.
+    """The leader has offered it the lead. If it did not pass that on, the next one would sleep for a
+    slice.
     """
     with TaskPool(1, context="fork") as pool:
         this, other = follow_and_leave(pool._engine.lead)

@@ -33,9 +33,7 @@ def test_the_longest_task_fits_into_an_empty_inbox_wherever_its_index_is() -> No
     "name", ["precious", "mpkit-parcel-", "mpkit-parcel-1\0", "xmpkit-parcel-1", "\udcff"]
 )
 def test_only_a_parcel_is_ever_taken_over(name: str, tmp_path: Path) -> None:
-    """The name comes from the worker's shared memory. If that is corrupt, no other file may be removed, and
-    the pool must go on.
-    """
+    """The name comes from shared memory, which may be corrupt: no other file may be removed because of it."""
     path = tmp_path / "precious"
     path.touch()
     record = bytes(HEAD_SIZE) + os.fsencode(f"{tmp_path}/{name}")

@@ -1,6 +1,4 @@
-"""Imitations of other processes: tests write their rows and permits into shared memory, and need no
-children.
-"""
+"""Imitations of other processes: instead of starting any, tests write their rows into shared memory."""
 
 from __future__ import annotations
 

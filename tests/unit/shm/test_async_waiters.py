@@ -177,9 +177,7 @@ def test_a_coroutine_dropped_in_a_forked_child_does_not_wait_for_a_lock_of_the_p
 
 
 def test_all_handles_and_event_loops_of_a_process_wait_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If two loops that begin at once had a watch each, closing the queue would end the threads of only
-    one.
-    """
+    """If two loops that begin at once had a watch each, closing the queue would end only one of them."""
     with BoundedQueue[int]() as queue:
         of_another_thread: list[object] = []
         real = async_waiters.AsyncWaiters
@@ -252,8 +250,8 @@ def test_not_all_try_for_each_bit_of_room(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_only_place_is_kept_for_the_coroutine_that_is_told_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If waiting threads were told of the same place, they would be quicker: beside four threads, a coroutine
-    got one place in a hundred.
+    """If waiting threads were told of it, too, they would be quicker, and hardly leave a place to
+    coroutines.
     """
     passed_on: list[None] = []
     monkeypatch.setattr(PutSide, "pass_on", lambda _side: passed_on.append(None))

@@ -504,7 +504,7 @@ def test_where_there_is_no_slot_the_region_is_pinned(queue: BoundedQueue[Any], t
     assert PINNED in states(queue)
 
 
-def test_a_closed_queue_can_still_fork_with_what_came_from_it() -> None:
+def test_views_from_a_closed_queue_can_still_be_forked() -> None:
     queue: BoundedQueue[Any] = BoundedQueue()
     held = Held(queue)
     queue.close()
@@ -536,7 +536,7 @@ def _refuse(_pid: int) -> None:
     raise OSError(24, "Too many open files")
 
 
-def test_a_region_is_held_as_long_as_no_fork_has_a_view_of_it(queue: BoundedQueue[Any]) -> None:
+def test_without_a_fork_a_region_is_held_until_its_item_is_dropped(queue: BoundedQueue[Any]) -> None:
     held = Held(queue)
     assert states(queue) == {HELD}
     held.drop()
@@ -544,7 +544,7 @@ def test_a_region_is_held_as_long_as_no_fork_has_a_view_of_it(queue: BoundedQueu
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_whatever_goes_wrong_before_a_fork_the_region_stays_as_it_is(
+def test_an_error_before_a_fork_pins_the_region(
     queue: BoundedQueue[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_args: object) -> list[int]:
@@ -568,7 +568,7 @@ def test_a_thread_that_waits_too_long_for_a_fork_gets_a_copy(
     found: list[Held] = []
     thread = threading.Thread(target=lambda: found.append(Held(queue)))
     thread.start()
-    # As a fork hook of the application may do.
+    # The fork takes that long: a fork hook of the application may wait for the thread, too.
     thread.join()
     views._after_fork_in_parent()
     found[0].check()

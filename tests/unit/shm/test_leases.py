@@ -304,9 +304,7 @@ def test_an_object_that_this_thread_is_using_stays_open() -> None:
 def test_names_stay_if_a_handle_comes_back_while_another_thread_drops_the_last(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The handle is no longer in transit, and the table of processes contains only the creator; still the
-    names must stay.
-    """
+    """They must, although no handle is in transit any more and no other process has the object open."""
     handles: list[BoundedQueue[int]] = [BoundedQueue()]
     name = handles[0]._opened().name
     message = pickle.dumps(handles[0])

@@ -174,7 +174,9 @@ def test_a_bound_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         assert queue.get_many() == list(range(1, 11))
 
 
-def test_what_waits_for_room_is_what_was_put(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changes_after_put_many_do_not_reach_items_that_wait_for_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with BoundedQueue[Any](maxsize=6) as queue:
         items: list[list[Any]] = [[number] for number in range(9)]
         putting = threading.Thread(target=queue.put_many, args=(items,), daemon=True)

@@ -155,7 +155,9 @@ def test_item_numbers_that_have_wrapped_around_to_zero(regions: Regions) -> None
     assert is_over(HELD, COUNT_MASK - 2, dead)
 
 
-def test_what_is_over_is_reclaimed_before_the_file_grows(regions: Regions, supply: RegionSupply) -> None:
+def test_regions_whose_use_is_over_are_reclaimed_before_the_file_grows(
+    regions: Regions, supply: RegionSupply
+) -> None:
     number = supply.claim(3 * PAGE, WRITING, 1)
     end = supply._end()
     belongs_to(regions, number, dead_process())
@@ -449,7 +451,7 @@ def test_any_order_of_sizes_keeps_them_apart(
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="gives pages back")
-def test_to_use_pages_again_those_of_other_free_regions_are_given_back(
+def test_other_free_regions_give_their_pages_back_so_that_one_can_be_used(
     segment: Segment, regions: Regions, supply: RegionSupply, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise a region without pages would be refused for lack of memory, while free ones keep theirs."""

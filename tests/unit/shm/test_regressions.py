@@ -159,7 +159,7 @@ def test_an_item_survives_a_map_that_is_refused(
     assert queue.get() == bytes(100_000)
 
 
-def test_a_put_that_failed_after_publication_frees_nobody_elses_region(queue: BoundedQueue[Any]) -> None:
+def test_a_put_that_failed_after_publication_frees_no_region_of_another(queue: BoundedQueue[Any]) -> None:
     """Ctrl-C comes just after the item is published. By the time the put cleans up, the item may have been
     taken and its region claimed by another putter, who must not lose it.
     """
@@ -513,8 +513,8 @@ def test_an_error_of_the_waiting_thread_is_raised_by_the_coroutine(
 def test_an_operation_succeeds_even_if_another_thread_then_closes_the_queue(
     side: type[get_side.GetSide | put_side.PutSide], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The close comes between the operation and the look for sleepers to wake, which cannot map its ring
-    any more.
+    """The close comes after the operation and before the look for sleepers, which can map no ring any
+    more.
     """
     asleep = threading.Event()
     sleep = sleepers.Sleepers.sleep
@@ -561,9 +561,7 @@ def test_an_operation_succeeds_even_if_another_thread_then_closes_the_queue(
 def test_a_name_counts_as_in_use_if_that_cannot_be_checked(
     code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Otherwise a process without free descriptors would remove the names of a queue that others have
-    open.
-    """
+    """Otherwise a process without free descriptors would remove names of queues that others have open."""
 
     def refuse(path: str, *_args: object) -> int:
         raise OSError(code, os.strerror(code), path)
@@ -711,9 +709,7 @@ def poll(queue: BoundedQueue[Any]) -> None:
 
 
 def poll_until(queue: BoundedQueue[Any], condition: Callable[[], object]) -> None:
-    """Poll until `condition` is true. (On a busy machine, one poll may time out before its first slice
-    ends.)
-    """
+    """Poll until `condition` is true. (On a busy machine, a poll may end before its first slice does.)"""
 
     def is_so() -> object:
         poll(queue)
@@ -754,9 +750,7 @@ class _KeepsItsPages:
 def test_memory_that_cannot_be_given_back_stays(
     queue: BoundedQueue[Any], trims: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`madvise` fails on some file systems, and if the process has locked all of its memory. `get` must
-    not raise then.
-    """
+    """`get` must not raise if `madvise` fails, as on some file systems or if all memory is locked."""
     monkeypatch.setattr(sleepers, "SLICE_SECONDS", 0.0)
     queue.put(bytes(100_000))
     assert queue.get() == bytes(100_000)
@@ -878,9 +872,7 @@ def test_without_a_descriptor_to_load_ctypes_a_big_item_is_copied(
 def test_a_region_that_was_claimed_just_before_an_exception_is_used_again(
     queue: BoundedQueue[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The exception comes before the region's number is stored. The region must not stay in use until the
-    process ends.
-    """
+    """The exception comes before the number is stored. The region must not be lost until the process ends."""
     regions = opened(queue).regions
     real = RegionSupply.claim
 
@@ -957,9 +949,7 @@ def test_a_queue_that_is_closed_as_its_file_is_mapped_maps_no_other_file(
 
 @pytest.mark.parametrize("method", ["permit_acquire", "permit_release"])
 def test_a_lock_that_is_closed_in_the_middle_of_an_operation_is_closed(method: str) -> None:
-    """Otherwise the row of that operation would be reused by an operation that never learns of the
-    closing.
-    """
+    """Otherwise another operation would reuse the row of that one, and never learn of the closing."""
     lock = Lock()
     lock.acquire()
     if method == "permit_acquire":
@@ -986,9 +976,7 @@ def test_a_lock_that_is_closed_in_the_middle_of_an_operation_is_closed(method: s
 
 
 class _InterruptedLock(InterruptibleLock):
-    """Raises after each `acquire`: from Python 3.14 on, a signal handler may run between the call and
-    what follows.
-    """
+    """Raises after each `acquire`, as a signal handler may from Python 3.14 on."""
 
     __slots__ = ()
 

@@ -53,9 +53,7 @@ def test_the_creator_removes_the_name() -> None:
 def test_names_are_as_short_as_macos_wants_them(
     make: Callable[[], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The limit PSEMNAMLEN includes the zero byte. On macOS pids have five digits, and start times are in
-    microseconds.
-    """
+    """PSEMNAMLEN includes the zero byte. On macOS pids have five digits; start times are in microseconds."""
     made: list[str] = []
 
     def refuse(kind: int, value: int, maxvalue: int, name: str, unlink: bool) -> None:

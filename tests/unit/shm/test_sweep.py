@@ -71,7 +71,7 @@ def test_a_young_file_stays(tmp_path: Path) -> None:
         "mpkit-queue-{pid}-{started}-0123456789abcde",
     ],
 )
-def test_what_mpkit_has_not_named_stays(tmp_path: Path, name: str) -> None:
+def test_files_with_other_names_stay(tmp_path: Path, name: str) -> None:
     dead = dead_process()
     path = of_the_dead(tmp_path).rename(tmp_path / name.format(pid=dead.pid, started=dead.started))
     assert sweep.remove_abandoned(str(tmp_path)) == []

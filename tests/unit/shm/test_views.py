@@ -159,8 +159,7 @@ def _reads_state(frame: FrameType) -> bool:
 def test_a_region_is_freed_once_even_if_two_threads_notice_its_last_view(
     regions: Regions, supply: RegionSupply, number: int
 ) -> None:
-    # One thread notices in the callback of the view; the other one because that callback has not finished
-    # yet.
+    # One thread notices in the callback of the view, the other one while that callback still runs.
     reached, go_on = threading.Event(), threading.Event()
 
     def trace(frame: FrameType, event: str, _value: object) -> Any:

@@ -125,7 +125,7 @@ def test_long_lists_come_in_several_pieces() -> None:
     assert found[2499] == (Good(2499), None)
 
 
-def test_what_is_shared_stays_so() -> None:
+def test_objects_that_items_share_stay_shared() -> None:
     shared = [1]
     found = load_items(pickle.dumps([shared, shared, [shared, Bad()], shared, Good(3)], 5))
     assert [error is not None for _, error in found] == [False, False, True, False, False]
