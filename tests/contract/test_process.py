@@ -839,7 +839,7 @@ def test_an_interrupt_while_the_outcome_is_pickled_does_not_change_it(
         assert process.exitcode == 1
 
 
-def test_a_result_that_exits_when_it_is_pickled(start_method: str) -> None:
+def test_pickling_a_result_exits(start_method: str) -> None:
     error = run(start_method, targets.ExitsWhilePickled).exception()
     assert isinstance(error, SystemExit)
     assert error.code == 5

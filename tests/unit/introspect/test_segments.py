@@ -116,7 +116,7 @@ def test_a_named_pipe_that_has_such_a_name_is_not_waited_for(
 @pytest.mark.parametrize(
     "word", [shared_file.ROWS_USED, layout.GENERATIONS, layout.PUT_GENERATION, layout.ROWS], ids=str
 )
-def test_a_queue_with_impossible_words_does_no_harm(word: int, tmp_path: Path) -> None:
+def test_a_queue_that_says_what_cannot_be_does_no_harm(word: int, tmp_path: Path) -> None:
     with BoundedQueue[int]() as queue:
         path = tmp_path / "copy"
         path.write_bytes(Path(f"/proc/self/fd/{queue._opened().segment.fd}").read_bytes())

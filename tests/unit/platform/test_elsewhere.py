@@ -54,9 +54,7 @@ def test_a_process_with_the_pid_of_an_earlier_one_is_found(monkeypatch: pytest.M
     assert family_tree._parents()[os.getpid()] == (os.getppid(), me)
 
 
-def test_a_lock_object_that_is_dropped_releases_the_lock(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lock_that_nobody_has_any_more_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     filelock = as_on("darwin", "files.filelock", monkeypatch)
     fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
     try:

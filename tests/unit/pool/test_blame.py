@@ -73,6 +73,6 @@ def test_the_error_about_several_iterables_recommends_starmap() -> None:
                 call(divmod, [1, 2], 1.5)
 
 
-def test_if_no_single_item_is_the_cause_the_error_is_unchanged() -> None:
+def test_where_no_single_one_is_to_blame_the_error_is_as_it_was() -> None:
     error = SerializationError("all of them together")
     assert blame(error, [("argument 1", 1), ("argument 2", 2)], "pickle") is error

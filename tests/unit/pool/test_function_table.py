@@ -113,7 +113,7 @@ def test_functions_without_code_are_told_apart_by_their_names(
         assert table.look_up(function, pickler)[0] is known
 
 
-def test_an_error_calls_a_function_by_its_own_name() -> None:
+def test_what_an_error_calls_a_function_is_its_own_name() -> None:
     get: Callable[..., object] = {}.get
     with TaskPool(1) as pool:
         assert pool.submit("a".join, ["b"]).result(PATIENCE) == "b"

@@ -59,14 +59,14 @@ async def settled() -> None:
         await asyncio.sleep(0.02)
 
 
-def test_no_more_coroutines_are_told_than_can_succeed(side: Side) -> None:
-    """If each item woke all, a thousand waiting coroutines would cost 20 ms of CPU time per item."""
+def test_no_more_are_told_than_can_succeed(side: Side) -> None:
+    """All were, for each item: a thousand that wait cost 20 ms of computing for one item."""
     told: list[int] = []
 
     async def wait(number: int) -> None:
         await side.watch.wait(0)
         told.append(number)
-        # It takes what is available.
+        # It takes what there is.
         side.number -= 1
 
     async def program() -> None:
