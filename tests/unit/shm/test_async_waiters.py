@@ -125,7 +125,7 @@ def test_a_blocked_event_loop_does_not_hold_up_others(side: Side) -> None:
         still.close()
 
 
-def test_a_coroutine_that_is_cancelled_after_it_was_told_lets_another_one_try(side: Side) -> None:
+def test_who_is_cancelled_when_it_has_been_told_lets_another_one_try(side: Side) -> None:
     async def program() -> None:
         first = asyncio.create_task(side.watch.wait(0))
         second = asyncio.create_task(side.watch.wait(0))
