@@ -92,6 +92,6 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def stress(session: nox.Session) -> None:
-    """Run the stress tests; for how long, says ``--stress-seconds``. They are not part of the test suite."""
+    """Run the stress tests, for as long as ``--stress-seconds`` says. They are not part of the test suite."""
     install(session, "test")
     session.run("python", "-m", "pytest", "tests/stress", "--timeout=900", *session.posargs)

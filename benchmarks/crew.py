@@ -32,7 +32,7 @@ class Gate:
     def start(self) -> None:
         """Wait until all members are ready, then start the clock."""
         self._barrier.wait(_READY_SECONDS)
-        # CLOCK_MONOTONIC, so that the times of different processes can be compared.
+        # `perf_counter` is CLOCK_MONOTONIC, so that the times of different processes can be compared.
         self.cpu = -time.process_time()
         self.started = time.perf_counter()
 

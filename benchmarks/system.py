@@ -1,6 +1,4 @@
-"""What processes use and leave behind, read from the system: CPU time, memory, open files, names in shared
-memory.
-"""
+"""What processes use and leave behind, as the system reports it: CPU time, memory, files, shared memory."""
 
 from __future__ import annotations
 

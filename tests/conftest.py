@@ -30,7 +30,7 @@ settings.register_profile("explore", settings.get_profile("steady"), derandomize
 settings.load_profile("steady")
 
 
-pytest_timeout.dump_stacks = stuck.tell_before(pytest_timeout.dump_stacks)
+pytest_timeout.dump_stacks = stuck.with_descendants(pytest_timeout.dump_stacks)
 
 
 def pytest_collection_finish() -> None:
@@ -38,7 +38,7 @@ def pytest_collection_finish() -> None:
     it again, and a collection in a forked child does not copy its pages by writing to them.
     """
     # Not earlier: pytest must have set its own hooks first.
-    stuck.listen()
+    stuck.record_exceptions()
     # At its first run Hypothesis searches for references to its random number generator, and would not find
     # those in frozen objects. So let it run once before the freeze.
     find(booleans(), bool)

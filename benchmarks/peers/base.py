@@ -78,8 +78,7 @@ class QueuePeer(Protocol):
     name: str
     #: How many processes may put at most.
     putters: int
-    #: Throughput workloads divide the number of items by this, so that a slow contender does not take
-    #: minutes.
+    #: Throughput workloads divide the number of items by this: a slow contender must not take minutes.
     slowness: int
 
     def open(self, context: BaseContext, room: Room) -> QueueEnds:

@@ -1,4 +1,4 @@
-"""The house stands as it was drawn: floors, light imports, one place for what is private to the stdlib."""
+"""The structure of the source: layers, cheap imports, one place for private names of the standard library."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.helpers.processes import ROOT, run_python
 SOURCE = ROOT / "src" / "mpkit"
 MODULES = sorted(SOURCE.rglob("*.py"))
 
-#: Modules of the standard library that promise nothing, and the files that may use them.
+#: Modules of the standard library without a stable interface, and the files that may use them.
 PRIVATE = {
     "_multiprocessing",
     "_posixshmem",
@@ -62,15 +62,16 @@ def tree_of(path: Path) -> ast.Module:
 
 @pytest.fixture(scope="module", autouse=True)
 def _forget_trees() -> Iterator[None]:
-    """Each collection, in all the tests that follow, would look through two hundred thousand objects more."""
+    """Drop the parsed sources afterwards: they are 200,000 objects, which slow down garbage collections."""
     yield
     tree_of.cache_clear()
 
 
 def imports(path: Path, *, at_import: bool = False, for_types: bool = False) -> Iterator[str]:
-    """The modules that `path` names in imports; with `at_import` only what runs when it is imported.
+    """The modules that `path` imports.
 
-    With `for_types` also those that only type checkers import.
+    With `at_import`, only those that are imported when `path` is. With `for_types`, also those that only type
+    checkers import.
     """
     pending: list[ast.AST] = [tree_of(path)]
     while pending:
@@ -88,7 +89,7 @@ def imports(path: Path, *, at_import: bool = False, for_types: bool = False) -> 
         pending.extend(ast.iter_child_nodes(node))
 
 
-def test_the_floors_are_kept() -> None:
+def test_no_layer_imports_a_higher_one() -> None:
     program = shutil.which("lint-imports", path=str(Path(sys.executable).parent))
     if program is None:
         pytest.skip("import-linter is not installed (group `layers`)")
@@ -96,10 +97,10 @@ def test_the_floors_are_kept() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_no_module_leads_back_to_itself() -> None:
-    """Not for type checkers, either: each module can be read with those alone that it rests on."""
+def test_there_are_no_circular_imports() -> None:
+    """Not even for type checkers: a module can be understood together with only those that it imports."""
     names = {".".join(path.relative_to(SOURCE.parent).with_suffix("").parts): path for path in MODULES}
-    # What a package passes on is no circle: its modules import each other, and not the package.
+    # A package that re-exports names of its modules is no circle: the modules do not import the package.
     left = {
         name: {found for found in imports(path, for_types=True) if found in names and found != name}
         for name, path in names.items()
@@ -133,7 +134,7 @@ def test_no_module_leads_back_to_itself() -> None:
         "process",
     ],
 )
-def test_the_map_of_a_package_shows_each_of_its_modules(package: str) -> None:
+def test_the_docstring_of_a_package_lists_each_of_its_modules(package: str) -> None:
     shown = set(re.findall(r"`(\w+)`", ast.get_docstring(tree_of(SOURCE / package / "__init__.py")) or ""))
     there = {path.parent.name for path in (SOURCE / package).glob("*/__init__.py")}
     there |= {path.stem for path in (SOURCE / package).glob("*.py")} - {"__init__"}
@@ -150,8 +151,10 @@ def test_psutil_is_imported_at_module_level_in_introspect_alone() -> None:
     assert guilty == []
 
 
-def test_nobody_asks_the_clocks_of_time() -> None:
-    """A test of the program that stops the time would stop who does. `clock` has its own."""
+def test_mpkit_does_not_call_the_clocks_of_time_directly() -> None:
+    """A test of a program may stop the clocks of `time`. mpkit must use the real ones, which `clock`
+    keeps.
+    """
     stoppable = {"monotonic", "monotonic_ns", "time"}
     askers = {
         named(path)
@@ -165,7 +168,7 @@ def test_nobody_asks_the_clocks_of_time() -> None:
     assert [name for name in askers if not name.startswith(("cli/", "introspect/"))] == []
 
 
-def test_private_parts_of_the_standard_library_are_used_in_one_room_alone() -> None:
+def test_private_parts_of_the_standard_library_are_used_only_in_one_package() -> None:
     used = {named(path): PRIVATE & set(imports(path)) for path in MODULES if path not in MAY_USE_THEM}
     assert {name: parts for name, parts in used.items() if parts} == {}
 
@@ -179,10 +182,10 @@ def test_private_parts_of_the_standard_library_are_used_in_one_room_alone() -> N
     ],
 )
 def test_importing_is_light(statement: str) -> None:
-    # `inspect` comes with dataclasses, and takes longer to load than any other module here.
+    # `dataclasses` imports `inspect`, which takes longer to load than any other of these modules.
     libraries = {"asyncio", "ctypes.util", "inspect", "psutil", "unittest"}
     heavy = libraries | {"mpkit.cli", "mpkit.compat", "mpkit.introspect"}
-    # Python 3.14 has it for its own tracebacks, which all that reports errors needs.
+    # From Python 3.14 on `traceback` imports it, which everything that reports errors needs.
     code = (
         "import sys, traceback; before = set(sys.modules); "
         f"{statement}; print(*sorted({heavy!r} & set(sys.modules) - before))"
@@ -190,23 +193,23 @@ def test_importing_is_light(statement: str) -> None:
     assert run_python("-c", code).stdout.split() == []
 
 
-def test_importing_the_doorway_loads_nothing_of_the_house() -> None:
+def test_import_mpkit_loads_none_of_its_modules() -> None:
     code = "import sys, mpkit; print(*sorted(name for name in sys.modules if name.startswith('mpkit.')))"
     assert run_python("-c", code).stdout.split() == []
 
 
-def test_the_rooms_of_the_platform_pass_nothing_on() -> None:
-    rooms = [path for path in MODULES if path.name == "__init__.py" and named(path).startswith("_platform")]
-    assert {name for room in rooms for name in imports(room)} == {"__future__", "__future__.annotations"}
+def test_the_packages_of_the_platform_re_export_nothing() -> None:
+    inits = [path for path in MODULES if path.name == "__init__.py" and named(path).startswith("_platform")]
+    assert {name for init in inits for name in imports(init)} == {"__future__", "__future__.annotations"}
 
 
-@pytest.mark.parametrize("room", ["compat", "errors", "introspect", "pool", "process", "queue", "sync"])
-def test_each_room_can_be_reached_through_the_doorway(room: str) -> None:
-    assert run_python("-c", f"import mpkit; print(mpkit.{room}.__name__)").stdout == f"mpkit.{room}\n"
+@pytest.mark.parametrize("package", ["compat", "errors", "introspect", "pool", "process", "queue", "sync"])
+def test_each_public_module_is_an_attribute_of_mpkit(package: str) -> None:
+    assert run_python("-c", f"import mpkit; print(mpkit.{package}.__name__)").stdout == f"mpkit.{package}\n"
 
 
-def test_what_a_process_asks_about_itself_does_not_lead_back() -> None:
-    # `process` imports `introspect` where it needs it, against the order of the floors.
+def test_introspect_does_not_import_process() -> None:
+    # `process` imports `introspect`, which is the one exception to the order of the layers.
     modules = [path for path in MODULES if named(path).startswith("introspect")]
     assert [named(path) for path in modules if "mpkit.process" in set(imports(path))] == []
 

@@ -1,4 +1,4 @@
-"""The check after each test sees what it is there to see."""
+"""The check for leftovers (`tests.helpers.leftovers`) finds everything that a test can leave behind."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_an_orphan_is_seen_and_removed() -> None:
         child.returncode = 0  # no warning about a child that is meant to go on
         print(child.pid, flush=True)
     """
-    read, write = os.pipe()  # the orphan's standard input, open as long as this test
+    read, write = os.pipe()  # the orphan's standard input: it ends when this test closes the pipe
     try:
         parent = subprocess.run(
             [sys.executable, "-c", code], stdin=read, stdout=subprocess.PIPE, text=True, check=True
@@ -99,14 +99,14 @@ def test_a_shared_memory_file_is_seen_and_removed(name: str) -> None:
     file = directory / name.format(os.getpid())
     file.touch()
     left = leftovers.since(before).files
-    assert str(file) in left  # what other runs do on this machine at the same time may be seen as well
+    assert str(file) in left  # there may be more, of test runs on the same machine
     leftovers.Snapshot(files=frozenset({str(file)})).remove()
     assert not file.exists()
 
 
-def test_a_file_of_a_stranger_is_none_of_our_business() -> None:
+def test_a_file_of_another_program_is_ignored() -> None:
     before = leftovers.take()
-    # Process 1 lives and is no child of ours. (Another run on this machine has a name of its own.)
+    # Process 1 lives and is no child of this one. (The name is different in each test run.)
     file = Path(tempfile.gettempdir(), f"mpkit-queue-1-1-{secrets.token_hex(8)}")
     file.touch()
     try:

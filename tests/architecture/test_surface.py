@@ -1,6 +1,6 @@
-"""The public surface is what the contract says: names, parameters and defaults, docstrings, reprs, pickling.
+"""The public interface: names, parameters and defaults, docstrings, reprs, pickling.
 
-A change here is a change that users see: it belongs into the changelog.
+Whoever has to change this file changes what users see: that belongs in the changelog.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 import mpkit
 from mpkit import errors
 
-ROOMS = [
+MODULE_NAMES = [
     "mpkit",
     "mpkit.errors",
     "mpkit.introspect",
@@ -39,7 +39,7 @@ NAMES = {
     ),
 }
 
-# What users type. Every parameter by name and default; `/` and `*` as in Python.
+# The signatures of everything that users call.
 SIGNATURES = {
     "mpkit.WorkerProcess": (
         "(group=None, target=None, name=None, args=(), kwargs=None, *, daemon=None, start_method=None, "
@@ -156,7 +156,7 @@ FIELDS = {
 
 
 def find(path: str) -> Any:
-    """The object that `path` names."""
+    """The object at the dotted `path`."""
     parts = path.split(".")
     found: Any = mpkit
     for part in parts[1:]:
@@ -171,19 +171,19 @@ def described(callable_: Any) -> str:
     return str(signature.replace(parameters=parameters, return_annotation=signature.empty))
 
 
-def public_classes(room: str) -> list[type]:
-    module = importlib.import_module(room)
+def public_classes(module_name: str) -> list[type]:
+    module = importlib.import_module(module_name)
     return [value for name in module.__all__ if inspect.isclass(value := getattr(module, name))]
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_all_is_sorted_and_complete(room: str) -> None:
-    module = importlib.import_module(room)
+@pytest.mark.parametrize("module_name", MODULE_NAMES)
+def test_all_is_sorted_and_complete(module_name: str) -> None:
+    module = importlib.import_module(module_name)
     assert list(module.__all__) == sorted(module.__all__)
     assert all(hasattr(module, name) for name in module.__all__)
     assert set(module.__all__) <= set(dir(module))
-    if room in NAMES:
-        assert " ".join(module.__all__) == NAMES[room]
+    if module_name in NAMES:
+        assert " ".join(module.__all__) == NAMES[module_name]
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
@@ -219,34 +219,34 @@ def test_values_pickle(path: str) -> None:
     assert pickle.loads(pickle.dumps(value)) == value
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_rooms_and_what_is_in_them_are_documented(room: str) -> None:
-    module = importlib.import_module(room)
+@pytest.mark.parametrize("module_name", MODULE_NAMES)
+def test_public_modules_and_their_names_are_documented(module_name: str) -> None:
+    module = importlib.import_module(module_name)
     assert inspect.getdoc(module)
     for name in module.__all__:
         value = getattr(module, name)
         if not isinstance(value, ModuleType):
-            assert value.__doc__, f"{room}.{name} has no docstring"
+            assert value.__doc__, f"{module_name}.{name} has no docstring"
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_public_members_are_documented(room: str) -> None:
-    for cls in public_classes(room):
+@pytest.mark.parametrize("module_name", MODULE_NAMES)
+def test_public_members_are_documented(module_name: str) -> None:
+    for cls in public_classes(module_name):
         for name, member in vars(cls).items():
             if not name.startswith("_") and (inspect.isroutine(member) or isinstance(member, property)):
                 assert inspect.getdoc(getattr(cls, name)), f"{cls.__qualname__}.{name} has no docstring"
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_public_classes_have_a_repr_of_their_own(room: str) -> None:
-    for cls in public_classes(room):
+@pytest.mark.parametrize("module_name", MODULE_NAMES)
+def test_public_classes_have_a_repr_of_their_own(module_name: str) -> None:
+    for cls in public_classes(module_name):
         assert getattr(cls, "__repr__") is not getattr(object, "__repr__"), cls  # noqa: B009
 
 
 @pytest.mark.parametrize(
     "name", ["BoundedQueue", "Lock", "LockedCounter", "TaskPool", "WorkerProcess", "Shared"]
 )
-def test_what_is_opened_is_a_context_manager(name: str) -> None:
+def test_everything_that_can_be_closed_is_a_context_manager(name: str) -> None:
     cls = getattr(mpkit, name)
     assert callable(cls.__enter__)
     assert callable(cls.__exit__)

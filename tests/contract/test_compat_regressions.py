@@ -731,8 +731,7 @@ def test_a_stop_iteration_of_a_task_ends_no_loop_and_shortens_no_list() -> None:
         assert isinstance(cause(lambda: pool.apply(next, (iter(()),))), StopIteration)
         assert isinstance(cause(lambda: next(pool.imap(next, [iter(())]))), StopIteration)
         assert isinstance(cause(executor.submit(next, iter(())).result), StopIteration)
-        # Within a chunk, which is read as an iterator, it is mistaken for the end; so the cause is another
-        # one.
+        # Within a chunk, Python mistakes it for the end of an iterator, so the cause is another error.
         assert cause(lambda: pool.map(next, [iter("a"), iter(()), iter("b")], chunksize=3))
 
 

@@ -137,8 +137,7 @@ def test_every_method_is_there_with_the_same_signature(ours: type, theirs: type)
 
 
 def test_a_lock_has_the_signatures_that_are_documented() -> None:
-    # The standard library sets `acquire` and `release` on each instance, so there is no method to compare
-    # with.
+    # The standard library sets `acquire` and `release` on each instance, so its class has none to compare.
     (block, timeout) = parameters(compat.Lock.acquire)
     assert (block[0], block[2], timeout[0], timeout[2]) == ("block", True, "timeout", None)
     assert parameters(compat.Lock.release) == []

@@ -86,7 +86,7 @@ def test_an_error_comes_back_as_itself(same_pool: TaskPool) -> None:
         (tasks.echo, (tasks.Breaks(),), SerializationError),
     ],
 )
-def test_what_cannot_travel_hurts_one_task_only(
+def test_an_object_that_cannot_be_sent_fails_only_its_task(
     same_pool: TaskPool,
     function: Callable[..., object],
     args: tuple[object, ...],

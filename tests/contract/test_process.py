@@ -839,7 +839,7 @@ def test_an_interrupt_while_the_outcome_is_pickled_does_not_change_it(
         assert process.exitcode == 1
 
 
-def test_a_result_that_exits_when_it_is_pickled(start_method: str) -> None:
+def test_pickling_a_result_exits(start_method: str) -> None:
     error = run(start_method, targets.ExitsWhilePickled).exception()
     assert isinstance(error, SystemExit)
     assert error.code == 5
@@ -1052,8 +1052,8 @@ def test_under_fork_any_target_will_do() -> None:
 
 @posix
 def test_a_signal_sent_to_a_fork_does_not_reach_the_event_loop_of_its_parent() -> None:
-    """A fork inherits the wake-up descriptor of asyncio. A server that sends SIGTERM to a child would end
-    itself.
+    """A fork inherits the wake-up descriptor of asyncio, so a server could end itself with SIGTERM to a
+    child.
     """
     loop, child = socket.socketpair()
     with loop, child:

@@ -107,8 +107,7 @@ def test_a_signal_handler_does_not_wait_for_a_guardian_that_is_being_started(
     spawn = passing.spawn_passing
 
     def interrupted(command: Sequence[str], descriptors: Sequence[int]) -> int:
-        # Called in the same thread, as in a signal handler. Another thread would wait until the guardian
-        # runs.
+        # Called in the same thread, as by a signal handler. Another thread would wait for the guardian.
         line.ensure_guardian()
         assert line.guardian_pid is None
         return spawn(command, descriptors)

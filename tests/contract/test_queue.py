@@ -64,7 +64,7 @@ def test_sizes_are_exact_for_everyone(peer: Peer, small: BoundedQueue[Any]) -> N
     assert peer.call(targets.look, small, "maxsize") == 2
 
 
-def test_one_order_for_everyone(peer: Peer, other: Peer) -> None:
+def test_the_items_of_each_putter_arrive_in_order(peer: Peer, other: Peer) -> None:
     number = 800
     with BoundedQueue[Any](maxsize=16) as queue:
         peer.begin(targets.take_all, queue)

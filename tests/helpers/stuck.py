@@ -21,47 +21,47 @@ from typing import Any
 
 import psutil
 
-__all__ = ["describe_descendants", "listen", "tell_before"]
+__all__ = ["describe_descendants", "record_exceptions", "with_descendants"]
 
 #: How many seconds each command may take: printing all this must not keep the tests from ending.
 _PATIENCE = 20.0
 
 #: The latest exceptions in destructors and threads, which nothing but a hook gets to see.
-_unheard: deque[str] = deque(maxlen=10)
+_exceptions: deque[str] = deque(maxlen=10)
 
 
-def listen() -> None:
+def record_exceptions() -> None:
     """From now on, record exceptions that are raised in destructors or that end a thread."""
     unraisable_hook, thread_hook = sys.unraisablehook, threading.excepthook
 
-    def hear_unraisable(report: Any) -> None:
+    def record_unraisable(report: Any) -> None:
         unraisable_hook(report)
         _note(f"{report.err_msg or 'Exception ignored in'} {report.object!r}", report)
 
-    def hear_thread(report: Any) -> None:
+    def record_thread(report: Any) -> None:
         thread_hook(report)
         _note(f"{report.thread!r} was ended by", report)
 
-    sys.unraisablehook, threading.excepthook = hear_unraisable, hear_thread
+    sys.unraisablehook, threading.excepthook = record_unraisable, record_thread
 
 
 def _note(what: str, report: Any) -> None:
     # As text: the exception itself would keep its frames alive, and what they refer to.
     raised = traceback.format_exception(report.exc_type, report.exc_value, report.exc_traceback)
-    _unheard.append(f"{time.monotonic():.1f}: {what}\n{''.join(raised)}")
+    _exceptions.append(f"{time.monotonic():.1f}: {what}\n{''.join(raised)}")
 
 
-def tell_before(dump_stacks: Callable[..., None]) -> Callable[..., None]:
+def with_descendants(dump_stacks: Callable[..., None]) -> Callable[..., None]:
     """Return a `pytest_timeout.dump_stacks` that prints what the descendants do before the stacks."""
 
-    def tell(terminal: Any, *more: Any) -> None:
+    def dump_all(terminal: Any, *more: Any) -> None:
         terminal.sep("~", title="Processes below the tests")
         terminal.write(describe_descendants() + "\n")
         terminal.sep("~", title=f"Latest exceptions in destructors and threads (now: {time.monotonic():.1f})")
-        terminal.write("\n".join(_unheard) + "\n")
+        terminal.write("\n".join(_exceptions) + "\n")
         dump_stacks(terminal, *more)
 
-    return tell
+    return dump_all
 
 
 def describe_descendants() -> str:

@@ -9,6 +9,10 @@ from tests.model.guardian_model import PROGRAMS, GuardianModel, arrived, waits_f
 
 
 def check(name: str, model: GuardianModel) -> int:
+    """Explore the model and check that nobody is forgotten; return the number of states.
+
+    The tests expect a minimum, so that a model that takes no steps cannot pass.
+    """
     found = explore([model.begin()], model.steps, wrong, remember_fair_steps=True)
     found.stuck(waits_for(PROGRAMS[name]), arrived)
     return len(found.came)

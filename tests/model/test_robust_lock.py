@@ -1,4 +1,7 @@
-"""The robust lock, in every interleaving: no living holder loses it, and nobody waits for ever."""
+"""The robust lock, in every interleaving: no living holder loses it, and nobody waits for ever.
+
+A minimum of states is expected, so that a model that takes no steps cannot pass.
+"""
 
 from __future__ import annotations
 

@@ -90,8 +90,7 @@ class Arena:
     last_kill: int = 0
     #: For each object, the longest time (s) after a kill in which no process made progress with it.
     longest_stall: dict[str, float] = field(default_factory=lambda: dict.fromkeys(OBJECT_OF.values(), 0.0))
-    #: For each object, the longest single operation (s), even if others overtook it. mpkit promises nothing
-    #: about this.
+    #: For each object, the longest operation (s), even if others overtook it. mpkit does not limit this.
     longest_wait: dict[str, float] = field(default_factory=lambda: dict.fromkeys(OBJECT_OF.values(), 0.0))
     #: Both ignore whatever began earlier than this: a worker was stopped then.
     undisturbed_since: int = field(default_factory=time.monotonic_ns)

@@ -44,7 +44,7 @@ def as_in_a_program_written_for_multiprocessing() -> None:
 
 
 def contexts(context: BaseContext) -> SpawnProcess:
-    """Annotated with the names that the standard library has for them (as uvicorn is, say)."""
+    """Contexts, annotated with the names of the standard library (as in uvicorn)."""
     queue: Queue[int] = context.Queue()
     lock: Lock = context.Lock()
     assert_type(mp.get_context("fork"), ForkContext)

@@ -1,4 +1,4 @@
-"""Unit tests of the benchmarks' arithmetic, tables and command line. Nothing is timed here."""
+"""The arithmetic, the tables and the command line of the benchmarks. Nothing is measured here."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def test_the_median_leaves_failed_rounds_out() -> None:
     assert outcome("a", None, None).median is None
 
 
-def test_the_spread_is_half_the_distance_of_the_quartiles_in_parts_of_the_median() -> None:
+def test_the_spread_is_half_the_distance_of_the_quartiles_relative_to_the_median() -> None:
     assert outcome("a", 8.0, 9.0, 10.0, 11.0, 12.0).spread == pytest.approx(0.1)
     assert outcome("a", 8.0, 9.0).spread is None
 
 
-def test_a_ratio_is_that_of_rounds_next_to_each_other() -> None:
-    # The machine became twice as fast half way. The ratio of medians would be 3.
+def test_a_ratio_compares_measurements_of_the_same_round() -> None:
+    # Half-way through, the machine became twice as fast. The ratio of the medians would be 3.
     ours, theirs = outcome("a", 20.0, 20.0, 40.0, 40.0), outcome("b", 10.0, 10.0, 20.0, 20.0)
     assert times_better(ours, theirs, "higher") == 2.0
     assert times_better(outcome("a", 20.0, 60.0, 40.0), outcome("b", 10.0, None, 20.0), "higher") == 2.0
@@ -109,7 +109,7 @@ def test_a_target_relative_to_the_best_peer_names_it() -> None:
     assert (verdict.reached, verdict.met) == ("2 times (quick)", True)
 
 
-def test_a_target_about_somebody_who_was_not_there() -> None:
+def test_a_target_relative_to_a_contender_that_was_not_measured() -> None:
     (verdict,) = result(AtLeastTimes(2, "absent")).verdicts()
     assert (verdict.reached, verdict.met) == ("not measured", None)
 
@@ -175,7 +175,7 @@ def test_the_summary_says_when_mpkit_failed() -> None:
     assert report.failures([found]) == "- small, mpkit: boom\n"
 
 
-def test_the_full_table_tells_failing_from_not_offering() -> None:
+def test_the_full_table_distinguishes_failed_from_unsupported() -> None:
     outcomes = (
         outcome("mpkit", 5.0),
         outcome("slow", None, error="has no such call"),
@@ -216,7 +216,7 @@ def test_a_plot_is_well_formed_and_longer_is_better() -> None:
         assert widths == sorted(widths, reverse=True)
 
 
-def test_a_plot_leaves_out_what_somebody_does_for_nothing() -> None:
+def test_a_plot_leaves_out_a_result_in_which_a_contender_needs_nothing() -> None:
     idle = Result(
         workload(better="lower", unit="% of a core"),
         (outcome("mpkit", 0.07), outcome("slow", 0.0), outcome("quick", 0.01)),
@@ -253,8 +253,8 @@ def test_scaled_work_is_never_nothing() -> None:
 
 
 def test_the_longest_idle_spell_counts_only_while_tasks_wait() -> None:
-    # Worker 1 rests from 2 to 3 while a task of worker 2 has not begun; after the last begin (5) rest is no
-    # loss.
+    # Worker 1 is idle from 2 to 3 while a task of worker 2 has not begun. Idle time after the last task has
+    # begun (at 5) does not count.
     done = [(1, 0.0, 2.0), (1, 3.0, 4.0), (2, 0.0, 5.0), (2, 5.0, 9.0)]
     assert _longest_idle(done) == 1.0
     assert _longest_idle(done[:1]) == 0.0
@@ -284,7 +284,7 @@ def test_peers_choose_contenders() -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--only", "nothing"], ["--peers", "nobody"]])
-def test_an_unknown_name_is_refused_with_those_that_there_are(
+def test_an_unknown_name_is_refused_with_a_list_of_the_known_ones(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(arguments) == 2
@@ -292,7 +292,7 @@ def test_an_unknown_name_is_refused_with_those_that_there_are(
 
 
 @pytest.mark.parametrize("arguments", [["tables"], ["--repeats", "0"], ["--repeats", "x"]])
-def test_what_makes_no_sense_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_arguments_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as info:
         cli.main(arguments)
     assert info.value.code == 2
@@ -311,16 +311,16 @@ def test_the_page_of_the_documentation_has_a_block_for_each_area() -> None:
         report.replace_block(page, area, "")
 
 
-def test_the_size_is_told_when_it_is_not_a_full_run() -> None:
+def test_the_conditions_name_the_size_unless_it_is_a_full_run() -> None:
     conditions = {"system": "Linux", "cpus": 2, "python": "CPython 3.13", "rounds": 3, "versions": {}}
     assert "interleaved rounds;" in report.conditions_line({**conditions, "size": 1.0})
     assert "interleaved rounds, size 0.1;" in report.conditions_line({**conditions, "size": 0.1})
 
 
-# -- what other pages say of the figures ---------------------------------------------------------------------
+# -- figures that other pages repeat -------------------------------------------------------------------------
 
 ROUGHLY = 0.12
-#: How README and limits.md tell the speed of a lock beside that of the standard library.
+#: The words with which README and limits.md compare the speed of a lock with that of the standard library.
 PARTS = {"a seventh": 7, "an eighth": 8, "a ninth": 9, "a tenth": 10}
 NUMBERS = {"seven": 7, "eight": 8, "nine": 9, "ten": 10}
 
@@ -330,7 +330,7 @@ def words(page: str) -> str:
 
 
 def measured(title: str) -> float:
-    """How many times as fast as the standard library mpkit is, in the table of the page."""
+    """How many times as fast as the standard library mpkit is, according to the table in performance.md."""
     row = re.compile(rf"^\| {re.escape(title)} \([^|]*\) \| [^|]* \| [^|]*\(([\d.]+)x\) \|", re.MULTILINE)
     found = row.search(cli.PAGE.read_text(encoding="utf-8"))
     assert found, title
@@ -343,7 +343,7 @@ def figures(pattern: str, page: str) -> tuple[str, ...]:
     return found.groups()
 
 
-def test_the_readme_tells_what_was_measured() -> None:
+def test_the_readme_agrees_with_the_measurements() -> None:
     lowest, highest = figures(r"queues are ([\d.]+) to ([\d.]+) times", "README.md")
     for way in ("1 putter to 1 getter", "4 to 4", "1 to 4", "4 to 1"):
         ratio = measured(f"small items, {way}")
@@ -358,7 +358,7 @@ def test_the_readme_tells_what_was_measured() -> None:
     assert float(contended) == pytest.approx(four, rel=ROUGHLY)
 
 
-def test_the_page_of_limits_tells_what_was_measured() -> None:
+def test_the_page_on_limits_agrees_with_the_measurements() -> None:
     (times,) = figures(
         r"`multiprocessing\.Lock`, which has about (\w+) times the speed", "docs/explanation/limits.md"
     )

@@ -1,4 +1,4 @@
-"""Each error is what callers catch today, says what happened, and survives a pickle round trip."""
+"""Each error is of a type that existing code catches, says what happened, and survives pickling."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ALSO_A: dict[str, tuple[type[BaseException], ...]] = {
     "WorkerMemoryExceeded": (MemoryError,),
 }
 
-# One of each, with every attribute that it can carry.
+# One error of each class, with every attribute that it can have.
 SAMPLES: list[errors.MpkitError] = [
     errors.AccessDenied(pid=1),
     errors.ClosedError("the queue is closed"),
@@ -64,7 +64,7 @@ SAMPLES: list[errors.MpkitError] = [
 
 
 class Untravelled(Exception):
-    """Pickles, but does not unpickle: its constructor wants what `args` does not hold."""
+    """Can be pickled, but not unpickled: `args` does not contain what its constructor needs."""
 
     def __init__(self, a: int, b: int) -> None:
         super().__init__("only one")
@@ -75,7 +75,7 @@ def same(a: errors.MpkitError, b: errors.MpkitError) -> bool:
     return type(a) is type(b) and a.args == b.args and vars(a) == vars(b) and str(a) == str(b)
 
 
-def test_every_class_has_its_sample_and_its_bases() -> None:
+def test_every_class_has_an_example_and_its_bases_here() -> None:
     assert {type(error).__name__ for error in SAMPLES} == set(errors.__all__)
     assert set(ALSO_A) == set(NAMES)
 
@@ -163,7 +163,7 @@ def test_system_errors_carry_their_errno() -> None:
     assert "None" not in str(errors.HandleLost("gone"))
 
 
-def test_messages_name_the_facts() -> None:
+def test_default_messages_contain_the_facts() -> None:
     crash = str(SAMPLES[-2])
     for fact in ("123", "task 7", "SIGSEGV", "5.0 MiB", "ran out of memory"):
         assert fact in crash

@@ -42,11 +42,11 @@ from mpkit.errors import (
 from tests.helpers.waiting import PATIENCE, wait_until
 
 BIG = 100_000
-"""Bytes of an item that gets a region of its own."""
+"""The size of an item that is stored in a region of its own."""
 
 
 class Call(threading.Thread):
-    """A call in a thread of its own; what it returns or raises."""
+    """A call in a new thread; `result` returns or raises what the call does."""
 
     def __init__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         super().__init__(daemon=True)
@@ -127,8 +127,8 @@ def test_a_bad_timeout_is_refused_at_once(
 
 
 @pytest.mark.parametrize("timeout", [-1, math.nan, "1"])
-def test_a_timeout_is_ignored_by_who_does_not_wait(small: BoundedQueue[Any], timeout: Any) -> None:
-    """As `queue.Queue` does it."""
+def test_a_timeout_is_ignored_when_the_call_does_not_block(small: BoundedQueue[Any], timeout: Any) -> None:
+    """As in `queue.Queue`."""
     small.put(1, False, timeout)
     assert small.put_many([2], False, timeout) == 1
     assert small.get(False, timeout) == 1
@@ -159,18 +159,18 @@ def test_get_many_refuses(queue: BoundedQueue[Any], wrong: Any, error: type[Exce
     assert queue.get() == 1
 
 
-def test_put_many_refuses_what_is_no_iterable(queue: BoundedQueue[Any]) -> None:
+def test_put_many_refuses_an_argument_that_is_not_iterable(queue: BoundedQueue[Any]) -> None:
     with pytest.raises(TypeError):
         queue.put_many(3)  # type: ignore[arg-type]
     assert queue.empty()
 
 
-# --- what queue.Queue promises ------------------------------------------------------------------------------
+# --- the same as in queue.Queue -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("maxsize", [0, -1, 3])
 def test_it_does_what_queue_queue_does(maxsize: int) -> None:
-    """The same random calls on both give the same answers."""
+    """The same random calls of both have the same results."""
     dice = random.Random(maxsize)
     theirs: stdlib_queue.Queue[int] = stdlib_queue.Queue(maxsize)
     with BoundedQueue[int](maxsize) as ours:
@@ -219,7 +219,7 @@ def test_the_errors_are_those_of_the_standard_library(small: BoundedQueue[Any]) 
     assert small.qsize() == 2
 
 
-def test_zero_waits_for_nothing(small: BoundedQueue[Any]) -> None:
+def test_a_timeout_of_zero_does_not_wait(small: BoundedQueue[Any]) -> None:
     with pytest.raises(QueueEmpty):
         small.get(timeout=0)
     small.put(1, timeout=0)
@@ -273,7 +273,7 @@ class Unpicklable:
 
 
 class OnlyOneWay:
-    """Pickles, and fails to unpickle."""
+    """Can be pickled, but not unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return int, ("no number",)
@@ -384,7 +384,7 @@ def test_shutdown_immediate_throws_away_what_is_queued(queue: BoundedQueue[Any])
     assert queue.empty()
     with pytest.raises(QueueShutDown):
         queue.get()
-    # What was thrown away is done; what was taken is not.
+    # For `join`, the discarded item counts as done; the one that was taken does not.
     assert not queue.join(0)
     queue.task_done()
     assert queue.join(0)
@@ -397,7 +397,7 @@ def test_shutdown_immediate_throws_away_what_is_queued(queue: BoundedQueue[Any])
 def test_an_immediate_shutdown_ends_a_join_though_items_were_done_before_they_were_taken(
     queue: BoundedQueue[Any],
 ) -> None:
-    """As with `queue.Queue`: a getter that has told of one item twice must not have others wait for ever."""
+    """As in `queue.Queue`: if a getter calls `task_done` once too often, `join` must not wait for ever."""
     queue.put_many([1, 2, 3])
     queue.get()
     queue.task_done()
@@ -424,7 +424,7 @@ def test_shutdown_wakes_all_that_wait(queue: BoundedQueue[Any], small: BoundedQu
     assert list(small) == [1, 2]
 
 
-def test_put_many_tells_what_went_in_before_the_shutdown(small: BoundedQueue[Any]) -> None:
+def test_put_many_reports_how_many_items_it_put_before_the_shutdown(small: BoundedQueue[Any]) -> None:
     call = Call(small.put_many, range(10))
     wait_for_putters(small)
     small.shutdown()
@@ -487,14 +487,14 @@ def test_leaving_the_block_closes(queue: BoundedQueue[Any]) -> None:
         failed.get()
 
 
-def test_what_is_dropped_leaves_no_name() -> None:
+def test_a_dropped_queue_leaves_no_name() -> None:
     before = set(owned_names())
     queue: BoundedQueue[Any] = BoundedQueue()
     queue.put(bytes(BIG))
     assert len(set(owned_names()) - before) > 1
     del queue
     gc.collect()
-    assert not set(owned_names()) - before  # names of earlier tests may go meanwhile
+    assert not set(owned_names()) - before  # names of earlier tests may disappear meanwhile
 
 
 # --- finished work ------------------------------------------------------------------------------------------
@@ -533,7 +533,7 @@ def test_no_bound_on_items() -> None:
 
 
 def test_max_bytes_counts_exactly() -> None:
-    """A model of a few lines agrees at every step."""
+    """A simple model of the queue agrees with it after every step."""
     limit = 150_000
     dice = random.Random(2)
     model: deque[tuple[int, bytes]] = deque()
@@ -547,7 +547,7 @@ def test_max_bytes_counts_exactly() -> None:
                 went = True
             except QueueFull:
                 went = False
-            # An item of a region counts its record in the ring, too: a bound, not a gap.
+            # An item in a region counts its record in the ring, too. So the exact size is only bounded here.
             if len(item) < 32_000:
                 assert went == fits or sum(len(each) for _, each in model) > 32_000
             if went:
@@ -581,7 +581,7 @@ def test_a_full_queue_of_bytes_waits_for_room() -> None:
         while not queue.full():
             queue.put(1, block=False)
             size += 1
-        assert size == 61  # of 16 bytes each; a small item is one of up to 32
+        assert size == 61  # 16 bytes each; a small item has at most 32
         with pytest.raises(QueueFull):
             queue.put(bytes(80), timeout=0)
         waiting = Call(queue.put, bytes(900))
@@ -644,7 +644,7 @@ def test_more_big_items_than_regions(queue: BoundedQueue[Any]) -> None:
 
 
 def test_a_burst_of_big_items_leaves_memory_for_larger_ones(queue: BoundedQueue[Any]) -> None:
-    """All regions were free, and too small: from then on every larger item went through the ring."""
+    """Otherwise all regions would be free but too small, and every larger item would go through the ring."""
     for _ in range(240):
         queue.put(bytes(40_000))
     for _ in range(240):
@@ -680,7 +680,7 @@ def test_memory_goes_back_when_the_queue_is_idle(queue: BoundedQueue[Any]) -> No
     assert queue.get().sum() == 1_000_000
 
 
-# --- looking ------------------------------------------------------------------------------------------------
+# --- properties, repr and handles ---------------------------------------------------------------------------
 
 
 def test_statistics(small: BoundedQueue[Any]) -> None:
@@ -720,7 +720,7 @@ def test_repr_tells_the_state() -> None:
     assert repr(queue) == "<BoundedQueue closed>"
 
 
-def test_a_handle_that_comes_back_is_the_same_queue(queue: BoundedQueue[Any]) -> None:
+def test_a_handle_that_is_unpickled_in_the_same_process_is_the_same_queue(queue: BoundedQueue[Any]) -> None:
     again: BoundedQueue[int] = pickle.loads(pickle.dumps(queue))
     again.put(1)
     assert queue.get_nowait() == 1
@@ -759,7 +759,7 @@ class SlottedQueue(BoundedQueue[Any]):
 
 
 class SlottedFurtherQueue(SlottedQueue):
-    """One with a dictionary as well."""
+    """A subclass that also has a `__dict__`."""
 
     note = "of the class"
 
@@ -791,7 +791,7 @@ def test_attributes_travel_as_those_of_any_object(again: Callable[[Any], Any]) -
         further.note = "of this one"
         arrived = again(further)
         assert (arrived.label, arrived.private(), arrived.note) == ("b", "b", "of this one")
-    # What it has that cannot be pickled stays at home.
+    # A `__getstate__` of the class decides what is sent: not its lock, which cannot be pickled.
     with QueueWithAState() as stateful:
         arrived = again(stateful)
         assert arrived.label == "mine"
@@ -921,10 +921,10 @@ def test_aput_pickles_at_once(small: BoundedQueue[Any]) -> None:
     asyncio.run(main())
 
 
-# --- what went wrong once -----------------------------------------------------------------------------------
+# --- regressions --------------------------------------------------------------------------------------------
 
 
-def test_a_waker_that_died_before_its_token_slows_nobody_for_ever(
+def test_after_a_waker_died_before_its_token_others_are_woken_again(
     queue: BoundedQueue[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sleepers, "SLICE_SECONDS", 0.02)
@@ -932,7 +932,7 @@ def test_a_waker_that_died_before_its_token_slows_nobody_for_ever(
     items = queue._shared.items
     waiting = Call(queue.get)
     wait_for_getters(queue)
-    items.words[items.posted_at] += 1  # the promise of the dead
+    items.words[items.posted_at] += 1  # as if a waker had promised a token, and died
     wait_for_getters(queue)
     queue.put(1)
     assert waiting.result() == 1
@@ -952,12 +952,12 @@ def test_an_item_is_not_lost_when_another_thread_closes(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(get_side.GetSide, "wake_putters", close_first)
     assert queue.get() == 0
-    # It may have been told before the close that there is room.
+    # The putter may have been woken before the close: then its put succeeds.
     with contextlib.suppress(ClosedError):
         putting.result()
 
 
-def test_a_failed_start_keeps_no_row(queue: BoundedQueue[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_first_use_keeps_no_row(queue: BoundedQueue[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> object:
         raise SharedMemoryExhausted("no room")
 
@@ -1013,7 +1013,7 @@ def test_a_big_item_that_was_not_put_frees_its_region(
 
 
 class Interrupt(Exception):
-    """What a signal handler raises."""
+    """Stands for the exception that a signal handler raises."""
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -1021,8 +1021,8 @@ class Interrupt(Exception):
 def test_an_interrupted_call_leaves_the_queue_in_order(
     queue: BoundedQueue[Any], name: str, when: str
 ) -> None:
-    """Signal handlers run between the system calls: an item is put then, or it is not; and one more may be
-    gone.
+    """A signal handler may raise between two system calls. Then the item of a `put` is in the queue or not,
+    and the item of a `get` may be lost, but the queue goes on working.
     """
     assert queue._shared is not None
     for lock, call in (
@@ -1051,12 +1051,12 @@ def test_an_interrupted_call_leaves_the_queue_in_order(
     assert queue.statistics().bytes == 0
 
 
-# -- big items are opened by whoever has taken them ----------------------------------------------------------
+# -- big items are opened after the lock is released ---------------------------------------------------------
 
 
 @pytest.mark.parametrize("take", ["get", "get_many", "get, after waiting"])
 def test_a_big_item_is_opened_when_the_lock_is_free(take: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Opening imports a module, and may copy: nobody else should have to wait for that."""
+    """Opening an item imports a module and may copy, so other getters must not wait meanwhile."""
     held: list[bool] = []
 
     def open_views(*args: Any) -> list[memoryview] | None:
@@ -1102,7 +1102,7 @@ def test_a_big_item_that_cannot_be_opened_gives_its_memory_back(monkeypatch: pyt
 
 
 class _Signals:
-    """As it is unpickled, a signal arrives, the handler of which raises `error`."""
+    """While it is unpickled, a signal arrives, whose handler raises `error`."""
 
     def __init__(self, error: BaseException, size: int) -> None:
         self.arguments = error, size
@@ -1124,7 +1124,7 @@ def _receive_a_signal(error: BaseException, _bytes: bytes) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 100_000], ids=["small", "big"])
-def test_a_signal_may_end_the_program_as_an_item_is_unpickled(size: int) -> None:
+def test_a_signal_handler_may_exit_while_an_item_is_unpickled(size: int) -> None:
     with BoundedQueue[_Signals]() as queue:
         queue.put(_Signals(SystemExit(7), size))
         with pytest.raises(SystemExit) as ended:

@@ -27,7 +27,7 @@ LOWEST, HIGHEST = -(2**63), 2**63 - 1
 
 
 def in_thread(function: Callable[..., object], *args: object) -> Any:
-    """What the call returns in another thread."""
+    """Call `function` in another thread and return its result."""
     found: list[object] = []
     thread = threading.Thread(target=lambda: found.append(function(*args)), daemon=True)
     thread.start()
@@ -139,7 +139,7 @@ def test_a_lock_takes_no_arguments() -> None:
     before = owned_names()
     with pytest.raises(TypeError):
         Lock(1)  # type: ignore[call-arg]
-    assert not set(owned_names()).difference(before)  # names of earlier tests may go meanwhile
+    assert not set(owned_names()).difference(before)  # names of earlier tests may disappear meanwhile
 
 
 def test_a_closed_lock() -> None:
@@ -187,7 +187,7 @@ def test_repr_of_a_lock(lock: Lock) -> None:
         assert repr(lock) == f"<Lock owned by pid {os.getpid()}>"
 
 
-def test_a_lock_that_comes_back_is_the_same(lock: Lock) -> None:
+def test_a_handle_that_is_unpickled_in_the_same_process_is_the_same_lock(lock: Lock) -> None:
     again: Lock = pickle.loads(pickle.dumps(lock))
     with again:
         assert lock.locked()
@@ -195,15 +195,13 @@ def test_a_lock_that_comes_back_is_the_same(lock: Lock) -> None:
 
 
 class Interrupt(Exception):
-    """What a signal handler raises."""
+    """Stands for the exception that a signal handler raises."""
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("name", ["permit_acquire", "permit_release"])
 def test_an_interrupted_call_leaves_the_lock_in_order(lock: Lock, name: str, when: str) -> None:
-    """Signal handlers run between the system calls: an exception there is an acquire that did not happen, and
-    a release that did.
-    """
+    """If a signal handler raises between system calls, an `acquire` has not happened, and a `release` has."""
     shared = lock._shared
     assert shared is not None
     real = getattr(shared, name)
@@ -236,7 +234,7 @@ def test_an_interrupted_call_leaves_the_lock_in_order(lock: Lock, name: str, whe
 def test_interrupts_at_any_moment_leave_the_lock_in_order(
     lock: Lock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # What an interrupt has kept from being given back is found after that long.
+    # If an interrupt prevents a release, the lock is recovered after these times: shorten them.
     monkeypatch.setattr(lock_file, "SLICE_SECONDS", 0.01)
     monkeypatch.setattr(lock_file, "STUCK_SECONDS", 0.02)
     taken = 0
@@ -257,7 +255,7 @@ def test_interrupts_at_any_moment_leave_the_lock_in_order(
                 finally:
                     signal.setitimer(signal.ITIMER_REAL, 0)
             if lock.locked():
-                # The interrupt came between the two.
+                # The interrupt came between `acquire` and `release`.
                 lock.release()
             assert lock.acquire(timeout=PATIENCE)
             lock.release()
@@ -314,7 +312,7 @@ def test_a_bad_initial_value(initial: Any, error: type[Exception]) -> None:
     before = owned_names()
     with pytest.raises(error, match=f"initial .*{initial}"):
         LockedCounter(initial)
-    assert not set(owned_names()).difference(before)  # names of earlier tests may go meanwhile
+    assert not set(owned_names()).difference(before)  # names of earlier tests may disappear meanwhile
 
 
 def test_overflow_leaves_the_value(counter: LockedCounter) -> None:
@@ -348,7 +346,7 @@ def test_overflow_leaves_the_value(counter: LockedCounter) -> None:
 
 
 class _BadMoment(ValueError):
-    """What a signal handler raises."""
+    """Stands for the exception that a signal handler raises."""
 
 
 @needs_a_trace_that_raises
@@ -359,7 +357,7 @@ def test_the_value_error_of_a_signal_handler_stays_itself(counter: LockedCounter
     before = signal.signal(signal.SIGUSR1, bad_moment)
     try:
         for step in itertools.count():
-            # At the upper bound, so that a look at the value afterwards tells nothing.
+            # At the upper bound, so that the value afterwards does not show which error it was.
             counter.reset(HIGHEST - 1)
             if not interrupt_at(step, counter.add, signum=signal.SIGUSR1, raises=_BadMoment):
                 break
@@ -393,7 +391,7 @@ def test_a_compound_update(counter: LockedCounter) -> None:
         assert locked.value == 10
         assert counter.value == 10  # looking is always possible
         for call in (counter.add, counter.reset, lambda: counter.compare_and_set(1, 2), counter.__enter__):
-            # To hand the work to another thread, as other refusals advise, would wait for ever in here.
+            # The error must not advise to use another thread, as others do: that would wait for ever here.
             with pytest.raises(RuntimeError, match=r"inside `with counter as locked` use `locked\.value`"):
                 call()
         assert repr(locked) == "<CompoundUpdate 10>"
@@ -462,7 +460,7 @@ def test_wait_for(counter: LockedCounter, reach: Callable[[LockedCounter], objec
 def test_each_update_wakes_those_who_wait(
     counter: LockedCounter, update: Callable[[LockedCounter], object]
 ) -> None:
-    """Else they look after their slice only."""
+    """Otherwise they would only notice the update at the end of their slice."""
     shared = counter._opened()
     assert shared.lock.acquire(None)
     shared._sleepers.enter()
@@ -490,7 +488,7 @@ def test_a_closed_counter() -> None:
     assert repr(counter) == "<LockedCounter closed>"
 
 
-def test_close_ends_who_waits_for_a_value() -> None:
+def test_close_ends_calls_that_wait_for_a_value() -> None:
     counter = LockedCounter()
     errors: list[BaseException] = []
     begun = threading.Event()

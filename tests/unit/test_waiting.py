@@ -1,4 +1,4 @@
-"""Whoever waits sleeps: a few looks a second, however long it takes."""
+"""Every call that waits sleeps meanwhile: it looks a few times a second, however long it takes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from mpkit._shm.queues.async_waiters import AsyncWaiters
 from mpkit.errors import MpkitError
 from tests.helpers.waiting import PATIENCE
 
-#: How long the waiter is watched, in seconds: several slices.
+#: How many seconds the waiting calls are watched: several slices.
 WATCHED = 0.7
-#: As many looks it may take in that time: five slices of three looks each, twice over. One that never sleeps
-#: takes tens of thousands.
+#: How many looks one of them may take in that time: twice the number for five slices of three looks each. A
+#: call that never sleeps takes tens of thousands.
 MOST_LOOKS = 30
 
 
@@ -87,8 +87,8 @@ def counter_that_stands_still() -> Iterator[tuple[Callable[[], Any], Callable[[]
 
 @contextlib.contextmanager
 def coroutines_and_a_token_too_many() -> Iterator[tuple[Callable[[], Any], Callable[[], Any]]]:
-    """Two that wait in `aput` (one as if in another process), the ticket of somebody who has been killed, and
-    a token that somebody left.
+    """Two coroutines wait for room (one as if in another process). There is also the ticket of a process that
+    was killed, and a token that nobody took.
     """
     with BoundedQueue[bytes](max_bytes=1000) as queue:
         queue.put(bytes(900))
@@ -111,7 +111,7 @@ def coroutines_and_a_token_too_many() -> Iterator[tuple[Callable[[], Any], Calla
         yield wait_with_two, queue.get
 
 
-#: All are watched at the same time.
+#: The situations in which a call waits. All are watched at the same time.
 SITUATIONS: list[
     Callable[[], contextlib.AbstractContextManager[tuple[Callable[[], Any], Callable[[], Any]]]]
 ] = [
@@ -127,8 +127,8 @@ SITUATIONS: list[
 ]
 
 
-def test_whoever_waits_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
-    # For each object, by its memory, how many looks each thread has taken.
+def test_calls_that_wait_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    # For each object (by its memory), how many looks each thread has taken.
     looks: defaultdict[int, Counter[str]] = defaultdict(Counter)
     real = RobustLock.acquire
 
@@ -152,7 +152,7 @@ def test_whoever_waits_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
         }
         for thread in threads.values():
             thread.start()
-        # Not a wait for anything: what they do before they first sleep, and all through these slices, counts.
+        # This sleep waits for no event: it is the time in which looks are counted, the first ones included.
         monkeypatch.setattr(RobustLock, "acquire", acquire)
         began = time.monotonic()
         time.sleep(WATCHED)
@@ -166,6 +166,6 @@ def test_whoever_waits_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not gave_up, failed
         assert not any(thread.is_alive() for thread in threads.values())
         assert not failed
-    # On a busy machine they may have been watched for longer.
+    # On a busy machine the time may have been longer, and the limit is higher accordingly.
     assert [counts for counts in seen if sum(counts.values()) > MOST_LOOKS * lasted / WATCHED] == []
-    assert len(seen) > 1, "they are seen"
+    assert len(seen) > 1, "no looks were counted"

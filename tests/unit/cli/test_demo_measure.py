@@ -1,4 +1,4 @@
-"""What the demo finds out about one file."""
+"""What the demo measures in one file."""
 
 from __future__ import annotations
 

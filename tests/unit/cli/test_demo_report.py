@@ -1,4 +1,4 @@
-"""What the demo tells at its end, and the progress line."""
+"""The report of the demo, and its progress line."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_the_comparison_tells_both_times(identical: bool, word: str) -> None:
     assert f"both results are {word}" in text
 
 
-def test_the_work_of_one_process_is_the_same_index(tmp_path: Path) -> None:
+def test_one_process_builds_the_same_index(tmp_path: Path) -> None:
     root = tmp_path / "lib"
     root.mkdir()
     for number in range(250):
@@ -131,13 +131,13 @@ def test_names_of_files_do_nothing_to_the_terminal(tmp_path: Path) -> None:
 
 
 class Unplugged(io.StringIO):
-    """A terminal that has gone."""
+    """A terminal that does not exist any more."""
 
     def write(self, _text: str, /) -> int:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
-def test_the_work_goes_on_when_the_terminal_of_the_progress_line_has_gone() -> None:
+def test_the_work_goes_on_without_the_terminal_of_the_progress_line() -> None:
     line = ProgressLine(Unplugged())
     line.show("indexing", Amount(1, 1))
     line.show("indexing", Amount(2, 2))

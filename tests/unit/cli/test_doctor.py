@@ -1,4 +1,4 @@
-"""What `doctor` finds, and what it makes of it."""
+"""What `doctor` finds, and what it reports about it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mpkit.introspect import _segments
         ([problem("a", "b", "c"), fine("d", "e")], Level.PROBLEM, "There are problems."),
     ],
 )
-def test_the_gravest_finding_counts(
+def test_the_most_serious_finding_decides_the_outcome(
     findings: Iterable[Finding], level: Level, last: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command.report(findings) is level
@@ -63,7 +63,7 @@ def test_few_open_files_are_a_problem(
 ) -> None:
     import resource
 
-    # None stands for no limit, whose number is not the same in every Python.
+    # None stands for "no limit", which is not the same number in every Python.
     limit = resource.RLIM_INFINITY if files is None else files
     monkeypatch.setattr("resource.getrlimit", lambda _which: (limit, limit))
     assert next(iter(checks.limits())).level is level
@@ -79,7 +79,7 @@ def test_a_quota_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever the tests run."""
+    """Pretend not to be in a container, wherever the tests run."""
     monkeypatch.setattr(leftovers, "sees_every_process", lambda: True)
 
 

@@ -13,7 +13,7 @@ from mpkit._platform.processes import identity
 from mpkit._shm.memory.segment import PAGE, Segment
 from mpkit.cli.doctor import leftovers
 
-# Larger than any pid that Linux gives out.
+# Larger than any pid of Linux.
 NOBODY = 2**22 + 1
 
 
@@ -43,10 +43,10 @@ def test_a_file_of_a_dead_process_is_found_and_removed(folder: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what is mapped shows in /proc")
-def test_a_file_that_is_in_use_is_not_whatever_way_leads_to_it(
+def test_a_file_in_use_is_no_leftover_by_whichever_path(
     folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Through a link to the folder it was found, and removed."""
+    """If it is looked up through a link to the folder, it must not be removed either."""
     link = tmp_path_factory.mktemp("way") / "link"
     link.symlink_to(folder)
     monkeypatch.setattr(leftovers, "SHM_DIRECTORY", str(link))
@@ -59,7 +59,7 @@ def test_a_file_that_is_in_use_is_not_whatever_way_leads_to_it(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what is mapped shows in /proc")
-def test_one_that_is_opened_just_before_its_creator_dies_is_not(
+def test_a_file_that_is_opened_just_before_its_creator_dies_is_no_leftover(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = put(folder, f"mpkit-queue-{NOBODY}-1-0123456789abcdef")
@@ -81,17 +81,17 @@ def test_a_file_of_a_reused_pid_is_found(folder: Path) -> None:
     assert len(leftovers.find()) == 1
 
 
-def test_a_file_of_a_living_process_is_not(folder: Path) -> None:
+def test_a_file_of_a_living_process_is_no_leftover(folder: Path) -> None:
     me = identity.current()
     put(folder, f"mpkit-pool-{me.pid}-{me.started}-0123456789abcdef")
     put(folder, f"sem.mpkit-pool-{me.pid}-{me.started}-0123456789abcdef-0")
     assert leftovers.find() == []
 
 
-def test_behind_a_link_a_file_that_somebody_has_open_is_not(
+def test_a_file_that_is_open_is_no_leftover_behind_a_link(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On macOS the temporary directory always lies behind one."""
+    """On macOS the temporary directory is always reached through a link."""
     link = folder / "link"
     link.symlink_to(folder)
     monkeypatch.setattr("tempfile.tempdir", str(link))
@@ -110,7 +110,7 @@ def test_behind_a_link_a_file_that_somebody_has_open_is_not(
         f"mpkit-notes-{NOBODY}-1-0123456789abcdef.txt",
         f"xmpkit-queue-{NOBODY}-1-0123456789abcdef",
         f"sem.other-{NOBODY}-1-0123456789abcdef-0",
-        # Any user could keep all others from `doctor` by one.
+        # Otherwise any user could keep all others from using `doctor`.
         f"sem.mpkit-queue-{10**20}-1-0123456789abcdef-0",
     ],
 )
@@ -126,7 +126,7 @@ def test_a_link_and_a_folder_are_left_alone(folder: Path) -> None:
     assert leftovers.find() == []
 
 
-def test_one_that_has_gone_meanwhile_does_no_harm(folder: Path) -> None:
+def test_a_file_that_disappears_meanwhile_does_no_harm(folder: Path) -> None:
     path = put(folder, f"mpkit-queue-{NOBODY}-1-0123456789abcdef")
     found = leftovers.find()
     os.unlink(path)

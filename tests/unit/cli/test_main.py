@@ -1,4 +1,4 @@
-"""The command line as a whole: what it accepts, and what becomes of errors."""
+"""The command line as a whole: which arguments it accepts, and how it reports errors."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _raising(error: BaseException) -> Callable[[argparse.Namespace], int]:
     return run
 
 
-def test_an_error_of_mpkit_is_one_line(
+def test_an_error_of_mpkit_is_reported_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(ps, "run", _raising(ProcessGone(pid=12345)))
@@ -83,7 +83,7 @@ def test_an_error_of_mpkit_is_one_line(
     assert capsys.readouterr().err == "mpkit ps: process 12345 does not exist (any more)\n"
 
 
-def test_a_machine_without_a_process_table_is_one_line(
+def test_a_machine_without_a_process_table_is_reported_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def not_mounted() -> None:

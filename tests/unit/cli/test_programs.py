@@ -15,7 +15,7 @@ from mpkit.cli.main import main
 from mpkit.errors import AccessDenied
 from mpkit.introspect import ProcessTree, _segments, _watch
 
-# Larger than any pid that Linux gives out.
+# Larger than any pid of Linux.
 ENDED = 2**22 + 1
 DENIED = 1
 
@@ -34,7 +34,7 @@ def _one_is_denied(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def several(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three programs were listed: one has ended since, one is somebody else's, one is this."""
+    """Three programs are listed: one that has ended since, one that may not be examined, and this one."""
     monkeypatch.setattr(_segments, "programs", lambda: [ENDED, DENIED, os.getpid()])
 
 
@@ -58,12 +58,12 @@ def test_top_goes_on_when_one_of_several_ends() -> None:
         assert "COMMAND" in page
 
 
-def test_top_waits_for_centuries(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_top_accepts_an_interval_of_centuries(monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.monotonic()
 
     def sleep(seconds: float) -> None:
         nonlocal now
-        # About what a system can count in 32 bits.
+        # About the longest time that a system call accepts, in 32 bits.
         assert seconds < 2**31 / 1000
         now += seconds
 
@@ -73,7 +73,7 @@ def test_top_waits_for_centuries(monkeypatch: pytest.MonkeyPatch) -> None:
     assert now - began >= 1e10
 
 
-def test_when_all_have_ended_nothing_is_there(
+def test_when_all_programs_have_ended_that_is_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(_segments, "programs", lambda: [ENDED])
@@ -86,7 +86,7 @@ def test_when_all_have_ended_nothing_is_there(
 @pytest.mark.parametrize(
     "pid, reason", [(ENDED, "does not exist (any more)"), (DENIED, "may not be examined by this user")]
 )
-def test_what_was_asked_for_must_be_there(
+def test_a_program_that_was_asked_for_must_exist(
     command: list[str], pid: int, reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*command, str(pid)]) == 1
@@ -95,7 +95,7 @@ def test_what_was_asked_for_must_be_there(
     assert err.startswith(f"mpkit {command[0]}: process {pid} {reason}")
 
 
-def test_a_program_whose_parents_are_denied_is_on_top(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_whose_parents_may_not_be_examined_is_a_root(monkeypatch: pytest.MonkeyPatch) -> None:
     import psutil
 
     def refuse(_process: psutil.Process) -> list[psutil.Process]:

@@ -55,17 +55,17 @@ def test_a_command_line_is_one_line() -> None:
     )
 
 
-def test_a_name_of_its_own_stands_before_the_command_line() -> None:
+def test_a_name_that_a_process_has_set_comes_before_the_command_line() -> None:
     reader = replace(process(1, "python", "-c", "from multiprocessing.forkserver import main"), name="reader")
     assert _render.command(reader).startswith("reader: [child of multiprocessing's fork server")
-    # Names that the system gives: a script, which it cuts to 15 bytes; a login shell.
+    # Not names that the system gives: that of a script, which it cuts to 15 bytes, or of a login shell.
     script = replace(process(1, "/bin/sh", "-e", "/opt/nightly-clean-up.sh"), name="nightly-clean-u")
     assert _render.command(script) == "/bin/sh -e /opt/nightly-clean-up.sh"
     assert _render.command(replace(process(1, "-bash"), name="bash")) == "-bash"
 
 
 def test_a_command_line_does_nothing_to_the_terminal() -> None:
-    # A byte that is no UTF-8, as Python carries it, and an escape sequence.
+    # A byte that is not UTF-8, in the form that Python gives it, and an escape sequence.
     assert _render.command(process(1, "caf\udce9", "\x1b[2J")) == r"caf\xe9 \x1b[2J"
     assert _render.command(replace(process(1), name="\x1b]0;mine\x07")) == r"[\x1b]0;mine\x07]"
 
@@ -77,7 +77,7 @@ def test_thousands_of_generations_are_drawn() -> None:
     lines = _render.processes(tree, now=1060.0, cpu_percent={}, roles={})
     assert [int(line.split()[0]) for line in lines[1:]] == list(range(1, 5001))
     assert lines[-1].endswith("[+4959] `- last")
-    # Not wider with each generation.
+    # The lines do not get wider with each generation.
     assert max(map(len, lines)) < 300
 
 

@@ -1,4 +1,4 @@
-"""What `stacks` prints of workers that do not answer as they should."""
+"""What `stacks` prints about workers that do not answer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mpkit.errors import AccessDenied, ProcessGone
 from mpkit.introspect import _stacks
 
 
-def test_each_worker_is_shown_whatever_becomes_of_the_others(
+def test_each_worker_is_shown_even_if_others_do_not_answer(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answers: dict[int, str | Exception] = {

@@ -1,4 +1,4 @@
-"""Which files are mpkit's, who created them, and what is read from them. No child process is started here."""
+"""Which files belong to mpkit, who created them, and what is read from them. No child processes here."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def mine() -> list[str]:
     return [segment.name for segment in _segments.segments_of(find(os.getpid()))]
 
 
-def test_the_names_that_are_given_are_understood() -> None:
+def test_the_creator_is_read_from_the_names_that_mpkit_gives() -> None:
     """`doctor --clean` depends on it."""
     me = identity.current()
     segment = Segment.create(1, kind="test")
@@ -43,7 +43,7 @@ def test_the_names_that_are_given_are_understood() -> None:
 
 
 @linux
-def test_the_semaphores_of_a_lock_are_understood() -> None:
+def test_the_creator_is_read_from_the_names_of_semaphores() -> None:
     def semaphores() -> set[str]:
         return {name for name in os.listdir("/dev/shm") if name.startswith("sem.mpkit-")}
 
@@ -109,7 +109,7 @@ def test_a_file_that_is_no_queue_is_not_read(tmp_path: Path) -> None:
 def test_a_named_pipe_that_has_such_a_name_is_not_waited_for(
     look: Callable[[str], object], tmp_path: Path
 ) -> None:
-    """Any user could keep the administrator waiting who looked at all programs."""
+    """Otherwise any user could block an administrator who looks at all programs."""
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(FileNotFoundError):
         look(str(tmp_path / "pipe"))

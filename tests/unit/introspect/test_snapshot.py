@@ -1,4 +1,4 @@
-"""`snapshot`, `tree` and `watch` of the process of the tests itself, and their arguments."""
+"""`snapshot`, `tree` and `watch` of the test process itself, and their arguments."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mpkit.errors import AccessDenied, ProcessGone
 from mpkit.introspect import _processes, _translate, _watch
 from mpkit.process import ProcessState
 
-# Larger than any pid that Linux gives out.
+# Larger than any pid of Linux.
 NOBODY = 2**22 + 1
 
 
-def test_a_snapshot_tells_what_is_true_of_this_process() -> None:
+def test_a_snapshot_is_right_about_this_process() -> None:
     me = introspect.snapshot()
     assert me.pid == os.getpid()
     assert me.ppid == os.getppid()
@@ -37,7 +37,7 @@ def test_a_snapshot_tells_what_is_true_of_this_process() -> None:
     assert me.ctx_switches is None or me.ctx_switches > 0
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's own account is in /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="compares with /proc")
 def test_a_snapshot_agrees_with_the_kernel() -> None:
     me = introspect.snapshot()
     assert set(me.cpu_affinity or ()) == os.sched_getaffinity(0)
@@ -89,7 +89,7 @@ def test_a_pid_is_not_negative(look: Callable[[Any], object]) -> None:
 
 
 @pytest.mark.parametrize("interval", [0, -1, float("nan"), float("inf"), pytest.param(10**400, id="huge")])
-def test_an_interval_is_positive_and_a_clock_can_tell_it(interval: float) -> None:
+def test_an_interval_is_positive_and_not_too_long_for_a_clock(interval: float) -> None:
     with pytest.raises(ValueError, match="interval"):
         introspect.watch(interval=interval)
 
@@ -112,7 +112,7 @@ def test_watch_goes_on_and_shows_the_present_load() -> None:
     "due, interval, now, expected",
     [(10.0, 1.0, 10.2, 11.0), (10.0, 1.0, 11.0, 11.0), (10.0, 1.0, 13.5, 14.0), (10.0, 1.0, 9.0, 11.0)],
 )
-def test_looks_that_were_missed_are_skipped(due: float, interval: float, now: float, expected: float) -> None:
+def test_missed_looks_are_skipped(due: float, interval: float, now: float, expected: float) -> None:
     assert _watch.next_moment(due, interval, now) == pytest.approx(expected)
 
 
@@ -138,14 +138,14 @@ def test_no_time_is_no_load() -> None:
     assert _processes.share(0.5, 2.0) == 25.0
 
 
-def test_a_number_that_changed_hands_while_it_was_read_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_whose_pid_was_reused_while_it_was_read_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     process = _translate.find(os.getpid())
     monkeypatch.setattr(process, "is_running", lambda: False)
     with pytest.raises(ProcessGone):
         _processes.read(process)
 
 
-def test_what_the_system_keeps_to_the_owner_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_that_only_the_owner_may_read_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     import psutil
 
     def refuse(*_: object) -> int:
@@ -160,7 +160,7 @@ def test_what_the_system_keeps_to_the_owner_is_none(monkeypatch: pytest.MonkeyPa
     assert picture.uss_bytes is None
 
 
-def test_what_must_be_known_and_is_kept_secret_is_denied(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_a_necessary_value_may_not_be_read_access_is_denied(monkeypatch: pytest.MonkeyPatch) -> None:
     import psutil
 
     def refuse(*_: object) -> int:
@@ -178,7 +178,7 @@ def test_the_tree_of_this_process_begins_with_it() -> None:
 
 
 class Clock:
-    """A clock that sleeping sets forward. It takes as little at once as the system does."""
+    """A clock that `sleep` moves forward. It refuses times that are too long for the system."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -198,7 +198,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_watch_waits_for_months(clock: Clock) -> None:
+def test_watch_accepts_an_interval_of_months(clock: Clock) -> None:
     pictures = introspect.watch(interval=1e7)
     next(pictures)
     next(pictures)

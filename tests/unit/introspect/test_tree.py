@@ -11,7 +11,7 @@ from mpkit import introspect
 from mpkit.introspect import ProcessSnapshot, ProcessTree, _tree
 
 ME = introspect.snapshot()
-# Each process is started by the one before.
+# Each process was started by the one before.
 GENERATIONS = 3 * sys.getrecursionlimit()
 
 
@@ -20,7 +20,7 @@ def picture(pid: int) -> ProcessSnapshot:
 
 
 def chain(last: int = GENERATIONS) -> ProcessTree:
-    """Built as `tree` does."""
+    """A chain of processes, built in the same way as by `tree`."""
     return _tree._assemble(picture(1), {pid - 1: [picture(pid)] for pid in range(2, last + 1)})
 
 
@@ -39,7 +39,7 @@ def test_a_tree_of_thousands_of_generations_is_a_value() -> None:
 
 
 def family() -> ProcessTree:
-    """Two children, the first with one of its own."""
+    """A process with two children, the first of which has a child."""
     return ProcessTree(
         picture(1), (ProcessTree(picture(2), (ProcessTree(picture(3)),)), ProcessTree(picture(4)))
     )
@@ -61,7 +61,7 @@ def test_where_a_process_stands_counts() -> None:
     assert len({below, beside, family(), family()}) == 3
 
 
-def test_a_tree_is_shown_as_what_makes_it() -> None:
+def test_the_repr_of_a_tree_is_an_expression_that_makes_it() -> None:
     shown = repr(family())
     for pid in range(1, 5):
         shown = shown.replace(repr(picture(pid)), f"p{pid}")

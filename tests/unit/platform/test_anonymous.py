@@ -1,4 +1,4 @@
-"""A file without a name trusts its descriptor only as long as that is its own."""
+"""A file without a name uses its descriptor only as long as that still refers to it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mpkit._platform.files.anonymous import AnonymousFile
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="descriptors")
 
 
-def test_a_number_that_is_another_files_by_now_is_left_alone(tmp_path: Path) -> None:
+def test_a_descriptor_that_refers_to_another_file_now_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "other"
     path.write_text("theirs")
     file = AnonymousFile.create("test")
     number = file.fileno()
     other = os.open(path, os.O_RDWR)
-    # As `os.closerange` in a daemon, and the next file that is opened.
+    # As after `os.closerange` in a daemon: the next file that is opened gets the number.
     os.dup2(other, number)
     with pytest.raises(OSError, match="close only descriptors that are your own"):
         file.write([b"ours"], at=0)
@@ -34,7 +34,7 @@ def test_a_number_that_is_another_files_by_now_is_left_alone(tmp_path: Path) -> 
     assert path.read_text() == "theirs"
 
 
-def test_a_number_that_is_nobodys_is_no_harm() -> None:
+def test_a_descriptor_that_was_closed_does_no_harm() -> None:
     file = AnonymousFile.create("test")
     os.close(file.fileno())
     with pytest.raises(OSError, match="has been closed"):
@@ -44,9 +44,9 @@ def test_a_number_that_is_nobodys_is_no_harm() -> None:
         file.fileno()
 
 
-def test_reading_and_writing_elsewhere_disturbs_nobody() -> None:
+def test_reading_and_writing_do_not_move_the_shared_position() -> None:
     file = AnonymousFile.create("test")
-    # Parent and child have one position in common, as these two.
+    # These two descriptors share one position in the file, as those of a parent and its child do.
     other = AnonymousFile(os.dup(file.fileno()))
 
     def parts() -> Iterator[bytes]:
@@ -64,7 +64,7 @@ def test_reading_and_writing_elsewhere_disturbs_nobody() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memfd_create")
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.EPERM, errno.EACCES])
-def test_where_files_in_memory_are_forbidden_it_is_a_temporary_one(
+def test_if_files_in_memory_are_forbidden_a_temporary_file_is_used(
     code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def forbidden(name: str, flags: int) -> int:

@@ -1,4 +1,7 @@
-"""The canary: each private name that `mpkit._platform.stdlib` uses is there and behaves."""
+"""A canary for each private name of the standard library that `mpkit._platform.stdlib` uses.
+
+If a test fails, this Python has changed such a name, and the module that uses it has to be adapted.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,7 @@ def test_a_semaphore_is_opened_by_name(name: str) -> None:
 
 @posix
 def test_the_tracker_understands_several_messages_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Told with a program of its own, which this Python calls its tracker. It removes what is left."""
+    """Send messages to a tracker that is run as a separate program. It removes what is left."""
     end, ours = os.pipe()
     command = f"from multiprocessing.resource_tracker import main; main({end})"
     theirs = subprocess.Popen(
@@ -92,31 +95,30 @@ def test_a_tracker_that_has_died_is_replaced(name: str, monkeypatch: pytest.Monk
     assert told == [("+", name, "semaphore"), ("-", name, "semaphore")]
 
 
-def test_handlers_of_signals_are_those_of_the_public_functions() -> None:
+def test_the_private_signal_functions_do_the_same_as_the_public_ones() -> None:
     before = signal.getsignal(signal.SIGINT)
     assert signal_handlers.get_signal_handler(signal.SIGINT) is before
 
     def handler(_signum: int, _frame: object) -> None:
-        """Another one."""
+        """A handler that is not the current one."""
 
     assert signal_handlers.set_signal_handler(signal.SIGINT, handler) is before
     assert signal.getsignal(signal.SIGINT) is handler
     signal.signal(signal.SIGINT, before)
 
 
-def test_reducers_know_what_pickle_does_not() -> None:
+def test_reducers_can_pickle_what_pickle_alone_cannot() -> None:
     assert socket.socket in passing.extra_reducers()
 
 
 @pytest.fixture
 def finalizers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An empty registry of finalizers, and exit callbacks of our own that use it."""
-    # `Finalize.__call__` binds the registry as a default argument: the real one is emptied for the test
-    # instead.
+    """Empty the registry of finalizers, and use new exit callbacks."""
+    # The registry cannot be replaced, because it is a default argument of `Finalize.__call__`. So empty it.
     real = mp_util._finalizer_registry
     kept = dict(real)
     real.clear()
-    # Among those are some that register finalizers, which end what the other tests need.
+    # Empty the registry of fork hooks, too: some would register finalizers that end helpers of other tests.
     monkeypatch.setattr(mp_util, "_afterfork_registry", weakref.WeakValueDictionary())
     monkeypatch.setattr(exit_hooks, "_exit_callbacks", exit_hooks._ExitCallbacks())
     yield
@@ -142,7 +144,7 @@ def test_exit_callbacks_run_after_the_children_were_joined_last_one_first() -> N
 def test_exit_callbacks_outlive_what_multiprocessing_clears_in_a_new_child() -> None:
     ran: list[str] = []
     exit_hooks.at_exit_after_children_joined(lambda: ran.append("here"))
-    # What BaseProcess._after_fork does in a forkserver child, after the arguments were unpickled.
+    # BaseProcess does this in a child of the fork server, after the arguments were unpickled.
     mp_util._finalizer_registry.clear()
     mp_util._run_after_forkers()
     mp_util._run_finalizers()
@@ -176,7 +178,9 @@ def test_an_exit_callback_that_raises_does_not_stop_the_others(capsys: pytest.Ca
 
 
 @pytest.mark.usefixtures("finalizers")
-def test_what_comes_first_comes_before_all_else_in_a_child_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_exit_callback_comes_before_all_others_in_a_child_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     ran: list[str] = []
     registered: list[Any] = []
     monkeypatch.setattr(threading, "_register_atexit", registered.append)
@@ -189,14 +193,14 @@ def test_what_comes_first_comes_before_all_else_in_a_child_too(monkeypatch: pyte
     assert registered == [first]
     mp_util._run_finalizers(0)
     assert ran == ["first", "second"]
-    # What BaseProcess._after_fork does in a new child.
+    # BaseProcess does this in a new child.
     mp_util._finalizer_registry.clear()
     mp_util._run_after_forkers()
     mp_util._run_finalizers(0)
     assert ran == ["first", "second", "first"]
 
 
-def test_threading_has_a_place_for_what_comes_first() -> None:
+def test_threading_has_a_hook_for_what_must_run_first_at_the_end() -> None:
     code = """
 import atexit, threading
 threading.Thread(target=threading.main_thread().join).start()
@@ -207,13 +211,13 @@ threading._register_atexit(print, "first")
 
 
 @pytest.mark.usefixtures("finalizers")
-def test_what_comes_before_the_children_are_joined_runs_first_and_once() -> None:
+def test_callbacks_before_the_children_are_joined_run_first_and_once() -> None:
     ran: list[str] = []
     exit_hooks.at_exit_before_children_joined(lambda: ran.append("before"))
     cancel = exit_hooks.at_exit_before_children_joined(lambda: ran.append("cancelled"))
     cancel()
     cancel()
-    # What multiprocessing does at exit: these, then the children are joined, then the rest.
+    # What multiprocessing does at exit: these callbacks, then it joins the children, then other callbacks.
     mp_util._run_finalizers(0)
     assert ran == ["before"]
     mp_util._run_finalizers()
@@ -236,7 +240,7 @@ def test_an_interruptible_lock_knows_its_owner() -> None:
         thread.join()
 
     ask()
-    assert taken == [False], "and what another thread has is not given back by this one"
+    assert taken == [False], "a lock of another thread was released by this one"
     lock.unwind()
     ask()
     assert taken == [False, True]
@@ -254,7 +258,7 @@ either_way = pytest.mark.parametrize(
 
 @needs_a_trace_that_raises
 @either_way
-def test_an_interrupt_while_an_error_passes_leaves_an_interruptible_lock_free(
+def test_an_interrupt_while_an_error_is_raised_leaves_an_interruptible_lock_free(
     run: Callable[[InterruptibleLock, Callable[[], object]], object],
 ) -> None:
     lock = InterruptibleLock()
@@ -278,7 +282,7 @@ def test_an_interrupt_while_an_error_passes_leaves_an_interruptible_lock_free(
 def test_an_error_in_the_middle_takes_an_interruptible_lock_from_nobody(
     run: Callable[[InterruptibleLock, Callable[[], object]], object],
 ) -> None:
-    """A `__del__` that ran in the middle, and raised, gave the lock back twice."""
+    """If a `__del__` runs in the middle of a release, and raises, the lock must not be released twice."""
     lock = InterruptibleLock()
 
     def fail() -> None:
@@ -303,7 +307,7 @@ def test_threads_of_a_forked_child_lose_no_exit_callback() -> None:
     def trace(frame: FrameType, event: str, _value: object) -> Any:
         nonlocal added
         if event == "line" and frame.f_locals.get("self") is kept and frame.f_code.co_name != "add":
-            # In the middle of it: what another thread may do between any two lines.
+            # Do what another thread may do between any two lines.
             added += 1
             kept.add(_nothing)
         return trace
@@ -319,4 +323,4 @@ def test_threads_of_a_forked_child_lose_no_exit_callback() -> None:
 
 
 def _nothing() -> None:
-    """What is asked for."""
+    """A callback that does nothing."""

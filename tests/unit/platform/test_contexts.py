@@ -1,4 +1,4 @@
-"""`mpkit._platform.stdlib.contexts`: which start method holds."""
+"""`mpkit._platform.stdlib.contexts`: which start method is used."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_by_name_and_as_a_context(method: str) -> None:
 
 
 @pytest.mark.usefixtures("nothing_set")
-def test_the_default_is_forkserver_and_asking_settles_nothing() -> None:
+def test_the_default_is_forkserver_and_asking_does_not_fix_it() -> None:
     expected = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     assert resolve_context(None).get_start_method() == expected
     assert multiprocessing.get_start_method(allow_none=True) is None
@@ -47,7 +47,7 @@ def test_what_the_application_has_set_is_followed(method: str) -> None:
 
 
 @pytest.mark.usefixtures("nothing_set")
-def test_a_child_is_told_its_own_method_and_nothing_is_settled() -> None:
+def test_a_child_is_told_its_own_method_and_that_does_not_fix_the_default() -> None:
     with preparation.starting_by("spawn"):
         assert multiprocessing.spawn.get_preparation_data("x")["start_method"] == "spawn"
         with preparation.starting_by("forkserver"):
@@ -67,13 +67,13 @@ def test_a_child_is_told_what_the_application_sets(method: str) -> None:
 
 
 @pytest.mark.usefixtures("nothing_set")
-def test_other_threads_see_nothing_of_it() -> None:
+def test_other_threads_do_not_see_the_method_of_a_child() -> None:
     seen: list[object] = []
 
     def look() -> None:
         seen.append(multiprocessing.get_start_method(allow_none=True))
         seen.append(resolve_context(None).get_start_method())
-        # What the standard library's own processes are told.
+        # The method that the standard library passes to its own processes.
         seen.append(multiprocessing.spawn.get_preparation_data("x")["start_method"])
 
     with preparation.starting_by("spawn"):
@@ -81,7 +81,7 @@ def test_other_threads_see_nothing_of_it() -> None:
         thread.start()
         thread.join()
     default = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    # From 3.14 on they are told nothing as long as nothing is settled.
+    # From Python 3.14 on it passes none until one has been fixed.
     assert seen == [None, default, multiprocessing.get_start_method(allow_none=True)]
 
 
@@ -93,6 +93,6 @@ def test_an_unknown_name(given: str) -> None:
 
 
 @pytest.mark.parametrize("given", [1, object(), multiprocessing.Process])
-def test_what_is_no_context(given: object) -> None:
+def test_an_object_that_is_no_context(given: object) -> None:
     with pytest.raises(TypeError, match="start_method must be the name of a start method"):
         resolve_context(given)  # type: ignore[arg-type]

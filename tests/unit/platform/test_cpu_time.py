@@ -8,10 +8,10 @@ import time
 from mpkit._platform.resources.cpu_time import cpu_seconds
 
 
-def test_it_grows_with_what_the_process_does() -> None:
+def test_the_time_grows_while_the_process_works() -> None:
     before = cpu_seconds(os.getpid())
     assert before is not None
-    # The system counts in hundredths of a second.
+    # The system counts in steps of a hundredth of a second.
     end = time.process_time() + 0.05
     while time.process_time() < end:
         pass
@@ -20,6 +20,6 @@ def test_it_grows_with_what_the_process_does() -> None:
     assert after > before
 
 
-def test_of_a_process_that_is_not_there_nothing_is_known() -> None:
-    # Larger than any pid the kernel hands out.
+def test_the_time_of_a_process_that_does_not_exist_is_unknown() -> None:
+    # Larger than any pid.
     assert cpu_seconds(2**30) is None

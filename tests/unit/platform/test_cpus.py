@@ -1,4 +1,4 @@
-"""`mpkit._platform.resources.cpus`: affinity and the quotas of control groups, on laid-out file systems."""
+"""`mpkit._platform.resources.cpus`: affinity, and the quotas of control groups, read from made-up files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_quota_below_the_affinity_wins_and_is_rounded_up(monkeypatch: pytest.M
 
 
 @pytest.mark.skipif(sys.version_info < (3, 13), reason="Python cannot be told")
-def test_what_the_user_has_said_takes_the_place_of_the_affinity() -> None:
+def test_a_number_that_the_user_has_set_replaces_the_affinity() -> None:
     code = (
         "from mpkit._platform.resources import cpus; cpus._quota = lambda _: None; print(cpus.usable_cpus())"
     )

@@ -1,4 +1,4 @@
-"""`mpkit._platform.threads.deadlines`: what counts as a timeout, and how much of it is left."""
+"""`mpkit._platform.threads.deadlines`: which timeouts are valid, and how much time is left."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_refuses_what_is_no_number(given: object) -> None:
 
 
 @pytest.mark.parametrize("given", [-1, math.nan, math.inf, None, "3"])
-def test_a_duration_that_must_end_recommends_no_endless_one(given: float | None) -> None:
+def test_the_error_about_a_finite_duration_does_not_recommend_none(given: float | None) -> None:
     with pytest.raises((ValueError, TypeError), match="pause must be a finite number of seconds") as caught:
         check_seconds(given, name="pause")  # type: ignore[arg-type]
     assert f"got {given!r}" in str(caught.value)
@@ -75,10 +75,10 @@ def test_no_deadline_is_for_ever() -> None:
     assert remaining(None) is None
 
 
-def test_the_clocks_are_the_real_ones_though_mpkit_is_loaded_while_others_stand_there(
+def test_mpkit_uses_the_real_clocks_even_if_it_is_loaded_while_they_are_replaced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """After ``import mpkit`` alone that is where it is used first, in a test of the program, say."""
+    """``import mpkit`` loads nothing, so its modules may be loaded while a test has replaced the clocks."""
     before = time.monotonic()
     for name in ("monotonic", "monotonic_ns", "time"):
         monkeypatch.setattr(time, name, lambda: 0)

@@ -1,4 +1,4 @@
-"""At a fork, what a handler raises comes when that is over, in the process that the signal was sent to."""
+"""Handlers of signals that arrive during a fork run after it, in the process that got the signal."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Heard(Exception):
-    """What a handler raises."""
+    """Raised by a signal handler."""
 
 
 @pytest.fixture(autouse=True)
 def heard() -> Iterator[list[int]]:
-    """The signals whose handlers were called; that of SIGTERM raises `Heard`."""
+    """Records the signals whose handlers are called. The handler of SIGTERM also raises `Heard`."""
     found: list[int] = []
 
     def handler(signum: int, _frame: FrameType | None) -> None:
@@ -45,7 +45,7 @@ def test_handlers_wait_for_the_end_of_the_block_and_are_called_once(heard: list[
             for signum in SIGNALS:
                 signal.raise_signal(signum)
         assert heard == []
-    # Both, although the first one called may have raised.
+    # Both handlers are called, even if the first one raised.
     assert sorted(heard) == sorted(SIGNALS)
     assert [signal.getsignal(signum) for signum in SIGNALS] == before
 
@@ -57,7 +57,7 @@ def test_an_exception_of_the_block_is_the_context() -> None:
     assert isinstance(caught.value.__context__, OSError)
 
 
-def test_blocks_inside_blocks_hand_on(heard: list[int]) -> None:
+def test_an_inner_block_passes_signals_on_to_the_outer_one(heard: list[int]) -> None:
     with pytest.raises(Heard), deferred_handlers():
         with deferred_handlers():
             signal.raise_signal(signal.SIGTERM)
@@ -93,7 +93,7 @@ def test_in_another_thread_nothing_changes() -> None:
     assert found == [before]
 
 
-def test_a_handler_that_raises_while_it_is_put_back_keeps_no_other_away(
+def test_a_handler_that_raises_while_it_is_restored_does_not_prevent_others(
     heard: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = [signal.getsignal(signum) for signum in SIGNALS]
@@ -117,7 +117,7 @@ def test_a_handler_that_raises_while_it_is_put_back_keeps_no_other_away(
 
 
 @pytest.mark.parametrize("nested", [True, False])
-def test_a_fork_hears_its_own_signals_when_it_is_ready(heard: list[int], nested: bool) -> None:
+def test_a_fork_gets_only_its_own_signals_when_it_is_ready(heard: list[int], nested: bool) -> None:
     before = signal.getsignal(signal.SIGTERM)
 
     def child() -> bool:
@@ -125,7 +125,7 @@ def test_a_fork_hears_its_own_signals_when_it_is_ready(heard: list[int], nested:
         if heard:
             return False
         end_deferral_of_handlers()
-        # Not the one that was sent to its parent.
+        # Not the signal that was sent to its parent.
         return heard == [signal.SIGUSR1] and signal.getsignal(signal.SIGTERM) is before
 
     with pytest.raises(Heard), deferred_handlers():
@@ -139,7 +139,7 @@ def test_a_fork_hears_its_own_signals_when_it_is_ready(heard: list[int], nested:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_fork_of_another_thread_hears_them_at_once(heard: list[int]) -> None:
+def test_a_fork_by_another_thread_gets_signals_at_once(heard: list[int]) -> None:
     results: list[bool] = []
 
     def child() -> bool:

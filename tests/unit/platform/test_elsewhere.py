@@ -1,4 +1,4 @@
-"""The parts of `mpkit._platform` for other systems than this one, as far as they can be run here."""
+"""The parts of `mpkit._platform` for other systems, as far as they can be run on this one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.helpers.processes import in_a_fork, run_python
 
 
 def as_on(platform: str, name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A module of `mpkit._platform` as it is on another system; others that are loaded so find it."""
+    """Load a module of `mpkit._platform` as on another system, for the test and for modules loaded later."""
     monkeypatch.setattr(sys, "platform", platform)
     full_name = f"mpkit._platform.{name}"
     spec = importlib.util.find_spec(full_name)
@@ -29,17 +29,17 @@ def as_on(platform: str, name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     assert spec.loader is not None
     module: ModuleType = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, full_name, module)
-    room, _, its_name = full_name.rpartition(".")
-    monkeypatch.setattr(sys.modules[room], its_name, module, raising=False)
+    package, _, its_name = full_name.rpartition(".")
+    monkeypatch.setattr(sys.modules[package], its_name, module, raising=False)
     spec.loader.exec_module(module)
     return module
 
 
-def test_setting_the_clock_makes_nobody_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_setting_the_clock_does_not_change_the_identity_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     identity = as_on("darwin", "processes.identity", monkeypatch)
     me = identity.look(os.getpid())
     told = psutil.Process.create_time
-    # As for a process that has imported psutil before that.
+    # As in a process that imported psutil before the clock was set.
     monkeypatch.setattr(psutil.Process, "create_time", lambda process: told(process) + 9.0)
     assert identity.is_alive(me)
     assert not identity.is_alive(me._replace(started=me.started + 1))
@@ -49,7 +49,7 @@ def test_a_process_with_the_pid_of_an_earlier_one_is_found(monkeypatch: pytest.M
     identity = as_on("darwin", "processes.identity", monkeypatch)
     family_tree = as_on("darwin", "processes.family_tree", monkeypatch)
     me = identity.look(os.getpid())
-    # psutil remembers the processes that it has seen.
+    # psutil caches the processes that it has seen.
     earlier = {process.pid: process for process in psutil.process_iter()}[os.getpid()]
     monkeypatch.setattr(earlier, "_ident", (earlier.pid, 0.0))
     assert family_tree._parents()[os.getpid()] == (os.getppid(), me)
@@ -69,10 +69,10 @@ def test_a_lock_that_nobody_has_any_more_is_free(tmp_path: Path, monkeypatch: py
         os.close(fd)
 
 
-def test_more_is_read_and_written_than_macos_takes_at_once(
+def test_reading_and_writing_more_than_macos_accepts_in_one_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a file without a name: the result of a process may have more than 2 GiB."""
+    """For files without a name: the result of a process may be larger than 2 GiB."""
     positioned = as_on("darwin", "files.positioned", monkeypatch)
     anonymous = as_on("darwin", "files.anonymous", monkeypatch)
     write, read = os.pwrite, os.pread
@@ -105,8 +105,10 @@ def test_a_file_that_is_closed_meanwhile_is_no_error(tmp_path: Path, monkeypatch
     assert lock._fd < 0
 
 
-def test_who_cannot_tell_that_he_has_no_children_may_have_some(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else `stop` would miss what is started in the last moment (on macOS before Python 3.13)."""
+def test_if_it_is_unknown_whether_there_are_children_there_may_be_some(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise `stop` would miss programs started at the last moment (on macOS before Python 3.13)."""
     family_tree = as_on("darwin", "processes.family_tree", monkeypatch)
     monkeypatch.delattr(os, "waitid", raising=False)
     assert family_tree.has_children()
@@ -127,7 +129,7 @@ def test_without_a_descriptor_for_a_kqueue_the_pids_are_examined(monkeypatch: py
     watcher.close()
 
 
-def test_on_windows_signals_reach_only_whom_they_should(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_windows_a_signal_reaches_only_the_right_process(monkeypatch: pytest.MonkeyPatch) -> None:
     identity = as_on("win32", "processes.identity", monkeypatch)
     signalling = as_on("win32", "processes.signalling", monkeypatch)
     me = identity.look(os.getpid())
@@ -135,7 +137,7 @@ def test_on_windows_signals_reach_only_whom_they_should(monkeypatch: pytest.Monk
 
     def kill(pid: int, signum: int) -> None:
         sent.append(signum)
-        raise OSError(errno.EINVAL, "The parameter is incorrect")  # there is no such process
+        raise OSError(errno.EINVAL, "The parameter is incorrect")  # Windows: no such process
 
     monkeypatch.setattr(os, "kill", kill)
     assert signalling.may_be_signalled(me)
@@ -151,7 +153,7 @@ def test_on_windows_a_child_is_known_too(monkeypatch: pytest.MonkeyPatch) -> Non
     child_process = as_on("win32", "stdlib.child_process", monkeypatch)
     child = child_process.ChildProcess(start_method="spawn")
     assert child_process.identity_of(child) is None
-    # As multiprocessing's own there.
+    # Like the process objects of multiprocessing on Windows.
     vars(child)["_popen"] = SimpleNamespace(pid=os.getpid(), poll=lambda: 0, close=lambda: None)
     assert child_process.identity_of(child).pid == os.getpid()
     child.close()
@@ -213,7 +215,7 @@ os._exit(0)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="hides what Windows lacks")
-def test_on_windows_all_can_be_imported_and_what_cannot_work_says_so() -> None:
+def test_on_windows_all_can_be_imported_and_unsupported_calls_say_so() -> None:
     assert run_python("-c", AS_ON_WINDOWS).stdout == "new\n"
 
 

@@ -1,4 +1,4 @@
-"""`mpkit._platform.processes.families`: what is stopped is killed, whatever happens in between."""
+"""`mpkit._platform.processes.families`: a whole family is suspended, then killed, whatever comes between."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Family: TypeAlias = tuple[subprocess.Popen[bytes], ProcessIdentity, ProcessIdent
 
 @pytest.fixture
 def family() -> Iterator[Family]:
-    """A process with a child: the process, which one it is, and which one its child is."""
+    """A process with a child: its `Popen`, its identity, and the identity of the child."""
     code = (
         "import subprocess, sys\n"
         "child = subprocess.Popen(['sleep', '600'])\n"
@@ -46,7 +46,7 @@ def family() -> Iterator[Family]:
 
 
 def no_descriptor(times: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The table of processes cannot be read, the first `times`."""
+    """Make reading the table of processes fail the first `times` times."""
     real, failures = os.listdir, iter(range(times))
 
     def listdir(path: str = ".") -> list[str]:
@@ -65,7 +65,9 @@ def test_without_a_descriptor_the_roots_are_killed(family: Family, monkeypatch: 
     assert family_tree.with_descendants([who]) == [who]
 
 
-def test_a_lack_that_passes_hides_nobody(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_temporary_lack_of_descriptors_hides_no_process(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
     process, who, child = family
     no_descriptor(1, monkeypatch)
     assert family_tree.with_descendants([who]) == [who, child]
@@ -90,7 +92,9 @@ def test_whatever_comes_between_stopping_and_killing(
     assert process.wait(PATIENCE) == -signal.SIGKILL
 
 
-def test_an_interrupt_among_the_kills_spares_nobody(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_between_two_kills_spares_no_process(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
     process, who, child = family
     real, interrupts = signalling.send_signal, iter([KeyboardInterrupt, KeyboardInterrupt])
 
@@ -107,7 +111,7 @@ def test_an_interrupt_among_the_kills_spares_nobody(family: Family, monkeypatch:
     assert exits.wait_gone([child], PATIENCE) == []
 
 
-def test_one_that_cannot_be_signalled_does_not_save_the_others(
+def test_a_process_that_cannot_be_signalled_does_not_save_the_others(
     family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process, who, child = family
@@ -125,10 +129,10 @@ def test_one_that_cannot_be_signalled_does_not_save_the_others(
     process.kill()
 
 
-def test_a_family_is_stopped_before_any_of_it_is_killed(
+def test_a_whole_family_is_suspended_before_any_of_it_is_killed(
     family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else one that goes on meanwhile may start a child that nobody knows of."""
+    """Otherwise a process that goes on meanwhile may start a child that nobody knows of."""
     _, who, child = family
     sent: list[tuple[int, int]] = []
     real = signalling.send_signal
@@ -142,14 +146,14 @@ def test_a_family_is_stopped_before_any_of_it_is_killed(
     signals = [signum for signum, _ in sent]
     killing = signals.index(signal.SIGKILL)
     assert {pid for signum, pid in sent[:killing] if signum == signal.SIGSTOP} >= {who.pid, child.pid}
-    # Children first: when a parent goes, the kernel may continue a child that is stopped.
+    # Children are killed first: when a parent dies, the kernel may continue a suspended child.
     assert sent[killing:] == [(signal.SIGKILL, child.pid), (signal.SIGKILL, who.pid)]
 
 
-def test_one_that_dies_while_it_is_being_stopped_leaves_nobody(
+def test_a_child_of_a_process_that_dies_while_it_is_being_suspended_is_killed(
     family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernel hangs up its group, say, because the leader of that has ended."""
+    """For example because its group's leader has ended, and so the kernel sends the group SIGHUP."""
     process, who, child = family
 
     def stop(_: object) -> list[ProcessIdentity]:
@@ -162,7 +166,7 @@ def test_one_that_dies_while_it_is_being_stopped_leaves_nobody(
     assert exits.wait_gone([child], PATIENCE) == []
 
 
-def test_a_housekeeper_that_is_just_being_started_is_spared(
+def test_a_helper_process_that_is_just_being_started_is_spared(
     family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process, who, child = family
@@ -175,10 +179,10 @@ def test_a_housekeeper_that_is_just_being_started_is_spared(
 
 
 @pytest.mark.usefixtures("patient")
-def test_one_that_is_continued_meanwhile_is_stopped_again(
+def test_a_process_that_is_continued_meanwhile_is_suspended_again(
     family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the kernel does with those that ignore SIGHUP."""
+    """The kernel continues processes of a group that it sends SIGHUP, even if they ignore that."""
     _, who, child = family
     really_stop, send, states = families._stop, signalling.send_signal, list[bytes]()
     continued: list[ProcessIdentity] = []
@@ -203,8 +207,10 @@ def test_one_that_is_continued_meanwhile_is_stopped_again(
 
 
 @pytest.mark.usefixtures("patient")
-def test_one_that_is_continued_before_it_has_stopped_is_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What has not taken effect by then is lost."""
+def test_a_process_that_is_continued_before_it_has_stopped_is_sent_sigstop_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A SIGSTOP that has not taken effect by then is lost."""
     who, told = ProcessIdentity(1_000_000, 5), list[int]()
     motions = iter([families._MOVING, families._MOVING, families._STILL])
     monkeypatch.setattr(families, "_motion", lambda _: next(motions))
@@ -214,8 +220,10 @@ def test_one_that_is_continued_before_it_has_stopped_is_told_again(monkeypatch: 
 
 
 @pytest.mark.parametrize("where", ["stat", "cmdline"])
-def test_a_table_with_holes_is_none(where: str, family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A housekeeper whose command line cannot be read would be killed as anybody else.
+def test_an_incomplete_table_of_processes_is_not_used(
+    where: str, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Otherwise a helper process whose command line cannot be read would be killed like any other.
     _, who, child = family
 
     def no_descriptor_for(path: str, mode: str, buffering: int) -> object:
@@ -230,10 +238,10 @@ def test_a_table_with_holes_is_none(where: str, family: Family, monkeypatch: pyt
 
 
 class SlowFork:
-    """A process that is in the middle of a fork when it is sent SIGSTOP: it is finished before it stops.
+    """Imitates a process that is sent SIGSTOP in the middle of a fork, and finishes the fork before it stops.
 
-    Its child is in the table of processes from the moment at which the parent has stopped, and was sent
-    nothing. `held`: the parent is said to wait inside the kernel meanwhile.
+    Its child, which was sent nothing, is in the table of processes only once the parent has stopped. `held`:
+    whether the parent appears to wait inside the kernel until then.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, looks: float, *, held: bool = False) -> None:
@@ -264,7 +272,7 @@ class SlowFork:
 
 
 @pytest.mark.parametrize("held", [False, True], ids=["running", "held"])
-def test_a_fork_that_is_under_way_is_waited_for(monkeypatch: pytest.MonkeyPatch, held: bool) -> None:
+def test_a_fork_in_progress_is_waited_for(monkeypatch: pytest.MonkeyPatch, held: bool) -> None:
     scene = SlowFork(monkeypatch, 5, held=held)
     families.kill_families([scene.parent])
     assert (signal.SIGKILL, scene.child) in scene.sent
@@ -272,7 +280,9 @@ def test_a_fork_that_is_under_way_is_waited_for(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.parametrize("held", [False, True], ids=["running", "held"])
-def test_one_that_never_stops_is_killed_all_the_same(monkeypatch: pytest.MonkeyPatch, held: bool) -> None:
+def test_a_process_that_never_stops_is_killed_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, held: bool
+) -> None:
     monkeypatch.setattr(families, "_STOPPING_PATIENCE_S", 0.01)
     monkeypatch.setattr(families, "_HELD_PATIENCE_S", 0.01)
     scene = SlowFork(monkeypatch, 1e9, held=held)
@@ -282,13 +292,13 @@ def test_one_that_never_stops_is_killed_all_the_same(monkeypatch: pytest.MonkeyP
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that is to stop has to get a core for it, and perhaps its pages from a disk."""
+    """Wait long for a process to stop: it needs a core for that, and perhaps pages from a disk."""
     monkeypatch.setattr(families, "_STOPPING_PATIENCE_S", PATIENCE)
     monkeypatch.setattr(families, "_HELD_PATIENCE_S", PATIENCE)
 
 
 @pytest.mark.usefixtures("patient")
-def test_when_a_process_is_still(family: Family) -> None:
+def test_when_a_process_counts_as_suspended(family: Family) -> None:
     process, who, _ = family
     assert families._motion(who) != families._STILL
     assert families._stop([who]) == []
@@ -301,7 +311,7 @@ def test_when_a_process_is_still(family: Family) -> None:
 
 
 @pytest.mark.usefixtures("patient")
-def test_every_thread_has_to_be_still() -> None:
+def test_every_thread_has_to_be_suspended() -> None:
     code = (
         "import threading, time\n"
         "threading.Thread(target=time.sleep, args=(600,), daemon=True).start()\n"
@@ -348,7 +358,7 @@ class Parent:
         self.who = who
 
     def start(self, *words: str) -> ProcessIdentity:
-        """A child with these words in its command line."""
+        """Start a child with these words in its command line."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(" ".join(words) + "\n")
@@ -358,7 +368,7 @@ class Parent:
         return child
 
     def later(self) -> ProcessIdentity:
-        """A child that can be told from those that were started before it."""
+        """Start a child whose start time differs from those of earlier ones."""
         before = self.start()
         while (child := self.start()).started == before.started:
             before = child
@@ -373,7 +383,7 @@ def parent() -> Iterator[Parent]:
         os.killpg(parent.process.pid, signal.SIGKILL)
 
 
-def test_what_was_started_before_is_passed_over(parent: Parent) -> None:
+def test_processes_that_were_started_before_are_ignored(parent: Parent) -> None:
     assert family_tree.descendants_since(parent.who, 0) == []
     old, new = parent.start(), parent.later()
     found = family_tree.descendants_since(parent.who, new.started)
@@ -404,14 +414,16 @@ def test_the_children_of_a_process(parent: Parent) -> None:
 @pytest.mark.parametrize(
     "argument", ["multiprocessing.resource_tracker", "src/mpkit/_platform/parent_death/guardian.py"]
 )
-def test_a_program_that_only_names_a_housekeeper_is_none(parent: Parent, argument: str) -> None:
-    """A search for that word survived the task that had started it."""
+def test_a_program_that_only_mentions_a_helper_in_its_arguments_is_no_helper(
+    parent: Parent, argument: str
+) -> None:
+    """Otherwise a program that searches for that word would survive the task that started it."""
     searching = parent.start(argument)
     assert family_tree.children_of(parent.who) == [searching]
     assert family_tree.descendants([parent.who]) == [searching]
 
 
-def test_where_children_cannot_be_told_cheaply(parent: Parent, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_the_system_does_not_list_children(parent: Parent, monkeypatch: pytest.MonkeyPatch) -> None:
     child = parent.start()
     monkeypatch.setattr(family_tree, "_child_pids", lambda _pid, _threads=None: None)
     assert family_tree.children_of(parent.who) == []
@@ -422,7 +434,7 @@ def test_what_an_older_fork_server_starts_counts(parent: Parent, monkeypatch: py
     server, new = parent.start("multiprocessing.forkserver"), parent.later()
     assert family_tree.fork_servers_of(parent.who) == [server]
     parents = family_tree._parents()
-    # As if the server had started it.
+    # As if the fork server had started it.
     monkeypatch.setattr(family_tree, "_parents", lambda: {**parents, new.pid: (server.pid, new)})
     assert new in family_tree.descendants([parent.who], since=new.started)
     assert server not in family_tree.descendants([parent.who], since=new.started)

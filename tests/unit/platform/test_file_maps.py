@@ -1,4 +1,4 @@
-"""Mappings of a file for one process: private, and not at the price of a descriptor each."""
+"""Private mappings of a file, which do not need a descriptor each."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def fd(tmp_path: Path) -> Iterator[int]:
 
 
 def descriptors() -> int:
-    gc.collect()  # what earlier tests have left must not be closed between two counts
+    gc.collect()  # garbage of earlier tests must not be closed between two counts
     return sum(_is_open(number) for number in range(4096))
 
 
@@ -43,7 +43,7 @@ def _is_open(number: int) -> bool:
     return True
 
 
-def test_thousands_need_few_descriptors_and_are_private_all_the_same(fd: int) -> None:
+def test_thousands_of_mappings_need_few_descriptors_and_are_private(fd: int) -> None:
     before = descriptors()
     maps = [map_privately(fd, len(DATA)) for _ in range(300)]
     most = file_maps.MOST_MAPS if sys.version_info < (3, 13) else 0
@@ -57,11 +57,11 @@ def test_thousands_need_few_descriptors_and_are_private_all_the_same(fd: int) ->
     assert descriptors() == before
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="POSIX leaves it open whose page that is")
-def test_so_many_are_mapped_and_further_ones_are_copies(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="POSIX leaves open what such a page shows")
+def test_beyond_a_limit_copies_are_made_instead_of_mappings(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file_maps, "MOST_MAPS", 2)
     maps = [map_privately(fd, len(DATA)) for _ in range(3)]
-    # A page that has not been written to is that of the file.
+    # In a mapping, a page that has not been written to shows changes of the file; in a copy it does not.
     os.pwrite(fd, b"\x07", 1)
     assert [mapped[1] for mapped in maps] == [7, 7, 1]
     del maps[0]
@@ -70,7 +70,7 @@ def test_so_many_are_mapped_and_further_ones_are_copies(fd: int, monkeypatch: py
     assert [mapped[1] for mapped in maps] == [8, 1]
 
 
-def test_where_nothing_more_can_be_mapped_it_is_a_copy(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_the_system_refuses_a_mapping_a_copy_is_made(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     real: Any = mmap.mmap
 
     def refused(descriptor: int, *args: Any, **kwargs: Any) -> Any:
@@ -89,7 +89,7 @@ def test_other_refusals_are_errors(fd: int) -> None:
         map_privately(closed, len(DATA))
 
 
-def test_a_read_only_one_shows_what_others_write(fd: int) -> None:
+def test_a_read_only_mapping_shows_what_others_write(fd: int) -> None:
     mapped = map_read_only(fd, len(DATA))
     os.pwrite(fd, b"\x07", 1)
     assert mapped[1] == 7

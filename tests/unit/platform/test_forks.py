@@ -1,4 +1,4 @@
-"""What is done at forks is done, though Ctrl-C may come in the middle of it."""
+"""Fork hooks are run to their end, even if Ctrl-C comes in the middle of them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tests.helpers.processes import run_python
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks")
 
 
-def test_an_interrupt_in_a_hook_takes_nothing_from_a_child() -> None:
-    """Nobody hears of what a hook raises, and the child went on as if it were its parent."""
+def test_an_interrupt_in_a_hook_does_not_skip_the_rest_in_a_child() -> None:
+    """Python drops what a hook raises. Otherwise the child would then go on as if it were its parent."""
     printed = run_python(
         "-c",
         textwrap.dedent("""
@@ -34,7 +34,7 @@ def test_an_interrupt_in_a_hook_takes_nothing_from_a_child() -> None:
             print(len(calls), flush=True)
             pid = os.fork()
             if not pid:
-                # Each child does it once when nothing is in the way.
+                # A child does it once, if nothing interrupts it.
                 print(len(calls), flush=True)
                 os._exit(0)
             os.waitpid(pid, 0)
@@ -46,8 +46,8 @@ def test_an_interrupt_in_a_hook_takes_nothing_from_a_child() -> None:
     assert printed.split() == ["2", "3", "0"]
 
 
-def test_a_fork_while_its_thread_has_the_lock_leaves_it_taken_there() -> None:
-    """A signal handler may fork in the middle of anything; what it came into goes on in both processes."""
+def test_a_thread_that_forks_while_it_holds_the_lock_holds_it_in_the_child_too() -> None:
+    """A signal handler may fork anywhere, and then the interrupted code goes on in both processes."""
     printed = run_python(
         "-c",
         textwrap.dedent("""
@@ -66,8 +66,8 @@ def test_a_fork_while_its_thread_has_the_lock_leaves_it_taken_there() -> None:
     assert printed.split() == ["False", "False"]
 
 
-def test_a_lock_that_could_not_be_waited_for_is_free_in_the_child() -> None:
-    """The thread that has it is not there; whoever wanted it would have waited for ever."""
+def test_a_lock_that_could_not_be_acquired_before_the_fork_is_free_in_the_child() -> None:
+    """Its holder does not exist in the child, where otherwise everybody would wait for the lock for ever."""
     printed = run_python(
         "-c",
         textwrap.dedent("""
@@ -85,7 +85,7 @@ def test_a_lock_that_could_not_be_waited_for_is_free_in_the_child() -> None:
         threading.Thread(target=hold).start()
         taken.wait()
         sys.unraisablehook = lambda report: None
-        # Ends the waiting for the lock before the fork, which goes on.
+        # Raises in the hook that waits for the lock; the fork goes on all the same.
         forking = []
 
         def end_waiting(*_):
@@ -107,14 +107,14 @@ def test_a_lock_that_could_not_be_waited_for_is_free_in_the_child() -> None:
         os.waitpid(pid, 0)
         go.set()
         """),
-        # A fork with threads: Python warns.
+        # Python warns of a fork in a process with threads.
         env={"PYTHONWARNINGS": "ignore"},
     ).stdout
     assert printed.split() == ["True"]
 
 
 def test_an_interrupt_during_a_fork_leaves_no_lock_taken() -> None:
-    """Other threads waited for ever for the lock that is held across forks."""
+    """Otherwise other threads would wait for ever for the lock that is held during forks."""
     printed = run_python(
         "-c",
         textwrap.dedent("""

@@ -1,4 +1,4 @@
-"""`mpkit._platform.threads.greenlets`: told by what gevent and eventlet tell; no pool is made there."""
+"""`mpkit._platform.threads.greenlets`: if gevent or eventlet has replaced threads, no pool can be made."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ LIBRARIES = [
 
 
 def load(monkeypatch: pytest.MonkeyPatch, module: str, question: str, patched: set[str]) -> None:
-    """Such a library, imported, that has replaced these modules."""
+    """Imitate such a library, imported, that has replaced the modules `patched`."""
     monkeypatch.setitem(sys.modules, module, SimpleNamespace(**{question: patched.__contains__}))
 
 
-def test_nobody_has() -> None:
+def test_without_such_a_library_threads_are_real() -> None:
     assert patched_by() is None
 
 
 @pytest.mark.parametrize("library, module, question, threads", LIBRARIES)
-def test_imported_or_patching_something_else_is_no_matter(
+def test_a_library_that_has_not_replaced_threads_does_not_matter(
     monkeypatch: pytest.MonkeyPatch, library: str, module: str, question: str, threads: str
 ) -> None:
     load(monkeypatch, module, question, {"socket", "ssl"})
@@ -38,7 +38,7 @@ def test_imported_or_patching_something_else_is_no_matter(
     assert patched_by() == library
 
 
-def test_a_module_that_is_only_half_imported_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_is_only_half_imported_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gevent.monkey", SimpleNamespace())
     assert patched_by() is None
 

@@ -1,4 +1,4 @@
-"""The `Guardian`: who is killed when, with a watcher and a killing of our own."""
+"""The `Guardian`: which processes it kills, and when. The watcher and the killing are imitations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ APP, A, B, C = (ProcessIdentity(pid, pid * 10) for pid in (1, 2, 3, 4))
 
 
 class Scene:
-    """A guardian, the processes that live, and what it has killed."""
+    """A guardian, the processes that live, and those that it has killed."""
 
     def __init__(self) -> None:
         self.dead: set[ProcessIdentity] = set()
@@ -47,7 +47,7 @@ def scene() -> Scene:
 def test_children_die_with_their_parent(scene: Scene) -> None:
     scene.watch(APP, A)
     scene.watch(APP, B)
-    scene.watch(APP, B)  # the parent and the child itself both say it
+    scene.watch(APP, B)  # both the parent and the child itself register the child
     assert scene.examined == [A, APP, B]
     assert scene.killed == []
     scene.die(APP)
@@ -69,7 +69,7 @@ def test_a_child_that_has_ended_together_with_its_parent(scene: Scene) -> None:
     assert scene.guardian.idle
 
 
-def test_said_after_the_parent_has_died(scene: Scene) -> None:
+def test_a_child_that_is_registered_after_its_parent_has_died(scene: Scene) -> None:
     scene.dead.add(APP)
     scene.watch(APP, A)
     assert scene.killed == []
@@ -80,8 +80,8 @@ def test_said_after_the_parent_has_died(scene: Scene) -> None:
     assert scene.guardian.idle
 
 
-def test_a_later_line_says_that_somebody_is_to_be_spared(scene: Scene) -> None:
-    """All of this was waiting when the guardian had come up: nobody was spared."""
+def test_all_lines_are_obeyed_before_anybody_is_killed(scene: Scene) -> None:
+    """Lines may be waiting when the guardian starts, and the last one may say that an orphan is spared."""
     scene.dead.add(APP)
     scene.watch(APP, A)
     scene.free(B)
@@ -89,7 +89,7 @@ def test_a_later_line_says_that_somebody_is_to_be_spared(scene: Scene) -> None:
     assert scene.killed == [({A}, {B})]
 
 
-def test_said_after_the_child_has_died(scene: Scene) -> None:
+def test_a_child_that_is_registered_after_it_has_died(scene: Scene) -> None:
     scene.dead.add(A)
     scene.watch(APP, A)
     assert scene.killed == []
@@ -102,13 +102,13 @@ def test_generations(scene: Scene) -> None:
     scene.watch(B, C)
     scene.die(APP)
     assert scene.killed == [({A}, set())]
-    scene.die(A)  # what the killing did
+    scene.die(A)  # the guardian has just killed it
     scene.die(B)
     assert scene.killed[1:] == [({B}, set()), ({C}, set())]
     assert scene.guardian.idle
 
 
-def test_free_ones_are_spared_while_they_live(scene: Scene) -> None:
+def test_orphans_are_spared_while_they_live(scene: Scene) -> None:
     scene.free(C)
     scene.free(B)
     scene.watch(APP, A)
@@ -117,7 +117,7 @@ def test_free_ones_are_spared_while_they_live(scene: Scene) -> None:
     assert scene.killed == [({A}, {C})]
 
 
-def test_what_has_been_told_to_end_has_a_second_parent_and_is_not_spared(scene: Scene) -> None:
+def test_an_orphan_that_was_told_to_end_gets_a_second_parent_and_is_not_spared(scene: Scene) -> None:
     scene.watch(APP, A)
     scene.watch(A, B)
     scene.free(C)
@@ -133,7 +133,7 @@ def test_what_has_been_told_to_end_has_a_second_parent_and_is_not_spared(scene: 
 @pytest.mark.parametrize(
     "line", [b"", b"W", b"W 1 2 3", b"W 1 2 3 x", b"F", b"F 1 2 3", b"Q 1 2 3 4", b"\xff\xfe", b"W 1 2 3 4 5"]
 )
-def test_nonsense_is_passed_over(line: bytes, scene: Scene) -> None:
+def test_invalid_lines_are_ignored(line: bytes, scene: Scene) -> None:
     scene.guardian.obey(line)
     assert scene.guardian.idle
     assert scene.killed == []

@@ -1,4 +1,4 @@
-"""Whether another process is still inside the handler of a signal."""
+"""Finding out whether another process is still running the handler of a signal."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 from mpkit._platform.signals import handlers_at_work
 from mpkit._platform.signals.handlers_at_work import is_caught, threads_that_block
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is known")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows it")
 
 
-def test_a_thread_that_a_signal_is_kept_from_is_known() -> None:
+def test_a_thread_in_which_the_signal_is_blocked_is_noticed() -> None:
     assert threads_that_block(os.getpid(), signal.SIGUSR1) == frozenset()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGRTMAX})
     try:
@@ -27,15 +27,15 @@ def test_a_thread_that_a_signal_is_kept_from_is_known() -> None:
     assert threads_that_block(os.getpid(), signal.SIGRTMAX) == frozenset()
 
 
-def test_whether_a_signal_has_a_handler_is_known() -> None:
+def test_a_handler_of_a_signal_is_noticed() -> None:
     assert is_caught(os.getpid(), signal.SIGINT)
     assert not is_caught(os.getpid(), signal.SIGRTMAX)
-    # Who cannot be looked at is asked, as ever.
+    # For a process that cannot be examined the answer is yes, so that it is sent the signal all the same.
     assert is_caught(2**30, signal.SIGRTMAX)
 
 
-def test_of_a_process_that_is_not_there_nothing_is_known() -> None:
-    # Larger than any pid the kernel hands out.
+def test_nothing_is_known_about_a_process_that_does_not_exist() -> None:
+    # Larger than any pid.
     assert threads_that_block(2**30, signal.SIGUSR1) == frozenset()
 
 
@@ -47,7 +47,7 @@ def test_without_a_descriptor_nothing_is_known(monkeypatch: pytest.MonkeyPatch) 
     assert threads_that_block(os.getpid(), signal.SIGUSR1) == frozenset()
 
 
-def test_a_thread_that_was_deaf_before_does_not_count_as_at_work() -> None:
+def test_a_thread_that_blocked_the_signal_before_does_not_count() -> None:
     watch = handlers_at_work.HandlerWatch(os.getpid(), signal.SIGUSR1)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     try:

@@ -1,4 +1,4 @@
-"""`mpkit._platform.processes.identity`: a pid together with the moment its process started."""
+"""`mpkit._platform.processes.identity`: a pid together with the start time of its process."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def test_alive_until_the_start_differs() -> None:
 
 
 def test_no_such_process() -> None:
-    # Larger than any pid the kernel hands out.
+    # Larger than any pid.
     assert identity.of(2**30) is None
     assert not identity.is_alive(ProcessIdentity(2**30, 1))
 
 
-def test_travels() -> None:
+def test_an_identity_can_be_pickled() -> None:
     me = identity.current()
     assert pickle.loads(pickle.dumps(me)) == me
 
@@ -45,7 +45,7 @@ def test_a_zombie_is_dead_and_a_stopped_process_alive(
 ) -> None:
     path = os.path.join(str(tmp_path), "stat")
     with open(path, "w") as file:
-        # A command that tries to look like the fields after it.
+        # A command name that looks like the fields after it.
         file.write(f"77 (a) Z 1 (b) {state} 1 77 77 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 4242 9 9\n")
     _redirect_open(monkeypatch, "/proc/77/stat", path)
     assert identity.is_alive(ProcessIdentity(77, 4242)) is alive
@@ -53,7 +53,7 @@ def test_a_zombie_is_dead_and_a_stopped_process_alive(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_one_that_may_not_be_examined_counts_as_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_may_not_be_examined_counts_as_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise PermissionError(13, "hidden")
 
@@ -63,8 +63,8 @@ def test_one_that_may_not_be_examined_counts_as_alive(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_so_does_one_of_which_proc_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mount with hidepid=2: its locks are not to be had by those who have become another user."""
+def test_a_process_that_proc_does_not_show_counts_as_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With hidepid=2, /proc hides processes of other users. Their locks must not be taken over."""
 
     def hide(_path: str, *_args: object, **_kwargs: object) -> None:
         raise FileNotFoundError(errno.ENOENT, "hidden")
@@ -85,11 +85,11 @@ def without_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.usefixtures("without_descriptor")
-def test_without_a_descriptor_nothing_is_told_of_it() -> None:
+def test_without_a_descriptor_the_identity_is_unknown() -> None:
     assert identity.of(os.getpid()) is None
     with pytest.raises(OSError, match="no descriptor left"):
         identity.look(os.getpid())
-    # Perhaps another one that has its pid.
+    # It might be another process with the same pid.
     assert identity.is_alive(ProcessIdentity(os.getpid(), 4242))
 
 
@@ -104,7 +104,7 @@ def test_the_end_of_a_process_is_seen_without_a_descriptor() -> None:
     os.kill(pid, signal.SIGKILL)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     assert not identity.is_alive(child), "a zombie"
-    # Whoever has to wait for it still can.
+    # The process can still be reaped by its parent.
     assert os.waitpid(pid, 0) == (pid, signal.SIGKILL)
     assert not identity.is_alive(child), "gone"
     assert not identity.is_alive(ProcessIdentity(2**30, 1))
@@ -120,7 +120,7 @@ def _redirect_open(monkeypatch: pytest.MonkeyPatch, asked: str, answer: str) -> 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only there is /proc asked")
 def test_the_proc_of_another_pid_namespace_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other processes stand there under our numbers: a lock of one that had died was not handed on."""
+    """There, our pids belong to other processes, so the lock of a dead process would never be taken over."""
     monkeypatch.setattr(identity, "_current", None)
     monkeypatch.setattr(os, "readlink", lambda _path: str(os.getpid() + 1))
     with pytest.raises(RuntimeError, match="pid namespace"):

@@ -1,4 +1,4 @@
-"""Ctrl-C waits until the block is over, in the main thread; nobody else ever gets it."""
+"""A block that defers Ctrl-C: the main thread gets it when the block ends, and no other thread does."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_an_interrupt_waits_for_the_end_of_the_block() -> None:
     assert reached
 
 
-def test_blocks_inside_blocks_hand_it_on() -> None:
+def test_an_inner_block_passes_the_interrupt_on_to_the_outer_one() -> None:
     reached = False
     with pytest.raises(KeyboardInterrupt):
         with deferred_interrupts() as outer:
@@ -45,15 +45,15 @@ def test_an_exception_of_the_block_is_the_context_of_the_interrupt() -> None:
     assert isinstance(caught.value.__context__, ValueError)
 
 
-def test_an_interrupt_that_has_been_handed_on_is_forgotten() -> None:
-    """It held the frames that it came in, and with them a pool that was being made, which thus went on."""
+def test_no_reference_to_an_interrupt_is_kept_after_it_was_raised() -> None:
+    """It refers to the frames in which it came, and these perhaps to a half-made pool, which would go on."""
     with pytest.raises(KeyboardInterrupt):
         with deferred_interrupts() as interrupts:
             signal.raise_signal(signal.SIGINT)
     assert not interrupts.has_arrived()
 
 
-def test_what_is_handed_on_early_comes_inside_the_block() -> None:
+def test_an_interrupt_can_be_raised_early_inside_the_block() -> None:
     reached = False
     with deferred_interrupts() as interrupts:
         interrupts.hand_on()
@@ -91,7 +91,7 @@ def test_without_an_interrupt_the_handler_is_as_it_was() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_an_application_that_ignores_it_goes_on_doing_so() -> None:
+def test_an_application_that_ignores_ctrl_c_goes_on_doing_so() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with deferred_interrupts() as interrupts:
@@ -114,7 +114,7 @@ def test_in_another_thread_nothing_changes() -> None:
     assert seen == [signal.getsignal(signal.SIGINT), False]
 
 
-def test_what_is_let_through() -> None:
+def test_interrupts_are_not_deferred_while_a_condition_holds() -> None:
     through = False
     reached = False
     with pytest.raises(KeyboardInterrupt):
@@ -130,11 +130,11 @@ def test_what_is_let_through() -> None:
     assert reached
 
 
-def test_a_block_that_never_came_to_its_end_keeps_nothing_away() -> None:
+def test_a_block_that_never_reached_its_end_does_not_defer_later_interrupts() -> None:
     before = signal.getsignal(signal.SIGINT)
 
     def begin() -> None:
-        # As when the handler of another signal raises just before the first line, or the last one, of it.
+        # As when the handler of another signal raises just before its first line or its last line.
         deferred_interrupts().__enter__()
 
     begin()
@@ -171,7 +171,7 @@ def test_a_fork_inside_a_block_ends_it() -> None:
 
 
 @forks
-def test_a_fork_of_another_thread_hears_ctrl_c() -> None:
+def test_a_fork_by_another_thread_gets_ctrl_c() -> None:
     before = signal.getsignal(signal.SIGINT)
     heard: list[bool] = []
 

@@ -1,4 +1,4 @@
-"""Which processes were started before a certain moment."""
+"""Finding out which processes were started before a certain moment."""
 
 from __future__ import annotations
 
@@ -25,11 +25,13 @@ def test_a_process_starts_between_before_and_after() -> None:
 
 
 @pytest.mark.parametrize("at_first", [True, False])
-def test_a_clock_that_has_jumped_makes_it_earlier(monkeypatch: pytest.MonkeyPatch, at_first: bool) -> None:
+def test_a_clock_that_has_jumped_makes_the_moment_earlier(
+    monkeypatch: pytest.MonkeyPatch, at_first: bool
+) -> None:
     now = start_times._now_ns
     clock = StartClock()
     with monkeypatch.context() as patch:
-        # As after an hour of suspension; or before the clock was set back.
+        # As after the machine was suspended for an hour, or before the clock was set back.
         patch.setattr(start_times, "_now_ns", lambda: now() + 3600 * 10**9)
         if at_first:
             clock = StartClock()

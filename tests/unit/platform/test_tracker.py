@@ -1,4 +1,4 @@
-"""The resource tracker is told of every name once, and never in the middle of being told."""
+"""The resource tracker gets one message about each name, and never one in the middle of another."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
     return told
 
 
-def test_it_is_told(told: list[tuple[str, str, str]]) -> None:
+def test_names_are_registered_and_unregistered(told: list[tuple[str, str, str]]) -> None:
     tracker.track([NAME], "semaphore")
     tracker.untrack(NAME, "semaphore")
     assert told == [("REGISTER", NAME, "semaphore"), ("UNREGISTER", NAME, "semaphore")]
 
 
-def test_what_is_taken_back_in_the_middle_of_a_call_is_told_by_the_next(
+def test_a_name_unregistered_during_another_message_is_sent_with_the_next(
     told: list[tuple[str, str, str]],
 ) -> None:
-    """As a garbage collection does: on 3.10 it would wait for itself, later it would be refused."""
+    """A garbage collection may do that. On Python 3.10 it would deadlock, later Pythons would raise."""
     with tracker._lock():
         tracker.untrack(NAME, "semaphore")
     assert told == []
@@ -51,25 +51,25 @@ def test_what_is_taken_back_in_the_middle_of_a_call_is_told_by_the_next(
 
 
 def test_a_name_that_comes_again_is_forgotten_at_once(told: list[tuple[str, str, str]]) -> None:
-    """Told later, by another thread, it was the next use that the tracker forgot; and then it complained."""
-    # As if another thread were just telling what is on the list.
+    """If its removal were sent later, the tracker would forget the new use of the name, and then complain."""
+    # As if another thread were just sending the messages on the list.
     with tracker._lock():
         assert Semaphore.private().acquire(False)
     assert [what for what, _, _ in told] == ["REGISTER", "UNREGISTER"]
 
 
 def test_an_object_comes_and_goes_with_few_messages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each wakes another process. With one, or two, for every name, a queue took half as long again."""
-    LockedCounter().close()  # what others have left to tell
+    """Each message wakes the tracker. With one or two per name, a queue would take half as long again."""
+    LockedCounter().close()  # sends messages that earlier tests left
     told: list[int] = []
     monkeypatch.setattr(tracker, "send", lambda messages: told.append(len(messages)))
     LockedCounter().close()
-    # Its file, its semaphores; all of them.
+    # One for its file, one for its semaphores, and one that takes all back.
     first, semaphores, gone = told
     assert (first, gone) == (1, 1 + semaphores)
 
 
-def test_what_waits_to_be_told_has_been_noted(told: list[tuple[str, str, str]]) -> None:
+def test_many_removals_are_collected_and_sent_together(told: list[tuple[str, str, str]]) -> None:
     with tracker.in_one_message():
         for number in range(tracker._MOST_WAIT):
             assert len(told) == 0
@@ -81,7 +81,7 @@ def test_what_waits_to_be_told_has_been_noted(told: list[tuple[str, str, str]]) 
 
 
 def test_a_name_that_comes_again_in_a_block_is_forgotten_first(told: list[tuple[str, str, str]]) -> None:
-    """As what a dead worker had handed over does: forgotten twice, the tracker complained of it."""
+    """A name that a dead worker handed over does that. Removed twice, it would make the tracker complain."""
     with tracker.in_one_message():
         for _ in range(2):
             tracker.track([NAME], "shared_memory")
@@ -90,8 +90,8 @@ def test_a_name_that_comes_again_in_a_block_is_forgotten_first(told: list[tuple[
 
 
 @needs_a_trace_that_raises
-def test_an_interrupt_leaves_no_block_whose_end_is_waited_for(told: list[tuple[str, str, str]]) -> None:
-    """Where Ctrl-C came at its begin or its end, what was removed later was told late, or never."""
+def test_an_interrupt_leaves_no_block_unfinished(told: list[tuple[str, str, str]]) -> None:
+    """Otherwise, after Ctrl-C at its begin or end, later removals would be sent late or never."""
 
     def work() -> None:
         with tracker.in_one_message():
@@ -107,10 +107,10 @@ def test_an_interrupt_leaves_no_block_whose_end_is_waited_for(told: list[tuple[s
             break
 
 
-def test_at_the_end_nobody_waits_for_a_thread_that_is_in_the_middle(
+def test_at_the_end_messages_are_sent_even_if_another_thread_is_sending_some(
     told: list[tuple[str, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A daemon thread that closes a queue just then: the tracker complained of names of the main thread."""
+    """A daemon thread may be closing a queue. The tracker must not complain of names of the main thread."""
     monkeypatch.setattr(names, "_owned", {})
     monkeypatch.setattr(names, "_lingering", type(names._lingering)())
     with tracker.in_one_message():
@@ -120,8 +120,8 @@ def test_at_the_end_nobody_waits_for_a_thread_that_is_in_the_middle(
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_what_the_parent_has_still_to_tell_no_child_tells(told: list[tuple[str, str, str]]) -> None:
-    """The tracker is the same one, and complained of names that it did not know any more."""
+def test_a_child_does_not_send_pending_messages_of_its_parent(told: list[tuple[str, str, str]]) -> None:
+    """Both use the same tracker, which would complain of names that it does not know any more."""
 
     def child() -> None:
         tracker.track([NAME], "shared_memory")
@@ -136,7 +136,7 @@ def test_what_the_parent_has_still_to_tell_no_child_tells(told: list[tuple[str, 
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_a_fork_while_another_thread_talks_to_it_leaves_no_lock_behind() -> None:
+def test_a_fork_while_another_thread_uses_the_tracker_leaves_no_lock_behind() -> None:
     talking, go_on = threading.Event(), threading.Event()
 
     def talk() -> None:
@@ -161,14 +161,14 @@ def test_a_fork_while_another_thread_talks_to_it_leaves_no_lock_behind() -> None
 
 
 class Alarm(Exception):
-    """What the handler of a signal raises."""
+    """Stands for the exception that a signal handler raises."""
 
 
 @needs_a_trace_that_raises
-def test_an_exception_of_a_signal_handler_leaves_it_unlocked(
+def test_an_exception_of_a_signal_handler_leaves_the_tracker_unlocked(
     told: list[tuple[str, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before Python 3.11.6 the next queue, lock or pool waited for ever."""
+    """Otherwise (before Python 3.11.6) the next queue, lock or pool would wait for ever."""
     lock = threading.Lock()
     monkeypatch.setattr(tracker, "_lock", lambda: lock)
 
@@ -196,7 +196,7 @@ def test_an_exception_of_a_signal_handler_leaves_it_unlocked(
 def test_an_exception_of_a_signal_handler_at_its_start_leaves_no_signal_blocked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A program, and all that it started, did not end with its terminal any more."""
+    """Otherwise the program, and all that it starts, would not end with its terminal any more."""
     from multiprocessing import resource_tracker  # POSIX only
 
     monkeypatch.setattr(resource_tracker, "_resource_tracker", SimpleNamespace(_fd=None))
@@ -222,20 +222,20 @@ def test_an_exception_of_a_signal_handler_at_its_start_leaves_no_signal_blocked(
 def test_a_frozen_program_that_does_not_know_what_it_was_started_for(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would start itself without end."""
+    """Otherwise it would start itself again and again."""
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     LockedCounter().close()
     monkeypatch.setattr(sys, "argv", ["program", *arguments])
     with pytest.raises(RuntimeError, match="freeze_support"):
         LockedCounter()
-    # The fork server imports the main module.
+    # In the fork server, which imports the main module.
     monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
     LockedCounter().close()
 
 
 @pytest.mark.parametrize("executable", [None, "", "/nowhere/python"])
 def test_an_interpreter_that_is_not_there(executable: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where Python is embedded, or was removed meanwhile, a broken pipe was all that anybody saw."""
+    """If Python is embedded, or was removed meanwhile, the error must say so, and not be a broken pipe."""
     from multiprocessing import resource_tracker  # POSIX only
 
     monkeypatch.setattr(resource_tracker, "_resource_tracker", SimpleNamespace(_fd=None))

@@ -14,7 +14,7 @@ class Thing:
     pass
 
 
-def test_it_knows_what_somebody_has() -> None:
+def test_a_group_contains_its_members_while_they_are_referenced() -> None:
     group: WeakGroup[Thing] = WeakGroup()
     one, other, gone = Thing(), Thing(), Thing()
     group.add(one)
@@ -28,7 +28,7 @@ def test_it_knows_what_somebody_has() -> None:
     assert group.alive() == [one]
 
 
-def test_things_may_come_and_go_while_it_is_listed() -> None:
+def test_members_may_come_and_go_while_a_group_is_listed() -> None:
     group: WeakGroup[Thing] = WeakGroup()
     stays = Thing()
     passing = [Thing() for _ in range(3)]
@@ -37,7 +37,7 @@ def test_things_may_come_and_go_while_it_is_listed() -> None:
     come = 0
 
     def trace(_frame: FrameType, _event: str, _value: object) -> Any:
-        # What another thread may do between any two lines.
+        # Do what another thread may do between any two lines.
         nonlocal come
         if come < 6:
             come += 1
@@ -85,7 +85,7 @@ def test_threads_add_drop_and_list_at_the_same_time() -> None:
     assert group.alive() == []
 
 
-def test_it_keeps_nothing_alive() -> None:
+def test_a_group_keeps_no_member_alive() -> None:
     group: WeakGroup[Thing] = WeakGroup()
     thing = Thing()
     group.add(thing)

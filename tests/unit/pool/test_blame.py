@@ -1,4 +1,4 @@
-"""An error of pickling names the argument, the item or the result that it is about."""
+"""An error of pickling names the argument, the item or the result that caused it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from tests.contract import pool_tasks as tasks
         (lambda pool: pool.apply(threading.Lock), "the result: cannot pickle"),
     ],
 )
-def test_it_is_named(call: Callable[[TaskPool], object], text: str) -> None:
+def test_the_argument_or_item_is_named(call: Callable[[TaskPool], object], text: str) -> None:
     with TaskPool(1) as pool:
         with pytest.raises(SerializationError, match=text) as caught:
             call(pool)
@@ -58,14 +58,14 @@ def test_it_is_named(call: Callable[[TaskPool], object], text: str) -> None:
         (tasks.initialize, (1, threading.Lock()), "argument 2 of the initializer initialize: cannot pickle"),
     ],
 )
-def test_of_an_initializer_it_is_named(
+def test_the_argument_of_an_initializer_is_named(
     initializer: Callable[..., object], arguments: tuple[object, ...], text: str
 ) -> None:
     with pytest.raises(SerializationError, match=text):
         TaskPool(1, initializer, arguments, context="spawn")
 
 
-def test_several_iterables_are_sent_to_starmap() -> None:
+def test_the_error_about_several_iterables_recommends_starmap() -> None:
     with TaskPool(1) as pool:
         calls: list[Callable[..., object]] = [pool.map, pool.map_async, pool.imap]
         for call in calls:

@@ -1,4 +1,4 @@
-"""Calls of the program's code: in order, in one thread, and none forgotten."""
+"""The caller, which calls back into the program: in order, in one thread, and without forgetting a call."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.helpers.waiting import PATIENCE, wait_until
 
 
 class Collecting:
-    """What a caller needs of its pool; `serve` is called by hand."""
+    """Imitates the parts of a pool that a caller needs. The test itself calls `serve`."""
 
     def __init__(self) -> None:
         self.records: list[bytes] = []
@@ -39,7 +39,7 @@ def pool() -> Iterator[Collecting]:
 
 @pytest.fixture
 def reported(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The exceptions that threads told of, by type."""
+    """Records the types of exceptions that threads reported."""
     kinds: list[str] = []
     monkeypatch.setattr(threading, "excepthook", lambda args: kinds.append(args.exc_type.__name__))
     return kinds
@@ -66,7 +66,7 @@ def test_no_thread_is_started_before_there_is_something_to_call(pool: Collecting
 def test_calls_are_made_in_order_and_in_one_thread(pool: Collecting) -> None:
     seen: list[tuple[object, int]] = []
     pool.caller.call(noting(seen, 0))
-    # Nobody else would start the thread.
+    # Nothing else would start the thread.
     assert pool.rings == 1
     pool.caller.serve()
     wait_until(lambda: seen, "the first call is made")
@@ -90,7 +90,9 @@ def test_log_records_and_calls_take_turns(pool: Collecting) -> None:
     assert (records, pool.records) == ([[b"1"]], [b"1", b"2"])
 
 
-def test_what_a_call_raises_is_told_and_the_next_one_is_made(pool: Collecting, reported: list[str]) -> None:
+def test_an_exception_of_a_call_is_reported_and_the_next_call_is_made(
+    pool: Collecting, reported: list[str]
+) -> None:
     def fail() -> None:
         raise SystemExit(3)
 
@@ -102,11 +104,11 @@ def test_what_a_call_raises_is_told_and_the_next_one_is_made(pool: Collecting, r
     assert reported == ["SystemExit"]
 
 
-def test_a_call_that_has_been_made_is_let_go(pool: Collecting) -> None:
-    """Callbacks keep what they belong to, a pool perhaps, that should end when nobody else has it."""
+def test_no_reference_to_a_call_is_kept_after_it_was_made(pool: Collecting) -> None:
+    """A callback may refer to its pool, which should end when nobody else refers to it."""
 
     def nothing() -> None:
-        """It has been called."""
+        """Do nothing."""
 
     left = weakref.ref(nothing)
     pool.caller.call(nothing)
@@ -120,7 +122,7 @@ def test_a_call_that_has_been_made_is_let_go(pool: Collecting) -> None:
     wait_until(is_gone, "it is let go")
 
 
-def test_what_is_called_in_the_end_may_have_more_called(pool: Collecting) -> None:
+def test_a_call_made_at_the_end_may_request_more_calls(pool: Collecting) -> None:
     go_on = threading.Event()
     called: list[int] = []
 
@@ -132,21 +134,21 @@ def test_what_is_called_in_the_end_may_have_more_called(pool: Collecting) -> Non
 
     pool.caller.call(lambda: call(0))
     pool.caller.serve()
-    # Before all calls but the first.
+    # Made before all calls but the first.
     pool.caller.stop()
     go_on.set()
     assert pool.caller.join(PATIENCE)
     assert called == list(range(6))
 
 
-def test_after_the_end_whoever_asks_calls(pool: Collecting) -> None:
+def test_after_the_end_a_call_is_made_by_the_thread_that_requests_it(pool: Collecting) -> None:
     pool.caller.stop()
     seen: list[tuple[object, int]] = []
     pool.caller.call(noting(seen, "it"))
     assert seen == [("it", threading.get_ident())]
 
 
-def test_whoever_ends_a_pool_without_threads_makes_its_calls(pool: Collecting) -> None:
+def test_without_threads_the_thread_that_ends_the_pool_makes_the_calls(pool: Collecting) -> None:
     seen: list[tuple[object, int]] = []
     pool.caller.call(noting(seen, "it"))
     pool.caller.stop()
@@ -162,7 +164,7 @@ def test_without_a_thread_the_collectors_thread_makes_all_calls(
         pool.caller.call(noting(seen, 1))
         pool.caller.serve()
     assert "refuses a thread" in caplog.text
-    # Though there are threads again: all calls are made in one.
+    # Even after threads can be started again: all calls are made in one thread.
     rings = pool.rings
     pool.caller.call(noting(seen, 2))
     assert pool.rings == rings + 1
@@ -171,7 +173,7 @@ def test_without_a_thread_the_collectors_thread_makes_all_calls(
     assert seen == [(1, me), (2, me)]
 
 
-def test_who_is_calling_knows_it(pool: Collecting) -> None:
+def test_a_thread_knows_whether_it_is_making_a_call(pool: Collecting) -> None:
     answers: list[bool] = []
     pool.caller.call(lambda: answers.append(pool.caller.is_current_thread()))
     pool.caller.serve()

@@ -27,7 +27,7 @@ def test_every_item_is_in_one_chunk_and_none_is_too_large(length: int, workers: 
 def test_chunks_shrink_so_that_workers_end_together() -> None:
     sizes = [len(chunk) for chunk in automatic_chunks([None] * 12_800, 2, 12_800)]
     assert sizes == [1600] * 6 + [400] * 6 + [100] * 8
-    # More than twice as many chunks as with one size are not paid for it.
+    # This must not cost more than twice as many chunks as with one size.
     assert len(sizes) <= 2.5 * (4 * 2)
     assert [len(chunk) for chunk in automatic_chunks([None] * 3, 2, 3)] == [1, 1, 1]
     assert [len(chunk) for chunk in automatic_chunks([None] * 12_800, 2, 1000)][:4] == [

@@ -1,4 +1,4 @@
-"""The dispatcher with channels that no worker reads: where a task is, whatever fits into an inbox."""
+"""The dispatcher, with channels that no worker reads: it always knows where each task is."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ class _Sink:
     _can_be_told_again = True
 
     def _sent(self, task: Task) -> None:
-        """Nothing to remember."""
+        """Do nothing."""
 
     def _next_item(self) -> None:
         return None
 
     def _settle(self, task: Task, kind: int, data: object) -> None:
-        """Not called under the dispatcher's lock."""
+        """Do nothing."""
 
 
 class _Bench:
-    """A dispatcher and its workers, which are nothing but their channels."""
+    """A dispatcher, and workers that consist only of their channels."""
 
     def __init__(self, workers: int) -> None:
-        #: How often somebody was asked to send later.
+        #: How often the dispatcher asked to be called again later.
         self.asked = 0
         self.dispatcher = Dispatcher()
         self.dispatcher.balancer.on_queue = self._ask
@@ -63,7 +63,7 @@ class _Bench:
         return lane
 
     def send(self, lane: Lane, size: int) -> Task:
-        """Put a task with a record of `size` bytes into an inbox."""
+        """Put a task with a record of `size` bytes into a worker's inbox."""
         number, self._next = self._next, self._next + 1
         task = Task(number, _Sink(), TASK_HEAD.pack(number, 0, 0).ljust(size, b"x"), self.function)
         assert lane.channel.inbox.try_put(task.record)
@@ -71,12 +71,12 @@ class _Bench:
         return task
 
     def begin(self, lane: Lane) -> None:
-        """The worker takes its first record."""
+        """Take the first record out of a worker's inbox, as the worker does when it begins a task."""
         [record] = lane.channel.inbox.try_get_many(1)
         lane.words[TASK] = int.from_bytes(record[:8], "little")
 
     def waiting(self, lane: Lane) -> list[int]:
-        """The tasks in an inbox."""
+        """The tasks in a worker's inbox."""
         return [int.from_bytes(record[:8], "little") for record in lane.channel.inbox.peek_many(1000)[0]]
 
     def close(self) -> None:
@@ -128,7 +128,7 @@ def test_an_inbox_that_an_exception_has_left_locked_is_unlocked(bench: _Bench) -
 
 
 def test_the_inbox_of_a_doomed_worker_stays_locked(bench: _Bench) -> None:
-    """A cancel gave the lock back, and the worker could begin an innocent task just before it is killed."""
+    """If a cancel released the lock, the worker could begin another task just before it is killed."""
     lane = bench.lanes[0]
     task = bench.send(lane, 16)
     with bench.dispatcher.lock:
@@ -140,7 +140,7 @@ def test_the_inbox_of_a_doomed_worker_stays_locked(bench: _Bench) -> None:
 
 
 def _stand_at(lane: Lane, eighths: int) -> None:
-    """Bring the index of an empty inbox to so many eighths of it."""
+    """Move the index of an empty inbox to so many eighths of its size."""
     ring = lane.channel.inbox
     for _ in range(eighths):
         assert ring.try_put(bytes((ring.capacity // 8 - 1) << 3))
@@ -149,7 +149,7 @@ def _stand_at(lane: Lane, eighths: int) -> None:
 
 
 def _assert_each_is_somewhere(bench: _Bench, tasks: list[Task]) -> None:
-    """Each task is in the inbox of the worker that it is said to be with (or in its hands), or queued."""
+    """Check that each task is queued, or in the inbox (or the hands) of the worker that the ledger names."""
     ledger = bench.dispatcher.ledger
     found: list[int] = [task.number for task in ledger.queue]
     for lane in bench.lanes:
@@ -162,15 +162,15 @@ def _assert_each_is_somewhere(bench: _Bench, tasks: list[Task]) -> None:
 
 
 def test_stolen_records_that_do_not_fit_are_queued_again(bench: _Bench) -> None:
-    """What filled the inbox of one worker does not all fit into that of another, which is empty, but whose
-    index stands elsewhere. It was entered there all the same, and was with nobody.
+    """Tasks that fill the inbox of one worker may not all fit into the empty inbox of another, whose index is
+    elsewhere. The ledger must not assign a task to a worker whose inbox does not contain it.
     """
     busy, thief = bench.lanes
     dispatcher = bench.dispatcher
     _stand_at(thief, 3)
     tasks = [bench.send(busy, 16)]
     bench.begin(busy)
-    # Behind the index there are 40 KiB, for two big ones; before it 24 KiB, for one, and then too few.
+    # Behind the index there are 40 KiB, for two big records; before it 24 KiB, for one more, but not for two.
     tasks += [bench.send(busy, size) for size in (16_200, 16_200, 16_200, 12_000, 16, 16, 16, 16)]
     dispatcher.roster.idle[thief] = None
     with dispatcher.lock:
@@ -181,8 +181,8 @@ def test_stolen_records_that_do_not_fit_are_queued_again(bench: _Bench) -> None:
     assert bench.asked
 
 
-def test_a_cancel_puts_back_what_was_not_meant(bench: _Bench) -> None:
-    """It takes everything out of an inbox; what goes round the end of the ring, too."""
+def test_a_cancel_puts_all_other_tasks_back(bench: _Bench) -> None:
+    """It takes all tasks out of an inbox, including a record that wraps around the end of the ring."""
     busy = bench.lanes[0]
     dispatcher = bench.dispatcher
     tasks = [bench.send(busy, 16_000)]
@@ -205,7 +205,7 @@ def test_a_task_that_has_begun_may_be_left_alone(bench: _Bench) -> None:
     with dispatcher.lock:
         assert not dispatcher.cancel(tasks[0], [], even_begun=False)
         assert dispatcher.cancel(tasks[1], [], even_begun=False)
-    # It goes on, and what comes of it counts.
+    # The task goes on, and its outcome counts.
     assert not tasks[0].ending
     assert dispatcher.ledger.finish(busy.key, tasks[0].number, True) is tasks[0]
     assert (dispatcher.ledger.succeeded, dispatcher.ledger.cancelled) == (1, 1)
@@ -213,9 +213,7 @@ def test_a_task_that_has_begun_may_be_left_alone(bench: _Bench) -> None:
 
 
 def test_a_cancelled_task_is_not_stolen(bench: _Bench) -> None:
-    """Its worker could not be kept from beginning it (it was stopped by a signal, say) when it was
-    cancelled.
-    """
+    """When it was cancelled, its worker (suspended, say) could not be kept from beginning it."""
     busy, thief = bench.lanes
     dispatcher = bench.dispatcher
     tasks = [bench.send(busy, 16)]
@@ -236,8 +234,8 @@ def test_a_cancelled_task_is_not_stolen(bench: _Bench) -> None:
 
 
 @pytest.mark.parametrize("how", ["a task is nowhere", "it begins in the future", "the ends of the inbox"])
-def test_a_worker_whose_words_make_no_sense_is_torn(bench: _Bench, how: str) -> None:
-    """Nobody ever heard of its tasks again, or their time limit was never over."""
+def test_a_worker_with_impossible_words_in_shared_memory_counts_as_torn(bench: _Bench, how: str) -> None:
+    """Otherwise its tasks would never end, or their time limits never expire."""
     lane, other = bench.lanes
     tasks = [bench.send(lane, 16) for _ in range(3)]
     bench.send(other, 16)
@@ -259,7 +257,7 @@ def test_a_worker_whose_words_make_no_sense_is_torn(bench: _Bench, how: str) -> 
 
 
 def test_a_worker_that_says_it_has_done_more_than_it_may_still_gets_tasks(bench: _Bench) -> None:
-    """It idled for ever, and so did a pool of such workers."""
+    """Otherwise it would be idle for ever, and so would a pool of such workers."""
     lane = bench.lanes[0]
     lane.tasks = 3
     lane.words[DONE] = 1 << 40
@@ -271,7 +269,7 @@ def test_a_worker_that_says_it_has_done_more_than_it_may_still_gets_tasks(bench:
 
 def test_a_worker_is_sane_wherever_its_tasks_are(bench: _Bench) -> None:
     lane = bench.lanes[0]
-    # And whatever the time is here: a test of the program may have replaced the clock (freezegun).
+    # Whatever the time is in this process: the program may have replaced the clock (with freezegun).
     lane.words[STARTED] = time.monotonic_ns() + 10**12
     tasks = [bench.send(lane, 16) for _ in range(2)]
     look = bench.dispatcher.check_sane
@@ -279,7 +277,7 @@ def test_a_worker_is_sane_wherever_its_tasks_are(bench: _Bench) -> None:
         look(lane)
         bench.begin(lane)
         look(lane)
-        # The outcome comes before the row is cleared.
+        # A worker sends the outcome before it clears its row.
         lane.channel.outbox.try_put(RESULT_HEAD.pack(task.number, 0, NONE))
         look(lane)
         lane.words[TASK] = 0

@@ -1,4 +1,4 @@
-"""What is refused as the function of a task, when it is seen for the first time."""
+"""Which objects are accepted as the function of a task, when they are used for the first time."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def test_what_cannot_be_called_is_refused_at_the_call(wrong: Any) -> None:
 
 @pytest.mark.parametrize("pickler", ["pickle", "cloudpickle"])
 @pytest.mark.parametrize("function", [fetch, Client().fetch, functools.partial(functools.partial(fetch), 1)])
-def test_a_coroutine_function_is_told_to_be_wrapped(function: Callable[..., object], pickler: Any) -> None:
+def test_the_error_about_a_coroutine_function_says_how_to_wrap_it(
+    function: Callable[..., object], pickler: Any
+) -> None:
     table = FunctionTable()
     for _ in range(2):
         with pytest.raises(TypeError, match=r"is a coroutine function.*asyncio\.run\(.*fetch\(\.\.\.\)"):
@@ -56,12 +58,12 @@ def test_a_coroutine_function_is_told_to_be_wrapped(function: Callable[..., obje
 
 
 @pytest.mark.parametrize("function", [abs, dict, tasks.square, functools.partial(tasks.square, 1), [].append])
-def test_what_can_be_called_is_taken(function: Callable[..., object]) -> None:
+def test_any_callable_is_accepted(function: Callable[..., object]) -> None:
     FunctionTable().look_up(function, "pickle")
 
 
 class Proxy:
-    """As one to an object that is not there."""
+    """Like a proxy of an object that does not exist: access to most attributes raises."""
 
     def __call__(self, number: int) -> int:
         return -number
@@ -82,7 +84,7 @@ def test_a_callable_whose_attributes_raise() -> None:
 
 
 class Named:
-    """As the functions of older versions of numpy: without a qualified name."""
+    """Has no qualified name, like functions of older versions of numpy."""
 
     def __init__(self, name: str) -> None:
         self.__name__ = name
@@ -107,7 +109,7 @@ def test_functions_without_code_are_told_apart_by_their_names(
     for name, function in functions.items():
         known, *_ = table.look_up(function, pickler)
         assert known.name == name
-        # What is known of it is kept, though it may be another object the next time.
+        # What is known about it is kept, even if it is another object the next time.
         assert table.look_up(function, pickler)[0] is known
 
 

@@ -14,8 +14,8 @@ def test_nothing_is_sent_ahead_until_something_is_known() -> None:
     assert function.mean_ns == 1000
 
 
-def test_a_chunk_of_one_item_tells_as_much_as_a_task() -> None:
-    """A map with a time limit, or with chunks of one item, sent each only when the last one had ended."""
+def test_a_chunk_of_one_item_counts_like_a_task() -> None:
+    """Otherwise a map with a time limit, or with chunks of one item, would not send any item ahead."""
     function = Function("f", b"")
     function.took_chunk(1000, 1)
     assert function.ahead == MOST_AHEAD
@@ -39,7 +39,7 @@ def test_items_are_grouped_as_long_as_they_are_short() -> None:
     assert groups.ahead <= MOST_AHEAD
 
 
-def test_the_next_map_knows_what_the_last_one_has_found_out() -> None:
+def test_the_next_map_uses_what_the_last_one_has_measured() -> None:
     known = Function("f", b"")
     GroupedFunction(known, 64).took_chunk(GROUP_NS, 10)
     assert GroupedFunction(known, 64).size == 10

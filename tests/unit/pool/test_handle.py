@@ -1,7 +1,7 @@
-"""Canary: what the handle of a task rests on in `concurrent.futures`, whose private names it uses.
+"""A canary for the private names of `concurrent.futures` that the handle of a task uses.
 
-A failure here means that this Python's `concurrent.futures` works otherwise, and `mpkit.pool._handle` has to
-follow.
+If a test fails, `concurrent.futures` of this Python works differently, and `mpkit.pool._handle` has to be
+adapted.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.helpers.conditions import Alarm, InterruptedCondition
 
 
 class QuietCollector:
-    """Stands in for the collector: nothing ever comes by itself."""
+    """Replaces the collector. No outcome ever arrives by itself."""
 
     def __init__(self) -> None:
         self.handles: set[object] = set()
@@ -46,7 +46,7 @@ class QuietCollector:
         self.handles.discard(handle)
 
     def look(self) -> None:
-        """There is nothing to fetch."""
+        """Do nothing: there is nothing to fetch."""
 
     def call_back(self, call: Callable[[], object]) -> None:
         call()
@@ -66,7 +66,7 @@ def make_handle() -> tuple[TaskHandle[Any], QuietCollector]:
 
 
 def names_used_by(function: Callable[..., Any]) -> set[str]:
-    """The attributes of the future (whatever it is called) that a function of the standard library reads."""
+    """The attributes of a future that a function of the standard library reads."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     return {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr[:1] == "_"}
 
@@ -100,7 +100,7 @@ def test_what_the_standard_library_asks_a_future_for(function: Callable[..., Any
     assert names_used_by(function) <= known | foreign
 
 
-def test_whoever_reads_the_outcome_is_overridden() -> None:
+def test_every_method_that_reads_the_outcome_is_overridden() -> None:
     """`_result` and `_exception` of a handle stay empty, so no inherited method may read them."""
     for name, member in vars(Future).items():
         if inspect.isfunction(member) and name not in vars(TaskHandle):
@@ -156,7 +156,7 @@ def test_waiting_for_an_exception(error: BaseException) -> None:
 
 
 def test_an_interrupt_while_a_callback_is_added_leaves_the_condition_free() -> None:
-    """The outcome waited for it without end."""
+    """Otherwise the outcome would wait for the condition for ever."""
     handle, _ = make_handle()
     handle._ensure_condition()
     condition = handle.__dict__["_condition"] = handle._made_condition = InterruptedCondition()
@@ -176,7 +176,7 @@ def test_callbacks_run_once_before_or_after() -> None:
     assert seen == [handle, handle]
 
 
-def test_a_handle_settled_before_anybody_asked_has_all_a_future_has() -> None:
+def test_a_handle_that_ended_before_anybody_asked_behaves_like_a_future() -> None:
     handle, _ = make_handle()
     handle._settle(None, PLAIN, 3)
     assert list(concurrent.futures.as_completed([handle], timeout=30)) == [handle]
@@ -221,7 +221,7 @@ def test_a_callback_that_raises_when_it_is_looked_at_does_not_keep_the_task_from
 
 
 def test_the_callback_of_asyncio_is_told_from_others() -> None:
-    """Else coroutines would wait behind the callbacks of the program."""
+    """Otherwise coroutines would have to wait for callbacks of the program."""
     handle, _ = make_handle()
 
     async def wrap() -> None:

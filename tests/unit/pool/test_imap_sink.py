@@ -1,4 +1,4 @@
-"""What a lazy map knows of the outcomes that are still under way to it."""
+"""What a lazy map knows about outcomes that have not reached it yet."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def sink(request: pytest.FixtureRequest) -> ImapSink:
     return ImapSink(Mock(), Progress(False, None, ""), None, ordered=request.param)
 
 
-def test_a_part_that_another_thread_has_in_its_hands_is_waited_for(sink: ImapSink) -> None:
+def test_a_part_that_another_thread_is_bringing_is_waited_for(sink: ImapSink) -> None:
     chunk = chunk_of(sink, 0, 4)
     sink._sent(chunk)
-    # Two threads have taken the first items, and one of them is slow: another one brings the end before it.
+    # Two threads bring parts with the first items. One of them is slow, so the end comes before its part.
     chunk.done = 3
     sink._settle(chunk, VALUE, b"")
     sink._settle(chunk, PART, a_part(0, 2))
@@ -58,7 +58,7 @@ def test_a_part_that_another_thread_has_in_its_hands_is_waited_for(sink: ImapSin
     assert sink.is_idle()
 
 
-def test_so_it_is_when_the_worker_has_died_meanwhile(sink: ImapSink) -> None:
+def test_it_is_waited_for_even_if_the_worker_has_died_meanwhile(sink: ImapSink) -> None:
     chunk = chunk_of(sink, 0, 4)
     sink._sent(chunk)
     chunk.done = 2
@@ -100,7 +100,7 @@ def test_nothing_is_taken_twice(sink: ImapSink) -> None:
     assert sink.is_idle()
 
 
-def test_whoever_has_taken_the_last_outcome_waits_no_longer_than_it_takes_to_be_brought(
+def test_the_map_is_settled_only_after_the_last_outcome_was_brought(
     sink: ImapSink,
 ) -> None:
     chunk = chunk_of(sink, 0, 2)
@@ -110,7 +110,7 @@ def test_whoever_has_taken_the_last_outcome_waits_no_longer_than_it_takes_to_be_
 
     def arrive_and_be_taken(*outcome: Any, **of_chunk: bool) -> None:
         arrive(*outcome, **of_chunk)
-        # Another thread: it takes the outcome at once, and asks for the next one.
+        # Like another thread that takes the outcome at once, and asks for the next one.
         sink.take()
         seen.append((sink.is_idle(), sink._is_settled()))
 
@@ -120,8 +120,8 @@ def test_whoever_has_taken_the_last_outcome_waits_no_longer_than_it_takes_to_be_
     assert sink._is_settled()
 
 
-def test_an_interrupt_while_those_who_wait_are_told_leaves_their_condition_free(sink: ImapSink) -> None:
-    """The collector's thread waited for it without end."""
+def test_an_interrupt_while_waiters_are_notified_leaves_the_condition_free(sink: ImapSink) -> None:
+    """Otherwise the collector thread would wait for the condition for ever."""
     condition = sink._made_condition = InterruptedCondition()
     chunk = chunk_of(sink, 0, 2)
     sink._sent(chunk)
@@ -136,7 +136,7 @@ def test_an_interrupt_while_those_who_wait_are_told_leaves_their_condition_free(
 def test_an_exception_of_a_signal_handler_leaves_nothing_to_wait_for(
     sink: ImapSink, made: Callable[[ImapSink, int, int], Task]
 ) -> None:
-    """The next outcome, which did not come, was waited for without end."""
+    """Otherwise the map would wait for ever for an outcome that does not come."""
 
     def on_signal(_signum: int, _frame: object) -> None:
         raise Alarm
@@ -153,11 +153,11 @@ def test_an_exception_of_a_signal_handler_leaves_nothing_to_wait_for(
                 signum=signal.SIGUSR1,
                 raises=Alarm,
             )
-            # By the collector's thread.
+            # The collector thread delivers the outcome.
             sink._settle(task, VALUE, b"")
             while sink.has_next():
                 sink.take()
-            # The item may be lost.
+            # The item itself may be lost.
             sink.next = sink.sent_items
             assert sink.is_idle(), f"interrupted at step {step}"
             if not interrupted:
@@ -166,7 +166,7 @@ def test_an_exception_of_a_signal_handler_leaves_nothing_to_wait_for(
         signal.signal(signal.SIGUSR1, before)
 
 
-def test_an_outcome_does_not_wait_for_ever_for_those_who_wait(
+def test_delivering_an_outcome_does_not_wait_for_ever_for_the_condition(
     sink: ImapSink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_imap_sink, "CONDITION_SECONDS", 0.05)
@@ -181,7 +181,7 @@ def test_an_outcome_does_not_wait_for_ever_for_those_who_wait(
 
 
 def test_at_the_end_of_the_interpreter_a_lazy_map_touches_nothing() -> None:
-    # The globals that it would need are gone.
+    # At that time, the globals that it would need are gone.
     lazy: LazyMap[int] = LazyMap.__new__(LazyMap)
     sink = Mock()
     lazy.sink = sink

@@ -1,4 +1,4 @@
-"""Leader and followers: who fetches outcomes when the one who did has left."""
+"""Leader and followers: one waiting thread (the leader) fetches outcomes for all; who does when it leaves."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="fork")
 
 
 class _Condition(threading.Condition):
-    """Tells that somebody has been woken at it."""
+    """Records that somebody was notified."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class _Condition(threading.Condition):
 
 
 class _Waiting:
-    """Somebody who waits, as the lead knows it."""
+    """Imitates a waiting handle."""
 
     task_id = 0
 
@@ -47,8 +47,9 @@ class _Waiting:
 def follow_and_leave(
     lead: Any, wait: Callable[[Callable[[], object]], object] = lambda wait_for: wait_for()
 ) -> tuple[_Waiting, _Waiting]:
-    """Wait while another thread leads, which leaves just as the outcome is there: who waits, and who waits
-    besides.
+    """Wait as a follower, while another thread leads and leaves just when the outcome arrives.
+
+    Returns the follower and a second one.
     """
     leads, leave = threading.Event(), threading.Event()
 
@@ -64,8 +65,8 @@ def follow_and_leave(
     lead._followers[other] = other
 
     def is_settled() -> bool:
-        # Asked before it follows, and again just before it would sleep: then the leader leaves, and the
-        # outcome is there.
+        # Called before the thread follows, and again just before it would sleep. At that moment the leader
+        # leaves and the outcome arrives.
         if this not in lead._followers.values():
             return not leader.is_alive()
         leave.set()
@@ -82,8 +83,10 @@ def follow_and_leave(
     return this, other
 
 
-def test_a_follower_who_has_no_use_for_the_lead_hands_it_on() -> None:
-    """Else the next one sleeps until its slice is over: the leader has offered the lead to this one."""
+def test_a_follower_that_does_not_need_the_lead_passes_it_on() -> None:
+    """The leader has offered it the lead. If it did not pass that on, the next one would sleep for a
+    slice.
+    """
     with TaskPool(1, context="fork") as pool:
         this, other = follow_and_leave(pool._engine.lead)
     assert other.condition.notified
@@ -92,7 +95,7 @@ def test_a_follower_who_has_no_use_for_the_lead_hands_it_on() -> None:
 
 @needs_a_trace_that_raises
 def test_an_interrupt_as_a_follower_leaves_does_not_keep_the_lead() -> None:
-    """From then on nobody fetched the results that other threads waited for."""
+    """Otherwise nobody would fetch the results that other threads wait for."""
     with TaskPool(1, context="fork") as pool:
         front = pool._engine.lead._front
         for step in itertools.count():

@@ -1,6 +1,4 @@
-"""The task ledger against a model: whatever the order of events, each task ends exactly once and none is
-forgotten.
-"""
+"""The task ledger, compared with a model: in any order of events each task ends exactly once."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ _FUNCTION = Function("f", b"")
 
 class _Sink:
     def _sent(self, task: Task) -> None:
-        """Nothing to remember."""
+        """Do nothing."""
 
     _can_be_told_again = True
 
@@ -46,7 +44,7 @@ def make_chunk(number: int, start: int, stop: int, retries: int = 0) -> Chunk:
 
 
 class LedgerModel(RuleBasedStateMachine):
-    """The model: where each task is, in plain lists, and how often it has ended."""
+    """The model: plain lists say where each task is, and how often it has ended."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +55,7 @@ class LedgerModel(RuleBasedStateMachine):
         self.ended: dict[int, int] = {}
         self.next_worker = 0
         self.next_task = 0
-        # The items of all chunks are numbered through: each is in one chunk that has not ended, or has ended.
+        # The items of all chunks are numbered. Each has ended, or is in one chunk that has not ended.
         self.items = 0
         self.ended_items: list[int] = []
 
@@ -155,7 +153,7 @@ class LedgerModel(RuleBasedStateMachine):
         self.queue[:0] = back
 
     def chunks_in_hand(self) -> list[int]:
-        """The workers whose first task is a chunk with something left to divide."""
+        """The workers whose first task is a chunk that can still be divided."""
         firsts = [(key, tasks[0]) for key, tasks in self.workers.items() if tasks]
         return [
             key
@@ -175,7 +173,7 @@ class LedgerModel(RuleBasedStateMachine):
     @precondition(lambda self: self.chunks_in_hand())
     @rule(data=st.data())
     def worker_dies_in_the_middle_of_a_chunk(self, data: st.DataObject) -> None:
-        """As the engine does it: what was in hand is sent again alone, or has crashed; the rest together."""
+        """As in the engine: the item that ran is retried alone, or has crashed; the rest is sent together."""
         worker = data.draw(st.sampled_from(self.chunks_in_hand()))
         chunk, *behind = self.workers.pop(worker)
         assert isinstance(chunk, Chunk)
@@ -198,7 +196,7 @@ class LedgerModel(RuleBasedStateMachine):
         ended = self.ledger.ending_with(worker, None)
         assert ended == [task for task in behind if task.ending]
         self.ledger.lose_worker(worker, None, _DEATH)
-        # What had not begun was queued before the chunk's pieces were known: it comes in front of them.
+        # Tasks that had not begun were queued before the pieces of the chunk were known, so they come first.
         self.queue[:0] = [*(task for task in behind if task not in ended), *again]
         assert chunk.state == ENDED
         self.tasks.remove(chunk)
@@ -268,7 +266,7 @@ TestLedger = LedgerModel.TestCase
 TestLedger.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 
 
-def test_the_deaths_of_a_task_that_is_tried_again_are_all_remembered() -> None:
+def test_all_deaths_of_a_task_that_is_retried_are_remembered() -> None:
     ledger = Ledger()
     task = make(1, retries=2)
     ledger.submit(task)
@@ -308,7 +306,7 @@ def test_the_pieces_of_a_chunk_take_its_place() -> None:
 
 
 class _FullOnce(deque[Task]):
-    """A queue that has no memory for one task, once."""
+    """A queue that raises MemoryError for one task, once."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -321,8 +319,8 @@ class _FullOnce(deque[Task]):
         super().appendleft(task)
 
 
-def test_a_division_that_failed_half_way_is_done_at_the_second_try() -> None:
-    """What was queued before the failure was queued again, or the rest was lost."""
+def test_a_division_that_failed_half_way_succeeds_at_the_second_try() -> None:
+    """Pieces that were queued before the failure must not be queued again, and the rest must not be lost."""
     ledger = Ledger()
     ledger.queue = _FullOnce(4)
     ledger.add_worker(1)
@@ -333,7 +331,7 @@ def test_a_division_that_failed_half_way_is_done_at_the_second_try() -> None:
     pieces = [first, second, guilty, last]
     with pytest.raises(MemoryError):
         ledger.divide(whole, pieces, None)
-    # Meanwhile one of them is sent, and ends.
+    # In between, one of the pieces is sent and ends.
     ledger.add_worker(2)
     assert ledger.first() is guilty
     ledger.send_first(2)
@@ -346,7 +344,7 @@ def test_a_division_that_failed_half_way_is_done_at_the_second_try() -> None:
 
 
 def test_cancelled_tasks_do_not_pile_up_behind_one_that_waits() -> None:
-    """They stayed, with their records, until all before them had been sent."""
+    """Otherwise they would be kept, with their records, until all tasks before them were sent."""
     ledger = Ledger()
     first = make(0)
     ledger.submit(first)
@@ -388,12 +386,12 @@ def test_the_shortest_time_limit_is_that_of_a_task_that_has_not_ended() -> None:
 
 
 def test_a_task_that_an_exception_has_left_in_two_places_counts_once() -> None:
-    """It stayed counted for ever, and a closed pool never came to its end."""
+    """Otherwise it would be counted for ever, and a closed pool would never end."""
     ledger = Ledger()
     task, last = make(0), make(1)
     sent = ledger.add_worker(0)
     ledger.submit(task)
-    # The handler of a signal raised in the middle of `send_first`.
+    # As if a signal handler had raised in the middle of `send_first`.
     task.worker = 0
     sent[task.number] = task
     ledger.recount()
@@ -406,7 +404,7 @@ def test_a_task_that_an_exception_has_left_in_two_places_counts_once() -> None:
 
 
 def test_a_task_that_was_sent_twice_is_taken_back_once() -> None:
-    """It was queued twice, and counted so for ever."""
+    """Otherwise it would be queued twice, and count twice for ever."""
     ledger = Ledger()
     task, other = make(0), make(1)
     ledger.add_worker(0)
@@ -418,7 +416,7 @@ def test_a_task_that_was_sent_twice_is_taken_back_once() -> None:
 
 
 def test_a_task_of_a_dead_worker_that_waits_again_counts_once() -> None:
-    """It was taken for one that a worker has, and nobody sent it any more."""
+    """Otherwise it would count as being with a worker, and never be sent again."""
 
     class NoMemory(list[Death]):
         @override
@@ -433,7 +431,7 @@ def test_a_task_of_a_dead_worker_that_waits_again_counts_once() -> None:
     running.deaths = NoMemory([_DEATH])
     with pytest.raises(MemoryError):
         ledger.lose_worker(0, 0, _DEATH)
-    # A thread that was interrupted looks before it is tried again.
+    # Before the second try, an interrupted thread looks at the ledger.
     ledger.recount()
     running.deaths = [_DEATH]
     ledger.lose_worker(0, 0, _DEATH)

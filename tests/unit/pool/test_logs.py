@@ -1,4 +1,4 @@
-"""Log records as bytes: whatever is in them, they arrive, and none is too long for an outbox."""
+"""Log records as bytes: they arrive whatever they contain, and none is too long for an outbox."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_long_message_is_cut_at_the_limit(caplog: pytest.LogCaptureFixture, ch
     assert (record.levelno, record.mpkit_task_id, record.colour) == (logging.WARNING, 7, "blue")  # type: ignore[attr-defined]
 
 
-def test_what_is_short_is_not_cut_because_something_else_is_long(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_short_field_is_not_cut_because_another_one_is_long(caplog: pytest.LogCaptureFixture) -> None:
     try:
         raise ValueError("x" * 50_000)
     except ValueError:
@@ -126,5 +126,5 @@ class Fragile:
 def test_a_dictionary_stays_one_for_formatters_of_structured_logs(caplog: pytest.LogCaptureFixture) -> None:
     assert arrived(record_of({"event": "hello", "n": 1}), caplog).msg == {"event": "hello", "n": 1}
     for value in (lambda: 1, Fragile(), "x" * 20_000):
-        # Else there is its text.
+        # If it cannot be sent, its text is.
         assert arrived(record_of({"event": "hello", "n": value}), caplog).getMessage().startswith("{'event'")

@@ -1,4 +1,4 @@
-"""What fits into a record."""
+"""Which tasks and outcomes fit into a record, and those that go through a file."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mpkit.pool._protocol import payload as _payload
 from mpkit.pool._protocol.channel import BIG_VALUE, HEAD_SIZE, LONGEST_TASK, RAISED, Channel
 
 
-def test_the_longest_task_fits_into_an_inbox_wherever_its_index_stands() -> None:
+def test_the_longest_task_fits_into_an_empty_inbox_wherever_its_index_is() -> None:
     channel = Channel.create()
     try:
         inbox = channel.inbox
         rooms: list[int] = []
         for _ in range(inbox.capacity):
             rooms.append(inbox.room())
-            # Another index, and empty again.
+            # Move the index, and empty the inbox again.
             assert inbox.try_put(b"")
             inbox.try_get_many(1)
         assert min(rooms) == LONGEST_TASK
@@ -33,7 +33,7 @@ def test_the_longest_task_fits_into_an_inbox_wherever_its_index_stands() -> None
     "name", ["precious", "mpkit-parcel-", "mpkit-parcel-1\0", "xmpkit-parcel-1", "\udcff"]
 )
 def test_only_a_parcel_is_ever_taken_over(name: str, tmp_path: Path) -> None:
-    """What a wild store had written there was removed, whatever it was; or the pool could not go on."""
+    """The name comes from shared memory, which may be corrupt: no other file may be removed because of it."""
     path = tmp_path / "precious"
     path.touch()
     record = bytes(HEAD_SIZE) + os.fsencode(f"{tmp_path}/{name}")
@@ -58,7 +58,7 @@ def test_a_big_outcome_for_which_there_is_no_descriptor_ends_with_the_error_that
     assert kind == RAISED
     assert isinstance(error, SharedMemoryExhausted)
     assert "ulimit -n" in str(error)
-    assert not os.path.exists(name.decode()), "nobody can ask for it again"
+    assert not os.path.exists(name.decode()), "the file was not removed"
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")

@@ -1,4 +1,4 @@
-"""Who gets how many tasks, who gives some away, and when more are asked for."""
+"""Which worker gets how many tasks, which one gives some away, and when a worker asks for more."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mpkit.pool._engine.ledger import Task
 from mpkit.pool._engine.placement import Placement, even_share, low_marks, most_loaded, stolen_share
 from mpkit.pool._engine.roster import Roster
 
-#: Only that it is there matters here.
+#: Its content does not matter here.
 A_TASK = cast("Task", object())
 
 
@@ -36,18 +36,18 @@ def a_function(ahead: int) -> Function:
     return function
 
 
-def test_whoever_has_just_become_idle_comes_first() -> None:
+def test_the_worker_that_became_idle_last_comes_first() -> None:
     first, second, third = lanes = [a_lane(key) for key in range(3)]
     roster = a_roster(*lanes)
     placement = Placement(roster)
     for lane in (first, third, second):
         roster.note_if_idle(lane)
-    # It is still awake.
+    # Last in, first out: the worker that became idle last may still be awake.
     assert [placement.choose(a_function(1)) for _ in range(4)] == [second, third, first, None]
 
 
 @pytest.mark.parametrize("why", ["not ready", "has a task", "its last one"])
-def test_whoever_does_not_idle_any_more_is_passed_over(why: str) -> None:
+def test_a_worker_that_is_not_idle_any_more_is_skipped(why: str) -> None:
     lane = a_lane(0, tasks=1)
     roster = a_roster(lane)
     roster.note_if_idle(lane)
@@ -69,14 +69,14 @@ def test_short_tasks_go_ahead_to_one_until_it_is_full_and_then_to_the_next() -> 
         given.append(lane.key)
         lane.sent[len(lane.sent)] = A_TASK
     assert given == [0, 0, 1, 1]
-    # Long ones are for those that idle alone.
+    # Long tasks are given only to idle workers.
     first.sent.clear()
     assert placement.choose(a_function(1)) is None
     placement.forget_favourite()
     assert placement.choose(a_function(3)) is first
 
 
-def test_nobody_gets_more_than_it_does_in_its_life() -> None:
+def test_no_worker_gets_more_tasks_than_it_will_run() -> None:
     lane = a_lane(0, sent=2, tasks=3)
     placement = Placement(a_roster(lane))
     assert placement.choose(a_function(256)) is lane
@@ -89,7 +89,7 @@ def test_the_queue_is_shared_out_evenly(queued: int, workers: int, share: int) -
     assert even_share(queued, workers) == share
 
 
-def test_whoever_has_most_is_robbed_unless_it_has_begun_all_that_it_has() -> None:
+def test_tasks_are_stolen_from_the_worker_with_most_unless_it_has_begun_all() -> None:
     few, many = a_lane(0, sent=2), a_lane(1, sent=5)
     assert most_loaded([few, many]) is many
     assert most_loaded([a_lane(0, sent=1), a_lane(1)]) is None

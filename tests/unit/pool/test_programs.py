@@ -1,4 +1,4 @@
-"""What stopped tasks have started: when it is told to end, killed, and no longer waited for."""
+"""Programs that stopped tasks have started: when they are told to end, killed, and no longer waited for."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _GRACE = 10.0
 
 
 class Scene:
-    """The system, with a clock that stands still."""
+    """Imitates the system; its clock moves only when the test says so."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
@@ -54,7 +54,7 @@ def scene(monkeypatch: pytest.MonkeyPatch) -> Scene:
     return Scene(monkeypatch)
 
 
-def test_nothing_is_left_of_what_ends_in_time(scene: Scene) -> None:
+def test_programs_that_end_in_time_are_forgotten(scene: Scene) -> None:
     assert not scene.programs
     assert scene.look() == NEVER
     scene.programs.terminate([_ONE])
@@ -68,7 +68,7 @@ def test_nothing_is_left_of_what_ends_in_time(scene: Scene) -> None:
     assert scene.killed == []
 
 
-def test_what_does_not_is_killed_and_waited_for_a_moment(scene: Scene) -> None:
+def test_programs_that_do_not_end_in_time_are_killed_and_waited_for(scene: Scene) -> None:
     scene.programs.terminate([_ONE])
     scene.now += _GRACE
     assert scene.look() == scene.now + _programs._KILL_PATIENCE
@@ -80,7 +80,7 @@ def test_what_does_not_is_killed_and_waited_for_a_moment(scene: Scene) -> None:
     assert scene.killed == [_ONE, _CHILD]
 
 
-def test_each_is_told_once_and_its_time_stands(scene: Scene) -> None:
+def test_each_program_is_told_once_and_keeps_its_deadline(scene: Scene) -> None:
     scene.programs.terminate([_ONE])
     first = scene.look()
     scene.now += 1.0
@@ -92,7 +92,7 @@ def test_each_is_told_once_and_its_time_stands(scene: Scene) -> None:
     assert scene.look() == first
 
 
-def test_what_has_ended_or_is_not_ours_is_not_waited_for(scene: Scene) -> None:
+def test_ended_and_foreign_processes_are_not_waited_for(scene: Scene) -> None:
     scene.gone, scene.foreign = {_ONE}, {_CHILD}
     scene.programs.terminate([_ONE])
     assert not scene.programs
@@ -121,8 +121,8 @@ def test_all_are_killed_when_nobody_looks_any_more(scene: Scene) -> None:
     assert sorted(scene.killed) == [_ONE, _TWO]
 
 
-def test_who_ends_between_two_looks_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it had noted and made in between was left to the resource tracker, with a warning."""
+def test_a_process_that_ends_between_two_looks_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise names that it made in between would be left to the resource tracker, which would warn."""
     scene = Scene(monkeypatch)
     dead = Member(_ONE, b"", [])
     looks = iter([[dead, Member(_TWO, b"first", None)], [dead, Member(_TWO, b"last", [])]])

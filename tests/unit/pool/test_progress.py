@@ -1,4 +1,4 @@
-"""A progress bar that fails hurts nobody."""
+"""The progress bar. Its failures must not affect the map."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.helpers.waiting import PATIENCE, wait_until
 
 
 class _Terminal(io.StringIO):
-    """One that can go away."""
+    """A terminal that can be closed."""
 
     is_gone = False
 
@@ -27,7 +27,7 @@ class _Terminal(io.StringIO):
 
 
 def terminal_of(monkeypatch: pytest.MonkeyPatch, *, is_gone: bool = False) -> _Terminal:
-    """Not a fixture: pytest puts its own in this place when the test begins."""
+    """Replace standard error by a terminal. (Not in a fixture, because pytest replaces it after those.)"""
     terminal = _Terminal()
     terminal.is_gone = is_gone
     monkeypatch.setattr(sys, "stderr", terminal)
@@ -35,28 +35,28 @@ def terminal_of(monkeypatch: pytest.MonkeyPatch, *, is_gone: bool = False) -> _T
 
 
 def shown_at_once(progress: Progress) -> None:
-    """Have the bar show each step."""
+    """Make the bar show each step at once."""
     bar = vars(progress)["_bar"]
     bar.mininterval = bar.miniters = 0
 
 
 def check_that_other_threads_can_show_bars() -> None:
     found: list[bool] = []
-    # The type stubs say nothing about what it is.
+    # The type stubs do not declare its type.
     lock = cast("Any", tqdm).get_lock()
 
     def show() -> None:
         with lock:
             found.append(True)
 
-    # A daemon: a test that fails must not keep the interpreter.
+    # A daemon thread, so that the interpreter can end even if the test fails.
     thread = threading.Thread(target=show, daemon=True)
     thread.start()
     thread.join(PATIENCE)
     assert found
 
 
-def test_it_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_progress_bar_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = terminal_of(monkeypatch)
     progress = Progress(True, 3, "work")
     shown_at_once(progress)
@@ -88,7 +88,7 @@ def test_a_terminal_that_goes_away_is_reported_and_nothing_else(
 
 
 @pytest.mark.parametrize("name", ["update", "close"])
-def test_no_error_of_the_bar_gets_out(
+def test_errors_of_the_bar_are_not_raised(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     def fail(*_: Any) -> None:
@@ -106,8 +106,8 @@ def test_no_error_of_the_bar_gets_out(
     assert len(caplog.records) == 1
 
 
-def test_a_log_handler_that_hangs_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The collector's thread hung, and with it all that wait for other tasks."""
+def test_a_log_handler_that_hangs_does_not_hold_up_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the collector thread would hang, and with it everybody who waits for a task."""
     told, go_on, returned = threading.Event(), threading.Event(), threading.Event()
 
     class Handler(logging.Handler):

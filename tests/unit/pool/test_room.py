@@ -1,4 +1,4 @@
-"""The room for tasks that wait (`max_pending`): whoever came first goes first."""
+"""The room for pending tasks (`max_pending`): threads get it in the order in which they came."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def place_of_another(dispatcher: Any) -> Place:
     return Place(-1, threading.Condition(dispatcher.lock.raw))
 
 
-def test_whoever_came_first_goes_first(dispatcher: Any) -> None:
+def test_the_thread_that_came_first_goes_first(dispatcher: Any) -> None:
     room = Room(dispatcher, 1)
     room.waiting[EARLIER] = place_of_another(dispatcher)
     looks: list[None] = []
@@ -42,8 +42,8 @@ def test_whoever_came_first_goes_first(dispatcher: Any) -> None:
 
     waiter = threading.Thread(target=wait)
     waiter.start()
-    wait_until(has_looked, "it has looked three times, or gone")
-    assert waiter.is_alive(), "there is room, and somebody who has waited for longer"
+    wait_until(has_looked, "it has looked three times, or ended")
+    assert waiter.is_alive(), "it took the room although another one has waited for longer"
     with dispatcher.lock:
         room.leave(EARLIER)
     waiter.join(PATIENCE)
@@ -51,7 +51,7 @@ def test_whoever_came_first_goes_first(dispatcher: Any) -> None:
     assert not room.waiting
 
 
-def test_whoever_comes_now_waits_behind_those_who_wait(dispatcher: Any) -> None:
+def test_a_new_thread_queues_behind_those_that_wait(dispatcher: Any) -> None:
     room = Room(dispatcher, 2)
     assert not room.is_short()
     room.waiting[EARLIER] = place_of_another(dispatcher)
@@ -61,10 +61,10 @@ def test_whoever_comes_now_waits_behind_those_who_wait(dispatcher: Any) -> None:
     assert room.is_short()
 
 
-def test_of_many_who_wait_only_the_first_one_is_woken(
+def test_only_the_first_of_many_waiting_threads_is_woken(
     dispatcher: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of them looked each time: with a thousand threads, a thousand wake-ups for every task."""
+    """If all of them looked each time, a thousand threads would cost a thousand wake-ups for each task."""
     monkeypatch.setattr(_room, "_SLICE_SECONDS", 10 * PATIENCE)
     room = Room(dispatcher, 1)
     dispatcher.ledger.queued = 1
@@ -73,7 +73,7 @@ def test_of_many_who_wait_only_the_first_one_is_woken(
     def wait() -> None:
         with dispatcher.lock:
             room.wait(cast("Task", object()), lambda: looks.append(None))
-            # What it submits takes the room again.
+            # The task that it submits takes the room again.
             dispatcher.ledger.queued += 1
 
     waiters = [threading.Thread(target=wait) for _ in range(20)]
@@ -92,12 +92,12 @@ def test_of_many_who_wait_only_the_first_one_is_woken(
         wait_until(has_gone, "the next one has gone")
     for waiter in waiters:
         waiter.join(PATIENCE)
-    # Each wakes for its own room, and perhaps when the one before it goes.
+    # Each wakes up for its own room, and perhaps once more when the one before it leaves.
     assert len(looks) <= 2 * len(waiters)
 
 
 def test_a_signal_handler_that_waits_while_its_thread_waits(dispatcher: Any) -> None:
-    """The thread comes first as long as either does, and one that gives up takes nothing from the other."""
+    """The handler waits in the place of its thread. If it gives up, the thread must keep that place."""
     room = Room(dispatcher, 1)
     dispatcher.ledger.queued = 1
     left: list[list[Task]] = []
@@ -121,7 +121,7 @@ def test_a_signal_handler_that_waits_while_its_thread_waits(dispatcher: Any) -> 
 
     waiter = threading.Thread(target=wait)
     waiter.start()
-    wait_until(lambda: has_gone() or left, "the handler has come and gone")
+    wait_until(lambda: has_gone() or left, "the handler has run")
     assert left == [[EARLIER]]
     assert waiter.is_alive()
     dispatcher.ledger.queued = 0

@@ -11,7 +11,7 @@ from mpkit.pool._shared import Shared
 
 
 @pytest.mark.parametrize("line", range(4))
-def test_another_thread_may_close_it_while_its_value_is_asked_for(line: int) -> None:
+def test_another_thread_may_close_a_shared_object_while_its_value_is_read(line: int) -> None:
     shared = Shared("it", "pickle")
     lines = 0
 
@@ -19,7 +19,7 @@ def test_another_thread_may_close_it_while_its_value_is_asked_for(line: int) -> 
         nonlocal lines
         if frame.f_code.co_name == "value" and event == "line":
             if lines == line:
-                # What another thread may do between any two lines.
+                # Do what another thread may do between any two lines.
                 shared.close()
             lines += 1
         return trace

@@ -17,7 +17,7 @@ def test_only_failures_in_a_row_count() -> None:
     start_ups = StartUps(Mock(), roster)
     for _ in range(3 * MOST_FAILURES):
         assert start_ups.note_failure("no memory", Failure.RAISED) is None
-        roster.hellos += 1  # another one has started well
+        roster.hellos += 1  # another worker has started
     for _ in range(MOST_FAILURES - 1):
         assert start_ups.note_failure("no memory", Failure.RAISED) is None
     assert "no memory" in str(start_ups.note_failure("no memory", Failure.RAISED))
@@ -33,7 +33,7 @@ def test_only_failures_in_a_row_count() -> None:
         PoolBroken("the fork server has died"),
     ],
 )
-def test_what_may_pass_is_tried_for_longer_and_told_as_what_it_is(error: Exception) -> None:
+def test_a_temporary_error_is_retried_for_longer_and_reported_as_such(error: Exception) -> None:
     options = Mock()
     options.context.get_start_method.return_value = "forkserver"
     start_ups = StartUps(options, Roster())
@@ -47,12 +47,12 @@ def test_what_may_pass_is_tried_for_longer_and_told_as_what_it_is(error: Excepti
     assert "__main__" not in str(broken)
 
 
-def test_an_error_that_will_stay_breaks_the_pool_soon() -> None:
+def test_a_permanent_error_breaks_the_pool_soon() -> None:
     start_ups = StartUps(Mock(), Roster())
     for _ in range(MOST_FAILURES - 1):
         assert start_ups.note_error(ValueError("something else")) is None
     broken = str(start_ups.note_error(ValueError("something else")))
     assert "something else" in broken
-    # There was no worker that could have imported the main module, or printed anything.
+    # No worker was running: so the error must not speak of the main module, nor of its error output.
     assert "printed" not in broken
     assert "__main__" not in broken

@@ -1,4 +1,4 @@
-"""A worker's outbox stays usable whatever interrupts a put."""
+"""A worker's outbox stays usable if a put is interrupted at any step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.unit.shm.others import Call
 
 
 class _Ring:
-    """A ring with room."""
+    """A ring that always has room."""
 
     def __init__(self) -> None:
         self.records: list[bytes] = []
@@ -28,14 +28,14 @@ class _Channel:
 
 
 def make() -> tuple[Outbox, list[bytes]]:
-    """An outbox with nothing behind it, and what is put into it."""
+    """An outbox, and the list of the records that are put into it."""
     channel = _Channel()
     return Outbox(cast("Any", channel), cast("Any", None)), channel.outbox.records
 
 
 @needs_a_trace_that_raises
 def test_an_exception_at_any_step_of_a_put_leaves_the_lock_free() -> None:
-    """A signal handler of the task may raise there; from 3.14 on also between taking a lock and its block."""
+    """A task's signal handler may raise, from Python 3.14 on even between acquiring a lock and the block."""
     outbox, records = make()
     for step in itertools.count():
         interrupted = interrupt_at(step, lambda: outbox.put(b"first"))
@@ -49,7 +49,7 @@ def test_an_exception_at_any_step_of_a_put_leaves_the_lock_free() -> None:
     assert step > 5
 
 
-def test_what_is_put_in_the_middle_of_a_put_comes_behind_it() -> None:
+def test_a_record_that_is_put_during_another_put_comes_after_it() -> None:
     outbox, records = make()
     real = outbox._ring.try_put
 

@@ -1,4 +1,4 @@
-"""`WorkerProcess` checks what it is given where it is given."""
+"""`WorkerProcess` checks its arguments in the constructor."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_context_will_do_for_the_start_method() -> None:
     WorkerProcess(target=function, args=(1,), start_method=multiprocessing.get_context("spawn"))
 
 
-def test_what_it_takes_from_multiprocessing() -> None:
+def test_arguments_and_attributes_of_multiprocessing() -> None:
     process = WorkerProcess(None, function, "name", (1,), {}, daemon=True)
     assert (process.name, process.daemon) == ("name", True)
     assert (process.pid, process.ident, process.exitcode) == (None, None, None)

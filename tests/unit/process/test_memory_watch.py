@@ -1,4 +1,4 @@
-"""`mpkit.process.memory_watch`: a limit holds until the process has ended, whatever fails meanwhile."""
+"""`mpkit.process.memory_watch`: a limit is watched until the process has ended, whatever fails meanwhile."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ME, ANOTHER = identity.current(), ProcessIdentity(2, 1)
 
 
 class Scene:
-    """Processes whose life and memory the test makes up, and who was killed."""
+    """Processes with invented lives and memory sizes; records which are killed."""
 
     def __init__(self) -> None:
         self.sizes: dict[int, Iterator[int | BaseException | None]] = {}
@@ -68,7 +68,7 @@ def scene(monkeypatch: pytest.MonkeyPatch) -> Scene:
 
 
 def ended() -> bool:
-    """Wait for the end of the thread."""
+    """Wait until the watching thread has ended; whether it has."""
     for thread in threading.enumerate():
         if thread.name == "mpkit-memory-watch":
             thread.join(PATIENCE)
@@ -76,7 +76,7 @@ def ended() -> bool:
     return True
 
 
-def test_one_that_cannot_be_read_just_now_keeps_its_limit(scene: Scene) -> None:
+def test_a_process_whose_memory_cannot_be_read_once_is_still_watched(scene: Scene) -> None:
     scene.sizes[ME.pid] = iter([10, None, 0, None, 101])
     memory_watch.watch(ME, 100, scene.exceeded)
     assert scene.over.wait(PATIENCE)
@@ -86,8 +86,8 @@ def test_one_that_cannot_be_read_just_now_keeps_its_limit(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("size", [None, 0, 101])
-def test_one_that_has_ended_is_forgotten(size: int | None, scene: Scene) -> None:
-    # Its pid may be another's by now: then what was read is not its memory.
+def test_a_process_that_has_ended_is_forgotten(size: int | None, scene: Scene) -> None:
+    # Its pid may have been given to another process, whose memory must not count.
     gone = ME._replace(started=ME.started + 1)
     scene.sizes[ME.pid] = iter([size])
     memory_watch.watch(gone, 100, scene.exceeded)
@@ -95,13 +95,13 @@ def test_one_that_has_ended_is_forgotten(size: int | None, scene: Scene) -> None
     assert (scene.told, scene.killed) == ([], [])
 
 
-def test_what_fails_ends_neither_the_thread_nor_another_limit(
+def test_an_error_ends_neither_the_thread_nor_another_limit(
     scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
     scene.fail_to_kill_once()
     scene.sizes = {ME.pid: iter([101, 102]), ANOTHER.pid: iter([MemoryError("none left"), 103])}
     with caplog.at_level(logging.ERROR, "mpkit.process"):
-        # Both before the first look.
+        # Both limits exist before the first look.
         memory_watch._watcher._limits[ANOTHER] = (100, scene.exceeded)
         memory_watch.watch(ME, 100, scene.exceeded)
         assert ended()
@@ -115,7 +115,7 @@ def test_what_fails_ends_neither_the_thread_nor_another_limit(
 def test_a_log_handler_that_fails_does_not_end_the_thread(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the thread the limits of all processes were gone, also of those to come."""
+    """If the thread ended, no process would be watched any more, not even those started later."""
 
     class Failing(logging.Handler):
         def emit(self, _record: logging.LogRecord) -> None:
@@ -158,7 +158,7 @@ class Interrupted(Exception):
 @needs_a_trace_that_raises
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 @pytest.mark.parametrize("raises", [False, True])
-def test_a_handler_that_comes_at_any_step_may_ask_for_a_limit_and_raise(
+def test_a_signal_handler_may_start_another_watch_at_any_step_and_raise(
     raises: bool, scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def handle(*_: object) -> None:
@@ -184,7 +184,7 @@ def test_a_handler_that_comes_at_any_step_may_ask_for_a_limit_and_raise(
                 signum=signal.SIGUSR1,
                 raises=Interrupted,
             )
-            # One that is not wanted any more may be about to end.
+            # A superfluous thread may still be about to end.
             wait_until(lambda: watchers() == 1, "one thread watches")
             large.set()
             assert ended(), step

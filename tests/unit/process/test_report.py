@@ -1,4 +1,4 @@
-"""`mpkit.process.report`: what a child leaves, also when it is killed while writing it."""
+"""`mpkit.process.report`: what a child reports, even if it is killed while it writes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_nothing_then_arrived(report: Report) -> None:
     assert report.read() == (Stage.ARRIVED, None)
 
 
-def test_whoever_arrives_first_one_knows_of_the_other(report: Report) -> None:
+def test_when_arrived_is_called_first_unwanted_returns_the_child(report: Report) -> None:
     assert report.arrived()
     assert report.unwanted() == identity.current()
     report.returned(1)
@@ -41,7 +41,7 @@ def test_whoever_arrives_first_one_knows_of_the_other(report: Report) -> None:
     assert report.read() == (Stage.RETURNED, 1)
 
 
-def test_one_that_nobody_wants(report: Report) -> None:
+def test_when_unwanted_is_called_first_arrived_returns_false(report: Report) -> None:
     assert report.unwanted() is None
     assert report.read() == (Stage.NOTHING, None)
     assert not report.arrived()
@@ -51,7 +51,7 @@ def test_one_that_nobody_wants(report: Report) -> None:
 def test_a_result_counts_once_all_of_it_is_there(
     writes: int, report: Report, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed between two writes, the child has reported nothing; nobody may see half of it."""
+    """If the child is killed between two writes, it has reported no result: never half of one."""
     report.arrived()
     write = AnonymousFile.write
     left = iter(range(writes))
@@ -76,7 +76,7 @@ class _Killed(BaseException):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="forks")
-def test_a_process_that_nobody_wants_any_more_ends_when_it_arrives() -> None:
+def test_an_unwanted_process_ends_when_it_arrives() -> None:
     handle = Handle()
     ties = handle.prepare()
     assert ties.report.unwanted() is None
@@ -179,8 +179,8 @@ def test_killed_before_the_header(report: Report, monkeypatch: pytest.MonkeyPatc
     assert report.read() == (Stage.ARRIVED, None)
 
 
-def test_it_does_not_travel_outside_of_a_start(report: Report) -> None:
-    # A descriptor means nothing to a stranger; multiprocessing would pass it on through a thread of its own.
+def test_a_report_can_be_pickled_only_while_a_child_is_started(report: Report) -> None:
+    # Otherwise multiprocessing would pass its descriptor through a thread.
     with pytest.raises(RuntimeError, match="while a child is being started"):
         pickle.dumps(report)
 
@@ -204,7 +204,7 @@ def test_a_closed_file() -> None:
         file.read()
 
 
-def test_who_is_left_behind(report: Report) -> None:
+def test_the_processes_that_a_child_leaves_behind(report: Report) -> None:
     assert report.left() == []
     report.arrived()
     assert report.left() == []
@@ -215,7 +215,7 @@ def test_who_is_left_behind(report: Report) -> None:
     assert report.read() == (Stage.RETURNED, "done")
 
 
-def test_of_very_many_that_are_left_behind_some_are_told(report: Report) -> None:
+def test_of_very_many_processes_left_behind_some_are_reported(report: Report) -> None:
     many = [ProcessIdentity(pid, 1) for pid in range(1, 1001)]
     report.returned(b"x" * 10_000)
     report.leaves(many)
@@ -226,11 +226,11 @@ def test_of_very_many_that_are_left_behind_some_are_told(report: Report) -> None
 
 
 @pytest.mark.parametrize("damage", [(b"\xff" * 8, 0), (b"\xff" * 8, 4096)])
-def test_one_that_is_damaged_says_so(report: Report, damage: tuple[bytes, int]) -> None:
+def test_a_damaged_report_is_an_error_that_says_so(report: Report, damage: tuple[bytes, int]) -> None:
     report.returned("done")
     data, at = damage
     report._file.write([data, bytes(32)], at=at)
-    # Of how many it has left behind.
+    # The damaged field is the number of processes left behind.
     report._file.write([b"\xff" * 8], at=32)
     with pytest.raises(SerializationError, match="damaged"):
         report.read()

@@ -1,4 +1,4 @@
-"""Other processes, as the shared memory shows them: rows and permits written by hand instead of children."""
+"""Imitations of other processes: instead of starting any, tests write their rows into shared memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 def living_stranger() -> ProcessIdentity:
-    """A process that lives and is not this one: who started the tests."""
+    """A living process other than this one: the parent of the tests."""
     stranger = identity.of(os.getppid())
     if stranger is None:
         pytest.skip("no other process can be seen")
@@ -30,13 +30,13 @@ def living_stranger() -> ProcessIdentity:
 
 
 def dead_process() -> ProcessIdentity:
-    """A process that is gone: its pid has been given to another one (this one) since."""
+    """A process that has ended: its pid has been given to another one (this one) since."""
     me = identity.current()
     return ProcessIdentity(me.pid, me.started - 1)
 
 
 def permits(semaphore: Semaphore) -> int:
-    """How many permits there are now."""
+    """How many permits the semaphore has now."""
     if sys.platform == "darwin":
         pytest.skip("macOS does not tell how many permits there are")
     value: int = semaphore.raw._get_value()  # type: ignore[attr-defined]
@@ -44,7 +44,7 @@ def permits(semaphore: Semaphore) -> int:
 
 
 class Holder:
-    """Another process, stopped (or killed) while it is inside lock `number` and has its permit."""
+    """Imitates another process that was stopped or killed while it holds the lock number `number`."""
 
     def __init__(self, shared: SharedObject, number: int, process: ProcessIdentity) -> None:
         self._permit = Semaphore.attach(shared.semaphores[number].name, 1)
@@ -58,12 +58,12 @@ class Holder:
         assert self._permit.acquire(False)
 
     def release(self) -> None:
-        """It goes on, gives the permit back and is outside."""
+        """Release the lock, as if the process had been continued."""
         self._permit.release()
         self._words[self.row + FIRST_LOCK + LOCK_WORDS * self._number] = COMPLETED
 
     def can_acquire(self) -> bool:
-        """Whether the permit is to be had for this other process; it is given back at once."""
+        """Whether the other process could acquire the lock now; if so, release it at once."""
         if not self._permit.acquire(True, PATIENCE):
             return False
         self._permit.release()
@@ -71,7 +71,7 @@ class Holder:
 
 
 class Call(Generic[T]):
-    """A function that runs in a thread, its outcome and whether it has ended."""
+    """Runs a function in a thread, and keeps its outcome."""
 
     def __init__(self, function: Callable[[], T]) -> None:
         self._function = function

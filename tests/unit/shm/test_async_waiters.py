@@ -1,4 +1,4 @@
-"""Coroutines that wait for a queue: who is told to try, and when."""
+"""Coroutines that wait for a queue: which of them is told to try, and when."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.helpers.waiting import PATIENCE, wait_until
 
 
 class Side:
-    """What a watch looks at, with the numbers that a test wants."""
+    """One side of a queue as a watch sees it; the test sets its numbers."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -54,7 +54,7 @@ def side() -> Iterator[Side]:
 
 
 async def settled() -> None:
-    """Let all that has been told be heard, and more that should not come."""
+    """Let the event loop run until every coroutine that was told has reacted (and any that should not)."""
     for _ in range(5):
         await asyncio.sleep(0.02)
 
@@ -89,7 +89,7 @@ def test_no_more_are_told_than_can_succeed(side: Side, monkeypatch: pytest.Monke
         side.change(3)
         await asyncio.wait(tasks[1:4], timeout=PATIENCE)
         await settled()
-        assert told == [0, 1, 2, 3], "in the order in which they came"
+        assert told == [0, 1, 2, 3], "they are told in the order in which they came"
         side.change(1000)
         await asyncio.wait(tasks, timeout=PATIENCE)
         assert told == list(range(20))
@@ -98,8 +98,8 @@ def test_no_more_are_told_than_can_succeed(side: Side, monkeypatch: pytest.Monke
     assert side.passed_on == 0
 
 
-def test_who_was_told_too_late_waits_for_the_next_progress(side: Side) -> None:
-    """Another process was quicker; the thread must not look again and again for what is gone."""
+def test_a_coroutine_that_was_told_too_late_waits_for_the_next_progress(side: Side) -> None:
+    """Another process was quicker. The thread must not look again and again for an item that is gone."""
 
     async def program() -> None:
         task = asyncio.create_task(side.watch.wait(0))
@@ -113,8 +113,8 @@ def test_who_was_told_too_late_waits_for_the_next_progress(side: Side) -> None:
     asyncio.run(program())
 
 
-def test_a_loop_that_stands_still_holds_nobody_up(side: Side) -> None:
-    """Its coroutine has been told, and never tries."""
+def test_a_blocked_event_loop_does_not_hold_up_others(side: Side) -> None:
+    """Its coroutine has been told, but never gets to try."""
     still = asyncio.new_event_loop()
     stuck = still.create_task(side.watch.wait(0))
     still.run_until_complete(asyncio.sleep(0))
@@ -156,8 +156,8 @@ def test_who_is_cancelled_when_it_has_been_told_lets_another_one_try(side: Side)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_a_coroutine_that_goes_in_a_forked_child_waits_for_no_lock_of_the_parent(side: Side) -> None:
-    """A child that ended in good order hung there, if the thread was just telling somebody at the fork."""
+def test_a_coroutine_dropped_in_a_forked_child_does_not_wait_for_a_lock_of_the_parent(side: Side) -> None:
+    """If the watching thread held the lock at the fork, a child would hang at its normal end."""
     waiting = side.watch.wait(0)
     telling, go_on = threading.Event(), threading.Event()
 
@@ -186,7 +186,7 @@ def test_a_coroutine_that_goes_in_a_forked_child_waits_for_no_lock_of_the_parent
 
 
 def test_all_handles_and_event_loops_of_a_process_wait_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two loops that came at the same time made two; closing the queue ended the threads of one."""
+    """If two loops that begin at once had a watch each, closing the queue would end only one of them."""
     with BoundedQueue[int]() as queue:
         of_another_thread: list[object] = []
         real = async_waiters.AsyncWaiters
@@ -235,7 +235,7 @@ def test_all_that_wait_for_room_get_it() -> None:
 
 
 def test_not_all_try_for_each_bit_of_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a bound on bytes all were told each time: a thousand that waited tried half a million times."""
+    """If all were told each time (with `max_bytes`), a thousand coroutines would try half a million times."""
     number = 60
     tries: list[None] = []
     put_now = PutSide.put_now
@@ -254,12 +254,14 @@ def test_not_all_try_for_each_bit_of_room(monkeypatch: pytest.MonkeyPatch) -> No
 
     with BoundedQueue[bytes](max_bytes=150) as queue:
         asyncio.run(program(queue))
-    # Its own first try, one that succeeds, and some in vain.
+    # Each may try once at first, once with success, and a few times in vain.
     assert len(tries) < 10 * number
 
 
-def test_the_only_place_is_kept_for_who_is_told_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread that was told as well was quicker: beside four of them, it got one place in a hundred."""
+def test_the_only_place_is_kept_for_the_coroutine_that_is_told_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If waiting threads were told of it, too, they would be quicker, and hardly leave a place to
+    coroutines.
+    """
     passed_on: list[None] = []
     monkeypatch.setattr(PutSide, "pass_on", lambda _side: passed_on.append(None))
 

@@ -1,4 +1,4 @@
-"""Blobs: written once, the user's alone, and nothing left behind."""
+"""Blobs: written once, readable only by their user, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def content(blob: Blob) -> bytes:
     return Path(blob.name).read_bytes()
 
 
-def test_pieces_lie_where_they_belong() -> None:
+def test_pieces_are_written_at_their_places() -> None:
     blob = Blob.create(
         [(0, b"head"), (64, memoryview(bytearray(b"middle"))), (128, b"end")], 131, kind="test"
     )
@@ -36,7 +36,7 @@ def test_pieces_lie_where_they_belong() -> None:
     blob.close()
 
 
-def test_what_is_too_long_for_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_piece_that_is_too_long_for_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(positioned, "write_at", lambda fd, data, at: os.pwrite(fd, data[:7], at))
     data = os.urandom(100)
     blob = Blob.create([(5, data)], 105, kind="test")
@@ -53,7 +53,7 @@ def test_a_blob_is_its_users_alone() -> None:
     assert stat.S_IMODE(os.stat(blob.name).st_mode) == 0o600
 
 
-def test_it_goes_with_its_object_unless_it_is_handed_over() -> None:
+def test_a_dropped_blob_is_removed_unless_it_was_handed_over() -> None:
     blob = Blob.create([(0, b"x")], 1, kind="test")
     name = blob.name
     del blob
@@ -65,14 +65,14 @@ def test_it_goes_with_its_object_unless_it_is_handed_over() -> None:
     del blob
     gc.collect()
     assert os.path.exists(name)
-    # Here is who received it.
+    # This stands for the process that received it.
     names.own(name, "segment")
     names.remove(name)
     assert not os.path.exists(name)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_a_fork_leaves_it_alone() -> None:
+def test_a_fork_does_not_remove_a_blob_of_its_parent() -> None:
     blob = Blob.create([(0, b"x")], 1, kind="test")
     pid = os.fork()
     if pid == 0:
@@ -93,13 +93,13 @@ def test_no_room_anywhere_is_a_clear_error_and_leaves_nothing(monkeypatch: pytes
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(blob_module, "write_all", refuse)
-    gc.collect()  # what earlier tests have left must not be closed in between
+    gc.collect()  # garbage of earlier tests must not be closed in between
     owned, files = names.owned_names(), len(os.listdir("/proc/self/fd"))
     with pytest.raises(SharedMemoryExhausted, match="--shm-size"):
         Blob.create([(0, b"x")], 1, kind="test")
     monkeypatch.undo()
     assert tried == list(segment_module._directories())
-    assert not set(names.owned_names()).difference(owned)  # names of earlier tests may go meanwhile
+    assert not set(names.owned_names()).difference(owned)  # names of earlier tests may disappear meanwhile
     assert len(os.listdir("/proc/self/fd")) == files
 
 
@@ -134,10 +134,10 @@ def test_ctrl_c_in_the_middle_leaves_nothing(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(blob_module, "write_all", interrupt)
     with pytest.raises(KeyboardInterrupt):
         Blob.create([(0, b"x")], 1, kind="test")
-    assert not set(names.owned_names()).difference(owned)  # names of earlier tests may go meanwhile
+    assert not set(names.owned_names()).difference(owned)  # names of earlier tests may disappear meanwhile
 
 
-def test_a_destructor_that_ctrl_c_ends_is_made_good_by_the_next_blob(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_ctrl_c_interrupts_a_destructor_the_next_blob_cleans_up(monkeypatch: pytest.MonkeyPatch) -> None:
     blob = Blob.create([(0, b"x")], 1, kind="test")
     monkeypatch.setattr(sys, "unraisablehook", lambda _report: None)
 

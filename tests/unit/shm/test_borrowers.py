@@ -1,4 +1,4 @@
-"""The table of those that were forked with views, step by step; then with real forks, at a real queue."""
+"""The table of borrowers (forked children with views of big items): step by step, then with real forks."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_loan_lasts_until_it_is_given_back(table: Borrowers) -> None:
     assert not table.has(REGION)
 
 
-def test_the_dead_have_nothing(table: Borrowers) -> None:
+def test_a_loan_ends_when_the_borrower_dies(table: Borrowers) -> None:
     slot = lend(table, REGION)
     belongs_to(table, slot, living_stranger())
     assert table.has(REGION)
@@ -87,7 +87,7 @@ def test_the_slots_of_the_dead_are_used_again_and_no_others(table: Borrowers) ->
     assert len(set(slots)) == layout.BORROWER_SLOTS
     assert all(slot >= layout.BORROWERS for slot in slots)
     assert max(slots) + SLOT_WORDS <= layout.FIRST_RING
-    assert lend(table, REGION) == 0, "each of them may be a child that is just coming up"
+    assert lend(table, REGION) == 0, "the other slots may belong to children that are just starting"
     belongs_to(table, slots[3], living_stranger())
     belongs_to(table, slots[5], dead_process())
     assert lend(table, REGION + 1) == slots[5]
@@ -95,11 +95,11 @@ def test_the_slots_of_the_dead_are_used_again_and_no_others(table: Borrowers) ->
     assert lend(table, REGION) == 0
 
 
-def test_whoever_lends_on_behind_the_back_of_a_look_is_not_overlooked(
+def test_a_loan_that_moves_to_a_slot_already_looked_at_is_not_overlooked(
     table: Borrowers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The look passes the first slot, which is free; then the borrower in the second one lends on, into the
-    # first, and gives its own back.
+    # The look finds the first slot free. Then the borrower in the second slot lends to a child, in the first
+    # slot, and gives its own loan back.
     free, own = lend(table, 1), lend(table, REGION)
     table.give_back(free)
     table.arrive(own)
@@ -117,7 +117,7 @@ def test_whoever_lends_on_behind_the_back_of_a_look_is_not_overlooked(
     assert table.has(REGION)
 
 
-def test_a_table_that_does_not_stand_still_counts_as_a_loan(
+def test_a_table_that_keeps_changing_counts_as_a_loan(
     table: Borrowers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slot = lend(table, REGION)
@@ -153,7 +153,7 @@ def states(queue: BoundedQueue[Any]) -> set[int]:
 
 
 def reclaim(queue: BoundedQueue[Any]) -> None:
-    """What a putter does when no free region fits."""
+    """Reclaim regions, as a putter does when no free one fits."""
     file = queue._opened()
     assert file.put_lock.acquire()
     file.supply._reclaim()
@@ -161,11 +161,11 @@ def reclaim(queue: BoundedQueue[Any]) -> None:
 
 
 def _nothing() -> None:
-    """What a child has left to do when it has done everything: it waits for its end."""
+    """The last action of a child: it then waits for its end."""
 
 
 class Child:
-    """A fork that waits for a byte, does something, and says when it has."""
+    """A fork that performs one action for each byte that it gets, and reports when it has."""
 
     def __init__(self, *actions: Callable[[], object]) -> None:
         orders, self._order = os.pipe()
@@ -200,7 +200,7 @@ class Child:
 
 
 class Held:
-    """A big item, and a way to let it go in the child."""
+    """A big item that was received; can be checked, and dropped in a child."""
 
     def __init__(self, queue: BoundedQueue[Any]) -> None:
         import pickle
@@ -216,7 +216,7 @@ class Held:
 
 
 def overwrite(queue: BoundedQueue[Any]) -> None:
-    """Use every region that may be used."""
+    """Put items until every reusable region has been overwritten."""
     for _ in range(6):
         queue.put(bytearray(b"y" * 100_000))
     while not queue.empty():
@@ -256,7 +256,7 @@ def test_the_child_gives_back_what_it_drops_and_the_parent_may_be_last(queue: Bo
     child.end()
 
 
-def test_a_dead_parent_has_let_go(queue: BoundedQueue[Any]) -> None:
+def test_a_parent_that_dies_has_given_its_views_back(queue: BoundedQueue[Any]) -> None:
     orders, order = os.pipe()
     hears, told = os.pipe()
     kept = []
@@ -284,7 +284,7 @@ def test_a_dead_parent_has_let_go(queue: BoundedQueue[Any]) -> None:
     assert states(queue) == {FREE}
 
 
-def test_a_child_lends_on(queue: BoundedQueue[Any]) -> None:
+def test_a_child_lends_to_its_own_child(queue: BoundedQueue[Any]) -> None:
     grandchildren: list[Child] = []
 
     def fork() -> None:
@@ -376,7 +376,7 @@ def test_a_fork_in_the_middle_of_a_fork(queue: BoundedQueue[Any]) -> None:
     child.end()
 
 
-def test_a_child_that_cannot_lend_on_keeps_the_region_from_everybody(
+def test_a_child_that_cannot_lend_to_its_child_pins_the_region(
     queue: BoundedQueue[Any], table: Borrowers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grandchildren: list[Child] = []
@@ -392,7 +392,7 @@ def test_a_child_that_cannot_lend_on_keeps_the_region_from_everybody(
     child = Child(fork, held.drop, let_it_act, lambda: grandchildren.pop().end())
     child.act()
     child.act()
-    # The parent changes the state of the region meanwhile, and a putter looks at it.
+    # Meanwhile the parent changes the state of the region, and a putter looks at it.
     held.drop()
     assert states(queue) == {LEFT}
     overwrite(queue)
@@ -403,10 +403,12 @@ def test_a_child_that_cannot_lend_on_keeps_the_region_from_everybody(
     child.end()
 
 
-def test_a_view_that_goes_while_the_child_says_who_it_is(
+def test_a_view_that_is_dropped_while_the_child_writes_its_identity(
     queue: BoundedQueue[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The slot is given back after that, and not before: by then it might be another's."""
+    """The slot must be given back after the identity is written. Before, another process could take the slot,
+    and the identity would be written into that one's.
+    """
     held = Held(queue)
     real = Borrowers.arrive
     order: list[str] = []
@@ -470,7 +472,7 @@ def test_a_fork_takes_the_lock_once_for_all_items(
         one.drop()
 
 
-def test_views_that_go_before_the_fork_itself_are_given_back_by_the_child(
+def test_views_dropped_between_the_hook_and_the_fork_are_given_back_by_the_child(
     queue: BoundedQueue[Any], table: Borrowers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = Held(queue)
@@ -478,7 +480,7 @@ def test_views_that_go_before_the_fork_itself_are_given_back_by_the_child(
     held.drop()
     assert states(queue) == {LEFT}
     assert any(table.has(number) for number in range(1, 10))
-    # Both sides of a fork in one process.
+    # Run both sides of a fork in one process.
     lent, opening = dict(views._lent), views._opening
     views._after_fork_in_child()
     views._lent.update(lent)
@@ -502,7 +504,7 @@ def test_where_there_is_no_slot_the_region_is_pinned(queue: BoundedQueue[Any], t
     assert PINNED in states(queue)
 
 
-def test_a_closed_queue_can_still_fork_with_what_came_from_it() -> None:
+def test_views_from_a_closed_queue_can_still_be_forked() -> None:
     queue: BoundedQueue[Any] = BoundedQueue()
     held = Held(queue)
     queue.close()
@@ -534,7 +536,7 @@ def _refuse(_pid: int) -> None:
     raise OSError(24, "Too many open files")
 
 
-def test_held_is_what_nobody_has_forked_with(queue: BoundedQueue[Any]) -> None:
+def test_without_a_fork_a_region_is_held_until_its_item_is_dropped(queue: BoundedQueue[Any]) -> None:
     held = Held(queue)
     assert states(queue) == {HELD}
     held.drop()
@@ -542,7 +544,7 @@ def test_held_is_what_nobody_has_forked_with(queue: BoundedQueue[Any]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_whatever_goes_wrong_before_a_fork_the_region_stays_as_it_is(
+def test_an_error_before_a_fork_pins_the_region(
     queue: BoundedQueue[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_args: object) -> list[int]:
@@ -558,7 +560,7 @@ def test_whatever_goes_wrong_before_a_fork_the_region_stays_as_it_is(
     child.end()
 
 
-def test_a_thread_that_has_waited_for_a_fork_for_long_gets_a_copy(
+def test_a_thread_that_waits_too_long_for_a_fork_gets_a_copy(
     queue: BoundedQueue[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(views, "_OPENING_SECONDS", 0.01)
@@ -566,7 +568,7 @@ def test_a_thread_that_has_waited_for_a_fork_for_long_gets_a_copy(
     found: list[Held] = []
     thread = threading.Thread(target=lambda: found.append(Held(queue)))
     thread.start()
-    # As an application's own hook may do.
+    # The fork takes that long: a fork hook of the application may wait for the thread, too.
     thread.join()
     views._after_fork_in_parent()
     found[0].check()
@@ -582,7 +584,7 @@ def test_a_putter_that_finds_the_holder_dead_looks_for_loans_first(
     at = layout.REGIONS + 8
     words = queue._opened().words
     assert words[at] == HELD
-    # Its holder has lent it and died since the state was read.
+    # After the state was read, the holder lent the region and died.
     slot = lend(table, 1)
     dead = dead_process()
     mine = words[at + 4], words[at + 5]
@@ -592,7 +594,7 @@ def test_a_putter_that_finds_the_holder_dead_looks_for_loans_first(
     table.give_back(slot)
     words[at + 7] = 1
     reclaim(queue)
-    assert words[at] == HELD, "somebody has said that it is never to be used again"
+    assert words[at] == HELD, "it has been marked as never to be used again"
     words[at + 7] = 0
     words[at + 4], words[at + 5] = mine
     held.drop()
@@ -602,8 +604,8 @@ def test_a_putter_that_finds_the_holder_dead_looks_for_loans_first(
 @needs_a_trace_that_raises
 @pytest.mark.usefixtures("_short_collections")
 def test_an_exception_in_the_hook_of_a_forked_child_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hook is called again, and had forgotten by then what the child had been lent."""
-    # That of pytest keeps the frames of the hook, and with them a view.
+    """The hook is called again after the exception, and must still know what was lent to the child."""
+    # Replace the hook of pytest, which would keep the frames of our hook alive, and with them a view.
     monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
     me = os.getpid()
     hooks = (views._after_fork_in_child.__code__, views._Hold.inherit.__code__)

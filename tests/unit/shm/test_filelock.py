@@ -1,4 +1,4 @@
-"""The lock that the kernel frees. Death and forks: `tests/integration/test_shm_regressions.py`."""
+"""The file lock, which the kernel releases. Deaths and forks: `tests/integration/test_shm_regressions.py`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mpkit._platform.files.filelock import FileLock
 from tests.unit.shm.others import Call
 
 pytestmark = pytest.mark.skipif(
-    sys.platform != "linux", reason="elsewhere the threads of one process do not exclude each other by it"
+    sys.platform != "linux", reason="elsewhere it does not exclude other threads of the same process"
 )
 
 
@@ -35,7 +35,7 @@ def test_one_holder_until_release(fd: int) -> None:
     lock.release()
     again = FileLock.try_acquire(fd)
     assert again is not None
-    lock.release()  # a second time: not the one of `again`
+    lock.release()  # a second time: must not release `again`
     assert FileLock.try_acquire(fd) is None
     again.release()
 
@@ -50,7 +50,7 @@ def test_threads_exclude_each_other(fd: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_a_lock_that_nobody_has_any_more_is_free(fd: int) -> None:
+def test_a_lock_object_that_is_dropped_releases_the_lock(fd: int) -> None:
     lock = FileLock.try_acquire(fd)
     del lock
     gc.collect()
@@ -59,7 +59,7 @@ def test_a_lock_that_nobody_has_any_more_is_free(fd: int) -> None:
     other.release()
 
 
-def test_closing_another_descriptor_does_not_give_it_up(fd: int, tmp_path: Path) -> None:
+def test_closing_another_descriptor_does_not_release_it(fd: int, tmp_path: Path) -> None:
     lock = FileLock.try_acquire(fd)
     assert lock is not None
     os.close(os.open(tmp_path / "file", os.O_RDWR))
@@ -77,7 +77,7 @@ def test_a_file_without_a_name(fd: int, tmp_path: Path) -> None:
 
 
 def test_no_descriptor_is_left_open(fd: int) -> None:
-    gc.collect()  # what earlier tests have left must not be closed in between
+    gc.collect()  # garbage of earlier tests must not be closed in between
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         lock = FileLock.try_acquire(fd)

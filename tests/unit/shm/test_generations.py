@@ -1,4 +1,4 @@
-"""The chain of rings: a queue grows without moving what is queued, and shrinks again."""
+"""The chain of rings: a queue grows without moving queued items, and shrinks again."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_an_empty_queue_gives_its_rings_back(queue: OpenQueue) -> None:
         assert queue.puts.trim()
         assert generation(queue) == queue.words[GET_GENERATION] == before + 1
         assert queue.generations.view(before + 1).base == (layout.FIRST_RING + layout.RING_RECORDS) << 3
-        # All but one page of each region, and the row of this process.
+        # One page of each region stays, and the row of this process.
         assert os.fstat(queue.segment.fd).st_blocks - blocks < 256
     put(queue, b"after")
     assert get(queue) == b"after"
@@ -97,7 +97,7 @@ def test_more_rounds_than_slots(queue: OpenQueue) -> None:
     assert generation(queue) > layout.GENERATION_SLOTS
 
 
-def test_the_counts_begin_again_in_the_middle_of_a_ring(queue: OpenQueue) -> None:
+def test_the_counts_wrap_around_in_the_middle_of_a_ring(queue: OpenQueue) -> None:
     ring = queue.generations.view(0)
     start = COUNT_LIMIT - 3 * ONE
     ring.words[layout.RING_TAIL] = ring.words[layout.RING_HEAD] = start
@@ -109,7 +109,7 @@ def test_the_counts_begin_again_in_the_middle_of_a_ring(queue: OpenQueue) -> Non
     assert queue.generations.size() == 0
 
 
-def test_the_counts_begin_again_while_the_queue_grows(queue: OpenQueue) -> None:
+def test_the_counts_wrap_around_while_the_queue_grows(queue: OpenQueue) -> None:
     ring = queue.generations.view(0)
     ring.words[layout.RING_TAIL] = ring.words[layout.RING_HEAD] = (COUNT_MASK - 20) << INDEX_BITS
     for number in range(500):
@@ -120,7 +120,7 @@ def test_the_counts_begin_again_while_the_queue_grows(queue: OpenQueue) -> None:
 
 
 def test_a_queue_that_has_had_billions_of_rings_goes_on(queue: OpenQueue) -> None:
-    """The next one would have shut it down."""
+    """The count of rings must go on beyond 2**32, and not run into the bit that means "shut down"."""
     last = 2**32 - 1
     queue.words[PUT_GENERATION] = queue.words[GET_GENERATION] = last
     queue.words[layout.GENERATIONS + last % layout.GENERATION_SLOTS] = 0
@@ -170,7 +170,7 @@ def test_shut_down_is_known_in_every_generation(queue: OpenQueue) -> None:
 
 
 def test_an_item_that_fits_into_no_ring_makes_none(queue: OpenQueue, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rings of the largest size were made for it until there were 63 of them."""
+    """Otherwise rings of the largest size would be made for it, up to 63 of them."""
     largest = (1 << 14) - 1
     most = largest - layout.RING_RECORDS - 1
     for module in (generations, put_ring):

@@ -1,4 +1,4 @@
-"""Ctrl-C at any step of joining, closing and opening a handle: nothing stays locked, in no thread."""
+"""Ctrl-C at any step of the first use, of closing and of opening a handle: nothing stays locked."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.unit.shm.others import Call
 
 Shared: TypeAlias = "Lock | LockedCounter | BoundedQueue[Any]"
 
-# Only 3.10 looks for signals between any two opcodes. When asked for: a trace function that raises an error
-# between two of them has been seen to upset the interpreter itself (python/cpython#96864 is of that kind).
+# Only Python 3.10 runs signal handlers between any two opcodes. Off by default, because an exception that a
+# trace function raises between two opcodes can corrupt the interpreter itself (see python/cpython#96864).
 OPCODES = bool(os.environ.get("MPKIT_EVERY_OPCODE")) and sys.version_info < (3, 11)
 
 pytestmark = [
@@ -42,7 +42,7 @@ pytestmark = [
 
 
 def elsewhere(call: Callable[[], object]) -> None:
-    """`call` succeeds in another thread too."""
+    """Check that `call` succeeds in another thread, too."""
     thread = Call(call)
     thread.join()
     if thread.error is not None:

@@ -1,4 +1,6 @@
-"""A queue, lock or counter whose last handle goes is closed at once; what was received, a little later."""
+"""A queue, lock or counter is closed when its last handle is dropped: at once, or a little later if it was
+received from another process.
+"""
 
 from __future__ import annotations
 
@@ -65,8 +67,8 @@ def used_counter() -> LockedCounter:
 @pytest.mark.usefixtures("_no_garbage_collection")
 @pytest.mark.parametrize("make", [BoundedQueue, used_queue, Lock, used_lock, LockedCounter, used_counter])
 def test_what_is_dropped_is_closed_at_once(make: Callable[[], Handle]) -> None:
-    """Only a garbage collection did it: a program with 200 queues at a time ran out of descriptors."""
-    # Names of earlier tests may be removed meanwhile: they are kept as long as a handle may be under way.
+    """If it took a garbage collection, a program with 200 queues at a time would run out of descriptors."""
+    # Meanwhile names of earlier tests may disappear, which were kept because a handle might be in transit.
     names = set(owned_names())
     handle = make()
     shared = weakref.ref(handle._opened())
@@ -93,7 +95,7 @@ def test_the_last_of_several_handles_closes_it() -> None:
 
 
 @pytest.mark.usefixtures("_no_garbage_collection")
-def test_a_handle_that_arrives_later_opens_it_anew() -> None:
+def test_a_handle_that_arrives_after_the_close_opens_the_object_again() -> None:
     queue: BoundedQueue[int] = BoundedQueue()
     queue.put(1)
     message = pickle.dumps(queue)
@@ -120,7 +122,7 @@ def test_a_handle_that_arrives_just_when_the_last_one_goes(monkeypatch: pytest.M
 
 
 def test_what_cannot_be_closed_now_is_left_to_the_garbage_collection() -> None:
-    """Whoever opens handles may be waiting for what the thread that drops one has in hand."""
+    """A thread that is opening handles may be waiting for a lock that the dropping thread holds."""
     queue: BoundedQueue[int] = BoundedQueue()
     shared = weakref.ref(queue._opened())
     opening, dropped = threading.Event(), threading.Event()
@@ -159,7 +161,7 @@ def test_a_handle_made_in_a_fork_outlives_the_inherited_one() -> None:
 
 @pytest.fixture
 def no_room(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """There is none for a new segment as long as the file of that name is there."""
+    """Make creating a segment fail, as if without room, as long as the file with that name exists."""
 
     def leave_no_room(name: str) -> None:
         create = Segment.create.__func__  # type: ignore[attr-defined]
@@ -175,8 +177,8 @@ def no_room(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
-def test_room_is_made_of_what_nobody_needs_any_more(no_room: Callable[[str], None]) -> None:
-    """For a minute it was kept for the sake of processes that had long let go of it."""
+def test_files_that_nobody_needs_any_more_are_removed_to_make_room(no_room: Callable[[str], None]) -> None:
+    """They are kept for a minute in case a process still needs them; not if there is no room."""
     queue: BoundedQueue[int] = BoundedQueue()
     name = queue._opened().name
     reader, writer = os.pipe()
@@ -203,7 +205,9 @@ def test_room_is_made_of_what_nobody_needs_any_more(no_room: Callable[[str], Non
 
 
 @pytest.mark.usefixtures("_no_garbage_collection")
-def test_room_is_not_made_of_what_is_under_way(no_room: Callable[[str], None]) -> None:
+def test_files_whose_handles_are_in_transit_are_not_removed_to_make_room(
+    no_room: Callable[[str], None],
+) -> None:
     queue: BoundedQueue[int] = BoundedQueue()
     queue.put(1)
     name = queue._opened().name
@@ -214,17 +218,17 @@ def test_room_is_not_made_of_what_is_under_way(no_room: Callable[[str], None]) -
         Lock()
     with pickle.loads(message) as arrived:
         assert arrived.get() == 1
-    # That one was not created here, and is closed.
+    # The received one does not belong to this process, and is closed.
     assert isinstance(Lock(), Lock)
 
 
 @pytest.mark.usefixtures("_no_garbage_collection")
-def test_room_is_made_of_what_was_received_and_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if there were no descriptor left."""
+def test_received_objects_that_were_dropped_are_closed_to_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if no descriptor were left."""
     queue: BoundedQueue[int] = BoundedQueue()
     counter = LockedCounter()
     messages = [pickle.dumps(queue), pickle.dumps(counter)]
-    # Both are received like those of another process.
+    # Both are received as if from another process.
     for handle in (queue, counter):
         handle.close()
     received = weakref.ref(pickle.loads(messages[0])._opened())
@@ -240,7 +244,7 @@ def test_room_is_made_of_what_was_received_and_dropped(monkeypatch: pytest.Monke
 
 
 def received(make: Callable[[], Handle], number: int) -> list[bytes]:
-    """Messages with handles of so many objects, which this process has closed: as from another one."""
+    """Pickled handles of `number` objects that this process has closed, as if they came from another one."""
     handles = [make() for _ in range(number)]
     messages = [pickle.dumps(handle) for handle in handles]
     for handle in handles:
@@ -250,15 +254,15 @@ def received(make: Callable[[], Handle], number: int) -> list[bytes]:
 
 @pytest.mark.usefixtures("_no_garbage_collection")
 @pytest.mark.parametrize("make", [BoundedQueue, Lock, LockedCounter])
-def test_of_those_that_were_received_and_dropped_only_some_stay_open(make: Callable[[], Handle]) -> None:
-    """Each had a descriptor until a garbage collection came."""
+def test_only_some_of_the_received_and_dropped_objects_stay_open(make: Callable[[], Handle]) -> None:
+    """Otherwise each would keep a descriptor until a garbage collection."""
     messages = received(make, shared_object._MOST_IDLE + 5)
     opened = [weakref.ref(pickle.loads(message)._opened()) for message in messages]
     assert [shared() is None for shared in opened] == [number < 5 for number in range(len(opened))]
 
 
 @pytest.mark.usefixtures("_no_garbage_collection")
-def test_one_that_is_received_again_and_again_stays_open() -> None:
+def test_an_object_that_is_received_again_and_again_stays_open() -> None:
     hot, *others = received(LockedCounter, shared_object._MOST_IDLE)
     shared = weakref.ref(pickle.loads(hot)._opened())
     for message in others * 2:
@@ -267,8 +271,10 @@ def test_one_that_is_received_again_and_again_stays_open() -> None:
 
 
 @pytest.mark.usefixtures("_no_garbage_collection")
-def test_one_that_is_received_again_just_when_it_is_to_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A garbage collection, or a signal handler, drops others in the middle of receiving it."""
+def test_an_object_that_is_received_again_just_when_it_is_to_be_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A garbage collection or a signal handler drops other objects while this one is being received."""
     message, *others = received(LockedCounter, shared_object._MOST_IDLE + 2)
     pickle.loads(message)
     lend = SharedObject._lend
@@ -284,7 +290,7 @@ def test_one_that_is_received_again_just_when_it_is_to_be_closed(monkeypatch: py
 
 
 @pytest.mark.usefixtures("_no_garbage_collection")
-def test_one_that_this_thread_is_inside_of_stays_open() -> None:
+def test_an_object_that_this_thread_is_using_stays_open() -> None:
     message, *others = received(LockedCounter, shared_object._MOST_IDLE + 5)
     compound = pickle.loads(message).__enter__()
     for other in others:
@@ -298,7 +304,7 @@ def test_one_that_this_thread_is_inside_of_stays_open() -> None:
 def test_names_stay_if_a_handle_comes_back_while_another_thread_drops_the_last(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It was under way no more, and the table of processes named nobody but the creator."""
+    """They must, although no handle is in transit any more and no other process has the object open."""
     handles: list[BoundedQueue[int]] = [BoundedQueue()]
     name = handles[0]._opened().name
     message = pickle.dumps(handles[0])
@@ -320,7 +326,7 @@ def test_names_stay_if_a_handle_comes_back_while_another_thread_drops_the_last(
 
 
 @pytest.mark.usefixtures("_no_garbage_collection")
-def test_names_stay_if_a_handle_comes_back_while_they_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_stay_if_a_handle_comes_back_during_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
     queue: BoundedQueue[int] = BoundedQueue()
     name = queue._opened().name
     message = pickle.dumps(queue)
@@ -345,10 +351,10 @@ def test_names_stay_if_a_handle_comes_back_while_they_are_looked_at(monkeypatch:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
 @pytest.mark.parametrize("when", ["closing", "looking"])
-def test_names_stay_if_a_fork_sends_a_handle_on_and_ends_just_then(
+def test_names_stay_if_a_fork_sends_a_handle_and_ends_during_the_check(
     when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing was under way yet, and then nobody had it open any more."""
+    """First no handle is in transit yet, and then nobody has the object open any more: yet it is needed."""
     queue: BoundedQueue[int] = BoundedQueue()
     name = queue._opened().name
     go, do_go = os.pipe()
@@ -389,8 +395,8 @@ def test_names_stay_if_a_fork_sends_a_handle_on_and_ends_just_then(
 
 
 @pytest.mark.usefixtures("_no_garbage_collection")
-def test_a_handle_that_comes_in_the_middle_of_dropping_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A signal handler, or a finalizer, that takes it from another queue."""
+def test_a_handle_that_arrives_while_the_last_one_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal handler or a finalizer may take it from another queue."""
     queue: BoundedQueue[int] = BoundedQueue()
     name = queue._opened().name
     message = pickle.dumps(queue)
@@ -411,10 +417,10 @@ def test_a_handle_that_comes_in_the_middle_of_dropping_the_last(monkeypatch: pyt
         assert arrived.get() == 1
 
 
-def test_what_this_thread_is_inside_of_is_left_to_the_garbage_collection(
+def test_an_object_that_this_thread_is_using_is_left_to_the_garbage_collection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """An error was printed, and a fork did not find it any more."""
+    """Otherwise an error would be printed, and a fork would not find the object any more."""
     unraisable: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
     counter = LockedCounter()
@@ -432,15 +438,15 @@ def test_what_this_thread_is_inside_of_is_left_to_the_garbage_collection(
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
-def test_a_child_closes_before_the_hook_without_the_locks_of_its_parent(
+def test_a_child_can_close_an_object_before_the_fork_hook_has_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A garbage collection may come first: it waited for a thread that was in the parent only."""
+    """A garbage collection may come first. It must not wait for a lock of a thread that the child lacks."""
     queue: BoundedQueue[int] = BoundedQueue()
     queue.put(1)
     shared = queue._opened()
     monkeypatch.setattr(robust_lock, "SHUT_SECONDS", 10 * PATIENCE)
-    # So the hook does not find it.
+    # Then the hook does not find the object.
     del users.open_here[shared.name]
     lock = shared.get_lock
     inside, done = threading.Event(), threading.Event()
@@ -469,8 +475,10 @@ def test_a_child_closes_before_the_hook_without_the_locks_of_its_parent(
     queue.close()
 
 
-def test_what_has_been_closed_may_go_when_the_modules_have_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An array that came from a dropped queue is often the last thing of a program."""
+def test_a_closed_object_can_be_dropped_after_the_modules_were_emptied(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At the end of a program the last object is often an array that came from a dropped queue."""
     unraisable: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
     queue: BoundedQueue[int] = BoundedQueue()
@@ -487,7 +495,7 @@ def test_what_has_been_closed_may_go_when_the_modules_have_gone(monkeypatch: pyt
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
 def test_a_fork_is_prepared_while_other_threads_create_and_drop() -> None:
-    """The hook broke off, and the creator did not know of its child."""
+    """Otherwise the fork hook would fail in the middle, and creators would not know of the child."""
     made: list[Lock] = []
     data: dict[str, Any] = users.open_here.data  # type: ignore[attr-defined]
     first = Lock()

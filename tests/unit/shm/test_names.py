@@ -1,4 +1,4 @@
-"""Names: each has one owner, who removes it when nobody can need it any more."""
+"""Names: each has one owner, which removes it when nobody can need it any more."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_the_owner_removes(file: str) -> None:
     assert not os.path.exists(file)
     Path(file).touch()
     names.remove(file)
-    assert os.path.exists(file), "what is not owned any more is not touched"
+    assert os.path.exists(file), "a name that is not owned any more was removed"
 
 
 def test_a_file_that_is_gone_already_is_no_error(file: str) -> None:
@@ -40,10 +40,10 @@ def test_a_file_that_is_gone_already_is_no_error(file: str) -> None:
 
 
 @pytest.mark.parametrize("exists", [True, False])
-def test_what_may_not_be_removed_any_more_is_left_to_the_tracker(
+def test_a_name_that_may_not_be_removed_is_left_to_the_tracker(
     exists: bool, file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A program that had given up its privileges could close nothing that it had made before."""
+    """Otherwise a program that gives up its privileges could not close what it made before."""
 
     def refuse(path: str) -> None:
         raise PermissionError(errno.EPERM, "not permitted", path)
@@ -60,7 +60,7 @@ def test_what_may_not_be_removed_any_more_is_left_to_the_tracker(
     assert len(forgotten) == (not exists)
 
 
-def test_what_is_handed_over_is_left_alone(file: str) -> None:
+def test_a_name_that_was_handed_over_is_not_removed(file: str) -> None:
     names.hand_over(file)
     names.remove(file)
     names.let_go(file, file, None)
@@ -75,7 +75,7 @@ def test_a_name_that_nobody_needs_goes_at_once(file: str) -> None:
 def test_a_name_that_may_be_needed_lingers(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr("mpkit._shm.memory.names.CLOCK.monotonic", lambda: now[0])
-    # What earlier tests have let go lingers by the real clock, and would stand in front.
+    # Names of earlier tests linger by the real clock, and would come first.
     monkeypatch.setattr(names, "_lingering", deque())
     asked = []
     needed = [True]
@@ -102,10 +102,10 @@ def test_a_name_that_may_be_needed_lingers(file: str, monkeypatch: pytest.Monkey
     assert not names._lingering
 
 
-def test_where_many_linger_they_are_looked_at_sooner(
+def test_if_many_names_linger_they_are_checked_sooner(
     file: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """With a new queue for each of a hundred tasks a second there were thirty thousand of them."""
+    """Otherwise a program that makes a hundred queues a second would have thirty thousand names."""
     monkeypatch.setattr(names, "_lingering", deque())
     monkeypatch.setattr(names, "_MANY_LINGER", 4)
     needed = {"kept", "a"}
@@ -131,7 +131,7 @@ def test_where_many_linger_they_are_looked_at_sooner(
 
     assert asked == []
     names.own(file, "segment")
-    assert asked == [], "they have lingered for a moment only: a message may be unpickled once more"
+    assert asked == [], "checked too soon: a message may be unpickled once more"
     monkeypatch.setattr(names, "_LEAST_LINGER_SECONDS", 0.0)
     names.own(file, "segment")
     assert asked == ["kept", "a"]
@@ -189,7 +189,7 @@ def test_at_the_exit_everything_goes(file: str, monkeypatch: pytest.MonkeyPatch)
 def test_a_signal_handler_in_the_middle_may_wait_for_a_thread_that_removes_a_name(
     file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that made a pool and waited for it waited for ever."""
+    """Otherwise a handler that makes a pool and waits for it would wait for ever."""
 
     def on_signal(_hook: object) -> None:
         thread = threading.Thread(target=names.remove, args=(file,))

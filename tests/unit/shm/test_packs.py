@@ -1,4 +1,4 @@
-"""Packs: which items may share a record, and that nobody can tell that they do."""
+"""Packs: which items may share a record, and that this makes no visible difference."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ Pair = namedtuple("Pair", "left right")  # noqa: PYI024  the plain kind, too, is
 
 
 class Text(str):
-    """A class of the user's."""
+    """A class that a user defined."""
 
     __slots__ = ()
 
 
 def packs_put(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many items each pack had that went into a queue from now on."""
+    """Records the number of items of each pack that is put into a queue."""
     numbers: list[int] = []
     real = put_side.PutSide.put_pack
 
@@ -91,7 +91,7 @@ SHARED: list[int] = [1]
         [bytes([number]) * (MOST_BYTES // 4) for number in range(5)],
     ],
 )
-def test_what_could_be_told_apart_is_not_packed(items: list[Any]) -> None:
+def test_items_for_which_it_would_make_a_difference_are_not_packed(items: list[Any]) -> None:
     assert pack(items) is None
 
 
@@ -101,7 +101,7 @@ def test_a_list_that_holds_itself_is_not_packed() -> None:
     assert pack([1, 2, 3, loop]) is None
 
 
-def test_what_another_thread_slips_in_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_item_that_another_thread_adds_meanwhile_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     from mpkit._shm.queues import packs
 
     monkeypatch.setattr(packs, "are_plain", lambda _items: True)
@@ -148,7 +148,7 @@ def test_packs_are_used_and_count_as_their_items(
     assert queue.join(0)
 
 
-def test_what_is_given_away_lives_no_longer_here(queue: BoundedQueue[Any]) -> None:
+def test_a_pack_keeps_no_reference_to_an_item_that_was_taken(queue: BoundedQueue[Any]) -> None:
     queue.put_many([[number] for number in range(10)])
     first = queue.get()
     first.append("mine")
@@ -163,18 +163,20 @@ def test_a_bound_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         assert queue.put_many(range(8, 17), block=False) == 2
         assert numbers == [8, 0]
         assert queue.full()
-        # More than ever fits is not even tried.
+        # A pack that is larger than the bound is not even tried.
         assert queue.put_many(range(20), block=False) == 0
         assert numbers == [8, 0]
         with pytest.raises(QueueFull):
             queue.put_nowait(1)
-        # As soon as one is taken of the pack there is room, although the pack still lies there.
+        # As soon as one item of the pack is taken there is room, although the record is still there.
         assert queue.get() == 0
         queue.put_nowait(10)
         assert queue.get_many() == list(range(1, 11))
 
 
-def test_what_waits_for_room_is_what_was_put(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changes_after_put_many_do_not_reach_items_that_wait_for_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with BoundedQueue[Any](maxsize=6) as queue:
         items: list[list[Any]] = [[number] for number in range(9)]
         putting = threading.Thread(target=queue.put_many, args=(items,), daemon=True)
@@ -196,7 +198,7 @@ def test_no_pack_where_bytes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
         assert queue.get_many() == list(range(10))
 
 
-def test_who_must_not_block_waits_once_for_a_lock_that_is_stuck(
+def test_a_call_that_must_not_block_waits_only_once_for_a_stuck_lock(
     queue: BoundedQueue[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue.put(0)
@@ -240,7 +242,7 @@ def test_threads_share_a_pack(queue: BoundedQueue[int]) -> None:
     assert sorted(got) == list(range(2000))
 
 
-def test_the_end_of_the_counts_falls_into_no_pack(queue: BoundedQueue[Any]) -> None:
+def test_the_counts_do_not_wrap_around_inside_a_pack(queue: BoundedQueue[Any]) -> None:
     assert queue._shared is not None
     shared = queue._shared
     generation = shared.generations.view(0).words
@@ -260,7 +262,7 @@ def test_the_end_of_the_counts_falls_into_no_pack(queue: BoundedQueue[Any]) -> N
 
 
 class QueueAgainstDeque(RuleBasedStateMachine):
-    """One thread, all ways to put and to get, and a bound or none."""
+    """One thread uses all ways to put and to get, with or without a bound."""
 
     small = st.integers() | st.text(max_size=20) | st.lists(st.integers(0, 9), max_size=3)
 

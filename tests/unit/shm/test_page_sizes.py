@@ -1,4 +1,4 @@
-"""Machines with larger pages than this one: what is mapped begins at a page's border there, too."""
+"""Machines with larger pages than this one: every mapping begins at a page border there, too."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mpkit._shm.queues import queue_file, region_supply, regions
 
 @pytest.fixture(params=[16 * 1024, 64 * 1024])
 def page(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Have the system refuse what it refuses where pages are of that size."""
+    """Refuse the mappings that a system with pages of this size would refuse."""
     size: int = request.param
     if size <= segment.PAGE:
         pytest.skip("pages are larger here anyway")
@@ -49,7 +49,7 @@ def test_a_queue_takes_big_items_and_grows() -> None:
 def test_without_posix_fallocate_memory_is_reserved_beside_the_position(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Forks and threads share the position in a file: another one may reserve at the same time."""
+    """Forks and threads share the position in a file, and another one may reserve at the same time."""
     monkeypatch.delattr(os, "posix_fallocate", raising=False)
     fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
     try:

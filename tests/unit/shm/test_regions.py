@@ -1,4 +1,4 @@
-"""Regions: who may use one again, and when."""
+"""Regions: when a region may be used again, and for what."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def regions(segment: Segment) -> Regions:
 
 
 def never() -> IsOver:
-    """Nothing is over."""
+    """Say that no use is over."""
     return lambda _state, _serial, _process: False
 
 
@@ -117,7 +117,7 @@ ALIVE, DEAD = "alive", "dead"
 @pytest.mark.parametrize(
     "use, serial, process, over",
     [
-        # Items 10 to 14 are queued, and generations 3 and 4 in use.
+        # In all cases, items 10 to 14 are queued and generations 3 and 4 are in use.
         (RING, 2, ALIVE, True),
         (RING, 3, DEAD, False),
         (RING, 4, DEAD, False),
@@ -146,7 +146,7 @@ def test_when_a_use_is_over(
     assert state(regions, number) == (FREE if over else use)
 
 
-def test_item_numbers_that_have_begun_again_at_zero(regions: Regions) -> None:
+def test_item_numbers_that_have_wrapped_around_to_zero(regions: Regions) -> None:
     is_over = UseIsOver(gets=COUNT_MASK - 1, puts=2, first=0, last=0)
     dead = dead_process()
     queued = [COUNT_MASK - 1, COUNT_MASK, 0, 1]
@@ -155,7 +155,9 @@ def test_item_numbers_that_have_begun_again_at_zero(regions: Regions) -> None:
     assert is_over(HELD, COUNT_MASK - 2, dead)
 
 
-def test_what_is_over_is_reclaimed_before_the_file_grows(regions: Regions, supply: RegionSupply) -> None:
+def test_regions_whose_use_is_over_are_reclaimed_before_the_file_grows(
+    regions: Regions, supply: RegionSupply
+) -> None:
     number = supply.claim(3 * PAGE, WRITING, 1)
     end = supply._end()
     belongs_to(regions, number, dead_process())
@@ -199,7 +201,7 @@ def test_bytes_are_counted_as_long_as_the_item_is_queued(regions: Regions, suppl
 def test_a_pinned_region_is_never_used_again(regions: Regions, supply: RegionSupply) -> None:
     number = supply.claim(PAGE, WRITING, 1)
     regions.pin(number)
-    assert state(regions, number) == WRITING, "only what is held can be pinned"
+    assert state(regions, number) == WRITING, "a region that is not held was pinned"
     regions.mark_held(number)
     regions.pin(number)
     assert state(regions, number) == PINNED
@@ -240,10 +242,10 @@ def test_a_full_table_leaves_entries_to_the_rings(regions: Regions, supply: Regi
 
 
 def refuse_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if there were no room where memory is reserved."""
+    """Make every reservation of memory fail, as if there were no room."""
 
     def refuse(fd: int, offset: int, size: int) -> None:
-        os.ftruncate(fd, offset + size)  # as far as it came
+        os.ftruncate(fd, offset + size)  # the part that a real attempt may have reserved
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(region_supply, "reserve", refuse)
@@ -255,7 +257,7 @@ def test_no_room_changes_nothing(
     kept = supply.claim(4 * PAGE, WRITING, 1)
     before = (list(segment.words[: START + CAPACITY * ENTRY_WORDS]), os.fstat(segment.fd).st_size)
     refuse_memory(monkeypatch)
-    # It cannot grow elsewhere, so that there is room elsewhere is no news.
+    # The file cannot grow anywhere else, so the error must not mention room in other directories.
     with pytest.raises(SharedMemoryExhausted, match=f"no room in {os.path.dirname(segment.name)}: free some"):
         supply.claim(64 * PAGE, WRITING, 2)
     assert before == (
@@ -267,7 +269,7 @@ def test_no_room_changes_nothing(
 
 
 def refuse_memory_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if there were no room the next time that memory is reserved, and then there were."""
+    """Make only the next reservation of memory fail, as if there were no room at first."""
     real, calls = reserve, []
 
     def refuse_once(fd: int, offset: int, size: int) -> None:
@@ -280,7 +282,7 @@ def refuse_memory_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="gives pages back")
-def test_no_room_is_made_from_what_is_free(
+def test_without_room_the_memory_of_free_regions_is_given_back(
     segment: Segment, regions: Regions, supply: RegionSupply, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = supply.claim(4 * PAGE, WRITING, 1)
@@ -290,25 +292,25 @@ def test_no_room_is_made_from_what_is_free(
     assert state(regions, small) == DROPPED
 
 
-def test_a_stretch_that_the_dead_have_grown_is_used(
+def test_space_that_a_dead_process_added_to_the_file_is_used(
     segment: Segment, regions: Regions, supply: RegionSupply
 ) -> None:
     number = supply.claim(4 * PAGE, WRITING, 1)
     size = os.fstat(segment.fd).st_size
-    # Killed after the growth and before the entry was used.
+    # As if a process was killed after it made the file longer, and before it used the entry.
     regions.words[START + number * ENTRY_WORDS] = NONE
     assert supply.claim(4 * PAGE, WRITING, 2) == number
     assert os.fstat(segment.fd).st_size == size
 
 
-# -- regions of other sizes than are needed ------------------------------------------------------------------
+# -- free regions of other sizes than needed -----------------------------------------------------------------
 
-#: So many big items fill the table.
+#: The number of big items that fill the table.
 MOST = CAPACITY - KEPT_FOR_RINGS
 
 
 def full_of(regions: Regions, supply: RegionSupply, size: int) -> None:
-    """Have as many regions of that size as big items may have, all of them free."""
+    """Fill the table with regions of this size for big items, and free all of them."""
     for serial in range(MOST):
         assert supply.claim(size, WRITING, serial) > 0
     for number in range(1, MOST + 1):
@@ -316,13 +318,13 @@ def full_of(regions: Regions, supply: RegionSupply, size: int) -> None:
 
 
 def lies(regions: Regions, number: int) -> tuple[int, int]:
-    """From where to where in the file the region reaches."""
+    """Where in the file the region begins and ends."""
     place = regions.words[START + number * ENTRY_WORDS + 2]
     return offset_of(place), offset_of(place) + size_of(place)
 
 
 def assert_apart(segment: Segment, regions: Regions, supply: RegionSupply) -> None:
-    """No two regions lie in one place, and all of them in the file."""
+    """Check that no two regions overlap, and that all of them are inside the file."""
     made = [number for number in range(1, CAPACITY) if state(regions, number) != NONE]
     owned = sorted((lies(regions, number)[0], supply._own(number)) for number in made)
     assert owned[0][0] >= 2 * PAGE
@@ -334,7 +336,7 @@ def assert_apart(segment: Segment, regions: Regions, supply: RegionSupply) -> No
 def test_a_free_region_that_is_too_small_is_given_another_place(
     segment: Segment, regions: Regions, supply: RegionSupply
 ) -> None:
-    """After a burst of small ones no larger item ever got a region again."""
+    """Otherwise, after a burst of small items, no larger item would ever get a region again."""
     full_of(regions, supply, 2 * PAGE)
     supply.claim(3 * PAGE, RING, 1)
     number = supply.claim(100 * PAGE, WRITING, 1)
@@ -356,7 +358,7 @@ def test_a_mapping_of_the_old_place_is_not_used_for_the_new_one(
     assert number > 0
     regions.map(number)[:3] = b"new"
     assert other.map(number)[:3] == b"new"
-    # Who looks at an old ring without a lock: its first page is there.
+    # A process may look at an old ring without a lock, so its first page must stay.
     assert before[number - 1][:3] == bytes(3)
 
 
@@ -374,7 +376,7 @@ def test_the_last_region_of_the_file_is_made_longer_where_it_lies(
 def test_a_region_that_is_made_smaller_can_grow_again(
     segment: Segment, regions: Regions, supply: RegionSupply
 ) -> None:
-    """Of one whose pages are gone only as many as needed are taken again."""
+    """If a region's pages were given back, only as many as needed are taken again."""
     full_of(regions, supply, 100 * PAGE)
     supply.drop_free()
     end = supply._end()
@@ -398,7 +400,7 @@ def test_a_far_larger_region_is_better_than_none(regions: Regions, supply: Regio
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="counts the blocks of a file")
-def test_what_is_left_for_another_place_gives_its_memory_back(
+def test_a_region_that_moves_to_another_place_gives_the_old_memory_back(
     segment: Segment, regions: Regions, supply: RegionSupply
 ) -> None:
     full_of(regions, supply, 64 * PAGE)
@@ -407,7 +409,7 @@ def test_what_is_left_for_another_place_gives_its_memory_back(
     assert os.fstat(segment.fd).st_blocks * 512 == before + (128 - 64 + 1) * PAGE
 
 
-def test_no_memory_for_another_place_leaves_the_old_one(
+def test_without_memory_for_another_place_a_region_keeps_the_old_one(
     segment: Segment, regions: Regions, supply: RegionSupply, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full_of(regions, supply, 2 * PAGE)
@@ -449,10 +451,10 @@ def test_any_order_of_sizes_keeps_them_apart(
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="gives pages back")
-def test_to_use_pages_again_those_of_other_free_regions_are_given_back(
+def test_other_free_regions_give_their_pages_back_so_that_one_can_be_used(
     segment: Segment, regions: Regions, supply: RegionSupply, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A region whose pages had been given back was refused, while others that were free had theirs."""
+    """Otherwise a region without pages would be refused for lack of memory, while free ones keep theirs."""
     dropped = supply.claim(64 * PAGE, WRITING, 1)
     regions.free(dropped)
     supply.drop_free()
@@ -495,7 +497,7 @@ def test_few_mappings_are_kept(
 def test_mappings_that_nobody_uses_make_room_for_others(
     code: int, regions: Regions, supply: RegionSupply, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process with few descriptors, or little address space, could use no region any more."""
+    """Otherwise a process with few descriptors or little address space could soon map no further region."""
     living: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 
     def three_at_most(fd: int, size: int, offset: int = 0) -> mmap.mmap:
@@ -515,7 +517,7 @@ def test_mappings_that_nobody_uses_make_room_for_others(
     assert [regions.map(number)[0] for number in numbers[1:]] == numbers[1:]
 
 
-@pytest.mark.skipif(sys.version_info < (3, 13), reason="each mapping has its own descriptor there")
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="before Python 3.13 each mapping has a descriptor")
 @pytest.mark.skipif(sys.platform == "win32", reason="so it has there")
 def test_a_mapping_needs_no_descriptor(segment: Segment) -> None:
     mapped = map_file(segment.fd, PAGE)
@@ -524,10 +526,10 @@ def test_a_mapping_needs_no_descriptor(segment: Segment) -> None:
     assert len(mapped) == PAGE
 
 
-# -- what is asked about processes ---------------------------------------------------------------------------
+# -- questions about processes -------------------------------------------------------------------------------
 
 
-def test_the_system_is_asked_once_about_who_has_many_regions(
+def test_the_system_is_asked_only_once_about_the_owner_of_many_regions(
     regions: Regions, supply: RegionSupply, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[ProcessIdentity] = []
@@ -547,6 +549,6 @@ def test_the_system_is_asked_once_about_who_has_many_regions(
     assert sorted(asked) == sorted([alive, dead])
 
 
-def test_a_writing_that_was_interrupted_before_it_began_goes_quietly() -> None:
-    """Ctrl-C at the first step of putting a big item printed an AttributeError as well."""
+def test_the_destructor_of_a_writing_that_never_began_prints_nothing() -> None:
+    """Ctrl-C at the first step of putting a big item must not print an AttributeError, too."""
     Writing.__new__(Writing)

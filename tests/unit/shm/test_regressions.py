@@ -1,4 +1,8 @@
-"""What went wrong once, without child processes; `tests/integration/test_shm_regressions.py` has the rest."""
+"""Regressions that can be tested without child processes. For others, see
+`tests/integration/test_shm_regressions.py`.
+
+A docstring says what would happen if the test failed, unless its name does.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +58,7 @@ def opened(handle: BoundedQueue[Any]) -> OpenQueue:
 def waiting_behind_a_stopped_holder(
     monkeypatch: pytest.MonkeyPatch, shared: CounterFile | OpenQueue, number: int, call: Callable[[], object]
 ) -> Iterator[tuple[Holder, Call[object]]]:
-    """`call` runs in a thread and waits for lock `number`, which a stopped process has."""
+    """Run `call` in a thread until it waits for lock `number`, which a stopped process holds."""
     monkeypatch.setattr(robust_lock, "SHUT_SECONDS", 0.02)
     lock = shared.locks[number]
     lock.acquire(None)
@@ -66,7 +70,7 @@ def waiting_behind_a_stopped_holder(
     wait_until(lambda: words[row] & robust_lock.INSIDE, "the thread waits for the lock")
     yield holder, thread
     thread.join()
-    assert holder.can_acquire(), "the permit is gone for ever"
+    assert holder.can_acquire(), "the permit is lost"
 
 
 def test_nothing_is_changed_without_the_lock_when_another_thread_closes(
@@ -100,7 +104,7 @@ def test_a_permit_that_comes_after_the_closing_is_given_back(monkeypatch: pytest
 
 
 def test_a_process_with_a_thread_inside_keeps_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The thread may still get the permit, and without a row nobody would know."""
+    """The thread may still get the permit. Without a row, nobody would know that it holds it."""
     counter = LockedCounter(5)
     shared = counter._opened()
     words = shared.words
@@ -124,7 +128,7 @@ def test_a_getter_that_waits_for_the_lock_learns_of_the_closing(
 
 
 def test_a_run_of_puts_near_the_end_of_the_counts(queue: BoundedQueue[Any]) -> None:
-    """The place after the end showed a record that nobody had put."""
+    """Otherwise a getter would read old bytes behind the last record as a record."""
     shared = opened(queue)
     ring = shared.generations.view(0)
     ring.words[RING_TAIL] = ring.words[RING_HEAD] = (COUNT_LIMIT - ONE) | (ring.capacity - 1)
@@ -155,8 +159,10 @@ def test_an_item_survives_a_map_that_is_refused(
     assert queue.get() == bytes(100_000)
 
 
-def test_a_put_that_failed_after_publication_frees_nobody_elses_region(queue: BoundedQueue[Any]) -> None:
-    """Ctrl-C just after the item was published; it was taken and its region claimed by another putter."""
+def test_a_put_that_failed_after_publication_frees_no_region_of_another(queue: BoundedQueue[Any]) -> None:
+    """Ctrl-C comes just after the item is published. By the time the put cleans up, the item may have been
+    taken and its region claimed by another putter, who must not lose it.
+    """
     shared = opened(queue)
     item = shared.puts.write_big(b"head", [memoryview(bytes(100_000))], True, None)
     assert item is not None
@@ -170,7 +176,7 @@ def test_a_put_that_failed_after_publication_frees_nobody_elses_region(queue: Bo
     shared.words[at + 4], shared.words[at + 5], shared.words[at] = other.pid, other.started, WRITING
     shared.puts.drop_big(item)
     assert shared.words[at] == WRITING
-    # Nor if it is this process's own, for its next item.
+    # The same if this process itself claimed the region again, for its next item.
     shared.words[at] = FREE
     again = shared.puts.write_big(b"head", [memoryview(bytes(100_000))], True, None)
     assert again is not None
@@ -181,8 +187,8 @@ def test_a_put_that_failed_after_publication_frees_nobody_elses_region(queue: Bo
     assert shared.words[at] == FREE
 
 
-def test_one_big_item_taken_is_room_for_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Nobody is helped by a slice that ends.
+def test_taking_one_big_item_wakes_all_putters_that_then_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Long slices, so that no putter goes on just because its slice ends.
     monkeypatch.setattr(sleepers, "SLICE_SECONDS", PATIENCE)
     with BoundedQueue[bytes](max_bytes=100_000) as queue:
         queue.put(bytes(88_000))
@@ -215,15 +221,17 @@ def test_ctrl_c_as_the_file_lock_is_taken_gives_it_back(monkeypatch: pytest.Monk
             assert alone
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="record locks elsewhere are given up by any close")
-def test_a_look_at_the_names_does_not_give_the_file_lock_up() -> None:
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="elsewhere, closing any descriptor of the file releases the lock"
+)
+def test_checking_whether_a_name_is_in_use_does_not_release_the_file_lock() -> None:
     with closing(LockedCounter()) as counter:
         shared = counter._opened()
         rows = Rows(shared.segment, start=0, capacity=0, used_at=0)
         with shared.rows.exclusive(None) as alone:
             assert alone
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(users, "open_here", {})  # as another program would look
+                patch.setattr(users, "open_here", {})  # as if another program checked
                 assert not users.in_use_elsewhere(shared.name)
             with rows.exclusive(time.monotonic()) as also:
                 assert not also
@@ -232,7 +240,9 @@ def test_a_look_at_the_names_does_not_give_the_file_lock_up() -> None:
 def test_what_is_put_before_the_shutdown_is_found(
     queue: BoundedQueue[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A getter finds nothing; somebody puts the last item and shuts down; the getter said "drained"."""
+    """A getter finds nothing. Then another process puts the last item and shuts the queue down. The getter
+    must look again before it says that the queue is shut down and empty.
+    """
     queue.put(0)
     queue.get()
     puts = opened(queue).puts
@@ -251,8 +261,10 @@ def test_what_is_put_before_the_shutdown_is_found(
     assert queue.get(timeout=PATIENCE) == "the last item"
 
 
-def test_the_lock_between_threads_shows_itself_last(queue: BoundedQueue[Any]) -> None:
-    """Two threads use an object for the first time together: the second one wrote to word 0 of the file."""
+def test_the_lock_between_threads_is_published_last_at_the_first_use(queue: BoundedQueue[Any]) -> None:
+    """Two threads use an object for the first time at once. If the second one found a half-initialised lock,
+    it would write to word 0 of the file.
+    """
     shared = opened(queue)
     magic = shared.words[0]
     reached, go_on = threading.Event(), threading.Event()
@@ -286,7 +298,7 @@ def test_the_lock_between_threads_shows_itself_last(queue: BoundedQueue[Any]) ->
 
 
 def test_tickets_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A waker comes just after the ticket was taken, and its token is never waited for: round for round."""
+    """In each round a waker comes just after a ticket was taken, so that nobody waits for its token."""
     with closing(LockedCounter()) as counter:
         shared = counter._opened()
         group = shared._sleepers
@@ -329,7 +341,7 @@ def test_what_a_woken_getter_has_taken_is_not_lost(
     assert (waiting.value, waiting.error) == ("the only item", None)
 
 
-def test_a_handle_under_way_counts_though_another_was_unpickled_many_times() -> None:
+def test_a_handle_in_transit_counts_even_if_another_was_unpickled_many_times() -> None:
     counter = LockedCounter(5)
     name = counter._name
     everybody = pickle.dumps(counter)
@@ -337,13 +349,13 @@ def test_a_handle_under_way_counts_though_another_was_unpickled_many_times() -> 
         pickle.loads(everybody)
     under_way = pickle.dumps(counter)
     counter.close()
-    assert name in names.owned_names(), "somebody is still to get it"
+    assert name in names.owned_names(), "a handle is still in transit"
     arrived = pickle.loads(under_way)
     assert arrived.value == 5
     arrived.close()
 
 
-def test_a_handle_that_has_arrived_is_under_way_no_more() -> None:
+def test_a_handle_that_has_arrived_is_no_longer_in_transit() -> None:
     counter = arrived = LockedCounter()
     for _ in range(shared_file.NUMBERS + 2):
         arrived = pickle.loads(pickle.dumps(counter))
@@ -356,7 +368,7 @@ def test_a_handle_that_has_arrived_is_under_way_no_more() -> None:
     arrived.close()
 
 
-def test_a_handle_that_arrives_for_the_second_time_does_not_stand_for_a_later_one() -> None:
+def test_unpickling_a_handle_twice_does_not_count_as_the_arrival_of_another_one() -> None:
     counter = LockedCounter()
     first = pickle.dumps(counter)
     pickle.loads(first)
@@ -372,7 +384,7 @@ def test_a_handle_that_arrives_for_the_second_time_does_not_stand_for_a_later_on
 
 @needs_a_trace_that_raises
 def test_ctrl_c_at_the_end_of_a_compound_update_leaves_nothing_locked() -> None:
-    # Step 0 is the call of `__exit__` itself, where no `try` has begun.
+    # From step 1: step 0 is the call of `__exit__` itself, where no `try` has begun yet.
     for step in itertools.count(1):
         with closing(LockedCounter(1)) as counter:
             counter.__enter__().value = 2
@@ -397,7 +409,7 @@ def test_an_item_that_has_been_taken_is_not_lost_when_another_thread_closes_the_
 
 
 def assert_no_region_is_held(queue: BoundedQueue[bytearray]) -> None:
-    # An interrupt in a destructor is made good by the next one.
+    # If a destructor was interrupted, the destructor of the next item cleans up.
     queue.put(bytearray(100_000))
     assert queue.get() == bytearray(100_000)
     assert queue._opened().regions.with_getters() == 0
@@ -450,7 +462,7 @@ def test_an_item_is_given_back_once() -> None:
         at = REGIONS + number * ENTRY_WORDS
         first._give_back()
         assert words[at] == FREE
-        # By now it may be another's.
+        # By now another process may use it.
         words[at] = WRITING
         first._number = number
         first._give_back()
@@ -459,7 +471,9 @@ def test_an_item_is_given_back_once() -> None:
         assert regions.with_getters() == 0
 
 
-def test_a_system_without_threads_is_an_error_once_and_hangs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_that_cannot_be_started_fails_one_aget_and_blocks_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def refuse(_thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -477,7 +491,7 @@ def test_a_system_without_threads_is_an_error_once_and_hangs_nobody(monkeypatch:
     assert asyncio.run(main()) == 7
 
 
-def test_whoever_waits_in_an_event_loop_is_told_what_ended_it(
+def test_an_error_of_the_waiting_thread_is_raised_by_the_coroutine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(*_args: object) -> None:
@@ -496,10 +510,12 @@ def test_whoever_waits_in_an_event_loop_is_told_what_ended_it(
 
 
 @pytest.mark.parametrize("side", [get_side.GetSide, put_side.PutSide])
-def test_what_is_done_is_done_though_another_thread_closes_the_queue_just_then(
+def test_an_operation_succeeds_even_if_another_thread_then_closes_the_queue(
     side: type[get_side.GetSide | put_side.PutSide], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the operation and the look for whom to wake: the ring there is not to be mapped any more."""
+    """The close comes after the operation and before the look for sleepers, which can map no ring any
+    more.
+    """
     asleep = threading.Event()
     sleep = sleepers.Sleepers.sleep
 
@@ -542,8 +558,10 @@ def test_what_is_done_is_done_though_another_thread_closes_the_queue_just_then(
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES])
-def test_who_cannot_look_takes_no_name_away(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without descriptors it removed the names of a queue that others had open."""
+def test_a_name_counts_as_in_use_if_that_cannot_be_checked(
+    code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a process without free descriptors would remove names of queues that others have open."""
 
     def refuse(path: str, *_args: object) -> int:
         raise OSError(code, os.strerror(code), path)
@@ -555,7 +573,7 @@ def test_who_cannot_look_takes_no_name_away(code: int, monkeypatch: pytest.Monke
         with monkeypatch.context() as patch:
             patch.setattr(os, "open", refuse)
             assert users.in_use_elsewhere(name)
-    assert not users.in_use_elsewhere(name), "it is gone"
+    assert not users.in_use_elsewhere(name), "the counter is closed"
 
 
 def is_taken(lock: InterruptibleLock) -> bool:
@@ -566,7 +584,7 @@ def is_taken(lock: InterruptibleLock) -> bool:
 
 
 @pytest.mark.parametrize("make", [BoundedQueue[int], LockedCounter, Lock])
-def test_closing_does_not_wait_for_a_thread_that_a_stopped_process_keeps_from_joining(
+def test_closing_does_not_wait_for_a_thread_that_a_stopped_process_holds_up(
     make: Callable[[], BoundedQueue[int] | LockedCounter | Lock],
 ) -> None:
     with closing(make()) as handle:
@@ -600,10 +618,10 @@ def test_closing_has_one_time_limit_for_all_threads_inside(monkeypatch: pytest.M
     assert len(set(asked)) == 1
 
 
-def test_ctrl_c_as_what_was_thrown_away_is_counted_leaves_the_counts_right(
+def test_ctrl_c_during_an_immediate_shutdown_leaves_the_counts_right(
     queue: BoundedQueue[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`join` waited for ever: what had been thrown away was never counted as done."""
+    """Otherwise discarded items would never count as done, and `join` would wait for ever."""
     real = get_side.GetSide.repair
     rounds: list[int] = []
 
@@ -644,7 +662,7 @@ def test_a_lost_handle_raises_a_new_exception_each_time() -> None:
 
 
 def test_a_wake_up_for_a_loop_that_is_closed_is_passed_on() -> None:
-    """Whoever waits there is told nothing any more, and somebody else who sleeps might have been."""
+    """A coroutine of that loop cannot be told any more, so another sleeper must be woken instead."""
     woken, passed_on = threading.Event(), threading.Event()
     watch = async_waiters._Watch(
         "watch",
@@ -668,12 +686,12 @@ def test_a_wake_up_for_a_loop_that_is_closed_is_passed_on() -> None:
         del task
 
 
-# -- what an idle getter gives back --------------------------------------------------------------------------
+# -- memory that an idle getter gives back -------------------------------------------------------------------
 
 
 @pytest.fixture
 def trims(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """What each try to trim a queue has come to."""
+    """Records the result of each attempt to trim a queue."""
     found: list[bool] = []
     real = PutSide.trim
 
@@ -691,7 +709,7 @@ def poll(queue: BoundedQueue[Any]) -> None:
 
 
 def poll_until(queue: BoundedQueue[Any], condition: Callable[[], object]) -> None:
-    """On a busy machine the time of one poll may be over before its first slice is."""
+    """Poll until `condition` is true. (On a busy machine, a poll may end before its first slice does.)"""
 
     def is_so() -> object:
         poll(queue)
@@ -703,7 +721,7 @@ def poll_until(queue: BoundedQueue[Any], condition: Callable[[], object]) -> Non
 def test_a_short_timeout_gives_no_memory_back(
     queue: BoundedQueue[Any], trims: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each poll threw away the memory that the next item needed."""
+    """Otherwise each poll would give away the memory that the next item needs."""
     monkeypatch.setattr(sleepers, "SLICE_SECONDS", PATIENCE)
     for _ in range(3):
         with pytest.raises(QueueEmpty):
@@ -732,7 +750,7 @@ class _KeepsItsPages:
 def test_memory_that_cannot_be_given_back_stays(
     queue: BoundedQueue[Any], trims: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On some file systems, and when all of a process is locked into memory, `get` raised an OSError."""
+    """`get` must not raise if `madvise` fails, as on some file systems or if all memory is locked."""
     monkeypatch.setattr(sleepers, "SLICE_SECONDS", 0.0)
     queue.put(bytes(100_000))
     assert queue.get() == bytes(100_000)
@@ -749,13 +767,13 @@ def test_memory_that_cannot_be_given_back_stays(
 def test_a_getter_does_not_wait_for_a_putter_to_give_memory_back(
     queue: BoundedQueue[Any], trims: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It kept all getters out meanwhile: for a second, where a putter was stopped."""
+    """While it waited, it would keep all other getters out: for a second, if a putter is stopped."""
     monkeypatch.setattr(sleepers, "SLICE_SECONDS", 0.0)
     shared = opened(queue)
     real = RobustLock.acquire
 
     def acquire(self: RobustLock, deadline: float | None = None) -> bool:
-        assert self is not shared.put_lock, "it waits for the putters"
+        assert self is not shared.put_lock, "it waits for the lock of the putters"
         return real(self, deadline)
 
     holder = Holder(shared, 0, living_stranger())
@@ -801,7 +819,7 @@ def test_nothing_is_pickled_for_a_queue_that_is_full(monkeypatch: pytest.MonkeyP
     with BoundedQueue[Any](2) as queue:
         queue.put_many([1, 2])
         for item in (_Noted(), b"small"):
-            # As after somebody else has filled it: this process knows of room that is no more.
+            # As if another process had filled it: this one still believes that there is room.
             queue._puts.ring.tail, queue._puts.ring.left = -1, 2
             with pytest.raises(QueueFull):
                 queue.put_nowait(item)
@@ -824,13 +842,13 @@ def test_nothing_is_pickled_for_a_queue_that_is_full(monkeypatch: pytest.MonkeyP
         full.put_nowait(2)
 
 
-# -- a big item that cannot be shown in place ----------------------------------------------------------------
+# -- a big item that cannot be viewed in place ---------------------------------------------------------------
 
 
 def test_without_ctypes_a_big_item_is_copied(
     queue: BoundedQueue[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was lost: taken already, and then there were no views to be had."""
+    """Views need ctypes. Otherwise the item would be lost: it has been taken already."""
     queue.put(bytes(range(250)) * 400)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "ctypes", None)
@@ -851,10 +869,10 @@ def test_without_a_descriptor_to_load_ctypes_a_big_item_is_copied(
     assert opened(queue).regions.with_getters() == 0
 
 
-def test_an_exception_just_when_a_region_has_been_claimed_does_not_keep_it(
+def test_a_region_that_was_claimed_just_before_an_exception_is_used_again(
     queue: BoundedQueue[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It came before anybody knew the region's number, and that was taken until the process ended."""
+    """The exception comes before the number is stored. The region must not be lost until the process ends."""
     regions = opened(queue).regions
     real = RegionSupply.claim
 
@@ -868,12 +886,12 @@ def test_an_exception_just_when_a_region_has_been_claimed_does_not_keep_it(
 
     with monkeypatch.context() as patch:
         patch.setattr(RegionSupply, "claim", claim)
-        # Not pytest.raises, which keeps the traceback, and with it all that was under way.
+        # Not pytest.raises: that keeps the traceback, and with it what the put was working on.
         with contextlib.suppress(KeyboardInterrupt):
             queue.put(bytes(100_000))
     assert written() == 1
     with ThreadPoolExecutor(1) as threads:
-        # What is under way in another thread is let be.
+        # A region that another thread is just writing is left alone.
         patched = threading.Event()
         going_on = threading.Event()
         real_map = Regions.map
@@ -904,7 +922,9 @@ def test_an_exception_just_when_a_region_has_been_claimed_does_not_keep_it(
 def test_a_queue_that_is_closed_as_its_file_is_mapped_maps_no_other_file(
     number_is_used_again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was a lack of memory (EBADF), or the item was written into whatever file had the number by then."""
+    """The error must be ClosedError, not SharedMemoryExhausted (for EBADF). And if another file has got the
+    descriptor's number, the item must not be written into that file.
+    """
     queue = BoundedQueue[Any]()
     queue.put(1)
     assert queue.get() == 1
@@ -929,7 +949,7 @@ def test_a_queue_that_is_closed_as_its_file_is_mapped_maps_no_other_file(
 
 @pytest.mark.parametrize("method", ["permit_acquire", "permit_release"])
 def test_a_lock_that_is_closed_in_the_middle_of_an_operation_is_closed(method: str) -> None:
-    """The row of that operation was spare again, and whoever took it never knew of the closing."""
+    """Otherwise another operation would reuse the row of that one, and never learn of the closing."""
     lock = Lock()
     lock.acquire()
     if method == "permit_acquire":
@@ -949,14 +969,14 @@ def test_a_lock_that_is_closed_in_the_middle_of_an_operation_is_closed(method: s
     lock.release()
     with pytest.raises(ClosedError):
         lock.acquire()
-    assert shared._lock_rows.places() == [], "and its row is given back"
+    assert shared._lock_rows.places() == [], "its row has not been given back"
 
 
-# -- an interrupt just when a lock between threads has been taken -------------------------------------------
+# -- an interrupt just after a lock between threads has been acquired ----------------------------------------
 
 
 class _InterruptedLock(InterruptibleLock):
-    """From Python 3.14 on a signal's handler may run between any call that takes a lock and what follows."""
+    """Raises after each `acquire`, as a signal handler may from Python 3.14 on."""
 
     __slots__ = ()
 
@@ -971,7 +991,7 @@ class _InterruptedLock(InterruptibleLock):
         self.acquire = acquire
 
 
-def test_a_look_from_outside_leaves_nothing_locked(
+def test_an_interrupted_look_from_outside_leaves_nothing_locked(
     queue: BoundedQueue[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = opened(queue).name
@@ -984,7 +1004,7 @@ def test_a_look_from_outside_leaves_nothing_locked(
     assert outside.read_queue(name, name) is not None
 
 
-def test_waiting_in_an_event_loop_leaves_nothing_locked(queue: BoundedQueue[Any]) -> None:
+def test_an_interrupted_wait_in_an_event_loop_leaves_nothing_locked(queue: BoundedQueue[Any]) -> None:
     file = opened(queue)
     waiters = async_waiters.AsyncWaiters(file, file.puts, file.gets)
     lock = waiters._items._lock = _InterruptedLock()
@@ -1001,7 +1021,7 @@ def test_a_fork_is_prepared_while_another_thread_opens_objects() -> None:
     opened: list[LockedCounter] = []
 
     def trace(frame: FrameType, _event: str, _value: object) -> Any:
-        # What another thread may do between any two lines.
+        # Do what another thread may do between any two lines.
         if frame.f_code.co_filename.endswith("weakref.py") and len(opened) < 5:
             opened.append(LockedCounter())
         return trace
@@ -1011,6 +1031,6 @@ def test_a_fork_is_prepared_while_another_thread_opens_objects() -> None:
         shared_object._prepare_fork()
     finally:
         sys.settrace(None)
-    # A child of a fork is one more who needs the names.
+    # Every object must know that a forked child needs its names, too.
     assert opened
     assert all(counter._opened()._marks.forked for counter in there)

@@ -1,4 +1,4 @@
-"""The ring against a list: what goes in comes out, in order, whole and once."""
+"""The ring, compared with a deque: records come out in order, complete and once."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ START = 16
 
 
 def make(capacity: int, *, at: int = 0) -> Ring:
-    """An empty ring of `capacity` words whose head and tail stand at the word `at`."""
+    """An empty ring of `capacity` words whose head and tail are at the word `at`."""
     mm = mmap.mmap(-1, (START + capacity + 1) * 8)
     words = memoryview(mm).cast("B").cast("Q")
     ring = Ring(words, mm, head_at=8, tail_at=0, start=START, capacity=capacity)
     words[0] = words[8] = at
-    # What lies behind the records belongs to somebody else.
+    # The memory behind the records belongs to others, and must not change.
     words[START + capacity] = 0xDEADBEEF
     return ring
 
 
 def take(ring: Ring) -> bytes | None:
-    """The oldest record, as a worker takes it."""
+    """Take the oldest record, in the way a worker does."""
     data = ring.peek()
     if data is not None:
         ring.drop()
@@ -36,7 +36,7 @@ def take(ring: Ring) -> bytes | None:
 
 @settings(max_examples=60, stateful_step_count=50, deadline=None, derandomize=True)
 class RingAgainstDeque(RuleBasedStateMachine):
-    """Any order of calls."""
+    """Makes the calls in any order, and compares the results."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class RingAgainstDeque(RuleBasedStateMachine):
 
     @initialize(capacity=st.integers(2, 24), index=st.integers(0, 24), left=st.integers(0, 6))
     def begin(self, capacity: int, index: int, left: int) -> None:
-        # Anywhere in the ring, and close to where the counts begin again.
+        # Start anywhere in the ring, and shortly before the counts wrap around.
         self.ring = make(capacity, at=(COUNT_LIMIT - ONE * (left + 1)) | min(index, capacity))
         self.model = deque()
 
@@ -89,7 +89,7 @@ def test_a_full_ring_has_equal_indices_and_is_not_empty() -> None:
     ring = make(8)
     items = [bytes([number]) * 8 for number in range(4)]
     assert all(map(ring.try_put, items))
-    # The tail has come to the end of the records: so far it equals the head nowhere.
+    # The tail is at the end of the ring, and the head is not: their indices differ so far.
     assert take(ring) == items[0]
     assert ring.try_put(b"again...")
     tail, head = ring.words[0], ring.words[8]
@@ -121,7 +121,7 @@ def test_a_record_of_the_whole_ring() -> None:
         assert take(ring) == b"y" * 56
 
 
-def test_the_counts_begin_again_at_zero() -> None:
+def test_the_counts_wrap_around_to_zero() -> None:
     ring = make(64, at=COUNT_LIMIT - ONE)
     assert all(map(ring.try_put, [b"a", b"b", b"c"]))
     assert ring.words[0] < COUNT_LIMIT
@@ -130,7 +130,7 @@ def test_the_counts_begin_again_at_zero() -> None:
     assert ring.words[0] == ring.words[8]
 
 
-def test_an_interrupt_in_the_middle_of_a_put_leaves_nothing_half_known(
+def test_a_put_works_after_one_that_was_interrupted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ring = make(64)
@@ -144,7 +144,7 @@ def test_an_interrupt_in_the_middle_of_a_put_leaves_nothing_half_known(
         real(self, tail, length)
         raise KeyboardInterrupt
 
-    # The next one begins at the start of the ring, where there is more room than where the tail is.
+    # The next record goes to the start of the ring, where there is more room than at the tail.
     monkeypatch.setattr(Ring, "_tail_for", interrupted)
     with pytest.raises(KeyboardInterrupt):
         ring.try_put(bytes(72))
@@ -159,7 +159,7 @@ def test_a_putter_that_dies_before_the_store_of_tail_has_done_nothing() -> None:
     ring.try_put(b"one")
     tail = ring.words[0]
     ring.try_put(b"two")
-    ring.words[0] = tail  # as if it had never been stored
+    ring.words[0] = tail  # as if the put had been killed before it stored the tail
     assert ring.left() == 1
     assert ring.try_put(b"three")
     assert ring.try_get_many(5) == [b"one", b"three"]
@@ -173,7 +173,7 @@ def test_impossible_capacities(capacity: int) -> None:
 
 
 def test_no_more_is_taken_than_a_ring_can_hold() -> None:
-    """Torn, it kept its reader busy for ever, and took all memory."""
+    """Otherwise a torn ring would keep its reader busy for ever, and fill its memory."""
     ring = make(8)
     ring.try_put(b"x" * 8)
     ring.words[ring.tail_at] += 1000 * ONE

@@ -1,4 +1,4 @@
-"""The robust lock between threads, and between this process and others that stop or die."""
+"""The robust lock: between threads, and between this process and others that are stopped or die."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def word(lock: RobustLock) -> int:
     return lock.words[lock.at]
 
 
-def test_the_word_tells_where_a_process_stands(lock: RobustLock) -> None:
+def test_the_word_shows_what_a_process_is_doing(lock: RobustLock) -> None:
     assert lock.acquire(None)
     assert word(lock) == INSIDE
     lock.release()
@@ -83,7 +83,7 @@ def test_one_thread_at_a_time(lock: RobustLock) -> None:
     assert set(together) == {1}
 
 
-def test_waiting_for_oneself_is_refused(lock: RobustLock) -> None:
+def test_acquiring_a_lock_that_this_thread_holds_is_refused(lock: RobustLock) -> None:
     with pytest.raises(RuntimeError, match="already inside"):
         try:
             assert lock.acquire(None)
@@ -95,12 +95,12 @@ def test_waiting_for_oneself_is_refused(lock: RobustLock) -> None:
     assert lock.try_acquire()
     with pytest.raises(RuntimeError, match="already inside"):
         lock.refuse_reentry()
-    assert not lock.try_acquire(), "a try that may fail just fails"
+    assert not lock.try_acquire(), "`try_acquire` just returns False"
     lock.release()
     lock.refuse_reentry()
 
 
-def test_run_gives_the_lock_back_whatever_the_function_does(shared: CounterFile, lock: RobustLock) -> None:
+def test_run_releases_the_lock_whatever_the_function_does(shared: CounterFile, lock: RobustLock) -> None:
     assert lock.run(None, lock.held_here)
     with pytest.raises(ZeroDivisionError):
         lock.run(None, lambda: 1 / 0)
@@ -130,12 +130,12 @@ def shut_down_queue() -> BoundedQueue[int]:
         ),
     ],
 )
-def test_an_interrupt_while_an_error_passes_leaves_nothing_taken(
+def test_an_interrupt_while_an_error_is_raised_leaves_nothing_locked(
     make: Callable[[], BoundedQueue[int] | LockedCounter],
     use: Callable[[object], object],
     error: type[Exception],
 ) -> None:
-    """Python 3.10 looks for signals where an `except` begins: just before the lock was to be given back."""
+    """Python 3.10 may run a signal handler where an `except` begins: just before the lock is released."""
     with contextlib.closing(make()) as shared:
         locks = shared._opened().locks
 
@@ -153,7 +153,7 @@ def test_an_interrupt_while_an_error_passes_leaves_nothing_taken(
 
 
 @needs_a_trace_that_raises
-def test_an_interrupt_at_entering_a_compound_update_leaves_nothing_taken() -> None:
+def test_an_interrupt_when_a_compound_update_begins_leaves_nothing_locked() -> None:
     with contextlib.closing(LockedCounter()) as counter:
         counter.add()
         for step in itertools.count():
@@ -173,19 +173,19 @@ def test_another_thread_is_not_refused_but_waits(lock: RobustLock) -> None:
     lock.release()
 
 
-def test_unwind_gives_back_what_there_is(shared: CounterFile, lock: RobustLock) -> None:
+def test_unwind_gives_back_whatever_has_been_acquired(shared: CounterFile, lock: RobustLock) -> None:
     lock.unwind()  # nothing yet
     lock.acquire(None)
     lock.release()
-    # Only the lock between threads:
+    # Only the lock between threads has been acquired:
     assert lock.local_acquire(False)
     lock.unwind()
-    # ... and the word:
+    # ... and the word has been stored:
     assert lock.local_acquire(False)
     lock.words[lock.at] = lock.value + INSIDE
     lock.unwind()
     assert not word(lock) & INSIDE
-    # ... and the permit:
+    # ... and the permit has been taken:
     assert lock.local_acquire(False)
     lock.words[lock.at] = lock.value + INSIDE
     assert lock.permit_acquire(False)
@@ -212,7 +212,7 @@ def test_a_dead_holder_is_found(shared: CounterFile, lock: RobustLock) -> None:
     other = Holder(shared, 0, dead_process())
     assert lock.acquire(time.monotonic() + PATIENCE)
     assert shared.words[RECOVERIES] == 1
-    assert repaired == [True], "what the dead left is put in order before the permit is given back"
+    assert repaired == [True], "the repair must be done before the permit is given back"
     assert other.row not in dict(shared.rows.taken())
     lock.release()
     assert permits(shared.semaphores[0]) == 1
@@ -221,7 +221,7 @@ def test_a_dead_holder_is_found(shared: CounterFile, lock: RobustLock) -> None:
     assert permits(shared.semaphores[0]) == 1
 
 
-def test_short_time_outs_find_the_dead_together(shared: CounterFile, lock: RobustLock) -> None:
+def test_several_short_timeouts_together_find_a_dead_holder(shared: CounterFile, lock: RobustLock) -> None:
     lock.acquire(None)
     lock.release()
     Holder(shared, 0, dead_process())
@@ -255,7 +255,7 @@ def test_nothing_is_taken_from_a_living_holder(
             lock.unwind()
 
     call = Call(take)
-    wait_until(lambda: len(looks) >= 5, "it has looked for the dead five times")
+    wait_until(lambda: len(looks) >= 5, "it has looked for dead holders five times")
     assert call.running()
     assert shared.words[RECOVERIES] == 0
     other.release()
@@ -276,17 +276,17 @@ def test_an_investigation_that_gets_the_permit_gives_it_back(shared: CounterFile
     lock.release()
 
 
-def test_a_holder_that_moves_on_meanwhile_is_no_reason(
+def test_a_lock_is_not_taken_over_if_its_holder_releases_it_meanwhile(
     shared: CounterFile, lock: RobustLock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The permit is taken at every look, but by a living process that comes and goes."""
+    """The permit is taken at every look, but by a living process that releases it and acquires it again."""
     lock.acquire(None)
     lock.release()
     other = Holder(shared, 0, living_stranger())
     moved = []
 
     def pause(_seconds: float) -> None:
-        # It has released once and come back: nothing can be concluded from this look.
+        # The holder has released the lock once and acquired it again, so this look proves nothing.
         moved.append(1)
         lock.words[other.row + 2] = COMPLETED + INSIDE
 

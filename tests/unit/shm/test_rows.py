@@ -1,4 +1,4 @@
-"""Rows: one for each process, handed out under the file lock."""
+"""Rows: one for each process, assigned under the file lock."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def enter(rows: Rows, process: ProcessIdentity) -> int:
 
 
 def test_joining_takes_a_clean_row_and_leaving_gives_it_back(rows: Rows) -> None:
-    rows.words[START + 4] = 77  # what somebody before us has left in it
+    rows.words[START + 4] = 77  # left there by an earlier process
     at = rows.join(None)
     me = identity.current()
     assert at == START
@@ -58,7 +58,7 @@ def test_the_row_of_a_dead_process_is_used_again(rows: Rows) -> None:
     assert rows.join(None) == START + 2 * ROW_WORDS
 
 
-def test_the_row_of_a_dead_process_that_somebody_needs_stays(segment: Segment) -> None:
+def test_the_row_of_a_dead_process_stays_while_it_is_needed(segment: Segment) -> None:
     def is_needed(words: memoryview[int], row: int) -> bool:
         return words[row + 2] == 5
 
@@ -71,7 +71,7 @@ def test_the_row_of_a_dead_process_that_somebody_needs_stays(segment: Segment) -
     assert rows.join(None) == dead
 
 
-def test_a_table_full_of_the_living(rows: Rows) -> None:
+def test_a_table_full_of_living_processes(rows: Rows) -> None:
     for _ in range(3):
         enter(rows, living_stranger())
     with pytest.raises(SharedMemoryExhausted, match="3 living processes"):

@@ -59,10 +59,10 @@ def test_only_the_beginning_may_be_reserved() -> None:
     made.close()
 
 
-def test_a_name_that_is_gone() -> None:
+def test_opening_a_name_that_was_removed() -> None:
     made = Segment.create(1, kind="test")
     made.unlink()
-    made.words[0] = 5  # those who have it open keep it
+    made.words[0] = 5  # a process that has it open can go on using it
     with pytest.raises(HandleLost, match="creator"):
         Segment.attach(made.name)
     made.close()
@@ -115,7 +115,7 @@ def test_a_file_that_was_never_finished(tmp_path: Path) -> None:
 
 
 def refuse_with(code: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Every reservation fails; returns the list of directories in which one has been tried."""
+    """Make every reservation fail; return a list to which each directory that was tried is added."""
     tried: list[str] = []
 
     def refuse(fd: int, _offset: int, _size: int) -> None:
@@ -129,14 +129,14 @@ def refuse_with(code: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="looks at the open files")
 def test_no_room_anywhere_is_a_clear_error_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = refuse_with(errno.ENOSPC, monkeypatch)
-    gc.collect()  # what earlier tests have left must not be closed in between
+    gc.collect()  # garbage of earlier tests must not be closed in between
     owned, files = names.owned_names(), len(os.listdir("/proc/self/fd"))
     with pytest.raises(SharedMemoryExhausted, match="--shm-size") as caught:
         Segment.create(PAGE, kind="test")
     assert isinstance(caught.value, OSError)
     assert caught.value.errno == errno.ENOSPC
     assert tried == list(segment_module._directories())
-    assert not set(names.owned_names()).difference(owned)  # names of earlier tests may go meanwhile
+    assert not set(names.owned_names()).difference(owned)  # names of earlier tests may disappear meanwhile
     assert len(os.listdir("/proc/self/fd")) == files
 
 
@@ -182,7 +182,7 @@ def test_a_map_that_is_refused_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(segment_module, "map_file", refuse)
     with pytest.raises(SharedMemoryExhausted, match="RLIMIT_AS"):
         Segment.create(PAGE, kind="test")
-    assert not set(names.owned_names()).difference(owned)  # names of earlier tests may go meanwhile
+    assert not set(names.owned_names()).difference(owned)  # names of earlier tests may disappear meanwhile
 
 
 def test_ctrl_c_in_the_middle_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +194,7 @@ def test_ctrl_c_in_the_middle_leaves_nothing(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(segment_module, "reserve", interrupt)
     with pytest.raises(KeyboardInterrupt):
         Segment.create(PAGE, kind="test")
-    assert not set(names.owned_names()).difference(owned)  # names of earlier tests may go meanwhile
+    assert not set(names.owned_names()).difference(owned)  # names of earlier tests may disappear meanwhile
 
 
 def test_a_dropped_segment_goes_and_a_view_outlives_it() -> None:
@@ -226,7 +226,7 @@ def test_a_dropped_segment_goes_and_a_view_outlives_it() -> None:
         (errno.EROFS, "mode 1777"),
     ],
 )
-def test_the_remedy_stands_in_the_error(code: int, remedy: str) -> None:
+def test_the_error_says_what_to_do(code: int, remedy: str) -> None:
     assert remedy in str(exhausted(OSError(code, "x"), 4096))
 
 
@@ -239,10 +239,10 @@ def test_a_file_that_cannot_grow_names_the_directory_where_it_is_alone(tmp_path:
         assert error.available_bytes <= status.f_blocks * status.f_frsize
 
 
-def test_what_the_callers_of_a_refused_creation_have_in_hand_is_free_at_once(
+def test_a_failed_creation_does_not_keep_the_objects_of_its_callers_alive(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # An array, say, that found no room: it must not take the room of other things until a garbage collection.
+    # For example an array for which there was no room: it must not occupy memory until a garbage collection.
     class Big:
         pass
 

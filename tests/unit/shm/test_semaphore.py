@@ -1,4 +1,4 @@
-"""Named semaphores: counted alike by all that open them, and removed by their creator."""
+"""Named semaphores: all that open one share its permits, and the creator removes it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_permits_are_shared() -> None:
     made.close()
 
 
-def test_names_go_with_their_creator() -> None:
+def test_the_creator_removes_the_name() -> None:
     made = Semaphore.create(0, MAX_VALUE, kind="test")
     name = made.name
     assert name in names.owned_names()
@@ -46,14 +46,14 @@ def test_names_go_with_their_creator() -> None:
     with pytest.raises(HandleLost, match="gone"):
         Semaphore.attach(name, MAX_VALUE)
     other.release()
-    assert made.acquire(False), "those who have it open keep it"
+    assert made.acquire(False), "an open semaphore has become unusable"
 
 
 @pytest.mark.parametrize("make", [Semaphore.private, partial(Semaphore.create, 0, 1, kind="test"), Lock])
 def test_names_are_as_short_as_macos_wants_them(
     make: Callable[[], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PSEMNAMLEN counts the zero at the end. There pids have five digits, and starts are microseconds."""
+    """PSEMNAMLEN includes the zero byte. On macOS pids have five digits; start times are in microseconds."""
     made: list[str] = []
 
     def refuse(kind: int, value: int, maxvalue: int, name: str, unlink: bool) -> None:
@@ -76,11 +76,11 @@ def test_a_dropped_semaphore_goes() -> None:
         Semaphore.attach(name, 1)
 
 
-def test_a_private_one_has_no_name() -> None:
+def test_a_private_semaphore_has_no_name() -> None:
     before = names.owned_names()
     local = Semaphore.private()
     assert local.name == ""
-    assert not set(names.owned_names()).difference(before)  # names of earlier tests may go meanwhile
+    assert not set(names.owned_names()).difference(before)  # names of earlier tests may disappear meanwhile
     assert local.acquire(False)
     assert not local.acquire(False)
 
@@ -98,4 +98,4 @@ def test_a_system_without_room_is_a_clear_error(make: str, monkeypatch: pytest.M
             Semaphore.create(1, 1, kind="test")
         else:
             Semaphore.private()
-    assert not set(names.owned_names()).difference(before)  # names of earlier tests may go meanwhile
+    assert not set(names.owned_names()).difference(before)  # names of earlier tests may disappear meanwhile

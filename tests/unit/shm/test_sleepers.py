@@ -1,4 +1,4 @@
-"""Tickets and tokens: tokens + (slept - posted) = sleepers, as long as nobody dies."""
+"""Tickets and tokens: as long as nobody dies, tokens + (slept - posted) is the number of sleepers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def tokens(group: Sleepers) -> int:
     return permits(group.tokens)
 
 
-def test_nobody_sleeps_so_nobody_is_due(group: Sleepers) -> None:
+def test_without_sleepers_no_token_is_due(group: Sleepers) -> None:
     assert group.waiting() == 0
     assert group.due(5) == 0
     assert group.words[POSTED] == FIRST_TICKET
@@ -72,7 +72,7 @@ def test_a_slice_and_a_deadline_end_a_sleep(group: Sleepers, monkeypatch: pytest
     assert group.sleep(time.monotonic() + PATIENCE) is False
 
 
-def test_a_ticket_handed_back_is_not_woken(group: Sleepers) -> None:
+def test_no_token_is_due_for_a_ticket_that_was_handed_back(group: Sleepers) -> None:
     group.enter()
     group.enter()
     group.leave()
@@ -82,18 +82,18 @@ def test_a_ticket_handed_back_is_not_woken(group: Sleepers) -> None:
 def test_a_token_that_came_too_late_stays_for_others(group: Sleepers) -> None:
     group.enter()
     group.post(group.due(1))
-    group.leave()  # it found what it waited for by itself
+    group.leave()  # it found what it waited for without having been woken
     assert tokens(group) + group.words[SLEPT] - group.words[POSTED] == 0
     group.enter()
-    assert group.sleep(time.monotonic()), "one look in vain, and the books are even again"
+    assert group.sleep(time.monotonic()), "the surplus token does not wake the next sleeper"
     assert (tokens(group), group.waiting()) == (0, 0)
 
 
-def test_a_promise_of_the_dead_is_noticed_after_a_slice(group: Sleepers) -> None:
+def test_a_token_that_a_dead_waker_promised_is_noticed_after_a_slice(group: Sleepers) -> None:
     group.enter()
     assert group.due(1) == 1  # and killed before the token
     assert not group.sleep(time.monotonic())
-    assert group.due(1) == 0, "nobody would ever be promised another one"
+    assert group.due(1) == 0, "a second token was promised"
     group.renew()
     assert group.due(1) == 1
     group.post(1)
@@ -127,14 +127,14 @@ def test_a_semaphore_full_of_tokens_is_no_error(group: Sleepers) -> None:
 
 
 class _Free:
-    """A lock that is to be had at once."""
+    """A lock that is always free."""
 
     def run(self, _deadline: float | None, function: Callable[..., R], *args: object) -> R:
         return function(*args)
 
 
-def test_who_is_still_asleep_after_a_wake_up_is_not_taken_for_awake(group: Sleepers) -> None:
-    """A putter that takes everybody for awake wakes nobody any more, until a slice is over."""
+def test_sleepers_that_a_wake_up_leaves_asleep_are_not_taken_for_awake(group: Sleepers) -> None:
+    """A putter that assumed that all are awake would wake nobody any more, until a slice is over."""
     waker = Waker(group, cast("RobustLock", _Free()))
     for _ in range(3):
         group.enter()
@@ -147,7 +147,7 @@ def test_a_new_ticket_is_for_a_look_before_the_first_sleep(group: Sleepers) -> N
     ticket.take()
     assert group.waiting() == 1
     group.post(group.due(1))
-    assert not ticket.sleep(None), "what came before the ticket is not told of"
+    assert not ticket.sleep(None), "nobody wakes it for what came before the ticket"
     ticket.take()
     assert group.words[SLEPT] == FIRST_TICKET + 1, "it has one already"
     assert ticket.sleep(None)
@@ -156,7 +156,7 @@ def test_a_new_ticket_is_for_a_look_before_the_first_sleep(group: Sleepers) -> N
     assert group.waiting() == 0, "the token has used the ticket up"
 
 
-def test_a_ticket_that_is_held_is_handed_back_once(group: Sleepers) -> None:
+def test_a_ticket_is_handed_back_only_once(group: Sleepers) -> None:
     ticket = Ticket(group)
     ticket.take()
     ticket.hand_back()
@@ -182,19 +182,19 @@ def test_a_ticket_whose_token_never_came_is_renewed_and_looks_once_more(group: S
 
 
 class _TakenByAStoppedProcess:
-    """A lock that is not to be had until the deadline."""
+    """A lock that cannot be acquired before the deadline."""
 
     def __init__(self) -> None:
         self.tried = 0
 
     def run(self, deadline: float | None, _function: Callable[[], object]) -> None:
         assert deadline is not None, "it waits for ever"
-        assert deadline <= time.monotonic() + 1.0, "it does not look meanwhile"
+        assert deadline <= time.monotonic() + 1.0, "it does not look in between"
         self.tried += 1
 
 
 @pytest.mark.parametrize("timeout", [None, PATIENCE])
-def test_what_has_come_is_seen_though_the_lock_is_not_to_be_had(
+def test_the_condition_is_noticed_even_if_the_lock_cannot_be_acquired(
     group: Sleepers, timeout: float | None
 ) -> None:
     lock = _TakenByAStoppedProcess()
@@ -202,8 +202,10 @@ def test_what_has_come_is_seen_though_the_lock_is_not_to_be_had(
     assert group.wait_until(cast("RobustLock", lock), lambda: lock.tried > 2, deadline)
 
 
-def test_what_has_come_by_the_deadline_is_seen(group: Sleepers, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who waited for the lock until then said that it had not come."""
+def test_a_condition_that_is_true_by_the_deadline_is_noticed(
+    group: Sleepers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if the whole time was spent waiting for the lock, it must look once more before it gives up."""
     now = [5.0]
     monkeypatch.setattr(sleepers_module, "CLOCK", SimpleNamespace(monotonic=lambda: now[0]))
     lock = _TakenByAStoppedProcess()

@@ -1,4 +1,4 @@
-"""The sweep takes what the dead have left behind in the temporary directory, and nothing of the living."""
+"""The sweep removes files of dead processes from the temporary directory, and none of living ones."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_young_file_stays(tmp_path: Path) -> None:
         "mpkit-queue-{pid}-{started}-0123456789abcde",
     ],
 )
-def test_what_mpkit_has_not_named_stays(tmp_path: Path, name: str) -> None:
+def test_files_with_other_names_stay(tmp_path: Path, name: str) -> None:
     dead = dead_process()
     path = of_the_dead(tmp_path).rename(tmp_path / name.format(pid=dead.pid, started=dead.started))
     assert sweep.remove_abandoned(str(tmp_path)) == []
@@ -103,7 +103,7 @@ def test_files_of_another_user_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.skipif(sys.platform != "linux", reason="locks of open files")
 def test_what_somebody_has_open_stays_until_it_is_closed(fall_back: Path) -> None:
-    # As a container sees it that shares the directory: who made the file is nobody here.
+    # As seen from a container that shares the directory: here, the creator of the file does not exist.
     path = of_the_dead(fall_back)
     users = [Segment.attach(str(path)) for _ in range(2)]
     for user in users:
@@ -124,18 +124,18 @@ def test_a_creator_has_its_file_in_use(fall_back: Path) -> None:
     assert sweep.remove_abandoned(str(fall_back)) == [str(elsewhere)]
 
 
-def test_what_was_handed_over_has_a_day(tmp_path: Path) -> None:
+def test_a_file_that_was_handed_over_is_kept_for_a_day(tmp_path: Path) -> None:
     path = of_the_dead(tmp_path, kind="parcel")
     names.hand_over(str(path))
     assert sweep.remove_abandoned(str(tmp_path)) == []
     then = time.time() - OLD
     os.utime(path, (then, then))
     assert sweep.remove_abandoned(str(tmp_path)) == [str(path)]
-    # The receiver may have been quicker.
+    # It may also have been received and removed already.
     names.hand_over(str(path))
 
 
-def test_one_that_vanishes_meanwhile_and_a_folder_that_is_not_there(
+def test_a_file_that_vanishes_meanwhile_and_a_folder_that_does_not_exist(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vanishing, left = of_the_dead(tmp_path), of_the_dead(tmp_path)

@@ -1,4 +1,4 @@
-"""Views of a region: it is free when the last of them has gone, and not before."""
+"""Views of a region: it becomes free when the last view is dropped, and not before."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SERIAL = 1
 def regions() -> Iterator[Regions]:
     segment = Segment.create(PAGE, kind="views")
     segment.words[END] = PAGE
-    # More than are kept for rings: else a big item gets none.
+    # More than are reserved for rings, so that some are left for big items.
     yield Regions(segment, start=START, capacity=KEPT_FOR_RINGS + 8)
     segment.close()
 
@@ -86,7 +86,7 @@ def test_a_view_inside_a_cycle(regions: Regions, number: int) -> None:
     assert state(regions, number) == FREE
 
 
-def test_where_nobody_keeps_account_what_a_fork_has_copied_is_never_freed(
+def test_without_a_table_of_borrowers_a_region_that_was_forked_is_never_freed(
     regions: Regions, number: int
 ) -> None:
     (view,) = opened(regions, number, ((0, 8),))
@@ -111,7 +111,7 @@ def test_a_view_outlives_the_object_that_was_closed(regions: Regions, number: in
 def test_a_fork_while_another_thread_ends_the_last_view_keeps_nothing(
     regions: Regions, number: int, freed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It took the region for one with views that had come just before the fork, and kept it for ever."""
+    """Otherwise the child would assume that it has views of the region, and keep it for ever."""
     real = Regions.let_go
     forks: list[int] = []
 
@@ -136,7 +136,7 @@ def test_a_fork_while_another_thread_ends_the_last_view_keeps_nothing(
 def test_the_cost_of_an_item_does_not_rise_with_the_items_that_are_kept(
     regions: Regions, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of them were looked at for each new one."""
+    """Otherwise all kept items would be looked at for each new one."""
     looks: list[None] = []
 
     def look(_hold: views._Hold) -> bool:
@@ -147,19 +147,19 @@ def test_the_cost_of_an_item_does_not_rise_with_the_items_that_are_kept(
     kept = [opened(regions, number, ((0, 8),)) for _ in range(1000)]
     assert len(views._holds) == len(kept)
     assert len(looks) <= 2 * views._LOOKS * len(kept)
-    # Each is looked at now and then, however many there are.
+    # Each kept item is looked at now and then, however many there are.
     assert len(looks) > len(kept)
 
 
 def _reads_state(frame: FrameType) -> bool:
-    """Whether the next line looks at the state that has been read."""
+    """Whether the next line is the one that uses the state after it was read."""
     return "if state ==" in linecache.getline(frame.f_code.co_filename, frame.f_lineno)
 
 
-def test_a_region_is_freed_once_though_two_threads_come_to_its_last_view(
+def test_a_region_is_freed_once_even_if_two_threads_notice_its_last_view(
     regions: Regions, supply: RegionSupply, number: int
 ) -> None:
-    # One of them in the callback of the view, the other one because the callback has yet to come to its end.
+    # One thread notices in the callback of the view, the other one while that callback still runs.
     reached, go_on = threading.Event(), threading.Event()
 
     def trace(frame: FrameType, event: str, _value: object) -> Any:
@@ -169,7 +169,7 @@ def test_a_region_is_freed_once_though_two_threads_come_to_its_last_view(
         return trace
 
     def end_slowly() -> None:
-        # Its own: on a free-threaded build the last view goes in the thread that has made it.
+        # Made in this thread: on a free-threaded build, the thread that made a view also frees it.
         views_of_it = opened(regions, number, ((0, 8),))
         sys.settrace(trace)
         views_of_it.clear()
@@ -179,7 +179,7 @@ def test_a_region_is_freed_once_though_two_threads_come_to_its_last_view(
     other.start()
     assert reached.wait(PATIENCE)
     views._sweep()
-    # If it is free by now, somebody may use it again.
+    # Once the region is free, it may be used again: then it must not be freed a second time.
     if state(regions, number) == FREE:
         again = supply.claim(PAGE, WRITING, SERIAL + 1)
         assert again == number

@@ -1,6 +1,7 @@
-"""Every operation that somebody may sleep for wakes him: none of them is left to the end of a slice.
+"""Every operation wakes those who may be sleeping for it, so that they need not wait for the end of a slice.
 
-(With threads or processes that sleep this could not be seen: they look by themselves five times a second.)
+Tickets stand for the sleepers: real ones would not show a missing wake-up, because they look five times a
+second.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ def queue(request: pytest.FixtureRequest) -> Iterator[BoundedQueue[Any]]:
 
 
 def enter(sleepers: Sleepers, lock: RobustLock) -> None:
-    """Somebody goes to sleep, under the lock of his side."""
+    """Take a ticket, as a process does that goes to sleep, under the lock of its side."""
     assert lock.acquire(None)
     sleepers.enter()
     lock.release()
 
 
 def is_woken(sleepers: Sleepers) -> bool:
-    """Whether a token lies there, which this takes."""
+    """Whether there is a token for the sleeper; if so, take it."""
     return sleepers.sleep(time.monotonic())
 
 
@@ -59,9 +60,11 @@ GETS: dict[str, Operation] = {
 
 @pytest.mark.parametrize("is_first", [True, False], ids=["first", "later"])
 @pytest.mark.parametrize("put", PUTS.values(), ids=PUTS)
-def test_a_put_wakes_who_waits_for_an_item(queue: BoundedQueue[Any], put: Operation, is_first: bool) -> None:
+def test_a_put_wakes_a_sleeper_that_waits_for_an_item(
+    queue: BoundedQueue[Any], put: Operation, is_first: bool
+) -> None:
     if not is_first:
-        # From then on this process takes the short way.
+        # After the first operation, this process takes the fast path.
         queue.put(0)
         queue.get()
     file = queue._opened()
@@ -72,7 +75,9 @@ def test_a_put_wakes_who_waits_for_an_item(queue: BoundedQueue[Any], put: Operat
 
 @pytest.mark.parametrize("is_first", [True, False], ids=["first", "later"])
 @pytest.mark.parametrize("get", GETS.values(), ids=GETS)
-def test_a_get_wakes_who_waits_for_room(queue: BoundedQueue[Any], get: Operation, is_first: bool) -> None:
+def test_a_get_wakes_a_sleeper_that_waits_for_room(
+    queue: BoundedQueue[Any], get: Operation, is_first: bool
+) -> None:
     for number in range(2):
         queue.put(number)
     if not is_first:
@@ -84,7 +89,7 @@ def test_a_get_wakes_who_waits_for_room(queue: BoundedQueue[Any], get: Operation
 
 
 @pytest.mark.parametrize("finish", ["task_done", "shutdown"])
-def test_what_is_done_wakes_who_joins(queue: BoundedQueue[Any], finish: str) -> None:
+def test_finishing_the_last_item_wakes_a_sleeper_that_joins(queue: BoundedQueue[Any], finish: str) -> None:
     queue.put(1)
     file = queue._opened()
     enter(file.done, file.get_lock)

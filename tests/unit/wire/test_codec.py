@@ -1,4 +1,4 @@
-"""`mpkit._wire.codec`: everything comes back, errors say what and what to do, buffers stay where they are."""
+"""`mpkit._wire.codec`: values come back, errors say what to do, and big buffers are not copied."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_round_trip_out_of_band(value: object, threshold: int) -> None:
 @settings(max_examples=40, deadline=None)
 @given(value=values)
 def test_the_bytes_are_those_of_pickle(value: object) -> None:
-    # Of plain values they may be others.
+    # Except plain values, which may not be pickled at all.
     assert dumps([value]) == pickle.dumps([value], 5)
 
 
@@ -145,7 +145,7 @@ def test_one_object_does_not_refer_to_an_earlier_one() -> None:
 
 
 class Remembered:
-    """Something to refer to weakly."""
+    """An object to which there can be weak references."""
 
 
 def test_nothing_pickled_is_kept_alive() -> None:
@@ -161,7 +161,7 @@ def test_nothing_pickled_is_kept_alive() -> None:
 
 
 class FromWithin:
-    """Pickles by pickling something else with the same functions."""
+    """While it is pickled, it pickles something else with the same functions."""
 
     def __init__(self, value: object) -> None:
         self.value = value
@@ -175,7 +175,7 @@ class FromWithin:
         return FromWithin(loads(one))
 
 
-def test_from_within_a_reduce() -> None:
+def test_encoding_within_a_reduce() -> None:
     back: Any = loads(dumps([FromWithin(1), FromWithin([2])]))
     assert [one.value for one in back] == [1, [2]]
 
@@ -248,7 +248,7 @@ def test_in_band_copies_are_made_at_once() -> None:
     assert loads(data) == b"x" * 100_000
 
 
-def test_what_has_been_encoded_with_buffers_is_not_kept_and_does_not_come_back() -> None:
+def test_buffers_of_an_encoded_object_are_neither_kept_nor_sent_again() -> None:
     encoder = codec.Encoder(codec.DEFAULT_THRESHOLD)
     for turn in range(3):
         array = np.full(200_000, turn)
@@ -268,7 +268,7 @@ def test_missing_buffers_are_an_error() -> None:
         decode(head, [])
 
 
-# --- what multiprocessing knows -----------------------------------------------------------------------------
+# --- what only multiprocessing can pickle -------------------------------------------------------------------
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="descriptors")
@@ -289,14 +289,14 @@ def test_connections_and_sockets(pickler: codec.Pickler) -> None:
 
 
 def _stop_the_resource_sharer() -> None:
-    """multiprocessing passes descriptors outside of a start through a thread of its own."""
+    """Stop the thread with which multiprocessing passes descriptors, except to a process that is starting."""
     from multiprocessing import resource_sharer
 
     resource_sharer.stop(timeout=60)
 
 
 class Registered:
-    """Known to pickle only through a reducer that somebody registers later."""
+    """Can be pickled only after a reducer for it has been registered."""
 
     def __reduce__(self) -> str:
         raise TypeError("not without the reducer")
@@ -326,7 +326,7 @@ class Unpicklable:
 
 
 class SaysItIsAMethod(Unpicklable):
-    """As mocks and proxies do."""
+    """Claims to be a method, as mocks and proxies do."""
 
     __class__ = property(lambda _: types.MethodType)
 
@@ -417,7 +417,7 @@ def test_what_cannot_be_pickled(
     assert not isinstance(caught.value.__cause__, SerializationError)
 
 
-def test_cloudpickle_takes_what_pickle_does_not() -> None:
+def test_cloudpickle_accepts_what_pickle_does_not() -> None:
     back: Any = loads(dumps([lambda: 5, local_function()], "cloudpickle"))
     assert back[0]() == 5
 
@@ -449,14 +449,14 @@ def _raise(error: type[BaseException]) -> None:
 
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit])
 @pytest.mark.parametrize("function", [loads, decode])
-def test_what_may_come_from_a_signal_passes(
+def test_errors_that_a_signal_handler_may_raise_are_passed_on(
     function: Callable[[bytes], object], error: type[BaseException]
 ) -> None:
     with pytest.raises(error):
         function(dumps(Raises(error)))
 
 
-def test_what_arrives_ends_no_worker_and_no_thread() -> None:
+def test_received_data_that_exits_ends_no_worker_and_no_thread() -> None:
     with pytest.raises(SerializationError, match="SystemExit"):
         contained(loads, dumps(Raises(SystemExit)))
     with pytest.raises(SerializationError, match="LookupError"):
@@ -465,11 +465,11 @@ def test_what_arrives_ends_no_worker_and_no_thread() -> None:
     with pytest.raises(KeyboardInterrupt):
         contained(loads, interrupts)
     with ThreadPoolExecutor(1) as executor, pytest.raises(SerializationError, match="KeyboardInterrupt"):
-        # There it cannot be Ctrl-C.
+        # In that thread it cannot have been Ctrl-C.
         executor.submit(contained, loads, interrupts).result()
 
 
-def test_a_name_that_is_not_there() -> None:
+def test_unpickling_a_name_that_does_not_exist() -> None:
     data = dumps(double).replace(b"double", b"dooble")
     with pytest.raises(SerializationError, match="importable by the same name on the other side"):
         loads(data)
@@ -542,7 +542,7 @@ PLAIN_PARTS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(
 
 
 class Number(int):
-    """Not a plain number: it must stay what it is."""
+    """Not a plain number: it must keep its type."""
 
 
 class Text(str):
@@ -573,8 +573,8 @@ class Pair(NamedTuple):
     ],
     ids=lambda value: repr(value)[:20],
 )
-def test_what_only_looks_plain_is_pickled(value: object) -> None:
-    """marshal would take some of these, and bring back something else."""
+def test_values_that_only_look_plain_are_pickled(value: object) -> None:
+    """`marshal` would accept some of these, and return something else."""
     head, buffers = encode(value)
     assert head[0] == 0x80
     again = decode(head, buffers)

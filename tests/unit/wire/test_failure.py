@@ -1,4 +1,4 @@
-"""`mpkit._wire.failure`: an exception arrives in any case, with type, state and traceback if possible."""
+"""`mpkit._wire.failure`: every exception arrives, if possible with its type, state and traceback."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_the_frames_of_mpkit_itself_are_left_out(monkeypatch: pytest.MonkeyPatch
 
 
 def call_elsewhere() -> BaseException:
-    """An error with a frame of the standard library in its traceback, and none of this file."""
+    """An error whose traceback has a frame of the standard library, and none of this file."""
     with pytest.raises(TypeError) as caught:
         traceback.format_list([1])  # type: ignore[list-item]
     assert caught.value.__traceback__ is not None
@@ -175,11 +175,11 @@ def test_groups() -> None:
     assert "other" in str(back.__cause__)
 
 
-# --- those that do not travel -------------------------------------------------------------------------------
+# --- exceptions that cannot be sent -------------------------------------------------------------------------
 
 
 class OwnReduceThatDoesNotFit(Exception):
-    """The class says itself how it travels, so nothing else is tried."""
+    """The class defines how it is pickled, so nothing else is tried when that fails."""
 
     def __init__(self, first: int, second: int) -> None:
         super().__init__(f"{first} and {second}")
@@ -269,11 +269,11 @@ def test_cloudpickle_takes_local_classes() -> None:
     assert type(back).__name__ == "Local"
 
 
-# --- those that travel without their constructor ------------------------------------------------------------
+# --- exceptions that are rebuilt without their constructor --------------------------------------------------
 
 
 class TwoArguments(OSError):
-    """Pickles, but does not unpickle: what `args` holds is not what the constructor wants."""
+    """Can be pickled, but not unpickled: `args` does not contain what its constructor needs."""
 
     def __init__(self, first: object, second: object) -> None:
         super().__init__(f"{first} and {second}")
@@ -289,7 +289,7 @@ class KeywordOnly(Exception):
 
 
 class SetsNothing(TwoArguments):
-    """Its own ways to reach attributes are not used; they would fail."""
+    """Its `__setattr__` and `__getattr__` would fail, and so must not be used."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if OnlyWhereItWasRaised.broken:
@@ -396,7 +396,7 @@ def test_ctrl_c_while_it_is_tried_what_can_travel_is_not_swallowed(monkeypatch: 
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="exception groups")
-def test_groups_of_those_that_travel_without_their_constructor() -> None:
+def test_groups_of_exceptions_that_are_rebuilt_without_their_constructor() -> None:
     kind: Any = vars(builtins)["ExceptionGroup"]
     inner = kind("inner", [TwoArguments(1, (number for number in range(3))), ValueError("x")])
     back: Any = there_and_back(kind("outer", [KeyError("k"), inner]))
@@ -435,7 +435,9 @@ class OnlyWhereItWasRaised(Exception):
 
 
 @pytest.mark.parametrize("trouble", [ValueError("not here"), SystemExit("not here")])
-def test_one_that_unpickles_there_but_not_here(trouble: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_that_unpickles_in_the_worker_but_not_here(
+    trouble: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = pack_exception(raised(OnlyWhereItWasRaised("x")))
     monkeypatch.setattr(OnlyWhereItWasRaised, "broken", trouble)
     back = unpack_exception(data, contain=True)
@@ -444,14 +446,14 @@ def test_one_that_unpickles_there_but_not_here(trouble: Any, monkeypatch: pytest
     assert "in raised" in str(back.__cause__)
 
 
-def test_a_signal_may_end_the_program_as_one_is_unpickled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_handler_may_exit_while_an_exception_is_unpickled(monkeypatch: pytest.MonkeyPatch) -> None:
     data = pack_exception(raised(OnlyWhereItWasRaised("x")))
     monkeypatch.setattr(OnlyWhereItWasRaised, "broken", SystemExit(7))
     with pytest.raises(SystemExit):
         unpack_exception(data)
 
 
-def test_one_that_becomes_something_else_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_that_becomes_something_else_here(monkeypatch: pytest.MonkeyPatch) -> None:
     data = pack_exception(raised(PicklesWell(1, 2)))
     monkeypatch.setattr(PicklesWell, "__new__", lambda cls, *args: 5)
     back = unpack_exception(data)

@@ -1,4 +1,4 @@
-"""How a pickle and its buffers lie in a file."""
+"""The layout of a pickle and its buffers in a file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def written(head: bytes, buffers: list[bytes], at: int) -> bytes:
 
 
 def test_it_is_little_endian_whatever_the_machine() -> None:
-    """Lengths were written as little-endian and read in the order of the machine."""
+    """Lengths must be read in the same byte order in which they are written."""
     data = struct.pack("<QQ", 2, 3) + struct.pack("<QQ", 5, 5) + b"abc"
     data = data.ljust(64, b"\0") + b"hello".ljust(64, b"\0") + b"world"
     assert written(b"abc", [b"hello", b"world"], 0) == data
@@ -28,7 +28,7 @@ def test_it_is_little_endian_whatever_the_machine() -> None:
 
 @pytest.mark.parametrize("at", [0, 8, 40, 64])
 @pytest.mark.parametrize("buffers", [[], [b""], [b"x" * 63, b"", b"y" * 65, b"z"]])
-def test_what_is_laid_out_is_found_again(at: int, buffers: list[bytes]) -> None:
+def test_a_layout_that_was_written_can_be_read(at: int, buffers: list[bytes]) -> None:
     data = written(b"head", buffers, at)
     assert not any(data[:at])
     assert [bytes(part) for part in take_apart(memoryview(data), at)] == [b"head", *buffers]
@@ -39,11 +39,11 @@ def test_what_is_laid_out_is_found_again(at: int, buffers: list[bytes]) -> None:
 @pytest.mark.parametrize(
     "data", [b"", bytes(15), struct.pack("<QQ", 1 << 60, 1), struct.pack("<QQ", 0, 5) + b"four"]
 )
-def test_less_than_it_says_is_an_error_that_says_so(data: bytes) -> None:
+def test_data_that_is_too_short_is_an_error_that_says_so(data: bytes) -> None:
     with pytest.raises(SerializationError, match="damaged"):
         take_apart(memoryview(data))
 
 
-def test_buffers_begin_with_a_cache_line_of_the_file() -> None:
+def test_each_buffer_begins_at_a_cache_line_of_the_file() -> None:
     pieces, _ = lay_out(b"head", [memoryview(b"a"), memoryview(b"b")], 40)
     assert [at % 64 for at, _ in pieces[2:]] == [0, 0]

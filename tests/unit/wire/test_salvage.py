@@ -1,4 +1,4 @@
-"""A list of which some items cannot be unpickled."""
+"""Reading a list of which some items cannot be unpickled."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _fail(*_: object) -> None:
 
 
 class BadState(Bad):
-    """Fails late."""
+    """Fails only when its state is restored."""
 
     def __reduce__(self) -> Any:
         return Good, (1,), {"inside": self.inside}
@@ -61,7 +61,7 @@ class Colour(enum.Enum):
 
 
 class Gone:
-    """A class that is not there any more where it is wanted."""
+    """A class that does not exist any more where it is unpickled."""
 
 
 def is_bad(value: Any) -> bool:
@@ -125,14 +125,14 @@ def test_long_lists_come_in_several_pieces() -> None:
     assert found[2499] == (Good(2499), None)
 
 
-def test_what_is_shared_stays_so() -> None:
+def test_objects_that_items_share_stay_shared() -> None:
     shared = [1]
     found = load_items(pickle.dumps([shared, shared, [shared, Bad()], shared, Good(3)], 5))
     assert [error is not None for _, error in found] == [False, False, True, False, False]
     assert found[0][0] is found[1][0] is found[3][0]
 
 
-def test_what_a_bad_item_shares_with_others_is_saved_if_it_is_good() -> None:
+def test_a_good_object_that_a_bad_item_shares_with_others_is_kept() -> None:
     good, bad = [[1], Colour.RED], Bad()
     found = load_items(pickle.dumps([(good, bad), good, good[0], [bad], Colour.RED], 5))
     assert [error is not None for _, error in found] == [True, False, False, True, False]
