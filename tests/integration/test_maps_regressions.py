@@ -57,6 +57,19 @@ def test_a_progress_bar_without_a_terminal_keeps_nobody_waiting(
     assert list(pool.imap(tasks.square, range(8), progress=True)) == [n * n for n in range(8)]
 
 
+class _WithoutLength:
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(5))
+
+
+@pytest.mark.parametrize("progress", [False, True])
+def test_an_input_of_imap_need_not_tell_its_length(pool: TaskPool, progress: bool) -> None:
+    assert list(pool.imap(tasks.square, _WithoutLength(), progress=progress)) == [0, 1, 4, 9, 16]
+
+
 def test_big_results_are_unpickled_while_others_are_being_worked_on(pool: TaskPool, tmp_path: Path) -> None:
     path = str(tmp_path / "unpickled")
     # A file that nobody touches would keep the second item for ever.

@@ -20,11 +20,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import _base as futures_base
 from functools import partial
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from mpkit._platform.hints import override
 from mpkit._platform.signals.interrupts import deferred_interrupts
@@ -166,6 +166,17 @@ class TaskHandle(Unsendable, Future[R]):
 
     def _next_item(self) -> int | None:
         return None
+
+    if not TYPE_CHECKING:
+        # For whoever makes futures: here that is the pool, and what anybody else sets would get lost.
+
+        def set_result(self, *_outcome: object) -> NoReturn:
+            """Refused: the outcome comes from the pool alone."""
+            raise InvalidStateError(
+                f"{self!r} gets its outcome from its pool; make a Future of your own to set one"
+            )
+
+        set_exception = set_running_or_notify_cancel = set_result
 
     # -- the outcome -----------------------------------------------------------------------------------------
 

@@ -94,11 +94,7 @@ class LazyMap(Generic[R]):
         self._current: deque[tuple[Any, BaseException | None]] = deque()
         #: Raised after all results: the error of the input, or why the pool takes no more tasks.
         self._last_error: BaseException | None = None
-        try:
-            total = len(iterable)  # type: ignore[arg-type]  # many iterables have a length
-        except TypeError:
-            total = None
-        self._progress = Progress(progress, total, self.function.name)
+        self._progress = Progress(progress, _length_of(iterable) if progress else None, self.function.name)
         engine.bars.add(self._progress)
         self.sink: ImapSink = ImapSink(engine, self._progress, function, ordered=ordered)
         self.read()
@@ -261,3 +257,11 @@ class LazyMap(Generic[R]):
             sink.close()
 
     __del__ = drop
+
+
+def _length_of(iterable: Any) -> int | None:
+    """For a progress bar: what cannot tell its length is shown without."""
+    try:
+        return len(iterable)
+    except Exception:  # noqa: BLE001  some have the method, and raise whatever they like
+        return None

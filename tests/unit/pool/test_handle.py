@@ -105,8 +105,24 @@ def test_every_method_that_reads_the_outcome_is_overridden() -> None:
     for name, member in vars(Future).items():
         if inspect.isfunction(member) and name not in vars(TaskHandle):
             used = names_used_by(member)
-            writers = {"__init__", "set_result", "set_exception", "_Future__get_result"}
+            writers = {"__init__", "_Future__get_result"}
             assert name in writers or not used & {"_result", "_exception"}, name
+
+
+def test_nobody_but_the_pool_sets_the_outcome() -> None:
+    """It returned None, for what was set and for what the task returned."""
+    handle, _ = make_handle()
+    setters: list[Callable[[], object]] = [
+        lambda: handle.set_result(5),
+        lambda: handle.set_exception(KeyError(5)),
+        handle.set_running_or_notify_cancel,
+    ]
+    for each in setters:
+        with pytest.raises(concurrent.futures.InvalidStateError, match="gets its outcome from its pool"):
+            each()
+    assert not handle.done()
+    handle._settle(None, PLAIN, 1)
+    assert handle.result(0) == 1
 
 
 def test_waiters_have_three_methods() -> None:
