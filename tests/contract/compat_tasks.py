@@ -122,7 +122,8 @@ def exit_with(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def put_pid(queue: compat.SimpleQueue[int]) -> None:
+def put_pid_when_let_through(gate: compat.SimpleQueue[None], queue: compat.SimpleQueue[int]) -> None:
+    gate.get()
     queue.put(os.getpid())
 
 

@@ -33,15 +33,19 @@ def context(start_method: str) -> Any:
 
 
 def test_a_process_runs_its_target(context: Any) -> None:
-    results = context.SimpleQueue()
-    process = context.Process(target=tasks.put_pid, args=(results,), name="putter", daemon=True)
+    gate, results = context.SimpleQueue(), context.SimpleQueue()
+    process = context.Process(
+        target=tasks.put_pid_when_let_through, args=(gate, results), name="putter", daemon=True
+    )
     assert process.name == "putter"
     assert process.daemon
     with reap(process):
         assert process in compat.active_children()
+        gate.put(None)
         assert results.get() == process.pid
     assert process.exitcode == 0
     assert isinstance(process, compat.Process)
+    gate.close()
     results.close()
 
 

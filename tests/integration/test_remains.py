@@ -197,7 +197,8 @@ class Tracker:
 @pytest.fixture
 def tracker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Tracker:
     made = Tracker(tmp_path / "tracker")
-    # What lingers from earlier tests has been told to the real one.
+    # What lingers from earlier tests has been told to the real one, and what is still to be told it is now.
+    real_tracker.tell()
     none: deque[names._Lingering] = deque()
     monkeypatch.setattr(names, "_lingering", none)
     monkeypatch.setattr(real_tracker, "send", made.tell)

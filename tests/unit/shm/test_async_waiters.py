@@ -106,7 +106,7 @@ def test_a_coroutine_that_was_told_too_late_waits_for_the_next_progress(side: Si
         await settled()
         side.change(0)
         gone = side.progress
-        await asyncio.to_thread(wait_until, lambda: side.waited_for[-1] == gone, "it knows")
+        await asyncio.to_thread(wait_until, lambda: side.waited_for[-1:] == [gone], "it knows")
         side.change(1)
         await asyncio.wait_for(task, PATIENCE)
 
@@ -134,25 +134,28 @@ def test_a_blocked_event_loop_does_not_hold_up_others(side: Side) -> None:
         still.close()
 
 
-def test_who_is_cancelled_when_it_has_been_told_lets_another_one_try(side: Side) -> None:
+def test_who_is_cancelled_when_it_has_been_told_lets_another_one_try(
+    side: Side, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = async_waiters._finish
+
     async def program() -> None:
         first = asyncio.create_task(side.watch.wait(0))
         second = asyncio.create_task(side.watch.wait(0))
         await settled()
-        told, real = asyncio.Event(), async_waiters._finish
 
         def finish(future: asyncio.Future[None], error: BaseException | None) -> None:
             real(future, error)
-            told.set()
+            # In the next turn of the loop it would try.
+            first.cancel()
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(async_waiters, "_finish", finish)
-            side.change(1)
-            await asyncio.wait_for(told.wait(), PATIENCE)
-        first.cancel()
+        monkeypatch.setattr(async_waiters, "_finish", finish)
+        side.change(1)
         await asyncio.wait_for(second, PATIENCE)
+        assert first.cancelled()
 
     asyncio.run(program())
+    assert side.passed_on, "nobody else who sleeps was told instead"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")

@@ -309,18 +309,24 @@ def test_a_child_lends_to_its_own_child(queue: BoundedQueue[Any]) -> None:
     child.end()
 
 
-def test_a_loop_that_receives_and_forks_needs_no_more_memory_than_one_turn(queue: BoundedQueue[Any]) -> None:
+def test_a_loop_that_receives_and_forks_needs_no_more_memory_than_one_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Few, for each turn takes a fork of the process of the tests.
+    slots = 8
+    monkeypatch.setattr(layout, "BORROWER_SLOTS", slots)
     sizes = set()
-    for turn in range(layout.BORROWER_SLOTS + 20):
-        held = Held(queue)
-        child = Child(held.check)
-        held.drop()
-        child.act()
-        child.end()
-        if turn >= 10:
-            sizes.add(os.stat(queue._opened().segment.name).st_size)
-    assert len(sizes) == 1
-    assert PINNED not in states(queue)
+    with BoundedQueue[bytearray]() as queue:
+        for turn in range(slots + 20):
+            held = Held(queue)
+            child = Child(held.check)
+            held.drop()
+            child.act()
+            child.end()
+            if turn >= 10:
+                sizes.add(os.stat(queue._opened().segment.name).st_size)
+        assert len(sizes) == 1
+        assert PINNED not in states(queue)
 
 
 def test_views_that_a_fork_could_not_wait_for_are_kept(
