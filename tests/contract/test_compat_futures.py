@@ -367,6 +367,21 @@ def test_an_executor_shut_down_while_it_starts_its_workers_takes_no_task(
     assert pool.join(0)
 
 
+def test_an_executor_starts_its_workers_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal handler that submits while they are started would have others started."""
+    executor = futures.ProcessPoolExecutor(1)
+    make = TaskPool._of
+
+    def start(options: PoolOptions) -> TaskPool:
+        with pytest.raises(RuntimeError, match="this thread is already starting an executor"):
+            executor.submit(tasks.square, 2)
+        return make(options)
+
+    monkeypatch.setattr(TaskPool, "_of", start)
+    with executor:
+        assert executor.submit(tasks.square, 3).result(PATIENCE) == 9
+
+
 def test_an_executor_can_be_neither_pickled_nor_copied() -> None:
     """The copy of one without workers would be unknown where the program's end waits for all tasks."""
     with futures.ProcessPoolExecutor(1) as executor:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from mpkit._shm.memory.segment import PAGE
 from mpkit._shm.queues import generations, layout, put_ring, region_supply
 from mpkit._shm.queues.held_items import HeldItem
 from mpkit._shm.queues.layout import GENERATION_MASK, GET_GENERATION, PUT_GENERATION
@@ -210,7 +211,7 @@ def test_there_are_only_so_many_rings_at_a_time(queue: OpenQueue, monkeypatch: p
 
 def test_no_region_is_left_for_another_ring(queue: OpenQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(put_ring, "LARGEST_RING", 1)
-    big = bytes(region_supply.PAGE)
+    big = bytes(PAGE)
     bigs = 0
     while (written := queue.puts.write_big(big, [], True, None)) is not None and written.flag == BIG:
         assert queue.puts.put(written.record, written.flag, True, None)

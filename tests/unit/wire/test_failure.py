@@ -364,7 +364,7 @@ class HidesWhatItHas(TwoArguments):
         raise LookupError("the cause")
 
     @property
-    def __notes__(self) -> NoReturn:  # type: ignore[override]
+    def __notes__(self) -> NoReturn:
         raise LookupError("the notes")
 
     def __str__(self) -> NoReturn:
