@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from mpkit.pool._imap import ImapIterator
     from mpkit.pool._shared import Shared
 
-__all__ = ["PoolView", "TaskPool"]
+__all__ = ["PoolView", "TaskPool", "check_callbacks"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -128,7 +128,7 @@ class PoolView(Unsendable):
                 for other tasks; only other callbacks have to wait meanwhile.
             error_callback: Called with the exception, in the same way.
         """
-        _check_callbacks(callback, error_callback)
+        check_callbacks(callback, error_callback)
         return _with_callbacks(self.submit(func, *args, **(kwds or {})), callback, error_callback)
 
     # -- many calls ------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ class PoolView(Unsendable):
 
         The callbacks are called with the list or the error, as those of `apply_async`.
         """
-        _check_callbacks(callback, error_callback)
+        check_callbacks(callback, error_callback)
         return _with_callbacks(
             self._map(func, _items_of(iterable), chunksize, progress, star=False), callback, error_callback
         )
@@ -216,7 +216,7 @@ class PoolView(Unsendable):
 
         The callbacks are called with the list or the error, as those of `apply_async`.
         """
-        _check_callbacks(callback, error_callback)
+        check_callbacks(callback, error_callback)
         handle = self._map(func, [tuple(item) for item in iterable], chunksize, progress, star=True)
         return _with_callbacks(handle, callback, error_callback)
 
@@ -603,7 +603,8 @@ class _Callbacks(Generic[R]):
                 self._callback(value)
 
 
-def _check_callbacks(*callbacks: object) -> None:
+def check_callbacks(*callbacks: object) -> None:
+    """Each is something to call, or None."""
     for callback in callbacks:
         if callback is not None and not callable(callback):
             raise TypeError(f"a callback must be callable or None; got {callback!r}")
