@@ -132,7 +132,7 @@ def exit_when_terminated(connection: Connection, code: int) -> None:
 
 
 class LooksAtItself(WorkerProcess["tuple[str, int]"]):
-    def run(self) -> tuple[str, int]:
+    def run(self) -> tuple[str, int]:  # type: ignore[override]
         return str(self.state), self.info().pid
 
 
