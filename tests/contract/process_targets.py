@@ -126,6 +126,25 @@ def resist(connection: Connection, *signals: int) -> None:
     report_and_wait(connection)
 
 
+def exit_when_terminated(connection: Connection, code: int) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
+    report_and_wait(connection)
+
+
+class LooksAtItself(WorkerProcess["tuple[str, int]"]):
+    def run(self) -> tuple[str, int]:  # type: ignore[override]
+        return str(self.state), self.info().pid
+
+
+class RaisesAnInterruptWhilePickled(Exception):
+    def __reduce__(self) -> Any:
+        raise KeyboardInterrupt("nobody has pressed it")
+
+
+def raise_one_that_raises_an_interrupt() -> NoReturn:
+    raise RaisesAnInterruptWhilePickled
+
+
 def leave_quietly_when_interrupted(connection: Connection) -> str:
     with contextlib.suppress(KeyboardInterrupt):
         report_and_wait(connection)

@@ -368,6 +368,21 @@ def test_an_executor_shut_down_while_it_starts_its_workers_takes_no_task(
     assert pool.join(0)
 
 
+def test_an_executor_starts_its_workers_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal handler that submits while they are started would have others started."""
+    executor = futures.ProcessPoolExecutor(1)
+    make = TaskPool._of
+
+    def start(options: PoolOptions) -> TaskPool:
+        with pytest.raises(RuntimeError, match="this thread is already starting an executor"):
+            executor.submit(tasks.square, 2)
+        return make(options)
+
+    monkeypatch.setattr(TaskPool, "_of", start)
+    with executor:
+        assert executor.submit(tasks.square, 3).result(PATIENCE) == 9
+
+
 def test_an_executor_can_be_neither_pickled_nor_copied() -> None:
     """At its end the program waits for all executors that it knows. It would not know the copy of one."""
     with futures.ProcessPoolExecutor(1) as executor:

@@ -488,6 +488,29 @@ def test_interrupt_terminate_kill(start: Start) -> None:
 
 
 @posix
+def test_an_exit_code_of_one_that_was_stopped_is_not_put_down_to_the_target(start: Start) -> None:
+    process, _ = start(targets.exit_when_terminated, 3)
+    process.terminate()
+    with pytest.raises(WorkerCrashed, match=r"exit code 3 before its target had returned: it was stopped \("):
+        process.result(PATIENCE)
+
+
+def test_a_process_looks_at_itself(start_method: str) -> None:
+    process = targets.LooksAtItself(start_method=start_method)
+    with process:
+        pass
+    assert process.result() == ("running", process.pid)
+
+
+def test_one_that_is_closed_in_its_block(start_method: str) -> None:
+    with WorkerProcess.call(divmod, 7, 2) as process:
+        process.join(PATIENCE)
+        process.close()
+    with pytest.raises(ClosedError):
+        process.result()
+
+
+@posix
 def test_stop_interrupts_first(start: Start) -> None:
     process, _ = start(targets.leave_quietly_when_interrupted)
     assert process.stop(PATIENCE) == 0
@@ -837,6 +860,12 @@ def test_an_interrupt_while_the_outcome_is_pickled_does_not_change_it(
     else:
         assert isinstance(error, targets.ErrorInterruptedWhilePickled)
         assert process.exitcode == 1
+
+
+def test_pickling_an_error_raises_what_ctrl_c_does(start_method: str) -> None:
+    error = run(start_method, targets.raise_one_that_raises_an_interrupt).exception()
+    assert isinstance(error, KeyboardInterrupt)
+    assert str(error) == "nobody has pressed it"
 
 
 def test_pickling_a_result_exits(start_method: str) -> None:

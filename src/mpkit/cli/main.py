@@ -28,11 +28,8 @@ class _Parser(argparse.ArgumentParser):
     """A parser that raises `OutputError` if the help cannot be printed; argparse itself ignores that."""
 
     @override
-    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
-        if file is None:
-            _tell(self.format_help())
-        else:
-            super().print_help(file)
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:  # noqa: ARG002  it gives none
+        _tell(self.format_help())
 
 
 class _Version(argparse.Action):

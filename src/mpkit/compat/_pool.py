@@ -28,6 +28,7 @@ from mpkit.errors import SerializationError, WaitTimeout
 from mpkit.pool import TaskHandle, TaskPool
 from mpkit.pool._engine.options import PoolOptions
 from mpkit.pool._engine.states import CLOSED, RUNNING
+from mpkit.pool._facade import check_callbacks
 from mpkit.pool._maps import MapHandle
 from mpkit.pool._shared_results import SharedResults
 
@@ -140,9 +141,7 @@ class _Callbacks(Generic[R]):
         callback: Callable[[R], object] | None,
         error_callback: Callable[[BaseException], object] | None,
     ) -> None:
-        for given in (callback, error_callback):
-            if given is not None and not callable(given):
-                raise TypeError(f"a callback must be callable or None; got {given!r}")
+        check_callbacks(callback, error_callback)
         self._pool: Pool | None = pool
         self._callback = callback
         self._error_callback = error_callback

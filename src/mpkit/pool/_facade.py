@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from mpkit.pool._imap import ImapIterator
     from mpkit.pool._shared import Shared
 
-__all__ = ["PoolView", "TaskPool"]
+__all__ = ["PoolView", "TaskPool", "check_callbacks"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -136,7 +136,7 @@ class PoolView(Unsendable):
 
         Blocking: as `submit`.
         """
-        _check_callbacks(callback, error_callback)
+        check_callbacks(callback, error_callback)
         return _with_callbacks(self.submit(func, *args, **(kwds or {})), callback, error_callback)
 
     # -- many calls ------------------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ class PoolView(Unsendable):
 
         Blocking: as `submit`, and as long as reading the iterable takes.
         """
-        _check_callbacks(callback, error_callback)
+        check_callbacks(callback, error_callback)
         return _with_callbacks(
             self._map(func, _items_of(iterable), chunksize, progress, star=False), callback, error_callback
         )
@@ -228,7 +228,7 @@ class PoolView(Unsendable):
 
         Blocking: as `submit`, and as long as reading the iterable takes.
         """
-        _check_callbacks(callback, error_callback)
+        check_callbacks(callback, error_callback)
         handle = self._map(func, [tuple(item) for item in iterable], chunksize, progress, star=True)
         return _with_callbacks(handle, callback, error_callback)
 
@@ -626,7 +626,8 @@ class _Callbacks(Generic[R]):
                 self._callback(value)
 
 
-def _check_callbacks(*callbacks: object) -> None:
+def check_callbacks(*callbacks: object) -> None:
+    """Each is something to call, or None."""
     for callback in callbacks:
         if callback is not None and not callable(callback):
             raise TypeError(f"a callback must be callable or None; got {callback!r}")

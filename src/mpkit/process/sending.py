@@ -5,11 +5,9 @@ from __future__ import annotations
 import sys
 import traceback
 import types
-from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from mpkit._platform.files.anonymous import AnonymousFile
-from mpkit._platform.hints import override
 from mpkit._platform.parent_death.parent_watch import ParentLink
 from mpkit._platform.stdlib import child_process
 from mpkit._platform.stdlib.child_process import ChildProcess
@@ -69,7 +67,7 @@ def unpicklable(process: ChildProcess, method: str, error: SerializationError) -
 
 
 class Arrival:
-    """What is sent to a child of spawn or forkserver in place of the process object.
+    """What a process object arrives as in a child of spawn or forkserver (see `WorkerProcess.__reduce_ex__`).
 
     It contains the ties, and the process object as a separate pickle. So the child is tied to its parent
     before foreign code runs, and an error in unpickling the process object reaches the parent.
@@ -88,10 +86,6 @@ class Arrival:
         self._name = name
         self._parts = (link, report, stack, trail, above)
         self._payload = payload
-
-    @override
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return Arrival, (self._name, *self._parts, self._payload)
 
     def _bootstrap(self, parent_sentinel: object) -> int:
         """In the child: multiprocessing calls this in place of the process's own. Returns the exit code."""

@@ -11,6 +11,7 @@ import pytest
 
 from mpkit import TaskPool
 from mpkit.errors import SerializationError
+from mpkit.pool._engine import function_table
 from mpkit.pool._engine.function_table import FunctionTable
 from tests.contract import pool_tasks as tasks
 from tests.helpers.waiting import PATIENCE
@@ -111,6 +112,17 @@ def test_functions_without_code_are_told_apart_by_their_names(
         assert known.name == name
         # What is known about it is kept, even if it is another object the next time.
         assert table.look_up(function, pickler)[0] is known
+
+
+def test_of_very_many_functions_only_the_last_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(function_table, "_MOST_FUNCTIONS", 2)
+    table = FunctionTable()
+    functions = [tasks.square, tasks.add, tasks.total]
+    before = [table.look_up(function, "pickle") for function in functions]
+    assert list(table._known) == [tasks.total]
+    assert [table.look_up(function, "pickle")[1:] for function in functions] == [
+        found[1:] for found in before
+    ]
 
 
 def test_what_an_error_calls_a_function_is_its_own_name() -> None:

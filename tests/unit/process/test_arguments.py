@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import types
 from typing import Any
 
 import pytest
 
 from mpkit import WorkerProcess
+from mpkit._wire import codec
+from mpkit.errors import SerializationError
 
 
 def function(number: int) -> int:
@@ -81,3 +84,13 @@ def test_call_makes_one_that_is_not_started() -> None:
 def test_run_can_be_called_here() -> None:
     assert WorkerProcess.call(function, 5).run() == 5
     assert WorkerProcess().run() is None
+
+
+@pytest.mark.parametrize("method", [m for m in multiprocessing.get_all_start_methods() if m != "fork"])
+def test_a_lambda_is_refused_unless_somebody_has_taught_how_to_pickle_it(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SerializationError, match="<lambda> cannot be sent"):
+        WorkerProcess(target=lambda: None, start_method=method)
+    monkeypatch.setitem(codec._extra_reducers, types.FunctionType, lambda _: "function")
+    WorkerProcess(target=lambda: None, start_method=method)

@@ -43,12 +43,7 @@ def rebuild_semaphore(name: str, maxvalue: int) -> SemLock:
 
     Raises:
         FileNotFoundError: If the name is gone.
-        OSError: On Windows, where multiprocessing's semaphores have no names.
     """
-    if sys.platform == "win32":
-        raise OSError(
-            f"semaphore {name!r} cannot be opened by name: on Windows semaphores travel to children only"
-        )
     return SemLock._rebuild(0, SEMAPHORE_KIND, maxvalue, name)
 
 
