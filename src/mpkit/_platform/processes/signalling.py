@@ -39,6 +39,9 @@ def send_signal(process: ProcessIdentity, signum: int) -> bool:
                 signal.pidfd_send_signal(descriptor, signum)
             except ProcessLookupError:
                 return False
+            except OSError:
+                # It is another user's, which the older call tells, too; or a sandbox knows only that one.
+                return _send_by_pid(process, signum)
             finally:
                 os.close(descriptor)
             return True
