@@ -100,6 +100,48 @@ def test_a_worker_whose_burial_fails_half_way_is_buried_once(
     assert pool.statistics().crashed == 1
 
 
+def test_a_worker_that_could_not_be_watched_does_not_stay(
+    pool: TaskPool, monkeypatch: pytest.MonkeyPatch, reported: list[BaseException | None]
+) -> None:
+    """Nobody saw its end, and the pool had none."""
+    watcher = pool._engine.supervisor._watcher
+    monkeypatch.setattr(watcher, "add", failing(1, watcher.add))
+    with pytest.raises(WorkerCrashed):
+        pool.submit(tasks.kill_myself).result(PATIENCE)
+    assert pool.submit(tasks.square, 3).result(PATIENCE) == 9
+    assert [str(error) for error in reported] == ["out of means"]
+    pool.terminate()
+    assert pool.join(PATIENCE)
+
+
+def test_what_has_been_handed_in_is_told_though_the_next_stop_fails(
+    pool: TaskPool, monkeypatch: pytest.MonkeyPatch, reported: list[BaseException | None]
+) -> None:
+    """The outcome of the task before was forgotten (no memory): its handle never ended."""
+    for _ in range(20):
+        # Known to be short, so that the next ones are sent together.
+        pool.apply(time.sleep, (0.0,))
+    # The collector is not rung for the first one, and nobody waits for it: the supervisor is who fetches it.
+    short = pool.submit(time.sleep, 0.1)
+    long = pool.with_options(timeout=0.3).submit(time.sleep, PATIENCE)
+    dispatcher = pool._engine.dispatcher
+    give_to_others = dispatcher.give_to_others
+    refused: list[None] = []
+
+    def refuse(*arguments: Any) -> None:
+        if not refused:
+            refused.append(None)
+            raise MemoryError("none left")
+        give_to_others(*arguments)
+
+    monkeypatch.setattr(dispatcher, "give_to_others", refuse)
+    wait_until(lambda: reported, "the first stop has failed")
+    assert short.result(PATIENCE) is None
+    with pytest.raises(TaskTimeout):
+        long.result(PATIENCE)
+    assert [str(error) for error in reported] == ["none left"]
+
+
 def test_a_lack_of_descriptors_that_passes_does_not_break_the_pool(
     pool: TaskPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,7 @@ from mpkit.pool._engine.ledger import TIMED_OUT, TOO_BIG, Task
 from mpkit.pool._engine.options import PoolOptions
 from mpkit.pool._engine.programs import Programs
 from mpkit.pool._engine.reports import attempt
-from mpkit.pool._engine.settlements import Settlements, ending_error
+from mpkit.pool._engine.settlements import ending_error
 from mpkit.pool._engine.stacks import live_stack
 from mpkit.pool._protocol.channel import RAISED, STARTED, STOP
 
@@ -131,13 +131,13 @@ class Limits:
     def _look_around(self, lanes: list[Lane]) -> None:
         """What may take a second to be seen."""
         dispatcher = self._dispatcher
-        settlements: Settlements = []
-        for lane in lanes:
-            with dispatcher.lock:
-                if lane.key in dispatcher.lanes:
-                    dispatcher.look_whether_stopped(lane, settlements)
-                    dispatcher.look_whether_sane(lane)
-        self._collector.settle_surely(settlements)
+        with self._collector.telling() as settlements:
+            for lane in lanes:
+                with dispatcher.lock:
+                    if lane.key in dispatcher.lanes:
+                        dispatcher.look_whether_stopped(lane, settlements)
+                        dispatcher.look_whether_sane(lane)
+            self._collector.settle(settlements)
         # It sees whether one worker idles while another one has more than it can do: where nobody waits for
         # outcomes, no worker rings as long as no task is queued.
         self._collector.wake()
@@ -155,38 +155,38 @@ class Limits:
     def _stop_task(self, lane: Lane, task: Task, reason: str) -> None:
         """Begin to stop a running task."""
         dispatcher = self._dispatcher
-        settlements: Settlements = []
         stop: Stop | None = None
-        with dispatcher.lock:
-            dispatcher.drain_lane(lane, settlements)
-            if task.number in lane.sent and lane.stop is None and lane.key in dispatcher.lanes:
-                # Decided before anything is done to the worker: already the signal that asks for its stack
-                # may end a system call of the task.
-                if not task.ending:
-                    task.ending = reason
-                stop = lane.stop = Stop(task.number, self._options.max_memory_bytes)
-                lane.update_ready()
-                # The others need not wait for it.
-                dispatcher.give_to_others(lane, settlements)
-                # Of this task, perhaps ended by now: it can get no other one.
-                stop.began = lane.words[STARTED]
-        self._collector.settle_surely(settlements)
+        with self._collector.telling() as settlements:
+            with dispatcher.lock:
+                dispatcher.drain_lane(lane, settlements)
+                if task.number in lane.sent and lane.stop is None and lane.key in dispatcher.lanes:
+                    # Decided before anything is done to the worker: already the signal that asks for its
+                    # stack may end a system call of the task.
+                    if not task.ending:
+                        task.ending = reason
+                    stop = lane.stop = Stop(task.number, self._options.max_memory_bytes)
+                    lane.update_ready()
+                    # The others need not wait for it.
+                    dispatcher.give_to_others(lane, settlements)
+                    # Of this task, perhaps ended by now: it can get no other one.
+                    stop.began = lane.words[STARTED]
+            self._collector.settle(settlements)
         if stop is None:
             return
         if reason == TIMED_OUT:
             # Good to have, and no more than that: whatever happens, the task must be stopped.
             attempt(lambda: self._ask_for_stack(lane, stop))
-        settlements = []
-        with dispatcher.lock:
-            if stop.ended is not None:
-                # It ended while its stack was being written.
-                settlements.append((stop.ended, RAISED, ending_error(stop.ended, lane)))
-                dispatcher.roster.stop_is_over(lane)
-                dispatcher.fill()
-            else:
-                stop.stage = _INTERRUPTED
-                stop.due = CLOCK.monotonic() + self._options.grace_period
-        self._collector.settle_surely(settlements)
+        with self._collector.telling() as settlements:
+            with dispatcher.lock:
+                if stop.ended is not None:
+                    # It ended while its stack was being written.
+                    settlements.append((stop.ended, RAISED, ending_error(stop.ended, lane)))
+                    dispatcher.roster.stop_is_over(lane)
+                    dispatcher.fill()
+                else:
+                    stop.stage = _INTERRUPTED
+                    stop.due = CLOCK.monotonic() + self._options.grace_period
+            self._collector.settle(settlements)
         if lane.stop is not stop:
             return
         if reason == TOO_BIG:
@@ -249,24 +249,24 @@ class Limits:
     def _take_step(self, lane: Lane, stop: Stop, stage: int) -> None:
         """Terminate or kill a worker, unless it has let go of the task at last."""
         dispatcher = self._dispatcher
-        settlements: Settlements = []
-        with dispatcher.lock:
-            dispatcher.drain_lane(lane, settlements)
-            alive = lane.stop is stop and lane.key in dispatcher.lanes
-            if alive and stop.stage < _TERMINATED:
-                # From here on it gets no task any more: it must not begin an innocent one just before the
-                # signal arrives. The lock is never given back; it goes with the worker.
-                locked = lock_inbox(lane)
-                if stop.number in lane.sent:
-                    lane.leaving = lane.doomed = True
-                else:
-                    alive = False
-                    dispatcher.roster.stop_is_over(lane)
-                    if locked:
-                        lane.unlock_inbox()
-            # Whoever has become idle may take what waits behind a task of another one.
-            dispatcher.fill()
-        self._collector.settle_surely(settlements)
+        with self._collector.telling() as settlements:
+            with dispatcher.lock:
+                dispatcher.drain_lane(lane, settlements)
+                alive = lane.stop is stop and lane.key in dispatcher.lanes
+                if alive and stop.stage < _TERMINATED:
+                    # From here on it gets no task any more: it must not begin an innocent one just before the
+                    # signal arrives. The lock is never given back; it goes with the worker.
+                    locked = lock_inbox(lane)
+                    if stop.number in lane.sent:
+                        lane.leaving = lane.doomed = True
+                    else:
+                        alive = False
+                        dispatcher.roster.stop_is_over(lane)
+                        if locked:
+                            lane.unlock_inbox()
+                # Whoever has become idle may take what waits behind a task of another one.
+                dispatcher.fill()
+            self._collector.settle(settlements)
         if not alive:
             return
         # Should an exception come from here on (no descriptor to look for its descendants with), this step is

@@ -144,16 +144,16 @@ class Supervisor:
 
     def add(self, lane: Lane) -> None:
         """Watch a worker that has been started (before the thread runs, or in it)."""
-        if lane.identity is None:
-            self._gone.append(lane)
-            # It had ended before anybody could look at it, or could not be looked at (no descriptor left).
-            # Then it cannot be watched, and must not stay when it is buried.
-            if lane.process is not None:
-                lane.process.kill()
-        elif not self._watcher.add(lane.identity):
-            self._gone.append(lane)
-        else:
-            self._by_identity[lane.identity] = lane
+        try:
+            if lane.identity is not None and self._watcher.add(lane.identity):
+                self._by_identity[lane.identity] = lane
+        finally:
+            if lane.identity not in self._by_identity:
+                # It had ended before anybody could look at it, or it cannot be watched (no descriptor or no
+                # memory left). Then nobody would see its end, and it must not stay when it is buried.
+                self._gone.append(lane)
+                if lane.process is not None:
+                    lane.process.kill()
 
     def watch(self, program: ProcessIdentity) -> bool:
         """Watch something that a task has started (in the thread); false when it has ended."""
