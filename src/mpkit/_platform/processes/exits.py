@@ -193,7 +193,7 @@ if sys.platform == "linux":
         def discard(self, process: ProcessIdentity) -> None:
             descriptor = self._descriptors.get(process)
             if descriptor is not None:
-                # After an exception (no memory) it may not be there, and what is left is done by the next call.
+                # After an exception (no memory) it may not be there, and the next call does what is left.
                 with contextlib.suppress(KeyError):
                     self._poll.unregister(descriptor)
                 self._processes.pop(descriptor, None)
