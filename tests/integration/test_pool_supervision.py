@@ -23,6 +23,7 @@ import pytest
 from mpkit import BoundedQueue, LockedCounter
 from mpkit._platform.processes import families, signalling
 from mpkit._platform.processes.exits import ExitWatcher
+from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._platform.processes.stat_file import is_stopped
 from mpkit._platform.resources import memory
 from mpkit._platform.threads import readiness
@@ -112,6 +113,36 @@ def test_a_worker_that_could_not_be_watched_does_not_stay(
     assert [str(error) for error in reported] == ["out of means"]
     pool.terminate()
     assert pool.join(PATIENCE)
+
+
+def test_a_death_is_not_forgotten_though_the_pokes_cannot_be_read(
+    pool: TaskPool, monkeypatch: pytest.MonkeyPatch, reported: list[BaseException | None]
+) -> None:
+    """Its task never ended."""
+    supervisor = pool._engine.supervisor
+    watcher = supervisor._watcher
+    wait, deaths = watcher.wait, []
+    waits = threading.Event()
+
+    def wait_poked(*arguments: Any, **options: Any) -> tuple[set[ProcessIdentity], bool]:
+        waits.set()
+        ended, _ = wait(*arguments, **options)
+        deaths.extend(ended)
+        return ended, True
+
+    def read_unless_first_death(descriptor: int) -> bytes:
+        if deaths and not reported:
+            raise MemoryError("none left")
+        return readiness.read_available(descriptor)
+
+    monkeypatch.setattr(watcher, "wait", wait_poked)
+    monkeypatch.setattr(_supervisor, "read_available", read_unless_first_death)
+    supervisor.poke()
+    assert waits.wait(PATIENCE)
+    with pytest.raises(WorkerCrashed):
+        pool.submit(tasks.kill_myself).result(PATIENCE)
+    assert pool.submit(tasks.square, 3).result(PATIENCE) == 9
+    assert [str(error) for error in reported] == ["none left"]
 
 
 def test_what_has_been_handed_in_is_told_though_the_next_stop_fails(

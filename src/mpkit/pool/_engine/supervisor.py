@@ -211,14 +211,15 @@ class Supervisor:
         # more, cheaply.
         wait = self._next_wait(now, min(*looks, engine.told_by))
         ended, poked = self._watcher.wait(wait, also=self._poke_reader)
-        if poked:
-            read_available(self._poke_reader)
+        # First: nobody tells of them again.
         for process in ended:
             lane_or_none = self._by_identity.pop(process, None)
             if lane_or_none is not None:
                 self._gone.append(lane_or_none)
             else:
                 engine.programs.ended(process)
+        if poked:
+            read_available(self._poke_reader)
         return False
 
     def _bear(self, error: BaseException, failures: int) -> bool:
