@@ -121,7 +121,8 @@ def test_a_death_is_not_forgotten_though_the_pokes_cannot_be_read(
     """Its task never ended."""
     supervisor = pool._engine.supervisor
     watcher = supervisor._watcher
-    wait, deaths = watcher.wait, []
+    wait = watcher.wait
+    deaths: list[ProcessIdentity] = []
     waits = threading.Event()
 
     def wait_poked(*arguments: Any, **options: Any) -> tuple[set[ProcessIdentity], bool]:
