@@ -23,6 +23,7 @@ import pytest
 from mpkit import BoundedQueue, LockedCounter
 from mpkit._platform.processes import families, signalling
 from mpkit._platform.processes.exits import ExitWatcher
+from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._platform.processes.stat_file import is_stopped
 from mpkit._platform.resources import memory
 from mpkit._platform.threads import readiness
@@ -98,6 +99,79 @@ def test_a_worker_whose_burial_fails_half_way_is_buried_once(
     assert pool.submit(tasks.square, 3).result(PATIENCE) == 9
     assert len(reported) == 1
     assert pool.statistics().crashed == 1
+
+
+def test_a_worker_that_could_not_be_watched_does_not_stay(
+    pool: TaskPool, monkeypatch: pytest.MonkeyPatch, reported: list[BaseException | None]
+) -> None:
+    """Nobody saw its end, and the pool had none."""
+    watcher = pool._engine.supervisor._watcher
+    monkeypatch.setattr(watcher, "add", failing(1, watcher.add))
+    with pytest.raises(WorkerCrashed):
+        pool.submit(tasks.kill_myself).result(PATIENCE)
+    assert pool.submit(tasks.square, 3).result(PATIENCE) == 9
+    assert [str(error) for error in reported] == ["out of means"]
+    pool.terminate()
+    assert pool.join(PATIENCE)
+
+
+def test_a_death_is_not_forgotten_though_the_pokes_cannot_be_read(
+    pool: TaskPool, monkeypatch: pytest.MonkeyPatch, reported: list[BaseException | None]
+) -> None:
+    """Its task never ended."""
+    supervisor = pool._engine.supervisor
+    watcher = supervisor._watcher
+    wait = watcher.wait
+    deaths: list[ProcessIdentity] = []
+    waits = threading.Event()
+
+    def wait_poked(*arguments: Any, **options: Any) -> tuple[set[ProcessIdentity], bool]:
+        waits.set()
+        ended, _ = wait(*arguments, **options)
+        deaths.extend(ended)
+        return ended, True
+
+    def read_unless_first_death(descriptor: int) -> bytes:
+        if deaths and not reported:
+            raise MemoryError("none left")
+        return readiness.read_available(descriptor)
+
+    monkeypatch.setattr(watcher, "wait", wait_poked)
+    monkeypatch.setattr(_supervisor, "read_available", read_unless_first_death)
+    supervisor.poke()
+    assert waits.wait(PATIENCE)
+    with pytest.raises(WorkerCrashed):
+        pool.submit(tasks.kill_myself).result(PATIENCE)
+    assert pool.submit(tasks.square, 3).result(PATIENCE) == 9
+    assert [str(error) for error in reported] == ["none left"]
+
+
+def test_what_has_been_handed_in_is_told_though_the_next_stop_fails(
+    pool: TaskPool, monkeypatch: pytest.MonkeyPatch, reported: list[BaseException | None]
+) -> None:
+    """The outcome of the task before was forgotten (no memory): its handle never ended."""
+    for _ in range(20):
+        # Known to be short, so that the next ones are sent together.
+        pool.apply(time.sleep, (0.0,))
+    # The collector is not rung for the first one, and nobody waits for it: the supervisor is who fetches it.
+    short = pool.submit(time.sleep, 0.1)
+    long = pool.with_options(timeout=0.3).submit(time.sleep, PATIENCE)
+    dispatcher = pool._engine.dispatcher
+    give_to_others = dispatcher.give_to_others
+    refused: list[None] = []
+
+    def refuse(*arguments: Any) -> None:
+        if not refused:
+            refused.append(None)
+            raise MemoryError("none left")
+        give_to_others(*arguments)
+
+    monkeypatch.setattr(dispatcher, "give_to_others", refuse)
+    wait_until(lambda: reported, "the first stop has failed")
+    assert short.result(PATIENCE) is None
+    with pytest.raises(TaskTimeout):
+        long.result(PATIENCE)
+    assert [str(error) for error in reported] == ["none left"]
 
 
 def test_a_lack_of_descriptors_that_passes_does_not_break_the_pool(

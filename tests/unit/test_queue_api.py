@@ -27,7 +27,7 @@ from mpkit import BoundedQueue, QueueStatistics
 from mpkit._shm.locks import robust_lock, sleepers
 from mpkit._shm.locks.shared_file import ROWS_USED
 from mpkit._shm.memory.names import owned_names
-from mpkit._shm.queues import get_side, held_items, views
+from mpkit._shm.queues import get_side, held_items, open_queue, views
 from mpkit._shm.queues.layout import PUT_GENERATION
 from mpkit._shm.queues.put_ring import PutRing
 from mpkit.errors import (
@@ -1087,6 +1087,23 @@ def test_a_big_item_that_is_dropped_unopened_gives_its_memory_back() -> None:
         queue.shutdown(immediate=True)
         assert regions.with_getters() == 0
         assert queue.statistics().bytes == 0
+
+
+def test_a_queue_that_cannot_be_made_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its destructor told of an AttributeError besides."""
+
+    def fail(*_args: object) -> None:
+        raise MemoryError
+
+    unraisable: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    monkeypatch.setattr(open_queue, "GetSide", fail)
+    before = owned_names()
+    with pytest.raises(MemoryError):
+        BoundedQueue[int]()
+    gc.collect()
+    assert owned_names() == before
+    assert not unraisable
 
 
 def test_a_big_item_that_cannot_be_opened_gives_its_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:

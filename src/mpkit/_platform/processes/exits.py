@@ -6,6 +6,7 @@ macOS. Otherwise (and if no descriptor is left), processes are polled.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import sys
@@ -197,10 +198,13 @@ if sys.platform == "linux":
 
         @override
         def discard(self, process: ProcessIdentity) -> None:
-            descriptor = self._descriptors.pop(process, None)
+            descriptor = self._descriptors.get(process)
             if descriptor is not None:
-                del self._processes[descriptor]
-                self._poll.unregister(descriptor)
+                # After an exception (no memory) it may not be there, and the next call does what is left.
+                with contextlib.suppress(KeyError):
+                    self._poll.unregister(descriptor)
+                self._processes.pop(descriptor, None)
+                del self._descriptors[process]
                 os.close(descriptor)
 
         @override

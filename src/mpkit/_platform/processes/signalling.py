@@ -39,7 +39,8 @@ def send_signal(process: ProcessIdentity, signum: int) -> bool:
             except ProcessLookupError:
                 return False
             except OSError:
-                return _send_by_pid(process, signum)  # a sandbox; or it is another user's, as that tells
+                # It is another user's, and the older call says so, too; or a sandbox knows only that one.
+                return _send_by_pid(process, signum)
             finally:
                 os.close(descriptor)
             return True

@@ -22,7 +22,7 @@ from mpkit.pool._engine.ledger import TIMED_OUT, TOO_BIG, Task
 from mpkit.pool._engine.options import PoolOptions
 from mpkit.pool._engine.programs import Programs
 from mpkit.pool._engine.reports import attempt
-from mpkit.pool._engine.settlements import Settlements, ending_error
+from mpkit.pool._engine.settlements import ending_error
 from mpkit.pool._engine.stacks import live_stack
 from mpkit.pool._protocol.channel import RAISED, STARTED, STOP
 
@@ -141,13 +141,13 @@ class Limits:
     def _look_around(self, lanes: list[Lane]) -> None:
         """Check what need not be noticed at once: stopped, torn and idle workers, and workers' children."""
         dispatcher = self._dispatcher
-        settlements: Settlements = []
-        for lane in lanes:
-            with dispatcher.lock:
-                if lane.key in dispatcher.lanes:
-                    dispatcher.check_stopped(lane, settlements)
-                    dispatcher.check_sane(lane)
-        self._collector.settle_surely(settlements)
+        with self._collector.telling() as settlements:
+            for lane in lanes:
+                with dispatcher.lock:
+                    if lane.key in dispatcher.lanes:
+                        dispatcher.check_stopped(lane, settlements)
+                        dispatcher.check_sane(lane)
+            self._collector.settle(settlements)
         # This moves tasks from busy workers to idle ones. If no thread waits for outcomes and no task is
         # queued, workers do not ring for that.
         self._collector.wake()
@@ -165,38 +165,39 @@ class Limits:
     def _stop_task(self, lane: Lane, task: Task, reason: str) -> None:
         """Begin to stop a running task."""
         dispatcher = self._dispatcher
-        settlements: Settlements = []
         stop: Stop | None = None
-        with dispatcher.lock:
-            dispatcher.drain_lane(lane, settlements)
-            if task.number in lane.sent and lane.stop is None and lane.key in dispatcher.lanes:
-                # Decided before anything is done to the worker, because even the signal that asks for its
-                # stack may end a system call of the task.
-                if not task.ending:
-                    task.ending = reason
-                stop = lane.stop = Stop(task.number, self._options.max_memory_bytes)
-                lane.update_ready()
-                # Tasks behind this one need not wait for it.
-                dispatcher.give_to_others(lane, settlements)
-                # When this task began. (It may have ended by now, but the worker has no other task to begin.)
-                stop.began = lane.words[STARTED]
-        self._collector.settle_surely(settlements)
+        with self._collector.telling() as settlements:
+            with dispatcher.lock:
+                dispatcher.drain_lane(lane, settlements)
+                if task.number in lane.sent and lane.stop is None and lane.key in dispatcher.lanes:
+                    # Decided before anything is done to the worker, because even the signal that asks for
+                    # its stack may end a system call of the task.
+                    if not task.ending:
+                        task.ending = reason
+                    stop = lane.stop = Stop(task.number, self._options.max_memory_bytes)
+                    lane.update_ready()
+                    # Tasks behind this one need not wait for it.
+                    dispatcher.give_to_others(lane, settlements)
+                    # When this task began. (It may have ended by now, but the worker has no other task to
+                    # begin.)
+                    stop.began = lane.words[STARTED]
+            self._collector.settle(settlements)
         if stop is None:
             return
         if reason == TIMED_OUT:
             # The stack is helpful, but if getting it fails, the task must be stopped nevertheless.
             attempt(lambda: self._ask_for_stack(lane, stop))
-        settlements = []
-        with dispatcher.lock:
-            if stop.ended is not None:
-                # It ended while its stack was being written.
-                settlements.append((stop.ended, RAISED, ending_error(stop.ended, lane)))
-                dispatcher.roster.stop_is_over(lane)
-                dispatcher.fill()
-            else:
-                stop.stage = INTERRUPTED
-                stop.due = CLOCK.monotonic() + self._options.grace_period
-        self._collector.settle_surely(settlements)
+        with self._collector.telling() as settlements:
+            with dispatcher.lock:
+                if stop.ended is not None:
+                    # It ended while its stack was being written.
+                    settlements.append((stop.ended, RAISED, ending_error(stop.ended, lane)))
+                    dispatcher.roster.stop_is_over(lane)
+                    dispatcher.fill()
+                else:
+                    stop.stage = INTERRUPTED
+                    stop.due = CLOCK.monotonic() + self._options.grace_period
+            self._collector.settle(settlements)
         if lane.stop is not stop:
             return
         if reason == TOO_BIG:
@@ -260,28 +261,28 @@ class Limits:
     def _take_step(self, lane: Lane, stop: Stop, stage: int) -> None:
         """Take the step `TERMINATED` or `KILLED` (`stage`), unless the worker has let go of the task."""
         dispatcher = self._dispatcher
-        settlements: Settlements = []
-        with dispatcher.lock:
-            dispatcher.drain_lane(lane, settlements)
-            alive = lane.stop is stop and lane.key in dispatcher.lanes
-            if alive and stop.stage < TERMINATED:
-                # From now on the worker must not begin a task: it would be killed in the middle of it. The
-                # lock is never released if the worker is terminated.
-                locked = lock_inbox(lane)
-                if stop.number in lane.sent:
-                    lane.leaving = lane.doomed = True
-                else:
-                    alive = False
-                    dispatcher.roster.stop_is_over(lane)
-                    if locked:
-                        lane.unlock_inbox()
-            # If the worker has become idle, it may take tasks that wait behind one of another worker.
-            dispatcher.fill()
-        self._collector.settle_surely(settlements)
+        with self._collector.telling() as settlements:
+            with dispatcher.lock:
+                dispatcher.drain_lane(lane, settlements)
+                alive = lane.stop is stop and lane.key in dispatcher.lanes
+                if alive and stop.stage < TERMINATED:
+                    # From now on the worker must not begin a task: it would be killed in the middle of it.
+                    # The lock is never released if the worker is terminated.
+                    locked = lock_inbox(lane)
+                    if stop.number in lane.sent:
+                        lane.leaving = lane.doomed = True
+                    else:
+                        alive = False
+                        dispatcher.roster.stop_is_over(lane)
+                        if locked:
+                            lane.unlock_inbox()
+                # If the worker has become idle, it may take tasks that wait behind one of another worker.
+                dispatcher.fill()
+            self._collector.settle(settlements)
         if not alive:
             return
-        # So that this step is taken again after an exception in the lines below (such as
-        # one for a lack of descriptors).
+        # So that this step is taken again after an exception in the lines below (for a lack of descriptors,
+        # say).
         stop.stage = stage - 1
         stop.due = 0.0
         if lane.identity is not None:

@@ -149,16 +149,16 @@ class Supervisor:
 
     def add(self, lane: Lane) -> None:
         """Watch a worker that has been started (before the thread runs, or in this thread)."""
-        if lane.identity is None:
-            self._gone.append(lane)
-            # It could not be identified, because it has ended already or there is no descriptor left. So it
-            # cannot be watched; it is buried, and must not survive that.
-            if lane.process is not None:
-                lane.process.kill()
-        elif not self._watcher.add(lane.identity):
-            self._gone.append(lane)
-        else:
-            self._by_identity[lane.identity] = lane
+        try:
+            if lane.identity is not None and self._watcher.add(lane.identity):
+                self._by_identity[lane.identity] = lane
+        finally:
+            if lane.identity not in self._by_identity:
+                # It has ended already, or it cannot be watched because there is no descriptor or no memory
+                # left. So it is buried, and must not survive that.
+                self._gone.append(lane)
+                if lane.process is not None:
+                    lane.process.kill()
 
     def watch(self, program: ProcessIdentity) -> bool:
         """Watch a process that a task has started (in this thread); False if it has ended already."""
@@ -216,14 +216,15 @@ class Supervisor:
         # has seen the old value. `_next_wait` checks for such tasks.
         wait = self._next_wait(now, min(*looks, engine.tell_deadline))
         ended, poked = self._watcher.wait(wait, also=self._poke_reader)
-        if poked:
-            read_available(self._poke_reader)
+        # First: nobody tells of them again.
         for process in ended:
             lane_or_none = self._by_identity.pop(process, None)
             if lane_or_none is not None:
                 self._gone.append(lane_or_none)
             else:
                 engine.programs.ended(process)
+        if poked:
+            read_available(self._poke_reader)
         return False
 
     def _bear(self, error: BaseException, failures: int) -> bool:
