@@ -175,6 +175,9 @@ def temporary_directory() -> str:
 
     By its real name, as the system tells it to those who ask who has the file open: on macOS it lies behind a
     link.
+
+    Raises:
+        FileNotFoundError: there is none that this user may write to.
     """
     import tempfile  # noqa: PLC0415  it loads a dozen modules, and most processes only attach
 

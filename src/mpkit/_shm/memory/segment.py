@@ -354,7 +354,15 @@ def round_up(value: int, unit: int) -> int:
 
 def _directories() -> Iterator[str]:
     # tmpfs first: its pages never travel to a disk.
-    if os.path.isdir(SHM_DIRECTORY):
+    has_shared_memory = os.path.isdir(SHM_DIRECTORY)
+    if has_shared_memory:
         yield SHM_DIRECTORY
     # Only where that has no room: what its real name is costs a look at each directory above it.
-    yield names.temporary_directory()
+    try:
+        temporary = names.temporary_directory()
+    except FileNotFoundError:
+        # There may be none in a container that is read-only.
+        if has_shared_memory:
+            return
+        raise
+    yield temporary

@@ -62,9 +62,13 @@ def sees_every_process() -> bool:
 
 def find() -> list[Leftover]:
     """Everything of this user that was left behind, in a fixed order."""
+    folders = [SHM_DIRECTORY]
+    # There may be none in a container that is read-only.
+    with contextlib.suppress(FileNotFoundError):
+        folders.append(temporary_directory())
     found = [
         left
-        for folder in dict.fromkeys((SHM_DIRECTORY, temporary_directory()))
+        for folder in dict.fromkeys(folders)
         for path in sorted(_ours(folder))
         if (left := _examine(path)) is not None
     ]
