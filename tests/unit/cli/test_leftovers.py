@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import sys
@@ -43,6 +44,17 @@ def test_a_file_of_a_dead_process_is_found_and_removed(folder: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what is mapped shows in /proc")
+def test_where_there_is_no_temporary_directory_shared_memory_is_looked_through(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.gettempdir", refuse)
+    path = put(folder, f"mpkit-test-{NOBODY}-1-0123456789abcdef")
+    assert [left.path for left in leftovers.find()] == [str(path)]
+
+
 def test_a_file_in_use_is_no_leftover_by_whichever_path(
     folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -173,6 +173,21 @@ def test_where_shared_memory_is_full_the_temporary_directory_serves(
     assert list(tmp_path.iterdir()) == []
 
 
+def no_temporary_directory() -> str:
+    raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="there is nothing else then")
+def test_where_there_is_no_temporary_directory_a_full_shared_memory_is_a_clear_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a container that is read-only."""
+    monkeypatch.setattr(tempfile, "gettempdir", no_temporary_directory)
+    refuse_with(errno.ENOSPC, monkeypatch)
+    with pytest.raises(SharedMemoryExhausted, match="no room in /dev/shm: free some"):
+        Segment.create(PAGE, kind="test")
+
+
 def test_a_map_that_is_refused_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     owned = names.owned_names()
 

@@ -192,6 +192,9 @@ def temporary_directory() -> str:
 
     This is its real path, because the system reports real paths when asked which process has a file open; on
     macOS the temporary directory is behind a symbolic link.
+
+    Raises:
+        FileNotFoundError: there is none that this user may write to.
     """
     import tempfile  # noqa: PLC0415  it loads a dozen modules, and most processes only attach
 

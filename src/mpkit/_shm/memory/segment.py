@@ -367,7 +367,15 @@ def round_up(value: int, unit: int) -> int:
 
 def _directories() -> Iterator[str]:
     # tmpfs first: its pages are never written to a disk file.
-    if os.path.isdir(SHM_DIRECTORY):
+    has_shared_memory = os.path.isdir(SHM_DIRECTORY)
+    if has_shared_memory:
         yield SHM_DIRECTORY
     # Only reached if that has no room (this is a generator): the real path costs a look at each parent.
-    yield names.temporary_directory()
+    try:
+        temporary = names.temporary_directory()
+    except FileNotFoundError:
+        # A read-only container may have none.
+        if has_shared_memory:
+            return
+        raise
+    yield temporary

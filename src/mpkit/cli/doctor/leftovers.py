@@ -63,9 +63,13 @@ def sees_every_process() -> bool:
 
 def find() -> list[Leftover]:
     """All files of this user that dead processes have left, in a fixed order."""
+    folders = [SHM_DIRECTORY]
+    # A read-only container may have no temporary directory.
+    with contextlib.suppress(FileNotFoundError):
+        folders.append(temporary_directory())
     found = [
         left
-        for folder in dict.fromkeys((SHM_DIRECTORY, temporary_directory()))
+        for folder in dict.fromkeys(folders)
         for path in sorted(_ours(folder))
         if (left := _examine(path)) is not None
     ]

@@ -216,7 +216,7 @@ class Supervisor:
         # has seen the old value. `_next_wait` checks for such tasks.
         wait = self._next_wait(now, min(*looks, engine.tell_deadline))
         ended, poked = self._watcher.wait(wait, also=self._poke_reader)
-        # First: nobody tells of them again.
+        # Before the pokes are read, which may fail: these deaths are reported only once.
         for process in ended:
             lane_or_none = self._by_identity.pop(process, None)
             if lane_or_none is not None:
