@@ -376,8 +376,9 @@ def test_a_class_that_hides_what_it_has() -> None:
     assert type(back) is HidesWhatItHas
     assert (back.first, back.second, hasattr(back, "never_set")) == (1, 2, False)
     remote = vars(BaseException)["__cause__"].__get__(back)
-    assert remote.text == (
-        f"{__name__}.HidesWhatItHas (its traceback cannot be shown: LookupError: the cause)\n"
+    # Which of them is asked for first depends on the version.
+    assert remote.text.startswith(
+        f"{__name__}.HidesWhatItHas (its traceback cannot be shown: LookupError: the "
     )
     assert failure.in_words(back) == "HidesWhatItHas: <no text>"
 
