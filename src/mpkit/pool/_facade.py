@@ -409,7 +409,8 @@ class TaskPool(PoolView):
                 engine = Engine(options)
                 super().__init__(engine, TaskOptions(pickler=options.pickler), None)
                 self._executor_tasks: ExecutorTasks | None = None
-                self._finalizer = weakref.finalize(self, _dropped, engine, repr(self))
+                # Not by `repr`: that of a derived class may tell of what its `__init__` has not set yet.
+                self._finalizer = weakref.finalize(self, _dropped, engine, TaskPool.__repr__(self))
                 # The pool's own exit hook comes first.
                 self._finalizer.atexit = False
                 interrupts.hand_on()
