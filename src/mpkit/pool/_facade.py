@@ -74,7 +74,8 @@ class PoolView(Unsendable):
             The handle of the task.
 
         Raises:
-            TypeError: `fn` is not callable, or is a coroutine function (``async def``).
+            TypeError: `fn` is not callable, or is a coroutine function (``async def``). (What has a
+                ``__reduce__`` of its own may be callable where it arrives: there it fails in the task.)
             SerializationError: The function or an argument cannot be pickled.
             SharedMemoryExhausted: There is no room for big arguments.
             ClosedError: The pool is closed.
