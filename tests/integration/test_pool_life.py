@@ -415,6 +415,22 @@ def test_an_error_of_the_input_comes_at_its_place() -> None:
                 next(iterator)
 
 
+class _Labelled(TaskPool):
+    def __init__(self) -> None:
+        super().__init__(1, context="fork")
+        self.label = "mine"
+
+    def __repr__(self) -> str:
+        return f"<{self.label}>"
+
+
+def test_a_derived_pool_may_have_a_repr_of_its_own() -> None:
+    """It was asked for it before its own attributes were set."""
+    with _Labelled() as pool:
+        assert pool.apply(tasks.square, (3,)) == 9
+        assert repr(pool) == "<mine>"
+
+
 def test_progress(capsys: pytest.CaptureFixture[str]) -> None:
     with TaskPool(processes=1, context="fork") as pool:
         assert pool.map(tasks.square, range(10), progress=True) == [n * n for n in range(10)]

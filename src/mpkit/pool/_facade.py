@@ -75,7 +75,8 @@ class PoolView(Unsendable):
             The handle of the task.
 
         Raises:
-            TypeError: `fn` is not callable, or is a coroutine function (``async def``).
+            TypeError: `fn` is not callable, or is a coroutine function (``async def``). (What has a
+                ``__reduce__`` of its own may be callable where it arrives: there it fails in the task.)
             SerializationError: The function or an argument cannot be pickled.
             SharedMemoryExhausted: There is no room for big arguments.
             ClosedError: The pool is closed.
@@ -421,7 +422,9 @@ class TaskPool(PoolView):
                 engine = Engine(options)
                 super().__init__(engine, TaskOptions(pickler=options.pickler), None)
                 self._executor_tasks: ExecutorTasks | None = None
-                self._finalizer = weakref.finalize(self, _dropped, engine, repr(self))
+                # Not `repr(self)`: that of a derived class may use attributes that its `__init__` has not set
+                # yet.
+                self._finalizer = weakref.finalize(self, _dropped, engine, TaskPool.__repr__(self))
                 # At exit the engine's own hook ends the pool, and earlier than this would.
                 self._finalizer.atexit = False
                 interrupts.hand_on()
