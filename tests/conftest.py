@@ -33,6 +33,21 @@ settings.load_profile("steady")
 pytest_timeout.dump_stacks = stuck.with_descendants(pytest_timeout.dump_stacks)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_exception_interact(
+    node: pytest.Item | pytest.Collector, report: pytest.CollectReport | pytest.TestReport
+) -> None:
+    """Limit the teardown of a failed test, too, which may wait for what the test has not done.
+
+    At a failure, pytest-timeout stops its timer for the sake of ``--pdb``.
+    """
+    stuck.record(f"{node.nodeid} failed", str(report.longrepr))
+    if isinstance(node, pytest.Item) and not node.config.getoption("usepdb"):
+        limits = pytest_timeout._get_item_settings(node)
+        if limits.timeout:
+            node.ihook.pytest_timeout_set_timer(item=node, settings=limits)
+
+
 def pytest_collection_finish() -> None:
     """Freeze everything imported so far: it stays until the end, so garbage collections need not look through
     it again, and a collection in a forked child does not copy its pages by writing to them.

@@ -21,12 +21,13 @@ from typing import Any
 
 import psutil
 
-__all__ = ["describe_descendants", "record_exceptions", "with_descendants"]
+__all__ = ["describe_descendants", "record", "record_exceptions", "with_descendants"]
 
 #: How many seconds each command may take: printing all this must not keep the tests from ending.
 _PATIENCE = 20.0
 
-#: The latest exceptions in destructors and threads, which nothing but a hook gets to see.
+#: The latest exceptions in destructors and threads, which nothing but a hook gets to see; and failed tests,
+#: whose teardown may be what runs out of time: pytest would print the failure only at the end of all tests.
 _exceptions: deque[str] = deque(maxlen=10)
 
 
@@ -45,10 +46,14 @@ def record_exceptions() -> None:
     sys.unraisablehook, threading.excepthook = record_unraisable, record_thread
 
 
+def record(what: str, text: str) -> None:
+    """Record something else that is to be printed with these exceptions."""
+    _exceptions.append(f"{time.monotonic():.1f}: {what}\n{text}")
+
+
 def _note(what: str, report: Any) -> None:
     # As text: the exception itself would keep its frames alive, and what they refer to.
-    raised = traceback.format_exception(report.exc_type, report.exc_value, report.exc_traceback)
-    _exceptions.append(f"{time.monotonic():.1f}: {what}\n{''.join(raised)}")
+    record(what, "".join(traceback.format_exception(report.exc_type, report.exc_value, report.exc_traceback)))
 
 
 def with_descendants(dump_stacks: Callable[..., None]) -> Callable[..., None]:
@@ -57,7 +62,10 @@ def with_descendants(dump_stacks: Callable[..., None]) -> Callable[..., None]:
     def dump_all(terminal: Any, *more: Any) -> None:
         terminal.sep("~", title="Processes below the tests")
         terminal.write(describe_descendants() + "\n")
-        terminal.sep("~", title=f"Latest exceptions in destructors and threads (now: {time.monotonic():.1f})")
+        terminal.sep(
+            "~",
+            title=f"Latest failures, and exceptions in destructors and threads (now: {time.monotonic():.1f})",
+        )
         terminal.write("\n".join(_exceptions) + "\n")
         dump_stacks(terminal, *more)
 

@@ -145,7 +145,7 @@ def test_ctrl_c_while_an_executor_is_shut_down_stops_its_tasks(
         raise KeyboardInterrupt
 
     # What each of the two waits in.
-    monkeypatch.setattr("mpkit.pool._executor.wait", interrupt)
+    monkeypatch.setattr("mpkit.pool._executor.wait_for", interrupt)
     monkeypatch.setattr(TaskPool, "join", interrupt)
     with pytest.raises(KeyboardInterrupt):
         executor.shutdown()
