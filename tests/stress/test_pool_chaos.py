@@ -20,7 +20,14 @@ from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._shm.locks import remains
 from mpkit.errors import SerializationError, TaskCancelled, TaskTimeout, WorkerCrashed
 from mpkit.pool import TaskHandle, TaskPool
+from mpkit.pool._engine.start_ups import MOST_KILLED
 from tests.contract import pool_tasks as tasks
+
+#: What `WorkerSnapshot.state` is until a worker is ready.
+_STARTING = ("starting", "initializing")
+#: How many workers in a row may be killed before they are ready. A pool gives up after `MOST_KILLED`, and
+#: where a start-up takes long, chance alone would bring that about.
+_MOST_KILLED_STARTING = MOST_KILLED // 2
 
 
 def chaos(method: str, seconds: float, seed: int) -> collections.Counter[str]:
@@ -46,10 +53,19 @@ def one_pool(method: str, rng: random.Random, figures: collections.Counter[str],
 
     def murder(seed: int) -> None:
         dice = random.Random(seed)
+        seen_ready: set[int] = set()
+        killed_starting = 0
         while not over.wait(dice.expovariate(8.0)):
             workers = pool.workers()
+            ready = {worker.pid for worker in workers if worker.state not in _STARTING}
+            if ready - seen_ready:
+                killed_starting = 0
+                seen_ready |= ready
+            if killed_starting == _MOST_KILLED_STARTING:
+                workers = [worker for worker in workers if worker.pid in ready]
             if workers:
                 victim = dice.choice(workers)
+                killed_starting += victim.pid not in ready
                 victims.add(identity.of(victim.pid))
                 figures["kills"] += 1
                 try:
