@@ -6,6 +6,9 @@ step, for certain, and then itself; nothing of it may remain.
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,7 +17,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from mpkit._platform.parent_death import guardian_process
 from mpkit._platform.parent_death.guardian import IGNORED
+from mpkit._platform.processes import identity, stat_file
 from tests.conftest import own_or_of_the_server
 from tests.helpers.marked import Mark
 from tests.helpers.processes import gone, python, to_be_killed, wait_gone
@@ -240,6 +245,45 @@ def test_a_signal_that_means_the_application_comes_while_the_guardian_starts(
 ) -> None:
     """Some of them killed it, and what had been registered already was on its own."""
     all_of_it_goes(SIGNAL_WHILE_THE_GUARDIAN_COMES_UP, tmp_path, name)
+
+
+def _watched_by(guardian: int) -> int:
+    """How many process descriptors a guardian has."""
+    number = 0
+    for descriptor in Path(f"/proc/{guardian}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            number += "pidfd" in os.readlink(descriptor)
+    return number
+
+
+def test_all_lines_are_read_before_anybody_is_killed() -> None:
+    """The guardian read 64 KiB at a time. If it was late, it killed an orphan whose line came after these."""
+    line, guardian = guardian_process.start(sys.executable)
+    parent, child = (subprocess.Popen(["sleep", "600"]) for _ in range(2))
+    try:
+        identities = [identity.look(process.pid) for process in (parent, child)]
+        assert identities[0] is not None
+        assert identities[1] is not None
+        line.sendall(b"W %d %d %d %d\n" % (*identities[0], *identities[1]))
+        wait_until(lambda: _watched_by(guardian) == 2, "the guardian watches both")
+        os.kill(guardian, signal.SIGSTOP)
+        wait_until(lambda: stat_file.is_stopped(guardian), "it is stopped")
+        line.sendall(b"\n" * 70_000)
+        line.sendall(b"F %d %d\n" % identities[1])
+        parent.kill()
+        parent.wait()
+        os.kill(guardian, signal.SIGCONT)
+        # It ends when it has read everything, because no other process has this end of the line.
+        line.close()
+        os.waitid(os.P_PID, guardian, os.WEXITED | os.WNOWAIT)
+        assert child.poll() is None
+    finally:
+        line.close()
+        os.kill(guardian, signal.SIGKILL)
+        os.waitpid(guardian, 0)
+        for process in (parent, child):
+            process.kill()
+            process.wait()
 
 
 GUARDIAN_DIES_BEFORE_THE_CHILD_IS_STARTED = """

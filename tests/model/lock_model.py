@@ -103,6 +103,8 @@ class LockModel:
             "held last" (HELD is stored before the permit is taken),
             "dead first" (a row is read before asking whether its process lives),
             "alone" (a process releases the lock of another one without the file lock),
+            "completed before out" (OUT arrives in memory before COMPLETED, as on a machine that does not keep
+            the order of stores),
             "completed", "watch", "before the try", "file lock" (as in `robust_lock_model`),
             "not their heir" (the lock of a dead owner is taken over without clearing its row).
         interrupts: Whether an exception may end a call next to a semaphore operation and lose the permit.
@@ -182,12 +184,11 @@ class LockModel:
         elif at == LET_GO:
             if drained:
                 yield "permit_release()", permits + 1, me._replace(at=GAVE), others
-        elif at == GAVE:
+        elif at in {GAVE, DONE}:
             if room:
-                yield "completed += 1", permits, _store(me, COMPLETED, DONE), others
-        elif at == DONE:
-            if room:
-                yield "words[place] = OUT", permits, _store(me, OUT, IDLE), others
+                is_first = (at == GAVE) != (self._without == "completed before out")
+                label, what = ("completed += 1", COMPLETED) if is_first else ("words[place] = OUT", OUT)
+                yield label, permits, _store(me, what, DONE if at == GAVE else IDLE), others
         elif at in {HEIR, AGENT, GIVE}:
             yield from self._hand_on(permits, me, others)
         else:

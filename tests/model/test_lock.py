@@ -49,6 +49,7 @@ def test_the_lock_of_a_dead_owner_goes_on() -> None:
         ("not their heir", 2),
         ("before the try", 2),
         ("completed", 2),
+        ("completed before out", 2),
         ("watch", 2),
         ("file lock", 3),
     ],

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -93,6 +93,37 @@ def test_the_slots_of_the_dead_are_used_again_and_no_others(table: Borrowers) ->
     assert lend(table, REGION + 1) == slots[5]
     assert table.has(REGION + 1)
     assert lend(table, REGION) == 0
+
+
+class _FewStores:
+    """The words of a table, of which only the first few stores are made, as if the process died then."""
+
+    def __init__(self, words: memoryview[int], number: int) -> None:
+        self._words = words
+        self._left = number
+
+    def __getitem__(self, at: int) -> int:
+        return self._words[at]
+
+    def __setitem__(self, at: int, value: int) -> None:
+        if not self._left:
+            raise OSError
+        self._left -= 1
+        self._words[at] = value
+
+
+@pytest.mark.parametrize("stores", range(4))
+def test_a_lender_that_dies_while_it_reuses_a_slot_does_not_revive_the_old_loan(
+    table: Borrowers, stores: int
+) -> None:
+    slots = [lend(table, REGION) for _ in range(layout.BORROWER_SLOTS)]
+    for slot in slots:
+        belongs_to(table, slot, dead_process())
+    words = table._words
+    table._words = cast("memoryview[int]", _FewStores(words, stores))
+    assert lend(table, REGION + 1) == 0
+    table._words = words
+    assert not table.has(REGION)
 
 
 def test_a_loan_that_moves_to_a_slot_already_looked_at_is_not_overlooked(

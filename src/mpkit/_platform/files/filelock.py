@@ -114,8 +114,8 @@ class FileLock:
         fd, file = self._fd, self._file
         if file is not None:
             # Unlocked explicitly, because a child between fork and exec may have a copy of the descriptor.
-            # Then closed in any case, which can happen only once, because `close` of a file object may be
-            # repeated.
+            # Then closed in any case. If this runs again after an interrupt, the file object does not close a
+            # number twice, which may be another file's by then.
             try:
                 if not file.closed:
                     own_locks.change(file, _BYTE, own_locks.UNLOCKED)

@@ -38,6 +38,10 @@ __all__ = ["IGNORED", "Guardian", "main"]
 #: with the program's name. (By name, because not every system has all of them.)
 IGNORED: Final = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGTSTP", "SIGUSR1", "SIGUSR2")
 
+#: How many bytes to read, for all lines that are there. This is more than the socket buffer holds (on Linux
+#: 212,992 bytes, unless the administrator has set net.core.wmem_default).
+_ALL_LINES: Final = 1 << 18
+
 #: The largest limit of descriptors that macOS accepts (sys/syslimits.h).
 _OPEN_MAX: Final = 10_240
 
@@ -48,7 +52,8 @@ class Watcher(Protocol):
     def add(self, process: ProcessIdentity) -> bool:
         """Watch a process; False if it has ended already.
 
-        If it is being watched already, its end is reported nevertheless, because other pairs may refer to it.
+        The end of a process that was being watched already is reported even if this call has noticed it,
+        because other pairs may refer to that process.
         """
         ...
 
@@ -175,8 +180,7 @@ def main(descriptor: int) -> None:
         )
         ended |= guardian.take_found_ended()
         if readable:
-            # This reads all lines that are there: the socket buffer holds no more than some hundred.
-            data = os.read(descriptor, 65536)
+            data = os.read(descriptor, _ALL_LINES)
             connected = bool(data)
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:

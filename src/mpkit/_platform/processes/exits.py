@@ -200,7 +200,8 @@ if sys.platform == "linux":
         def discard(self, process: ProcessIdentity) -> None:
             descriptor = self._descriptors.get(process)
             if descriptor is not None:
-                # After an exception (no memory) it may not be there, and the next call does what is left.
+                # KeyError: it is not registered (any more), because an exception (no memory) ended `add`, or
+                # an earlier call of this, half way.
                 with contextlib.suppress(KeyError):
                     self._poll.unregister(descriptor)
                 self._processes.pop(descriptor, None)

@@ -18,8 +18,8 @@ def usable_cpus() -> int:
     It is the smallest of these: the CPUs of its affinity mask (which includes cpusets), or from Python 3.13
     on the number that ``-X cpu_count`` or ``PYTHON_CPU_COUNT`` sets instead; and on Linux, rounded up, the
     CPU quota of its control group and of every group above it, in versions 1 and 2. `os.cpu_count` and
-    `os.process_cpu_count` ignore
-    quotas: under ``docker run --cpus=2`` on a large machine there would be one process for each of its CPUs.
+    `os.process_cpu_count` ignore quotas: under ``docker run --cpus=2`` on a large machine there would be one
+    process for each of its CPUs.
     """
     count = _affinity()
     if sys.platform == "linux":

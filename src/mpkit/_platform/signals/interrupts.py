@@ -120,8 +120,8 @@ def end_deferral() -> None:
 
 @in_forked_children
 def _end_deferral_of_another_thread() -> None:
-    # If the main thread of the parent was inside a block, and another thread has forked: that is the main
-    # thread here.
+    # If the main thread of the parent was inside a block, and another thread has forked: the main thread here
+    # is the one that has forked, which will never leave that block.
     deferrals = _in_force()
     if deferrals and deferrals[-1]._thread != threading.get_ident():
         set_signal_handler(_SIGINT, deferrals[-1]._previous)

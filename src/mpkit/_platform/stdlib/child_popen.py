@@ -246,7 +246,10 @@ class _ChildOfServer(_ExactWaiting, LaunchByServer):
         super().__init__(child)
 
     def end_descriptor(self) -> int:
-        """A descriptor that is readable once the process has ended; the pipe also is if the server dies."""
+        """A descriptor that is readable once the process has ended.
+
+        It is the pipe only if there is no other: that is also readable when the server has died.
+        """
         if self._end is None and self.returncode is None and self._owner == os.getpid():
             # Deferred, so that no interrupt comes between opening the descriptor and storing it.
             with deferred_interrupts():

@@ -2,7 +2,7 @@
 
 If a hook raises an exception, that is only printed, and the fork goes on. So if a signal handler raises an
 exception (Ctrl-C) during a hook, the rest of that hook is skipped (all of it, if it comes before the first
-step). It does not happen a second time. Therefore what must not be skipped is done by C functions, in which
+step). One signal can do this only once. Therefore what must not be skipped is done by C functions, in which
 no handler runs, or is registered twice.
 """
 
@@ -55,7 +55,10 @@ def held_across_forks(lock: object) -> None:
 
 
 def _free_if_lost(lock: Any) -> None:  # noqa: ANN401  the stubs do not know what it has
-    """Reset the lock if a thread of the parent has it, because an exception ended the waiting for it."""
+    """In the child: reset the lock if it is held by a thread that exists only in the parent.
+
+    (That is so if an exception ended the hook before the fork, which was waiting for the lock.)
+    """
     if not is_free(lock):
         lock._at_fork_reinit()
 

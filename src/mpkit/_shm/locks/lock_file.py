@@ -16,7 +16,7 @@ from mpkit._platform.hints import override
 from mpkit._platform.processes import identity
 from mpkit._platform.threads.clock import CLOCK
 from mpkit._platform.threads.deadlines import has_passed
-from mpkit._platform.threads.fences import TOTAL_STORE_ORDER
+from mpkit._platform.threads.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._shm.locks.lock_rows import ATTEMPTS, COMPLETED, HELD, OUT, RELEASING, TRYING, LockRows
 from mpkit._shm.locks.own_rows import OwnRows
 from mpkit._shm.locks.robust_lock import fenced
@@ -103,6 +103,8 @@ class LockFile(OwnRows):
                 words[place] = RELEASING
                 self.permit_release()
                 words[place + COMPLETED] += 1
+                if not TOTAL_STORE_ORDER:
+                    full_fence()
                 words[place] = OUT
                 done = True
         except BaseException as error:
@@ -280,6 +282,8 @@ class LockFile(OwnRows):
             words[place + ATTEMPTS] += 1
         elif words[place] != OUT:
             words[place + COMPLETED] += 1
+        # As in `release`.
+        full_fence()
         words[place] = OUT
 
     @override

@@ -29,8 +29,10 @@ the lock.
 Each value has a word of its own, because Python computes faster with numbers below 2**30.
 
 Memory order: taking and giving back the permit are atomic operations, and so full barriers on x86, where
-other stores become visible in their order. Elsewhere there is a full fence before and after both (see
-robust_lock).
+other stores become visible, and loads are performed, in their order. Elsewhere there is a full fence before
+and after both (see robust_lock). There is another one between raising ``COMPLETED`` and storing ``OUT``, and
+one between seeing ``OUT`` (or ``ATTEMPTS`` raised) and reading ``COMPLETED``: a process that had the permit
+and is seen without it must also be seen to have completed something.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ from collections.abc import Callable
 from mpkit._platform.processes import identity
 from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._platform.threads.clock import CLOCK
+from mpkit._platform.threads.fences import full_fence
 from mpkit._shm.locks.shared_file import RECOVERIES
 from mpkit._shm.memory.rows import FIRST_LOCK, Rows
 
@@ -158,8 +161,8 @@ class LockRows:
                     "the lock over or opened it, or this is a signal handler that came in the middle of that"
                 )
             holders = self.holders()
-            # Until the permit is back, nobody has it although no row says so; the file lock excludes that
-            # anyone investigates meanwhile.
+            # Between these stores and giving the permit back, no row tells of it, as if it were lost. The
+            # file lock keeps others from investigating meanwhile.
             for holder, _ in holders:
                 words[holder + COMPLETED] += 1
                 words[holder] = OUT
@@ -201,7 +204,7 @@ class LockRows:
         attempts = {other: words[other + ATTEMPTS] for other, _ in living}
         waiting = [other for other, _ in living]
         while True:
-            # A row that has been out, or has tried in vain, since T1 has been without the permit since.
+            # A row that is out, or has tried in vain since T1, was without the permit at some time after T1.
             waiting = [
                 other
                 for other in waiting
@@ -212,6 +215,7 @@ class LockRows:
             if CLOCK.monotonic() >= give_up or any(words[other] == HELD for other in waiting):
                 return
             time.sleep(_LOOK_AGAIN_SECONDS)
+        full_fence()
         for other, process in living:
             if words[other + COMPLETED] != completed[other] or not identity.is_alive(process):
                 return

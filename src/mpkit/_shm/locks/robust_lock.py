@@ -27,14 +27,18 @@ when its holder dies:
    again.
 
 A living process that holds the lock, even one stopped by SIGSTOP, is never seen outside before it has
-released the lock, so nothing is taken from it. A process that dies while taking over leaves either nothing
-done or the permit added; in the first case, the next one starts again at 1. New processes cannot join
-meanwhile, because joining needs the same file lock.
+released the lock, so nothing is taken from it. A process that dies while taking over either has added the
+permit or has not; if not, the next one starts again at 1. New processes cannot join meanwhile, because
+joining needs the same file lock.
 
 Memory order: ``inside`` must be visible before the permit is taken; what is written under the lock, before
 the permit is given back; and ``completed`` not before that. On x86, taking and giving back are atomic
 operations and so full barriers, and other stores become visible in their order. Elsewhere glibc's operations
 are weaker (acquire when taking, release when giving back), so there is a full fence before and after each.
+
+The reads of a process that takes over must stay in order, too: T0, the failed try, the words after it, and
+``completed`` once more. On x86 loads stay in order (a failed try is no barrier there); elsewhere there is a
+full fence around the try, and one before the last step.
 """
 
 from __future__ import annotations
@@ -122,7 +126,8 @@ class RobustLock:
         at: index of this process's first word for this lock.
         value: the value of that word, without ``inside``.
         local_acquire, local_release: the operations of the local lock.
-        permit_acquire, permit_release: the operations of the semaphore, as full barriers.
+        permit_acquire, permit_release: the operations of the semaphore. They are full barriers, except that
+            on x86 a try that fails is none.
         repair: completes or undoes what a dead holder has left half done. It is called before the lock of the
             dead is given back, and a second time if the caller dies in between.
         reentered: the error message for a thread that is already inside; owners that know a likelier cause
@@ -450,6 +455,8 @@ class RobustLock:
             waiting = [
                 at for at in waiting if (words[at + column], words[at + column + ATTEMPTS]) == after[at]
             ]
+        # Whatever was seen above, what the process stored before it is seen from here on.
+        full_fence()
         for at, process in living:
             if words[at + column] >> 1 != before[at] >> 1 or not identity.is_alive(process):
                 return
@@ -464,7 +471,10 @@ class RobustLock:
 
 
 def fenced(permit: Semaphore) -> tuple[Callable[..., bool], Callable[[], None]]:
-    """The two operations on the permit, made full barriers, for machines on which they are not."""
+    """The two operations on the permit, made full barriers, for machines on which they are not.
+
+    These barriers hold whether the permit is taken or not.
+    """
 
     def acquire(block: bool = True, timeout: float | None = None) -> bool:
         full_fence()

@@ -152,6 +152,8 @@ class Rows:
 
     def leave(self, at: int) -> None:
         """Give back this process's row or (under `exclusive`) that of a dead one."""
+        # What this process has stored in the row must not arrive when the row is another process's already.
+        full_fence()
         self.words[at] = 0
 
     def taken(self) -> list[tuple[int, ProcessIdentity]]:

@@ -90,8 +90,10 @@ class Borrowers:
         words = self._words
         at = next(self._usable(), 0)
         if at:
-            # The slot names the region only after it says "being forked". Until then it is free, or belongs
-            # to a dead process.
+            # It is freed first, in case it is a dead process's. It names the region only after it says "being
+            # forked".
+            words[at] = 0
+            full_fence()
             words[at + _PID] = 0
             full_fence()
             words[at] = region

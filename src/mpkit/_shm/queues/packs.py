@@ -6,9 +6,9 @@ items of built-in types, whose pickling and unpickling runs no user code, in whi
 occurs twice (one pickle for both would make them one object).
 
 A pack counts as the number of its items, and getters may take any number of them at a time: the head of the
-ring keeps pointing at the pack, and only its count increases, until the last item is taken (see ring). A
-getter that takes a single item has to unpickle the whole pack, so it keeps the other values in `Pack` for its
-next calls. But only the head tells whether they are still in the queue.
+ring keeps pointing at the pack, and only its count increases, until the last item is taken (see `get_side`).
+A getter that takes a single item has to unpickle the whole pack, so it keeps the other values in `Pack` for
+its next calls. But only the head tells whether they are still in the queue.
 """
 
 from __future__ import annotations

@@ -160,8 +160,7 @@ class PutSide:
 
         Returns:
             False: there is no room. None: the lock was not to be had, because a process is stopped in the
-                middle of
-            an operation.
+                middle of an operation.
 
         Raises:
             QueueShutDown, SharedMemoryExhausted, ClosedError: as `put`.
@@ -208,8 +207,7 @@ class PutSide:
 
         Returns:
             False: the bounds do not let all of them in, or the ring has no room. None: the lock was not to be
-                had in
-            time.
+                had in time.
 
         Raises:
             RuntimeError, QueueShutDown, ClosedError: as `put`.

@@ -80,7 +80,8 @@ class UseIsOver:
         published = (serial - self._gets) & COUNT_MASK < (self._puts - self._gets) & COUNT_MASK
         if state == QUEUED:
             # An item becomes HELD before it is counted as taken. So one that is QUEUED and not in the queue
-            # was never published, and its putter is dead, since we have the putters' lock.
+            # was never published; and it never will be: its putter is dead or has failed, since we have the
+            # putters' lock.
             return not published
         if state == HELD:
             return not published and not self._is_alive(process)
