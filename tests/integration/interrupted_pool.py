@@ -1,4 +1,4 @@
-"""A program whose main thread is interrupted again and again while it uses a pool; see `test_pool_life`.
+"""A program whose main thread is interrupted again and again while it uses a pool; see `test_pool_failures`.
 
 It prints what went wrong, or "right" if each task ran once and gave its result.
 """

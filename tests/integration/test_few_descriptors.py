@@ -142,7 +142,8 @@ def test_a_start_that_runs_out_of_descriptors_half_way_leaks_nothing(
     The ones that are open already must be closed, and a process that the fork server has forked must not go
     on waiting for its orders.
     """
-    # A fork server that multiprocessing itself has started, in another test, would end.
+    # Stop the present fork server: one that multiprocessing itself has started, in another test, would not
+    # survive what follows.
     vars(forkserver)["_forkserver"]._stop()
     use_process("forkserver")
     server = psutil.Process(vars(forkserver)["_forkserver"]._forkserver_pid)

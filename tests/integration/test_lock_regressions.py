@@ -311,7 +311,7 @@ def test_a_lock_that_changes_hands_is_not_investigated(
     permit.release()
 
 
-def test_a_signal_handler_during_the_first_use_is_refused_instead_of_waiting_for_ever(
+def test_using_the_lock_in_a_signal_handler_during_its_first_use_is_refused(
     lock: Lock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The thread that it interrupts has the file lock, so waiting for that would never end."""

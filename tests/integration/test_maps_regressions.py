@@ -217,7 +217,7 @@ class Interrupted(BaseException):
     """What a signal handler raises."""
 
 
-def test_a_signal_handler_that_raises_while_a_bar_is_drawn_does_not_block_other_bars(
+def test_an_exception_while_a_bar_is_drawn_does_not_block_other_bars(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """If the lock shared by all bars stayed taken, the pool's threads would wait for ever to draw theirs."""
@@ -534,9 +534,10 @@ def test_results_that_unpickle_only_at_the_second_try_are_returned(
 
 
 @pytest.mark.parametrize("inside", ["count", "bar"])
-def test_a_signal_handler_may_fetch_a_chunk_while_another_of_the_same_map_is_recorded(
+def test_a_signal_handler_may_fetch_a_chunk_while_another_one_is_recorded(
     pool: TaskPool, tmp_path: Path, inside: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Neither chunk may be lost, and the progress bar must count each of them once."""
     handled: list[object] = []
     gate = tmp_path / "gate"
 

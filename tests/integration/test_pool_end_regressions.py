@@ -271,6 +271,10 @@ def test_a_handle_that_ends_just_before_it_is_watched_is_not_watched(
 
 
 def test_handles_are_watched_as_long_as_they_are_pending(pool: TaskPool, tmp_path: Path) -> None:
+    """A handle is watched if something waits for it that does not fetch outcomes (`concurrent.futures`, say).
+
+    For such a handle, the collector's thread fetches them.
+    """
     gate = tmp_path / "gate"
     handles = [pool.submit(tasks.wait_for_file, str(gate)) for _ in range(3)]
     conditions = [handle._condition for handle in handles]

@@ -115,6 +115,7 @@ def test_an_initializer_that_raises_system_exit_has_failed() -> None:
 
 
 def test_an_initializer_error_that_raises_system_exit_when_unpickled() -> None:
+    """The SystemExit must not end the supervisor: it is reported as the initializer's error."""
     with (
         pytest.raises(InitializerFailed, match="SystemExit: 7"),
         TaskPool(

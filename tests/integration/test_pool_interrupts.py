@@ -174,14 +174,14 @@ def alarms() -> Iterator[None]:
 
 #: In free-threaded builds, exceptions of signal handlers that reach the caller sometimes end in a SystemError
 #: of the interpreter's weak references (seen on 3.14.7). See also `needs_a_trace_that_raises`.
-needs_a_lock = pytest.mark.skipif(FREE_THREADED, reason="may end in a SystemError of the interpreter")
+needs_the_gil = pytest.mark.skipif(FREE_THREADED, reason="may end in a SystemError of the interpreter")
 
 
 def alarm_at(step: int, operation: Callable[[], object]) -> bool:
     return interrupt_at(step, operation, signum=signal.SIGUSR1, raises=Alarm)
 
 
-@needs_a_lock
+@needs_the_gil
 @needs_a_trace_that_raises
 @pytest.mark.parametrize(
     "work",
@@ -300,7 +300,7 @@ def is_fetched_or_can_be(pool: TaskPool, handle: TaskHandle[Any]) -> bool:
     return pool._engine.dispatcher.has_outcomes() or handle._is_settled()
 
 
-@needs_a_lock
+@needs_the_gil
 @needs_a_trace_that_raises
 def test_an_interrupted_cancel_does_not_lose_the_outcome_of_another_task(
     pool: TaskPool, alarms: None
@@ -320,7 +320,7 @@ def test_an_interrupted_cancel_does_not_lose_the_outcome_of_another_task(
     assert step > 20
 
 
-@needs_a_lock
+@needs_the_gil
 @needs_a_trace_that_raises
 @pytest.mark.parametrize("raises", [KeyboardInterrupt, Alarm])
 def test_an_interrupted_wait_for_room_gives_up_its_place(raises: type[BaseException], alarms: None) -> None:
@@ -346,7 +346,7 @@ def is_waited_for(handle: TaskHandle[Any]) -> bool:
     return bool(vars(handle).get("_waiters")) or handle._is_settled()
 
 
-@needs_a_lock
+@needs_the_gil
 @needs_a_trace_that_raises
 def test_waiting_threads_are_told_even_if_the_fetching_thread_is_interrupted(
     pool: TaskPool, alarms: None
@@ -364,7 +364,7 @@ def test_waiting_threads_are_told_even_if_the_fetching_thread_is_interrupted(
     wait_until(lambda: not pool._engine.collector._watched, "no handle is watched any more")
 
 
-@needs_a_lock
+@needs_the_gil
 @needs_a_trace_that_raises
 @pytest.mark.parametrize("step", range(0, 200, 7))
 def test_a_pool_whose_terminate_is_interrupted_ends_at_the_next_one(step: int, alarms: None) -> None:

@@ -435,7 +435,7 @@ class SendsWhenPickled:
         return int, ()
 
 
-def test_submitting_a_task_during_pickling_does_not_release_what_the_outer_task_needs(
+def test_a_task_submitted_during_pickling_releases_nothing_of_the_outer_task(
     pool: TaskPool, tmp_path: Path
 ) -> None:
     """If the inner task took over the outer task's shared object, it would be released too early."""

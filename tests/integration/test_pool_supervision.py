@@ -362,10 +362,13 @@ def test_a_wait_for_a_process_may_be_longer_than_the_system_can_wait() -> None:
 
 
 @pytest.mark.parametrize("struck", [True, False])
-def test_only_kills_in_the_own_control_group_count_as_out_of_memory(
+def test_a_killed_worker_counts_as_out_of_memory_only_if_the_system_counts_such_a_kill(
     monkeypatch: pytest.MonkeyPatch, struck: bool
 ) -> None:
-    """If those of the whole machine counted, a kill in another container would make `likely_oom` true."""
+    """The count is that of the program's control group, not that of the machine.
+
+    Otherwise a kill in another container would make `likely_oom` true for any killed worker.
+    """
     kills = 0
     monkeypatch.setattr(memory, "oom_kills", lambda: kills)
     with TaskPool(1, context="fork") as pool:

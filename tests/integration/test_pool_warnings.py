@@ -28,7 +28,7 @@ def during_the_start(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object])
     monkeypatch.setattr(_crew, "_start", act_and_start)
 
 
-def test_warning_filters_are_the_same_after_a_start_and_changed_during_it_only_by_fork(
+def test_only_a_start_by_fork_changes_the_filters_and_only_meanwhile(
     start_method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = list(warnings.filters)

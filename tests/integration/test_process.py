@@ -374,7 +374,7 @@ if __name__ == "__main__":
     assert run_python("-c", program).stdout.splitlines() == ["None", "[] True", "True None"]
 
 
-def test_a_start_without_enough_descriptors_harms_neither_the_fork_server_nor_other_processes() -> None:
+def test_a_start_without_enough_descriptors_does_not_harm_the_fork_server() -> None:
     # Whichever step finds no descriptor left, the fork server must not die, and no forked process may wait
     # for its orders for ever.
     program = """

@@ -80,7 +80,7 @@ def test_the_internal_lock_of_a_stopped_process_is_never_taken_over(
         with reap(child):
             pid = reached.get(timeout=PATIENCE)
             wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, "the child is stopped")
-            # The timeout covers the whole call, whatever delays it. A waiting process finds that the owner lives.
+            # The timeout covers the whole call, whatever delays it. Waiting processes find the owner alive.
             if side == "put_lock":
                 for item in ("x", b"x" * BIG):
                     with pytest.raises(QueueFull):
@@ -276,7 +276,7 @@ def test_names_are_removed_only_after_the_children_have_been_joined(method: str,
                 child = context.Process(target=work, args=(leaving, courier, counter))
                 child.start()
                 print(os.path.basename(queue._name), queue._shared.semaphores[0].name, flush=True)
-                # What multiprocessing does at the exit: it joins the children. Only then the child goes on.
+                # At the exit, multiprocessing joins the children. The child goes on only then.
                 join = child.join
                 child.join = lambda *args: (leaving.add(), join(*args))
             """
@@ -361,7 +361,7 @@ def test_the_names_of_a_killed_program_are_removed(tmp_path: Path) -> None:
 def test_the_resource_tracker_of_another_process_removes_nothing_that_is_in_use(
     queue: BoundedQueue[bytes], lock: Lock, counter: LockedCounter
 ) -> None:
-    """By itself, multiprocessing's tracker removes all names that its processes have opened, used or not."""
+    """multiprocessing's tracker would also remove names that its processes have only opened, not created."""
     program = textwrap.dedent(
         """
         import os, pickle, sys

@@ -118,6 +118,7 @@ def slices(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 
 def test_getters_are_woken_again_after_a_putter_has_died(slices: Callable[[float], None]) -> None:
+    """The putter has counted a token that it never added. Later getters must still be woken at once."""
     slices(0.05)
     with BoundedQueue[int]() as queue:
         group = queue._opened().items
@@ -138,6 +139,7 @@ def test_getters_are_woken_again_after_a_putter_has_died(slices: Callable[[float
 def test_waiters_of_a_counter_are_woken_again_after_an_adder_has_died(
     slices: Callable[[float], None],
 ) -> None:
+    """The adder has counted a token that it never added. Later waiters must still be woken at once."""
     slices(0.05)
     with closing(LockedCounter()) as counter:
         group = counter._opened()._sleepers

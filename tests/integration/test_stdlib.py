@@ -209,7 +209,7 @@ print(child.exitcode, tempfile.gettempdir() == {str(long)!r})
     assert lines == ["['mpkit.pool._worker.worker'] []", "0 True"]
 
 
-def test_the_fork_server_notices_the_end_of_children_if_the_program_has_sigchld_blocked(
+def test_the_fork_server_works_if_the_program_has_sigchld_blocked(
     tmp_path: Path,
 ) -> None:
     # A program has it blocked if it receives it from `sigwait` or a descriptor. There, it must stay blocked,
@@ -244,7 +244,7 @@ import signal; print(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
     assert lines == ["['mpkit.pool._worker.worker'] []", "0 True", "7", "set()"]
 
 
-def test_ctrl_c_while_the_first_process_starts_the_fork_server_leaves_no_signals_blocked(
+def test_ctrl_c_while_a_process_starts_the_fork_server_leaves_no_signals_blocked(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "interrupting.py").write_text(
@@ -400,7 +400,7 @@ if __name__ == "__main__":
     assert run_python(script).stdout.splitlines() == ["2 3", "4"]
 
 
-def test_a_child_of_a_plain_os_fork_that_imports_mpkit_first_starts_its_own_fork_server(
+def test_a_plain_os_fork_before_mpkit_is_imported_leads_to_a_new_fork_server(
     tmp_path: Path,
 ) -> None:
     """mpkit's fork hook, which forgets the parent's server, was not registered at the fork.
